@@ -1,0 +1,1 @@
+"""Migrations at work: read topics, write databases. Never imports producers."""

@@ -1,0 +1,1 @@
+"""One migration a file. Every module in here is scanned; nothing else has to be edited."""

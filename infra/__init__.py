@@ -1,0 +1,1 @@
+"""The edges: settings, log, PostgreSQL, Kafka, registry, topics and the embedded stack."""

@@ -1,0 +1,1 @@
+"""Pure contracts: events, positions, gitlab schemas, Avro. Imports nothing of ours and does no I/O."""

@@ -1,0 +1,86 @@
+"""Every error a user can meet, in one tree; driver errors are translated into it at the edges.
+
+    HeadraceError            exit code 1: it failed
+    |-- Unavailable          a server did not answer, or stopped answering; trying again may help
+    |   |-- DatabaseUnavailable
+    |   `-- BrokerUnavailable
+    |-- Malformed            bytes that are not what they should be (a pgoutput message, an Avro record)
+    |-- Interrupted          stopped by the user, cleanly
+    |-- UsageError           exit code 2: the command or a setting is wrong
+    |   `-- SettingsError
+    `-- Refused              exit code 3: it could be done, but would not be safe
+        |-- PreflightFailed
+        |-- Fenced           another process took over
+        `-- OwnershipMoved   this database does not own the gitlab schema
+
+A message is one line: what is wrong with which thing, then what to do. The class's docstring is the general
+remedy where the place that raises has nothing better to say.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """Look at the log above for the cause."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problem: str, *, remedy: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy if remedy is not None else (type(self).__doc__ or "").strip()
+
+    def __str__(self) -> str:
+        """One line: the problem, then the remedy."""
+        line = f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+        return " ".join(line.split())
+
+
+class Unavailable(HeadraceError):
+    """Check that the server runs and can be reached, then start again: nothing is lost."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """Check that PostgreSQL runs and that the dsn in the settings is right."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Check that Kafka runs and that kafka.bootstrap_servers in the settings is right."""
+
+
+class Malformed(HeadraceError):
+    """The sender and headrace disagree on the format: report the versions of both."""
+
+
+class Interrupted(HeadraceError):
+    """Stopped as asked; start it again to go on."""
+
+
+class UsageError(HeadraceError):
+    """See --help."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """Correct the settings file; `headrace init` writes a commented example."""
+
+
+class Refused(HeadraceError):
+    """Nothing was changed."""
+
+    exit_code = 3
+
+
+class PreflightFailed(Refused):
+    """Put right what is named, then start again; `headrace check` runs the same checks."""
+
+
+class Fenced(Refused):
+    """Another process took over; stop that one first if this one should run."""
+
+
+class OwnershipMoved(Refused):
+    """Run the consumer against the database that owns the gitlab schema now."""
