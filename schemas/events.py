@@ -1,0 +1,105 @@
+"""One row's change, as every part of headrace speaks of it, and the tables that changes come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Final
+
+from schemas.positions import Position
+
+
+class Op(StrEnum):
+    """What happened to a row; the letters are Debezium's."""
+
+    READ = "r"
+    """Read by a snapshot."""
+    CREATE = "c"
+    UPDATE = "u"
+    DELETE = "d"
+    TRUNCATE = "t"
+
+
+class Unchanged(Enum):
+    """The type of `UNCHANGED` alone: never null, never a string."""
+
+    UNCHANGED = "UNCHANGED"
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""The value of a column that the stream left out: TOASTed and not touched, or not part of a delete's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the log describes it.
+
+    `type_oid` and `type_modifier` are pg_attribute's `atttypid` and `atttypmod` (-1: none).
+    """
+
+    name: str
+    type_oid: int
+    type_modifier: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table's columns as the stream last described them, in the order of its tuples.
+
+    `replica_identity` is pg_class.relreplident: `d` primary key, `n` nothing, `f` every column, `i` an index;
+    `identity_columns` are the names that an old tuple carries under it.
+    """
+
+    oid: int
+    schema: str
+    table: str
+    replica_identity: str
+    columns: tuple[Column, ...]
+    identity_columns: tuple[str, ...] = ()
+
+    @property
+    def qualified_name(self) -> str:
+        """`schema.table`, as settings name it."""
+        return f"{self.schema}.{self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an event comes from and where it stands in that source's order.
+
+    `ts_ms` is the time of the commit, or of the chunk's reading, in milliseconds since 1970. `xid` is the
+    32-bit transaction id, None for a row read by a snapshot.
+    """
+
+    database: str
+    gitlab_schema: str
+    schema: str
+    table: str
+    position: Position
+    xid: int | None
+    ts_ms: int
+    snapshot: bool
+
+
+Row = Mapping[str, object]
+"""Column name → value; a value is UNCHANGED where the stream left it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeEvent:
+    """One row's change.
+
+    `after` is the row as it became (None for a delete and a truncate), `before` as it was, as far as the
+    replica identity tells (None where it tells nothing; UNCHANGED for each column it does not include).
+    `ts_ms` is when the producer saw it, in milliseconds since 1970.
+    """
+
+    op: Op
+    source: Source
+    ts_ms: int
+    before: Row | None
+    after: Row | None
