@@ -1,0 +1,122 @@
+"""Clients of Kafka, and the one place where librdkafka's errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from infra import log
+from infra.settings import KafkaSettings
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed
+
+_UNREACHABLE = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+}
+_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+}
+
+
+def producer(settings: KafkaSettings, **options: Any) -> Producer:
+    """Return a producer; `options` are librdkafka's with `_` for `.`, over those of the settings."""
+    defaults = {
+        "enable.idempotence": True,
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "partitioner": "murmur2_random",  # the Java client's, so that every producer agrees on a key's partition
+    }
+    return Producer(_configuration(settings, defaults, options))
+
+
+def consumer(settings: KafkaSettings, group: str, **options: Any) -> Consumer:
+    """Return a read-committed consumer of `group`, which commits nothing and starts at the beginning."""
+    defaults = {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed",
+        "enable.partition.eof": False,
+    }
+    return Consumer(_configuration(settings, defaults, options))
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """Return an admin client."""
+    return AdminClient(_configuration(settings, {}, {}))
+
+
+def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
+    """Raise BrokerUnavailable within `timeout` seconds unless a broker answers."""
+    with translated(settings):
+        admin(settings).list_topics(timeout=timeout)
+
+
+@contextmanager
+def translated(settings: KafkaSettings) -> Iterator[None]:
+    """Turn what confluent-kafka raises inside into headrace's errors, naming the broker."""
+    try:
+        yield
+    except KafkaException as error:
+        raise translate(error.args[0], settings) from error
+
+
+def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
+    """Return headrace's error for librdkafka's."""
+    code, text = error.code(), " ".join(error.str().split())
+    if code in _FENCED:
+        return Fenced(f"this process was fenced: {text}")
+    if code in _DENIED:
+        return PreflightFailed(
+            f"Kafka at {settings.bootstrap_servers} denies it: {text}",
+            remedy="grant it: `headrace init --sql` prints the ACL commands",
+        )
+    if code in _UNREACHABLE:
+        return BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} does not answer: {text}")
+    return HeadraceError(f"Kafka at {settings.bootstrap_servers}: {text}")
+
+
+def _configuration(
+    settings: KafkaSettings, defaults: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    configuration: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": "headrace",
+        **defaults,
+        **{name.replace("_", "."): value for name, value in options.items() if not callable(value)},
+        **settings.options,
+    }
+    configuration.update({name: value for name, value in options.items() if callable(value)})
+    configuration.setdefault("error_cb", _log_client_error)
+    # librdkafka prints to standard error by itself; its lines belong into the log.
+    configuration["logger"] = _LIBRDKAFKA
+    return configuration
+
+
+def _log_client_error(error: KafkaError) -> None:
+    log.get().debug("kafka client", code=error.name(), detail=error.str())
+
+
+class _ForwardToLog:
+    """librdkafka's logger interface: it calls `log(level, format, *args)`."""
+
+    def log(self, level: int, template: str, *args: object) -> None:
+        log.get().debug("librdkafka", level=level, detail=template % args)
+
+
+_LIBRDKAFKA = _ForwardToLog()

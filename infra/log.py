@@ -1,0 +1,51 @@
+"""The log: structured lines of tables, counts and positions; never a row's values, never a secret.
+
+JSON where the output is collected, columns where a terminal reads it. Field names are the constants below, so
+that a search for one finds every line that carries it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import structlog
+
+SOURCE: Final = "source"
+TABLE: Final = "table"
+TOPIC: Final = "topic"
+PARTITION: Final = "partition"
+OFFSET: Final = "offset"
+MIGRATION: Final = "migration"
+POSITION: Final = "position"
+ROWS: Final = "rows"
+REASON: Final = "reason"
+
+Log = structlog.typing.FilteringBoundLogger
+
+
+def configure(*, json: bool | None = None, level: str = "info") -> None:
+    """Send the log to standard error: JSON lines, or columns when standard error is a terminal."""
+    as_json = json if json is not None else not sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get(**fields: object) -> Log:
+    """Return a logger whose every line carries `fields`."""
+    log: Log = structlog.get_logger(**fields)
+    return log
