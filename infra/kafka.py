@@ -91,9 +91,7 @@ def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
     return HeadraceError(f"Kafka at {settings.bootstrap_servers}: {text}")
 
 
-def _configuration(
-    settings: KafkaSettings, defaults: dict[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
+def _configuration(settings: KafkaSettings, defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     configuration: dict[str, Any] = {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": "headrace",

@@ -10,15 +10,20 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 
-CANONICAL_TEXT = "-c datestyle=ISO,YMD -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
+CANONICAL_TEXT = (
+    "-c datestyle=ISO,YMD -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
+)
 """Server options under which a value's text is the same in a chunk and in the stream."""
 
 
-def connect(dsn: str, *, name: str, autocommit: bool = True) -> psycopg.Connection:
+def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: bool = False) -> psycopg.Connection:
     """Open a connection whose application_name is `headrace <name>`.
 
+    With `canonical_text`, values come in the one text form that headrace encodes, whatever the role's own settings.
     Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password.
     """
+    given = conninfo_to_dict(dsn) if canonical_text else {}
+    options = {"options": f"{given.get('options') or ''} {CANONICAL_TEXT}"} if canonical_text else {}
     with translated(dsn):
         return psycopg.connect(
             make_conninfo(
@@ -26,6 +31,7 @@ def connect(dsn: str, *, name: str, autocommit: bool = True) -> psycopg.Connecti
                 application_name=f"headrace {name}",
                 client_encoding="UTF8",
                 connect_timeout=conninfo_to_dict(dsn).get("connect_timeout") or 10,
+                **options,
                 keepalives_idle=30,
                 keepalives_interval=5,
                 keepalives_count=3,
@@ -68,13 +74,9 @@ def _unavailable(dsn: str, error: psycopg.OperationalError) -> HeadraceError:
     if "password authentication failed" in text or "no password supplied" in text:
         return SettingsError(f"{place} refuses the user or the password of the dsn", remedy="correct the dsn")
     if 'role "' in text and "does not exist" in text:
-        return SettingsError(
-            f"{place} has no such user as the dsn names", remedy="correct the dsn or create the role"
-        )
+        return SettingsError(f"{place} has no such user as the dsn names", remedy="correct the dsn or create the role")
     if 'database "' in text and "does not exist" in text:
-        return SettingsError(
-            f"{place} does not exist on that server", remedy="correct the database name in the dsn"
-        )
+        return SettingsError(f"{place} does not exist on that server", remedy="correct the database name in the dsn")
     if "failed to resolve host" in text or "could not translate host name" in text:
         return SettingsError(f"{place}: the host name is unknown", remedy="correct the host in the dsn")
     return DatabaseUnavailable(f"{place} does not answer: {text}")

@@ -88,9 +88,7 @@ class DatabaseSettings(Section):
             psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
         except psycopg.ProgrammingError:
             # libpq's own message may quote the password.
-            raise ValueError(
-                "not a PostgreSQL connection string; expected postgresql://user@host:5432/name"
-            ) from None
+            raise ValueError("not a PostgreSQL connection string; expected postgresql://user@host:5432/name") from None
         return value
 
 
@@ -219,9 +217,7 @@ def load_settings(path: Path | None = None) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {chosen} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(
-            f"settings file {chosen} is not TOML: {error}", remedy="correct that line"
-        ) from error
+        raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
     if environment := values.keys() & {"settings"}:
         raise SettingsError(f"settings file {chosen}: unknown key {environment.pop()!r}")
     try:
@@ -244,7 +240,7 @@ def _first_mistake(error: ValidationError) -> str:
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
     """Return `, did you mean …?` where a key of any section is close to the unknown one."""
-    sections = (Settings, *Section.__subclasses__())
+    sections: list[type[BaseModel]] = [Settings, *Section.__subclasses__()]
     known = {field for section in sections for field in section.model_fields}
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f", did you mean {close[0]}?" if close else ""

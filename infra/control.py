@@ -1,0 +1,92 @@
+"""headrace's own tables in a database: made once, named once, and a gitlab schema claimed only by the first.
+
+Shared by producers, which follow the ownership, and consumers, which keep their ledger beside the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any, Final
+
+import psycopg
+
+from schemas.errors import PreflightFailed, Refused
+
+Connection = psycopg.Connection[Any]
+
+_TABLES: Final = ("database", "schema_ownership", "migrations", "progress")
+_LOCK: Final = 0x6865616472616365
+"""The advisory lock under which the tables are made: "headrace" in ASCII."""
+
+
+class WrongDatabase(Refused):
+    """Correct the dsn; if the database was moved on purpose, finish it with `headrace switchover`."""
+
+
+def control_sql() -> str:
+    """Return the statements that make the tables, for an administrator to read and run."""
+    return resources.files("infra").joinpath("control.sql").read_text(encoding="utf-8")
+
+
+def ensure_control_schema(connection: Connection, database_name: str, gitlab_schemas: Iterable[str]) -> None:
+    """Make what is missing of the `headrace` schema, name the database, claim what nobody owns.
+
+    Called when a producer or a consumer starts, with `database_name` and `gitlab_schemas` as the settings have
+    them; again, or by two processes at once, it changes nothing more. A gitlab schema that has an owner keeps it.
+
+    Raises PreflightFailed when the role may not do what is missing, and WrongDatabase when the database already
+    has another name; then nothing was changed.
+    """
+    try:
+        with connection.transaction():
+            # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            if _missing_tables(connection):
+                connection.execute(control_sql())
+            _name_database(connection, database_name)
+            _claim(connection, database_name, gitlab_schemas)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PreflightFailed(
+            f"the role {connection.info.user} may not prepare database {database_name}: {error.diag.message_primary}",
+            remedy="have an administrator run what `headrace init --sql` prints",
+        ) from error
+
+
+def database_name(connection: Connection) -> str | None:
+    """Return the name that the database has on record, None while it has none or the table is not there."""
+    if connection.execute("SELECT to_regclass('headrace.database')").fetchone() == (None,):
+        return None
+    row = connection.execute("SELECT name FROM headrace.database").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _missing_tables(connection: Connection) -> set[str]:
+    # pg_class is readable without any right on the schema, where to_regclass raises.
+    found = connection.execute(
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'headrace' AND c.relname = ANY(%s)",
+        (list(_TABLES),),
+    )
+    return set(_TABLES) - {str(name) for (name,) in found}
+
+
+def _name_database(connection: Connection, wanted: str) -> None:
+    row = connection.execute("SELECT name FROM headrace.database").fetchone()
+    if row is None:
+        connection.execute("INSERT INTO headrace.database (name) VALUES (%s)", (wanted,))
+    elif row[0] != wanted:
+        raise WrongDatabase(
+            f"the settings call this database {wanted}, but it is on record as {row[0]} (headrace.database)"
+        )
+
+
+def _claim(connection: Connection, owner: str, gitlab_schemas: Iterable[str]) -> None:
+    owned = {name for (name,) in connection.execute("SELECT gitlab_schema FROM headrace.schema_ownership")}
+    for gitlab_schema in gitlab_schemas:
+        if gitlab_schema not in owned:
+            connection.execute(
+                "INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES (%s, %s)"
+                " ON CONFLICT (gitlab_schema) DO NOTHING",
+                (gitlab_schema, owner),
+            )

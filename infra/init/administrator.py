@@ -1,0 +1,104 @@
+"""What an administrator runs once, so that headrace's own roles need nothing more than these privileges."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from infra.control import control_sql
+from infra.settings import DatabaseSettings, Settings
+
+_LOCKABLE = "UPDATE (changed_at)"
+"""SELECT … FOR SHARE, the fence, needs the right to update one column."""
+
+
+def administrator_script(settings: Settings) -> str:
+    """Return SQL for each database, and the Kafka ACL commands as comments behind it.
+
+    The producer's role may replicate and read the captured tables; the consumer's may keep its ledger and update the
+    captured tables. With one role in the dsn for both, it gets both sets.
+    """
+    parts = [line for name, database in settings.databases.items() for line in _database(name, database)]
+    return "\n".join([*parts, "", *_kafka(settings)])
+
+
+def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
+    parts = conninfo_to_dict(database.dsn.get_secret_value())
+    role = str(parts.get("user") or "headrace")
+    yield f"-- Database {name}: run in {parts.get('dbname') or role}, as a superuser. May be run again."
+    yield _text(
+        "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal}) THEN "
+        "CREATE ROLE {role} LOGIN REPLICATION; END IF; END $$;",
+        literal=sql.Literal(role),
+        role=sql.Identifier(role),
+    )
+    yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
+    yield control_sql().strip()
+    yield _text("INSERT INTO headrace.database (name) VALUES ({name}) ON CONFLICT DO NOTHING;", name=sql.Literal(name))
+    for gitlab_schema in database.gitlab_schemas:
+        yield _text(
+            "INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES ({gitlab_schema}, {name})"
+            " ON CONFLICT DO NOTHING;",
+            gitlab_schema=sql.Literal(gitlab_schema),
+            name=sql.Literal(name),
+        )
+    yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
+    yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
+    yield _text(f"GRANT {_LOCKABLE} ON headrace.schema_ownership TO {{role}};", role=sql.Identifier(role))
+    yield _text(
+        "GRANT INSERT, UPDATE, DELETE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role)
+    )
+    # A pattern stays a pattern: only an administrator can say which tables it means today.
+    named = [table for table in database.tables if not set(table) & set("*?")]
+    for pattern in sorted(set(database.tables) - set(named)):
+        yield f"-- {pattern} is a pattern: grant SELECT, UPDATE and add to the publication each table that it means."
+    if named:
+        tables = sql.SQL(", ").join(sql.Identifier(*table.split(".", 1)) for table in named)
+        yield _text("GRANT SELECT, UPDATE ON {tables} TO {role};", tables=tables, role=sql.Identifier(role))
+        yield _text(
+            "CREATE PUBLICATION {publication} FOR TABLE {tables} WITH (publish_via_partition_root = true);",
+            publication=sql.Identifier(database.publication),
+            tables=tables,
+        )
+
+
+def _kafka(settings: Settings) -> Iterator[str]:
+    server = f"--bootstrap-server {shlex.quote(settings.kafka.bootstrap_servers)}"
+    prefix = shlex.quote(settings.prefix)
+    yield "-- Kafka, where ACLs are on; kafka-acls.sh is in Kafka's own bin directory:"
+    producer = (
+        f"--operation Read --operation Write --operation Create --operation Describe --operation DescribeConfigs"
+        f" --topic {prefix}. --resource-pattern-type prefixed"
+    )
+    yield f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer {producer}"
+    transactional = f"--operation Write --operation Describe --transactional-id {prefix}."
+    yield (
+        f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer {transactional}"
+        " --resource-pattern-type prefixed"
+    )
+    for gitlab_schema in sorted({each for database in settings.databases.values() for each in database.gitlab_schemas}):
+        who = f"User:headrace-consumer-{gitlab_schema}"
+        yield (
+            f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Describe"
+            f" --topic {prefix}.{gitlab_schema}. --resource-pattern-type prefixed"
+        )
+        for topic in ("positions", "schemas"):
+            yield (
+                f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Describe"
+                f" --topic {prefix}.{topic}"
+            )
+        yield (
+            f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Write"
+            f" --operation Create --operation Describe --topic {prefix}.parked. --resource-pattern-type prefixed"
+        )
+        yield (
+            f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Describe"
+            f" --operation Delete --group {prefix}. --resource-pattern-type prefixed"
+        )
+
+
+def _text(template: str, **parts: sql.Composable) -> str:
+    return sql.SQL(template).format(**parts).as_string(None)

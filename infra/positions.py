@@ -1,0 +1,120 @@
+"""Where every source stands: the records of the compacted topic `<prefix>.positions`.
+
+A producer writes them in the same Kafka transaction as the events they speak of, so they are never ahead of the
+events or behind them. Keys are the source's name, and `source/table` for a table's snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict
+
+from infra.settings import KafkaSettings, Settings
+from infra.topics import LogReader
+from schemas.positions import Lsn, Position
+from schemas.topics import positions_topic
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StreamState(_Record):
+    """How far a source's stream is published.
+
+    Everything up to `commit_lsn`, `ordinal` is in the topics; `confirmed_lsn` is behind the last transaction that is
+    there as a whole, and what the slot may forget. `unseen` are transactions passed that no snapshot was known to
+    see yet (only noted while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is
+    the process that wrote the record: a producer that finds another's there was taken over.
+    """
+
+    source: str
+    instance: str
+    slot: str
+    system_identifier: str
+    commit_lsn: Lsn
+    ordinal: int
+    confirmed_lsn: Lsn
+    ts_ms: int
+    unseen: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> Position:
+        """The last change that is published."""
+        return Position(self.commit_lsn, self.ordinal)
+
+
+class ChunkState(_Record):
+    """A copied range of keys, each key as the text of its columns; see producers.chunks.Chunk."""
+
+    after: tuple[str, ...] | None
+    upto: tuple[str, ...] | None
+    snapshot: str | None = None
+    lsn: Lsn | None = None
+
+
+class SnapshotState(_Record):
+    """How far a table's snapshot is.
+
+    `not_before` is a 64-bit transaction id: no chunk may be read before all below it have ended. `chunks` counts
+    those expected, from the planner's estimate of the rows.
+    """
+
+    source: str
+    table: str
+    topic: str
+    done: bool = False
+    not_before: int = 0
+    rows: int = 0
+    chunks_done: int = 0
+    chunks: int = 0
+    copied: tuple[ChunkState, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """What the topic says of one source."""
+
+    stream: StreamState | None = None
+    snapshots: Mapping[str, SnapshotState] = field(default_factory=dict)
+
+
+class Positions:
+    """Reads `<prefix>.positions`; each call to `sources` reads on from where the last one stopped."""
+
+    def __init__(self, prefix: str, settings: KafkaSettings) -> None:
+        self._log = LogReader(settings, positions_topic(prefix))
+        self._streams: dict[str, StreamState] = {}
+        self._snapshots: dict[str, dict[str, SnapshotState]] = {}
+
+    def sources(self) -> dict[str, SourceState]:
+        """Return source name → its state, as committed now."""
+        for message in self._log.read():
+            source, _, table = (message.key() or b"").decode().partition("/")
+            value = message.value()
+            if table:
+                tables = self._snapshots.setdefault(source, {})
+                if value is None:
+                    tables.pop(table, None)
+                else:
+                    tables[table] = SnapshotState.model_validate_json(value)
+            elif value is None:
+                self._streams.pop(source, None)
+            else:
+                self._streams[source] = StreamState.model_validate_json(value)
+        return {
+            name: SourceState(self._streams.get(name), dict(self._snapshots.get(name, {})))
+            for name in sorted(self._streams.keys() | self._snapshots.keys())
+        }
+
+
+def read_sources(settings: Settings) -> dict[str, SourceState]:
+    """Return every source's state as committed now."""
+    return Positions(settings.prefix, settings.kafka).sources()
+
+
+def record_key(source: str, table: str | None = None) -> bytes:
+    """Return the key of a source's record, or of its table's."""
+    return f"{source}/{table}".encode() if table else source.encode()

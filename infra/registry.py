@@ -1,0 +1,171 @@
+"""Where Avro schemas are kept: a Confluent-compatible registry by URL, or a compacted topic.
+
+In the topic a schema's id is the offset of its record plus one: the log gives every registration a number of its
+own, the first of two equal ones counts, and nobody has to agree on anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from infra import kafka, topics
+from infra.settings import RegistrySettings, Settings
+from schemas.compatibility import incompatibilities
+from schemas.errors import HeadraceError, Refused, Unavailable
+from schemas.topics import schemas_topic
+
+AvroSchema = dict[str, Any]
+
+
+class Registry(Protocol):
+    """Gives a schema its id, and an id its schema."""
+
+    def register(self, subject: str, schema: AvroSchema) -> int:
+        """Return the id of `schema` under `subject`, the same one each time.
+
+        Called before anything is produced with it. Raises IncompatibleSchema when readers of the subject's latest
+        schema could not read both; nothing is registered then.
+        """
+
+    def schema(self, schema_id: int) -> AvroSchema:
+        """Return the schema with that id. Raises UnknownSchema."""
+
+
+class IncompatibleSchema(Refused):
+    """Either change the table back, or give the table a new topic by deleting the old one."""
+
+
+class UnknownSchema(HeadraceError):
+    """Check that producer and consumer use the same registry."""
+
+
+def open_registry(settings: Settings) -> Registry:
+    """Return the registry that the settings name: by URL, else the topic `<prefix>.schemas`."""
+    return UrlRegistry(settings.registry) if settings.registry.url else TopicRegistry(settings)
+
+
+class TopicRegistry:
+    """Schemas in the compacted topic `<prefix>.schemas`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.kafka
+        self._topic = schemas_topic(settings.prefix)
+        self._log = topics.LogReader(settings.kafka, self._topic)
+        self._schemas: dict[int, AvroSchema] = {}
+        self._ids: dict[tuple[str, str], int] = {}
+        self._latest: dict[str, int] = {}
+
+    def register(self, subject: str, schema: AvroSchema) -> int:
+        """See `Registry.register`."""
+        text = _canonical(schema)
+        if (subject, text) not in self._ids:
+            topics.ensure_topic(self._settings, self._topic, partitions=1)
+            self._catch_up()
+        if (subject, text) not in self._ids:
+            if subject in self._latest:
+                _refuse_incompatible(subject, self._schemas[self._latest[subject]], schema)
+            self._append(subject, text)
+            self._catch_up()
+        return self._ids[subject, text]
+
+    def schema(self, schema_id: int) -> AvroSchema:
+        """See `Registry.schema`."""
+        if schema_id not in self._schemas:
+            self._catch_up()
+        try:
+            return self._schemas[schema_id]
+        except KeyError:
+            raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
+
+    def _append(self, subject: str, text: str) -> None:
+        with kafka.translated(self._settings):
+            client = kafka.producer(self._settings, acks="all")
+            # The key is unique, so that compaction never removes a record whose offset is somebody's id.
+            key = f"{subject}/{uuid.uuid4()}"
+            failures: list[Any] = []
+            client.produce(
+                self._topic,
+                key=key.encode(),
+                value=json.dumps({"subject": subject, "schema": text}).encode(),
+                on_delivery=lambda error, _: failures.append(error) if error else None,
+            )
+            client.flush()
+            for failure in failures:
+                raise kafka.translate(failure, self._settings)
+
+    def _catch_up(self) -> None:
+        for message in self._log.read():
+            entry = json.loads(message.value() or b"")
+            registered = (message.offset() or 0) + 1
+            identity = (entry["subject"], entry["schema"])
+            self._schemas[registered] = json.loads(entry["schema"])
+            self._ids.setdefault(identity, registered)
+            self._latest[entry["subject"]] = self._ids[identity]
+
+
+class UrlRegistry:
+    """A Confluent-compatible registry."""
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        configuration: dict[str, Any] = {"url": settings.url}
+        if settings.user:
+            configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
+        self._url = settings.url
+        self._client = SchemaRegistryClient(configuration)
+
+    def register(self, subject: str, schema: AvroSchema) -> int:
+        """See `Registry.register`."""
+        with self._translated():
+            try:
+                latest = json.loads(self._client.get_latest_version(subject).schema.schema_str or "")
+            except SchemaRegistryError as error:
+                if error.http_status_code != 404:
+                    raise
+            else:
+                _refuse_incompatible(subject, latest, schema)
+            registered: int = self._client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
+            return registered
+
+    def schema(self, schema_id: int) -> AvroSchema:
+        """See `Registry.schema`."""
+        with self._translated():
+            try:
+                found: AvroSchema = json.loads(self._client.get_schema(schema_id).schema_str or "")
+            except SchemaRegistryError as error:
+                if error.http_status_code != 404:
+                    raise
+                raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
+            return found
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except HeadraceError:
+            raise
+        except SchemaRegistryError as error:
+            raise HeadraceError(
+                f"registry at {self._url}: {error.error_message}", remedy="see the registry's own log"
+            ) from error
+        except Exception as error:
+            # Whatever else is raised is the HTTP client's, which confluent-kafka chooses and does not export.
+            raise Unavailable(
+                f"registry at {self._url} does not answer: {' '.join(str(error).split())}",
+                remedy="check registry.url in the settings; empty keeps schemas in a topic",
+            ) from error
+
+
+def _canonical(schema: AvroSchema) -> str:
+    return json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
+
+
+def _refuse_incompatible(subject: str, old: AvroSchema, new: AvroSchema) -> None:
+    if changes := incompatibilities(old, new):
+        raise IncompatibleSchema(f"{subject} changed incompatibly: {'; '.join(changes)}")

@@ -1,0 +1,120 @@
+"""Creating topics, and reading a small compacted one from its beginning to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # exported, but not by name
+
+from infra import kafka
+from infra.settings import KafkaSettings
+from schemas.errors import BrokerUnavailable
+
+COMPACTED: Mapping[str, str] = {"cleanup.policy": "compact"}
+"""A topic that is a whole table: the last record of each key stays."""
+
+STATE: Mapping[str, str] = {
+    **COMPACTED,
+    "segment.ms": "600000",
+    "segment.bytes": "4194304",
+    "min.cleanable.dirty.ratio": "0.1",
+}
+"""A topic whose every record replaces one before: compacted soon, since a start reads it from its beginning."""
+
+_TIMEOUT = 30.0
+
+
+def ensure_topic(
+    settings: KafkaSettings,
+    name: str,
+    *,
+    partitions: int | None = None,
+    config: Mapping[str, str] = COMPACTED,
+) -> int:
+    """Create topic `name` unless it is there, and return how many partitions it has.
+
+    An existing topic keeps the partitions it has: a key must stay where it is.
+    """
+    with kafka.translated(settings):
+        client = kafka.admin(settings)
+        wanted = partitions or settings.partitions
+        new = NewTopic(name, num_partitions=wanted, replication_factor=settings.replication_factor, config=dict(config))
+        try:
+            client.create_topics([new], operation_timeout=_TIMEOUT)[name].result(_TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+            found = client.list_topics(name, timeout=_TIMEOUT).topics[name]
+            return len(found.partitions) or wanted
+        return wanted
+
+
+def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
+    """Delete the topics that are there, and return when none of them is known to the broker any more."""
+    with kafka.translated(settings):
+        client = kafka.admin(settings)
+        there = [name for name in names if name in client.list_topics(timeout=_TIMEOUT).topics]
+        if not there:
+            return
+        for future in client.delete_topics(there, operation_timeout=_TIMEOUT).values():
+            try:
+                future.result(_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+        while set(there) & client.list_topics(timeout=_TIMEOUT).topics.keys():
+            time.sleep(0.05)
+
+
+def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
+    """Return partition → offset after the last committed record; empty where there is no such topic."""
+    with kafka.translated(settings):
+        client = kafka.consumer(settings, "headrace-end-offsets")
+        try:
+            found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
+            partitions = sorted(found.partitions) if found and not found.error else []
+            return {
+                partition: client.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT)[1]
+                for partition in partitions
+            }
+        finally:
+            client.close()
+
+
+class LogReader:
+    """Reads a one-partition topic again and again, each time from where it stopped to the present end.
+
+    Used for the topics that hold headrace's own state. A topic that does not exist reads as empty.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._next = OFFSET_BEGINNING
+
+    def read(self) -> Iterator[Message]:
+        """Yield every committed record from the last one read up to the end as it is now."""
+        with kafka.translated(self._settings):
+            client = kafka.consumer(self._settings, f"headrace-log-{self._topic}", enable_partition_eof=True)
+            try:
+                found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
+                if found is None or found.error:
+                    return
+                client.assign([TopicPartition(self._topic, 0, self._next)])
+                while True:
+                    # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
+                    message = client.poll(_TIMEOUT)
+                    if message is None:
+                        raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
+                    error = message.error()
+                    if error is None:
+                        self._next = (message.offset() or 0) + 1
+                        yield message
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        return
+                    else:
+                        raise KafkaException(error)
+            finally:
+                client.close()

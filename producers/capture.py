@@ -1,0 +1,208 @@
+"""From a stream's messages to records: what is published, with which position, and what is left out.
+
+Pure but for the registry that a table's first event may ask. Events at or below the recorded position are left out
+(they are in the topics), and so are those that a snapshot in progress covers (`producers.chunks`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, cast
+
+from producers import pgoutput_messages as pg
+from producers.chunks import Unseen
+from producers.feed import TableFeed
+from schemas.encoder import Encoder
+from schemas.errors import Malformed
+from schemas.events import UNCHANGED, Op, Relation
+from schemas.positions import Lsn, Position
+
+
+class _Route(NamedTuple):
+    """Where the changes of a relation go; `key` are the places of the key's columns in its tuples."""
+
+    relation: Relation
+    feed: TableFeed
+    encoder: Encoder
+    key: tuple[int, ...]
+
+
+class Capture:
+    """Turns messages into records that wait in their tables' feeds.
+
+    `position` is the last change passed, published or left out; `confirmed` is behind the last transaction passed
+    as a whole, what the slot may forget once that position is recorded.
+    """
+
+    def __init__(self, feeds: Iterable[TableFeed], position: Position, confirmed: Lsn, unseen: Unseen) -> None:
+        self._feeds: Mapping[tuple[str, str], TableFeed] = {
+            (feed.table.relation.schema, feed.table.relation.table): feed for feed in feeds
+        }
+        self.position = position
+        self.confirmed = confirmed
+        self.unseen = unseen
+        self.commit_ms = 0
+        self.published = 0
+        self.moved = False
+        """Whether the position moved since the caller last set this to False."""
+        self._recorded = position
+        self._recorded_whole = confirmed > position.commit_lsn
+        self._begin: pg.Begin | None = None
+        self._ordinal = 0
+        self._now_ms = 0
+        self._judging = True
+        self._routes: dict[int, _Route] = {}
+        self._prefixes: dict[tuple[int, Op], bytes] = {}
+        self._skipping = False
+
+    def settle(self) -> list[TableFeed]:
+        """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state changed."""
+        changed = [feed for feed in self._feeds.values() if feed.settle(self.position.commit_lsn)]
+        self._judging = any(feed.judging for feed in self._feeds.values())
+        return changed
+
+    def handle(self, message: pg.Message) -> None:
+        """Take one message; they come in the stream's order, each transaction whole."""
+        match message:
+            case pg.Insert():
+                self._insert(message)
+            case pg.Update():
+                self._update(message)
+            case pg.Delete():
+                self._delete(message)
+            case pg.Begin():
+                self._start(message)
+            case pg.Commit():
+                self._end(message)
+            case pg.Truncate():
+                self._truncate(message)
+            case pg.RelationMessage() | pg.TypeMessage() | pg.Origin() | pg.LogicalMessage():
+                pass
+            case _:
+                raise Malformed(f"a {type(message).__name__} in a stream without large transactions in progress")
+
+    def _start(self, begin: pg.Begin) -> None:
+        self._begin = begin
+        self._ordinal = -1
+        self._now_ms = time.time_ns() // 1_000_000
+        self._prefixes.clear()
+        recorded = self._recorded
+        self._skipping = begin.final_lsn < recorded.commit_lsn or (
+            begin.final_lsn == recorded.commit_lsn and self._recorded_whole
+        )
+
+    def _end(self, commit: pg.Commit) -> None:
+        begin = self._begin
+        self._begin = None
+        if begin is None or self._skipping:
+            return
+        self.position = Position(begin.final_lsn, self._ordinal)
+        self.confirmed = commit.end_lsn
+        self.commit_ms = commit.commit_ms
+        if self._judging:
+            self.unseen.passed(begin.xid)
+        self.moved = True
+
+    def _next(self, relation: Relation) -> _Route | None:
+        """Count a change; return where it goes, or None when it is in the topics or of no captured table."""
+        begin = self._begin
+        if begin is None:
+            raise Malformed(f"a change of {relation.qualified_name} outside of a transaction")
+        self._ordinal += 1
+        recorded = self._recorded
+        if self._skipping or (begin.final_lsn == recorded.commit_lsn and self._ordinal <= recorded.ordinal):
+            return None
+        self.position = Position(begin.final_lsn, self._ordinal)
+        self.moved = True
+        route = self._routes.get(relation.oid)
+        if route is None or route.relation is not relation:
+            feed = self._feeds.get((relation.schema, relation.table))
+            if feed is None:
+                return None
+            names = [column.name for column in relation.columns]
+            key = tuple(names.index(name) for name in feed.table.key)
+            route = self._routes[relation.oid] = _Route(relation, feed, feed.encoder_for(relation), key)
+            self._prefixes.clear()
+        return route
+
+    def _prefix(self, op: Op, route: _Route) -> bytes:
+        cached = route.relation.oid, op
+        prefix = self._prefixes.get(cached)
+        if prefix is None:
+            begin = self._begin
+            assert begin is not None
+            prefix = self._prefixes[cached] = route.encoder.event_prefix(
+                op, lsn=begin.final_lsn, xid=begin.xid, ts_ms=begin.commit_ms
+            )
+        return prefix
+
+    def _publishes(self, route: _Route, values: pg.Values) -> bool:
+        if not route.feed.judging:
+            return True
+        begin = self._begin
+        assert begin is not None
+        return route.feed.publishes(_key(route, values), begin.xid, begin.final_lsn)
+
+    def _insert(self, message: pg.Insert) -> None:
+        if (route := self._next(message.relation)) is not None:
+            self._write(Op.CREATE, route, message.after)
+
+    def _update(self, message: pg.Update) -> None:
+        if (route := self._next(message.relation)) is None:
+            return
+        before, after = message.before, message.after
+        if before is None:
+            self._write(Op.UPDATE, route, after)
+            return
+        # The old row may have what the new one leaves out as unchanged.
+        after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
+        if _key(route, before) != _key(route, after):
+            # A changed key is a delete and a create, each judged by its own key.
+            self._remove(route, before)
+            self._write(Op.CREATE, route, after)
+        elif self._publishes(route, after):
+            prefix = self._prefix(Op.UPDATE, route)
+            self._add(route, *route.encoder.update(prefix, self._ordinal, self._now_ms, before, after))
+
+    def _delete(self, message: pg.Delete) -> None:
+        if (route := self._next(message.relation)) is not None:
+            self._remove(route, message.before)
+
+    def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
+        if self._publishes(route, values):
+            prefix = self._prefix(op, route)
+            self._add(route, *route.encoder.change(prefix, self._ordinal, self._now_ms, values))
+
+    def _remove(self, route: _Route, values: pg.Values) -> None:
+        """Add a delete and the tombstone that lets compaction forget the key."""
+        if self._publishes(route, values):
+            prefix = self._prefix(Op.DELETE, route)
+            key, value = route.encoder.delete(prefix, self._ordinal, self._now_ms, values)
+            self._add(route, key, value)
+            route.feed.waiting.append({"key": key, "value": None})
+
+    def _truncate(self, message: pg.Truncate) -> None:
+        for relation in message.relations:
+            if (route := self._next(relation)) is None:
+                continue
+            prefix = self._prefix(Op.TRUNCATE, route)
+            key, value = route.encoder.truncate(prefix, self._ordinal, self._now_ms)
+            # Every partition has rows of the table, so each is told.
+            for partition in range(route.feed.partitions):
+                route.feed.waiting.append({"key": key, "value": value, "partition": partition})
+            self.published += 1
+            if route.feed.judging:
+                route.feed.restart()
+
+    def _add(self, route: _Route, key: bytes, value: bytes) -> None:
+        route.feed.waiting.append({"key": key, "value": value})
+        self.published += 1
+
+
+def _key(route: _Route, values: pg.Values) -> tuple[bytes, ...]:
+    """Return the texts of a row's key; raises Malformed where the stream left one out, as no server does."""
+    texts = tuple(values[place] for place in route.key)
+    if not all(isinstance(text, bytes) for text in texts):
+        raise Malformed(f"{route.relation.qualified_name}: a row without its key ({', '.join(route.feed.table.key)})")
+    return cast("tuple[bytes, ...]", texts)

@@ -1,0 +1,134 @@
+"""Which stream events a snapshot in progress lets through: pure rules, no I/O.
+
+A table is copied in chunks of its key order while the stream goes on. Each chunk is read under a snapshot of its
+own, and its rows are published at the stream's standing position. An event of the stream, judged by its key:
+
+- in a range that is not copied yet: dropped, since the chunk to come will show its effect;
+- in a copied range: dropped exactly if the chunk's snapshot saw its transaction, published otherwise;
+- committed at or after the log position noted behind the chunk's snapshot: published, since that snapshot cannot
+  have seen it. Once the stream stands there, the chunk's snapshot is forgotten and done neighbours merge.
+
+What makes the first rule true is a barrier: no chunk is read before every transaction that the stream has passed is
+visible (`Unseen`); a commit is decoded as soon as its log is flushed, but becomes visible a moment later.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from producers.visibility import Snapshot
+from schemas.positions import Lsn
+
+Key = tuple[int | bytes, ...]
+"""A row's key, comparable in the order in which the database sorts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A copied range of keys, `after` exclusive to `upto` inclusive; None is the end of the key space.
+
+    `snapshot` and `lsn` (the insert position noted behind it) are None once the stream has passed the chunk.
+    """
+
+    after: Key | None
+    upto: Key | None
+    snapshot: Snapshot | None = None
+    lsn: Lsn | None = None
+
+
+class TableChunks:
+    """The copied ranges of one table. Chunks never overlap."""
+
+    def __init__(self, chunks: Iterable[Chunk] = ()) -> None:
+        self._chunks: list[Chunk] = []
+        self._uppers: list[Key] = []
+        for chunk in chunks:
+            self.copied(chunk)
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """In key order."""
+        return tuple(self._chunks)
+
+    @property
+    def frontier(self) -> Key | None:
+        """Up to which key everything from the start is copied; None before the first chunk and after the last."""
+        upto: Key | None = None
+        for chunk in self._chunks:
+            if chunk.after != upto:
+                break
+            upto = chunk.upto
+        return upto
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole key space is copied."""
+        return bool(self._chunks) and self.frontier is None and self._chunks[0].after is None
+
+    @property
+    def settled(self) -> bool:
+        """Whether no event has to be judged any more: all copied, and the stream has passed every chunk."""
+        return self.complete and all(chunk.snapshot is None for chunk in self._chunks)
+
+    def copied(self, chunk: Chunk) -> None:
+        """Add a chunk just published."""
+        chunks = sorted([*self._chunks, chunk], key=lambda each: (each.after is not None, each.after or ()))
+        self._set(chunks)
+
+    def passed(self, lsn: Lsn) -> bool:
+        """Note that the stream stands at `lsn`; returns whether a chunk was settled by that."""
+        if not any(chunk.lsn is not None and chunk.lsn <= lsn for chunk in self._chunks):
+            return False
+        merged: list[Chunk] = []
+        for each in self._chunks:
+            chunk = replace(each, snapshot=None, lsn=None) if each.lsn is not None and each.lsn <= lsn else each
+            if merged and merged[-1].snapshot is None and chunk.snapshot is None and merged[-1].upto == chunk.after:
+                merged[-1] = Chunk(merged[-1].after, chunk.upto)
+            else:
+                merged.append(chunk)
+        self._set(merged)
+        return True
+
+    def restart(self) -> None:
+        """Forget everything: the table was truncated, which no snapshot shows truly."""
+        self._set([])
+
+    def publishes(self, key: Key, xid: int, commit_lsn: Lsn) -> bool:
+        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        index = bisect_left(self._uppers, key)
+        if index == len(self._chunks):
+            return False
+        chunk = self._chunks[index]
+        if chunk.after is not None and key <= chunk.after:
+            return False
+        if chunk.snapshot is None or chunk.lsn is None or commit_lsn >= chunk.lsn:
+            return True
+        return not chunk.snapshot.sees(xid)
+
+    def _set(self, chunks: list[Chunk]) -> None:
+        self._chunks = chunks
+        # A last chunk without an upper end has no entry: bisect then points at it for every greater key.
+        self._uppers = [chunk.upto for chunk in chunks if chunk.upto is not None]
+
+
+class Unseen:
+    """The transactions that the stream has passed and that no snapshot is known to see yet."""
+
+    def __init__(self, xids: Iterable[int] = ()) -> None:
+        self._xids = set(xids)
+
+    @property
+    def xids(self) -> tuple[int, ...]:
+        """The 32-bit ids, sorted."""
+        return tuple(sorted(self._xids))
+
+    def passed(self, xid: int) -> None:
+        """Note a transaction that the stream has passed."""
+        self._xids.add(xid)
+
+    def visible_in(self, snapshot: Snapshot) -> bool:
+        """Forget what `snapshot` sees, as every later one does; returns whether nothing is left."""
+        self._xids = {xid for xid in self._xids if not snapshot.sees(xid)}
+        return not self._xids

@@ -1,0 +1,87 @@
+"""The commands of sources: produce, check."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+
+from infra import kafka, log
+from infra.options import Config, Json, Yes
+from infra.postgres import connect, translated
+from infra.registry import open_registry
+from infra.settings import Settings, load_settings
+from infra.stopping import stop_on_signals
+from producers import preflight, startup
+from producers.producer import produce as run_producer
+from producers.start_over import start_over as forget_source
+from schemas.errors import HeadraceError, PreflightFailed
+
+
+def produce(
+    source: Annotated[str, typer.Argument(help="A [databases.NAME] of the settings.", metavar="SOURCE")],
+    config: Config = None,
+    start_over: Annotated[
+        bool,
+        typer.Option("--start-over", help="First drop the source's slot, its topics and its positions. Asks."),
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Stream a database's tables into Kafka, as a service.
+
+    Reads each table once, then follows its changes. Ctrl-C or SIGTERM stops it cleanly, SIGKILL does no harm: the next
+    start goes on where it was. A second producer of the same source takes over from the first.
+    """
+    settings = load_settings(config)
+    settings.database(source)
+    log.configure()
+    if start_over:
+        if not yes:
+            typer.confirm(
+                f"Drop the slot of {source} and delete its topics? Every migration has to be replayed afterwards",
+                abort=True,
+                err=True,
+            )
+        forget_source(settings, source)
+    with stop_on_signals() as stop:
+        run_producer(settings, source, stop)
+
+
+def check(config: Config = None, json: Json = False) -> None:
+    """Say what is missing before sources can be read and migrations can run; changes nothing.
+
+    Exit code 3 when something is missing.
+    """
+    settings = load_settings(config)
+    found = [{"where": where, "problem": problem, "remedy": remedy} for where, problem, remedy in _findings(settings)]
+    if json:
+        typer.echo(jsonlib.dumps({"findings": found}))
+    for finding in [] if json else found:
+        typer.echo(f"{finding['where']}: {finding['problem']}; {finding['remedy']}")
+    if found:
+        raise typer.Exit(PreflightFailed.exit_code)
+    if not json:
+        typer.echo(f"ready: Kafka, the registry and {len(settings.databases)} database(s)")
+
+
+def _findings(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    try:
+        kafka.ensure_reachable(settings.kafka)
+        if settings.registry.url:
+            open_registry(settings)
+    except HeadraceError as error:
+        yield "kafka", error.problem, error.remedy
+    for name, database in settings.databases.items():
+        dsn = database.dsn.get_secret_value()
+        try:
+            with connect(dsn, name="check") as connection, translated(dsn):
+                slot = startup.slot_name(settings, name, database)
+                for finding in preflight.findings(connection, name, database, slot, settings.prefix):
+                    yield f"databases.{name}", finding.problem, finding.remedy
+        except HeadraceError as error:
+            yield f"databases.{name}", error.problem, error.remedy
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (produce, check)

@@ -1,0 +1,88 @@
+"""What must hold before a source is read; each finding says what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from infra.settings import DatabaseSettings
+from producers import slots
+from producers.tables import captured_tables
+from schemas.errors import PreflightFailed, Refused
+
+_SERVER = """
+SELECT current_setting('server_version_num')::int AS version,
+       current_setting('wal_level') AS wal_level,
+       current_setting('max_slot_wal_keep_size') AS keep_size,
+       pg_is_in_recovery() AS standby,
+       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots) AS free_slots,
+       r.rolreplication OR r.rolsuper AS may_replicate,
+       has_database_privilege(current_database(), 'CREATE') AS may_create,
+       EXISTS (SELECT 1 FROM pg_publication WHERE pubname = %s) AS published,
+       r.rolname AS role
+FROM pg_roles r WHERE r.rolname = current_user
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is in the way of a source, and the remedy."""
+
+    problem: str
+    remedy: str
+
+
+def findings(
+    connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str, prefix: str
+) -> Iterator[Finding]:
+    """Yield everything that keeps `source` from being read, the server's settings first."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        server = cursor.execute(_SERVER, (settings.publication,)).fetchone()
+    assert server is not None
+    state = slots.read(connection, slot)
+    if server["version"] < 140_000:
+        yield Finding(f"PostgreSQL {server['version'] // 10_000} is too old", "upgrade to 14 or newer")
+    if server["standby"]:
+        yield Finding("the server is a standby", "point the dsn at the primary")
+    if server["wal_level"] != "logical":
+        yield Finding(
+            f"wal_level is {server['wal_level']}, not logical",
+            "run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL",
+        )
+    if not server["may_replicate"]:
+        yield Finding(f"role {server['role']} may not replicate", f'run ALTER ROLE "{server["role"]}" REPLICATION')
+    if server["keep_size"] == "-1" and not settings.allow_unlimited_wal:
+        yield Finding(
+            "max_slot_wal_keep_size is unlimited, so that a stopped producer could fill the server's disk",
+            "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
+            f" or accept it with databases.{source}.allow_unlimited_wal = true",
+        )
+    if state is None and server["free_slots"] < 1:
+        yield Finding("every replication slot is in use", "raise max_replication_slots and restart PostgreSQL")
+    if state is not None and state.plugin != slots.PLUGIN:
+        yield Finding(f"slot {slot} is of plugin {state.plugin}", f"choose another with databases.{source}.slot")
+    if not server["published"] and not server["may_create"]:
+        yield Finding(
+            f"publication {settings.publication} does not exist and role {server['role']} may not create it",
+            "have an administrator run what `headrace init --sql` prints",
+        )
+    if not settings.tables:
+        yield Finding(f"databases.{source}.tables is empty", "name the tables to capture, such as public.projects")
+    try:
+        captured_tables(connection, source, settings, prefix)
+    except Refused as error:
+        yield Finding(error.problem, error.remedy)
+
+
+def require(
+    connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str, prefix: str
+) -> None:
+    """Raise PreflightFailed with the first finding, and how many more there are."""
+    found = list(findings(connection, source, settings, slot, prefix))
+    if found:
+        more = f" (and {len(found) - 1} more: see `headrace check`)" if len(found) > 1 else ""
+        raise PreflightFailed(f"source {source}: {found[0].problem}{more}", remedy=found[0].remedy)

@@ -1,0 +1,336 @@
+"""A source's producer: one process that copies tables and follows the stream, taking turns.
+
+In a copy phase the stream stands while chunks are read; in a stream phase it catches up, so that the slot never holds
+back more than a set amount of log. What a phase has published is in Kafka with its position before the other begins.
+Killed at any moment, the next start goes on from the recorded state and reads at most one chunk again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any, Final
+
+import psycopg
+from pydantic import BaseModel
+
+from infra import kafka, log
+from infra.positions import Positions, SnapshotState, SourceState, StreamState, record_key
+from infra.postgres import connect, translated
+from infra.registry import open_registry
+from infra.settings import Settings
+from infra.topics import STATE, ensure_topic
+from producers import preflight, slots, startup
+from producers.capture import Capture
+from producers.chunks import Unseen
+from producers.feed import TableFeed
+from producers.pgoutput import Decoder
+from producers.publication import ensure_publication
+from producers.relay import Relay
+from producers.replication import ReplicationStream, SlotInUse
+from producers.replication_frames import XLogData
+from producers.snapshot import current_snapshot, key_texts, plan_chunk, read_chunk
+from producers.tables import captured_tables
+from schemas.errors import Fenced, Unavailable
+from schemas.positions import Lsn, format_lsn
+from schemas.topics import positions_topic
+
+_FRAMES: Final = 5_000
+"""Frames handled between two looks at the clock, the stop event and the connection."""
+
+_COMMIT_EVENTS: Final = 50_000
+_COMMIT_SECONDS: Final = 0.05
+"""Under load a Kafka transaction ends after this many events or seconds; with nothing more to read, at once."""
+
+_COPY_SECONDS: Final = 5.0
+"""How long the stream stands at most for a copy phase, so that changes stay fresh while tables are copied."""
+
+_BARRIER_SECONDS: Final = 1.0
+_HEARTBEAT_SECONDS: Final = 5.0
+_TAKEOVER_SECONDS: Final = 15.0
+_BACKOFF: Final = (0.5, 1, 2, 5, 10)
+
+
+def produce(settings: Settings, source: str, stop: threading.Event) -> None:
+    """Run the producer of `source` until `stop` is set.
+
+    A server that stops answering is waited for, once everything has worked a first time. Raises what preflight
+    refuses, and Fenced when another producer took over.
+    """
+    instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    lines = log.get(**{log.SOURCE: source})
+    attempt = 0
+    worked = False
+    while not stop.is_set():
+        try:
+            with Session(settings, source, instance, stop, lines, successor_ends_it=worked) as session:
+                worked, attempt = True, 0
+                session.work()
+        except Unavailable as error:
+            if not worked:
+                raise
+            pause = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
+            lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
+            attempt += 1
+            stop.wait(pause)
+    lines.info("stopped")
+
+
+class Session:
+    """One connection to everything: opened, it has fenced every earlier producer of its source."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: str,
+        instance: str,
+        stop: threading.Event,
+        lines: log.Log,
+        *,
+        successor_ends_it: bool,
+    ) -> None:
+        """With `successor_ends_it`, another producer's record since this one's last raises Fenced."""
+        self._settings = settings
+        self._database = settings.database(source)
+        self._source = source
+        self._instance = instance
+        self._stop = stop
+        self._log = lines
+        self._dsn = self._database.dsn.get_secret_value()
+        self._slot = startup.slot_name(settings, source, self._database)
+        self._system = ""
+        self._decoder = Decoder()
+        self._heartbeat_due = 0.0
+        self._logged = 0.0
+        with ExitStack() as opened:
+            kafka.ensure_reachable(settings.kafka)
+            self._sql: psycopg.Connection[Any] = opened.enter_context(
+                connect(self._dsn, name=f"produce {source}", canonical_text=True)
+            )
+            with translated(self._dsn):
+                self._open(opened, successor_ends_it)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def work(self) -> None:
+        """Copy and stream until stopped; returns with everything committed that was read."""
+        with translated(self._dsn):
+            while not self._stop.is_set():
+                if self._copying:
+                    self._copy_phase()
+                    self._stream_phase(until=self._heartbeat())
+                else:
+                    self._stream_phase(until=None)
+
+    def _open(self, opened: ExitStack, successor_ends_it: bool) -> None:
+        settings, source = self._settings, self._source
+        preflight.require(self._sql, source, self._database, self._slot, settings.prefix)
+        tables = captured_tables(self._sql, source, self._database, settings.prefix)
+        topic = positions_topic(settings.prefix)
+        ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
+        partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
+        self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
+        opened.callback(self._relay.close)
+        # Nobody but this process can write the source's records from here on.
+        state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
+        if successor_ends_it and state.stream and state.stream.instance != self._instance:
+            raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
+        self._system = startup.system_identifier(self._sql)
+        startup.refuse_gaps(state, slots.read(self._sql, self._slot), self._slot, self._system)
+        startup.refuse_foreign_rows(settings, state, tables)
+        if ensure_publication(self._sql, self._database.publication, tables):
+            self._log.info("publication set", publication=self._database.publication, tables=len(tables))
+        stream = state.stream or self._first_state()
+        # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
+        not_before = current_snapshot(self._sql)[0].xmax
+        registry = open_registry(settings)
+        self._feeds = [
+            TableFeed(
+                source,
+                table,
+                partitions[table.name],
+                registry,
+                state.snapshots.get(table.name),
+                not_before=not_before,
+            )
+            for table in tables
+        ]
+        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
+        self._capture.commit_ms = stream.ts_ms
+        self._claim(state)
+        self._stream = self._take_slot()
+        opened.callback(self._stream.close)
+        self._log.info("reading", slot=self._slot, **{log.POSITION: str(self._capture.position)})
+
+    def _first_state(self) -> StreamState:
+        slot = slots.read(self._sql, self._slot)
+        if slot is not None and slot.confirmed_flush is not None:
+            start = slot.confirmed_flush
+        else:
+            self._log.info("creating the slot; running transactions are waited for", slot=self._slot)
+            start = slots.create(self._sql, self._slot, failover=True)
+        return startup.first_state(self._source, self._instance, self._slot, self._system, start)
+
+    def _claim(self, state: SourceState) -> None:
+        """Record this process as the source's producer, and the tables as they are captured from now on."""
+        captured = {feed.table.name for feed in self._feeds}
+        # A table that is captured no more loses its record: captured again later, it has to be read anew.
+        dropped = [(name, None) for name in state.snapshots if name not in captured]
+        self._commit([*dropped, *((feed.table.name, feed.state) for feed in self._feeds)])
+
+    def _take_slot(self) -> ReplicationStream:
+        """Open the stream, ending the connection of a producer that was just fenced."""
+        deadline = time.monotonic() + _TAKEOVER_SECONDS
+        while True:
+            try:
+                return ReplicationStream(
+                    self._dsn,
+                    self._slot,
+                    self._database.publication,
+                    self._capture.confirmed,
+                    application_name=f"headrace {self._source}",
+                )
+            except SlotInUse as error:
+                if time.monotonic() > deadline:
+                    raise
+                self._log.warning("taking the slot over", slot=self._slot, pid=error.pid)
+                if error.pid is not None:
+                    self._sql.execute("SELECT pg_terminate_backend(%s)", (error.pid,))
+                self._stop.wait(0.1)
+
+    @property
+    def _copying(self) -> bool:
+        return any(not feed.chunks.complete for feed in self._feeds)
+
+    def _copy_phase(self) -> None:
+        """Copy chunks until the slot holds back too much log, the time is up, or all is copied."""
+        deadline = time.monotonic() + _COPY_SECONDS
+        bound = self._database.snapshot.max_retained_wal_mb << 20
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            feed = self._next_to_copy()
+            if feed is None:
+                return
+            lsn = self._copy_chunk(feed)
+            if lsn - self._capture.confirmed > bound:
+                return
+
+    def _next_to_copy(self) -> TableFeed | None:
+        """Wait shortly for the barrier; return a table that may be read now, None when there is none.
+
+        No chunk is read before everything that the stream has passed is visible, and everything that began before
+        the table was published has ended.
+        """
+        deadline = time.monotonic() + _BARRIER_SECONDS
+        while not self._stop.is_set():
+            snapshot, _ = current_snapshot(self._sql)
+            visible = self._capture.unseen.visible_in(snapshot)
+            for feed in self._feeds:
+                if visible and not feed.chunks.complete and feed.state.not_before <= snapshot.xmin:
+                    return feed
+            if not self._copying:
+                return None
+            if time.monotonic() > deadline:
+                self._log.info("a snapshot waits for running transactions to end", xmin=snapshot.xmin)
+                return None
+            self._stop.wait(0.02)
+        return None
+
+    def _copy_chunk(self, feed: TableFeed) -> Lsn:
+        size = self._database.snapshot.chunk_rows
+        after = feed.chunks.frontier
+        upto = plan_chunk(self._sql, feed.table, after, size)
+        chunk = read_chunk(self._sql, feed.table, after, upto)
+        feed.add_chunk(after, upto, chunk, self._capture.position, size)
+        self._commit([(feed.table.name, feed.state)])
+        done = feed.chunks.complete
+        if done or time.monotonic() > self._logged + 2:
+            self._logged = time.monotonic()
+            self._log.info(
+                "table copied" if done else "copying",
+                **{log.TABLE: feed.table.name, log.ROWS: feed.state.rows},
+                chunks_done=feed.state.chunks_done,
+                chunks=feed.state.chunks,
+                upto=key_texts(upto) and "a key",
+            )
+        return chunk.lsn
+
+    def _stream_phase(self, until: Lsn | None) -> None:
+        """Publish the stream's changes until stopped, or until it has passed `until`."""
+        capture = self._capture
+        decode, handle = self._decoder.decode, capture.handle
+        committed = time.monotonic()
+        while not self._stop.is_set():
+            pending = capture.moved or self._relay.pending
+            frames = self._stream.read(_FRAMES, 0 if pending else 0.2)
+            for frame in frames:
+                if type(frame) is XLogData:
+                    handle(decode(frame.data))
+            now = time.monotonic()
+            self._send()
+            if pending and (not frames or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
+                self._commit()
+                committed = now
+                if until is not None and capture.position.commit_lsn >= until:
+                    return
+            elif not pending:
+                committed = now
+            if now >= self._heartbeat_due:
+                self._heartbeat()
+        self._commit()
+
+    def _heartbeat(self) -> Lsn:
+        """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
+        self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
+        return slots.emit_heartbeat(self._sql)
+
+    def _send(self) -> None:
+        for feed in self._feeds:
+            if feed.waiting:
+                self._relay.send(feed.table.topic, feed.take())
+
+    def _commit(self, states: Iterable[tuple[str, SnapshotState | None]] = ()) -> None:
+        """Publish what waits, with the position, in one Kafka transaction; then let the slot forget it."""
+        capture = self._capture
+        self._send()
+        changed: dict[str, SnapshotState | None] = {feed.table.name: feed.state for feed in capture.settle()}
+        changed.update(states)
+        if capture.unseen.xids:
+            capture.unseen.visible_in(current_snapshot(self._sql)[0])
+        records: list[tuple[bytes, BaseModel | None]] = [
+            (record_key(self._source, table), state) for table, state in changed.items()
+        ]
+        self._relay.record([*records, (record_key(self._source), self._stream_state())])
+        self._relay.commit()
+        capture.moved = False
+        capture.published = 0
+        if hasattr(self, "_stream"):
+            self._stream.confirm(capture.confirmed)
+
+    def _stream_state(self) -> StreamState:
+        capture = self._capture
+        return StreamState(
+            source=self._source,
+            instance=self._instance,
+            slot=self._slot,
+            system_identifier=self._system,
+            commit_lsn=capture.position.commit_lsn,
+            ordinal=capture.position.ordinal,
+            confirmed_lsn=capture.confirmed,
+            ts_ms=capture.commit_ms,
+            unseen=capture.unseen.xids,
+        )
+
+
+def describe(state: StreamState) -> str:
+    """Return a source's position for people."""
+    return f"{state.position}, confirmed {format_lsn(state.confirmed_lsn)}"

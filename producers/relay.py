@@ -1,0 +1,104 @@
+"""The producer's way into Kafka: events and the position they reach, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from pydantic import BaseModel
+
+from infra import kafka
+from infra.settings import KafkaSettings
+from schemas.errors import BrokerUnavailable
+
+_INIT_SECONDS = 30.0
+_COMMIT_SECONDS = 45.0
+_QUEUE_MESSAGES = 1_000_000
+_QUEUE_KBYTES = 96 * 1024
+
+
+class Relay:
+    """A transactional producer; a transaction starts with the first record and ends with `commit`.
+
+    Opening one fences every earlier producer with the same `transactional_id` and aborts what it left open. Any error
+    leaves the relay unusable: close it, open another, and go on from the positions that Kafka has.
+    """
+
+    def __init__(self, settings: KafkaSettings, transactional_id: str, positions_topic: str) -> None:
+        self._settings = settings
+        self._positions_topic = positions_topic
+        self._open = False
+        with kafka.translated(settings):
+            self._producer = kafka.producer(
+                settings,
+                transactional_id=transactional_id,
+                transaction_timeout_ms=60_000,
+                queue_buffering_max_messages=_QUEUE_MESSAGES,
+                queue_buffering_max_kbytes=_QUEUE_KBYTES,
+                linger_ms=2,
+                batch_num_messages=100_000,
+                batch_size=1_000_000,
+            )
+            self._producer.init_transactions(_INIT_SECONDS)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a transaction is open."""
+        return self._open
+
+    def send(self, topic: str, records: list[dict[str, Any]]) -> None:
+        """Add records, each a dict of `key`, `value` (None is a tombstone) and perhaps `partition`, in order."""
+        if not records:
+            return
+        with kafka.translated(self._settings):
+            self._begin()
+            left = records
+            while True:
+                queued = self._producer.produce_batch(topic, left)
+                if queued == len(left):
+                    break
+                left = [record for record in left if self._refused(record)]
+                self._producer.poll(0.05)
+            self._producer.poll(0)
+
+    def record(self, states: Iterable[tuple[bytes, BaseModel | None]]) -> None:
+        """Add records of the positions topic; None removes one."""
+        self.send(
+            self._positions_topic,
+            [{"key": key, "value": state and state.model_dump_json().encode()} for key, state in states],
+        )
+
+    def commit(self) -> None:
+        """Make the transaction's records visible, all at once; returns when the broker has it so."""
+        if not self._open:
+            return
+        with kafka.translated(self._settings):
+            self._producer.commit_transaction(_COMMIT_SECONDS)
+        self._open = False
+
+    def close(self) -> None:
+        """Abort what is open, as far as the broker still answers; never raises."""
+        try:
+            if self._open:
+                self._producer.purge()
+                self._producer.abort_transaction(2.0)
+        except KafkaException:
+            pass  # the next producer's init_transactions aborts it
+        self._open = False
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._producer.begin_transaction()
+            self._open = True
+
+    def _refused(self, record: dict[str, Any]) -> bool:
+        """Whether the record did not fit into the queue; another reason raises."""
+        error: KafkaError | None = record.pop("_error", None)
+        if error is None:
+            return False
+        if error.code() == KafkaError._QUEUE_FULL:
+            return True
+        if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise BrokerUnavailable("a topic of this source was deleted while it was written")
+        raise KafkaException(error)

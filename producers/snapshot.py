@@ -1,0 +1,141 @@
+"""Reading a table chunk by chunk, each in a short transaction of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+
+from producers.chunks import Key
+from producers.tables import CapturedTable, comparable_key, relation_of
+from producers.visibility import Snapshot
+from schemas.errors import HeadraceError
+from schemas.events import Relation
+from schemas.positions import Lsn, parse_lsn
+
+_MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
+"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
+
+
+class TableGone(HeadraceError):
+    """Take it out of the settings' tables, or create it again and read it anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRows:
+    """What one chunk showed: whole lines of COPY's text format, in the columns of `relation`."""
+
+    data: bytes
+    rows: int
+    relation: Relation
+    snapshot: Snapshot
+    lsn: Lsn
+
+
+def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
+    """Return what a query sees now, and the log's insert position noted behind that."""
+    row = connection.execute(_MOMENT).fetchone()
+    assert row is not None
+    return Snapshot.parse(row[0]), parse_lsn(row[1])
+
+
+def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, after: Key | None, rows: int) -> Key | None:
+    """Return the last key of the next chunk of about `rows` rows, None when the chunk is the last.
+
+    A table whose keys cannot be compared here is one chunk.
+    """
+    if not table.ordered:
+        return None
+    query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
+        sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
+        _name(table),
+        _where(table, after, None),
+        _key(table),
+        sql.Literal(rows - 1),
+    )
+    row = connection.execute(query).fetchone()
+    return None if row is None else comparable_key(table, tuple(text.encode() for text in row))
+
+
+def read_chunk(
+    connection: psycopg.Connection[Any], table: CapturedTable, after: Key | None, upto: Key | None
+) -> ChunkRows:
+    """Read the rows with keys behind `after` up to and including `upto`, in key order.
+
+    Raises TableGone when the table was dropped.
+    """
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        snapshot, lsn = current_snapshot(connection)
+        relation = relation_of(connection, table.relation.oid, table.relation)
+        if relation is None:
+            raise TableGone(f"table {table.name} does not exist any more")
+        query = sql.SQL("COPY (SELECT {} FROM {} AS t {} {}) TO STDOUT").format(
+            sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
+            _name(table),
+            _where(table, after, upto),
+            sql.SQL("ORDER BY {}").format(_key(table)) if table.ordered else sql.SQL(""),
+        )
+        lines = _copy_lines(connection, query.as_bytes(connection))
+    finally:
+        if connection.info.status == pq.ConnStatus.OK:
+            connection.execute("ROLLBACK")
+    return ChunkRows(b"".join(lines), len(lines), relation, snapshot, lsn)
+
+
+def key_texts(key: Key | None) -> tuple[str, ...] | None:
+    """Return a key as the texts that the ledger keeps and SQL compares."""
+    return None if key is None else tuple(_text(part) for part in key)
+
+
+def _copy_lines(connection: psycopg.Connection[Any], query: bytes) -> list[memoryview]:
+    """Run a COPY and return its lines. psycopg's own copy costs several times as much a row."""
+    pgconn = connection.pgconn
+    result = pgconn.exec_(query)
+    if result.status != pq.ExecStatus.COPY_OUT:
+        raise psycopg.errors.error_from_result(result)
+    lines: list[memoryview] = []
+    append = lines.append
+    read = pgconn.get_copy_data
+    while True:
+        size, line = read(0)
+        if size <= 0:
+            break
+        append(line)
+    end = pgconn.get_result()
+    if end is None or end.status != pq.ExecStatus.COMMAND_OK:
+        raise (
+            psycopg.OperationalError("the connection was lost in a COPY")
+            if end is None
+            else (psycopg.errors.error_from_result(end))
+        )
+    while pgconn.get_result() is not None:
+        pass
+    return lines
+
+
+def _name(table: CapturedTable) -> sql.Composable:
+    return sql.Identifier(table.relation.schema, table.relation.table)
+
+
+def _key(table: CapturedTable) -> sql.Composable:
+    # With the table's alias, since ORDER BY takes a bare name for that of an output column first.
+    return sql.SQL(", ").join(sql.Identifier("t", name) for name in table.key)
+
+
+def _where(table: CapturedTable, after: Key | None, upto: Key | None) -> sql.Composable:
+    """Return the range as row comparisons, which an index on the key serves."""
+    bounds = [
+        sql.SQL("({}) {} ({})").format(
+            _key(table), sql.SQL(operator), sql.SQL(", ").join(sql.Literal(_text(part)) for part in bound)
+        )
+        for bound, operator in ((after, ">"), (upto, "<="))
+        if bound is not None
+    ]
+    return sql.SQL("WHERE ") + sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("")
+
+
+def _text(part: int | bytes) -> str:
+    return part.decode() if isinstance(part, bytes) else str(part)

@@ -1,0 +1,205 @@
+"""Which tables a source captures, under which gitlab schema, topic and key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import dict_row
+
+from infra.settings import DatabaseSettings
+from schemas.errors import PreflightFailed
+from schemas.events import Column, Relation
+from schemas.gitlab_schemas import gitlab_schema_of
+from schemas.topics import table_topic
+
+_INTEGERS: Final = frozenset({20, 21, 23, 26})
+_UUID: Final = 2950
+_TEXTS: Final = frozenset({25, 1043})
+
+_TABLES = """
+SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS "table", c.relreplident AS replica_identity,
+       c.relispartition AS is_partition,
+       has_table_privilege(c.oid, 'SELECT') AS readable,
+       ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum ORDER BY k.n) AS primary_key,
+       ARRAY(SELECT a.attname::text FROM unnest(r.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum ORDER BY k.n) AS identity_index,
+       greatest(c.reltuples, 0)::bigint AS estimated_rows
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
+LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'headrace') AND n.nspname NOT LIKE 'pg\\_%'
+ORDER BY 2, 3
+"""
+
+_COLUMNS = """
+SELECT a.attname AS name, a.atttypid::bigint AS type_oid, a.atttypmod AS type_modifier
+FROM pg_attribute a
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ORDER BY a.attnum
+"""
+
+_UNIQUE = """
+SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.n) AS columns,
+       ARRAY(SELECT coalesce(co.collname = 'C' OR (co.collname = 'default' AND d.datcollate = 'C'
+                                                   AND d.datlocprovider = 'c'), true)
+             FROM unnest(i.indcollation) WITH ORDINALITY k(coll, n)
+             LEFT JOIN pg_collation co ON co.oid = k.coll ORDER BY k.n) AS byte_order
+FROM pg_index i JOIN pg_database d ON d.datname = current_database()
+WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) k(attnum)
+                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE NOT a.attnotnull)
+"""
+
+
+class MissingTable(PreflightFailed):
+    """Create it, or correct databases.<name>.tables in the settings."""
+
+
+class UnusableKey(PreflightFailed):
+    """Give the table a primary key, or name unique not-null columns in databases.<name>.keys."""
+
+
+class IncompleteIdentity(PreflightFailed):
+    """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that a delete tells the row's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedTable:
+    """A table as it is captured.
+
+    `ordered` tells whether this process can compare keys as the database sorts them: integers, uuids, and text in
+    byte order. The snapshot of a table whose key it can't compare is one chunk.
+    """
+
+    relation: Relation
+    gitlab_schema: str
+    topic: str
+    key: tuple[str, ...]
+    ordered: bool
+    estimated_rows: int = field(compare=False, default=0)
+
+    @property
+    def name(self) -> str:
+        """`schema.table`."""
+        return self.relation.qualified_name
+
+
+def captured_tables(
+    connection: psycopg.Connection[Any], database: str, settings: DatabaseSettings, prefix: str
+) -> tuple[CapturedTable, ...]:
+    """Return what the settings capture of the connected database, sorted by name.
+
+    Raises a PreflightFailed that names the table where one is missing, is in no gitlab schema, has no usable key, or
+    has a replica identity that leaves its key out of deletes.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        found = cursor.execute(_TABLES).fetchall()
+    by_name = {f"{each['schema']}.{each['table']}": each for each in found}
+    return tuple(
+        _captured(connection, name, by_name[name], database, settings, prefix)
+        for name in sorted(set(_chosen(settings.tables, by_name, database)))
+    )
+
+
+def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
+    """Return the table's columns as this transaction sees them, None when it is gone."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        columns = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (oid,)).fetchall())
+    if not columns:
+        return None
+    return Relation(oid, like.schema, like.table, like.replica_identity, columns, like.identity_columns)
+
+
+def _chosen(patterns: tuple[str, ...], by_name: Mapping[str, dict[str, Any]], database: str) -> Iterator[str]:
+    for pattern in patterns:
+        # A partition's rows are published as its root's; it is captured by itself only when it is named in full.
+        matching = [
+            name
+            for name, table in by_name.items()
+            if name == pattern or (fnmatchcase(name, pattern) and not table["is_partition"])
+        ]
+        if not matching:
+            raise MissingTable(
+                f"databases.{database}.tables names {pattern}, but there is no such ordinary table in the database"
+            )
+        yield from matching
+
+
+def _captured(
+    connection: psycopg.Connection[Any],
+    name: str,
+    table: Mapping[str, Any],
+    database: str,
+    settings: DatabaseSettings,
+    prefix: str,
+) -> CapturedTable:
+    gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
+    if not table["readable"]:
+        raise PreflightFailed(
+            f"table {name} may not be read by this role",
+            remedy=f"GRANT SELECT ON {name} to the role of the dsn",
+        )
+    key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
+    identity = _identity(table)
+    columns = {}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
+        columns = {column.name: column for column in described}
+        unique = {tuple(each["columns"]): each for each in cursor.execute(_UNIQUE, (table["oid"],)).fetchall()}
+    if not key:
+        raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
+    if unknown := [column for column in key if column not in columns]:
+        raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
+    index = next((each for names, each in unique.items() if set(names) == set(key)), None)
+    if index is None:
+        raise UnusableKey(f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns")
+    if identity is not None and (hidden := [column for column in key if column not in identity]):
+        raise IncompleteIdentity(f"the replica identity of table {name} leaves out {hidden[0]}, which is in its key")
+    relation = Relation(
+        table["oid"],
+        table["schema"],
+        table["table"],
+        table["replica_identity"],
+        described,
+        tuple(columns) if identity is None else identity,
+    )
+    in_bytes = dict(zip(index["columns"], index["byte_order"], strict=True))
+    return CapturedTable(
+        relation,
+        gitlab_schema,
+        table_topic(prefix, gitlab_schema, database, table["schema"], table["table"]),
+        key,
+        all(_comparable(columns[column], in_bytes[column]) for column in key),
+        table["estimated_rows"],
+    )
+
+
+def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The columns that an old tuple carries; None for all of them."""
+    match table["replica_identity"]:
+        case "f":
+            return None
+        case "i":
+            return tuple(table["identity_index"])
+        case "d":
+            return tuple(table["primary_key"])
+        case _:
+            return ()
+
+
+def _comparable(column: Column, in_byte_order: bool) -> bool:
+    return column.type_oid in _INTEGERS or column.type_oid == _UUID or (column.type_oid in _TEXTS and in_byte_order)
+
+
+def comparable_key(table: CapturedTable, texts: tuple[bytes, ...]) -> tuple[int | bytes, ...]:
+    """Return a key's text values in the form that sorts here as it does in the database."""
+    types = {column.name: column.type_oid for column in table.relation.columns}
+    return tuple(int(text) if types[name] in _INTEGERS else text for name, text in zip(table.key, texts, strict=True))

@@ -1,0 +1,125 @@
+"""The Avro schemas of a table's events and keys; the same relation always gives the same schema.
+
+The envelope has Debezium's field names. `op` and `source` stand first and `ordinal` is the last of `source`,
+so that all bytes before the ordinal are the same for a transaction's changes of one kind to one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from schemas.column_types import ColumnType, Schema, column_type
+from schemas.errors import UsageError
+from schemas.events import Column, Relation
+from schemas.names import escape_identifier
+
+COLUMN_PROPERTY: Final = "headrace.column"
+"""The field property with a column's own name, where Avro could not have it as the field's."""
+
+IDENTITY_PROPERTY: Final = "headrace.identity"
+"""The envelope property with the columns that `before` tells of an update; absent: all of them."""
+
+
+def _namespace(relation: Relation, gitlab_schema: str) -> str:
+    parts = [gitlab_schema, relation.table]
+    if relation.schema != "public":
+        parts.insert(1, relation.schema)
+    return ".".join(["headrace", *map(escape_identifier, parts)])
+
+
+def type_of(column: Column) -> ColumnType:
+    """Return how the column's values travel."""
+    return column_type(column.type_oid, column.type_modifier)
+
+
+def _field(column: Column, avro: Any, *, nullable: bool) -> Schema:
+    name = escape_identifier(column.name)
+    field: Schema = {"name": name, "type": avro}
+    if nullable:
+        field["default"] = None
+    if name != column.name:
+        field[COLUMN_PROPERTY] = column.name
+    return field
+
+
+def lacking_columns(relation: Relation) -> tuple[str, ...]:
+    """Return the columns that an old tuple of the stream does not carry, by the replica identity."""
+    if relation.replica_identity == "f":
+        return ()
+    return tuple(column.name for column in relation.columns if column.name not in relation.identity_columns)
+
+
+def value_schema(relation: Relation, gitlab_schema: str) -> Schema:
+    """Return the schema of the table's change events: an envelope around the row before and after."""
+    row = {
+        "type": "record",
+        "name": "Row",
+        "fields": [_field(column, type_of(column).branches, nullable=True) for column in relation.columns],
+    }
+    source = {
+        "type": "record",
+        "name": "Source",
+        "fields": [
+            {"name": "database", "type": "string"},
+            {"name": "gitlab_schema", "type": "string"},
+            {"name": "schema", "type": "string"},
+            {"name": "table", "type": "string"},
+            {"name": "xid", "type": ["null", "long"], "default": None},
+            {"name": "ts_ms", "type": "long"},
+            {"name": "snapshot", "type": "boolean"},
+            {"name": "lsn", "type": "long"},
+            {"name": "ordinal", "type": "long"},
+        ],
+    }
+    envelope: Schema = {
+        "type": "record",
+        "name": "Envelope",
+        "namespace": _namespace(relation, gitlab_schema),
+        "fields": [
+            {"name": "op", "type": "string"},
+            {"name": "source", "type": source},
+            {"name": "ts_ms", "type": "long"},
+            {"name": "unchanged", "type": {"type": "array", "items": "string"}},
+            {"name": "before", "type": ["null", row], "default": None},
+            {"name": "after", "type": ["null", "Row"], "default": None},
+        ],
+    }
+    if relation.replica_identity != "f":
+        envelope[IDENTITY_PROPERTY] = list(relation.identity_columns)
+    return envelope
+
+
+def key_schema(relation: Relation, gitlab_schema: str, key: Sequence[str]) -> Schema:
+    """Return the schema of the table's message keys: the columns named in `key`, in that order, never null.
+
+    Raises UsageError when `key` is empty or names a column that the relation does not have.
+    """
+    columns = {column.name: column for column in relation.columns}
+    missing = [name for name in key if name not in columns]
+    if missing or not key:
+        raise UsageError(
+            f"{relation.qualified_name} has no key column {', '.join(missing) or 'at all'}",
+            remedy="name columns of the table under [databases.<name>.keys]",
+        )
+    return {
+        "type": "record",
+        "name": "Key",
+        "namespace": _namespace(relation, gitlab_schema),
+        "fields": [_field(columns[name], type_of(columns[name]).key, nullable=False) for name in key],
+    }
+
+
+def columns_of(record: Schema) -> list[str]:
+    """Return the PostgreSQL names of a row's or key's fields, in order."""
+    return [field.get(COLUMN_PROPERTY, field["name"]) for field in record["fields"]]
+
+
+def row_record(envelope: Schema) -> Schema:
+    """Return the record of the row inside an envelope that `value_schema` made.
+
+    Raises KeyError or IndexError when it is no such envelope.
+    """
+    before = next(field for field in envelope["fields"] if field["name"] == "before")
+    record: Schema = before["type"][1]
+    return record

@@ -1,0 +1,140 @@
+"""Which Avro type holds a PostgreSQL column, by the type's OID and modifier.
+
+What Avro has no exact type for travels as PostgreSQL's own text, so that nothing is lost: enums, domains,
+arrays, ranges, json, bytea, intervals, network addresses, every type of an extension. A type whose Avro
+form cannot hold all of its values (a date has infinities, a decimal NaN) has a text branch beside it.
+
+OIDs: src/include/catalog/pg_type.dat. Modifier of numeric: make_numeric_typmod in
+src/backend/utils/adt/numeric.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+Schema = dict[str, Any]
+"""A parsed Avro schema of a record, as JSON has it."""
+
+
+class Kind(StrEnum):
+    """How a column's text is turned into Avro, and back."""
+
+    BOOLEAN = "boolean"
+    INT = "int"
+    LONG = "long"
+    FLOAT = "float"
+    DOUBLE = "double"
+    TEXT = "text"
+    UUID = "uuid"
+    DATE = "date"
+    TIME = "time"
+    TIMESTAMP = "timestamp"
+    TIMESTAMPTZ = "timestamptz"
+    DECIMAL = "decimal"
+
+
+_AVRO: Final[dict[Kind, Any]] = {
+    Kind.BOOLEAN: "boolean",
+    Kind.INT: "int",
+    Kind.LONG: "long",
+    Kind.FLOAT: "float",
+    Kind.DOUBLE: "double",
+    Kind.TEXT: "string",
+    Kind.UUID: {"type": "string", "logicalType": "uuid"},
+    Kind.DATE: {"type": "int", "logicalType": "date"},
+    Kind.TIME: {"type": "long", "logicalType": "time-micros"},
+    Kind.TIMESTAMP: {"type": "long", "logicalType": "local-timestamp-micros"},
+    Kind.TIMESTAMPTZ: {"type": "long", "logicalType": "timestamp-micros"},
+}
+
+_PARTIAL: Final = {Kind.DATE, Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ, Kind.DECIMAL}
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """A column's type on its way to Avro.
+
+    `low` and `high` bound a whole number (both inclusive); `precision` and `scale` are a decimal's digits in
+    all and after the point.
+    """
+
+    kind: Kind
+    low: int = 0
+    high: int = 0
+    precision: int = 0
+    scale: int = 0
+
+    @property
+    def avro(self) -> Any:
+        """The type of a value that Avro can hold exactly."""
+        if self.kind is Kind.DECIMAL:
+            return {
+                "type": "bytes",
+                "logicalType": "decimal",
+                "precision": self.precision,
+                "scale": self.scale,
+            }
+        plain = _AVRO[self.kind]
+        return dict(plain) if isinstance(plain, dict) else plain
+
+    @property
+    def partial(self) -> bool:
+        """Whether some values of the column fit only the text branch."""
+        return self.kind in _PARTIAL
+
+    @property
+    def branches(self) -> list[Any]:
+        """The union of a column: null, the type, and text where the type is partial."""
+        return ["null", self.avro, "string"] if self.partial else ["null", self.avro]
+
+    @property
+    def key(self) -> Any:
+        """The type in a message key: never null, and text where the type is partial."""
+        return "string" if self.partial else self.avro
+
+    @property
+    def toastable(self) -> bool:
+        """Whether the stream may leave the value out, as stored apart from its row and not touched."""
+        return self.kind in (Kind.TEXT, Kind.DECIMAL)
+
+
+_TEXT: Final = ColumnType(Kind.TEXT)
+_UNSIGNED: Final = ColumnType(Kind.LONG, 0, (1 << 32) - 1)
+
+_BY_OID: Final[dict[int, ColumnType]] = {
+    16: ColumnType(Kind.BOOLEAN),
+    20: ColumnType(Kind.LONG, -(1 << 63), (1 << 63) - 1),
+    21: ColumnType(Kind.INT, -(1 << 15), (1 << 15) - 1),
+    23: ColumnType(Kind.INT, -(1 << 31), (1 << 31) - 1),
+    26: _UNSIGNED,  # oid
+    28: _UNSIGNED,  # xid
+    29: _UNSIGNED,  # cid
+    700: ColumnType(Kind.FLOAT),
+    701: ColumnType(Kind.DOUBLE),
+    1082: ColumnType(Kind.DATE),
+    1083: ColumnType(Kind.TIME),
+    1114: ColumnType(Kind.TIMESTAMP),
+    1184: ColumnType(Kind.TIMESTAMPTZ),
+    2950: ColumnType(Kind.UUID),
+}
+
+_NUMERIC = 1700
+
+
+def column_type(type_oid: int, type_modifier: int = -1) -> ColumnType:
+    """Return how a column of this PostgreSQL type travels; text for every type that is not listed.
+
+    An unconstrained numeric, one with a negative scale and one with more decimals than digits are text:
+    Avro's decimal has a fixed scale between zero and its precision.
+    """
+    if type_oid != _NUMERIC:
+        return _BY_OID.get(type_oid, _TEXT)
+    if type_modifier < 4:
+        return _TEXT
+    precision = (type_modifier - 4) >> 16 & 0xFFFF
+    scale = ((type_modifier - 4 & 0x7FF) ^ 1024) - 1024
+    if not 0 <= scale <= precision:
+        return _TEXT
+    return ColumnType(Kind.DECIMAL, precision=precision, scale=scale)

@@ -1,0 +1,122 @@
+"""Kafka records back to events: fastavro for the whole row, generated code for the columns that matter.
+
+Every function here raises Malformed, and nothing else, for bytes that are not what the schema says.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import fastavro
+
+from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, columns_of, row_record
+from schemas.column_types import Schema
+from schemas.errors import Malformed
+from schemas.events import UNCHANGED, ChangeEvent, Op, Source
+from schemas.header import Header, HeaderReader, header
+from schemas.positions import Lsn, Position
+from schemas.projection import Project, projection
+from schemas.wire import HEADER_BYTES, split_wire
+
+__all__ = ["Decoder", "Header", "HeaderReader", "KeyDecoder", "Project", "header", "projection", "split_wire"]
+
+
+class Decoder:
+    """Reads records of one writer schema: the schema that the record's id stands for at the registry.
+
+    `writer_schema` is a value's, as `schemas.avro.value_schema` makes it. Raises Malformed when it is not.
+    """
+
+    def __init__(self, writer_schema: Schema) -> None:
+        try:
+            self._parsed = fastavro.parse_schema(writer_schema)
+            row = row_record(writer_schema)
+            self._columns = {field["name"]: field.get(COLUMN_PROPERTY, field["name"]) for field in row["fields"]}
+        except Exception as error:
+            raise Malformed("a schema that is not of a headrace event") from error
+        identity = writer_schema.get(IDENTITY_PROPERTY)
+        self._lacking = [name for name in columns_of(row) if identity is not None and name not in identity]
+        self._schema = writer_schema
+
+    def decode(self, value: bytes) -> ChangeEvent:
+        """Return the event in a whole record, with UNCHANGED where the stream left a column out."""
+        envelope = read_record(self._parsed, value)
+        try:
+            return self._event(envelope)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Malformed("a record that is not a headrace event") from error
+
+    def _event(self, envelope: dict[str, Any]) -> ChangeEvent:
+        op = Op(envelope["op"])
+        source = envelope["source"]
+        before, after = (self._row(envelope[side]) for side in ("before", "after"))
+        unchanged = envelope["unchanged"]
+        if before is not None:
+            # A delete's record names what its row lacks; an update's leaves it to the schema, and names what
+            # the new row lacks.
+            for name in unchanged if op is Op.DELETE else self._lacking:
+                before[name] = UNCHANGED
+        if after is not None:
+            for name in unchanged:
+                after[name] = UNCHANGED
+        return ChangeEvent(
+            op,
+            Source(
+                source["database"],
+                source["gitlab_schema"],
+                source["schema"],
+                source["table"],
+                Position(Lsn(source["lsn"]), source["ordinal"]),
+                source["xid"],
+                source["ts_ms"],
+                source["snapshot"],
+            ),
+            envelope["ts_ms"],
+            before,
+            after,
+        )
+
+    def _row(self, row: dict[str, Any] | None) -> dict[str, object] | None:
+        return None if row is None else {name: row[field] for field, name in self._columns.items()}
+
+
+def read_record(parsed: Any, value: bytes) -> dict[str, Any]:
+    """Return the Avro record in a whole Kafka record, read by fastavro's parsed schema."""
+    _, start = split_wire(value)
+    stream = BytesIO(value)
+    stream.seek(start)
+    try:
+        record = fastavro.schemaless_reader(stream, parsed, None)
+    except Exception as error:
+        # Whatever it is, it comes from the bytes: fastavro has no error class of its own for them.
+        raise Malformed("a record that its schema does not describe") from error
+    if stream.tell() != len(value):
+        raise Malformed("a record with bytes after its end")
+    assert isinstance(record, dict)  # a record schema is read as one
+    return record
+
+
+class KeyDecoder:
+    """Reads message keys of one writer schema."""
+
+    def __init__(self, writer_schema: Schema) -> None:
+        try:
+            self._parsed = fastavro.parse_schema(writer_schema)
+            self._columns = dict(
+                zip(
+                    (field["name"] for field in writer_schema["fields"]),
+                    columns_of(writer_schema),
+                    strict=True,
+                )
+            )
+        except Exception as error:
+            raise Malformed("a schema that is not of a headrace key") from error
+
+    def decode_key(self, key: bytes) -> dict[str, object]:
+        """Return the key's columns by name; none for a truncate's key."""
+        if len(key) == HEADER_BYTES:
+            split_wire(key)
+            return {}
+        record = read_record(self._parsed, key)
+        return {name: record[field] for field, name in self._columns.items()}

@@ -1,0 +1,144 @@
+"""An event's place, read from a record's first bytes: operation, source and position, without the row.
+
+The layout is fixed by `schemas.avro.value_schema`: `op`, then `source`, whose last field is the ordinal. All
+before the ordinal is the same in a transaction, and all before the transaction id is the same for a table; a
+reader remembers both, since Avro is self-delimiting: bytes that start alike read alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.errors import Malformed
+from schemas.events import Op, Source
+from schemas.positions import Lsn, Position
+from schemas.varints import decode_long
+from schemas.wire import HEADER_BYTES, split_wire
+
+Header = tuple[Op, str, str, Position, int]
+"""op, database, gitlab schema, position, and where the rest of the record (`ts_ms` …) starts."""
+
+_OP_BYTE: Final = HEADER_BYTES + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What a record's bytes up to the ordinal say.
+
+    `data` is those bytes and `table_end` where the table's name ends in them.
+    """
+
+    data: bytes
+    table_end: int
+    op: Op
+    database: str
+    gitlab_schema: str
+    schema: str
+    table: str
+    xid: int | None
+    ts_ms: int
+    snapshot: bool
+    lsn: Lsn
+
+    def source(self, ordinal: int) -> Source:
+        """Return the source of the event with this ordinal."""
+        return Source(
+            self.database,
+            self.gitlab_schema,
+            self.schema,
+            self.table,
+            Position(self.lsn, ordinal),
+            self.xid,
+            self.ts_ms,
+            self.snapshot,
+        )
+
+
+def read_string(data: bytes, position: int) -> tuple[str, int]:
+    """Return the string at `position` and the position after it.
+
+    Raises ValueError or IndexError when there is none.
+    """
+    length, start = decode_long(data, position)
+    end = start + length
+    if length < 0 or end > len(data):
+        raise IndexError("a string longer than its record")
+    return str(data[start:end], "utf-8"), end
+
+
+class HeaderReader:
+    """Reads headers; keeps one per thread or partition, since its memory is of the last record read."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: dict[int, Prefix] = {}
+
+    def prefix(self, value: bytes) -> Prefix:
+        """Return what the record says before the ordinal.
+
+        Raises Malformed when it is not the start of an event.
+        """
+        try:
+            last = self._last.get(value[_OP_BYTE])
+            if last is not None and value.startswith(last.data):
+                return last
+            prefix = _read_prefix(value, last)
+        except (IndexError, ValueError) as error:
+            raise Malformed("a record that does not start as an event does") from error
+        self._last[value[_OP_BYTE]] = prefix
+        return prefix
+
+    def __call__(self, value: bytes) -> Header:
+        """Return the header of a whole record.
+
+        Raises Malformed when the record is not an event's, as far as the header goes.
+        """
+        prefix = self.prefix(value)
+        position = len(prefix.data)
+        try:
+            ordinal, rest = decode_long(value, position)
+        except (IndexError, ValueError) as error:
+            raise Malformed("a record that ends in its position") from error
+        return prefix.op, prefix.database, prefix.gitlab_schema, Position(prefix.lsn, ordinal), rest
+
+
+def _read_prefix(value: bytes, last: Prefix | None) -> Prefix:
+    if last is not None and value.startswith(last.data[: last.table_end]):
+        op, database, gitlab_schema = last.op, last.database, last.gitlab_schema
+        schema, table, table_end = last.schema, last.table, last.table_end
+    else:
+        _, position = split_wire(value)
+        letter, position = read_string(value, position)
+        op = Op(letter)
+        database, position = read_string(value, position)
+        gitlab_schema, position = read_string(value, position)
+        schema, position = read_string(value, position)
+        table, table_end = read_string(value, position)
+    xid = None
+    branch, position = decode_long(value, table_end)
+    if branch:
+        xid, position = decode_long(value, position)
+    ts_ms, position = decode_long(value, position)
+    snapshot = value[position]
+    if branch not in (0, 1) or snapshot > 1:
+        raise ValueError("no such branch or boolean")
+    lsn, position = decode_long(value, position + 1)
+    return Prefix(
+        value[:position],
+        table_end,
+        op,
+        database,
+        gitlab_schema,
+        schema,
+        table,
+        xid,
+        ts_ms,
+        bool(snapshot),
+        Lsn(lsn),
+    )
+
+
+header: Final = HeaderReader()
+"""A reader for callers with one stream of records."""

@@ -1,0 +1,284 @@
+"""One value of PostgreSQL's text output as Avro, branch included: what the fast paths are short cuts of.
+
+Every encoder takes text in a session with `DateStyle = ISO`, `TimeZone = UTC`, `extra_float_digits` at its
+default and `client_encoding = UTF8`, as replication and the snapshot set it, and raises ValueError (or
+OverflowError) for what is no value of the type.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from datetime import date
+from typing import Final
+
+from schemas.column_types import ColumnType, Kind
+from schemas.varints import FINAL, MORE, encode_long
+
+Encode = Callable[[bytes], bytes]
+"""Text → Avro bytes; ValueError or OverflowError when it is no value of the type."""
+
+NULL: Final = b"\x00"
+VALUE: Final = b"\x02"
+TEXT: Final = b"\x04"
+"""The union branches of a column."""
+
+_MEMO_LIMIT: Final = 16_384
+_EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
+_DAY_MICROS: Final = 86_400_000_000
+
+_DATE: Final = rb"(\d{4,7})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+_CLOCK: Final = rb"([01]\d|2[0-3]):([0-5]\d):([0-5]\d)(?:\.(\d{1,6}))?"
+_match_date: Final = re.compile(_DATE + rb"( BC)?").fullmatch
+_match_time: Final = re.compile(_CLOCK).fullmatch
+_match_timestamp: Final = re.compile(_DATE + b" " + _CLOCK + rb"()( BC)?").fullmatch
+_match_timestamptz: Final = re.compile(_DATE + b" " + _CLOCK + rb"(\+00)( BC)?").fullmatch
+_match_integer: Final = re.compile(rb"-?\d+").fullmatch
+_match_float: Final = re.compile(rb"-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|Infinity)|NaN").fullmatch
+_match_decimal: Final = re.compile(rb"(-?\d+)(?:\.(\d+))?").fullmatch
+_match_uuid: Final = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_INFINITIES: Final = (b"infinity", b"-infinity")
+
+
+class Memo(dict[object, bytes]):
+    """Encoded values by their text, so that a repeated one is one lookup; emptied when it has grown large."""
+
+    __slots__ = ("_encode", "_kept")
+
+    def __init__(self, encode: Encode, kept: dict[object, bytes]) -> None:
+        super().__init__(kept)
+        self._encode = encode
+        self._kept = kept
+
+    def __missing__(self, text: bytes) -> bytes:
+        encoded = self._encode(text)
+        if len(self) >= _MEMO_LIMIT:
+            self.clear()
+            self.update(self._kept)
+        self[text] = encoded
+        return encoded
+
+
+class LongMemo(dict[int, bytes]):
+    """Avro longs by their number; emptied when it has grown large."""
+
+    __slots__ = ()
+
+    def __missing__(self, number: int) -> bytes:
+        encoded = encode_long(number)
+        if len(self) >= _MEMO_LIMIT:
+            self.clear()
+        self[number] = encoded
+        return encoded
+
+
+class LengthMemo(dict[int, bytes]):
+    """The value branch and the length of a text column's text, by that length in bytes."""
+
+    __slots__ = ()
+
+    def __missing__(self, length: int) -> bytes:
+        encoded = VALUE + encode_long(length)
+        if len(self) < _MEMO_LIMIT:
+            self[length] = encoded
+        return encoded
+
+
+def text_branch(text: bytes) -> bytes:
+    """Return the text branch of a partial type."""
+    return TEXT + encode_long(len(text)) + text
+
+
+def _boolean(text: bytes) -> bytes:
+    if text == b"t":
+        return b"\x02\x01"
+    if text == b"f":
+        return b"\x02\x00"
+    raise ValueError("not a boolean")
+
+
+def _integer(low: int, high: int) -> Encode:
+    def encode(text: bytes) -> bytes:
+        if not _match_integer(text) or not low <= (number := int(text)) <= high:
+            raise ValueError("not a whole number of its type")
+        return VALUE + encode_long(number)
+
+    return encode
+
+
+def _floating(form: str) -> Encode:
+    pack = struct.Struct(form).pack
+
+    def encode(text: bytes) -> bytes:
+        if not _match_float(text):
+            raise ValueError("not a floating-point number")
+        return VALUE + pack(float(text))
+
+    return encode
+
+
+def _text(text: bytes) -> bytes:
+    return VALUE + encode_long(len(text)) + text
+
+
+def _uuid(text: bytes) -> bytes:
+    if not _match_uuid(text):
+        raise ValueError("not a uuid")
+    return b"\x02\x48" + text
+
+
+def _decimal(precision: int, scale: int) -> Encode:
+    def encode(text: bytes) -> bytes:
+        found = _match_decimal(text)
+        if found is None:
+            if text in (b"NaN", b"Infinity", b"-Infinity"):
+                return text_branch(text)
+            raise ValueError("not a decimal")
+        fraction = found[2] or b""
+        digits = found[1] + fraction
+        if len(fraction) != scale or len(digits.lstrip(b"-0")) > precision:
+            raise ValueError("more digits, or other decimals, than the type has")
+        unscaled = int(digits)
+        raw = unscaled.to_bytes((unscaled.bit_length() + 8) // 8, "big", signed=True)
+        return VALUE + encode_long(len(raw)) + raw
+
+    return encode
+
+
+def _day(found: re.Match[bytes]) -> int:
+    return date(int(found[1]), int(found[2]), int(found[3])).toordinal() - _EPOCH_DAY
+
+
+def _micros(hour: bytes, minute: bytes, second: bytes, fraction: bytes | None) -> int:
+    whole = (int(hour) * 60 + int(minute)) * 60 + int(second)
+    return whole * 1_000_000 + (int(fraction.ljust(6, b"0")) if fraction else 0)
+
+
+def _outside(found: re.Match[bytes], era: bytes | None) -> bool:
+    """Whether the year is outside 1 to 9999, where readers' calendars end; its text is kept instead."""
+    return era is not None or len(found[1]) > 4
+
+
+def _date(text: bytes) -> bytes:
+    found = _match_date(text)
+    if found is None:
+        if text in _INFINITIES:
+            return text_branch(text)
+        raise ValueError("not a date")
+    return text_branch(text) if _outside(found, found[4]) else VALUE + encode_long(_day(found))
+
+
+def _time(text: bytes) -> bytes:
+    if text == b"24:00:00":
+        return text_branch(text)
+    found = _match_time(text)
+    if found is None:
+        raise ValueError("not a time of day")
+    return VALUE + encode_long(_micros(*found.groups()))
+
+
+def _timestamp(match: Callable[[bytes], re.Match[bytes] | None]) -> Encode:
+    def encode(text: bytes) -> bytes:
+        found = match(text)
+        if found is None:
+            if text in _INFINITIES:
+                return text_branch(text)
+            raise ValueError("not a timestamp in ISO form and UTC")
+        if _outside(found, found[9]):
+            return text_branch(text)
+        micros = _day(found) * _DAY_MICROS + _micros(found[4], found[5], found[6], found[7])
+        return VALUE + encode_long(micros)
+
+    return encode
+
+
+_PLAIN: Final[dict[Kind, Encode]] = {
+    Kind.BOOLEAN: _boolean,
+    Kind.FLOAT: _floating("<f"),
+    Kind.DOUBLE: _floating("<d"),
+    Kind.TEXT: _text,
+    Kind.UUID: _uuid,
+    Kind.DATE: _date,
+    Kind.TIME: _time,
+    Kind.TIMESTAMP: _timestamp(_match_timestamp),
+    Kind.TIMESTAMPTZ: _timestamp(_match_timestamptz),
+}
+
+
+def value_encoder(column: ColumnType) -> Encode:
+    """Return the encoder of a column's values that are not null."""
+    if column.kind in (Kind.INT, Kind.LONG):
+        return _integer(column.low, column.high)
+    if column.kind is Kind.DECIMAL:
+        return _decimal(column.precision, column.scale)
+    return _PLAIN[column.kind]
+
+
+class _Days(dict[bytes, int]):
+    """Microseconds since 1970 at the start of a day, by its text `YYYY-MM-DD`."""
+
+    __slots__ = ()
+
+    def __missing__(self, text: bytes) -> int:
+        found = _match_date(text)
+        if found is None or _outside(found, found[4]):
+            raise ValueError("not a timestamp")
+        micros = _day(found) * _DAY_MICROS
+        if len(self) >= _MEMO_LIMIT:
+            self.clear()
+        self[text] = micros
+        return micros
+
+
+class _Minutes(dict[bytes, int]):
+    """Microseconds from midnight to a minute, by the text ` HH:MM:` with the blank before and the colon after."""
+
+    __slots__ = ()
+
+    def __missing__(self, text: bytes) -> int:
+        found = _match_time(text[1:] + b"00")
+        if found is None or text[:1] != b" ":
+            raise ValueError("not a timestamp")
+        self[text] = micros = _micros(*found.groups())
+        return micros
+
+
+DAYS: Final = _Days()
+MINUTES: Final = _Minutes()
+SECONDS: Final = {b"%02d." % second: second * 1_000_000 for second in range(60)}
+"""The parts of a timestamp's text → microseconds; small tables stay in the processor's cache."""
+START: Final[list[bytes]] = [VALUE + more for more in MORE]
+"""The value branch and the low 14 bits of a longer varint."""
+SMALL: Final[list[bytes]] = [VALUE + final for final in FINAL]
+"""The value branch and a varint of up to 14 bits."""
+
+
+QUICK_LOW: Final = 1 << 42
+QUICK_HIGH: Final = 1 << 56
+"""The timestamps, zigzag, that take eight bytes: from January 1970 until the year 3111."""
+
+
+def timestamp_shape(column: ColumnType) -> tuple[int, bytes]:
+    """Return the length of a timestamp with six decimals, and the zone at its end."""
+    return (29, b"+00") if column.kind is Kind.TIMESTAMPTZ else (26, b"")
+
+
+def quick_encoder(column: ColumnType) -> Encode:
+    """Return the same as `value_encoder`, with a short cut for timestamps of the usual form."""
+    exact = value_encoder(column)
+    if column.kind not in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
+        return exact
+    length, zone = timestamp_shape(column)
+
+    def encode(text: bytes) -> bytes:
+        # The usual form has six decimals. Another one of the same length (a year of five digits, BC) has
+        # something else where they would stand, so the short cut takes no other's text.
+        if len(text) != length or text[26:] != zone or not (fraction := text[20:26]).isdigit():
+            return exact(text)
+        bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + SECONDS[text[17:20]] + int(fraction)) << 1
+        if not QUICK_LOW <= bits < QUICK_HIGH:
+            return exact(text)
+        return START[bits & 0x3FFF] + MORE[bits >> 14 & 0x3FFF] + MORE[bits >> 28 & 0x3FFF] + FINAL[bits >> 42]
+
+    return encode
