@@ -139,9 +139,7 @@ def _union(branches: list[Any]) -> Read:
 
 _VARINT: Final = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 SHORT: Final = (
-    b"(?>"
-    + b"|".join(rb"\x%02x.{%d}" % (length << 1, length) if length else rb"\x00" for length in range(64))
-    + b")"
+    b"(?>" + b"|".join(rb"\x%02x.{%d}" % (length << 1, length) if length else rb"\x00" for length in range(64)) + b")"
 )
 """A string or bytes of up to 63 bytes, the length's byte telling the alternatives apart."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, Final
 
 from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, row_record
 from schemas.cells import SHORT, VARINT, Read, pattern, reader
 from schemas.column_types import Schema
 from schemas.errors import Malformed, UsageError
-from schemas.events import UNCHANGED, ChangeEvent, Op, Source
+from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
 from schemas.header import HeaderReader, read_string
 from schemas.varints import decode_long
 
@@ -60,24 +61,89 @@ def _read_names(data: bytes, position: int) -> tuple[tuple[str, ...], int]:
     return tuple(names), position
 
 
+class _Open:
+    """A ChangeEvent while it is filled, for the reason that `schemas.header` gives."""
+
+    __slots__ = tuple(field.name for field in fields(ChangeEvent))
+
+    def __init__(self, op: Op, source: Source, ts_ms: int, before: Row | None, after: Row | None) -> None:
+        self.op = op
+        self.source = source
+        self.ts_ms = ts_ms
+        self.before = before
+        self.after = after
+        self.__class__ = ChangeEvent  # type: ignore[assignment]
+
+
+def _short_long(varint: bytes) -> int:
+    """Return the int or long of a whole varint; in one step when it has up to four bytes."""
+    if len(varint) > 4:
+        return decode_long(varint, 0)[0]
+    raw = int.from_bytes(varint, "little")
+    bits = raw & 0x7F | (raw & 0x7F00) >> 1 | (raw & 0x7F0000) >> 2 | (raw & 0x7F000000) >> 3
+    return bits >> 1 ^ -(bits & 1)
+
+
+def _long_cell(cell: bytes) -> int | None:
+    return _short_long(cell[1:]) if len(cell) > 1 else None
+
+
+def _text_cell(cell: bytes) -> str | None:
+    # The expression matches texts of up to 63 bytes: one byte for the branch, one for the length.
+    return str(cell[2:], "utf-8") if len(cell) > 1 else None
+
+
+def _cell_reader(avro: Any) -> Callable[[bytes], Any]:
+    """Return the reader of a cell that the expression matched."""
+    if avro in (["null", "int"], ["null", "long"]):
+        return _long_cell
+    if avro == ["null", "string"]:
+        return _text_cell
+    return _Values(reader(avro)).__getitem__
+
+
+_PROJECT: Final = """\
+def project(value):
+    try:
+        prefix = last.get(value[6])
+        if prefix is None or not value.startswith(prefix.data):
+            prefix = prefix_of(value)
+        found = match(value, prefix.end)
+        if found is None:
+            return slow(value)
+        ordinal, ts_ms, names, old, {before}new, {after}= found.groups()
+        source = prefix.source(LONG(ordinal))
+        if old is None and names == b"\\0":
+            return Open(prefix.op, source, TS_MS(ts_ms), None, {{{row}}} if new else None)
+        unchanged = () if names == b"\\0" else names_of(names)
+        before = {{{old_row}}} if old else None
+        after = {{{row}}} if new else None
+        return event(prefix.op, source, TS_MS(ts_ms), unchanged=unchanged, before=before, after=after)
+    except ERRORS as error:
+        raise Malformed("a record that its schema does not describe") from error
+"""
+
+
 class _Projection:
     """The parts of a projection that do not change from record to record."""
 
     def __init__(self, writer_schema: Schema, columns: Sequence[str]) -> None:
-        fields = row_record(writer_schema)["fields"]
-        names = [field.get(COLUMN_PROPERTY, field["name"]) for field in fields]
+        row_fields = row_record(writer_schema)["fields"]
+        names = [field.get(COLUMN_PROPERTY, field["name"]) for field in row_fields]
         unknown = [name for name in columns if name not in names]
         if unknown:
             raise UsageError(f"no column {', '.join(unknown)} in the events", remedy="see the table's columns")
         self.names = [name for name in names if name in columns]
-        self.readers = [reader(field["type"]) for field in fields]
+        self.readers = [reader(field["type"]) for field in row_fields]
         self.wanted = [name in columns for name in names]
         self.all_names = names
         identity = writer_schema.get(IDENTITY_PROPERTY)
         self.lacking = [name for name in self.names if identity is not None and name not in identity]
         self.headers = HeaderReader()
-        self.match = re.compile(self._pattern([field["type"] for field in fields]), re.DOTALL).match
-        self.cells = [_Values(read) for read, wanted in zip(self.readers, self.wanted, strict=True) if wanted]
+        self.match = re.compile(self._pattern([field["type"] for field in row_fields]), re.DOTALL).match
+        self.values = [
+            _cell_reader(field["type"]) for field, wanted in zip(row_fields, self.wanted, strict=True) if wanted
+        ]
 
     def _pattern(self, types: list[Any]) -> bytes:
         cells = [
@@ -103,25 +169,35 @@ class _Projection:
             )
         )
 
-    def project(self, value: bytes) -> ChangeEvent:
-        """Return the event in a whole record; Malformed when it is none."""
-        prefix = self.headers.prefix(value)
-        try:
-            found = self.match(value, len(prefix.data))
-            if found is None:
-                return self._slow(value)
-            ordinal, ts_ms, names, old, *cells = found.groups()
-            width = len(self.names)
-            unchanged = () if names == b"\x00" else _read_names(names, 0)[0]
-            before = self._row(cells[:width]) if old else None
-            after = self._row(cells[width + 1 :]) if cells[width] else None
-        except _ERRORS as error:
-            raise Malformed("a record that its schema does not describe") from error
-        source = prefix.source(decode_long(ordinal, 0)[0])
-        return self._event(prefix.op, source, decode_long(ts_ms, 0)[0], unchanged=unchanged, before=before, after=after)
-
-    def _row(self, cells: Sequence[bytes]) -> dict[str, object]:
-        return {name: values[cell] for name, values, cell in zip(self.names, self.cells, cells, strict=True)}
+    def generate(self) -> Project:
+        """Return the function that reads a record, written out for these columns."""
+        indexes = range(len(self.names))
+        row = ", ".join(f"N{index}: V{index}(a{index})" for index in indexes)
+        source = _PROJECT.format(
+            before="".join(f"b{index}, " for index in indexes),
+            after="".join(f"a{index}, " for index in indexes),
+            row=row,
+            old_row=row.replace("(a", "(b"),
+        )
+        scope: dict[str, Any] = {
+            "prefix_of": self.headers.prefix,
+            "last": self.headers.last,
+            "match": self.match,
+            "slow": self._slow,
+            "event": self._event,
+            "LONG": _short_long,
+            "TS_MS": _Values(decode_long).__getitem__,
+            "names_of": lambda names: _read_names(names, 0)[0],
+            "Open": _Open,
+            "Malformed": Malformed,
+            "ERRORS": _ERRORS,
+        }
+        for index, (name, value) in enumerate(zip(self.names, self.values, strict=True)):
+            scope[f"N{index}"], scope[f"V{index}"] = name, value
+        # The text is made of column numbers and constants of this module: no name or value gets into it.
+        exec(compile(source, "<projection>", "exec"), scope)  # noqa: S102
+        project: Project = scope["project"]
+        return project
 
     def _slow(self, value: bytes) -> ChangeEvent:
         prefix = self.headers.prefix(value)
@@ -174,6 +250,7 @@ def projection(writer_schema: Schema, columns: Sequence[str]) -> Project:
     Raises UsageError when the events have no such column, Malformed when the schema is no event's.
     """
     try:
-        return _Projection(writer_schema, columns).project
+        made = _Projection(writer_schema, columns)
     except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
         raise Malformed("a schema that is not of a headrace event") from error
+    return made.generate()

@@ -72,22 +72,16 @@ def _nullable_cell(column: ColumnType, index: int, row: str) -> str:
 def _key(types: Sequence[ColumnType], key: Sequence[int], row: str) -> str:
     """Return the expression of the key; it names the cells that the row has too `k0`, `k1` …"""
     parts = [
-        f"KEY_TEXT({row}{index})"
-        if types[index].partial
-        else f"(k{index} := {_cell(types[index], index, row)})[1:]"
+        f"KEY_TEXT({row}{index})" if types[index].partial else f"(k{index} := {_cell(types[index], index, row)})[1:]"
         for index in key
     ]
     return f"HEADER + {parts[0]}" if len(parts) == 1 else f"J((HEADER, {', '.join(parts)}))"
 
 
 def _function(name: str, parameters: str, rows: Sequence[str], width: int, result: str) -> str:
-    unpacking = "".join(
-        f"        {''.join(f'{row[0]}{index}, ' for index in range(width))}= {row}\n" for row in rows
-    )
+    unpacking = "".join(f"        {''.join(f'{row[0]}{index}, ' for index in range(width))}= {row}\n" for row in rows)
     blamed = ", ".join(rows)
-    return _FUNCTION.format(
-        name=name, parameters=parameters, unpacking=unpacking, result=result, blamed=blamed
-    )
+    return _FUNCTION.format(name=name, parameters=parameters, unpacking=unpacking, result=result, blamed=blamed)
 
 
 def compile_functions(

@@ -1,0 +1,42 @@
+"""The schemas of a table: field order, names and types."""
+
+from __future__ import annotations
+
+import fastavro
+import pytest
+
+from schemas.avro import COLUMN_PROPERTY, key_schema, lacking_columns, value_schema
+from schemas.column_types import column_type
+from schemas.events import Column, Relation
+
+COLUMNS = (Column("id", 20), Column("1st name", 25), Column("at", 1184))
+
+
+def test_what_every_consumer_needs_stands_first() -> None:
+    schema = value_schema(Relation(1, "public", "t", "d", COLUMNS, ("id",)), "gitlab_main")
+    assert [field["name"] for field in schema["fields"]] == ["op", "source", "ts_ms", "unchanged", "before", "after"]
+    source = [field["name"] for field in schema["fields"][1]["type"]["fields"]]
+    assert source == ["database", "gitlab_schema", "schema", "table", "xid", "ts_ms", "snapshot", "lsn", "ordinal"]
+    fastavro.parse_schema(schema)
+
+
+def test_a_name_that_avro_cannot_have_is_kept_beside() -> None:
+    relation = Relation(1, "odd schema", "t", "f", COLUMNS)
+    schema = value_schema(relation, "gitlab_main")
+    field = schema["fields"][4]["type"][1]["fields"][1]
+    assert field["name"] == "_x31_st_x20_name"
+    assert field[COLUMN_PROPERTY] == "1st name"
+    assert schema["namespace"] == "headrace.gitlab_main.odd_x20_schema.t"
+    assert lacking_columns(relation) == ()
+
+
+def test_a_key_is_never_null_and_text_where_its_type_is_partial() -> None:
+    schema = key_schema(Relation(1, "public", "t", "d", COLUMNS, ("id",)), "gitlab_main", ["at", "id"])
+    assert [(field["name"], field["type"]) for field in schema["fields"]] == [("at", "string"), ("id", "long")]
+
+
+@pytest.mark.parametrize(
+    ("precision", "scale", "kind"), [(10, 2, "decimal"), (3, 3, "decimal"), (2, 5, "text"), (5, -2, "text")]
+)
+def test_a_numeric_is_a_decimal_where_avro_has_one(precision: int, scale: int, kind: str) -> None:
+    assert column_type(1700, (precision << 16 | scale & 0x7FF) + 4).kind == kind
