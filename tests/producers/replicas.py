@@ -1,0 +1,77 @@
+"""What the tests of the stream share: a table, a slot on it, and a reader that decodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from producers import pgoutput_messages as m
+from producers import slots
+from producers.pgoutput import Decoder
+from producers.replication import ReplicationStream
+from producers.replication_command import Streaming
+from producers.replication_frames import Frame, Keepalive, XLogData
+from schemas.positions import Lsn
+
+PUBLICATION = "pub"
+PATIENCE = 60.0
+"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
+
+
+class Reader:
+    """A stream and its decoder; keeps what it read."""
+
+    def __init__(self, stream: ReplicationStream) -> None:
+        self.stream = stream
+        self.decoder = Decoder()
+        self.messages: list[m.Message] = []
+        self.keepalives: list[Keepalive] = []
+
+    def until(self, enough: Callable[[], bool]) -> None:
+        """Read until `enough` says so."""
+        deadline = time.monotonic() + PATIENCE
+        while not enough():
+            assert time.monotonic() < deadline, f"only {self.messages[-5:]}"
+            for frame in self.stream.read(1000, 0.2):
+                self.take(frame)
+
+    def take(self, frame: Frame) -> None:
+        if isinstance(frame, XLogData):
+            self.messages.append(self.decoder.decode(frame.data))
+        else:
+            self.keepalives.append(frame)
+
+    def confirm_idle(self) -> bool:
+        """Confirm the last keepalive, as one does whose every change is safe."""
+        if self.keepalives:
+            self.stream.confirm(self.keepalives[-1].end)
+        return True
+
+    def until_heartbeat(self, connection: psycopg.Connection[Any]) -> list[m.Message]:
+        """Read up to a heartbeat written now; return everything read before its transaction."""
+        lsn = slots.emit_heartbeat(connection, "test")
+        self.until(lambda: any(type(each) is m.LogicalMessage and each.lsn == lsn for each in self.messages))
+        self.until(lambda: type(self.messages[-1]) is m.Commit)
+        at = next(i for i, x in enumerate(self.messages) if type(x) is m.LogicalMessage and x.lsn == lsn)
+        return self.messages[: at - 1]
+
+
+def prepare(connection: psycopg.Connection[Any], slot: str, *, publish: str = "FOR ALL TABLES") -> Lsn:
+    """Create the publication and the slot."""
+    connection.execute(f"CREATE PUBLICATION {PUBLICATION} {publish}")
+    return slots.create(connection, slot, failover=False)
+
+
+@contextmanager
+def reading(dsn: str, slot: str, start: Lsn, streaming: Streaming = Streaming.OFF, **options: Any) -> Iterator[Reader]:
+    with ReplicationStream(dsn, slot, PUBLICATION, start, streaming=streaming, **options) as stream:
+        yield Reader(stream)
+
+
+def of(messages: list[m.Message], *kinds: type[m.Message]) -> list[Any]:
+    """Return the messages of these kinds."""
+    return [each for each in messages if type(each) in kinds]
