@@ -1,0 +1,39 @@
+"""The servers that headrace runs on when there are no others: Kafka and PostgreSQL, started and stopped by it.
+
+Two kinds with one interface, `Stack`: `embedded_stack()` (child processes, nothing to install) and
+`container_stack()` (Docker, official images). Neither outlives its owner; `headrace up` (cli.py) is the exception.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.stack.embedded import EmbeddedStack
+from infra.stack.interface import Endpoints, KafkaServer, PostgresServer, Stack
+
+__all__ = [
+    "EmbeddedStack",
+    "Endpoints",
+    "KafkaServer",
+    "PostgresServer",
+    "Stack",
+    "container_stack",
+    "embedded_stack",
+]
+
+
+def embedded_stack(directory: Path | None = None) -> EmbeddedStack:
+    """Start Kafka and PostgreSQL as child processes, with `directory` for their data, or one of their own.
+
+    A directory of their own is removed at the end, also when this process is killed. Use it as a context manager,
+    or call close(). Raises Unavailable or UsageError, in one line, when one of them does not start.
+    """
+    return EmbeddedStack.started(directory)
+
+
+def container_stack() -> Stack:
+    """Start Kafka and PostgreSQL in containers; raises Unavailable when no Docker engine answers."""
+    # testcontainers is a development dependency: the application itself has no need of it
+    from infra.stack.containers import ContainerStack  # noqa: PLC0415
+
+    return ContainerStack.started()

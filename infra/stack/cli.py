@@ -1,0 +1,70 @@
+"""`headrace up` and `headrace down`: the embedded stack in the background."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from infra.stack.background import RECORD, Record, bring_down, bring_up, default_directory
+
+Directory = Annotated[
+    Path | None,
+    typer.Option("--dir", help="Where the stack lives; by default in your data directory.", show_default=False),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+RemoveData = Annotated[bool, typer.Option("--remove-data", help="Also delete what the servers stored.")]
+
+
+def up(directory: Directory = None, as_json: AsJson = False, kafka_port: Port = 0, postgres_port: Port = 0) -> None:
+    """Start Kafka and PostgreSQL in the background, until `headrace down`; say where they listen."""
+    place = _place(directory)
+    with Console(stderr=True).status("Starting Kafka and PostgreSQL"):
+        record = bring_up(place, kafka_port=kafka_port, postgres_port=postgres_port)
+    if as_json:
+        typer.echo(json.dumps(report(record)))
+        return
+    typer.echo(f"kafka     {record.bootstrap_servers}")
+    typer.echo(f"postgres  {record.dsn}")
+    typer.echo(f"data      {record.data_dir}")
+    typer.echo("Both stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
+
+
+def down(directory: Directory = None, remove_data: RemoveData = False, as_json: AsJson = False) -> None:
+    """Stop what `headrace up` started; the data stays unless told otherwise."""
+    place = _place(directory)
+    was_up = bring_down(place, remove_data=remove_data)
+    if as_json:
+        typer.echo(json.dumps({"stopped": was_up, "data_dir": str(place), "data_removed": remove_data}))
+        return
+    typer.echo(f"stopped the stack in {place}" if was_up else f"nothing is up in {place}")
+    if remove_data:
+        typer.echo("its data is removed")
+
+
+def report(record: Record) -> dict[str, object]:
+    """Return what `up --json` prints."""
+    return {
+        "bootstrap_servers": record.bootstrap_servers,
+        "dsn": record.dsn,
+        "pid_file": str(Path(record.data_dir) / RECORD),
+        "data_dir": record.data_dir,
+        "pids": {name: identity.pid for name, identity in record.processes.items()},
+    }
+
+
+def _place(directory: Path | None) -> Path:
+    return (directory or default_directory()).absolute()
+
+
+app = typer.Typer(no_args_is_help=True, help="The embedded stack.")
+app.command()(up)
+app.command()(down)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (up, down)

@@ -1,0 +1,137 @@
+"""The embedded stack: both servers as child processes of guards, side by side in one directory."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from infra.stack.interface import Endpoints
+from infra.stack.kafka import EmbeddedKafka
+from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.processes import Keeper
+from schemas.errors import HeadraceError, UsageError
+
+FREE_BYTES_NEEDED = 512 * 1024 * 1024
+
+
+class EmbeddedStack:
+    """A broker and a database server in `directory`; made by `started`."""
+
+    def __init__(
+        self, directory: Path, keeper: Keeper, *, kafka_port: int = 0, postgres_port: int = 0, fsync: bool = True
+    ) -> None:
+        self.directory = directory
+        self.keeper = keeper
+        self.kafka = EmbeddedKafka(directory / "kafka", keeper, port=kafka_port)
+        self.postgres = EmbeddedPostgres(directory / "postgres", keeper, port=postgres_port, fsync=fsync)
+        self._standbys: list[EmbeddedPostgres] = []
+        self._temporary = False
+
+    @classmethod
+    def started(
+        cls,
+        directory: Path | None = None,
+        *,
+        kafka_port: int = 0,
+        postgres_port: int = 0,
+        fsync: bool = True,
+    ) -> Self:
+        """Start both at once; see `infra.stack.embedded_stack`."""
+        temporary = directory is None
+        place = Path(tempfile.mkdtemp(prefix="headrace-")) if directory is None else directory
+        keeper = Keeper(remove=place if temporary else None)
+        stack = cls(place, keeper, kafka_port=kafka_port, postgres_port=postgres_port, fsync=fsync)
+        stack._temporary = temporary
+        try:
+            stack.start()
+        except BaseException:
+            stack.close()
+            raise
+        return stack
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints(self.kafka.bootstrap_servers, self.postgres.dsn())
+
+    def start(self) -> None:
+        """Start what does not run."""
+        try:
+            for server in (self.kafka, self.postgres):
+                server.directory.mkdir(parents=True, exist_ok=True)
+            # others may pass through, not look: PostgreSQL's own user must reach its directory when we are root
+            self.directory.chmod(0o711)
+            require_space(self.directory)
+            self.kafka.check()
+            self.postgres.check()
+            both([self.kafka.start, self.postgres.start])
+        except OSError as error:
+            raise translated(error, self.directory) from error
+        except HeadraceError as error:
+            if "No space left" in str(error) or shutil.disk_usage(self.directory).free < FREE_BYTES_NEEDED // 8:
+                raise out_of_space(self.directory) from error
+            raise
+
+    def standby(self, name: str) -> EmbeddedPostgres:
+        """Start a physical standby of the database server, which ends with this stack."""
+        standby = self.postgres.standby(name)
+        self._standbys.append(standby)
+        return standby
+
+    def detach(self) -> None:
+        """Let the servers run on after this process."""
+        self.keeper.detach()
+
+    def close(self) -> None:
+        """Stop both; a temporary directory is removed. Does nothing the second time."""
+        if self._temporary:  # nobody will read the data again, so there is nothing to shut down in order
+            stops = [self.kafka.kill, self.postgres.abandon, *(standby.abandon for standby in self._standbys)]
+        else:
+            stops = [self.kafka.stop, self.postgres.stop, *(standby.stop for standby in self._standbys)]
+        both(stops)
+        self.keeper.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def both(actions: list[Callable[[], None]]) -> None:
+    """Run the actions at once, each to its end, then raise the first error."""
+    with ThreadPoolExecutor(len(actions)) as pool:
+        running = [pool.submit(action) for action in actions]
+        # inside: a Ctrl-C here still lets both come to their end before anything is stopped
+        wait(running)
+    for action in running:
+        action.result()
+
+
+def require_space(directory: Path) -> None:
+    """Raise UsageError when there is less free space than two servers need to start."""
+    if shutil.disk_usage(directory).free < FREE_BYTES_NEEDED:
+        raise out_of_space(directory)
+
+
+def out_of_space(directory: Path) -> UsageError:
+    return UsageError(
+        f"no space left in {directory}: Kafka and PostgreSQL need {FREE_BYTES_NEEDED >> 20} MB to start",
+        remedy="free some, or choose another place with --dir",
+    )
+
+
+def translated(error: OSError, directory: Path) -> UsageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return out_of_space(directory)
+    return UsageError(
+        f"cannot use {error.filename or directory}: {error.strerror or error}",
+        remedy="choose another place with --dir",
+    )

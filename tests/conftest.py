@@ -1,0 +1,107 @@
+"""Real servers for the tests: one stack a session, one database and one topic prefix a test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
+
+Build = Callable[[psycopg.Connection], None]
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of the test's own; `connect` opens autocommit connections, closed at the end of the test."""
+
+    name: str
+    dsn: str
+    _opened: contextlib.ExitStack
+
+    def __repr__(self) -> str:
+        return f"Database({self.name})"
+
+    def connect(self, *, autocommit: bool = True) -> psycopg.Connection:
+        return self._opened.enter_context(
+            contextlib.closing(psycopg.connect(self.dsn, autocommit=autocommit, connect_timeout=10))
+        )
+
+
+def start_stack() -> Stack:
+    """Start the kind of stack that HEADRACE_TEST_STACK names: embedded (the default) or containers."""
+    kinds: dict[str, Callable[[], Stack]] = {"embedded": embedded_stack, "containers": container_stack}
+    return kinds[os.environ.get("HEADRACE_TEST_STACK", "embedded")]()
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """The running servers. A test that stops one starts it again; one that crashes them makes its own stack."""
+    with start_stack() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(stack: Stack) -> str:
+    return stack.endpoints.bootstrap_servers
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A topic prefix of the test's own, such as t3f9a02."""
+    return f"t{secrets.token_hex(3)}"
+
+
+@contextlib.contextmanager
+def new_database(postgres: PostgresServer, template: str | None = None) -> Iterator[Database]:
+    name = f"test_{secrets.token_hex(4)}"
+    dsn = postgres.create_database(name, template)
+    try:
+        with contextlib.ExitStack() as opened:
+            yield Database(name, dsn, opened)
+    finally:
+        postgres.drop_database(name)
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[Database]:
+    """A fresh, empty database, dropped with its replication slots after the test."""
+    with new_database(stack.postgres) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def new_databases(stack: Stack) -> Iterator[Callable[[str | None], Database]]:
+    """A function that makes as many fresh databases as a test needs, each empty (None) or the copy of a template."""
+    with contextlib.ExitStack() as made:
+
+        def make(template: str | None) -> Database:
+            return made.enter_context(new_database(stack.postgres, template))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def template_database(stack: Stack) -> Iterator[Callable[[str, Build], str]]:
+    """A function `(name, build)` that makes a template once a session, and returns the template's name.
+
+    `build` gets an autocommit connection to it. Copy it with `new_databases(template)`.
+    """
+    templates: dict[str, str] = {}
+
+    def template(name: str, build: Build) -> str:
+        if name not in templates:
+            made = f"template_{name}_{secrets.token_hex(3)}"
+            with psycopg.connect(stack.postgres.create_database(made), autocommit=True) as connection:
+                build(connection)
+            templates[name] = made
+        return templates[name]
+
+    yield template
+    for made in templates.values():
+        stack.postgres.drop_database(made)

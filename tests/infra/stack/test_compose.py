@@ -1,0 +1,99 @@
+"""docker-compose.yml: what can be held without Docker. With Docker at hand, `docker compose config` judges it too."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from infra.settings import load_settings
+from infra.stack.containers import KAFKA_IMAGE, POSTGRES_IMAGE
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+OURS = {"producer-main", "consumer-skip-resets"}
+
+
+def services() -> dict[str, str]:
+    """Return each service's lines; the file indents by two spaces, as this relies on."""
+    block = re.search(r"^services:\n(.*?)(?=^\S)", TEXT, re.MULTILINE | re.DOTALL)
+    assert block
+    parts = re.split(r"^  ([a-z-]+):\n", block[1], flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_services_are_the_documented_ones() -> None:
+    assert set(services()) == OURS | {"kafka", "postgres", "schema-registry", "prometheus", "grafana"}
+
+
+def test_images_are_pinned_and_those_of_the_container_tests() -> None:
+    images = {name: re.search(r"^    image: (\S+)$", lines, re.MULTILINE) for name, lines in services().items()}
+    pinned = {name: found[1] for name, found in images.items() if found}
+    assert pinned.keys() == services().keys() - OURS
+    assert all(re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)*", image) for image in pinned.values())
+    assert pinned["kafka"] == KAFKA_IMAGE
+    assert pinned["postgres"] == POSTGRES_IMAGE
+
+
+def test_services_wait_for_healthy_servers() -> None:
+    waited_for = set(re.findall(r"^      ([a-z-]+):\n        condition: service_healthy", TEXT, re.MULTILINE))
+    waited_for |= set(re.findall(r"^    ([a-z-]+):\n      condition: service_healthy", TEXT, re.MULTILINE))
+    assert waited_for == {"kafka", "postgres", "schema-registry", "prometheus"}
+    assert all("healthcheck:" in services()[name] for name in waited_for)
+
+
+def test_no_password_is_written_down() -> None:
+    given = re.findall(r"PASSWORD: (.*)$", TEXT, re.MULTILINE)
+    assert given
+    assert all(re.match(r"\$\{\w+:\?", value) for value in given)
+
+
+def test_ports_are_published_to_this_machine_only() -> None:
+    published = re.findall(r'^      - "(\S+:\d+:\d+)"$', TEXT, re.MULTILINE)
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_mounted_files_exist_and_the_settings_load() -> None:
+    mounted = re.findall(r"- \./(\S+?):/", TEXT)
+    assert mounted
+    assert all((ROOT / path).is_file() for path in mounted)
+    settings = load_settings(ROOT / "infra/compose/headrace.toml")
+    assert settings.database("main").tables == ("public.container_repositories",)
+    assert settings.migration("skip_resets").enabled
+
+
+def test_commands_name_what_the_settings_have() -> None:
+    settings = load_settings(ROOT / "infra/compose/headrace.toml")
+    assert '["produce", "main"]' in services()["producer-main"]
+    assert '["consume", "skip_resets"]' in services()["consumer-skip-resets"]
+    assert "main" in settings.databases
+    assert "skip_resets" in settings.migrations
+
+
+def test_prometheus_reads_every_service_of_ours() -> None:
+    targets = set(re.findall(r"- ([a-z-]+):9464$", (ROOT / "infra/compose/prometheus.yml").read_text(), re.MULTILINE))
+    assert targets == OURS
+
+
+def has_docker_compose() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not has_docker_compose(), reason="no docker compose here to judge the file")
+def test_docker_compose_accepts_it() -> None:
+    environment = {**os.environ, "POSTGRES_PASSWORD": "x", "GRAFANA_PASSWORD": "x"}
+    done = subprocess.run(
+        ["docker", "compose", "-f", ROOT / "docker-compose.yml", "config", "--quiet"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
