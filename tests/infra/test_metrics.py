@@ -1,0 +1,40 @@
+"""What Prometheus is told."""
+
+import socket
+import urllib.request
+
+import pytest
+
+from infra import metrics
+from infra.settings import MetricsSettings
+from schemas.errors import SettingsError
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_scrape_tells_what_was_counted() -> None:
+    port = free_port()
+    metrics.serve(MetricsSettings(port=port))
+    metrics.APPLIED.labels("skip_resets").inc(3)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    assert 'headrace_applied_rows_total{migration="skip_resets"} 3.0' in text
+    assert "process_resident_memory_bytes" in text
+
+
+def test_without_a_port_nothing_listens() -> None:
+    metrics.serve(MetricsSettings())
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=rf"metrics.port {port} cannot be listened on.*choose another"):
+            metrics.serve(MetricsSettings(port=port))
