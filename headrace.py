@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from typing import Final, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 import consumers.cli
 import infra.demo.cli
@@ -13,6 +16,9 @@ import infra.init.cli
 import infra.stack.cli
 import producers.cli
 from schemas.errors import HeadraceError
+
+INTERRUPTED: Final = 130
+"""What Typer ends with after Ctrl-C, as a shell counts it: 128 and the signal's number."""
 
 app = typer.Typer(
     name="headrace",
@@ -24,7 +30,6 @@ app = typer.Typer(
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 refused for safety.
     """,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -38,17 +43,44 @@ for group in (infra.demo.cli, infra.stack.cli, infra.init.cli, producers.cli, co
 def main() -> None:
     """Run the command line; every error a user can meet is one line on standard error."""
     try:
-        app()
+        sys.exit(_run())
     except HeadraceError as error:
-        print(f"headrace: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("headrace: stopped; start it again to go on", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error), error.exit_code)
+    except TyperException as error:
+        path = getattr(getattr(error, "ctx", None), "command_path", "headrace")
+        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`", error.exit_code)
+    except typer.Abort:
+        _fail("not confirmed; nothing was changed", 1)
     except BrokenPipeError:
-        # The reader of our output has gone; Python must not complain about it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has gone, and nobody is left to tell.
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_output()
+        _fail(f"no space left to write {error.filename or 'the output'}; free some, then run it again", 1)
+
+
+def _run() -> int:
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    finally:
+        # Here, and not when Python ends, what cannot be written can still be said.
+        sys.stdout.flush()
+    if code == INTERRUPTED:
+        print("headrace: stopped; start it again to go on", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"headrace: error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _drop_output() -> None:
+    """Let Python not complain about standard output once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from infra import log
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
 
 _UNREACHABLE = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -24,6 +25,8 @@ _UNREACHABLE = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
 }
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_INVALID = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
+_QUOTED_VALUE = re.compile(r'value "[^"]*"')
 _DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -40,7 +43,8 @@ def producer(settings: KafkaSettings, **options: Any) -> Producer:
         "linger.ms": 5,
         "partitioner": "murmur2_random",  # the Java client's, so that every producer agrees on a key's partition
     }
-    return Producer(_configuration(settings, defaults, options))
+    with translated(settings):
+        return Producer(_configuration(settings, defaults, options))
 
 
 def consumer(settings: KafkaSettings, group: str, **options: Any) -> Consumer:
@@ -53,12 +57,14 @@ def consumer(settings: KafkaSettings, group: str, **options: Any) -> Consumer:
         "isolation.level": "read_committed",
         "enable.partition.eof": False,
     }
-    return Consumer(_configuration(settings, defaults, options))
+    with translated(settings):
+        return Consumer(_configuration(settings, defaults, options))
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
     """Return an admin client."""
-    return AdminClient(_configuration(settings, {}, {}))
+    with translated(settings):
+        return AdminClient(_configuration(settings, {}, {}))
 
 
 def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
@@ -79,6 +85,11 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
 def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
     """Return headrace's error for librdkafka's."""
     code, text = error.code(), " ".join(error.str().split())
+    if code in _INVALID:
+        # librdkafka quotes the value, which may be a secret.
+        return SettingsError(
+            f"kafka.options: {_QUOTED_VALUE.sub('value', text)}", remedy="correct or remove it in the settings"
+        )
     if code in _FENCED:
         return Fenced(f"this process was fenced: {text}")
     if code in _DENIED:

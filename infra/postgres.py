@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -14,6 +15,9 @@ CANONICAL_TEXT = (
     "-c datestyle=ISO,YMD -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
 )
 """Server options under which a value's text is the same in a chunk and in the stream."""
+
+_GONE: Final = ("08", "57P", "53300")
+"""SQL states of a server that is not there: no connection, shutting down or starting, every connection in use."""
 
 
 def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: bool = False) -> psycopg.Connection:
@@ -50,7 +54,15 @@ def translated(dsn: str) -> Iterator[None]:
             f"{described(dsn)}: {one_line(error)}",
             remedy="grant it: `headrace init --sql` prints what is needed",
         ) from error
+    except psycopg.errors.DiskFull as error:
+        raise HeadraceError(
+            f"{described(dsn)} has no disk space left: {one_line(error)}",
+            remedy="free some on the server, then start again: nothing is lost",
+        ) from error
     except psycopg.OperationalError as error:
+        # Among them are many that a server which does answer sends, such as a lock timeout.
+        if error.sqlstate is not None and not error.sqlstate.startswith(_GONE):
+            raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
         raise _unavailable(dsn, error) from error
     except psycopg.Error as error:
         raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
@@ -64,19 +76,28 @@ def described(dsn: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a driver error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return a driver error's message on one line, without the details, which may have a row's values."""
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return " ".join((primary or str(error)).split()) or type(error).__name__
+
+
+_WRONG_DSN: Final = (
+    (("password authentication failed", "no password supplied"), "refuses the user or the password of the dsn", ""),
+    (('role "', "does not exist"), "has no such user as the dsn names", "or create the role"),
+    (('database "', "does not exist"), "does not exist on that server", "or create the database"),
+    (("failed to resolve host", "could not translate host name"), "is on a host whose name is unknown", ""),
+    (("no pg_hba.conf entry", "not permitted to log in", "permission denied for"), "does not let that user in", ""),
+    (("connection is bad: invalid", "connection is bad: definition of"), "has a dsn that is not valid", ""),
+)
+"""libpq gives refused connections no SQL state: fragments of its message, what it means, what else could be done."""
 
 
 def _unavailable(dsn: str, error: psycopg.OperationalError) -> HeadraceError:
     text = one_line(error)
     place = described(dsn)
-    if "password authentication failed" in text or "no password supplied" in text:
-        return SettingsError(f"{place} refuses the user or the password of the dsn", remedy="correct the dsn")
-    if 'role "' in text and "does not exist" in text:
-        return SettingsError(f"{place} has no such user as the dsn names", remedy="correct the dsn or create the role")
-    if 'database "' in text and "does not exist" in text:
-        return SettingsError(f"{place} does not exist on that server", remedy="correct the database name in the dsn")
-    if "failed to resolve host" in text or "could not translate host name" in text:
-        return SettingsError(f"{place}: the host name is unknown", remedy="correct the host in the dsn")
+    for fragments, problem, other in _WRONG_DSN:
+        # Where the first fragment ends in a quote, a name stands between it and the second.
+        matches = all if fragments[0].endswith('"') else any
+        if matches(fragment in text for fragment in fragments):
+            return SettingsError(f"{place} {problem}", remedy=f"correct the dsn {other}".strip())
     return DatabaseUnavailable(f"{place} does not answer: {text}")

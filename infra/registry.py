@@ -86,7 +86,8 @@ class TopicRegistry:
 
     def _append(self, subject: str, text: str) -> None:
         with kafka.translated(self._settings):
-            client = kafka.producer(self._settings, acks="all")
+            # A schema that is there twice is harmless, and an idempotent producer takes half a second to start.
+            client = kafka.producer(self._settings, acks="all", enable_idempotence=False)
             # The key is unique, so that compaction never removes a record whose offset is somebody's id.
             key = f"{subject}/{uuid.uuid4()}"
             failures: list[Any] = []
@@ -111,33 +112,33 @@ class TopicRegistry:
 
 
 class UrlRegistry:
-    """A Confluent-compatible registry."""
+    """A Confluent-compatible registry; it is asked seldom, so each question opens a connection of its own."""
 
     def __init__(self, settings: RegistrySettings) -> None:
         configuration: dict[str, Any] = {"url": settings.url}
         if settings.user:
             configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
-        self._url = settings.url
-        self._client = SchemaRegistryClient(configuration)
+        self._url = _without_credentials(settings.url)
+        self._configuration = configuration
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """See `Registry.register`."""
-        with self._translated():
+        with self._client() as client:
             try:
-                latest = json.loads(self._client.get_latest_version(subject).schema.schema_str or "")
+                latest = json.loads(client.get_latest_version(subject).schema.schema_str or "")
             except SchemaRegistryError as error:
                 if error.http_status_code != 404:
                     raise
             else:
                 _refuse_incompatible(subject, latest, schema)
-            registered: int = self._client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
+            registered: int = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
             return registered
 
     def schema(self, schema_id: int) -> AvroSchema:
         """See `Registry.schema`."""
-        with self._translated():
+        with self._client() as client:
             try:
-                found: AvroSchema = json.loads(self._client.get_schema(schema_id).schema_str or "")
+                found: AvroSchema = json.loads(client.get_schema(schema_id).schema_str or "")
             except SchemaRegistryError as error:
                 if error.http_status_code != 404:
                     raise
@@ -145,9 +146,11 @@ class UrlRegistry:
             return found
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _client(self) -> Iterator[SchemaRegistryClient]:
+        """Give a client, closed at the end, and turn what it raises into headrace's errors."""
         try:
-            yield
+            with SchemaRegistryClient(self._configuration) as client:
+                yield client
         except HeadraceError:
             raise
         except SchemaRegistryError as error:
@@ -160,6 +163,12 @@ class UrlRegistry:
                 f"registry at {self._url} does not answer: {' '.join(str(error).split())}",
                 remedy="check registry.url in the settings; empty keeps schemas in a topic",
             ) from error
+
+
+def _without_credentials(url: str) -> str:
+    """Return the url as messages may show it."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def _canonical(schema: AvroSchema) -> str:

@@ -8,32 +8,59 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Self
 
 import psycopg
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
+from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
 DEFAULT_FILE = Path("headrace.toml")
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+_NAME: Final = r"^[a-z][a-z0-9_]{0,62}$"
+_TABLE: Final = r"^[^.\s]+\.[^.\s]+$"
+_PREFIX: Final = r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$"
+_STORAGE: Final = r"^[^/\x00-\x1f\x7f]+$"
+_PATTERN_WORDS: Final = {
+    _NAME: "a name has 1 to 63 lower-case letters, digits and underscores, and begins with a letter",
+    _TABLE: "a table is named with its schema, such as public.projects",
+    _STORAGE: "a storage's name has at least one character, and no slash",
+    _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
+}
+
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
 """A name that is safe in a topic, a slot, a transactional id and a file: what databases and migrations have."""
 
-TableName = Annotated[str, StringConstraints(pattern=r"^[^.\s]+\.[^.\s]+$")]
+TableName = Annotated[str, StringConstraints(pattern=_TABLE)]
 """`schema.table`; where tables are chosen, `*` and `?` stand for any characters."""
+
+StorageName = Annotated[str, StringConstraints(pattern=_STORAGE)]
+"""Gitaly's and Praefect's own names; no slash, since `virtual storage/storage` names what a walk reads."""
+
+
+def _one_value(value: Any) -> Any:
+    # Before the union, whose own complaint is one for each of its types.
+    if not isinstance(value, str | int | float):
+        raise ValueError("must be a string, a number, true or false")
+    return value
 
 
 class Section(BaseModel):
@@ -48,7 +75,16 @@ class KafkaSettings(Section):
     bootstrap_servers: str = "127.0.0.1:9092"
     partitions: int = Field(default=4, ge=1, le=1000)
     replication_factor: int = Field(default=-1, ge=-1)
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
+        default_factory=dict, repr=False
+    )
+    """Not in the repr: there may be a sasl.password among them."""
+
+    @field_validator("options", mode="after")
+    @classmethod
+    def _dotted(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        """An environment variable's name has no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD is sasl.password."""
+        return {name.replace("_", "."): option for name, option in value.items()}
 
 
 class RegistrySettings(Section):
@@ -57,6 +93,13 @@ class RegistrySettings(Section):
     url: str = ""
     user: str = ""
     password: SecretStr = SecretStr("")
+
+
+class MetricsSettings(Section):
+    """Where a service answers Prometheus; port 0: nowhere."""
+
+    port: int = Field(default=0, ge=0, le=65535)
+    address: str = "127.0.0.1"
 
 
 class SnapshotSettings(Section):
@@ -85,27 +128,63 @@ class DatabaseSettings(Section):
     @classmethod
     def _dsn_parses(cls, value: SecretStr) -> SecretStr:
         try:
-            psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
+            parts = psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
         except psycopg.ProgrammingError:
             # libpq's own message may quote the password.
             raise ValueError("not a PostgreSQL connection string; expected postgresql://user@host:5432/name") from None
+        # A / or @ in a password ends it for libpq: its rest would be a port, host or database, and shown as such.
+        ports = str(parts.get("port") or "").split(",")
+        if any(port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) for port in ports):
+            raise ValueError("its port is not a number from 1 to 65535 (in a password, / is %2F and @ is %40)")
+        if "@" in f"{parts.get('host')}{parts.get('dbname')}":
+            raise ValueError("its host or database has an @ (in a password, / is %2F and @ is %40)")
         return value
+
+    @model_validator(mode="after")
+    def _labels_are_known(self) -> Self:
+        """A gitlab schema is one of the dictionary's, or one's own, which then labels at least one table here."""
+        own = set(self.table_schemas.values())
+        for label in self.gitlab_schemas:
+            if label not in labels.KNOWN and label not in own:
+                raise ValueError(
+                    f"gitlab_schemas: no gitlab schema is called {label}{_close(label, labels.KNOWN)}"
+                    " (one of your own has to label a table under table_schemas)"
+                )
+        for table, label in self.table_schemas.items():
+            if label not in labels.KNOWN and label not in self.gitlab_schemas:
+                known = labels.KNOWN | set(self.gitlab_schemas)
+                raise ValueError(f'table_schemas."{table}": no gitlab schema is called {label}{_close(label, known)}')
+        return self
 
 
 class StorageSettings(Section):
-    """One git storage of a virtual storage: a directory, or a Gitaly node by its address."""
+    """One git storage of a virtual storage: a directory, or a Gitaly node by its address (tcp, tls or unix)."""
 
     path: str | None = None
     address: str | None = None
     token: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_it(self) -> Self:
+        if (self.path is None) == (self.address is None):
+            raise ValueError("a storage has either a path or an address")
+        if self.address and not re.match(r"(tcp|tls)://[^/]+:\d+$|unix:.", self.address):
+            raise ValueError("an address is tcp://host:port, tls://host:port or unix:/path")
+        return self
 
 
 class VirtualStorageSettings(Section):
     """What a storage walk reads."""
 
     database: Name
-    primary: str
-    storages: dict[str, StorageSettings]
+    primary: StorageName
+    storages: dict[StorageName, StorageSettings]
+
+    @model_validator(mode="after")
+    def _primary_is_there(self) -> Self:
+        if self.primary not in self.storages:
+            raise ValueError(f"primary: no storage is called {self.primary}{_close(self.primary, self.storages)}")
+        return self
 
 
 class GitserverSettings(Section):
@@ -145,13 +224,22 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    prefix: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$")] = "headrace"
+    prefix: Annotated[str, StringConstraints(pattern=_PREFIX)] = "headrace"
     kafka: KafkaSettings = KafkaSettings()
     registry: RegistrySettings = RegistrySettings()
+    metrics: MetricsSettings = MetricsSettings()
     databases: dict[Name, DatabaseSettings] = Field(default_factory=dict)
-    virtual_storages: dict[str, VirtualStorageSettings] = Field(default_factory=dict)
+    virtual_storages: dict[StorageName, VirtualStorageSettings] = Field(default_factory=dict)
     gitserver: GitserverSettings = GitserverSettings()
     migrations: dict[Name, MigrationSettings] = Field(default_factory=dict)
+
+    @field_validator("virtual_storages")
+    @classmethod
+    def _sources_differ(cls, value: dict[str, VirtualStorageSettings], info: ValidationInfo) -> dict[str, Any]:
+        """`headrace produce NAME` takes either, and the positions of both stand in one topic."""
+        for name in sorted(value.keys() & info.data.get("databases", {}).keys()):
+            raise ValueError(f"{name} is a database's name too; rename the database")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -201,12 +289,17 @@ class Settings(BaseSettings):
         return section.model_copy(update={"enabled": words[switch.strip().lower()]})
 
 
+def settings_path(path: Path | None) -> Path:
+    """Return `path`, else $HEADRACE_CONFIG, else headrace.toml in this directory."""
+    return path or Path(os.environ.get("HEADRACE_CONFIG") or DEFAULT_FILE)
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
 
     Raises SettingsError, one line that names the file, the key and the remedy.
     """
-    chosen = path or Path(os.environ.get("HEADRACE_CONFIG", DEFAULT_FILE))
+    chosen = settings_path(path)
     try:
         values = tomllib.loads(chosen.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -214,33 +307,113 @@ def load_settings(path: Path | None = None) -> Settings:
             f"settings file {chosen} does not exist",
             remedy="write one with `headrace init`, or name one with --config or HEADRACE_CONFIG",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings file {chosen} cannot be read: {error}") from error
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {chosen} cannot be read: {error.strerror}", remedy="name another with --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"settings file {chosen} is not TOML: byte {error.start} is not UTF-8", remedy="save it as UTF-8"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
-    if environment := values.keys() & {"settings"}:
-        raise SettingsError(f"settings file {chosen}: unknown key {environment.pop()!r}")
+    # Here and not by pydantic-settings, to which some words, such as _env_file, are arguments of its own.
+    for key in sorted(values.keys() - Settings.model_fields.keys()):
+        raise SettingsError(f"settings file {chosen}: unknown key {_dotted((key,))}{_suggestion((key,))}")
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError(f"settings file {chosen}: {_first_mistake(error)}") from None
+        raise SettingsError(_first_mistake(error, chosen)) from None
+    except UnreadableVariable:
+        # Its message names no variable, and its cause has the value.
+        raise SettingsError(
+            f"environment variable {_unreadable_variable()} is not JSON, which a list or a table has to be there",
+            remedy="""correct or unset it; a list is '["public.projects"]'""",
+        ) from None
 
 
-def _first_mistake(error: ValidationError) -> str:
-    """Say the first mistake by its dotted key, never with the value: it may be a secret."""
+def _first_mistake(error: ValidationError, file: Path) -> str:
+    """Say the first mistake by file or variable and dotted key, never with the value: it may be a secret."""
     first = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    location = first["loc"]
+    if location[-1] == "[key]":
+        location = location[:-1]
+    place, key = f"settings file {file}", _dotted(location)
+    if variable := _variable(location):
+        place = f"environment variable {variable}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggestion(first['loc'])}{more}"
+        return f"{place}: unknown key {key}{_suggestion(location)}{more}"
     if first["type"] == "missing":
-        return f"{key} is missing{more}"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}{more}"
+        return f"{place}: {key} is missing{more}"
+    if first["type"] == "value_error" and location[-1:] != ("dsn",) and location[:1] == ("databases",):
+        # A section's own check says itself which of its keys it means.
+        return f"{place}: {key}.{first['ctx']['error']}{more}"
+    return f"{place}: {key}: {_in_words(first['type'], first.get('ctx', {}), first['msg'])}{more}"
+
+
+_TYPE_WORDS: Final = {
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": 'must be a list, such as ["a", "b"]',
+    "dict_type": "must be a table of keys",
+    "model_type": "must be a table of keys",
+    "too_short": "must not be empty",
+}
+
+
+def _in_words(kind: str, context: Mapping[str, Any], message: str) -> str:
+    """Return what pydantic found in the words of a TOML file."""
+    if kind == "string_pattern_mismatch":
+        return _PATTERN_WORDS[context["pattern"]]
+    if kind == "greater_than_equal":
+        return f"must be {context['ge']} or more"
+    if kind == "less_than_equal":
+        return f"must be {context['le']} or less"
+    return _TYPE_WORDS.get(kind, message.removeprefix("Value error, "))
+
+
+def _dotted(location: Iterable[int | str]) -> str:
+    """Return a key as TOML writes it, in quotes where it has to be."""
+    return ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else f'"{part}"' for part in location)
+
+
+def _variable(location: tuple[int | str, ...]) -> str | None:
+    """Return the environment variable that a value comes from, None when it comes from the file."""
+    wanted = "__".join(["HEADRACE_" + str(location[0]), *map(str, location[1:])]).lower() if location else ""
+    for variable in os.environ:
+        # A list or a table as a whole is one variable, a list's items are no variables.
+        if wanted == variable.lower() or wanted.startswith(f"{variable.lower()}__"):
+            return variable
+    return None
+
+
+def _unreadable_variable() -> str:
+    """Return the variables that may be the one that is not JSON: those of sections, and of keys within them."""
+    sections = [name for name, field in Settings.model_fields.items() if field.annotation is not str]
+    prefixes = tuple(f"headrace_{section}" for section in sections)
+    return " or ".join(sorted(name for name in os.environ if name.lower().startswith(prefixes))) or "HEADRACE_…"
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    """Return `, did you mean …?` where a key of any section is close to the unknown one."""
-    sections: list[type[BaseModel]] = [Settings, *Section.__subclasses__()]
-    known = {field for section in sections for field in section.model_fields}
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    """Return `, did you mean …?` where a key of the same section is close to the unknown one."""
+    section: Any = Settings
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = field.annotation if field is not None else _item_type(section)
+    known = section.model_fields if hasattr(section, "model_fields") else {}
+    return _close(str(location[-1]), known)
+
+
+def _item_type(section: Any) -> Any:
+    """Return the type of a dictionary's values."""
+    return getattr(section, "__args__", (None, None))[-1]
+
+
+def _close(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1)
     return f", did you mean {close[0]}?" if close else ""

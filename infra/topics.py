@@ -10,7 +10,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # expo
 
 from infra import kafka
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable
+from schemas.errors import BrokerUnavailable, HeadraceError
 
 COMPACTED: Mapping[str, str] = {"cleanup.policy": "compact"}
 """A topic that is a whole table: the last record of each key stays."""
@@ -64,14 +64,20 @@ def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise
-        while set(there) & client.list_topics(timeout=_TIMEOUT).topics.keys():
+        deadline = time.monotonic() + _TIMEOUT
+        while left := set(there) & client.list_topics(timeout=_TIMEOUT).topics.keys():
+            if time.monotonic() > deadline:
+                raise HeadraceError(
+                    f"Kafka still lists {sorted(left)[0]} {_TIMEOUT:.0f} s after it was deleted",
+                    remedy="stop whatever makes it anew, then try again",
+                )
             time.sleep(0.05)
 
 
 def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     """Return partition → offset after the last committed record; empty where there is no such topic."""
     with kafka.translated(settings):
-        client = kafka.consumer(settings, "headrace-end-offsets")
+        client = kafka.consumer(settings, f"{topic}.reader")
         try:
             found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
             partitions = sorted(found.partitions) if found and not found.error else []
@@ -97,7 +103,10 @@ class LogReader:
     def read(self) -> Iterator[Message]:
         """Yield every committed record from the last one read up to the end as it is now."""
         with kafka.translated(self._settings):
-            client = kafka.consumer(self._settings, f"headrace-log-{self._topic}", enable_partition_eof=True)
+            # At the end a broker answers only after this wait, half a second by default.
+            client = kafka.consumer(
+                self._settings, f"{self._topic}.reader", enable_partition_eof=True, fetch_wait_max_ms=10
+            )
             try:
                 found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
                 if found is None or found.error:

@@ -57,7 +57,7 @@ class Capture:
         self._skipping = False
 
     def settle(self) -> list[TableFeed]:
-        """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state changed."""
+        """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state to record."""
         changed = [feed for feed in self._feeds.values() if feed.settle(self.position.commit_lsn)]
         self._judging = any(feed.judging for feed in self._feeds.values())
         return changed
@@ -91,6 +91,9 @@ class Capture:
         self._skipping = begin.final_lsn < recorded.commit_lsn or (
             begin.final_lsn == recorded.commit_lsn and self._recorded_whole
         )
+        if self._judging and not self._skipping:
+            # Now, not at its end: a chunk may be read with the stream standing in the middle of it.
+            self.unseen.passed(begin.xid)
 
     def _end(self, commit: pg.Commit) -> None:
         begin = self._begin
@@ -100,8 +103,6 @@ class Capture:
         self.position = Position(begin.final_lsn, self._ordinal)
         self.confirmed = commit.end_lsn
         self.commit_ms = commit.commit_ms
-        if self._judging:
-            self.unseen.passed(begin.xid)
         self.moved = True
 
     def _next(self, relation: Relation) -> _Route | None:
@@ -120,9 +121,11 @@ class Capture:
             feed = self._feeds.get((relation.schema, relation.table))
             if feed is None:
                 return None
+            # Raises where a column of the key is gone.
+            encoder = feed.encoder_for(relation)
             names = [column.name for column in relation.columns]
             key = tuple(names.index(name) for name in feed.table.key)
-            route = self._routes[relation.oid] = _Route(relation, feed, feed.encoder_for(relation), key)
+            route = self._routes[relation.oid] = _Route(relation, feed, encoder, key)
             self._prefixes.clear()
         return route
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra import kafka, log
+from infra import kafka, log, metrics
 from infra.options import Config, Json, Yes
 from infra.postgres import connect, translated
 from infra.registry import open_registry
@@ -17,25 +17,45 @@ from infra.stopping import stop_on_signals
 from producers import preflight, startup
 from producers.producer import produce as run_producer
 from producers.start_over import start_over as forget_source
-from schemas.errors import HeadraceError, PreflightFailed
+from producers.walk_producer import walk
+from schemas.errors import HeadraceError, PreflightFailed, UsageError
 
 
 def produce(
-    source: Annotated[str, typer.Argument(help="A [databases.NAME] of the settings.", metavar="SOURCE")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A [databases.NAME] or [virtual_storages.NAME] of the settings.", metavar="SOURCE"),
+    ],
     config: Config = None,
     start_over: Annotated[
         bool,
         typer.Option("--start-over", help="First drop the source's slot, its topics and its positions. Asks."),
     ] = False,
+    all_storages: Annotated[
+        bool,
+        typer.Option("--all-storages", help="Of a virtual storage, walk the storages beside the primary too."),
+    ] = False,
     yes: Yes = False,
 ) -> None:
-    """Stream a database's tables into Kafka, as a service.
+    """Stream a database's tables into Kafka, as a service; or walk a virtual storage's repositories, once.
 
     Reads each table once, then follows its changes. Ctrl-C or SIGTERM stops it cleanly, SIGKILL does no harm: the next
     start goes on where it was. A second producer of the same source takes over from the first.
+
+    A walk reads the primary storage from its beginning and ends: exit code 0 when every directory was read. One that
+    was stopped publishes no end, and the next start walks anew.
     """
     settings = load_settings(config)
+    if source in settings.virtual_storages:
+        if start_over:
+            raise UsageError("a walk always starts over", remedy=f"run `headrace produce {source}`")
+        log.configure()
+        with stop_on_signals() as stop:
+            walk(settings, source, stop, all_storages=all_storages)
+        return
     settings.database(source)
+    if all_storages:
+        raise UsageError(f"{source} is a database, and has no storages", remedy="leave out --all-storages")
     log.configure()
     if start_over:
         if not yes:
@@ -45,6 +65,7 @@ def produce(
                 err=True,
             )
         forget_source(settings, source)
+    metrics.serve(settings.metrics)
     with stop_on_signals() as stop:
         run_producer(settings, source, stop)
 

@@ -41,6 +41,9 @@ class TableFeed:
         self.waiting: list[Record] = []
         self._registry = registry
         self._encoders: dict[tuple[object, ...], Encoder] = {}
+        self._restarted = False
+        # First, since a table whose key changed is refused here, and its ledger could not be read.
+        self.encoder_for(table.relation)
         self.state = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
         self.chunks = TableChunks(
             Chunk(
@@ -53,7 +56,6 @@ class TableFeed:
         )
         self.judging = not self.chunks.settled
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
-        self.encoder_for(table.relation)
 
     def encoder_for(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; registers their schemas the first time.
@@ -99,9 +101,13 @@ class TableFeed:
         )
 
     def settle(self, lsn: Lsn) -> bool:
-        """Forget the snapshots of chunks that the stream has passed; returns whether the state changed."""
-        if not self.judging or not self.chunks.passed(lsn):
+        """Forget the snapshots of chunks that the stream has passed.
+
+        Returns whether the state changed since the last call, by that or by a restart, and has to be recorded.
+        """
+        if not self.judging or not (self.chunks.passed(lsn) or self._restarted):
             return False
+        self._restarted = False
         self.judging = not self.chunks.settled
         self._update()
         return True
@@ -109,6 +115,7 @@ class TableFeed:
     def restart(self) -> None:
         """Start the snapshot again: the table was truncated while it was judged."""
         self.chunks.restart()
+        self._restarted = True
         self._update(rows=0, chunks_done=0, chunks=0)
 
     def publishes(self, texts: tuple[bytes, ...], xid: int, commit_lsn: Lsn) -> bool:

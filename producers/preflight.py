@@ -23,7 +23,7 @@ SELECT current_setting('server_version_num')::int AS version,
        r.rolreplication OR r.rolsuper AS may_replicate,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        EXISTS (SELECT 1 FROM pg_publication WHERE pubname = %s) AS published,
-       r.rolname AS role
+       r.rolname AS role, current_database() AS database
 FROM pg_roles r WHERE r.rolname = current_user
 """
 
@@ -65,6 +65,8 @@ def findings(
         yield Finding("every replication slot is in use", "raise max_replication_slots and restart PostgreSQL")
     if state is not None and state.plugin != slots.PLUGIN:
         yield Finding(f"slot {slot} is of plugin {state.plugin}", f"choose another with databases.{source}.slot")
+    elif state is not None and state.database != server["database"]:
+        yield Finding(f"slot {slot} is of database {state.database}", f"choose another with databases.{source}.slot")
     if not server["published"] and not server["may_create"]:
         yield Finding(
             f"publication {settings.publication} does not exist and role {server['role']} may not create it",

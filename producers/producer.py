@@ -19,7 +19,7 @@ from typing import Any, Final
 import psycopg
 from pydantic import BaseModel
 
-from infra import kafka, log
+from infra import kafka, log, metrics
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, record_key
 from infra.postgres import connect, translated
 from infra.registry import open_registry
@@ -30,7 +30,7 @@ from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.pgoutput import Decoder
-from producers.publication import ensure_publication
+from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_frames import XLogData
@@ -54,6 +54,13 @@ _BARRIER_SECONDS: Final = 1.0
 _HEARTBEAT_SECONDS: Final = 5.0
 _TAKEOVER_SECONDS: Final = 15.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
+
+_SESSION: Final = """
+SET synchronous_commit = local;
+SET statement_timeout = 0;
+SET row_security = off
+"""
+"""Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
 
 
 def produce(settings: Settings, source: str, stop: threading.Event) -> None:
@@ -134,20 +141,21 @@ class Session:
 
     def _open(self, opened: ExitStack, successor_ends_it: bool) -> None:
         settings, source = self._settings, self._source
+        self._sql.execute(_SESSION)
         preflight.require(self._sql, source, self._database, self._slot, settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix)
         topic = positions_topic(settings.prefix)
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
+        self._system = startup.system_identifier(self._sql)
+        # Once before, so that a start that is refused leaves the producer that runs alone.
+        self._standing(successor_ends_it)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
-        if successor_ends_it and state.stream and state.stream.instance != self._instance:
-            raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
-        self._system = startup.system_identifier(self._sql)
-        startup.refuse_gaps(state, slots.read(self._sql, self._slot), self._slot, self._system)
-        startup.refuse_foreign_rows(settings, state, tables)
+        state = self._standing(successor_ends_it)
+        published = published_tables(self._sql, self._database.publication)
+        snapshots = startup.standing_snapshots(settings, state, tables, published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
         stream = state.stream or self._first_state()
@@ -160,7 +168,7 @@ class Session:
                 table,
                 partitions[table.name],
                 registry,
-                state.snapshots.get(table.name),
+                snapshots.get(table.name),
                 not_before=not_before,
             )
             for table in tables
@@ -171,6 +179,16 @@ class Session:
         self._stream = self._take_slot()
         opened.callback(self._stream.close)
         self._log.info("reading", slot=self._slot, **{log.POSITION: str(self._capture.position)})
+
+    def _standing(self, successor_ends_it: bool) -> SourceState:
+        """Return what is recorded of the source; raises Fenced or SilentGap where it may not be gone on from."""
+        # The slot first: what a running producer does meanwhile moves the record ahead of it, never behind.
+        slot = slots.read(self._sql, self._slot)
+        state = Positions(self._settings.prefix, self._settings.kafka).sources().get(self._source, SourceState())
+        if successor_ends_it and state.stream and state.stream.instance != self._instance:
+            raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
+        startup.refuse_gaps(state, slot, self._slot, self._system)
+        return state
 
     def _first_state(self) -> StreamState:
         slot = slots.read(self._sql, self._slot)
@@ -252,6 +270,7 @@ class Session:
         chunk = read_chunk(self._sql, feed.table, after, upto)
         feed.add_chunk(after, upto, chunk, self._capture.position, size)
         self._commit([(feed.table.name, feed.state)])
+        metrics.COPIED.labels(self._source, feed.table.name).inc(chunk.rows)
         done = feed.chunks.complete
         if done or time.monotonic() > self._logged + 2:
             self._logged = time.monotonic()
@@ -265,7 +284,10 @@ class Session:
         return chunk.lsn
 
     def _stream_phase(self, until: Lsn | None) -> None:
-        """Publish the stream's changes until stopped, or until it has passed `until`."""
+        """Publish the stream's changes until stopped, or until it has passed `until`.
+
+        With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
+        """
         capture = self._capture
         decode, handle = self._decoder.decode, capture.handle
         committed = time.monotonic()
@@ -280,7 +302,7 @@ class Session:
             if pending and (not frames or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
                 self._commit()
                 committed = now
-                if until is not None and capture.position.commit_lsn >= until:
+                if self._copying if until is None else capture.position.commit_lsn >= until:
                     return
             elif not pending:
                 committed = now
@@ -311,6 +333,9 @@ class Session:
         ]
         self._relay.record([*records, (record_key(self._source), self._stream_state())])
         self._relay.commit()
+        metrics.PUBLISHED.labels(self._source).inc(capture.published)
+        metrics.CONFIRMED_LSN.labels(self._source).set(capture.confirmed)
+        metrics.COMMIT_TIME.labels(self._source).set(capture.commit_ms / 1000)
         capture.moved = False
         capture.published = 0
         if hasattr(self, "_stream"):

@@ -7,27 +7,70 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from producers.tables import CapturedTable
+from schemas.errors import Refused
 
-_PUBLISHED = "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = %s"
+_PUBLICATION = """
+SELECT pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate AS whole, puballtables AS all_tables
+FROM pg_publication WHERE pubname = %s
+"""
+
+_TABLES = """
+SELECT schemaname || '.' || tablename FROM pg_publication_tables t WHERE pubname = %s AND NOT EXISTS (
+    -- Before 15 there is neither a list of columns nor a filter of rows, so that their columns are looked for by name.
+    SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+    JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE p.pubname = t.pubname AND (n.nspname, c.relname) = (t.schemaname, t.tablename)
+      AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NOT NULL)
+"""
+
+_OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")
+
+
+class PublishesAllTables(Refused):
+    """Choose another with databases.<name>.publication; headrace makes it."""
+
+
+def published_tables(connection: psycopg.Connection[Any], name: str) -> frozenset[str] | None:
+    """Return the tables (`schema.table`) whose changes publication `name` publishes whole; None: it does not exist.
+
+    A table of which it leaves out rows or columns, and every table of a publication that leaves out kinds of changes, is none.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        publication = cursor.execute(_PUBLICATION, (name,)).fetchone()
+        if publication is None:
+            return None
+    if not publication["whole"]:
+        return frozenset()
+    return frozenset(name for (name,) in connection.execute(_TABLES, (name,)))
 
 
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[CapturedTable]) -> bool:
-    """Make publication `name` publish exactly `tables`; returns whether it had to be changed.
+    """Make publication `name` publish exactly `tables`, every change of them; returns whether it had to be changed.
 
-    The partitions of a partitioned table are published as the table itself.
+    The partitions of a partitioned table are published as the table itself. Raises PublishesAllTables.
     """
     with connection.transaction(), connection.cursor() as cursor:
-        exists = cursor.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", (name,)).fetchone()
-        published = {row[0] for row in cursor.execute(_PUBLISHED, (name,)).fetchall()}
-        if exists and published == {table.name for table in tables}:
+        published = published_tables(connection, name)
+        if published == frozenset(table.name for table in tables):
             return False
-        listed = sql.SQL(", ").join(sql.Identifier(table.relation.schema, table.relation.table) for table in tables)
-        statement = (
-            sql.SQL("ALTER PUBLICATION {} SET TABLE {}")
-            if exists
-            else sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)")
+        row = cursor.execute(_PUBLICATION, (name,)).fetchone()
+        if row is not None and row[1]:
+            raise PublishesAllTables(f"publication {name} is one FOR ALL TABLES")
+        listed = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(
+                # What inherits from a table is another table; a partitioned one has its rows in its partitions.
+                sql.SQL("" if table.partitioned else "ONLY"),
+                sql.Identifier(table.relation.schema, table.relation.table),
+            )
+            for table in tables
         )
-        cursor.execute(statement.format(sql.Identifier(name), listed))
+        identifier = sql.Identifier(name)
+        if row is None:
+            cursor.execute(sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(identifier, listed, _OPTIONS))
+        else:
+            cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, listed))
+            cursor.execute(sql.SQL("ALTER PUBLICATION {} SET ({})").format(identifier, _OPTIONS))
     return True

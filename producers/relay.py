@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -16,6 +17,7 @@ _INIT_SECONDS = 30.0
 _COMMIT_SECONDS = 45.0
 _QUEUE_MESSAGES = 1_000_000
 _QUEUE_KBYTES = 96 * 1024
+_ANY_PARTITION = -1
 
 
 class Relay:
@@ -53,13 +55,12 @@ class Relay:
             return
         with kafka.translated(self._settings):
             self._begin()
-            left = records
-            while True:
-                queued = self._producer.produce_batch(topic, left)
-                if queued == len(left):
-                    break
-                left = [record for record in left if self._refused(record)]
-                self._producer.poll(0.05)
+            if max(map(len, records)) <= 2:
+                self._queue(topic, records, _ANY_PARTITION)
+            else:
+                # confluent-kafka ignores the partition of a record in a batch, but not that of the batch.
+                for partition, run in groupby(records, lambda record: record.pop("partition", _ANY_PARTITION)):
+                    self._queue(topic, list(run), partition)
             self._producer.poll(0)
 
     def record(self, states: Iterable[tuple[bytes, BaseModel | None]]) -> None:
@@ -86,6 +87,12 @@ class Relay:
         except KafkaException:
             pass  # the next producer's init_transactions aborts it
         self._open = False
+
+    def _queue(self, topic: str, records: list[dict[str, Any]], partition: int) -> None:
+        left = records
+        while self._producer.produce_batch(topic, left, partition) != len(left):
+            left = [record for record in left if self._refused(record)]
+            self._producer.poll(0.05)
 
     def _begin(self) -> None:
         if not self._open:

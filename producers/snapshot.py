@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +46,19 @@ def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn
 def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, after: Key | None, rows: int) -> Key | None:
     """Return the last key of the next chunk of about `rows` rows, None when the chunk is the last.
 
-    A table whose keys cannot be compared here is one chunk.
+    A table whose keys cannot be compared here is one chunk. Raises TableGone when the table was dropped.
     """
     if not table.ordered:
         return None
     query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
         sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
-        _name(table),
+        _from(table),
         _where(table, after, None),
         _key(table),
         sql.Literal(rows - 1),
     )
-    row = connection.execute(query).fetchone()
+    with _present(table):
+        row = connection.execute(query).fetchone()
     return None if row is None else comparable_key(table, tuple(text.encode() for text in row))
 
 
@@ -68,13 +71,16 @@ def read_chunk(
     """
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
+        # Before the snapshot: what rewrites a table shows it empty to every snapshot taken before its end.
+        with _present(table):
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(_from(table)))
         snapshot, lsn = current_snapshot(connection)
         relation = relation_of(connection, table.relation.oid, table.relation)
         if relation is None:
             raise TableGone(f"table {table.name} does not exist any more")
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {} {}) TO STDOUT").format(
             sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
-            _name(table),
+            _from(table),
             _where(table, after, upto),
             sql.SQL("ORDER BY {}").format(_key(table)) if table.ordered else sql.SQL(""),
         )
@@ -88,6 +94,14 @@ def read_chunk(
 def key_texts(key: Key | None) -> tuple[str, ...] | None:
     """Return a key as the texts that the ledger keeps and SQL compares."""
     return None if key is None else tuple(_text(part) for part in key)
+
+
+@contextmanager
+def _present(table: CapturedTable) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise TableGone(f"table {table.name} does not exist any more") from error
 
 
 def _copy_lines(connection: psycopg.Connection[Any], query: bytes) -> list[memoryview]:
@@ -105,19 +119,19 @@ def _copy_lines(connection: psycopg.Connection[Any], query: bytes) -> list[memor
             break
         append(line)
     end = pgconn.get_result()
-    if end is None or end.status != pq.ExecStatus.COMMAND_OK:
-        raise (
-            psycopg.OperationalError("the connection was lost in a COPY")
-            if end is None
-            else (psycopg.errors.error_from_result(end))
-        )
     while pgconn.get_result() is not None:
         pass
+    if end is None:
+        raise psycopg.OperationalError("the connection was lost in a COPY")
+    if end.status != pq.ExecStatus.COMMAND_OK:
+        raise psycopg.errors.error_from_result(end)
     return lines
 
 
-def _name(table: CapturedTable) -> sql.Composable:
-    return sql.Identifier(table.relation.schema, table.relation.table)
+def _from(table: CapturedTable) -> sql.Composable:
+    # A table has its own rows alone in the stream, not those of tables that inherit from it.
+    only = sql.SQL("" if table.partitioned else "ONLY ")
+    return only + sql.Identifier(table.relation.schema, table.relation.table)
 
 
 def _key(table: CapturedTable) -> sql.Composable:

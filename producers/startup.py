@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from infra.positions import SourceState, StreamState
+from infra.positions import SnapshotState, SourceState, StreamState
 from infra.settings import DatabaseSettings, Settings
 from infra.topics import end_offsets
 from producers import slots
@@ -57,14 +57,32 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, sys
         )
 
 
-def refuse_foreign_rows(settings: Settings, state: SourceState, tables: tuple[CapturedTable, ...]) -> None:
-    """Raise SilentGap for a topic that has rows of which nothing is recorded: nobody knows what it lacks."""
+def standing_snapshots(
+    settings: Settings, state: SourceState, tables: tuple[CapturedTable, ...], published: frozenset[str] | None
+) -> dict[str, SnapshotState]:
+    """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
+
+    Raises SilentGap for a topic that has rows of which nothing is recorded, since nobody knows what it lacks, and for
+    one whose table is not among the `published`, since its changes since it was taken out are unknown.
+    """
+    standing: dict[str, SnapshotState] = {}
     for table in tables:
-        if table.name not in state.snapshots and any(end_offsets(settings.kafka, table.topic).values()):
+        if not any(end_offsets(settings.kafka, table.topic).values()):
+            continue
+        recorded = state.snapshots.get(table.name)
+        remedy = "delete that topic, or start over with `headrace produce SOURCE --start-over`"
+        if recorded is None or recorded.topic != table.topic:
             raise SilentGap(
                 f"topic {table.topic} has records, but there is no record of how table {table.name} was read",
-                remedy="delete that topic, or start over with `headrace produce SOURCE --start-over`",
+                remedy=remedy,
             )
+        if table.name not in (published or ()):
+            raise SilentGap(
+                f"topic {table.topic} has records, but table {table.name} was taken out of the publication since",
+                remedy=remedy,
+            )
+        standing[table.name] = recorded
+    return standing
 
 
 def first_state(source: str, instance: str, slot: str, system: str, start: Lsn) -> StreamState:

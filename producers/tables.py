@@ -22,12 +22,16 @@ _TEXTS: Final = frozenset({25, 1043})
 
 _TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS "table", c.relreplident AS replica_identity,
-       c.relispartition AS is_partition,
-       has_table_privilege(c.oid, 'SELECT') AS readable,
+       c.relispartition AS is_partition, c.relkind = 'p' AS partitioned,
+       ARRAY(SELECT relid::bigint FROM pg_partition_ancestors(c.oid)) AS ancestors,
+       has_table_privilege(c.oid, 'SELECT') AS readable, row_security_active(c.oid) AS filtered,
+       coalesce(i.indimmediate, true) AS immediate,
        ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
-             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum ORDER BY k.n) AS primary_key,
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS primary_key,
        ARRAY(SELECT a.attname::text FROM unnest(r.indkey) WITH ORDINALITY k(attnum, n)
-             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum ORDER BY k.n) AS identity_index,
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE k.n <= r.indnkeyatts ORDER BY k.n) AS identity_index,
        greatest(c.reltuples, 0)::bigint AS estimated_rows
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -47,15 +51,24 @@ ORDER BY a.attnum
 
 _UNIQUE = """
 SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.n) AS columns,
-       ARRAY(SELECT coalesce(co.collname = 'C' OR (co.collname = 'default' AND d.datcollate = 'C'
-                                                   AND d.datlocprovider = 'c'), true)
-             FROM unnest(i.indcollation) WITH ORDINALITY k(coll, n)
-             LEFT JOIN pg_collation co ON co.oid = k.coll ORDER BY k.n) AS byte_order
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS columns,
+       ARRAY(SELECT coalesce(co.oid IN (950, 951) OR (co.oid = 100 AND d.datcollate = 'C' AND d.datlocprovider = 'c'),
+                             true)
+             FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             LEFT JOIN pg_collation co ON co.oid = a.attcollation
+             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS byte_order
 FROM pg_index i JOIN pg_database d ON d.datname = current_database()
-WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-  AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) k(attnum)
-                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE NOT a.attnotnull)
+WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
+  AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                  WHERE k.n <= i.indnkeyatts AND NOT a.attnotnull)
+"""
+"""Unique indexes over not-null columns. Those of deferrable constraints are none: rows may swap their keys in between.
+
+The order of rows is that of the column's collation (950 is C, 951 POSIX, 100 the database's own), not of the index's.
 """
 
 
@@ -67,6 +80,10 @@ class UnusableKey(PreflightFailed):
     """Give the table a primary key, or name unique not-null columns in databases.<name>.keys."""
 
 
+class PartitionTwice(PreflightFailed):
+    """Take the partition out of databases.<name>.tables: its rows come as those of the table it is part of."""
+
+
 class IncompleteIdentity(PreflightFailed):
     """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that a delete tells the row's key."""
 
@@ -76,7 +93,8 @@ class CapturedTable:
     """A table as it is captured.
 
     `ordered` tells whether this process can compare keys as the database sorts them: integers, uuids, and text in
-    byte order. The snapshot of a table whose key it can't compare is one chunk.
+    byte order. The snapshot of a table whose key it can't compare is one chunk. The rows of a `partitioned` table are
+    in its partitions; tables that merely inherit from one are others, and not captured with it.
     """
 
     relation: Relation
@@ -85,6 +103,7 @@ class CapturedTable:
     key: tuple[str, ...]
     ordered: bool
     estimated_rows: int = field(compare=False, default=0)
+    partitioned: bool = False
 
     @property
     def name(self) -> str:
@@ -103,10 +122,14 @@ def captured_tables(
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(_TABLES).fetchall()
     by_name = {f"{each['schema']}.{each['table']}": each for each in found}
-    return tuple(
-        _captured(connection, name, by_name[name], database, settings, prefix)
-        for name in sorted(set(_chosen(settings.tables, by_name, database)))
-    )
+    chosen = sorted(set(_chosen(settings.tables, by_name, database)))
+    captured = {by_name[name]["oid"]: name for name in chosen}
+    for name in chosen:
+        table = by_name[name]
+        for oid in table["ancestors"]:
+            if oid in captured and oid != table["oid"]:
+                raise PartitionTwice(f"table {name} is a partition of {captured[oid]}, which is captured too")
+    return tuple(_captured(connection, name, by_name[name], database, settings, prefix) for name in chosen)
 
 
 def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
@@ -147,6 +170,11 @@ def _captured(
             f"table {name} may not be read by this role",
             remedy=f"GRANT SELECT ON {name} to the role of the dsn",
         )
+    if table["filtered"]:
+        raise PreflightFailed(
+            f"table {name} has row security, which hides rows from this role",
+            remedy="give the role of the dsn BYPASSRLS",
+        )
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
     identity = _identity(table)
     columns = {}
@@ -160,7 +188,10 @@ def _captured(
         raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
     index = next((each for names, each in unique.items() if set(names) == set(key)), None)
     if index is None:
-        raise UnusableKey(f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns")
+        raise UnusableKey(
+            f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
+            " (a deferrable constraint's does not count)"
+        )
     if identity is not None and (hidden := [column for column in key if column not in identity]):
         raise IncompleteIdentity(f"the replica identity of table {name} leaves out {hidden[0]}, which is in its key")
     relation = Relation(
@@ -169,7 +200,7 @@ def _captured(
         table["table"],
         table["replica_identity"],
         described,
-        tuple(columns) if identity is None else identity,
+        tuple(name for name in columns if identity is None or name in identity),
     )
     in_bytes = dict(zip(index["columns"], index["byte_order"], strict=True))
     return CapturedTable(
@@ -179,6 +210,7 @@ def _captured(
         key,
         all(_comparable(columns[column], in_bytes[column]) for column in key),
         table["estimated_rows"],
+        table["partitioned"],
     )
 
 
@@ -190,7 +222,7 @@ def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
         case "i":
             return tuple(table["identity_index"])
         case "d":
-            return tuple(table["primary_key"])
+            return tuple(table["primary_key"]) if table["immediate"] else ()
         case _:
             return ()
 

@@ -11,8 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 from infra.control import control_sql
 from infra.settings import DatabaseSettings, Settings
 
-_LOCKABLE = "UPDATE (changed_at)"
-"""SELECT … FOR SHARE, the fence, needs the right to update one column."""
+_LOCKABLE = {"schema_ownership": "changed_at", "database": "only_row"}
+"""SELECT … FOR SHARE, the fence, needs the right to update one column: each is one that decides nothing."""
 
 
 def administrator_script(settings: Settings) -> str:
@@ -28,13 +28,15 @@ def administrator_script(settings: Settings) -> str:
 def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
     parts = conninfo_to_dict(database.dsn.get_secret_value())
     role = str(parts.get("user") or "headrace")
-    yield f"-- Database {name}: run in {parts.get('dbname') or role}, as a superuser. May be run again."
+    where = str(parts.get("dbname") or role)
+    yield f"-- Database {name}: run in {where}, as a superuser. May be run again."
     yield _text(
         "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal}) THEN "
-        "CREATE ROLE {role} LOGIN REPLICATION; END IF; END $$;",
+        "CREATE ROLE {role} LOGIN; END IF; END $$;",
         literal=sql.Literal(role),
         role=sql.Identifier(role),
     )
+    yield _text("ALTER ROLE {role} REPLICATION;", role=sql.Identifier(role))
     yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
     yield control_sql().strip()
     yield _text("INSERT INTO headrace.database (name) VALUES ({name}) ON CONFLICT DO NOTHING;", name=sql.Literal(name))
@@ -45,23 +47,57 @@ def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
             gitlab_schema=sql.Literal(gitlab_schema),
             name=sql.Literal(name),
         )
+    yield _text(
+        "GRANT CONNECT ON DATABASE {database} TO {role};", database=sql.Identifier(where), role=sql.Identifier(role)
+    )
     yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
     yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
-    yield _text(f"GRANT {_LOCKABLE} ON headrace.schema_ownership TO {{role}};", role=sql.Identifier(role))
-    yield _text(
-        "GRANT INSERT, UPDATE, DELETE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role)
-    )
+    for table, column in _LOCKABLE.items():
+        yield _text(
+            "GRANT UPDATE ({column}) ON headrace.{table} TO {role};",
+            column=sql.Identifier(column),
+            table=sql.Identifier(table),
+            role=sql.Identifier(role),
+        )
+    yield _text("GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role))
     # A pattern stays a pattern: only an administrator can say which tables it means today.
-    named = [table for table in database.tables if not set(table) & set("*?")]
-    for pattern in sorted(set(database.tables) - set(named)):
+    patterns = sorted(table for table in database.tables if set(table) & set("*?["))
+    named = sorted(set(database.tables) - set(patterns))
+    for pattern in patterns:
         yield f"-- {pattern} is a pattern: grant SELECT, UPDATE and add to the publication each table that it means."
     if named:
         tables = sql.SQL(", ").join(sql.Identifier(*table.split(".", 1)) for table in named)
+        schemas = sql.SQL(", ").join(map(sql.Identifier, sorted({table.split(".", 1)[0] for table in named})))
+        yield _text("GRANT USAGE ON SCHEMA {schemas} TO {role};", schemas=schemas, role=sql.Identifier(role))
         yield _text("GRANT SELECT, UPDATE ON {tables} TO {role};", tables=tables, role=sql.Identifier(role))
         yield _text(
-            "CREATE PUBLICATION {publication} FOR TABLE {tables} WITH (publish_via_partition_root = true);",
+            "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = {literal}) THEN "
+            "CREATE PUBLICATION {publication} WITH (publish_via_partition_root = true); END IF; END $$;",
+            literal=sql.Literal(database.publication),
             publication=sql.Identifier(database.publication),
-            tables=tables,
+        )
+        if patterns:  # what an administrator added for them stays
+            yield from _add_tables(database.publication, named)
+        else:
+            yield _text(
+                "ALTER PUBLICATION {publication} SET TABLE {tables};",
+                publication=sql.Identifier(database.publication),
+                tables=tables,
+            )
+
+
+def _add_tables(publication: str, tables: list[str]) -> Iterator[str]:
+    for table in tables:
+        schema, name = table.split(".", 1)
+        yield _text(
+            "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_publication_tables WHERE pubname = {literal}"
+            " AND schemaname = {schema} AND tablename = {name}) THEN "
+            "ALTER PUBLICATION {publication} ADD TABLE {table}; END IF; END $$;",
+            literal=sql.Literal(publication),
+            schema=sql.Literal(schema),
+            name=sql.Literal(name),
+            publication=sql.Identifier(publication),
+            table=sql.Identifier(schema, name),
         )
 
 
@@ -78,6 +114,10 @@ def _kafka(settings: Settings) -> Iterator[str]:
     yield (
         f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer {transactional}"
         " --resource-pattern-type prefixed"
+    )
+    yield (
+        f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer --operation Read"
+        f" --group {prefix}. --resource-pattern-type prefixed"
     )
     for gitlab_schema in sorted({each for database in settings.databases.values() for each in database.gitlab_schemas}):
         who = f"User:headrace-consumer-{gitlab_schema}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from infra.init.administrator import administrator_script
 from infra.options import Config
-from infra.settings import DEFAULT_FILE, load_settings
+from infra.settings import load_settings, settings_path
 from schemas.errors import Refused
 
 
@@ -29,10 +29,11 @@ def init(
     if sql:
         typer.echo(administrator_script(load_settings(config)))
         return
-    path = config or Path(DEFAULT_FILE)
+    path = settings_path(config)
     example = files("infra.init").joinpath("settings_file.toml").read_text(encoding="utf-8")
     try:
-        with path.open("x", encoding="utf-8") as file:
+        # For its owner only, since a dsn may have a password.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(example)
     except FileExistsError:
         raise Refused(f"{path} exists already", remedy="name another with --config, or edit that one") from None

@@ -1,0 +1,191 @@
+"""The commands of a migration's life: consume, status, pause, resume, replay, verify.
+
+Plain functions for headrace.py to mount; each raises HeadraceError and leaves it to headrace.py to say so.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from consumers import catalog, display, pauses
+from consumers.dry_run import dry_run
+from consumers.migration import Migration
+from consumers.replay import replay as begin_replay
+from consumers.runtime import Runtime
+from consumers.status import gather
+from consumers.verify import remaining
+from infra import log, metrics
+from infra.settings import Settings, load_settings
+from schemas.errors import HeadraceError, Interrupted
+
+_PATIENCE_SECONDS: Final = 0.5
+"""How long a transaction under way may take to end by itself once a stop is asked for; then it is cancelled."""
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Settings file; without it $HEADRACE_CONFIG, else headrace.toml in this directory.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+MigrationArgument = Annotated[
+    str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)
+]
+
+
+class RowsLeft(HeadraceError):
+    """Let the consumer catch up, see `headrace status` and `headrace parked list`, then verify again."""
+
+
+def consume(
+    migration: MigrationArgument,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be done; write nothing, join no group.")
+    ] = False,
+    until_caught_up: Annotated[
+        bool,
+        typer.Option("--until-caught-up", help="End once the whole group has done what is in the topics now."),
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Run a member of a migration's consumer group, until it is stopped.
+
+    Start as many as there are partitions, on any machines: they share the work. Stop or kill one at any moment: the
+    others take over, and it goes on where it was. Progress is kept in the database that is written, in the same
+    transaction as the effects, so each effect happens once. HEADRACE_<MIGRATION>_ENABLED=false switches it off.
+    """
+    settings = load_settings(config)
+    kind = catalog.migration_class(migration)
+    work = kind.configure(settings.migration(migration))
+    database = catalog.target_database(settings, kind)
+    log.configure()
+    if not settings.migration(migration).enabled:
+        log.get(migration=migration).info("switched off by its settings or environment; nothing was done")
+        return
+    if dry:
+        _dry(settings, work, database, as_json)
+        return
+    metrics.serve(settings.metrics)
+    stopping = threading.Event()
+    with display.progress(migration, settings, kind, database) as report:
+        member = Runtime(settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report)
+        with _stopped_by_signals(stopping, member.cancel):
+            totals = member.run()
+    if as_json:
+        print(json.dumps({"migration": migration, **asdict(totals)}))
+    else:
+        log.get(migration=migration).info("stopped" if stopping.is_set() else "caught up", **asdict(totals))
+
+
+def status(as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Show every migration's progress, rate, time left and members, and where every source stands."""
+    settings = load_settings(config)
+    found = gather(settings)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        display.show_status(found)
+
+
+def pause(migration: MigrationArgument, config: ConfigOption = None) -> None:
+    """Hold a migration: when this returns, nothing of it is under way. Its members stay, and wait."""
+    settings, kind, database = _chosen(migration, config)
+    pauses.set_paused(settings, kind, database, True)
+    print(f"{migration} is paused; go on with: headrace resume {migration}")
+
+
+def resume(migration: MigrationArgument, config: ConfigOption = None) -> None:
+    """Let a paused migration go on; its members notice within a second."""
+    settings, kind, database = _chosen(migration, config)
+    pauses.set_paused(settings, kind, database, False)
+    print(f"{migration} goes on")
+
+
+def replay(migration: MigrationArgument, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Begin a new run from the beginning of the topics; start a consumer to carry it out.
+
+    The database that was read is not needed. Rows that are right already stay untouched. Refused, with exit code 3,
+    while members are alive.
+    """
+    settings, kind, database = _chosen(migration, config)
+    begun = begin_replay(settings, kind, database)
+    if as_json:
+        print(json.dumps({"migration": migration, "run": begun.run, "partitions": len(begun.starts)}))
+    else:
+        print(f"{migration} begins run {begun.run}; carry it out with: headrace consume {migration}")
+
+
+def verify(migration: MigrationArgument, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Ask the database how many rows the migration has left to change; exit code 1 when there are any."""
+    settings, kind, database = _chosen(migration, config)
+    left = remaining(settings, kind.configure(settings.migration(migration)), database)
+    if as_json:
+        print(json.dumps({"migration": migration, "database": database, "remaining": left}))
+    elif left == 0:
+        print(f"{migration}: nothing is left to change in {database}")
+    if left:
+        raise RowsLeft(f"{migration}: {left} rows are left to change in {database}")
+
+
+def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
+    settings = load_settings(config)
+    kind = catalog.migration_class(migration)
+    log.configure()
+    return settings, kind, catalog.target_database(settings, kind)
+
+
+def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
+    stopping = threading.Event()
+    with _stopped_by_signals(stopping, lambda: None):
+        outcome = dry_run(settings, migration, database, stopping=stopping)
+        left = remaining(settings, migration, database)
+    if stopping.is_set():
+        raise Interrupted(f"the dry run of {migration.name} was stopped before the end of its topics")
+    result: dict[str, Any] = {
+        "migration": migration.name,
+        "database": database,
+        "dry_run": True,
+        "events": outcome.events,
+        "changes": outcome.changes,
+        "skipped": dict(outcome.skipped),
+        "parked": dict(outcome.parked),
+        "remaining": left,
+    }
+    if as_json:
+        print(json.dumps(result))
+    else:
+        display.show_dry_run(result)
+
+
+@contextmanager
+def _stopped_by_signals(stopping: threading.Event, cancel: Callable[[], None]) -> Iterator[None]:
+    """Set `stopping` on SIGTERM and SIGINT, and cancel what is under way if it does not end soon by itself."""
+
+    def stop(_number: int, _frame: object) -> None:
+        if not stopping.is_set():
+            stopping.set()
+            timer = threading.Timer(_PATIENCE_SECONDS, cancel)
+            timer.daemon = True
+            timer.start()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify)

@@ -1,0 +1,119 @@
+"""What people see: tables of status, and a progress bar where a terminal is attached."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from consumers.ledger import Place
+from consumers.migration import Migration
+from consumers.runtime import Report, Totals, source_topics
+from infra import topics
+from infra.settings import Settings
+from schemas.positions import Offset
+
+
+@contextmanager
+def progress(migration: str, settings: Settings, kind: type[Migration], database: str) -> Iterator[Report | None]:
+    """Yield what draws a member's progress on standard error; None when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    ends: dict[Place, int] = {}
+    names = source_topics(settings, kind, database)
+    with bar:
+        task = bar.add_task(migration, total=None, counts="")
+
+        def report(totals: Totals, positions: Mapping[Place, Offset]) -> None:
+            if any(position > ends.get(place, -1) for place, position in positions.items()):
+                for topic in names:
+                    for partition, end in topics.end_offsets(settings.kafka, topic).items():
+                        ends[Place(topic, partition)] = end
+            bar.update(
+                task,
+                completed=sum(positions.values()),
+                total=sum(ends[place] for place in positions if place in ends) or None,
+                counts=f"{totals.applied:,} applied  {totals.skipped:,} skipped  {totals.parked:,} parked",
+            )
+
+        yield report
+
+
+def show_status(document: Mapping[str, Any]) -> None:
+    """Print the document of `status --json` as tables."""
+    console = Console()
+    table = Table(title="migrations", title_justify="left")
+    for heading, justify in (
+        ("migration", "left"), ("database", "left"), ("run", "right"), ("state", "left"), ("progress", "right"),
+        ("applied", "right"), ("skipped", "right"), ("parked", "right"), ("remaining", "right"),
+        ("events/s", "right"), ("time left", "right"), ("members", "left"),
+    ):  # fmt: skip
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for one in document["migrations"]:
+        end = sum(partition["end_offset"] for partition in one["partitions"])
+        at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
+        table.add_row(
+            one["name"],
+            one["database"],
+            str(one["run"]),
+            one.get("error") or one["state"],
+            f"{at / end:.1%}" if end else "",
+            f"{one['applied']:,}",
+            f"{one['skipped']:,}",
+            f"{one['parked']:,}",
+            "?" if one["remaining"] is None else f"{one['remaining']:,}",
+            f"{one['rate']:,.0f}",
+            _duration(one["eta_seconds"]),
+            " ".join(one["members"]),
+        )
+    console.print(table)
+    sources = Table(title="sources", title_justify="left")
+    for heading in ("source", "slot", "log position", "behind", "seconds behind", "snapshot"):
+        sources.add_column(heading)
+    for one in document["sources"]:
+        snapshot = one["snapshot"]
+        sources.add_row(
+            one["name"],
+            one["slot"] or "",
+            one["lsn"] or "",
+            "?" if one["lag_bytes"] is None else f"{one['lag_bytes']:,} bytes",
+            "?" if one["lag_seconds"] is None else f"{one['lag_seconds']:,.1f}",
+            f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}" if snapshot else "",
+        )
+    console.print(sources)
+
+
+def show_dry_run(result: Mapping[str, Any]) -> None:
+    """Print what a dry run counted."""
+    console = Console()
+    console.print(
+        f"{result['migration']}: of {result['events']:,} events {result['changes']:,} ask for a change; "
+        f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written."
+    )
+    table = Table("skipped or parked because", "events")
+    for reason, count in sorted(result["skipped"].items()):
+        table.add_row(reason, f"{count:,}")
+    for reason, count in sorted(result["parked"].items()):
+        table.add_row(f"parked: {reason}", f"{count:,}")
+    console.print(table)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

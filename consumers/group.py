@@ -1,0 +1,332 @@
+"""Membership in a consumer group: which partitions are ours, where each stands, and waiting without leaving.
+
+Kafka's committed offsets follow the ledger and are never read: `positions` comes from the ledger at each assignment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+
+from consumers.ledger import Entry, Place
+from infra import kafka, log
+from infra.settings import KafkaSettings
+from schemas.errors import BrokerUnavailable, HeadraceError, PreflightFailed, Refused, Unavailable
+from schemas.positions import Offset
+
+Assigned = Callable[[Sequence[Place]], Mapping[Place, Entry]]
+"""Called with newly assigned partitions; returns where the ledger says that they stand."""
+
+SESSION_TIMEOUT_MS: Final = 10_000
+_MAX_POLL_INTERVAL_MS: Final = 3_600_000
+"""A transaction may wait long for a lock; that a member is alive its heartbeat says, and a zombie writes nothing."""
+_REQUEST_SECONDS: Final = 10.0
+_LEAVE_SECONDS: Final = 0.8
+_TICK: Final = 0.1
+
+
+class TopicRecreated(Refused):
+    """Read it from the beginning with `headrace replay`."""
+
+
+def member_name() -> str:
+    """Return `host:pid`, by which an operator finds this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def group_name(prefix: str, migration: str) -> str:
+    """Return the name of a migration's consumer group."""
+    return f"{prefix}.{migration}"
+
+
+class Group:
+    """One member of a migration's consumer group."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        group: str,
+        *,
+        assigned: Assigned,
+        stopping: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._assigned = assigned
+        self._stopping = stopping
+        self._held = self._quiet = False
+        self._generation = 0
+        self._log = log.get(group=group)
+        self.positions: dict[Place, Offset] = {}
+        """The offset that each assigned partition needs next; the runtime moves it after each commit."""
+        with kafka.translated(settings):
+            self._consumer: Consumer = kafka.consumer(
+                settings,
+                group,
+                client_id=member_name(),
+                partition_assignment_strategy="cooperative-sticky",
+                session_timeout_ms=SESSION_TIMEOUT_MS,
+                heartbeat_interval_ms=SESSION_TIMEOUT_MS // 5,
+                max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
+                # A partition that was added, or a topic made anew, is seen within this.
+                topic_metadata_refresh_interval_ms=10_000,
+                enable_partition_eof=True,
+                # Out of range is never an occasion to guess: see _start.
+                auto_offset_reset="error",
+                on_commit=self._on_commit,
+            )
+
+    def missing(self, topics: Sequence[str]) -> list[str]:
+        """Return those of `topics` that do not exist yet."""
+        with kafka.translated(self._settings):
+            found = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
+        return [topic for topic in topics if topic not in found or found[topic].error is not None]
+
+    def join(self, topics: Sequence[str]) -> None:
+        """Become a member; partitions arrive during `poll`."""
+        with kafka.translated(self._settings):
+            self._consumer.subscribe(
+                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            )
+
+    def poll(self, limit: int, seconds: float) -> list[Message]:
+        """Return what has arrived, at most `limit` records, waiting up to `seconds` for the first.
+
+        Ends of partitions are among them; other errors are logged when Kafka gets over them, raised if not.
+        Raises whatever `assigned` raised.
+        """
+        with kafka.translated(self._settings):
+            first = self._consumer.poll(seconds)
+            if first is None:
+                return []
+            records = [first]
+            if limit > 1:
+                records += self._consumer.consume(limit - 1, timeout=0)
+        return self._without_errors(records)
+
+    def commit(self) -> None:
+        """Let Kafka's offsets follow `positions`, for tools that show them; a failure does no harm."""
+        offsets = [TopicPartition(*place, offset) for place, offset in self.positions.items() if offset > 0]
+        if offsets:
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+            except KafkaException as error:
+                self._log.debug("offsets not committed to Kafka", detail=error.args[0].str())
+
+    def wait(self, seconds: float, *, still: Callable[[], bool] = lambda: False) -> bool:
+        """Stay in the group for `seconds` without reading, and as long again while `still` says so.
+
+        Returns whether what was read before is still good; it is not when partitions came or went meanwhile: then
+        call `reposition`. Ends early when stopping.
+        """
+        if self._quiet:
+            # Within a callback of Kafka, or within another wait: the heartbeat goes on by itself.
+            self._stopping.wait(seconds)
+            return True
+        generation = self._generation
+        disturbed = False
+        self._quiet = self._held = True
+        try:
+            self._pause(list(self.positions))
+            deadline = time.monotonic() + seconds
+            while not self._stopping.is_set():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    if not still():
+                        break
+                    deadline += seconds
+                    continue
+                with kafka.translated(self._settings):
+                    record = self._consumer.poll(min(left, _TICK))
+                # Nothing arrives from a paused partition, unless it was under way already; an end of a partition
+                # counts too, since it is told once.
+                disturbed |= record is not None
+        finally:
+            self._quiet = self._held = False
+            self._resume(list(self.positions))
+        return generation == self._generation and not disturbed
+
+    def reposition(self, entries: Mapping[Place, Entry]) -> bool:
+        """Read on from where `entries` say; what was read before and not applied arrives again.
+
+        Returns False, with nothing lost, when partitions came or went meanwhile: then ask for new entries.
+        """
+        generation = self._generation
+        for place, entry in entries.items():
+            target = TopicPartition(*place, self._start(entry))
+            while True:
+                try:
+                    self._consumer.seek(target)
+                    break
+                except KafkaException as error:
+                    # A partition can only be sought once its fetching began, a moment after the assignment.
+                    if error.args[0].code() not in (KafkaError._STATE, KafkaError._TIMED_OUT):
+                        raise kafka.translate(error.args[0], self._settings) from error
+                self.wait(_TICK)
+                if self._generation != generation:
+                    return False
+                if self._stopping.is_set():
+                    return True
+            self.positions[place] = entry.next_offset
+        return generation == self._generation and set(entries) == set(self.positions)
+
+    def close(self) -> None:
+        """Leave the group, so that others take over at once."""
+        self.positions.clear()
+        # With no broker at hand librdkafka waits for one to say goodbye to; the heartbeat's end says it too.
+        closing = threading.Thread(target=self._consumer.close, name="leave the group", daemon=True)
+        closing.start()
+        closing.join(_LEAVE_SECONDS)
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._generation += 1
+        places = [Place(partition.topic, partition.partition) for partition in partitions]
+        quiet, self._quiet = self._quiet, True
+        try:
+            entries = self._assigned(places) if places else {}
+        finally:
+            self._quiet = quiet
+        targets = [TopicPartition(*place, self._start(entries[place])) for place in places]
+        consumer.incremental_assign(targets)
+        self.positions.update({place: entries[place].next_offset for place in places})
+        if self._held:
+            self._pause(places)
+        if places:
+            self._log.info("assigned", partitions={f"{p.topic}/{p.partition}": entries[p].next_offset for p in places})
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # confluent-kafka takes them away itself after this; nothing is under way, since polling is not applying.
+        self._generation += 1
+        for partition in partitions:
+            self.positions.pop(Place(partition.topic, partition.partition), None)
+        self._log.info("revoked", partitions=[f"{p.topic}/{p.partition}" for p in partitions])
+
+    def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
+        if error is not None:
+            self._log.debug("offsets not committed to Kafka", detail=error.str())
+
+    def _start(self, entry: Entry) -> int:
+        """Return the offset to read from; raises TopicRecreated when the topic cannot have that offset."""
+        if entry.next_offset == 0:
+            return OFFSET_BEGINNING
+        low, high = self._bounds(entry.place)
+        where = f"{entry.place.topic}/{entry.place.partition}"
+        if entry.next_offset > high:
+            raise TopicRecreated(
+                f"{where} ends at offset {high}, but the ledger is at {entry.next_offset}: "
+                "the topic was deleted and made again"
+            )
+        if entry.next_offset < low:
+            raise TopicRecreated(
+                f"{where} begins at offset {low}, but the ledger is at {entry.next_offset}: "
+                "events between were deleted from the topic"
+            )
+        return int(entry.next_offset)
+
+    def _bounds(self, place: Place) -> tuple[int, int]:
+        """Return the partition's first offset and its end, waiting for a broker that does not answer."""
+        while True:
+            try:
+                with kafka.translated(self._settings):
+                    low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=_REQUEST_SECONDS)
+                    return low, high
+            except Unavailable as error:
+                self._log.warning("waiting for Kafka", reason=str(error))
+                if self._stopping.wait(_TICK):
+                    raise
+
+    def _without_errors(self, records: list[Message]) -> list[Message]:
+        if not [record for record in records if record.error() is not None]:
+            return records
+        kept = []
+        for record in records:
+            error = record.error()
+            if error is None or error.code() == KafkaError._PARTITION_EOF:
+                kept.append(record)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise TopicRecreated(f"{record.topic()}/{record.partition()}: {error.str()}")
+            elif error.fatal() or isinstance(kafka.translate(error, self._settings), PreflightFailed):
+                raise kafka.translate(error, self._settings)
+            else:
+                self._log.warning("kafka", detail=error.str(), code=error.name())
+        return kept
+
+    def _pause(self, places: Sequence[Place]) -> None:
+        if places:
+            self._consumer.pause([TopicPartition(*place) for place in places])
+
+    def _resume(self, places: Sequence[Place]) -> None:
+        if places:
+            self._consumer.resume([TopicPartition(*place) for place in places])
+
+
+def topic_ids(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
+    """Return topic → the id that Kafka gave it when it was created."""
+    with kafka.translated(settings):
+        client = kafka.admin(settings)  # kept: a client that is forgotten fails the requests under way
+        described = client.describe_topics(TopicCollection(sorted(set(topics))), request_timeout=_REQUEST_SECONDS)
+        return {topic: str(_answer(future).topic_id) for topic, future in described.items()}
+
+
+def _answer(future: Future[Any]) -> Any:
+    """Return what an admin request brought; the client itself keeps to the request's timeout, mostly."""
+    try:
+        return future.result(2 * _REQUEST_SECONDS)
+    except TimeoutError:
+        raise BrokerUnavailable("Kafka did not answer an administrative request") from None
+
+
+_COORDINATOR_STARTING: Final = {
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+}
+
+
+def members(settings: KafkaSettings, group: str) -> list[str]:
+    """Return the names of the group's members that Kafka counts as alive, as `host:pid`."""
+    deadline = time.monotonic() + _REQUEST_SECONDS
+    with kafka.translated(settings):
+        client = kafka.admin(settings)
+        while True:
+            futures: dict[str, Any] = client.describe_consumer_groups([group], request_timeout=_REQUEST_SECONDS)
+            try:
+                return sorted(member.client_id for member in _answer(futures[group]).members)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.GROUP_ID_NOT_FOUND:
+                    return []
+                # A broker that just started takes a moment until it knows its groups.
+                if code not in _COORDINATOR_STARTING or time.monotonic() > deadline:
+                    raise
+                client.poll(_TICK)
+
+
+def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Offset]) -> None:
+    """Set what Kafka has as the group's offsets. Raises HeadraceError when the group has members."""
+    wanted = [TopicPartition(*place, offset) for place, offset in sorted(offsets.items())]
+    if not wanted:
+        return
+    with kafka.translated(settings):
+        client = kafka.admin(settings)  # kept: a client that is forgotten fails the requests under way
+        futures = client.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=_REQUEST_SECONDS
+        )
+        for result in _answer(futures[group]).topic_partitions:
+            if result.error is not None:
+                raise HeadraceError(f"offsets of group {group} cannot be set: {result.error.str()}")

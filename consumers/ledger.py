@@ -1,0 +1,213 @@
+"""Where each partition of a migration stands, in the target database, moved together with the effects.
+
+Every move is a compare-and-set: who expects another offset than the recorded one is a zombie, or re-reads what was
+already done, and its transaction rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from schemas.errors import HeadraceError
+from schemas.positions import Offset
+
+Connection = psycopg.Connection[Any]
+Cursor = psycopg.Cursor[Any]
+
+
+class Place(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+class LedgerMoved(HeadraceError):
+    """Another member has this partition now; nothing was written, the position is read anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger says of one partition in one run."""
+
+    place: Place
+    next_offset: Offset
+    topic_id: str
+
+
+@dataclass(slots=True)
+class Advance:
+    """One partition's move within a transaction, from `expected` to `next_offset`, and what was counted on the way."""
+
+    place: Place
+    expected: Offset
+    next_offset: Offset
+    changes: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    parked: int = 0
+    rate: float = 0.0
+
+    @property
+    def events(self) -> int:
+        """How many events lie between."""
+        return self.changes + self.parked + sum(self.skipped.values())
+
+
+_ADVANCE: Final = """
+    UPDATE headrace.progress p
+       SET next_offset = a.next_offset, applied = p.applied + a.applied, skipped = p.skipped + a.skipped,
+           parked = p.parked + a.parked, rate = a.rate, member = %(member)s, updated_at = now(),
+           skip_reasons = CASE WHEN a.reasons = '{}' THEN p.skip_reasons ELSE p.skip_reasons || (
+               SELECT jsonb_object_agg(r.key, r.value::bigint + coalesce((p.skip_reasons ->> r.key)::bigint, 0))
+                 FROM jsonb_each_text(a.reasons) r) END
+      FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(expected)s::bigint[], %(next)s::bigint[],
+                  %(applied)s::bigint[], %(skipped)s::bigint[], %(parked)s::bigint[], %(rates)s::float8[],
+                  %(reasons)s::jsonb[])
+           AS a(topic, partition, expected, next_offset, applied, skipped, parked, rate, reasons)
+     WHERE p.migration = %(migration)s AND p.run = %(run)s AND p.topic = a.topic AND p.partition = a.partition
+       AND p.next_offset = a.expected
+"""
+
+
+class Ledger:
+    """The ledger of one migration."""
+
+    def __init__(self, migration: str, gitlab_schema: str, member: str) -> None:
+        self._migration = migration
+        self._gitlab_schema = gitlab_schema
+        self._member = member
+
+    def begin(self, connection: Connection) -> int:
+        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing."""
+        with connection.transaction():
+            connection.execute(
+                "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                (self._migration, self._gitlab_schema),
+            )
+            row = connection.execute(
+                "SELECT run FROM headrace.migrations WHERE name = %s", (self._migration,)
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def open(self, connection: Connection, run: int, places: Mapping[Place, str]) -> dict[Place, Entry]:
+        """Return where `run` stands in each of `places`, whose values are the topics' ids.
+
+        Called at each assignment. A partition that the run has not seen starts at offset 0, on record.
+        Again, or by another member, it only changes whose the partition is said to be.
+        """
+        ordered = sorted(places)
+        with connection.transaction():
+            connection.execute(
+                "INSERT INTO headrace.progress (migration, run, topic, partition, topic_id, member)"
+                " SELECT %s, %s, topic, partition, topic_id, %s"
+                " FROM unnest(%s::text[], %s::int[], %s::text[]) AS places(topic, partition, topic_id)"
+                " ON CONFLICT (migration, run, topic, partition) DO UPDATE SET member = excluded.member",
+                (
+                    self._migration,
+                    run,
+                    self._member,
+                    [place.topic for place in ordered],
+                    [place.partition for place in ordered],
+                    [places[place] for place in ordered],
+                ),
+            )
+            entries = self.read(connection, run)
+        return {place: entries[place] for place in ordered}
+
+    def read(self, connection: Connection, run: int) -> dict[Place, Entry]:
+        """Return every partition of `run` that has a position."""
+        found = connection.execute(
+            "SELECT topic, partition, next_offset, topic_id FROM headrace.progress WHERE migration = %s AND run = %s",
+            (self._migration, run),
+        )
+        return {
+            Place(topic, partition): Entry(Place(topic, partition), Offset(next_offset), topic_id)
+            for topic, partition, next_offset, topic_id in found
+        }
+
+    def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> None:
+        """Move every partition of `advances` within the cursor's transaction, after the effects.
+
+        `applied` is how many rows the transaction changed. Raises LedgerMoved when a partition is not where it
+        was expected: the caller must roll back, and with it goes what it wrote.
+        """
+        shares = _shares(applied, [advance.changes for advance in advances])
+        cursor.execute(
+            _ADVANCE,
+            {
+                "migration": self._migration,
+                "run": run,
+                "member": self._member,
+                "topics": [advance.place.topic for advance in advances],
+                "partitions": [advance.place.partition for advance in advances],
+                "expected": [advance.expected for advance in advances],
+                "next": [advance.next_offset for advance in advances],
+                "applied": shares,
+                # A change that found its row right already was skipped by the guard.
+                "skipped": [
+                    sum(advance.skipped.values()) + advance.changes - share
+                    for advance, share in zip(advances, shares, strict=True)
+                ],
+                "parked": [advance.parked for advance in advances],
+                "rates": [advance.rate for advance in advances],
+                "reasons": [Jsonb(_reasons(advance, share)) for advance, share in zip(advances, shares, strict=True)],
+            },
+            prepare=True,
+        )
+        if cursor.rowcount != len(advances):
+            raise LedgerMoved(
+                f"{self._migration}: the ledger is not at "
+                + ", ".join(f"{a.place.topic}/{a.place.partition}@{a.expected}" for a in advances)
+            )
+
+    def leave(self, connection: Connection, run: int, places: Iterable[Place]) -> None:
+        """Record that nobody works on `places` any more, so that no rate is shown for them."""
+        ordered = sorted(places)
+        connection.execute(
+            "UPDATE headrace.progress SET rate = 0 WHERE migration = %s AND run = %s AND member = %s"
+            " AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::int[]))",
+            (
+                self._migration,
+                run,
+                self._member,
+                [place.topic for place in ordered],
+                [place.partition for place in ordered],
+            ),
+        )
+
+    def paused(self, connection: Connection) -> bool:
+        """Return whether an operator paused the migration."""
+        row = connection.execute(
+            "SELECT paused FROM headrace.migrations WHERE name = %s", (self._migration,)
+        ).fetchone()
+        return bool(row and row[0])
+
+
+GUARDED: Final = "right already"
+"""The reason under which changes are counted that the guard in the write found nothing to do for."""
+
+
+def _reasons(advance: Advance, applied: int) -> dict[str, int]:
+    guarded = advance.changes - applied
+    return {**advance.skipped, GUARDED: guarded} if guarded else advance.skipped
+
+
+def _shares(applied: int, changes: Sequence[int]) -> list[int]:
+    """Spread a transaction's count of changed rows over its partitions, none getting more than its changes.
+
+    A statement says only how many rows it changed in all; the sum over the partitions is exact.
+    """
+    shares = []
+    for count in changes:
+        share = min(applied, count)
+        shares.append(share)
+        applied -= share
+    if shares and applied:
+        shares[0] += applied
+    return shares

@@ -1,0 +1,109 @@
+"""The contract of a migration: what it reads, what it decides, how it writes. One migration is one file.
+
+The runtime calls `decide` for every event and `apply` for those that came out as a Change; progress, retries,
+parking, ownership and pauses are its business, not the migration's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, ClassVar
+
+import psycopg
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from consumers.decisions import Change, Decision
+from infra.settings import MigrationSettings
+from schemas.errors import SettingsError
+from schemas.events import ChangeEvent
+
+Cursor = psycopg.Cursor[Any]
+
+
+class Shared(Enum):
+    """What becomes of a migration whose tables are `gitlab_shared`, and so exist in every database."""
+
+    REFUSED = "refused"
+    PER_DATABASE = "per database"
+    """It runs once for each database, over that database's own topic."""
+
+
+class Options(BaseModel):
+    """A migration's own settings, the keys of `[migrations.<name>]` that are not everybody's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Migration(ABC):
+    """A named unit of work over the events of some tables.
+
+    An instance holds its options and nothing that changes: two members, or a member after a crash, must behave
+    alike. Everything is called from one thread.
+    """
+
+    name: ClassVar[str]
+    """Unique; also the file's name, the consumer group's suffix and the key in the settings."""
+
+    gitlab_schema: ClassVar[str]
+    tables: ClassVar[tuple[str, ...]]
+    """What it reads, as `schema.table`; all of `gitlab_schema`."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """What `decide` looks at: other columns are not decoded and not in the event."""
+
+    mentions: ClassVar[tuple[str, ...]] = ()
+    """Texts of which an event holds at least one if it is to be decided at all; none: every event is.
+
+    An event whose bytes have none of them, nor the name of a column in `columns` (which stands there when the
+    stream left its value out), is skipped without decoding. Text stands in an event as it is in the database, so
+    this holds for texts, and for nothing else.
+    """
+
+    shared: ClassVar[Shared] = Shared.REFUSED
+    options_type: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @classmethod
+    def configure(cls, settings: MigrationSettings) -> Migration:
+        """Return the migration with the options of the settings.
+
+        Raises SettingsError, naming the key, when one is unknown or has a wrong value.
+        """
+        try:
+            return cls(cls.options_type.model_validate(dict(settings.options)))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(("migrations", cls.name, *map(str, first["loc"])))
+            if first["type"] == "extra_forbidden":
+                own = ", ".join(cls.options_type.model_fields) or "none"
+                raise SettingsError(
+                    f"unknown key {key}", remedy=f"remove it or correct it; options of its own: {own}"
+                ) from None
+            raise SettingsError(f"{key}: {first['msg']}", remedy="correct the settings file") from None
+
+    @abstractmethod
+    def decide(self, event: ChangeEvent) -> Decision:
+        """Say what `event` asks for.
+
+        Called once for each event, and again after a crash or a rollback: it does no I/O and remembers nothing.
+        A column is UNCHANGED where the stream left it out: answer Change then and let the guard decide, since
+        the event that had the value may be compacted away. An exception here is a bug and stops the consumer.
+        """
+
+    @abstractmethod
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        """Write what `changes` ask for, in their order; return how many rows were really changed.
+
+        Called within a transaction that holds the ownership, with at least one change. Every write is guarded by
+        the migration's own condition on the current row, so a stale or repeated change does nothing: the same
+        changes arrive again whenever the transaction is rolled back, and a key may be there twice. It must not
+        commit. An exception rolls everything back, the ledger too; what then happens is in error_policy.
+        """
+
+    @abstractmethod
+    def remaining(self, cursor: Cursor) -> int:
+        """Return how many rows are left to change, asked from the database. Writes nothing."""

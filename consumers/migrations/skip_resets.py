@@ -1,0 +1,79 @@
+"""Gives container repositories that were skipped for too many tags another chance to be imported.
+
+Seed 003: rows with state `import_skipped` and reason 2 become `default` without a reason. No other row, and no
+other column unless `clear_shipped_columns` asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from consumers.decisions import Change, Decision, Skip
+from consumers.migration import Cursor, Migration, Options
+from schemas.events import UNCHANGED, ChangeEvent, Op
+
+SKIPPED: Final = "import_skipped"
+TOO_MANY_TAGS: Final = 2
+
+_GUARD: Final = f"migration_state = '{SKIPPED}' AND migration_skipped_reason = {TOO_MANY_TAGS}"
+_RESET: Final = "migration_state = 'default', migration_skipped_reason = NULL"
+_SHIPPED: Final = (
+    ", migration_pre_import_started_at = NULL, migration_pre_import_done_at = NULL"
+    ", migration_import_started_at = NULL, migration_import_done_at = NULL, migration_aborted_at = NULL"
+    ", migration_skipped_at = NULL, migration_retries_count = 0, migration_aborted_in_state = NULL"
+)
+
+_DELETED: Final = Skip("deleted")
+_TRUNCATED: Final = Skip("truncated")
+_NOT_SKIPPED: Final = Skip("not skipped")
+_OTHER_REASON: Final = Skip("skipped for another reason")
+
+
+class SkipResetsOptions(Options):
+    """`clear_shipped_columns`: also clear the migration timestamps, retries and aborted-in state, as GitLab did."""
+
+    clear_shipped_columns: bool = False
+
+
+class SkipResets(Migration):
+    """Reset skipped container repositories."""
+
+    name = "skip_resets"
+    gitlab_schema = "gitlab_main"
+    tables = ("public.container_repositories",)
+    columns = ("id", "migration_state", "migration_skipped_reason")
+    mentions = (SKIPPED,)
+    options_type = SkipResetsOptions
+    options: SkipResetsOptions
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        """Change a row that may be skipped for too many tags; see Migration.decide."""
+        row = event.after
+        if row is None:
+            return _TRUNCATED if event.op is Op.TRUNCATE else _DELETED
+        state, reason = row["migration_state"], row["migration_skipped_reason"]
+        if state is not UNCHANGED and state != SKIPPED:
+            return _NOT_SKIPPED
+        if reason is not UNCHANGED and reason != TOO_MANY_TAGS:
+            return _OTHER_REASON
+        return Change(row["id"])
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        """Reset the rows that still are skipped for too many tags; see Migration.apply."""
+        # In the order of the key, so that two members never wait for each other's rows crosswise.
+        keys = sorted({change.key for change in changes})  # type: ignore[type-var]
+        shipped = _SHIPPED if self.options.clear_shipped_columns else ""
+        cursor.execute(
+            f"UPDATE public.container_repositories SET {_RESET}{shipped}"  # noqa: S608 - constants of this file
+            f" WHERE id = ANY(%s::bigint[]) AND {_GUARD}",
+            (keys,),
+        )
+        return cursor.rowcount
+
+    def remaining(self, cursor: Cursor) -> int:
+        """Count the rows that are skipped for too many tags."""
+        cursor.execute(f"SELECT count(*) FROM public.container_repositories WHERE {_GUARD}")  # noqa: S608
+        row = cursor.fetchone()
+        assert row is not None
+        return int(row[0])

@@ -1,0 +1,363 @@
+"""One member of a migration's consumer group: consume, decide, apply with the ledger in one transaction, repeat.
+
+The ledger in the target database is the truth about progress. Wherever it is not known what became of a
+transaction, the member asks the ledger and reads on from there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from confluent_kafka import Message
+
+from consumers import fence
+from consumers.batches import Overrides, Planner, SubBatch, UnknownSchemaId
+from consumers.decisions import Park
+from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped
+from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
+from consumers.ledger import Entry, Ledger, Place
+from consumers.migration import Migration
+from consumers.parking import Parking
+from consumers.rates import Rate
+from consumers.target import Connection, Target, backoff
+from infra import log, metrics, postgres
+from infra.control import ensure_control_schema
+from infra.registry import Registry, UnknownSchema, open_registry
+from infra.settings import Settings
+from infra.topics import end_offsets
+from schemas.errors import HeadraceError, Interrupted
+from schemas.positions import Offset
+from schemas.topics import table_topic
+
+_POLL_SECONDS: Final = 0.1
+_CHECK_SECONDS: Final = 1.0
+"""How often the database is asked whether the migration is paused, and the ledger whether all is done."""
+_TOPIC_SECONDS: Final = 1.0
+_REPORT_SECONDS: Final = 0.2
+_LOG_SECONDS: Final = 10.0
+
+
+@dataclass(slots=True)
+class Totals:
+    """What this member did since it started; `skipped` includes changes that found their row right already."""
+
+    events: int = 0
+    applied: int = 0
+    skipped: int = 0
+    parked: int = 0
+    transactions: int = 0
+
+
+Report = Callable[[Totals, Mapping[Place, Offset]], None]
+"""Called now and then with the totals and where the ledger stands in the member's partitions."""
+
+
+class Runtime:
+    """Runs a migration until it is stopped, or until it has caught up.
+
+    `stopping` is set from outside, by a signal handler; `run` then returns within about a second.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        migration: Migration,
+        database: str,
+        *,
+        stopping: threading.Event,
+        until_caught_up: bool = False,
+        report: Report | None = None,
+    ) -> None:
+        self._settings = settings
+        self._migration = migration
+        self._section = settings.migration(migration.name)
+        self._database = database
+        self._stopping = stopping
+        self._until_caught_up = until_caught_up
+        self._report = report
+        self._topics = source_topics(settings, migration, database)
+        self._planner = Planner(migration, schemas_of(open_registry(settings)))
+        self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
+        self._parking = Parking(settings, migration.name)
+        self._group = Group(
+            settings.kafka,
+            group_name(settings.prefix, migration.name),
+            assigned=self._assigned,
+            stopping=stopping,
+        )
+        self._target = Target(
+            settings.database(database).dsn.get_secret_value(),
+            database=database,
+            migration=migration.name,
+            stopping=stopping,
+            wait=self._group.wait,
+        )
+        self._run = 0
+        self._rates: dict[Place, Rate] = {}
+        self._log = log.get(migration=migration.name)
+        self._next_check = self._next_report = self._next_log = self._next_end_check = 0.0
+        self.totals = Totals()
+
+    def run(self) -> Totals:
+        """Work until stopped, or caught up if that was asked; return what was done.
+
+        With `until_caught_up` that is when the ledger, whoever moves it, has reached the ends that the topics
+        had when this member started, once they all existed. Raises HeadraceError for what waiting cannot mend;
+        the ledger is right even then.
+        """
+        try:
+            self._prepare()
+            self._wait_for_topics()
+            ends = self._ends() if self._until_caught_up else None
+            self._group.join(self._topics)
+            while not self._stopping.is_set():
+                self._turn()
+                if ends is not None and self._reached(ends):
+                    break
+        except Interrupted:
+            if not self._stopping.is_set():
+                raise
+        finally:
+            self._close()
+        return self.totals
+
+    def cancel(self) -> None:
+        """Cancel the statement under way, if any; called from another thread when stopping takes too long."""
+        self._target.cancel()
+
+    def _prepare(self) -> None:
+        database = self._settings.database(self._database)
+        dsn = database.dsn.get_secret_value()
+
+        def prepare(connection: Connection) -> int:
+            with postgres.translated(dsn):
+                ensure_control_schema(connection, self._database, database.gitlab_schemas)
+            return self._ledger.begin(connection)
+
+        self._run = self._target.ask(prepare)
+
+    def _wait_for_topics(self) -> None:
+        told = False
+        while missing := self._group.missing(self._topics):
+            if not told:
+                self._log.info("waiting for the producer to make the topics", topics=missing)
+                told = True
+            if self._stopping.wait(_TOPIC_SECONDS):
+                raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_SECONDS
+            if not self._hold_while_paused():
+                self._reposition()
+        records = self._group.poll(self._section.batch_size, _POLL_SECONDS)
+        if records:
+            self._process(records)
+        self._tell()
+
+    def _process(self, records: Sequence[Message]) -> None:
+        for sub_batch in self._planner.plan(records, self._group.positions, self._section.sub_batch_size):
+            if self._stopping.is_set() or not self._settle(sub_batch, records):
+                break
+            rest = self._section.pause_ms / 1000 if sub_batch.changes else 0.0
+            if rest and not self._group.wait(rest):
+                self._reposition()
+                break
+            self._tell()
+        self._group.commit()
+
+    def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> bool:
+        """Carry out a sub-batch, whatever it takes; return False when the rest of the batch must be read again."""
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                if sub_batch.parked:
+                    self._parking.keep(sub_batch.parked, self._run)
+                self._apply(sub_batch)
+            except (psycopg.Error, HeadraceError) as error:
+                rule = rule_for(error)
+                attempt += 1
+                if rule.action is Action.SPLIT and sub_batch.changes and isinstance(error, psycopg.Error):
+                    return self._split(sub_batch, records, error)
+                if not self._recover(error, rule, attempt):
+                    return False
+            else:
+                return True
+        return False
+
+    def _apply(self, sub_batch: SubBatch) -> None:
+        """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
+        for advance in sub_batch.advances:
+            advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
+        connection = self._target.connection
+        with connection.transaction(), connection.cursor() as cursor:
+            fence.hold(
+                cursor,
+                migration=self._migration.name,
+                run=self._run,
+                gitlab_schema=self._migration.gitlab_schema,
+                database=self._database,
+            )
+            applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
+            self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
+        self._count(sub_batch, applied)
+
+    def _count(self, sub_batch: SubBatch, applied: int) -> None:
+        for advance in sub_batch.advances:
+            self._group.positions[advance.place] = advance.next_offset
+            self._rates[advance.place].add(advance.events)
+        events = sum(advance.events for advance in sub_batch.advances)
+        parked = sum(advance.parked for advance in sub_batch.advances)
+        skipped = events - parked - applied
+        self.totals.transactions += 1
+        self.totals.events += events
+        self.totals.applied += applied
+        self.totals.skipped += skipped
+        self.totals.parked += parked
+        metrics.APPLIED.labels(self._migration.name).inc(applied)
+        metrics.SKIPPED.labels(self._migration.name).inc(skipped)
+        metrics.PARKED.labels(self._migration.name).inc(parked)
+
+    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> bool:
+        """Do a refused sub-batch in halves; park the change that is refused alone."""
+        part = records[sub_batch.start : sub_batch.end]
+        overrides: Overrides = {}
+        if len(sub_batch.changes) == 1:
+            overrides = {sub_batch.origins[0]: Park(reason_of(error))}
+        limit = max(1, len(sub_batch.changes) // 2)
+        pieces = self._planner.plan(part, self._group.positions, limit, overrides)
+        return all(self._settle(piece, part) for piece in pieces)
+
+    def _recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
+        """Do what the table says; return whether the same sub-batch may be tried again."""
+        good = False
+        if rule.action is Action.REPOSITION:
+            self._log.info(rule.what, reason=str(error))
+        elif rule.action is Action.HOLD:
+            good = self._hold_while_paused()
+        elif rule.action is Action.RETRY:
+            pause = backoff(attempt)
+            self._log.warning(rule.what, hint=rule.hint, attempt=attempt, retry_in_seconds=pause)
+            good = self._group.wait(pause)
+        elif rule.action is Action.RECONNECT:
+            self._log.warning(rule.what, hint=rule.hint, database=self._database)
+            self._target.reconnect()
+        else:
+            raise stopped(error, rule, self._database) from error
+        if not good:
+            self._reposition()
+        return good
+
+    def _hold_while_paused(self) -> bool:
+        """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
+        if not self._target.ask(self._ledger.paused):
+            return True
+        self._log.info("paused; go on with `headrace resume`")
+        metrics.HELD.labels(self._migration.name).set(1)
+        good = self._group.wait(_CHECK_SECONDS, still=lambda: self._target.ask(self._ledger.paused))
+        metrics.HELD.labels(self._migration.name).set(0)
+        self._log.info("resumed")
+        return good
+
+    def _reposition(self) -> None:
+        """Read on from the ledger, in the current run: what was read and not applied arrives again."""
+        while not self._stopping.is_set():
+            places = list(self._group.positions)
+            if self._group.reposition(self._assigned(places)):
+                return
+
+    def _assigned(self, places: Sequence[Place]) -> Mapping[Place, Entry]:
+        """Return where the ledger stands in `places`; see group.Assigned."""
+        if not places:
+            return {}
+
+        def opened(connection: Connection) -> tuple[dict[str, str], dict[Place, Entry]]:
+            ids = topic_ids(self._settings.kafka, [place.topic for place in places])
+            self._run = self._ledger.begin(connection)
+            wanted = {place: ids[place.topic] for place in places}
+            return ids, self._ledger.open(connection, self._run, wanted)
+
+        ids, entries = self._target.ask(opened)
+        for place, entry in entries.items():
+            if entry.topic_id != ids[place.topic]:
+                raise TopicRecreated(
+                    f"{place.topic} was deleted and made again: the ledger is of the topic with id "
+                    f"{entry.topic_id}, Kafka has {ids[place.topic]}"
+                )
+        return entries
+
+    def _ends(self) -> dict[Place, Offset]:
+        return {
+            Place(topic, partition): Offset(end)
+            for topic in self._topics
+            for partition, end in end_offsets(self._settings.kafka, topic).items()
+        }
+
+    def _reached(self, ends: Mapping[Place, Offset]) -> bool:
+        """Return whether the whole group's ledger is at `ends` or past them."""
+        if any(position < ends.get(place, 0) for place, position in self._group.positions.items()):
+            return False
+        if time.monotonic() < self._next_end_check:
+            return False
+        self._next_end_check = time.monotonic() + _CHECK_SECONDS / 4
+        entries = self._target.ask(lambda connection: self._ledger.read(connection, self._run))
+        return all(place in entries and entries[place].next_offset >= end for place, end in ends.items() if end)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._report is not None and now >= self._next_report:
+            self._next_report = now + _REPORT_SECONDS
+            self._report(self.totals, self._group.positions)
+        if now >= self._next_log:
+            self._next_log = now + _LOG_SECONDS
+            if self.totals.events:
+                self._log.info(
+                    "progress",
+                    events=self.totals.events,
+                    applied=self.totals.applied,
+                    skipped=self.totals.skipped,
+                    parked=self.totals.parked,
+                )
+
+    def _close(self) -> None:
+        places = list(self._group.positions)
+        try:
+            self._target.finish(lambda connection: self._ledger.leave(connection, self._run, places))
+            self._group.commit()
+            if self._report is not None:
+                self._report(self.totals, self._group.positions)
+        finally:
+            self._group.close()
+            self._target.close()
+
+
+def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
+    """Return the topics that the migration reads."""
+    topics = []
+    for table in migration.tables:
+        schema, _, name = table.partition(".")
+        topics.append(table_topic(settings.prefix, migration.gitlab_schema, database, schema, name))
+    return topics
+
+
+def schemas_of(registry: Registry) -> Callable[[int], dict[str, Any]]:
+    """Return the registry as the planner asks it; an id that it does not know is an event's fault."""
+    unknown: dict[int, float] = {}
+
+    def schema(schema_id: int) -> dict[str, Any]:
+        # Each look-up of an unknown id reads the registry: a topic full of them must not ask for each event.
+        if unknown.get(schema_id, 0.0) > time.monotonic():
+            raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
+        try:
+            return registry.schema(schema_id)
+        except UnknownSchema as error:
+            unknown[schema_id] = time.monotonic() + 60.0
+            raise UnknownSchemaId(f"schema id {schema_id} is in no registry") from error
+
+    return schema

@@ -1,0 +1,232 @@
+"""What `headrace status` tells: every migration's run, and every source, as they are now.
+
+The shape is a contract: fields may be added, none is renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+import psycopg
+
+from consumers import catalog
+from consumers.group import group_name, members
+from consumers.ledger import Place
+from consumers.migration import Migration
+from consumers.runtime import source_topics
+from infra import postgres, topics
+from infra.positions import SourceState, read_sources
+from infra.settings import Settings
+from schemas.errors import DatabaseUnavailable, HeadraceError, UsageError
+from schemas.positions import format_lsn
+
+_FRESH_SECONDS: Final = 15.0
+"""A rate that nobody wrote for so long is that of a member that is gone."""
+_COUNT_MS: Final = 5_000
+"""How long the server may count what remains before the answer is: not known."""
+
+
+class PartitionStatus(TypedDict):
+    """Where one partition stands: the ledger's offset and the topic's end."""
+
+    topic: str
+    partition: int
+    offset: int
+    end_offset: int
+
+
+class MigrationStatus(TypedDict):
+    """One migration."""
+
+    name: str
+    gitlab_schema: str
+    database: str
+    run: int
+    state: str
+    applied: int
+    skipped: int
+    skip_reasons: dict[str, int]
+    parked: int
+    remaining: int | None
+    rate: float
+    eta_seconds: float | None
+    members: list[str]
+    partitions: list[PartitionStatus]
+
+
+def gather(settings: Settings) -> dict[str, Any]:
+    """Return the document of `status --json`.
+
+    A migration whose database is not in the settings is left out; one whose database does not answer has `error`.
+    Raises BrokerUnavailable when Kafka does not answer.
+    """
+    migrations: list[dict[str, Any]] = []
+    for name, kind in sorted(catalog.migrations().items()):
+        try:
+            database = catalog.target_database(settings, kind)
+        except UsageError as error:
+            if name in settings.migrations:
+                raise
+            del error
+            continue
+        migrations.append(_migration(settings, kind, database))
+    return {"migrations": migrations, "sources": _sources(settings)}
+
+
+def _migration(settings: Settings, kind: type[Migration], database: str) -> dict[str, Any]:
+    alive = members(settings.kafka, group_name(settings.prefix, kind.name))
+    ends = {
+        Place(topic, partition): end
+        for topic in source_topics(settings, kind, database)
+        for partition, end in topics.end_offsets(settings.kafka, topic).items()
+    }
+    dsn = settings.database(database).dsn.get_secret_value()
+    found = _Recorded()
+    error: str | None = None
+    try:
+        with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
+            found = _recorded(connection, kind.name)
+            found.remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
+    except DatabaseUnavailable as unavailable:
+        error = str(unavailable)
+    partitions: list[PartitionStatus] = [
+        {
+            "topic": place.topic,
+            "partition": place.partition,
+            "offset": found.offsets.get(place, 0),
+            "end_offset": end,
+        }
+        for place, end in sorted(ends.items())
+    ]
+    left = sum(max(0, entry["end_offset"] - entry["offset"]) for entry in partitions)
+    rate = found.rate if alive else 0.0
+    status: MigrationStatus = {
+        "name": kind.name,
+        "gitlab_schema": kind.gitlab_schema,
+        "database": database,
+        "run": found.run,
+        "state": state_of(found, alive=bool(alive), topics=bool(partitions), left=left),
+        "applied": found.applied,
+        "skipped": found.skipped,
+        "skip_reasons": found.skip_reasons,
+        "parked": found.parked,
+        "remaining": found.remaining,
+        "rate": round(rate, 1),
+        "eta_seconds": 0.0 if partitions and left == 0 else round(left / rate, 1) if rate > 0 else None,
+        "members": alive,
+        "partitions": partitions,
+    }
+    return {**status, **({"error": error} if error else {})}
+
+
+class _Recorded:
+    """What the database says of a migration; as it stands before its first run."""
+
+    def __init__(self) -> None:
+        self.run = 0
+        self.paused = False
+        self.complete = False
+        self.failed: str | None = None
+        self.offsets: dict[Place, int] = {}
+        self.applied = self.skipped = self.parked = 0
+        self.skip_reasons: dict[str, int] = {}
+        self.rate = 0.0
+        self.remaining: int | None = None
+
+
+def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> str:
+    """Return the state: waiting, running, paused, held, caught_up, complete or failed."""
+    if recorded.failed:
+        return "failed"
+    if recorded.complete:
+        return "complete"
+    if recorded.paused:
+        return "paused"
+    if topics and recorded.offsets and left == 0:
+        return "caught_up"
+    return "running" if alive and recorded.offsets else "waiting"
+
+
+def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
+    found = _Recorded()
+    if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
+        return found
+    row = connection.execute(
+        "SELECT run, paused, completed_at IS NOT NULL, failed FROM headrace.migrations WHERE name = %s", (name,)
+    ).fetchone()
+    if row is None:
+        return found
+    found.run, found.paused, found.complete, found.failed = row
+    for topic, partition, offset, applied, skipped, parked, reasons, rate in connection.execute(
+        "SELECT topic, partition, next_offset, applied, skipped, parked, skip_reasons,"
+        " CASE WHEN updated_at > now() - make_interval(secs => %s) THEN rate ELSE 0 END"
+        " FROM headrace.progress WHERE migration = %s AND run = %s",
+        (_FRESH_SECONDS, name, found.run),
+    ):
+        found.offsets[Place(topic, partition)] = offset
+        found.applied += applied
+        found.skipped += skipped
+        found.parked += parked
+        found.rate += rate
+        for reason, count in reasons.items():
+            found.skip_reasons[reason] = found.skip_reasons.get(reason, 0) + count
+    return found
+
+
+def _remaining(connection: psycopg.Connection[Any], migration: Migration) -> int | None:
+    try:
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION READ ONLY")
+            cursor.execute(f"SET LOCAL statement_timeout = {_COUNT_MS}")
+            return migration.remaining(cursor)
+    except (psycopg.errors.QueryCanceled, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        return None
+
+
+def _sources(settings: Settings) -> list[dict[str, Any]]:
+    return [_source(settings, name, state) for name, state in sorted(read_sources(settings).items())]
+
+
+def _source(settings: Settings, name: str, state: SourceState) -> dict[str, Any]:
+    stream = state.stream
+    lag = _lag(settings, name, state) if stream is not None else None
+    return {
+        "name": name,
+        "slot": stream.slot if stream is not None else None,
+        "lsn": format_lsn(stream.commit_lsn) if stream is not None else None,
+        "lag_bytes": lag[0] if lag else None,
+        "lag_seconds": lag[1] if lag else None,
+        "snapshot": _snapshot(state.snapshots),
+    }
+
+
+def _lag(settings: Settings, name: str, state: SourceState) -> tuple[int, float] | None:
+    """Return by how many bytes and seconds the stream is behind its database; None when that does not answer."""
+    if name not in settings.databases or state.stream is None:
+        return None
+    dsn = settings.databases[name].dsn.get_secret_value()
+    try:
+        with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
+            row = connection.execute(
+                "SELECT greatest(0, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
+                " ELSE pg_current_wal_lsn() END, %s::pg_lsn))::bigint,"
+                " greatest(0, extract(epoch FROM clock_timestamp()) - %s / 1000.0)::float8",
+                (format_lsn(state.stream.confirmed_lsn), state.stream.ts_ms),
+            ).fetchone()
+    except HeadraceError:
+        return None
+    return (int(row[0]), round(float(row[1]), 1)) if row else None
+
+
+def _snapshot(snapshots: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the snapshot that is under way, else the sum over all that are done; None where there is none."""
+    if not snapshots:
+        return None
+    under_way = [snapshot for snapshot in snapshots.values() if not snapshot.done]
+    shown = under_way or list(snapshots.values())
+    return {
+        "table": shown[0].table if len(shown) == 1 else f"{len(shown)} tables",
+        "chunks_done": sum(snapshot.chunks_done for snapshot in shown),
+        "chunks": sum(max(snapshot.chunks, snapshot.chunks_done) for snapshot in shown),
+    }

@@ -1,0 +1,135 @@
+"""The connection to the database that a migration writes: opened again whenever it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+from consumers.error_policy import Action, rule_for, stopped
+from infra import log, postgres
+from schemas.errors import HeadraceError, Interrupted, Unavailable
+
+Connection = psycopg.Connection[Any]
+T = TypeVar("T")
+
+_FIRST_BACKOFF: Final = 0.1
+_LAST_BACKOFF: Final = 15.0
+
+
+def backoff(attempt: int) -> float:
+    """Return how many seconds to pause after failed attempt number `attempt`, from 1: doubling, with a jitter."""
+    pause = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(attempt - 1, 20))
+    return round(pause * random.uniform(0.75, 1.0), 3)  # noqa: S311 - to spread members, not to be secret
+
+
+class Target:
+    """One migration's connection to its database.
+
+    `wait` is called with seconds between tries, by the thread that asked.
+    """
+
+    def __init__(
+        self, dsn: str, *, database: str, migration: str, stopping: threading.Event, wait: Callable[[float], object]
+    ) -> None:
+        self._dsn = dsn
+        self._database = database
+        self._migration = migration
+        self._stopping = stopping
+        self._wait = wait
+        self._connection: Connection | None = None
+        self._log = log.get(migration=migration, database=database)
+
+    @property
+    def connection(self) -> Connection:
+        """The open connection; connects, trying until it works. Raises Interrupted when stopped meanwhile."""
+        return self._connection if self._connection is not None else self.reconnect()
+
+    def reconnect(self) -> Connection:
+        """Open a new connection in place of the old; as `connection`."""
+        self._drop()
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                self._connection = self._open()
+                if attempt:
+                    self._log.info("connected again", attempt=attempt)
+                return self._connection
+            except (psycopg.Error, HeadraceError) as error:
+                attempt += 1
+                self._pause(error, attempt)
+        raise Interrupted(f"{self._migration} was stopped while it connected to {self._database}")
+
+    def ask(self, question: Callable[[Connection], T]) -> T:
+        """Return the answer to a question that may be asked twice, connecting and trying until there is one.
+
+        Raises Interrupted when stopped meanwhile, and what waiting cannot mend.
+        """
+        attempt = 0
+        while True:
+            try:
+                return question(self.connection)
+            except (psycopg.Error, Unavailable) as error:
+                attempt += 1
+                if self._pause(error, attempt) is Action.RECONNECT:
+                    self._drop()
+
+    def cancel(self) -> None:
+        """Cancel the statement under way; called from another thread when stopping takes too long."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=1.0)
+
+    def finish(self, last_words: Callable[[Connection], object]) -> None:
+        """Do a last write, once and only if the connection stands; its commit makes all before it durable."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        try:
+            connection.execute("SET synchronous_commit = on")
+            last_words(connection)
+            # Something that surely is written, since only a commit of something flushes the log.
+            connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")
+        except psycopg.Error as error:
+            self._log.warning("the last write failed", detail=postgres.one_line(error))
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        self._drop()
+
+    def _open(self) -> Connection:
+        connection = postgres.connect(self._dsn, name=f"consume {self._migration}")
+        try:
+            # A lost tail of commits is lost together with its ledger, and read again. See Runtime._close.
+            connection.execute("SET synchronous_commit = off")
+            connection.execute("SET lock_timeout = '5s'")
+            if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+                raise psycopg.errors.ReadOnlySqlTransaction("the server is a standby")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _pause(self, error: Exception, attempt: int) -> Action:
+        rule = rule_for(error)
+        if rule.action not in (Action.RECONNECT, Action.RETRY):
+            raise stopped(error, rule, self._database) from error
+        if self._stopping.is_set():
+            raise Interrupted(f"{self._migration} was stopped while {self._database} did not answer") from error
+        pause = backoff(attempt)
+        self._log.warning(
+            rule.what, hint=rule.hint, detail=postgres.one_line(error), attempt=attempt, retry_in_seconds=pause
+        )
+        self._wait(pause)
+        return rule.action
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.close()

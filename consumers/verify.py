@@ -1,0 +1,20 @@
+"""What is left of a migration, asked from the database and from nothing else."""
+
+from __future__ import annotations
+
+from consumers.migration import Migration
+from infra import postgres
+from infra.settings import Settings
+
+
+def remaining(settings: Settings, migration: Migration, database: str) -> int:
+    """Return how many rows are left to change. Writes nothing: the server would refuse it."""
+    dsn = settings.database(database).dsn.get_secret_value()
+    with (
+        postgres.translated(dsn),
+        postgres.connect(dsn, name=f"verify {migration.name}") as connection,
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SET TRANSACTION READ ONLY")
+        return migration.remaining(cursor)

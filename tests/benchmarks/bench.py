@@ -1,0 +1,176 @@
+"""What every benchmark is given: the servers, databases filled once, and a place for its files."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import psycopg
+import tomli_w
+from rich.console import Console
+
+from infra.demo.gitlab import build
+from infra.positions import Positions
+from infra.postgres import connect
+from infra.settings import Settings, load_settings
+from infra.stack import EmbeddedStack
+from infra.stack.databases import drop_slots
+from infra.stack.processes import Guarded
+from infra.topics import delete_topics
+from producers.startup import slot_name
+from schemas.errors import HeadraceError
+from schemas.topics import positions_topic, table_topic
+
+TABLE: Final = "public.container_repositories"
+SOURCE: Final = "main"
+PATIENCE: Final = 900.0
+"""Seconds without an end after which a run is taken for broken."""
+
+# Nothing that a migration has to change, and no trigger that would slow down every update.
+_PLAIN: Final = (
+    "DROP SCHEMA proof CASCADE",
+    "UPDATE container_repositories SET migration_skipped_reason = 1 WHERE migration_skipped_reason = 2",
+    "VACUUM (FREEZE, ANALYZE) container_repositories",
+)
+
+T = TypeVar("T")
+
+
+class Bench:
+    """A session of benchmarks on one stack; `rows` are those of the table, `runs` the runs of each median."""
+
+    def __init__(self, stack: EmbeddedStack, place: Path, console: Console, *, rows: int, runs: int) -> None:
+        self.stack = stack
+        self.place = place
+        self.rows = rows
+        self.runs = runs
+        self._console = console
+        self._made: dict[Hashable, Any] = {}
+        self._began = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line of progress."""
+        self._console.print(f"[dim]{time.monotonic() - self._began:6.0f} s[/dim]  {line}", highlight=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` returned the first time that `key` was asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
+
+    def repeated(self, what: str, run: Callable[[int], T], say: Callable[[T], str]) -> list[T]:
+        """Do all the runs of a measurement and tell each one's outcome."""
+        outcomes = []
+        for number in range(self.runs):
+            outcomes.append(run(number))
+            self.say(f"{what}, run {number + 1} of {self.runs}: {say(outcomes[-1])}")
+        return outcomes
+
+    def database(self, name: str, rows: int) -> str:
+        """Return the dsn of a database with `rows` container repositories that need no change; made once."""
+
+        def make() -> str:
+            dsn = self.stack.postgres.create_database(f"bench_{name}")
+            with self.sql(dsn) as connection:
+                build(connection, rows)
+                for statement in _PLAIN:
+                    connection.execute(statement)
+                connection.execute("CHECKPOINT")
+            self.say(f"database {name}: {rows:,} rows")
+            return dsn
+
+        return self.once(("database", name), make)
+
+    @contextlib.contextmanager
+    def sql(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
+        """An autocommit connection."""
+        with contextlib.closing(connect(dsn, name="bench")) as connection:
+            yield connection
+
+    def kept_private(self, name: str, text: str) -> Path:
+        """Write a file that its owner alone can read: it may hold a password, which no command line may."""
+        path = self.place / name
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def start(self, name: str, words: list[str | Path]) -> Guarded:
+        """Start a process whose output goes to a file called after it."""
+        return self.stack.keeper.start(words, log=self.place / f"{name}.log", cwd=Path(__file__).parents[2])
+
+    def watched(self, what: str, *processes: Guarded, every: float = 0.02) -> Iterator[None]:
+        """Yield every so many seconds for as long as somebody waits; raises when a process fails, or in the end."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            yield
+            for process in processes:
+                if process.poll():
+                    raise HeadraceError(f"{what} ended by itself: {process.last_lines()}", remedy="see why above")
+            time.sleep(every)
+        raise HeadraceError(f"{what} did not come to an end within {PATIENCE:.0f} s", remedy="try fewer --rows")
+
+
+class Site:
+    """headrace's settings, topics and slot for one database, under a prefix of their own."""
+
+    def __init__(self, bench: Bench, dsn: str, prefix: str) -> None:
+        self.bench = bench
+        self.dsn = dsn
+        self.prefix = prefix
+        self.file = bench.kept_private(
+            f"{prefix}.toml",
+            tomli_w.dumps(
+                {
+                    "prefix": prefix,
+                    "kafka": {"bootstrap_servers": bench.stack.endpoints.bootstrap_servers},
+                    "databases": {
+                        SOURCE: {"dsn": dsn, "gitlab_schemas": ["gitlab_main", "gitlab_shared"], "tables": [TABLE]}
+                    },
+                }
+            ),
+        )
+        self.settings: Settings = load_settings(self.file)
+        self.topic = table_topic(prefix, "gitlab_main", SOURCE, *TABLE.split("."))
+        self.slot = slot_name(self.settings, SOURCE, self.settings.database(SOURCE))
+
+    def command(self, *words: str) -> list[str | Path]:
+        """Return the words of one of headrace's own commands."""
+        return [sys.executable, "-m", "headrace", *words, "--config", self.file]
+
+    def positions(self) -> Positions:
+        """Return a reader of where the source stands."""
+        return Positions(self.prefix, self.settings.kafka)
+
+    def drop_slot(self) -> None:
+        """Let the database forget the source; the topics stay."""
+        drop_slot(self.bench, self.dsn, self.slot)
+
+    def drop(self) -> None:
+        """Remove the slot and the topics."""
+        self.drop_slot()
+        topics = [self.topic, positions_topic(self.prefix), f"{self.prefix}.schemas"]
+        delete_topics(self.settings.kafka, topics)
+
+
+def drop_slot(bench: Bench, dsn: str, slot: str) -> None:
+    """Drop a replication slot, ending its reader; nothing happens when there is none."""
+    query = psycopg.sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots WHERE slot_name = {}")
+    with bench.sql(dsn) as connection:
+        drop_slots(connection, query.format(psycopg.sql.Literal(slot)))
+
+
+def median(values: Iterable[float | None]) -> float:
+    """Return the median of what was measured."""
+    return statistics.median(value for value in values if value is not None)
+
+
+def median_or_none(values: Iterable[float | None]) -> float | None:
+    """Return the median, or None where nothing was measured: a peer that could not be had."""
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None

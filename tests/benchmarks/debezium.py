@@ -1,0 +1,196 @@
+"""Debezium 3.6 for PostgreSQL in Kafka Connect standalone, as a process beside the servers.
+
+The set-up that its documentation describes for throughput: JSON without schemas, lz4, batches of 8,192, a queue of
+65,536, pgoutput. Its jars come from Maven, pinned in debezium_jars.txt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+from psycopg.conninfo import conninfo_to_dict
+
+from infra.stack.jars import Jar, download_from_maven, ensure_jars
+from infra.stack.java import find_java
+from infra.stack.ports import free_port
+from infra.stack.processes import Guarded
+from infra.topics import delete_topics, ensure_topic
+from schemas.errors import HeadraceError
+from tests.benchmarks.bench import TABLE, Bench, Site, drop_slot
+from tests.benchmarks.machine import Meter, peak_megabytes
+from tests.benchmarks.producing import Run, servers
+from tests.benchmarks.watching import EndWatch
+
+_STOP_SECONDS: Final = 30.0
+
+_WORKER: Final = {
+    "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+    "value.converter": "org.apache.kafka.connect.json.JsonConverter",
+    "key.converter.schemas.enable": "false",
+    "value.converter.schemas.enable": "false",
+    "producer.compression.type": "lz4",
+    "plugin.discovery": "only_scan",
+}
+_CONNECTOR: Final = {
+    "name": "debezium",
+    "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+    "tasks.max": "1",
+    "plugin.name": "pgoutput",
+    "publication.autocreate.mode": "filtered",
+    "table.include.list": TABLE,
+    "max.batch.size": "8192",
+    "max.queue.size": "65536",
+}
+_LOG4J: Final = """\
+status = error
+appender.file.type = File
+appender.file.name = file
+appender.file.fileName = {log}
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d{{UNIX_MILLIS}} %p %m%n
+rootLogger.level = INFO
+rootLogger.appenderRef.file.ref = file
+"""
+_COPY_BEGINS: Final = re.compile(r"^(\d+) \S+ .*Exporting data from table", re.MULTILINE)
+
+
+def debezium_home() -> Path:
+    """Return the directory with Debezium's jars, downloaded at first use; raises Unavailable or Malformed."""
+    jars = []
+    for line in Path(__file__).with_name("debezium_jars.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            coordinate, sha256, size = line.split()
+            jars.append(Jar(*coordinate.split(":"), sha256, int(size)))
+    return ensure_jars(jars, Path(platformdirs.user_cache_dir("headrace")), download_from_maven)
+
+
+def has_debezium(bench: Bench) -> bool:
+    """Whether Debezium can be had; says so, once, where it can't: then figures stand without their peer."""
+
+    def ask() -> bool:
+        try:
+            debezium_home()
+            find_java()
+        except HeadraceError as error:
+            bench.say(f"no figures of Debezium: {error}")
+            return False
+        return True
+
+    return bench.once("debezium", ask)
+
+
+class Debezium:
+    """One connector on one database; `name` is its prefix of topics, its slot and its publication.
+
+    With `snapshot` it copies the table first, else it streams from its first start on.
+    """
+
+    def __init__(self, bench: Bench, site: Site, name: str, *, snapshot: bool) -> None:
+        self._bench = bench
+        self._site = site
+        self.name = name
+        self.topic = f"{name}.{TABLE}"
+        self._log = bench.place / f"{name}-connect.log"
+        partitions = ensure_topic(site.settings.kafka, self.topic)
+        parts = conninfo_to_dict(site.dsn)
+        connector = _CONNECTOR | {
+            "topic.prefix": name,
+            "slot.name": name,
+            "publication.name": name,
+            "snapshot.mode": "initial" if snapshot else "no_data",
+            "database.hostname": str(parts["host"]),
+            "database.port": str(parts["port"]),
+            "database.user": str(parts["user"]),
+            "database.password": str(parts["password"]),
+            "database.dbname": str(parts["dbname"]),
+            "topic.creation.default.partitions": str(partitions),
+            "topic.creation.default.replication.factor": "1",
+        }
+        worker = _WORKER | {
+            "bootstrap.servers": bench.stack.endpoints.bootstrap_servers,
+            "listeners": f"http://127.0.0.1:{free_port()}",
+            "offset.storage.file.filename": str(bench.place / f"{name}.offsets"),
+        }
+        self._files = [self._properties("worker", worker), self._properties("connector", connector)]
+        log4j = bench.kept_private(f"{name}-log4j2.properties", _LOG4J.format(log=self._log))
+        self._options = ["-Xms256m", "-Xmx2g", f"-Dlog4j2.configurationFile={log4j}"]
+
+    def _properties(self, kind: str, values: dict[str, str]) -> Path:
+        text = "".join(f"{key}={value}\n" for key, value in values.items())
+        return self._bench.kept_private(f"{self.name}-{kind}.properties", text)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Guarded]:
+        """Run it; at the end it is stopped in order, so that it goes on where it was the next time."""
+        self._log.unlink(missing_ok=True)
+        main = "org.apache.kafka.connect.cli.ConnectStandalone"
+        words: list[str | Path] = [find_java(), *self._options, "-cp", f"{debezium_home()}/*", main, *self._files]
+        process = self._bench.start(self.name, words)
+        try:
+            yield process
+        except HeadraceError as error:
+            if process.poll() is None:
+                raise
+            raise HeadraceError(f"Debezium ended: {self._last_error()}", remedy="see why above") from error
+        finally:
+            process.stop(signal.SIGTERM, _STOP_SECONDS)
+
+    def _last_error(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        told = [line for line in lines if " ERROR " in line or line.startswith("Caused by: ")]
+        return " / ".join(told[-3:])[:1000] or "without a word"
+
+    def streams_from_here(self) -> None:
+        """Start it, wait until a change has come through, and stop it: later changes wait in its slot."""
+        with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends, self.running() as process:
+            self.await_change(ends, process)
+
+    def await_change(self, ends: EndWatch, process: Guarded) -> None:
+        """Change a row now and then until one change has come through."""
+        before = ends.count()
+        with self._bench.sql(self._site.dsn) as connection:
+            for _ in self._bench.watched("Debezium", process, every=0.25):
+                connection.execute(f"UPDATE {TABLE} SET updated_at = now() WHERE id = 1")  # noqa: S608
+                if ends.count() > before:
+                    return
+
+    def timed(self, events: int) -> Run:
+        """Run it until `events` more records are in its topic.
+
+        The time without its start begins, for a snapshot, where its log says that it reads the table; else with
+        the first record in the topic.
+        """
+        with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends:
+            before = now = ends.count()
+            of_servers = Meter.started(servers(self._bench))
+            started, clock = time.monotonic(), time.time()
+            began = 0.0
+            with self.running() as process:
+                own = Meter.started({"Debezium": process.pid})
+                for _ in self._bench.watched("Debezium", process):
+                    now = ends.count()
+                    if now > before and not began:
+                        began = time.monotonic()
+                    if now >= before + events:
+                        break
+                ended = time.monotonic()
+                peak = peak_megabytes(process.pid)
+                cpu = own.read() | of_servers.read()
+        found = _COPY_BEGINS.search(self._log.read_text(errors="replace"))
+        if found:
+            began = started + int(found[1]) / 1000 - clock
+        return Run(events, ended - began, ended - started, peak, cpu)
+
+    def drop(self) -> None:
+        """Remove its slot, its publication and its topic."""
+        drop_slot(self._bench, self._site.dsn, self.name)
+        with self._bench.sql(self._site.dsn) as connection:
+            connection.execute(f"DROP PUBLICATION IF EXISTS {self.name}")
+        delete_topics(self._site.settings.kafka, [self.topic])

@@ -1,0 +1,111 @@
+"""What a benchmark found: a value, its peer's, and whether the target that the project set itself is met."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Bounds, both inclusive, of a figure's value, or of its ratio to the peer where `ratio` is set."""
+
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    ratio: bool = False
+
+    def met_by(self, number: float) -> bool:
+        """Whether `number` (the value, or the ratio) is within the bounds."""
+        return self.at_least <= number <= self.at_most
+
+    def __str__(self) -> str:
+        what = "ratio" if self.ratio else "value"
+        bounds = [f"{what} >= {self.at_least:g}"] if math.isfinite(self.at_least) else []
+        if math.isfinite(self.at_most):
+            bounds.append(f"{what} <= {self.at_most:g}")
+        return " and ".join(bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table.
+
+    `peer` is the same figure of who is compared with, None where there is none. The ratio is value / peer, so that
+    more is better; where less is better (`smaller`), peer / value.
+    """
+
+    name: str
+    value: float
+    unit: str
+    peer: float | None = None
+    target: Target | None = None
+    smaller: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the peer."""
+        if not self.peer or not self.value:
+            return None
+        return self.peer / self.value if self.smaller else self.value / self.peer
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without a target, or without the peer that it needs."""
+        if self.target is None:
+            return None
+        number = self.ratio if self.target.ratio else self.value
+        return None if number is None else self.target.met_by(number)
+
+    def document(self) -> dict[str, Any]:
+        """Return the figure as bench.json has it."""
+        return {
+            "name": self.name,
+            "value": _rounded(self.value),
+            "unit": self.unit,
+            "peer": _rounded(self.peer),
+            "ratio": _rounded(self.ratio),
+            "target": str(self.target) if self.target else None,
+            "met": self.met,
+        }
+
+
+def write(figures: Iterable[Figure], path: Path) -> None:
+    """Write bench.json, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps([figure.document() for figure in figures], indent=2) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def table(figures: Iterable[Figure]) -> Table:
+    """Return what a person reads."""
+    lines = Table(title="headrace beside its peers", title_justify="left")
+    lines.add_column("name", no_wrap=True)
+    for heading in ("value", "unit", "peer", "ratio"):
+        lines.add_column(heading, justify="left" if heading == "unit" else "right")
+    lines.add_column("target")
+    lines.add_column("met")
+    for figure in figures:
+        lines.add_row(
+            figure.name,
+            _number(figure.value),
+            figure.unit,
+            "" if figure.peer is None else _number(figure.peer),
+            "" if figure.ratio is None else f"{figure.ratio:.2f}",
+            str(figure.target or ""),
+            {None: "", True: "yes", False: "NO"}[figure.met],
+        )
+    return lines
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.5g}")
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -1,0 +1,132 @@
+"""Runs of `headrace produce` as a process of its own, timed by what it commits to Kafka."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import BaseModel
+
+from infra.positions import SnapshotState, StreamState
+from infra.stack.processes import Guarded
+from schemas.errors import HeadraceError
+from schemas.positions import Lsn
+from tests.benchmarks.bench import Bench, Site, median_or_none
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.machine import Meter, peak_megabytes
+from tests.benchmarks.watching import PositionsWatch
+
+_STOP_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a producer; all in seconds but `peak`, which is in MB.
+
+    `from_start` begins when the process is started. `seconds` begins with the record by which the producer claims its
+    source, which is committed before it opens the stream and reads anything. Both end when a read-committed consumer
+    has the position that ends the work, which is in one transaction with the last events. `cpu` is processor time
+    from the process's start, by who used it.
+    """
+
+    events: int
+    seconds: float
+    from_start: float
+    peak: float
+    cpu: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """Events per second."""
+        return self.events / self.seconds
+
+    @property
+    def rate_from_start(self) -> float:
+        """Events per second, the start of the process included."""
+        return self.events / self.from_start
+
+    def __str__(self) -> str:
+        million = self.events / 1e6
+        cpu = ", ".join(f"{name} {seconds / million:.1f}" for name, seconds in self.cpu.items())
+        return (
+            f"{self.rate:,.0f}/s ({self.rate_from_start:,.0f}/s from the process's start),"
+            f" peak {self.peak:.0f} MB, processor seconds a million: {cpu}"
+        )
+
+
+def cpu_figures(name: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[Figure]:
+    """Yield the processor seconds that a million events cost the reader (theirs is Debezium) and each server."""
+
+    def cost(runs: Sequence[Run], who: str) -> float | None:
+        return median_or_none(run.cpu[who] / run.events * 1e6 for run in runs)
+
+    for who in ours[0].cpu:
+        peer = cost(theirs, "Debezium" if who == "producer" else who)
+        value = cost(ours, who)
+        assert value is not None
+        yield Figure(f"{name}, CPU of {who}", value, "s/million", peer=peer, smaller=True)
+
+
+@contextlib.contextmanager
+def producing(site: Site) -> Iterator[Guarded]:
+    """A producer that is stopped in order at the end."""
+    process = site.bench.start(f"produce-{site.prefix}", site.command("produce", "main"))
+    try:
+        yield process
+    finally:
+        process.stop(signal.SIGTERM, _STOP_SECONDS)
+
+
+def copied(site: Site) -> Run:
+    """Run a producer until it has copied the table, which it has not seen before."""
+
+    done: list[SnapshotState] = []
+
+    def ends(record: BaseModel) -> bool:
+        if isinstance(record, SnapshotState) and record.done:
+            done.append(record)
+        return bool(done)
+
+    timed = _timed(site, SnapshotState, ends)
+    return Run(done[-1].rows, *timed)
+
+
+def caught_up(site: Site, events: int, last: Lsn) -> Run:
+    """Run a producer that was stopped until it has published the transaction whose commit is behind `last`."""
+
+    def ends(record: BaseModel) -> bool:
+        return isinstance(record, StreamState) and record.commit_lsn >= last
+
+    return Run(events, *_timed(site, StreamState, ends))
+
+
+def _timed(
+    site: Site, first: type[BaseModel], ends: Callable[[BaseModel], bool]
+) -> tuple[float, float, float, dict[str, float]]:
+    """Run a producer from its claim, which has a record of class `first`, to the record that `ends` it."""
+    with PositionsWatch(site) as watch:
+        of_servers = Meter.started(servers(site.bench))
+        started = time.monotonic()
+        with producing(site) as process:
+            own = Meter.started({"producer": process.pid})
+            began = watch.until(lambda record: isinstance(record, first), process)
+            ended = watch.until(ends, process)
+            return ended - began, ended - started, peak_megabytes(process.pid), own.read() | of_servers.read()
+
+
+def servers(bench: Bench) -> dict[str, int]:
+    """Return the process ids of the servers, by name."""
+    return {"PostgreSQL": bench.stack.postgres.process.pid, "Kafka": bench.stack.kafka.process.pid}
+
+
+def write_position(bench: Bench, dsn: str) -> Lsn:
+    """Return where the log is written next."""
+    with bench.sql(dsn) as connection:
+        row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint").fetchone()
+    if row is None:
+        raise HeadraceError("PostgreSQL told no position", remedy="see its log")
+    return Lsn(row[0])

@@ -1,0 +1,57 @@
+"""What the contract test needs to know of each migration: one file a migration, with a class `Case`."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+
+from infra.settings import Settings
+
+Rows = Mapping[object, object]
+
+
+class Case(ABC):
+    """Some rows that the migration should change, and some that it should not."""
+
+    @abstractmethod
+    def __init__(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
+        """Make the tables, empty, and the topics."""
+
+    @abstractmethod
+    def insert(self) -> None:
+        """Insert the rows."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Produce the rows' events as they were inserted; each call produces them again."""
+
+    @abstractmethod
+    def wanted(self) -> Rows:
+        """Return, of the rows that should change, how they should be then."""
+
+    @abstractmethod
+    def rows(self) -> Rows:
+        """Return all rows as they are."""
+
+    @abstractmethod
+    def writes(self) -> int:
+        """Return how many writes of the migration there were, by a trigger's log."""
+
+    @abstractmethod
+    def settle_elsewhere(self) -> None:
+        """Change the rows so that none is left for the migration, as an application would."""
+
+    @abstractmethod
+    def recreate(self) -> None:
+        """Delete the rows and insert them again, with the events of both."""
+
+
+def case_of(name: str) -> type[Case]:
+    """Return the case of the migration called `name`."""
+    module = importlib.import_module(f"tests.consumers.cases.{name}")
+    case: type[Case] = module.Case
+    return case

@@ -1,0 +1,116 @@
+"""A database with container_repositories, its topic, and members that run in a thread or as processes."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.migrations.skip_resets import SkipResets
+from consumers.runtime import Runtime, Totals
+from infra.settings import Settings, load_settings
+from tests.conftest import Database
+from tests.consumers.repositories import TABLE, Feed, start_member, write_settings
+
+Member = subprocess.Popen[str]
+
+
+@pytest.fixture
+def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> Path:
+    """A settings file with one database, `main`, which owns gitlab_main."""
+    return write_settings(
+        tmp_path / "headrace.toml",
+        {
+            "prefix": prefix,
+            "kafka": {"bootstrap_servers": bootstrap_servers},
+            "databases": {"main": {"dsn": database.dsn, "gitlab_schemas": ["gitlab_main"]}},
+            "migrations": {"skip_resets": {"batch_size": 500, "sub_batch_size": 10}},
+        },
+    )
+
+
+@pytest.fixture
+def settings(config: Path) -> Settings:
+    return load_settings(config)
+
+
+@pytest.fixture
+def connection(database: Database) -> psycopg.Connection[Any]:
+    """A connection to a database that has the table and a log of the writes to it."""
+    opened = database.connect()
+    opened.execute(TABLE)
+    return opened
+
+
+@pytest.fixture
+def feed(settings: Settings, connection: psycopg.Connection[Any]) -> Feed:
+    return Feed(settings)
+
+
+@pytest.fixture
+def catch_up(settings: Settings) -> Callable[..., Totals]:
+    """A function that runs a member in this thread until it has caught up."""
+
+    def run(chosen: Settings = settings, migration: SkipResets | None = None) -> Totals:
+        work = migration or SkipResets.configure(chosen.migration("skip_resets"))
+        return Runtime(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+
+    return run
+
+
+@pytest.fixture
+def members(config: Path) -> Iterator[Callable[..., Member]]:
+    """A function that starts a member as a process; all are killed after the test."""
+    started: list[Member] = []
+
+    def start(**options: Any) -> Member:
+        started.append(start_member(config, **options))
+        return started[-1]
+
+    yield start
+    for member in started:
+        member.kill()
+        member.communicate()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """A function that waits until a condition holds, asking it again and again."""
+
+    def wait(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"never happened: {what}"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def ready(connection: psycopg.Connection[Any]) -> Callable[[], bool]:
+    """A function that says whether headrace's own tables are there."""
+    return lambda: connection.execute("SELECT to_regclass('headrace.progress')").fetchone() != (None,)
+
+
+@pytest.fixture
+def ledger(connection: psycopg.Connection[Any], ready: Callable[[], bool]) -> Callable[[], Mapping[str, Any]]:
+    """A function that returns the sums of the ledger's current run."""
+
+    def sums() -> Mapping[str, Any]:
+        if not ready():
+            return {"applied": 0, "skipped": 0, "parked": 0, "next": 0}
+        row = connection.execute(
+            "SELECT coalesce(sum(applied), 0), coalesce(sum(skipped), 0), coalesce(sum(parked), 0),"
+            " coalesce(sum(next_offset), 0) FROM headrace.progress p JOIN headrace.migrations m"
+            " ON m.name = p.migration AND m.run = p.run"
+        ).fetchone()
+        assert row is not None
+        return dict(zip(("applied", "skipped", "parked", "next"), map(int, row), strict=True))
+
+    return sums

@@ -1,0 +1,153 @@
+"""What every migration must withstand, whatever it does.
+
+Each migration is found by its file, and its case by the migration's name: tests/consumers/cases/<name>.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.catalog import migrations, target_database
+from consumers.migration import Migration
+from consumers.replay import replay
+from consumers.runtime import Runtime, Totals
+from infra.settings import Settings
+from schemas.errors import OwnershipMoved
+from tests.conftest import Database
+from tests.consumers.cases import Case, case_of
+
+pytestmark = pytest.mark.stack
+
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture(params=sorted(migrations()))
+def name(request: pytest.FixtureRequest) -> str:
+    """Each migration that there is."""
+    return str(request.param)
+
+
+@pytest.fixture
+def world(name: str, bootstrap_servers: str, prefix: str, database: Database) -> World:
+    return World(name, bootstrap_servers, prefix, database)
+
+
+class World:
+    """A migration with its database, its topic and some rows that it should and should not change."""
+
+    def __init__(self, name: str, bootstrap_servers: str, prefix: str, database: Database) -> None:
+        self.kind = migrations()[name]
+        self.connection = database.connect()
+        self.settings = Settings(
+            prefix=prefix,
+            kafka={"bootstrap_servers": bootstrap_servers},  # type: ignore[arg-type]
+            databases={"here": {"dsn": database.dsn, "gitlab_schemas": [self.kind.gitlab_schema]}},  # type: ignore[dict-item]
+        )
+        self.case: Case = case_of(name)(self.settings, self.connection)
+
+    def run(self, kind: Callable[[], Migration] | None = None) -> Totals:
+        migration = kind() if kind else self.configured()
+        database = target_database(self.settings, self.kind)
+        return Runtime(self.settings, migration, database, stopping=threading.Event(), until_caught_up=True).run()
+
+    def configured(self) -> Migration:
+        return self.kind.configure(self.settings.migration(self.kind.name))
+
+    def remaining(self) -> int:
+        with self.connection.cursor() as cursor:
+            return self.configured().remaining(cursor)
+
+
+def test_it_changes_what_it_should_and_nothing_else(world: World) -> None:
+    world.case.insert()
+    world.case.publish()
+    before = world.case.rows()
+    assert world.remaining() == len(world.case.wanted())
+    assert world.run().applied == len(world.case.wanted())
+    assert world.remaining() == 0
+    assert world.case.rows() == {**before, **world.case.wanted()}
+
+
+def test_run_twice_it_changes_nothing_more(world: World) -> None:
+    world.case.insert()
+    world.case.publish()
+    world.run()
+    after, writes = world.case.rows(), world.case.writes()
+    world.case.publish()
+    assert world.run().applied == 0
+    assert (world.case.rows(), world.case.writes()) == (after, writes)
+
+
+def test_a_stale_event_does_nothing(world: World) -> None:
+    world.case.insert()
+    world.case.publish()
+    world.case.settle_elsewhere()
+    after, writes = world.case.rows(), world.case.writes()
+    assert world.run().applied == 0
+    assert (world.case.rows(), world.case.writes()) == (after, writes)
+
+
+def test_a_crash_after_the_write_then_a_resume(world: World) -> None:
+    world.case.insert()
+    world.case.publish()
+    with pytest.raises(_Crash):
+        world.run(lambda: _crashing(world.configured()))
+    assert world.case.writes() == 0
+    assert world.run().applied == len(world.case.wanted())
+    assert world.case.writes() == len(world.case.wanted())
+
+
+def test_a_replay_from_the_start_changes_nothing_that_is_right(world: World) -> None:
+    world.case.insert()
+    world.case.publish()
+    world.run()
+    after, writes = world.case.rows(), world.case.writes()
+    begun = replay(world.settings, world.kind, "here")
+    assert begun.run == 2
+    totals = world.run()
+    assert totals.events > 0
+    assert totals.applied == 0
+    assert (world.case.rows(), world.case.writes()) == (after, writes)
+
+
+def test_a_row_deleted_and_created_again_is_changed_again(world: World) -> None:
+    world.case.insert()
+    world.case.publish()
+    world.run()
+    world.case.recreate()
+    assert world.run().applied == len(world.case.wanted())
+    assert world.remaining() == 0
+
+
+def test_a_wrong_owner_writes_nothing(world: World) -> None:
+    world.run()
+    world.case.insert()
+    world.case.publish()
+    before = world.case.rows()
+    world.connection.execute("UPDATE headrace.schema_ownership SET owner = 'elsewhere', epoch = epoch + 1")
+    with pytest.raises(OwnershipMoved, match="owned by elsewhere, not by here"):
+        world.run()
+    assert (world.case.rows(), world.case.writes()) == (before, 0)
+
+
+class _Crash(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def _crashing(migration: Migration) -> Migration:
+    kind = type(migration)
+
+    class CrashesAfterWriting(kind):  # type: ignore[valid-type, misc]
+        """Writes, and is gone before the ledger moves."""
+
+        def apply(self, cursor: Any, changes: Any) -> int:
+            super().apply(cursor, changes)
+            raise _Crash
+
+    made: Migration = CrashesAfterWriting(migration.options)
+    return made

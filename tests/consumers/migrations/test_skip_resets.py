@@ -1,0 +1,146 @@
+"""Seed 003, sentence by sentence: what is reset, what is left alone, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.decisions import Change, Skip
+from consumers.migration import Migration
+from consumers.migrations.skip_resets import SkipResets
+from infra.settings import MigrationSettings
+from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
+from schemas.positions import Lsn, Position
+from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, fill, states, written
+
+STATES = (
+    "default",
+    "pre_importing",
+    "pre_import_done",
+    "importing",
+    "import_done",
+    "import_aborted",
+    "import_skipped",
+)
+REASONS = (None, 0, 1, 2, 3, 4, 5, 6, 7)
+
+
+def event(op: Op, after: Row | None) -> ChangeEvent:
+    source = Source("main", "gitlab_main", "public", "container_repositories", Position(Lsn(9), 0), 7, 1, False)
+    return ChangeEvent(op, source, 2, None, after)
+
+
+def row(state: object, reason: object) -> Row:
+    return {"id": 5, "migration_state": state, "migration_skipped_reason": reason}
+
+
+@pytest.fixture
+def migration() -> Migration:
+    return SkipResets.configure(MigrationSettings())
+
+
+@pytest.fixture
+def connection(database: Any) -> psycopg.Connection[Any]:
+    opened: psycopg.Connection[Any] = database.connect()
+    opened.execute(TABLE)
+    return opened
+
+
+@pytest.mark.parametrize("op", [Op.READ, Op.CREATE, Op.UPDATE])
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("reason", REASONS)
+def test_only_rows_skipped_for_too_many_tags_are_changed(
+    migration: Migration, op: Op, state: str, reason: int | None
+) -> None:
+    decision = migration.decide(event(op, row(state, reason)))
+    if (state, reason) == TOO_MANY_TAGS:
+        assert decision == Change(5)
+    else:
+        assert isinstance(decision, Skip)
+
+
+@pytest.mark.parametrize(("state", "reason"), [(UNCHANGED, 2), ("import_skipped", UNCHANGED), (UNCHANGED, UNCHANGED)])
+def test_a_value_that_the_stream_left_out_is_for_the_guard_to_judge(
+    migration: Migration, state: object, reason: object
+) -> None:
+    assert migration.decide(event(Op.UPDATE, row(state, reason))) == Change(5)
+
+
+@pytest.mark.parametrize(("state", "reason"), [(UNCHANGED, 1), ("default", UNCHANGED), (UNCHANGED, None)])
+def test_a_value_that_is_there_decides_even_if_the_other_was_left_out(
+    migration: Migration, state: object, reason: object
+) -> None:
+    assert isinstance(migration.decide(event(Op.UPDATE, row(state, reason))), Skip)
+
+
+def test_deletes_and_truncates_need_nothing(migration: Migration) -> None:
+    assert migration.decide(event(Op.DELETE, None)) == Skip("deleted")
+    assert migration.decide(event(Op.TRUNCATE, None)) == Skip("truncated")
+
+
+def every_kind() -> dict[int, tuple[str, int | None]]:
+    kinds = [(state, reason) for state in STATES for reason in REASONS]
+    return dict(enumerate(kinds, 1))
+
+
+@pytest.mark.stack
+def test_the_write_changes_to_default_without_a_reason_and_no_other_row(
+    migration: Migration, connection: psycopg.Connection[Any]
+) -> None:
+    rows = every_kind()
+    fill(connection, rows)
+    skipped = [key for key, kind in rows.items() if kind == TOO_MANY_TAGS]
+    with connection.transaction(), connection.cursor() as cursor:
+        # Every row, as if each event had said so once: the guard must hold by itself.
+        assert migration.apply(cursor, [Change(key) for key in rows]) == len(skipped)
+        assert migration.remaining(cursor) == 0
+    assert states(connection) == {key: ("default", None) if key in skipped else rows[key] for key in rows}
+    assert written(connection) == skipped
+
+
+@pytest.mark.stack
+def test_a_row_that_the_application_changed_meanwhile_stays_as_the_application_left_it(
+    migration: Migration, connection: psycopg.Connection[Any]
+) -> None:
+    fill(connection, {5: TOO_MANY_TAGS})
+    connection.execute("UPDATE container_repositories SET migration_state = 'importing' WHERE id = 5")
+    with connection.transaction(), connection.cursor() as cursor:
+        assert migration.apply(cursor, [Change(5)]) == 0
+    assert states(connection) == {5: ("importing", 2)}
+
+
+SHIPPED = (
+    "migration_pre_import_started_at",
+    "migration_pre_import_done_at",
+    "migration_import_started_at",
+    "migration_import_done_at",
+    "migration_aborted_at",
+    "migration_skipped_at",
+)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("clear", [False, True])
+def test_the_shipped_jobs_columns_are_cleared_only_by_option(connection: psycopg.Connection[Any], clear: bool) -> None:
+    options = MigrationSettings.model_validate({"clear_shipped_columns": clear})
+    fill(connection, {5: TOO_MANY_TAGS})
+    times = ", ".join(f"{column} = '2024-01-01'" for column in SHIPPED)
+    connection.execute(
+        f"UPDATE container_repositories SET {times}, migration_retries_count = 3,"
+        " migration_aborted_in_state = 'importing', migration_plan = 'free'"
+    )
+    before = whole_row(connection)
+    with connection.transaction(), connection.cursor() as cursor:
+        assert SkipResets.configure(options).apply(cursor, [Change(5)]) == 1
+    changed = {"migration_state": "default", "migration_skipped_reason": None}
+    if clear:
+        changed |= dict.fromkeys(SHIPPED) | {"migration_retries_count": 0, "migration_aborted_in_state": None}
+    assert whole_row(connection) == before | changed
+
+
+def whole_row(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    found = connection.execute("SELECT to_jsonb(r) FROM container_repositories r WHERE id = 5").fetchone()
+    assert found is not None
+    return dict(found[0])

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from consumers import catalog
+from consumers.catalog import DuplicateMigration, found_in, migration_class, migrations, target_database
+from consumers.decisions import Change, Decision, Skip
+from consumers.migration import Cursor, Migration, Shared
+from infra.settings import Settings
+from schemas.errors import SettingsError, UsageError
+from schemas.events import ChangeEvent
+
+
+class Everywhere(Migration):
+    """Writes a gitlab_shared table."""
+
+    name = "everywhere"
+    gitlab_schema = "gitlab_shared"
+    tables = ("public.detached_partitions",)
+    columns = ("id",)
+
+    def decide(self, event: ChangeEvent) -> Decision:  # noqa: ARG002 - a contract fixes the names
+        return Skip("never")
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:  # noqa: ARG002 - a contract fixes the names
+        return 0
+
+    def remaining(self, cursor: Cursor) -> int:  # noqa: ARG002 - a contract fixes the names
+        return 0
+
+
+class OncePerDatabase(Everywhere):
+    """Says that it may."""
+
+    shared = Shared.PER_DATABASE
+
+
+def settings(**schemas: list[str]) -> Settings:
+    databases = {name: {"dsn": "postgresql://h/d", "gitlab_schemas": known} for name, known in schemas.items()}
+    return Settings.model_validate({"databases": databases})
+
+
+def test_skip_resets_is_found_under_its_files_name() -> None:
+    for name, kind in migrations().items():
+        assert kind.__module__ == f"consumers.migrations.{name}"
+    assert "skip_resets" in migrations()
+
+
+def test_an_unknown_name_gets_a_suggestion_and_the_list() -> None:
+    with pytest.raises(UsageError, match=r"'skip_reset'; did you mean skip_resets\? there: .*skip_resets"):
+        migration_class("skip_reset")
+
+
+def test_two_of_one_name_are_an_error_that_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "twice_made"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    text = Path(importlib.import_module("consumers.migrations.skip_resets").__file__ or "").read_text()
+    for name in ("first", "second"):
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        with pytest.raises(DuplicateMigration, match=r"skip_resets: in twice_made.first and twice_made.second"):
+            found_in(importlib.import_module("twice_made"))
+    finally:
+        for name in [name for name in sys.modules if name.startswith("twice_made")]:
+            del sys.modules[name]
+
+
+def test_the_target_is_the_one_database_that_lists_the_schema() -> None:
+    kind = migration_class("skip_resets")
+    assert target_database(settings(main=["gitlab_main"], ci=["gitlab_ci"]), kind) == "main"
+    with pytest.raises(UsageError, match="several databases: ci, main"):
+        target_database(settings(main=["gitlab_main"], ci=["gitlab_main"]), kind)
+    with pytest.raises(UsageError, match=r"no database in the settings lists gitlab_main.*there: ci"):
+        target_database(settings(ci=["gitlab_ci"]), kind)
+
+
+def test_the_settings_may_choose_the_target() -> None:
+    both = settings(main=["gitlab_main"], ci=["gitlab_main"])
+    chosen = both.model_copy(update={"migrations": {"skip_resets": _section(database="ci")}})
+    assert target_database(chosen, migration_class("skip_resets")) == "ci"
+
+
+def test_a_shared_migration_is_refused_unless_it_says_once_per_database() -> None:
+    known = settings(main=["gitlab_shared"])
+    with pytest.raises(UsageError, match="gitlab_shared tables, which every database has"):
+        target_database(known, Everywhere)
+    assert target_database(known, OncePerDatabase) == "main"
+
+
+def test_a_wrong_option_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"unknown key migrations.skip_resets.clear_shiped_columns"):
+        catalog.configured(_with(clear_shiped_columns=True), "skip_resets")
+    with pytest.raises(SettingsError, match=r"migrations.skip_resets.clear_shipped_columns: "):
+        catalog.configured(_with(clear_shipped_columns="perhaps"), "skip_resets")
+
+
+def _section(**values: object) -> object:
+    return _with(**values).migrations["skip_resets"]
+
+
+def _with(**values: object) -> Settings:
+    return Settings.model_validate({"migrations": {"skip_resets": values}})

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.migrations.skip_resets import SkipResets
+from consumers.pauses import set_paused
+from consumers.status import gather
+from infra.settings import Settings
+from tests.consumers.conftest import Member
+from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill
+
+pytestmark = pytest.mark.stack
+
+
+def skip_resets(settings: Settings) -> dict[str, Any]:
+    document = json.loads(json.dumps(gather(settings)))
+    (found,) = [one for one in document["migrations"] if one["name"] == "skip_resets"]
+    return dict(found)
+
+
+def test_the_shape_is_the_one_that_is_promised(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
+) -> None:
+    rows = {key: TOO_MANY_TAGS if key < 10 else DEFAULT for key in range(100)}
+    fill(connection, rows)
+    feed.snapshot(rows)
+    before = skip_resets(settings)
+    assert (before["state"], before["run"], before["remaining"], before["eta_seconds"]) == ("waiting", 0, 10, None)
+
+    catch_up()
+
+    found = skip_resets(settings)
+    partitions = found.pop("partitions")
+    assert sum(partition["end_offset"] for partition in partitions) >= 100
+    assert all(set(partition) == {"topic", "partition", "offset", "end_offset"} for partition in partitions)
+    assert all(partition["offset"] == partition["end_offset"] for partition in partitions)
+    assert found == {
+        "name": "skip_resets",
+        "gitlab_schema": "gitlab_main",
+        "database": "main",
+        "run": 1,
+        "state": "caught_up",
+        "applied": 10,
+        "skipped": 90,
+        "skip_reasons": {"no import_skipped in it": 90},
+        "parked": 0,
+        "remaining": 0,
+        "rate": 0.0,
+        "eta_seconds": 0.0,
+        "members": [],
+    }
+
+
+def test_paused_and_members_are_told(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Callable[..., None],
+    settings: Settings,
+) -> None:
+    set_paused(settings, SkipResets, "main", True)
+    member = members()
+    eventually(lambda: skip_resets(settings)["members"], "it is a member")
+    found = skip_resets(settings)
+    assert found["state"] == "paused"
+    assert found["members"][0].endswith(f":{member.pid}")
+    set_paused(settings, SkipResets, "main", False)
+    eventually(lambda: skip_resets(settings)["state"] == "caught_up", "it goes on")
+
+
+def test_a_database_that_does_not_answer_is_told_without_hiding_the_rest(settings: Settings, feed: Feed) -> None:
+    down = settings.model_copy(
+        update={
+            "databases": Settings.model_validate(
+                {"databases": {"main": {"dsn": "postgresql://127.0.0.1:1/x", "gitlab_schemas": ["gitlab_main"]}}}
+            ).databases
+        }
+    )
+    found = skip_resets(down)
+    assert "does not answer" in found["error"]
+    assert len(found["partitions"]) == feed.partitions

@@ -1,0 +1,188 @@
+"""The administrator's script, run on a real server: what the role may do afterwards, and what it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr
+
+from consumers import fence
+from consumers.ledger import Advance, Ledger, Place
+from consumers.migrations.skip_resets import SkipResets
+from infra.control import ensure_control_schema
+from infra.init.administrator import administrator_script
+from infra.postgres import connect
+from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
+from infra.stack import Stack
+from producers import preflight, slots, startup
+from producers.publication import ensure_publication
+from producers.tables import captured_tables
+from schemas.positions import Offset
+from tests.conftest import Database
+from tests.consumers.repositories import TABLE
+
+PASSWORD = "s3cret-of-the-test"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A database on which the script was run, and what its role connects with."""
+
+    settings: Settings
+    superuser: psycopg.Connection
+    dsn: str
+    role: str
+
+    @property
+    def main(self) -> DatabaseSettings:
+        return self.settings.database("main")
+
+    def connect(self) -> psycopg.Connection:
+        return connect(self.dsn, name="test")
+
+
+@pytest.fixture
+def prepared(stack: Stack, database: Database) -> Iterator[Prepared]:
+    role = f"role-of {database.name}"  # needs quoting everywhere
+    dsn = make_conninfo(database.dsn, user=role, password=PASSWORD)
+    settings = Settings(
+        prefix="t",
+        kafka=KafkaSettings(bootstrap_servers=stack.endpoints.bootstrap_servers),
+        databases={
+            "main": DatabaseSettings(
+                dsn=SecretStr(dsn),
+                gitlab_schemas=("gitlab_main", "gitlab_shared"),
+                tables=("public.container_repositories", "stock.odd_name"),
+                table_schemas={"stock.odd_name": "gitlab_main"},
+                slot=database.name,
+            )
+        },
+    )
+    with database.connect() as superuser:
+        superuser.execute(TABLE)
+        superuser.execute("CREATE SCHEMA stock; CREATE TABLE stock.odd_name (id bigint PRIMARY KEY)")
+        superuser.execute("CREATE TABLE public.secrets (id bigint PRIMARY KEY)")
+        superuser.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database.name)))
+        script = administrator_script(settings)
+        superuser.execute(script)
+        superuser.execute(script)  # may be run again
+        name = sql.Identifier(role)
+        superuser.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(PASSWORD)))
+        try:
+            yield Prepared(settings, superuser, dsn, role)
+        finally:
+            superuser.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(name))
+
+
+def test_no_password_passes_through_the_script(prepared: Prepared) -> None:
+    assert PASSWORD not in administrator_script(prepared.settings)
+
+
+def test_the_role_passes_the_producers_preflight_and_can_do_its_work(prepared: Prepared) -> None:
+    main = prepared.main
+    slot = startup.slot_name(prepared.settings, "main", main)
+    with prepared.connect() as connection:
+        assert list(preflight.findings(connection, "main", main, slot, "t")) == []
+        ensure_control_schema(connection, "main", main.gitlab_schemas)
+        tables = captured_tables(connection, "main", main, "t")
+        assert not ensure_publication(connection, main.publication, tables), "it is right already"
+        assert startup.system_identifier(connection)
+        slots.create(connection, slot, failover=True)
+        try:
+            slots.emit_heartbeat(connection)
+            with connection.cursor().copy("COPY (SELECT * FROM public.container_repositories) TO STDOUT") as rows:
+                assert list(rows) == []
+        finally:
+            slots.drop(connection, slot)
+
+
+def test_the_role_can_fence_keep_its_ledger_and_change_rows(prepared: Prepared) -> None:
+    prepared.superuser.execute(
+        "INSERT INTO container_repositories (id, project_id, name, migration_state, migration_skipped_reason)"
+        " VALUES (1, 1, 'r', 'import_skipped', 2)"
+    )
+    # The table of the tests logs writes through a trigger, which is the application's right to grant.
+    prepared.superuser.execute(sql.SQL("GRANT INSERT ON public.writes TO {}").format(sql.Identifier(prepared.role)))
+    ledger = Ledger("skip_resets", "gitlab_main", "test")
+    place = Place("topic", 0)
+    migration = SkipResets.configure(MigrationSettings())
+    with prepared.connect() as connection:
+        ensure_control_schema(connection, "main", prepared.main.gitlab_schemas)
+        run = ledger.begin(connection)
+        ledger.open(connection, run, {place: "id"})
+        with connection.transaction(), connection.cursor() as cursor:
+            fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
+            cursor.execute("UPDATE container_repositories SET migration_state = 'default' WHERE id = 1")
+            assert cursor.rowcount == 1
+            assert migration.remaining(cursor) == 0
+            ledger.advance(cursor, run, [Advance(place, Offset(0), Offset(1), changes=1)], 1)
+        assert ledger.read(connection, run)[place].next_offset == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE public.container_repositories",
+        "TRUNCATE public.container_repositories",
+        "DELETE FROM public.container_repositories",
+        "INSERT INTO stock.odd_name VALUES (1)",
+        "ALTER TABLE public.container_repositories ADD COLUMN more text",
+        "CREATE SCHEMA mine",
+        "CREATE TABLE public.mine ()",
+        "CREATE ROLE another",
+        "SELECT * FROM public.secrets",
+        "SELECT * FROM public.writes",
+        "DROP PUBLICATION headrace",
+        "DROP TABLE headrace.progress",
+        "DELETE FROM headrace.progress",
+        "UPDATE headrace.schema_ownership SET owner = 'other'",
+        "UPDATE headrace.database SET name = 'other'",
+        "INSERT INTO headrace.schema_ownership VALUES ('gitlab_ci', 'main')",
+    ],
+)
+def test_the_role_may_do_no_more_than_that(prepared: Prepared, statement: str) -> None:
+    with prepared.connect() as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement)
+
+
+def test_a_table_added_to_the_settings_is_added_to_the_publication(prepared: Prepared) -> None:
+    main = prepared.main.model_copy(update={"tables": (*prepared.main.tables, "public.secrets")})
+    wider = prepared.settings.model_copy(update={"databases": {"main": main}})
+    prepared.superuser.execute(administrator_script(wider))
+    assert published(prepared) == {"public.container_repositories", "stock.odd_name", "public.secrets"}
+    prepared.superuser.execute(administrator_script(prepared.settings))
+    assert published(prepared) == {"public.container_repositories", "stock.odd_name"}
+
+
+def test_a_pattern_is_left_to_the_administrator_and_what_was_added_for_it_stays(prepared: Prepared) -> None:
+    main = prepared.main.model_copy(update={"tables": ("public.container_repositories", "public.secret*")})
+    script = administrator_script(prepared.settings.model_copy(update={"databases": {"main": main}}))
+    assert "-- public.secret* is a pattern" in script
+    prepared.superuser.execute("ALTER PUBLICATION headrace ADD TABLE public.secrets")
+    prepared.superuser.execute("ALTER PUBLICATION headrace DROP TABLE public.container_repositories")
+    prepared.superuser.execute(script)
+    prepared.superuser.execute(script)
+    assert published(prepared) == {"public.container_repositories", "public.secrets", "stock.odd_name"}
+
+
+def published(prepared: Prepared) -> set[str]:
+    found = prepared.superuser.execute(
+        "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = 'headrace'"
+    )
+    return {name for (name,) in found}
+
+
+def test_kafka_gets_an_acl_for_each_gitlab_schemas_consumer_and_no_other_topics(prepared: Prepared) -> None:
+    script = administrator_script(prepared.settings)
+    commands = [line for line in script.splitlines() if "kafka-acls.sh --bootstrap-server" in line]
+    assert all(line.startswith("--   ") for line in commands), "comments, since the rest is SQL"
+    for gitlab_schema in ("gitlab_main", "gitlab_shared"):
+        own = [line for line in commands if f"User:headrace-consumer-{gitlab_schema} " in line]
+        writes = [line for line in own if "--operation Write" in line]
+        assert any(f"--topic t.{gitlab_schema}. --resource-pattern-type prefixed" in line for line in own)
+        assert ["--topic t.parked. " in line for line in writes] == [True]

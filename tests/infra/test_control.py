@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import threading
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from infra.control import WrongDatabase, control_sql, database_name, ensure_control_schema
+from schemas.errors import PreflightFailed
+from tests.conftest import Database
+
+pytestmark = pytest.mark.stack
+
+
+def owners(connection: psycopg.Connection) -> dict[str, str]:
+    return dict(connection.execute("SELECT gitlab_schema, owner FROM headrace.schema_ownership").fetchall())
+
+
+def test_it_makes_names_and_claims_and_does_nothing_the_second_time(database: Database) -> None:
+    connection = database.connect()
+    assert database_name(connection) is None
+    for _ in range(2):
+        ensure_control_schema(connection, "main", ["gitlab_main", "gitlab_shared"])
+    assert database_name(connection) == "main"
+    assert owners(connection) == {"gitlab_main": "main", "gitlab_shared": "main"}
+
+
+def test_an_owned_gitlab_schema_keeps_its_owner(database: Database) -> None:
+    connection = database.connect()
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    connection.execute("UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2")
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    assert owners(connection) == {"gitlab_main": "ci"}
+
+
+def test_a_database_with_another_name_is_refused_and_left_alone(database: Database) -> None:
+    connection = database.connect()
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    with pytest.raises(WrongDatabase, match="call this database ci, but it is on record as main") as refused:
+        ensure_control_schema(connection, "ci", ["gitlab_ci"])
+    assert refused.value.exit_code == 3
+    assert owners(connection) == {"gitlab_main": "main"}
+
+
+def test_many_at_once_agree(database: Database) -> None:
+    problems: list[BaseException] = []
+    barrier = threading.Barrier(8)
+    connections = [database.connect() for _ in range(8)]
+
+    def run(connection: psycopg.Connection) -> None:
+        try:
+            barrier.wait(30)
+            ensure_control_schema(connection, "main", ["gitlab_main"])
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=run, args=(connection,)) for connection in connections]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert owners(connections[0]) == {"gitlab_main": "main"}
+
+
+def test_one_row_names_the_database(database: Database) -> None:
+    connection = database.connect()
+    ensure_control_schema(connection, "main", [])
+    with pytest.raises(psycopg.errors.IntegrityError):
+        connection.execute("INSERT INTO headrace.database (only_row, name) VALUES (false, 'second')")
+    with pytest.raises(psycopg.errors.IntegrityError):
+        connection.execute("INSERT INTO headrace.database (name) VALUES ('second')")
+
+
+def test_a_role_without_rights_is_told_what_to_do_and_works_once_it_is_done(database: Database) -> None:
+    admin = database.connect()
+    role = f"plain_{database.name}"
+    name = sql.Identifier(role)
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
+    try:
+        plain = database.connect()
+        plain.execute(sql.SQL("SET SESSION AUTHORIZATION {}").format(name))
+        with pytest.raises(PreflightFailed, match="headrace init --sql"):
+            ensure_control_schema(plain, "main", ["gitlab_main"])
+        admin.execute(control_sql())
+        admin.execute(sql.SQL("GRANT USAGE ON SCHEMA headrace TO {}").format(name))
+        admin.execute(sql.SQL("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA headrace TO {}").format(name))
+        ensure_control_schema(plain, "main", ["gitlab_main"])
+        assert owners(admin) == {"gitlab_main": "main"}
+        plain.close()
+    finally:
+        admin.execute(sql.SQL("DROP OWNED BY {}").format(name))
+        admin.execute(sql.SQL("DROP ROLE {}").format(name))

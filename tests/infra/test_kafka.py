@@ -1,0 +1,123 @@
+"""Kafka's clients on a real broker, and what is said when it does not answer or takes the work away."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from infra import kafka, topics
+from infra.settings import KafkaSettings
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
+
+SECRET = "s3cret-of-the-test"
+
+
+@pytest.fixture
+def settings(bootstrap_servers: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap_servers=bootstrap_servers)
+
+
+@pytest.fixture
+def nowhere() -> Iterator[KafkaSettings]:
+    """A broker's address on which nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield KafkaSettings(bootstrap_servers=f"127.0.0.1:{held.getsockname()[1]}")
+
+
+def test_a_broker_that_answers(settings: KafkaSettings) -> None:
+    kafka.ensure_reachable(settings)
+
+
+def test_an_unreachable_broker_is_named_with_the_remedy(nowhere: KafkaSettings) -> None:
+    with pytest.raises(BrokerUnavailable) as caught:
+        kafka.ensure_reachable(nowhere, timeout=1.0)
+    message = str(caught.value)
+    assert message.startswith(f"Kafka at {nowhere.bootstrap_servers} does not answer: ")
+    assert "kafka.bootstrap_servers in the settings" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "options", [{"nonsense": SECRET}, {"security.protocol": SECRET}, {"session.timeout.ms": SECRET}]
+)
+def test_an_option_that_librdkafka_refuses_is_a_mistake_in_the_settings(options: dict[str, str]) -> None:
+    wrong = KafkaSettings(options={**options})
+    for build in (lambda: kafka.admin(wrong), lambda: kafka.producer(wrong), lambda: kafka.consumer(wrong, "group")):
+        with pytest.raises(SettingsError) as caught:
+            build()
+        assert str(caught.value).startswith("kafka.options: ")
+        assert next(iter(options)) in str(caught.value)
+        assert SECRET not in str(caught.value)
+
+
+def test_a_producer_that_was_taken_over_is_fenced(settings: KafkaSettings, prefix: str) -> None:
+    topics.ensure_topic(settings, prefix, partitions=1)
+    first = kafka.producer(settings, transactional_id=prefix)
+    first.init_transactions(30)
+    first.begin_transaction()
+    first.produce(prefix, b"lost", key=b"k")
+    second = kafka.producer(settings, transactional_id=prefix)
+    second.init_transactions(30)
+    with pytest.raises(Fenced, match="this process was fenced") as caught, kafka.translated(settings):
+        first.commit_transaction(30)
+    assert caught.value.exit_code == 3
+    assert not list(topics.LogReader(settings, prefix).read())
+
+
+def test_a_consumer_reads_committed_records_from_the_beginning_and_commits_nothing(
+    settings: KafkaSettings, prefix: str
+) -> None:
+    topics.ensure_topic(settings, prefix, partitions=1)
+    producer = kafka.producer(settings, transactional_id=prefix)
+    producer.init_transactions(30)
+    for value, end in ((b"kept", producer.commit_transaction), (b"aborted", producer.abort_transaction)):
+        producer.begin_transaction()
+        producer.produce(prefix, value, key=value)
+        producer.flush(30)
+        end(30)
+    seen = []
+    client = kafka.consumer(settings, prefix, enable_partition_eof=True)
+    try:
+        client.assign([TopicPartition(prefix, 0)])
+        while (message := client.poll(30)) is not None and message.error() is None:
+            seen.append(message.value())
+        assert seen == [b"kept"]
+        assert message is not None, "the end of the partition, and not silence, ended the loop"
+        assert [each.offset for each in client.committed([TopicPartition(prefix, 0)], timeout=30)] == [-1001]
+    finally:
+        client.close()
+
+
+def test_the_settings_options_reach_the_client(settings: KafkaSettings, prefix: str) -> None:
+    topics.ensure_topic(settings, prefix, partitions=1)
+    small = settings.model_copy(update={"options": {"message.max.bytes": 1000}})
+    with pytest.raises(KafkaException) as caught:
+        kafka.producer(small).produce(prefix, b"x" * 2000)
+    assert caught.value.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (KafkaError._ALL_BROKERS_DOWN, BrokerUnavailable),
+        (KafkaError._TRANSPORT, BrokerUnavailable),
+        (KafkaError._TIMED_OUT, BrokerUnavailable),
+        (KafkaError.COORDINATOR_NOT_AVAILABLE, BrokerUnavailable),
+        (KafkaError._FENCED, Fenced),
+        (KafkaError.INVALID_PRODUCER_EPOCH, Fenced),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, PreflightFailed),
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, PreflightFailed),
+        (KafkaError._INVALID_ARG, SettingsError),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, HeadraceError),
+    ],
+)
+def test_each_kind_of_error_becomes_ours(code: int, expected: type[HeadraceError]) -> None:
+    error = kafka.translate(KafkaError(code, "two\nlines"), KafkaSettings(bootstrap_servers="kafka:9092"))
+    assert type(error) is expected
+    assert "two lines" in str(error)
+    assert error.remedy
+    assert expected in (Fenced, SettingsError) or "kafka:9092" in str(error)

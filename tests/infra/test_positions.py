@@ -1,0 +1,74 @@
+"""What the positions topic says of every source."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra import kafka, topics
+from infra.positions import Positions, SnapshotState, SourceState, StreamState, read_sources, record_key
+from infra.settings import KafkaSettings, Settings
+from schemas.positions import Lsn, Position
+from schemas.topics import positions_topic
+
+STREAM = StreamState(
+    source="main",
+    instance="a",
+    slot="headrace_main",
+    system_identifier="7",
+    commit_lsn=Lsn(100),
+    ordinal=3,
+    confirmed_lsn=Lsn(120),
+    ts_ms=1,
+    unseen=(5, 6),
+)
+SNAPSHOT = SnapshotState(source="main", table="public.projects", topic="t", rows=10, chunks_done=1, chunks=2)
+
+
+@pytest.fixture
+def settings(bootstrap_servers: str, prefix: str) -> Settings:
+    made = Settings(prefix=prefix, kafka=KafkaSettings(bootstrap_servers=bootstrap_servers))
+    topics.ensure_topic(made.kafka, positions_topic(prefix), partitions=1, config=topics.STATE)
+    return made
+
+
+def record(settings: Settings, *records: tuple[bytes, StreamState | SnapshotState | None]) -> None:
+    producer = kafka.producer(settings.kafka)
+    for key, state in records:
+        value = None if state is None else state.model_dump_json().encode()
+        producer.produce(positions_topic(settings.prefix), key=key, value=value)
+    assert producer.flush(30) == 0
+
+
+def test_nothing_is_recorded_yet(settings: Settings) -> None:
+    assert read_sources(settings) == {}
+    assert read_sources(settings.model_copy(update={"prefix": f"{settings.prefix}x"})) == {}, "not even the topic"
+
+
+def test_what_was_recorded_is_read_as_it_was(settings: Settings) -> None:
+    table = record_key("main", "public.projects")
+    record(settings, (record_key("main"), STREAM), (table, SNAPSHOT), (record_key("ci"), STREAM))
+    assert read_sources(settings) == {
+        "ci": SourceState(STREAM),
+        "main": SourceState(STREAM, {"public.projects": SNAPSHOT}),
+    }
+    assert STREAM.position == Position(Lsn(100), 3)
+
+
+def test_the_last_record_counts_and_a_tombstone_removes(settings: Settings) -> None:
+    positions = Positions(settings.prefix, settings.kafka)
+    table = record_key("main", "public.projects")
+    record(settings, (record_key("main"), STREAM), (table, SNAPSHOT))
+    assert positions.sources() == {"main": SourceState(STREAM, {"public.projects": SNAPSHOT})}
+    later = STREAM.model_copy(update={"commit_lsn": Lsn(200)})
+    record(settings, (record_key("main"), later), (table, None))
+    assert positions.sources() == {"main": SourceState(later)}
+    record(settings, (record_key("main"), None))
+    assert positions.sources().get("main", SourceState()) == SourceState()
+
+
+def test_fields_of_a_later_version_are_left_aside(settings: Settings) -> None:
+    producer = kafka.producer(settings.kafka)
+    value = STREAM.model_dump_json().encode().replace(b"{", b'{"from_the_future": 1, ', 1)
+    producer.produce(positions_topic(settings.prefix), key=record_key("main"), value=value)
+    producer.flush(30)
+    assert read_sources(settings)["main"].stream == STREAM

@@ -1,0 +1,200 @@
+"""Connecting to a real server, and what is said when that fails."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from infra.postgres import connect, described, one_line, translated
+from infra.stack import Stack
+from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
+from tests.conftest import Database
+
+GUESS = "wrong-s3cret"
+
+
+@pytest.fixture
+def password(database: Database) -> str:
+    return str(conninfo_to_dict(database.dsn)["password"])
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, held so that nobody begins to."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def refused(dsn: str, expected: type[HeadraceError], password: str) -> str:
+    """Return the message of a connection that fails; no form of the error has a password in it."""
+    with pytest.raises(expected) as caught:
+        connect(dsn, name="test")
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert password not in str(error)
+        assert GUESS not in str(error)
+        error = error.__cause__
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("wrong", [{"password": GUESS}, {"user": "nobody_here", "password": GUESS}])
+def test_wrong_password_or_user(database: Database, password: str, wrong: dict[str, str]) -> None:
+    message = refused(make_conninfo(database.dsn, **wrong), SettingsError, password)
+    assert f"/{database.name} refuses the user or the password of the dsn; correct the dsn" in message
+
+
+def test_no_password(database: Database, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSFILE", "/dev/null")
+    parts = {**conninfo_to_dict(database.dsn), "password": None}
+    message = refused(make_conninfo("", **parts), SettingsError, password)
+    assert "refuses the user or the password of the dsn" in message
+
+
+def test_wrong_database(database: Database, password: str) -> None:
+    message = refused(make_conninfo(database.dsn, dbname="not_there"), SettingsError, password)
+    assert "/not_there does not exist on that server; correct the dsn or create the database" in message
+
+
+def test_wrong_host(database: Database, password: str) -> None:
+    message = refused(make_conninfo(database.dsn, host="host.invalid"), SettingsError, password)
+    assert "PostgreSQL at host.invalid:" in message
+    assert "is on a host whose name is unknown; correct the dsn" in message
+
+
+def test_closed_port(database: Database, password: str, closed_port: int) -> None:
+    message = refused(make_conninfo(database.dsn, port=closed_port), DatabaseUnavailable, password)
+    assert f"PostgreSQL at 127.0.0.1:{closed_port}/{database.name} does not answer" in message
+    assert "Check that PostgreSQL runs" in message
+
+
+def test_a_server_that_is_no_postgres(database: Database, password: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        dsn = make_conninfo(database.dsn, port=listening.getsockname()[1], connect_timeout=2)
+        assert "does not answer" in refused(dsn, DatabaseUnavailable, password)
+
+
+def test_a_role_that_may_not_log_in(stack: Stack, database: Database, password: str) -> None:
+    role = f"{database.name}_closed"
+    with stack.postgres.connect() as connection:
+        connection.execute(f"CREATE ROLE {role} PASSWORD '{GUESS}'")
+        try:
+            message = refused(make_conninfo(database.dsn, user=role, password=GUESS), SettingsError, password)
+        finally:
+            connection.execute(f"DROP ROLE {role}")
+    assert "does not let that user in; correct the dsn" in message
+
+
+def test_an_option_that_is_not_valid(database: Database, password: str) -> None:
+    message = refused(f"{database.dsn}?sslmode=sometimes", SettingsError, password)
+    assert "has a dsn that is not valid" in message
+
+
+def test_a_connection_says_who_it_is(database: Database) -> None:
+    with connect(database.dsn, name="produce main") as connection:
+        assert connection.autocommit
+        assert connection.info.get_parameters()["application_name"] == "headrace produce main"
+        found = connection.execute("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+        assert found.fetchone() == ("headrace produce main",)
+
+
+CANONICAL = {
+    "'2024-05-06'::date": "2024-05-06",
+    "'2024-05-06 07:08:09.5+02'::timestamptz": "2024-05-06 05:08:09.5+00",
+    "interval '1 year 2 days 03:04:05'": "1 year 2 days 03:04:05",
+    "0.1::float8 + 0.2::float8": "0.30000000000000004",
+    r"'\x00ff'::bytea": r"\x00ff",
+}
+
+
+def test_canonical_text_whatever_the_role_says(stack: Stack, database: Database) -> None:
+    with stack.postgres.connect() as connection:
+        for setting in (
+            "datestyle = 'SQL, DMY'",
+            "intervalstyle = 'iso_8601'",
+            "timezone = 'Asia/Kathmandu'",
+            "extra_float_digits = 0",
+            "bytea_output = 'escape'",
+        ):
+            connection.execute(f"ALTER DATABASE {database.name} SET {setting}")
+    query = "SELECT " + ", ".join(f"({expression})::text" for expression in CANONICAL)
+    with connect(database.dsn, name="test") as ordinary:
+        assert ordinary.execute(query).fetchone() != tuple(CANONICAL.values()), "the database's own settings differ"
+    # What the dsn itself asks for stays, where it is not about text.
+    dsn = make_conninfo(database.dsn, options="-c statement_timeout=12345")
+    with connect(dsn, name="test", canonical_text=True) as canonical:
+        assert canonical.execute(query).fetchone() == tuple(CANONICAL.values())
+        assert canonical.execute("SHOW statement_timeout").fetchone() == ("12345ms",)
+
+
+def test_a_right_that_is_missing_names_the_remedy(stack: Stack, database: Database, password: str) -> None:
+    role = f"{database.name}_plain"
+    with stack.postgres.connect() as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{GUESS}'")
+    try:
+        dsn = make_conninfo(database.dsn, user=role, password=GUESS)
+        with (
+            connect(dsn, name="test") as connection,
+            pytest.raises(
+                PreflightFailed, match="permission denied for schema public; grant it: `headrace init --sql`"
+            ),
+            translated(dsn),
+        ):
+            connection.execute("CREATE TABLE public.a ()")
+    finally:
+        with stack.postgres.connect() as connection:
+            connection.execute(f"DROP ROLE {role}")
+
+
+def test_a_lost_connection_is_a_server_that_does_not_answer(database: Database) -> None:
+    with connect(database.dsn, name="test") as connection, connect(database.dsn, name="other") as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        with pytest.raises(DatabaseUnavailable, match=f"/{database.name} does not answer"), translated(database.dsn):
+            connection.execute("SELECT 1")
+
+
+def test_a_server_that_answers_with_an_error_is_not_called_silent(database: Database) -> None:
+    with connect(database.dsn, name="test") as connection, connect(database.dsn, name="other") as other:
+        connection.execute("CREATE TABLE held ()")
+        connection.execute("SET lock_timeout = '1ms'")
+        with other.transaction():
+            other.execute("LOCK TABLE held")
+            with pytest.raises(HeadraceError) as caught, translated(database.dsn):
+                connection.execute("LOCK TABLE held")
+    assert not isinstance(caught.value, DatabaseUnavailable)
+    assert "canceling statement due to lock timeout" in str(caught.value)
+
+
+def test_a_full_disk_of_the_server_is_said(database: Database) -> None:
+    with (
+        connect(database.dsn, name="test") as connection,
+        pytest.raises(HeadraceError, match=r"has no disk space left: .*; free some on the server"),
+        translated(database.dsn),
+    ):
+        # The server's own error, raised by its own code: only the disk is not really full.
+        connection.execute("DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$")
+
+
+def test_described_shows_neither_user_nor_password() -> None:
+    assert described("postgresql://u:s3cret@db.example:6543/gitlabhq") == "PostgreSQL at db.example:6543/gitlabhq"
+    assert described("user=u password=s3cret dbname=d") == "PostgreSQL at the local socket:5432/d"
+
+
+def test_one_line_of_an_error_without_words() -> None:
+    assert one_line(psycopg.OperationalError()) == "OperationalError"
+    assert one_line(psycopg.OperationalError("a\n  b")) == "a b"
+
+
+def test_one_line_of_a_servers_error_has_no_row(database: Database) -> None:
+    with connect(database.dsn, name="test") as connection:
+        connection.execute("CREATE TABLE rows (id text PRIMARY KEY)")
+        connection.execute("INSERT INTO rows VALUES ('value-of-a-row')")
+        with pytest.raises(psycopg.errors.UniqueViolation, match="value-of-a-row") as caught:
+            connection.execute("INSERT INTO rows VALUES ('value-of-a-row')")
+    assert one_line(caught.value) == 'duplicate key value violates unique constraint "rows_pkey"'

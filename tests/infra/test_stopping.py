@@ -1,0 +1,70 @@
+"""Stopping by signal, with a real process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from infra.stopping import stop_on_signals
+
+# Never ends by itself, so that its end is the signal's doing. Says what it saw on its output, which the test reads.
+SERVICE = """
+import signal, sys, threading
+from infra.stopping import stop_on_signals
+handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+with stop_on_signals() as stop:
+    print("ready", flush=True)
+    stop.wait()
+    print("stopping", flush=True)
+    if sys.argv[1] == "hang":
+        threading.Event().wait()
+print((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers, flush=True)
+"""
+
+
+def started(how: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_sets_the_event_and_the_process_ends_in_order(number: signal.Signals) -> None:
+    with started("end") as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert out.splitlines() == ["stopping", "True"], "the handlers of before are there again"
+    assert err == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGINT,) * 2]
+)
+def test_the_second_signal_ends_it_at_once(first: signal.Signals, second: signal.Signals) -> None:
+    with started("hang") as process:
+        process.send_signal(first)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopping\n"
+        process.send_signal(second)
+        process.communicate(timeout=60)
+    assert process.returncode == -second
+
+
+def fail(stop: threading.Event) -> None:
+    assert not stop.is_set()
+    raise ZeroDivisionError
+
+
+def test_handlers_are_put_back_when_the_work_fails() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError), stop_on_signals() as stop:
+        fail(stop)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,0 +1,136 @@
+"""Making, measuring, reading and deleting topics on a real broker."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[attr-defined]  # exported, not by name
+
+from infra import kafka
+from infra.settings import KafkaSettings
+from infra.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic
+
+
+@pytest.fixture
+def settings(bootstrap_servers: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap_servers=bootstrap_servers, partitions=3)
+
+
+def transactional(settings: KafkaSettings) -> Producer:
+    producer = kafka.producer(settings, transactional_id=secrets.token_hex(4))
+    producer.init_transactions(30)
+    return producer
+
+
+def send(settings: KafkaSettings, topic: str, values: Iterable[bytes]) -> None:
+    producer = kafka.producer(settings)
+    for value in values:
+        producer.produce(topic, value, key=value, partition=0)
+    assert producer.flush(30) == 0
+
+
+def config_of(settings: KafkaSettings, topic: str) -> dict[str, str]:
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    client = kafka.admin(settings)  # by name: a future ends when its client is collected
+    return {name: entry.value for name, entry in client.describe_configs([resource])[resource].result(30).items()}
+
+
+def read(reader: LogReader) -> list[bytes | None]:
+    return [message.value() for message in reader.read()]
+
+
+def test_a_topic_is_made_compacted_with_the_settings_partitions(settings: KafkaSettings, prefix: str) -> None:
+    assert ensure_topic(settings, prefix) == 3
+    assert set(end_offsets(settings, prefix)) == {0, 1, 2}
+    assert config_of(settings, prefix)["cleanup.policy"] == "compact"
+
+
+def test_the_configuration_asked_for_is_the_topics(settings: KafkaSettings, prefix: str) -> None:
+    ensure_topic(settings, prefix, partitions=1, config=STATE)
+    assert dict(STATE).items() <= config_of(settings, prefix).items()
+
+
+def test_an_existing_topic_keeps_its_partitions_and_records(settings: KafkaSettings, prefix: str) -> None:
+    assert ensure_topic(settings, prefix, partitions=2) == 2
+    send(settings, prefix, [b"kept"])
+    assert ensure_topic(settings, prefix, partitions=5) == 2
+    assert ensure_topic(settings, prefix) == 2
+    assert end_offsets(settings, prefix) == {0: 1, 1: 0}
+
+
+def test_end_offsets_of_a_missing_topic_are_none(settings: KafkaSettings, prefix: str) -> None:
+    assert end_offsets(settings, prefix) == {}
+    assert prefix not in kafka.admin(settings).list_topics(timeout=30).topics, "asking did not make it"
+
+
+def test_end_offsets_leave_out_what_is_not_committed(settings: KafkaSettings, prefix: str) -> None:
+    ensure_topic(settings, prefix, partitions=1)
+    send(settings, prefix, [b"a", b"b"])
+    producer = transactional(settings)
+    producer.begin_transaction()
+    producer.produce(prefix, b"c", key=b"k", partition=0)
+    producer.flush(30)
+    assert end_offsets(settings, prefix) == {0: 2}
+    producer.commit_transaction(30)
+    assert end_offsets(settings, prefix) == {0: 4}, "the record, and the mark of its commit"
+
+
+def test_reading_a_missing_and_an_empty_topic(settings: KafkaSettings, prefix: str) -> None:
+    reader = LogReader(settings, prefix)
+    assert read(reader) == []
+    ensure_topic(settings, prefix, partitions=1)
+    assert read(reader) == []
+
+
+def test_reading_goes_on_where_it_stopped(settings: KafkaSettings, prefix: str) -> None:
+    reader = LogReader(settings, prefix)
+    assert read(reader) == []
+    ensure_topic(settings, prefix, partitions=1)
+    send(settings, prefix, [b"1", b"2"])
+    assert read(reader) == [b"1", b"2"]
+    assert read(reader) == []
+    send(settings, prefix, [b"3"])
+    assert read(reader) == [b"3"]
+    assert read(LogReader(settings, prefix)) == [b"1", b"2", b"3"]
+
+
+def test_reading_that_was_broken_off_goes_on_behind_the_last_record_taken(settings: KafkaSettings, prefix: str) -> None:
+    ensure_topic(settings, prefix, partitions=1)
+    send(settings, prefix, [b"1", b"2", b"3"])
+    reader = LogReader(settings, prefix)
+    records = reader.read()
+    assert next(records).value() == b"1"
+    records.close()  # type: ignore[attr-defined]  # a generator, promised as an iterator
+    assert read(reader) == [b"2", b"3"]
+
+
+def test_reading_leaves_out_aborted_and_unfinished_transactions(settings: KafkaSettings, prefix: str) -> None:
+    ensure_topic(settings, prefix, partitions=1)
+    producer = transactional(settings)
+    producer.begin_transaction()
+    producer.produce(prefix, b"aborted", key=b"k", partition=0)
+    producer.flush(30)
+    producer.abort_transaction(30)
+    send(settings, prefix, [b"kept"])
+    producer.begin_transaction()
+    producer.produce(prefix, b"later", key=b"k", partition=0)
+    producer.flush(30)
+    reader = LogReader(settings, prefix)
+    assert read(reader) == [b"kept"]
+    producer.commit_transaction(30)
+    assert read(reader) == [b"later"]
+
+
+def test_deleting_what_is_there_and_what_is_not(settings: KafkaSettings, prefix: str) -> None:
+    names = [f"{prefix}.a", f"{prefix}.b"]
+    for name in names:
+        ensure_topic(settings, name, partitions=1)
+    send(settings, names[0], [b"old"])
+    delete_topics(settings, [*names, f"{prefix}.never"])
+    assert not set(names) & kafka.admin(settings).list_topics(timeout=30).topics.keys()
+    delete_topics(settings, names)
+    ensure_topic(settings, names[0], partitions=1)
+    assert read(LogReader(settings, names[0])) == [], "made anew, it is empty"

@@ -1,0 +1,61 @@
+"""What the tests of feed and capture share: a table, a registry in memory, and records decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra.positions import SnapshotState
+from producers.feed import TableFeed
+from producers.tables import CapturedTable
+from schemas.decoder import Decoder, KeyDecoder
+from schemas.events import Column, Relation
+from schemas.positions import Position
+from schemas.wire import split_wire
+
+RELATION = Relation(16_400, "public", "t", "d", (Column("id", 23), Column("v", 25)), ("id",))
+TABLE = CapturedTable(RELATION, "gitlab_main", "p.gitlab_main.t", ("id",), True, 100)
+OTHER = Relation(16_401, "public", "other", "d", (Column("id", 23),), ("id",))
+"""A relation that is published and not captured."""
+
+
+class MemoryRegistry:
+    """Gives every schema the next number."""
+
+    def __init__(self) -> None:
+        self.schemas: list[dict[str, Any]] = []
+
+    def register(self, subject: str, schema: dict[str, Any]) -> int:
+        del subject
+        if schema not in self.schemas:
+            self.schemas.append(schema)
+        return self.schemas.index(schema)
+
+    def schema(self, schema_id: int) -> dict[str, Any]:
+        return self.schemas[schema_id]
+
+
+def feed(registry: MemoryRegistry, state: SnapshotState | None = None, *, partitions: int = 3) -> TableFeed:
+    return TableFeed("main", TABLE, partitions, registry, state, not_before=7)
+
+
+def done() -> SnapshotState:
+    """The state of a table whose snapshot is over."""
+    return SnapshotState.model_validate(
+        {"source": "main", "table": "public.t", "topic": TABLE.topic, "done": True,
+         "copied": [{"after": None, "upto": None}]}
+    )  # fmt: skip
+
+
+def taken(registry: MemoryRegistry, of: TableFeed) -> list[tuple[str, dict[str, object], Position | None, Any]]:
+    """Take the waiting records: op, key, position, row after."""
+    shown = []
+    for record in of.take():
+        key_id, _ = split_wire(record["key"])
+        key = KeyDecoder(registry.schema(key_id)).decode_key(record["key"])
+        if record["value"] is None:
+            shown.append(("tombstone", key, None, None))
+            continue
+        value_id, _ = split_wire(record["value"])
+        event = Decoder(registry.schema(value_id)).decode(record["value"])
+        shown.append((str(event.op), key, event.source.position, event.after))
+    return shown

@@ -1,0 +1,162 @@
+"""A producer as a process of its own, to be killed, stopped and raced; and random work for its database."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from infra.settings import Settings
+from tests.producers.sources import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_settings(settings: Settings, path: Path) -> Path:
+    """Write the settings file that a process reads."""
+    (name, database), *_ = settings.databases.items()
+    tables = ", ".join(f"'{table}'" for table in database.tables)
+    mapped = "\n".join(f"'{table}' = '{schema}'" for table, schema in database.table_schemas.items())
+    path.write_text(
+        f"""
+        prefix = '{settings.prefix}'
+        [kafka]
+        bootstrap_servers = '{settings.kafka.bootstrap_servers}'
+        partitions = {settings.kafka.partitions}
+        [databases.{name}]
+        dsn = '{database.dsn.get_secret_value()}'
+        gitlab_schemas = ['gitlab_main']
+        tables = [{tables}]
+        allow_unlimited_wal = true
+        [databases.{name}.snapshot]
+        chunk_rows = {database.snapshot.chunk_rows}
+        [databases.{name}.table_schemas]
+        {mapped}
+        """
+    )
+    return path
+
+
+class Process:
+    """`headrace produce main`; its log goes to `log`."""
+
+    def __init__(self, config: Path, *options: str) -> None:
+        self.log = config.with_suffix(".log")
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "headrace", "produce", "main", "--config", str(config), *options],
+                cwd=ROOT,
+                stderr=log,
+                stdout=log,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def check(self) -> None:
+        """Fail when it has ended."""
+        assert self._process.poll() is None, self.log.read_text()
+
+    def ended(self) -> int:
+        """Wait for the end; return the exit code."""
+        return self._process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait(PATIENCE)
+
+
+@contextmanager
+def producing(config: Path, *options: str) -> Iterator[Process]:
+    """A process that is gone at the end, however the test ends."""
+    process = Process(config, *options)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+SCHEMA = "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL, v text)"
+
+
+class Workload:
+    """A thread that inserts, updates, deletes, moves keys, truncates rarely, rolls back; the same for a seed.
+
+    A connection that is lost is opened again.
+    """
+
+    def __init__(self, dsn: str, seed: int, *, keys: int = 200, truncates: bool = True) -> None:
+        self._dsn = dsn
+        self._random = random.Random(seed)
+        self._keys = keys
+        self._truncates = truncates
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.transactions = 0
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Workload:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._dsn) as connection:
+                    while not self._stop.is_set():
+                        self._transaction(connection)
+                        self.transactions += 1
+                self._stop.wait(0.1)
+        except BaseException as error:
+            self.error = error
+
+    def _transaction(self, connection: psycopg.Connection) -> None:
+        draw = self._random
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            if draw.random() < 0.2:
+                with contextlib.suppress(psycopg.Rollback), connection.transaction():  # a savepoint
+                    self._statement(connection)
+                    if draw.random() < 0.5:
+                        raise psycopg.Rollback
+            else:
+                self._statement(connection)
+        if draw.random() < 0.1:
+            connection.rollback()
+        else:
+            connection.commit()
+
+    def _statement(self, connection: psycopg.Connection) -> None:
+        draw = self._random
+        key, other = draw.randrange(self._keys), draw.randrange(self._keys)
+        kind = draw.random()
+        if self._truncates and kind < 0.001:
+            connection.execute("TRUNCATE t")
+        elif kind < 0.4:
+            connection.execute(
+                "INSERT INTO t VALUES (%s, 1, repeat(md5(%s::text), %s)) ON CONFLICT (id) DO UPDATE SET n = t.n + 1",
+                (key, other, draw.choice((1, 5))),
+            )
+        elif kind < 0.7:
+            connection.execute("UPDATE t SET n = n + 1 WHERE id BETWEEN %s AND %s", (key, key + draw.choice((0, 9))))
+        elif kind < 0.85:
+            connection.execute("DELETE FROM t WHERE id = %s", (key,))
+        else:
+            connection.execute(
+                "UPDATE t SET id = %s WHERE id = %s AND NOT EXISTS (SELECT 1 FROM t WHERE id = %s)", (other, key, other)
+            )

@@ -1,0 +1,174 @@
+"""A source for the tests: settings on a database of the test's own, its producer in a thread, and waiting for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from infra import log
+from infra.positions import SourceState, read_sources
+from infra.settings import DatabaseSettings, KafkaSettings, Settings
+from producers import slots, startup
+from producers.producer import Session, produce
+from schemas.topics import table_topic
+from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
+
+PATIENCE = 90.0
+"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
+
+
+def settings_for(
+    bootstrap_servers: str, prefix: str, dsn: str, *tables: str, partitions: int = 2, source: str = "main", **more: Any
+) -> Settings:
+    """Return settings that capture `tables`, all of gitlab_main; `more` goes into the database's section."""
+    return Settings(
+        prefix=prefix,
+        kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, partitions=partitions),
+        databases={source: database_section(dsn, *tables, **more)},
+    )
+
+
+def database_section(dsn: str, *tables: str, **more: Any) -> DatabaseSettings:
+    mapped = {table: "gitlab_main" for table in tables if not set(table) & set("*?")}
+    defaults = {"gitlab_schemas": ["gitlab_main"], "table_schemas": mapped, "tables": tables}
+    return DatabaseSettings.model_validate({"dsn": dsn, **defaults, **more})
+
+
+def capturing(settings: Settings, *tables: str, source: str = "main") -> Settings:
+    """Return the same settings with other tables captured."""
+    database = settings.database(source)
+    mapped = {**database.table_schemas, **dict.fromkeys(tables, "gitlab_main")}
+    changed = database.model_copy(update={"tables": tables, "table_schemas": mapped})
+    return settings.model_copy(update={"databases": {**settings.databases, source: changed}})
+
+
+def topic_of(settings: Settings, table: str) -> str:
+    schema, _, name = table.partition(".")
+    return table_topic(settings.prefix, "gitlab_main", "main", schema, name)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition that another process makes true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Source:
+    """A source as its test sees it: what it writes, what is in Kafka of it."""
+
+    settings: Settings
+    connection: psycopg.Connection[Any]
+    name: str = "main"
+
+    def state(self) -> SourceState:
+        return read_sources(self.settings).get(self.name, SourceState())
+
+    @property
+    def slot(self) -> str:
+        return startup.slot_name(self.settings, self.name, self.settings.database(self.name))
+
+    def slot_state(self) -> slots.SlotState:
+        state = slots.read(self.connection, self.slot)
+        assert state is not None
+        return state
+
+    def records(self, table: str) -> list[Record]:
+        return read_topic(self.settings, topic_of(self.settings, table))
+
+    def caught_up(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait until all written so far is published and every table is copied; `check` may raise meanwhile."""
+        lsn = slots.emit_heartbeat(self.connection, "test")
+
+        def there() -> bool:
+            check()
+            state = self.state()
+            copied = bool(state.snapshots) and all(each.done for each in state.snapshots.values())
+            return copied and state.stream is not None and state.stream.commit_lsn >= lsn
+
+        until(there, f"{self.name} at {lsn}")
+
+    def passes(self, check: Callable[[], None] = lambda: None) -> None:
+        """Wait until the stream, whatever is copied, has passed all that is written so far."""
+        lsn = slots.emit_heartbeat(self.connection, "test")
+
+        def there() -> bool:
+            check()
+            stream = self.state().stream
+            return stream is not None and stream.commit_lsn >= lsn
+
+        until(there, f"the stream at {lsn}")
+
+    def require_equal(self, table: str, columns: tuple[str, ...] | None = None) -> list[Record]:
+        """Fail unless the topic, folded, is the table, in order; return its records."""
+        records = self.records(table)
+        require_order(records)
+        folded, rows = set(folded_rows(records, columns)), set(table_rows(self.connection, table, columns))
+        assert folded == rows, f"only in the topic: {sorted(folded - rows)}, in the table: {sorted(rows - folded)}"
+        return records
+
+
+class Running:
+    """A producer in a thread of this process; `session` may be one with a fault, and is then the only one."""
+
+    def __init__(self, source: Source, session: type[Session] | None = None) -> None:
+        self.source = source
+        self._session = session
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"produce {source.name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            if self._session is None:
+                produce(self.source.settings, self.source.name, self.stop)
+                return
+            arguments = self.source.settings, self.source.name, "a test", self.stop, log.get()
+            with self._session(*arguments, successor_ends_it=False) as session:
+                session.work()
+        except BaseException as error:
+            self.error = error
+
+    def check(self) -> None:
+        """Raise what ended the producer."""
+        if self.error is not None:
+            raise self.error
+        assert self._thread.is_alive(), "the producer ended"
+
+    def caught_up(self) -> None:
+        self.source.caught_up(self.check)
+
+    def ended(self) -> BaseException | None:
+        """Wait for the end; return what it raised."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        return self.error
+
+
+@contextmanager
+def running(source: Source, session: type[Session] | None = None) -> Iterator[Running]:
+    """A producer that is stopped, and must not have failed, at the end."""
+    producer = Running(source, session)
+    try:
+        yield producer
+    finally:
+        producer.stop.set()
+        producer._thread.join(PATIENCE)
+    if producer.error is not None:
+        raise producer.error
+    assert not producer._thread.is_alive()
+
+
+def copy_all(source: Source) -> None:
+    """Run a producer until it has caught up, and stop it."""
+    with running(source) as producer:
+        producer.caught_up()

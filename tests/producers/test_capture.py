@@ -1,0 +1,165 @@
+"""From messages to records: positions, what is passed over after a restart, and what a snapshot leaves out."""
+
+from __future__ import annotations
+
+import pytest
+
+from producers import pgoutput_messages as pg
+from producers.capture import Capture
+from producers.chunks import Unseen
+from producers.feed import TableFeed
+from producers.snapshot import ChunkRows
+from producers.visibility import Snapshot
+from schemas.errors import Malformed
+from schemas.events import Column, Relation
+from schemas.positions import Lsn, Position
+from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken
+
+
+@pytest.fixture
+def registry() -> MemoryRegistry:
+    return MemoryRegistry()
+
+
+@pytest.fixture
+def table(registry: MemoryRegistry) -> TableFeed:
+    """A table whose snapshot is over."""
+    return feed(registry, done())
+
+
+def capture(*feeds: TableFeed, position: Position = Position(Lsn(50), 0), confirmed: int = 60) -> Capture:
+    return Capture(feeds, position, Lsn(confirmed), Unseen())
+
+
+def insert(key: int, relation: Relation = RELATION) -> pg.Insert:
+    values: pg.Values = [b"%d" % key, b"v"][: len(relation.columns)]  # type: ignore[assignment]
+    return pg.Insert(relation, values, None)
+
+
+def delete(key: int) -> pg.Delete:
+    return pg.Delete(RELATION, [b"%d" % key, None], None)
+
+
+def transaction(lsn: int, *changes: pg.Message, xid: int = 1) -> list[pg.Message]:
+    return [pg.Begin(Lsn(lsn), 1234, xid), *changes, pg.Commit(Lsn(lsn), Lsn(lsn + 8), 1234)]
+
+
+def handle(into: Capture, messages: list[pg.Message]) -> None:
+    for message in messages:
+        into.handle(message)
+
+
+def places(registry: MemoryRegistry, table: TableFeed) -> list[tuple[str, object, Position | None]]:
+    return [(op, key.get("id"), position) for op, key, position, _ in taken(registry, table)]
+
+
+def test_each_change_has_its_place_in_its_transaction(registry: MemoryRegistry, table: TableFeed) -> None:
+    into = capture(table)
+    handle(into, transaction(100, insert(1), insert(9, OTHER), insert(2)))
+    assert places(registry, table) == [("c", 1, (100, 0)), ("c", 2, (100, 2))]
+    assert (into.position, into.confirmed, into.moved) == (Position(Lsn(100), 2), 108, True)
+
+
+def test_a_changed_key_is_a_delete_and_a_create(registry: MemoryRegistry, table: TableFeed) -> None:
+    update = pg.Update(RELATION, [b"1", None], [b"2", b"v"], None)
+    handle(capture(table), transaction(100, update))
+    at = (100, 0)
+    assert places(registry, table) == [("d", 1, at), ("tombstone", 1, None), ("c", 2, at)]
+
+
+def test_a_transaction_without_a_change_moves_the_position(table: TableFeed) -> None:
+    into = capture(table)
+    handle(into, transaction(100))
+    assert (into.position, into.confirmed, into.moved) == (Position(Lsn(100), -1), 108, True)
+
+
+RESTARTS = {
+    "behind a whole transaction": (Position(Lsn(100), 2), 108, []),
+    "in the middle of one": (Position(Lsn(100), 1), 60, [3]),
+    "before its first change": (Position(Lsn(50), 0), 60, [1, 2, 3]),
+    "far behind": (Position(Lsn(200), -1), 208, []),
+}
+
+
+@pytest.mark.parametrize("where", RESTARTS)
+def test_what_is_recorded_is_passed_over(registry: MemoryRegistry, table: TableFeed, where: str) -> None:
+    position, confirmed, expected = RESTARTS[where]
+    into = capture(table, position=position, confirmed=confirmed)
+    handle(into, transaction(100, insert(1), insert(2), insert(3)))
+    assert [key for _, key, _ in places(registry, table)] == expected
+    assert into.moved == bool(expected)
+    assert into.position >= position
+    assert into.confirmed == 108 if expected else confirmed
+
+
+def test_a_truncate_is_told_in_every_partition(registry: MemoryRegistry, table: TableFeed) -> None:
+    handle(capture(table), transaction(100, pg.Truncate((OTHER, RELATION), False, False, None)))
+    assert [record["partition"] for record in table.waiting] == [0, 1, 2]
+    assert places(registry, table) == [("t", None, (100, 1))] * 3
+
+
+def test_a_truncate_of_a_table_that_is_copied_starts_it_again(registry: MemoryRegistry) -> None:
+    table = feed(registry)
+    table.add_chunk(
+        None, None, ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("5:5:"), Lsn(90)), Position(Lsn(50), 0), 9
+    )
+    table.take()
+    into = capture(table)
+    handle(into, transaction(100, insert(7), pg.Truncate((RELATION,), False, False, None), insert(8)))
+    # The create behind the truncate is left to the snapshot, which has to start again.
+    assert places(registry, table) == [("c", 7, (100, 0)), *[("t", None, (100, 1))] * 3]
+    assert not table.chunks.complete
+    assert into.settle() == [table]
+
+
+def test_events_are_left_to_the_chunks_that_show_them(registry: MemoryRegistry) -> None:
+    table = feed(registry)
+    chunk = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("10:12:11"), Lsn(1000))
+    table.add_chunk(None, (5,), chunk, Position(Lsn(50), 0), 9)
+    table.take()
+    into = capture(table)
+    handle(into, transaction(100, insert(2), insert(6), delete(1), xid=9))
+    assert places(registry, table) == []
+    handle(into, transaction(110, insert(3), insert(7), delete(1), xid=11))
+    assert places(registry, table) == [("c", 3, (110, 0)), ("d", 1, (110, 2)), ("tombstone", 1, None)]
+    # A key that moves from a copied range into one that is not is a delete alone.
+    handle(into, transaction(120, pg.Update(RELATION, [b"3", None], [b"8", b"v"], None), xid=20))
+    assert places(registry, table) == [("d", 3, (120, 0)), ("tombstone", 3, None)]
+
+
+def test_a_transaction_is_unseen_from_its_first_change_on(registry: MemoryRegistry) -> None:
+    """A chunk may be read with the stream standing in the middle of it."""
+    table = feed(registry)
+    into = capture(table)
+    handle(into, transaction(100, insert(1), xid=9)[:2])
+    assert into.unseen.xids == (9,)
+
+
+def test_nothing_is_noted_as_unseen_when_no_table_is_copied(table: TableFeed) -> None:
+    into = capture(table)
+    into.settle()
+    handle(into, transaction(100, insert(1), xid=9))
+    assert into.unseen.xids == ()
+
+
+def test_a_change_outside_of_a_transaction(table: TableFeed) -> None:
+    with pytest.raises(Malformed, match=r"a change of public\.t outside of a transaction"):
+        capture(table).handle(insert(1))
+
+
+def test_a_message_that_was_not_asked_for(table: TableFeed) -> None:
+    with pytest.raises(Malformed, match="a StreamStop in a stream without large transactions in progress"):
+        capture(table).handle(pg.StreamStop())
+
+
+def test_a_row_without_its_key(table: TableFeed) -> None:
+    into = capture(feed(MemoryRegistry()))
+    with pytest.raises(Malformed, match=r"public\.t: a row without its key \(id\)"):
+        handle(into, transaction(100, pg.Delete(RELATION, [None, None], None)))
+
+
+def test_a_key_column_that_was_renamed_is_named(registry: MemoryRegistry, table: TableFeed) -> None:
+    renamed = Relation(16_400, "public", "t", "d", (Column("key", 23), Column("v", 25)), ("key",))
+    with pytest.raises(Exception, match=r"public\.t has no key column id") as caught:
+        handle(capture(table), transaction(100, insert(1, renamed)))
+    assert type(caught.value).__name__ == "UsageError"

@@ -1,0 +1,217 @@
+"""Which tables are captured, with which key; every refusal names the table and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from producers.tables import (
+    CapturedTable,
+    IncompleteIdentity,
+    MissingTable,
+    PartitionTwice,
+    UnusableKey,
+    captured_tables,
+    comparable_key,
+)
+from schemas.errors import PreflightFailed, Refused
+from schemas.gitlab_schemas import UnmappedTable
+from tests.conftest import Database
+from tests.producers.sources import database_section
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def connection(database: Database) -> psycopg.Connection[Any]:
+    return database.connect()
+
+
+def captured(connection: psycopg.Connection[Any], *tables: str, **more: Any) -> tuple[CapturedTable, ...]:
+    section = database_section(connection.info.dsn, *tables, **more)
+    return captured_tables(connection, "main", section, "p")
+
+
+def test_a_captured_table(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("CREATE TABLE t (a text, g int GENERATED ALWAYS AS (1) STORED, id int PRIMARY KEY)")
+    (table,) = captured(connection, "public.t")
+    assert (table.name, table.topic, table.gitlab_schema) == ("public.t", "p.gitlab_main.t", "gitlab_main")
+    assert (table.key, table.ordered, table.partitioned) == (("id",), True, False)
+    assert [column.name for column in table.relation.columns] == ["a", "id"]
+
+
+def test_a_pattern_means_the_tables_that_match(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("CREATE TABLE ci_a (id int PRIMARY KEY); CREATE TABLE ci_b (id int PRIMARY KEY);")
+    connection.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    mapped = {"public.ci_a": "gitlab_ci", "public.ci_b": "gitlab_ci"}
+    tables = captured(connection, "public.ci_*", "public.ci_a", table_schemas=mapped)
+    assert [table.name for table in tables] == ["public.ci_a", "public.ci_b"]
+
+
+REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
+    "missing": (
+        "SELECT 1",
+        {},
+        MissingTable,
+        r"databases\.main\.tables names public\.t, but there is no such ordinary table in the database; Create it",
+    ),
+    "a view": ("CREATE VIEW t AS SELECT 1 AS id", {}, MissingTable, "no such ordinary table"),
+    "unlogged": ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", {}, MissingTable, "no such ordinary table"),
+    "unmapped": (
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        {"table_schemas": {}},
+        UnmappedTable,
+        r'no gitlab schema is known for table public\.t; add "public\.t" = .*table_schemas',
+    ),
+    "no key": (
+        "CREATE TABLE t (id int)",
+        {},
+        UnusableKey,
+        r"table public\.t has neither a primary key nor a replica identity index; Give the table a primary key",
+    ),
+    "a key that is no column": (
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        {"keys": {"public.t": ["nme"]}},
+        UnusableKey,
+        r"databases\.main\.keys of public\.t names nme, which is no column of it",
+    ),
+    "a key that is not unique": (
+        "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL); CREATE INDEX ON t (name)",
+        {"keys": {"public.t": ["name"]}},
+        UnusableKey,
+        r"the key \(name\) of table public\.t has no unique index over not-null columns",
+    ),
+    "a key that may be null": (
+        "CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE)",
+        {"keys": {"public.t": ["name"]}},
+        UnusableKey,
+        "no unique index over not-null columns",
+    ),
+    "a key that is unique for some rows": (
+        "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL); CREATE UNIQUE INDEX ON t (name) WHERE id > 1",
+        {"keys": {"public.t": ["name"]}},
+        UnusableKey,
+        "no unique index over not-null columns",
+    ),
+    "a key that may be doubled for a moment": (
+        "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE); ALTER TABLE t REPLICA IDENTITY FULL",
+        {},
+        UnusableKey,
+        r"\(a deferrable constraint's does not count\)",
+    ),
+    "a key that deletes don't tell": (
+        "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL UNIQUE)",
+        {"keys": {"public.t": ["name"]}},
+        IncompleteIdentity,
+        r"the replica identity of table public\.t leaves out name, which is in its key; Run ALTER TABLE",
+    ),
+    "deletes that tell nothing": (
+        "CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t REPLICA IDENTITY NOTHING",
+        {},
+        IncompleteIdentity,
+        "leaves out id",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(connection: psycopg.Connection[Any], case: str) -> None:
+    ddl, more, kind, words = REFUSALS[case]
+    connection.execute(ddl.encode())
+    with pytest.raises(kind, match=words) as caught:
+        captured(connection, "public.t", **more)
+    assert caught.value.exit_code == 3
+
+
+def test_a_partition_and_its_root(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+    connection.execute("CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (9)")
+    with pytest.raises(PartitionTwice, match=r"table public\.t_1 is a partition of public\.t, which is captured too"):
+        captured(connection, "public.t", "public.t_1")
+    assert [table.name for table in captured(connection, "public.t_1")] == ["public.t_1"]
+    assert [table.partitioned for table in captured(connection, "public.t")] == [True]
+
+
+@pytest.fixture
+def role(connection: psycopg.Connection[Any], database: Database) -> Iterator[str]:
+    """A role with no rights; gives its name."""
+    name = f"r_{database.name}"
+    connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    yield name
+    connection.execute(f"DROP OWNED BY {name}")
+    connection.execute(f"DROP ROLE {name}")
+
+
+def test_a_table_that_the_role_may_not_read(connection: psycopg.Connection[Any], database: Database, role: str) -> None:
+    connection.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with psycopg.connect(make_conninfo(database.dsn, user=role, password="x")) as other:
+        with pytest.raises(PreflightFailed, match=r"table public\.t may not be read by this role; GRANT SELECT ON"):
+            captured(other, "public.t")
+        connection.execute(f"GRANT SELECT ON t TO {role}")
+        assert captured(other, "public.t")
+
+
+def test_a_table_of_which_the_role_sees_some_rows(
+    connection: psycopg.Connection[Any], database: Database, role: str
+) -> None:
+    connection.execute("CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY")
+    connection.execute(f"GRANT SELECT ON t TO {role}")
+    with psycopg.connect(make_conninfo(database.dsn, user=role, password="x")) as other:
+        with pytest.raises(PreflightFailed, match=r"table public\.t has row security.*; give the role .* BYPASSRLS"):
+            captured(other, "public.t")
+
+
+KEYS = {
+    "int": ("id int PRIMARY KEY", True),
+    "two, in the index's order": ("id int, b bigint, PRIMARY KEY (b, id)", True),
+    "uuid": ("id uuid PRIMARY KEY", True),
+    "text in byte order": ('id text COLLATE "C" PRIMARY KEY', True),
+    "varchar in byte order": ('id varchar(9) COLLATE "POSIX" PRIMARY KEY', True),
+    "text in another order": ("id text PRIMARY KEY", False),
+    "blank-padded": ('id char(9) COLLATE "C" PRIMARY KEY', False),
+    "numeric": ("id numeric PRIMARY KEY", False),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_which_keys_can_be_compared_here(connection: psycopg.Connection[Any], kind: str) -> None:
+    columns, ordered = KEYS[kind]
+    connection.execute(f"CREATE TABLE t ({columns})".encode())
+    (table,) = captured(connection, "public.t")
+    assert table.ordered == ordered
+
+
+def test_the_order_of_rows_is_the_column_s_not_the_index_s(connection: psycopg.Connection[Any]) -> None:
+    connection.execute('CREATE TABLE t (id text NOT NULL); CREATE UNIQUE INDEX one ON t (id COLLATE "C")')
+    connection.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX one")
+    (table,) = captured(connection, "public.t")
+    assert (table.key, table.ordered) == (("id",), False)
+
+
+def test_a_covering_index_has_the_columns_before_its_include(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("CREATE TABLE t (id int, name text, PRIMARY KEY (id) INCLUDE (name))")
+    (table,) = captured(connection, "public.t")
+    assert (table.key, table.relation.identity_columns) == (("id",), ("id",))
+
+
+def test_a_key_of_one_s_own_with_the_identity_for_it(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL UNIQUE)")
+    connection.execute("ALTER TABLE t REPLICA IDENTITY FULL")
+    (table,) = captured(connection, "public.t", keys={"public.t": ["name"]})
+    assert (table.key, table.relation.identity_columns) == (("name",), ("id", "name"))
+
+
+def test_keys_sort_as_the_database_sorts_them(connection: psycopg.Connection[Any]) -> None:
+    connection.execute('CREATE TABLE t (a text COLLATE "C", b int, PRIMARY KEY (a, b))')
+    (table,) = captured(connection, "public.t")
+    texts = [("b", 2), ("B", 10), ("b", -1), ("é", 0), ("", 5), ("b", 10)]
+    with connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO t VALUES (%s, %s)", texts)
+        rows = cursor.execute("SELECT a, b::text FROM t ORDER BY a, t.b").fetchall()
+    keys = [comparable_key(table, (a.encode(), b.encode())) for a, b in rows]
+    assert keys == sorted(keys)
+    assert len(keys) == 6

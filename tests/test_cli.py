@@ -1,0 +1,381 @@
+"""The command line as a process: help, and every bad input of a user ends in one line, with nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # it ships no types
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from headrace import app
+from infra.settings import load_settings
+from infra.stack import Stack
+from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.processes import Keeper, wait_gone
+from tests.conftest import Database
+
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
+TABLE = "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY); CREATE TABLE public.unmapped (id int)"
+SECRET = "s3cret-of-the-test"
+MARK = "MARK_OF_THE_TEST"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self, code: int) -> str:
+        """Return the one line of the error, after the checks that hold for each."""
+        assert "Traceback" not in self.err + self.out, self.err
+        lines = [line for line in self.err.splitlines() if not line.startswith("{")]  # a service's log comes first
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("headrace: error: ")
+        assert self.err.splitlines()[-1] == lines[0]
+        assert self.code == code, lines[0]
+        assert SECRET not in self.err
+        return lines[0]
+
+
+class Shell:
+    """Runs `headrace` in a directory of its own; every process that comes of it carries a mark."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.mark = secrets.token_hex(8)
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+        self.environment |= {MARK: self.mark, "COLUMNS": "120"}
+
+    def start(self, *arguments: object, before: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*before, sys.executable, "-m", "headrace", *map(str, arguments)],
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: object, before: Sequence[str] = (), **environment: str) -> Ended:
+        return self.end(self.start(*arguments, before=before, **environment))
+
+    def end(self, process: subprocess.Popen[str]) -> Ended:
+        """Wait for its end, which leaves nothing running."""
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+            process.wait()
+        ended = Ended(process.returncode, out, err)
+        assert wait_gone(self.left(), 10.0) == [], "a process outlives the command"
+        return ended
+
+    def left(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark:
+                    found.append(process)
+        return found
+
+    def settings(
+        self, dsn: str, bootstrap_servers: str, tables: Sequence[str] = ("public.container_repositories",)
+    ) -> None:
+        self.write(
+            f'prefix = "{secrets.token_hex(4)}"\n[kafka]\nbootstrap_servers = "{bootstrap_servers}"\n'
+            f'[databases.main]\ndsn = "{dsn}"\ngitlab_schemas = ["gitlab_main"]\ntables = {json.dumps(tables)}\n'
+        )
+
+    def write(self, text: str) -> None:
+        (self.directory / "headrace.toml").write_text(text)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, held so that nobody begins to."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def plain_server() -> Iterator[EmbeddedPostgres]:
+    """A server as it comes: without logical decoding, and with no limit to what a slot may hold back."""
+    directory = Path(tempfile.mkdtemp(prefix="headrace-test-"))
+    directory.chmod(0o711)  # the server's own user passes through when the tests run as root
+    keeper = Keeper(remove=directory)
+    server = EmbeddedPostgres(
+        directory / "postgres", keeper, fsync=False, settings={"wal_level": "replica", "max_slot_wal_keep_size": "-1"}
+    )
+    server.start()
+    with server.connect() as connection:
+        connection.execute(TABLE)
+    yield server
+    server.abandon()
+    keeper.close()
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_explains(shell: Shell, command: str | None) -> None:
+    ended = shell.run(*([command] if command else []), "--help")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert "Usage: headrace" in ended.out
+    for line in COMMANDS if command is None else ["--help"]:
+        assert line in ended.out
+    explained = [line for line in ended.out.splitlines() if line.strip() and line.strip()[0].isalpha()]
+    assert len(explained) >= 2, "usage, and a sentence"
+
+
+def test_without_a_command_it_shows_its_help(shell: Shell) -> None:
+    assert shell.run() == shell.run("--help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "No such command 'nonsense'; see `headrace --help`"),
+        (["produce"], "Missing argument 'SOURCE'; see `headrace produce --help`"),
+        (["status", "--jsom"], "No such option: --jsom (Possible options: --json); see `headrace status --help`"),
+        (["demo", "--rows", "few"], "'--rows'"),
+        (["up", "--kafka-port", "99999"], "'--kafka-port'"),
+    ],
+)
+def test_a_command_that_is_not_right(shell: Shell, arguments: list[str], said: str) -> None:
+    assert said in shell.run(*arguments).error(2)
+
+
+@pytest.mark.parametrize("arguments", [["produce", "main"], ["check"], ["consume", "skip_resets"], ["status"]])
+def test_no_settings_file(shell: Shell, arguments: list[str]) -> None:
+    line = shell.run(*arguments).error(2)
+    assert "settings file headrace.toml does not exist; write one with `headrace init`" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[kafka]\nbootstrap_server = "x"', "unknown key kafka.bootstrap_server, did you mean bootstrap_servers?"),
+        ("[kafka]\npartitions = 0", "kafka.partitions: must be 1 or more"),
+        (f'[databases.main]\ndsn = "{SECRET} x"\ngitlab_schemas = ["gitlab_main"]', "databases.main.dsn: not a Postgr"),
+        ("[kafka", "settings file headrace.toml is not TOML: "),
+    ],
+)
+def test_a_settings_file_that_is_not_right(shell: Shell, text: str, said: str) -> None:
+    shell.write(text)
+    line = shell.run("check").error(2)
+    assert "settings file headrace.toml" in line
+    assert said in line
+
+
+def test_a_settings_file_that_cannot_be_read(shell: Shell) -> None:
+    (shell.directory / "headrace.toml").mkdir()
+    assert "settings file headrace.toml cannot be read: Is a directory" in shell.run("check").error(2)
+
+
+def test_a_variable_that_is_not_right(shell: Shell) -> None:
+    shell.write("")
+    line = shell.run("check", HEADRACE_KAFKA__PARTITIONS="many").error(2)
+    assert "environment variable HEADRACE_KAFKA__PARTITIONS" in line
+
+
+def test_an_unknown_source_or_migration(shell: Shell) -> None:
+    shell.settings("postgresql://u@h/d", "127.0.0.1:1")
+    assert "no database named 'mian' in the settings (there: main)" in shell.run("produce", "mian").error(2)
+    for command in ("consume", "pause", "resume", "replay", "verify"):
+        line = shell.run(command, "skip_reset").error(2)
+        assert "no migration is called 'skip_reset'; did you mean skip_resets?" in line
+
+
+def test_an_unknown_option_of_a_migration(shell: Shell) -> None:
+    shell.settings("postgresql://u@h/d", "127.0.0.1:1")
+    with (shell.directory / "headrace.toml").open("a") as file:
+        file.write("[migrations.skip_resets]\nbatchsize = 7\n")
+    assert "batchsize" in shell.run("consume", "skip_resets").error(2)
+
+
+@pytest.mark.parametrize("wrong", ["host", "password", "database", "port"])
+def test_a_dsn_that_is_not_right(
+    shell: Shell, database: Database, bootstrap_servers: str, closed_port: int, wrong: str
+) -> None:
+    parts = conninfo_to_dict(database.dsn)
+    given = {"host": "host.invalid", "password": SECRET, "database": "not_there", "port": closed_port}
+    user, password, host, port, name = (str(parts[key]) for key in ("user", "password", "host", "port", "dbname"))
+    host = str(given["host"]) if wrong == "host" else host
+    password = SECRET if wrong == "password" else password
+    port = str(closed_port) if wrong == "port" else port
+    name = "not_there" if wrong == "database" else name
+    shell.settings(f"postgresql://{user}:{password}@{host}:{port}/{name}", bootstrap_servers)
+    code = 1 if wrong == "port" else 2
+    for arguments in (["produce", "main"], ["verify", "skip_resets"]):
+        line = shell.run(*arguments).error(code)
+        assert f"PostgreSQL at {host}:{port}/{name} " in line
+        assert "dsn" in line
+        assert password not in line
+    if wrong != "port":
+        # A server that does not answer may come back, which is what a consumer waits for.
+        assert f"PostgreSQL at {host}:{port}/{name} " in shell.run("consume", "skip_resets").error(code)
+
+
+def test_a_broker_that_is_down(shell: Shell, database: Database, closed_port: int) -> None:
+    with database.connect() as connection:
+        connection.execute(TABLE)
+    shell.settings(database.dsn, f"127.0.0.1:{closed_port}")
+    commands = [["produce", "main"], ["consume", "skip_resets"], ["status"], ["replay", "skip_resets"]]
+    for process in [shell.start(*arguments) for arguments in commands]:
+        out, err = process.communicate(timeout=120)
+        line = Ended(process.returncode, out, err).error(1)
+        assert f"Kafka at 127.0.0.1:{closed_port} does not answer" in line
+        assert "kafka.bootstrap_servers in the settings" in line
+    assert wait_gone(shell.left(), 10.0) == []
+
+
+def test_wal_level_is_not_logical(shell: Shell, plain_server: EmbeddedPostgres, bootstrap_servers: str) -> None:
+    shell.settings(plain_server.dsn(), bootstrap_servers)
+    line = shell.run("produce", "main").error(3)
+    assert "source main: wal_level is replica, not logical" in line
+    assert "ALTER SYSTEM SET wal_level = 'logical' and restart" in line
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("public.not_there", "databases.main.tables names public.not_there, but there is no such"),
+        ("public.unmapped", 'no gitlab schema is known for table public.unmapped; add "public.unmapped" ='),
+    ],
+)
+def test_a_table_that_is_missing_or_unmapped(
+    shell: Shell, database: Database, bootstrap_servers: str, table: str, said: str
+) -> None:
+    with database.connect() as connection:
+        connection.execute(TABLE)
+    shell.settings(database.dsn, bootstrap_servers, [table])
+    assert said in shell.run("produce", "main").error(3)
+
+
+def test_check_lists_everything_that_is_missing(
+    shell: Shell, plain_server: EmbeddedPostgres, bootstrap_servers: str
+) -> None:
+    shell.settings(plain_server.dsn(), bootstrap_servers, ["public.unmapped"])
+    ended = shell.run("check")
+    assert (ended.code, ended.err) == (3, "")
+    problems = ["wal_level is replica", "max_slot_wal_keep_size is unlimited", "no gitlab schema is known"]
+    assert all(any(problem in line for line in ended.out.splitlines()) for problem in problems), ended.out
+
+    as_json = shell.run("check", "--json")
+    assert as_json.code == 3
+    findings = json.loads(as_json.out)["findings"]
+    assert all(finding.keys() == {"where", "problem", "remedy"} for finding in findings)
+    assert {finding["where"] for finding in findings} == {"databases.main"}
+    assert [problem for problem in problems if not any(problem in each["problem"] for each in findings)] == []
+
+
+def test_check_finds_nothing(shell: Shell, database: Database, bootstrap_servers: str) -> None:
+    with database.connect() as connection:
+        connection.execute(TABLE)
+    shell.settings(database.dsn, bootstrap_servers)
+    assert shell.run("check") == Ended(0, "ready: Kafka, the registry and 1 database(s)\n", "")
+    assert json.loads(shell.run("check", "--json").out) == {"findings": []}
+
+
+def test_init_writes_settings_that_load_and_never_overwrites(shell: Shell) -> None:
+    ended = shell.run("init")
+    assert (ended.code, ended.err) == (0, "")
+    written = (shell.directory / "headrace.toml").read_text()
+    assert load_settings(shell.directory / "headrace.toml").databases.keys() == {"main"}
+    assert "headrace.toml exists already" in shell.run("init").error(3)
+    assert (shell.directory / "headrace.toml").read_text() == written
+    assert "CREATE PUBLICATION" in shell.run("init", "--sql").out
+
+
+@pytest.mark.parametrize("server", ["kafka", "postgres"])
+def test_up_with_a_port_that_is_taken(shell: Shell, server: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, tempfile.TemporaryDirectory() as place:
+        port = taken.getsockname()[1]
+        line = shell.run("up", "--dir", place, f"--{server}-port", port).error(2)
+    assert f"port {port} for" in line
+    assert f"choose another port with --{server}-port" in line
+
+
+def test_up_with_no_disk_space(shell: Shell) -> None:
+    place = shell.directory / "small"
+    place.mkdir()
+    # A disk of its own, in a namespace of its own: with what every Linux has, and no right on the machine.
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount += [f'mount -t tmpfs -o size=16m tmpfs "{place}" && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs Linux with user namespaces, for a small disk")
+    line = shell.run("up", "--dir", place, before=mount).error(2)
+    assert f"no space left in {place}" in line
+    assert "choose another place with --dir" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
+def test_output_to_a_full_disk(shell: Shell) -> None:
+    shell.run("init")
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "headrace", "init", "--sql"],
+            cwd=shell.directory,
+            env=shell.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert "no space left to write the output" in Ended(process.returncode, "", process.stderr).error(1)
+
+
+def test_a_reader_that_goes_away_is_not_an_error_to_show(shell: Shell) -> None:
+    shell.run("init")
+    process = shell.start("init", "--sql")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as err:
+        assert err.read() == ""
+    assert process.wait(60) == 1
+
+
+def test_not_confirmed_is_not_done(shell: Shell) -> None:
+    shell.settings("postgresql://u@h/d", "127.0.0.1:1")
+    ended = shell.run("produce", "main", "--start-over")
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].endswith("headrace: error: not confirmed; nothing was changed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_service_that_waits_stops_in_order(
+    shell: Shell, database: Database, bootstrap_servers: str, number: signal.Signals
+) -> None:
+    with database.connect() as connection:
+        connection.execute(TABLE)
+    shell.settings(database.dsn, bootstrap_servers)
+    process = shell.start("consume", "skip_resets")
+    assert process.stderr is not None
+    assert any("waiting for the producer" in line for line in process.stderr)
+    process.send_signal(number)
+    ended = shell.end(process)
+    assert ended.code == 0
+    assert "Traceback" not in ended.err
