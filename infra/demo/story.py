@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -53,9 +52,11 @@ def tell(rows: int) -> None:
     console = Console(highlight=False)
     began = time.monotonic()
     with ExitStack() as held:
-        place = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="headrace-demo-")))
         with console.status("starting Kafka and PostgreSQL"), _timed(console, "Kafka and PostgreSQL started"):
             stack = held.enter_context(embedded_stack())
+        # Below the stack's own directory, which goes when this process goes, however it ends.
+        place = stack.directory / "demo"
+        place.mkdir()
         story = _Story(console, stack, place, rows)
         held.callback(story.close)
         summary = story.run()

@@ -43,7 +43,7 @@ def headrace(*words: str, checkout: Path, config: Path) -> subprocess.CompletedP
 def test_the_page_s_file_is_a_migration_that_runs(
     checkout: Path, config: Path, feed: Feed, connection: psycopg.Connection[Any]
 ) -> None:
-    fill(connection, {key: ("default", None) for key in range(1, 11)})
+    fill(connection, dict.fromkeys(range(1, 11), ("default", None)))
     connection.execute("UPDATE container_repositories SET name = '' WHERE id <= 3")
     records = []
     for key in range(1, 11):
