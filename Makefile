@@ -4,14 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROWS ?=
 ONLY ?=
+SECONDS ?= 60
+SEED ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "headrace needs Python 3.11 or newer; there is no $(PYTHON): make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
+	  exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "headrace needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "$(PYTHON) cannot make a virtual environment: install its venv package, such as python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[dev]'
 	@touch $@
@@ -30,6 +37,9 @@ lint: $(STAMP)  ## format, lint, types, import contracts
 
 bench: $(STAMP)  ## speed and memory, as ratios against peers
 	$(BIN)/python -m tests.benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ONLY),--only $(ONLY))
+
+fuzz: $(STAMP)  ## broken replication messages, for SECONDS; a failure names its SEED
+	$(BIN)/python -m tests.producers.fuzz_pgoutput --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

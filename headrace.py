@@ -38,6 +38,8 @@ app = typer.Typer(
 for group in (infra.demo.cli, infra.stack.cli, infra.init.cli, producers.cli, consumers.cli):
     for command in group.COMMANDS:
         app.command()(command)
+for name, subcommands in consumers.cli.GROUPS.items():
+    app.add_typer(subcommands, name=name)
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="headrace", standalone_mode=False)
     finally:
         # Here, and not when Python ends, what cannot be written can still be said.
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError
 from consumers.decisions import TOMBSTONE, Change, Decision, Park, Skip
 from consumers.ledger import Advance, Place
 from consumers.migration import Migration
+from consumers.selection import NOT_SELECTED, Selection
 from schemas.errors import HeadraceError, Malformed
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
@@ -78,6 +79,8 @@ class Planner:
         self._schemas = schemas
         self._projections: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
         self._needles = _needles(migration)
+        self.selection: Selection | None = None
+        """What the present run is limited to; None: nothing."""
         self._unmentioned = f"no {' or '.join(migration.mentions)} in it"
 
     def decide(self, value: bytes) -> Decision:
@@ -111,7 +114,8 @@ class Planner:
         `positions` says which offset each partition needs next: records before it, and those of other partitions,
         are left out. `overrides` are decisions made already. Records may include ends of partitions.
         """
-        needles, known = self._needles, self._projections
+        selection, known = self.selection, self._projections
+        needles = () if selection else self._needles
         several = len(self._migration.tables) > 1
         following = dict(positions)
         sub_batch = SubBatch(0, 0)
@@ -143,6 +147,9 @@ class Planner:
             advance.next_offset = Offset(offset + 1)
             if value is None:
                 _count(advance, TOMBSTONE, 1)
+                continue
+            if selection is not None and not selection.has(record.key()):
+                _count(advance, NOT_SELECTED, 1)
                 continue
             if needles and not overrides and (value[:HEADER_BYTES] in known or self._learned(value)):
                 for needle in needles:

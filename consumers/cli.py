@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from consumers import catalog, display, pauses
+from consumers import catalog, display, parked_cli, pauses
 from consumers.dry_run import dry_run
 from consumers.migration import Migration
 from consumers.replay import replay as begin_replay
 from consumers.runtime import Runtime
+from consumers.selection import parse_selection
+from consumers.starts import parse_start
 from consumers.status import gather
 from consumers.verify import remaining
-from infra import log, metrics
+from infra import log, metrics, postgres
 from infra.settings import Settings, load_settings
 from schemas.errors import HeadraceError, Interrupted
 
@@ -77,6 +79,8 @@ def consume(
     if dry:
         _dry(settings, work, database, as_json)
         return
+    # A first connection that fails is somebody's mistake and told at once; one that is lost later is waited for.
+    postgres.connect(settings.database(database).dsn.get_secret_value(), name=f"consume {migration}").close()
     metrics.serve(settings.metrics)
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
@@ -113,16 +117,51 @@ def resume(migration: MigrationArgument, config: ConfigOption = None) -> None:
     print(f"{migration} goes on")
 
 
-def replay(migration: MigrationArgument, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Begin a new run from the beginning of the topics; start a consumer to carry it out.
+def replay(
+    migration: MigrationArgument,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="START",
+            help="beginning, timestamp:2026-01-31T12:00:00Z (all committed since then) or lsn:16/B374D848.",
+        ),
+    ] = "beginning",
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=VALUE[,VALUE...]", help="Only events whose key has such a value."),
+    ] = None,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--keys", metavar="VALUE[,VALUE...]", help="The same, where the key is one column."),
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Begin a new run over what the topics hold; start a consumer to carry it out.
 
     The database that was read is not needed. Rows that are right already stay untouched. Refused, with exit code 3,
     while members are alive.
     """
     settings, kind, database = _chosen(migration, config)
-    begun = begin_replay(settings, kind, database)
+    begun = begin_replay(
+        settings, kind, database, start=parse_start(start), selection=parse_selection(where or [], keys or [])
+    )
     if as_json:
-        print(json.dumps({"migration": migration, "run": begun.run, "partitions": len(begun.starts)}))
+        starts = [
+            {"topic": place.topic, "partition": place.partition, "offset": at} for place, at in begun.starts.items()
+        ]
+        print(
+            json.dumps(
+                {
+                    "migration": migration,
+                    "run": begun.run,
+                    "partitions": len(begun.starts),
+                    "starts": starts,
+                    "selection": begun.selection,
+                }
+            )
+        )
     else:
         print(f"{migration} begins run {begun.run}; carry it out with: headrace consume {migration}")
 
@@ -189,3 +228,6 @@ def _stopped_by_signals(stopping: threading.Event, cancel: Callable[[], None]) -
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify)
+
+GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": parked_cli.app}
+"""Commands with sub-commands of their own."""

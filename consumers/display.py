@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
-from consumers.runtime import Report, Totals, source_topics
+from consumers.parking import Entry
+from consumers.runtime import Report, Totals
 from infra import topics
 from infra.settings import Settings
 from schemas.positions import Offset
@@ -94,6 +96,14 @@ def show_status(document: Mapping[str, Any]) -> None:
             f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}" if snapshot else "",
         )
     console.print(sources)
+
+
+def show_parked(migration: str, entries: Sequence[Entry]) -> None:
+    """Print the parked events, one a line: names may be longer than a terminal is wide, and have to be copied."""
+    if not entries:
+        print(f"{migration}: nothing is parked")
+    for entry in entries:
+        print(f"{entry.name}  {entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {entry.reason}")
 
 
 def show_dry_run(result: Mapping[str, Any]) -> None:

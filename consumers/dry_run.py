@@ -12,9 +12,9 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from consumers.batches import Planner
 from consumers.group import group_name, member_name
+from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
-from consumers.runtime import schemas_of, source_topics
 from infra import kafka, topics
 from infra.registry import open_registry
 from infra.settings import Settings

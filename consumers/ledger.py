@@ -95,6 +95,13 @@ class Ledger:
         assert row is not None
         return int(row[0])
 
+    def selection(self, connection: Connection, run: int) -> dict[str, list[str]]:
+        """Return the key columns and values that `run` is limited to; empty: it is not."""
+        row = connection.execute(
+            "SELECT selection FROM headrace.selections WHERE migration = %s AND run = %s", (self._migration, run)
+        ).fetchone()
+        return dict(row[0]) if row else {}
+
     def open(self, connection: Connection, run: int, places: Mapping[Place, str]) -> dict[Place, Entry]:
         """Return where `run` stands in each of `places`, whose values are the topics' ids.
 

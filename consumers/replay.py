@@ -1,20 +1,27 @@
-"""A new run of a migration from the beginning of its topics. The ledger and Kafka's offsets move together."""
+"""A new run of a migration over what its topics hold. The ledger and Kafka's offsets move together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from psycopg import Connection
+from psycopg.types.json import Jsonb
 
 from consumers.group import group_name, members, move_offsets, topic_ids
+from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
-from consumers.runtime import source_topics
-from infra import postgres, topics
+from consumers.selection import named
+from consumers.starts import Beginning, Start, first_key, start_offsets
+from infra import postgres
 from infra.control import ensure_control_schema
+from infra.registry import open_registry
 from infra.settings import Settings
-from schemas.errors import Refused
+from schemas.decoder import KeyDecoder
+from schemas.errors import Refused, UsageError
 from schemas.positions import Offset
+from schemas.wire import split_wire
 
 
 class MembersAlive(Refused):
@@ -28,21 +35,30 @@ class Replay:
     migration: str
     run: int
     starts: dict[Place, Offset]
+    selection: dict[str, list[str]] = field(default_factory=dict)
 
 
-def replay(settings: Settings, migration: type[Migration], database: str, *, reason: str = "replay") -> Replay:
-    """Begin a new run of `migration` from the beginning; the next member to start carries it out.
+def replay(
+    settings: Settings,
+    migration: type[Migration],
+    database: str,
+    *,
+    start: Start = Beginning(),  # noqa: B008 - frozen
+    selection: Mapping[str, Sequence[str]] | None = None,
+    reason: str = "replay",
+) -> Replay:
+    """Begin a new run of `migration` at `start`; the next member to start carries it out.
 
-    A second call begins yet another run. Raises MembersAlive, naming them, while members are in the group;
-    nothing was changed then. A failure half-way leaves the old run as it was.
+    With `selection`, as selection.parse_selection gives it, only events with those keys are decided on. A second
+    call begins yet another run. Raises MembersAlive, naming them, while members are in the group, and UsageError for
+    a selection that the keys do not have; nothing was changed then. A failure half-way leaves the old run as it was.
     """
     group = group_name(settings.prefix, migration.name)
     if alive := members(settings.kafka, group):
         raise MembersAlive(f"{migration.name} has members alive: {', '.join(alive)}")
     names = source_topics(settings, migration, database)
-    starts = {
-        Place(topic, partition): Offset(0) for topic in names for partition in topics.end_offsets(settings.kafka, topic)
-    }
+    limits = _checked(settings, names, selection) if selection else {}
+    starts = start_offsets(settings.kafka, names, start)
     ids = topic_ids(settings.kafka, [place.topic for place in starts]) if starts else {}
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
@@ -59,9 +75,24 @@ def replay(settings: Settings, migration: type[Migration], database: str, *, rea
                         for place, offset in starts.items()
                     ],
                 )
+            if limits:
+                connection.execute(
+                    "INSERT INTO headrace.selections (migration, run, selection) VALUES (%s, %s, %s)",
+                    (migration.name, run, Jsonb(limits)),
+                )
             # Kafka refuses this when a member joined meanwhile; then the run is rolled back too.
             move_offsets(settings.kafka, group, starts)
-    return Replay(migration.name, run, starts)
+    return Replay(migration.name, run, starts, limits)
+
+
+def _checked(settings: Settings, names: Sequence[str], selection: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the selection with its columns named, checked against the keys that the topics have."""
+    schema = schemas_of(open_registry(settings))
+    for name in names:
+        key = first_key(settings.kafka, name)
+        if key is not None:
+            return named(selection, list(KeyDecoder(schema(split_wire(key)[0])).decode_key(key)))
+    raise UsageError("there are no events yet, and so no keys to select", remedy="start the producer first")
 
 
 def _next_run(connection: Connection, migration: type[Migration], reason: str) -> int:

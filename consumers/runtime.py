@@ -10,29 +10,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from confluent_kafka import Message
 
 from consumers import fence
-from consumers.batches import Overrides, Planner, SubBatch, UnknownSchemaId
+from consumers.batches import Overrides, Planner, SubBatch
 from consumers.decisions import Park
 from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
+from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
 from consumers.parking import Parking
 from consumers.rates import Rate
+from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
-from infra.registry import Registry, UnknownSchema, open_registry
+from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import end_offsets
 from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Offset
-from schemas.topics import table_topic
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
@@ -81,7 +82,8 @@ class Runtime:
         self._until_caught_up = until_caught_up
         self._report = report
         self._topics = source_topics(settings, migration, database)
-        self._planner = Planner(migration, schemas_of(open_registry(settings)))
+        self._schemas = schemas_of(open_registry(settings))
+        self._planner = Planner(migration, self._schemas)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
         self._parking = Parking(settings, migration.name)
         self._group = Group(
@@ -134,12 +136,20 @@ class Runtime:
         database = self._settings.database(self._database)
         dsn = database.dsn.get_secret_value()
 
-        def prepare(connection: Connection) -> int:
+        def prepare(connection: Connection) -> None:
             with postgres.translated(dsn):
                 ensure_control_schema(connection, self._database, database.gitlab_schemas)
-            return self._ledger.begin(connection)
+            self._begin(connection)
 
-        self._run = self._target.ask(prepare)
+        self._target.ask(prepare)
+
+    def _begin(self, connection: Connection) -> None:
+        """Take up the current run, with what it is limited to."""
+        run = self._ledger.begin(connection)
+        if run != self._run:
+            selection = self._ledger.selection(connection, run)
+            self._planner.selection = Selection(selection, self._schemas) if selection else None
+            self._run = run
 
     def _wait_for_topics(self) -> None:
         told = False
@@ -279,7 +289,7 @@ class Runtime:
 
         def opened(connection: Connection) -> tuple[dict[str, str], dict[Place, Entry]]:
             ids = topic_ids(self._settings.kafka, [place.topic for place in places])
-            self._run = self._ledger.begin(connection)
+            self._begin(connection)
             wanted = {place: ids[place.topic] for place in places}
             return ids, self._ledger.open(connection, self._run, wanted)
 
@@ -335,29 +345,3 @@ class Runtime:
         finally:
             self._group.close()
             self._target.close()
-
-
-def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
-    """Return the topics that the migration reads."""
-    topics = []
-    for table in migration.tables:
-        schema, _, name = table.partition(".")
-        topics.append(table_topic(settings.prefix, migration.gitlab_schema, database, schema, name))
-    return topics
-
-
-def schemas_of(registry: Registry) -> Callable[[int], dict[str, Any]]:
-    """Return the registry as the planner asks it; an id that it does not know is an event's fault."""
-    unknown: dict[int, float] = {}
-
-    def schema(schema_id: int) -> dict[str, Any]:
-        # Each look-up of an unknown id reads the registry: a topic full of them must not ask for each event.
-        if unknown.get(schema_id, 0.0) > time.monotonic():
-            raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
-        try:
-            return registry.schema(schema_id)
-        except UnknownSchema as error:
-            unknown[schema_id] = time.monotonic() + 60.0
-            raise UnknownSchemaId(f"schema id {schema_id} is in no registry") from error
-
-    return schema

@@ -12,9 +12,9 @@ import psycopg
 
 from consumers import catalog
 from consumers.group import group_name, members
+from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
-from consumers.runtime import source_topics
 from infra import postgres, topics
 from infra.positions import SourceState, read_sources
 from infra.settings import Settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
@@ -15,9 +15,20 @@ from schemas.errors import PreflightFailed, Refused
 
 Connection = psycopg.Connection[Any]
 
-_TABLES: Final = ("database", "schema_ownership", "migrations", "progress")
+_TABLES: Final = ("database", "schema_ownership", "migrations", "progress", "selections", "settled", "holds")
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are made: "headrace" in ASCII."""
+
+
+OWNERSHIP: Final = ("headrace", "schema_ownership")
+"""The table of owners; it is in every publication, so that a change of owner comes in order with the data."""
+
+
+class Owner(NamedTuple):
+    """Who owns a gitlab schema; each change of owner has the next epoch."""
+
+    name: str
+    epoch: int
 
 
 class WrongDatabase(Refused):
@@ -59,6 +70,14 @@ def database_name(connection: Connection) -> str | None:
         return None
     row = connection.execute("SELECT name FROM headrace.database").fetchone()
     return None if row is None else str(row[0])
+
+
+def owners(connection: Connection) -> dict[str, Owner]:
+    """Return gitlab schema → its owner as this database has it, empty where the table is not there."""
+    if connection.execute("SELECT to_regclass('headrace.schema_ownership')").fetchone() == (None,):
+        return {}
+    found = connection.execute("SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership")
+    return {gitlab_schema: Owner(owner, epoch) for gitlab_schema, owner, epoch in found}
 
 
 def _missing_tables(connection: Connection) -> set[str]:

@@ -47,3 +47,30 @@ CREATE TABLE IF NOT EXISTS headrace.progress (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (migration, run, topic, partition)
 ) WITH (fillfactor = 50);  -- one hot row a partition: room for its next versions on the same page
+
+-- What a run is limited to: columns of the message key, each with its values as text; no row: everything.
+CREATE TABLE IF NOT EXISTS headrace.selections (
+    migration text NOT NULL REFERENCES headrace.migrations (name),
+    run integer NOT NULL,
+    selection jsonb NOT NULL,
+    PRIMARY KEY (migration, run)
+);
+
+-- Parked events that were retried or discarded, written with the effect and deleted once the entry is gone from the
+-- parked topic: a retry that dies between the two does nothing twice. `entry` tells one parking from the next.
+CREATE TABLE IF NOT EXISTS headrace.settled (
+    migration text NOT NULL REFERENCES headrace.migrations (name),
+    event text NOT NULL,
+    entry text NOT NULL,
+    PRIMARY KEY (migration, event)
+);
+
+-- Members that are held by a health indicator, each seen lately; a row that is not is of a member that is gone.
+CREATE TABLE IF NOT EXISTS headrace.holds (
+    migration text NOT NULL REFERENCES headrace.migrations (name),
+    member text NOT NULL,
+    reason text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (migration, member)
+);

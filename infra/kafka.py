@@ -27,6 +27,7 @@ _UNREACHABLE = {
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 _INVALID = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
 _QUOTED_VALUE = re.compile(r'value "[^"]*"')
+_PERMANENT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD}
 _DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -99,6 +100,8 @@ def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
         )
     if code in _UNREACHABLE:
         return BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} does not answer: {text}")
+    if code not in _PERMANENT and (error.retriable() or error.txn_requires_abort()):
+        return BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} did not take it: {text}")
     return HeadraceError(f"Kafka at {settings.bootstrap_servers}: {text}")
 
 

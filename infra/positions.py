@@ -1,7 +1,8 @@
 """Where every source stands: the records of the compacted topic `<prefix>.positions`.
 
 A producer writes them in the same Kafka transaction as the events they speak of, so they are never ahead of the
-events or behind them. Keys are the source's name, and `source/table` for a table's snapshot.
+events or behind them. Keys are the source's name, `source/table` for a table's snapshot, and `source//gitlab schema`
+for a gitlab schema that the source's database gave away.
 """
 
 from __future__ import annotations
@@ -73,12 +74,32 @@ class SnapshotState(_Record):
     copied: tuple[ChunkState, ...] = ()
 
 
+class HandoverState(_Record):
+    """Where a source stopped to publish a gitlab schema, because its database gave it to `owner`.
+
+    Whatever the source published of the schema is in the topics before this record. `snapshots` is how far its tables
+    were copied there: the new owner's database is a physical copy, in which the same keys, transaction ids and LSNs
+    hold. `sealed` says that the source is gone for good and was ended from outside, at the position it had reached.
+    """
+
+    source: str
+    gitlab_schema: str
+    owner: str
+    epoch: int
+    commit_lsn: Lsn
+    ordinal: int
+    confirmed_lsn: Lsn
+    snapshots: tuple[SnapshotState, ...] = ()
+    sealed: bool = False
+
+
 @dataclass(frozen=True)
 class SourceState:
-    """What the topic says of one source."""
+    """What the topic says of one source; `handovers` are the gitlab schemas that it publishes no more."""
 
     stream: StreamState | None = None
     snapshots: Mapping[str, SnapshotState] = field(default_factory=dict)
+    handovers: Mapping[str, HandoverState] = field(default_factory=dict)
 
 
 class Positions:
@@ -88,13 +109,20 @@ class Positions:
         self._log = LogReader(settings, positions_topic(prefix))
         self._streams: dict[str, StreamState] = {}
         self._snapshots: dict[str, dict[str, SnapshotState]] = {}
+        self._handovers: dict[str, dict[str, HandoverState]] = {}
 
     def sources(self) -> dict[str, SourceState]:
         """Return source name → its state, as committed now."""
         for message in self._log.read():
             source, _, table = (message.key() or b"").decode().partition("/")
             value = message.value()
-            if table:
+            if table.startswith("/"):
+                given = self._handovers.setdefault(source, {})
+                if value is None:
+                    given.pop(table[1:], None)
+                else:
+                    given[table[1:]] = HandoverState.model_validate_json(value)
+            elif table:
                 tables = self._snapshots.setdefault(source, {})
                 if value is None:
                     tables.pop(table, None)
@@ -105,8 +133,10 @@ class Positions:
             else:
                 self._streams[source] = StreamState.model_validate_json(value)
         return {
-            name: SourceState(self._streams.get(name), dict(self._snapshots.get(name, {})))
-            for name in sorted(self._streams.keys() | self._snapshots.keys())
+            name: SourceState(
+                self._streams.get(name), dict(self._snapshots.get(name, {})), dict(self._handovers.get(name, {}))
+            )
+            for name in sorted(self._streams.keys() | self._snapshots.keys() | self._handovers.keys())
         }
 
 
@@ -118,3 +148,8 @@ def read_sources(settings: Settings) -> dict[str, SourceState]:
 def record_key(source: str, table: str | None = None) -> bytes:
     """Return the key of a source's record, or of its table's."""
     return f"{source}/{table}".encode() if table else source.encode()
+
+
+def handover_key(source: str, gitlab_schema: str) -> bytes:
+    """Return the key of the record that says where a source gave a gitlab schema away."""
+    return f"{source}//{gitlab_schema}".encode()

@@ -6,11 +6,10 @@ Every value may also come from the environment, which wins: `HEADRACE_KAFKA__BOO
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from infra.mistakes import Location, Mistakes, close_to
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -147,13 +147,13 @@ class DatabaseSettings(Section):
         for label in self.gitlab_schemas:
             if label not in labels.KNOWN and label not in own:
                 raise ValueError(
-                    f"gitlab_schemas: no gitlab schema is called {label}{_close(label, labels.KNOWN)}"
+                    f"gitlab_schemas: no gitlab schema is called {label}{close_to(label, labels.KNOWN)}"
                     " (one of your own has to label a table under table_schemas)"
                 )
         for table, label in self.table_schemas.items():
             if label not in labels.KNOWN and label not in self.gitlab_schemas:
                 known = labels.KNOWN | set(self.gitlab_schemas)
-                raise ValueError(f'table_schemas."{table}": no gitlab schema is called {label}{_close(label, known)}')
+                raise ValueError(f'table_schemas."{table}": no gitlab schema is called {label}{close_to(label, known)}')
         return self
 
 
@@ -183,7 +183,7 @@ class VirtualStorageSettings(Section):
     @model_validator(mode="after")
     def _primary_is_there(self) -> Self:
         if self.primary not in self.storages:
-            raise ValueError(f"primary: no storage is called {self.primary}{_close(self.primary, self.storages)}")
+            raise ValueError(f"primary: no storage is called {self.primary}{close_to(self.primary, self.storages)}")
         return self
 
 
@@ -317,13 +317,17 @@ def load_settings(path: Path | None = None) -> Settings:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
+    mistakes = Mistakes(Settings, _PATTERN_WORDS)
     # Here and not by pydantic-settings, to which some words, such as _env_file, are arguments of its own.
     for key in sorted(values.keys() - Settings.model_fields.keys()):
-        raise SettingsError(f"settings file {chosen}: unknown key {_dotted((key,))}{_suggestion((key,))}")
+        raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError(_first_mistake(error, chosen)) from None
+        location, said = mistakes.first(error)
+        variable = _variable(location)
+        place = f"environment variable {variable}" if variable else f"settings file {chosen}"
+        raise SettingsError(f"{place}: {said}") from None
     except UnreadableVariable:
         # Its message names no variable, and its cause has the value.
         raise SettingsError(
@@ -332,57 +336,7 @@ def load_settings(path: Path | None = None) -> Settings:
         ) from None
 
 
-def _first_mistake(error: ValidationError, file: Path) -> str:
-    """Say the first mistake by file or variable and dotted key, never with the value: it may be a secret."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    location = first["loc"]
-    if location[-1] == "[key]":
-        location = location[:-1]
-    place, key = f"settings file {file}", _dotted(location)
-    if variable := _variable(location):
-        place = f"environment variable {variable}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{place}: unknown key {key}{_suggestion(location)}{more}"
-    if first["type"] == "missing":
-        return f"{place}: {key} is missing{more}"
-    if first["type"] == "value_error" and location[-1:] != ("dsn",) and location[:1] == ("databases",):
-        # A section's own check says itself which of its keys it means.
-        return f"{place}: {key}.{first['ctx']['error']}{more}"
-    return f"{place}: {key}: {_in_words(first['type'], first.get('ctx', {}), first['msg'])}{more}"
-
-
-_TYPE_WORDS: Final = {
-    "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "tuple_type": 'must be a list, such as ["a", "b"]',
-    "dict_type": "must be a table of keys",
-    "model_type": "must be a table of keys",
-    "too_short": "must not be empty",
-}
-
-
-def _in_words(kind: str, context: Mapping[str, Any], message: str) -> str:
-    """Return what pydantic found in the words of a TOML file."""
-    if kind == "string_pattern_mismatch":
-        return _PATTERN_WORDS[context["pattern"]]
-    if kind == "greater_than_equal":
-        return f"must be {context['ge']} or more"
-    if kind == "less_than_equal":
-        return f"must be {context['le']} or less"
-    return _TYPE_WORDS.get(kind, message.removeprefix("Value error, "))
-
-
-def _dotted(location: Iterable[int | str]) -> str:
-    """Return a key as TOML writes it, in quotes where it has to be."""
-    return ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else f'"{part}"' for part in location)
-
-
-def _variable(location: tuple[int | str, ...]) -> str | None:
+def _variable(location: Location) -> str | None:
     """Return the environment variable that a value comes from, None when it comes from the file."""
     wanted = "__".join(["HEADRACE_" + str(location[0]), *map(str, location[1:])]).lower() if location else ""
     for variable in os.environ:
@@ -397,23 +351,3 @@ def _unreadable_variable() -> str:
     sections = [name for name, field in Settings.model_fields.items() if field.annotation is not str]
     prefixes = tuple(f"headrace_{section}" for section in sections)
     return " or ".join(sorted(name for name in os.environ if name.lower().startswith(prefixes))) or "HEADRACE_…"
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    """Return `, did you mean …?` where a key of the same section is close to the unknown one."""
-    section: Any = Settings
-    for part in location[:-1]:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = field.annotation if field is not None else _item_type(section)
-    known = section.model_fields if hasattr(section, "model_fields") else {}
-    return _close(str(location[-1]), known)
-
-
-def _item_type(section: Any) -> Any:
-    """Return the type of a dictionary's values."""
-    return getattr(section, "__args__", (None, None))[-1]
-
-
-def _close(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""

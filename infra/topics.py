@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # exported, but not by name
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import NewTopic, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from infra import kafka
 from infra.settings import KafkaSettings
@@ -24,6 +24,14 @@ STATE: Mapping[str, str] = {
 """A topic whose every record replaces one before: compacted soon, since a start reads it from its beginning."""
 
 _TIMEOUT = 30.0
+_SETTLING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+}
+"""What a broker answers while it takes a partition over: a moment later it knows better."""
 
 
 def ensure_topic(
@@ -48,7 +56,19 @@ def ensure_topic(
                 raise
             found = client.list_topics(name, timeout=_TIMEOUT).topics[name]
             return len(found.partitions) or wanted
+        # Made on the controller, it is not at once known to every broker: who asked then would find no such topic.
+        deadline = time.monotonic() + _TIMEOUT
+        while not _has_leaders(client.list_topics(timeout=_TIMEOUT).topics.get(name), wanted):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"topic {name} has no leader {_TIMEOUT:.0f} s after it was made")
+            time.sleep(0.01)
         return wanted
+
+
+def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
+    if found is None or found.error or len(found.partitions) < partitions:
+        return False
+    return all(partition.leader >= 0 for partition in found.partitions.values())
 
 
 def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
@@ -81,12 +101,20 @@ def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
         try:
             found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
             partitions = sorted(found.partitions) if found and not found.error else []
-            return {
-                partition: client.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT)[1]
-                for partition in partitions
-            }
+            return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
         finally:
             client.close()
+
+
+def _end_offset(client: Consumer, place: TopicPartition) -> int:
+    deadline = time.monotonic() + _TIMEOUT
+    while True:
+        try:
+            return int(client.get_watermark_offsets(place, timeout=_TIMEOUT)[1])
+        except KafkaException as error:
+            if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 class LogReader:

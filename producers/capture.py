@@ -10,12 +10,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
+from infra.control import OWNERSHIP
+from infra.positions import HandoverState
 from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
+from producers.ownership import owner_in
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
+from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.positions import Lsn, Position
 
 
@@ -36,9 +40,10 @@ class Capture:
     """
 
     def __init__(self, feeds: Iterable[TableFeed], position: Position, confirmed: Lsn, unseen: Unseen) -> None:
-        self._feeds: Mapping[tuple[str, str], TableFeed] = {
-            (feed.table.relation.schema, feed.table.relation.table): feed for feed in feeds
-        }
+        self._all = tuple(feeds)
+        self._feeds: Mapping[tuple[str, str], TableFeed] = {}
+        self._routes: dict[int, _Route] = {}
+        self._publish_what_is_here()
         self.position = position
         self.confirmed = confirmed
         self.unseen = unseen
@@ -52,9 +57,10 @@ class Capture:
         self._ordinal = 0
         self._now_ms = 0
         self._judging = True
-        self._routes: dict[int, _Route] = {}
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
+        self.handovers: dict[str, HandoverState | None] = {}
+        """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
 
     def settle(self) -> list[TableFeed]:
         """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state to record."""
@@ -150,9 +156,13 @@ class Capture:
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation)) is not None:
             self._write(Op.CREATE, route, message.after)
+        elif _is_ownership(message.relation):
+            self._follow_owner(message.relation, message.after)
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation)) is None:
+            if _is_ownership(message.relation):
+                self._follow_owner(message.relation, message.after)
             return
         before, after = message.before, message.after
         if before is None:
@@ -198,9 +208,50 @@ class Capture:
             if route.feed.judging:
                 route.feed.restart()
 
+    def _follow_owner(self, relation: Relation, values: pg.Values) -> None:
+        """Stop or begin again to publish the tables of a gitlab schema; nothing for one that is recorded already."""
+        begin = self._begin
+        assert begin is not None
+        gitlab_schema, owner = owner_in(relation, values)
+        changed = [
+            feed
+            for feed in self._all
+            if feed.table.gitlab_schema == gitlab_schema != GITLAB_SHARED and feed.away == (owner.name == feed.source)
+        ]
+        if self._skipping or self.position != (begin.final_lsn, self._ordinal) or not changed:
+            return
+        for feed in changed:
+            feed.away = not feed.away
+        source = changed[0].source
+        self.handovers[gitlab_schema] = (
+            HandoverState(
+                source=source,
+                gitlab_schema=gitlab_schema,
+                owner=owner.name,
+                epoch=owner.epoch,
+                commit_lsn=begin.final_lsn,
+                ordinal=self._ordinal,
+                confirmed_lsn=Lsn(begin.final_lsn + 1),
+                snapshots=tuple(feed.state for feed in changed),
+            )
+            if changed[0].away
+            else None
+        )
+        self._publish_what_is_here()
+
+    def _publish_what_is_here(self) -> None:
+        self._feeds = {
+            (feed.table.relation.schema, feed.table.relation.table): feed for feed in self._all if not feed.away
+        }
+        self._routes.clear()
+
     def _add(self, route: _Route, key: bytes, value: bytes) -> None:
         route.feed.waiting.append({"key": key, "value": value})
         self.published += 1
+
+
+def _is_ownership(relation: Relation) -> bool:
+    return (relation.schema, relation.table) == OWNERSHIP
 
 
 def _key(route: _Route, values: pg.Values) -> tuple[bytes, ...]:

@@ -17,6 +17,7 @@ from infra.stopping import stop_on_signals
 from producers import preflight, startup
 from producers.producer import produce as run_producer
 from producers.start_over import start_over as forget_source
+from producers.switchover_cli import switchover
 from producers.walk_producer import walk
 from schemas.errors import HeadraceError, PreflightFailed, UsageError
 
@@ -105,4 +106,4 @@ def _findings(settings: Settings) -> Iterator[tuple[str, str, str]]:
             yield f"databases.{name}", error.problem, error.remedy
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (produce, check)
+COMMANDS: tuple[Callable[..., None], ...] = (produce, check, switchover)

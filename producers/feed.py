@@ -56,6 +56,13 @@ class TableFeed:
         )
         self.judging = not self.chunks.settled
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
+        self.away = False
+        """Whether another database owns the table now: nothing of it is published here."""
+
+    @property
+    def copying(self) -> bool:
+        """Whether there is more of it to copy here."""
+        return not self.away and not self.chunks.complete
 
     def encoder_for(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; registers their schemas the first time.

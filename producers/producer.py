@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
@@ -54,6 +55,9 @@ _BARRIER_SECONDS: Final = 1.0
 _HEARTBEAT_SECONDS: Final = 5.0
 _TAKEOVER_SECONDS: Final = 15.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
+
+_PATIENCE: Final = "SET lock_timeout = '2s'"
+"""For a chunk, while which the stream stands; not for what a start has to wait for."""
 
 _SESSION: Final = """
 SET synchronous_commit = local;
@@ -149,11 +153,11 @@ class Session:
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
         self._system = startup.system_identifier(self._sql)
         # Once before, so that a start that is refused leaves the producer that runs alone.
-        self._standing(successor_ends_it)
+        self._standing(successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        state = self._standing(successor_ends_it)
+        state = self._standing(successor_ends_it, alone=True)
         published = published_tables(self._sql, self._database.publication)
         snapshots = startup.standing_snapshots(settings, state, tables, published)
         if ensure_publication(self._sql, self._database.publication, tables):
@@ -178,12 +182,15 @@ class Session:
         self._claim(state)
         self._stream = self._take_slot()
         opened.callback(self._stream.close)
+        self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, **{log.POSITION: str(self._capture.position)})
 
-    def _standing(self, successor_ends_it: bool) -> SourceState:
+    def _standing(self, successor_ends_it: bool, *, alone: bool) -> SourceState:
         """Return what is recorded of the source; raises Fenced or SilentGap where it may not be gone on from."""
-        # The slot first: what a running producer does meanwhile moves the record ahead of it, never behind.
         slot = slots.read(self._sql, self._slot)
+        if slot is not None and not alone:
+            # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
+            slot = replace(slot, confirmed_flush=None)
         state = Positions(self._settings.prefix, self._settings.kafka).sources().get(self._source, SourceState())
         if successor_ends_it and state.stream and state.stream.instance != self._instance:
             raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
@@ -238,7 +245,11 @@ class Session:
             feed = self._next_to_copy()
             if feed is None:
                 return
-            lsn = self._copy_chunk(feed)
+            try:
+                lsn = self._copy_chunk(feed)
+            except psycopg.errors.LockNotAvailable:
+                self._log.info("a table to copy is locked; going on without it", **{log.TABLE: feed.table.name})
+                return
             if lsn - self._capture.confirmed > bound:
                 return
 

@@ -1,4 +1,4 @@
-"""The publication of a source: the list of tables whose changes its slot decodes."""
+"""The publication of a source: the list of tables whose changes its slot decodes, and headrace's own of their owners."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from infra.control import OWNERSHIP
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
@@ -36,7 +37,7 @@ class PublishesAllTables(Refused):
 def published_tables(connection: psycopg.Connection[Any], name: str) -> frozenset[str] | None:
     """Return the tables (`schema.table`) whose changes publication `name` publishes whole; None: it does not exist.
 
-    A table of which it leaves out rows or columns, and every table of a publication that leaves out kinds of changes, is none.
+    A table of which it leaves out rows or columns is none, and if it leaves out kinds of changes, there is none.
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         publication = cursor.execute(_PUBLICATION, (name,)).fetchone()
@@ -50,11 +51,15 @@ def published_tables(connection: psycopg.Connection[Any], name: str) -> frozense
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[CapturedTable]) -> bool:
     """Make publication `name` publish exactly `tables`, every change of them; returns whether it had to be changed.
 
+    With them the changes of owner, once headrace's own tables are there.
+
     The partitions of a partitioned table are published as the table itself. Raises PublishesAllTables.
     """
     with connection.transaction(), connection.cursor() as cursor:
         published = published_tables(connection, name)
-        if published == frozenset(table.name for table in tables):
+        wanted = frozenset(table.name for table in tables)
+        owned = cursor.execute("SELECT to_regclass('headrace.schema_ownership')").fetchone() != (None,)
+        if published == (wanted | {".".join(OWNERSHIP)} if owned else wanted):
             return False
         row = cursor.execute(_PUBLICATION, (name,)).fetchone()
         if row is not None and row[1]:
@@ -67,6 +72,8 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
             )
             for table in tables
         )
+        if owned:
+            listed += sql.SQL(", ONLY {}").format(sql.Identifier(*OWNERSHIP))
         identifier = sql.Identifier(name)
         if row is None:
             cursor.execute(sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(identifier, listed, _OPTIONS))

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from infra import kafka
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable
+from schemas.errors import BrokerUnavailable, HeadraceError
 
 _INIT_SECONDS = 30.0
 _COMMIT_SECONDS = 45.0
@@ -91,7 +91,7 @@ class Relay:
     def _queue(self, topic: str, records: list[dict[str, Any]], partition: int) -> None:
         left = records
         while self._producer.produce_batch(topic, left, partition) != len(left):
-            left = [record for record in left if self._refused(record)]
+            left = [record for record in left if self._refused(topic, record)]
             self._producer.poll(0.05)
 
     def _begin(self) -> None:
@@ -99,7 +99,7 @@ class Relay:
             self._producer.begin_transaction()
             self._open = True
 
-    def _refused(self, record: dict[str, Any]) -> bool:
+    def _refused(self, topic: str, record: dict[str, Any]) -> bool:
         """Whether the record did not fit into the queue; another reason raises."""
         error: KafkaError | None = record.pop("_error", None)
         if error is None:
@@ -108,4 +108,12 @@ class Relay:
             return True
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise BrokerUnavailable("a topic of this source was deleted while it was written")
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            raise HeadraceError(
+                f"a row for topic {topic} is {len(record['value'] or b'')} bytes long, and Kafka's client takes fewer",
+                remedy='set "message.max.bytes" under [kafka.options], and max.message.bytes of the topic',
+            )
+        if error.code() in (KafkaError._FATAL, KafkaError._STATE):
+            # The transaction has failed before; only its commit tells why.
+            self._producer.commit_transaction(_COMMIT_SECONDS)
         raise KafkaException(error)

@@ -28,6 +28,9 @@ _PASSING: Final = frozenset({"", "57P01", "57P02", "57P03", "53300"})
 _ANSWER_SECONDS: Final = 0.05
 """How soon after the last status the server may have another for the asking."""
 
+_READ_BYTES: Final = 16 * 1024 * 1024
+"""What one read returns at most, but for its last frame: rows may be large, and frames are asked for by number."""
+
 _CLOSE_SECONDS: Final = 1.0
 """How long a close waits for the server's farewell; the slot is free either way, at the latest soon after."""
 
@@ -195,9 +198,11 @@ class ReplicationStream:
         append = frames.append
         reply = False
         fresh = False
-        while self._end is None and len(frames) < max_messages:
+        left = _READ_BYTES
+        while self._end is None and len(frames) < max_messages and left > 0:
             size, view = get(1)
             if size > 0:
+                left -= size
                 frame = parse(view)
                 append(frame)
                 fresh = False

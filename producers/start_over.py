@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any, Final
+
+import psycopg
+
 from infra import kafka, log
 from infra.positions import Positions, SourceState, record_key
 from infra.postgres import connect, translated
@@ -10,7 +15,10 @@ from infra.topics import STATE, delete_topics, ensure_topic
 from producers import slots, startup
 from producers.relay import Relay
 from producers.tables import captured_tables
+from schemas.errors import Refused
 from schemas.topics import positions_topic
+
+_LET_GO_SECONDS: Final = 3.0
 
 
 def start_over(settings: Settings, source: str) -> None:
@@ -24,7 +32,7 @@ def start_over(settings: Settings, source: str) -> None:
     dsn = database.dsn.get_secret_value()
     name = startup.slot_name(settings, source, database)
     with connect(dsn, name=f"start-over {source}") as connection, translated(dsn):
-        slots.drop(connection, name)
+        _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
     topic = positions_topic(settings.prefix)
     ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
@@ -38,3 +46,16 @@ def start_over(settings: Settings, source: str) -> None:
     finally:
         relay.close()
     log.get(**{log.SOURCE: source}).info("forgotten", slot=name, topics=len(captured))
+
+
+def _drop(connection: psycopg.Connection[Any], slot: str) -> None:
+    """Drop the slot; the server needs a moment to notice that a producer which was just stopped is gone."""
+    deadline = time.monotonic() + _LET_GO_SECONDS
+    while True:
+        try:
+            slots.drop(connection, slot)
+            return
+        except Refused:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

@@ -29,7 +29,12 @@ def leftovers(
         # Read uncommitted, so that the open transaction of another storage's walk does not hide records of this one.
         # Nobody else writes this one's; what a fenced walk left aborted is at worst removed without having been there.
         client = kafka.consumer(
-            settings, "headrace-walk", isolation_level="read_uncommitted", enable_partition_eof=True
+            settings,
+            "headrace-walk",
+            isolation_level="read_uncommitted",
+            enable_partition_eof=True,
+            queued_max_messages_kbytes=4096,  # of each partition; by default 64 MB wait where this is slower
+            fetch_wait_max_ms=10,  # at its end a broker answers only after this wait
         )
         try:
             for partition in range(partitions):
@@ -53,7 +58,7 @@ def _to_the_end(client: Consumer, topic: str) -> Iterator[Message]:
     """Yield the records of the one partition that is assigned, up to its end."""
     deadline = time.monotonic() + _SECONDS
     while True:
-        for message in client.consume(_RECORDS, 0.1):
+        for message in client.consume(_RECORDS, 0.02):
             deadline = time.monotonic() + _SECONDS
             error = message.error()
             if error is None:

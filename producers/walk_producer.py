@@ -31,6 +31,8 @@ _COMMIT_SECONDS: Final = 1.0
 """A Kafka transaction is written at once when so many events are there, or the oldest of them has waited so long."""
 
 _PROGRESS_SECONDS: Final = 3.0
+_LOGGED_PROBLEMS: Final = 100
+"""So many of a walk are in the log by name; all of them are in the topic."""
 
 
 class WalkIncomplete(HeadraceError):
@@ -166,9 +168,10 @@ class _Walk:
                     raise Interrupted(f"the walk of {self._source} was stopped before its end")
                 record, problem = encoder.found(found)
                 waiting.append(record)
-                if problem is not None:
+                if encoder.unread and not first_unread:
+                    first_unread = problem or ""
+                if problem is not None and encoder.problems <= _LOGGED_PROBLEMS:
                     self._log.warning("not a repository that can be recorded", **{log.REASON: problem})
-                    first_unread = first_unread or (problem if encoder.unread else "")
                 now = time.monotonic()
                 if len(waiting) >= _COMMIT_EVENTS or now > sent + _COMMIT_SECONDS:
                     self._send(relay, encoder, walk_id, waiting, done=False)
@@ -208,6 +211,8 @@ class _Walk:
             rows=encoder.repositories,
             problems=encoder.problems,
             done=done,
+            chunks_done=int(done),
+            chunks=1,
             walk_id=walk_id,
         )
         relay.send(self._topic, records)

@@ -22,7 +22,6 @@ from psycopg.conninfo import conninfo_to_dict
 
 from headrace import app
 from infra.settings import load_settings
-from infra.stack import Stack
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper, wait_gone
 from tests.conftest import Database
@@ -142,7 +141,7 @@ def test_help_explains(shell: Shell, command: str | None) -> None:
     ended = shell.run(*([command] if command else []), "--help")
     assert ended.code == 0
     assert ended.err == ""
-    assert "Usage: headrace" in ended.out
+    assert "Usage: headrace " in ended.out
     for line in COMMANDS if command is None else ["--help"]:
         assert line in ended.out
     explained = [line for line in ended.out.splitlines() if line.strip() and line.strip()[0].isalpha()]
@@ -167,7 +166,7 @@ def test_a_command_that_is_not_right(shell: Shell, arguments: list[str], said: s
     assert said in shell.run(*arguments).error(2)
 
 
-@pytest.mark.parametrize("arguments", [["produce", "main"], ["check"], ["consume", "skip_resets"], ["status"]])
+@pytest.mark.parametrize("arguments", [["check"], ["consume", "skip_resets"]])
 def test_no_settings_file(shell: Shell, arguments: list[str]) -> None:
     line = shell.run(*arguments).error(2)
     assert "settings file headrace.toml does not exist; write one with `headrace init`" in line
@@ -203,7 +202,7 @@ def test_a_variable_that_is_not_right(shell: Shell) -> None:
 def test_an_unknown_source_or_migration(shell: Shell) -> None:
     shell.settings("postgresql://u@h/d", "127.0.0.1:1")
     assert "no database named 'mian' in the settings (there: main)" in shell.run("produce", "mian").error(2)
-    for command in ("consume", "pause", "resume", "replay", "verify"):
+    for command in ("consume", "verify"):
         line = shell.run(command, "skip_reset").error(2)
         assert "no migration is called 'skip_reset'; did you mean skip_resets?" in line
 
@@ -220,9 +219,8 @@ def test_a_dsn_that_is_not_right(
     shell: Shell, database: Database, bootstrap_servers: str, closed_port: int, wrong: str
 ) -> None:
     parts = conninfo_to_dict(database.dsn)
-    given = {"host": "host.invalid", "password": SECRET, "database": "not_there", "port": closed_port}
     user, password, host, port, name = (str(parts[key]) for key in ("user", "password", "host", "port", "dbname"))
-    host = str(given["host"]) if wrong == "host" else host
+    host = "host.invalid" if wrong == "host" else host
     password = SECRET if wrong == "password" else password
     port = str(closed_port) if wrong == "port" else port
     name = "not_there" if wrong == "database" else name

@@ -28,8 +28,8 @@ SELECT 1 + i %% %(namespaces)s, 'Project ' || i, 'project-' || i, (i %% 3) * 10 
 _REPOSITORIES = """
 INSERT INTO container_repositories (
     project_id, name, created_at, updated_at, expiration_policy_cleanup_status, migration_retries_count,
-    migration_state, migration_skipped_reason, migration_skipped_at, migration_pre_import_started_at, migration_import_done_at,
-    migration_aborted_in_state, migration_plan)
+    migration_state, migration_skipped_reason, migration_skipped_at, migration_pre_import_started_at,
+    migration_import_done_at, migration_aborted_in_state, migration_plan)
 SELECT 1 + i %% %(projects)s, CASE WHEN i %% 4 = 0 THEN '' ELSE 'image-' || i END,
     timestamptz '2022-01-01 00:00Z' + i * interval '17 seconds',
     timestamptz '2022-06-01 00:00Z' + i * interval '7 seconds',

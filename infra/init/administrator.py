@@ -60,6 +60,10 @@ def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
             role=sql.Identifier(role),
         )
     yield _text("GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role))
+    yield _text(
+        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.settled, headrace.holds TO {role};",
+        role=sql.Identifier(role),
+    )
     # A pattern stays a pattern: only an administrator can say which tables it means today.
     patterns = sorted(table for table in database.tables if set(table) & set("*?["))
     named = sorted(set(database.tables) - set(patterns))

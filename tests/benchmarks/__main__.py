@@ -82,7 +82,7 @@ def _run(console: Console, chosen: dict[str, Case], rows: int, runs: int) -> int
             except (HeadraceError, KafkaException, psycopg.Error) as error:
                 failed = 1
                 print(f"error: {name}: {' '.join(str(error).split())}", file=sys.stderr)
-    console.print(table(found), soft_wrap=False, width=max(console.width, 130))
+    Console(width=max(console.width, 130)).print(table(found))
     console.print(f"{time.monotonic() - began:.0f} s; in {_RESULT.relative_to(_RESULT.parents[1])}")
     return failed
 

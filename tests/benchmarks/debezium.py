@@ -26,7 +26,7 @@ from schemas.errors import HeadraceError
 from tests.benchmarks.bench import TABLE, Bench, Site, drop_slot
 from tests.benchmarks.machine import Meter, peak_megabytes
 from tests.benchmarks.producing import Run, servers
-from tests.benchmarks.watching import EndWatch
+from tests.benchmarks.watching import EndWatch, await_change
 
 _STOP_SECONDS: Final = 30.0
 
@@ -67,7 +67,8 @@ def debezium_home() -> Path:
     for line in Path(__file__).with_name("debezium_jars.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             coordinate, sha256, size = line.split()
-            jars.append(Jar(*coordinate.split(":"), sha256, int(size)))
+            group, artifact, version = coordinate.split(":")
+            jars.append(Jar(group, artifact, version, sha256, int(size)))
     return ensure_jars(jars, Path(platformdirs.user_cache_dir("headrace")), download_from_maven)
 
 
@@ -150,16 +151,7 @@ class Debezium:
     def streams_from_here(self) -> None:
         """Start it, wait until a change has come through, and stop it: later changes wait in its slot."""
         with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends, self.running() as process:
-            self.await_change(ends, process)
-
-    def await_change(self, ends: EndWatch, process: Guarded) -> None:
-        """Change a row now and then until one change has come through."""
-        before = ends.count()
-        with self._bench.sql(self._site.dsn) as connection:
-            for _ in self._bench.watched("Debezium", process, every=0.25):
-                connection.execute(f"UPDATE {TABLE} SET updated_at = now() WHERE id = 1")  # noqa: S608
-                if ends.count() > before:
-                    return
+            await_change(self._site, ends, process)
 
     def timed(self, events: int) -> Run:
         """Run it until `events` more records are in its topic.

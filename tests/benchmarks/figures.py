@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Bounds, both inclusive, of a figure's value, or of its ratio to the peer where `ratio` is set."""

@@ -7,13 +7,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import psycopg
 from pydantic import BaseModel
 
 from infra.positions import SnapshotState, StreamState
 from infra.stack.processes import Guarded
-from schemas.errors import HeadraceError
 from schemas.positions import Lsn
 from tests.benchmarks.bench import Bench, Site, median_or_none
 from tests.benchmarks.figures import Figure
@@ -123,10 +123,8 @@ def servers(bench: Bench) -> dict[str, int]:
     return {"PostgreSQL": bench.stack.postgres.process.pid, "Kafka": bench.stack.kafka.process.pid}
 
 
-def write_position(bench: Bench, dsn: str) -> Lsn:
+def write_position(connection: psycopg.Connection[Any]) -> Lsn:
     """Return where the log is written next."""
-    with bench.sql(dsn) as connection:
-        row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint").fetchone()
-    if row is None:
-        raise HeadraceError("PostgreSQL told no position", remedy="see its log")
+    row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint").fetchone()
+    assert row is not None
     return Lsn(row[0])

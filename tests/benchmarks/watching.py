@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from pydantic import BaseModel
 
 from infra import kafka
@@ -18,7 +18,7 @@ from infra.stack.processes import Guarded
 from infra.topics import STATE, ensure_topic
 from schemas.errors import HeadraceError
 from schemas.topics import positions_topic
-from tests.benchmarks.bench import PATIENCE, Site
+from tests.benchmarks.bench import PATIENCE, TABLE, Site
 
 _TIMEOUT: Final = 30.0
 
@@ -31,9 +31,20 @@ class PositionsWatch:
         settings = site.settings.kafka
         ensure_topic(settings, topic, partitions=1, config=STATE)
         self._consumer = kafka.consumer(settings, "bench-positions", fetch_wait_max_ms=10)
-        self._consumer.list_topics(topic, timeout=_TIMEOUT)  # a client knows no partitions of a topic just made
-        end = self._consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=_TIMEOUT)[1]
+        end = _end(self._consumer, TopicPartition(topic, 0))
         self._consumer.assign([TopicPartition(topic, 0, end)])
+
+    def until_copied(self, process: Guarded) -> SnapshotState:
+        """Return the state of the table once it is copied as a whole."""
+        done: list[SnapshotState] = []
+
+        def copied(record: BaseModel) -> bool:
+            if isinstance(record, SnapshotState) and record.done:
+                done.append(record)
+            return bool(done)
+
+        self.until(copied, process)
+        return done[0]
 
     def until(self, wanted: Callable[[BaseModel], bool], process: Guarded) -> float:
         """Return the monotonic second at which the first record after the last call that is `wanted` arrived.
@@ -74,10 +85,32 @@ class EndWatch:
 
     def count(self) -> int:
         """Return the sum of the ends as they are now."""
-        ends = (self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT) for place in self._partitions)
-        return sum(end[1] for end in ends)
+        return sum(_end(self._consumer, place) for place in self._partitions)
 
     def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(RuntimeError):
             self._consumer.close()
+
+
+def await_change(site: Site, ends: EndWatch, process: Guarded) -> None:
+    """Change a row now and then until one change has come into the topic: `process` streams."""
+    before = ends.count()
+    with site.bench.sql(site.dsn) as connection:
+        for _ in site.bench.watched("the reader", process, every=0.25):
+            connection.execute(f"UPDATE {TABLE} SET updated_at = now() WHERE id = 1")
+            if ends.count() > before:
+                return
+
+
+def _end(consumer: Consumer, place: TopicPartition) -> int:
+    """Return a partition's end; one of a topic just made is unknown to a client for a moment."""
+    deadline = time.monotonic() + _TIMEOUT
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(place, timeout=_TIMEOUT)[1])
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._UNKNOWN_PARTITION or time.monotonic() > deadline:
+                raise
+            consumer.list_topics(place.topic, timeout=_TIMEOUT)
+            time.sleep(0.05)

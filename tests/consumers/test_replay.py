@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -11,10 +12,14 @@ from consumers.group import group_name
 from consumers.group import members as group_members
 from consumers.migrations.skip_resets import SkipResets
 from consumers.replay import MembersAlive, replay
+from consumers.selection import parse_selection
+from consumers.starts import SinceLsn, SinceTime, parse_start
 from infra import kafka
 from infra.settings import Settings
+from schemas.errors import UsageError
+from schemas.positions import Lsn
 from tests.consumers.conftest import Member
-from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 
 pytestmark = pytest.mark.stack
 
@@ -61,3 +66,85 @@ def test_it_is_refused_while_members_are_alive_and_names_them(
         replay(settings, SkipResets, "main")
     assert refused.value.exit_code == 3
     assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)
+
+
+def test_from_an_lsn_it_starts_at_the_first_event_of_that_position_or_later(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
+) -> None:
+    feed.snapshot(dict.fromkeys(range(100), DEFAULT))
+    # Tombstones, garbage and the marks of transactions lie between; none of them has a position.
+    feed.send([*feed.delete(3), (b"x", b"garbage"), (b"y", b"garbage")])
+    wanted = feed.lsn + 1
+    fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
+    for key in range(40, 100):
+        feed.send([feed.upsert(key, *TOO_MANY_TAGS)])
+
+    # What cannot be read has no position: where it stands right before the first event, the start is at it.
+    for lsn, events in ((wanted, 63), (wanted + 30 * 8, 30), (feed.lsn + 1, 0)):
+        replay(settings, SkipResets, "main", start=SinceLsn(Lsn(lsn)))
+        totals = catch_up()
+        assert totals.events == events
+    assert sorted(written(connection)) == list(range(40, 100))
+    replay(settings, SkipResets, "main", start=SinceLsn(Lsn(0)))
+    assert catch_up().events == 164
+
+
+def test_from_a_time_it_starts_at_what_was_produced_since(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
+) -> None:
+    for minute in range(3):
+        feed.send((feed.upsert(key, *DEFAULT) for key in range(20)), timestamp=1_700_000_000_000 + minute * 60_000)
+    for second, events in ((0, 60), (60, 40), (61, 20), (121, 0)):
+        moment = datetime.fromtimestamp(1_700_000_000 + second, UTC)
+        replay(settings, SkipResets, "main", start=SinceTime(moment))
+        assert catch_up().events == events
+
+
+def test_a_selection_of_keys_limits_what_is_decided_on(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    catch_up: Callable[..., Any],
+    settings: Settings,
+    ledger: Callable[[], dict[str, int]],
+) -> None:
+    rows = dict.fromkeys(range(100), TOO_MANY_TAGS)
+    feed.snapshot(rows)
+    catch_up()
+    fill(connection, rows)
+
+    begun = replay(settings, SkipResets, "main", selection=parse_selection(["id=5,7"], ["7", "9"]))
+
+    assert begun.selection == {"id": ["5", "7", "7", "9"]}
+    catch_up()
+    assert sorted(written(connection)) == [5, 7, 9]
+    assert (ledger()["applied"], ledger()["skipped"]) == (3, 97)
+    reasons = connection.execute(
+        "SELECT sum((skip_reasons ->> 'not selected')::int) FROM headrace.progress WHERE run = 2"
+    )
+    assert reasons.fetchone() == (97,)
+    replay(settings, SkipResets, "main")
+    catch_up()
+    assert len(written(connection)) == 100
+
+
+def test_a_selection_that_the_keys_do_not_have_is_refused(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
+) -> None:
+    with pytest.raises(UsageError, match="no events yet"):
+        replay(settings, SkipResets, "main", selection={"id": ["1"]})
+    feed.snapshot({1: DEFAULT})
+    catch_up()
+    with pytest.raises(UsageError, match="no key column name; there: id"):
+        replay(settings, SkipResets, "main", selection={"name": ["1"]})
+    assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("wrong", ["yesterday", "timestamp:noon", "lsn:12", "beginning:1"])
+def test_a_start_that_is_none(wrong: str) -> None:
+    with pytest.raises(UsageError, match="use beginning, timestamp:"):
+        parse_start(wrong)
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    assert parse_start("timestamp:2026-01-31T12:00:00") == SinceTime(datetime(2026, 1, 31, 12, tzinfo=UTC))
+    assert parse_start("timestamp:2026-01-31T13:00:00+01:00") == SinceTime(datetime(2026, 1, 31, 12, tzinfo=UTC))

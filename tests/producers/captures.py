@@ -48,7 +48,7 @@ def done() -> SnapshotState:
 
 def taken(registry: MemoryRegistry, of: TableFeed) -> list[tuple[str, dict[str, object], Position | None, Any]]:
     """Take the waiting records: op, key, position, row after."""
-    shown = []
+    shown: list[tuple[str, dict[str, object], Position | None, Any]] = []
     for record in of.take():
         key_id, _ = split_wire(record["key"])
         key = KeyDecoder(registry.schema(key_id)).decode_key(record["key"])

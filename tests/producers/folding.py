@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date, datetime
+from datetime import time as time_of_day
 from decimal import Decimal
 from uuid import UUID
 
@@ -41,7 +43,14 @@ class Record:
 
 
 def read_topic(settings: Settings, topic: str) -> list[Record]:
-    """Return the topic's committed records up to its end as it is now, each partition in offset order."""
+    """Return the topic's committed records up to its end as it is now, each partition in offset order.
+
+    Waits for the end of open transactions: a commit returns a moment before all partitions show it.
+    """
+    deadline = time.monotonic() + 60
+    dirty = settings.kafka.model_copy(update={"options": {"isolation.level": "read_uncommitted"}})
+    while end_offsets(settings.kafka, topic) != end_offsets(dirty, topic):
+        assert time.monotonic() < deadline, f"{topic} has a transaction that does not end"
     return sorted(_records(settings, topic), key=lambda record: (record.partition, record.offset))
 
 
@@ -162,7 +171,7 @@ def text(value: object) -> str | None:  # noqa: PLR0911  # one for each type
         case datetime():
             shown = f"{value:%Y-%m-%d %H:%M:%S}" + _fraction(value.microsecond)
             return shown + "+00" if value.tzinfo else shown
-        case time():
+        case time_of_day():
             return f"{value:%H:%M:%S}" + _fraction(value.microsecond)
         case date():
             return value.isoformat()

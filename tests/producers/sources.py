@@ -81,6 +81,11 @@ class Source:
         assert state is not None
         return state
 
+    def drop_slot(self) -> None:
+        """Drop the slot, once the server has noticed that its reader is gone."""
+        until(lambda: self.slot_state().active_pid is None, "the slot to be free")
+        slots.drop(self.connection, self.slot)
+
     def records(self, table: str) -> list[Record]:
         return read_topic(self.settings, topic_of(self.settings, table))
 

@@ -27,7 +27,10 @@ def table(registry: MemoryRegistry) -> TableFeed:
     return feed(registry, done())
 
 
-def capture(*feeds: TableFeed, position: Position = Position(Lsn(50), 0), confirmed: int = 60) -> Capture:
+STANDING = Position(Lsn(50), 0)
+
+
+def capture(*feeds: TableFeed, position: Position = STANDING, confirmed: int = 60) -> Capture:
     return Capture(feeds, position, Lsn(confirmed), Unseen())
 
 

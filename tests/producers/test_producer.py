@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from producers import producer as producer_module
 from schemas.events import UNCHANGED
 from tests.conftest import Database
 from tests.producers.folding import fold, folded_rows, ops, read_topic, states, table_rows
@@ -15,6 +16,7 @@ from tests.producers.sources import (
     database_section,
     running,
     settings_for,
+    until,
 )
 
 pytestmark = pytest.mark.stack
@@ -301,3 +303,42 @@ def test_two_sources_at_once(
     main.require_equal("public.t")
     records = read_topic(settings, f"{prefix}.gitlab_ci.t")
     assert folded_rows(records) == table_rows(ci.connection, "public.t")
+
+
+def test_heartbeats_move_an_idle_slot_up_to_the_recorded_position(new_source: NewSource) -> None:
+    source = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE busy (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        "public.t",
+    )
+    with running(source) as producer:
+        producer.caught_up()
+        before = source.slot_state().confirmed_flush
+        assert before is not None
+        # Nothing of what follows is published.
+        source.connection.execute("INSERT INTO busy SELECT generate_series(1, 10000)")
+        written = source.connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()
+        assert written is not None
+
+        def moved() -> bool:
+            producer.check()
+            confirmed = source.slot_state().confirmed_flush
+            stream = source.state().stream
+            assert stream is not None
+            assert confirmed is not None
+            assert confirmed <= stream.confirmed_lsn
+            return confirmed >= int(written[0])
+
+        until(moved, "the slot to follow the heartbeats")
+
+
+def test_a_transaction_of_more_than_a_kafka_transaction(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_module, "_FRAMES", 70)
+    monkeypatch.setattr(producer_module, "_COMMIT_EVENTS", 500)
+    source = new_source("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t")
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("INSERT INTO t SELECT i, 'v' FROM generate_series(1, 3000) i")
+        source.connection.execute("DELETE FROM t WHERE id > 100")
+        producer.caught_up()
+    records = source.require_equal("public.t")
+    assert states(records) == {"c": 3000, "d": 2900, "tombstone": 2900}

@@ -43,7 +43,7 @@ def test_killed_at_random_moments(new_source: NewSource, config: Path, seed: int
     write_settings(source.settings, config)
     draw = random.Random(seed)
     with Workload(dsn_of(source), seed, keys=400):
-        for _ in range(5):
+        for _ in range(4):
             with producing(config) as process:
                 until(recorded(source), "a first record")
                 # How long it may live is the draw; nothing depends on what it manages to do meanwhile.

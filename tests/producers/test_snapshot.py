@@ -85,6 +85,31 @@ def test_a_truncate_makes_a_snapshot_start_again_that_was_just_complete(new_sour
     assert ops(records, id=2) == ["r", "r"]
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class DiesAfterTheLastChunk(Session):
+    """Ends with everything copied and the stream still before the last chunk."""
+
+    def _copy_chunk(self, feed: TableFeed) -> Lsn:
+        lsn = super()._copy_chunk(feed)
+        if feed.chunks.complete:
+            raise Killed
+        return lsn
+
+
+def test_a_truncate_after_a_crash_behind_the_last_chunk(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
+    with pytest.raises(Killed), running(source, DiesAfterTheLastChunk) as producer:
+        producer.ended()
+    source.connection.execute("TRUNCATE t")
+    source.connection.execute("INSERT INTO t VALUES (2, 0, 'new')")
+    # Heard of before the chunk is passed, by a process that has nothing to copy when it starts.
+    copy_all(source)
+    assert states(source.require_equal("public.t")) in ({"r": 21, "t": 2}, {"r": 20, "t": 2, "c": 1})
+
+
 class SeesAll(Unseen):
     """A barrier that holds nothing back."""
 
@@ -178,6 +203,31 @@ def test_a_table_that_is_captured_later(new_source: NewSource) -> None:
             producer.caught_up()
     assert states(source.require_equal("public.u")) == {"r": 4}
     assert states(source.require_equal("public.t")) == {"r": 1}
+
+
+def test_a_table_that_is_locked_does_not_hold_the_stream_up(new_source: NewSource) -> None:
+    source = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);"
+        "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)",
+        "public.t",
+    )
+    copy_all(source)
+    source.settings = capturing(source.settings, "public.t", "public.u")
+    start_waits = threading.Event()
+    CopiesWhenTold.told = start_waits
+    with psycopg.connect(dsn_of(source)) as locking, running(source, CopiesWhenTold) as producer:
+        until(lambda: "public.u" in source.state().snapshots, "the new table")
+        locking.execute("LOCK TABLE u IN ACCESS EXCLUSIVE MODE")
+        start_waits.set()
+        source.passes(producer.check)
+        source.connection.execute("INSERT INTO t VALUES (2)")
+        source.passes(producer.check)
+        source.passes(producer.check)
+        assert not source.state().snapshots["public.u"].done
+        assert states(source.records("public.t")) == {"r": 1, "c": 1}
+        locking.rollback()
+        producer.caught_up()
+    source.require_equal("public.u")
 
 
 # The functions by themselves.

@@ -46,7 +46,7 @@ def test_twice_is_as_once(new_source: NewSource) -> None:
 def test_interrupted_behind_the_slot_it_is_completed(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
-    slots.drop(source.connection, source.slot)
+    source.drop_slot()
     start_over(source.settings, "main")
     copy_all(source)
     assert states(source.require_equal("public.t")) == {"r": 2}
@@ -66,11 +66,11 @@ def test_a_producer_that_runs_is_left_alone(new_source: NewSource) -> None:
 def test_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
-    slots.drop(source.connection, source.slot)
+    source.drop_slot()
     config = write_settings(source.settings, tmp_path / "headrace.toml")
     with producing(config) as process:
         assert process.ended() == 3
-        assert "start over with `headrace produce SOURCE --start-over`" in process.log.read_text().lower()
+        assert "Start over with `headrace produce SOURCE --start-over`" in process.log.read_text()
     with producing(config, "--start-over", "--yes") as process:
         source.caught_up(process.check)
         process.send(signal.SIGTERM)

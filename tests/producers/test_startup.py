@@ -9,7 +9,7 @@ import pytest
 from infra import kafka
 from infra.positions import SourceState, StreamState
 from infra.registry import IncompatibleSchema
-from infra.topics import delete_topics, end_offsets
+from infra.topics import delete_topics, end_offsets, ensure_topic
 from producers import slots, startup
 from producers.startup import SilentGap
 from schemas.errors import UsageError
@@ -75,7 +75,7 @@ def refused(source: Source, kind: type[BaseException], words: str) -> None:
 def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     copy_all(source)
-    slots.drop(source.connection, source.slot)
+    source.drop_slot()
     refused(source, SilentGap, f"slot {source.slot} does not exist any more")
     slots.create(source.connection, source.slot, failover=False)
     refused(source, SilentGap, f"slot {source.slot} stands at .*, ahead of the topics at")
@@ -147,14 +147,26 @@ def test_another_key_is_refused(new_source: NewSource) -> None:
     refused(source, IncompatibleSchema, "id → name")
 
 
+@pytest.mark.xfail(
+    strict=True, raises=IncompatibleSchema, reason="the registry still has the deleted topic's schema, and compares"
+)
+@pytest.mark.stack
+def test_after_an_incompatible_change_a_new_topic_is_the_way_out(new_source: NewSource) -> None:
+    source = new_source(TWO, "public.t")
+    copy_all(source)
+    source.connection.execute("ALTER TABLE t ALTER n TYPE text")
+    refused(source, IncompatibleSchema, "column n: integer → text.* deleting the old one")
+    delete_topics(source.settings.kafka, [topic_of(source.settings, "public.t")])
+    copy_all(source)
+    source.require_equal("public.t")
+
+
 @pytest.mark.stack
 def test_rows_that_nobody_recorded(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u")
     source.settings = capturing(source.settings, "public.u")
     copy_all(source)
     topic = topic_of(source.settings, "public.t")
-    from infra.topics import ensure_topic  # noqa: PLC0415
-
     ensure_topic(source.settings.kafka, topic)
     client = kafka.producer(source.settings.kafka)
     client.produce(topic, b"?", b"?")
@@ -164,9 +176,7 @@ def test_rows_that_nobody_recorded(new_source: NewSource) -> None:
 
 
 @pytest.mark.stack
-def test_a_start_that_is_refused_leaves_the_one_that_runs_alone(
-    new_source: NewSource, new_databases: Callable[[str | None], object]
-) -> None:
+def test_a_start_that_is_refused_leaves_the_one_that_runs_alone(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     with running(source) as producer:
         producer.caught_up()

@@ -8,78 +8,33 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
 
 from infra.positions import read_sources
-from infra.settings import Settings, load_settings
-from producers.walk_events import Kind
+from infra.registry import open_registry
+from infra.settings import load_settings
+from producers.relay import Relay
+from producers.walk_events import Kind, WalkEncoder
 from producers.walk_producer import WalkIncomplete, WalksFailed, storage_walk_topic, walk
 from schemas.errors import Fenced, Interrupted, SettingsError, Unavailable, UsageError
 from schemas.events import Row
-from tests.producers.folding import Record, fold, ops, read_topic, require_order
+from schemas.topics import positions_topic
+from tests.producers.folding import ops
 from tests.producers.gitaly_node import Node, serving
 from tests.producers.sources import PATIENCE, until
 from tests.producers.storages import drop_rights, hashed, repository, without_rights
+from tests.producers.walks import PARTITIONS, Walks, ends
 
 pytestmark = pytest.mark.stack
 
-PARTITIONS = 3
 BATCH = 10_000
 """What the producer sends at once; see walk_producer."""
-
-
-@dataclass
-class Walks:
-    """A prefix's walks: their settings, and what came into the topic."""
-
-    bootstrap_servers: str
-    prefix: str
-    storages: Mapping[str, Mapping[str, str]]
-    virtual_storage: str = "default"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        section = {"database": "praefect", "primary": "gitaly-0", "storages": dict(self.storages)}
-        return {
-            "prefix": self.prefix,
-            "kafka": {"bootstrap_servers": self.bootstrap_servers, "partitions": PARTITIONS},
-            "virtual_storages": {self.virtual_storage: section},
-        }
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(**self.values)
-
-    def walk(self, *, all_storages: bool = False) -> list[Any]:
-        return walk(self.settings, self.virtual_storage, threading.Event(), all_storages=all_storages)
-
-    def records(self) -> list[Record]:
-        records = read_topic(self.settings, storage_walk_topic(self.settings))
-        require_order(records)
-        return records
-
-    def rows(self, **columns: object) -> list[Row]:
-        """Return the rows with these values, each event of them, in the order of their positions."""
-        events = [record.event for record in self.records() if record.event is not None]
-        events.sort(key=lambda event: (event.source.database, event.source.position))
-        rows = [event.after for event in events if event.after is not None]
-        return [row for row in rows if columns.items() <= row.items()]
-
-    def folded(self, **columns: object) -> list[Row]:
-        """Return the rows that the topic has when it is compacted."""
-        return [row for row in fold(self.records()).values() if columns.items() <= row.items()]
-
-    def config(self, directory: Path) -> Path:
-        file = directory / "headrace.toml"
-        file.write_text(tomli_w.dumps(self.values))
-        return file
 
 
 @pytest.fixture
@@ -158,6 +113,21 @@ def test_a_walk_removes_nothing_of_another_storage(walks: Walks, storage: Path, 
     for _ in range(2):
         assert [walked.removed for walked in walks.walk(all_storages=True)] == [0, 0]
     assert len(walks.folded(kind="repository")) == 21
+
+
+def test_another_storages_open_transaction_hides_nothing_of_a_walk(walks: Walks) -> None:
+    walks.walk()
+    settings, topic = walks.settings, storage_walk_topic(walks.settings)
+    other = WalkEncoder(
+        open_registry(settings), topic, "default", "gitaly-9", walk_id=1, is_primary=False, partitions=PARTITIONS
+    )
+    before = ends(settings, topic)
+    with closing(Relay(settings.kafka, f"{walks.prefix}.other", positions_topic(walks.prefix))) as relay:
+        relay.send(topic, other.start())
+        until(lambda: all(now > end for now, end in zip(ends(settings, topic), before, strict=True)), "its records")
+        (walked,) = walks.walk()
+        assert (walked.repositories, walked.removed) == (20, 0)
+    assert len(walks.folded(kind="repository", walk_id=2)) == 20
 
 
 def test_names_of_any_bytes_are_events_or_reported_by_name(walks: Walks, storage: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict
@@ -18,7 +19,7 @@ from schemas.positions import Lsn, format_lsn
 from tests.benchmarks.bench import PATIENCE, TABLE, Bench, Site, drop_slot, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium
 from tests.benchmarks.figures import Figure, Target
-from tests.benchmarks.producing import Run, caught_up, copied, cpu_figures
+from tests.benchmarks.producing import Run, caught_up, copied, cpu_figures, write_position
 
 _UNIT: Final = "changes/s"
 _TRANSACTION: Final = 1000
@@ -106,13 +107,11 @@ def _change(bench: Bench, dsn: str, changes: int) -> Lsn:
         for start in range(1, changes + 1, _TRANSACTION):
             with connection.transaction():
                 connection.execute(
-                    f"UPDATE {TABLE} SET updated_at = clock_timestamp(),"  # noqa: S608
+                    f"UPDATE {TABLE} SET updated_at = clock_timestamp(),"
                     " migration_retries_count = migration_retries_count + 1 WHERE id BETWEEN %s AND %s",
                     (start, min(start + _TRANSACTION - 1, changes)),
                 )
-                row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint").fetchone()
-                assert row is not None
-                last = Lsn(row[0])
+                last = write_position(connection)
     return last
 
 
@@ -121,7 +120,7 @@ def _received(bench: Bench, site: Site, last: Lsn) -> float:
     parts = conninfo_to_dict(site.dsn)
     passwords = bench.kept_private("pgpass", f"*:*:*:*:{parts['password']}\n")
     target = bench.place / "received"
-    words = [
+    words: list[str | Path] = [
         installed_programs() / "pg_recvlogical",
         *("-d", f"host={parts['host']} port={parts['port']} user={parts['user']} dbname={parts['dbname']}"),
         *("-S", _RECEIVER, "--start", "--no-loop", "-f", target, "--endpos", format_lsn(last)),

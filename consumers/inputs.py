@@ -1,0 +1,39 @@
+"""Where a migration's events come from: its topics, and the schemas that their records name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from consumers.batches import UnknownSchemaId
+from consumers.migration import Migration
+from infra.registry import Registry, UnknownSchema
+from infra.settings import Settings
+from schemas.topics import table_topic
+
+
+def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
+    """Return the topics that the migration reads."""
+    topics = []
+    for table in migration.tables:
+        schema, _, name = table.partition(".")
+        topics.append(table_topic(settings.prefix, migration.gitlab_schema, database, schema, name))
+    return topics
+
+
+def schemas_of(registry: Registry) -> Callable[[int], dict[str, Any]]:
+    """Return the registry as the planner asks it; an id that it does not know is an event's fault."""
+    unknown: dict[int, float] = {}
+
+    def schema(schema_id: int) -> dict[str, Any]:
+        # Each look-up of an unknown id reads the registry: a topic full of them must not ask for each event.
+        if unknown.get(schema_id, 0.0) > time.monotonic():
+            raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
+        try:
+            return registry.schema(schema_id)
+        except UnknownSchema as error:
+            unknown[schema_id] = time.monotonic() + 60.0
+            raise UnknownSchemaId(f"schema id {schema_id} is in no registry") from error
+
+    return schema

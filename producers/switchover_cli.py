@@ -1,0 +1,76 @@
+"""The command that moves gitlab schemas: switchover."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+from infra import log
+from infra.options import Config, Json, Yes
+from infra.settings import load_settings
+from infra.stopping import stop_on_signals
+from producers.move import Move, View
+from producers.switchover import STEPS, Switchover, opened
+from schemas.errors import UsageError
+
+
+def switchover(
+    gitlab_schemas: Annotated[list[str], typer.Argument(metavar="SCHEMA...", help="What moves, such as gitlab_ci.")],
+    source: Annotated[str, typer.Option("--from", help="The database that owns it.")],
+    destination: Annotated[str, typer.Option("--to", help="A physical standby of that, which gets it.")],
+    config: Config = None,
+    promoted: Annotated[
+        bool, typer.Option("--promoted", help="Do not promote the standby: your own tooling does, when asked to.")
+    ] = False,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="Take it back; possible until the standby is promoted.")
+    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say which steps are done; change nothing.")] = False,
+    seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
+    json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """Move gitlab schemas to a physical copy of their database, which is promoted on the way.
+
+    Closes them on the old owner, waits until the copy has replayed that, promotes it, makes the slot for its producer,
+    and opens them there. Killed or failed anywhere: the same command goes on. Producers and migrations wait
+    meanwhile, and go on with the new owner exactly where they were. docs/switchover.md has the whole procedure.
+    """
+    if abort and status:
+        raise UsageError("--abort and --status exclude each other")
+    settings = load_settings(config)
+    move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
+    log.configure()
+    if not (yes or abort or status):
+        typer.confirm(
+            f"Move {', '.join(move.gitlab_schemas)} from {source} to {destination}? There is no way back"
+            " once the standby is promoted",
+            abort=True,
+            err=True,
+        )
+    with stop_on_signals() as stop, opened(settings, move, promote=not promoted, seconds=seconds, stop=stop) as moving:
+        view = moving.look() if status else moving.abort() if abort else moving.run()
+        report = _report(moving, view)
+    if json:
+        typer.echo(jsonlib.dumps(report))
+        return
+    for step in report["steps"]:
+        typer.echo(f"{'done' if step['done'] else 'open'}  {step['name']:8} {step['what']}")
+    if report["complete"]:
+        typer.echo(
+            f"{destination} owns {', '.join(move.gitlab_schemas)}; let {source} forget its standby"
+            " (synchronized_standby_slots, the standby's slot), or its own producer waits for that"
+        )
+
+
+def _report(moving: Switchover, view: View) -> dict[str, Any]:
+    move = moving.move
+    return {
+        "gitlab_schemas": list(move.gitlab_schemas),
+        "from": move.source,
+        "to": move.destination,
+        "complete": view.opened,
+        "steps": [{"name": step.name, "what": step.what, "done": step.holds(view)} for step in STEPS],
+    }

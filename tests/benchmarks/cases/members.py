@@ -1,0 +1,16 @@
+"""Two members on four partitions against one, both over a topic in which no row needs a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.benchmarks.bench import Bench, median
+from tests.benchmarks.figures import Figure, Target
+from tests.benchmarks.replays import replay_runs
+
+
+def figures(bench: Bench) -> Iterator[Figure]:
+    """Measure both; the peer is the single member."""
+    two = median(run.rate for run in replay_runs(bench, bench.rows, members=2))
+    one = median(run.rate for run in replay_runs(bench, bench.rows))
+    yield Figure("members, two beside one", two, "events/s", peer=one, target=Target(at_least=1.6, ratio=True))

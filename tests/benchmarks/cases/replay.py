@@ -1,0 +1,17 @@
+"""Reading a whole topic again where no row needs a change: events a second of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.benchmarks.bench import Bench, median
+from tests.benchmarks.figures import Figure, Target
+from tests.benchmarks.replays import replay_runs
+
+
+def figures(bench: Bench) -> Iterator[Figure]:
+    """Measure one member on the topic of the snapshot."""
+    runs = replay_runs(bench, bench.rows)
+    rate = median(run.rate for run in runs)
+    yield Figure("replay", rate, "events/s", target=Target(at_least=250_000))
+    yield Figure("replay, from the process's start", median(run.events / run.seconds for run in runs), "events/s")

@@ -1,0 +1,107 @@
+"""Runs of `headrace consume` as processes of their own, timed by the ledger in the target database."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from consumers.group import group_name, members
+from infra.stack.processes import Guarded
+from schemas.errors import HeadraceError
+from tests.benchmarks.bench import PATIENCE, Site
+from tests.benchmarks.machine import peak_megabytes
+
+MIGRATION: Final = "skip_resets"
+
+_PROGRESS: Final = """
+SELECT coalesce(sum(p.applied + p.skipped), 0)::bigint, coalesce(sum(p.applied), 0)::bigint
+FROM headrace.progress p JOIN headrace.migrations m ON m.name = p.migration AND m.run = p.run
+"""
+_SETTLE_SECONDS: Final = 2.0
+_STOP_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """What members did to the end of a topic.
+
+    `rate` is in events a second from the first progress in the ledger to the last, without what the first was;
+    `seconds` begins with the processes' start, or with what let them go on. `peak` is the most memory of one, in MB.
+    """
+
+    events: int
+    applied: int
+    rate: float
+    seconds: float
+    peak: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rate:,.0f} events/s, {self.applied:,} applied, {self.seconds:.1f} s in all, peak {self.peak:.0f} MB"
+        )
+
+
+def consumed(site: Site, events: int, count: int = 1) -> Consumed:
+    """Run `count` members from the topic's beginning until `events` are behind them.
+
+    Several are held until all are in the group, so that what is measured is their work and not their start.
+    """
+    bench = site.bench
+    if _has_run(site):
+        _run_command(site, "replay", MIGRATION)
+    processes: list[Guarded] = []
+    held = count > 1
+    try:
+        if held:
+            _run_command(site, "pause", MIGRATION)
+        began = time.monotonic()
+        for number in range(count):
+            name = f"consume-{site.prefix}-{number}"
+            processes.append(bench.start(name, site.command("consume", MIGRATION)))
+        if held:
+            for _ in bench.watched("the members", *processes, every=0.1):
+                if len(members(site.settings.kafka, group_name(site.prefix, MIGRATION))) == count:
+                    break
+            time.sleep(_SETTLE_SECONDS)  # the group hands out its partitions in two rounds
+            began = time.monotonic()
+            _run_command(site, "resume", MIGRATION)
+        return _watched(site, processes, events, began)
+    finally:
+        for process in processes:
+            process.stop(signal.SIGTERM, _STOP_SECONDS)
+
+
+def _watched(site: Site, processes: list[Guarded], events: int, began: float) -> Consumed:
+    first: tuple[float, int] | None = None
+    peak = 0.0
+    with site.bench.sql(site.dsn) as connection:
+        for _ in site.bench.watched("a member", *processes):
+            if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
+                continue
+            row = connection.execute(_PROGRESS).fetchone()
+            assert row is not None
+            done, applied = row
+            peak = max(peak, *(peak_megabytes(process.pid) for process in processes))
+            now = time.monotonic()
+            if done and first is None:
+                first = now, done
+            if first is not None and done >= events:
+                seconds = now - first[0] if done > first[1] else now - began
+                counted = done - first[1] if done > first[1] else done
+                return Consumed(done, applied, counted / seconds, now - began, peak)
+    raise HeadraceError("the members never came to the end", remedy="try fewer --rows")
+
+
+def _has_run(site: Site) -> bool:
+    with site.bench.sql(site.dsn) as connection:
+        if connection.execute("SELECT to_regclass('headrace.migrations')").fetchone() == (None,):
+            return False
+        found = connection.execute("SELECT 1 FROM headrace.migrations WHERE name = %s", (MIGRATION,)).fetchone()
+    return found is not None
+
+
+def _run_command(site: Site, *words: str) -> None:
+    log = site.bench.place / f"{words[0]}-{site.prefix}.log"
+    site.bench.stack.keeper.run(site.command(*words), log=log, cwd=site.bench.place, timeout=PATIENCE)
