@@ -106,14 +106,15 @@ class Planner:
         self,
         records: Sequence[Record],
         positions: Mapping[Place, Offset],
-        limit: int,
+        limit: int | Callable[[], int],
         overrides: Overrides = {},  # noqa: B006 - read only
     ) -> Iterator[SubBatch]:
-        """Yield the sub-batches of `records`, each with at most `limit` changes.
+        """Yield the sub-batches of `records`, each with at most `limit` changes, asked anew for each if it can be.
 
         `positions` says which offset each partition needs next: records before it, and those of other partitions,
         are left out. `overrides` are decisions made already. Records may include ends of partitions.
         """
+        size = limit() if callable(limit) else limit
         selection, known = self.selection, self._projections
         needles = () if selection else self._needles
         several = len(self._migration.tables) > 1
@@ -169,12 +170,13 @@ class Planner:
             else:
                 advance.parked += 1
                 sub_batch.parked.append(Parked(place, Offset(offset), decision.reason, record.key(), value))
-            if len(sub_batch.changes) + len(sub_batch.parked) >= limit:
+            if len(sub_batch.changes) + len(sub_batch.parked) >= size:
                 if unmentioned:
                     _count(advance, self._unmentioned, unmentioned)
                     unmentioned = 0
                 yield _closed(sub_batch, index + 1, open_advances, following)
                 sub_batch = SubBatch(index + 1, index + 1)
+                size = limit() if callable(limit) else limit
                 open_advances = {}
                 advance = _opened(place, open_advances, following)
         if advance is not None and unmentioned:

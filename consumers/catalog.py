@@ -11,6 +11,7 @@ from functools import cache
 from types import ModuleType
 
 import consumers.migrations
+from consumers import owning
 from consumers.migration import Migration, Shared
 from infra.settings import Settings
 from schemas.errors import HeadraceError, UsageError
@@ -63,11 +64,17 @@ def configured(settings: Settings, name: str) -> Migration:
     return migration_class(name).configure(settings.migration(name))
 
 
+def listing(settings: Settings, gitlab_schema: str) -> list[str]:
+    """Return the names of the databases whose settings list `gitlab_schema`."""
+    return [name for name, database in settings.databases.items() if gitlab_schema in database.gitlab_schemas]
+
+
 def target_database(settings: Settings, migration: type[Migration]) -> str:
     """Return the name of the database that the migration writes.
 
-    It is the one in the migration's settings, else the only one whose `gitlab_schemas` has the migration's.
-    Raises UsageError, naming the choices, when that is none or several.
+    It is the one in the migration's settings, else the only one whose `gitlab_schemas` has the migration's, else of
+    several the one that owns it by its own rows: so a member that is started again follows a switchover. Raises
+    UsageError, naming the choices, when that is none or several, and OwnershipMoved while a switchover is under way.
     """
     name, wanted = migration.name, migration.gitlab_schema
     if wanted == GITLAB_SHARED and migration.shared is Shared.REFUSED:
@@ -84,9 +91,11 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
                 remedy=f"add {wanted} to databases.{chosen}.gitlab_schemas or set migrations.{name}.database",
             )
         return chosen
-    choices = [key for key, database in settings.databases.items() if wanted in database.gitlab_schemas]
+    choices = listing(settings, wanted)
     if len(choices) == 1:
         return choices[0]
+    if choices and (owner := owning.owning_database(settings, choices, wanted)) is not None:
+        return owner
     if not choices:
         raise UsageError(
             f"no database in the settings lists {wanted}, which {name} writes",

@@ -1,4 +1,4 @@
-"""The commands of a migration's life: consume, status, pause, resume, replay, verify.
+"""The commands of a migration's life: consume, status, pause, resume, replay, verify, finalize; and of parked events.
 
 Plain functions for headrace.py to mount; each raises HeadraceError and leaves it to headrace.py to say so.
 """
@@ -17,6 +17,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from consumers import catalog, display, parked_cli, pauses
+from consumers.cleanup import cleanup
+from consumers.comparison import TopicDiffers, compare, source_of
 from consumers.dry_run import dry_run
 from consumers.migration import Migration
 from consumers.replay import replay as begin_replay
@@ -24,10 +26,10 @@ from consumers.runtime import Runtime
 from consumers.selection import parse_selection
 from consumers.starts import parse_start
 from consumers.status import gather
-from consumers.verify import remaining
+from consumers.verify import RowsLeft, remaining
 from infra import log, metrics, postgres
 from infra.settings import Settings, load_settings
-from schemas.errors import HeadraceError, Interrupted
+from schemas.errors import Interrupted, Refused, UsageError
 
 _PATIENCE_SECONDS: Final = 0.5
 """How long a transaction under way may take to end by itself once a stop is asked for; then it is cancelled."""
@@ -46,10 +48,6 @@ MigrationArgument = Annotated[
 ]
 
 
-class RowsLeft(HeadraceError):
-    """Let the consumer catch up, see `headrace status` and `headrace parked list`, then verify again."""
-
-
 def consume(
     migration: MigrationArgument,
     dry: Annotated[
@@ -66,7 +64,8 @@ def consume(
 
     Start as many as there are partitions, on any machines: they share the work. Stop or kill one at any moment: the
     others take over, and it goes on where it was. Progress is kept in the database that is written, in the same
-    transaction as the effects, so each effect happens once. HEADRACE_<MIGRATION>_ENABLED=false switches it off.
+    transaction as the effects, so each effect happens once. A migration that is complete returns at once.
+    HEADRACE_<MIGRATION>_ENABLED=false switches it off.
     """
     settings = load_settings(config)
     kind = catalog.migration_class(migration)
@@ -166,16 +165,81 @@ def replay(
         print(f"{migration} begins run {begun.run}; carry it out with: headrace consume {migration}")
 
 
-def verify(migration: MigrationArgument, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Ask the database how many rows the migration has left to change; exit code 1 when there are any."""
-    settings, kind, database = _chosen(migration, config)
-    left = remaining(settings, kind.configure(settings.migration(migration)), database)
+def verify(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="MIGRATION|TABLE", help="A migration; with --rows also a table.", show_default=False),
+    ],
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Compare the source's table with its topic instead, row by row.")
+    ] = False,
+    database: Annotated[
+        str | None, typer.Option("--database", help="With --rows: the source, where several have the table.")
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Ask the database how many rows a migration has left to change; exit code 1 when there are any.
+
+    With --rows, compare each row of the source's table (of every table of a migration) with what its topic says, and
+    name the keys that differ; exit code 1 when there are any. Both may be in use meanwhile: the producer has to run.
+    """
+    if rows:
+        _verify_rows(load_settings(config), what, database, as_json)
+        return
+    settings, kind, target = _chosen(what, config)
+    left = remaining(settings, kind.configure(settings.migration(what)), target)
     if as_json:
-        print(json.dumps({"migration": migration, "database": database, "remaining": left}))
+        print(json.dumps({"migration": what, "database": target, "remaining": left}))
     elif left == 0:
-        print(f"{migration}: nothing is left to change in {database}")
+        print(f"{what}: nothing is left to change in {target}")
     if left:
-        raise RowsLeft(f"{migration}: {left} rows are left to change in {database}")
+        raise RowsLeft(f"{what}: {left} rows are left to change in {target}")
+
+
+def _verify_rows(settings: Settings, what: str, database: str | None, as_json: bool) -> None:
+    log.configure()
+    if "." in what:
+        tables, source = [what], database or source_of(settings, what)
+    else:
+        kind = catalog.migration_class(what)
+        tables, source = list(kind.tables), database or catalog.target_database(settings, kind)
+    stopping = threading.Event()
+    with _stopped_by_signals(stopping, lambda: None):
+        found = [compare(settings, source, table, stopping) for table in tables]
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], default=str))
+    else:
+        display.show_comparisons(found)
+    for one in found:
+        if not one.same:
+            count = len(one.missing) + len(one.extra) + len(one.differing)
+            raise TopicDiffers(f"{count} rows of {one.table} in {source} are not in its topic as they are")
+
+
+def finalize(migration: MigrationArgument, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Carry a migration out to its end: work as a member until it is complete, beside those that run.
+
+    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings;
+    3 while the migration is paused.
+    """
+    settings, kind, database = _chosen(migration, config)
+    work = kind.configure(settings.migration(migration))
+    if work.continuous or settings.migration(migration).continuous:
+        raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its members")
+    if pauses.is_paused(settings, kind, database):
+        raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
+    stopping = threading.Event()
+    with display.progress(migration, settings, kind, database) as report:
+        member = Runtime(settings, work, database, stopping=stopping, until_complete=True, report=report)
+        with _stopped_by_signals(stopping, member.cancel):
+            totals = member.run()
+    if stopping.is_set():
+        raise Interrupted(f"{migration} is not complete yet")
+    if as_json:
+        print(json.dumps({"migration": migration, "complete": True, **asdict(totals)}))
+    else:
+        print(f"{migration} is complete: later starts of its consumer return at once")
 
 
 def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
@@ -227,7 +291,7 @@ def _stopped_by_signals(stopping: threading.Event, cancel: Callable[[], None]) -
             signal.signal(number, handler)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify)
+COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify, finalize, cleanup)
 
 GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": parked_cli.app}
 """Commands with sub-commands of their own."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from consumers.comparison import Comparison
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
@@ -104,6 +105,25 @@ def show_parked(migration: str, entries: Sequence[Entry]) -> None:
         print(f"{migration}: nothing is parked")
     for entry in entries:
         print(f"{entry.name}  {entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {entry.reason}")
+
+
+def show_comparisons(found: Sequence[Comparison]) -> None:
+    """Print what differs between tables and their topics, a key a line."""
+    for one in found:
+        for what, keys in (("missing in the topic", one.missing), ("extra in the topic", one.extra)):
+            for key in keys:
+                print(f"{_key(key)}  {what}")
+        for key, columns in zip(one.differing, one.columns, strict=True):
+            print(f"{_key(key)}  differs in {', '.join(columns)}")
+        busy = f"; {one.unsettled:,} changed each time they were looked at" if one.unsettled else ""
+        print(
+            f"{one.table} in {one.database}: {one.rows:,} rows compared, {len(one.missing):,} missing in the topic, "
+            f"{len(one.extra):,} extra, {len(one.differing):,} differing{busy}"
+        )
+
+
+def _key(columns: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in columns.items())
 
 
 def show_dry_run(result: Mapping[str, Any]) -> None:

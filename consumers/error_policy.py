@@ -72,6 +72,15 @@ TABLE: Final[tuple[Rule, ...]] = (
 _STOP: Final = Rule(Exception, Action.STOP, "an error that nothing is known about", "look at the log")
 
 
+TIMEOUTS: Final = frozenset(("55P03", "57014"))
+"""What is tried again with fewer rows: waiting for a lock, or the statement, took too long."""
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether fewer rows at a time may help."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in TIMEOUTS
+
+
 def rule_for(error: BaseException) -> Rule:
     """Return the row of the table for `error`."""
     sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None

@@ -20,6 +20,11 @@ _HOLD: Final = """
      WHERE m.name = %(migration)s AND d.name = %(database)s
        FOR SHARE OF m, o, d
 """
+_OWN: Final = """
+    SELECT FROM headrace.schema_ownership o JOIN headrace.database d ON d.name = o.owner
+     WHERE o.gitlab_schema = %(gitlab_schema)s AND d.name = %(database)s
+       FOR SHARE OF o, d
+"""
 _OWNER: Final = """
     SELECT o.owner, d.name
       FROM (SELECT) AS always
@@ -51,6 +56,16 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
         raise Paused(f"{migration} is paused")
     if row[0] != run:
         raise RunReplaced(f"run {run} of {migration} was replaced by run {row[0]}")
+
+
+def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> None:
+    """Lock the ownership alone within the cursor's transaction, for what is no write of a run's events.
+
+    Raises OwnershipMoved as `hold` does.
+    """
+    cursor.execute(_OWN, {"gitlab_schema": gitlab_schema, "database": database})
+    if cursor.fetchone() is None:
+        raise _moved(cursor, gitlab_schema, database)
 
 
 def _moved(cursor: psycopg.Cursor[Any], gitlab_schema: str, database: str) -> OwnershipMoved:

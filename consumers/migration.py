@@ -63,6 +63,9 @@ class Migration(ABC):
     `remaining` counts its row, and without a zero there the migration is never complete.
     """
 
+    continuous: ClassVar[bool] = False
+    """Whether it goes on for good, as one does that follows what an application writes: it is never complete then."""
+
     shared: ClassVar[Shared] = Shared.REFUSED
     options_type: ClassVar[type[Options]] = Options
 

@@ -22,3 +22,13 @@ def set_paused(settings: Settings, migration: type[Migration], database: str, pa
             " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused",
             (migration.name, migration.gitlab_schema, paused),
         )
+
+
+def is_paused(settings: Settings, migration: type[Migration], database: str) -> bool:
+    """Return whether an operator paused `migration`; what was never started is not."""
+    section = settings.database(database)
+    dsn = section.dsn.get_secret_value()
+    with postgres.translated(dsn), postgres.connect(dsn, name=f"pause {migration.name}") as connection:
+        ensure_control_schema(connection, database, section.gitlab_schemas)
+        row = connection.execute("SELECT paused FROM headrace.migrations WHERE name = %s", (migration.name,)).fetchone()
+    return bool(row and row[0])

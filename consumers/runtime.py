@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import psycopg
@@ -17,16 +17,20 @@ from confluent_kafka import Message
 
 from consumers import fence
 from consumers.batches import Overrides, Planner, SubBatch
+from consumers.completion import Completion
 from consumers.decisions import Park
-from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped
+from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped, timed_out
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
+from consumers.holding import Holding
 from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
+from consumers.pacing import Pacing
 from consumers.parking import Parking
 from consumers.rates import Rate
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
+from consumers.verify import RowsLeft
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -59,7 +63,7 @@ Report = Callable[[Totals, Mapping[Place, Offset]], None]
 
 
 class Runtime:
-    """Runs a migration until it is stopped, or until it has caught up.
+    """Runs a migration until it is stopped, or until it has caught up or is complete, if that was asked.
 
     `stopping` is set from outside, by a signal handler; `run` then returns within about a second.
     """
@@ -72,6 +76,7 @@ class Runtime:
         *,
         stopping: threading.Event,
         until_caught_up: bool = False,
+        until_complete: bool = False,
         report: Report | None = None,
     ) -> None:
         self._settings = settings
@@ -80,11 +85,13 @@ class Runtime:
         self._database = database
         self._stopping = stopping
         self._until_caught_up = until_caught_up
+        self._until_complete = until_complete
         self._report = report
         self._topics = source_topics(settings, migration, database)
         self._schemas = schemas_of(open_registry(settings))
         self._planner = Planner(migration, self._schemas)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
+        self._completion = Completion(settings, migration, database, self._topics, self._ledger)
         self._parking = Parking(settings, migration.name)
         self._group = Group(
             settings.kafka,
@@ -99,7 +106,11 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
+        self._pacing = Pacing(self._section)
+        self._holding = Holding(self._section, migration, member_name())
+        self._rest = 0.0
         self._run = 0
+        self._verdict = ""
         self._rates: dict[Place, Rate] = {}
         self._log = log.get(migration=migration.name)
         self._next_check = self._next_report = self._next_log = self._next_end_check = 0.0
@@ -109,17 +120,24 @@ class Runtime:
         """Work until stopped, or caught up if that was asked; return what was done.
 
         With `until_caught_up` that is when the ledger, whoever moves it, has reached the ends that the topics
-        had when this member started, once they all existed. Raises HeadraceError for what waiting cannot mend;
-        the ledger is right even then.
+        had when this member started, once they all existed. A migration that is complete already returns at once.
+        Raises HeadraceError for what waiting cannot mend, and RowsLeft with `until_complete` when all was read twice
+        and rows are left; the ledger is right even then.
         """
         try:
             self._prepare()
+            if self._completion.complete:
+                self._log.info("complete already; to run it again: headrace replay", run=self._run)
+                return self.totals
             self._wait_for_topics()
             ends = self._ends() if self._until_caught_up else None
             self._group.join(self._topics)
             while not self._stopping.is_set():
                 self._turn()
                 if ends is not None and self._reached(ends):
+                    self._look()
+                    break
+                if self._until_complete and self._completion.complete:
                     break
         except Interrupted:
             if not self._stopping.is_set():
@@ -140,6 +158,7 @@ class Runtime:
             with postgres.translated(dsn):
                 ensure_control_schema(connection, self._database, database.gitlab_schemas)
             self._begin(connection)
+            self._completion.complete_already(connection)
 
         self._target.ask(prepare)
 
@@ -166,17 +185,34 @@ class Runtime:
             self._next_check = now + _CHECK_SECONDS
             if not self._hold_while_paused():
                 self._reposition()
+        if not self._healthy():
+            self._reposition()
         records = self._group.poll(self._section.batch_size, _POLL_SECONDS)
         if records:
             self._process(records)
+        if self._completion.due(idle=not records):
+            self._look()
         self._tell()
 
+    def _look(self) -> None:
+        """See whether the migration is complete. A member that goes on afterwards serves what still changes."""
+        if self._completion.complete or self._stopping.is_set():
+            return
+        verdict = self._completion.look(self._target, self._run)
+        if verdict.complete:
+            self._log.info("complete; later starts return at once", run=self._run)
+        elif self._until_complete and verdict.said != self._verdict:
+            self._log.info("not complete yet", reason=verdict.said)
+        if self._until_complete and verdict.final:
+            raise RowsLeft(f"{self._migration.name}: {verdict.said}, and no event is going to bring them")
+        self._verdict = verdict.said
+
     def _process(self, records: Sequence[Message]) -> None:
-        for sub_batch in self._planner.plan(records, self._group.positions, self._section.sub_batch_size):
+        plan = self._planner.plan(records, self._group.positions, lambda: self._pacing.limit)
+        for sub_batch in plan:
             if self._stopping.is_set() or not self._settle(sub_batch, records):
                 break
-            rest = self._section.pause_ms / 1000 if sub_batch.changes else 0.0
-            if rest and not self._group.wait(rest):
+            if (self._rest and not self._group.wait(self._rest)) or not self._healthy():
                 self._reposition()
                 break
             self._tell()
@@ -197,6 +233,9 @@ class Runtime:
                     return self._split(sub_batch, records, error)
                 if not self._recover(error, rule, attempt):
                     return False
+                if timed_out(error) and len(sub_batch.changes) > 1:
+                    self._pacing.timed_out()
+                    return self._piecemeal(sub_batch, records, min(self._pacing.limit, len(sub_batch.changes) // 2))
             else:
                 return True
         return False
@@ -206,6 +245,7 @@ class Runtime:
         for advance in sub_batch.advances:
             advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
         connection = self._target.connection
+        started = time.monotonic()
         with connection.transaction(), connection.cursor() as cursor:
             fence.hold(
                 cursor,
@@ -216,6 +256,7 @@ class Runtime:
             )
             applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
             self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
+        self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
         self._count(sub_batch, applied)
 
     def _count(self, sub_batch: SubBatch, applied: int) -> None:
@@ -236,12 +277,16 @@ class Runtime:
 
     def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> bool:
         """Do a refused sub-batch in halves; park the change that is refused alone."""
-        part = records[sub_batch.start : sub_batch.end]
         overrides: Overrides = {}
         if len(sub_batch.changes) == 1:
             overrides = {sub_batch.origins[0]: Park(reason_of(error))}
-        limit = max(1, len(sub_batch.changes) // 2)
-        pieces = self._planner.plan(part, self._group.positions, limit, overrides)
+        return self._piecemeal(sub_batch, records, max(1, len(sub_batch.changes) // 2), overrides)
+
+    def _piecemeal(
+        self, sub_batch: SubBatch, records: Sequence[Message], limit: int, overrides: Overrides | None = None
+    ) -> bool:
+        part = records[sub_batch.start : sub_batch.end]
+        pieces = self._planner.plan(part, self._group.positions, limit, overrides or {})
         return all(self._settle(piece, part) for piece in pieces)
 
     def _recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
@@ -274,6 +319,12 @@ class Runtime:
         metrics.HELD.labels(self._migration.name).set(0)
         self._log.info("resumed")
         return good
+
+    def _healthy(self) -> bool:
+        """Stay in the group without reading as long as the database suffers; return whether what was read is good."""
+        if not self._holding.due() or not self._target.ask(self._holding.look):
+            return True
+        return self._group.wait(self._holding.interval, still=lambda: self._target.ask(self._holding.look))
 
     def _reposition(self) -> None:
         """Read on from the ledger, in the current run: what was read and not applied arrives again."""
@@ -327,21 +378,19 @@ class Runtime:
         if now >= self._next_log:
             self._next_log = now + _LOG_SECONDS
             if self.totals.events:
-                self._log.info(
-                    "progress",
-                    events=self.totals.events,
-                    applied=self.totals.applied,
-                    skipped=self.totals.skipped,
-                    parked=self.totals.parked,
-                )
+                self._log.info("progress", **asdict(self.totals))
 
     def _close(self) -> None:
         places = list(self._group.positions)
         try:
-            self._target.finish(lambda connection: self._ledger.leave(connection, self._run, places))
+            self._target.finish(lambda connection: self._leave(connection, places))
             self._group.commit()
             if self._report is not None:
                 self._report(self.totals, self._group.positions)
         finally:
             self._group.close()
             self._target.close()
+
+    def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
+        self._ledger.leave(connection, self._run, places)
+        self._holding.leave(connection)

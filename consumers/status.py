@@ -18,7 +18,7 @@ from consumers.migration import Migration
 from infra import postgres, topics
 from infra.positions import SourceState, read_sources
 from infra.settings import Settings
-from schemas.errors import DatabaseUnavailable, HeadraceError, UsageError
+from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, UsageError
 from schemas.positions import format_lsn
 
 _FRESH_SECONDS: Final = 15.0
@@ -52,6 +52,7 @@ class MigrationStatus(TypedDict):
     rate: float
     eta_seconds: float | None
     members: list[str]
+    held_by: str | None
     partitions: list[PartitionStatus]
 
 
@@ -69,6 +70,11 @@ def gather(settings: Settings) -> dict[str, Any]:
             if name in settings.migrations:
                 raise
             del error
+            continue
+        except OwnershipMoved as error:
+            # A switchover is under way: what one of its two databases has is shown, and that nobody writes.
+            database = catalog.listing(settings, kind.gitlab_schema)[0]
+            migrations.append({**_migration(settings, kind, database), "state": "waiting", "error": str(error)})
             continue
         migrations.append(_migration(settings, kind, database))
     return {"migrations": migrations, "sources": _sources(settings)}
@@ -115,6 +121,7 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         "rate": round(rate, 1),
         "eta_seconds": 0.0 if partitions and left == 0 else round(left / rate, 1) if rate > 0 else None,
         "members": alive,
+        "held_by": found.held_by if alive else None,
         "partitions": partitions,
     }
     return {**status, **({"error": error} if error else {})}
@@ -131,6 +138,7 @@ class _Recorded:
         self.offsets: dict[Place, int] = {}
         self.applied = self.skipped = self.parked = 0
         self.skip_reasons: dict[str, int] = {}
+        self.held_by: str | None = None
         self.rate = 0.0
         self.remaining: int | None = None
 
@@ -145,6 +153,8 @@ def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> st
         return "paused"
     if topics and recorded.offsets and left == 0:
         return "caught_up"
+    if alive and recorded.held_by:
+        return "held"
     return "running" if alive and recorded.offsets else "waiting"
 
 
@@ -158,6 +168,12 @@ def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
     if row is None:
         return found
     found.run, found.paused, found.complete, found.failed = row
+    held = connection.execute(
+        "SELECT reason FROM headrace.holds WHERE migration = %s AND seen_at > now() - make_interval(secs => %s)"
+        " ORDER BY seen_at DESC LIMIT 1",
+        (name, _FRESH_SECONDS),
+    ).fetchone()
+    found.held_by = held[0] if held else None
     for topic, partition, offset, applied, skipped, parked, reasons, rate in connection.execute(
         "SELECT topic, partition, next_offset, applied, skipped, parked, skip_reasons,"
         " CASE WHEN updated_at > now() - make_interval(secs => %s) THEN rate ELSE 0 END"

@@ -5,6 +5,11 @@ from __future__ import annotations
 from consumers.migration import Migration
 from infra import postgres
 from infra.settings import Settings
+from schemas.errors import HeadraceError
+
+
+class RowsLeft(HeadraceError):
+    """Let the consumer catch up, see `headrace status` and `headrace parked list`, then verify again."""
 
 
 def remaining(settings: Settings, migration: Migration, database: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -13,6 +13,12 @@ from confluent_kafka.admin import AdminClient
 from infra import log
 from infra.settings import KafkaSettings
 from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
+
+RECORD_BYTES: Final = 104_000_000
+"""The largest record unless the settings say otherwise: a broker takes no request of more than 100 MiB by default."""
+
+_BESIDE: Final = 64 << 20
+"""What a broker may answer with beside one such record: a fetch asks for 50 MiB."""
 
 _UNREACHABLE = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -42,6 +48,7 @@ def producer(settings: KafkaSettings, **options: Any) -> Producer:
         "enable.idempotence": True,
         "compression.type": "lz4",
         "linger.ms": 5,
+        "message.max.bytes": RECORD_BYTES,
         "partitioner": "murmur2_random",  # the Java client's, so that every producer agrees on a key's partition
     }
     with translated(settings):
@@ -57,9 +64,15 @@ def consumer(settings: KafkaSettings, group: str, **options: Any) -> Consumer:
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
         "enable.partition.eof": False,
+        "receive.message.max.bytes": record_bytes(settings) + _BESIDE,
     }
     with translated(settings):
         return Consumer(_configuration(settings, defaults, options))
+
+
+def record_bytes(settings: KafkaSettings) -> int:
+    """Return how many bytes a record may have, key and value together, before it is compressed."""
+    return int(settings.options.get("message.max.bytes", RECORD_BYTES))
 
 
 def admin(settings: KafkaSettings) -> AdminClient:

@@ -24,6 +24,10 @@ SKIPPED: Final = Counter("headrace_skipped_events", "Events that needed nothing.
 PARKED: Final = Counter("headrace_parked_events", "Events kept for a person.", ["migration"])
 HELD: Final = Gauge("headrace_held", "1 while a migration is paused or held.", ["migration"])
 
+SUFFERING: Final = Gauge(
+    "headrace_suffering", "1 while a health indicator of the database holds a migration.", ["migration", "indicator"]
+)
+
 
 def serve(settings: MetricsSettings) -> None:
     """Answer scrapes in a thread of its own until the process ends, if the settings name a port.

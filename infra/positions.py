@@ -56,9 +56,19 @@ class ChunkState(_Record):
     lsn: Lsn | None = None
 
 
+class ColumnState(_Record):
+    """A column as the topic's last records have it; see producers.schema_changes.FollowedColumn."""
+
+    name: str
+    number: int
+    type_oid: int
+    type_modifier: int
+
+
 class SnapshotState(_Record):
     """How far a table's snapshot is.
 
+    `stopped` says why nothing more of the table is published: its topic lacks events and has to be made anew.
     `not_before` is a 64-bit transaction id: no chunk may be read before all below it have ended. `chunks` counts
     those expected, from the planner's estimate of the rows.
     """
@@ -72,6 +82,8 @@ class SnapshotState(_Record):
     chunks_done: int = 0
     chunks: int = 0
     copied: tuple[ChunkState, ...] = ()
+    columns: tuple[ColumnState, ...] = ()
+    stopped: str | None = None
 
 
 class HandoverState(_Record):

@@ -34,12 +34,18 @@ class Registry(Protocol):
         schema could not read both; nothing is registered then.
         """
 
+    def forget(self, subject: str) -> None:
+        """Let the next schema of `subject` follow nothing: its topic is empty, so there is nothing to read with it.
+
+        Ids given before keep their schemas.
+        """
+
     def schema(self, schema_id: int) -> AvroSchema:
         """Return the schema with that id. Raises UnknownSchema."""
 
 
 class IncompatibleSchema(Refused):
-    """Either change the table back, or give the table a new topic by deleting the old one."""
+    """Either change the table back or keep the change; then delete its topic and restart: a new topic is filled."""
 
 
 class UnknownSchema(HeadraceError):
@@ -61,19 +67,27 @@ class TopicRegistry:
         self._schemas: dict[int, AvroSchema] = {}
         self._ids: dict[tuple[str, str], int] = {}
         self._latest: dict[str, int] = {}
+        self._forgotten: set[str] = set()
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """See `Registry.register`."""
         text = _canonical(schema)
-        if (subject, text) not in self._ids:
+        anew = subject in self._forgotten
+        if anew or (subject, text) not in self._ids:
             topics.ensure_topic(self._settings, self._topic, partitions=1)
             self._catch_up()
-        if (subject, text) not in self._ids:
-            if subject in self._latest:
+        known = self._ids.get((subject, text))
+        if known is None or (anew and self._latest[subject] != known):
+            if subject in self._latest and not anew:
                 _refuse_incompatible(subject, self._schemas[self._latest[subject]], schema)
             self._append(subject, text)
             self._catch_up()
+        self._forgotten.discard(subject)
         return self._ids[subject, text]
+
+    def forget(self, subject: str) -> None:
+        """See `Registry.forget`."""
+        self._forgotten.add(subject)
 
     def schema(self, schema_id: int) -> AvroSchema:
         """See `Registry.schema`."""
@@ -120,10 +134,13 @@ class UrlRegistry:
             configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
         self._url = _without_credentials(settings.url)
         self._configuration = configuration
+        self._forgotten: set[str] = set()
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """See `Registry.register`."""
         with self._client() as client:
+            if subject in self._forgotten:
+                return self._register_anew(client, subject, schema)
             try:
                 latest = json.loads(client.get_latest_version(subject).schema.schema_str or "")
             except SchemaRegistryError as error:
@@ -133,6 +150,10 @@ class UrlRegistry:
                 _refuse_incompatible(subject, latest, schema)
             registered: int = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
             return registered
+
+    def forget(self, subject: str) -> None:
+        """See `Registry.forget`."""
+        self._forgotten.add(subject)
 
     def schema(self, schema_id: int) -> AvroSchema:
         """See `Registry.schema`."""
@@ -144,6 +165,18 @@ class UrlRegistry:
                     raise
                 raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
             return found
+
+    def _register_anew(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
+        try:
+            registered: int = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
+        except SchemaRegistryError as error:
+            if error.http_status_code != 409:
+                raise
+            # The registry compares too, with what stands under the subject. Deleted there, ids keep their schemas.
+            client.delete_subject(subject)
+            registered = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
+        self._forgotten.discard(subject)
+        return registered
 
     @contextmanager
     def _client(self) -> Iterator[SchemaRegistryClient]:

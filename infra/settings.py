@@ -123,6 +123,8 @@ class DatabaseSettings(Section):
     allow_unlimited_wal: bool = False
     """Confirms that `max_slot_wal_keep_size = -1` is meant: a stopped producer may then fill the source's disk."""
     snapshot: SnapshotSettings = SnapshotSettings()
+    spill_directory: Path | None = None
+    """Where transactions wait that are too large for memory, until they commit; by default with temporary files."""
 
     @field_validator("dsn")
     @classmethod
@@ -206,6 +208,18 @@ class MigrationSettings(BaseModel):
     sub_batch_size: int = Field(default=100, ge=1)
     pause_ms: int = Field(default=0, ge=0)
     """Rest after each sub-batch that changed something, in milliseconds."""
+    max_rate: float = Field(default=0, ge=0)
+    """Rows changed in a second at most, by each member; 0: no limit."""
+    adaptive: bool = True
+    """Whether the number of changes in a transaction follows the time that one takes; `sub_batch_size` is the first."""
+    transaction_ms: int = Field(default=200, ge=1)
+    """What a transaction is to take, in milliseconds, where it is adaptive."""
+    continuous: bool = False
+    """Whether it goes on for good: it is never complete then."""
+    health_seconds: float = Field(default=10, gt=0)
+    """How often the database's health is looked at."""
+    health: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Indicator → the limit at which it holds the migration, false to leave it out; see consumers/health."""
 
     @property
     def options(self) -> Mapping[str, Any]:

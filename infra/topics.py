@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import NewTopic, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
+from confluent_kafka.admin import ConfigResource, NewTopic, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from infra import kafka
 from infra.settings import KafkaSettings
@@ -24,6 +24,9 @@ STATE: Mapping[str, str] = {
 """A topic whose every record replaces one before: compacted soon, since a start reads it from its beginning."""
 
 _TIMEOUT = 30.0
+_BATCH_BYTES = 1_000
+"""More than a batch of one record has beside it."""
+
 _SETTLING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -32,6 +35,8 @@ _SETTLING = {
     KafkaError._UNKNOWN_TOPIC,
 }
 """What a broker answers while it takes a partition over: a moment later it knows better."""
+
+_UNREADABLE = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
 
 
 def ensure_topic(
@@ -43,12 +48,18 @@ def ensure_topic(
 ) -> int:
     """Create topic `name` unless it is there, and return how many partitions it has.
 
-    An existing topic keeps the partitions it has: a key must stay where it is.
+    An existing topic keeps the partitions it has: a key must stay where it is. A new one takes records of the size
+    that clients send (`kafka.record_bytes`), unless `config` says otherwise.
     """
     with kafka.translated(settings):
         client = kafka.admin(settings)
         wanted = partitions or settings.partitions
-        new = NewTopic(name, num_partitions=wanted, replication_factor=settings.replication_factor, config=dict(config))
+        new = NewTopic(
+            name,
+            num_partitions=wanted,
+            replication_factor=settings.replication_factor,
+            config={"max.message.bytes": str(kafka.record_bytes(settings) + _BATCH_BYTES), **config},
+        )
         try:
             client.create_topics([new], operation_timeout=_TIMEOUT)[name].result(_TIMEOUT)
         except KafkaException as error:
@@ -69,6 +80,28 @@ def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
     if found is None or found.error or len(found.partitions) < partitions:
         return False
     return all(partition.leader >= 0 for partition in found.partitions.values())
+
+
+def largest_records(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
+    """Return topic → the bytes that a record of it may have, by what the topic and the clients take.
+
+    A topic whose configuration may not be read counts as one that takes what clients send.
+    """
+    with kafka.translated(settings):
+        limit = kafka.record_bytes(settings)
+        limits = dict.fromkeys(names, limit)
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        client = kafka.admin(settings)  # with a name: its futures end with it
+        answers = client.describe_configs(resources, request_timeout=_TIMEOUT) if names else {}
+        for resource, future in answers.items():
+            try:
+                entry = future.result(_TIMEOUT)["max.message.bytes"]
+            except KafkaException as error:
+                if error.args[0].code() not in _UNREADABLE:
+                    raise
+            else:
+                limits[resource.name] = min(limit, int(entry.value) - _BATCH_BYTES)
+        return limits
 
 
 def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:

@@ -12,10 +12,12 @@ from typing import NamedTuple, cast
 
 from infra.control import OWNERSHIP
 from infra.positions import HandoverState
+from infra.registry import IncompatibleSchema
 from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
+from producers.schema_changes import TableStopped
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
@@ -32,6 +34,15 @@ class _Route(NamedTuple):
     key: tuple[int, ...]
 
 
+class _RecordTooLarge(Exception):
+    """A change whose record its topic does not take."""
+
+    def __init__(self, route: _Route, size: int) -> None:
+        super().__init__(size)
+        self.route = route
+        self.size = size
+
+
 class Capture:
     """Turns messages into records that wait in their tables' feeds.
 
@@ -42,6 +53,7 @@ class Capture:
     def __init__(self, feeds: Iterable[TableFeed], position: Position, confirmed: Lsn, unseen: Unseen) -> None:
         self._all = tuple(feeds)
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
+        self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, _Route] = {}
         self._publish_what_is_here()
         self.position = position
@@ -71,12 +83,8 @@ class Capture:
     def handle(self, message: pg.Message) -> None:
         """Take one message; they come in the stream's order, each transaction whole."""
         match message:
-            case pg.Insert():
-                self._insert(message)
-            case pg.Update():
-                self._update(message)
-            case pg.Delete():
-                self._delete(message)
+            case pg.Insert() | pg.Update() | pg.Delete():
+                self._change(message)
             case pg.Begin():
                 self._start(message)
             case pg.Commit():
@@ -124,16 +132,57 @@ class Capture:
         self.moved = True
         route = self._routes.get(relation.oid)
         if route is None or route.relation is not relation:
-            feed = self._feeds.get((relation.schema, relation.table))
+            feed = self._feed_of(relation)
             if feed is None:
                 return None
-            # Raises where a column of the key is gone.
-            encoder = feed.encoder_for(relation)
+            try:
+                encoder = feed.encoder_for(relation)
+            except (TableStopped, IncompatibleSchema) as error:
+                self._stop(feed, error)
+                return None
             names = [column.name for column in relation.columns]
             key = tuple(names.index(name) for name in feed.table.key)
             route = self._routes[relation.oid] = _Route(relation, feed, encoder, key)
             self._prefixes.clear()
         return route
+
+    def _feed_of(self, relation: Relation) -> TableFeed | None:
+        """Return where the changes of a relation go; None where nothing of it is published."""
+        # Not by its name alone: a table that was renamed is still the one that is captured.
+        feed = self._by_oid.get(relation.oid) or self._feeds.get((relation.schema, relation.table))
+        if feed is None or feed.away or feed.state.stopped:
+            return None
+        if feed.table.relation.oid != relation.oid:
+            self._stop(feed, TableStopped("it was dropped, and another has its name"))
+            return None
+        return feed
+
+    def _stop(self, feed: TableFeed, error: TableStopped | IncompatibleSchema | Malformed) -> None:
+        """Publish nothing more of one table, whose topic would be wrong; the others go on."""
+        feed.stop(error.problem)
+        self._routes.pop(feed.table.relation.oid, None)
+        self.moved = True
+
+    def _change(self, message: pg.Insert | pg.Update | pg.Delete) -> None:
+        try:
+            match message:
+                case pg.Insert():
+                    self._insert(message)
+                case pg.Update():
+                    self._update(message)
+                case pg.Delete():
+                    self._delete(message)
+        except _RecordTooLarge as error:
+            feed = error.route.feed
+            row = message.before if isinstance(message, pg.Delete) else message.after
+            columns = zip(message.relation.columns, row, strict=True)
+            sizes = [(column.name, len(text)) for column, text in columns if isinstance(text, bytes)]
+            self._stop(feed, feed.too_large(error.size, sizes))
+        except Malformed as error:
+            route = self._routes.get(message.relation.oid)
+            if route is None or self._begin is None:
+                raise
+            self._stop(route.feed, error)
 
     def _prefix(self, op: Op, route: _Route) -> bytes:
         cached = route.relation.oid, op
@@ -246,6 +295,8 @@ class Capture:
         self._routes.clear()
 
     def _add(self, route: _Route, key: bytes, value: bytes) -> None:
+        if len(key) + len(value) > route.feed.largest:
+            raise _RecordTooLarge(route, len(key) + len(value))
         route.feed.waiting.append({"key": key, "value": value})
         self.published += 1
 

@@ -13,9 +13,10 @@ from typing import Final
 from infra.control import Owner
 from infra.positions import HandoverState, SnapshotState, SourceState, StreamState
 from producers import slots, startup
+from producers.feed import TableFeed
 from producers.startup import SilentGap
 from producers.tables import CapturedTable
-from schemas.errors import Unavailable
+from schemas.errors import OwnershipMoved, Unavailable
 from schemas.events import UNCHANGED, Relation, Unchanged
 from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.positions import format_lsn
@@ -31,13 +32,18 @@ class HandoverAwaited(Unavailable):
 class Standing:
     """What a source publishes of its tables when it starts.
 
-    The tables of the gitlab schemas in `away` are left alone. `snapshots` are taken over from those who published
-    the tables before, and with `handover` the stream begins behind it.
+    The tables of the gitlab schemas in `away` are left alone; `given` is how far they were copied. `inherited` is how
+    far those are that others published before, behind whose `handover` the stream begins.
     """
 
     away: frozenset[str] = frozenset()
-    snapshots: Mapping[str, SnapshotState] = field(default_factory=dict)
+    given: Mapping[str, SnapshotState] = field(default_factory=dict)
+    inherited: Mapping[str, SnapshotState] = field(default_factory=dict)
     handover: HandoverState | None = None
+
+    def here(self, tables: Iterable[CapturedTable]) -> tuple[CapturedTable, ...]:
+        """Return those of `tables` that the source publishes."""
+        return tuple(table for table in tables if table.gitlab_schema not in self.away)
 
 
 def standing(
@@ -50,27 +56,54 @@ def standing(
 
     Its own record goes before the database's row, which is that of now: a producer that is behind still has to
     publish what was written before the change of owner. Raises HandoverAwaited while another source has not yet
-    published all of a gitlab schema that this one's database was given.
+    published all of a gitlab schema that this one's database was given, and OwnershipMoved when no table is left.
     """
     state = sources.get(source, SourceState())
     away: set[str] = set()
-    snapshots: dict[str, SnapshotState] = {}
+    for_good: set[str] = set()
+    given: dict[str, SnapshotState] = {}
+    inherited: dict[str, SnapshotState] = {}
     taken: list[HandoverState] = []
     for gitlab_schema in sorted({table.gitlab_schema for table in tables} - {GITLAB_SHARED}):
         of_schema = [table for table in tables if table.gitlab_schema == gitlab_schema]
         owner = owners.get(gitlab_schema)
-        if given := state.handovers.get(gitlab_schema):
+        if record := state.handovers.get(gitlab_schema):
             away.add(gitlab_schema)
-            snapshots |= {each.table: each for each in given.snapshots}
+            given |= {each.table: each for each in record.snapshots}
+            # With another epoch there are changes of owner in the stream that were not read yet.
+            if owner is not None and owner.epoch == record.epoch:
+                for_good.add(gitlab_schema)
         elif owner is not None and owner.name != source and not any(t.name in state.snapshots for t in of_schema):
             away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
+            for_good.add(gitlab_schema)
         elif state.stream is None and owner is not None and owner.epoch > 1:
             handover = _handover_to(source, gitlab_schema, owner.epoch, of_schema, sources)
             if handover is not None:
                 taken.append(handover)
-                snapshots |= {each.table: each.model_copy(update={"source": source}) for each in handover.snapshots}
+                inherited |= {each.table: each.model_copy(update={"source": source}) for each in handover.snapshots}
+    if tables and all(table.gitlab_schema in for_good for table in tables):
+        raise _all_given(source)
     # Nothing is written between a schema's change of owner and the opening of the new one, so the last one counts.
-    return Standing(frozenset(away), snapshots, max(taken, key=lambda each: each.confirmed_lsn, default=None))
+    return Standing(frozenset(away), given, inherited, max(taken, key=lambda each: each.confirmed_lsn, default=None))
+
+
+def owned(table: CapturedTable, source: str, owners: Mapping[str, Owner]) -> bool:
+    """Whether the database's own rows leave the table to `source`; what nobody claimed is no other's."""
+    owner = owners.get(table.gitlab_schema)
+    return table.gitlab_schema == GITLAB_SHARED or owner is None or owner.name == source
+
+
+def require_any_here(source: str, feeds: Sequence[TableFeed]) -> None:
+    """Raise OwnershipMoved when every table has another owner."""
+    if all(feed.away for feed in feeds):
+        raise _all_given(source)
+
+
+def _all_given(source: str) -> OwnershipMoved:
+    return OwnershipMoved(
+        f"database {source} has given every captured table to another database",
+        remedy="drop its slot once the switchover is complete, or take the switchover back and start again",
+    )
 
 
 def _handover_to(

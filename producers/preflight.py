@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,18 @@ class Finding:
 
 
 def findings(
-    connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str, prefix: str
+    connection: psycopg.Connection[Any],
+    source: str,
+    settings: DatabaseSettings,
+    slot: str,
+    prefix: str,
+    *,
+    leave_out: Collection[str] = (),
 ) -> Iterator[Finding]:
-    """Yield everything that keeps `source` from being read, the server's settings first."""
+    """Yield everything that keeps `source` from being read, the server's settings first, then its tables.
+
+    Those in `leave_out` are stopped already, and keep no other from being read.
+    """
     with connection.cursor(row_factory=dict_row) as cursor:
         server = cursor.execute(_SERVER, (settings.publication,)).fetchone()
     assert server is not None
@@ -75,16 +84,22 @@ def findings(
     if not settings.tables:
         yield Finding(f"databases.{source}.tables is empty", "name the tables to capture, such as public.projects")
     try:
-        captured_tables(connection, source, settings, prefix)
+        captured_tables(connection, source, settings, prefix, leave_out=leave_out)
     except Refused as error:
         yield Finding(error.problem, error.remedy)
 
 
 def require(
-    connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str, prefix: str
+    connection: psycopg.Connection[Any],
+    source: str,
+    settings: DatabaseSettings,
+    slot: str,
+    prefix: str,
+    *,
+    leave_out: Collection[str] = (),
 ) -> None:
     """Raise PreflightFailed with the first finding, and how many more there are."""
-    found = list(findings(connection, source, settings, slot, prefix))
+    found = list(findings(connection, source, settings, slot, prefix, leave_out=leave_out))
     if found:
         more = f" (and {len(found) - 1} more: see `headrace check`)" if len(found) > 1 else ""
         raise PreflightFailed(f"source {source}: {found[0].problem}{more}", remedy=found[0].remedy)

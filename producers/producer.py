@@ -12,32 +12,37 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 from pydantic import BaseModel
 
 from infra import kafka, log, metrics
-from infra.positions import Positions, SnapshotState, SourceState, StreamState, record_key
+from infra.control import ensure_control_schema, owners
+from infra.positions import HandoverState, Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.postgres import connect, translated
-from infra.registry import open_registry
+from infra.registry import IncompatibleSchema, open_registry
 from infra.settings import Settings
-from infra.topics import STATE, ensure_topic
-from producers import preflight, slots, startup
+from infra.topics import STATE, ensure_topic, largest_records
+from producers import ownership, preflight, slots, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.feed import TableFeed
-from producers.pgoutput import Decoder
+from producers.in_progress import Incoming
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.replication import ReplicationStream, SlotInUse
-from producers.replication_frames import XLogData
-from producers.snapshot import current_snapshot, key_texts, plan_chunk, read_chunk
+from producers.replication_command import Streaming
+from producers.schema_changes import TableStopped
+from producers.snapshot import TableGone, current_snapshot, key_texts, plan_chunk, read_chunk
+from producers.spill import SpillDirectory
+from producers.table_catalog import TableWatch
 from producers.tables import captured_tables
-from schemas.errors import Fenced, Unavailable
+from schemas.errors import Fenced, Malformed, Unavailable
 from schemas.positions import Lsn, format_lsn
 from schemas.topics import positions_topic
 
@@ -70,8 +75,9 @@ SET row_security = off
 def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     """Run the producer of `source` until `stop` is set.
 
-    A server that stops answering is waited for, once everything has worked a first time. Raises what preflight
-    refuses, and Fenced when another producer took over.
+    A server that stops answering is waited for, once everything has worked a first time, and so is the producer of
+    a database that gave its tables to this one. Raises what preflight refuses, Fenced when another producer took over,
+    and OwnershipMoved when the database has given all its tables away.
     """
     instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     lines = log.get(**{log.SOURCE: source})
@@ -83,9 +89,10 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
                 worked, attempt = True, 0
                 session.work()
         except Unavailable as error:
-            if not worked:
+            awaited = isinstance(error, ownership.HandoverAwaited)
+            if not worked and not awaited:
                 raise
-            pause = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
+            pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
             attempt += 1
             stop.wait(pause)
@@ -115,7 +122,6 @@ class Session:
         self._dsn = self._database.dsn.get_secret_value()
         self._slot = startup.slot_name(settings, source, self._database)
         self._system = ""
-        self._decoder = Decoder()
         self._heartbeat_due = 0.0
         self._logged = 0.0
         with ExitStack() as opened:
@@ -146,59 +152,83 @@ class Session:
     def _open(self, opened: ExitStack, successor_ends_it: bool) -> None:
         settings, source = self._settings, self._source
         self._sql.execute(_SESSION)
-        preflight.require(self._sql, source, self._database, self._slot, settings.prefix)
-        tables = captured_tables(self._sql, source, self._database, settings.prefix)
+        self._watch = TableWatch(self._sql, self._database.publication, self._log)
+        recorded = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
+        stopped = startup.stopped_tables(self._sql, settings, source, recorded)
+        preflight.require(self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped)
+        ensure_control_schema(self._sql, source, self._database.gitlab_schemas)
+        tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
+        self._watch.tell(stopped.values())
+        if not tables:
+            raise TableStopped(f"every table of {source} is stopped: {'; '.join(sorted(stopped))}")
         topic = positions_topic(settings.prefix)
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
         self._system = startup.system_identifier(self._sql)
         # Once before, so that a start that is refused leaves the producer that runs alone.
-        self._standing(successor_ends_it, alone=False)
+        ownership.standing(source, tables, self._standing(successor_ends_it, alone=False), owners(self._sql))
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        state = self._standing(successor_ends_it, alone=True)
+        sources = self._standing(successor_ends_it, alone=True)
+        state = sources.get(source, SourceState())
+        standing = ownership.standing(source, tables, sources, owners(self._sql))
         published = published_tables(self._sql, self._database.publication)
-        snapshots = startup.standing_snapshots(settings, state, tables, published)
+        known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
+        snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
-        stream = state.stream or self._first_state()
+        stream = state.stream or self._first_state(standing.handover if snapshots else None)
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
         not_before = current_snapshot(self._sql)[0].xmax
         registry = open_registry(settings)
+        largest = largest_records(settings.kafka, [table.topic for table in tables])
+        for table in standing.here(tables):
+            if table.name not in snapshots:
+                registry.forget(f"{table.topic}-key")
+                registry.forget(f"{table.topic}-value")
         self._feeds = [
             TableFeed(
                 source,
                 table,
                 partitions[table.name],
                 registry,
-                snapshots.get(table.name),
+                snapshots.get(table.name) or standing.given.get(table.name),
                 not_before=not_before,
+                largest=largest[table.topic],
+                now=partial(self._watch.now, table.relation.oid),
             )
             for table in tables
         ]
+        for feed in self._feeds:
+            feed.away = feed.table.gitlab_schema in standing.away
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._capture.commit_ms = stream.ts_ms
-        self._claim(state)
+        self._claim(state, stopped)
+        spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = self._take_slot()
         opened.callback(self._stream.close)
+        self._incoming = Incoming(self._stream, spills)
         self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, **{log.POSITION: str(self._capture.position)})
 
-    def _standing(self, successor_ends_it: bool, *, alone: bool) -> SourceState:
-        """Return what is recorded of the source; raises Fenced or SilentGap where it may not be gone on from."""
+    def _standing(self, successor_ends_it: bool, *, alone: bool) -> dict[str, SourceState]:
+        """Return what is recorded; raises Fenced or SilentGap where this source may not be gone on from."""
         slot = slots.read(self._sql, self._slot)
         if slot is not None and not alone:
             # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
             slot = replace(slot, confirmed_flush=None)
-        state = Positions(self._settings.prefix, self._settings.kafka).sources().get(self._source, SourceState())
+        sources = Positions(self._settings.prefix, self._settings.kafka).sources()
+        state = sources.get(self._source, SourceState())
         if successor_ends_it and state.stream and state.stream.instance != self._instance:
             raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
         startup.refuse_gaps(state, slot, self._slot, self._system)
-        return state
+        return sources
 
-    def _first_state(self) -> StreamState:
+    def _first_state(self, handover: HandoverState | None) -> StreamState:
         slot = slots.read(self._sql, self._slot)
+        if handover is not None:
+            return ownership.first_state(self._source, self._instance, self._slot, slot, self._system, handover)
         if slot is not None and slot.confirmed_flush is not None:
             start = slot.confirmed_flush
         else:
@@ -206,12 +236,13 @@ class Session:
             start = slots.create(self._sql, self._slot, failover=True)
         return startup.first_state(self._source, self._instance, self._slot, self._system, start)
 
-    def _claim(self, state: SourceState) -> None:
+    def _claim(self, state: SourceState, stopped: Mapping[str, SnapshotState]) -> None:
         """Record this process as the source's producer, and the tables as they are captured from now on."""
         captured = {feed.table.name for feed in self._feeds}
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
-        dropped = [(name, None) for name in state.snapshots if name not in captured]
-        self._commit([*dropped, *((feed.table.name, feed.state) for feed in self._feeds)])
+        dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
+        standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
+        self._commit([*dropped, *stopped.items(), *standing])
 
     def _take_slot(self) -> ReplicationStream:
         """Open the stream, ending the connection of a producer that was just fenced."""
@@ -223,6 +254,8 @@ class Session:
                     self._slot,
                     self._database.publication,
                     self._capture.confirmed,
+                    # Large transactions then wait on this disk, not on the source's, and are here when they commit.
+                    streaming=Streaming.ON,
                     application_name=f"headrace {self._source}",
                 )
             except SlotInUse as error:
@@ -235,7 +268,7 @@ class Session:
 
     @property
     def _copying(self) -> bool:
-        return any(not feed.chunks.complete for feed in self._feeds)
+        return any(feed.copying for feed in self._feeds)
 
     def _copy_phase(self) -> None:
         """Copy chunks until the slot holds back too much log, the time is up, or all is copied."""
@@ -250,7 +283,7 @@ class Session:
             except psycopg.errors.LockNotAvailable:
                 self._log.info("a table to copy is locked; going on without it", **{log.TABLE: feed.table.name})
                 return
-            if lsn - self._capture.confirmed > bound:
+            if lsn is None or lsn - self._capture.confirmed > bound:
                 return
 
     def _next_to_copy(self) -> TableFeed | None:
@@ -264,7 +297,7 @@ class Session:
             snapshot, _ = current_snapshot(self._sql)
             visible = self._capture.unseen.visible_in(snapshot)
             for feed in self._feeds:
-                if visible and not feed.chunks.complete and feed.state.not_before <= snapshot.xmin:
+                if visible and feed.copying and feed.state.not_before <= snapshot.xmin:
                     return feed
             if not self._copying:
                 return None
@@ -274,12 +307,24 @@ class Session:
             self._stop.wait(0.02)
         return None
 
-    def _copy_chunk(self, feed: TableFeed) -> Lsn:
+    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
+        """Copy the next chunk; return the log position behind it, or None when the table's owner has changed."""
         size = self._database.snapshot.chunk_rows
         after = feed.chunks.frontier
-        upto = plan_chunk(self._sql, feed.table, after, size)
-        chunk = read_chunk(self._sql, feed.table, after, upto)
-        feed.add_chunk(after, upto, chunk, self._capture.position, size)
+        try:
+            upto = plan_chunk(self._sql, feed.table, after, size)
+            chunk = read_chunk(self._sql, feed.table, after, upto)
+        except TableGone as error:
+            self._stop_table(feed, error.problem)
+            return None
+        if not ownership.owned(feed.table, self._source, owners(self._sql)):
+            # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
+            return None
+        try:
+            feed.add_chunk(after, upto, chunk, self._capture.position, size)
+        except (TableStopped, IncompatibleSchema, Malformed) as error:
+            self._stop_table(feed, error.problem)
+            return None
         self._commit([(feed.table.name, feed.state)])
         metrics.COPIED.labels(self._source, feed.table.name).inc(chunk.rows)
         done = feed.chunks.complete
@@ -294,23 +339,26 @@ class Session:
             )
         return chunk.lsn
 
+    def _stop_table(self, feed: TableFeed, reason: str) -> None:
+        feed.stop(reason)
+        self._commit([(feed.table.name, feed.state)])
+
     def _stream_phase(self, until: Lsn | None) -> None:
         """Publish the stream's changes until stopped, or until it has passed `until`.
 
         With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
         """
         capture = self._capture
-        decode, handle = self._decoder.decode, capture.handle
+        handle = capture.handle
         committed = time.monotonic()
         while not self._stop.is_set():
             pending = capture.moved or self._relay.pending
-            frames = self._stream.read(_FRAMES, 0 if pending else 0.2)
-            for frame in frames:
-                if type(frame) is XLogData:
-                    handle(decode(frame.data))
+            messages = self._incoming.read(_FRAMES, 0 if pending else 0.2)
+            for message in messages:
+                handle(message)
             now = time.monotonic()
             self._send()
-            if pending and (not frames or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
+            if pending and (not messages or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
                 self._commit()
                 committed = now
                 if self._copying if until is None else capture.position.commit_lsn >= until:
@@ -324,7 +372,10 @@ class Session:
     def _heartbeat(self) -> Lsn:
         """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
-        return slots.emit_heartbeat(self._sql)
+        self._watch.look(self._feeds)
+        lsn = slots.emit_heartbeat(self._sql)
+        self._watch.noted(lsn)
+        return lsn
 
     def _send(self) -> None:
         for feed in self._feeds:
@@ -335,13 +386,22 @@ class Session:
         """Publish what waits, with the position, in one Kafka transaction; then let the slot forget it."""
         capture = self._capture
         self._send()
+        self._watch.passed(capture.position.commit_lsn)
         changed: dict[str, SnapshotState | None] = {feed.table.name: feed.state for feed in capture.settle()}
         changed.update(states)
+        self._watch.tell(state for state in changed.values() if state is not None)
+        moved = capture.handovers
+        changed.update(
+            (feed.table.name, None if feed.away else feed.state)
+            for feed in self._feeds
+            if feed.table.gitlab_schema in moved
+        )
         if capture.unseen.xids:
             capture.unseen.visible_in(current_snapshot(self._sql)[0])
         records: list[tuple[bytes, BaseModel | None]] = [
             (record_key(self._source, table), state) for table, state in changed.items()
         ]
+        records += ((handover_key(self._source, name), handover) for name, handover in moved.items())
         self._relay.record([*records, (record_key(self._source), self._stream_state())])
         self._relay.commit()
         metrics.PUBLISHED.labels(self._source).inc(capture.published)
@@ -351,6 +411,10 @@ class Session:
         capture.published = 0
         if hasattr(self, "_stream"):
             self._stream.confirm(capture.confirmed)
+        if moved:
+            capture.handovers = {}
+            self._log.info("change of owner", away=[name for name, handover in moved.items() if handover])
+            ownership.require_any_here(self._source, self._feeds)
 
     def _stream_state(self) -> StreamState:
         capture = self._capture

@@ -1,4 +1,4 @@
-"""The publication of a source: the list of tables whose changes its slot decodes, and headrace's own of their owners."""
+"""The publication of a source: the list of tables whose changes its slot decodes, with that of their owners."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _CLOCKS: Final = frozenset({1083, 1114, 1184, 1186, 1266})
 
 
 class TableStopped(Refused):
-    """Keep the change or undo it, then delete the table's topic and start the producer: it reads the table anew."""
+    """Either change the table back or keep the change; then delete its topic and restart: a new topic is filled."""
 
 
 @dataclass(frozen=True, slots=True)

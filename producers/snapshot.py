@@ -78,6 +78,8 @@ def read_chunk(
         relation = relation_of(connection, table.relation.oid, table.relation)
         if relation is None:
             raise TableGone(f"table {table.name} does not exist any more")
+        if gone := set(table.key) - {column.name for column in relation.columns}:
+            raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {} {}) TO STDOUT").format(
             sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
             _from(table),
@@ -102,6 +104,8 @@ def _present(table: CapturedTable) -> Iterator[None]:
         yield
     except psycopg.errors.UndefinedTable as error:
         raise TableGone(f"table {table.name} does not exist any more") from error
+    except psycopg.errors.UndefinedColumn as error:
+        raise TableGone(f"table {table.name} lacks a column of its key ({', '.join(table.key)})") from error
 
 
 def _copy_lines(connection: psycopg.Connection[Any], query: bytes) -> list[memoryview]:

@@ -8,11 +8,13 @@ from typing import Any, Final
 import psycopg
 
 from infra import kafka, log
+from infra.control import owners
 from infra.positions import Positions, SourceState, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.topics import STATE, delete_topics, ensure_topic
 from producers import slots, startup
+from producers.ownership import owned
 from producers.relay import Relay
 from producers.tables import captured_tables
 from schemas.errors import Refused
@@ -34,10 +36,13 @@ def start_over(settings: Settings, source: str) -> None:
     with connect(dsn, name=f"start-over {source}") as connection, translated(dsn):
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
+        # What another database owns now is that one's to publish, and in its topics.
+        elsewhere = {table.name for table in tables if not owned(table, source, owners(connection))}
     topic = positions_topic(settings.prefix)
     ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
     state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
-    captured = {table.topic for table in tables} | {each.topic for each in state.snapshots.values()}
+    captured = {table.topic for table in tables if table.name not in elsewhere}
+    captured |= {each.topic for each in state.snapshots.values() if each.table not in elsewhere}
     delete_topics(settings.kafka, sorted(captured))
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
     try:

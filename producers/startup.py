@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import psycopg
@@ -10,7 +11,7 @@ from infra.positions import SnapshotState, SourceState, StreamState
 from infra.settings import DatabaseSettings, Settings
 from infra.topics import end_offsets
 from producers import slots
-from producers.tables import CapturedTable
+from producers.tables import CapturedTable, captured_tables
 from schemas.errors import Refused
 from schemas.positions import Lsn, format_lsn
 
@@ -83,6 +84,34 @@ def standing_snapshots(
             )
         standing[table.name] = recorded
     return standing
+
+
+def stopped_tables(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState
+) -> dict[str, SnapshotState]:
+    """Return the recorded tables of which nothing can be published, by name, each with the reason in `stopped`.
+
+    Those that a producer stopped, and those that have since become what cannot be captured. One whose topic is empty
+    is none: it can be read anew, or is refused like a table that was never captured.
+    """
+    database = settings.database(source)
+    recorded = {
+        name: snapshot
+        for name, snapshot in state.snapshots.items()
+        if any(fnmatchcase(name, pattern) for pattern in database.tables)
+        and any(end_offsets(settings.kafka, snapshot.topic).values())
+    }
+    stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped}
+    try:
+        captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    except Refused:
+        for name in recorded.keys() - stopped.keys():
+            alone = database.model_copy(update={"tables": (name,)})
+            try:
+                captured_tables(connection, source, alone, settings.prefix)
+            except Refused as error:
+                stopped[name] = recorded[name].model_copy(update={"stopped": error.problem})
+    return stopped
 
 
 def first_state(source: str, instance: str, slot: str, system: str, start: Lsn) -> StreamState:

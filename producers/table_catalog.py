@@ -1,15 +1,19 @@
-"""What PostgreSQL's catalog says now of the tables that are captured."""
+"""What PostgreSQL's catalog says now of the tables that are captured, and which of them have to be stopped for it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
+from infra import log
+from infra.positions import SnapshotState
+from producers.feed import TableFeed
 from producers.publication import published_tables
-from producers.schema_changes import TableNow
+from producers.schema_changes import TableNow, TableStopped, standing_obstacle
+from schemas.positions import Lsn
 
 _NOW = """
 SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
@@ -47,3 +51,53 @@ def tables_now(connection: psycopg.Connection[Any], publication: str, oids: Coll
         )
         for row in found
     }
+
+
+class TableWatch:
+    """Notices what no event tells of captured tables: that one was dropped, renamed, left its publication or its key.
+
+    The catalog is asked as it is now, where the stream may be behind; so a table that cannot be followed any more is
+    stopped once the stream has passed the log position behind that look, and all events before it are published.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], publication: str, lines: log.Log) -> None:
+        self._connection = connection
+        self._publication = publication
+        self._log = lines
+        self._found: list[tuple[TableFeed, str]] = []
+        self._ending: list[tuple[Lsn, TableFeed, str]] = []
+        self._told: set[str] = set()
+
+    def now(self, oid: int) -> TableNow | None:
+        """Return one table; None when it is gone."""
+        return tables_now(self._connection, self._publication, [oid]).get(oid)
+
+    def look(self, feeds: Iterable[TableFeed]) -> None:
+        """Look at the tables; to be called before a heartbeat, whose position `noted` then gets."""
+        live = [feed for feed in feeds if not feed.away and not feed.state.stopped]
+        now = tables_now(self._connection, self._publication, [feed.table.relation.oid for feed in live])
+        reasons = ((feed, standing_obstacle(feed.table, now.get(feed.table.relation.oid))) for feed in live)
+        self._found = [(feed, reason) for feed, reason in reasons if reason is not None]
+
+    def noted(self, lsn: Lsn) -> None:
+        """Everything that the last look saw is in the log before `lsn`."""
+        self._ending += ((lsn, feed, reason) for feed, reason in self._found)
+        self._found = []
+
+    def passed(self, lsn: Lsn) -> None:
+        """Stop the tables whose end the stream has passed, standing at `lsn`."""
+        for _, feed, reason in (each for each in self._ending if each[0] <= lsn):
+            if not feed.state.stopped:
+                feed.stop(reason)
+        self._ending = [each for each in self._ending if each[0] > lsn]
+
+    def tell(self, states: Iterable[SnapshotState]) -> None:
+        """Log the tables that are stopped, each once."""
+        for state in states:
+            if state.stopped and state.table not in self._told:
+                self._told.add(state.table)
+                self._log.error(
+                    "table stopped; the others go on",
+                    **{log.TABLE: state.table, log.TOPIC: state.topic, log.REASON: state.stopped},
+                    remedy=TableStopped.__doc__,
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -47,6 +47,11 @@ SELECT a.attname AS name, a.atttypid::bigint AS type_oid, a.atttypmod AS type_mo
 FROM pg_attribute a
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ORDER BY a.attnum
+"""
+
+_IS_CALLED = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = %s AND n.nspname = %s AND c.relname = %s
 """
 
 _UNIQUE = """
@@ -112,9 +117,14 @@ class CapturedTable:
 
 
 def captured_tables(
-    connection: psycopg.Connection[Any], database: str, settings: DatabaseSettings, prefix: str
+    connection: psycopg.Connection[Any],
+    database: str,
+    settings: DatabaseSettings,
+    prefix: str,
+    *,
+    leave_out: Collection[str] = (),
 ) -> tuple[CapturedTable, ...]:
-    """Return what the settings capture of the connected database, sorted by name.
+    """Return what the settings capture of the connected database but for `leave_out`, sorted by name.
 
     Raises a PreflightFailed that names the table where one is missing, is in no gitlab schema, has no usable key, or
     has a replica identity that leaves its key out of deletes.
@@ -122,7 +132,8 @@ def captured_tables(
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(_TABLES).fetchall()
     by_name = {f"{each['schema']}.{each['table']}": each for each in found}
-    chosen = sorted(set(_chosen(settings.tables, by_name, database)))
+    patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
+    chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
     captured = {by_name[name]["oid"]: name for name in chosen}
     for name in chosen:
         table = by_name[name]
@@ -133,8 +144,10 @@ def captured_tables(
 
 
 def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
-    """Return the table's columns as this transaction sees them, None when it is gone."""
+    """Return the table's columns as this transaction sees them, None when it is gone or has another name."""
     with connection.cursor(row_factory=dict_row) as cursor:
+        if cursor.execute(_IS_CALLED, (oid, like.schema, like.table)).fetchone() is None:
+            return None
         columns = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (oid,)).fetchall())
     if not columns:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.control import control_sql
+from infra.control import OWNERSHIP, control_sql
 from infra.settings import DatabaseSettings, Settings
 
 _LOCKABLE = {"schema_ownership": "changed_at", "database": "only_row"}
@@ -81,12 +81,13 @@ def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
             publication=sql.Identifier(database.publication),
         )
         if patterns:  # what an administrator added for them stays
-            yield from _add_tables(database.publication, named)
+            yield from _add_tables(database.publication, [*named, ".".join(OWNERSHIP)])
         else:
             yield _text(
-                "ALTER PUBLICATION {publication} SET TABLE {tables};",
+                "ALTER PUBLICATION {publication} SET TABLE {tables}, {ownership};",
                 publication=sql.Identifier(database.publication),
                 tables=tables,
+                ownership=sql.Identifier(*OWNERSHIP),
             )
 
 

@@ -2,7 +2,7 @@
 
 Run as a program, never imported by the code it guards. Two forms:
 
-    python -P guard.py run '<json>'      start a server and watch it
+    python -P guard.py run '<json>'      start a server in this process's environment and watch it
     python -P guard.py remove <path>     remove a directory once nobody needs it
 
 Standard input is a pipe whose other end the owner holds: its end of file means that the owner is gone, even by
@@ -51,7 +51,6 @@ def run(spec: dict[str, Any]) -> int:
         server = subprocess.Popen(
             spec["argv"],
             cwd=spec["cwd"],
-            env=spec["env"],
             user=spec["user"],
             group=spec["group"],
             extra_groups=None if spec["user"] is None else [],

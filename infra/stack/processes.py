@@ -202,7 +202,6 @@ class Keeper:
         spec = {
             "argv": command,
             "cwd": str(cwd),
-            "env": {**os.environ, **(env or {})},
             "user": account.uid if account else None,
             "group": account.gid if account else None,
             "stop_signal": int(stop_signal),
@@ -216,6 +215,7 @@ class Keeper:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 text=True,
+                env={**os.environ, **(env or {})},  # handed on, and not in the words, which anyone sees in ps
                 pass_fds=held,  # the directory stays until this guard, too, has ended
                 start_new_session=True,  # the terminal's Ctrl-C is for the owner, who then stops them in order
                 cwd="/",

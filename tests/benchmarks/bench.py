@@ -111,7 +111,7 @@ class Bench:
             yield
             for process in processes:
                 if process.poll():
-                    raise HeadraceError(f"{what} ended by itself: {process.last_lines()}", remedy="see why above")
+                    raise HeadraceError(f"{what} ended by itself: {process.last_lines()}", remedy="")
             time.sleep(every)
         raise HeadraceError(f"{what} did not come to an end within {PATIENCE:.0f} s", remedy="try fewer --rows")
 

@@ -61,15 +61,20 @@ rootLogger.appenderRef.file.ref = file
 _COPY_BEGINS: Final = re.compile(r"^(\d+) \S+ .*Exporting data from table", re.MULTILINE)
 
 
-def debezium_home() -> Path:
-    """Return the directory with Debezium's jars, downloaded at first use; raises Unavailable or Malformed."""
+def pinned_debezium() -> list[Jar]:
+    """Return what debezium_jars.txt lists."""
     jars = []
     for line in Path(__file__).with_name("debezium_jars.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             coordinate, sha256, size = line.split()
             group, artifact, version = coordinate.split(":")
             jars.append(Jar(group, artifact, version, sha256, int(size)))
-    return ensure_jars(jars, Path(platformdirs.user_cache_dir("headrace")), download_from_maven)
+    return jars
+
+
+def debezium_home() -> Path:
+    """Return the directory with Debezium's jars, downloaded at first use; raises Unavailable or Malformed."""
+    return ensure_jars(pinned_debezium(), Path(platformdirs.user_cache_dir("headrace")), download_from_maven)
 
 
 def has_debezium(bench: Bench) -> bool:
@@ -139,7 +144,7 @@ class Debezium:
         except HeadraceError as error:
             if process.poll() is None:
                 raise
-            raise HeadraceError(f"Debezium ended: {self._last_error()}", remedy="see why above") from error
+            raise HeadraceError(f"Debezium ended: {self._last_error()}", remedy="") from error
         finally:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 

@@ -14,11 +14,12 @@ from pydantic import BaseModel
 
 from infra.positions import SnapshotState, StreamState
 from infra.stack.processes import Guarded
+from schemas.errors import HeadraceError
 from schemas.positions import Lsn
 from tests.benchmarks.bench import Bench, Site, median_or_none
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.machine import Meter, peak_megabytes
-from tests.benchmarks.watching import PositionsWatch
+from tests.benchmarks.watching import EndWatch, PositionsWatch
 
 _STOP_SECONDS: Final = 20.0
 
@@ -96,12 +97,20 @@ def copied(site: Site) -> Run:
 
 
 def caught_up(site: Site, events: int, last: Lsn) -> Run:
-    """Run a producer that was stopped until it has published the transaction whose commit is behind `last`."""
+    """Run a producer that was stopped until it has published, as a whole, the transaction that ends behind `last`.
+
+    Raises HeadraceError when fewer than `events` records came into the topic meanwhile.
+    """
 
     def ends(record: BaseModel) -> bool:
-        return isinstance(record, StreamState) and record.commit_lsn >= last
+        return isinstance(record, StreamState) and record.confirmed_lsn > last
 
-    return Run(events, *_timed(site, StreamState, ends))
+    with contextlib.closing(EndWatch(site.settings.kafka, site.topic)) as topic:
+        before = topic.count()
+        timed = _timed(site, StreamState, ends)
+        if (come := topic.count() - before) < events:
+            raise HeadraceError(f"{come} changes came into the topic, where {events} were made")
+    return Run(events, *timed)
 
 
 def _timed(

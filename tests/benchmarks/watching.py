@@ -57,7 +57,7 @@ class PositionsWatch:
             now = time.monotonic()
             if message is None:
                 if process.poll() is not None:
-                    raise HeadraceError(f"the producer ended: {process.last_lines()}", remedy="see why above")
+                    raise HeadraceError(f"the producer ended: {process.last_lines()}", remedy="")
                 continue
             value = message.value()
             if message.error() is None and value is not None:

@@ -161,15 +161,15 @@ class Feed:
         prefix = self.encoder.event_prefix(Op.TRUNCATE, lsn=Lsn(self.lsn), xid=7, ts_ms=1_700_000_000_000)
         return self.encoder.truncate(prefix, 0, 1_700_000_000_001)
 
-    def send(self, records: Iterable[tuple[bytes, bytes | None]], *, commit: bool = True, timestamp: int = 0) -> None:
-        """Produce records in one Kafka transaction, committed or aborted; `timestamp` is Kafka's, in milliseconds; 0: now."""
+    def send(self, records: Iterable[tuple[bytes, bytes | None]], *, commit: bool = True) -> None:
+        """Produce records in one Kafka transaction, committed or aborted."""
         producer: Producer = kafka.producer(
             self.settings.kafka, transactional_id=f"{self.settings.prefix}-feed", queue_buffering_max_messages=2_000_000
         )
         producer.init_transactions(30)
         producer.begin_transaction()
         for number, (key, value) in enumerate(records):
-            producer.produce(self.topic, key=key, value=value, timestamp=timestamp)
+            producer.produce(self.topic, key=key, value=value)
             if number % 10_000 == 0:
                 producer.poll(0)
         if commit:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -92,12 +93,22 @@ def test_from_an_lsn_it_starts_at_the_first_event_of_that_position_or_later(
 def test_from_a_time_it_starts_at_what_was_produced_since(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
-    for minute in range(3):
-        feed.send((feed.upsert(key, *DEFAULT) for key in range(20)), timestamp=1_700_000_000_000 + minute * 60_000)
-    for second, events in ((0, 60), (60, 40), (61, 20), (121, 0)):
-        moment = datetime.fromtimestamp(1_700_000_000 + second, UTC)
+    moments = []
+    for _ in range(3):
+        moments.append(next_millisecond())
+        feed.send(feed.upsert(key, *DEFAULT) for key in range(20))
+    moments.append(next_millisecond())
+    for moment, events in zip(moments, (60, 40, 20, 0), strict=True):
         replay(settings, SkipResets, "main", start=SinceTime(moment))
         assert catch_up().events == events
+
+
+def next_millisecond() -> datetime:
+    """Return a time that is later than all that was produced, and not later than what comes."""
+    before = time.time_ns() // 1_000_000
+    while (now := time.time_ns() // 1_000_000) <= before + 1:
+        pass
+    return datetime.fromtimestamp(now / 1000, UTC)
 
 
 def test_a_selection_of_keys_limits_what_is_decided_on(

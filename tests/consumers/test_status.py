@@ -53,6 +53,7 @@ def test_the_shape_is_the_one_that_is_promised(
         "rate": 0.0,
         "eta_seconds": 0.0,
         "members": [],
+        "held_by": None,
     }
 
 

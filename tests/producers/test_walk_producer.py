@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from infra.positions import read_sources
+from infra.positions import SnapshotState, read_sources
 from infra.registry import open_registry
 from infra.settings import load_settings
 from producers.relay import Relay
@@ -242,19 +242,24 @@ def halting_node(walks: Walks) -> Iterator[Halting]:
             halting.released.set()
 
 
+def found_so_far(walks: Walks) -> SnapshotState:
+    return read_sources(walks.settings)["default"].snapshots["gitaly-0"]
+
+
 def test_a_walk_that_is_killed_has_no_end_and_the_next_begins_anew(walks: Walks, tmp_path: Path) -> None:
     walks.walk()
     with halting_node(walks) as halting:
         child = start_produce(walks.config(tmp_path))
         try:
-            assert halting.halted.wait(PATIENCE)
-            until(lambda: read_sources(walks.settings)["default"].snapshots["gitaly-0"].rows > 20, "a batch of it")
+            until(lambda: halting.halted.is_set() or child.poll() is not None, "the second walk")
+            until(lambda: found_so_far(walks).rows > 20 or child.poll() is not None, "a batch of it")
         finally:
             child.send_signal(signal.SIGKILL)
-            child.communicate()
+            _, log = child.communicate()
+        assert child.returncode == -signal.SIGKILL, log
         # The end of the first walk is withdrawn: nothing of the second may be taken for a whole.
         assert walks.folded(kind="end") == []
-        found = read_sources(walks.settings)["default"].snapshots["gitaly-0"]
+        found = found_so_far(walks)
         assert not found.done
         assert 20 < len(walks.rows(walk_id=2, kind="repository")) == found.rows
         assert [row["walk_id"] for row in walks.folded(kind="start")] == [2] * PARTITIONS

@@ -59,7 +59,7 @@ class Latency:
 def figures(bench: Bench) -> Iterator[Figure]:
     """Measure headrace, then Debezium."""
     rows = max(10_000, bench.rows // 10)
-    site = Site(bench, bench.database(f"rows_{rows}", rows), "latency")
+    site = Site(bench, bench.database("latency", rows), "latency")
     ours = bench.repeated("headrace's latency", lambda _: _ours(bench, site, rows), str)
     site.drop()
     theirs: list[Latency] = []
@@ -142,7 +142,7 @@ def _measured(bench: Bench, site: Site, topic: str, rows: int, clock: Clock, pro
             if not report and writer.poll() is not None:
                 report = _report(writer)
             if process.poll() is not None:
-                raise HeadraceError(f"the reader ended: {process.last_lines()}", remedy="see why above")
+                raise HeadraceError(f"the reader ended: {process.last_lines()}", remedy="")
             if time.monotonic() > last + _QUIET_SECONDS:
                 raise HeadraceError(f"{len(taken)} changes arrived, of {report or 'those still written'}")
     finally:

@@ -73,7 +73,6 @@ def test_owner_s_pipe_is_the_server_s_life(tmp_path: Path) -> None:
     spec = {
         "argv": sleeper(),
         "cwd": "/",
-        "env": dict(os.environ),
         "user": None,
         "group": None,
         "stop_signal": signal.SIGTERM,
@@ -153,3 +152,22 @@ def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
     failing = [sys.executable, "-c", "import sys; sys.exit('the disk is on fire')"]
     with pytest.raises(HeadraceError, match="the disk is on fire"):
         Keeper().run(failing, log=tmp_path / "log", cwd=tmp_path)
+
+
+def test_the_environment_is_not_on_a_command_line(tmp_path: Path) -> None:
+    keeper = Keeper()
+    process = keeper.start(
+        [sys.executable, "-c", "import os, time; print(os.environ['SECRET'], flush=True); time.sleep(60)"],
+        log=tmp_path / "log",
+        cwd=tmp_path,
+        env={"SECRET": "hunter2"},
+    )
+    try:
+        eventually(lambda: "hunter2" in (tmp_path / "log").read_text())
+        child = psutil.Process(process.pid)
+        words = [word for each in (child, child.parent()) if each for word in each.cmdline()]
+        assert words
+        assert not [word for word in words if "hunter2" in word]
+    finally:
+        process.kill()
+        keeper.close()

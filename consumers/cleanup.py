@@ -1,0 +1,131 @@
+"""Records that a switchover left behind: of migrations whose gitlab schema another database owns now (seed 001)."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Final
+
+import psycopg
+import typer
+from psycopg import sql
+
+from consumers.owning import owning_database
+from infra import postgres
+from infra.control import WrongDatabase, database_name
+from infra.options import Config, Json, Yes
+from infra.settings import Settings, load_settings
+from schemas.errors import OwnershipMoved
+
+_STALE: Final = """
+SELECT m.name, m.gitlab_schema, o.owner, m.run,
+       (SELECT coalesce(sum(p.applied), 0)::bigint FROM headrace.progress p
+         WHERE p.migration = m.name AND p.run = m.run)
+  FROM headrace.migrations m
+  JOIN headrace.schema_ownership o ON o.gitlab_schema = m.gitlab_schema
+  JOIN headrace.database d ON d.name <> o.owner
+ ORDER BY m.name
+"""
+_LEDGER: Final = """
+SELECT c.conrelid::regclass::text, a.attname
+  FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+ WHERE c.contype = 'f' AND c.confrelid = 'headrace.migrations'::regclass
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StaleRecord:
+    """What a database still has of a migration that goes on elsewhere; `kept` says why it is not removed."""
+
+    migration: str
+    gitlab_schema: str
+    owner: str
+    run: int
+    applied: int
+    kept: str | None = None
+
+
+def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
+    """Return the records in `database` of gitlab schemas that it does not own.
+
+    A record is `kept` unless the owner itself says that it owns the gitlab schema: in the middle of a switchover,
+    which may still be taken back, it is the only one. Raises WrongDatabase.
+    """
+    with _opened(settings, database) as connection:
+        found = connection.execute(_STALE.encode()).fetchall()
+    return [
+        StaleRecord(name, gitlab_schema, owner, run, applied, _reason_to_keep(settings, gitlab_schema, owner))
+        for name, gitlab_schema, owner, run, applied in found
+    ]
+
+
+def remove(settings: Settings, database: str) -> list[StaleRecord]:
+    """Remove the records that are not to be kept; return them. The second time there are none.
+
+    Never touches what `database` owns: ownership is asked again under its lock, in the transaction that removes.
+    """
+    wanted = {record.migration: record for record in stale_records(settings, database) if record.kept is None}
+    with _opened(settings, database) as connection, connection.transaction():
+        connection.execute("LOCK TABLE headrace.schema_ownership IN SHARE MODE")
+        names = [row[0] for row in connection.execute(_STALE.encode()) if row[0] in wanted]
+        for table, column in connection.execute(_LEDGER.encode()).fetchall():
+            statement = sql.SQL("DELETE FROM {} WHERE {} = ANY(%s)").format(sql.SQL(table), sql.Identifier(column))
+            connection.execute(statement, (names,))
+        connection.execute("DELETE FROM headrace.migrations WHERE name = ANY(%s)", (names,))
+    return [wanted[name] for name in names]
+
+
+def cleanup(
+    database: Annotated[str, typer.Argument(metavar="DATABASE", help="A [databases.NAME] of the settings.")],
+    config: Config = None,
+    json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """List the records of migrations that a database does not own any more, and with --yes remove them.
+
+    They are what a switchover left behind. Records of what the database owns are never touched, nor any whose new
+    owner does not confirm that it is the owner.
+    """
+    settings = load_settings(config)
+    removed = remove(settings, database) if yes else []
+    left = stale_records(settings, database)
+    if json:
+        typer.echo(jsonlib.dumps({"removed": [asdict(each) for each in removed], "stale": [asdict(e) for e in left]}))
+        return
+    for record in removed:
+        typer.echo(f"removed  {_line(record)}")
+    for record in left:
+        typer.echo(f"stale    {_line(record)}" + (f"; kept: {record.kept}" if record.kept else ""))
+    if not removed and not left:
+        typer.echo(f"{database} has no records of gitlab schemas that it does not own")
+    elif any(record.kept is None for record in left):
+        typer.echo(f"remove them with: headrace cleanup {database} --yes")
+
+
+def _line(record: StaleRecord) -> str:
+    return (
+        f"{record.migration} ({record.gitlab_schema}, owned by {record.owner}): run {record.run},"
+        f" {record.applied} applied"
+    )
+
+
+def _reason_to_keep(settings: Settings, gitlab_schema: str, owner: str) -> str | None:
+    if owner not in settings.databases:
+        return f"{owner} is not in the settings, and cannot be asked"
+    try:
+        confirmed = owning_database(settings, [owner], gitlab_schema) == owner
+    except OwnershipMoved:
+        confirmed = False
+    return None if confirmed else f"{owner} does not confirm that it owns {gitlab_schema}"
+
+
+@contextmanager
+def _opened(settings: Settings, database: str) -> Iterator[psycopg.Connection[Any]]:
+    dsn = settings.database(database).dsn.get_secret_value()
+    with postgres.connect(dsn, name=f"cleanup {database}") as connection, postgres.translated(dsn):
+        recorded = database_name(connection)
+        if recorded != database:
+            raise WrongDatabase(f"the settings call this database {database}, but it is on record as {recorded}")
+        yield connection

@@ -1,0 +1,27 @@
+"""Autovacuum at work on a table of the migration: what is rewritten meanwhile it cannot remove."""
+
+from __future__ import annotations
+
+from consumers.indicators import Cursor, Fine, Indicator, Signal, Stop, Subject
+
+_WORKERS = """
+    SELECT a.query LIKE '%%(to prevent wraparound)%%', v.relid::regclass::text
+      FROM pg_stat_progress_vacuum v JOIN pg_stat_activity a USING (pid)
+     WHERE a.backend_type = 'autovacuum worker'
+       AND v.relid IN (SELECT t.oid FROM unnest(%(tables)s::regclass[]) t(oid) UNION
+                       SELECT p.relid FROM unnest(%(tables)s::regclass[]) t(oid), pg_partition_tree(t.oid) p)
+"""
+
+
+class Autovacuum(Indicator):
+    """Stops while an autovacuum worker is on a table; one against wraparound stops it too. Limit: true or false."""
+
+    name = "autovacuum"
+    default = True
+
+    def signal(self, cursor: Cursor, subject: Subject) -> Signal:
+        """See Indicator.signal."""
+        row = cursor.execute(_WORKERS, {"tables": list(subject.tables)}).fetchone()
+        if row is None:
+            return Fine()
+        return Stop(f"autovacuum works on {row[1]}{' against wraparound' if row[0] else ''}")

@@ -1,0 +1,28 @@
+"""How far standbys are behind: readers of a late one see old rows."""
+
+from __future__ import annotations
+
+from consumers.indicators import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+
+# By the log and not by replay_lag: that one stands still while a standby replays nothing.
+_BEHIND = """
+    SELECT application_name, pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(replay_lsn, sent_lsn))::bigint
+      FROM pg_stat_replication
+     WHERE state IN ('streaming', 'catchup')
+       AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = pid AND s.slot_type = 'logical')
+     ORDER BY 2 DESC NULLS LAST LIMIT 1
+"""
+
+
+class ReplicaLag(Indicator):
+    """Stops when a standby has more MB of log left to replay, by default 256. Needs pg_monitor."""
+
+    name = "replica_lag"
+    default = 256
+
+    def signal(self, cursor: Cursor, subject: Subject) -> Signal:
+        """See Indicator.signal."""
+        row = cursor.execute(_BEHIND).fetchone()
+        if row is None or row[1] is None or row[1] <= number(subject.limit) * 1_000_000:
+            return Fine()
+        return Stop(f"standby {row[0]} is {row[1] / 1_000_000:,.0f} MB behind")

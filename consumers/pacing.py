@@ -1,0 +1,55 @@
+"""How fast a member may go: the size of its next transaction, and the rest after each. Pure but for the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from consumers.optimizer import Optimizer
+from infra.settings import MigrationSettings
+
+
+class Pacing:
+    """The pace of one member, by its migration's settings."""
+
+    def __init__(self, settings: MigrationSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pause = settings.pause_ms / 1000
+        self._rate = settings.max_rate
+        self._clock = clock
+        self._busy_until = clock()
+        self._optimizer: Optimizer | None = None
+        self._fixed = settings.sub_batch_size
+        if settings.adaptive:
+            self._optimizer = Optimizer(
+                settings.sub_batch_size,
+                settings.transaction_ms / 1000,
+                minimum=1,
+                maximum=max(settings.batch_size, settings.sub_batch_size),
+            )
+
+    @property
+    def limit(self) -> int:
+        """How many changes the next transaction may hold: never more than a second's worth of the rate."""
+        size = self._optimizer.size if self._optimizer else self._fixed
+        return min(size, max(1, int(self._rate))) if self._rate else size
+
+    def done(self, changes: int, seconds: float) -> float:
+        """Note a transaction of `changes` that took `seconds`; return how long to rest before the next.
+
+        Only one that was full tells how long one of its size takes.
+        """
+        if not changes:
+            return 0.0
+        if self._optimizer and changes >= self._optimizer.size:
+            self._optimizer.done(seconds)
+        if not self._rate:
+            return self._pause
+        now = self._clock()
+        # Time that was not used is not saved up: after a lull the rate is what it is, and no burst.
+        self._busy_until = max(self._busy_until, now - seconds) + changes / self._rate
+        return max(self._pause, self._busy_until - now)
+
+    def timed_out(self) -> None:
+        """Note that a transaction ran into a timeout: the next is smaller."""
+        if self._optimizer:
+            self._optimizer.timed_out()

@@ -1,0 +1,173 @@
+"""The row-level comparison of a table with its topic finds what differs, and nothing else, while both are live."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.comparison import compare
+from infra import kafka
+from infra.positions import read_sources
+from infra.settings import Settings, load_settings
+from producers.producer import produce
+from schemas.errors import HeadraceError, UsageError
+from schemas.topics import table_topic
+from tests.conftest import Database
+from tests.consumers.repositories import write_settings
+
+pytestmark = pytest.mark.stack
+
+TABLE = "public.container_repositories"
+Connection = psycopg.Connection[Any]
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def settings(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> Settings:
+    return load_settings(
+        write_settings(
+            tmp_path / "headrace.toml",
+            {
+                "prefix": prefix,
+                "kafka": {"bootstrap_servers": bootstrap_servers, "partitions": 2},
+                "databases": {
+                    "main": {
+                        "dsn": database.dsn,
+                        "gitlab_schemas": ["gitlab_main"],
+                        "tables": [TABLE],
+                        "allow_unlimited_wal": True,
+                    }
+                },
+            },
+        )
+    )
+
+
+@pytest.fixture
+def connection(database: Database) -> Connection:
+    opened = database.connect()
+    opened.execute(
+        f"CREATE TABLE {TABLE} (id bigint PRIMARY KEY, name text, note text, at timestamptz DEFAULT now(),"
+        " price numeric)"
+    )
+    opened.execute(
+        f"INSERT INTO {TABLE} SELECT n, 'name ' || n, repeat('é', 50), now(), n / 7.0 FROM generate_series(1, 5000) n"
+    )
+    return opened
+
+
+@pytest.fixture
+def stopping() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def producer(settings: Settings, connection: Connection, eventually: Eventually) -> Iterator[threading.Event]:
+    """A producer that has read the table and follows it; the event stops it."""
+    stop = threading.Event()
+    running = threading.Thread(target=produce, args=(settings, "main", stop))
+    running.start()
+
+    def copied() -> bool:
+        state = read_sources(settings).get("main")
+        return state is not None and TABLE in state.snapshots and state.snapshots[TABLE].done
+
+    try:
+        eventually(copied, "the table is copied")
+        yield stop
+    finally:
+        stop.set()
+        running.join(60)
+
+
+def poison(settings: Settings, connection: Connection) -> None:
+    """Put wrong records of rows 10 (of another row), 20 (gone) and 30 (unreadable) into the topic."""
+    del connection
+    topic = table_topic(settings.prefix, "gitlab_main", "main", "public", "container_repositories")
+    found: dict[bytes, tuple[bytes, int]] = {}
+    client = kafka.consumer(settings.kafka, "poison")
+    client.subscribe([topic])
+    while len(found) < 5_000:
+        for record in client.consume(5_000, timeout=1):
+            assert record.error() is None
+            found[bytes(record.key() or b"")] = bytes(record.value() or b""), int(record.partition() or 0)
+    client.close()
+    keys = {number: next(key for key in found if key[5:] == _long(number)) for number in (10, 11, 20, 30)}
+    writer = kafka.producer(settings.kafka)
+    writer.produce(topic, key=keys[10], value=found[keys[11]][0], partition=found[keys[10]][1])
+    writer.produce(topic, key=keys[20], value=None, partition=found[keys[20]][1])
+    writer.produce(topic, key=keys[30], value=found[keys[30]][0][:-3], partition=found[keys[30]][1])
+    # A row that the table does not have.
+    writer.produce(topic, key=keys[10][:5] + _long(9_999_999), value=found[keys[11]][0], partition=0)
+    assert writer.flush(30) == 0
+
+
+def _long(value: int) -> bytes:
+    zigzag, out = value << 1, bytearray()
+    while zigzag > 127:
+        out.append(zigzag & 127 | 128)
+        zigzag >>= 7
+    return bytes([*out, zigzag])
+
+
+def test_a_topic_that_is_right_is_the_same_while_both_change(
+    settings: Settings, connection: Connection, producer: threading.Event, stopping: threading.Event, database: Database
+) -> None:
+    writing, wrote = threading.Event(), threading.Event()
+    other = database.connect()
+
+    def write() -> None:
+        number = 0
+        while not writing.is_set():
+            number += 1
+            other.execute(f"UPDATE {TABLE} SET name = %s WHERE id %% 500 = %s", (f"new {number}", number % 500))
+            other.execute(f"INSERT INTO {TABLE} (id, name) VALUES (%s, 'fresh')", (10_000 + number,))
+            other.execute(f"DELETE FROM {TABLE} WHERE id = %s", (number,))
+            wrote.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wrote.wait(30)
+        while_it_changes = [compare(settings, "main", TABLE, stopping) for _ in range(3)]
+    finally:
+        writing.set()
+        writer.join()
+    assert all(found.same for found in while_it_changes), while_it_changes
+    at_rest = compare(settings, "main", TABLE, stopping)
+    assert at_rest.same
+    assert at_rest.unsettled == 0
+    row = connection.execute(f"SELECT count(*) FROM {TABLE}").fetchone()
+    assert row == (at_rest.rows,)
+
+
+def test_missing_extra_differing_and_unreadable_rows_are_named(
+    settings: Settings, connection: Connection, producer: threading.Event, stopping: threading.Event
+) -> None:
+    poison(settings, connection)
+    # Rows that changed since are told by their events, and one of the poisoned is put right by its own.
+    connection.execute(f"UPDATE {TABLE} SET name = 'changed' WHERE id IN (1, 2, 3)")
+
+    found = compare(settings, "main", TABLE, stopping)
+
+    assert not found.same
+    assert found.missing == [{"id": 20}]
+    assert found.extra == [{"id": 9_999_999}]
+    by_key = {one["id"]: columns for one, columns in zip(found.differing, found.columns, strict=True)}
+    assert by_key == {10: ["id", "name", "price"], 30: ["unreadable"]}
+
+    connection.execute(f"UPDATE {TABLE} SET name = name WHERE id IN (10, 20, 30)")
+    mended = compare(settings, "main", TABLE, stopping)
+    assert (mended.missing, mended.differing, len(mended.extra)) == ([], [], 1)
+
+
+def test_what_cannot_be_compared_is_said(settings: Settings, connection: Connection, stopping: threading.Event) -> None:
+    with pytest.raises(UsageError, match="has no events"):
+        compare(settings, "main", TABLE, stopping)
+    with pytest.raises(HeadraceError, match="no gitlab schema is known"):
+        compare(settings, "main", "public.other", stopping)
