@@ -65,6 +65,9 @@ def translated(dsn: str) -> Iterator[None]:
             raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
         raise _unavailable(dsn, error) from error
     except psycopg.Error as error:
+        # A connection that is lost in a COPY has neither an error class nor a state of its own.
+        if type(error) is psycopg.DatabaseError and error.sqlstate is None:
+            raise _unavailable(dsn, error) from error
         raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
 
 
@@ -92,7 +95,7 @@ _WRONG_DSN: Final = (
 """libpq gives refused connections no SQL state: fragments of its message, what it means, what else could be done."""
 
 
-def _unavailable(dsn: str, error: psycopg.OperationalError) -> HeadraceError:
+def _unavailable(dsn: str, error: psycopg.Error) -> HeadraceError:
     text = one_line(error)
     place = described(dsn)
     for fragments, problem, other in _WRONG_DSN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ import psycopg
 import pytest
 
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
+
+# A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Build = Callable[[psycopg.Connection], None]
 

@@ -20,10 +20,10 @@ def free_port() -> int:
 def test_a_scrape_tells_what_was_counted() -> None:
     port = free_port()
     metrics.serve(MetricsSettings(port=port))
-    metrics.APPLIED.labels("skip_resets").inc(3)
+    metrics.APPLIED.labels("of_this_test").inc(3)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
-    assert 'headrace_applied_rows_total{migration="skip_resets"} 3.0' in text
+    assert 'headrace_applied_rows_total{migration="of_this_test"} 3.0' in text
     assert "process_resident_memory_bytes" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,17 +125,17 @@ def type_of_secret(dsn: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    directory = tmp_path_factory.mktemp("other")
-    for parent in (directory, *list(directory.parents)[:2]):
-        parent.chmod(0o755)  # the server runs as another user when the tests are root's
-    keeper = Keeper()
-    settings = {"wal_level": "replica", "max_slot_wal_keep_size": "-1", "max_replication_slots": "0"}
-    server = EmbeddedPostgres(directory / "postgres", keeper, fsync=False, settings=settings)
-    server.start()
-    yield server
-    server.abandon()
-    keeper.close()
+def other_server() -> Iterator[EmbeddedPostgres]:
+    # Not below pytest's own directory, which nobody else may enter: the server is another user's when we are root.
+    with tempfile.TemporaryDirectory(prefix="headrace-test-") as place:
+        Path(place).chmod(0o755)
+        keeper = Keeper()
+        settings = {"wal_level": "replica", "max_slot_wal_keep_size": "-1", "max_replication_slots": "0"}
+        server = EmbeddedPostgres(Path(place) / "postgres", keeper, fsync=False, settings=settings)
+        server.start()
+        yield server
+        server.abandon()
+        keeper.close()
 
 
 def test_a_server_that_is_not_set_up(other_server: EmbeddedPostgres) -> None:
