@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROWS ?=
 ONLY ?=
+# Test processes at a time; each has its own Kafka and PostgreSQL.
+JOBS ?= 2
 SECONDS ?= 60
 SEED ?=
+MINUTES ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench fuzz chaos clean
 .DEFAULT_GOAL := test
 
-$(STAMP): pyproject.toml infra/constraints.txt
+$(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "headrace needs Python 3.11 or newer; there is no $(PYTHON): make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
 	  exit 2; }
@@ -27,7 +30,7 @@ demo: $(STAMP)  ## the whole story on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
 
 test: $(STAMP)  ## every test, on real servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -41,6 +44,10 @@ bench: $(STAMP)  ## speed and memory, as ratios against peers
 fuzz: $(STAMP)  ## broken replication messages, for SECONDS; a failure names its SEED
 	$(BIN)/python -m tests.producers.fuzz_pgoutput --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+chaos: $(STAMP)  ## switchovers under load and kills, for MINUTES; a failure names its SEED
+	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -f schemas/_codec.*.so schemas/_codec.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
