@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from consumers.cleanup import cleanup
 from consumers.comparison import TopicDiffers, compare, source_of
 from consumers.dry_run import dry_run
 from consumers.migration import Migration
+from consumers.repair import request_repair
 from consumers.replay import replay as begin_replay
 from consumers.runtime import Runtime
 from consumers.selection import parse_selection
@@ -173,6 +175,9 @@ def verify(
     rows: Annotated[
         bool, typer.Option("--rows", help="Compare the source's table with its topic instead, row by row.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --rows: have the producer read the rows that differ again.")
+    ] = False,
     database: Annotated[
         str | None, typer.Option("--database", help="With --rows: the source, where several have the table.")
     ] = None,
@@ -184,8 +189,10 @@ def verify(
     With --rows, compare each row of the source's table (of every table of a migration) with what its topic says, and
     name the keys that differ; exit code 1 when there are any. Both may be in use meanwhile: the producer has to run.
     """
+    if repair and not rows:
+        raise UsageError("--repair needs --rows", remedy="a migration repairs itself: start its consumer")
     if rows:
-        _verify_rows(load_settings(config), what, database, as_json)
+        _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
         return
     settings, kind, target = _chosen(what, config)
     left = remaining(settings, kind.configure(settings.migration(what)), target)
@@ -197,7 +204,7 @@ def verify(
         raise RowsLeft(f"{what}: {left} rows are left to change in {target}")
 
 
-def _verify_rows(settings: Settings, what: str, database: str | None, as_json: bool) -> None:
+def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
     log.configure()
     if "." in what:
         tables, source = [what], database or source_of(settings, what)
@@ -211,7 +218,11 @@ def _verify_rows(settings: Settings, what: str, database: str | None, as_json: b
         print(json.dumps([asdict(one) for one in found], default=str))
     else:
         display.show_comparisons(found)
+    asked = sum(request_repair(settings, one) for one in found if not one.same) if repair else 0
     for one in found:
+        if asked and not one.extra:
+            print(f"{asked} rows are read again by their producer; verify once more when it has", file=sys.stderr)
+            return
         if not one.same:
             count = len(one.missing) + len(one.extra) + len(one.differing)
             raise TopicDiffers(f"{count} rows of {one.table} in {source} are not in its topic as they are")

@@ -44,7 +44,7 @@ _WRAP, _HALF = 1 << 32, 1 << 31
 
 
 class TopicDiffers(HeadraceError):
-    """Read the table anew into its topic: `headrace snapshot TABLE`."""
+    """Read what differs again with --repair; rows that only the topic has go with `headrace snapshot TABLE --anew`."""
 
 
 @dataclass(slots=True)

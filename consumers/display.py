@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +20,8 @@ from consumers.runtime import Report, Totals
 from infra import topics
 from infra.settings import Settings
 from schemas.positions import Offset
+
+_UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @contextmanager
@@ -58,41 +60,38 @@ def progress(migration: str, settings: Settings, kind: type[Migration], database
 def show_status(document: Mapping[str, Any]) -> None:
     """Print the document of `status --json` as tables."""
     console = Console()
-    table = Table(title="migrations", title_justify="left")
+    # Seven narrow columns fit 80 characters; what else there is stands below, where there is something to say.
+    table = Table(title="migrations", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading, justify in (
-        ("migration", "left"), ("database", "left"), ("run", "right"), ("state", "left"), ("progress", "right"),
-        ("applied", "right"), ("skipped", "right"), ("parked", "right"), ("remaining", "right"),
-        ("events/s", "right"), ("time left", "right"), ("members", "left"),
+        ("migration", "left"), ("state", "left"), ("done", "right"), ("applied", "right"), ("remaining", "right"),
+        ("events/s", "right"), ("time left", "right"),
     ):  # fmt: skip
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for one in document["migrations"]:
         end = sum(partition["end_offset"] for partition in one["partitions"])
         at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
         table.add_row(
             one["name"],
-            one["database"],
-            str(one["run"]),
-            one.get("error") or one["state"],
+            "unknown" if one.get("error") else one["state"],
             f"{at / end:.1%}" if end else "",
             f"{one['applied']:,}",
-            f"{one['skipped']:,}",
-            f"{one['parked']:,}",
             "?" if one["remaining"] is None else f"{one['remaining']:,}",
             f"{one['rate']:,.0f}",
             _duration(one["eta_seconds"]),
-            " ".join(one["members"]),
         )
     console.print(table)
-    sources = Table(title="sources", title_justify="left")
-    for heading in ("source", "slot", "log position", "behind", "seconds behind", "snapshot"):
-        sources.add_column(heading)
+    for one in document["migrations"]:
+        for line in _details(one):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    sources = Table(title="sources", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("source", "log position", "behind", "seconds", "snapshot"):
+        sources.add_column(heading, no_wrap=heading != "snapshot")
     for one in document["sources"]:
         snapshot = one["snapshot"]
         sources.add_row(
             one["name"],
-            one["slot"] or "",
             one["lsn"] or "",
-            "?" if one["lag_bytes"] is None else f"{one['lag_bytes']:,} bytes",
+            "?" if one["lag_bytes"] is None else _size(one["lag_bytes"]),
             "?" if one["lag_seconds"] is None else f"{one['lag_seconds']:,.1f}",
             f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}" if snapshot else "",
         )
@@ -139,6 +138,27 @@ def show_dry_run(result: Mapping[str, Any]) -> None:
     for reason, count in sorted(result["parked"].items()):
         table.add_row(f"parked: {reason}", f"{count:,}")
     console.print(table)
+
+
+def _details(one: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines on one migration that stand below the table."""
+    if one.get("error"):
+        yield f"{one['name']}: {one['error']}"
+    if one.get("held_by"):
+        yield f"{one['name']}: held by {one['held_by']}"
+    if one["parked"]:
+        yield f"{one['name']}: {one['parked']:,} parked, see `headrace parked list {one['name']}`"
+    if one["skipped"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(one["skip_reasons"].items()))
+        yield f"{one['name']}: {one['skipped']:,} skipped ({reasons})"
+    if one["run"]:
+        members = f"members {', '.join(one['members'])}" if one["members"] else "no members"
+        yield f"{one['name']}: run {one['run']} in database {one['database']}, {members}"
+
+
+def _size(count: float) -> str:
+    unit = next((unit for unit, limit in _UNITS.items() if count < 1000 * limit), "GB")
+    return f"{count / _UNITS[unit]:,.0f} {unit}"
 
 
 def _duration(seconds: float | None) -> str:

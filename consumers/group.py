@@ -86,6 +86,10 @@ class Group:
                 # A partition that was added, or a topic made anew, is seen within this.
                 topic_metadata_refresh_interval_ms=10_000,
                 enable_partition_eof=True,
+                # librdkafka reads ahead 64 MB by default, and 1 MB of each partition at a time, which compressed
+                # events make many times as much. This is still more than a batch; a larger event arrives all the same.
+                queued_max_messages_kbytes=8_192,
+                max_partition_fetch_bytes=262_144,
                 # Out of range is never an occasion to guess: see _start.
                 auto_offset_reset="error",
                 on_commit=self._on_commit,

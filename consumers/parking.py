@@ -126,7 +126,10 @@ class Parking:
 
     def _connected(self) -> Producer:
         if self._producer is None:
-            topics.ensure_topic(self._settings.kafka, self._topic, partitions=1)
+            try:
+                topics.ensure_topic(self._settings.kafka, self._topic, partitions=1)
+            except TimeoutError:
+                raise BrokerUnavailable(f"Kafka did not answer when {self._topic} was to be made") from None
             self._producer = kafka.producer(self._settings.kafka, acks="all")
         return self._producer
 

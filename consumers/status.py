@@ -239,7 +239,7 @@ def _snapshot(snapshots: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the snapshot that is under way, else the sum over all that are done; None where there is none."""
     if not snapshots:
         return None
-    under_way = [snapshot for snapshot in snapshots.values() if not snapshot.done]
+    under_way = [snapshot for snapshot in snapshots.values() if snapshot.under_way]
     shown = under_way or list(snapshots.values())
     return {
         "table": shown[0].table if len(shown) == 1 else f"{len(shown)} tables",

@@ -109,7 +109,12 @@ class TopicRows:
         """Yield all committed records before `ends`, in batches."""
         left = {partition: end for partition, end in ends.items() if end > 0}
         with kafka.translated(self._settings):
-            client = kafka.consumer(self._settings, f"{self._topic}.verify", enable_partition_eof=True)
+            client = kafka.consumer(
+                self._settings,
+                f"{self._topic}.verify",
+                enable_partition_eof=True,
+                queued_max_messages_kbytes=16_384,  # 64 MB by default, which cost twice that
+            )
             with closing(client):
                 client.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in left])
                 while left:

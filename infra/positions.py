@@ -65,12 +65,35 @@ class ColumnState(_Record):
     type_modifier: int
 
 
+class RangeState(_Record):
+    """A range of keys, both ends included; see producers.reread.KeyRange."""
+
+    first: tuple[str, ...] | None = None
+    last: tuple[str, ...] | None = None
+
+
+class RereadState(_Record):
+    """How far a range is copied whose events go on being published; see producers.reread.Reread.
+
+    `keys` are those of the last chunk, packed, as long as its `snapshot` is remembered.
+    """
+
+    range: RangeState = RangeState()
+    after: tuple[str, ...] | None = None
+    read: bool = False
+    snapshot: str | None = None
+    lsn: Lsn | None = None
+    keys: str = ""
+
+
 class SnapshotState(_Record):
     """How far a table's snapshot is.
 
     `stopped` says why nothing more of the table is published: its topic lacks events and has to be made anew.
     `not_before` is a 64-bit transaction id: no chunk may be read before all below it have ended. `chunks` counts
-    those expected, from the planner's estimate of the rows.
+    those expected, from the planner's estimate of the rows. `done` says that the topic has all of the table. `reread`
+    is there while it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and
+    `asked` are the ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
     """
 
     source: str
@@ -84,6 +107,14 @@ class SnapshotState(_Record):
     copied: tuple[ChunkState, ...] = ()
     columns: tuple[ColumnState, ...] = ()
     stopped: str | None = None
+    reread: RereadState | None = None
+    asked: tuple[RangeState, ...] = ()
+    anew: bool = False
+
+    @property
+    def under_way(self) -> bool:
+        """Whether rows of the table are being copied, or are to be."""
+        return not self.done or self.reread is not None or self.anew
 
 
 class HandoverState(_Record):
@@ -91,7 +122,7 @@ class HandoverState(_Record):
 
     Whatever the source published of the schema is in the topics before this record. `snapshots` is how far its tables
     were copied there: the new owner's database is a physical copy, in which the same keys, transaction ids and LSNs
-    hold. `sealed` says that the source is gone for good and was ended from outside, at the position it had reached.
+    hold.
     """
 
     source: str
@@ -102,7 +133,6 @@ class HandoverState(_Record):
     ordinal: int
     confirmed_lsn: Lsn
     snapshots: tuple[SnapshotState, ...] = ()
-    sealed: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Registry(Protocol):
 
 
 class IncompatibleSchema(Refused):
-    """Either change the table back or keep the change; then delete its topic and restart: a new topic is filled."""
+    """Change the table back or keep the change; then have it read anew with `headrace snapshot TABLE --anew`."""
 
 
 class UnknownSchema(HeadraceError):
@@ -167,14 +167,19 @@ class UrlRegistry:
             return found
 
     def _register_anew(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
+        """Make `schema` the latest of `subject`, whatever it had; ids given before keep their schemas."""
+        mine = Schema(_canonical(schema), "AVRO")
         try:
-            registered: int = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
+            registered: int = client.register_schema(subject, mine)
+            stands = client.get_latest_version(subject).schema_id == registered
         except SchemaRegistryError as error:
             if error.http_status_code != 409:
                 raise
-            # The registry compares too, with what stands under the subject. Deleted there, ids keep their schemas.
+            stands = False  # the registry compares too, with what it has under the subject
+        if not stands:
+            # An older version registered again is not the latest. Both ends with the subject's history.
             client.delete_subject(subject)
-            registered = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
+            registered = client.register_schema(subject, mine)
         self._forgotten.discard(subject)
         return registered
 

@@ -17,6 +17,7 @@ from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
+from producers.requests import REQUEST_PREFIX
 from producers.schema_changes import TableStopped
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
@@ -71,8 +72,19 @@ class Capture:
         self._judging = True
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
+        self._requests: list[bytes] = []
         self.handovers: dict[str, HandoverState | None] = {}
         """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
+
+    def take_requests(self) -> list[bytes]:
+        """Return the requests (`producers.requests`) that the stream has told, once; none in mid-transaction.
+
+        A transaction that is not whole in the record is told again from its beginning, and its requests with it.
+        """
+        if self._begin is not None or not self._requests:
+            return []
+        requests, self._requests = self._requests, []
+        return requests
 
     def settle(self) -> list[TableFeed]:
         """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state to record."""
@@ -91,7 +103,10 @@ class Capture:
                 self._end(message)
             case pg.Truncate():
                 self._truncate(message)
-            case pg.RelationMessage() | pg.TypeMessage() | pg.Origin() | pg.LogicalMessage():
+            case pg.LogicalMessage():
+                if message.transactional and message.prefix == REQUEST_PREFIX and not self._skipping:
+                    self._requests.append(message.content)
+            case pg.RelationMessage() | pg.TypeMessage() | pg.Origin():
                 pass
             case _:
                 raise Malformed(f"a {type(message).__name__} in a stream without large transactions in progress")
@@ -250,12 +265,10 @@ class Capture:
                 continue
             prefix = self._prefix(Op.TRUNCATE, route)
             key, value = route.encoder.truncate(prefix, self._ordinal, self._now_ms)
-            # Every partition has rows of the table, so each is told.
-            for partition in range(route.feed.partitions):
-                route.feed.waiting.append({"key": key, "value": value, "partition": partition})
+            route.feed.empty(key, value)
             self.published += 1
             if route.feed.judging:
-                route.feed.restart()
+                route.feed.truncated()
 
     def _follow_owner(self, relation: Relation, values: pg.Values) -> None:
         """Stop or begin again to publish the tables of a gitlab schema; nothing for one that is recorded already."""

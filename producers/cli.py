@@ -16,6 +16,7 @@ from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
 from producers import preflight, startup
 from producers.producer import produce as run_producer
+from producers.snapshot_cli import snapshot
 from producers.start_over import start_over as forget_source
 from producers.switchover_cli import switchover
 from producers.walk_producer import walk
@@ -30,7 +31,7 @@ def produce(
     config: Config = None,
     start_over: Annotated[
         bool,
-        typer.Option("--start-over", help="First drop the source's slot, its topics and its positions. Asks."),
+        typer.Option("--start-over", help="First drop the source's slot, and read every table anew. Asks."),
     ] = False,
     all_storages: Annotated[
         bool,
@@ -61,7 +62,7 @@ def produce(
     if start_over:
         if not yes:
             typer.confirm(
-                f"Drop the slot of {source} and delete its topics? Every migration has to be replayed afterwards",
+                f"Drop the slot of {source}, empty its topics and read every table anew?",
                 abort=True,
                 err=True,
             )
@@ -106,4 +107,4 @@ def _findings(settings: Settings) -> Iterator[tuple[str, str, str]]:
             yield f"databases.{name}", error.problem, error.remedy
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (produce, check, switchover)
+COMMANDS: tuple[Callable[..., None], ...] = (produce, check, snapshot, switchover)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import accumulate
+from typing import Any, Final
 
 from infra import log
 from infra.kafka import RECORD_BYTES
-from infra.positions import ChunkState, ColumnState, SnapshotState
+from infra.positions import ColumnState, SnapshotState
 from infra.registry import IncompatibleSchema, Registry
-from producers.chunks import Chunk, Key, TableChunks
+from producers.copying import TableCopy
+from producers.reread import KeyRange, Texts
 from producers.schema_changes import (
     Followed,
     FollowedColumn,
@@ -20,13 +23,16 @@ from producers.schema_changes import (
     follow,
     obstacle,
 )
-from producers.snapshot import ChunkRows, key_texts
+from producers.snapshot import ChunkRows
 from producers.tables import CapturedTable, comparable_key
-from producers.visibility import Snapshot
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
-from schemas.events import Relation
+from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
+from schemas.wire import HEADER_BYTES
+
+_REMEMBERED_BYTES: Final = 512 * 1024
+"""What the keys of a remembered chunk may take: written in base 64, that stays below Kafka's usual megabyte."""
 
 Record = dict[str, Any]
 """What confluent-kafka's produce_batch takes: `key`, `value`, perhaps `partition`."""
@@ -60,36 +66,37 @@ class TableFeed:
         self._now = now
         self._changed = False
         self.largest = largest
-        self.state = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
+        if state is not None and state.anew:
+            # What stood in the topic is about to be taken back, and with it all that is to be followed.
+            state = SnapshotState(
+                source=source, table=table.name, topic=table.topic, not_before=not_before, done=True, anew=True
+            )
+        standing = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
+        comparable = partial(comparable_key, table) if table.ordered else None
         self._followed: Followed = {
-            each.name: FollowedColumn(each.number, each.type_oid, each.type_modifier) for each in self.state.columns
+            each.name: FollowedColumn(each.number, each.type_oid, each.type_modifier) for each in standing.columns
         }
+        self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
-            copied = self.state.copied
+            self.copy = TableCopy(standing.model_copy(update={"columns": self.state.columns}), comparable)
         except (IncompatibleSchema, TableStopped) as error:
-            self.stop(error.problem)
             # Of a table whose key changed the ledger could not be read.
-            copied = ()
-        self.chunks = TableChunks(
-            Chunk(
-                self._key(each.after),
-                self._key(each.upto),
-                Snapshot.parse(each.snapshot) if each.snapshot else None,
-                each.lsn,
-            )
-            for each in copied
-        )
-        self.judging = not self.chunks.settled and not self.state.stopped
+            self.stop(error.problem)
+        self.judging = self.copy.judging
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
-        self._changed = False  # whoever makes a feed records its state
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
 
     @property
     def copying(self) -> bool:
         """Whether there is more of it to copy here."""
-        return not self.away and not self.state.stopped and not self.chunks.complete
+        return not self.away and not self.state.stopped and not self.copy.complete
+
+    @property
+    def state(self) -> SnapshotState:
+        """What is to be recorded of the table."""
+        return self.copy.state
 
     def encoder_for(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; registers their schemas the first time.
@@ -118,13 +125,13 @@ class TableFeed:
                 ColumnState(name=name, number=each.number, type_oid=each.type_oid, type_modifier=each.type_modifier)
                 for name, each in followed.items()
             )
-            self.state = self.state.model_copy(update={"columns": columns})
+            self.copy.note(columns=columns)
             self._changed = True
         return self._encoders[identity]
 
     def stop(self, reason: str) -> None:
         """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""
-        self.state = self.state.model_copy(update={"stopped": reason})
+        self.copy.note(stopped=reason)
         self._changed = True
 
     def _follow(self, relation: Relation) -> Followed:
@@ -137,51 +144,71 @@ class TableFeed:
             )
         return follow(relation, self._followed, now)
 
-    def add_chunk(self, after: Key | None, upto: Key | None, chunk: ChunkRows, position: Position, size: int) -> None:
-        """Publish a chunk's rows at the stream's standing position and note it as copied.
+    def add_chunk(self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int) -> int:
+        """Publish a chunk's rows just behind the stream's standing position, and note it as copied up to `upto`.
 
-        `size` is the rows a full chunk has, for the estimate of how many there will be.
+        Returns how many rows: where keys have to be remembered, as many as their record has room for. `size` is the
+        rows a full chunk has, for the estimate of how many there will be.
         """
         encoder = self.encoder_for(chunk.relation)
+        # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
         prefix = encoder.copy_prefix(
-            lsn=position.commit_lsn, ordinal=position.ordinal, ts_ms=time.time_ns() // 1_000_000
+            lsn=position.commit_lsn, ordinal=position.ordinal + 1, ts_ms=time.time_ns() // 1_000_000
         )
         keys, values = encoder.encode_copy_chunk(chunk.data, prefix)
         if values and max(map(len, values)) + max(map(len, keys)) > self.largest:
             self._refuse_large(chunk, list(map(len, keys)), list(map(len, values)))
+        if self.copy.remembers and (room := _room(keys)) < len(keys):
+            upto = chunk.key_texts(room - 1, self.table.key)
+            del keys[room:], values[room:]
         self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
-        self.chunks.copied(Chunk(after, upto, chunk.snapshot, chunk.lsn))
-        done = self.chunks.complete
-        chunks_done = self.state.chunks_done + 1
-        estimated = -(-self.table.estimated_rows // size)
-        self._update(
-            rows=self.state.rows + chunk.rows,
-            chunks_done=chunks_done,
-            chunks=chunks_done if done else max(chunks_done + 1, estimated),
-        )
+        remembered = [key[HEADER_BYTES:] for key in keys] if self.copy.remembers else ()
+        self.copy.copied(upto, chunk.snapshot, chunk.lsn, remembered, len(keys))
+        self.copy.expect(-(-self.table.estimated_rows // size) if self.copy.whole else 0)
+        self._note()
+        return len(keys)
 
     def settle(self, lsn: Lsn) -> bool:
         """Forget the snapshots of chunks that the stream has passed.
 
-        Returns whether the state changed since the last call, by that or by a restart, and has to be recorded.
+        Returns whether the state changed since the last call, by that or otherwise, and has to be recorded.
         """
-        passed = self.judging and self.chunks.passed(lsn)
-        if not (passed or self._changed):
-            return False
-        self._changed = False
-        self.judging = not self.chunks.settled and not self.state.stopped
-        self._update()
-        return True
+        if self.judging and self.copy.passed(lsn):
+            self._note()
+        changed, self._changed = self._changed, False
+        return changed
 
-    def restart(self) -> None:
-        """Start the snapshot again: the table was truncated while it was judged."""
-        self.chunks.restart()
-        self._changed = True
-        self._update(rows=0, chunks_done=0, chunks=0)
+    def truncated(self) -> None:
+        """Note that the stream emptied the table while it was judged."""
+        self.copy.truncated()
+        self._note()
+
+    def ask(self, asked: KeyRange, not_before: int) -> None:
+        """Have a range read again; see TableCopy.ask."""
+        self.copy.ask(asked, not_before)
+        self._note()
+
+    def ask_anew(self) -> None:
+        """Have the topic emptied and the table read from nothing, at the next start of its source."""
+        self.copy.note(anew=True)
+        self._note()
+
+    def read_anew(self, position: Position, not_before: int) -> None:
+        """Empty the topic just behind the stream's standing position, and start the snapshot again."""
+        encoder = self.encoder_for(self.table.relation)
+        now_ms = time.time_ns() // 1_000_000
+        prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)
+        self.empty(*encoder.truncate(prefix, position.ordinal + 1, now_ms))
+        self.copy.anew(not_before)
+        self._note()
+
+    def empty(self, key: bytes, value: bytes) -> None:
+        """Add the record of a truncate to every partition, since each has rows of the table."""
+        self.waiting += [{"key": key, "value": value, "partition": number} for number in range(self.partitions)]
 
     def publishes(self, texts: tuple[bytes, ...], xid: int, commit_lsn: Lsn) -> bool:
         """Whether an event on the row with this key goes to the topic; asked only while `judging`."""
-        return self.chunks.publishes(comparable_key(self.table, texts), xid, commit_lsn)
+        return self.copy.publishes(texts, lambda: self._message_key(texts), xid, commit_lsn)
 
     def too_large(self, size: int, columns: Iterable[tuple[str, int]]) -> TableStopped:
         """Return the error for a row whose record has `size` bytes; `columns` are names and bytes."""
@@ -203,18 +230,18 @@ class TableFeed:
         records, self.waiting = self.waiting, []
         return records
 
-    def _update(self, **changes: int) -> None:
-        copied = tuple(
-            ChunkState(
-                after=key_texts(chunk.after),
-                upto=key_texts(chunk.upto),
-                snapshot=str(chunk.snapshot) if chunk.snapshot else None,
-                lsn=chunk.lsn,
-            )
-            for chunk in self.chunks.chunks
-        )
-        values: Mapping[str, object] = {**changes, "done": self.chunks.complete, "copied": copied}
-        self.state = self.state.model_copy(update=values)
+    def _note(self) -> None:
+        self._changed = True
+        self.judging = self.copy.judging
 
-    def _key(self, texts: tuple[str, ...] | None) -> Key | None:
-        return None if texts is None else comparable_key(self.table, tuple(text.encode() for text in texts))
+    def _message_key(self, texts: tuple[bytes, ...]) -> bytes:
+        """Return a row's key as messages have it, without the schema's id."""
+        relation, places = self.table.relation, dict(zip(self.table.key, texts, strict=True))
+        row = [places.get(column.name) for column in relation.columns]
+        return self.encoder_for(relation).key(row)[HEADER_BYTES:]
+
+
+def _room(keys: list[bytes]) -> int:
+    """Return how many of the keys a record of the positions topic has room for, at least one."""
+    ends = accumulate(map(len, keys))
+    return max(1, sum(1 for end in ends if end <= _REMEMBERED_BYTES))

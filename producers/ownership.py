@@ -6,20 +6,24 @@ physical copy of the same log, goes on behind it. So a table's topic has one wri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pydantic import BaseModel
+
 from infra.control import Owner
-from infra.positions import HandoverState, SnapshotState, SourceState, StreamState
+from infra.positions import HandoverState, Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
+from infra.settings import Settings
 from producers import slots, startup
 from producers.feed import TableFeed
+from producers.relay import Relay
 from producers.startup import SilentGap
 from producers.tables import CapturedTable
 from schemas.errors import OwnershipMoved, Unavailable
 from schemas.events import UNCHANGED, Relation, Unchanged
 from schemas.gitlab_schemas import GITLAB_SHARED
-from schemas.positions import format_lsn
+from schemas.topics import positions_topic
 
 _COLUMNS: Final = ("gitlab_schema", "owner", "epoch")
 
@@ -128,23 +132,65 @@ def _handover_to(
     return None
 
 
+def seal(
+    settings: Settings, source: str, tables: Sequence[CapturedTable], owners: Mapping[str, Owner]
+) -> tuple[str, ...]:
+    """End, for what `source` owns now, the sources that published it before; return their names.
+
+    For one that is gone for good before it has published all. To be called when the tables' topics were deleted, since
+    they lack something. A producer of theirs that still runs is fenced, and leaves these tables alone from then on.
+    """
+    sealed = []
+    for name, state in Positions(settings.prefix, settings.kafka).sources().items():
+        records = [] if name == source else list(_sealing(name, state, source, tables, owners))
+        if records:
+            relay = Relay(settings.kafka, f"{settings.prefix}.{name}", positions_topic(settings.prefix))
+            try:
+                relay.record(records)
+                relay.commit()
+            finally:
+                relay.close()
+            sealed.append(name)
+    return tuple(sealed)
+
+
+def _sealing(
+    name: str, state: SourceState, source: str, tables: Iterable[CapturedTable], owners: Mapping[str, Owner]
+) -> Iterator[tuple[bytes, BaseModel | None]]:
+    by_topic = {table.topic: table.gitlab_schema for table in tables if table.gitlab_schema != GITLAB_SHARED}
+    for gitlab_schema in sorted(set(by_topic.values())):
+        owner, stream = owners.get(gitlab_schema), state.stream
+        given = state.handovers.get(gitlab_schema)
+        claimed = [each for each in state.snapshots.values() if by_topic.get(each.topic) == gitlab_schema]
+        if owner is None or owner.name != source or stream is None or not (claimed or given):
+            continue
+        if given is None or given.epoch != owner.epoch:
+            yield from ((record_key(name, each.table), None) for each in claimed)
+            yield (
+                handover_key(name, gitlab_schema),
+                HandoverState(
+                    source=name,
+                    gitlab_schema=gitlab_schema,
+                    owner=source,
+                    epoch=owner.epoch,
+                    commit_lsn=stream.commit_lsn,
+                    ordinal=stream.ordinal,
+                    confirmed_lsn=stream.confirmed_lsn,
+                ),
+            )
+
+
 def first_state(
     source: str, instance: str, name: str, slot: slots.SlotState | None, system: str, handover: HandoverState
 ) -> StreamState:
     """Return the state of a stream that begins behind `handover`.
 
     A slot that begins later is right too: it was made before the new owner was opened, so nothing of the schema was
-    written in between. Not so behind a handover that was sealed from outside: raises SilentGap then, and when the
-    slot is missing.
+    written in between. Raises SilentGap when the slot is missing.
     """
     if slot is None or slot.confirmed_flush is None:
         raise SilentGap(f"slot {name}, which the switchover made, does not exist any more")
     if slot.confirmed_flush > handover.confirmed_lsn:
-        if handover.sealed:
-            raise SilentGap(
-                f"slot {name} begins at {format_lsn(slot.confirmed_flush)}, but {handover.source} published"
-                f" {handover.gitlab_schema} only up to {format_lsn(handover.confirmed_lsn)}"
-            )
         return startup.first_state(source, instance, name, system, slot.confirmed_flush)
     return startup.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
         update={"commit_lsn": handover.commit_lsn, "ordinal": handover.ordinal}

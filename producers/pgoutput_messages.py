@@ -9,6 +9,7 @@ LSNs are as on the wire. Times (`…_ms`) are milliseconds since 1970. An `xid` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from schemas.events import Relation, Unchanged
@@ -21,7 +22,7 @@ class Binary(bytes):
     __slots__ = ()
 
 
-Values: TypeAlias = list[bytes | Unchanged | None]
+Values: TypeAlias = Sequence[bytes | Unchanged | None]
 """One row in the order of `Relation.columns`: text form as bytes, None for null, UNCHANGED if left out."""
 
 

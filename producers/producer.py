@@ -37,8 +37,9 @@ from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
+from producers.requests import read_request
 from producers.schema_changes import TableStopped
-from producers.snapshot import TableGone, current_snapshot, key_texts, plan_chunk, read_chunk
+from producers.snapshot import TableGone, current_snapshot, next_xid, plan_chunk, read_chunk
 from producers.spill import SpillDirectory
 from producers.table_catalog import TableWatch
 from producers.tables import captured_tables
@@ -72,6 +73,10 @@ SET row_security = off
 """Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
 
 
+class ReadAnew(Exception):
+    """A table is to be read anew: its source starts again, with the table as it is now."""
+
+
 def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     """Run the producer of `source` until `stop` is set.
 
@@ -88,6 +93,8 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
             with Session(settings, source, instance, stop, lines, successor_ends_it=worked) as session:
                 worked, attempt = True, 0
                 session.work()
+        except ReadAnew as request:
+            lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except Unavailable as error:
             awaited = isinstance(error, ownership.HandoverAwaited)
             if not worked and not awaited:
@@ -124,6 +131,7 @@ class Session:
         self._system = ""
         self._heartbeat_due = 0.0
         self._logged = 0.0
+        self._waits = False
         with ExitStack() as opened:
             kafka.ensure_reachable(settings.kafka)
             self._sql: psycopg.Connection[Any] = opened.enter_context(
@@ -144,8 +152,10 @@ class Session:
         with translated(self._dsn):
             while not self._stop.is_set():
                 if self._copying:
+                    self._waits = False
                     self._copy_phase()
-                    self._stream_phase(until=self._heartbeat())
+                    # What has to wait for transactions that run does not make the stream wait with it.
+                    self._stream_phase(until=self._heartbeat(), seconds=_BARRIER_SECONDS if self._waits else 0)
                 else:
                     self._stream_phase(until=None)
 
@@ -159,6 +169,7 @@ class Session:
         ensure_control_schema(self._sql, source, self._database.gitlab_schemas)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
+        self._left_out = stopped
         if not tables:
             raise TableStopped(f"every table of {source} is stopped: {'; '.join(sorted(stopped))}")
         topic = positions_topic(settings.prefix)
@@ -178,13 +189,15 @@ class Session:
         snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
-        stream = state.stream or self._first_state(standing.handover if snapshots else None)
+        stream = state.stream or self._first_state(
+            standing.handover if any(not each.anew for each in snapshots.values()) else None
+        )
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
-        not_before = current_snapshot(self._sql)[0].xmax
+        not_before = next_xid(self._sql)
         registry = open_registry(settings)
         largest = largest_records(settings.kafka, [table.topic for table in tables])
         for table in standing.here(tables):
-            if table.name not in snapshots:
+            if table.name not in snapshots or snapshots[table.name].anew:
                 registry.forget(f"{table.topic}-key")
                 registry.forget(f"{table.topic}-value")
         self._feeds = [
@@ -202,6 +215,11 @@ class Session:
         ]
         for feed in self._feeds:
             feed.away = feed.table.gitlab_schema in standing.away
+        here = [feed for feed in self._feeds if not feed.away]
+        if here and all(feed.state.stopped for feed in here):
+            # Nothing was skipped yet, so that undoing the change is a way out here.
+            reasons = "; ".join(f"{feed.table.name}: {feed.state.stopped}" for feed in here)
+            raise TableStopped(f"every table of {source} is stopped ({reasons})")
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._capture.commit_ms = stream.ts_ms
         self._claim(state, stopped)
@@ -239,6 +257,9 @@ class Session:
     def _claim(self, state: SourceState, stopped: Mapping[str, SnapshotState]) -> None:
         """Record this process as the source's producer, and the tables as they are captured from now on."""
         captured = {feed.table.name for feed in self._feeds}
+        for feed in self._feeds:
+            if feed.state.anew:
+                feed.read_anew(self._capture.position, feed.state.not_before)
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
@@ -296,12 +317,14 @@ class Session:
         while not self._stop.is_set():
             snapshot, _ = current_snapshot(self._sql)
             visible = self._capture.unseen.visible_in(snapshot)
-            for feed in self._feeds:
-                if visible and feed.copying and feed.state.not_before <= snapshot.xmin:
+            ready = [feed for feed in self._feeds if feed.copying and feed.copy.ready]
+            for feed in ready:
+                if visible and feed.state.not_before <= snapshot.xmin:
                     return feed
-            if not self._copying:
+            if not ready:
                 return None
-            if time.monotonic() > deadline:
+            if visible or time.monotonic() > deadline:
+                self._waits = visible
                 self._log.info("a snapshot waits for running transactions to end", xmin=snapshot.xmin)
                 return None
             self._stop.wait(0.02)
@@ -310,24 +333,26 @@ class Session:
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the log position behind it, or None when the table's owner has changed."""
         size = self._database.snapshot.chunk_rows
-        after = feed.chunks.frontier
+        bounds = feed.copy.bounds
         try:
-            upto = plan_chunk(self._sql, feed.table, after, size)
-            chunk = read_chunk(self._sql, feed.table, after, upto)
-        except TableGone as error:
+            upto = plan_chunk(self._sql, feed.table, bounds, size)
+            chunk = read_chunk(self._sql, feed.table, bounds if upto is None else replace(bounds, last=upto))
+            # Behind the chunk, which may have shown a key twice that was no key any more.
+            self._watch.require(feed)
+        except (TableGone, TableStopped) as error:
             self._stop_table(feed, error.problem)
             return None
         if not ownership.owned(feed.table, self._source, owners(self._sql)):
             # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
             return None
         try:
-            feed.add_chunk(after, upto, chunk, self._capture.position, size)
+            rows = feed.add_chunk(upto, chunk, self._capture.position, size)
         except (TableStopped, IncompatibleSchema, Malformed) as error:
             self._stop_table(feed, error.problem)
             return None
         self._commit([(feed.table.name, feed.state)])
-        metrics.COPIED.labels(self._source, feed.table.name).inc(chunk.rows)
-        done = feed.chunks.complete
+        metrics.COPIED.labels(self._source, feed.table.name).inc(rows)
+        done = not feed.copy.unread
         if done or time.monotonic() > self._logged + 2:
             self._logged = time.monotonic()
             self._log.info(
@@ -335,7 +360,6 @@ class Session:
                 **{log.TABLE: feed.table.name, log.ROWS: feed.state.rows},
                 chunks_done=feed.state.chunks_done,
                 chunks=feed.state.chunks,
-                upto=key_texts(upto) and "a key",
             )
         return chunk.lsn
 
@@ -343,14 +367,15 @@ class Session:
         feed.stop(reason)
         self._commit([(feed.table.name, feed.state)])
 
-    def _stream_phase(self, until: Lsn | None) -> None:
-        """Publish the stream's changes until stopped, or until it has passed `until`.
+    def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
+        """Publish the stream's changes until stopped, or until it has passed `until` and some seconds are over.
 
         With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
         """
         capture = self._capture
         handle = capture.handle
         committed = time.monotonic()
+        enough = committed + seconds
         while not self._stop.is_set():
             pending = capture.moved or self._relay.pending
             messages = self._incoming.read(_FRAMES, 0 if pending else 0.2)
@@ -361,7 +386,7 @@ class Session:
             if pending and (not messages or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
                 self._commit()
                 committed = now
-                if self._copying if until is None else capture.position.commit_lsn >= until:
+                if self._copying if until is None else capture.position.commit_lsn >= until and now >= enough:
                     return
             elif not pending:
                 committed = now
@@ -387,8 +412,12 @@ class Session:
         capture = self._capture
         self._send()
         self._watch.passed(capture.position.commit_lsn)
-        changed: dict[str, SnapshotState | None] = {feed.table.name: feed.state for feed in capture.settle()}
+        changed: dict[str, SnapshotState | None] = {}
+        for content in capture.take_requests():
+            changed.update(self._take_request(content))
+        changed.update((feed.table.name, feed.state) for feed in capture.settle())
         changed.update(states)
+        anew = [name for name, state in changed.items() if state is not None and state.anew]
         self._watch.tell(state for state in changed.values() if state is not None)
         moved = capture.handovers
         changed.update(
@@ -396,6 +425,7 @@ class Session:
             for feed in self._feeds
             if feed.table.gitlab_schema in moved
         )
+        self._send()
         if capture.unseen.xids:
             capture.unseen.visible_in(current_snapshot(self._sql)[0])
         records: list[tuple[bytes, BaseModel | None]] = [
@@ -415,6 +445,24 @@ class Session:
             capture.handovers = {}
             self._log.info("change of owner", away=[name for name, handover in moved.items() if handover])
             ownership.require_any_here(self._source, self._feeds)
+        if anew:
+            raise ReadAnew(anew[0])
+
+    def _take_request(self, content: bytes) -> dict[str, SnapshotState]:
+        """Note what was asked for, and return it where it is to be recorded of a table that is left out."""
+        request = read_request(content)
+        feed = next((feed for feed in self._feeds if request and feed.table.name == request.table), None)
+        if request is not None and request.anew and request.table in self._left_out:
+            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
+        if request is None or feed is None or feed.away:
+            self._log.warning("a request to read a table again names none that is captured here")
+            return {}
+        self._log.info("asked to read a table again", **{log.TABLE: request.table}, anew=request.anew)
+        if request.anew:
+            feed.ask_anew()
+        else:
+            feed.ask(request.range, next_xid(self._sql))
+        return {}
 
     def _stream_state(self) -> StreamState:
         capture = self._capture

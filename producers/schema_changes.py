@@ -24,7 +24,7 @@ _CLOCKS: Final = frozenset({1083, 1114, 1184, 1186, 1266})
 
 
 class TableStopped(Refused):
-    """Either change the table back or keep the change; then delete its topic and restart: a new topic is filled."""
+    """Change the table back or keep the change; then have it read anew with `headrace snapshot TABLE --anew`."""
 
 
 @dataclass(frozen=True, slots=True)

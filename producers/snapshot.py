@@ -10,9 +10,11 @@ from typing import Any
 import psycopg
 from psycopg import pq, sql
 
-from producers.chunks import Key
-from producers.tables import CapturedTable, comparable_key, relation_of
+from producers.copying import Bounds
+from producers.reread import Texts
+from producers.tables import CapturedTable, relation_of
 from producers.visibility import Snapshot
+from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
 from schemas.positions import Lsn, parse_lsn
@@ -35,6 +37,12 @@ class ChunkRows:
     snapshot: Snapshot
     lsn: Lsn
 
+    def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
+        """Return the texts of the columns `key` of one row."""
+        names = [column.name for column in self.relation.columns]
+        fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
+        return tuple(unescape(fields[names.index(name)]).decode() for name in key)
+
 
 def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
     """Return what a query sees now, and the log's insert position noted behind that."""
@@ -43,29 +51,32 @@ def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn
     return Snapshot.parse(row[0]), parse_lsn(row[1])
 
 
-def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, after: Key | None, rows: int) -> Key | None:
-    """Return the last key of the next chunk of about `rows` rows, None when the chunk is the last.
+def next_xid(connection: psycopg.Connection[Any]) -> int:
+    """Return a transaction id above all that have begun. A snapshot's xmax is none: later ones may run already."""
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    return int(row[0])
 
-    A table whose keys cannot be compared here is one chunk. Raises TableGone when the table was dropped.
+
+def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int) -> Texts | None:
+    """Return the last key of the next chunk of about `rows` rows, None when the chunk goes to the end of the bounds.
+
+    Raises TableGone when the table was dropped.
     """
-    if not table.ordered:
-        return None
     query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
         sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
         _from(table),
-        _where(table, after, None),
+        _where(table, bounds),
         _key(table),
         sql.Literal(rows - 1),
     )
     with _present(table):
         row = connection.execute(query).fetchone()
-    return None if row is None else comparable_key(table, tuple(text.encode() for text in row))
+    return None if row is None else tuple(row)
 
 
-def read_chunk(
-    connection: psycopg.Connection[Any], table: CapturedTable, after: Key | None, upto: Key | None
-) -> ChunkRows:
-    """Read the rows with keys behind `after` up to and including `upto`, in key order.
+def read_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> ChunkRows:
+    """Read the rows with keys in the bounds, in key order.
 
     Raises TableGone when the table was dropped.
     """
@@ -83,19 +94,14 @@ def read_chunk(
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {} {}) TO STDOUT").format(
             sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
             _from(table),
-            _where(table, after, upto),
-            sql.SQL("ORDER BY {}").format(_key(table)) if table.ordered else sql.SQL(""),
+            _where(table, bounds),
+            sql.SQL("ORDER BY {}").format(_key(table)),
         )
         lines = _copy_lines(connection, query.as_bytes(connection))
     finally:
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
     return ChunkRows(b"".join(lines), len(lines), relation, snapshot, lsn)
-
-
-def key_texts(key: Key | None) -> tuple[str, ...] | None:
-    """Return a key as the texts that the ledger keeps and SQL compares."""
-    return None if key is None else tuple(_text(part) for part in key)
 
 
 @contextmanager
@@ -143,17 +149,13 @@ def _key(table: CapturedTable) -> sql.Composable:
     return sql.SQL(", ").join(sql.Identifier("t", name) for name in table.key)
 
 
-def _where(table: CapturedTable, after: Key | None, upto: Key | None) -> sql.Composable:
+def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:
     """Return the range as row comparisons, which an index on the key serves."""
-    bounds = [
+    comparisons = [
         sql.SQL("({}) {} ({})").format(
-            _key(table), sql.SQL(operator), sql.SQL(", ").join(sql.Literal(_text(part)) for part in bound)
+            _key(table), sql.SQL(operator), sql.SQL(", ").join(sql.Literal(part) for part in bound)
         )
-        for bound, operator in ((after, ">"), (upto, "<="))
+        for bound, operator in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
         if bound is not None
     ]
-    return sql.SQL("WHERE ") + sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("")
-
-
-def _text(part: int | bytes) -> str:
-    return part.decode() if isinstance(part, bytes) else str(part)
+    return sql.SQL("WHERE ") + sql.SQL(" AND ").join(comparisons) if comparisons else sql.SQL("")

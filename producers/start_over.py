@@ -1,4 +1,9 @@
-"""Forgetting a source, so that its next start reads everything anew: the way out of a gap."""
+"""Starting a source over: its next start empties its topics by a truncate and reads everything anew.
+
+It is the way out of a gap, and the topics stay, so that what stands in them in front of the truncate keeps its offsets
+and the ledgers of migrations stay right. Only where the new stream's positions would be behind the old ones, since the
+database is another or was set back, are the topics deleted.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,14 @@ import psycopg
 
 from infra import kafka, log
 from infra.control import owners
-from infra.positions import Positions, SourceState, record_key
+from infra.positions import Positions, SnapshotState, SourceState, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.topics import STATE, delete_topics, ensure_topic
 from producers import slots, startup
-from producers.ownership import owned
+from producers.ownership import owned, seal
 from producers.relay import Relay
+from producers.snapshot import current_snapshot
 from producers.tables import captured_tables
 from schemas.errors import Refused
 from schemas.topics import positions_topic
@@ -24,10 +30,10 @@ _LET_GO_SECONDS: Final = 3.0
 
 
 def start_over(settings: Settings, source: str) -> None:
-    """Drop the source's slot, delete its topics, and remove its positions, in this order.
+    """Drop the source's slot, then record that its tables are to be read anew.
 
-    Interrupted anywhere, running it again completes it. Raises Refused while a producer reads the slot. Ledgers of
-    migrations then stand beyond the new topics' ends, which their consumers refuse until they are replayed.
+    Interrupted anywhere, running it again completes it. Raises Refused while a producer reads the slot. Where topics
+    have to be deleted, ledgers stand beyond the new topics' ends, which consumers refuse until they are replayed.
     """
     kafka.ensure_reachable(settings.kafka)
     database = settings.database(source)
@@ -36,21 +42,34 @@ def start_over(settings: Settings, source: str) -> None:
     with connect(dsn, name=f"start-over {source}") as connection, translated(dsn):
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
+        system, lsn = startup.system_identifier(connection), current_snapshot(connection)[1]
         # What another database owns now is that one's to publish, and in its topics.
-        elsewhere = {table.name for table in tables if not owned(table, source, owners(connection))}
+        owned_by = owners(connection)
+        elsewhere = {table.name for table in tables if not owned(table, source, owned_by)}
     topic = positions_topic(settings.prefix)
     ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
     state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
-    captured = {table.topic for table in tables if table.name not in elsewhere}
-    captured |= {each.topic for each in state.snapshots.values() if each.table not in elsewhere}
+    here = {table.name: table for table in tables if table.name not in elsewhere}
+    goes_on = state.stream is not None and state.stream.system_identifier == system and state.stream.commit_lsn < lsn
+    anew: dict[str, SnapshotState | None] = {
+        name: SnapshotState(source=source, table=name, topic=table.topic, anew=True)
+        for name, table in here.items()
+        if goes_on or (name in state.snapshots and state.snapshots[name].anew)
+    }
+    captured = {table.topic for name, table in here.items() if name not in anew}
+    if not goes_on:
+        captured |= {each.topic for name, each in state.snapshots.items() if name not in elsewhere | anew.keys()}
     delete_topics(settings.kafka, sorted(captured))
+    forgotten = dict.fromkeys(state.snapshots)
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
     try:
-        relay.record([(record_key(source), None), *((record_key(source, table), None) for table in state.snapshots)])
+        states = {**forgotten, **anew}
+        relay.record([(record_key(source), None), *((record_key(source, name), each) for name, each in states.items())])
         relay.commit()
     finally:
         relay.close()
-    log.get(**{log.SOURCE: source}).info("forgotten", slot=name, topics=len(captured))
+    seal(settings, source, list(here.values()), owned_by)
+    log.get(**{log.SOURCE: source}).info("forgotten", slot=name, anew=len(anew), deleted=len(captured))
 
 
 def _drop(connection: psycopg.Connection[Any], slot: str) -> None:

@@ -17,7 +17,7 @@ from schemas.positions import Lsn, format_lsn
 
 
 class SilentGap(Refused):
-    """Start over with `headrace produce SOURCE --start-over`: it drops the slot and the topics and reads all anew."""
+    """Start over with `headrace produce SOURCE --start-over`: with a new slot it reads all tables anew."""
 
 
 def slot_name(settings: Settings, source: str, database: DatabaseSettings) -> str:
@@ -71,7 +71,10 @@ def standing_snapshots(
         if not any(end_offsets(settings.kafka, table.topic).values()):
             continue
         recorded = state.snapshots.get(table.name)
-        remedy = "delete that topic, or start over with `headrace produce SOURCE --start-over`"
+        remedy = f"have it read anew with `headrace snapshot {table.name} --anew`"
+        if recorded is not None and recorded.anew:
+            standing[table.name] = recorded
+            continue
         if recorded is None or recorded.topic != table.topic:
             raise SilentGap(
                 f"topic {table.topic} has records, but there is no record of how table {table.name} was read",
@@ -101,7 +104,7 @@ def stopped_tables(
         if any(fnmatchcase(name, pattern) for pattern in database.tables)
         and any(end_offsets(settings.kafka, snapshot.topic).values())
     }
-    stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped}
+    stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped and not snapshot.anew}
     try:
         captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     except Refused:

@@ -18,9 +18,11 @@ from typing import Any, Final
 import psycopg
 
 from infra import log, postgres
+from infra.control import OWNERSHIP
 from infra.settings import Settings
 from producers import slots, startup
 from producers.move import Move, NotMovable, View, require_chance, require_ends, require_settings, side
+from producers.publication import published_tables
 from schemas.errors import HeadraceError, Refused
 from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.positions import format_lsn
@@ -110,7 +112,7 @@ class Switchover:
         return view
 
     def run(self, after: Callable[[str], None] | None = None) -> View:
-        """Do every step that does not hold yet; `after`, if any, is called with the name of each that was done.
+        """Do every step that does not hold yet; `after`, if any, is called with the name of each that holds then.
 
         Raises NotMovable where one cannot be done, Busy where one took too long. What was done stays done.
         """
@@ -121,8 +123,8 @@ class Switchover:
                 if not step.holds(view):
                     step.do(self)
                     self._log.info("done", step=step.name)
-                    if after is not None:
-                        after(step.name)
+                if after is not None:
+                    after(step.name)
             return self.look()
 
     def abort(self) -> View:
@@ -156,6 +158,7 @@ class Switchover:
 
     def _close(self) -> None:
         self._require_rights()
+        self._require_publication()
         # A copy that does not follow is found out while nothing is closed yet.
         with self._old() as connection:
             lsn = format_lsn(slots.emit_heartbeat(connection))
@@ -198,6 +201,17 @@ class Switchover:
                 remedy="run this command as an administrator: set HEADRACE_DATABASES__<NAME>__DSN for both",
             )
 
+    def _require_publication(self) -> None:
+        """Raise NotMovable when the old producer would not see the change of owner in its stream."""
+        name = self._settings.database(self.move.source).publication
+        with self._old() as connection:
+            published = published_tables(connection, name)
+        if published is not None and ".".join(OWNERSHIP) not in published:
+            raise NotMovable(
+                f"publication {name} of {self.move.source} does not have {'.'.join(OWNERSHIP)}",
+                remedy=f"start `headrace produce {self.move.source}` once, or run what `headrace init --sql` prints",
+            )
+
     def _replay(self) -> None:
         self._wait(lambda: self.look().copied, f"{self.move.destination} to replay that it was given them")
 
@@ -224,6 +238,7 @@ class Switchover:
                 connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (self.source_slot, self.slot))
             else:
                 slots.create(connection, self.slot, failover=True)
+        self._log.info("slot made", slot=self.slot, synchronized=usable)
 
     def _open(self) -> None:
         names = {"from": self.move.source, "to": self.move.destination}

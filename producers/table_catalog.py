@@ -72,6 +72,11 @@ class TableWatch:
         """Return one table; None when it is gone."""
         return tables_now(self._connection, self._publication, [oid]).get(oid)
 
+    def require(self, feed: TableFeed) -> None:
+        """Raise TableStopped when the table, as it is now, cannot be followed."""
+        if (reason := standing_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
+            raise TableStopped(reason)
+
     def look(self, feeds: Iterable[TableFeed]) -> None:
         """Look at the tables; to be called before a heartbeat, whose position `noted` then gets."""
         live = [feed for feed in feeds if not feed.away and not feed.state.stopped]

@@ -2,7 +2,8 @@
 
 For each relation the encoder writes the source of a few functions with one expression a column and compiles
 them: it is the fastest way that Python has to be specific. fastavro is the reference, byte for byte
-(tests/schemas/test_encoder.py).
+(tests/schemas/test_encoder.py). Where headrace was installed with a C compiler, `schemas._codec` stands before these
+functions and leaves them the rows that it is not sure of (schemas/codec.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import repeat
 
+from schemas import codec
 from schemas.avro import key_schema, lacking_columns, type_of, value_schema
 from schemas.column_types import Schema
 from schemas.copy_lines import LineEncoder
@@ -55,7 +57,9 @@ class Encoder:
         database: str,
         value_schema_id: int,
         key_schema_id: int,
+        compiled: bool = True,
     ) -> None:
+        """With `compiled` false, rows go through the Python codec even where there is a compiled one."""
         self.relation = relation
         self.value_schema: Schema = value_schema(relation, gitlab_schema)
         self.key_schema: Schema = key_schema(relation, gitlab_schema, key)
@@ -85,6 +89,19 @@ class Encoder:
         self.change = functions["change"]
         self.update = functions["update"]
         self.delete = functions["delete"]
+        self._copy = self._copy_in_python
+        plan = codec.plan(
+            self._types,
+            self._key_columns,
+            [names.index(name) for name in lacking],
+            header=self._key_header,
+            lacking_names=_names(lacking),
+            names=[_string(name) for name in names],
+            python=codec.Fallbacks(self._copy, self.key, self.change, self.update, self.delete),
+        )
+        if compiled and plan is not None:
+            self._copy, self.key = plan.encode_copy, plan.key
+            self.change, self.update, self.delete = plan.change, plan.update, plan.delete
 
     def event_prefix(self, op: Op, *, lsn: Lsn, xid: int | None, ts_ms: int, snapshot: bool = False) -> bytes:
         """Return the bytes that a transaction's events of one `op` share: the wire's header to `source.lsn`.
@@ -136,6 +153,11 @@ class Encoder:
 
         `value_prefix` is `copy_prefix`'s. The lines have the relation's columns, and no line is cut in two.
         """
+        return self._copy(data, value_prefix)
+
+    _copy: Callable[[bytes, bytes], tuple[list[bytes], list[bytes]]]
+
+    def _copy_in_python(self, data: bytes, value_prefix: bytes) -> tuple[list[bytes], list[bytes]]:
         keys: list[bytes] = []
         values: list[bytes] = []
         header = self._key_header

@@ -247,6 +247,7 @@ class _Minutes(dict[bytes, int]):
 DAYS: Final = _Days()
 MINUTES: Final = _Minutes()
 SECONDS: Final = {b"%02d." % second: second * 1_000_000 for second in range(60)}
+WHOLE_SECONDS: Final = {b"%02d" % second: second * 1_000_000 for second in range(60)}
 """The parts of a timestamp's text → microseconds; small tables stay in the processor's cache."""
 START: Final[list[bytes]] = [VALUE + more for more in MORE]
 """The value branch and the low 14 bits of a longer varint."""
@@ -265,18 +266,26 @@ def timestamp_shape(column: ColumnType) -> tuple[int, bytes]:
 
 
 def quick_encoder(column: ColumnType) -> Encode:
-    """Return the same as `value_encoder`, with a short cut for timestamps of the usual form."""
+    """Return the same as `value_encoder`, with a short cut for timestamps of the usual forms."""
     exact = value_encoder(column)
     if column.kind not in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
         return exact
     length, zone = timestamp_shape(column)
+    whole = length - 7
 
     def encode(text: bytes) -> bytes:
-        # The usual form has six decimals. Another one of the same length (a year of five digits, BC) has
-        # something else where they would stand, so the short cut takes no other's text.
-        if len(text) != length or text[26:] != zone or not (fraction := text[20:26]).isdigit():
+        # The usual forms have a year of four digits and no decimals, or up to six. What stands elsewhere in
+        # another form (a longer year, BC) is no digit or not the zone here, so the short cut takes no other's text.
+        size = len(text)
+        if size == whole and text[19:] == zone:
+            bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + WHOLE_SECONDS[text[17:19]]) << 1
+        elif whole < size <= length and (decimals := text[20 : (end := size - length + 26)]).isdigit():
+            if text[end:] != zone:
+                return exact(text)
+            micros = int(decimals.ljust(6, b"0"))
+            bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + SECONDS[text[17:20]] + micros) << 1
+        else:
             return exact(text)
-        bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + SECONDS[text[17:20]] + int(fraction)) << 1
         if not QUICK_LOW <= bits < QUICK_HIGH:
             return exact(text)
         return START[bits & 0x3FFF] + MORE[bits >> 14 & 0x3FFF] + MORE[bits >> 28 & 0x3FFF] + FINAL[bits >> 42]

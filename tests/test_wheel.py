@@ -19,6 +19,8 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("schemas", "infra", "producers", "consumers")
 COMPOSE = "infra/compose/"
 """Mounted into containers from the checkout by docker-compose.yml; nothing of the application reads it."""
+COMPILED = "schemas/_codec.cpython-"
+"""How the compiled codec's file begins; it is there where there is a compiler."""
 SETUPTOOLS = 77
 """The oldest that pyproject.toml accepts."""
 
@@ -37,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "headrace.py"):
         shutil.copy(CHECKOUT / name, source)
     for name in PACKAGES:
-        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return source
 
 
@@ -93,7 +95,11 @@ def run(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_file_of_the_packages_is_in_it(source: Path, wheel: Path) -> None:
     with ZipFile(wheel) as archive:
-        inside = {name for name in archive.namelist() if ".dist-info/" not in name and not name.startswith(COMPOSE)}
+        inside = {
+            name
+            for name in archive.namelist()
+            if ".dist-info/" not in name and not name.startswith((COMPOSE, COMPILED))
+        }
     files = {
         str(path.relative_to(source)) for name in PACKAGES for path in (source / name).rglob("*") if path.is_file()
     }
@@ -110,6 +116,32 @@ def test_its_own_files_are_those_imported(installed: Path) -> None:
     files = ended.stdout.splitlines()
     assert len(files) == len(names)
     assert all(Path(file).is_relative_to(installed) for file in files), files
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_its_codec_is_compiled(wheel: Path, installed: Path) -> None:
+    with ZipFile(wheel) as archive:
+        assert any(name.startswith(COMPILED) for name in archive.namelist())
+    assert run(installed, "python", "-c", "from schemas import codec; print(codec.name)").stdout == "C\n"
+
+
+def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "source"
+    shutil.copytree(source, elsewhere, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    isolation = ["--no-isolation"] if has_setuptools() else []
+    command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(tmp_path), str(elsewhere)]
+    environment = {**os.environ, "CC": str(tmp_path / "no-compiler")}
+    built = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert built.returncode == 0, built.stdout + built.stderr
+    with ZipFile(next(tmp_path.glob("headrace-*.whl"))) as archive:
+        assert not any(name.startswith(COMPILED) for name in archive.namelist())
+        archive.extractall(tmp_path / "unpacked")
+    program = "from schemas import codec; print(codec.name, codec.__file__)"
+    environment["PYTHONPATH"] = str(tmp_path / "unpacked")
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec.py")], ended.stderr
 
 
 def test_the_command_explains_itself(installed: Path) -> None:

@@ -13,9 +13,8 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,10 @@ from infra.stack.postgres import EmbeddedPostgres
 from producers import slots
 from schemas.topics import table_topic
 from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, fill, write_settings
+from tests.consumers.services import PATIENCE, ROOT, Application, Service, run, until
 from tests.producers.folding import folded_rows, read_topic, require_order, table_rows
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 180.0
-"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
-
+_TRIES = 15
 MOVED = "gitlab_main"
 STAYS = "gitlab_ci"
 _LOGGED = f"""
@@ -59,127 +56,6 @@ def documented_sql() -> list[str]:
     """Return the statements that docs/switchover.md tells the operator to run."""
     text = (ROOT / "docs" / "switchover.md").read_text()
     return re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        threading.Event().wait(0.05)
-
-
-class Service:
-    """A headrace command that is started again whenever it ends, as a service manager does it."""
-
-    def __init__(self, log: Path, *arguments: str) -> None:
-        self.codes: list[int] = []
-        self._log = log
-        self._arguments = arguments
-        self._stop = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            with self._log.open("a") as log:
-                self._process = run(log, *self._arguments)
-            self.codes.append(self._process.wait())
-            self._stop.wait(0.5)
-
-    def kill(self) -> None:
-        """End it without warning; it comes back."""
-        if (process := self._process) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if (process := self._process) is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-        self._thread.join(PATIENCE)
-
-
-def run(log: Any, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "headrace", *arguments], cwd=ROOT, stdout=log, stderr=log)
-
-
-class Application:
-    """Writes to both gitlab schemas without end, each to the database that owns it: where it is refused, it turns."""
-
-    def __init__(self, dsns: Sequence[str], seed: int) -> None:
-        self.transactions = 0
-        self.refused = 0
-        self._dsns = dsns
-        self._random = random.Random(seed)
-        self._stop = threading.Event()
-        self.error: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(work,), daemon=True) for work in (self._moved, self._stays)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
-        if self.error is not None:
-            raise self.error
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self.error = error
-
-    def _moved(self) -> None:
-        side = 0
-        while not self._stop.is_set():
-            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._dsns[side]) as connection:
-                while not self._stop.is_set():
-                    try:
-                        self._transaction(connection)
-                    except psycopg.errors.ReadOnlySqlTransaction:
-                        self.refused += 1
-                        side = 1 - side
-                        break
-                    self.transactions += 1
-                    self._stop.wait(0.005)
-
-    def _transaction(self, connection: psycopg.Connection[Any]) -> None:
-        draw = self._random
-        key, kind = draw.randrange(1, 400), draw.random()
-        if kind < 0.4:
-            connection.execute(
-                "INSERT INTO container_repositories"
-                " (id, project_id, name, migration_state, migration_skipped_reason)"
-                " VALUES (%s, 1, 'new', %s, %s) ON CONFLICT (id) DO UPDATE SET"
-                " (migration_state, migration_skipped_reason) ="
-                " (excluded.migration_state, excluded.migration_skipped_reason)",
-                (key, *TOO_MANY_TAGS),
-            )
-        elif kind < 0.9:
-            connection.execute("UPDATE container_repositories SET name = md5(name) WHERE id = %s", (key,))
-        else:
-            connection.execute("DELETE FROM container_repositories WHERE id = %s", (key,))
-        if draw.random() < 0.1:
-            connection.rollback()
-        else:
-            connection.commit()
-
-    def _stays(self) -> None:
-        draw = random.Random(1)
-        with psycopg.connect(self._dsns[0], autocommit=True) as connection:
-            while not self._stop.wait(0.01):
-                connection.execute(
-                    "INSERT INTO ci_builds VALUES (%s, 1) ON CONFLICT (id) DO UPDATE SET n = ci_builds.n + 1",
-                    (draw.randrange(100),),
-                )
 
 
 class World:
@@ -248,6 +124,13 @@ class World:
     def second(self) -> Iterator[psycopg.Connection[Any]]:
         with psycopg.connect(self.second_dsn, autocommit=True) as connection:
             yield connection
+
+    def slot_is_synchronized(self) -> bool:
+        """Whether the standby has the old producer's slot for good; helps it, as a longer run does by itself."""
+        with self.first() as first, self.second() as second:
+            first.execute("SELECT pg_log_standby_snapshot()")
+            row = second.execute("SELECT bool_or(synced AND NOT temporary) FROM pg_replication_slots").fetchone()
+        return row == (True,)
 
     def resets(self) -> int:
         with self.first() as connection:
@@ -334,8 +217,11 @@ class World:
         )
 
 
-def play(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
-    """Play one round; return what happened in it. Raises AssertionError where a promise was broken."""
+def play(stack: EmbeddedStack, directory: Path, seed: int, *, synchronized: bool) -> dict[str, Any]:
+    """Play one round; return what happened in it. Raises AssertionError where a promise was broken.
+
+    With `synchronized`, the standby has the old producer's slot, which the new one then takes over.
+    """
     draw = random.Random(seed)
     world = World(stack, directory, f"f{seed}x{draw.randrange(16**6):06x}")
     services = {
@@ -347,26 +233,9 @@ def play(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
     try:
         share = draw.randrange(5, 200)
         until(lambda: world.resets() >= share, f"{share} rows are reset")
-        calm = threading.Event()
-        killer = threading.Thread(target=_kill_now_and_then, args=(services, random.Random(seed + 1), calm, kills))
-        killer.start()
-        try:
-            while True:
-                moving = world.switchover()
-                # How long it may live is the draw; nothing depends on what it manages to do meanwhile.
-                if kills["switchover"] < 4 and draw.random() < 0.6:
-                    threading.Event().wait(draw.uniform(0.5, 3.0))
-                    if moving.poll() is None:
-                        moving.kill()
-                        kills["switchover"] += 1
-                if moving.wait(PATIENCE) == 0:
-                    break
-            stack.postgres.forget_standby(world.name)
-            before = application.transactions
-            until(lambda: application.transactions > before + 100, "the application goes on")
-        finally:
-            calm.set()
-            killer.join()
+        if synchronized:
+            until(world.slot_is_synchronized, "the slot is on the standby")
+        _move(world, services, application, draw, kills)
         application.stop()
         world.settle()
         for service in services.values():
@@ -375,13 +244,11 @@ def play(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
         listed = world.command("cleanup", "first", "--json", "--yes")
         assert listed.returncode == 0, listed.stderr
         assert [each["migration"] for each in json.loads(listed.stdout)["removed"]] == ["skip_resets"]
-        return {
-            "seed": seed,
-            "share": share,
-            **kills,
-            "refused": application.refused,
-            "writes": application.transactions,
-        }
+        story: dict[str, Any] = {"seed": seed, "resets before": share, **kills, "writes": application.transactions}
+        moves = (directory / f"{world.name}-switchover.log").read_text()
+        taken_over = '"synchronized": true' in moves
+        assert taken_over or not synchronized
+        return {**story, "synchronized slot": taken_over}
     except BaseException:
         for log in sorted(directory.glob(f"{world.name}-*.log")):
             print(f"--- {log.name}", *log.read_text().splitlines()[-12:], sep="\n", file=sys.stderr)
@@ -392,6 +259,34 @@ def play(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
         for service in services.values():
             service.stop()
         world.close()
+
+
+def _move(
+    world: World, services: dict[str, Service], application: Application, draw: random.Random, kills: dict[str, int]
+) -> None:
+    """Run the switchover to its end, through kills of itself and of everything else."""
+    calm = threading.Event()
+    killer = threading.Thread(target=_kill_now_and_then, args=(services, random.Random(draw.random()), calm, kills))
+    killer.start()
+    try:
+        for _ in range(_TRIES):
+            moving = world.switchover()
+            # How long it may live is the draw; nothing depends on what it manages to do meanwhile.
+            if kills["switchover"] < 4 and draw.random() < 0.85:
+                threading.Event().wait(draw.uniform(0.7, 2.5))
+                if moving.poll() is None:
+                    moving.kill()
+                    kills["switchover"] += 1
+            if moving.wait(PATIENCE) == 0:
+                break
+        else:
+            raise AssertionError(f"the switchover was not complete after {_TRIES} times")
+        world.stack.postgres.forget_standby(world.name)
+        before = application.transactions
+        until(lambda: application.transactions > before + 100, "the application goes on")
+    finally:
+        calm.set()
+        killer.join()
 
 
 def _kill_now_and_then(

@@ -19,10 +19,10 @@ def own() -> Iterator[EmbeddedStack]:
         yield stack
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize(("seed", "synchronized"), [(1, True), (2, False)])
 def test_a_switchover_under_load_changes_every_row_once_on_the_right_side(
-    own: EmbeddedStack, tmp_path: Path, seed: int
+    own: EmbeddedStack, tmp_path: Path, seed: int, synchronized: bool
 ) -> None:
     """`make chaos` plays more rounds, with other seeds."""
-    story = play(own, tmp_path, seed)
+    story = play(own, tmp_path, seed, synchronized=synchronized)
     assert story["writes"] > 0

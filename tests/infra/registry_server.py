@@ -24,6 +24,8 @@ class RegistryServer:
         """`user:password` that every request has to bring, None for an open registry."""
         self.broken = False
         """Answers everything with 500."""
+        self.refusing = False
+        """Finds every schema incompatible with what stands under any subject."""
         self.url = ""
 
     def answer(self, method: str, path: str, body: dict[str, Any], authorization: str | None) -> tuple[int, Any]:
@@ -34,7 +36,9 @@ class RegistryServer:
             return 401, {"error_code": 401, "message": "Unauthorized"}
         return self._answer(method, path, body)
 
-    def _answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    def _answer(  # noqa: PLR0911  # one request, one return
+        self, method: str, path: str, body: dict[str, Any]
+    ) -> tuple[int, Any]:
         match method, [unquote(part) for part in path.strip("/").split("/")]:
             case "GET", ["schemas", "ids", number]:
                 if not 0 < int(number) <= len(self.schemas):
@@ -45,6 +49,10 @@ class RegistryServer:
                     return 404, {"error_code": NO_SUBJECT, "message": f"Subject '{subject}' not found."}
                 ids = self.subjects[subject]
                 return 200, self._version(subject, len(ids), ids[-1])
+            case "DELETE", ["subjects", subject]:
+                return 200, list(range(1, len(self.subjects.pop(subject, [])) + 1))
+            case "POST", ["subjects", _, "versions"] if self.refusing and self.subjects:
+                return 409, {"error_code": 409, "message": "Schema being registered is incompatible"}
             case "POST", ["subjects", subject, "versions"]:
                 if body["schema"] not in self.schemas:
                     self.schemas.append(body["schema"])
@@ -84,7 +92,7 @@ def registry_server() -> Iterator[RegistryServer]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = respond
+        do_GET = do_POST = do_DELETE = respond
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep the test's output to itself."""

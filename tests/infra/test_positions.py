@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from infra import kafka, topics
-from infra.positions import Positions, SnapshotState, SourceState, StreamState, read_sources, record_key
+from infra.positions import (
+    HandoverState,
+    Positions,
+    SnapshotState,
+    SourceState,
+    StreamState,
+    handover_key,
+    read_sources,
+    record_key,
+)
 from infra.settings import KafkaSettings, Settings
 from schemas.positions import Lsn, Position
 from schemas.topics import positions_topic
@@ -31,7 +40,7 @@ def settings(bootstrap_servers: str, prefix: str) -> Settings:
     return made
 
 
-def record(settings: Settings, *records: tuple[bytes, StreamState | SnapshotState | None]) -> None:
+def record(settings: Settings, *records: tuple[bytes, StreamState | SnapshotState | HandoverState | None]) -> None:
     producer = kafka.producer(settings.kafka)
     for key, state in records:
         value = None if state is None else state.model_dump_json().encode()
@@ -72,3 +81,15 @@ def test_fields_of_a_later_version_are_left_aside(settings: Settings) -> None:
     producer.produce(positions_topic(settings.prefix), key=record_key("main"), value=value)
     producer.flush(30)
     assert read_sources(settings)["main"].stream == STREAM
+
+
+def test_a_handover_is_a_record_of_its_own_beside_tables_and_storages(settings: Settings) -> None:
+    given = HandoverState(
+        source="main", gitlab_schema="gitlab_ci", owner="ci", epoch=2, commit_lsn=Lsn(7), ordinal=0,
+        confirmed_lsn=Lsn(8), snapshots=(SNAPSHOT,),
+    )  # fmt: skip
+    positions = Positions(settings.prefix, settings.kafka)
+    record(settings, (handover_key("main", "gitlab_ci"), given), (record_key("main"), STREAM))
+    assert positions.sources() == {"main": SourceState(STREAM, {}, {"gitlab_ci": given})}
+    record(settings, (handover_key("main", "gitlab_ci"), None))
+    assert positions.sources() == {"main": SourceState(STREAM)}

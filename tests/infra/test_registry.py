@@ -89,6 +89,29 @@ def test_an_incompatible_schema_is_refused_and_the_change_named(fresh: Open) -> 
     fresh().register("other-value", RETYPED)
 
 
+def test_behind_an_empty_topic_a_schema_follows_nothing(fresh: Open) -> None:
+    number = fresh().register("t-value", NAMED)
+    registry = fresh()
+    registry.forget("t-value")
+    other = registry.register("t-value", RETYPED)
+    assert [fresh().schema(each) for each in (number, other)] == [NAMED, RETYPED]
+    with pytest.raises(IncompatibleSchema):
+        registry.register("t-value", GROWN)
+    back = fresh()
+    back.forget("t-value")
+    assert back.register("t-value", NAMED) == number
+    assert fresh().register("t-value", GROWN) not in (number, other), "it follows the one that came last"
+
+
+def test_a_registry_that_compares_by_itself_forgets_too(server: RegistryServer) -> None:
+    registry = UrlRegistry(RegistrySettings(url=server.url))
+    number = registry.register("t-value", NAMED)
+    server.refusing = True
+    registry.forget("t-value")
+    assert registry.register("t-value", RETYPED) != number
+    assert registry.schema(number) == NAMED
+
+
 def test_a_key_may_not_change_at_all(fresh: Open) -> None:
     fresh().register("t-key", key_schema(relation(Column("id", INT)), "gitlab_main", ("id",)))
     with pytest.raises(IncompatibleSchema, match="key column id: integer → bigint"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from infra.positions import SnapshotState
@@ -30,12 +31,17 @@ class MemoryRegistry:
             self.schemas.append(schema)
         return self.schemas.index(schema)
 
+    def forget(self, subject: str) -> None:
+        """Nothing is compared here."""
+
     def schema(self, schema_id: int) -> dict[str, Any]:
         return self.schemas[schema_id]
 
 
-def feed(registry: MemoryRegistry, state: SnapshotState | None = None, *, partitions: int = 3) -> TableFeed:
-    return TableFeed("main", TABLE, partitions, registry, state, not_before=7)
+def feed(
+    registry: MemoryRegistry, state: SnapshotState | None = None, *, partitions: int = 3, ordered: bool = True
+) -> TableFeed:
+    return TableFeed("main", replace(TABLE, ordered=ordered), partitions, registry, state, not_before=7)
 
 
 def done() -> SnapshotState:

@@ -55,12 +55,21 @@ def installed_postgres(programs: Path) -> Iterator[InstalledPostgres]:
         data, socket = directory / "data", directory / "socket"
         for each in (data, socket):
             hand_over(each, account)
-        options = ["-D", data, "-U", SUPERUSER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        options: list[str | Path] = [
+            "-D",
+            data,
+            "-U",
+            SUPERUSER,
+            "--auth=trust",
+            "--no-sync",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]
         keeper.run([programs / "initdb", *options], log=directory / "initdb.log", cwd=data, account=account)
         port = free_port()
         words = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
         # Nobody else can enter the socket's directory, so that trust is enough; root alone passes.
-        command = [programs / "postgres", "-D", data, "-p", str(port), "-h", "", "-k", socket, *words]
+        command: list[str | Path] = [programs / "postgres", "-D", data, "-p", str(port), "-h", "", "-k", socket, *words]
         server = keeper.start(
             command, log=directory / "server.log", cwd=data, account=account, stop_signal=signal.SIGQUIT
         )

@@ -35,7 +35,7 @@ def capture(*feeds: TableFeed, position: Position = STANDING, confirmed: int = 6
 
 
 def insert(key: int, relation: Relation = RELATION) -> pg.Insert:
-    values: pg.Values = [b"%d" % key, b"v"][: len(relation.columns)]  # type: ignore[assignment]
+    values: pg.Values = [b"%d" % key, b"v"][: len(relation.columns)]
     return pg.Insert(relation, values, None)
 
 
@@ -101,24 +101,23 @@ def test_a_truncate_is_told_in_every_partition(registry: MemoryRegistry, table: 
     assert places(registry, table) == [("t", None, (100, 1))] * 3
 
 
-def test_a_truncate_of_a_table_that_is_copied_starts_it_again(registry: MemoryRegistry) -> None:
+def test_a_truncate_of_a_table_that_is_copied_ends_that(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    table.add_chunk(
-        None, None, ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("5:5:"), Lsn(90)), Position(Lsn(50), 0), 9
-    )
+    shown = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("5:5:"), Lsn(90))
+    table.add_chunk(("5",), shown, Position(Lsn(50), 0), 9)
     table.take()
     into = capture(table)
     handle(into, transaction(100, insert(7), pg.Truncate((RELATION,), False, False, None), insert(8)))
-    # The create behind the truncate is left to the snapshot, which has to start again.
-    assert places(registry, table) == [("c", 7, (100, 0)), *[("t", None, (100, 1))] * 3]
-    assert not table.chunks.complete
+    # What comes behind the truncate is all that the table has.
+    assert places(registry, table) == [*[("t", None, (100, 1))] * 3, ("c", 8, (100, 2))]
+    assert not table.copying
     assert into.settle() == [table]
 
 
 def test_events_are_left_to_the_chunks_that_show_them(registry: MemoryRegistry) -> None:
     table = feed(registry)
     chunk = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("10:12:11"), Lsn(1000))
-    table.add_chunk(None, (5,), chunk, Position(Lsn(50), 0), 9)
+    table.add_chunk(("5",), chunk, Position(Lsn(50), 0), 9)
     table.take()
     into = capture(table)
     handle(into, transaction(100, insert(2), insert(6), delete(1), xid=9))

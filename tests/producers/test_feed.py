@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 
 from infra.positions import SnapshotState
+from producers.copying import Bounds
+from producers.feed import _room
+from producers.reread import KeyRange
 from producers.snapshot import ChunkRows
 from producers.visibility import Snapshot
 from schemas.positions import Lsn, Position
 from tests.producers.captures import RELATION, MemoryRegistry, done, feed, taken
 
 STANDING = Position(Lsn(500), 4)
+BEHIND = Position(Lsn(500), 5)
 SNAPSHOT = Snapshot.parse("100:110:105")
 
 
@@ -24,31 +28,31 @@ def rows(*ids: int, lsn: int = 1000) -> ChunkRows:
     return ChunkRows(data, len(ids), RELATION, SNAPSHOT, Lsn(lsn))
 
 
-def test_a_chunk_s_rows_are_at_the_stream_s_standing_position(registry: MemoryRegistry) -> None:
+def test_a_chunk_s_rows_are_just_behind_the_stream_s_standing_position(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    table.add_chunk(None, (2,), rows(1, 2), STANDING, 2)
+    table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     assert taken(registry, table) == [
-        ("r", {"id": 1}, STANDING, {"id": 1, "v": "v"}),
-        ("r", {"id": 2}, STANDING, {"id": 2, "v": "v"}),
+        ("r", {"id": 1}, BEHIND, {"id": 1, "v": "v"}),
+        ("r", {"id": 2}, BEHIND, {"id": 2, "v": "v"}),
     ]
     assert table.take() == []
 
 
 def test_chunks_are_counted_towards_the_planner_s_estimate(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    table.add_chunk(None, (2,), rows(1, 2), STANDING, 10)
+    table.add_chunk(("2",), rows(1, 2), STANDING, 10)
     assert (table.state.rows, table.state.chunks_done, table.state.chunks, table.state.done) == (2, 1, 10, False)
-    table.add_chunk((2,), None, rows(3), STANDING, 10)
+    table.add_chunk(None, rows(3), STANDING, 10)
     assert (table.state.rows, table.state.chunks_done, table.state.chunks, table.state.done) == (3, 2, 2, True)
     assert table.judging
 
 
 def test_another_process_goes_on_from_the_recorded_state(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    table.add_chunk(None, (2,), rows(1, 2), STANDING, 2)
+    table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     again = feed(registry, SnapshotState.model_validate_json(table.state.model_dump_json()))
-    assert again.chunks.chunks == table.chunks.chunks
-    assert again.chunks.frontier == (2,)
+    assert again.state == table.state
+    assert again.copy.bounds == Bounds(after=("2",))
     assert again.state.not_before == 7
     for key, xid in ((b"1", 99), (b"1", 105), (b"3", 105)):
         assert again.publishes((key,), xid, Lsn(900)) == table.publishes((key,), xid, Lsn(900))
@@ -57,7 +61,8 @@ def test_another_process_goes_on_from_the_recorded_state(registry: MemoryRegistr
 def test_a_snapshot_that_the_stream_has_passed_judges_nothing(registry: MemoryRegistry) -> None:
     assert not feed(registry, done()).judging
     table = feed(registry)
-    table.add_chunk(None, None, rows(1), STANDING, 2)
+    table.add_chunk(None, rows(1), STANDING, 2)
+    assert table.settle(Lsn(500))
     assert not table.settle(Lsn(999))
     assert table.settle(Lsn(1000))
     assert not table.judging
@@ -65,11 +70,61 @@ def test_a_snapshot_that_the_stream_has_passed_judges_nothing(registry: MemoryRe
     assert [(each.snapshot, each.lsn) for each in table.state.copied] == [(None, None)]
 
 
-def test_a_snapshot_that_starts_again_is_to_be_recorded_so(registry: MemoryRegistry) -> None:
+def test_after_a_truncate_nothing_is_left_to_copy(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    table.add_chunk(None, None, rows(1), STANDING, 2)
-    table.restart()
+    table.add_chunk(("2",), rows(1, 2), STANDING, 2)
+    table.truncated()
     assert table.settle(Lsn(500))
     assert not table.settle(Lsn(500))
-    assert table.judging
-    assert (table.state.done, table.state.rows, table.state.chunks_done, table.state.copied) == (False, 0, 0, ())
+    assert not table.judging
+    assert not table.copying
+    assert table.state.done
+
+
+def test_a_topic_is_emptied_in_every_partition_before_it_is_read_anew(registry: MemoryRegistry) -> None:
+    table = feed(registry, done())
+    table.read_anew(STANDING, 12)
+    assert [record["partition"] for record in table.waiting] == list(range(table.partitions))
+    assert {each[:1] + each[2:3] for each in taken(registry, table)} == {("t", BEHIND)}
+    assert table.settle(Lsn(500))
+    assert (table.state.done, table.state.copied, table.state.not_before) == (False, (), 12)
+    assert not table.publishes((b"1",), 20, Lsn(900))
+
+
+def test_a_chunk_is_cut_where_its_keys_would_not_fit_their_record(registry: MemoryRegistry) -> None:
+    table = feed(registry, ordered=False)
+    room = _room([b"\0" * 500] * 2000)
+    assert room == 512 * 1024 // 500
+    table.add_chunk(None, rows(*range(1, 4)), STANDING, 9)
+    assert (table.copy.unread, table.state.done, table.state.rows) == (False, True, 3)
+
+
+def test_the_keys_of_the_last_chunk_are_recorded_until_the_stream_has_passed_it(registry: MemoryRegistry) -> None:
+    table = feed(registry, ordered=False)
+    assert table.publishes((b"1",), 99, Lsn(900))
+    table.add_chunk(("2",), rows(1, 2), STANDING, 2)
+    again = feed(registry, SnapshotState.model_validate_json(table.state.model_dump_json()), ordered=False)
+    for each in (table, again):
+        assert not each.publishes((b"1",), 99, Lsn(900))
+        assert each.publishes((b"1",), 105, Lsn(900))
+        assert each.publishes((b"3",), 99, Lsn(900))
+        assert not each.copy.ready
+        assert each.settle(Lsn(1000))
+        assert each.copy.ready
+        assert each.publishes((b"1",), 99, Lsn(1001))
+        assert each.copy.bounds == Bounds(after=("2",))
+
+
+def test_what_is_asked_for_waits_for_chunks_that_the_stream_has_not_passed(registry: MemoryRegistry) -> None:
+    table = feed(registry)
+    table.ask(KeyRange(), 20)
+    assert table.state.asked == (), "the first snapshot reads it in any case"
+    table.add_chunk(None, rows(1), STANDING, 2)
+    table.ask(KeyRange(("1",), None), 20)
+    table.ask(KeyRange(("1",), None), 20)
+    assert not table.publishes((b"1",), 99, Lsn(900))
+    assert table.copy.complete
+    assert table.settle(Lsn(1000))
+    assert table.state.asked == ()
+    assert table.copy.bounds == Bounds(first=("1",))
+    assert table.state.under_way

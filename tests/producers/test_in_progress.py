@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ T_WIDER = Relation(1, "public", "t", "d", (Column("id", 23), Column("v", 25)), (
 class Recorded:
     """A stream that was recorded: each read gives the next batch; `answers` counts the reads that took nothing."""
 
-    def __init__(self, *batches: list[m.Message]) -> None:
+    def __init__(self, *batches: Sequence[m.Message]) -> None:
         self._batches = list(batches)
         self.answers = 0
 
@@ -92,11 +92,17 @@ def test_blocks_of_two_transactions_come_in_the_order_of_their_commits(spills: S
 
 
 def test_an_abort_drops_what_its_subtransaction_did_and_nothing_else(spills: SpillDirectory) -> None:
-    block = [m.RelationMessage(T, 5), insert(1, 5), insert(2, 6), insert(3, 7), insert(4, 6)]
+    block: list[m.Message] = [m.RelationMessage(T, 5), insert(1, 5), insert(2, 6), insert(3, 7), insert(4, 6)]
     frames = Recorded(
         [
-            *(m.StreamStart(5, True), *block, m.StreamStop(), m.StreamAbort(5, 6, None, None)),
-            *(m.StreamStart(5, False), insert(5, 5), m.StreamStop(), commit(5, 100)),
+            m.StreamStart(5, True),
+            *block,
+            m.StreamStop(),
+            m.StreamAbort(5, 6, None, None),
+            m.StreamStart(5, False),
+            insert(5, 5),
+            m.StreamStop(),
+            commit(5, 100),
         ]
     )
     changes = [each for each in read_all(Incoming(frames, spills)) if isinstance(each, m.Insert)]
@@ -105,7 +111,7 @@ def test_an_abort_drops_what_its_subtransaction_did_and_nothing_else(spills: Spi
 
 def test_an_abort_of_the_whole_leaves_nothing(spills: SpillDirectory) -> None:
     told = m.RelationMessage(T, 5)
-    blocks = [m.StreamStart(5, True), told, insert(1, 5), m.StreamStop()]
+    blocks: list[m.Message] = [m.StreamStart(5, True), told, insert(1, 5), m.StreamStop()]
     begin, end = m.Begin(Lsn(9), 0, 8), m.Commit(Lsn(9), Lsn(10), 0)
     incoming = Incoming(Recorded([*blocks, m.StreamAbort(5, 5, None, None), begin, end]), spills)
     assert read_all(incoming) == [begin, end]
@@ -119,9 +125,21 @@ def test_a_table_as_a_block_tells_it_is_its_transactions_own_until_it_commits(sp
     later, last = m.Begin(Lsn(209), 0, 9), m.Commit(Lsn(209), Lsn(210), 0)
     frames = Recorded(
         [
-            *(begin, known, insert(1, None), end),
-            *(m.StreamStart(5, True), m.RelationMessage(T_WIDER, 5), insert(2, 5, T_WIDER), m.StreamStop()),
-            *(begin, insert(3, None), end, commit(5, 100), later, insert(4, None, T_WIDER), last),
+            begin,
+            known,
+            insert(1, None),
+            end,
+            m.StreamStart(5, True),
+            m.RelationMessage(T_WIDER, 5),
+            insert(2, 5, T_WIDER),
+            m.StreamStop(),
+            begin,
+            insert(3, None),
+            end,
+            commit(5, 100),
+            later,
+            insert(4, None, T_WIDER),
+            last,
         ]
     )
     messages = read_all(Incoming(frames, spills))
@@ -135,7 +153,7 @@ def test_a_table_as_a_block_tells_it_is_its_transactions_own_until_it_commits(sp
 
 def test_while_a_transaction_is_read_back_nothing_is_taken_and_the_server_is_answered(spills: SpillDirectory) -> None:
     rows = [m.Insert(T, [b"%0200d" % number], 5) for number in range(20_000)]
-    behind = [m.Begin(Lsn(109), 0, 8), m.Commit(Lsn(109), Lsn(110), 0)]
+    behind: list[m.Message] = [m.Begin(Lsn(109), 0, 8), m.Commit(Lsn(109), Lsn(110), 0)]
     frames = Recorded(
         [m.StreamStart(5, True), m.RelationMessage(T, 5), *rows, m.StreamStop(), commit(5, 100), *behind],
         [m.Begin(Lsn(209), 0, 9), m.Commit(Lsn(209), Lsn(210), 0)],

@@ -1,4 +1,4 @@
-"""Starting over: nothing is left of the source, and the next start reads everything."""
+"""Starting over: a new slot, topics that are emptied, and everything read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from infra.positions import record_key
 from infra.topics import end_offsets
 from producers import slots
+from producers.relay import Relay
 from producers.start_over import start_over
 from schemas.errors import Refused
+from schemas.topics import positions_topic
 from tests.producers.folding import states
 from tests.producers.processes import producing, write_settings
 from tests.producers.sources import Source, copy_all, running, topic_of
@@ -27,11 +30,27 @@ def test_everything_is_forgotten_and_read_anew(new_source: NewSource) -> None:
     copy_all(source)
     start_over(source.settings, "main")
     assert slots.read(source.connection, source.slot) is None
-    assert end_offsets(source.settings.kafka, topic_of(source.settings, "public.t")) == {}
-    assert (source.state().stream, source.state().snapshots) == (None, {})
+    assert source.state().stream is None
+    assert source.state().snapshots["public.t"].anew
     source.connection.execute("DELETE FROM t WHERE id = 1")
     copy_all(source)
-    assert states(source.require_equal("public.t")) == {"r": 1}
+    # The topic is the same one, emptied in both partitions.
+    assert states(source.require_equal("public.t")) == {"r": 3, "t": 2}
+
+
+def test_where_positions_would_go_back_the_topics_are_deleted(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    stream = source.state().stream
+    assert stream is not None
+    relay = Relay(source.settings.kafka, "test", positions_topic(source.settings.prefix))
+    relay.record([(record_key("main"), stream.model_copy(update={"system_identifier": "1"}))])
+    relay.commit()
+    relay.close()
+    start_over(source.settings, "main")
+    assert end_offsets(source.settings.kafka, topic_of(source.settings, "public.t")) == {}
+    copy_all(source)
+    assert states(source.require_equal("public.t")) == {"r": 2}
 
 
 def test_twice_is_as_once(new_source: NewSource) -> None:
@@ -40,7 +59,7 @@ def test_twice_is_as_once(new_source: NewSource) -> None:
     start_over(source.settings, "main")
     start_over(source.settings, "main")
     copy_all(source)
-    assert states(source.require_equal("public.t")) == {"r": 2}
+    assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
 
 
 def test_interrupted_behind_the_slot_it_is_completed(new_source: NewSource) -> None:
@@ -49,7 +68,7 @@ def test_interrupted_behind_the_slot_it_is_completed(new_source: NewSource) -> N
     source.drop_slot()
     start_over(source.settings, "main")
     copy_all(source)
-    assert states(source.require_equal("public.t")) == {"r": 2}
+    assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
 
 
 def test_a_producer_that_runs_is_left_alone(new_source: NewSource) -> None:
@@ -75,4 +94,4 @@ def test_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
         source.caught_up(process.check)
         process.send(signal.SIGTERM)
         assert process.ended() == 0
-    assert states(source.require_equal("public.t")) == {"r": 2}
+    assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}

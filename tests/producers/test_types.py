@@ -59,7 +59,7 @@ def columns_of(connection: psycopg.Connection[Any]) -> dict[str, tuple[str, ...]
         if columns[quoted]:
             array = connection.execute(
                 sql.SQL("SELECT format('%s', ARRAY[{}, NULL])").format(
-                    sql.SQL(", ").join(sql.SQL("{}::{}").format(value, sql.SQL(quoted)) for value in known[name])  # type: ignore[arg-type]
+                    sql.SQL(", ").join(sql.SQL("{}::{}").format(value, sql.SQL(quoted)) for value in known[name])
                 )
             ).fetchone()
             assert array is not None
@@ -71,7 +71,7 @@ def insert(connection: psycopg.Connection[Any], columns: Mapping[str, tuple[str,
     """Write one row of nulls, and one for each place in the longest list of values."""
     for place in range(-1, max(map(len, columns.values()))):
         values = [
-            sql.SQL("{}::{}").format(sql.Literal(chosen[place]), sql.SQL(name))  # type: ignore[arg-type]
+            sql.SQL("{}::{}").format(sql.Literal(chosen[place]), sql.SQL(name))
             if 0 <= place < len(chosen)
             else sql.SQL("NULL")
             for name, chosen in columns.items()

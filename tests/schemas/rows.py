@@ -14,6 +14,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from schemas.encoder import Encoder
 from schemas.events import UNCHANGED, Column, Relation
 
 Pair = tuple[bytes, Any]
@@ -161,6 +162,19 @@ def samples(draw: st.DrawFn, *, unchanged: bool = False, rows: int = 5) -> Sampl
     return Sample(relation, key, texts, values)
 
 
+def encoder_of(sample: Sample, compiled: bool) -> Encoder:
+    """Return the encoder of a sample's rows, in Python or, where there is one, with the compiled codec."""
+    return Encoder(
+        sample.relation,
+        "gitlab_main",
+        sample.key,
+        database="main",
+        value_schema_id=7,
+        key_schema_id=8,
+        compiled=compiled,
+    )
+
+
 ESCAPES = {
     b"\\": rb"\\", b"\b": rb"\b", b"\f": rb"\f", b"\n": rb"\n", b"\r": rb"\r", b"\t": rb"\t", b"\v": rb"\v",
 }  # fmt: skip
@@ -187,4 +201,4 @@ def plain_key(value: Any, text: bytes) -> Any:
     return text.decode() if isinstance(value, date | datetime | time | Decimal) else value
 
 
-__all__ = ["Sample", "copy_line", "plain_key", "same", "samples"]
+__all__ = ["Sample", "copy_line", "encoder_of", "plain_key", "same", "samples"]

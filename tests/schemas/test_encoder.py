@@ -1,4 +1,4 @@
-"""The generated encoder against fastavro, byte for byte, for tables of every type."""
+"""Both codecs, the generated Python and the compiled one, against fastavro byte for byte, for tables of every type."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas import codec
 from schemas.avro import value_schema
 from schemas.encoder import Encoder
 from schemas.errors import Malformed, UsageError
 from schemas.events import UNCHANGED, Column, Op, Relation
 from schemas.positions import Lsn
-from tests.schemas.rows import Sample, copy_line, plain_key, samples
+from tests.schemas.rows import Sample, copy_line, encoder_of, plain_key, samples
 
 LSN = Lsn(0x16_B374_D848)
 SEEN, COMMITTED = 1_700_000_000_123, 1_700_000_000_000
-
-
-def encoder_of(sample: Sample) -> Encoder:
-    return Encoder(sample.relation, "gitlab_main", sample.key, database="main", value_schema_id=7, key_schema_id=8)
+needs_compiled = pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+both_codecs = pytest.mark.parametrize(
+    "compiled", [pytest.param(False, id="python"), pytest.param(True, id="compiled", marks=needs_compiled)]
+)
 
 
 def reference(schema: Any, schema_id: int, datum: dict[str, Any]) -> bytes:
@@ -82,10 +83,11 @@ def named(row: dict[str, Any]) -> list[str]:
     return [name for name, value in row.items() if value is UNCHANGED]
 
 
+@both_codecs
 @given(samples(unchanged=True), st.integers(0, 1 << 40))
 @settings(deadline=None)
-def test_changes_are_what_fastavro_writes(sample: Sample, ordinal: int) -> None:
-    encoder = encoder_of(sample)
+def test_changes_are_what_fastavro_writes(compiled: bool, sample: Sample, ordinal: int) -> None:
+    encoder = encoder_of(sample, compiled)
     for index, (texts, row) in enumerate(zip(sample.texts, sample.values, strict=True)):
         key, value = encoder.change(prefix(encoder, Op.CREATE), ordinal, SEEN, texts)
         after = row_datum(encoder.value_schema, list(row.values()))
@@ -93,10 +95,11 @@ def test_changes_are_what_fastavro_writes(sample: Sample, ordinal: int) -> None:
         assert key == encoder.key(texts) == reference_key(encoder, sample, index)
 
 
+@both_codecs
 @given(samples(unchanged=True))
 @settings(deadline=None)
-def test_old_rows_are_what_fastavro_writes(sample: Sample) -> None:
-    encoder = encoder_of(sample)
+def test_old_rows_are_what_fastavro_writes(compiled: bool, sample: Sample) -> None:
+    encoder = encoder_of(sample, compiled)
     covered = sample.relation.identity_columns
     full = sample.relation.replica_identity == "f"
     lacking = [] if full else [c.name for c in sample.relation.columns if c.name not in covered]
@@ -113,10 +116,11 @@ def test_old_rows_are_what_fastavro_writes(sample: Sample) -> None:
     assert key == reference_key(encoder, sample, len(sample.texts) - 1)
 
 
+@both_codecs
 @given(samples(rows=20), st.sampled_from([1, 60]))
 @settings(deadline=None)
-def test_copied_rows_are_what_fastavro_writes(sample: Sample, times: int) -> None:
-    encoder = encoder_of(sample)
+def test_copied_rows_are_what_fastavro_writes(compiled: bool, sample: Sample, times: int) -> None:
+    encoder = encoder_of(sample, compiled)
     data = b"".join(map(copy_line, sample.texts)) * times
     keys, values = encoder.encode_copy_chunk(data, encoder.copy_prefix(lsn=LSN, ordinal=9, ts_ms=COMMITTED))
     assert keys == [reference_key(encoder, sample, index) for index in range(len(sample.texts))] * times
@@ -124,14 +128,15 @@ def test_copied_rows_are_what_fastavro_writes(sample: Sample, times: int) -> Non
     assert values == [reference_value(encoder, "r", 9, None, row, []) for row in rows] * times
 
 
-def test_columns_that_repeat_together_are_still_their_own() -> None:
+@both_codecs
+def test_columns_that_repeat_together_are_still_their_own(compiled: bool) -> None:
     columns = (Column("id", 20), *(Column(f"c{index}", 25) for index in range(6)), Column("at", 1184))
     relation = Relation(1, "public", "t", "d", columns, ("id",))
     states: list[list[Any]] = [[b"a", None, b"", b"b\tc", None, b"\\N"], [None, b"a", b"x" * 200, b"", b"z", None]]
     texts: list[list[Any]] = [
         [b"%d" % (index * 5), *states[index % 2], b"2024-02-29 23:59:59.%06d+00" % index] for index in range(3000)
     ]
-    encoder = Encoder(relation, "gitlab_main", ["id"], database="main", value_schema_id=1, key_schema_id=2)
+    encoder = encoder_of(Sample(relation, ("id",), [], []), compiled)
     start = encoder.copy_prefix(lsn=LSN, ordinal=0, ts_ms=SEEN)
     keys, values = encoder.encode_copy_chunk(b"".join(map(copy_line, texts)), start)
     change = encoder.event_prefix(Op.READ, lsn=LSN, xid=None, ts_ms=SEEN, snapshot=True)
@@ -145,12 +150,13 @@ def test_a_truncate_has_no_rows() -> None:
     assert value == reference_value(encoder, "t", 5, None, None, [])
 
 
-def simple(name: str, oid: int, modifier: int = -1) -> Encoder:
+def simple(name: str, oid: int, modifier: int = -1, *, compiled: bool = True) -> Encoder:
     columns = (Column("id", 20), Column(name, oid, modifier), Column("note", 25))
     relation = Relation(1, "public", "orders", "d", columns, ("id",))
-    return Encoder(relation, "gitlab_main", ["id"], database="main", value_schema_id=7, key_schema_id=8)
+    return encoder_of(Sample(relation, ("id",), [], []), compiled)
 
 
+@both_codecs
 @pytest.mark.parametrize(
     ("oid", "modifier", "text"),
     [
@@ -179,8 +185,8 @@ def simple(name: str, oid: int, modifier: int = -1) -> Encoder:
         (1700, ((4 << 16) | 2) + 4, b"one"),
     ],
 )
-def test_a_value_not_of_its_type_names_table_and_column(oid: int, modifier: int, text: bytes) -> None:
-    encoder = simple("amount", oid, modifier)
+def test_a_value_not_of_its_type_names_table_and_column(compiled: bool, oid: int, modifier: int, text: bytes) -> None:
+    encoder = simple("amount", oid, modifier, compiled=compiled)
     with pytest.raises(Malformed, match=r"public\.orders.*amount"):
         encoder.change(b"", 0, 0, [b"1", text, b"note"])
     with pytest.raises(Malformed, match=r"public\.orders.*amount"):
@@ -190,27 +196,30 @@ def test_a_value_not_of_its_type_names_table_and_column(oid: int, modifier: int,
         encoder.encode_copy_chunk(many, b"")
 
 
+@both_codecs
 @pytest.mark.parametrize("row", [[b"1", b"2"], [b"1", b"2", b"3", b"4"], [None, b"2", b"3"], [b"1", UNCHANGED, b"3"]])
-def test_a_row_not_of_its_relation_is_malformed(row: list[Any]) -> None:
-    encoder = simple("amount", 23)
+def test_a_row_not_of_its_relation_is_malformed(compiled: bool, row: list[Any]) -> None:
+    encoder = simple("amount", 23, compiled=compiled)
     with pytest.raises(Malformed, match=r"public\.orders"):
         encoder.change(b"", 0, 0, row)
 
 
+@both_codecs
 @pytest.mark.parametrize(
     "data", [b"1\t2\n", b"1\t2\t3\t4\n", b"1\t2\t3", rb"\N" b"\t2\t3\n", b"1\t2\t\\x\n", b"1\t2\n3\t4\t5\t6\n"]
 )
-def test_lines_not_of_their_relation_are_malformed(data: bytes) -> None:
+def test_lines_not_of_their_relation_are_malformed(compiled: bool, data: bytes) -> None:
     with pytest.raises(Malformed, match=r"public\.orders"):
-        simple("amount", 23).encode_copy_chunk(data, b"")
+        simple("amount", 23, compiled=compiled).encode_copy_chunk(data, b"")
 
 
-def test_no_lines_are_no_records() -> None:
-    assert simple("amount", 23).encode_copy_chunk(b"", b"") == ([], [])
+@both_codecs
+def test_no_lines_are_no_records(compiled: bool) -> None:
+    assert simple("amount", 23, compiled=compiled).encode_copy_chunk(b"", b"") == ([], [])
 
 
 def test_memories_stay_bounded() -> None:
-    encoder = simple("at", 1184)
+    encoder = simple("at", 1184, compiled=False)
     for start in range(0, 40_000, 20_000):
         rows = (b"%d\t2024-01-01 00:00:00.%06d+00\t\n" % (n, n) for n in range(start, start + 20_000))
         keys, _ = encoder.encode_copy_chunk(b"".join(rows), b"")

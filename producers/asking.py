@@ -1,0 +1,133 @@
+"""Asking for a table to be read again: checked first, then told to its producer, or noted for its next start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import psycopg
+
+from infra import kafka
+from infra.positions import Positions, SnapshotState, SourceState, record_key
+from infra.postgres import connect, translated
+from infra.settings import Settings
+from producers import slots, startup
+from producers.copying import Bounds
+from producers.publication import published_tables
+from producers.requests import SnapshotRequest, send_request
+from producers.snapshot import plan_chunk
+from producers.tables import CapturedTable, captured_tables
+from schemas.errors import BrokerUnavailable, Refused, UsageError
+from schemas.positions import format_lsn
+from schemas.topics import positions_topic
+
+_SECONDS: Final = 30.0
+
+
+class NotReadYet(Refused):
+    """Start its producer with `headrace produce SOURCE`: it reads the whole table in any case."""
+
+
+class ReadAnewOnly(Refused):
+    """Read it anew: `headrace snapshot TABLE --anew`, which empties its topic first."""
+
+
+def source_of(settings: Settings, table: str) -> str:
+    """Return the database whose settings capture `table`; raises UsageError unless it is exactly one."""
+    found = [
+        name
+        for name, database in settings.databases.items()
+        if any(fnmatchcase(table, pattern) for pattern in database.tables)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{table} is captured of {', '.join(found)}", remedy="say which with --source")
+    raise UsageError(
+        f"{table} is captured of no database", remedy="name it as the settings do, such as public.projects"
+    )
+
+
+def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
+    """Have rows of a table read again by the producer of `source`; return what happens now, in one line.
+
+    A running producer takes it up at once, another one at its next start. Raises Refused where the table's topic
+    would not be right afterwards, and UsageError for keys that are none of the table's.
+    """
+    database = settings.database(source)
+    alone = database.model_copy(update={"tables": (request.table,)})
+    dsn = database.dsn.get_secret_value()
+    state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
+    recorded = state.snapshots.get(request.table)
+    if state.stream is None:
+        raise NotReadYet(f"source {source} was never read")
+    with connect(dsn, name=f"snapshot {source}", canonical_text=True) as connection, translated(dsn):
+        (table,) = captured_tables(connection, source, alone, settings.prefix)
+        slot = startup.slot_name(settings, source, database)
+        held = slots.read(connection, slot)
+        if held is not None:
+            # A producer that runs may have moved it since the record was read.
+            held = replace(held, confirmed_flush=None)
+        startup.refuse_gaps(state, held, slot, startup.system_identifier(connection))
+        if request.anew and _would_be_refused(connection, settings, source, state, table):
+            _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
+            return f"{table.name} is read anew when the producer of {source} starts"
+        if not request.anew:
+            _require_readable(table.name, recorded)
+            _require_keys(connection, table, request)
+        lsn = send_request(connection, request)
+    return f"asked at {format_lsn(lsn)}: the producer of {source} reads {table.name} when it comes there"
+
+
+def _would_be_refused(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState, table: CapturedTable
+) -> bool:
+    """Whether no producer can be running that has the table, because of the table."""
+    recorded = state.snapshots.get(table.name)
+    if recorded is not None and recorded.stopped:
+        return False
+    published = published_tables(connection, settings.database(source).publication)
+    try:
+        startup.standing_snapshots(settings, state, (table,), published)
+    except startup.SilentGap:
+        return True
+    return False
+
+
+def _require_readable(table: str, recorded: SnapshotState | None) -> None:
+    if recorded is None:
+        raise NotReadYet(f"{table} was never read")
+    if recorded.stopped:
+        raise ReadAnewOnly(f"{table} is stopped ({recorded.stopped}), so that its topic lacks changes")
+    if not recorded.done:
+        raise NotReadYet(f"{table} is being read for the first time")
+
+
+def _require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> None:
+    """Raise UsageError for an end that is no key of the table."""
+    for option, texts in (("--from", request.first), ("--to", request.last)):
+        if texts is not None and len(texts) != len(table.key):
+            raise UsageError(
+                f"{option} has {len(texts)} value(s), and the key of {table.name} is ({', '.join(table.key)})",
+                remedy=f"give {option} once for each column of the key, in that order",
+            )
+    try:
+        plan_chunk(connection, table, Bounds(first=request.first, last=request.last), 1)
+    except psycopg.DataError as error:
+        raise UsageError(
+            f"--from or --to is no key of {table.name}: {error.diag.message_primary}",
+            remedy=f"its key is ({', '.join(table.key)})",
+        ) from error
+
+
+def _note(settings: Settings, state: SnapshotState) -> None:
+    with kafka.translated(settings.kafka):
+        client = kafka.producer(settings.kafka)
+        client.produce(
+            positions_topic(settings.prefix),
+            key=record_key(state.source, state.table),
+            value=state.model_dump_json().encode(),
+        )
+        if client.flush(_SECONDS):
+            raise BrokerUnavailable(f"Kafka at {settings.kafka.bootstrap_servers} took no record in {_SECONDS:.0f} s")

@@ -1,0 +1,229 @@
+"""How far one table is copied, by which rules its events are judged, and the record of both. Pure: no I/O.
+
+A first snapshot of a table whose keys can be compared here goes by `producers.chunks`; every other copy goes by
+`producers.reread`. A truncate ends any of them: whatever the table has from then on comes after it in the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from infra.positions import ChunkState, RangeState, RereadState, SnapshotState
+from producers.chunks import Chunk, Key, TableChunks
+from producers.reread import KeyRange, RememberedChunk, Reread, Texts, pack_keys, unpack_keys
+from producers.visibility import Snapshot
+from schemas.positions import Lsn
+
+Comparable = Callable[[tuple[bytes, ...]], Key]
+"""From a key's texts to the form that sorts here as it does in the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The keys that are to be read next: from `first` on, behind `after`, up to and including `last`."""
+
+    first: Texts | None = None
+    after: Texts | None = None
+    last: Texts | None = None
+
+
+class TableCopy:
+    """The copy of one table, as `state` has it; every change is in `state` at once."""
+
+    def __init__(self, state: SnapshotState, comparable: Comparable | None) -> None:
+        """`comparable` is None for a table whose keys cannot be compared here."""
+        self.state = state
+        self._comparable = comparable
+        self._reread: Reread | None = None
+        self._load(state)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk may be read now, as far as this table is concerned."""
+        return not self._chunks.complete if self._reread is None else self._reread.ready
+
+    @property
+    def unread(self) -> bool:
+        """Whether rows are left to read."""
+        return not (self._chunks.complete if self._reread is None else self._reread.read)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to read, nor to be remembered of a table that is read again."""
+        return self._chunks.complete if self._reread is None else self._reread.complete
+
+    @property
+    def judging(self) -> bool:
+        """Whether events have to be judged at all."""
+        return self._reread is not None or not self._chunks.settled
+
+    @property
+    def remembered(self) -> RememberedChunk | None:
+        """The chunk whose keys are remembered."""
+        return None if self._reread is None else self._reread.chunk
+
+    @property
+    def remembers(self) -> bool:
+        """Whether chunks have to be added with their keys."""
+        return self._reread is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the copy is of the whole table."""
+        return self._reread is None or self._reread.range == KeyRange()
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the next chunk starts with, and where the last one ends."""
+        if self._reread is not None:
+            return Bounds(self._reread.range.first, self._reread.after, self._reread.range.last)
+        frontier = self._chunks.frontier
+        return Bounds(after=None if frontier is None else _texts(frontier))
+
+    def copied(self, upto: Texts | None, snapshot: Snapshot, lsn: Lsn, keys: Iterable[bytes], rows: int) -> None:
+        """Note that the chunk from `bounds` to `upto` (None: to their end) is published.
+
+        `keys` are those of its rows as messages have them; needed only when it `remembers`.
+        """
+        if self._reread is not None:
+            self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), snapshot, lsn))
+        else:
+            self._chunks.copied(Chunk(self._chunks.frontier, self._key(upto), snapshot, lsn))
+        self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
+
+    def note(self, **changes: object) -> None:
+        """Change what is recorded of the table beside its copy."""
+        self.state = self.state.model_copy(update=changes)
+
+    def expect(self, chunks: int) -> None:
+        """Note how many chunks there will be, for those who watch."""
+        done = self.state.chunks_done
+        self._update(chunks=max(done + 1, chunks) if self.unread else done)
+
+    def passed(self, lsn: Lsn) -> bool:
+        """Note that the stream stands at `lsn`; returns whether something changed by that."""
+        if self._reread is None:
+            if not self._chunks.passed(lsn):
+                return False
+            if self._chunks.settled:
+                self._finish()
+        else:
+            after = self._reread.passed(lsn)
+            if after is self._reread:
+                return False
+            self._reread = after
+            if after.complete:
+                self._finish()
+        self._update()
+        return True
+
+    def truncated(self) -> None:
+        """Note that the stream has emptied the table: the topic has all that comes after, and nothing to copy is left.
+
+        Nobody else can have had changes of the table in progress, and no snapshot shows truly what was before.
+        """
+        self._chunks = TableChunks([Chunk(None, None)])
+        self._reread = None
+        self._update(asked=())
+
+    def ask(self, range_: KeyRange, not_before: int) -> None:
+        """Read a range again, after what is under way; nothing to do where that reads it in any case.
+
+        `not_before` must be above every transaction that has begun, unless events were judged all along.
+        """
+        asked = RangeState(first=range_.first, last=range_.last)
+        if not self.state.done or asked in self.state.asked:
+            return
+        if self._reread is None and self._chunks.settled:
+            self._reread = Reread(range_)
+            self._update(rows=0, chunks_done=0, chunks=0, not_before=not_before)
+        else:
+            self._update(asked=(*self.state.asked, asked))
+
+    def anew(self, not_before: int) -> None:
+        """Start from nothing: the topic is emptied at the stream's standing position."""
+        state = self.state
+        fresh = SnapshotState(
+            source=state.source, table=state.table, topic=state.topic, not_before=not_before, columns=state.columns
+        )
+        self._load(fresh)
+        self._update()
+
+    def publishes(self, texts: tuple[bytes, ...], key: Callable[[], bytes], xid: int, commit_lsn: Lsn) -> bool:
+        """Whether an event goes to the topic; `key` gives the row's key as messages have it."""
+        if self._reread is not None:
+            return self._reread.chunk is None or self._reread.publishes(key(), xid, commit_lsn)
+        return self._comparable is None or self._chunks.publishes(self._comparable(texts), xid, commit_lsn)
+
+    def _load(self, state: SnapshotState) -> None:
+        self.state = state
+        self._chunks = TableChunks(
+            Chunk(
+                self._key(each.after),
+                self._key(each.upto),
+                Snapshot.parse(each.snapshot) if each.snapshot else None,
+                each.lsn,
+            )
+            for each in state.copied
+        )
+        self._reread = None
+        if state.reread is not None:
+            self._reread = _loaded(state.reread)
+        elif self._comparable is None and not state.done:
+            self._reread = Reread()
+            self._update()
+
+    def _finish(self) -> None:
+        """End a copy and go on with what was asked for meanwhile, if anything."""
+        self._chunks = TableChunks([Chunk(None, None)])
+        self._reread = None
+        if self.state.asked:
+            range_, *later = self.state.asked
+            self._reread = Reread(KeyRange(range_.first, range_.last))
+            self._update(rows=0, chunks_done=0, chunks=0, asked=tuple(later))
+
+    def _update(self, **changes: object) -> None:
+        copied = tuple(
+            ChunkState(
+                after=_texts(chunk.after),
+                upto=_texts(chunk.upto),
+                snapshot=str(chunk.snapshot) if chunk.snapshot else None,
+                lsn=chunk.lsn,
+            )
+            for chunk in self._chunks.chunks
+        )
+        done = self._chunks.complete or (self._reread is not None and (self.state.done or self._reread.read))
+        recorded = {"done": done, "copied": copied, "reread": _recorded(self._reread), **changes}
+        self.state = self.state.model_copy(update=recorded)
+
+    def _key(self, texts: Texts | None) -> Key | None:
+        if texts is None:
+            return None
+        assert self._comparable is not None
+        return self._comparable(tuple(text.encode() for text in texts))
+
+
+def _texts(key: Key | None) -> Texts | None:
+    return None if key is None else tuple(part.decode() if isinstance(part, bytes) else str(part) for part in key)
+
+
+def _loaded(state: RereadState) -> Reread:
+    chunk = None
+    if state.snapshot is not None and state.lsn is not None:
+        chunk = RememberedChunk(unpack_keys(state.keys), Snapshot.parse(state.snapshot), state.lsn)
+    return Reread(KeyRange(state.range.first, state.range.last), state.after, state.read, chunk)
+
+
+def _recorded(reread: Reread | None) -> RereadState | None:
+    if reread is None:
+        return None
+    chunk = reread.chunk
+    return RereadState(
+        range=RangeState(first=reread.range.first, last=reread.range.last),
+        after=reread.after,
+        read=reread.read,
+        snapshot=str(chunk.snapshot) if chunk else None,
+        lsn=chunk.lsn if chunk else None,
+        keys=pack_keys(chunk.keys) if chunk else "",
+    )

@@ -1,0 +1,100 @@
+"""Copying a table while its events go on being published: pure rules, no I/O.
+
+Used where the ranges of `producers.chunks` cannot be: for a table whose topic has rows already (it is read again on
+demand), and for one whose keys this process cannot compare. No event is dropped for its place in the key order. A
+chunk's rows are published just behind the stream's standing position, and the keys that it returned are remembered
+until the stream has passed the log position noted behind its snapshot. Meanwhile an event
+
+- on a remembered key is dropped exactly if the chunk's snapshot saw its transaction, since the row shows its effect;
+- on any other key is published, so that a delete which the chunk could not show still arrives.
+
+The barrier (`producers.chunks.Unseen`) holds here too. One chunk is remembered at a time, so that memory is bounded;
+the keys are recorded with the chunk, so that a crash forgets none of them. After a truncate the topic has all that
+the table has, and nothing is left to copy.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from producers.visibility import Snapshot
+from schemas.positions import Lsn
+
+Texts = tuple[str, ...]
+"""A key as the texts of its columns, which the database compares."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """From `first` to `last`, both included; None is the end of the key space."""
+
+    first: Texts | None = None
+    last: Texts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedChunk:
+    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted behind."""
+
+    keys: frozenset[bytes]
+    snapshot: Snapshot
+    lsn: Lsn
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        return commit_lsn >= self.lsn or key not in self.keys or not self.snapshot.sees(xid)
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """How far a range is copied: everything up to `after`, all of it once `read`."""
+
+    range: KeyRange = KeyRange()
+    after: Texts | None = None
+    read: bool = False
+    chunk: RememberedChunk | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a next chunk may be read."""
+        return not self.read and self.chunk is None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is copied, and no event has to be judged any more."""
+        return self.read and self.chunk is None
+
+    def copied(self, upto: Texts | None, chunk: RememberedChunk) -> Reread:
+        """Note a chunk just published; it ends at `upto`, or with the range (None)."""
+        return replace(self, after=upto, read=upto is None, chunk=chunk)
+
+    def passed(self, lsn: Lsn) -> Reread:
+        """Note that the stream stands at `lsn`."""
+        return replace(self, chunk=None) if self.chunk is not None and self.chunk.lsn <= lsn else self
+
+    def truncated(self) -> Reread:
+        """Note that the stream has emptied the table."""
+        return replace(self, read=True, chunk=None)
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        return self.chunk is None or self.chunk.publishes(key, xid, commit_lsn)
+
+
+def pack_keys(keys: Iterable[bytes]) -> str:
+    """Return keys (of fewer than 65,536 bytes each) as the text that is recorded."""
+    return base64.b64encode(b"".join(len(key).to_bytes(2) + key for key in sorted(keys))).decode()
+
+
+def unpack_keys(text: str) -> frozenset[bytes]:
+    """Return the keys behind `pack_keys`."""
+    raw = base64.b64decode(text)
+    keys: list[bytes] = []
+    start = 0
+    while start < len(raw):
+        end = start + 2 + int.from_bytes(raw[start : start + 2])
+        keys.append(raw[start + 2 : end])
+        start = end
+    return frozenset(keys)

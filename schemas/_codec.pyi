@@ -1,0 +1,60 @@
+"""What schemas/_codec.c makes; it exists where a C compiler was at hand when headrace was installed."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from schemas.events import Unchanged
+
+VERSION: int
+
+class Row(Sequence[bytes | Unchanged | None]):
+    """A row of the stream, read from its message when asked for; equal to the list of its values."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> bytes | Unchanged | None: ...  # type: ignore[override]
+    def __iter__(self) -> Iterator[bytes | Unchanged | None]: ...
+
+def tuple_row(data: bytes, pos: int, count: int, /) -> tuple[Row, int] | None:
+    """Return the row of `count` columns at `pos` and where it ends; None when it is no such row of texts."""
+
+class Plan:
+    """A table's rows; each method hands what it is not sure of to the Python function of its name."""
+
+    def __new__(
+        cls,
+        columns: tuple[tuple[int, int, int, int, int, bool, bool, bool], ...],
+        key: tuple[int, ...],
+        header: bytes,
+        lacking: bytes,
+        names: tuple[bytes, ...],
+        python: tuple[
+            Callable[..., object],
+            Callable[..., object],
+            Callable[..., object],
+            Callable[..., object],
+            Callable[..., object],
+        ],
+        /,
+    ) -> Plan:
+        """`columns`: kind, low, high, precision, scale, partial, toastable, lacking of each.
+
+        `header` stands before a key and `lacking` is the array of the lacking columns' names, both encoded, as are
+        `names`. `python` are the functions for COPY, key, change, update and delete.
+        """
+
+    def encode_copy(self, data: bytes, value_prefix: bytes, /) -> tuple[list[bytes], list[bytes]]: ...
+    def key(self, values: Sequence[bytes | Unchanged | None], /) -> bytes: ...
+    def change(
+        self, prefix: bytes, ordinal: int, ts_ms: int, new: Sequence[bytes | Unchanged | None], /
+    ) -> tuple[bytes, bytes]: ...
+    def update(
+        self,
+        prefix: bytes,
+        ordinal: int,
+        ts_ms: int,
+        old: Sequence[bytes | Unchanged | None],
+        new: Sequence[bytes | Unchanged | None],
+        /,
+    ) -> tuple[bytes, bytes]: ...
+    def delete(
+        self, prefix: bytes, ordinal: int, ts_ms: int, old: Sequence[bytes | Unchanged | None], /
+    ) -> tuple[bytes, bytes]: ...

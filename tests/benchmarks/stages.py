@@ -1,0 +1,119 @@
+"""`python -m tests.benchmarks.stages`: processor seconds for a million rows, codec by codec, without Kafka.
+
+Prints what the process itself used, which other work on the machine hardly moves: the least of three passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from infra.demo.gitlab import build
+from infra.postgres import connect
+from infra.settings import DatabaseSettings
+from infra.stack import embedded_stack
+from producers import pgoutput_fields
+from producers.pgoutput import Decoder
+from producers.tables import CapturedTable, captured_tables
+from schemas import codec
+from schemas.encoder import Encoder
+from schemas.events import Op, Relation
+from schemas.positions import Lsn
+
+_TABLE = "public.container_repositories"
+
+
+def read_table(rows: int) -> tuple[CapturedTable, bytes]:
+    """Return the demo's table and its rows as COPY writes them."""
+    with embedded_stack() as stack:
+        dsn = stack.postgres.create_database("stages")
+        with connect(dsn, name="stages", canonical_text=True) as connection:
+            build(connection, rows)
+            settings = DatabaseSettings.model_validate(
+                {"dsn": dsn, "gitlab_schemas": ["gitlab_main"], "tables": [_TABLE]}
+            )
+            table = captured_tables(connection, "stages", settings, "stages")[0]
+            with connection.cursor().copy(f"COPY {_TABLE} TO STDOUT") as copy:
+                return table, b"".join(map(bytes, copy))
+
+
+def described(relation: Relation) -> bytes:
+    """Return the stream's message that describes a relation."""
+    head = struct.pack("!I", relation.oid) + f"{relation.schema}\0{relation.table}\0".encode()
+    columns = (
+        b"\0" + column.name.encode() + b"\0" + struct.pack("!Ii", column.type_oid, column.type_modifier)
+        for column in relation.columns
+    )
+    return b"R" + head + b"d" + struct.pack("!H", len(relation.columns)) + b"".join(columns)
+
+
+def inserted(relation: Relation, line: bytes) -> bytes:
+    """Return the stream's message for a row that COPY wrote; the demo's rows have nothing to escape."""
+    fields = line.split(b"\t")
+    cells = (b"n" if field == rb"\N" else b"t" + struct.pack("!I", len(field)) + field for field in fields)
+    return b"I" + struct.pack("!IcH", relation.oid, b"N", len(fields)) + b"".join(cells)
+
+
+@contextmanager
+def rows_in_python(wanted: bool) -> Iterator[None]:
+    """Let the stream's decoder make lists of values, as it does without the compiled codec."""
+    kept = pgoutput_fields._tuple_row
+    if wanted:
+        pgoutput_fields._tuple_row = None
+    try:
+        yield
+    finally:
+        pgoutput_fields._tuple_row = kept
+
+
+def seconds(rows: int, work: Callable[[], object]) -> float:
+    """Return the processor seconds of a million rows."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best / rows * 1e6
+
+
+def measure(table: CapturedTable, data: bytes, *, compiled: bool) -> dict[str, float]:
+    """Return the seconds of each stage with one codec."""
+    relation = table.relation
+    encoder = Encoder(
+        relation, "gitlab_main", table.key, database="d", value_schema_id=1, key_schema_id=2, compiled=compiled
+    )
+    lines = data.split(b"\n")[:-1]
+    messages = [inserted(relation, line) for line in lines]
+    copy_prefix = encoder.copy_prefix(lsn=Lsn(1 << 40), ordinal=0, ts_ms=1_700_000_000_000)
+    prefix = encoder.event_prefix(Op.CREATE, lsn=Lsn(1 << 40), xid=7, ts_ms=1_700_000_000_000)
+    decoder = Decoder()
+    decoder.decode(described(relation))
+
+    def stream() -> None:
+        for ordinal, message in enumerate(messages):
+            encoder.change(prefix, ordinal, 1_700_000_000_000, decoder.decode(message).after)  # type: ignore[union-attr]
+
+    with rows_in_python(not compiled):
+        return {
+            "snapshot: lines of COPY to records": seconds(
+                len(lines), lambda: encoder.encode_copy_chunk(data, copy_prefix)
+            ),
+            "stream: messages to records": seconds(len(lines), stream),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line for each stage and codec."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=50_000)
+    table, data = read_table(parser.parse_args(arguments).rows)
+    for compiled in (False, True) if codec.compiled else (False,):
+        for stage, spent in measure(table, data, compiled=compiled).items():
+            print(f"{'C' if compiled else 'Python':8}{stage:40}{spent:8.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What people see: the status fits a terminal of 80 columns, and says what there is to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from consumers import display
+from consumers.comparison import Comparison
+from consumers.ledger import Place
+from consumers.parking import Entry
+from schemas.positions import Offset
+
+
+def migration(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "status_backfills",
+        "gitlab_schema": "registry",
+        "database": "main",
+        "run": 3,
+        "state": "caught_up",
+        "applied": 123_456_789,
+        "skipped": 1_234,
+        "skip_reasons": {"deleted": 1_000, "right already": 234},
+        "parked": 2,
+        "remaining": 9_876_543,
+        "rate": 123_456.7,
+        "eta_seconds": 360_000.0,
+        "members": ["host:1", "host:2"],
+        "held_by": None,
+        "partitions": [{"topic": "t", "partition": 0, "offset": 999, "end_offset": 1000}],
+        **changes,
+    }
+
+
+def source(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "main",
+        "slot": "headrace_main",
+        "lsn": "16/B374D848",
+        "lag_bytes": 123_456_789,
+        "lag_seconds": 12.5,
+        "snapshot": {"table": "public.container_repositories", "chunks_done": 12, "chunks": 34},
+        **changes,
+    }
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that returns the lines which a status prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def show(*migrations: dict[str, Any], sources: tuple[dict[str, Any], ...] = ()) -> list[str]:
+        display.show_status({"migrations": list(migrations), "sources": list(sources)})
+        return capsys.readouterr().out.splitlines()
+
+    return show
+
+
+def test_nothing_is_cut_or_wrapped_at_80_columns(shown: Any) -> None:
+    lines = shown(migration(), sources=(source(),))
+    row = next(line for line in lines if line.startswith("status_backfills "))
+    assert row.split() == [
+        "status_backfills", "caught_up", "99.9%", "123,456,789", "9,876,543", "123,457", "100:00:00",
+    ]  # fmt: skip
+    assert "…" not in "".join(lines)
+    assert len(row) <= 80
+    assert any("16/B374D848" in line and "123 MB" in line and "12.5" in line for line in lines)
+
+
+def test_details_stand_below_where_there_are_any(shown: Any) -> None:
+    lines = shown(migration(held_by="archive: 50 log segments wait to be archived", state="held"))
+    assert "status_backfills: held by archive: 50 log segments wait to be archived" in lines
+    assert "status_backfills: 2 parked, see `headrace parked list status_backfills`" in lines
+    assert "status_backfills: 1,234 skipped (deleted 1,000, right already 234)" in lines
+    assert "status_backfills: run 3 in database main, members host:1, host:2" in lines
+    quiet = shown(migration(parked=0, skipped=0, run=0, rate=0.0, eta_seconds=None, remaining=None))
+    assert not any(line.startswith("status_backfills:") for line in quiet)
+
+
+def test_a_database_that_does_not_answer_is_told(shown: Any) -> None:
+    lines = shown(migration(error="PostgreSQL at h:1/x does not answer"), sources=(source(lag_bytes=None),))
+    assert any(line.split()[:2] == ["status_backfills", "unknown"] for line in lines)
+    assert "status_backfills: PostgreSQL at h:1/x does not answer" in lines
+
+
+def test_parked_events_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    display.show_parked("m", [])
+    entry = Entry("t/0/5", Place("t", 0), Offset(5), "too odd", 1, 1_700_000_000_123, Offset(9), b"")
+    display.show_parked("m", [entry])
+    assert capsys.readouterr().out.splitlines() == ["m: nothing is parked", "t/0/5  2023-11-14 22:13:20Z  too odd"]
+
+
+def test_differences_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Comparison("public.t", "main", rows=9, missing=[{"a": 1, "b": "x"}], extra=[{"a": 2, "b": "y"}])
+    found.differing.append({"a": 3, "b": "z"})
+    found.columns.append(["name", "note"])
+    found.unsettled = 4
+    display.show_comparisons([found])
+    assert capsys.readouterr().out.splitlines() == [
+        "a=1 b=x  missing in the topic",
+        "a=2 b=y  extra in the topic",
+        "a=3 b=z  differs in name, note",
+        "public.t in main: 9 rows compared, 1 missing in the topic, 1 extra, 1 differing;"
+        " 4 changed each time they were looked at",
+    ]
+
+
+def test_a_dry_run_is_summed_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    display.show_dry_run(
+        {
+            "migration": "m",
+            "database": "main",
+            "events": 1_000,
+            "changes": 10,
+            "remaining": 9,
+            "skipped": {"deleted": 989},
+            "parked": {"too odd": 1},
+        }
+    )
+    out = capsys.readouterr().out
+    assert "m: of 1,000 events 10 ask for a change; 9 rows of main would be changed now. Nothing was written." in out
+    assert "parked: too odd" in out

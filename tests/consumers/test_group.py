@@ -1,0 +1,184 @@
+"""Membership: what a member reads comes from the ledger's offsets, and waiting does not cost it its place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Message
+
+from consumers.group import Group, TopicRecreated, group_name, members, move_offsets
+from consumers.ledger import Entry, Place
+from infra import kafka, topics
+from infra.settings import Settings
+from schemas.errors import HeadraceError
+from schemas.positions import Offset
+
+pytestmark = pytest.mark.stack
+
+Join = Callable[..., Group]
+
+
+class Ledger:
+    """Says where each partition stands; the beginning unless it was told otherwise."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[Place, int] = {}
+        self.asked: list[Place] = []
+
+    def __call__(self, places: Sequence[Place]) -> Mapping[Place, Entry]:
+        self.asked += places
+        return {place: Entry(place, Offset(self.offsets.get(place, 0)), "id") for place in places}
+
+
+@pytest.fixture
+def topic(settings: Settings) -> str:
+    """A topic with two partitions of five events each."""
+    name = f"{settings.prefix}.t"
+    topics.ensure_topic(settings.kafka, name, partitions=2)
+    producer = kafka.producer(settings.kafka)
+    for number in range(10):
+        producer.produce(name, key=b"k", value=b"%d" % number, partition=number % 2)
+    assert producer.flush(30) == 0
+    return name
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def join(settings: Settings, topic: str, ledger: Ledger) -> Iterator[Join]:
+    """A function that makes a member of the topic's group."""
+    made: list[Group] = []
+
+    def member(stopping: threading.Event | None = None) -> Group:
+        group = Group(
+            settings.kafka,
+            group_name(settings.prefix, "m"),
+            assigned=ledger,
+            stopping=stopping or threading.Event(),
+        )
+        made.append(group)
+        group.join([topic])
+        return group
+
+    yield member
+    for group in made:
+        group.close()
+
+
+Eventually = Callable[..., None]
+
+
+def values(records: Sequence[Message]) -> list[int]:
+    return sorted(int(record.value() or b"") for record in records if record.error() is None)
+
+
+def read(group: Group, count: int, eventually: Eventually) -> list[int]:
+    """Return so many events."""
+    found: list[int] = []
+
+    def enough() -> bool:
+        found.extend(values(group.poll(100, 0.1)))
+        return len(found) >= count
+
+    eventually(enough, f"{count} events arrive")
+    return sorted(found)
+
+
+def test_reading_starts_where_the_ledger_stands_and_not_where_kafka_does(
+    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    move_offsets(settings.kafka, group_name(settings.prefix, "m"), {Place(topic, 0): Offset(5)})
+    ledger.offsets = {Place(topic, 1): 3}
+    group = join()
+    assert read(group, 7, eventually) == [0, 2, 4, 6, 7, 8, 9]
+    assert group.positions == {Place(topic, 0): 0, Place(topic, 1): 3}
+
+
+def test_a_member_that_waits_reads_nothing_and_stays(
+    join: Join, settings: Settings, topic: str, eventually: Eventually
+) -> None:
+    group = join()
+    read(group, 10, eventually)
+    asked = []
+
+    def still() -> bool:
+        asked.append(members(settings.kafka, group_name(settings.prefix, "m")))
+        return len(asked) < 2
+
+    assert group.wait(0.1, still=still)
+    assert [len(alive) for alive in asked] == [1, 1]
+
+
+def test_what_was_read_and_not_applied_arrives_again(
+    join: Join, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    group = join()
+    read(group, 10, eventually)
+    ledger.offsets = {Place(topic, 0): 4, Place(topic, 1): 5}
+    assert group.reposition(ledger(list(group.positions)))
+    assert read(group, 1, eventually) == [8]
+    assert group.positions == {Place(topic, 0): 4, Place(topic, 1): 5}
+
+
+def test_two_members_share_and_the_one_that_is_left_takes_over(join: Join, topic: str, eventually: Eventually) -> None:
+    first, second = join(), join()
+
+    def shared() -> bool:
+        for group in (first, second):
+            group.poll(100, 0.05)
+        return len(first.positions) == len(second.positions) == 1
+
+    eventually(shared, "each has a partition")
+    assert first.positions.keys() | second.positions.keys() == {Place(topic, 0), Place(topic, 1)}
+    second.close()
+
+    def alone() -> bool:
+        first.poll(100, 0.05)
+        return len(first.positions) == 2
+
+    eventually(alone, "the first has both")
+
+
+def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:
+    group = join()
+    read(group, 10, eventually)
+    group.positions[Place(topic, 0)] = Offset(4)
+    group.commit()
+    name = group_name(settings.prefix, "m")
+    admin = kafka.admin(settings.kafka)
+
+    def followed() -> bool:
+        group.poll(1, 0.05)
+        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])[name].result(30)
+        return [each.offset for each in found.topic_partitions if each.partition == 0] == [4]
+
+    eventually(followed, "the offset is there")
+
+
+def test_offsets_cannot_be_moved_under_a_member(
+    join: Join, settings: Settings, topic: str, eventually: Eventually
+) -> None:
+    read(join(), 10, eventually)
+    with pytest.raises(HeadraceError):
+        move_offsets(settings.kafka, group_name(settings.prefix, "m"), {Place(topic, 0): Offset(0)})
+
+
+def test_a_ledger_that_is_past_the_end_is_noticed(
+    join: Join, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    ledger.offsets = {Place(topic, 0): 6}
+    with pytest.raises(TopicRecreated, match="ends at offset 5, but the ledger is at 6"):
+        read(join(), 10, eventually)
+
+
+def test_topics_that_do_not_exist_are_told(join: Join, topic: str) -> None:
+    assert join().missing([topic, "absent"]) == ["absent"]
+
+
+def test_a_group_that_never_was_has_no_members(settings: Settings, topic: str) -> None:
+    assert members(settings.kafka, "never") == []

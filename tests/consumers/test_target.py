@@ -1,0 +1,129 @@
+"""The connection of a migration is opened again when it is lost, and gives up when it is told to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.target import Target, backoff
+from schemas.errors import HeadraceError, Interrupted, SettingsError
+from tests.conftest import Database
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def stopping() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """How long it wanted to wait, each time."""
+    return []
+
+
+@pytest.fixture
+def target(database: Database, stopping: threading.Event, waits: list[float]) -> Iterator[Target]:
+    made = Target(database.dsn, database="main", migration="m", stopping=stopping, wait=waits.append)
+    yield made
+    made.close()
+
+
+def answer(connection: psycopg.Connection[Any]) -> object:
+    row = connection.execute("SELECT 42").fetchone()
+    return row[0] if row else None
+
+
+def test_pauses_double_from_a_tenth_of_a_second_to_fifteen() -> None:
+    for attempt, longest in ((1, 0.1), (2, 0.2), (5, 1.6), (9, 15.0), (1_000, 15.0)):
+        assert longest * 0.75 <= backoff(attempt) <= longest
+
+
+def test_a_lost_connection_is_opened_again_and_the_question_asked_again(
+    target: Target, database: Database, waits: list[float]
+) -> None:
+    first = target.connection
+    database.connect().execute("SELECT pg_terminate_backend(%s)", (first.info.backend_pid,))
+    assert target.ask(answer) == 42
+    assert target.connection is not first
+    assert len(waits) == 1
+
+
+def test_what_passes_is_asked_again_over_the_same_connection(target: Target, waits: list[float]) -> None:
+    failures = [psycopg.errors.DeadlockDetected("a deadlock"), psycopg.errors.SerializationFailure("late")]
+
+    def question(connection: psycopg.Connection[Any]) -> object:
+        if failures:
+            raise failures.pop()
+        return answer(connection)
+
+    before = target.connection
+    assert target.ask(question) == 42
+    assert target.connection is before
+    assert len(waits) == 2
+
+
+def test_what_waiting_cannot_mend_is_one_line_without_values(target: Target, waits: list[float]) -> None:
+    with pytest.raises(HeadraceError, match=r"^database main: .*42P01 UndefinedTable; compare") as raised:
+        target.ask(lambda connection: connection.execute("SELECT 'secret' FROM nothing"))
+    assert "secret" not in str(raised.value)
+    assert waits == []
+
+
+def test_a_wrong_dsn_is_told_at_once(database: Database, stopping: threading.Event) -> None:
+    wrong = Target(
+        database.dsn.replace(database.name, "absent"),
+        database="main",
+        migration="m",
+        stopping=stopping,
+        wait=lambda _: None,
+    )
+    with pytest.raises(SettingsError, match="does not exist on that server"):
+        wrong.ask(answer)
+
+
+def test_stopping_ends_the_waiting_for_a_server(stopping: threading.Event, closed_port: int) -> None:
+    def stop(_seconds: float) -> None:
+        stopping.set()
+
+    gone = Target(
+        f"postgresql://127.0.0.1:{closed_port}/x", database="main", migration="m", stopping=stopping, wait=stop
+    )
+    with pytest.raises(Interrupted):
+        gone.ask(answer)
+
+
+def test_a_statement_under_way_is_cancelled_from_another_thread(
+    target: Target, database: Database, stopping: threading.Event, eventually: Callable[..., None]
+) -> None:
+    pid = target.connection.info.backend_pid
+    watcher = database.connect()
+
+    def cancel_when_it_runs() -> None:
+        query = "SELECT state, query FROM pg_stat_activity WHERE pid = %s"
+        eventually(lambda: watcher.execute(query, (pid,)).fetchone() == ("active", "SELECT pg_sleep(600)"), "it runs")
+        stopping.set()
+        target.cancel()
+
+    cancelling = threading.Thread(target=cancel_when_it_runs)
+    cancelling.start()
+    with pytest.raises(Interrupted):
+        target.ask(lambda connection: connection.execute("SELECT pg_sleep(600)"))
+    cancelling.join()
+
+
+def test_last_words_need_a_connection_that_stands(target: Target) -> None:
+    said: list[object] = []
+    target.finish(said.append)
+    assert said == [], "it never connected"
+    connection = target.connection
+    target.finish(said.append)
+    assert said == [connection]
+    connection.close()
+    target.finish(said.append)
+    assert said == [connection]

@@ -1,0 +1,204 @@
+"""A source publishes what its database owns, up to the change of owner, and the next one goes on behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from infra.control import Owner, ensure_control_schema
+from infra.positions import HandoverState, SnapshotState, SourceState, StreamState, read_sources
+from producers import ownership, slots
+from producers.ownership import HandoverAwaited, standing
+from producers.start_over import start_over
+from producers.startup import SilentGap
+from schemas.errors import OwnershipMoved
+from schemas.positions import Lsn
+from tests.conftest import Database
+from tests.producers.captures import TABLE
+from tests.producers.folding import states
+from tests.producers.sources import Running, Source, copy_all, database_section, running, until
+
+NewSource = Callable[..., Source]
+
+STREAM = StreamState(
+    source="main", instance="i", slot="s", system_identifier="7", commit_lsn=Lsn(90), ordinal=0,
+    confirmed_lsn=Lsn(100), ts_ms=0,
+)  # fmt: skip
+COPIED = SnapshotState(source="main", table=TABLE.name, topic=TABLE.topic, done=True)
+
+
+def given(owner: str = "ci", epoch: int = 2) -> HandoverState:
+    return HandoverState(
+        source="main", gitlab_schema="gitlab_main", owner=owner, epoch=epoch, commit_lsn=Lsn(200), ordinal=3,
+        confirmed_lsn=Lsn(201), snapshots=(COPIED,),
+    )  # fmt: skip
+
+
+def stands(source: str, sources: Mapping[str, SourceState], owner: Owner | None) -> ownership.Standing:
+    return standing(source, [TABLE], sources, {"gitlab_main": owner} if owner else {})
+
+
+def test_nothing_is_asked_of_a_source_whose_schema_never_moved() -> None:
+    for owner in (None, Owner("main", 1)):
+        assert stands("main", {"main": SourceState(STREAM, {TABLE.name: COPIED})}, owner) == ownership.Standing()
+
+
+def test_a_producer_that_is_behind_publishes_up_to_the_change_of_owner() -> None:
+    state = SourceState(STREAM, {TABLE.name: COPIED})
+    assert not stands("main", {"main": state}, Owner("ci", 2)).away
+
+
+def test_who_never_published_a_table_leaves_another_owner_s_alone() -> None:
+    with pytest.raises(OwnershipMoved, match="database main has given every captured table to another"):
+        stands("main", {}, Owner("ci", 2))
+
+
+def test_who_gave_it_away_ends_once_that_is_all_and_reads_on_while_it_is_not() -> None:
+    state = {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}
+    with pytest.raises(OwnershipMoved, match="drop its slot once the switchover is complete"):
+        stands("main", state, Owner("ci", 2))
+    taken_back = stands("main", state, Owner("main", 3))
+    assert taken_back.away == {"gitlab_main"}, "until the stream says so"
+    assert taken_back.given == {TABLE.name: COPIED}
+
+
+def test_the_new_owner_waits_for_the_old_one_and_goes_on_behind_it() -> None:
+    publishing = {"main": SourceState(STREAM, {TABLE.name: COPIED})}
+    with pytest.raises(HandoverAwaited, match="gitlab_main was given to ci, and the producer of main has not yet"):
+        stands("ci", publishing, Owner("ci", 2))
+    with pytest.raises(HandoverAwaited):  # of a switchover that was taken back
+        stands("ci", {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}, Owner("ci", 4))
+    done = stands("ci", {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}, Owner("ci", 2))
+    assert done.handover == given()
+    assert done.inherited == {TABLE.name: COPIED.model_copy(update={"source": "ci"})}
+    assert stands("ci", {}, Owner("ci", 2)) == ownership.Standing(), "nobody published it before"
+    started = {"main": SourceState(STREAM, handovers={"gitlab_main": given()}), "ci": SourceState(STREAM)}
+    assert stands("ci", started, Owner("ci", 2)) == ownership.Standing(), "by its own record from then on"
+
+
+def slot(confirmed: int) -> slots.SlotState:
+    return slots.SlotState("s", "pgoutput", "d", None, Lsn(confirmed), Lsn(1), "reserved", None, None, False, False)
+
+
+def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> None:
+    def first(found: slots.SlotState | None, handover: HandoverState) -> tuple[int, int]:
+        state = ownership.first_state("ci", "i", "s", found, "7", handover)
+        return state.commit_lsn, state.confirmed_lsn
+
+    assert first(slot(150), given()) == (200, 201)
+    assert first(slot(250), given()) == (249, 250)
+    with pytest.raises(SilentGap, match="slot s, which the switchover made, does not exist any more"):
+        first(None, given())
+
+
+# On real servers.
+
+TWO = (
+    "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2);"
+    "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)"
+)
+GIVE = "UPDATE headrace.schema_ownership SET owner = 'other', epoch = epoch + 1 WHERE gitlab_schema = 'gitlab_main'"
+TAKE_BACK = "UPDATE headrace.schema_ownership SET owner = 'main', epoch = epoch + 1 WHERE gitlab_schema = 'gitlab_main'"
+BOTH = {
+    "gitlab_schemas": ["gitlab_main", "gitlab_ci"],
+    "table_schemas": {"public.t": "gitlab_main", "public.u": "gitlab_ci"},
+}
+
+
+def handover(source: Source) -> HandoverState | None:
+    return source.state().handovers.get("gitlab_main")
+
+
+@pytest.mark.stack
+def test_what_is_given_away_stops_there_and_the_others_go_on(new_source: NewSource) -> None:
+    source = new_source(TWO, "public.t", "public.u", **BOTH)
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("INSERT INTO t VALUES (3)")
+        source.connection.execute(GIVE)
+        source.connection.execute("INSERT INTO t VALUES (4); INSERT INTO u VALUES (2); TRUNCATE t")
+        source.passes(producer.check)
+    record = handover(source)
+    assert record is not None
+    assert (record.owner, record.epoch) == ("other", 2)
+    assert [each.table for each in record.snapshots] == ["public.t"]
+    assert list(source.state().snapshots) == ["public.u"]
+    copy_all(source)  # a start that finds it recorded leaves it alone too
+    assert states(source.records("public.t")) == {"r": 2, "c": 1}
+
+
+@pytest.mark.stack
+def test_the_last_one_given_away_ends_the_producer_and_it_starts_again_when_taken_back(new_source: NewSource) -> None:
+    source = new_source(TWO, "public.t")
+    producer = Running(source)
+    producer.caught_up()
+    source.connection.execute(GIVE)
+    for _ in range(2):
+        ended = producer.ended()
+        assert isinstance(ended, OwnershipMoved)
+        assert ended.exit_code == 3
+        producer = Running(source)
+    producer.ended()
+    source.connection.execute(TAKE_BACK)
+    source.connection.execute("INSERT INTO t VALUES (3)")
+    copy_all(source)
+    assert handover(source) is None
+    assert states(source.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+@pytest.mark.stack
+def test_given_away_taken_back_and_given_away_again_while_nobody_looked(new_source: NewSource) -> None:
+    source = new_source(TWO, "public.t")
+    copy_all(source)
+    for number, statement in enumerate((GIVE, TAKE_BACK, GIVE)):
+        source.connection.execute(statement)
+        if number == 1:
+            source.connection.execute("INSERT INTO t VALUES (3)")
+    assert isinstance(Running(source).ended(), OwnershipMoved)
+    record = handover(source)
+    assert record is not None
+    assert record.epoch == 4
+    assert states(source.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+@pytest.mark.stack
+def test_a_table_that_is_given_away_while_it_is_copied_is_copied_no_further(new_source: NewSource) -> None:
+    source = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 2000)",
+        "public.t",
+        snapshot={"chunk_rows": 5},
+    )
+    producer = Running(source)
+    until(lambda: any(each.chunks_done > 3 for each in source.state().snapshots.values()), "a few chunks")
+    source.connection.execute(GIVE)
+    assert isinstance(producer.ended(), OwnershipMoved)
+    record = handover(source)
+    assert record is not None
+    (snapshot,) = record.snapshots
+    assert not snapshot.done
+    assert len(source.records("public.t")) == snapshot.rows < 2000
+
+
+@pytest.mark.stack
+def test_a_source_that_is_gone_for_good_is_ended_by_starting_over(
+    new_source: NewSource, new_databases: Callable[[str | None], Database]
+) -> None:
+    gone = new_source(TWO, "public.t")
+    copy_all(gone)
+    connection = new_databases(None).connect()
+    connection.execute(TWO)
+    ensure_control_schema(connection, "ci", ["gitlab_main"])
+    connection.execute("UPDATE headrace.schema_ownership SET epoch = 2")
+    connection.execute("DELETE FROM t WHERE id = 1")
+    section = database_section(connection.info.dsn + f" password={connection.info.password}", "public.t")
+    settings = gone.settings.model_copy(update={"databases": {"ci": section}})
+    new = Source(settings, connection, name="ci")
+    waiting = Running(new)
+    waiting.stop.set()
+    assert waiting.ended() is None, "it waits for the other, and is no failure"
+    start_over(settings, "ci")
+    copy_all(new)
+    assert states(new.require_equal("public.t")) == {"r": 1}
+    with pytest.raises(OwnershipMoved):
+        standing("main", [TABLE], read_sources(settings), {"gitlab_main": Owner("ci", 2)})

@@ -1,0 +1,206 @@
+"""The steps of a switchover on a real primary and a real physical standby: killed, refused, taken back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.control import Owner, database_name, ensure_control_schema, owners
+from infra.settings import Settings, load_settings
+from infra.stack import EmbeddedStack, embedded_stack
+from producers import slots
+from producers.move import Move, NotMovable
+from producers.switchover import STEPS, Busy, PastNoReturn, opened
+from schemas.errors import HeadraceError, UsageError
+from tests.consumers.repositories import write_settings
+
+pytestmark = pytest.mark.stack
+
+ROOT = Path(__file__).parents[2]
+MOVE = Move(("gitlab_main",), "first", "second")
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from infra.settings import load_settings
+from producers.move import Move
+from producers.switchover import opened
+
+def die(step):
+    if step == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with opened(load_settings(Path(sys.argv[1])), Move(("gitlab_main",), "first", "second")) as moving:
+    moving.run(after=die)
+"""
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[EmbeddedStack]:
+    with embedded_stack() as stack:
+        yield stack
+
+
+class Ends:
+    """The database `first`, which owns everything, and its standby `second`."""
+
+    def __init__(self, stack: EmbeddedStack, name: str, directory: Path) -> None:
+        self._stack, self._name = stack, name
+        dsn = stack.postgres.create_database(name)
+        self.first = psycopg.connect(dsn, autocommit=True)
+        ensure_control_schema(self.first, "first", ["gitlab_main", "gitlab_ci", "gitlab_shared"])
+        self.first.execute("CREATE TABLE projects (id int PRIMARY KEY)")
+        self.standby = stack.standby(name)
+        second = self.standby.dsn(name)
+        self.second = psycopg.connect(second, autocommit=True)
+        self.config = write_settings(
+            directory / "headrace.toml",
+            {
+                "prefix": name,
+                "databases": {
+                    "first": {"dsn": dsn, "gitlab_schemas": ["gitlab_main", "gitlab_ci", "gitlab_shared"]},
+                    "second": {
+                        "dsn": second,
+                        "gitlab_schemas": ["gitlab_main", "gitlab_shared"],
+                        "tables": ["public.projects"],
+                    },
+                },
+            },
+        )
+        self.settings: Settings = load_settings(self.config)
+
+    def owners_of(self, gitlab_schema: str) -> tuple[Owner, Owner]:
+        return owners(self.first)[gitlab_schema], owners(self.second)[gitlab_schema]
+
+    def run(self, **options: Any) -> bool:
+        """Run the switchover; return whether it is complete."""
+        with opened(self.settings, MOVE, **options) as moving:
+            return moving.run().opened
+
+    def abort(self) -> None:
+        with opened(self.settings, MOVE) as moving:
+            moving.abort()
+
+    def close(self) -> None:
+        self.first.close()
+        self.second.close()
+        self.standby.abandon()
+        self._stack.postgres.forget_standby(self._name)
+        self._stack.postgres.drop_database(self._name)
+
+
+@pytest.fixture
+def ends(own: EmbeddedStack, prefix: str, tmp_path: Path) -> Iterator[Ends]:
+    made = Ends(own, prefix, tmp_path)
+    yield made
+    made.close()
+
+
+def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) -> None:
+    for step in STEPS:
+        killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step.name], cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    command = [sys.executable, "-m", "headrace", "switchover", "gitlab_main", "--from", "first", "--to", "second"]
+    done = subprocess.run(
+        [*command, "--yes", "--json", "--config", ends.config], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    report = json.loads(done.stdout)
+    assert report["complete"]
+    assert [step["name"] for step in report["steps"] if step["done"]] == [step.name for step in STEPS]
+    assert (database_name(ends.first), database_name(ends.second)) == ("first", "second")
+    assert ends.owners_of("gitlab_main") == (Owner("second", 2), Owner("second", 2))
+    assert ends.owners_of("gitlab_ci") == (Owner("first", 1), Owner("first", 1)), "what stays is the old side's on both"
+    assert ends.owners_of("gitlab_shared") == (Owner("first", 1), Owner("second", 2)), "every database has its own"
+    assert slots.read(ends.second, f"{ends.settings.prefix}_second") is not None
+    assert ends.run(), "again: nothing is left to do"
+    with pytest.raises(PastNoReturn, match="second is no standby any more; Complete it by running the switchover"):
+        ends.abort()
+
+
+def test_until_the_promotion_it_is_taken_back_and_can_be_done_later(ends: Ends) -> None:
+    for step in ("close", "replay"):
+        killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step], cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        epoch = owners(ends.first)["gitlab_main"].epoch
+        for _ in range(2):  # the second time it does nothing
+            ends.abort()
+            assert ends.owners_of("gitlab_main") == (Owner("first", epoch + 1), Owner("first", epoch + 1))
+    assert ends.run()
+    assert ends.owners_of("gitlab_main") == (Owner("second", 6), Owner("second", 6))
+
+
+def test_it_waits_for_who_holds_the_ownership_and_gives_up_with_nothing_changed(ends: Ends) -> None:
+    with ends.first.transaction():
+        ends.first.execute("SELECT 1 FROM headrace.schema_ownership WHERE gitlab_schema = 'gitlab_main' FOR SHARE")
+        with pytest.raises(Busy, match="transactions on first have held its ownership for too long; Run it again"):
+            ends.run(seconds=1.0)
+    assert ends.owners_of("gitlab_main") == (Owner("first", 1), Owner("first", 1))
+
+
+def test_promoted_by_other_tooling(ends: Ends) -> None:
+    with pytest.raises(NotMovable, match="second is still a standby; promote it with your own tooling"):
+        ends.run(promote=False)
+    assert ends.owners_of("gitlab_main")[0] == Owner("second", 2), "closed meanwhile"
+    ends.standby.promote()
+    assert ends.run(promote=False)
+
+
+def test_one_that_was_promoted_too_early_gets_nothing_and_the_old_owner_has_it_back(ends: Ends) -> None:
+    ends.standby.promote()
+    with pytest.raises(NotMovable, match="second was promoted before it was given gitlab_main, and lacks what first"):
+        ends.run()
+    ends.first.execute("UPDATE headrace.schema_ownership SET owner = 'second', epoch = 2 WHERE owner = 'first'")
+    ends.abort()
+    assert owners(ends.first)["gitlab_main"] == Owner("first", 3)
+    with pytest.raises(NotMovable, match="promoted before"):
+        ends.run()
+    assert database_name(ends.second) == "first", "never opened"
+
+
+def test_a_publication_without_the_owners_is_refused(ends: Ends) -> None:
+    ends.first.execute("CREATE PUBLICATION headrace FOR TABLE ONLY projects WITH (publish_via_partition_root = true)")
+    with pytest.raises(NotMovable, match=r"publication headrace of first does not have headrace\.schema_ownership"):
+        ends.run()
+    assert ends.owners_of("gitlab_main")[0] == Owner("first", 1)
+
+
+def test_a_database_that_is_no_end_of_it_is_refused(ends: Ends) -> None:
+    ends.first.execute("UPDATE headrace.schema_ownership SET owner = 'third' WHERE gitlab_schema = 'gitlab_main'")
+    with pytest.raises(NotMovable, match="gitlab_main is owned by third, not by first"):
+        ends.run()
+    ends.first.execute("UPDATE headrace.database SET name = 'third'")
+    with pytest.raises(NotMovable, match="the settings call it first, but it is on record as third"):
+        ends.run()
+
+
+@pytest.mark.parametrize(
+    ("move", "words"),
+    [
+        (Move(("gitlab_main",), "first", "first"), "first cannot be both ends"),
+        (Move(("gitlab_shared",), "first", "second"), "gitlab_shared does not move: every database has its own"),
+        (Move(("gitlab_ci",), "first", "second"), "database second does not list gitlab_ci; add it to"),
+        (Move(("gitlab_main",), "first", "third"), "no database named 'third'"),
+    ],
+)
+def test_a_move_that_the_settings_do_not_know(move: Move, words: str) -> None:
+    databases = {
+        "first": {"dsn": "postgresql://h/a", "gitlab_schemas": ["gitlab_main", "gitlab_ci"]},
+        "second": {"dsn": "postgresql://h/b", "gitlab_schemas": ["gitlab_main"]},
+    }
+    with pytest.raises(UsageError, match=words), opened(Settings.model_validate({"databases": databases}), move):
+        pass
+
+
+def test_an_error_names_the_server_it_is_of(ends: Ends) -> None:
+    ends.standby.kill()
+    with pytest.raises(HeadraceError, match=f"127.0.0.1:{ends.standby.port}/.* does not answer"):
+        ends.run()
+    assert owners(ends.first)["gitlab_main"] == Owner("first", 1)
