@@ -94,6 +94,9 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
         yield
     except KafkaException as error:
         raise translate(error.args[0], settings) from error
+    except TimeoutError as error:
+        # An answer of the admin client that did not come.
+        raise BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} does not answer in time") from error
 
 
 def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
