@@ -43,6 +43,7 @@ from producers.snapshot import TableGone, current_snapshot, next_xid, plan_chunk
 from producers.spill import SpillDirectory
 from producers.table_catalog import TableWatch
 from producers.tables import captured_tables
+from schemas import codec
 from schemas.errors import Fenced, Malformed, Unavailable
 from schemas.positions import Lsn, format_lsn
 from schemas.topics import positions_topic
@@ -228,7 +229,7 @@ class Session:
         opened.callback(self._stream.close)
         self._incoming = Incoming(self._stream, spills)
         self._sql.execute(_PATIENCE)
-        self._log.info("reading", slot=self._slot, **{log.POSITION: str(self._capture.position)})
+        self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
 
     def _standing(self, successor_ends_it: bool, *, alone: bool) -> dict[str, SourceState]:
         """Return what is recorded; raises Fenced or SilentGap where this source may not be gone on from."""

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import pq, sql
 
+from producers import copy_out
 from producers.copying import Bounds
 from producers.reread import Texts
 from producers.tables import CapturedTable, relation_of
@@ -97,11 +98,11 @@ def read_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
             _where(table, bounds),
             sql.SQL("ORDER BY {}").format(_key(table)),
         )
-        lines = _copy_lines(connection, query.as_bytes(connection))
+        data, rows = _copy(connection, query.as_bytes(connection))
     finally:
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
-    return ChunkRows(b"".join(lines), len(lines), relation, snapshot, lsn)
+    return ChunkRows(data, rows, relation, snapshot, lsn)
 
 
 @contextmanager
@@ -112,6 +113,14 @@ def _present(table: CapturedTable) -> Iterator[None]:
         raise TableGone(f"table {table.name} does not exist any more") from error
     except psycopg.errors.UndefinedColumn as error:
         raise TableGone(f"table {table.name} lacks a column of its key ({', '.join(table.key)})") from error
+
+
+def _copy(connection: psycopg.Connection[Any], query: bytes) -> tuple[bytes, int]:
+    """Run a COPY; return its lines, joined, and their number."""
+    if copy_out.possible(connection.pgconn):
+        return copy_out.copy_out(connection.pgconn, query)
+    lines = _copy_lines(connection, query)
+    return b"".join(lines), len(lines)
 
 
 def _copy_lines(connection: psycopg.Connection[Any], query: bytes) -> list[memoryview]:

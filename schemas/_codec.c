@@ -5,7 +5,7 @@
 
 #include "_codec_row.h"
 
-#define VERSION 1         /* schemas/codec.py takes no other: a build may be older than the checkout around it */
+#define VERSION 2         /* schemas/codec.py takes no other: a build may be older than the checkout around it */
 #define BLOCK (1 << 20)   /* bytes encoded without the interpreter's lock before their objects are made */
 #define SCRATCH (1 << 20) /* a larger buffer is not kept for the next row */
 
@@ -404,6 +404,45 @@ static PyObject *plan_key(Plan *plan, PyObject *const *arguments, Py_ssize_t cou
     return as_bytes(plan->message_key.data, plan->message_key.size);
 }
 
+/* --- messages with lines of COPY --- */
+
+/* copy_data(buffer) -> (the lines of the CopyData messages that it begins with, their number, the bytes they take) */
+static PyObject *copy_data(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_buffer view;
+    if (count != 1) {
+        PyErr_SetString(PyExc_TypeError, "copy_data takes a buffer");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(arguments[0], &view, PyBUF_SIMPLE) != 0)
+        return NULL;
+    const unsigned char *data = view.buf;
+    size_t size = (size_t)view.len, at = 0;
+    Py_ssize_t rows = 0;
+    /* Twice over the heads, so that the lines are copied once, into a string of their length. */
+    while (size - at >= 5 && data[at] == 'd') {
+        uint32_t length = (uint32_t)data[at + 1] << 24 | (uint32_t)data[at + 2] << 16 | (uint32_t)data[at + 3] << 8 |
+                          data[at + 4];
+        if (length < 4 || length > size - at - 1)
+            break;
+        at += 1 + (size_t)length;
+        rows++;
+    }
+    PyObject *lines = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(at - 5 * (size_t)rows));
+    if (lines != NULL) {
+        char *to = PyBytes_AS_STRING(lines);
+        for (size_t from = 0; from < at;) {
+            size_t length = ((size_t)data[from + 1] << 24 | (size_t)data[from + 2] << 16 | (size_t)data[from + 3] << 8 |
+                             data[from + 4]) - 4;
+            memcpy(to, data + from + 5, length);
+            to += length;
+            from += 5 + length;
+        }
+    }
+    PyBuffer_Release(&view);
+    return lines == NULL ? NULL : Py_BuildValue("(Nnn)", lines, rows, (Py_ssize_t)at);
+}
+
 /* --- the plan as an object --- */
 
 static int plan_clear(Plan *plan)
@@ -548,6 +587,7 @@ static PyTypeObject PlanType = {
 };
 
 static PyMethodDef module_methods[] = {
+    FAST("copy_data", copy_data),
     FAST("tuple_row", tuple_row),
     {0},
 };

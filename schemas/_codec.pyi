@@ -16,6 +16,9 @@ class Row(Sequence[bytes | Unchanged | None]):
 def tuple_row(data: bytes, pos: int, count: int, /) -> tuple[Row, int] | None:
     """Return the row of `count` columns at `pos` and where it ends; None when it is no such row of texts."""
 
+def copy_data(buffer: bytes | bytearray, /) -> tuple[bytes, int, int]:
+    """Return the lines of the whole CopyData messages that `buffer` begins with, their number, and the bytes used."""
+
 class Plan:
     """A table's rows; each method hands what it is not sure of to the Python function of its name."""
 

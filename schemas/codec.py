@@ -1,7 +1,6 @@
 """The compiled codec, where there is one: `compiled` is None without a compiler at install, and all goes in Python.
 
-Both write the same bytes (tests/schemas/test_encoder.py runs with either). What is compiled is told by
-`headrace --version` and in a producer's log.
+Both write the same bytes (tests/schemas/test_encoder.py runs with either). A producer's log says which it has.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from schemas._codec import Plan
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of the functions in schemas/_codec.c; another one there is a build from before a change of the checkout."""
 
 

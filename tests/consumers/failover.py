@@ -100,7 +100,10 @@ class World:
                         "snapshot": {"chunk_rows": 25},
                     },
                 },
-                "migrations": {"skip_resets": {"batch_size": 50, "sub_batch_size": 5, "pause_ms": 5}},
+                "migrations": {
+                    # It goes on after it is complete: rows to reset keep coming.
+                    "skip_resets": {"batch_size": 50, "sub_batch_size": 5, "pause_ms": 5, "continuous": True}
+                },
             },
         )
         self.settings: Settings = load_settings(self.config)

@@ -125,15 +125,18 @@ class SnapshotMachine(RuleBasedStateMachine):
     def copy(self, rows: int) -> None:
         self.producer.copy(rows)
 
-    @rule(rows=st.integers(1, 5), keys=st.lists(KEYS, min_size=2, max_size=4))
+    @rule(rows=st.integers(1, 3), keys=st.lists(KEYS, min_size=2, max_size=4))
     def copy_before_and_after_work(self, rows: int, keys: list[int]) -> None:
         self.producer.copy(rows)
         self.work(keys)
         self.producer.copy(rows)
 
-    @rule(published=st.booleans())
-    def kill(self, published: bool) -> None:
-        """The producer dies, perhaps just after Kafka has a commit and before the slot is told."""
+    @rule(published=st.booleans(), chunk=st.booleans())
+    def kill(self, published: bool, chunk: bool) -> None:
+        """The producer dies, perhaps just after Kafka has a chunk or a commit, and before the slot is told."""
+        if chunk:
+            self.work([1, 2, 3])
+            self.producer.copy(3)
         if published:
             self.producer.commit(confirms=False)
         self.producer.start()
@@ -165,6 +168,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     def age(self, key: int) -> None:
         """Ids of 32 bits come round again; a server does not let its slot be further behind than half of them."""
         self._read_on()
+        self.producer.copy(5)
         self.database.age()
         self.write(0, key, None, keeps_big=False, end="visible")
         self.producer.stream(50)
@@ -349,4 +353,4 @@ def test_no_rule_can_be_left_out(
 ) -> None:
     monkeypatch.setattr(module, name, without)
     with pytest.raises(AssertionError):
-        explore(machine, 500)
+        explore(machine, 1500)

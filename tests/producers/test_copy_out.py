@@ -1,0 +1,177 @@
+"""COPY past libpq: the same lines, the same errors, and a connection that is in step or closed."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from itertools import pairwise
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producers import copy_out, snapshot
+from schemas import codec
+from tests.conftest import Database
+
+pytestmark = pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+
+ROWS = "SELECT i, repeat('é\t\n', i % 7), NULLIF(i, 3) FROM generate_series(1, {}) i"
+
+
+@pytest.fixture
+def connection(database: Database) -> psycopg.Connection[Any]:
+    connection = database.connect()
+    assert copy_out.possible(connection.pgconn)
+    return connection
+
+
+def copied(connection: psycopg.Connection[Any], query: str) -> tuple[bytes, int]:
+    return copy_out.copy_out(connection.pgconn, f"COPY ({query}) TO STDOUT".encode())
+
+
+def works(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("rows", [0, 1, 20_000])
+def test_the_lines_are_those_of_libpq(connection: psycopg.Connection[Any], rows: int) -> None:
+    query = f"COPY ({ROWS.format(rows)}) TO STDOUT".encode()
+    lines = [bytes(line) for line in snapshot._copy_lines(connection, query)]
+    for _ in range(2):
+        assert copy_out.copy_out(connection.pgconn, query) == (b"".join(lines), len(lines))
+    assert works(connection)
+
+
+@pytest.mark.stack
+def test_a_row_longer_than_a_read(connection: psycopg.Connection[Any]) -> None:
+    data, rows = copied(connection, "SELECT repeat('x', 5000000) FROM generate_series(1, 2)")
+    assert (data, rows) == ((b"x" * 5_000_000 + b"\n") * 2, 2)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("begin", ["SELECT 1", "BEGIN"])
+def test_an_error_leaves_the_connection_usable(connection: psycopg.Connection[Any], begin: str) -> None:
+    for query, error in (
+        ("SELECT 1 / (15000 - i) FROM generate_series(1, 20000) i", psycopg.errors.DivisionByZero),
+        ("SELECT * FROM nothing", psycopg.errors.UndefinedTable),
+        ("SELEC", psycopg.errors.SyntaxError),
+    ):
+        connection.execute(begin.encode())
+        with pytest.raises(error) as raised:
+            copied(connection, query)
+        assert raised.value.sqlstate == error.sqlstate
+        connection.execute("ROLLBACK")
+        assert works(connection)
+
+
+@pytest.mark.stack
+def test_what_a_server_says_in_between_is_passed_over(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(
+        "CREATE FUNCTION said(i int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE NOTICE 'row %', i; PERFORM set_config('TimeZone', 'UTC', false); RETURN i; END $$"
+    )
+    assert copied(connection, "SELECT said(i) FROM generate_series(1, 3) i") == (b"1\n2\n3\n", 3)
+    assert works(connection)
+
+
+@pytest.mark.stack
+def test_a_connection_that_is_ended_is_closed(connection: psycopg.Connection[Any], database: Database) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        copied(connection, "SELECT pg_terminate_backend(pg_backend_pid())")
+    assert connection.closed
+    connection = database.connect()
+    connection.pgconn.finish()
+    assert not copy_out.possible(connection.pgconn)
+
+
+class Conversation:
+    """A connection whose server says what it is given, in pieces, and then hangs up."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._mine, self._servers = socket.socketpair()
+        self._mine.setblocking(False)
+        self.closed = False
+        self.asked = b""
+        self._thread = threading.Thread(target=self._speak, args=(pieces,))
+        self._thread.start()
+
+    @property
+    def socket(self) -> int:
+        return self._mine.fileno()
+
+    def _speak(self, pieces: list[bytes]) -> None:
+        with self._servers:
+            self.asked = self._servers.recv(1 << 16)
+            for piece in pieces:
+                self._servers.sendall(piece)
+
+    def finish(self) -> None:
+        self.closed = True
+
+    def end(self) -> None:
+        self._thread.join()
+        assert not self._mine.getblocking()
+        self._mine.close()
+
+
+def say(kind: bytes, body: bytes = b"") -> bytes:
+    return kind + struct.pack("!I", len(body) + 4) + body
+
+
+HELLO, BYE = say(b"H", b"\0\0\1\0\0"), say(b"c") + say(b"C", b"COPY 2\0") + say(b"Z", b"I")
+
+
+def hear(pieces: list[bytes]) -> tuple[object, bool]:
+    conversation = Conversation(pieces)
+    try:
+        found: object = copy_out.copy_out(conversation, b"COPY t TO STDOUT")  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        found = type(error)
+    conversation.end()
+    assert conversation.asked == b"Q\0\0\0\x15COPY t TO STDOUT\0"
+    return found, conversation.closed
+
+
+@given(st.sets(st.integers(1, 60)))
+def test_messages_may_be_cut_anywhere(cuts: set[int]) -> None:
+    whole = HELLO + say(b"d", b"d\0\0\n") + say(b"N", b"SNOTICE\0\0") + say(b"d", b"\n") + BYE
+    places = [0, *sorted(cuts), len(whole)]
+    pieces = [whole[start:stop] for start, stop in pairwise(places)]
+    assert hear([piece for piece in pieces if piece]) == ((b"d\0\0\n\n", 2), False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        HELLO,
+        HELLO + say(b"d", b"1\n"),
+        HELLO + say(b"d", b"1\n")[:6],
+        HELLO + b"d\0\0\0\3",
+        HELLO + b"c\0\0\0\0",
+        say(b"G", b"\0\0\0"),
+        say(b"T") + say(b"Z", b"I"),
+        HELLO + BYE + say(b"d", b"1\n"),
+        say(b"E", b"SFATAL\0C57P01\0Mgone\0\0"),
+    ],
+    ids=repr,
+)
+def test_anything_else_closes_the_connection(said: bytes) -> None:
+    assert hear([said]) == (psycopg.OperationalError, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        (b"SERROR\0C22012\0Mdivision by zero\0\0", psycopg.errors.DivisionByZero),
+        (b"SERROR\0CZZZZZ\0Mof an extension\0\0", psycopg.DatabaseError),
+        (b"\0", psycopg.DatabaseError),
+    ],
+)
+def test_an_error_is_psycopgs_own(fields: bytes, error: type[psycopg.Error]) -> None:
+    assert hear([HELLO, say(b"d", b"1\n"), say(b"E", fields) + say(b"Z", b"E")]) == (error, False)
