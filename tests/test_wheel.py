@@ -138,9 +138,9 @@ def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "unpacked")
     program = "from schemas import codec; print(codec.name, codec.__file__)"
     environment["PYTHONPATH"] = str(tmp_path / "unpacked")
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
-    )
+    # Without site, and so without the editable install, which would find the checkout's compiled codec.
+    command = [sys.executable, "-S", "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec.py")], ended.stderr
 
 

@@ -15,10 +15,9 @@ from infra.demo.gitlab import build
 from infra.postgres import connect
 from infra.settings import DatabaseSettings
 from infra.stack import embedded_stack
-from producers import pgoutput_fields
+from producers import copy_out, pgoutput_fields, snapshot
 from producers.pgoutput import Decoder
 from producers.tables import CapturedTable, captured_tables
-from schemas import codec
 from schemas.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn
@@ -26,8 +25,8 @@ from schemas.positions import Lsn
 _TABLE = "public.container_repositories"
 
 
-def read_table(rows: int) -> tuple[CapturedTable, bytes]:
-    """Return the demo's table and its rows as COPY writes them."""
+def read_table(rows: int) -> tuple[CapturedTable, bytes, list[float]]:
+    """Return the demo's table, its rows as COPY writes them, and what reading them took: past libpq comes second."""
     with embedded_stack() as stack:
         dsn = stack.postgres.create_database("stages")
         with connect(dsn, name="stages", canonical_text=True) as connection:
@@ -36,8 +35,11 @@ def read_table(rows: int) -> tuple[CapturedTable, bytes]:
                 {"dsn": dsn, "gitlab_schemas": ["gitlab_main"], "tables": [_TABLE]}
             )
             table = captured_tables(connection, "stages", settings, "stages")[0]
-            with connection.cursor().copy(f"COPY {_TABLE} TO STDOUT") as copy:
-                return table, b"".join(map(bytes, copy))
+            query = f"COPY {_TABLE} TO STDOUT".encode()
+            spent = [seconds(rows, lambda: b"".join(snapshot._copy_lines(connection, query)))]
+            if copy_out.possible(connection.pgconn):
+                spent.append(seconds(rows, lambda: copy_out.copy_out(connection.pgconn, query)))
+            return table, b"".join(snapshot._copy_lines(connection, query)), spent
 
 
 def described(relation: Relation) -> bytes:
@@ -109,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each stage and codec."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000)
-    table, data = read_table(parser.parse_args(arguments).rows)
-    for compiled in (False, True) if codec.compiled else (False,):
+    table, data, reading = read_table(parser.parse_args(arguments).rows)
+    for compiled, read in zip((False, True), reading, strict=False):
+        print(f"{'C' if compiled else 'Python':8}{'snapshot: lines from the server':40}{read:8.2f} s")
         for stage, spent in measure(table, data, compiled=compiled).items():
             print(f"{'C' if compiled else 'Python':8}{stage:40}{spent:8.2f} s")
 

@@ -197,7 +197,7 @@ class ModelProducer:
             before = self.rows.get(key, (UNCHANGED, UNCHANGED))
             n, big = event.after["n"], event.after["big"]
             self.rows[key] = (n, before[1] if big is UNCHANGED else int(str(big)))
-            # Without ranges, an update may come before the row that a chunk shows, or of one that no chunk shows any more.
+            # Without ranges, an update may come before the chunk, or be of a row that no chunk shows any more.
             assert not self.table.ordered or self.rows[key][1] is not UNCHANGED, (
                 f"a value of {key} that the topic never had"
             )

@@ -53,7 +53,7 @@ def test_past_its_position_a_chunk_is_settled_and_merges_with_its_neighbour() ->
     chunks = TableChunks([chunk(None, 10, lsn=1000), chunk(10, 20, lsn=2000), chunk(20, None, lsn=2000)])
     assert not chunks.passed(Lsn(999))
     assert chunks.passed(Lsn(1000))
-    assert len(chunks.chunks) == 3
+    assert [each.upto for each in chunks.chunks] == [(10,), (20,), None]
     assert chunks.passed(Lsn(2000))
     assert chunks.chunks == (Chunk(None, None),)
     assert chunks.settled
