@@ -18,13 +18,13 @@ SELECT pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate AS w
 FROM pg_publication WHERE pubname = %s
 """
 
+# From the catalog itself: the view pg_publication_tables opens the tables, and waits for one that is locked. Before 15
+# there is neither a list of columns nor a filter of rows, so those are looked for by name.
 _TABLES = """
-SELECT schemaname || '.' || tablename FROM pg_publication_tables t WHERE pubname = %s AND NOT EXISTS (
-    -- Before 15 there is neither a list of columns nor a filter of rows, so that their columns are looked for by name.
-    SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-    JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE p.pubname = t.pubname AND (n.nspname, c.relname) = (t.schemaname, t.tablename)
-      AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NOT NULL)
+SELECT n.nspname || '.' || c.relname
+FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = %s AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
 """
 
 _OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from infra.init.administrator import administrator_script
 from infra.settings import DatabaseSettings
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
@@ -101,12 +102,13 @@ def test_a_role_without_rights(connection: psycopg.Connection[Any], database: Da
 def test_the_least_rights_are_enough(new_source: NewSource, database: Database) -> None:
     source = new_source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "public.t")
     name = f"r_{database.name}"
-    source.connection.execute(f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'x'; GRANT SELECT ON t TO {name}")
-    source.connection.execute("CREATE PUBLICATION headrace FOR TABLE t WITH (publish_via_partition_root = true)")
+    dsn = make_conninfo(database.dsn, user=name, password="x")
+    section = source.settings.database("main").model_copy(update={"dsn": type_of_secret(dsn)})
+    source.settings = source.settings.model_copy(update={"databases": {"main": section}})
+    # What `headrace init --sql` prints is all that the role gets.
+    source.connection.execute(administrator_script(source.settings))
+    source.connection.execute(f"ALTER ROLE {name} PASSWORD 'x'")
     try:
-        dsn = make_conninfo(database.dsn, user=name, password="x")
-        section = source.settings.database("main").model_copy(update={"dsn": type_of_secret(dsn)})
-        source.settings = source.settings.model_copy(update={"databases": {"main": section}})
         with running(source) as producer:
             producer.caught_up()
             source.connection.execute("INSERT INTO t VALUES (2)")
