@@ -13,7 +13,7 @@
 
 typedef enum { DONE, ODD, NO_MEMORY } Outcome;
 
-/* In the order of schemas.column_types.Kind; schemas/codec.py asserts it. */
+/* In the order of schemas.column_types.Kind, which schemas/codec.py numbers. */
 typedef enum {
     BOOLEAN, INT, LONG, FLOAT, DOUBLE, TEXT, UUID, DATE, TIME, TIMESTAMP, TIMESTAMPTZ, DECIMAL, KINDS
 } Kind;
