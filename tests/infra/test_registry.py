@@ -82,8 +82,8 @@ def test_an_incompatible_schema_is_refused_and_the_change_named(fresh: Open) -> 
         fresh().register("t-value", RETYPED)
     message = str(caught.value)
     assert "t-value changed incompatibly: column name: text → integer" in message
-    assert "change the table back" in message
-    assert "new topic" in message
+    assert "Change the table back" in message
+    assert "headrace snapshot TABLE --anew" in message
     assert caught.value.exit_code == 3
     assert fresh().register("t-value", NAMED) == number, "nothing was registered"
     fresh().register("other-value", RETYPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -118,9 +119,11 @@ def test_a_fenced_relay_stays_fenced_while_it_sends(
         relay.send(topic, [record(2)])
 
 
-def test_a_row_that_is_too_long_is_named(topic: str, relay: Relay) -> None:
-    with pytest.raises(HeadraceError, match=rf"a row for topic {topic} is 2000000 bytes long.*; set \"message.max"):
-        relay.send(topic, [record(1), {"key": b"k", "value": b"x" * 2_000_000}])
+def test_a_row_that_is_too_long_is_named(settings: KafkaSettings, topic: str, prefix: str) -> None:
+    small = settings.model_copy(update={"options": {"message.max.bytes": 1_000_000}})
+    with closing(Relay(small, f"{prefix}.small", f"{prefix}.positions")) as narrow:
+        with pytest.raises(HeadraceError, match=rf"a row for topic {topic} is 2000000 bytes long.*; set \"message.max"):
+            narrow.send(topic, [record(1), {"key": b"k", "value": b"x" * 2_000_000}])
 
 
 def test_a_record_goes_to_the_partition_it_names(
