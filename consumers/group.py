@@ -90,6 +90,8 @@ class Group:
                 # events make many times as much. This is still more than a batch; a larger event arrives all the same.
                 queued_max_messages_kbytes=8_192,
                 max_partition_fetch_bytes=262_144,
+                # How long fetching rests once that queue is full: a second by default, which is most of the time.
+                fetch_queue_backoff_ms=5,
                 # Out of range is never an occasion to guess: see _start.
                 auto_offset_reset="error",
                 on_commit=self._on_commit,
