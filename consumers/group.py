@@ -328,11 +328,27 @@ def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Of
     wanted = [TopicPartition(*place, offset) for place, offset in sorted(offsets.items())]
     if not wanted:
         return
+    deadline = time.monotonic() + _REQUEST_SECONDS
+    while (refusal := _set_offsets(settings, group, wanted)) is not None:
+        # A broker that has just started, or never had a group, needs a moment to find the group's coordinator.
+        if refusal.code() not in _COORDINATOR_STARTING or time.monotonic() > deadline:
+            raise HeadraceError(f"offsets of group {group} cannot be set: {refusal.str()}")
+        time.sleep(_TICK)
+
+
+def _set_offsets(settings: KafkaSettings, group: str, wanted: list[TopicPartition]) -> KafkaError | None:
+    """Ask once; return why the broker would not, None when it did."""
     with kafka.translated(settings):
         client = kafka.admin(settings)  # kept: a client that is forgotten fails the requests under way
         futures = client.alter_consumer_group_offsets(
             [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=_REQUEST_SECONDS
         )
-        for result in _answer(futures[group]).topic_partitions:
-            if result.error is not None:
-                raise HeadraceError(f"offsets of group {group} cannot be set: {result.error.str()}")
+        try:
+            partitions = _answer(futures[group]).topic_partitions
+        except KafkaException as error:
+            if error.args[0].code() in _COORDINATOR_STARTING:
+                refused: KafkaError = error.args[0]
+                return refused
+            raise
+    errors: list[KafkaError] = [partition.error for partition in partitions if partition.error is not None]
+    return errors[0] if errors else None
