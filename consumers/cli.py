@@ -30,21 +30,13 @@ from consumers.starts import parse_start
 from consumers.status import gather
 from consumers.verify import RowsLeft, remaining
 from infra import log, metrics, postgres
+from infra.options import Config, Json
 from infra.settings import Settings, load_settings
 from schemas.errors import Interrupted, Refused, UsageError
 
 _PATIENCE_SECONDS: Final = 0.5
 """How long a transaction under way may take to end by itself once a stop is asked for; then it is cancelled."""
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file; without it $HEADRACE_CONFIG, else headrace.toml in this directory.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 MigrationArgument = Annotated[
     str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)
 ]
@@ -59,8 +51,8 @@ def consume(
         bool,
         typer.Option("--until-caught-up", help="End once the whole group has done what is in the topics now."),
     ] = False,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Run a member of a migration's consumer group, until it is stopped.
 
@@ -94,7 +86,7 @@ def consume(
         log.get(migration=migration).info("stopped" if stopping.is_set() else "caught up", **asdict(totals))
 
 
-def status(as_json: JsonOption = False, config: ConfigOption = None) -> None:
+def status(as_json: Json = False, config: Config = None) -> None:
     """Show every migration's progress, rate, time left and members, and where every source stands."""
     settings = load_settings(config)
     found = gather(settings)
@@ -104,14 +96,14 @@ def status(as_json: JsonOption = False, config: ConfigOption = None) -> None:
         display.show_status(found)
 
 
-def pause(migration: MigrationArgument, config: ConfigOption = None) -> None:
+def pause(migration: MigrationArgument, config: Config = None) -> None:
     """Hold a migration: when this returns, nothing of it is under way. Its members stay, and wait."""
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, True)
     print(f"{migration} is paused; go on with: headrace resume {migration}")
 
 
-def resume(migration: MigrationArgument, config: ConfigOption = None) -> None:
+def resume(migration: MigrationArgument, config: Config = None) -> None:
     """Let a paused migration go on; its members notice within a second."""
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, False)
@@ -136,8 +128,8 @@ def replay(
         list[str] | None,
         typer.Option("--keys", metavar="VALUE[,VALUE...]", help="The same, where the key is one column."),
     ] = None,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Begin a new run over what the topics hold; start a consumer to carry it out.
 
@@ -181,8 +173,8 @@ def verify(
     database: Annotated[
         str | None, typer.Option("--database", help="With --rows: the source, where several have the table.")
     ] = None,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Ask the database how many rows a migration has left to change; exit code 1 when there are any.
 
@@ -228,7 +220,7 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
             raise TopicDiffers(f"{count} rows of {one.table} in {source} are not in its topic as they are")
 
 
-def finalize(migration: MigrationArgument, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Carry a migration out to its end: work as a member until it is complete, beside those that run.
 
     Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings;

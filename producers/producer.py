@@ -45,7 +45,7 @@ from producers.table_catalog import TableWatch
 from producers.tables import captured_tables
 from schemas import codec
 from schemas.errors import Fenced, Malformed, Unavailable
-from schemas.positions import Lsn, format_lsn
+from schemas.positions import Lsn
 from schemas.topics import positions_topic
 
 _FRAMES: Final = 5_000
@@ -478,8 +478,3 @@ class Session:
             ts_ms=capture.commit_ms,
             unseen=capture.unseen.xids,
         )
-
-
-def describe(state: StreamState) -> str:
-    """Return a source's position for people."""
-    return f"{state.position}, confirmed {format_lsn(state.confirmed_lsn)}"
