@@ -19,6 +19,27 @@ def tuple_row(data: bytes, pos: int, count: int, /) -> tuple[Row, int] | None:
 def copy_data(buffer: bytes | bytearray, /) -> tuple[bytes, int, int]:
     """Return the lines of the whole CopyData messages that `buffer` begins with, their number, and the bytes used."""
 
+def mentions(value: bytes, needles: tuple[bytes, ...], /) -> bool:
+    """Return whether one of `needles` stands in `value`."""
+
+class Reader:
+    """How a migration's columns are read from records of one schema."""
+
+    def __new__(cls, cells: tuple[tuple[int, bool, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
+        """`cells`: of each column its shape, whether it may be a text too, its name if it is wanted, and what makes
+        its value of a cell's bytes.
+
+        Where nothing makes it, C does: an int, a boolean, a text.
+        """
+
+    def read(
+        self, value: bytes, position: int, /
+    ) -> tuple[int, int, dict[str, object] | None, dict[str, object] | None] | None:
+        """Return ordinal, `ts_ms`, `before` and `after` of the record whose ordinal is at `position`.
+
+        None where a column is left out, and for bytes that C is not sure of: read those in Python.
+        """
+
 class Plan:
     """A table's rows; each method hands what it is not sure of to the Python function of its name."""
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from schemas import codec
 from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, row_record
-from schemas.cells import SHORT, VARINT, Read, pattern, reader
+from schemas.cells import SHORT, VARINT, Read, pattern, reader, type_name
 from schemas.column_types import Schema
 from schemas.errors import Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
 from schemas.header import HeaderReader, read_string
 from schemas.varints import decode_long
+
+if TYPE_CHECKING:
+    from schemas._codec import Reader
 
 Project = Callable[[bytes], ChangeEvent]
 """A whole record → its event; Malformed when it is none."""
@@ -102,13 +106,27 @@ def _cell_reader(avro: Any) -> Callable[[bytes], Any]:
     return _Values(reader(avro)).__getitem__
 
 
-_PROJECT: Final = """\
-def project(value):
-    try:
+_START: Final = """\
         prefix = last.get(value[6])
         if prefix is None or not value.startswith(prefix.data):
             prefix = prefix_of(value)
-        found = match(value, prefix.end)
+"""
+
+_COMPILED: Final = """\
+        found = read(value, prefix.end)
+        if found is not None:
+            ordinal, ts_ms, before, after = found
+            if before is not None and prefix.op is not DELETE:
+                for name in lacking:
+                    before[name] = UNCHANGED
+            return Open(prefix.op, prefix.source(ordinal), ts_ms, before, after)
+"""
+"""What comes first where there is a compiled codec: it answers None for the records that it leaves to Python."""
+
+_PROJECT: Final = """\
+def project(value):
+    try:
+{start}        found = match(value, prefix.end)
         if found is None:
             return slow(value)
         ordinal, ts_ms, names, old, {before}new, {after}= found.groups()
@@ -124,13 +142,35 @@ def project(value):
 """
 
 
+_SHAPES: Final = ("boolean", "long", "float", "double", "string", "bytes")
+"""What a column holds where it is not null, as numbered in schemas/_codec_events.h; an int is written as a long is."""
+
+
+def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]) -> Reader | None:
+    """Return what reads these columns in C; None without a compiled codec, or where it cannot read a type."""
+    if codec.compiled is None:
+        return None
+    cells = []
+    for name, is_wanted, avro in zip(names, wanted, types, strict=True):
+        if not isinstance(avro, list) or avro[0] != "null" or avro[2:] not in ([], ["string"]):
+            return None
+        shape = "long" if type_name(avro[1]) == "int" else type_name(avro[1])
+        if shape not in _SHAPES:
+            return None
+        plain = len(avro) == 2 and avro[1] in ("boolean", "int", "long", "string")
+        make = _Values(reader(avro)).__getitem__ if is_wanted and not plain else None
+        cells.append((_SHAPES.index(shape), len(avro) == 3, name if is_wanted else None, make))
+    made: Reader = codec.compiled.Reader(tuple(cells))
+    return made
+
+
 class _Projection:
     """The parts of a projection that do not change from record to record."""
 
-    def __init__(self, writer_schema: Schema, columns: Sequence[str]) -> None:
+    def __init__(self, writer_schema: Schema, columns: Sequence[str], optional: Sequence[str]) -> None:
         row_fields = row_record(writer_schema)["fields"]
         names = [field.get(COLUMN_PROPERTY, field["name"]) for field in row_fields]
-        unknown = [name for name in columns if name not in names]
+        unknown = [name for name in columns if name not in names and name not in optional]
         if unknown:
             raise UsageError(f"no column {', '.join(unknown)} in the events", remedy="see the table's columns")
         self.names = [name for name in names if name in columns]
@@ -139,6 +179,7 @@ class _Projection:
         self.all_names = names
         identity = writer_schema.get(IDENTITY_PROPERTY)
         self.lacking = [name for name in self.names if identity is not None and name not in identity]
+        self.compiled = _compiled(names, self.wanted, [field["type"] for field in row_fields])
         self.headers = HeaderReader()
         self.match = re.compile(self._pattern([field["type"] for field in row_fields]), re.DOTALL).match
         self.values = [
@@ -176,6 +217,7 @@ class _Projection:
         source = _PROJECT.format(
             before="".join(f"b{index}, " for index in indexes),
             after="".join(f"a{index}, " for index in indexes),
+            start=_START if self.compiled is None else _START + _COMPILED,
             row=row,
             old_row=row.replace("(a", "(b"),
         )
@@ -191,6 +233,10 @@ class _Projection:
             "Open": _Open,
             "Malformed": Malformed,
             "ERRORS": _ERRORS,
+            "read": None if self.compiled is None else self.compiled.read,
+            "lacking": self.lacking,
+            "DELETE": Op.DELETE,
+            "UNCHANGED": UNCHANGED,
         }
         for index, (name, value) in enumerate(zip(self.names, self.values, strict=True)):
             scope[f"N{index}"], scope[f"V{index}"] = name, value
@@ -244,13 +290,14 @@ class _Projection:
         return ChangeEvent(op, source, ts_ms, before, after)
 
 
-def projection(writer_schema: Schema, columns: Sequence[str]) -> Project:
+def projection(writer_schema: Schema, columns: Sequence[str], optional: Sequence[str] = ()) -> Project:
     """Return the function that reads records of `writer_schema` with only `columns` in their rows.
 
-    Raises UsageError when the events have no such column, Malformed when the schema is no event's.
+    Raises UsageError when the events have no such column, unless it is in `optional`: it is not in the rows then.
+    Raises Malformed when the schema is no event's.
     """
     try:
-        made = _Projection(writer_schema, columns)
+        made = _Projection(writer_schema, columns, optional)
     except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
         raise Malformed("a schema that is not of a headrace event") from error
     return made.generate()
