@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     StringConstraints,
     ValidationError,
@@ -29,7 +30,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from infra.gitserver_settings import NODE, NODE_WORDS, GitserverSettings
 from infra.mistakes import Location, Mistakes, close_to
+from infra.section import Section
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -44,6 +47,7 @@ _PATTERN_WORDS: Final = {
     _TABLE: "a table is named with its schema, such as public.projects",
     _STORAGE: "a storage's name has at least one character, and no slash",
     _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
+    NODE: NODE_WORDS,
 }
 
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
@@ -61,12 +65,6 @@ def _one_value(value: Any) -> Any:
     if not isinstance(value, str | int | float):
         raise ValueError("must be a string, a number, true or false")
     return value
-
-
-class Section(BaseModel):
-    """A table of the file: an unknown key is an error, so that a misspelt one is never silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class KafkaSettings(Section):
@@ -188,12 +186,13 @@ class VirtualStorageSettings(Section):
             raise ValueError(f"primary: no storage is called {self.primary}{close_to(self.primary, self.storages)}")
         return self
 
-
-class GitserverSettings(Section):
-    """The nodes that `rehash_moves` moves repositories between."""
-
-    nodes: tuple[str, ...] = ()
-    roots: dict[str, str] = Field(default_factory=dict)
+    def beside(self, directory: Path) -> Self:
+        """Return these settings with the storages' paths taken from `directory`, where they are relative."""
+        storages = {
+            name: one.model_copy(update={"path": str(directory / one.path)}) if one.path else one
+            for name, one in self.storages.items()
+        }
+        return self.model_copy(update={"storages": storages})
 
 
 class MigrationSettings(BaseModel):
@@ -221,10 +220,17 @@ class MigrationSettings(BaseModel):
     health: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Indicator → the limit at which it holds the migration, false to leave it out; see consumers/health."""
 
+    _whole: Settings | None = PrivateAttr(default=None)
+
     @property
     def options(self) -> Mapping[str, Any]:
         """The migration's own keys."""
         return self.model_extra or {}
+
+    @property
+    def whole(self) -> Settings | None:
+        """The settings that this is a section of: options may depend on other sections."""
+        return self._whole
 
 
 class Settings(BaseSettings):
@@ -281,7 +287,8 @@ class Settings(BaseSettings):
 
     def migration(self, name: str) -> MigrationSettings:
         """Return the settings of migration `name`, the defaults where the file says nothing."""
-        section = self.migrations.get(name, MigrationSettings())
+        section = self.migrations.get(name, MigrationSettings()).model_copy()
+        section._whole = self
         switch = os.environ.get(f"HEADRACE_{name.upper()}_ENABLED")
         if switch is None:
             return section
@@ -336,7 +343,7 @@ def load_settings(path: Path | None = None) -> Settings:
     for key in sorted(values.keys() - Settings.model_fields.keys()):
         raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
     try:
-        return Settings(**values)
+        return _beside(Settings(**values), chosen.absolute().parent)
     except ValidationError as error:
         location, said = mistakes.first(error)
         variable = _variable(location)
@@ -348,6 +355,23 @@ def load_settings(path: Path | None = None) -> Settings:
             f"environment variable {_unreadable_variable()} is not JSON, which a list or a table has to be there",
             remedy="""correct or unset it; a list is '["public.projects"]'""",
         ) from None
+
+
+def _beside(settings: Settings, directory: Path) -> Settings:
+    """Return the settings with relative paths taken from `directory`, wherever the process was started."""
+    databases = {
+        name: section.model_copy(update={"spill_directory": directory / section.spill_directory})
+        for name, section in settings.databases.items()
+        if section.spill_directory is not None
+    }
+    storages = {name: section.beside(directory) for name, section in settings.virtual_storages.items()}
+    return settings.model_copy(
+        update={
+            "databases": {**settings.databases, **databases},
+            "virtual_storages": storages,
+            "gitserver": settings.gitserver.beside(directory),
+        }
+    )
 
 
 def _variable(location: Location) -> str | None:

@@ -115,15 +115,30 @@ def test_a_complete_file_loads_as_it_is(file: Path) -> None:
     storage = settings.virtual_storages["default"].storages["gitaly-1"]
     assert storage.token is not None
     assert storage.token.get_secret_value() == SECRET
-    assert settings.gitserver.roots == {"gitserver-0:3178": "gitserver-0"}
+    assert settings.gitserver.roots == {"gitserver-0:3178": str(file.parent / "gitserver-0")}
     assert settings.migration("skip_resets").options == {"clear_started_at": True}
+
+
+def test_paths_are_taken_from_the_files_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    text = COMPLETE.replace("[databases.main]\n", '[databases.main]\nspill_directory = "spills"\n')
+    (tmp_path / "some.toml").write_text(text)
+    monkeypatch.chdir(elsewhere)
+    settings = load_settings(Path("../some.toml"))
+    assert settings.database("main").spill_directory == elsewhere / "../spills"
+    assert settings.database("praefect").spill_directory is None
+    storages = settings.virtual_storages["default"].storages
+    assert storages["gitaly-0"].path == str(elsewhere / "../storage-0")
+    assert storages["gitaly-1"].path is None
+    assert settings.gitserver.roots["gitserver-0:3178"] == str(elsewhere / "../gitserver-0")
 
 
 def test_an_empty_file_has_every_default(file: Path) -> None:
     settings = load(file, "")
     assert settings.prefix == "headrace"
     assert settings.kafka.bootstrap_servers == "127.0.0.1:9092"
-    assert settings.migration("skip_resets") == MigrationSettings()
+    assert settings.migration("skip_resets").model_dump() == MigrationSettings().model_dump()
 
 
 def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
