@@ -42,11 +42,12 @@ class _Open:
         self.__class__ = Source  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prefix:
     """What a record's bytes up to the ordinal say.
 
-    `data` is those bytes, `end` their number, and `table_end` where the table's name ends in them.
+    `data` is those bytes, `end` their number, and `table_end` where the table's name ends in them. `latest` is the
+    source that was asked for last: all rows of a snapshot's chunk have the same.
     """
 
     data: bytes
@@ -61,10 +62,15 @@ class Prefix:
     snapshot: bool
     lsn: Lsn
     end: int
+    latest: Source | None = None
 
     def source(self, ordinal: int) -> Source:
         """Return the source of the event with this ordinal."""
+        latest = self.latest
+        if latest is not None and latest.position.ordinal == ordinal:
+            return latest
         source: Any = _Open(self, Position(self.lsn, ordinal))
+        self.latest = source
         return source  # type: ignore[no-any-return]
 
 
