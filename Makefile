@@ -44,8 +44,8 @@ bench: $(STAMP)  ## speed and memory, as ratios against peers
 fuzz: $(STAMP)  ## broken replication messages, for SECONDS; a failure names its SEED
 	$(BIN)/python -m tests.producers.fuzz_pgoutput --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-chaos: $(STAMP)  ## switchovers under load and kills, for MINUTES; a failure names its SEED
-	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES; a failure names its SEED
+	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

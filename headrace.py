@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Final, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Final, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+import consumers.catalog
+import consumers.checking
 import consumers.cli
 import infra.demo.cli
 import infra.init.cli
@@ -35,8 +38,30 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for group in (infra.demo.cli, infra.stack.cli, infra.init.cli, producers.cli, consumers.cli):
-    for command in group.COMMANDS:
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for commands in (
+    infra.demo.cli.COMMANDS,
+    infra.stack.cli.COMMANDS,
+    infra.init.cli.commands(consumers.catalog.own_tables),
+    producers.cli.commands(consumers.checking.advise),
+    consumers.cli.COMMANDS,
+):
+    for command in commands:
         app.command()(command)
 for name, subcommands in consumers.cli.GROUPS.items():
     app.add_typer(subcommands, name=name)
@@ -68,8 +93,9 @@ def _run() -> int:
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="headrace", standalone_mode=False)
     finally:
-        # Here, and not when Python ends, what cannot be written can still be said.
-        sys.stdout.flush()
+        # Here, and not when Python ends, what cannot be written can still be said. With `>&-` there is no such file.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     if code == INTERRUPTED:
         print("headrace: stopped; start it again to go on", file=sys.stderr)
     return code if isinstance(code, int) else 0

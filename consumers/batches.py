@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from confluent_kafka import KafkaError
 
@@ -16,6 +16,7 @@ from consumers.decisions import TOMBSTONE, Change, Decision, Park, Skip
 from consumers.ledger import Advance, Place
 from consumers.migration import Migration
 from consumers.selection import NOT_SELECTED, Selection
+from schemas import codec
 from schemas.errors import HeadraceError, Malformed
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
@@ -116,7 +117,7 @@ class Planner:
         """
         size = limit() if callable(limit) else limit
         selection, known = self.selection, self._projections
-        needles = () if selection else self._needles
+        needles = () if selection or overrides else self._needles
         several = len(self._migration.tables) > 1
         following = dict(positions)
         sub_batch = SubBatch(0, 0)
@@ -152,14 +153,12 @@ class Planner:
             if selection is not None and not selection.has(record.key()):
                 _count(advance, NOT_SELECTED, 1)
                 continue
-            if needles and not overrides and (value[:HEADER_BYTES] in known or self._learned(value)):
-                for needle in needles:
-                    if needle in value:
-                        break
-                else:
-                    unmentioned += 1
-                    continue
-            decision = overrides.get((place, Offset(offset))) or self.decide(value)
+            if needles and not mentions(value, needles) and (value[:HEADER_BYTES] in known or self._learned(value)):
+                unmentioned += 1
+                continue
+            decision = self.decide(value)
+            if overrides:
+                decision = overrides.get((place, Offset(offset)), decision)
             if isinstance(decision, Skip):
                 _count(advance, decision.reason, 1)
                 continue
@@ -194,9 +193,19 @@ class Planner:
 
     def _learn(self, value: bytes) -> Callable[[bytes], ChangeEvent]:
         schema_id, _ = split_wire(value)
-        project = projection(self._schemas(schema_id), self._migration.columns)
+        project = projection(self._schemas(schema_id), self._migration.columns, self._migration.optional_columns)
         self._projections[value[:HEADER_BYTES]] = project
         return project
+
+
+def _mentions(value: bytes, needles: tuple[bytes, ...]) -> bool:
+    return any(needle in value for needle in needles)
+
+
+mentions: Final[Callable[[bytes, tuple[bytes, ...]], bool]] = (
+    _mentions if codec.compiled is None else codec.compiled.mentions
+)
+"""Whether one of the needles stands in the value."""
 
 
 def _opened(place: Place, advances: dict[Place, Advance], following: Mapping[Place, Offset]) -> Advance | None:

@@ -6,22 +6,21 @@ Plain functions for headrace.py to mount; each raises HeadraceError and leaves i
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from consumers import catalog, display, parked_cli, pauses
+from consumers import catalog, display, parked_cli, pauses, schema_cli
 from consumers.cleanup import cleanup
 from consumers.comparison import TopicDiffers, compare, source_of
 from consumers.dry_run import dry_run
 from consumers.migration import Migration
+from consumers.place_cli import place
 from consumers.repair import request_repair
 from consumers.replay import replay as begin_replay
 from consumers.runtime import Runtime
@@ -32,10 +31,8 @@ from consumers.verify import RowsLeft, remaining
 from infra import log, metrics, postgres
 from infra.options import Config, Json
 from infra.settings import Settings, load_settings
+from infra.stopping import stop_on_signals
 from schemas.errors import Interrupted, Refused, UsageError
-
-_PATIENCE_SECONDS: Final = 0.5
-"""How long a transaction under way may take to end by itself once a stop is asked for; then it is cancelled."""
 
 MigrationArgument = Annotated[
     str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)
@@ -78,7 +75,7 @@ def consume(
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         member = Runtime(settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report)
-        with _stopped_by_signals(stopping, member.cancel):
+        with stop_on_signals(stopping, overdue=member.cancel):
             totals = member.run()
     if as_json:
         print(json.dumps({"migration": migration, **asdict(totals)}))
@@ -203,8 +200,7 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
     else:
         kind = catalog.migration_class(what)
         tables, source = list(kind.tables), database or catalog.target_database(settings, kind)
-    stopping = threading.Event()
-    with _stopped_by_signals(stopping, lambda: None):
+    with stop_on_signals() as stopping:
         found = [compare(settings, source, table, stopping) for table in tables]
     if as_json:
         print(json.dumps([asdict(one) for one in found], default=str))
@@ -235,7 +231,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         member = Runtime(settings, work, database, stopping=stopping, until_complete=True, report=report)
-        with _stopped_by_signals(stopping, member.cancel):
+        with stop_on_signals(stopping, overdue=member.cancel):
             totals = member.run()
     if stopping.is_set():
         raise Interrupted(f"{migration} is not complete yet")
@@ -253,8 +249,7 @@ def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migrati
 
 
 def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
-    stopping = threading.Event()
-    with _stopped_by_signals(stopping, lambda: None):
+    with stop_on_signals() as stopping:
         outcome = dry_run(settings, migration, database, stopping=stopping)
         left = remaining(settings, migration, database)
     if stopping.is_set():
@@ -275,26 +270,7 @@ def _dry(settings: Settings, migration: Migration, database: str, as_json: bool)
         display.show_dry_run(result)
 
 
-@contextmanager
-def _stopped_by_signals(stopping: threading.Event, cancel: Callable[[], None]) -> Iterator[None]:
-    """Set `stopping` on SIGTERM and SIGINT, and cancel what is under way if it does not end soon by itself."""
+COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify, finalize, cleanup, place)
 
-    def stop(_number: int, _frame: object) -> None:
-        if not stopping.is_set():
-            stopping.set()
-            timer = threading.Timer(_PATIENCE_SECONDS, cancel)
-            timer.daemon = True
-            timer.start()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify, finalize, cleanup)
-
-GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": parked_cli.app}
+GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": parked_cli.app, "schema": schema_cli.app}
 """Commands with sub-commands of their own."""

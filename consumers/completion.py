@@ -81,6 +81,9 @@ class Completion:
         self._next = time.monotonic() + _IDLE_SECONDS
         sources = self._positions.sources()
         if waits := self._unread(sources):
+            if self._migration.remaining_is_all and target.ask(lambda it: self._conclude(it, run))[0] == 0:
+                self.complete = True
+                return Verdict(True, "complete")
             return Verdict(False, waits)
         if self._marks is None:
             self._marks = self._ends()

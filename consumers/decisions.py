@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +15,14 @@ class Skip:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """The row with this key may have to be written; whether it is, the guard in the write decides.
 
     `key` is the value of the key column, or a tuple of values. `values` is whatever else `apply` needs.
     """
 
     key: Hashable
-    values: Mapping[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Any, Final
 
 from rich.console import Console
@@ -12,15 +13,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from consumers.comparison import Comparison
+from consumers.given_up import GivenUp
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.parking import Entry
-from consumers.runtime import Report, Totals
+from consumers.totals import Report, Totals
 from infra import topics
 from infra.settings import Settings
 from schemas.positions import Offset
 
+_SLOTS_IN_TROUBLE: Final = ("unreserved", "lost", "missing")
 _UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -96,14 +99,30 @@ def show_status(document: Mapping[str, Any]) -> None:
             f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}" if snapshot else "",
         )
     console.print(sources)
+    for one in document["sources"]:
+        if one.get("slot_status") in _SLOTS_IN_TROUBLE:
+            line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def show_parked(migration: str, entries: Sequence[Entry]) -> None:
-    """Print the parked events, one a line: names may be longer than a terminal is wide, and have to be copied."""
-    if not entries:
+def show_parked(
+    migration: str,
+    entries: Sequence[Entry],
+    given_up: Sequence[GivenUp] = (),
+    keys: Mapping[str, Mapping[str, object]] = {},
+) -> None:
+    """Print the parked events, one a line: names may be longer than a terminal is wide, and have to be copied.
+
+    `keys` has the columns of the rows' keys by the events' names, for those whose key can be read.
+    """
+    if not entries and not given_up:
         print(f"{migration}: nothing is parked")
     for entry in entries:
-        print(f"{entry.name}  {entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {entry.reason}")
+        key = _key(keys.get(entry.name, {}))
+        print(f"{entry.name}  {entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {entry.reason}{f'  {key}' if key else ''}")
+    for one in given_up:
+        name = one.name if one.name.isprintable() else repr(one.name)
+        print(f"{name}  {one.since.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z  {one.reason}")
 
 
 def show_comparisons(found: Sequence[Comparison]) -> None:
@@ -122,7 +141,8 @@ def show_comparisons(found: Sequence[Comparison]) -> None:
 
 
 def _key(columns: Mapping[str, object]) -> str:
-    return " ".join(f"{name}={value}" for name, value in columns.items())
+    texts = ((name, str(value)) for name, value in columns.items())
+    return " ".join(f"{name}={text if text.isprintable() else repr(text)}" for name, text in texts)
 
 
 def show_dry_run(result: Mapping[str, Any]) -> None:

@@ -63,6 +63,7 @@ TABLE: Final[tuple[Rule, ...]] = (
     Rule("23", Action.SPLIT, "a constraint forbids it", "see `headrace parked list`"),
     Rule("22", Action.SPLIT, "a value does not fit", "see `headrace parked list`"),
     Rule("P0", Action.SPLIT, "a trigger or function refused it", "see `headrace parked list`"),
+    Rule("54", Action.SPLIT, "a limit of the server forbids it, as an index's", "see `headrace parked list`"),
     Rule("44", Action.SPLIT, "a view's check option forbids it", "see `headrace parked list`"),
     Rule("42501", Action.STOP, "the role lacks a right", "grant it: `headrace init --sql` prints what is needed"),
     Rule("42", Action.STOP, "the database does not have what the migration writes", "compare the schema's version"),

@@ -155,7 +155,8 @@ class Group:
                 if left <= 0:
                     if not still():
                         break
-                    deadline += seconds
+                    # From now, so that there is a poll before it is asked again, however long the answer took.
+                    deadline = time.monotonic() + seconds
                     continue
                 with kafka.translated(self._settings):
                     record = self._consumer.poll(min(left, _TICK))
@@ -210,8 +211,8 @@ class Group:
         targets = [TopicPartition(*place, self._start(entries[place])) for place in places]
         consumer.incremental_assign(targets)
         self.positions.update({place: entries[place].next_offset for place in places})
-        if self._held:
-            self._pause(places)
+        # A partition that was taken away while it was paused is paused still when it comes back.
+        (self._pause if self._held else self._resume)(places)
         if places:
             self._log.info("assigned", partitions={f"{p.topic}/{p.partition}": entries[p].next_offset for p in places})
 

@@ -26,10 +26,12 @@ class Holding:
     def __init__(self, settings: MigrationSettings, migration: Migration, member: str) -> None:
         self._migration = migration.name
         self._member = member
-        self._health = Health(limits(settings.health, migration.name), migration.tables)
+        self._health = Health(limits(settings.health, migration.name), migration.writes or migration.tables)
         self._seconds = settings.health_seconds
         self._next = 0.0
         self._held = False
+        self._looked: set[str] = set()
+        self._unknown: set[str] = set()
         self._log = log.get(migration=migration.name)
         self.interval = min(settings.health_seconds, HELD_CHECK_SECONDS)
         """How long to wait before the next look while it is held."""
@@ -47,7 +49,11 @@ class Holding:
         for name, signal in signals.items():
             metrics.SUFFERING.labels(self._migration, name).set(isinstance(signal, Stop))
             if isinstance(signal, Unknown):
-                self._log.debug("health is not known", indicator=name, reason=signal.reason)
+                # Loud once: an indicator that never says anything would go unnoticed.
+                tell = self._log.debug if name in self._unknown or name not in self._looked else self._log.warning
+                tell("health is not known", indicator=name, reason=signal.reason)
+                self._unknown |= {name} & self._looked
+            self._looked.add(name)
         reason = "; ".join(f"{name}: {signal.reason}" for name, signal in signals.items() if isinstance(signal, Stop))
         if reason:
             connection.execute(_HOLD, (self._migration, self._member, reason))

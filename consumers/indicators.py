@@ -55,6 +55,9 @@ class Unknown:
 
 Signal = Fine | Stop | Unknown
 
+BLIND: Final = "the role may not see it: GRANT pg_monitor, as `headrace init --sql` prints it"
+_SEES_OTHERS: Final = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
+
 
 class Indicator(ABC):
     """One thing that the database can suffer from."""
@@ -64,6 +67,9 @@ class Indicator(ABC):
 
     default: ClassVar[Limit]
     """The limit where the settings have none."""
+
+    sees_others: ClassVar[bool] = False
+    """Whether it looks at other sessions, of whose state a role without pg_read_all_stats sees nothing."""
 
     @abstractmethod
     def signal(self, cursor: Cursor, subject: Subject) -> Signal:
@@ -117,7 +123,8 @@ class Health:
                 with connection.transaction(), connection.cursor() as cursor:
                     cursor.execute("SET TRANSACTION READ ONLY")
                     cursor.execute(f"SET LOCAL statement_timeout = {_STATEMENT_MS}")
-                    answers[name] = indicator.signal(cursor, subject)
+                    blind = indicator.sees_others and cursor.execute(_SEES_OTHERS).fetchone() != (True,)
+                    answers[name] = Unknown(BLIND) if blind else indicator.signal(cursor, subject)
             except psycopg.Error as error:
                 if connection.closed:
                     raise

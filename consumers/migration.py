@@ -7,7 +7,8 @@ parking, ownership and pauses are its business, not the migration's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ import psycopg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from consumers.decisions import Change, Decision
+from consumers.indexes import SuggestedIndex
+from consumers.outside import Outside, Pace
 from infra.settings import MigrationSettings
 from schemas.errors import SettingsError
 from schemas.events import ChangeEvent
@@ -31,7 +34,10 @@ class Shared(Enum):
 
 
 class Options(BaseModel):
-    """A migration's own settings, the keys of `[migrations.<name>]` that are not everybody's."""
+    """A migration's own settings, the keys of `[migrations.<name>]` that are not everybody's.
+
+    What it needs of other sections it takes from pydantic's validation context, which is the settings as a whole.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,6 +59,12 @@ class Migration(ABC):
     columns: ClassVar[tuple[str, ...]]
     """What `decide` looks at: other columns are not decoded and not in the event."""
 
+    writes: ClassVar[tuple[str, ...]] = ()
+    """What it writes, as `schema.table`, where that is not what it reads: the health indicators look at these."""
+
+    optional_columns: ClassVar[tuple[str, ...]] = ()
+    """Those of `columns` that events may lack: the table has got them only lately. A row has no such key then."""
+
     mentions: ClassVar[tuple[str, ...]] = ()
     """Texts of which an event holds at least one if it is to be decided at all; none: every event is.
 
@@ -63,8 +75,16 @@ class Migration(ABC):
     `remaining` counts its row, and without a zero there the migration is never complete.
     """
 
+    suggested_indexes: ClassVar[tuple[SuggestedIndex, ...]] = ()
+    """Indexes that `headrace check` offers where finding the rows that are left is slow; nothing creates them."""
+
     continuous: ClassVar[bool] = False
     """Whether it goes on for good, as one does that follows what an application writes: it is never complete then."""
+
+    own_tables: ClassVar[str] = ""
+    """SQL that makes tables of the migration's own, re-runnable: `CREATE TABLE IF NOT EXISTS headrace.…`, each with
+    its indexes. Run when a member starts and one of them is missing; `headrace init --sql` prints it with the grants.
+    """
 
     shared: ClassVar[Shared] = Shared.REFUSED
     options_type: ClassVar[type[Options]] = Options
@@ -79,7 +99,7 @@ class Migration(ABC):
         Raises SettingsError, naming the key, when one is unknown or has a wrong value.
         """
         try:
-            return cls(cls.options_type.model_validate(dict(settings.options)))
+            return cls(cls.options_type.model_validate(dict(settings.options), context=settings.whole))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(("migrations", cls.name, *map(str, first["loc"])))
@@ -112,3 +132,32 @@ class Migration(ABC):
     @abstractmethod
     def remaining(self, cursor: Cursor) -> int:
         """Return how many rows are left to change, asked from the database. Writes nothing."""
+
+    @property
+    def remaining_is_all(self) -> bool:
+        """Whether `remaining` counts even what no event told of yet: zero means complete then, whatever is unread."""
+        return False
+
+    def work(self, outside: Outside) -> Iterator[Pace]:
+        """Do what lies outside of the database, in small steps; most migrations have nothing there.
+
+        A generator, which the runtime takes a step of between batches and while nothing arrives. Each `yield` gives
+        control back, within 0.2 seconds, and says whether there is more to do. It is closed when the member stops,
+        the migration is paused or held, or a transaction finds that it may not write: then `finally` ends what is
+        under way. After an error of the database it begins anew; so it finds out from the database and from what it
+        works on where it is, and every step may be repeated. Members that run at once exclude each other by locks of
+        `outside.session`. What is recorded is recorded within `outside.transaction()`. While a step is not DONE the
+        migration is neither caught up nor complete.
+        """
+        del outside
+        return iter(())
+
+    def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
+        """Return what `work` gave up, for `headrace parked list`: name, reason, and since when. Writes nothing."""
+        del cursor
+        return ()
+
+    def take_up(self, cursor: Cursor, names: Sequence[str]) -> int:
+        """Have `work` try again what it gave up, within a transaction that holds the ownership; return how much."""
+        del cursor, names
+        return 0

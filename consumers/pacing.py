@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from consumers.optimizer import Optimizer
 from infra.settings import MigrationSettings
+
+_SHARES: Final = 4
+"""A transaction grows up to this part of the batch: the next is planned while one is under way (see Ahead)."""
+_READ: Final = 16
+"""Events read at a time, for each change that a transaction may hold."""
 
 
 class Pacing:
@@ -24,8 +30,14 @@ class Pacing:
                 settings.sub_batch_size,
                 settings.transaction_ms / 1000,
                 minimum=1,
-                maximum=max(settings.batch_size, settings.sub_batch_size),
+                maximum=max(settings.batch_size // _SHARES, settings.sub_batch_size),
             )
+        self._batch = settings.batch_size
+
+    @property
+    def records(self) -> int:
+        """How many records to read at a time: more as transactions grow, so that there are several in what is read."""
+        return max(self._batch, self.limit * _READ)
 
     @property
     def limit(self) -> int:

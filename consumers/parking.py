@@ -42,6 +42,8 @@ class Entry:
     parked_at_offset: Offset
     """Where the entry stands in the parked topic; with `parked_ms` it tells one parking of an event from the next."""
     value: bytes
+    key: bytes = b""
+    """The key that the event has in its own topic."""
 
     @property
     def parked_at(self) -> datetime:
@@ -79,6 +81,7 @@ def _entry(name: str, record: Message) -> Entry:
         record.timestamp()[1],
         Offset(record.offset() or 0),
         bytes(record.value() or b""),
+        headers.get(KEY_HEADER, b""),
     )
 
 

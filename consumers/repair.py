@@ -8,7 +8,9 @@ slot while no producer runs.
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import Any, Final
+
+import psycopg
 
 from consumers.comparison import Comparison
 from infra import postgres
@@ -16,6 +18,12 @@ from infra.settings import Settings
 
 REQUEST_PREFIX: Final = "headrace.snapshot"
 """The prefix of the logical messages that ask for rows to be read again."""
+
+
+def request_table(connection: psycopg.Connection[Any], table: str) -> None:
+    """Ask for all rows of `table`, `schema.table`, within the connection's transaction."""
+    request = {"table": table, "first": None, "last": None}
+    connection.execute("SELECT pg_logical_emit_message(true, %s, %s::text)", (REQUEST_PREFIX, json.dumps(request)))
 
 
 def request_repair(settings: Settings, found: Comparison) -> int:

@@ -228,7 +228,7 @@ def _target(settings: Settings, migration: Migration, database: str, stopping: t
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.translated(dsn), postgres.connect(dsn, name=f"parked {migration.name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas)
+        ensure_control_schema(connection, database, section.gitlab_schemas, migration.own_tables)
     target = Target(dsn, database=database, migration=migration.name, stopping=stopping, wait=stopping.wait)
     try:
         yield target

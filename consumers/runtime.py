@@ -6,38 +6,41 @@ transaction, the member asks the ledger and reads on from there.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Final
 
 import psycopg
 from confluent_kafka import Message
 
 from consumers import fence
+from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch
 from consumers.completion import Completion
 from consumers.decisions import Park
+from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped, timed_out
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
 from consumers.holding import Holding
 from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
+from consumers.outside import Pace, Working
 from consumers.pacing import Pacing
 from consumers.parking import Parking
 from consumers.rates import Rate
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
+from consumers.totals import Report, Totals
 from consumers.verify import RowsLeft
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
 from infra.settings import Settings
-from infra.topics import end_offsets
 from schemas.errors import HeadraceError, Interrupted
-from schemas.positions import Offset
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
@@ -45,21 +48,6 @@ _CHECK_SECONDS: Final = 1.0
 _TOPIC_SECONDS: Final = 1.0
 _REPORT_SECONDS: Final = 0.2
 _LOG_SECONDS: Final = 10.0
-
-
-@dataclass(slots=True)
-class Totals:
-    """What this member did since it started; `skipped` includes changes that found their row right already."""
-
-    events: int = 0
-    applied: int = 0
-    skipped: int = 0
-    parked: int = 0
-    transactions: int = 0
-
-
-Report = Callable[[Totals, Mapping[Place, Offset]], None]
-"""Called now and then with the totals and where the ledger stands in the member's partitions."""
 
 
 class Runtime:
@@ -106,9 +94,12 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
+        self._ahead = Ahead("plan")
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
+        self._working = Working(settings, migration, database)
         self._rest = 0.0
+        self._read_all = False
         self._run = 0
         self._verdict = ""
         self._rates: dict[Place, Rate] = {}
@@ -130,11 +121,11 @@ class Runtime:
                 self._log.info("complete already; to run it again: headrace replay", run=self._run)
                 return self.totals
             self._wait_for_topics()
-            ends = self._ends() if self._until_caught_up else None
+            ends = Ends(self._settings.kafka, self._topics) if self._until_caught_up else None
             self._group.join(self._topics)
             while not self._stopping.is_set():
                 self._turn()
-                if ends is not None and self._reached(ends):
+                if self._reached(ends):
                     self._look()
                     break
                 if self._until_complete and self._completion.complete:
@@ -149,6 +140,7 @@ class Runtime:
     def cancel(self) -> None:
         """Cancel the statement under way, if any; called from another thread when stopping takes too long."""
         self._target.cancel()
+        self._working.cancel()
 
     def _prepare(self) -> None:
         database = self._settings.database(self._database)
@@ -156,7 +148,7 @@ class Runtime:
 
         def prepare(connection: Connection) -> None:
             with postgres.translated(dsn):
-                ensure_control_schema(connection, self._database, database.gitlab_schemas)
+                ensure_control_schema(connection, self._database, database.gitlab_schemas, self._migration.own_tables)
             self._begin(connection)
             self._completion.complete_already(connection)
 
@@ -187,16 +179,18 @@ class Runtime:
                 self._reposition()
         if not self._healthy():
             self._reposition()
-        records = self._group.poll(self._section.batch_size, _POLL_SECONDS)
+        busy = self._working.pace is Pace.BUSY
+        records = self._group.poll(self._pacing.records, 0.0 if busy else _POLL_SECONDS)
         if records:
             self._process(records)
+        self._work()
         if self._completion.due(idle=not records):
             self._look()
         self._tell()
 
     def _look(self) -> None:
         """See whether the migration is complete. A member that goes on afterwards serves what still changes."""
-        if self._completion.complete or self._stopping.is_set():
+        if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
             return
         verdict = self._completion.look(self._target, self._run)
         if verdict.complete:
@@ -207,15 +201,25 @@ class Runtime:
             raise RowsLeft(f"{self._migration.name}: {verdict.said}, and no event is going to bring them")
         self._verdict = verdict.said
 
+    def _work(self) -> None:
+        """Let the migration do a step of what lies outside of the database."""
+        if self._stopping.is_set():
+            return
+        try:
+            self._working.step(self._run)
+        except (psycopg.Error, HeadraceError) as error:
+            self._recover(error, rule_for(error), self._working.attempt)
+
     def _process(self, records: Sequence[Message]) -> None:
         plan = self._planner.plan(records, self._group.positions, lambda: self._pacing.limit)
-        for sub_batch in plan:
-            if self._stopping.is_set() or not self._settle(sub_batch, records):
-                break
-            if (self._rest and not self._group.wait(self._rest)) or not self._healthy():
-                self._reposition()
-                break
-            self._tell()
+        with contextlib.closing(self._ahead.of(plan)) as sub_batches:
+            for sub_batch in sub_batches:
+                if self._stopping.is_set() or not self._settle(sub_batch, records):
+                    break
+                if (self._rest and not self._group.wait(self._rest)) or not self._healthy():
+                    self._reposition()
+                    break
+                self._tell()
         self._group.commit()
 
     def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> bool:
@@ -313,6 +317,7 @@ class Runtime:
         """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
         if not self._target.ask(self._ledger.paused):
             return True
+        self._working.stop()
         self._log.info("paused; go on with `headrace resume`")
         metrics.HELD.labels(self._migration.name).set(1)
         good = self._group.wait(_CHECK_SECONDS, still=lambda: self._target.ask(self._ledger.paused))
@@ -324,6 +329,7 @@ class Runtime:
         """Stay in the group without reading as long as the database suffers; return whether what was read is good."""
         if not self._holding.due() or not self._target.ask(self._holding.look):
             return True
+        self._working.stop()
         return self._group.wait(self._holding.interval, still=lambda: self._target.ask(self._holding.look))
 
     def _reposition(self) -> None:
@@ -353,22 +359,17 @@ class Runtime:
                 )
         return entries
 
-    def _ends(self) -> dict[Place, Offset]:
-        return {
-            Place(topic, partition): Offset(end)
-            for topic in self._topics
-            for partition, end in end_offsets(self._settings.kafka, topic).items()
-        }
-
-    def _reached(self, ends: Mapping[Place, Offset]) -> bool:
-        """Return whether the whole group's ledger is at `ends` or past them."""
-        if any(position < ends.get(place, 0) for place, position in self._group.positions.items()):
+    def _reached(self, ends: Ends | None) -> bool:
+        if ends is None or self._working.pace is not Pace.DONE:
             return False
-        if time.monotonic() < self._next_end_check:
-            return False
-        self._next_end_check = time.monotonic() + _CHECK_SECONDS / 4
-        entries = self._target.ask(lambda connection: self._ledger.read(connection, self._run))
-        return all(place in entries and entries[place].next_offset >= end for place, end in ends.items() if end)
+        if self._read_all:
+            return True
+        self._read_all = ends.reached(
+            self._group.positions, lambda: self._target.ask(lambda connection: self._ledger.read(connection, self._run))
+        )
+        if self._read_all:
+            self._working.stop()  # and begin anew: the last events may have asked for more
+        return False
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -382,6 +383,7 @@ class Runtime:
 
     def _close(self) -> None:
         places = list(self._group.positions)
+        self._working.stop()
         try:
             self._target.finish(lambda connection: self._leave(connection, places))
             self._group.commit()
@@ -390,6 +392,7 @@ class Runtime:
         finally:
             self._group.close()
             self._target.close()
+            self._ahead.close()
 
     def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
         self._ledger.leave(connection, self._run, places)

@@ -16,7 +16,7 @@ from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
 from infra import postgres, topics
-from infra.positions import SourceState, read_sources
+from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
 from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, UsageError
 from schemas.positions import format_lsn
@@ -206,33 +206,50 @@ def _sources(settings: Settings) -> list[dict[str, Any]]:
 
 def _source(settings: Settings, name: str, state: SourceState) -> dict[str, Any]:
     stream = state.stream
-    lag = _lag(settings, name, state) if stream is not None else None
     return {
         "name": name,
         "slot": stream.slot if stream is not None else None,
         "lsn": format_lsn(stream.commit_lsn) if stream is not None else None,
-        "lag_bytes": lag[0] if lag else None,
-        "lag_seconds": lag[1] if lag else None,
+        **_seen_from_its_database(settings, name, stream),
         "snapshot": _snapshot(state.snapshots),
     }
 
 
-def _lag(settings: Settings, name: str, state: SourceState) -> tuple[int, float] | None:
-    """Return by how many bytes and seconds the stream is behind its database; None when that does not answer."""
-    if name not in settings.databases or state.stream is None:
-        return None
+_SEEN: Final = """
+    SELECT greatest(0, pg_wal_lsn_diff(now_at.lsn, %(confirmed)s::pg_lsn))::bigint,
+           round(greatest(0, extract(epoch FROM clock_timestamp()) - %(ts_ms)s / 1000.0), 1)::float8,
+           coalesce(s.wal_status, 'missing'),
+           greatest(0, pg_wal_lsn_diff(now_at.lsn, s.restart_lsn))::bigint,
+           round(CASE WHEN s.wal_status = 'lost' THEN 0
+                      ELSE greatest(0, s.safe_wal_size) / nullif(%(rate)s::numeric, 0) END)::bigint
+      FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                        ELSE pg_current_wal_lsn() END) now_at(lsn)
+      LEFT JOIN pg_replication_slots s ON s.slot_name = %(slot)s
+"""
+_SEEN_FIELDS: Final = ("lag_bytes", "lag_seconds", "slot_status", "retained_bytes", "lost_in_seconds")
+
+
+def _seen_from_its_database(settings: Settings, name: str, stream: StreamState | None) -> dict[str, Any]:
+    """Return by how much the stream is behind, and what its slot holds back; None each when the database is silent.
+
+    `lost_in_seconds` is how long the slot lasts if nothing reads it, while the log grows as its producer measured.
+    """
+    unknown = dict.fromkeys(_SEEN_FIELDS)
+    if name not in settings.databases or stream is None:
+        return unknown
     dsn = settings.databases[name].dsn.get_secret_value()
+    known = {
+        "confirmed": format_lsn(stream.confirmed_lsn),
+        "ts_ms": stream.ts_ms,
+        "slot": stream.slot,
+        "rate": stream.log_bytes_per_second,
+    }
     try:
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
-            row = connection.execute(
-                "SELECT greatest(0, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
-                " ELSE pg_current_wal_lsn() END, %s::pg_lsn))::bigint,"
-                " greatest(0, extract(epoch FROM clock_timestamp()) - %s / 1000.0)::float8",
-                (format_lsn(state.stream.confirmed_lsn), state.stream.ts_ms),
-            ).fetchone()
+            row = connection.execute(_SEEN, known).fetchone()
     except HeadraceError:
-        return None
-    return (int(row[0]), round(float(row[1]), 1)) if row else None
+        return unknown
+    return dict(zip(_SEEN_FIELDS, row, strict=True)) if row else unknown
 
 
 def _snapshot(snapshots: Mapping[str, Any]) -> dict[str, Any] | None:

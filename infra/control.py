@@ -5,7 +5,8 @@ Shared by producers, which follow the ownership, and consumers, which keep their
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
@@ -40,11 +41,19 @@ def control_sql() -> str:
     return resources.files("infra").joinpath("control.sql").read_text(encoding="utf-8")
 
 
-def ensure_control_schema(connection: Connection, database_name: str, gitlab_schemas: Iterable[str]) -> None:
+def tables_made(statements: str) -> list[str]:
+    """Return the names of the tables in schema `headrace` that a migration's own statements make."""
+    return re.findall(r"CREATE TABLE IF NOT EXISTS headrace\.(\w+)", statements)
+
+
+def ensure_control_schema(
+    connection: Connection, database_name: str, gitlab_schemas: Iterable[str], own_tables: str = ""
+) -> None:
     """Make what is missing of the `headrace` schema, name the database, claim what nobody owns.
 
     Called when a producer or a consumer starts, with `database_name` and `gitlab_schemas` as the settings have
-    them; again, or by two processes at once, it changes nothing more. A gitlab schema that has an owner keeps it.
+    them and a migration's `own_tables`; again, or by two processes at once, it changes nothing more. A gitlab schema
+    that has an owner keeps it.
 
     Raises PreflightFailed when the role may not do what is missing, and WrongDatabase when the database already
     has another name; then nothing was changed.
@@ -53,8 +62,10 @@ def ensure_control_schema(connection: Connection, database_name: str, gitlab_sch
         with connection.transaction():
             # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            if _missing_tables(connection):
+            if _missing(connection, _TABLES):
                 connection.execute(control_sql())
+            if _missing(connection, tables_made(own_tables)):
+                connection.execute(own_tables)
             _name_database(connection, database_name)
             _claim(connection, database_name, gitlab_schemas)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -80,14 +91,14 @@ def owners(connection: Connection) -> dict[str, Owner]:
     return {gitlab_schema: Owner(owner, epoch) for gitlab_schema, owner, epoch in found}
 
 
-def _missing_tables(connection: Connection) -> set[str]:
+def _missing(connection: Connection, tables: Sequence[str]) -> set[str]:
     # pg_class is readable without any right on the schema, where to_regclass raises.
     found = connection.execute(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = 'headrace' AND c.relname = ANY(%s)",
-        (list(_TABLES),),
+        (list(tables),),
     )
-    return set(_TABLES) - {str(name) for (name,) in found}
+    return set(tables) - {str(name) for (name,) in found}
 
 
 def _name_database(connection: Connection, wanted: str) -> None:

@@ -18,6 +18,7 @@ CONFIRMED_LSN: Final = Gauge("headrace_confirmed_lsn_bytes", "Log position up to
 COMMIT_TIME: Final = Gauge(
     "headrace_last_commit_timestamp_seconds", "When the last transaction that was published had committed.", ["source"]
 )
+RETAINED_LOG: Final = Gauge("headrace_retained_log_bytes", "Log that the source's slot holds back.", ["source"])
 
 APPLIED: Final = Counter("headrace_applied_rows", "Rows that a migration changed.", ["migration"])
 SKIPPED: Final = Counter("headrace_skipped_events", "Events that needed nothing.", ["migration"])

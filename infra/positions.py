@@ -28,7 +28,8 @@ class StreamState(_Record):
     Everything up to `commit_lsn`, `ordinal` is in the topics; `confirmed_lsn` is behind the last transaction that is
     there as a whole, and what the slot may forget. `unseen` are transactions passed that no snapshot was known to
     see yet (only noted while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is
-    the process that wrote the record: a producer that finds another's there was taken over.
+    the process that wrote the record: a producer that finds another's there was taken over. `timeline` is the server's,
+    on which these positions are; 0: not known. `log_bytes_per_second` is how fast its log grew over `log_seconds`.
     """
 
     source: str
@@ -40,6 +41,9 @@ class StreamState(_Record):
     confirmed_lsn: Lsn
     ts_ms: int
     unseen: tuple[int, ...] = ()
+    timeline: int = 0
+    log_bytes_per_second: float | None = None
+    log_seconds: float = 0.0
 
     @property
     def position(self) -> Position:

@@ -105,7 +105,10 @@ class SnapshotSettings(Section):
 
     chunk_rows: int = Field(default=50_000, ge=1)
     max_retained_wal_mb: int = Field(default=256, ge=1)
-    """A copy phase ends, and the stream catches up, once the slot holds back this much log."""
+    """The most log that the slot is to hold back while its producer works, in MiB.
+
+    Well before it copying gives way to the stream, and heartbeats come sooner.
+    """
 
 
 class DatabaseSettings(Section):

@@ -69,7 +69,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         if held is not None:
             # A producer that runs may have moved it since the record was read.
             held = replace(held, confirmed_flush=None)
-        startup.refuse_gaps(state, held, slot, startup.system_identifier(connection))
+        startup.refuse_gaps(state, held, slot, startup.server_log(connection, dsn, state.stream))
         if request.anew and _would_be_refused(connection, settings, source, state, table):
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
             return f"{table.name} is read anew when the producer of {source} starts"

@@ -72,17 +72,18 @@ class Capture:
         self._judging = True
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
+        self._told: list[bytes] = []
+        """Requests of the transaction that is open: not to be taken before it has ended."""
         self._requests: list[bytes] = []
         self.handovers: dict[str, HandoverState | None] = {}
         """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
 
     def take_requests(self) -> list[bytes]:
-        """Return the requests (`producers.requests`) that the stream has told, once; none in mid-transaction.
+        """Return the requests (`producers.requests`) of the transactions that the stream has told whole, each once.
 
-        A transaction that is not whole in the record is told again from its beginning, and its requests with it.
+        They have to be recorded with the position: it is behind them, also where it is in the midst of a transaction
+        that is open. Such a one is told again from its beginning, and its own requests with it.
         """
-        if self._begin is not None or not self._requests:
-            return []
         requests, self._requests = self._requests, []
         return requests
 
@@ -105,7 +106,7 @@ class Capture:
                 self._truncate(message)
             case pg.LogicalMessage():
                 if message.transactional and message.prefix == REQUEST_PREFIX and not self._skipping:
-                    self._requests.append(message.content)
+                    self._told.append(message.content)
             case pg.RelationMessage() | pg.TypeMessage() | pg.Origin():
                 pass
             case _:
@@ -129,6 +130,8 @@ class Capture:
         self._begin = None
         if begin is None or self._skipping:
             return
+        self._requests += self._told
+        self._told.clear()
         self.position = Position(begin.final_lsn, self._ordinal)
         self.confirmed = commit.end_lsn
         self.commit_ms = commit.commit_ms

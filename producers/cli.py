@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from infra import kafka, log, metrics
+from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
+from infra.positions import Positions
 from infra.postgres import connect, translated
 from infra.registry import open_registry
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
-from producers import preflight, startup
+from producers.checking import hindrances, outlook
+from producers.guardian import Forecast
+from producers.preflight import Finding
 from producers.producer import produce as run_producer
 from producers.snapshot_cli import snapshot
 from producers.start_over import start_over as forget_source
@@ -72,39 +76,63 @@ def produce(
         run_producer(settings, source, stop)
 
 
-def check(config: Config = None, json: Json = False) -> None:
-    """Say what is missing before sources can be read and migrations can run; changes nothing.
+def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
+    """Return the commands; `advise` says what could be better of the migrations."""
 
-    Exit code 3 when something is missing.
-    """
-    settings = load_settings(config)
-    found = [{"where": where, "problem": problem, "remedy": remedy} for where, problem, remedy in _findings(settings)]
+    def check(config: Config = None, json: Json = False) -> None:
+        """Say what is missing before sources can be read and migrations can run; changes nothing.
+
+        Where a source cannot be gone on with, it names the way out. Of each slot it tells what it holds back, and how
+        soon it is lost if nothing reads it. A migration that finds its rows slowly is shown an index that would help.
+        Exit code 3 when something is missing.
+        """
+        settings = load_settings(config)
+        _check(settings, list(advise(settings)), json)
+
+    return (produce, check, snapshot, switchover)
+
+
+def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
+    found: list[dict[str, str]] = []
+    slots: list[tuple[str, Forecast]] = []
+    for where, finding in _examined(settings):
+        if isinstance(finding, Forecast):
+            slots.append((where, finding))
+        else:
+            found.append({"where": where, "problem": finding.problem, "remedy": finding.remedy})
     if json:
-        typer.echo(jsonlib.dumps({"findings": found}))
-    for finding in [] if json else found:
-        typer.echo(f"{finding['where']}: {finding['problem']}; {finding['remedy']}")
+        described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
+        advised = [each.document() for each in advice]
+        typer.echo(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
+    for one in [] if json else found:
+        typer.echo(f"{one['where']}: {one['problem']}; {one['remedy']}")
+    for where, forecast in [] if json else slots:
+        typer.echo(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}")
+    for each in [] if json else advice:
+        typer.echo(str(each))
     if found:
         raise typer.Exit(PreflightFailed.exit_code)
     if not json:
         typer.echo(f"ready: Kafka, the registry and {len(settings.databases)} database(s)")
 
 
-def _findings(settings: Settings) -> Iterator[tuple[str, str, str]]:
+def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
+    positions: Positions | None = None
     try:
         kafka.ensure_reachable(settings.kafka)
+        positions = Positions(settings.prefix, settings.kafka)
         if settings.registry.url:
             open_registry(settings)
     except HeadraceError as error:
-        yield "kafka", error.problem, error.remedy
+        yield "kafka", Finding(error.problem, error.remedy)
     for name, database in settings.databases.items():
         dsn = database.dsn.get_secret_value()
         try:
             with connect(dsn, name="check") as connection, translated(dsn):
-                slot = startup.slot_name(settings, name, database)
-                for finding in preflight.findings(connection, name, database, slot, settings.prefix):
-                    yield f"databases.{name}", finding.problem, finding.remedy
+                for finding in hindrances(connection, settings, name, positions):
+                    yield f"databases.{name}", finding
+                forecast = outlook(connection, settings, name, positions)
+                if forecast is not None:
+                    yield f"databases.{name}", forecast
         except HeadraceError as error:
-            yield f"databases.{name}", error.problem, error.remedy
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (produce, check, snapshot, switchover)
+            yield f"databases.{name}", Finding(error.problem, error.remedy)

@@ -75,7 +75,10 @@ def findings(
     if state is not None and state.plugin != slots.PLUGIN:
         yield Finding(f"slot {slot} is of plugin {state.plugin}", f"choose another with databases.{source}.slot")
     elif state is not None and state.database != server["database"]:
-        yield Finding(f"slot {slot} is of database {state.database}", f"choose another with databases.{source}.slot")
+        yield Finding(
+            f"slot {slot} is of database {state.database}, not of {server['database']}",
+            f"correct databases.{source}.dsn, or choose another slot with databases.{source}.slot",
+        )
     if not server["published"] and not server["may_create"]:
         yield Finding(
             f"publication {settings.publication} does not exist and role {server['role']} may not create it",

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -23,28 +22,29 @@ from pydantic import BaseModel
 
 from infra import kafka, log, metrics
 from infra.control import ensure_control_schema, owners
-from infra.positions import HandoverState, Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
+from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.postgres import connect, translated
-from infra.registry import IncompatibleSchema, open_registry
+from infra.registry import IncompatibleSchema
 from infra.settings import Settings
-from infra.topics import STATE, ensure_topic, largest_records
-from producers import ownership, preflight, slots, startup
+from infra.topics import STATE, ensure_topic
+from producers import copy_phase, ownership, preflight, slots, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
+from producers.copy_phase import BARRIER_SECONDS, CopyLog
 from producers.feed import TableFeed
+from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
+from producers.opening import SESSION, begin, given_up, open_feeds, take_slot
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
-from producers.replication import ReplicationStream, SlotInUse
-from producers.replication_command import Streaming
 from producers.requests import read_request
 from producers.schema_changes import TableStopped
-from producers.snapshot import TableGone, current_snapshot, next_xid, plan_chunk, read_chunk
+from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.table_catalog import TableWatch
 from producers.tables import captured_tables
 from schemas import codec
-from schemas.errors import Fenced, Malformed, Unavailable
+from schemas.errors import DatabaseUnavailable, Fenced, Interrupted, Malformed, Unavailable
 from schemas.positions import Lsn
 from schemas.topics import positions_topic
 
@@ -58,20 +58,11 @@ _COMMIT_SECONDS: Final = 0.05
 _COPY_SECONDS: Final = 5.0
 """How long the stream stands at most for a copy phase, so that changes stay fresh while tables are copied."""
 
-_BARRIER_SECONDS: Final = 1.0
 _HEARTBEAT_SECONDS: Final = 5.0
-_TAKEOVER_SECONDS: Final = 15.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
 
 _PATIENCE: Final = "SET lock_timeout = '2s'"
 """For a chunk, while which the stream stands; not for what a start has to wait for."""
-
-_SESSION: Final = """
-SET synchronous_commit = local;
-SET statement_timeout = 0;
-SET row_security = off
-"""
-"""Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
 
 
 class ReadAnew(Exception):
@@ -87,13 +78,18 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     """
     instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     lines = log.get(**{log.SOURCE: source})
+    guardian = guardian_of(settings, source, lines)
     attempt = 0
     worked = False
     while not stop.is_set():
         try:
-            with Session(settings, source, instance, stop, lines, successor_ends_it=worked) as session:
+            with Session(
+                settings, source, instance, stop, lines, successor_ends_it=worked, guardian=guardian
+            ) as session:
                 worked, attempt = True, 0
                 session.work()
+        except Interrupted:
+            break
         except ReadAnew as request:
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except Unavailable as error:
@@ -103,6 +99,8 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
             pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
             attempt += 1
+            if not isinstance(error, DatabaseUnavailable):
+                guardian.look_from_afar(settings.database(source).dsn.get_secret_value())
             stop.wait(pause)
     lines.info("stopped")
 
@@ -119,8 +117,12 @@ class Session:
         lines: log.Log,
         *,
         successor_ends_it: bool,
+        guardian: Guardian | None = None,
     ) -> None:
-        """With `successor_ends_it`, another producer's record since this one's last raises Fenced."""
+        """With `successor_ends_it`, another producer's record since this one's last raises Fenced.
+
+        `guardian` is the one of earlier sessions, which knows how fast the log grows.
+        """
         self._settings = settings
         self._database = settings.database(source)
         self._source = source
@@ -129,16 +131,15 @@ class Session:
         self._log = lines
         self._dsn = self._database.dsn.get_secret_value()
         self._slot = startup.slot_name(settings, source, self._database)
-        self._system = ""
+        self._guardian = guardian or guardian_of(settings, source, lines)
         self._heartbeat_due = 0.0
-        self._logged = 0.0
         self._waits = False
         with ExitStack() as opened:
             kafka.ensure_reachable(settings.kafka)
             self._sql: psycopg.Connection[Any] = opened.enter_context(
                 connect(self._dsn, name=f"produce {source}", canonical_text=True)
             )
-            with translated(self._dsn):
+            with translated(self._dsn), given_up(self._sql, stop):
                 self._open(opened, successor_ends_it)
             self._opened = opened.pop_all()
 
@@ -156,15 +157,17 @@ class Session:
                     self._waits = False
                     self._copy_phase()
                     # What has to wait for transactions that run does not make the stream wait with it.
-                    self._stream_phase(until=self._heartbeat(), seconds=_BARRIER_SECONDS if self._waits else 0)
+                    self._stream_phase(until=self._heartbeat(), seconds=BARRIER_SECONDS if self._waits else 0)
                 else:
                     self._stream_phase(until=None)
 
     def _open(self, opened: ExitStack, successor_ends_it: bool) -> None:
         settings, source = self._settings, self._source
-        self._sql.execute(_SESSION)
+        self._sql.execute(SESSION)
         self._watch = TableWatch(self._sql, self._database.publication, self._log)
-        recorded = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
+        # One reader: read from the topic's beginning here, and read on from there each time it is asked again.
+        positions = Positions(settings.prefix, settings.kafka)
+        recorded = positions.sources().get(source, SourceState())
         stopped = startup.stopped_tables(self._sql, settings, source, recorded)
         preflight.require(self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped)
         ensure_control_schema(self._sql, source, self._database.gitlab_schemas)
@@ -176,13 +179,13 @@ class Session:
         topic = positions_topic(settings.prefix)
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
-        self._system = startup.system_identifier(self._sql)
         # Once before, so that a start that is refused leaves the producer that runs alone.
-        ownership.standing(source, tables, self._standing(successor_ends_it, alone=False), owners(self._sql))
+        sources = self._standing(positions, successor_ends_it, alone=False)
+        ownership.standing(source, tables, sources, owners(self._sql))
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        sources = self._standing(successor_ends_it, alone=True)
+        sources = self._standing(positions, successor_ends_it, alone=True)
         state = sources.get(source, SourceState())
         standing = ownership.standing(source, tables, sources, owners(self._sql))
         published = published_tables(self._sql, self._database.publication)
@@ -190,70 +193,40 @@ class Session:
         snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
-        stream = state.stream or self._first_state(
-            standing.handover if any(not each.anew for each in snapshots.values()) else None
-        )
+        handover = standing.handover if any(not each.anew for each in snapshots.values()) else None
+        stream = state.stream or begin(self._sql, source, self._instance, self._slot, self._server.system, handover)
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
         not_before = next_xid(self._sql)
-        registry = open_registry(settings)
-        largest = largest_records(settings.kafka, [table.topic for table in tables])
-        for table in standing.here(tables):
-            if table.name not in snapshots or snapshots[table.name].anew:
-                registry.forget(f"{table.topic}-key")
-                registry.forget(f"{table.topic}-value")
-        self._feeds = [
-            TableFeed(
-                source,
-                table,
-                partitions[table.name],
-                registry,
-                snapshots.get(table.name) or standing.given.get(table.name),
-                not_before=not_before,
-                largest=largest[table.topic],
-                now=partial(self._watch.now, table.relation.oid),
-            )
-            for table in tables
-        ]
-        for feed in self._feeds:
-            feed.away = feed.table.gitlab_schema in standing.away
-        here = [feed for feed in self._feeds if not feed.away]
-        if here and all(feed.state.stopped for feed in here):
-            # Nothing was skipped yet, so that undoing the change is a way out here.
-            reasons = "; ".join(f"{feed.table.name}: {feed.state.stopped}" for feed in here)
-            raise TableStopped(f"every table of {source} is stopped ({reasons})")
+        self._feeds = open_feeds(
+            settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
+        )
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._capture.commit_ms = stream.ts_ms
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
-        self._stream = self._take_slot()
+        self._stream = take_slot(
+            self._sql, self._dsn, source, self._slot, self._database.publication, self._capture.confirmed, self._stop
+        )
         opened.callback(self._stream.close)
         self._incoming = Incoming(self._stream, spills)
         self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
+        self._copy_log = CopyLog(self._log)
+        self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
-    def _standing(self, successor_ends_it: bool, *, alone: bool) -> dict[str, SourceState]:
+    def _standing(self, positions: Positions, successor_ends_it: bool, *, alone: bool) -> dict[str, SourceState]:
         """Return what is recorded; raises Fenced or SilentGap where this source may not be gone on from."""
         slot = slots.read(self._sql, self._slot)
         if slot is not None and not alone:
             # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
             slot = replace(slot, confirmed_flush=None)
-        sources = Positions(self._settings.prefix, self._settings.kafka).sources()
+        sources = positions.sources()
         state = sources.get(self._source, SourceState())
         if successor_ends_it and state.stream and state.stream.instance != self._instance:
             raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
-        startup.refuse_gaps(state, slot, self._slot, self._system)
+        self._server = startup.server_log(self._sql, self._dsn, state.stream)
+        startup.refuse_gaps(state, slot, self._slot, self._server)
         return sources
-
-    def _first_state(self, handover: HandoverState | None) -> StreamState:
-        slot = slots.read(self._sql, self._slot)
-        if handover is not None:
-            return ownership.first_state(self._source, self._instance, self._slot, slot, self._system, handover)
-        if slot is not None and slot.confirmed_flush is not None:
-            start = slot.confirmed_flush
-        else:
-            self._log.info("creating the slot; running transactions are waited for", slot=self._slot)
-            start = slots.create(self._sql, self._slot, failover=True)
-        return startup.first_state(self._source, self._instance, self._slot, self._system, start)
 
     def _claim(self, state: SourceState, stopped: Mapping[str, SnapshotState]) -> None:
         """Record this process as the source's producer, and the tables as they are captured from now on."""
@@ -266,28 +239,6 @@ class Session:
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
         self._commit([*dropped, *stopped.items(), *standing])
 
-    def _take_slot(self) -> ReplicationStream:
-        """Open the stream, ending the connection of a producer that was just fenced."""
-        deadline = time.monotonic() + _TAKEOVER_SECONDS
-        while True:
-            try:
-                return ReplicationStream(
-                    self._dsn,
-                    self._slot,
-                    self._database.publication,
-                    self._capture.confirmed,
-                    # Large transactions then wait on this disk, not on the source's, and are here when they commit.
-                    streaming=Streaming.ON,
-                    application_name=f"headrace {self._source}",
-                )
-            except SlotInUse as error:
-                if time.monotonic() > deadline:
-                    raise
-                self._log.warning("taking the slot over", slot=self._slot, pid=error.pid)
-                if error.pid is not None:
-                    self._sql.execute("SELECT pg_terminate_backend(%s)", (error.pid,))
-                self._stop.wait(0.1)
-
     @property
     def _copying(self) -> bool:
         return any(feed.copying for feed in self._feeds)
@@ -295,78 +246,36 @@ class Session:
     def _copy_phase(self) -> None:
         """Copy chunks until the slot holds back too much log, the time is up, or all is copied."""
         deadline = time.monotonic() + _COPY_SECONDS
-        bound = self._database.snapshot.max_retained_wal_mb << 20
+        # Half of what may be held back: the slot lets go a step behind what is confirmed, and the log grows meanwhile.
+        bound = self._database.snapshot.max_retained_wal_mb << 19
         while not self._stop.is_set() and time.monotonic() < deadline:
-            feed = self._next_to_copy()
-            if feed is None:
+            choice = copy_phase.choose(self._sql, self._feeds, self._capture.unseen, self._stop, self._log)
+            self._waits = choice.waits
+            if choice.feed is None:
                 return
             try:
-                lsn = self._copy_chunk(feed)
+                lsn = self._copy_chunk(choice.feed)
             except psycopg.errors.LockNotAvailable:
-                self._log.info("a table to copy is locked; going on without it", **{log.TABLE: feed.table.name})
+                self._log.info("a table to copy is locked; going on without it", **{log.TABLE: choice.feed.table.name})
                 return
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return
 
-    def _next_to_copy(self) -> TableFeed | None:
-        """Wait shortly for the barrier; return a table that may be read now, None when there is none.
-
-        No chunk is read before everything that the stream has passed is visible, and everything that began before
-        the table was published has ended.
-        """
-        deadline = time.monotonic() + _BARRIER_SECONDS
-        while not self._stop.is_set():
-            snapshot, _ = current_snapshot(self._sql)
-            visible = self._capture.unseen.visible_in(snapshot)
-            ready = [feed for feed in self._feeds if feed.copying and feed.copy.ready]
-            for feed in ready:
-                if visible and feed.state.not_before <= snapshot.xmin:
-                    return feed
-            if not ready:
-                return None
-            if visible or time.monotonic() > deadline:
-                self._waits = visible
-                self._log.info("a snapshot waits for running transactions to end", xmin=snapshot.xmin)
-                return None
-            self._stop.wait(0.02)
-        return None
-
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
-        """Copy the next chunk; return the log position behind it, or None when the table's owner has changed."""
-        size = self._database.snapshot.chunk_rows
-        bounds = feed.copy.bounds
+        """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
+        rows = self._database.snapshot.chunk_rows
         try:
-            upto = plan_chunk(self._sql, feed.table, bounds, size)
-            chunk = read_chunk(self._sql, feed.table, bounds if upto is None else replace(bounds, last=upto))
-            # Behind the chunk, which may have shown a key twice that was no key any more.
-            self._watch.require(feed)
-        except (TableGone, TableStopped) as error:
-            self._stop_table(feed, error.problem)
+            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._capture.position, rows)
+        except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
+            feed.stop(error.problem)
+            self._commit([(feed.table.name, feed.state)])
             return None
-        if not ownership.owned(feed.table, self._source, owners(self._sql)):
-            # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
-            return None
-        try:
-            rows = feed.add_chunk(upto, chunk, self._capture.position, size)
-        except (TableStopped, IncompatibleSchema, Malformed) as error:
-            self._stop_table(feed, error.problem)
+        if copied is None:
             return None
         self._commit([(feed.table.name, feed.state)])
-        metrics.COPIED.labels(self._source, feed.table.name).inc(rows)
-        done = not feed.copy.unread
-        if done or time.monotonic() > self._logged + 2:
-            self._logged = time.monotonic()
-            self._log.info(
-                "table copied" if done else "copying",
-                **{log.TABLE: feed.table.name, log.ROWS: feed.state.rows},
-                chunks_done=feed.state.chunks_done,
-                chunks=feed.state.chunks,
-            )
-        return chunk.lsn
-
-    def _stop_table(self, feed: TableFeed, reason: str) -> None:
-        feed.stop(reason)
-        self._commit([(feed.table.name, feed.state)])
+        metrics.COPIED.labels(self._source, feed.table.name).inc(copied.rows)
+        self._copy_log.copied(feed, copied)
+        return copied.lsn
 
     def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
         """Publish the stream's changes until stopped, or until it has passed `until` and some seconds are over.
@@ -391,7 +300,7 @@ class Session:
                     return
             elif not pending:
                 committed = now
-            if now >= self._heartbeat_due:
+            if now >= self._heartbeat_due or self._guardian.hurries(self._stream.received):
                 self._heartbeat()
         self._commit()
 
@@ -399,6 +308,7 @@ class Session:
         """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._watch.look(self._feeds)
+        self._guardian.look(self._sql)
         lsn = slots.emit_heartbeat(self._sql)
         self._watch.noted(lsn)
         return lsn
@@ -466,15 +376,18 @@ class Session:
         return {}
 
     def _stream_state(self) -> StreamState:
-        capture = self._capture
+        capture, rate = self._capture, self._guardian.rate
         return StreamState(
             source=self._source,
             instance=self._instance,
             slot=self._slot,
-            system_identifier=self._system,
+            system_identifier=self._server.system,
             commit_lsn=capture.position.commit_lsn,
             ordinal=capture.position.ordinal,
             confirmed_lsn=capture.confirmed,
             ts_ms=capture.commit_ms,
             unseen=capture.unseen.xids,
+            timeline=self._server.timeline,
+            log_bytes_per_second=rate.bytes_per_second if rate else None,
+            log_seconds=rate.seconds if rate else 0.0,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import psycopg
@@ -39,6 +40,7 @@ class SlotState:
     `confirmed_flush` is where a reader goes on; the log from `restart_lsn` on is retained (None once lost).
     `safe_wal_size` is the bytes of log that may still be written before the slot may be lost, None without
     a limit. `invalidation_reason` is None while the slot is usable; before 17 there is only `wal_status`.
+    `inactive_since` is when its last reader went, None while there is one and before 17.
     """
 
     slot: str
@@ -52,6 +54,7 @@ class SlotState:
     invalidation_reason: str | None
     failover: bool
     synced: bool
+    inactive_since: datetime | None = None
 
     @property
     def lost(self) -> bool:
@@ -111,6 +114,7 @@ def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
         invalidation_reason=row.get("invalidation_reason"),
         failover=bool(row.get("failover")),
         synced=bool(row.get("synced")),
+        inactive_since=row.get("inactive_since"),
     )
 
 

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from infra.positions import SnapshotState, SourceState, StreamState
+from infra.postgres import connect
 from infra.settings import DatabaseSettings, Settings
 from infra.topics import end_offsets
 from producers import slots
 from producers.tables import CapturedTable, captured_tables
 from schemas.errors import Refused
-from schemas.positions import Lsn, format_lsn
+from schemas.positions import Lsn, format_lsn, parse_lsn
 
 
 class SilentGap(Refused):
     """Start over with `headrace produce SOURCE --start-over`: with a new slot it reads all tables anew."""
+
+
+_WHY_LOST: Final = {
+    "wal_removed": "raise max_slot_wal_keep_size, or keep its producer running",
+    "idle_timeout": "raise idle_replication_slot_timeout, or keep its producer running",
+    "rows_removed": "set hot_standby_feedback = on, on the standby that it was on",
+    "wal_level_insufficient": "set wal_level = 'logical' and restart PostgreSQL",
+}
+"""invalidation_reason → what keeps it from happening again."""
 
 
 def slot_name(settings: Settings, source: str, database: DatabaseSettings) -> str:
@@ -32,29 +46,120 @@ def system_identifier(connection: psycopg.Connection[Any]) -> str:
     return str(row[0])
 
 
-def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, system: str) -> None:
-    """Raise SilentGap, naming the positions, unless slot and recorded position fit together.
+@dataclass(frozen=True, slots=True)
+class ServerLog:
+    """The log that a server writes: its cluster, its timeline, its end, and where it left each earlier timeline.
 
-    They fit when there is neither, when a slot waits for its first record, or when the slot stands at or before the
-    recorded position. Everything else would skip changes without anybody knowing.
+    A promotion, and a recovery from a backup, begin a timeline: what the former one has behind that place is not in it.
+    """
+
+    system: str
+    timeline: int
+    written: Lsn
+    parted: Mapping[int, Lsn]
+
+
+def server_log(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerLog:
+    """Return the log of a server that is no standby; its history is asked for where `recorded` needs it."""
+    row = connection.execute(
+        "SELECT ('x' || left(pg_walfile_name(lsn), 8))::bit(32)::int, lsn::text FROM pg_current_wal_insert_lsn() lsn"
+    ).fetchone()
+    assert row is not None
+    timeline, written = int(row[0]), parse_lsn(row[1])
+    parted: Mapping[int, Lsn] = {}
+    if recorded is not None and recorded.timeline not in (0, timeline) and timeline > 1:
+        parted = _history(dsn, timeline)
+    return ServerLog(system_identifier(connection), timeline, written, parted)
+
+
+def _history(dsn: str, timeline: int) -> dict[int, Lsn]:
+    """Return earlier timeline → where it was left, as only a replication connection may ask."""
+    with connect(make_conninfo(dsn, replication="database"), name="history") as connection:
+        row = connection.execute(sql.SQL("TIMELINE_HISTORY {}").format(timeline)).fetchone()
+    assert row is not None
+    text = row[1] if isinstance(row[1], str) else bytes(row[1]).decode()
+    fields = (line.split() for line in text.splitlines() if line[:1].isdigit())
+    return {int(number): parse_lsn(lsn) for number, lsn, *_ in fields}
+
+
+def start_over_with(source: str) -> str:
+    """Return the remedy for a gap that nothing can fill."""
+    return f"start over with `headrace produce {source} --start-over`: with a new slot it reads all tables anew"
+
+
+def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
+    """Raise SilentGap unless the server's log has all that is recorded: what comes next then stands behind it.
+
+    It may be another one after a failover to a standby that was behind, or once a backup was restored. A failover to a
+    standby that had everything is gone on from.
+    """
+    if stream.system_identifier != server.system:
+        raise SilentGap(
+            f"the topics of {stream.source} are of database system {stream.system_identifier},"
+            f" this one is {server.system}",
+            remedy=f"correct databases.{stream.source}.dsn, or {start_over_with(stream.source)}",
+        )
+    recorded = format_lsn(stream.confirmed_lsn)
+    left = server.parted.get(stream.timeline)
+    if stream.timeline in (0, server.timeline):
+        if server.written < stream.confirmed_lsn:
+            raise SilentGap(
+                f"the topics of {stream.source} stand at {recorded}, behind the end of the server's log at"
+                f" {format_lsn(server.written)}: it was set back, as by a backup",
+                remedy=start_over_with(stream.source),
+            )
+    elif left is None:
+        raise SilentGap(
+            f"the topics of {stream.source} are of timeline {stream.timeline}, and this server's log, of timeline"
+            f" {server.timeline}, has never been on it: a failover has left this server behind",
+            remedy=f"correct databases.{stream.source}.dsn, or, if no other server is left,"
+            f" {start_over_with(stream.source)}",
+        )
+    elif left < stream.confirmed_lsn or left <= stream.commit_lsn:
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded} of timeline {stream.timeline}, which this server left"
+            f" at {format_lsn(left)}: it was promoted, or restored, without the last changes",
+            remedy=start_over_with(stream.source),
+        )
+
+
+def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, server: ServerLog) -> None:
+    """Raise SilentGap, naming the positions, unless log, slot and recorded position fit together.
+
+    They fit when there is neither slot nor record, when a slot waits for its first record, or when the slot stands at
+    or before the recorded position, in a log that has all that is recorded. Everything else would skip changes without
+    anybody knowing. `server` is to be asked after `state` was read: the log may have grown meanwhile.
     """
     stream = state.stream
+    if stream is not None:
+        _refuse_other_log(stream, server)
     if slot is not None and slot.lost:
-        raise SilentGap(f"slot {name} is lost ({slot.invalidation_reason or slot.wal_status}): its changes are gone")
+        again = _WHY_LOST.get(slot.invalidation_reason or "wal_removed", "see the server's log for the reason")
+        first = start_over_with(stream.source) if stream else f"SELECT pg_drop_replication_slot('{name}')"
+        raise SilentGap(
+            f"slot {name} is lost ({slot.invalidation_reason or slot.wal_status}): its changes are gone",
+            remedy=f"{first}; so that it stays: {again}",
+        )
     if stream is None:
         return
     recorded = format_lsn(stream.confirmed_lsn)
-    if stream.system_identifier != system:
+    if slot is None and stream.timeline not in (0, server.timeline):
         raise SilentGap(
-            f"the topics of {stream.source} are of database system {stream.system_identifier}, this one is {system}",
-            remedy="correct the dsn, or start over with `headrace produce SOURCE --start-over`",
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} had not been synchronized to this"
+            " server when it was promoted",
+            remedy=f"{start_over_with(stream.source)}; so that the next failover keeps it: sync_replication_slots = on"
+            " and hot_standby_feedback = on, on the standby",
         )
     if slot is None:
-        raise SilentGap(f"the topics of {stream.source} stand at {recorded}, but slot {name} does not exist any more")
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} does not exist any more",
+            remedy=start_over_with(stream.source),
+        )
     if slot.confirmed_flush is not None and slot.confirmed_flush > stream.confirmed_lsn:
         raise SilentGap(
             f"slot {name} stands at {format_lsn(slot.confirmed_flush)}, ahead of the topics at {recorded}:"
-            " something else has read it"
+            " something else has read it",
+            remedy=start_over_with(stream.source),
         )
 
 

@@ -18,6 +18,8 @@ from schemas.errors import Unavailable
 
 _MARKS: Final = frozenset({"objects", "refs", "HEAD"})
 _SKIPPED_AT_TOP: Final = "+gitaly"
+_MARKED: Final = ".gitaly-metadata"
+"""The file that Gitaly writes into a storage at its start."""
 
 _VANISHED: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 """What opening a directory fails with that was there a moment ago: it is gone, or something else has its name.
@@ -62,9 +64,10 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
     error. Memory holds the names of the directories on the way down, and an open file for each of them.
 
     `scan` reads an open directory, as os.scandir does. Raises StorageUnreadable when `root` is no readable directory,
-    or stops being this one.
+    stops being this one, or has no repository and no mark of Gitaly's, as an empty mount point.
     """
     levels: list[_Level] = []
+    empty = True
     try:
         with _storage(root):
             top = _Level(b"", os.open(root, _FLAGS))
@@ -78,7 +81,9 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
         while True:
             level = levels[-1]
             if level.left:
-                yield from _step(level, levels, scan)
+                for found in _step(level, levels, scan):
+                    empty = False
+                    yield found
             elif level is top:
                 break
             else:
@@ -87,6 +92,11 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
         with _storage(root):
             if not os.path.samestat(os.stat(root), os.stat(top.descriptor)):
                 raise StorageUnreadable(f"storage {root} was replaced while it was walked")
+            if empty and not _is_marked(top.descriptor):
+                raise StorageUnreadable(
+                    f"storage {root} has no repository and no {_MARKED}: nothing says that it is a storage",
+                    remedy="check that it is mounted; Gitaly writes the file when it starts",
+                )
     finally:
         for level in levels:
             os.close(level.descriptor)
@@ -128,6 +138,14 @@ def _storage(root: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageUnreadable(f"storage {root} cannot be read: {error.strerror}") from error
+
+
+def _is_marked(descriptor: int) -> bool:
+    try:
+        os.stat(_MARKED, dir_fd=descriptor)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _directories(descriptor: int, scan: ScanDirectory) -> list[str] | None:

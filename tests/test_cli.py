@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
@@ -294,7 +295,11 @@ def test_check_finds_nothing(shell: Shell, database: Database, bootstrap_servers
         connection.execute(TABLE)
     shell.settings(database.dsn, bootstrap_servers)
     assert shell.run("check") == Ended(0, "ready: Kafka, the registry and 1 database(s)\n", "")
-    assert json.loads(shell.run("check", "--json").out) == {"findings": []}
+    assert json.loads(shell.run("check", "--json").out)["findings"] == []
+
+
+def test_the_version_is_the_distributions(shell: Shell) -> None:
+    assert shell.run("--version") == Ended(0, f"headrace {version('headrace')}\n", "")
 
 
 def test_init_writes_settings_that_load_and_never_overwrites(shell: Shell) -> None:

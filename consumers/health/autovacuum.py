@@ -14,10 +14,14 @@ _WORKERS = """
 
 
 class Autovacuum(Indicator):
-    """Stops while an autovacuum worker is on a table; one against wraparound stops it too. Limit: true or false."""
+    """Stops while an autovacuum worker is on a table; one against wraparound stops it too. Limit: true or false.
+
+    Needs pg_monitor.
+    """
 
     name = "autovacuum"
     default = True
+    sees_others = True
 
     def signal(self, cursor: Cursor, subject: Subject) -> Signal:
         """See Indicator.signal."""

@@ -20,6 +20,7 @@ class LongTransactions(Indicator):
 
     name = "long_transactions"
     default = 3600
+    sees_others = True
 
     def signal(self, cursor: Cursor, subject: Subject) -> Signal:
         """See Indicator.signal."""

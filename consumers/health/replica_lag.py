@@ -19,6 +19,7 @@ class ReplicaLag(Indicator):
 
     name = "replica_lag"
     default = 256
+    sees_others = True
 
     def signal(self, cursor: Cursor, subject: Subject) -> Signal:
         """See Indicator.signal."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from consumers.decisions import Change, Decision, Skip
+from consumers.indexes import SuggestedIndex
 from consumers.migration import Cursor, Migration, Options
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
@@ -44,6 +45,7 @@ class SkipResets(Migration):
     tables = ("public.container_repositories",)
     columns = ("id", "migration_state", "migration_skipped_reason")
     mentions = (SKIPPED,)
+    suggested_indexes = (SuggestedIndex(tables[0], ("migration_state", "migration_skipped_at", "id"), _GUARD),)
     options_type = SkipResetsOptions
     options: SkipResetsOptions
 

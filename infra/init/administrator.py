@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.control import OWNERSHIP, control_sql
+from infra.control import OWNERSHIP, control_sql, tables_made
 from infra.settings import DatabaseSettings, Settings
 
 _LOCKABLE = {"schema_ownership": "changed_at", "database": "only_row"}
 """SELECT … FOR SHARE, the fence, needs the right to update one column: each is one that decides nothing."""
 
 
-def administrator_script(settings: Settings) -> str:
+OwnTables = Mapping[str, str]
+"""gitlab schema → the statements that make the tables of the migrations that write it."""
+
+
+def administrator_script(settings: Settings, own_tables: OwnTables = {}) -> str:  # noqa: B006 - read only
     """Return SQL for each database, and the Kafka ACL commands as comments behind it.
 
     The producer's role may replicate and read the captured tables; the consumer's may keep its ledger and update the
     captured tables. With one role in the dsn for both, it gets both sets.
     """
-    parts = [line for name, database in settings.databases.items() for line in _database(name, database)]
+    parts = [line for name, database in settings.databases.items() for line in _database(name, database, own_tables)]
     return "\n".join([*parts, "", *_kafka(settings)])
 
 
-def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
+def _database(name: str, database: DatabaseSettings, own_tables: OwnTables) -> Iterator[str]:
     parts = conninfo_to_dict(database.dsn.get_secret_value())
     role = str(parts.get("user") or "headrace")
     where = str(parts.get("dbname") or role)
@@ -37,8 +41,18 @@ def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
         role=sql.Identifier(role),
     )
     yield _text("ALTER ROLE {role} REPLICATION;", role=sql.Identifier(role))
+    # The health indicators look at other sessions, standbys and the archive, and a slot's guardian at what it keeps.
+    yield _text("GRANT pg_monitor TO {role};", role=sql.Identifier(role))
+    yield _text(
+        "DO $$ BEGIN IF to_regprocedure('pg_log_standby_snapshot()') IS NOT NULL THEN "
+        "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO {role}; END IF; END $$;",
+        role=sql.Identifier(role),
+    )
     yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
     yield control_sql().strip()
+    made = "\n".join(own_tables[label].strip() for label in database.gitlab_schemas if own_tables.get(label))
+    if made:
+        yield made
     yield _text("INSERT INTO headrace.database (name) VALUES ({name}) ON CONFLICT DO NOTHING;", name=sql.Literal(name))
     for gitlab_schema in database.gitlab_schemas:
         yield _text(
@@ -64,6 +78,12 @@ def _database(name: str, database: DatabaseSettings) -> Iterator[str]:
         "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.settled, headrace.holds TO {role};",
         role=sql.Identifier(role),
     )
+    for table in tables_made(made):
+        yield _text(
+            "GRANT INSERT, UPDATE, DELETE ON headrace.{table} TO {role};",
+            table=sql.Identifier(table),
+            role=sql.Identifier(role),
+        )
     # A pattern stays a pattern: only an administrator can say which tables it means today.
     patterns = sorted(table for table in database.tables if set(table) & set("*?["))
     named = sorted(set(database.tables) - set(patterns))

@@ -29,6 +29,7 @@ class Consumed:
 
     `rate` is in events a second from the first progress in the ledger to the last, without what the first was;
     `seconds` begins with the processes' start, or with what let them go on. `peak` is the most memory of one, in MB.
+    `ended` is when the last progress was seen, in seconds of the monotonic clock.
     """
 
     events: int
@@ -36,6 +37,7 @@ class Consumed:
     rate: float
     seconds: float
     peak: float
+    ended: float
 
     def __str__(self) -> str:
         return (
@@ -90,7 +92,7 @@ def _watched(site: Site, processes: list[Guarded], events: int, began: float) ->
             if first is not None and done >= events:
                 seconds = now - first[0] if done > first[1] else now - began
                 counted = done - first[1] if done > first[1] else done
-                return Consumed(done, applied, counted / seconds, now - began, peak)
+                return Consumed(done, applied, counted / seconds, now - began, peak, now)
     raise HeadraceError("the members never came to the end", remedy="try fewer --rows")
 
 

@@ -21,6 +21,8 @@ from schemas.topics import positions_topic
 from tests.benchmarks.bench import PATIENCE, TABLE, Site
 
 _TIMEOUT: Final = 30.0
+_NOT_READY: Final = (KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION)
+"""What a client is told for a moment of a topic that was just made."""
 
 
 class PositionsWatch:
@@ -104,13 +106,13 @@ def await_change(site: Site, ends: EndWatch, process: Guarded) -> None:
 
 
 def _end(consumer: Consumer, place: TopicPartition) -> int:
-    """Return a partition's end; one of a topic just made is unknown to a client for a moment."""
+    """Return a partition's end, waiting for one of a topic that was just made."""
     deadline = time.monotonic() + _TIMEOUT
     while True:
         try:
             return int(consumer.get_watermark_offsets(place, timeout=_TIMEOUT)[1])
         except KafkaException as error:
-            if error.args[0].code() != KafkaError._UNKNOWN_PARTITION or time.monotonic() > deadline:
+            if error.args[0].code() not in _NOT_READY or time.monotonic() > deadline:
                 raise
             consumer.list_topics(place.topic, timeout=_TIMEOUT)
             time.sleep(0.05)

@@ -1,42 +1,64 @@
-"""`python -m tests.chaos`: switchovers in mid-migration under load, with random timing and kills, until time is up.
+"""`python -m tests.chaos`: systems under load and kills, with random timing, until time is up.
 
-A round that breaks a promise ends it with exit code 1 and names its seed: the same seed draws the same kills.
+What is played is every module beside this one that has a `play_round(stack, directory, seed)`; they take turns. It
+returns what happened, and raises AssertionError where a promise was broken: that, or any other error, ends it all with
+exit code 1 and names the seed, with which the same kills are drawn again.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import random
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from infra.stack import embedded_stack
-from tests.consumers.failover import play
+from infra.stack import EmbeddedStack, embedded_stack
+
+PlayRound = Callable[[EmbeddedStack, Path, int], Mapping[str, Any]]
+
+
+def plays() -> dict[str, PlayRound]:
+    """Return what can be played, by the name of its module."""
+    beside = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    names = [name for name in beside if not name.startswith(("_", "test_"))]
+    modules = {name: importlib.import_module(f"tests.chaos.{name}") for name in names}
+    return {name: module.play_round for name, module in modules.items() if hasattr(module, "play_round")}
 
 
 def main() -> int:
+    every = plays()
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     arguments.add_argument("--minutes", type=float, default=15.0, help="begin no round after so many minutes")
     arguments.add_argument("--rounds", type=int, default=0, help="end after so many rounds; 0: only by time")
     arguments.add_argument("--seed", type=int, default=None, help="the first round's; each next one has the next")
+    arguments.add_argument("--only", choices=sorted(every), default=None, help="play nothing else")
     chosen = arguments.parse_args()
+    names = [chosen.only] if chosen.only else sorted(every)
     seed = chosen.seed if chosen.seed is not None else random.randrange(10_000)
     deadline = time.monotonic() + 60 * chosen.minutes
     played = 0
     with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-chaos-") as directory:
         while time.monotonic() < deadline and (not chosen.rounds or played < chosen.rounds):
             began = time.monotonic()
+            name = names[played % len(names)]
             try:
-                story = play(stack, Path(directory), seed, synchronized=seed % 2 == 1)
-            except AssertionError as error:
-                print(f"seed {seed}: {error}; again with: make chaos SEED={seed}", file=sys.stderr)
+                story = every[name](stack, Path(directory), seed)
+            except Exception as error:
+                if not isinstance(error, AssertionError):
+                    traceback.print_exc()
+                print(f"{name}, seed {seed}: {error}; again with: make chaos ONLY={name} SEED={seed}", file=sys.stderr)
                 return 1
             played += 1
             seed += 1
-            print(f"round {played}: {story} {time.monotonic() - began:.0f} s", flush=True)
-    print(f"{played} rounds: every row that should change changed once, on the side that owned it")
+            print(f"round {played}, {name}: {dict(story)} {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{played} rounds of {', '.join(names)}: every promise was kept")
     return 0
 
 

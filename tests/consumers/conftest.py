@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime import Runtime, Totals
+from consumers.runtime import Runtime
+from consumers.totals import Totals
 from infra.settings import Settings, load_settings
 from tests.conftest import Database
 from tests.consumers.repositories import TABLE, Feed, start_member, write_settings

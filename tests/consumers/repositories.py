@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from confluent_kafka import Producer
+from confluent_kafka import IsolationLevel, Producer, TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 
 from infra import kafka, topics
 from infra.registry import open_registry
@@ -176,6 +178,24 @@ class Feed:
             producer.commit_transaction(60)
         else:
             producer.abort_transaction(60)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait until everybody can read what was produced: the broker ends a transaction a moment after it says so."""
+        admin = kafka.admin(self.settings.kafka)
+        latest = {
+            TopicPartition(self.topic, number): OffsetSpec.latest()  # type: ignore[no-untyped-call]
+            for number in range(self.partitions)
+        }
+        deadline = time.monotonic() + 60
+        while True:
+            ends = [
+                [future.result().offset for future in admin.list_offsets(latest, isolation_level=level).values()]
+                for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED)
+            ]
+            if ends[0] == ends[1]:
+                return
+            assert time.monotonic() < deadline, f"a transaction of {self.topic} never ended"
 
     def snapshot(self, rows: Mapping[int, tuple[str, int | None]]) -> None:
         """Produce rows as a snapshot would."""
@@ -192,14 +212,18 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> Path:
             lines.append(f"[{name}]")
         for key, value in plain.items():
             text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
-            lines.append(f"{key} = {text}")
+            lines.append(f"{_key(key)} = {text}")
         for key, value in values.items():
             if isinstance(value, Mapping):
-                table(f"{name}.{key}" if name else key, value)
+                table(f"{name}.{_key(key)}" if name else _key(key), value)
 
     table("", settings)
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() else f'"{key}"'
 
 
 MEMBER = """
@@ -213,6 +237,20 @@ except HeadraceError as error:
     print(f"headrace: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 """
+
+
+IMPATIENT_MEMBER = f"import consumers.group\nconsumers.group.SESSION_TIMEOUT_MS = 2_000\n{MEMBER}"
+"""One that the group drops after two seconds of silence, not after ten."""
+
+
+def start_impatient_member(config: Path) -> subprocess.Popen[str]:
+    """Start such a member; kill it and wait for it when done."""
+    return subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT_MEMBER, str(config), "skip_resets", "no"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def start_member(

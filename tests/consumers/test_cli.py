@@ -65,11 +65,12 @@ def test_parked_events_are_listed_retried_and_discarded(
     listed = json.loads(run("parked", "list", "skip_resets", "--json").output)
     assert listed["migration"] == "skip_resets"
     assert all(
-        each.keys() == {"event", "topic", "partition", "offset", "reason", "run", "parked_at"}
+        each.keys() == {"event", "topic", "partition", "offset", "reason", "run", "parked_at", "key"}
         for each in listed["parked"]
     )
     reasons = {each["reason"].split()[0]: each["event"] for each in listed["parked"]}
     assert len(reasons) == 2
+    assert {"id": 1} in [each["key"] for each in listed["parked"]]
     assert len(run("parked", "list", "skip_resets").output.splitlines()) == 2
 
     code, line = refused(run("parked", "retry", "skip_resets"))

@@ -12,8 +12,9 @@ import pytest
 
 from consumers.migrations.skip_resets import SkipResets
 from consumers.replay import replay
-from consumers.runtime import Runtime, Totals
+from consumers.runtime import Runtime
 from consumers.status import gather
+from consumers.totals import Totals
 from consumers.verify import RowsLeft
 from infra import kafka, topics
 from infra.positions import SnapshotState, StreamState, record_key

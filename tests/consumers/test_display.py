@@ -85,11 +85,22 @@ def test_a_database_that_does_not_answer_is_told(shown: Any) -> None:
     assert "status_backfills: PostgreSQL at h:1/x does not answer" in lines
 
 
+def test_a_slot_in_trouble_has_a_line_of_its_own(shown: Any) -> None:
+    assert "main: slot headrace_main is lost; see `headrace check`" in shown(sources=(source(slot_status="lost"),))
+    assert not any("check" in line for line in shown(sources=(source(slot_status="extended"),)))
+
+
 def test_parked_events_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     display.show_parked("m", [])
     entry = Entry("t/0/5", Place("t", 0), Offset(5), "too odd", 1, 1_700_000_000_123, Offset(9), b"")
     display.show_parked("m", [entry])
-    assert capsys.readouterr().out.splitlines() == ["m: nothing is parked", "t/0/5  2023-11-14 22:13:20Z  too odd"]
+    display.show_parked("m", [entry], keys={"t/0/5": {"path": "a.git", "other": "b\n.git"}})
+    line = "t/0/5  2023-11-14 22:13:20Z  too odd"
+    assert capsys.readouterr().out.splitlines() == [
+        "m: nothing is parked",
+        line,
+        f"{line}  path=a.git other='b\\n.git'",
+    ]
 
 
 def test_differences_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

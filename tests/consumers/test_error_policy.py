@@ -29,6 +29,7 @@ from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError
         (psycopg.errors.CheckViolation(), Action.SPLIT),
         (psycopg.errors.NumericValueOutOfRange(), Action.SPLIT),
         (psycopg.errors.RaiseException(), Action.SPLIT),
+        (psycopg.errors.ProgramLimitExceeded(), Action.SPLIT),
         (psycopg.errors.InsufficientPrivilege(), Action.STOP),
         (psycopg.errors.UndefinedTable(), Action.STOP),
         (psycopg.errors.InternalError_(), Action.STOP),

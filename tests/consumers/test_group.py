@@ -144,6 +144,34 @@ def test_two_members_share_and_the_one_that_is_left_takes_over(join: Join, topic
     eventually(alone, "the first has both")
 
 
+def test_a_partition_that_was_taken_away_from_a_waiting_member_is_read_when_it_comes_back(
+    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    first = join()
+    read(first, 10, eventually)
+    second = join()
+
+    def alone() -> bool:
+        second.poll(100, 0.05)
+        return len(first.positions) == 2
+
+    assert not first.wait(0.05, still=alone), "its partitions changed"
+    second.close()
+
+    def both() -> bool:
+        first.poll(100, 0.05)
+        return len(first.positions) == 2
+
+    eventually(both, "the first has both again")
+    ledger.offsets = {Place(topic, 0): 5, Place(topic, 1): 5}
+    assert first.reposition(ledger(list(first.positions)))
+    producer = kafka.producer(settings.kafka)
+    for number in range(10, 12):
+        producer.produce(topic, key=b"k", value=b"%d" % number, partition=number % 2)
+    assert producer.flush(30) == 0
+    assert read(first, 2, eventually) == [10, 11]
+
+
 def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:
     group = join()
     read(group, 10, eventually)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.indicators import Fine, Health, Limit, Signal, Stop, Unknown, indicators, limits
+from consumers.indicators import BLIND, Fine, Health, Limit, Signal, Stop, Unknown, indicators, limits
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.errors import SettingsError
@@ -205,3 +205,17 @@ def test_every_indicator_is_found_and_asked_unless_it_is_switched_off() -> None:
 def test_a_wrong_limit_is_named(health: dict[str, Limit], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         limits(health, "m")
+
+
+def test_a_role_that_may_not_see_others_says_so_and_never_that_all_is_well(database: Connection) -> None:
+    everything = {"archive": 2, "autovacuum": True, "long_transactions": 0, "replica_lag": 1, "lock_waits": 5}
+    database.execute("CREATE ROLE blind; GRANT SELECT ON public.patients TO blind; SET ROLE blind")
+    try:
+        said = Health(everything, [TABLE]).signals(database)
+        assert said["lock_waits"] == Fine()
+        assert said["archive"] == Unknown("42501 InsufficientPrivilege")
+        assert {said[name] for name in ("autovacuum", "long_transactions", "replica_lag")} == {Unknown(BLIND)}
+        database.execute("RESET ROLE; GRANT pg_monitor TO blind; SET ROLE blind")
+        assert not [one for one in Health(everything, [TABLE]).signals(database).values() if isinstance(one, Unknown)]
+    finally:
+        database.execute("RESET ROLE; DROP OWNED BY blind; DROP ROLE blind")

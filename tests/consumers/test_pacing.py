@@ -27,8 +27,8 @@ def test_a_fixed_size_stays() -> None:
     assert pace.limit == 7
 
 
-def test_an_adaptive_size_follows_the_time_of_full_transactions_up_to_the_batch() -> None:
-    pace = pacing(sub_batch_size=100, batch_size=150, transaction_ms=100)
+def test_an_adaptive_size_follows_the_time_of_full_transactions_up_to_a_quarter_of_the_batch() -> None:
+    pace = pacing(sub_batch_size=100, batch_size=600, transaction_ms=100)
     for _ in range(30):
         pace.done(99, 0.001)
     assert pace.limit == 100, "none was full"

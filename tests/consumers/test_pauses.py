@@ -1,16 +1,28 @@
+"""Pausing and resuming: from anywhere, and when it returns nothing of the migration is under way."""
+
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from consumers import fence
+from consumers.group import group_name
+from consumers.group import members as group_members
 from consumers.ledger import Ledger
 from consumers.migrations.skip_resets import SkipResets
 from consumers.pauses import is_paused, set_paused
 from infra.settings import Settings
 from tests.conftest import Database
+from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, write_settings, written
 
 pytestmark = pytest.mark.stack
 
@@ -40,3 +52,84 @@ def test_no_transaction_is_under_way_when_pausing_returns(
     set_paused(settings, SkipResets, "main", True)
     with pytest.raises(fence.Paused), connection.transaction(), connection.cursor() as cursor:
         fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
+
+
+class Machine:
+    """A place of its own: directory, home and settings, which share nothing but the addresses of the servers."""
+
+    def __init__(self, place: Path, prefix: str, bootstrap_servers: str, dsn: str) -> None:
+        place.mkdir()
+        self.place = place
+        write_settings(
+            place / "headrace.toml",
+            {
+                "prefix": prefix,
+                "kafka": {"bootstrap_servers": bootstrap_servers},
+                "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
+            },
+        )
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+        self.environment = {**kept, "HOME": str(place), "TMPDIR": str(place)}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "headrace", *arguments],
+            cwd=self.place,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """Run a command to its end; return what it printed."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        return out
+
+
+@pytest.fixture
+def machines(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> tuple[Machine, Machine]:
+    """Two of them; the second has another spelling of the same addresses."""
+    parts = conninfo_to_dict(database.dsn)
+    words = f"host=localhost port={parts['port']} dbname={parts['dbname']} user={parts['user']}"
+    spelt = f"{words} password={parts['password']}"
+    return (
+        Machine(tmp_path / "first", prefix, bootstrap_servers, database.dsn),
+        Machine(tmp_path / "second", prefix, bootstrap_servers.replace("127.0.0.1", "localhost"), spelt),
+    )
+
+
+def test_services_are_paused_and_resumed_from_another_machine(
+    machines: tuple[Machine, Machine],
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    eventually: Callable[..., None],
+) -> None:
+    first, second = machines
+    group = group_name(settings.prefix, "skip_resets")
+    fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
+    feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
+    services = [first.start("consume", "skip_resets") for _ in range(2)]
+    logs = []
+    try:
+        eventually(lambda: len(written(connection)) == 50, "the services work")
+        eventually(lambda: len(group_members(settings.kafka, group)) == 2, "both are members")
+        assert "skip_resets is paused" in second.run("pause", "skip_resets")
+        # From here on nothing is written, whatever arrives: a member would have to take the fence first.
+        feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
+        status = second.run("status", "--json")
+        assert '"state": "paused"' in status
+        assert len(group_members(settings.kafka, group)) == 2, "they stay in the group"
+        assert len(written(connection)) == 50
+        assert "skip_resets goes on" in second.run("resume", "skip_resets")
+        eventually(lambda: sorted(written(connection)) == list(range(100)), "they go on, each row once")
+        assert [service.poll() for service in services] == [None, None], "the same processes as before"
+    finally:
+        for service in services:
+            service.send_signal(signal.SIGTERM)
+        for service in services:
+            logs.append(service.communicate(timeout=60)[1])
+    assert all("paused; go on with `headrace resume`" in log and '"resumed"' in log for log in logs)

@@ -14,7 +14,8 @@ from consumers.group import group_name
 from consumers.group import members as group_members
 from consumers.migrations.skip_resets import SkipResets
 from consumers.parking import REASON_HEADER
-from consumers.runtime import Runtime, Totals
+from consumers.runtime import Runtime
+from consumers.totals import Totals
 from infra import kafka
 from infra.settings import Settings, load_settings
 from infra.stack import Stack, embedded_stack

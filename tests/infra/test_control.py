@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -73,22 +75,60 @@ def test_one_row_names_the_database(database: Database) -> None:
         connection.execute("INSERT INTO headrace.database (name) VALUES ('second')")
 
 
-def test_a_role_without_rights_is_told_what_to_do_and_works_once_it_is_done(database: Database) -> None:
+@contextmanager
+def plain_role(database: Database) -> Iterator[tuple[psycopg.Connection, sql.Identifier]]:
+    """A connection as a role without any rights, and the role's name."""
     admin = database.connect()
-    role = f"plain_{database.name}"
-    name = sql.Identifier(role)
+    name = sql.Identifier(f"plain_{database.name}")
     admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
     try:
         plain = database.connect()
         plain.execute(sql.SQL("SET SESSION AUTHORIZATION {}").format(name))
-        with pytest.raises(PreflightFailed, match="headrace init --sql"):
-            ensure_control_schema(plain, "main", ["gitlab_main"])
-        admin.execute(control_sql())
-        admin.execute(sql.SQL("GRANT USAGE ON SCHEMA headrace TO {}").format(name))
-        admin.execute(sql.SQL("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA headrace TO {}").format(name))
-        ensure_control_schema(plain, "main", ["gitlab_main"])
-        assert owners(admin) == {"gitlab_main": "main"}
+        yield plain, name
         plain.close()
     finally:
         admin.execute(sql.SQL("DROP OWNED BY {}").format(name))
         admin.execute(sql.SQL("DROP ROLE {}").format(name))
+
+
+def grant(admin: psycopg.Connection, name: sql.Identifier) -> None:
+    admin.execute(sql.SQL("GRANT USAGE ON SCHEMA headrace TO {}").format(name))
+    admin.execute(sql.SQL("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA headrace TO {}").format(name))
+
+
+def test_a_role_without_rights_is_told_what_to_do_and_works_once_it_is_done(database: Database) -> None:
+    admin = database.connect()
+    with plain_role(database) as (plain, name):
+        with pytest.raises(PreflightFailed, match="headrace init --sql"):
+            ensure_control_schema(plain, "main", ["gitlab_main"])
+        admin.execute(control_sql())
+        grant(admin, name)
+        ensure_control_schema(plain, "main", ["gitlab_main"])
+        assert owners(admin) == {"gitlab_main": "main"}
+
+
+OWN_TABLES = """
+CREATE TABLE IF NOT EXISTS headrace.one (id bigint PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS headrace.two (id bigint PRIMARY KEY);
+"""
+
+
+def test_a_migrations_own_tables_are_made_where_one_is_missing(database: Database) -> None:
+    connection = database.connect()
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    for _ in range(2):
+        ensure_control_schema(connection, "main", ["gitlab_main"], OWN_TABLES)
+        connection.execute("DROP TABLE headrace.two")
+    ensure_control_schema(connection, "main", ["gitlab_main"], OWN_TABLES)
+    assert connection.execute("SELECT count(*) FROM headrace.one, headrace.two").fetchone() == (0,)
+
+
+def test_own_tables_that_are_there_need_no_right_to_make_them(database: Database) -> None:
+    admin = database.connect()
+    ensure_control_schema(admin, "main", ["gitlab_main"], OWN_TABLES)
+    with plain_role(database) as (plain, name):
+        grant(admin, name)
+        ensure_control_schema(plain, "main", ["gitlab_main"], OWN_TABLES)
+        admin.execute("DROP TABLE headrace.two")
+        with pytest.raises(PreflightFailed, match="headrace init --sql"):
+            ensure_control_schema(plain, "main", ["gitlab_main"], OWN_TABLES)

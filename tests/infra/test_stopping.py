@@ -16,12 +16,17 @@ SERVICE = """
 import signal, sys, threading
 from infra.stopping import stop_on_signals
 handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-with stop_on_signals() as stop:
+cancelled = threading.Event()
+with stop_on_signals(overdue=cancelled.set) as stop:
     print("ready", flush=True)
     stop.wait()
     print("stopping", flush=True)
     if sys.argv[1] == "hang":
         threading.Event().wait()
+    if sys.argv[1] == "cancel":
+        cancelled.wait()
+if cancelled.is_set():
+    print("cancelled", flush=True)
 print((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers, flush=True)
 """
 
@@ -56,6 +61,23 @@ def test_the_second_signal_ends_it_at_once(first: signal.Signals, second: signal
         process.send_signal(second)
         process.communicate(timeout=60)
     assert process.returncode == -second
+
+
+@pytest.mark.parametrize(("how", "cancelled"), [("end", False), ("cancel", True)])
+def test_work_that_goes_on_for_too_long_is_cancelled_and_no_other(how: str, cancelled: bool) -> None:
+    with started(how) as process:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert out.splitlines() == ["stopping", *["cancelled"] * cancelled, "True"]
+    assert err == ""
+
+
+def test_an_event_of_the_caller_s_own_is_the_one_that_is_set() -> None:
+    stop = threading.Event()
+    with stop_on_signals(stop) as given:
+        assert given is stop
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
 
 
 def fail(stop: threading.Event) -> None:

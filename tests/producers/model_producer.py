@@ -58,6 +58,8 @@ class ModelProducer:
         self.rows: dict[int, tuple[object, object]] = {}
         """The topic, folded."""
         self.slot = Lsn(0)
+        self.taken: list[bytes] = []
+        """The requests that were recorded as taken."""
         self._published: dict[int, Position] = {}
         self._content: dict[int, Position] = {}
         self.start()
@@ -116,12 +118,12 @@ class ModelProducer:
         """Publish what waits, with the position; killed before it is `confirmed`, the slot stays where it was."""
         capture, feed = self.capture, self.feed
         self._waiting += feed.take()
-        if requests := capture.take_requests():
-            for request in filter(None, map(read_request, requests)):
-                if request.anew:
-                    feed.ask_anew()
-                else:
-                    feed.ask(request.range, self.database.next_xid())
+        requests = capture.take_requests()
+        for request in filter(None, map(read_request, requests)):
+            if request.anew:
+                feed.ask_anew()
+            else:
+                feed.ask(request.range, self.database.next_xid())
         capture.settle()
         self._waiting += feed.take()
         if capture.unseen.xids:
@@ -129,6 +131,7 @@ class ModelProducer:
         records, self._waiting = self._waiting, []
         for record in records:
             self._publish(record)
+        self.taken += requests
         self._read_versions = {}
         self.table_record = feed.state.model_dump_json()
         self.stream_record = self._record().model_dump_json()

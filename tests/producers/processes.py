@@ -24,6 +24,7 @@ def write_settings(settings: Settings, path: Path) -> Path:
     """Write the settings file that a process reads."""
     (name, database), *_ = settings.databases.items()
     tables = ", ".join(f"'{table}'" for table in database.tables)
+    spills = f"spill_directory = '{database.spill_directory}'" if database.spill_directory else ""
     mapped = "\n".join(f"'{table}' = '{schema}'" for table, schema in database.table_schemas.items())
     path.write_text(
         f"""
@@ -36,6 +37,7 @@ def write_settings(settings: Settings, path: Path) -> Path:
         gitlab_schemas = ['gitlab_main']
         tables = [{tables}]
         allow_unlimited_wal = true
+        {spills}
         [databases.{name}.snapshot]
         chunk_rows = {database.snapshot.chunk_rows}
         [databases.{name}.table_schemas]
@@ -88,17 +90,27 @@ def producing(config: Path, *options: str) -> Iterator[Process]:
 SCHEMA = "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL, v text)"
 
 
+_PAUSE = 0.002
+"""Seconds between two transactions: the producer is to be under test, not the machine."""
+
+LARGE_KEYS = 100_000
+LARGE_ROWS = 300
+"""Where the keys of large transactions begin, and how many rows one writes."""
+
+
 class Workload:
     """A thread that inserts, updates, deletes, moves keys, truncates rarely, rolls back; the same for a seed.
 
+    With `large`, every so many transactions there is one of more rows than the server keeps in 64 kB of memory.
     A connection that is lost is opened again.
     """
 
-    def __init__(self, dsn: str, seed: int, *, keys: int = 200, truncates: bool = True) -> None:
+    def __init__(self, dsn: str, seed: int, *, keys: int = 200, truncates: bool = True, large: int = 0) -> None:
         self._dsn = dsn
         self._random = random.Random(seed)
         self._keys = keys
         self._truncates = truncates
+        self._large_every = large
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.transactions = 0
@@ -120,8 +132,12 @@ class Workload:
             while not self._stop.is_set():
                 with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._dsn) as connection:
                     while not self._stop.is_set():
-                        self._transaction(connection)
+                        if self._large_every and self.transactions % self._large_every == self._large_every - 1:
+                            self._large(connection)
+                        else:
+                            self._transaction(connection)
                         self.transactions += 1
+                        self._stop.wait(_PAUSE)
                 self._stop.wait(0.1)
         except BaseException as error:
             self.error = error
@@ -137,6 +153,26 @@ class Workload:
             else:
                 self._statement(connection)
         if draw.random() < 0.1:
+            connection.rollback()
+        else:
+            connection.commit()
+
+    def _large(self, connection: psycopg.Connection) -> None:
+        draw = self._random
+        first = LARGE_KEYS + draw.randrange(2) * LARGE_ROWS
+        rows = range(first, first + LARGE_ROWS)
+        connection.execute(
+            "INSERT INTO t SELECT i, 0, repeat(md5(i::text), 8) FROM generate_series(%s::int, %s) i"
+            " ON CONFLICT (id) DO UPDATE SET n = t.n + 1",
+            (rows[0], rows[-1]),
+        )
+        with contextlib.suppress(psycopg.Rollback), connection.transaction():  # a savepoint
+            connection.execute("UPDATE t SET n = -1, v = v || 'x' WHERE id BETWEEN %s AND %s", (rows[0], rows[-1]))
+            if draw.random() < 0.7:
+                raise psycopg.Rollback
+        connection.execute("DELETE FROM t WHERE id BETWEEN %s AND %s AND id %% 3 = 0", (rows[0], rows[-1]))
+        self._statement(connection)
+        if draw.random() < 0.2:
             connection.rollback()
         else:
             connection.commit()

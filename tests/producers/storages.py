@@ -21,6 +21,13 @@ def repository(storage: Path, path: str | bytes) -> Path:
     return directory
 
 
+def marked(storage: Path) -> Path:
+    """Make a storage as Gitaly leaves it at its first start: empty, with its mark; return it."""
+    storage.mkdir(parents=True, exist_ok=True)
+    (storage / ".gitaly-metadata").write_text('{"gitaly_filesystem_id":"7c2f"}')
+    return storage
+
+
 def hashed(project: int) -> str:
     """Return the path that GitLab gives the repository of a project."""
     digest = hashlib.sha256(str(project).encode()).hexdigest()
@@ -48,3 +55,9 @@ def drop_rights() -> None:
     """Become nobody until the end of `without_rights`; another user than root has nothing to drop."""
     if os.geteuid() == 0:
         os.seteuid(65_534)
+
+
+def regain_rights() -> None:
+    """Undo `drop_rights` before the end of `without_rights`."""
+    if os.getuid() == 0:
+        os.seteuid(0)

@@ -8,6 +8,7 @@ from producers import pgoutput_messages as pg
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.feed import TableFeed
+from producers.requests import REQUEST_PREFIX
 from producers.snapshot import ChunkRows
 from producers.visibility import Snapshot
 from schemas.errors import Malformed
@@ -54,6 +55,28 @@ def handle(into: Capture, messages: list[pg.Message]) -> None:
 
 def places(registry: MemoryRegistry, table: TableFeed) -> list[tuple[str, object, Position | None]]:
     return [(op, key.get("id"), position) for op, key, position, _ in taken(registry, table)]
+
+
+def ask(content: bytes) -> pg.LogicalMessage:
+    return pg.LogicalMessage(transactional=True, lsn=Lsn(1), prefix=REQUEST_PREFIX, content=content, xid=None)
+
+
+def test_a_request_is_taken_with_the_position_behind_it_also_in_the_midst_of_the_next_transaction(
+    table: TableFeed,
+) -> None:
+    """The slot forgets it with that position: left for later, it would be lost with the process."""
+    into = capture(table)
+    handle(into, transaction(100, ask(b"first")))
+    begin, change, message, commit = transaction(200, insert(1), ask(b"second"))
+    handle(into, [begin, change])
+    assert into.confirmed == 108
+    assert into.position == (200, 0)
+    assert into.take_requests() == [b"first"]
+    handle(into, [message])
+    assert into.take_requests() == []
+    handle(into, [commit])
+    assert into.take_requests() == [b"second"]
+    assert into.take_requests() == []
 
 
 def test_each_change_has_its_place_in_its_transaction(registry: MemoryRegistry, table: TableFeed) -> None:

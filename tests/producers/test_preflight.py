@@ -66,7 +66,10 @@ def test_a_slot_of_another_plugin_or_database(
     slots.drop(connection, slot)
     other = new_databases(None)
     slots.create(other.connect(), slot, failover=False)
-    assert found(connection, slot) == {f"slot {slot} is of database {other.name}": remedy}
+    problem = f"slot {slot} is of database {other.name}, not of {connection.info.dbname}"
+    assert found(connection, slot) == {
+        problem: f"correct databases.main.dsn, or {remedy.replace('choose another', 'choose another slot')}"
+    }
 
 
 def test_the_first_is_raised_with_the_number_of_the_others(connection: psycopg.Connection[Any], slot: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +12,12 @@ import psycopg
 import pytest
 
 from infra.stack import EmbeddedStack, embedded_stack
+from producers import slots
+from producers.requests import SnapshotRequest
+from tests.conftest import Database
+from tests.producers.crashes import TABLE, Crashes
+from tests.producers.dying import chunks_read_again, dying
+from tests.producers.failpoints import POINTS, Arming
 from tests.producers.processes import SCHEMA, Workload, producing, write_settings
 from tests.producers.sources import Source, settings_for, until
 
@@ -31,34 +37,97 @@ def dsn_of(source: Source) -> str:
     return source.settings.database("main").dsn.get_secret_value()
 
 
-def recorded(source: Source) -> Callable[[], bool]:
-    """Return whether the producer has recorded anything since now."""
-    before = source.state()
-    return lambda: source.state() != before
+@pytest.fixture
+def crashes(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> Crashes:
+    return Crashes(database.connect, bootstrap_servers, prefix, database.dsn, tmp_path)
+
+
+FIRST_SNAPSHOT = (
+    Arming("publication set"),
+    Arming("slot made, nothing recorded"),
+    Arming("fenced, nothing claimed"),
+    Arming("claimed, not reading"),
+    Arming("chunk read", 3),
+    Arming("chunk added, not committed", 2),
+    Arming("before Kafka's commit", 4),
+    Arming("before Kafka's commit", 3, delay=0.002),  # in the midst of it
+    Arming("after Kafka's commit", 4),
+    Arming("before the confirmation", 3),
+    Arming("after the confirmation", 3),
+    Arming("from stream to copy"),
+    Arming("from copy to stream", 2),
+    Arming("all copied"),
+)
+LARGE_TRANSACTIONS = (
+    Arming("in progress, some on disk", 2),
+    Arming("committed, not read back", 2),
+    Arming("half of it published"),
+    Arming("half of it published", 3),
+    Arming("read back, not forgotten", 2),
+    Arming("in progress, some on disk", 9),
+    Arming("before Kafka's commit", 5),
+    Arming("before Kafka's commit", 4, delay=0.003),
+    Arming("after Kafka's commit", 5),
+)
+READ_AGAIN = (
+    Arming("request taken, not recorded"),
+    Arming("chunk read", 2),
+    Arming("chunk added, not committed", 3),
+    Arming("after Kafka's commit", 8),
+    Arming("from stream to copy", 2),
+)
+READ_ANEW = (
+    Arming("request taken, not recorded"),
+    Arming("topic emptied, not committed"),
+    Arming("claimed, not reading"),
+    Arming("chunk read", 4),
+)
+
+
+def test_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
+    with crashes.work(1):
+        for arming in FIRST_SNAPSHOT:
+            crashes.dies_at(arming)
+    crashes.settle()
+    assert crashes.prove() >= 3
+
+
+def test_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
+    with crashes.work(2, large=25):
+        for arming in LARGE_TRANSACTIONS:
+            crashes.dies_at(arming)
+    crashes.settle()
+    crashes.prove()
+
+
+def test_killed_at_every_point_of_a_table_that_is_read_again(crashes: Crashes) -> None:
+    crashes.settle()
+    with crashes.work(3):
+        crashes.ask(SnapshotRequest(table=TABLE))
+        for arming in READ_AGAIN:
+            crashes.dies_at(arming)
+        crashes.settle()
+        crashes.ask(SnapshotRequest(table=TABLE, anew=True))
+        for arming in READ_ANEW:
+            crashes.dies_at(arming)
+    crashes.settle()
+    assert crashes.prove() >= 2
+
+
+def test_no_named_point_is_left_out() -> None:
+    reached = (*FIRST_SNAPSHOT, *LARGE_TRANSACTIONS, *READ_AGAIN, *READ_ANEW)
+    assert {arming.point for arming in reached} == POINTS.keys()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_moments(new_source: NewSource, config: Path, seed: int) -> None:
-    source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot=MANY)
-    write_settings(source.settings, config)
+def test_killed_at_random_moments(crashes: Crashes, seed: int) -> None:
     draw = random.Random(seed)
-    with Workload(dsn_of(source), seed, keys=400):
+    with crashes.work(seed, truncates=True):
         for _ in range(4):
-            with producing(config) as process:
-                until(recorded(source), "a first record")
-                # How long it may live is the draw; nothing depends on what it manages to do meanwhile.
-                threading.Event().wait(draw.uniform(0, 0.6))
-                process.check()
-                process.send(signal.SIGKILL)
-    with producing(config) as process:
-        source.caught_up(process.check)
-        process.send(signal.SIGTERM)
-        assert process.ended() == 0
-    source.require_equal("public.t")
-    slot, stream = source.slot_state(), source.state().stream
-    assert stream is not None
-    assert slot.confirmed_flush is not None
-    assert slot.confirmed_flush <= stream.confirmed_lsn
+            # How long it may live is the draw; nothing depends on what it manages to do meanwhile.
+            crashes.dies_within(draw.uniform(0.5, 2.0), None)
+    crashes.settle()
+    crashes.prove()
 
 
 def test_a_frozen_producer_ends_when_another_took_over(new_source: NewSource, config: Path) -> None:
@@ -111,16 +180,52 @@ def test_stopped_by_a_signal_all_that_was_read_is_committed(new_source: NewSourc
     assert "stopped" in process.log.read_text()
 
 
-def test_a_killed_producer_reads_no_chunk_twice_that_was_committed(new_source: NewSource, config: Path) -> None:
-    source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot=MANY)
+def lines_of(log: Path, event: str) -> list[dict[str, object]]:
+    """Return the log's lines of an event, each with the fields that tell how far a snapshot is."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = ("table", "rows", "chunks_done", "chunks", "chunk_rows", "chunk")
+    return [{name: line[name] for name in told if name in line} for line in lines if line["event"].startswith(event)]
+
+
+def test_killed_at_80_percent_of_a_snapshot_the_log_says_how_much_is_read_again(
+    new_source: NewSource, config: Path, tmp_path: Path
+) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}; ANALYZE t", "public.t", snapshot={"chunk_rows": 3})
     write_settings(source.settings, config)
-    with producing(config) as process:
-        until(lambda: any(each.chunks_done > 10 for each in source.state().snapshots.values()), "ten chunks")
-        process.kill()
-    with producing(config) as process:
+    journal = tmp_path / "journal"
+    with dying(config, journal, Arming("chunk read", 81)) as process:
+        assert process.ended() == -signal.SIGKILL
+    assert source.state().snapshots["public.t"].chunks_done == 80
+    process.log.unlink()
+    with dying(config, journal) as process:
         source.caught_up(process.check)
+    at_start = {"table": "public.t", "rows": 240, "chunks_done": 80, "chunks": 100, "chunk_rows": 3}
+    assert lines_of(process.log, "going on with a snapshot; at most one chunk is read again") == [at_start]
+    again = {"table": "public.t", "rows": 3, "chunk": 81}
+    assert lines_of(process.log, "copied the only chunk that may have been read before") == [again]
+    # It is what was read twice, as the journal of both processes has it; and no row is in the topic twice.
+    assert chunks_read_again(journal) == [0, 1]
     assert len(source.require_equal("public.t")) == 300
-    assert source.state().snapshots["public.t"].chunks_done == 43
+
+
+def test_stopped_while_its_new_slot_waits_for_a_transaction(
+    new_source: NewSource, config: Path, tmp_path: Path
+) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
+    write_settings(source.settings, config)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(dsn_of(source)) as writer:
+        writer.execute("INSERT INTO t VALUES (1000, 0, NULL)")
+        with dying(config, tmp_path / "journal") as process:
+            until(lambda: source.connection.execute(waits).fetchone() is not None, "the producer to wait")
+            process.send(signal.SIGTERM)
+            # The writer still has its transaction open: nothing but the signal can have ended the wait.
+            assert process.ended() == 0, process.log.read_text()
+        writer.commit()
+    assert slots.read(source.connection, source.slot) is None
+    with dying(config, tmp_path / "journal") as process:
+        source.caught_up(process.check)
+    source.require_equal("public.t")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +254,8 @@ def test_servers_are_killed_meanwhile(own: EmbeddedStack, own_source: Source, co
     dsn = dsn_of(own_source)
     with Workload(dsn, 4, truncates=False) as work:
         with producing(config) as process:
-            until(recorded(own_source), "a first record")
+            # A server that goes before everything has worked once is somebody's mistake, and not waited for.
+            until(lambda: any(each.chunks_done for each in own_source.state().snapshots.values()), "a chunk")
             for _ in range(2):
                 if broken in ("kafka", "both"):
                     own.kafka.kill()

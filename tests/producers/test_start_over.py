@@ -89,7 +89,7 @@ def test_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
     config = write_settings(source.settings, tmp_path / "headrace.toml")
     with producing(config) as process:
         assert process.ended() == 3
-        assert "Start over with `headrace produce SOURCE --start-over`" in process.log.read_text()
+        assert "start over with `headrace produce main --start-over`" in process.log.read_text()
     with producing(config, "--start-over", "--yes") as process:
         source.caught_up(process.check)
         process.send(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from infra.positions import SourceState, StreamState
 from infra.topics import delete_topics, end_offsets, ensure_topic
 from producers import slots, startup
 from producers.schema_changes import TableStopped
-from producers.startup import SilentGap
+from producers.startup import ServerLog, SilentGap
 from schemas.errors import UsageError
 from schemas.positions import Lsn
 from tests.producers.folding import states
@@ -20,6 +21,7 @@ from tests.producers.sources import Running, Source, capturing, copy_all, runnin
 NewSource = Callable[..., Source]
 
 SYSTEM = "7000"
+LOG = ServerLog(SYSTEM, 1, Lsn(200), {})
 RECORDED = StreamState(
     source="main", instance="i", slot="s", system_identifier=SYSTEM, commit_lsn=Lsn(90), ordinal=0,
     confirmed_lsn=Lsn(100), ts_ms=0,
@@ -36,25 +38,63 @@ def slot(confirmed: int | None, status: str = "reserved", reason: str | None = N
     [(None, None), (None, slot(5)), (RECORDED, slot(100)), (RECORDED, slot(50)), (RECORDED, slot(None))],
 )
 def test_what_fits_together(stream: StreamState | None, found: slots.SlotState | None) -> None:
-    startup.refuse_gaps(SourceState(stream), found, "s", SYSTEM)
+    startup.refuse_gaps(SourceState(stream), found, "s", LOG)
 
 
-GAPS = {
-    "lost": (RECORDED, slot(100, "lost", "wal_removed"), SYSTEM, r"slot s is lost \(wal_removed\)"),
-    "lost, on an older server": (RECORDED, slot(100, "lost"), SYSTEM, r"slot s is lost \(lost\)"),
-    "missing": (RECORDED, None, SYSTEM, "topics of main stand at 0/64, but slot s does not exist any more"),
-    "ahead": (RECORDED, slot(101), SYSTEM, "slot s stands at 0/65, ahead of the topics at 0/64: something else"),
-    "another cluster": (RECORDED, slot(100), "8000", "are of database system 7000, this one is 8000; correct the dsn"),
-}
+AGAIN = "start over with `headrace produce main --start-over`"
+ON_ONE = RECORDED.model_copy(update={"timeline": 1})
+GAPS: dict[str, tuple[StreamState, slots.SlotState | None, ServerLog, str, str]] = {
+    "lost": (RECORDED, slot(100, "lost", "wal_removed"), LOG, r"slot s is lost \(wal_removed\)", "raise max_slot_wal"),
+    "idle": (RECORDED, slot(100, "lost", "idle_timeout"), LOG, r"slot s is lost \(idle_timeout\)", "raise idle_repl"),
+    "lost, on an older server": (RECORDED, slot(100, "lost"), LOG, r"slot s is lost \(lost\)", "raise max_slot_wal"),
+    "missing": (RECORDED, None, LOG, "topics of main stand at 0/64, but slot s does not exist any more", AGAIN),
+    "ahead": (RECORDED, slot(101), LOG, "slot s stands at 0/65, ahead of the topics at 0/64: something else", AGAIN),
+    "another cluster": (
+        RECORDED, slot(100), ServerLog("8000", 1, Lsn(200), {}),
+        "are of database system 7000, this one is 8000", r"correct databases\.main\.dsn, or start over",
+    ),
+    "set back": (
+        RECORDED, slot(50), ServerLog(SYSTEM, 1, Lsn(99), {}),
+        "stand at 0/64, behind the end of the server's log at 0/63: it was set back", AGAIN,
+    ),
+    "promoted without the last changes": (
+        ON_ONE, slot(50), ServerLog(SYSTEM, 2, Lsn(200), {1: Lsn(99)}),
+        "stand at 0/64 of timeline 1, which this server left at 0/63", AGAIN,
+    ),
+    "in the middle of a transaction": (
+        ON_ONE.model_copy(update={"commit_lsn": Lsn(120)}), slot(50), ServerLog(SYSTEM, 2, Lsn(200), {1: Lsn(120)}),
+        "which this server left at 0/78", AGAIN,
+    ),
+    "left behind": (
+        RECORDED.model_copy(update={"timeline": 2}), slot(50), LOG,
+        "are of timeline 2, and this server's log, of timeline 1, has never been on it",
+        r"correct databases\.main\.dsn",
+    ),
+    "not synchronized": (
+        ON_ONE, None, ServerLog(SYSTEM, 2, Lsn(200), {1: Lsn(100)}),
+        "slot s had not been synchronized to this server when it was promoted", "sync_replication_slots = on",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", GAPS)
 def test_gaps_are_refused(kind: str) -> None:
-    stream, found, system, words = GAPS[kind]
+    stream, found, server, words, remedy = GAPS[kind]
     with pytest.raises(SilentGap, match=words) as caught:
-        startup.refuse_gaps(SourceState(stream), found, "s", system)
+        startup.refuse_gaps(SourceState(stream), found, "s", server)
     assert caught.value.exit_code == 3
-    assert "--start-over" in str(caught.value)
+    assert re.search(remedy, caught.value.remedy)
+    assert "headrace produce main --start-over" in caught.value.remedy
+
+
+def test_a_failover_to_a_standby_that_had_everything_is_gone_on_from() -> None:
+    later = ServerLog(SYSTEM, 3, Lsn(200), {1: Lsn(100), 2: Lsn(150)})
+    startup.refuse_gaps(SourceState(ON_ONE), slot(50), "s", later)
+
+
+def test_a_lost_slot_of_which_nothing_was_read_is_dropped() -> None:
+    with pytest.raises(SilentGap, match=r"SELECT pg_drop_replication_slot\('s'\)"):
+        startup.refuse_gaps(SourceState(), slot(100, "lost", "wal_removed"), "s", LOG)
 
 
 # On real servers.

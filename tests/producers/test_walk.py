@@ -13,7 +13,7 @@ import pytest
 
 from producers.walk import Repository, StorageUnreadable, Unread, walk_directory
 from schemas.errors import Unavailable
-from tests.producers.storages import MARKS, drop_rights, hashed, repository, without_rights
+from tests.producers.storages import MARKS, drop_rights, hashed, marked, repository, without_rights
 
 
 def walked(storage: Path) -> list[str]:
@@ -34,7 +34,7 @@ def test_a_directory_with_objects_refs_and_head_is_a_repository(tmp_path: Path) 
 
 @pytest.mark.parametrize("missing", MARKS)
 def test_a_directory_without_one_of_them_is_not(tmp_path: Path, missing: str) -> None:
-    directory = repository(tmp_path, "a.git") / missing
+    directory = repository(marked(tmp_path), "a.git") / missing
     directory.rmdir() if directory.is_dir() else directory.unlink()
     assert walked(tmp_path) == []
 
@@ -51,8 +51,8 @@ def test_a_directory_that_is_no_repository_is_descended_into_even_where_it_looks
 
 
 def test_files_and_empty_directories_are_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".gitaly-metadata").write_text("{}")
-    (tmp_path / "a" / "b").mkdir(parents=True)
+    (marked(tmp_path) / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "HEAD").write_text("")
     assert walked(tmp_path) == []
 
 
@@ -180,6 +180,21 @@ def test_a_storage_that_is_not_there_is_an_error_and_not_an_empty_storage(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageUnreadable, match="Not a directory"):
         list(walk_directory(str(tmp_path / "file")))
+
+
+@pytest.mark.parametrize("directories", ["", "lost+found", "@hashed/aa/bb"])
+def test_a_storage_without_repositories_that_gitaly_never_marked_may_be_a_mount_point(
+    tmp_path: Path, directories: str
+) -> None:
+    (tmp_path / directories).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(StorageUnreadable, match=r"no repository and no \.gitaly-metadata.*check that it is mounted"):
+        list(walk_directory(str(tmp_path)))
+    assert walked(marked(tmp_path)) == []
+
+
+def test_a_storage_with_repositories_needs_no_mark(tmp_path: Path) -> None:
+    repository(tmp_path, "a.git")
+    assert walked(tmp_path) == ["a.git"]
 
 
 def test_a_storage_that_is_itself_a_repository_is_an_error(tmp_path: Path) -> None:

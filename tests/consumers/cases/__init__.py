@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,6 +17,12 @@ Rows = Mapping[object, object]
 
 class Case(ABC):
     """Some rows that the migration should change, and some that it should not."""
+
+    @classmethod
+    def surroundings(cls, settings: Settings, directory: Path) -> Settings:
+        """Return the settings with what else the migration needs; `directory` is the test's own."""
+        del directory
+        return settings
 
     @abstractmethod
     def __init__(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
@@ -32,6 +39,10 @@ class Case(ABC):
     @abstractmethod
     def wanted(self) -> Rows:
         """Return, of the rows that should change, how they should be then."""
+
+    def left(self) -> int:
+        """Return what `remaining` counts for them: the rows themselves, unless only their events tell of them."""
+        return len(self.wanted())
 
     @abstractmethod
     def rows(self) -> Rows:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,7 +16,8 @@ import pytest
 from consumers.catalog import migrations, target_database
 from consumers.migration import Migration
 from consumers.replay import replay
-from consumers.runtime import Runtime, Totals
+from consumers.runtime import Runtime
+from consumers.totals import Totals
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
@@ -33,21 +35,22 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def world(name: str, bootstrap_servers: str, prefix: str, database: Database) -> World:
-    return World(name, bootstrap_servers, prefix, database)
+def world(name: str, bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> World:
+    return World(name, bootstrap_servers, prefix, database, tmp_path)
 
 
 class World:
     """A migration with its database, its topic and some rows that it should and should not change."""
 
-    def __init__(self, name: str, bootstrap_servers: str, prefix: str, database: Database) -> None:
+    def __init__(self, name: str, bootstrap_servers: str, prefix: str, database: Database, directory: Path) -> None:
         self.kind = migrations()[name]
         self.connection = database.connect()
-        self.settings = Settings(
+        settings = Settings(
             prefix=prefix,
             kafka={"bootstrap_servers": bootstrap_servers},  # type: ignore[arg-type]
             databases={"here": {"dsn": database.dsn, "gitlab_schemas": [self.kind.gitlab_schema]}},  # type: ignore[dict-item]
         )
+        self.settings = case_of(name).surroundings(settings, directory)
         self.case: Case = case_of(name)(self.settings, self.connection)
 
     def run(self, kind: Callable[[], Migration] | None = None) -> Totals:
@@ -67,7 +70,7 @@ def test_it_changes_what_it_should_and_nothing_else(world: World) -> None:
     world.case.insert()
     world.case.publish()
     before = world.case.rows()
-    assert world.remaining() == len(world.case.wanted())
+    assert world.remaining() == world.case.left()
     assert world.run().applied == len(world.case.wanted())
     assert world.remaining() == 0
     assert world.case.rows() == {**before, **world.case.wanted()}

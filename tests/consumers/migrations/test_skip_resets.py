@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import psycopg
@@ -10,10 +11,11 @@ import pytest
 from consumers.decisions import Change, Skip
 from consumers.migration import Migration
 from consumers.migrations.skip_resets import SkipResets
-from infra.settings import MigrationSettings
+from consumers.runtime import Runtime
+from infra.settings import MigrationSettings, Settings
 from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
 from schemas.positions import Lsn, Position
-from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, fill, states, written
+from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, Feed, fill, states, written
 
 STATES = (
     "default",
@@ -51,7 +53,7 @@ def connection(database: Any) -> psycopg.Connection[Any]:
 @pytest.mark.parametrize("op", [Op.READ, Op.CREATE, Op.UPDATE])
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("reason", REASONS)
-def test_only_rows_skipped_for_too_many_tags_are_changed(
+def test_all_with_a_state_of_import_skipped_and_the_reason_too_many_tags_which_is_2_are_changed_and_no_other(
     migration: Migration, op: Op, state: str, reason: int | None
 ) -> None:
     decision = migration.decide(event(op, row(state, reason)))
@@ -86,7 +88,7 @@ def every_kind() -> dict[int, tuple[str, int | None]]:
 
 
 @pytest.mark.stack
-def test_the_write_changes_to_default_without_a_reason_and_no_other_row(
+def test_back_to_a_state_of_default_and_removing_the_skipped_reason_of_no_other_row(
     migration: Migration, connection: psycopg.Connection[Any]
 ) -> None:
     rows = every_kind()
@@ -98,6 +100,67 @@ def test_the_write_changes_to_default_without_a_reason_and_no_other_row(
         assert migration.remaining(cursor) == 0
     assert states(connection) == {key: ("default", None) if key in skipped else rows[key] for key in rows}
     assert written(connection) == skipped
+
+
+@pytest.mark.stack
+def test_once_reset_they_qualify_for_import_and_can_be_skipped_and_reset_again(
+    migration: Migration, connection: psycopg.Connection[Any]
+) -> None:
+    fill(connection, {5: TOO_MANY_TAGS})
+    for _ in range(2):
+        with connection.transaction(), connection.cursor() as cursor:
+            assert migration.apply(cursor, [Change(5)]) == 1
+        assert states(connection) == {5: ("default", None)}
+        connection.execute("UPDATE container_repositories SET migration_state = 'importing'")
+        connection.execute(
+            "UPDATE container_repositories SET migration_state = %s, migration_skipped_reason = %s", TOO_MANY_TAGS
+        )
+
+
+def test_the_batch_size_is_10_000_and_each_sub_batch_processes_100_records() -> None:
+    settings = MigrationSettings()
+    assert (settings.batch_size, settings.sub_batch_size) == (10_000, 100)
+
+
+@pytest.mark.stack
+def test_each_update_is_of_100_records_at_most_whatever_the_batch_size(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any]
+) -> None:
+    rows = dict.fromkeys(range(1, 1_051), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    section = MigrationSettings(batch_size=10_000, sub_batch_size=100, adaptive=False)
+    chosen = settings.model_copy(update={"migrations": {"skip_resets": section}})
+    work = SkipResets.configure(section)
+    totals = Runtime(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+    assert totals.applied == 1_050
+    sizes = connection.execute("SELECT count(*) FROM container_repositories GROUP BY xmin ORDER BY 1 DESC").fetchall()
+    assert sizes[0] == (100,)
+    assert len(sizes) >= 11
+
+
+@pytest.mark.stack
+def test_no_update_reads_more_than_its_own_records(migration: Migration, connection: psycopg.Connection[Any]) -> None:
+    fill(connection, {key: TOO_MANY_TAGS if key % 40 == 0 else ("default", None) for key in range(1, 20_001)})
+    connection.execute("VACUUM ANALYZE container_repositories")
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    before = sequential_scans(connection)
+    with connection.transaction(), connection.cursor() as cursor:
+        assert migration.apply(cursor, [Change(key) for key in range(40, 4_001, 40)]) == 100
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    assert sequential_scans(connection) == before
+
+
+def sequential_scans(connection: psycopg.Connection[Any]) -> tuple[int, ...] | None:
+    return connection.execute(
+        "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'container_repositories'"
+    ).fetchone()
+
+
+def test_the_index_of_the_additional_note_is_suggested_and_not_necessary() -> None:
+    # `headrace check` offers it where it would help: tests/consumers/test_indexes.py.
+    (index,) = SkipResets.suggested_indexes
+    assert index.columns == ("migration_state", "migration_skipped_at", "id")
 
 
 @pytest.mark.stack

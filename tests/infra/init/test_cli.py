@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from infra.init.cli import init
+from infra.init.cli import commands
 from infra.settings import load_settings
 from schemas.errors import Refused, SettingsError
+
+OWN_TABLES = {
+    "gitlab_main": "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);",
+    "praefect": "CREATE TABLE IF NOT EXISTS headrace.others (id bigint PRIMARY KEY);",
+}
+
+(init,) = commands(lambda: OWN_TABLES)
 
 
 def test_it_writes_a_file_that_loads_with_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,3 +90,6 @@ def test_the_sql_is_of_these_settings(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "-- Database main: run in gitlabhq, as a superuser. May be run again." in out
     assert 'ON "public"."container_repositories" TO "headrace"' in out
     assert "CREATE SCHEMA IF NOT EXISTS headrace;" in out
+    assert "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);" in out
+    assert 'GRANT INSERT, UPDATE, DELETE ON headrace."mine" TO "headrace";' in out
+    assert "headrace.others" not in out, "of a gitlab schema that this database does not have"

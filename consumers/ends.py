@@ -1,0 +1,36 @@
+"""What "caught up" means: the whole group's ledger has reached the ends that the topics had when a member started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from consumers.ledger import Entry, Place
+from infra.settings import KafkaSettings
+from infra.topics import end_offsets
+from schemas.positions import Offset
+
+_CHECK_SECONDS: Final = 0.25
+
+
+class Ends:
+    """The ends of some topics as they are now."""
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
+        self._ends = {
+            Place(topic, partition): Offset(end)
+            for topic in topics
+            for partition, end in end_offsets(settings, topic).items()
+        }
+        self._next_check = 0.0
+
+    def reached(self, positions: Mapping[Place, Offset], ledger: Callable[[], Mapping[Place, Entry]]) -> bool:
+        """Return whether a member's `positions` and then the ledger, asked now and then, are at the ends or past."""
+        if any(position < self._ends.get(place, 0) for place, position in positions.items()):
+            return False
+        if time.monotonic() < self._next_check:
+            return False
+        self._next_check = time.monotonic() + _CHECK_SECONDS
+        entries = ledger()
+        return all(place in entries and entries[place].next_offset >= end for place, end in self._ends.items() if end)

@@ -1,0 +1,74 @@
+"""What a migration gave up outside of the database: shown with the parked events, taken up again by a person's word.
+
+It is no event and stands in no topic: the migration keeps it in its own tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import Connection
+
+from consumers import fence
+from consumers.ledger import Ledger
+from consumers.migration import Migration
+from infra import postgres
+from infra.control import tables_made
+from infra.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """One thing: its name, by which a person chooses it, why, and since when."""
+
+    name: str
+    reason: str
+    since: datetime
+
+
+def read_given_up(settings: Settings, migration: Migration, database: str) -> list[GivenUp]:
+    """Return what `migration` gave up, none where it never ran. Writes nothing."""
+    if not migration.own_tables:
+        return []
+    dsn = settings.database(database).dsn.get_secret_value()
+    with (
+        postgres.translated(dsn),
+        postgres.connect(dsn, name=f"parked {migration.name}") as connection,
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SET TRANSACTION READ ONLY")
+        if not _has_run(connection, migration):
+            return []
+        return [GivenUp(*row) for row in migration.given_up(cursor)]
+
+
+def take_up(settings: Settings, migration: Migration, database: str, names: Sequence[str]) -> int:
+    """Have members try these again, and return how many there were; a duplicate changes nothing.
+
+    Raises OwnershipMoved or Paused as an apply transaction does; then nothing was changed.
+    """
+    dsn = settings.database(database).dsn.get_secret_value()
+    with postgres.translated(dsn), postgres.connect(dsn, name=f"parked {migration.name}") as connection:
+        run = Ledger(migration.name, migration.gitlab_schema, "").begin(connection)
+        with connection.transaction(), connection.cursor() as cursor:
+            fence.hold(
+                cursor,
+                migration=migration.name,
+                run=run,
+                gitlab_schema=migration.gitlab_schema,
+                database=database,
+            )
+            taken = migration.take_up(cursor, names)
+            if taken:
+                # There is something to do again: a member that starts must not think that all is done.
+                cursor.execute("UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (migration.name,))
+            return taken
+
+
+def _has_run(connection: Connection, migration: Migration) -> bool:
+    tables = [f"headrace.{table}" for table in tables_made(migration.own_tables)]
+    row = connection.execute("SELECT count(to_regclass(t)) FROM unnest(%s::text[]) AS t", (tables,)).fetchone()
+    return row == (len(tables),)

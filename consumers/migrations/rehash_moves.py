@@ -1,0 +1,98 @@
+"""Moves git repositories from the node that md5 hashing gives them to the one that rendezvous hashing does.
+
+Seed 002: in the order of their names, each is cloned to its new home, the move is recorded, and the old one is removed
+once no reader is sent there any more. Events say which repositories there are; `consumers.moving` moves them, and
+`consumers.routing` tells applications where to look meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Final
+
+from pydantic import Field
+
+from consumers.decisions import Change, Decision, Skip
+from consumers.migration import Cursor, Migration, Options
+from consumers.moving import states
+from consumers.moving.cursors import Direction
+from consumers.moving.mover import Mover
+from consumers.moving.tables import OWN_TABLES
+from consumers.outside import Outside, Pace
+from schemas.events import UNCHANGED, ChangeEvent, Op
+
+_CLONED: Final = "cloned"
+
+_DELETED: Final = Skip("deleted")
+_TRUNCATED: Final = Skip("truncated")
+_NOT_CLONED: Final = Skip("not cloned")
+
+
+class RehashMovesOptions(Options):
+    """`direction`: a new run (`headrace replay rehash_moves`) takes it up, half-way too."""
+
+    direction: Direction = Direction.FORWARD
+    moves_at_once: int = Field(default=200, ge=1)
+    """How many repositories of a partition are taken at a time."""
+    tries: int = Field(default=3, ge=1)
+    retry_seconds: float = Field(default=1.0, ge=0)
+    """How long to wait after a first failed try; twice as long after the second."""
+    clone_seconds: float = Field(default=3600.0, gt=0)
+    """How long a clone may take."""
+
+
+class RehashMoves(Migration):
+    """Move repositories to their rendezvous homes, or back."""
+
+    name = "rehash_moves"
+    gitlab_schema = "gitserver"
+    tables = ("public.repo", "public.gitserver_repos")
+    columns = ("id", "repo_id", "clone_status")
+    writes = ("public.gitserver_repos",)
+    optional_columns = columns  # each of the two tables has its own
+    own_tables = OWN_TABLES
+    options_type = RehashMovesOptions
+    options: RehashMovesOptions
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        """Look at a repository that may be cloned, or may have another name; see Migration.decide."""
+        row = event.after
+        if row is None:
+            return _TRUNCATED if event.op is Op.TRUNCATE else _DELETED
+        if "repo_id" not in row:
+            return Change(row["id"])
+        status = row["clone_status"]
+        if status is not UNCHANGED and status != _CLONED:
+            return _NOT_CLONED
+        return Change(row["repo_id"])
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        """Note the repositories that are cloned now, to be moved; see Migration.apply."""
+        keys = [change.key for change in changes]
+        return states.note(cursor, states.cloned(cursor, keys))  # type: ignore[arg-type]
+
+    def remaining(self, cursor: Cursor) -> int:
+        """Count the cloned repositories that are not moved."""
+        return states.remaining(cursor, self.options.direction)
+
+    def work(self, outside: Outside) -> Iterator[Pace]:
+        """Move what is noted; see Migration.work."""
+        options = self.options
+        mover = Mover(
+            outside,
+            options.direction,
+            at_once=options.moves_at_once,
+            tries=options.tries,
+            retry_seconds=options.retry_seconds,
+            seconds=options.clone_seconds,
+        )
+        return mover.work()
+
+    def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
+        """Return the repositories that could not be moved, and those of which both copies had been written to."""
+        return states.given_up(cursor)
+
+    def take_up(self, cursor: Cursor, names: Sequence[str]) -> int:
+        """Try these repositories again."""
+        return states.take_up(cursor, names)

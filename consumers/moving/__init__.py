@@ -1,0 +1,1 @@
+"""Moving git repositories from one node's root to another's without losing any: the parts of `rehash_moves`."""

@@ -1,0 +1,127 @@
+"""How far readers may go, by partition: the cursor passes a name once a whole copy lies where they look next.
+
+Forward it rises, and every cloned repository up to it has been copied to its rendezvous home; in reverse it falls, and
+every cloned repository above it has been copied back to its md5 home. The database is asked for what stands in the
+way in the transaction that moves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import psycopg
+
+Connection = psycopg.Connection[Any]
+Cursor = psycopg.Cursor[Any]
+
+
+class Direction(StrEnum):
+    """Which way the repositories go."""
+
+    FORWARD = "forward"
+    """From their md5 homes to their rendezvous homes."""
+    REVERSE = "reverse"
+    """Back."""
+
+
+_OPENED: Final = "INSERT INTO headrace.rehash_cursors (partition) VALUES (%s) ON CONFLICT DO NOTHING"
+_LOCKED: Final = "SELECT upto, finished FROM headrace.rehash_cursors WHERE partition = %s FOR UPDATE"
+# What is cloned and wanted, of the names that the cursor has yet to pass.
+_IN_THE_WAY: Final = """
+    SELECT {first}(m.name)
+      FROM headrace.rehash_moves m
+      JOIN headrace.rehash_repositories n ON n.name = m.name
+      JOIN public.repo r ON r.id = n.repo_id AND r.name::text = n.raw
+      JOIN public.gitserver_repos g ON g.repo_id = r.id AND g.clone_status = 'cloned'
+     WHERE m.partition = %(partition)s AND m.state = 'wanted' AND {ahead}
+"""
+_BEFORE: Final = """
+    SELECT max(name) FROM headrace.rehash_moves WHERE partition = %s AND name < %s COLLATE "C" AND state <> 'wanted'
+"""
+_MOVE: Final = """
+    UPDATE headrace.rehash_cursors SET upto = %(upto)s, finished = %(finished)s, changed_at = now()
+     WHERE partition = %(partition)s AND (upto IS DISTINCT FROM %(upto)s OR finished <> %(finished)s)
+"""
+# The application's record of where a repository is, only where it says what was so before; see states for its forms.
+_RECORD: Final = """
+    WITH recorded AS (
+        SELECT g.repo_id,
+               CASE WHEN g.shard_id = m.from_node THEN m.to_node
+                    ELSE regexp_replace(m.to_node, ':[0-9]+$', '') END AS shard
+          FROM headrace.rehash_moves m
+          JOIN headrace.rehash_repositories n ON n.name = m.name
+          JOIN public.gitserver_repos g ON g.repo_id = n.repo_id
+         WHERE m.partition = %(partition)s AND m.state = 'copied' AND {behind}
+           AND g.shard_id IN (m.from_node, regexp_replace(m.from_node, ':[0-9]+$', ''))
+         ORDER BY g.repo_id FOR UPDATE OF g
+    )
+    UPDATE public.gitserver_repos g SET shard_id = recorded.shard, updated_at = now()
+      FROM recorded WHERE g.repo_id = recorded.repo_id AND g.shard_id <> recorded.shard
+"""
+# In a transaction of its own, after the commit that moved the cursor: from here on every reader can know of it.
+_PASSED: Final = """
+    UPDATE headrace.rehash_moves m
+       SET state = 'passed', tries = 0, changed_at = clock_timestamp(),
+           not_before = clock_timestamp() + make_interval(secs => %(grace)s)
+      FROM headrace.rehash_cursors c
+     WHERE c.partition = m.partition AND m.partition = %(partition)s AND m.state = 'copied' AND {behind}
+"""
+_AHEAD: Final = {
+    Direction.FORWARD: "(%(upto)s::text IS NULL OR m.name > %(upto)s::text)",
+    Direction.REVERSE: "(%(finished)s OR m.name <= %(upto)s::text)",
+}
+_BEHIND: Final = {
+    Direction.FORWARD: "(c.finished OR m.name <= c.upto)",
+    Direction.REVERSE: "(NOT c.finished AND (c.upto IS NULL OR m.name > c.upto))",
+}
+
+
+def move(cursor: Cursor, partition: int, direction: Direction, unnoted: Sequence[str]) -> bool:
+    """Move a partition's cursor past all that is copied without a gap, and record it; return whether it moved.
+
+    Called within the transaction that makes it visible. `unnoted` are names of the partition that are cloned and not
+    on record yet. `finished` is the end of the way forward, no name at all that of the way back.
+    """
+    forward = direction is Direction.FORWARD
+    cursor.execute(_OPENED, (partition,))
+    upto, finished = _found(cursor, _LOCKED, (partition,))
+    here = {"partition": partition, "upto": upto, "finished": finished}
+    query = _IN_THE_WAY.format(first="min" if forward else "max", ahead=_AHEAD[direction])
+    (wanted,) = _found(cursor, query, here)
+    wall = _wall(wanted, unnoted, upto, finished, forward)
+    if wall is None:
+        here |= {"upto": None, "finished": forward}
+    elif forward:
+        (before,) = _found(cursor, _BEFORE, (partition, wall))
+        # Never back: a name that was passed and is wanted again has its readers where they look next already.
+        if not finished and before is not None and (upto is None or before > upto):
+            here["upto"] = before
+    else:
+        here |= {"upto": wall, "finished": False}
+    cursor.execute(_MOVE, here)
+    moved = cursor.rowcount > 0
+    behind = _BEHIND[direction].replace("c.finished", "%(finished)s").replace("c.upto", "%(upto)s::text")
+    cursor.execute(_RECORD.format(behind=behind), here)
+    return moved
+
+
+def _wall(wanted: str | None, unnoted: Sequence[str], upto: str | None, finished: bool, forward: bool) -> str | None:
+    """Return the first name ahead that the cursor may not pass, None when there is none."""
+    if forward:
+        ahead = [name for name in unnoted if not finished and (upto is None or name.encode() > upto.encode())]
+    else:
+        ahead = [name for name in unnoted if finished or (upto is not None and name.encode() <= upto.encode())]
+    names = ahead if wanted is None else [*ahead, wanted]
+    return (min if forward else max)(names, key=str.encode) if names else None
+
+
+def mark_passed(cursor: Cursor, partition: int, direction: Direction, grace: float) -> int:
+    """Note which copied names the cursor has passed; their old copies are due `grace` seconds from now."""
+    cursor.execute(_PASSED.format(behind=_BEHIND[direction]), {"partition": partition, "grace": grace})
+    return cursor.rowcount
+
+
+def _found(cursor: Cursor, query: str, parameters: Any) -> Any:
+    return cursor.execute(query, parameters).fetchone()

@@ -1,0 +1,141 @@
+"""Effects outside of the database: what a migration has at hand for them, and how the runtime drives them.
+
+A migration's `work` is a generator. The runtime takes a step of it between its batches and closes it whenever the
+migration has to rest, so that whatever it has under way ends there, in its `finally`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from consumers import fence
+from infra import log, postgres
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from consumers.migration import Migration
+
+_DONE_SECONDS: Final = 0.5
+"""How often to look again once nothing was left to do."""
+
+Connection = psycopg.Connection[Any]
+Cursor = psycopg.Cursor[Any]
+
+
+class Pace(Enum):
+    """What `work` says when it gives control back."""
+
+    BUSY = "busy"
+    """It goes on as soon as it may."""
+    WAITING = "waiting"
+    """For time to pass, or for another member; nothing to do just now, but not done."""
+    DONE = "done"
+    """Nothing is left to do anywhere, by any member, as the database has it now."""
+
+
+class Outside:
+    """What `work` has at hand: the settings, a database session of its own, and transactions that hold the fence."""
+
+    def __init__(self, settings: Settings, migration: Migration, database: str) -> None:
+        self.settings = settings
+        self.run = 0
+        """The migration's present run."""
+        self._migration = migration
+        self._database = database
+        self._session: Connection | None = None
+
+    @property
+    def session(self) -> Connection:
+        """A connection of `work`'s own, autocommitting and durable: its advisory locks end with the member.
+
+        A connection that was lost is never replaced under the same generator, since its locks are gone: the next use
+        raises, and `work` begins anew.
+        """
+        if self._session is None:
+            dsn = self.settings.database(self._database).dsn.get_secret_value()
+            session = postgres.connect(dsn, name=f"consume {self._migration.name}")
+            session.execute("SET lock_timeout = '5s'")
+            self._session = session
+        return self._session
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        """Open a transaction of the session in which this member may write; see `fence.hold` for what it raises."""
+        with self.session.transaction(), self.session.cursor() as cursor:
+            fence.hold(
+                cursor,
+                migration=self._migration.name,
+                run=self.run,
+                gitlab_schema=self._migration.gitlab_schema,
+                database=self._database,
+            )
+            yield cursor
+
+    def cancel(self) -> None:
+        """Cancel the statement under way; called from another thread when stopping takes too long."""
+        session = self._session
+        if session is not None and not session.closed:
+            with contextlib.suppress(psycopg.Error):
+                session.cancel_safe(timeout=1.0)
+
+    def close(self) -> None:
+        """Close the session, and with it free its locks."""
+        session, self._session = self._session, None
+        if session is not None:
+            with contextlib.suppress(psycopg.Error):
+                session.close()
+
+
+class Working:
+    """Drives one migration's `work`, a step at a time."""
+
+    def __init__(self, settings: Settings, migration: Migration, database: str) -> None:
+        self._migration = migration
+        self._outside = Outside(settings, migration, database)
+        self._steps: Iterator[Pace] | None = None
+        self._not_before = 0.0
+        self._log = log.get(migration=migration.name)
+        self.pace = Pace.BUSY
+        """What the last step said; at first there may be something to do."""
+        self.attempt = 0
+        """How many times in a row it failed."""
+
+    def step(self, run: int) -> None:
+        """Go on until `work` gives control back. Whatever it raises, `stop` has been called and it may begin anew."""
+        if self.pace is Pace.DONE and time.monotonic() < self._not_before:
+            return
+        if self._steps is None or self._outside.run != run:
+            self.stop()
+            self._outside.run = run
+            self._steps = iter(self._migration.work(self._outside))
+        try:
+            self.pace = next(self._steps, Pace.DONE)
+        except BaseException:
+            self.attempt += 1
+            self.stop()
+            raise
+        self.attempt = 0
+        if self.pace is Pace.DONE:
+            self._not_before = time.monotonic() + _DONE_SECONDS
+
+    def stop(self) -> None:
+        """End what is under way, now; the next step begins anew. A duplicate does nothing."""
+        steps, self._steps = self._steps, None
+        self.pace = Pace.BUSY
+        if steps is not None and hasattr(steps, "close"):
+            try:
+                steps.close()
+            except Exception as error:  # what ends is not to keep the member from ending
+                self._log.warning("the work outside did not end cleanly", detail=type(error).__name__)
+        self._outside.close()
+
+    def cancel(self) -> None:
+        """See Outside.cancel."""
+        self._outside.cancel()

@@ -1,0 +1,133 @@
+"""What `headrace check` says of a source: what keeps it from being read, how to recover, how long its slot lasts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import psycopg
+
+from infra.control import database_name, owners
+from infra.positions import Positions, SnapshotState, SourceState
+from infra.settings import Settings
+from producers import guardian, ownership, preflight, slots, startup
+from producers.guardian import Forecast, LogGrowth
+from producers.preflight import Finding
+from producers.publication import published_tables
+from producers.tables import captured_tables
+from schemas.errors import HeadraceError
+
+_MEASURED_SECONDS: Final = 1.0
+"""How long the log is watched where nobody recorded how fast it grows."""
+_SETTLED_SECONDS: Final = 5.0
+"""Within this a position that a producer confirmed can be read from Kafka by everybody."""
+
+
+def hindrances(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+) -> list[Finding]:
+    """Return everything that is in the way of `source`, each with the way out. Changes nothing.
+
+    `positions` is None where Kafka cannot be reached: then what is recorded of the source is left out.
+    """
+    database = settings.database(source)
+    name = startup.slot_name(settings, source, database)
+    sources = positions.sources() if positions else {}
+    stopped = startup.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
+    found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
+    found += _of_another_name(connection, source)
+    if positions is not None and not _standby(connection):
+        found += _gaps(connection, settings, source, positions)
+        if not found:
+            found += _unrecorded(connection, settings, source, sources, stopped)
+    return found
+
+
+def outlook(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+) -> Forecast | None:
+    """Return what becomes of the slot of `source`, None without one; `positions` as for `hindrances`.
+
+    Watches the log for a second where nobody recorded how fast it grows.
+    """
+    name = startup.slot_name(settings, source, settings.database(source))
+    state = (positions.sources() if positions else {}).get(source, SourceState())
+    reading = guardian.read(connection, name)
+    if reading is None:
+        return None
+    rate = guardian.remembered(state.stream, reading)
+    if rate is None:
+        growth = LogGrowth()
+        growth.add(reading.at, reading.written)
+        time.sleep(_MEASURED_SECONDS)
+        again = guardian.read(connection, name)
+        if again is None:
+            return None
+        growth.add(again.at, again.written)
+        reading, rate = again, growth.rate
+    return guardian.forecast(reading, rate)
+
+
+def _standby(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+
+
+def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterator[Finding]:
+    try:
+        recorded = database_name(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        return  # the script that makes the schema grants it, and preflight names what else is missing
+    if recorded not in (None, source):
+        yield Finding(
+            f"the settings call this database {source}, but it is on record as {recorded} (headrace.database)",
+            f"correct databases.{source}.dsn; if the database was moved on purpose, finish it with"
+            f" `headrace switchover SCHEMA --from {recorded} --to {source}`",
+        )
+
+
+def _gaps(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions
+) -> Iterator[Finding]:
+    """Yield the gap that a start would refuse, with the way out of it."""
+    database = settings.database(source)
+    dsn, name = database.dsn.get_secret_value(), startup.slot_name(settings, source, database)
+    deadline = time.monotonic() + _SETTLED_SECONDS
+    while True:
+        # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
+        slot = slots.read(connection, name)
+        state = positions.sources().get(source, SourceState())
+        try:
+            startup.refuse_gaps(state, slot, name, startup.server_log(connection, dsn, state.stream))
+        except startup.SilentGap as gap:
+            if slot is None or slot.active_pid is None or time.monotonic() > deadline:
+                yield Finding(gap.problem, gap.remedy)
+                return
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _unrecorded(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    sources: Mapping[str, SourceState],
+    stopped: Mapping[str, SnapshotState],
+) -> Iterator[Finding]:
+    """Yield what else a start would refuse: a table whose topic cannot be gone on with, or whose owner is another."""
+    database = settings.database(source)
+    state = sources.get(source, SourceState())
+    for each in stopped.values():
+        yield Finding(
+            f"table {each.table} is stopped ({each.stopped}), so that its topic lacks changes",
+            f"put that right if it can be, then have it read anew with `headrace snapshot {each.table} --anew`",
+        )
+    tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    try:
+        standing = ownership.standing(source, tables, sources, owners(connection))
+        known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
+        published = published_tables(connection, database.publication)
+        startup.standing_snapshots(settings, known, standing.here(tables), published)
+    except HeadraceError as error:
+        yield Finding(error.problem, error.remedy)

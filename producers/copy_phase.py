@@ -1,0 +1,144 @@
+"""A step of the copy phase: which table may be read now, its next chunk, and what is told of it.
+
+Nothing here commits: what was read waits in the table's feed until the producer has published it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import psycopg
+
+from infra import log
+from infra.control import owners
+from infra.positions import SnapshotState
+from producers import ownership
+from producers.chunks import Unseen
+from producers.feed import TableFeed
+from producers.snapshot import current_snapshot, plan_chunk, read_chunk
+from producers.table_catalog import TableWatch
+from schemas.positions import Lsn, Position
+
+BARRIER_SECONDS: Final = 1.0
+"""How long the stream stands for transactions that have to become visible before a chunk may be read."""
+
+_TOLD_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The table to read next, None when there is none now; `waits` when only old transactions are in its way.
+
+    The stream need not stand for those.
+    """
+
+    feed: TableFeed | None
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A chunk that was read: its rows, what COPY sent of them in bytes, and the log position noted behind it."""
+
+    rows: int
+    size: int
+    lsn: Lsn
+
+
+def choose(
+    connection: psycopg.Connection[Any],
+    feeds: Sequence[TableFeed],
+    unseen: Unseen,
+    stop: threading.Event,
+    lines: log.Log,
+) -> Choice:
+    """Wait shortly for the barrier, and return a table that may be read now.
+
+    No chunk is read before everything that the stream has passed is visible, and everything that began before
+    the table was published has ended.
+    """
+    deadline = time.monotonic() + BARRIER_SECONDS
+    while not stop.is_set():
+        snapshot, _ = current_snapshot(connection)
+        visible = unseen.visible_in(snapshot)
+        ready = [feed for feed in feeds if feed.copying and feed.copy.ready]
+        for feed in ready:
+            if visible and feed.state.not_before <= snapshot.xmin:
+                return Choice(feed)
+        if not ready:
+            break
+        if visible or time.monotonic() > deadline:
+            lines.info("a snapshot waits for running transactions to end", xmin=snapshot.xmin)
+            return Choice(None, waits=visible)
+        stop.wait(0.02)
+    return Choice(None)
+
+
+def copy_chunk(
+    connection: psycopg.Connection[Any], feed: TableFeed, watch: TableWatch, position: Position, rows: int
+) -> Copied | None:
+    """Read the next chunk, of about `rows` rows, into the feed; None when the table's owner has changed.
+
+    Raises TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of the table can be published.
+    """
+    bounds = feed.copy.bounds
+    upto = plan_chunk(connection, feed.table, bounds, rows)
+    chunk = read_chunk(connection, feed.table, bounds if upto is None else replace(bounds, last=upto))
+    # Behind the chunk, which may have shown a key twice that was no key any more.
+    watch.require(feed)
+    if not ownership.owned(feed.table, feed.source, owners(connection)):
+        # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
+        return None
+    return Copied(feed.add_chunk(upto, chunk, position, rows), len(chunk.data), chunk.lsn)
+
+
+class CopyLog:
+    """Tells how far the tables are copied, and at a start how much of them is read again."""
+
+    def __init__(self, lines: log.Log) -> None:
+        self._log = lines
+        self._told = 0.0
+        self._resumed: set[str] = set()
+
+    def resumed(self, feeds: Iterable[TableFeed], recorded: Mapping[str, SnapshotState], rows: int) -> None:
+        """Tell of the snapshots that a producer before this one began, as `recorded`; a full chunk has `rows`."""
+        for feed in feeds:
+            before = recorded.get(feed.table.name)
+            if before is None or before.anew or not feed.copying or not feed.copy.unread:
+                continue
+            self._resumed.add(feed.table.name)
+            self._log.info(
+                "going on with a snapshot; at most one chunk is read again",
+                **_progress(feed),
+                chunk_rows=rows,
+            )
+
+    def copied(self, feed: TableFeed, chunk: Copied) -> None:
+        """Tell of a chunk that was published: the first behind a start, the last, and one every few seconds."""
+        if feed.table.name in self._resumed:
+            self._resumed.discard(feed.table.name)
+            # The producer before may have died between reading it and its commit: no other can have been read twice.
+            self._log.info(
+                "copied the only chunk that may have been read before",
+                **{log.TABLE: feed.table.name, log.ROWS: chunk.rows},
+                bytes=chunk.size,
+                chunk=feed.state.chunks_done,
+            )
+        done = not feed.copy.unread
+        if done or time.monotonic() > self._told + _TOLD_SECONDS:
+            self._told = time.monotonic()
+            self._log.info("table copied" if done else "copying", **_progress(feed))
+
+
+def _progress(feed: TableFeed) -> dict[str, object]:
+    state = feed.state
+    return {
+        log.TABLE: state.table,
+        log.ROWS: state.rows,
+        "chunks_done": state.chunks_done,
+        "chunks": state.chunks,
+    }

@@ -1,0 +1,170 @@
+"""What a start does once it has fenced others: the stream's beginning, the tables' feeds, the slot taken over."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+import psycopg
+
+from infra import log
+from infra.positions import HandoverState, SnapshotState, StreamState
+from infra.registry import open_registry
+from infra.settings import Settings
+from infra.topics import largest_records
+from producers import ownership, slots, startup
+from producers.feed import TableFeed
+from producers.ownership import Standing
+from producers.replication import ReplicationStream, SlotInUse
+from producers.replication_command import Streaming
+from producers.schema_changes import TableStopped
+from producers.table_catalog import TableWatch
+from producers.tables import CapturedTable
+from schemas.errors import Interrupted
+from schemas.positions import Lsn
+
+SESSION: Final = """
+SET synchronous_commit = local;
+SET statement_timeout = 0;
+SET row_security = off
+"""
+"""Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
+
+_TAKEOVER_SECONDS: Final = 15.0
+_GIVE_UP_SECONDS: Final = 0.2
+
+
+def open_feeds(
+    settings: Settings,
+    source: str,
+    tables: Sequence[CapturedTable],
+    partitions: Mapping[str, int],
+    snapshots: Mapping[str, SnapshotState],
+    standing: Standing,
+    watch: TableWatch,
+    *,
+    not_before: int,
+) -> list[TableFeed]:
+    """Return the tables' feeds, each copied as far as `snapshots` says; `partitions` are those of a table's topic.
+
+    Raises TableStopped when nothing can be published of any table that the source owns.
+    """
+    registry = open_registry(settings)
+    largest = largest_records(settings.kafka, [table.topic for table in tables])
+    for table in standing.here(tables):
+        if table.name not in snapshots or snapshots[table.name].anew:
+            registry.forget(f"{table.topic}-key")
+            registry.forget(f"{table.topic}-value")
+    feeds = [
+        TableFeed(
+            source,
+            table,
+            partitions[table.name],
+            registry,
+            snapshots.get(table.name) or standing.given.get(table.name),
+            not_before=not_before,
+            largest=largest[table.topic],
+            now=partial(watch.now, table.relation.oid),
+        )
+        for table in tables
+    ]
+    for feed in feeds:
+        feed.away = feed.table.gitlab_schema in standing.away
+    here = [feed for feed in feeds if not feed.away]
+    if here and all(feed.state.stopped for feed in here):
+        # Nothing was skipped yet, so that undoing the change is a way out here.
+        reasons = "; ".join(f"{feed.table.name}: {feed.state.stopped}" for feed in here)
+        raise TableStopped(f"every table of {source} is stopped ({reasons})")
+    return feeds
+
+
+def begin(
+    connection: psycopg.Connection[Any],
+    source: str,
+    instance: str,
+    slot: str,
+    system: str,
+    handover: HandoverState | None,
+) -> StreamState:
+    """Return the state of a stream that is read for the first time: behind `handover`, or from its slot's beginning.
+
+    A slot that is not there is made, which waits for every transaction that runs.
+    """
+    standing = slots.read(connection, slot)
+    if handover is not None:
+        return ownership.first_state(source, instance, slot, standing, system, handover)
+    if standing is not None and standing.confirmed_flush is not None:
+        start = standing.confirmed_flush
+    else:
+        lines = log.get(**{log.SOURCE: source})
+        lines.info("creating the slot; running transactions are waited for", slot=slot)
+        start = slots.create(connection, slot, failover=True)
+    return startup.first_state(source, instance, slot, system, start)
+
+
+def take_slot(
+    connection: psycopg.Connection[Any],
+    dsn: str,
+    source: str,
+    slot: str,
+    publication: str,
+    start: Lsn,
+    stop: threading.Event,
+) -> ReplicationStream:
+    """Open the stream, ending the connection of a producer that was just fenced.
+
+    Raises SlotInUse when that one holds on to the slot, and Interrupted when stopped meanwhile.
+    """
+    deadline = time.monotonic() + _TAKEOVER_SECONDS
+    while True:
+        try:
+            return ReplicationStream(
+                dsn,
+                slot,
+                publication,
+                start,
+                # Large transactions then wait on this disk, not on the source's, and are here when they commit.
+                streaming=Streaming.ON,
+                application_name=f"headrace {source}",
+            )
+        except SlotInUse as error:
+            if time.monotonic() > deadline:
+                raise
+            log.get(**{log.SOURCE: source}).warning("taking the slot over", slot=slot, pid=error.pid)
+            if error.pid is not None:
+                connection.execute("SELECT pg_terminate_backend(%s)", (error.pid,))
+            if stop.wait(0.1):
+                raise Interrupted(f"stopped while slot {slot} was taken over") from error
+
+
+@contextmanager
+def given_up(connection: psycopg.Connection[Any], stop: threading.Event) -> Iterator[None]:
+    """Cancel what the connection waits for once `stop` is set, such as the end of every transaction for a new slot.
+
+    Raises Interrupted in place of what that ends. Whatever is done inside must be safe to leave half done.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_GIVE_UP_SECONDS):
+            # Again and again: one that comes between two statements cancels nothing.
+            if stop.is_set():
+                with contextlib.suppress(psycopg.Error):
+                    connection.cancel_safe(timeout=1.0)
+
+    watcher = threading.Thread(target=watch, name="give up when stopped", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except psycopg.errors.QueryCanceled as error:
+        if not stop.is_set():
+            raise
+        raise Interrupted("stopped while it was starting") from error
+    finally:
+        over.set()
+        watcher.join()

@@ -1,0 +1,67 @@
+"""The rounds of `make chaos`: who plays, in which order, and what a broken promise says."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import pytest
+
+from tests.chaos import __main__ as chaos
+
+
+def test_every_module_with_rounds_plays() -> None:
+    assert {"producer", "switchovers"} <= chaos.plays().keys()
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is played, in place of the real ones: `calm`, and `wild`, which breaks a promise with seed 9."""
+    played: list[tuple[str, int]] = []
+
+    def calm(_stack: Any, _directory: Any, seed: int) -> dict[str, Any]:
+        played.append(("calm", seed))
+        return {}
+
+    def wild(_stack: Any, _directory: Any, seed: int) -> dict[str, Any]:
+        played.append(("wild", seed))
+        assert seed != 9, "a row was lost"
+        return {}
+
+    monkeypatch.setattr(chaos, "plays", lambda: {"wild": wild, "calm": calm})
+    monkeypatch.setattr(chaos, "embedded_stack", contextlib.nullcontext)
+    return played
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["chaos", *arguments])
+    return chaos.main()
+
+
+def test_they_take_turns_each_with_the_next_seed(
+    rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "--seed", "4", "--rounds", "3") == 0
+    assert rounds == [("calm", 4), ("wild", 5), ("calm", 6)]
+
+
+def test_one_alone(rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "--seed", "4", "--rounds", "2", "--only", "wild") == 0
+    assert rounds == [("wild", 4), ("wild", 5)]
+
+
+def test_a_broken_promise_names_its_seed_and_ends_it(
+    rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--seed", "8", "--rounds", "5", "--only", "wild") == 1
+    assert len(rounds) == 2
+    assert "wild, seed 9: a row was lost" in capsys.readouterr().err
+
+
+def test_it_says_how_to_play_it_again(
+    rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--seed", "9", "--only", "wild") == 1
+    assert "make chaos ONLY=wild SEED=9" in capsys.readouterr().err
+    assert rounds == [("wild", 9)]

@@ -1,0 +1,239 @@
+"""Seed 000 from the directories on disk to the records: real walks, a real Kafka, real members."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from consumers.catalog import configured
+from consumers.migrations.missing_records import MissingRecords
+from consumers.parking import read_parked
+from consumers.row_keys import RowKeys
+from consumers.runtime import Runtime
+from consumers.status import gather
+from consumers.totals import Totals
+from infra import topics
+from infra.init.administrator import administrator_script
+from infra.settings import Settings
+from infra.stack import Stack
+from producers.walk import StorageUnreadable
+from producers.walk_producer import WalkIncomplete, WalksFailed, storage_walk_topic, walk
+from tests.chaos import missing_records as chaos
+from tests.conftest import Database
+from tests.consumers.praefect import SCHEMAS, checksum, flags, hosts, records, track
+from tests.producers.storages import drop_rights, hashed, regain_rights, repository, without_rights
+
+pytestmark = pytest.mark.stack
+
+
+@dataclass
+class Cluster:
+    """Virtual storages of two Gitaly nodes each, their database, and the topics."""
+
+    bootstrap_servers: str
+    prefix: str
+    database: Database
+    directory: Path
+    names: list[str] = field(default_factory=lambda: ["default"])
+    role: str | None = None
+    """Who works, where it is not the test's own user."""
+
+    def __post_init__(self) -> None:
+        self.connection: psycopg.Connection[Any] = self.database.connect()
+        self.connection.execute(SCHEMAS["new"])
+
+    @property
+    def settings(self) -> Settings:
+        virtual_storages = {
+            name: {
+                "database": "praefect",
+                "primary": "gitaly-0",
+                "storages": {node: {"path": str(self.storage(name, node))} for node in ("gitaly-0", "gitaly-1")},
+            }
+            for name in self.names
+        }
+        other = {"user": self.role, "password": "sesame"} if self.role else {}
+        dsn = make_conninfo(self.database.dsn, **other)
+        return Settings(
+            prefix=self.prefix,
+            kafka={"bootstrap_servers": self.bootstrap_servers, "partitions": 3},  # type: ignore[arg-type]
+            databases={"praefect": {"dsn": dsn, "gitlab_schemas": ["praefect"]}},  # type: ignore[dict-item]
+            virtual_storages=virtual_storages,  # type: ignore[arg-type]
+        )
+
+    def storage(self, name: str = "default", node: str = "gitaly-0") -> Path:
+        return self.directory / name / node
+
+    def host(self, *paths: str | bytes, name: str = "default", node: str = "gitaly-0") -> None:
+        for path in paths:
+            repository(self.storage(name, node), path)
+
+    def walk(self, name: str = "default", *, all_storages: bool = False) -> None:
+        walk(self.settings, name, threading.Event(), all_storages=all_storages)
+
+    def consume(self) -> Totals:
+        settings = self.settings
+        member = Runtime(
+            settings,
+            configured(settings, "missing_records"),
+            "praefect",
+            stopping=threading.Event(),
+            until_caught_up=True,
+        )
+        return member.run()
+
+    def status(self) -> dict[str, Any]:
+        (found,) = [each for each in gather(self.settings)["migrations"] if each["name"] == "missing_records"]
+        return dict(found)
+
+
+@pytest.fixture
+def cluster(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> Cluster:
+    return Cluster(bootstrap_servers, prefix, database, tmp_path)
+
+
+PATHS = [hashed(project) for project in range(20)]
+
+
+def test_the_importer_walks_the_primary_storage_of_each_virtual_storage(cluster: Cluster) -> None:
+    cluster.names = ["default", "other"]
+    track(cluster.connection, PATHS[:5])
+    before = checksum(cluster.connection, PATHS[:5])
+    for name in cluster.names:
+        cluster.host(*PATHS, "@pools/aa/bb/c.git", name=name)
+        cluster.host("only-on-the-secondary.git", PATHS[0], name=name, node="gitaly-1")
+        cluster.walk(name, all_storages=True)
+    assert cluster.consume().applied == 16 + 21 + 2
+    for name in cluster.names:
+        assert records(cluster.connection, name).keys() == {*PATHS, "@pools/aa/bb/c.git"}
+        assert {host for hosted in hosts(cluster.connection, name).values() for host in hosted} <= {
+            "gitaly-0",
+            *(["gitaly-1"] if name == "default" else []),
+        }
+    assert checksum(cluster.connection, PATHS[:5]) == before
+    assert flags(cluster.connection) == {"default": True, "other": True}
+    assert (cluster.status()["state"], cluster.status()["remaining"]) == ("complete", 0)
+    # From now on a start returns at once.
+    assert cluster.consume().events == 0
+
+
+def test_the_rights_that_the_documentation_names_are_enough(cluster: Cluster) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "storage-walks.md").read_text()
+    role = f"importer_{cluster.prefix}"
+    cluster.connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
+    try:
+        cluster.role = role
+        script = administrator_script(cluster.settings, {"praefect": MissingRecords.own_tables})
+        cluster.connection.execute(script.partition("-- Kafka")[0].encode())
+        grants = document.rpartition("```sql")[2].partition("```")[0]
+        assert grants.count("TO headrace;") == 3
+        cluster.connection.execute(grants.replace("TO headrace;", f"TO {role};").encode())
+        cluster.host(*PATHS)
+        cluster.walk()
+        assert cluster.consume().applied == 21
+        assert cluster.status()["remaining"] == 0
+    finally:
+        cluster.connection.execute(f"DROP OWNED BY {role}")
+        cluster.connection.execute(f"DROP ROLE {role}")
+
+
+def test_one_failing_storage_does_not_stop_another(cluster: Cluster) -> None:
+    cluster.names = ["default", "other"]
+    cluster.host(*PATHS, name="other")
+    with pytest.raises(StorageUnreadable):
+        cluster.walk("default")
+    cluster.walk("other")
+    assert cluster.consume().applied == 21
+    assert (flags(cluster.connection), cluster.status()["remaining"]) == ({"other": True}, 1)
+    assert cluster.status()["state"] == "caught_up"
+    cluster.host(*PATHS)
+    cluster.walk("default")
+    assert cluster.consume().applied == 21
+    assert (flags(cluster.connection), cluster.status()["state"]) == ({"default": True, "other": True}, "complete")
+
+
+@pytest.mark.parametrize("names", [["default"], []])
+def test_nothing_is_complete_before_the_first_walk(cluster: Cluster, names: list[str]) -> None:
+    topics.ensure_topic(cluster.settings.kafka, storage_walk_topic(cluster.settings))
+    cluster.names = names
+    cluster.consume()
+    assert cluster.status()["state"] != "complete"
+
+
+def test_a_secondary_that_fails_holds_up_nothing(cluster: Cluster) -> None:
+    cluster.host(*PATHS)
+    with pytest.raises(WalksFailed):
+        cluster.walk(all_storages=True)
+    assert cluster.consume().applied == 21
+    assert (flags(cluster.connection), cluster.status()["state"]) == ({"default": True}, "complete")
+
+
+def test_a_walk_that_could_not_read_a_directory_is_repeated_until_it_can(
+    bootstrap_servers: str, prefix: str, database: Database
+) -> None:
+    with without_rights() as directory:
+        cluster = Cluster(bootstrap_servers, prefix, database, directory)
+        cluster.host("a.git", "closed/b.git")
+        closed = cluster.storage() / "closed"
+        closed.chmod(0)
+        drop_rights()
+        with pytest.raises(WalkIncomplete):
+            cluster.walk()
+        regain_rights()
+        assert cluster.consume().applied == 1
+        assert flags(cluster.connection) == {}
+        closed.chmod(0o755)
+        cluster.walk()
+        assert cluster.consume().applied == 2
+    assert flags(cluster.connection) == {"default": True}
+    assert records(cluster.connection).keys() == {"a.git", "closed/b.git"}
+
+
+def test_an_empty_mount_point_is_not_imported(cluster: Cluster) -> None:
+    cluster.storage().mkdir(parents=True)
+    with pytest.raises(StorageUnreadable, match="nothing says that it is a storage; check that it is mounted"):
+        cluster.walk()
+    cluster.host(*PATHS)
+    cluster.walk()
+    shutil.rmtree(cluster.storage())
+    cluster.storage().mkdir()
+    with pytest.raises(StorageUnreadable):
+        cluster.walk()
+    # The walk before was whole, and what it found is still in the topic.
+    assert cluster.consume().applied == 21
+
+
+def test_names_that_cannot_be_recorded_are_parked_and_hold_the_flag_back(cluster: Cluster) -> None:
+    # 2,800 bytes that do not compress: an index takes no more than 2,704.
+    deep = "/".join(hashed(project).rpartition("/")[2] for project in range(1000, 1041)) + "/a.git"
+    cluster.host(*PATHS, b"\xff\xfe.git", deep, 'it\'s "quoted"\nand more.git')
+    cluster.walk()
+    assert cluster.consume().applied == 21
+    keys = RowKeys(cluster.settings)
+    parked = {
+        keys.columns(entry.key)["relative_path"]: entry.reason
+        for entry in read_parked(cluster.settings, "missing_records")
+    }
+    assert parked == {
+        "/\\xff\\xfe.git": "a repository whose path cannot be text in a database",
+        deep: "54000 ProgramLimitExceeded constraint repository_lookup_index table repositories",
+    }
+    assert flags(cluster.connection) == {}
+    shutil.rmtree(cluster.storage() / deep.partition("/")[0])
+    shutil.rmtree(bytes(cluster.storage()) + b"/\xff\xfe.git")
+    cluster.walk()
+    assert cluster.consume().applied == 1
+    assert flags(cluster.connection) == {"default": True}
+
+
+def test_two_walks_and_two_members_at_once_record_every_missing_one_once(stack: Stack, tmp_path: Path) -> None:
+    # A killed member keeps its partitions for ten seconds: python -m tests.chaos.missing_records kills it.
+    chaos.play(stack, tmp_path, 400, "new", lambda *_: None, end=Popen.terminate)

@@ -1,0 +1,141 @@
+"""Drives `rehash_moves`' moves without Kafka: in the test's own thread, or as a process that ends where it is told to.
+
+`python -m tests.consumers.moving.driver CONFIG POINT NUMBER kill|stop`: POINT is `module:function:before` or `…:after`;
+there, the NUMBERth time, the process gets SIGKILL, as in a machine's crash, or SIGSTOP.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from consumers.ledger import Ledger
+from consumers.migrations.rehash_moves import RehashMoves
+from consumers.moving import states
+from consumers.moving.tables import OWN_TABLES
+from consumers.outside import Outside, Pace
+from consumers.placement import md5_home
+from infra.control import ensure_control_schema
+from infra.settings import Settings, load_settings
+from tests.conftest import Database
+from tests.consumers.gitservers import Disks, add_rows, make_repository
+from tests.consumers.repositories import write_settings
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seconds: float = 120.0) -> None:
+    """Move until nothing is left to do, or `until` says so; then close what is under way."""
+    migration = RehashMoves.configure(settings.migration("rehash_moves"))
+    outside = Outside(settings, migration, "main")
+    with psycopg.connect(settings.database("main").dsn.get_secret_value(), autocommit=True) as connection:
+        outside.run = Ledger("rehash_moves", "gitserver", "test").begin(connection)
+    deadline = time.monotonic() + seconds
+    with closing(outside), closing(migration.work(outside)) as steps:  # type: ignore[type-var]
+        for pace in steps:
+            if pace is Pace.DONE or until():
+                return
+            assert time.monotonic() < deadline, "the moves never ended"
+            if pace is Pace.WAITING:
+                time.sleep(0.01)
+
+
+def start(config: Path, point: str = "", number: int = 1, *, stop: bool = False) -> subprocess.Popen[bytes]:
+    """Start a process that drives; see above. With `stop` it is stopped there (SIGSTOP) and may go on."""
+    how = "stop" if stop else "kill"
+    command = [sys.executable, "-m", "tests.consumers.moving.driver", str(config), point, str(number), how]
+    return subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE)
+
+
+class World:
+    """A database with the application's rows and headrace's tables, and repositories on disks.
+
+    `gitserver` and `options` are what the settings say beside the defaults of the tests.
+    """
+
+    def __init__(
+        self, database: Database, directory: Path, *, kafka: str, prefix: str, gitserver: Any = None, **options: Any
+    ) -> None:
+        self.disks = Disks(directory / "disks")
+        self.connection = database.connect()
+        self.config = write_settings(
+            directory / "headrace.toml",
+            {
+                "prefix": prefix,
+                "kafka": {"bootstrap_servers": kafka},
+                "databases": {"main": {"dsn": database.dsn, "gitlab_schemas": ["gitserver"]}},
+                "gitserver": self.disks.settings(**(gitserver or {})),
+                "migrations": {"rehash_moves": {"retry_seconds": 0.05, **options}},
+            },
+        )
+        self.settings = load_settings(self.config)
+        ensure_control_schema(self.connection, "main", ["gitserver"], OWN_TABLES)
+        Ledger("rehash_moves", "gitserver", "test").begin(self.connection)
+
+    def with_options(self, **options: Any) -> Settings:
+        """Return the settings with other options of the migration."""
+        section = self.settings.migration("rehash_moves").model_copy(update={"retry_seconds": 0.05, **options})
+        return self.settings.model_copy(update={"migrations": {"rehash_moves": section}})
+
+    def add(self, names: Sequence[str], *, make: Callable[[Path], None] = make_repository, new: bool = False) -> None:
+        """Add repositories at their md5 homes (with `new`, at their rendezvous homes), on record as from events."""
+        for name in names:
+            make(self.disks.new(name) if new else self.disks.old(name))
+        self.note(self.rows(names))
+
+    def rows(self, names: Sequence[str]) -> list[int]:
+        """Insert rows of cloned repositories, and return their ids."""
+        return add_rows(self.connection, {name: md5_home(name, self.disks.nodes) for name in names})
+
+    def note(self, keys: Sequence[int]) -> int:
+        """Do what the events of these rows do; return how many were noted."""
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            return states.note(cursor, states.cloned(cursor, keys))
+
+    def states(self) -> dict[str, str]:
+        """Return name → the state of its move."""
+        return dict(self.connection.execute("SELECT name, state FROM headrace.rehash_moves").fetchall())
+
+    def new_run(self) -> None:
+        """Begin a new run, as a replay does."""
+        self.connection.execute("UPDATE headrace.migrations SET run = run + 1")
+
+
+def _end_at(point: str, number: int, with_signal: signal.Signals) -> None:
+    module_name, function, when = point.split(":")
+    owner: Any = importlib.import_module(module_name)
+    *path, name = function.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    calls = 0
+
+    @functools.wraps(original)
+    def deadly(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and when == "before":
+            os.kill(os.getpid(), with_signal)
+        result = original(*arguments, **named)
+        if calls == number and when == "after":
+            os.kill(os.getpid(), with_signal)
+        return result
+
+    setattr(owner, name, deadly)
+
+
+if __name__ == "__main__":
+    if sys.argv[2]:
+        _end_at(sys.argv[2], int(sys.argv[3]), signal.SIGSTOP if sys.argv[4] == "stop" else signal.SIGKILL)
+    drive(load_settings(Path(sys.argv[1])))

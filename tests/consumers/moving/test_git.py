@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from consumers.moving.copying import copy
+from consumers.moving.git import GitFailed, NoRoom, Steps, git, remove, run
+from consumers.moving.places import Root
+from consumers.outside import Pace
+from tests.consumers.gitservers import make_repository, refs
+
+T = TypeVar("T")
+
+
+def result(steps: Steps[T]) -> T:
+    """Take all steps and return what comes out."""
+    while True:
+        try:
+            assert next(steps) is Pace.BUSY
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+def test_a_failure_has_gits_own_words(tmp_path: Path) -> None:
+    with pytest.raises(GitFailed, match=r"git: fatal: not a git repository"):
+        result(git("for-each-ref", at=tmp_path))
+
+
+def test_a_full_disk_is_nobodys_fault_but_the_disks() -> None:
+    with pytest.raises(NoRoom, match="No space left on device; Free space there"):
+        result(run("sh", "-c", "echo 'fatal: write error: No space left on device' >&2; exit 128", seconds=10))
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    with pytest.raises(GitFailed, match="sleep did not end within 0 s"):
+        result(run("sleep", "100", seconds=0.1))
+
+
+def test_closing_ends_the_command_and_what_it_started(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    child = tmp_path / "child"
+    steps = run("sh", "-c", f"sleep 100 & echo $! > {child}; wait", seconds=200)
+    next(steps)
+    eventually(lambda: child.exists() and child.read_text().strip(), "its child has begun")
+    steps.close()
+    eventually(lambda: not _lives(int(child.read_text())), "both have ended")
+
+
+def test_much_output_does_not_stop_it() -> None:
+    assert (
+        len(result(run("sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2", seconds=60))) == 3000000
+    )
+
+
+def test_neither_the_machines_nor_the_users_configuration_nor_the_environment_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = tmp_path / "hostile"
+    hostile.write_text("[core]\n\thooksPath = /nowhere\n[user]\n\tname = Somebody\n")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, str(hostile))
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.name")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Somebody")
+    with pytest.raises(GitFailed):
+        result(git("config", "--get", "user.name"))
+
+
+def test_no_hook_of_a_repository_runs(tmp_path: Path) -> None:
+    source, root = tmp_path / "source" / ".git", Root(tmp_path / "root")
+    make_repository(source)
+    hooks = source / "hooks"
+    hooks.mkdir()
+    for name in ("post-checkout", "reference-transaction", "post-upload-pack", "pre-auto-gc"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+        (hooks / name).chmod(0o755)
+    with (source / "config").open("a") as config:
+        config.write(f"[core]\n\thooksPath = {hooks}\n\tfsmonitor = touch {tmp_path}/ran\n")
+    result(copy(source, root, "host/name", seconds=60))
+    assert refs(root.place("host/name"))["HEAD"] == "refs/heads/main"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_are_never_taken_for_options_or_commands(tmp_path: Path) -> None:
+    root, other = Root(tmp_path / "--upload-pack=x"), Root(tmp_path / "other")
+    for name in ("-rf/--help", "a b/$(touch x)", "host/\n\tnew line", "ext::sh -c touch", "ünïcode/ﬀ"):
+        make_repository(root.place(name))
+        result(copy(root.place(name), other, name, seconds=60))
+        assert refs(other.place(name)) == refs(root.place(name))
+    result(remove(other.place("-rf/--help")))
+    assert not other.place("-rf/--help").exists()
+
+
+def test_a_killed_member_takes_its_git_along(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv, as on Linux")
+    code = (
+        "from consumers.moving.git import run\n"
+        f"steps = run('sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 100', seconds=200)\n"
+        "while True: next(steps)\n"
+    )
+    member = subprocess.Popen([sys.executable, "-c", code])
+    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+    member.kill()
+    member.wait()
+    child = int((tmp_path / "pid").read_text())
+    eventually(lambda: not _lives(child), "its command has ended too")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

@@ -1,0 +1,18 @@
+"""tests/chaos/moves.py, small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.stack import Stack
+from tests.chaos.moves import play
+
+pytestmark = pytest.mark.stack
+
+
+def test_readers_never_fail_and_pushes_are_never_lost_while_members_are_killed(stack: Stack, tmp_path: Path) -> None:
+    story = play(stack, tmp_path, 1, repositories=40, kills=5)
+    assert story["reads"] > 0
+    assert story["pushes"] > 0

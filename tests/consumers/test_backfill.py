@@ -1,0 +1,70 @@
+"""Any table, key and value that a backfill may declare: names that need quotes, keys of several types."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.alterations import Alterations
+from consumers.backfill import Backfill, BackfillOptions, NotExpanded
+from consumers.decisions import Change
+from consumers.releases import Release
+from infra.control import ensure_control_schema
+from tests.conftest import Database
+
+pytestmark = pytest.mark.stack
+
+ODD = 'a "table"; with'
+
+
+class Odd(Backfill):
+    """Everything about it needs quotes."""
+
+    name = "odd"
+    gitlab_schema = "registry"
+    table = f"public.{ODD}"
+    key = (("Group", "uuid"), ("it's", "text"), ("part", "numeric(4, 1)"))
+    column, column_type = 'x" or 1=1', "numeric(6, 2)"
+    value = 1.5
+    checks = (("small", '"x"" or 1=1" < 100'),)
+
+
+KEYS = [(uuid.UUID(int=n % 2), f"x'{n}", Decimal(n) / 2) for n in range(6)]
+
+
+@pytest.fixture
+def connection(database: Database) -> psycopg.Connection[Any]:
+    opened = database.connect()
+    ensure_control_schema(opened, "main", ["registry"])
+    name = ODD.replace('"', '""')
+    opened.execute(
+        f'CREATE TABLE "{name}" ("Group" uuid, "it\'s" text, part numeric(4, 1), PRIMARY KEY (part, "it\'s", "Group"))'
+    )
+    with opened.cursor() as cursor:
+        cursor.executemany(f'INSERT INTO "{name}" VALUES (%s, %s, %s)', KEYS)
+    return opened
+
+
+def test_odd_names_and_keys_of_several_columns(connection: psycopg.Connection[Any]) -> None:
+    migration = Odd(BackfillOptions())
+    alterations = Alterations(connection, migration, "main", stopping=threading.Event())
+    with pytest.raises(NotExpanded), connection.transaction(), connection.cursor() as cursor:
+        migration.apply(cursor, [Change(KEYS[0])])
+    alterations.carry_out(Release.EXPAND)
+    wanted = [Change(key) for key in (KEYS[5], KEYS[1], KEYS[1], (uuid.UUID(int=9), "gone", Decimal(1)))]
+    with connection.transaction(), connection.cursor() as cursor:
+        assert migration.apply(cursor, wanted) == 2
+        assert migration.apply(cursor, wanted) == 0
+        assert migration.remaining(cursor) == 4
+        assert migration.apply(cursor, [Change(key) for key in KEYS]) == 4
+    alterations.carry_out(Release.CONTRACT)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute('INSERT INTO "a ""table""; with" VALUES (gen_random_uuid(), %s, 1, 100)', ("y",))
+    alterations.carry_out(Release.CONTRACT_DOWN)
+    alterations.carry_out(Release.EXPAND_DOWN)
+    assert alterations.found().column_type is None

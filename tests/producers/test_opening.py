@@ -1,0 +1,90 @@
+"""A start that is stopped: what it waits for is given up, and nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from producers import slots
+from producers.opening import given_up, take_slot
+from producers.publication import ensure_publication
+from producers.replication import SlotInUse
+from producers.tables import captured_tables
+from schemas.errors import Interrupted
+from tests.conftest import Database
+from tests.producers.sources import Source, until
+
+pytestmark = pytest.mark.stack
+
+NewSource = Callable[..., Source]
+
+
+@contextmanager
+def set_once(connection: psycopg.Connection[Any], waits: psycopg.Connection[Any]) -> Iterator[threading.Event]:
+    """An event that is set as soon as `waits` waits for somebody else, as `connection` sees it."""
+    stop = threading.Event()
+    query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+
+    def watch() -> None:
+        until(lambda: connection.execute(query, (waits.info.backend_pid,)).fetchone() is not None, "it to wait")
+        stop.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield stop
+    watcher.join()
+
+
+def test_a_slot_that_waits_for_a_transaction_is_given_up(database: Database) -> None:
+    starting, looking, writing = database.connect(), database.connect(), database.connect(autocommit=False)
+    writing.execute("CREATE TABLE t (id int)")  # in progress until the end of the test
+    with set_once(looking, starting) as stop, pytest.raises(Interrupted, match="stopped while it was starting"):
+        with given_up(starting, stop):
+            slots.create(starting, "t_given_up", failover=True)
+    assert slots.read(looking, "t_given_up") is None
+    assert starting.execute("SELECT 1").fetchone() == (1,), "the connection is as good as before"
+
+
+def test_nothing_is_cancelled_once_the_start_is_over(database: Database) -> None:
+    connection, stop = database.connect(), threading.Event()
+    before = threading.active_count()
+    with given_up(connection, stop):
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert threading.active_count() == before
+
+
+def test_what_another_cancelled_is_an_error_as_ever(database: Database) -> None:
+    connection = database.connect()
+    connection.execute("SET statement_timeout = '10ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled), given_up(connection, threading.Event()):
+        connection.execute("SELECT pg_sleep(60)")
+
+
+def test_a_takeover_ends_when_it_is_stopped(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = new_source("CREATE TABLE t (id int PRIMARY KEY)", "public.t")
+    settings = source.settings.database("main")
+    dsn, stop = settings.dsn.get_secret_value(), threading.Event()
+    tables = captured_tables(source.connection, "main", settings, source.settings.prefix)
+    ensure_publication(source.connection, settings.publication, tables)
+    start = slots.create(source.connection, source.slot, failover=False)
+
+    def take() -> Any:
+        return take_slot(source.connection, dsn, "main", source.slot, settings.publication, start, stop)
+
+    reader = take()
+    try:
+        # A reader that comes back however often it is ended.
+        def held(*_: object, **__: object) -> None:
+            stop.set()
+            raise SlotInUse(source.slot, None)
+
+        monkeypatch.setattr("producers.opening.ReplicationStream", held)
+        with pytest.raises(Interrupted, match=f"stopped while slot {source.slot} was taken over"):
+            take()
+    finally:
+        reader.close()
