@@ -21,7 +21,9 @@ def demo(
 
     Starts its own Kafka and PostgreSQL, builds a GitLab-shaped database, streams it into topics while an application
     goes on writing, runs the migration `skip_resets` with two consumers, kills one with SIGKILL half-way, replays the
-    topics, and proves by SQL that exactly the right rows changed, each once.
+    topics, and proves by SQL that exactly the right rows changed, each once. Then the other three: a column in three
+    releases (`status_backfills`), walks of two git storages (`missing_records`), and 200 git repositories that move
+    between three nodes while a consumer is killed (`rehash_moves`), each with its proof.
     """
     # A TERM must unwind like Ctrl-C, so that what was started is stopped.
     signal.signal(signal.SIGTERM, _interrupt)
