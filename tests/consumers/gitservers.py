@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,9 @@ from schemas.topics import table_topic
 
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")
 
-TABLES = """
-    CREATE EXTENSION IF NOT EXISTS citext;
-    CREATE TABLE public.repo (
-        id serial PRIMARY KEY, name citext NOT NULL UNIQUE, created_at timestamptz NOT NULL DEFAULT now()
-    );
-    CREATE TABLE public.gitserver_repos (
-        repo_id integer PRIMARY KEY REFERENCES public.repo (id) ON DELETE CASCADE,
-        clone_status text NOT NULL DEFAULT 'not_cloned',
-        last_external_service bigint,
-        shard_id text NOT NULL,
-        last_error text,
-        updated_at timestamptz NOT NULL DEFAULT now()
-    );
+TABLES = (
+    files("infra.demo").joinpath("gitserver.sql").read_text(encoding="utf-8")
+    + """
     CREATE TABLE public.shard_writes (
         sequence bigint GENERATED ALWAYS AS IDENTITY, repo_id integer, old text, new text, application text
     );
@@ -50,6 +41,7 @@ TABLES = """
     CREATE TRIGGER log_shard AFTER UPDATE ON public.gitserver_repos
         FOR EACH ROW EXECUTE FUNCTION public.log_shard();
 """
+)
 
 
 def make_tables(connection: psycopg.Connection[Any]) -> None:
