@@ -27,7 +27,8 @@ class GitserverSettings(Section):
     nodes: tuple[NodeName, ...] = ()
     """In the order in which the application has them: the old placement, by md5, depends on it."""
     roots: dict[NodeName, Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=dict)
-    """Where each node's repositories are reached: a directory, absolute once loaded, or a git URL."""
+    """Where each node's repositories are reached: a directory, absolute once loaded. `rehash_moves` refuses an address:
+    a copy can neither be put in its place there, nor be removed."""
     pins: dict[str, NodeName] = Field(default_factory=dict)
     """Repository → the node it stays on, whatever the hash says."""
     max_concurrent_clones: int = Field(default=5, ge=1)

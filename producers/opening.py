@@ -83,7 +83,7 @@ def open_feeds(
     return feeds
 
 
-def begin(
+def begin_stream(
     connection: psycopg.Connection[Any],
     source: str,
     instance: str,

@@ -34,7 +34,7 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin, given_up, open_feeds, take_slot
+from producers.opening import SESSION, begin_stream, given_up, open_feeds, take_slot
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.requests import read_request
@@ -194,7 +194,9 @@ class Session:
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
         handover = standing.handover if any(not each.anew for each in snapshots.values()) else None
-        stream = state.stream or begin(self._sql, source, self._instance, self._slot, self._server.system, handover)
+        stream = state.stream or begin_stream(
+            self._sql, source, self._instance, self._slot, self._server.system, handover
+        )
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
         not_before = next_xid(self._sql)
         self._feeds = open_feeds(
@@ -246,8 +248,8 @@ class Session:
     def _copy_phase(self) -> None:
         """Copy chunks until the slot holds back too much log, the time is up, or all is copied."""
         deadline = time.monotonic() + _COPY_SECONDS
-        # Half of what may be held back: the slot lets go a step behind what is confirmed, and the log grows meanwhile.
-        bound = self._database.snapshot.max_retained_wal_mb << 19
+        # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
+        bound = self._database.snapshot.max_retained_wal_mb << 18
         while not self._stop.is_set() and time.monotonic() < deadline:
             choice = copy_phase.choose(self._sql, self._feeds, self._capture.unseen, self._stop, self._log)
             self._waits = choice.waits

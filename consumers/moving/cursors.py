@@ -64,7 +64,8 @@ _RECORD: Final = """
 _PASSED: Final = """
     UPDATE headrace.rehash_moves m
        SET state = 'passed', tries = 0, changed_at = clock_timestamp(),
-           not_before = clock_timestamp() + make_interval(secs => %(grace)s)
+           not_before = clock_timestamp() + make_interval(secs => %(known)s),
+           leave_at = clock_timestamp() + make_interval(secs => %(grace)s)
       FROM headrace.rehash_cursors c
      WHERE c.partition = m.partition AND m.partition = %(partition)s AND m.state = 'copied' AND {behind}
 """
@@ -117,9 +118,13 @@ def _wall(wanted: str | None, unnoted: Sequence[str], upto: str | None, finished
     return (min if forward else max)(names, key=str.encode) if names else None
 
 
-def mark_passed(cursor: Cursor, partition: int, direction: Direction, grace: float) -> int:
-    """Note which copied names the cursor has passed; their old copies are due `grace` seconds from now."""
-    cursor.execute(_PASSED.format(behind=_BEHIND[direction]), {"partition": partition, "grace": grace})
+def mark_passed(cursor: Cursor, partition: int, direction: Direction, *, known: float, grace: float) -> int:
+    """Note which copied names the cursor has passed; return how many.
+
+    Readers know of it `known` seconds from now, and their old copies may go `grace` seconds from now.
+    """
+    query = _PASSED.format(behind=_BEHIND[direction])
+    cursor.execute(query, {"partition": partition, "known": known, "grace": grace})
     return cursor.rowcount
 
 

@@ -66,13 +66,13 @@ class Mover:
         self._tries = tries
         self._retry_seconds = retry_seconds
         self._seconds = seconds
+        self._known = 1.5 * gitserver.refresh_seconds
         self._grace = gitserver.grace_seconds
         self._clones = gitserver.max_concurrent_clones
         self._nodes = gitserver.nodes
         self._roots = roots_of(gitserver)
         self._placement = Placement(gitserver.nodes, gitserver.pins)
         self._look_from = self._tell_from = 0.0
-        self._steps_taken = 0
         self._failed_in_a_row = 0
         self._log = log.get(migration="rehash_moves")
 
@@ -91,8 +91,8 @@ class Mover:
                 with partition_lock(self._outside.session, partition) as ours:
                     if ours:
                         moved += yield from self._visit(partition)
+                        self._tell(moved)
                 yield Pace.BUSY
-            self._tell(moved)
             if moved:
                 rest = _REST_SECONDS[0]
                 continue
@@ -122,7 +122,7 @@ class Mover:
         moved = 0
         for state, step in (
             (State.LEAVING, self._delete),
-            (State.PASSED, self._leave),
+            (State.PASSED, self._follow),
             (State.WANTED, self._bring),
             (State.COPIED, self._refresh),
         ):
@@ -187,13 +187,13 @@ class Mover:
             return True
 
     def _refresh(self, move: Move) -> Steps[bool]:
-        """Carry over what the old home got since, right before readers are sent to the new one."""
+        """Carry over what the old home got since: right before readers are sent to the new one, and when all know."""
         source, target = self._ends(move)
         old, new = source.place(move.name), target.place(move.name)
         if not is_repository(new):
             self._record(move, State.WANTED)
         elif is_repository(old) and (kept := (yield from carry(old, new, seconds=self._seconds))):
-            self._record(move, State.COPIED, kept=kept)
+            self._record(move, move.state, kept=kept)
         return True
 
     def _advance(self, partition: int) -> int:
@@ -207,7 +207,17 @@ class Mover:
             moved = unnoted is not None and cursors.move(cursor, partition, self._direction, unnoted.get(partition, ()))
         # The clock starts only now, when the commit has shown every reader where the cursor is.
         with self._outside.transaction() as cursor:
-            return moved + cursors.mark_passed(cursor, partition, self._direction, self._grace)
+            passed = cursors.mark_passed(cursor, partition, self._direction, known=self._known, grace=self._grace)
+        return moved + passed
+
+    def _follow(self, move: Move) -> Steps[bool]:
+        """Carry over what came to the old home until every reader knew better; and when it may go, let it leave."""
+        if move.may_leave:
+            return (yield from self._leave(move))
+        yield from self._refresh(move)
+        with self._outside.transaction() as cursor:
+            states.wait_to_leave(cursor, move.name)
+        return True
 
     def _leave(self, move: Move) -> Steps[bool]:
         """Take the old copy out of reach, once no reader is sent there any more: passed → leaving."""
@@ -313,12 +323,10 @@ class Mover:
         return last
 
     def _tell(self, moved: int) -> None:
-        self._steps_taken += moved
-        if self._steps_taken and time.monotonic() >= self._tell_from:
+        if moved and time.monotonic() >= self._tell_from:
             self._tell_from = time.monotonic() + _LOG_SECONDS
             counts = states.counts(self._outside.session)
             self._log.info("moves", direction=str(self._direction), **counts)
-            self._steps_taken = 0
 
     def _homes(self, move: Move) -> tuple[str, str]:
         """Return the node that a name comes from and the one it goes to."""

@@ -52,6 +52,8 @@ class Move:
     raw: str
     state: State
     tries: int
+    may_leave: bool
+    """Whether no reader is sent to its old copy any more, of one that is passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ _WANT_AGAIN: Final = f"""
       FROM again WHERE m.name = again.name
 """  # noqa: S608 - constants of this file
 _TO_LOOK_AT: Final = """
-    SELECT m.name, m.raw, m.state, m.tries FROM headrace.rehash_moves m
+    SELECT m.name, m.raw, m.state, m.tries, m.leave_at <= clock_timestamp() FROM headrace.rehash_moves m
      WHERE m.partition = %(partition)s AND m.state = %(state)s AND m.not_before <= clock_timestamp()
      ORDER BY m.name {order} LIMIT %(limit)s
 """
@@ -132,6 +134,9 @@ _FAIL: Final = """
            not_before = clock_timestamp() + make_interval(secs => %(pause)s * (tries + 1))
      WHERE name = %(name)s AND state = %(state)s
  RETURNING state
+"""
+_WAIT_TO_LEAVE: Final = """
+    UPDATE headrace.rehash_moves SET not_before = leave_at WHERE name = %s AND state = 'passed'
 """
 _FORGET: Final = "DELETE FROM headrace.rehash_moves WHERE name = %s AND state = ANY(%s::text[])"
 
@@ -174,7 +179,7 @@ def moves(cursor: Cursor, partition: int, state: State, *, limit: int, descendin
     """Return moves of a partition in this state that are due, in the order of their names."""
     query = _TO_LOOK_AT.format(order="DESC" if descending else "ASC")
     found = cursor.execute(query, {"partition": partition, "state": state, "limit": limit})
-    return [Move(name, raw, State(state), tries) for name, raw, state, tries in found]
+    return [Move(name, raw, State(state), tries, may_leave) for name, raw, state, tries, may_leave in found]
 
 
 def is_cloned(cursor: Cursor, name: str) -> bool:
@@ -219,6 +224,11 @@ def fail(cursor: Cursor, move: Move, reason: str, *, most: int, pause: float) ->
         _FAIL, {"name": move.name, "state": move.state, "failure": reason, "most": most, "pause": pause}
     ).fetchone()
     return row == (State.FAILED,)
+
+
+def wait_to_leave(cursor: Cursor, name: str) -> None:
+    """Have a passed move wait until its old copy may go."""
+    cursor.execute(_WAIT_TO_LEAVE, (name,))
 
 
 def forget(cursor: Cursor, name: str) -> None:

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS headrace.rehash_moves (
     tries integer NOT NULL DEFAULT 0,
     failure text,
     not_before timestamptz NOT NULL DEFAULT '-infinity',
+    leave_at timestamptz NOT NULL DEFAULT '-infinity',
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS rehash_moves_order ON headrace.rehash_moves (partition, name);

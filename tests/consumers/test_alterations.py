@@ -78,8 +78,10 @@ def reading(database: Database) -> Iterator[psycopg.Connection[Any]]:
     reader = database.connect(autocommit=False)
     reader.execute("SET application_name = 'report'")
     reader.execute("SELECT count(*) FROM repositories")
-    yield reader
-    reader.rollback()
+    try:
+        yield reader
+    finally:
+        reader.rollback()
 
 
 def test_while_a_long_reader_holds_the_table_nothing_waits_for_it(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Build, Database
-from tests.consumers.gitservers import make_tables
+from tests.consumers.gitservers import Application, make_tables
 from tests.consumers.moving.driver import World
 
 
@@ -22,3 +22,8 @@ def world(
 ) -> World:
     database = new_databases(template_database("gitservers", make_tables))
     return World(database, tmp_path, kafka=bootstrap_servers, prefix=prefix)
+
+
+@pytest.fixture
+def application(world: World) -> Application:
+    return Application(world.settings, world.connection)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import states
 from consumers.moving.tables import OWN_TABLES
 from consumers.outside import Outside, Pace
-from consumers.placement import md5_home
+from consumers.placement import md5_home, rendezvous_home
+from consumers.runtime import Runtime
+from consumers.totals import Totals
 from infra.control import ensure_control_schema
 from infra.settings import Settings, load_settings
 from tests.conftest import Database
-from tests.consumers.gitservers import Disks, add_rows, make_repository
+from tests.consumers.gitservers import NODES, Disks, add_rows, make_repository
 from tests.consumers.repositories import write_settings
 
 CHECKOUT = Path(__file__).parents[3]
@@ -56,6 +60,29 @@ def start(config: Path, point: str = "", number: int = 1, *, stop: bool = False)
     how = "stop" if stop else "kill"
     command = [sys.executable, "-m", "tests.consumers.moving.driver", str(config), point, str(number), how]
     return subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE)
+
+
+def moving(names: Iterable[str]) -> list[str]:
+    """Return those of the names whose two homes differ."""
+    return [name for name in names if md5_home(name, NODES) != rendezvous_home(name, NODES)]
+
+
+NAMES = moving(f"github.com/team/{number:03}" for number in range(200))
+
+
+def broken(place: Path) -> None:
+    """Make a repository that cannot be cloned: an object is gone."""
+    make_repository(place)
+    for pack in place.glob("objects/pack/*.pack"):
+        pack.unlink()
+    for found in place.glob("objects/??"):
+        shutil.rmtree(found)
+
+
+def member(settings: Settings) -> Totals:
+    """Run a member in this thread until all is moved."""
+    migration = RehashMoves.configure(settings.migration("rehash_moves"))
+    return Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 class World:

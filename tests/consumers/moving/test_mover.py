@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,9 @@ from consumers.routing import Database as Cursors
 from consumers.routing import Reading, homes
 from schemas.errors import SettingsError
 from tests.consumers.gitservers import NODES, is_whole, make_repository, push, refs, shards
-from tests.consumers.moving.driver import World, drive, start
+from tests.consumers.moving.driver import NAMES, World, drive, moving, start
 
 pytestmark = pytest.mark.stack
-
-NAMES = [
-    name
-    for number in range(100)
-    if md5_home(name := f"github.com/team/{number:03}", NODES) != rendezvous_home(name, NODES)
-]
 
 POINTS = (
     # A clone that nobody has seen yet: it is begun again.
@@ -49,11 +42,6 @@ POINTS = (
     ("consumers.moving.mover:finish:before", 1),
     ("consumers.moving.mover:finish:after", 1),
 )
-
-
-def moving(names: Iterable[str]) -> str:
-    """Return the first of the names whose two homes differ."""
-    return next(name for name in names if md5_home(name, NODES) != rendezvous_home(name, NODES))
 
 
 def found_by_readers(world: World, name: str) -> Path:
@@ -108,6 +96,22 @@ def test_a_push_to_the_old_home_while_it_moves_is_carried_over(world: World, mon
     for state, commit in pushed.items():
         assert refs(new)[f"refs/heads/pushed-while-{state}"] == commit
     assert world.disks.copies(name) == [new]
+
+
+def test_a_push_of_somebody_who_learnt_it_late_is_soon_at_the_new_home(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    old, new = world.disks.old(name), world.disks.new(name)
+    gitserver = world.settings.gitserver.model_copy(update={"grace_seconds": 1000.0})
+    slow = world.settings.model_copy(update={"gitserver": gitserver})
+    drive(slow, until=lambda: world.states()[name] == "passed")
+    commit = push(old, "late", "late")
+
+    drive(slow, until=lambda: "refs/heads/late" in refs(new))
+
+    assert refs(new)["refs/heads/late"] == commit
+    assert world.states() == {name: "passed"}
+    assert old.exists()
 
 
 def test_a_push_that_had_begun_at_the_old_home_ends_there_and_is_carried_over(world: World) -> None:
@@ -319,7 +323,7 @@ def test_names_that_are_no_places_fail_and_nothing_outside_is_touched(world: Wor
     world.disks.old(link).parent.symlink_to(outside)
     bad = (f"host/{number}/.git/x" for number in range(99)), (f".headrace/{number}" for number in range(99))
     long = (f"host/{'x' * 300}{number}" for number in range(99))
-    world.note(world.rows([link, *(moving(names) for names in (*bad, long))]))
+    world.note(world.rows([link, *(moving(names)[0] for names in (*bad, long))]))
 
     drive(world.settings)
 

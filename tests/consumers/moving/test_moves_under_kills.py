@@ -13,6 +13,6 @@ pytestmark = pytest.mark.stack
 
 
 def test_readers_never_fail_and_pushes_are_never_lost_while_members_are_killed(stack: Stack, tmp_path: Path) -> None:
-    story = play(stack, tmp_path, 1, repositories=40, kills=5)
+    story = play(stack, tmp_path, 1, repositories=30, kills=4)
     assert story["reads"] > 0
     assert story["pushes"] > 0
