@@ -46,7 +46,7 @@ WARN_SECONDS: Final = 3600.0
 """A slot that would be lost sooner than this is warned of, once it has used up half of what it may hold back."""
 _WARN_EVERY_SECONDS: Final = 60.0
 
-_HURRY_SECONDS: Final = 0.5
+_HURRY_SECONDS: Final = 0.2
 """Heartbeats follow one another no sooner than this, however fast the log grows."""
 
 KEEP_SIZE: Final = "max_slot_wal_keep_size"
