@@ -20,7 +20,7 @@ from consumers.migration import Migration
 from consumers.target import Connection, Target
 from infra.positions import Positions, SourceState
 from infra.settings import Settings
-from infra.topics import end_offsets
+from infra.topics import written_offsets
 from schemas.positions import Lsn, Offset, parse_lsn
 
 _IDLE_SECONDS: Final = 3.0
@@ -117,7 +117,7 @@ class Completion:
         return {
             Place(topic, partition): Offset(end)
             for topic in self._topics
-            for partition, end in end_offsets(self._settings.kafka, topic).items()
+            for partition, end in written_offsets(self._settings.kafka, topic).items()
         }
 
     def _count(self, target: Target, run: int) -> Verdict:

@@ -45,8 +45,8 @@ class TopicRows:
         self._schema = schema
 
     def ends(self) -> dict[int, int]:
-        """Return where the partitions end now."""
-        return topics.end_offsets(self._settings, self._topic)
+        """Return where the partitions end now, with what is committed and not shown everywhere yet."""
+        return topics.written_offsets(self._settings, self._topic)
 
     def checksums(self, ends: Ends, row_fields: object) -> dict[bytes, int | None]:
         """Return key → a checksum of its row's bytes as `ends` has it; None where the bytes cannot be compared.

@@ -139,6 +139,16 @@ def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
             client.close()
 
 
+def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
+    """Return partition → offset after the last record, of a transaction that is not shown as committed yet too.
+
+    A commit returns a moment before every partition shows it. So what is known to be committed, since a record of the
+    same transaction was read elsewhere, may lie behind `end_offsets`; it never lies behind these.
+    """
+    options = {**settings.options, "isolation.level": "read_uncommitted"}
+    return end_offsets(settings.model_copy(update={"options": options}), topic)
+
+
 def _end_offset(client: Consumer, place: TopicPartition) -> int:
     deadline = time.monotonic() + _TIMEOUT
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +37,16 @@ SET row_security = off
 """Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
 
 _TAKEOVER_SECONDS: Final = 15.0
+_SESSIONS: Final = 0x68647263
+"""The class of the advisory locks that producers' sessions hold, one for each slot: "hdrc" in ASCII."""
 _GIVE_UP_SECONDS: Final = 0.2
+
+_END: Final = "SELECT pg_terminate_backend(%s)"
+_HOLDERS: Final = """
+SELECT pid FROM pg_locks
+ WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 def open_feeds(
@@ -107,6 +117,28 @@ def begin_stream(
     return startup.first_state(source, instance, slot, system, start)
 
 
+def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
+    """Let this be the one session that copies for a slot, ending that of a producer that was just fenced.
+
+    One that hangs, or whose machine has gone, would keep its chunk's locks, and whoever alters or truncates the table
+    would wait for them, with everybody else behind. Raises SlotInUse when the session does not end, and Interrupted
+    when stopped meanwhile.
+    """
+    key = zlib.crc32(slot.encode()) - (1 << 31)
+    deadline = time.monotonic() + _TAKEOVER_SECONDS
+    while True:
+        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, key)).fetchone()
+        if taken == (True,):
+            return
+        for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, key % (1 << 32))).fetchall():
+            if time.monotonic() > deadline:
+                raise SlotInUse(slot, pid)
+            log.get(**{log.SOURCE: source}).warning("ending the session of an earlier producer", pid=pid)
+            connection.execute(_END, (pid,))
+        if stop.wait(0.1):
+            raise Interrupted(f"stopped while the session of an earlier producer of {source} was ended")
+
+
 def take_slot(
     connection: psycopg.Connection[Any],
     dsn: str,
@@ -137,7 +169,7 @@ def take_slot(
                 raise
             log.get(**{log.SOURCE: source}).warning("taking the slot over", slot=slot, pid=error.pid)
             if error.pid is not None:
-                connection.execute("SELECT pg_terminate_backend(%s)", (error.pid,))
+                connection.execute(_END, (error.pid,))
             if stop.wait(0.1):
                 raise Interrupted(f"stopped while slot {slot} was taken over") from error
 

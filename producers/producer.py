@@ -34,7 +34,7 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin_stream, given_up, open_feeds, take_slot
+from producers.opening import SESSION, begin_stream, given_up, open_feeds, take_session, take_slot
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.requests import read_request
@@ -186,6 +186,7 @@ class Session:
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
         sources = self._standing(positions, successor_ends_it, alone=True)
+        take_session(self._sql, source, self._slot, self._stop)
         state = sources.get(source, SourceState())
         standing = ownership.standing(source, tables, sources, owners(self._sql))
         published = published_tables(self._sql, self._database.publication)

@@ -11,7 +11,7 @@ from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[a
 
 from infra import kafka
 from infra.settings import KafkaSettings
-from infra.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic
+from infra.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic, written_offsets
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_end_offsets_leave_out_what_is_not_committed(settings: KafkaSettings, pr
     producer.produce(prefix, b"c", key=b"k", partition=0)
     producer.flush(30)
     assert end_offsets(settings, prefix) == {0: 2}
+    assert written_offsets(settings, prefix) == {0: 3}
     producer.commit_transaction(30)
     assert end_offsets(settings, prefix) == {0: 4}, "the record, and the mark of its commit"
 

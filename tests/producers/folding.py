@@ -17,7 +17,7 @@ from psycopg import sql
 from infra import kafka
 from infra.registry import Registry, open_registry
 from infra.settings import Settings
-from infra.topics import end_offsets
+from infra.topics import end_offsets, written_offsets
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Position
@@ -48,8 +48,7 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
     Waits for the end of open transactions: a commit returns a moment before all partitions show it.
     """
     deadline = time.monotonic() + 60
-    dirty = settings.kafka.model_copy(update={"options": {"isolation.level": "read_uncommitted"}})
-    while end_offsets(settings.kafka, topic) != end_offsets(dirty, topic):
+    while end_offsets(settings.kafka, topic) != written_offsets(settings.kafka, topic):
         assert time.monotonic() < deadline, f"{topic} has a transaction that does not end"
     return sorted(_records(settings, topic), key=lambda record: (record.partition, record.offset))
 

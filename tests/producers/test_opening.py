@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from producers import slots
-from producers.opening import given_up, take_slot
+from producers.opening import given_up, take_session, take_slot
 from producers.publication import ensure_publication
 from producers.replication import SlotInUse
 from producers.tables import captured_tables
@@ -88,3 +88,31 @@ def test_a_takeover_ends_when_it_is_stopped(new_source: NewSource, monkeypatch: 
             take()
     finally:
         reader.close()
+
+
+def test_the_session_of_a_producer_that_hangs_is_ended_with_its_locks(database: Database) -> None:
+    hanging, other, next_one = database.connect(autocommit=False), database.connect(), database.connect()
+    other.execute("CREATE TABLE t (id int)")
+    going_on = threading.Event()
+    take_session(hanging, "main", "slot_of_main", going_on)
+    take_session(other, "other", "slot_of_another", going_on)
+    hanging.execute("SELECT * FROM t")  # it never comes back to its transaction
+    take_session(next_one, "main", "slot_of_main", going_on)
+    other.execute("SET lock_timeout = '10s'")
+    other.execute("TRUNCATE t")
+    with pytest.raises(psycopg.OperationalError):
+        hanging.execute("SELECT 1")
+
+
+def test_taking_a_session_over_is_given_up_when_stopped(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = database.connect(), database.connect()
+    stop = threading.Event()
+    take_session(first, "main", "slot_of_main", stop)
+    # Where the other's backend does not go away, as one that hangs in the kernel.
+    monkeypatch.setattr("producers.opening._END", "SELECT %s")
+    stop.set()
+    with pytest.raises(Interrupted, match="stopped while"):
+        take_session(second, "main", "slot_of_main", stop)
+    monkeypatch.setattr("producers.opening._TAKEOVER_SECONDS", 0.0)
+    with pytest.raises(SlotInUse, match="slot_of_main"):
+        take_session(second, "main", "slot_of_main", threading.Event())

@@ -5,6 +5,7 @@ Every case runs while the table is streamed, and once more between two chunks of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,28 +151,30 @@ class ChangesBetweenChunks(Session):
     """Runs `between` once, behind the first chunk of t."""
 
     between: Callable[[], None]
-    done = False
+    changed: threading.Event
 
     def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
         lsn = super()._copy_chunk(feed)
-        if feed.table.name == "public.t" and not self.done:
-            type(self).done = True
+        if feed.table.name == "public.t" and not self.changed.is_set():
             self.between()
+            self.changed.set()
         return lsn
 
 
-def between_chunks(source: Source, case: Case) -> type[Session]:
+def between_chunks(source: Source, case: Case) -> type[ChangesBetweenChunks]:
     def change() -> None:
         source.connection.execute(case.change.encode())
         source.connection.execute(case.write.encode())
 
-    return type("Changes", (ChangesBetweenChunks,), {"between": staticmethod(change)})
+    return type("Changes", (ChangesBetweenChunks,), {"between": staticmethod(change), "changed": threading.Event()})
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_a_change_that_is_followed_between_two_chunks(source: Source, name: str) -> None:
     case = FOLLOWED[name]
-    with running(source, between_chunks(source, case)) as producer:
+    session = between_chunks(source, case)
+    with running(source, session) as producer:
+        until_checked(producer, session.changed.is_set, "the change")
         producer.caught_up()
     require_right(source, case)
     assert source.state().snapshots["public.t"].rows >= 20
@@ -231,7 +234,7 @@ def test_a_change_that_stops_the_table_while_streaming(source: Source, name: str
 def test_a_change_that_stops_the_table_between_two_chunks(source: Source, name: str) -> None:
     case = STOPPED[name]
     with running(source, between_chunks(source, case)) as producer:
-        until_checked(producer, lambda: reason(source) is not None)
+        until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
         source.passes(producer.check)
     changed = {(1, "updated"), (100, "new"), (100, None)}
     copied = {(row["id"], row["v"]) for row in fold(source.records("public.t")).values()}
@@ -240,12 +243,12 @@ def test_a_change_that_stops_the_table_between_two_chunks(source: Source, name: 
     source.require_equal("public.u")
 
 
-def until_checked(producer: Running, condition: Callable[[], bool]) -> None:
+def until_checked(producer: Running, condition: Callable[[], bool], what: str) -> None:
     def met() -> bool:
         producer.check()
         return condition()
 
-    until(met, "the table to be stopped")
+    until(met, what)
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -277,7 +280,7 @@ def test_a_change_while_no_producer_runs(source: Source, name: str) -> None:
     source.connection.execute(case.change.encode())
     source.connection.execute(case.write.encode())
     with running(source) as producer:
-        until_checked(producer, lambda: reason(source) is not None)
+        until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
         source.connection.execute("INSERT INTO u VALUES (1000)")
         source.passes(producer.check)
     source.require_equal("public.u")
