@@ -25,7 +25,6 @@ class Resets:
         self._stage = stage
         self._rows = rows
         self._dsn, self._sql = stage.database("gitlabhq")
-        self._ends: dict[int, int] = {}
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
@@ -112,8 +111,7 @@ class Resets:
                 if done and not copied:
                     copied = time.monotonic() - began
                 consumed, applied, _ = self._stage.progress(self._sql, _MIGRATION)
-                self._ends = end_offsets(self._stage.kafka, _TOPIC)
-                end = sum(self._ends.values())
+                end = sum(end_offsets(self._stage.kafka, _TOPIC).values())
                 bars.update(events, completed=consumed, total=max(end, self._rows), note=f"{applied:,} reset")
                 if len(members) == 2 and consumed >= self._rows / 2:
                     killed_at = consumed / max(end, self._rows)
