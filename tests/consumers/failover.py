@@ -163,12 +163,17 @@ class World:
         )
 
     def settle(self) -> None:
-        """Wait until both producers have published all, and the migration has done all that was published."""
+        """Wait until the migration has done all that was asked of it, and both producers have published that too."""
+        self._until_published()
+        until(self._nothing_left, "the migration has done all")
+        # What the migration did last is a change like any other, made behind what was waited for above.
+        self._until_published()
+
+    def _until_published(self) -> None:
         for source, connect in (("first", self.first), ("second", self.second)):
             with connect() as connection:
                 lsn = slots.emit_heartbeat(connection, "test")
             until(lambda source=source, lsn=lsn: self._published(source, lsn), f"{source} published up to {lsn}")  # type: ignore[misc]
-        until(self._nothing_left, "the migration has done all")
 
     def _published(self, source: str, lsn: int) -> bool:
         state = read_sources(self.settings).get(source)
