@@ -1,18 +1,14 @@
 """Planning the next transaction while the database works on the present one.
 
-Planning is pure Python, and a transaction is mostly waiting: with one core for each, the two overlap.
+Planning is pure Python, and a transaction is mostly waiting: with one core for each, the two overlap. How soon the
+one gives way to the other is in interpreter.py.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
-
-_SWITCH_SECONDS: Final = 0.0005
-"""How long the interpreter stays with one thread when the other could go on: 5 ms by default, in which the database
-answers many times."""
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -21,7 +17,6 @@ class Ahead:
     """A thread that is one item ahead of whoever takes them."""
 
     def __init__(self, name: str) -> None:
-        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread = ThreadPoolExecutor(1, name)
 
     def of(self, items: Iterator[T]) -> Generator[T, None, None]:

@@ -6,34 +6,22 @@ of its offsets. Where it fails it can be cut again, smaller, from the same recor
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
-
-from confluent_kafka import KafkaError
+from typing import Any, NamedTuple
 
 from consumers.decisions import TOMBSTONE, Change, Decision, Park, Skip
 from consumers.ledger import Advance, Place
 from consumers.migration import Migration
 from consumers.selection import NOT_SELECTED, Selection
-from schemas import codec
+from consumers.sifting import Record, sift
 from schemas.errors import HeadraceError, Malformed
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
 from schemas.projection import projection
 from schemas.varints import encode_long
 from schemas.wire import HEADER_BYTES, split_wire
-
-
-class Record(Protocol):
-    """What is used of confluent_kafka.Message."""
-
-    def error(self) -> KafkaError | None: ...
-    def topic(self) -> str | None: ...
-    def partition(self) -> int | None: ...
-    def offset(self) -> int | None: ...
-    def key(self) -> Any: ...
-    def value(self) -> Any: ...
 
 
 class UnknownSchemaId(Malformed):
@@ -58,15 +46,20 @@ class Parked(NamedTuple):
 class SubBatch:
     """What one transaction does: records `start` to `end` of those planned, as changes and moves of the ledger.
 
-    `origins` says for each change where it came from.
+    `origins` are the records that its changes came from, one for each.
     """
 
     start: int
     end: int
     advances: list[Advance] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
-    origins: list[tuple[Place, Offset]] = field(default_factory=list)
+    origins: list[Record] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many events of it are more than counted."""
+        return len(self.changes) + len(self.parked)
 
 
 Overrides = Mapping[tuple[Place, Offset], Decision]
@@ -88,6 +81,12 @@ class Planner:
         """Return what the migration wants for one record; a Park when the record cannot be read."""
         try:
             project = self._projections.get(value[:HEADER_BYTES]) or self._learn(value)
+        except Malformed as error:
+            return Park(error.problem)
+        return self._decided(project, value)
+
+    def _decided(self, project: Callable[[bytes], ChangeEvent], value: bytes) -> Decision:
+        try:
             event = project(value)
         except Malformed as error:
             return Park(error.problem)
@@ -103,7 +102,7 @@ class Planner:
                 remedy="this is a bug in the migration's decide()",
             ) from error
 
-    def plan(  # noqa: PLR0912, PLR0915 - one loop, since a call for each event would halve its speed
+    def plan(
         self,
         records: Sequence[Record],
         positions: Mapping[Place, Offset],
@@ -115,81 +114,74 @@ class Planner:
         `positions` says which offset each partition needs next: records before it, and those of other partitions,
         are left out. `overrides` are decisions made already. Records may include ends of partitions.
         """
+        records = list(records)
         size = limit() if callable(limit) else limit
-        selection, known = self.selection, self._projections
-        needles = () if selection or overrides else self._needles
+        needles = () if self.selection or overrides else self._needles
         several = len(self._migration.tables) > 1
         following = dict(positions)
         sub_batch = SubBatch(0, 0)
-        open_advances: dict[Place, Advance] = {}
-        place: Place | None = None
-        topic_name: str | None = None
-        number: int | None = None
-        advance: Advance | None = None
-        unmentioned = 0
-        for index, record in enumerate(records):
-            if record.partition() != number or (several and record.topic() != topic_name):
-                if advance is not None and unmentioned:
-                    _count(advance, self._unmentioned, unmentioned)
-                    unmentioned = 0
-                topic_name, number = record.topic(), record.partition()
-                place = Place(str(topic_name), int(number or 0))
-                advance = _opened(place, open_advances, following)
-            if advance is None or place is None:
+        advances: dict[Place, Advance] = {}
+        index = 0
+        while index < len(records):
+            record = records[index]
+            advance = _opened(place_of(record), advances, following)
+            if advance is None or record.error() is not None:
+                _pass(record, advance)
+                index += 1
                 continue
-            offset = record.offset()
-            if record.error() is not None:
-                if offset is not None and offset > advance.next_offset:
-                    # The end of the partition: what lies before it are marks of transactions, not events.
-                    advance.next_offset = Offset(offset)
-                continue
-            if offset is None or offset < advance.next_offset:
-                continue
-            value = record.value()
-            advance.next_offset = Offset(offset + 1)
-            if value is None:
-                _count(advance, TOMBSTONE, 1)
-                continue
-            if selection is not None and not selection.has(record.key()):
-                _count(advance, NOT_SELECTED, 1)
-                continue
-            if needles and not mentions(value, needles) and (value[:HEADER_BYTES] in known or self._learned(value)):
-                unmentioned += 1
-                continue
-            decision = self.decide(value)
-            if overrides:
-                decision = overrides.get((place, Offset(offset)), decision)
-            if isinstance(decision, Skip):
-                _count(advance, decision.reason, 1)
-                continue
-            if isinstance(decision, Change):
-                advance.changes += 1
-                sub_batch.changes.append(decision)
-                sub_batch.origins.append((place, Offset(offset)))
-            else:
-                advance.parked += 1
-                sub_batch.parked.append(Parked(place, Offset(offset), decision.reason, record.key(), value))
-            if len(sub_batch.changes) + len(sub_batch.parked) >= size:
-                if unmentioned:
-                    _count(advance, self._unmentioned, unmentioned)
-                    unmentioned = 0
-                yield _closed(sub_batch, index + 1, open_advances, following)
-                sub_batch = SubBatch(index + 1, index + 1)
-                size = limit() if callable(limit) else limit
-                open_advances = {}
-                advance = _opened(place, open_advances, following)
-        if advance is not None and unmentioned:
+            if needles and (record.offset() or 0) >= advance.next_offset:
+                self._meet(record.value())
+            index, advance.next_offset, tombstones, unmentioned, candidates = sift(
+                records,
+                index,
+                record.topic() if several else None,
+                record.partition(),
+                advance.next_offset,
+                needles,
+                self._projections,
+                size - sub_batch.size,
+            )
+            _count(advance, TOMBSTONE, tombstones)
             _count(advance, self._unmentioned, unmentioned)
-        last = _closed(sub_batch, len(records), open_advances, following)
+            self._add(sub_batch, advance, candidates, overrides)
+            if sub_batch.size >= size:
+                yield _closed(sub_batch, index, advances, following)
+                sub_batch = SubBatch(index, index)
+                size = limit() if callable(limit) else limit
+                advances = {}
+        last = _closed(sub_batch, len(records), advances, following)
         if last.advances:
             yield last
 
-    def _learned(self, value: bytes) -> bool:
-        try:
-            self._learn(value)
-        except Malformed:
-            return False
-        return True
+    def _add(self, sub_batch: SubBatch, advance: Advance, candidates: list[Record], overrides: Overrides) -> None:
+        """Decide about records of one partition and schema, and add to the sub-batch what came out."""
+        if not candidates:
+            return
+        selection, changes = self.selection, len(sub_batch.changes)
+        project = self._projections.get(candidates[0].value()[:HEADER_BYTES])
+        for record in candidates:
+            if selection is not None and not selection.has(record.key()):
+                _count(advance, NOT_SELECTED, 1)
+                continue
+            value = record.value()
+            decision = self._decided(project, value) if project is not None else self.decide(value)
+            if overrides:
+                decision = overrides.get(origin_of(record), decision)
+            if isinstance(decision, Change):
+                sub_batch.changes.append(decision)
+                sub_batch.origins.append(record)
+            elif isinstance(decision, Skip):
+                _count(advance, decision.reason, 1)
+            else:
+                advance.parked += 1
+                sub_batch.parked.append(Parked(*origin_of(record), decision.reason, record.key(), value))
+        advance.changes += len(sub_batch.changes) - changes
+
+    def _meet(self, value: bytes | None) -> None:
+        """Learn the record's schema, if it is a new one that can be read."""
+        if value is not None and value[:HEADER_BYTES] not in self._projections:
+            with contextlib.suppress(Malformed):
+                self._learn(value)
 
     def _learn(self, value: bytes) -> Callable[[bytes], ChangeEvent]:
         schema_id, _ = split_wire(value)
@@ -198,14 +190,14 @@ class Planner:
         return project
 
 
-def _mentions(value: bytes, needles: tuple[bytes, ...]) -> bool:
-    return any(needle in value for needle in needles)
+def place_of(record: Record) -> Place:
+    """Return the partition that a record is from."""
+    return Place(str(record.topic()), int(record.partition() or 0))
 
 
-mentions: Final[Callable[[bytes, tuple[bytes, ...]], bool]] = (
-    _mentions if codec.compiled is None else codec.compiled.mentions
-)
-"""Whether one of the needles stands in the value."""
+def origin_of(record: Record) -> tuple[Place, Offset]:
+    """Return where a record stands, as `Overrides` name it."""
+    return place_of(record), Offset(int(record.offset() or 0))
 
 
 def _opened(place: Place, advances: dict[Place, Advance], following: Mapping[Place, Offset]) -> Advance | None:
@@ -218,6 +210,16 @@ def _opened(place: Place, advances: dict[Place, Advance], following: Mapping[Pla
     return advances[place]
 
 
+def _pass(record: Record, advance: Advance | None) -> None:
+    """Step over a record of another's partition, or one that tells of the end of ours.
+
+    What lies before the end are marks of transactions, not events.
+    """
+    offset = record.offset()
+    if advance is not None and offset is not None and offset > advance.next_offset:
+        advance.next_offset = Offset(offset)
+
+
 def _closed(sub_batch: SubBatch, end: int, advances: dict[Place, Advance], following: dict[Place, Offset]) -> SubBatch:
     sub_batch.end = end
     sub_batch.advances = [advance for advance in advances.values() if advance.next_offset != advance.expected]
@@ -227,7 +229,8 @@ def _closed(sub_batch: SubBatch, end: int, advances: dict[Place, Advance], follo
 
 
 def _count(advance: Advance, reason: str, number: int) -> None:
-    advance.skipped[reason] = advance.skipped.get(reason, 0) + number
+    if number:
+        advance.skipped[reason] = advance.skipped.get(reason, 0) + number
 
 
 def _needles(migration: Migration) -> tuple[bytes, ...]:

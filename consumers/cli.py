@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from consumers import catalog, display, parked_cli, pauses, schema_cli
+from consumers import catalog, display, interpreter, parked_cli, pauses, schema_cli
 from consumers.cleanup import cleanup
 from consumers.comparison import TopicDiffers, compare, source_of
 from consumers.dry_run import dry_run
@@ -75,6 +75,7 @@ def consume(
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         member = Runtime(settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report)
+        interpreter.tune()
         with stop_on_signals(stopping, overdue=member.cancel):
             totals = member.run()
     if as_json:
@@ -231,6 +232,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         member = Runtime(settings, work, database, stopping=stopping, until_complete=True, report=report)
+        interpreter.tune()
         with stop_on_signals(stopping, overdue=member.cancel):
             totals = member.run()
     if stopping.is_set():

@@ -8,20 +8,24 @@ from typing import Final
 
 from consumers.ledger import Entry, Place
 from infra.settings import KafkaSettings
-from infra.topics import end_offsets
+from infra.topics import written_offsets
 from schemas.positions import Offset
 
 _CHECK_SECONDS: Final = 0.25
 
 
 class Ends:
-    """The ends of some topics as they are now."""
+    """The ends of some topics as they are now.
+
+    A transaction whose commit the broker does not show yet counts: who has just seen a producer end may rely on it. One
+    that is left open by a producer that died is waited for until the broker has given it up.
+    """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
         self._ends = {
             Place(topic, partition): Offset(end)
             for topic in topics
-            for partition, end in end_offsets(settings, topic).items()
+            for partition, end in written_offsets(settings, topic).items()
         }
         self._next_check = 0.0
 

@@ -39,6 +39,8 @@ _MAX_POLL_INTERVAL_MS: Final = 3_600_000
 _REQUEST_SECONDS: Final = 10.0
 _LEAVE_SECONDS: Final = 0.8
 _TICK: Final = 0.1
+_ABSENT_SECONDS: Final = 2.0
+"""How long the group may have to wait for this member's answer, with nothing wrong."""
 
 
 class TopicRecreated(Refused):
@@ -71,6 +73,7 @@ class Group:
         self._stopping = stopping
         self._held = self._quiet = False
         self._generation = 0
+        self._polled = 0.0
         self._log = log.get(group=group)
         self.positions: dict[Place, Offset] = {}
         """The offset that each assigned partition needs next; the runtime moves it after each commit."""
@@ -118,6 +121,7 @@ class Group:
         """
         with kafka.translated(self._settings):
             first = self._consumer.poll(seconds)
+            self._polled = time.monotonic()
             if first is None:
                 return []
             records = [first]
@@ -133,6 +137,16 @@ class Group:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
             except KafkaException as error:
                 self._log.debug("offsets not committed to Kafka", detail=error.args[0].str())
+
+    def rest(self, seconds: float) -> bool:
+        """Let `seconds` pass between two transactions; returns what `wait` returns.
+
+        Waiting throws away what was read ahead, so that a short rest is slept, as long as nobody misses us.
+        """
+        if time.monotonic() + seconds - self._polled > _ABSENT_SECONDS:
+            return self.wait(seconds)
+        self._stopping.wait(seconds)
+        return True
 
     def wait(self, seconds: float, *, still: Callable[[], bool] = lambda: False) -> bool:
         """Stay in the group for `seconds` without reading, and as long again while `still` says so.
@@ -160,6 +174,7 @@ class Group:
                     continue
                 with kafka.translated(self._settings):
                     record = self._consumer.poll(min(left, _TICK))
+                self._polled = time.monotonic()
                 # Nothing arrives from a paused partition, unless it was under way already; an end of a partition
                 # counts too, since it is told once.
                 disturbed |= record is not None

@@ -6,13 +6,14 @@ already done, and its transaction rolls back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.types.json import Jsonb
 
+from consumers import fence
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
@@ -188,12 +189,23 @@ class Ledger:
             ),
         )
 
-    def paused(self, connection: Connection) -> bool:
-        """Return whether an operator paused the migration."""
-        row = connection.execute(
-            "SELECT paused FROM headrace.migrations WHERE name = %s", (self._migration,)
-        ).fetchone()
-        return bool(row and row[0])
+    def pausing(self, database: str) -> Callable[[Connection], bool]:
+        """Return what asks `database` whether an operator paused the migration.
+
+        It raises OwnershipMoved once the database has given the schema away: the migration is resumed elsewhere then.
+        """
+
+        def paused(connection: Connection) -> bool:
+            row = connection.execute(
+                "SELECT paused FROM headrace.migrations WHERE name = %s", (self._migration,)
+            ).fetchone()
+            if not row or not row[0]:
+                return False
+            with connection.transaction(), connection.cursor() as cursor:
+                fence.own(cursor, gitlab_schema=self._gitlab_schema, database=database)
+            return True
+
+        return paused
 
 
 GUARDED: Final = "right already"

@@ -14,6 +14,11 @@ _SHARES: Final = 4
 _READ: Final = 16
 """Events read at a time, for each change that a transaction may hold."""
 
+_SMALLEST: Final = 10
+"""Changes in a transaction below which it takes hardly less time: what each costs by itself is most of it then."""
+_SLACK: Final = 0.1
+"""Seconds that may be made up for: a rest always takes a little longer than it should, and many are short."""
+
 
 class Pacing:
     """The pace of one member, by its migration's settings."""
@@ -29,7 +34,7 @@ class Pacing:
             self._optimizer = Optimizer(
                 settings.sub_batch_size,
                 settings.transaction_ms / 1000,
-                minimum=1,
+                minimum=min(_SMALLEST, settings.sub_batch_size),
                 maximum=max(settings.batch_size // _SHARES, settings.sub_batch_size),
             )
         self._batch = settings.batch_size
@@ -57,8 +62,8 @@ class Pacing:
         if not self._rate:
             return self._pause
         now = self._clock()
-        # Time that was not used is not saved up: after a lull the rate is what it is, and no burst.
-        self._busy_until = max(self._busy_until, now - seconds) + changes / self._rate
+        # No more of a lull than that is saved up: after it the rate is what it is, and no burst.
+        self._busy_until = max(self._busy_until, now - seconds - _SLACK) + changes / self._rate
         return max(self._pause, self._busy_until - now)
 
     def timed_out(self) -> None:

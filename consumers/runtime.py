@@ -18,7 +18,7 @@ from confluent_kafka import Message
 
 from consumers import fence
 from consumers.ahead import Ahead
-from consumers.batches import Overrides, Planner, SubBatch
+from consumers.batches import Overrides, Planner, SubBatch, origin_of
 from consumers.completion import Completion
 from consumers.decisions import Park
 from consumers.ends import Ends
@@ -216,7 +216,7 @@ class Runtime:
             for sub_batch in sub_batches:
                 if self._stopping.is_set() or not self._settle(sub_batch, records):
                     break
-                if (self._rest and not self._group.wait(self._rest)) or not self._healthy():
+                if (self._rest and not self._group.rest(self._rest)) or not self._healthy():
                     self._reposition()
                     break
                 self._tell()
@@ -283,7 +283,7 @@ class Runtime:
         """Do a refused sub-batch in halves; park the change that is refused alone."""
         overrides: Overrides = {}
         if len(sub_batch.changes) == 1:
-            overrides = {sub_batch.origins[0]: Park(reason_of(error))}
+            overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
         return self._piecemeal(sub_batch, records, max(1, len(sub_batch.changes) // 2), overrides)
 
     def _piecemeal(
@@ -315,12 +315,13 @@ class Runtime:
 
     def _hold_while_paused(self) -> bool:
         """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
-        if not self._target.ask(self._ledger.paused):
+        paused = self._ledger.pausing(self._database)
+        if not self._target.ask(paused):
             return True
         self._working.stop()
         self._log.info("paused; go on with `headrace resume`")
         metrics.HELD.labels(self._migration.name).set(1)
-        good = self._group.wait(_CHECK_SECONDS, still=lambda: self._target.ask(self._ledger.paused))
+        good = self._group.wait(_CHECK_SECONDS, still=lambda: self._target.ask(paused))
         metrics.HELD.labels(self._migration.name).set(0)
         self._log.info("resumed")
         return good

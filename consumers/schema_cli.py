@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from consumers import catalog, display, pauses
+from consumers import catalog, display, interpreter, pauses
 from consumers.alterations import Alterations, Done, RowsForbidThis
 from consumers.backfill import Backfill
 from consumers.group import group_name, members
@@ -87,6 +87,7 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
                 until_complete=True,
                 report=report,
             )
+            interpreter.tune()
             try:
                 with stop_on_signals(site.stopping, overdue=member.cancel):
                     totals = member.run()

@@ -4,9 +4,9 @@
  * or raise the error that names the column. So nothing is judged in two places. */
 
 #include "_codec_copy.h"
-#include "_codec_events.h"
+#include "_codec_records.h"
 
-#define VERSION 3         /* schemas/codec.py takes no other: a build may be older than the checkout around it */
+#define VERSION 4         /* schemas/codec.py takes no other: a build may be older than the checkout around it */
 #define SCRATCH (1 << 20) /* a larger buffer is not kept for the next row */
 
 /* --- rows of the stream --- */
@@ -349,6 +349,7 @@ static PyTypeObject PlanType = {
 static PyMethodDef module_methods[] = {
     FAST("copy_data", copy_data),
     FAST("mentions", mentions),
+    {"sift", sift, METH_VARARGS, NULL},
     FAST("tuple_row", tuple_row),
     {0},
 };
@@ -368,7 +369,7 @@ PyMODINIT_FUNC PyInit__codec(void)
         return NULL;
     UNCHANGED = PyObject_GetAttrString(events, "UNCHANGED");
     Py_DECREF(events);
-    if (UNCHANGED == NULL || PyType_Ready(&PlanType) < 0 || PyType_Ready(&RowType) < 0 ||
+    if (UNCHANGED == NULL || !name_methods() || PyType_Ready(&PlanType) < 0 || PyType_Ready(&RowType) < 0 ||
         PyType_Ready(&ReaderType) < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);

@@ -1,6 +1,7 @@
 """What schemas/_codec.c makes; it exists where a C compiler was at hand when headrace was installed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from schemas.events import Unchanged
 
@@ -21,6 +22,19 @@ def copy_data(buffer: bytes | bytearray, /) -> tuple[bytes, int, int]:
 
 def mentions(value: bytes, needles: tuple[bytes, ...], /) -> bool:
     """Return whether one of `needles` stands in `value`."""
+
+def sift(
+    records: list[Any],
+    start: int,
+    topic: str | None,
+    partition: int | None,
+    next_offset: int,
+    needles: tuple[bytes, ...],
+    known: dict[bytes, Any],
+    room: int,
+    /,
+) -> tuple[int, int, int, int, list[Any]]:
+    """Return what consumers/sifting.py describes, as a plain tuple."""
 
 class Reader:
     """How a migration's columns are read from records of one schema."""

@@ -179,6 +179,23 @@ static int contains(const char *text, size_t size, const char *needle, size_t le
     return 0;
 }
 
+/* Whether one of the needles stands in the value, which is bytes; -1 with an exception. */
+static int mentions_any(PyObject *value, PyObject *needles)
+{
+    const char *text = PyBytes_AS_STRING(value);
+    size_t size = (size_t)PyBytes_GET_SIZE(value);
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(needles); index++) {
+        PyObject *needle = PyTuple_GET_ITEM(needles, index);
+        if (!PyBytes_CheckExact(needle)) {
+            PyErr_SetString(PyExc_TypeError, "a needle that is no bytes");
+            return -1;
+        }
+        if (contains(text, size, PyBytes_AS_STRING(needle), (size_t)PyBytes_GET_SIZE(needle)))
+            return 1;
+    }
+    return 0;
+}
+
 /* mentions(value, needles) → whether one of them stands in it */
 static PyObject *mentions(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
@@ -186,18 +203,8 @@ static PyObject *mentions(PyObject *Py_UNUSED(module), PyObject *const *argument
         PyErr_SetString(PyExc_TypeError, "mentions takes bytes and a tuple");
         return NULL;
     }
-    const char *value = PyBytes_AS_STRING(arguments[0]);
-    size_t size = (size_t)PyBytes_GET_SIZE(arguments[0]);
-    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(arguments[1]); index++) {
-        PyObject *needle = PyTuple_GET_ITEM(arguments[1], index);
-        if (!PyBytes_CheckExact(needle)) {
-            PyErr_SetString(PyExc_TypeError, "a needle that is no bytes");
-            return NULL;
-        }
-        if (contains(value, size, PyBytes_AS_STRING(needle), (size_t)PyBytes_GET_SIZE(needle)))
-            Py_RETURN_TRUE;
-    }
-    Py_RETURN_FALSE;
+    int found = mentions_any(arguments[0], arguments[1]);
+    return found < 0 ? NULL : PyBool_FromLong(found);
 }
 
 /* --- the reader as an object --- */

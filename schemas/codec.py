@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from schemas._codec import Plan
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 """Of the functions in schemas/_codec.c; another one there is a build from before a change of the checkout."""
 
 

@@ -45,14 +45,14 @@ class Consumed:
         )
 
 
-def consumed(site: Site, events: int, count: int = 1) -> Consumed:
+def consumed(site: Site, events: int, count: int = 1, every: float = 0.02) -> Consumed:
     """Run `count` members from the topic's beginning until `events` are behind them.
 
     Several are held until all are in the group, so that what is measured is their work and not their start.
+    The ledger is looked at `every` so many seconds, which is work too.
     """
     bench = site.bench
-    if _has_run(site):
-        _run_command(site, "replay", MIGRATION)
+    replay_if_run(site)
     processes: list[Guarded] = []
     held = count > 1
     try:
@@ -69,17 +69,17 @@ def consumed(site: Site, events: int, count: int = 1) -> Consumed:
             time.sleep(_SETTLE_SECONDS)  # the group hands out its partitions in two rounds
             began = time.monotonic()
             _run_command(site, "resume", MIGRATION)
-        return _watched(site, processes, events, began)
+        return _watched(site, processes, events, began, every)
     finally:
         for process in processes:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 
 
-def _watched(site: Site, processes: list[Guarded], events: int, began: float) -> Consumed:
+def _watched(site: Site, processes: list[Guarded], events: int, began: float, every: float) -> Consumed:
     first: tuple[float, int] | None = None
     peak = 0.0
     with site.bench.sql(site.dsn) as connection:
-        for _ in site.bench.watched("a member", *processes):
+        for _ in site.bench.watched("a member", *processes, every=every):
             if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
                 continue
             row = connection.execute(_PROGRESS).fetchone()
@@ -94,6 +94,12 @@ def _watched(site: Site, processes: list[Guarded], events: int, began: float) ->
                 counted = done - first[1] if done > first[1] else done
                 return Consumed(done, applied, counted / seconds, now - began, peak, now)
     raise HeadraceError("the members never came to the end", remedy="try fewer --rows")
+
+
+def replay_if_run(site: Site) -> None:
+    """Have the next member read all from the topic's beginning."""
+    if _has_run(site):
+        _run_command(site, "replay", MIGRATION)
 
 
 def _has_run(site: Site) -> bool:

@@ -32,7 +32,7 @@ def test_the_next_is_made_while_the_present_one_is_in_use(ahead: Ahead) -> None:
 
     taken = ahead.of(items())
     assert next(taken) == 1
-    assert second.wait(10)
+    assert second.wait(180)
     assert list(taken) == [2]
 
 
@@ -54,13 +54,13 @@ def test_leaving_off_waits_for_the_item_under_way_and_makes_no_more(ahead: Ahead
         for number in range(10):
             if number == 1:
                 begun.set()
-                assert go_on.wait(10)
+                assert go_on.wait(180)
             made.append(number)
             yield number
 
     taken = ahead.of(items())
     assert next(taken) == 0
-    assert begun.wait(10)
+    assert begun.wait(180)
     threading.Timer(0.05, go_on.set).start()
     taken.close()
     assert made == [0, 1]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 from confluent_kafka import KafkaError
 
-from consumers.batches import Planner, SubBatch, UnknownSchemaId
+from consumers import batches, sifting
+from consumers.batches import Planner, SubBatch, UnknownSchemaId, origin_of
 from consumers.decisions import Change, Decision, Park
 from consumers.ledger import Place
 from consumers.migration import Options
@@ -69,6 +70,12 @@ def schemas(schema_id: int) -> dict[str, object]:
     return value_schema(RELATION, "gitlab_main")
 
 
+@pytest.fixture(autouse=True, params=[sifting.sift_in_python, sifting.sift], ids=["Python", "installed"])
+def _sift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan with what steps over records in Python, and with what was installed."""
+    monkeypatch.setattr(batches, "sift", request.param)
+
+
 @pytest.fixture
 def planner() -> Planner:
     return Planner(SkipResets(SkipResetsOptions()), schemas)
@@ -111,6 +118,42 @@ def test_partitions_move_side_by_side(planner: Planner) -> None:
         HERE: (2, 3),
         THERE: (2, 3),
     }
+
+
+def test_two_schemas_may_alternate() -> None:
+    planner = Planner(SkipResets(SkipResetsOptions()), lambda _: schemas(3))
+    contents = [wanted(0), b"\0\0\0\0\x09" + wanted(1)[5:], value(2), b"\0\0\0\0\x09" + value(3)[5:], wanted(4)]
+    (only,) = plan(planner, [FakeRecord(at, content) for at, content in enumerate(contents)])
+    assert [change.key for change in only.changes] == [0, 1, 4]
+    assert only.advances[0].skipped == {"no import_skipped in it": 2}
+
+
+def test_several_tables_may_have_partitions_of_one_number() -> None:
+    class OfTwo(SkipResets):
+        tables = ("public.container_repositories", "public.others")  # type: ignore[assignment]
+
+    places = [Place("t", 0), Place("u", 0)]
+    records = [FakeRecord(at // 2, wanted(at), places[at % 2]) for at in range(6)]
+    planner = Planner(OfTwo(SkipResetsOptions()), schemas)
+    (only,) = planner.plan(records, dict.fromkeys(places, Offset(0)), 10)
+    assert [change.key for change in only.changes] == list(range(6))
+    assert [(advance.place, advance.next_offset, advance.changes) for advance in only.advances] == [
+        (place, 3, 3) for place in places
+    ]
+
+
+def test_a_schema_that_only_left_out_records_have_is_not_asked_for() -> None:
+    foreign = b"\0\0\0\0\x09" + wanted(1)[5:]
+    asked: list[int] = []
+
+    def counted(schema_id: int) -> dict[str, object]:
+        asked.append(schema_id)
+        return schemas(schema_id)
+
+    planner = Planner(SkipResets(SkipResetsOptions()), counted)
+    (only,) = planner.plan([FakeRecord(0, foreign), FakeRecord(1, wanted(1))], {HERE: Offset(1)}, 10)
+    assert [change.key for change in only.changes] == [1]
+    assert asked == [3]
 
 
 def test_what_is_not_needed_next_is_left_out(planner: Planner) -> None:
@@ -156,7 +199,7 @@ def test_a_piece_can_be_planned_again_smaller_with_one_of_it_parked(planner: Pla
     records = [FakeRecord(at, wanted(at)) for at in range(4)]
     (whole,) = plan(planner, records)
     part = records[whole.start : whole.end]
-    overrides: dict[tuple[Place, Offset], Decision] = {whole.origins[1]: Park("poison")}
+    overrides: dict[tuple[Place, Offset], Decision] = {origin_of(whole.origins[1]): Park("poison")}
     pieces = list(planner.plan(part, {HERE: Offset(0)}, 2, overrides))
     assert [change.key for piece in pieces for change in piece.changes] == [0, 2, 3]
     assert [(parked.offset, parked.reason) for piece in pieces for parked in piece.parked] == [(1, "poison")]

@@ -46,13 +46,24 @@ def test_an_adaptive_size_follows_the_time_of_full_transactions_up_to_a_quarter_
     assert pace.limit <= before
 
 
+def test_a_slow_database_does_not_make_transactions_of_single_rows() -> None:
+    pace = pacing(sub_batch_size=100, transaction_ms=2)
+    for _ in range(200):
+        pace.done(pace.limit, 0.5)
+    assert pace.limit == 10
+    small = pacing(sub_batch_size=3, transaction_ms=2)
+    for _ in range(200):
+        small.done(small.limit, 0.5)
+    assert small.limit == 3
+
+
 def test_a_pause_follows_each_transaction_that_changed_something() -> None:
     pace = pacing(pause_ms=250)
     assert pace.done(10, 1.0) == 0.25
     assert pace.done(0, 1.0) == 0.0
 
 
-def test_the_rate_is_kept_on_average_and_no_lull_is_made_up_for() -> None:
+def test_the_rate_is_kept_on_average_and_of_a_lull_a_tenth_of_a_second_is_made_up_for() -> None:
     clock = Clock()
     pace = pacing(clock, max_rate=100, sub_batch_size=50)
     rested = 0.0
@@ -63,6 +74,8 @@ def test_the_rate_is_kept_on_average_and_no_lull_is_made_up_for() -> None:
         rested += rest
     assert 0.1 * 10 + rested == pytest.approx(5.0)
     clock.now += 60.0
+    assert pace.done(50, 0.1) == pytest.approx(0.3)
+    clock.now += 0.4
     assert pace.done(50, 0.1) == pytest.approx(0.4)
 
 

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from consumers.group import members as group_members
 from consumers.ledger import Ledger
 from consumers.migrations.skip_resets import SkipResets
 from consumers.pauses import is_paused, set_paused
+from consumers.runtime import Runtime
 from infra.settings import Settings
+from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, write_settings, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -54,6 +59,24 @@ def test_no_transaction_is_under_way_when_pausing_returns(
         fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
 
 
+def test_a_paused_member_learns_that_its_schema_has_moved(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+) -> None:
+    """What is resumed on the new owner is another row than the one that this member looks at."""
+    set_paused(settings, SkipResets, "main", True)
+    work, stopping = SkipResets.configure(settings.migration("skip_resets")), threading.Event()
+    member = Runtime(settings, work, "main", stopping=stopping)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(member.run)
+        try:
+            eventually(lambda: group_members(settings.kafka, group_name(settings.prefix, "skip_resets")), "it is there")
+            connection.execute("UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2")
+            with pytest.raises(OwnershipMoved, match="gitlab_main is owned by ci, not by main"):
+                working.result(PATIENCE)
+        finally:
+            stopping.set()
+
+
 class Machine:
     """A place of its own: directory, home and settings, which share nothing but the addresses of the servers."""
 
@@ -68,25 +91,38 @@ class Machine:
                 "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
             },
         )
+        self.logs: list[Path] = []
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
         self.environment = {**kept, "HOME": str(place), "TMPDIR": str(place)}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "headrace", *arguments],
-            cwd=self.place,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a service; its log is the next of `logs`."""
+        self.logs.append(self.place / f"{len(self.logs)}.log")
+        with self.logs[-1].open("wb") as log:
+            return subprocess.Popen(
+                self._command(arguments), cwd=self.place, env=self.environment, stdout=subprocess.DEVNULL, stderr=log
+            )
 
     def run(self, *arguments: str) -> str:
         """Run a command to its end; return what it printed."""
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        return out
+        done = subprocess.run(
+            self._command(arguments),
+            cwd=self.place,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        return [sys.executable, "-m", "headrace", *arguments]
+
+    def all_said(self, words: str) -> bool:
+        """Whether these words are in the log of every service."""
+        return all(words in log.read_text() for log in self.logs)
 
 
 @pytest.fixture
@@ -113,7 +149,6 @@ def test_services_are_paused_and_resumed_from_another_machine(
     fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
     services = [first.start("consume", "skip_resets") for _ in range(2)]
-    logs = []
     try:
         eventually(lambda: len(written(connection)) == 50, "the services work")
         eventually(lambda: len(group_members(settings.kafka, group)) == 2, "both are members")
@@ -122,6 +157,7 @@ def test_services_are_paused_and_resumed_from_another_machine(
         feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
         status = second.run("status", "--json")
         assert '"state": "paused"' in status
+        eventually(lambda: first.all_said("paused; go on with `headrace resume`"), "both know it")
         assert len(group_members(settings.kafka, group)) == 2, "they stay in the group"
         assert len(written(connection)) == 50
         assert "skip_resets goes on" in second.run("resume", "skip_resets")
@@ -131,5 +167,5 @@ def test_services_are_paused_and_resumed_from_another_machine(
         for service in services:
             service.send_signal(signal.SIGTERM)
         for service in services:
-            logs.append(service.communicate(timeout=60)[1])
-    assert all("paused; go on with `headrace resume`" in log and '"resumed"' in log for log in logs)
+            service.wait(PATIENCE)
+    assert first.all_said('"resumed"')

@@ -18,7 +18,7 @@ from tests.benchmarks.figures import Figure, Target
 from tests.benchmarks.ledger import Consumed, consumed
 from tests.benchmarks.producing import copied
 
-_UNIT: Final = "rows/s"
+UNIT: Final = "rows/s"
 _BATCH: Final = 10_000
 _SUB_BATCH: Final = 100
 _LAST: Final = 1 << 62
@@ -32,29 +32,34 @@ _FIRST: Final = f"SELECT id FROM {TABLE} WHERE {_SKIPPED} AND id >= %s AND id < 
 
 def figures(bench: Bench) -> Iterator[Figure]:
     """Measure the migration, the loop and the single statement."""
-    site = _site(bench)
+    site = resets_site(bench)
     ours = bench.repeated("resets by headrace", lambda _: _migrated(bench, site), str)
     loops = bench.repeated("resets by the seed's loop", lambda _: _looped(bench, site), "{:,.0f} rows/s".format)
     single = bench.repeated("resets by one UPDATE", lambda _: _single(bench, site), "{:,.0f} rows/s".format)
     rate = median(run.applied / run.seconds for run in ours)
     # The migration reads every row's event to find its third; `rate` counts the rows that it resets.
     steady = median(run.rate * run.applied / run.events for run in ours)
-    yield Figure("resets", steady, _UNIT, peer=median(loops), target=Target(at_least=1.5, ratio=True))
-    yield Figure("resets, from the process's start", rate, _UNIT, peer=median(loops))
-    yield Figure("resets, share of one UPDATE", steady, _UNIT, peer=median(single))
+    yield Figure("resets", steady, UNIT, peer=median(loops), target=Target(at_least=1.5, ratio=True))
+    yield Figure("resets, from the process's start", rate, UNIT, peer=median(loops))
+    yield Figure("resets, share of one UPDATE", steady, UNIT, peer=median(single))
     yield Figure("resets, memory", median(run.peak for run in ours), "MB", target=Target(at_most=200), smaller=True)
 
 
-def _site(bench: Bench) -> Site:
-    """Return a database with a third of its rows skipped, and their events in a topic."""
-    site = Site(bench, bench.database("resets", bench.rows), "resets")
-    _restore(bench, site)
-    copied(site)
-    site.drop_slot()
-    return site
+def resets_site(bench: Bench) -> Site:
+    """Return a database with a third of its rows skipped, and their events in a topic; made once."""
+
+    def make() -> Site:
+        site = Site(bench, bench.database("resets", bench.rows), "resets")
+        restore(bench, site)
+        copied(site)
+        site.drop_slot()
+        return site
+
+    return bench.once("site of resets", make)
 
 
-def _restore(bench: Bench, site: Site) -> None:
+def restore(bench: Bench, site: Site) -> None:
+    """Put the rows back as they were before the resets."""
     with bench.sql(site.dsn) as connection:
         connection.execute(_SKIP)
         connection.execute(f"VACUUM (FREEZE, ANALYZE) {TABLE}")
@@ -65,7 +70,7 @@ def _migrated(bench: Bench, site: Site) -> Consumed:
     outcome = consumed(site, bench.rows)
     if outcome.applied != bench.rows // 3:
         raise HeadraceError(f"{outcome.applied} rows were reset, where {bench.rows // 3} should have been")
-    _restore(bench, site)
+    restore(bench, site)
     return outcome
 
 
@@ -79,7 +84,7 @@ def _looped(bench: Bench, site: Site) -> float:
             reset += _sub_batches(connection, start, stop if stop is not None else _LAST)
             start = stop
     seconds = time.monotonic() - began
-    _restore(bench, site)
+    restore(bench, site)
     return _counted(bench, reset) / seconds
 
 
@@ -105,7 +110,7 @@ def _single(bench: Bench, site: Site) -> float:
         began = time.monotonic()
         reset = connection.execute(_RESET).rowcount
         seconds = time.monotonic() - began
-    _restore(bench, site)
+    restore(bench, site)
     return _counted(bench, reset) / seconds
 
 

@@ -1,0 +1,167 @@
+/* Stretches of records: what consumers/sifting.py does in Python, step for step, for records of Kafka or the like. */
+
+#ifndef HEADRACE_CODEC_RECORDS_H
+#define HEADRACE_CODEC_RECORDS_H
+
+#include "_codec_events.h"
+
+#define HEADER_BYTES 5 /* of Confluent's wire format, see schemas/wire.py */
+
+/* The names of a record's methods; made with the module, and never released. */
+static PyObject *ERROR, *TOPIC, *PARTITION, *OFFSET, *VALUE;
+
+static int name_methods(void)
+{
+    ERROR = PyUnicode_InternFromString("error");
+    TOPIC = PyUnicode_InternFromString("topic");
+    PARTITION = PyUnicode_InternFromString("partition");
+    OFFSET = PyUnicode_InternFromString("offset");
+    VALUE = PyUnicode_InternFromString("value");
+    return ERROR != NULL && TOPIC != NULL && PARTITION != NULL && OFFSET != NULL && VALUE != NULL;
+}
+
+typedef struct {
+    PyObject *topic; /* None: any */
+    PyObject *partition;
+    PyObject *needles;
+    PyObject *known;  /* whose keys are headers of schemas */
+    PyObject *header; /* of all values of the stretch; NULL before the first */
+    int readable;     /* whether that header is known */
+    long long next_offset;
+    Py_ssize_t tombstones, unmentioned;
+    PyObject *candidates;
+} Stretch;
+
+/* What became of a record: 1 and 0 answer a question, too. */
+enum { FAILED = -1, ENDS = 0, GOES_ON = 1 };
+
+static int answers(PyObject *record, PyObject *method, PyObject *wanted)
+{
+    PyObject *found = PyObject_CallMethodNoArgs(record, method);
+    if (found == NULL)
+        return FAILED;
+    int same = PyObject_RichCompareBool(found, wanted, Py_EQ);
+    Py_DECREF(found);
+    return same;
+}
+
+static int belongs(const Stretch *stretch, PyObject *record)
+{
+    int same = answers(record, PARTITION, stretch->partition);
+    if (same == 1 && stretch->topic != Py_None)
+        same = answers(record, TOPIC, stretch->topic);
+    if (same != 1)
+        return same;
+    /* By identity: a KafkaError cannot be compared with None. */
+    PyObject *error = PyObject_CallMethodNoArgs(record, ERROR);
+    Py_XDECREF(error);
+    return error == NULL ? FAILED : error == Py_None;
+}
+
+/* Whether the value's schema is the stretch's; the first value decides which that is. */
+static int is_of_schema(Stretch *stretch, PyObject *value)
+{
+    const char *bytes = PyBytes_AS_STRING(value);
+    Py_ssize_t size = PyBytes_GET_SIZE(value) < HEADER_BYTES ? PyBytes_GET_SIZE(value) : HEADER_BYTES;
+    if (stretch->header != NULL)
+        return size == PyBytes_GET_SIZE(stretch->header) &&
+               memcmp(bytes, PyBytes_AS_STRING(stretch->header), (size_t)size) == 0;
+    stretch->header = PyBytes_FromStringAndSize(bytes, size);
+    if (stretch->header == NULL)
+        return FAILED;
+    stretch->readable = PyDict_Contains(stretch->known, stretch->header);
+    return stretch->readable < 0 ? FAILED : 1;
+}
+
+/* Counts the record or takes it as a candidate; ENDS: it is neither, and the stretch stops before it. */
+static int take_value(Stretch *stretch, PyObject *record, PyObject *value, int first)
+{
+    if (value == Py_None) {
+        stretch->tombstones++;
+        return GOES_ON;
+    }
+    if (!PyBytes_CheckExact(value)) {
+        PyErr_SetString(PyExc_TypeError, "a record whose value is no bytes");
+        return FAILED;
+    }
+    int same = is_of_schema(stretch, value);
+    if (same != 1)
+        return same;
+    if (PyTuple_GET_SIZE(stretch->needles) > 0) {
+        if (!stretch->readable && !first)
+            return ENDS;
+        int mentioned = stretch->readable ? mentions_any(value, stretch->needles) : 1;
+        if (mentioned < 0)
+            return FAILED;
+        if (!mentioned) {
+            stretch->unmentioned++;
+            return GOES_ON;
+        }
+    }
+    return PyList_Append(stretch->candidates, record) < 0 ? FAILED : GOES_ON;
+}
+
+static int take_record(Stretch *stretch, PyObject *record, int first)
+{
+    int ours = belongs(stretch, record);
+    if (ours != 1)
+        return ours;
+    PyObject *offset = PyObject_CallMethodNoArgs(record, OFFSET);
+    if (offset == NULL)
+        return FAILED;
+    long long at = offset == Py_None ? -1 : PyLong_AsLongLong(offset);
+    Py_DECREF(offset);
+    if (at == -1 && PyErr_Occurred())
+        return FAILED;
+    if (at < stretch->next_offset)
+        return GOES_ON;
+    PyObject *value = PyObject_CallMethodNoArgs(record, VALUE);
+    if (value == NULL)
+        return FAILED;
+    int taken = take_value(stretch, record, value, first);
+    Py_DECREF(value);
+    if (taken == GOES_ON)
+        stretch->next_offset = at + 1;
+    return taken;
+}
+
+/* sift(records, start, topic, partition, next_offset, needles, known, room)
+   → (stop, next_offset, tombstones, unmentioned, candidates) */
+static PyObject *sift(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *records;
+    Py_ssize_t start, room;
+    Stretch stretch = {0};
+    if (!PyArg_ParseTuple(arguments, "O!nOOLO!O!n", &PyList_Type, &records, &start, &stretch.topic,
+                          &stretch.partition, &stretch.next_offset, &PyTuple_Type, &stretch.needles, &PyDict_Type,
+                          &stretch.known, &room))
+        return NULL;
+    if (start < 0) {
+        PyErr_SetString(PyExc_ValueError, "a start before the first record");
+        return NULL;
+    }
+    stretch.candidates = PyList_New(0);
+    if (stretch.candidates == NULL)
+        return NULL;
+    Py_ssize_t index = start;
+    /* A record's methods may be Python's, and could do anything to the list meanwhile. */
+    while (index < PyList_GET_SIZE(records) && PyList_GET_SIZE(stretch.candidates) < room) {
+        PyObject *record = Py_NewRef(PyList_GET_ITEM(records, index));
+        int taken = take_record(&stretch, record, index == start);
+        Py_DECREF(record);
+        if (taken == FAILED)
+            goto failed;
+        if (taken == ENDS)
+            break;
+        index++;
+    }
+    Py_XDECREF(stretch.header);
+    return Py_BuildValue("nLnnN", index, stretch.next_offset, stretch.tombstones, stretch.unmentioned,
+                         stretch.candidates);
+failed:
+    Py_XDECREF(stretch.header);
+    Py_DECREF(stretch.candidates);
+    return NULL;
+}
+
+#endif
