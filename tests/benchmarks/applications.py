@@ -45,6 +45,7 @@ class Application:
         self._bench = bench
         self._process = process
         self._lines = lines
+        self.pid = process.pid
 
     def window(self, seconds: float) -> Window:
         """Let it work alone for so long; return when that was."""

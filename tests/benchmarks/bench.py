@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -119,7 +119,9 @@ class Bench:
 class Site:
     """headrace's settings, topics and slot for one database, under a prefix of their own."""
 
-    def __init__(self, bench: Bench, dsn: str, prefix: str) -> None:
+    def __init__(
+        self, bench: Bench, dsn: str, prefix: str, migrations: Mapping[str, Mapping[str, object]] | None = None
+    ) -> None:
         self.bench = bench
         self.dsn = dsn
         self.prefix = prefix
@@ -132,6 +134,7 @@ class Site:
                     "databases": {
                         SOURCE: {"dsn": dsn, "gitlab_schemas": ["gitlab_main", "gitlab_shared"], "tables": [TABLE]}
                     },
+                    "migrations": migrations or {},
                 }
             ),
         )
