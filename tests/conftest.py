@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -16,6 +17,15 @@ from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's doing, and a run that fails has to fail again. `make fuzz` draws anew.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 Build = Callable[[psycopg.Connection], None]
 
@@ -33,7 +43,7 @@ class Database:
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection:
         return self._opened.enter_context(
-            contextlib.closing(psycopg.connect(self.dsn, autocommit=autocommit, connect_timeout=10))
+            contextlib.closing(psycopg.connect(self.dsn, autocommit=autocommit, connect_timeout=120))
         )
 
 

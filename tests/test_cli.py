@@ -79,12 +79,12 @@ class Shell:
     def end(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for its end, which leaves nothing running."""
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=400)
         finally:
             process.kill()
             process.wait()
         ended = Ended(process.returncode, out, err)
-        assert wait_gone(self.left(), 10.0) == [], "a process outlives the command"
+        assert wait_gone(self.left(), 120.0) == [], "a process outlives the command"
         return ended
 
     def left(self) -> list[psutil.Process]:
@@ -243,11 +243,11 @@ def test_a_broker_that_is_down(shell: Shell, database: Database, closed_port: in
     shell.settings(database.dsn, f"127.0.0.1:{closed_port}")
     commands = [["produce", "main"], ["consume", "skip_resets"], ["status"], ["replay", "skip_resets"]]
     for process in [shell.start(*arguments) for arguments in commands]:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=400)
         line = Ended(process.returncode, out, err).error(1)
         assert f"Kafka at 127.0.0.1:{closed_port} does not answer" in line
         assert "kafka.bootstrap_servers in the settings" in line
-    assert wait_gone(shell.left(), 10.0) == []
+    assert wait_gone(shell.left(), 120.0) == []
 
 
 def test_wal_level_is_not_logical(shell: Shell, plain_server: EmbeddedPostgres, bootstrap_servers: str) -> None:
@@ -358,7 +358,7 @@ def test_a_reader_that_goes_away_is_not_an_error_to_show(shell: Shell) -> None:
     assert process.stderr is not None
     with process.stderr as err:
         assert err.read() == ""
-    assert process.wait(60) == 1
+    assert process.wait(180) == 1
 
 
 def test_not_confirmed_is_not_done(shell: Shell) -> None:

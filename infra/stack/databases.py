@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 SUPERUSER = "postgres"
-RELEASE_SECONDS = 10.0
+RELEASE_SECONDS = 60.0
 
 
 class DatabaseServer(ABC):

@@ -13,14 +13,22 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers import group
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime import Runtime
 from consumers.totals import Totals
 from infra.settings import Settings, load_settings
 from tests.conftest import Database
 from tests.consumers.repositories import TABLE, Feed, start_member, write_settings
+from tests.consumers.services import PATIENCE
 
 Member = subprocess.Popen[str]
+
+
+@pytest.fixture(autouse=True)
+def members_are_gone_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of this process has left its group when it returns, however slow the machine is."""
+    monkeypatch.setattr(group, "_LEAVE_SECONDS", PATIENCE)
 
 
 @pytest.fixture
@@ -85,7 +93,7 @@ def members(config: Path) -> Iterator[Callable[..., Member]]:
 def eventually() -> Callable[..., None]:
     """A function that waits until a condition holds, asking it again and again."""
 
-    def wait(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    def wait(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"never happened: {what}"

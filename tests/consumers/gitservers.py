@@ -23,6 +23,7 @@ from schemas.encoder import Encoder
 from schemas.events import Column, Op, Relation
 from schemas.positions import Lsn
 from schemas.topics import table_topic
+from tests.settling import until_shown
 
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")
 
@@ -273,8 +274,9 @@ class Application:
 
     def _send(self, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:
         producer = kafka.producer(self._settings.kafka, transactional_id=f"{self._settings.prefix}-gitservers")
-        producer.init_transactions(30)
+        producer.init_transactions(120)
         producer.begin_transaction()
         for topic, key, value in records:
             producer.produce(topic, key=key, value=value)
-        producer.commit_transaction(60)
+        producer.commit_transaction(120)
+        until_shown(self._settings.kafka, *(topic for topic, _ in self._encoders.values()))

@@ -139,9 +139,11 @@ def emptied(world: World) -> World:
 def wait_for_a_lock(world: World) -> None:
     """Return when some connection waits for another's lock."""
     with closing(world.database.connect()) as watching:
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         pause = threading.Event()
-        for _ in range(3000):
+        for _ in range(9000):
             if watching.execute(waiting).fetchone() != (0,):
                 return
             pause.wait(0.02)

@@ -202,7 +202,7 @@ def listening(dsn: str) -> Iterator[tuple[Listener, Callable[[], Listener]]]:
             marks[mark] = threading.Event()
             with psycopg.connect(dsn, autocommit=True) as other:
                 other.execute("SELECT pg_notify('tests_mark', %s)", (mark,))
-            assert marks[mark].wait(60), "the listener does not hear anything"
+            assert marks[mark].wait(180), "the listener does not hear anything"
 
         def told() -> Listener:
             passed(f"mark {len(marks)}")
@@ -212,7 +212,7 @@ def listening(dsn: str) -> Iterator[tuple[Listener, Callable[[], Listener]]]:
             yield listener, told
         finally:
             passed("end")
-            thread.join(60)
+            thread.join(180)
 
 
 def _paths(payload: Any) -> Iterator[str]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from confluent_kafka import IsolationLevel, Producer, TopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
+from confluent_kafka import Producer
 
 from infra import kafka, topics
 from infra.registry import open_registry
@@ -22,6 +20,7 @@ from schemas.encoder import Encoder
 from schemas.events import Column, Op, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic
+from tests.settling import until_shown
 
 _INT2, _INT4, _INT8, _TEXT, _TIMESTAMPTZ = 21, 23, 20, 25, 1184
 
@@ -168,34 +167,17 @@ class Feed:
         producer: Producer = kafka.producer(
             self.settings.kafka, transactional_id=f"{self.settings.prefix}-feed", queue_buffering_max_messages=2_000_000
         )
-        producer.init_transactions(30)
+        producer.init_transactions(120)
         producer.begin_transaction()
         for number, (key, value) in enumerate(records):
             producer.produce(self.topic, key=key, value=value)
             if number % 10_000 == 0:
                 producer.poll(0)
         if commit:
-            producer.commit_transaction(60)
+            producer.commit_transaction(120)
         else:
-            producer.abort_transaction(60)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Wait until everybody can read what was produced: the broker ends a transaction a moment after it says so."""
-        admin = kafka.admin(self.settings.kafka)
-        latest = {
-            TopicPartition(self.topic, number): OffsetSpec.latest()  # type: ignore[no-untyped-call]
-            for number in range(self.partitions)
-        }
-        deadline = time.monotonic() + 60
-        while True:
-            ends = [
-                [future.result().offset for future in admin.list_offsets(latest, isolation_level=level).values()]
-                for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED)
-            ]
-            if ends[0] == ends[1]:
-                return
-            assert time.monotonic() < deadline, f"a transaction of {self.topic} never ended"
+            producer.abort_transaction(120)
+        until_shown(self.settings.kafka, self.topic)
 
     def snapshot(self, rows: Mapping[int, tuple[str, int | None]]) -> None:
         """Produce rows as a snapshot would."""

@@ -36,13 +36,16 @@ class Service:
         self._log = log
         self._arguments = arguments
         self._stop = threading.Event()
+        self._starting = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            with self._log.open("a") as log:
+        while True:
+            with self._starting, self._log.open("a") as log:
+                if self._stop.is_set():
+                    return
                 self._process = run(log, *self._arguments)
             self.codes.append(self._process.wait())
             self._stop.wait(0.5)
@@ -54,11 +57,12 @@ class Service:
                 process.kill()
 
     def stop(self) -> None:
-        self._stop.set()
+        with self._starting:  # none is started behind the one that is ended here
+            self._stop.set()
         if (process := self._process) is not None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(180)
             process.kill()
         self._thread.join(PATIENCE)
 

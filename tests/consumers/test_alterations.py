@@ -21,6 +21,7 @@ from infra.control import ensure_control_schema
 from schemas.errors import Interrupted, OwnershipMoved, PreflightFailed, Refused
 from tests.conftest import Database
 from tests.consumers.registry import TABLE, insert, insert_with_status
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -102,7 +103,7 @@ def test_while_a_long_reader_holds_the_table_nothing_waits_for_it(
             eventually(lambda: len(seen) > 1, "it saw twice that the table is held")
             insert(connection, [(1, 1)])
             assert bench.altered == []
-        done = expanding.result(60)
+        done = expanding.result(PATIENCE)
     assert done[0].tries > 1
     assert len(bench.altered) == 3
 
@@ -124,7 +125,7 @@ def test_a_reader_that_came_just_after_the_look_is_waited_for_no_longer_than_the
             # It is the server that cancels: the second try shows that the first waited no longer.
             eventually(lambda: len(bench.altered) > 1, "the lock was not granted, and it tried again")
             insert(connection, [(1, 1)])
-        done = expanding.result(60)
+        done = expanding.result(PATIENCE)
     assert done[0].tries > 1
     assert len(set(bench.altered)) == 3
 
@@ -292,7 +293,7 @@ def test_validating_a_large_table_is_cancelled_by_a_stop(
         stopping.set()
         alterations.cancel()
         with pytest.raises(Interrupted, match="what was done stays done"):
-            expanding.result(60)
+            expanding.result(PATIENCE)
     assert list(alterations.found().checks) == [Slow.constraint("slow")]
 
 

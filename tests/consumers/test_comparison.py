@@ -21,6 +21,7 @@ from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
 from tests.conftest import Database
 from tests.consumers.repositories import write_settings
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -84,7 +85,7 @@ def producer(settings: Settings, connection: Connection, eventually: Eventually)
         yield stop
     finally:
         stop.set()
-        running.join(60)
+        running.join(PATIENCE)
 
 
 def poison(settings: Settings, connection: Connection) -> None:
@@ -106,7 +107,7 @@ def poison(settings: Settings, connection: Connection) -> None:
     writer.produce(topic, key=keys[30], value=found[keys[30]][0][:-3], partition=found[keys[30]][1])
     # A row that the table does not have.
     writer.produce(topic, key=keys[10][:5] + _long(9_999_999), value=found[keys[11]][0], partition=0)
-    assert writer.flush(30) == 0
+    assert writer.flush(PATIENCE) == 0
 
 
 def _long(value: int) -> bytes:
@@ -135,7 +136,7 @@ def test_a_topic_that_is_right_is_the_same_while_both_change(
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        wrote.wait(30)
+        assert wrote.wait(PATIENCE)
         while_it_changes = [compare(settings, "main", TABLE, stopping) for _ in range(3)]
     finally:
         writing.set()

@@ -22,6 +22,7 @@ from infra.settings import MigrationSettings, Settings
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -57,7 +58,7 @@ class Positions:
 
     def _record(self, key: bytes, value: str) -> None:
         self._producer.produce(self._topic, key=key, value=value)
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(120) == 0
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_finalize_waits_for_the_producer_and_works_until_it_is_complete(
         assert not working.done()
         feed.snapshot({2: TOO_MANY_TAGS})
         positions.snapshot(done=True)
-        assert working.result(60).applied == 2
+        assert working.result(PATIENCE).applied == 2
     assert completed()
 
 
@@ -164,5 +165,5 @@ def test_finalize_says_what_is_left_once_every_event_has_had_its_time(
         assert row is not None
         positions.confirmed(Lsn(parse_lsn(row[0]) + (1 << 40)))
         with pytest.raises(RowsLeft, match="1 rows are left to change"):
-            working.result(60)
+            working.result(PATIENCE)
     assert not completed()

@@ -13,6 +13,7 @@ from infra import kafka
 from infra.settings import Settings
 from schemas.errors import UsageError
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -34,8 +35,9 @@ def test_it_counts_and_writes_nothing_anywhere(
     assert written(connection) == []
     assert connection.execute("SELECT to_regnamespace('headrace')").fetchone() == (None,)
     admin = kafka.admin(settings.kafka)
-    assert not any("parked" in topic for topic in admin.list_topics(timeout=10).topics if settings.prefix in topic)
-    groups = [found.group_id for found in admin.list_consumer_groups().result(30).valid]
+    topics = admin.list_topics(timeout=PATIENCE).topics
+    assert not any("parked" in topic for topic in topics if settings.prefix in topic)
+    groups = [found.group_id for found in admin.list_consumer_groups().result(PATIENCE).valid]
     assert not any(group.startswith(group_name(settings.prefix, "skip_resets")) for group in groups)
 
 

@@ -14,6 +14,7 @@ from infra import kafka, topics
 from infra.settings import Settings
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -40,7 +41,7 @@ def topic(settings: Settings) -> str:
     producer = kafka.producer(settings.kafka)
     for number in range(10):
         producer.produce(name, key=b"k", value=b"%d" % number, partition=number % 2)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE) == 0
     return name
 
 
@@ -103,7 +104,14 @@ def test_a_member_that_waits_reads_nothing_and_stays(
     join: Join, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     group = join()
-    read(group, 10, eventually)
+    # Up to the ends of both partitions, which are told like events, and a little later.
+    told: list[Message] = []
+
+    def all_told() -> bool:
+        told.extend(group.poll(100, 0.1))
+        return len(values(told)) == 10 and len(told) == 12
+
+    eventually(all_told, "10 events and 2 ends")
     asked = []
 
     def still() -> bool:
@@ -168,7 +176,7 @@ def test_a_partition_that_was_taken_away_from_a_waiting_member_is_read_when_it_c
     producer = kafka.producer(settings.kafka)
     for number in range(10, 12):
         producer.produce(topic, key=b"k", value=b"%d" % number, partition=number % 2)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE) == 0
     assert read(first, 2, eventually) == [10, 11]
 
 
@@ -182,7 +190,7 @@ def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, event
 
     def followed() -> bool:
         group.poll(1, 0.05)
-        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])[name].result(30)
+        found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])[name].result(PATIENCE)
         return [each.offset for each in found.topic_partitions if each.partition == 0] == [4]
 
     eventually(followed, "the offset is there")

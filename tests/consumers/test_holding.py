@@ -17,6 +17,7 @@ from consumers.runtime import Runtime
 from consumers.status import gather
 from infra.settings import MigrationSettings, Settings
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -58,5 +59,5 @@ def test_it_is_held_and_says_why_and_goes_on(
             eventually(lambda: status(ill)["held_by"] is None, "it is well")
         finally:
             stopping.set()
-        assert working.result(30).applied == 2_000
+        assert working.result(PATIENCE).applied == 2_000
     assert connection.execute("SELECT count(*) FROM headrace.holds").fetchone() == (0,)

@@ -16,6 +16,7 @@ from consumers.runtime import Runtime
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -65,7 +66,7 @@ def running(settings: Settings, works: type[Works]) -> Iterator[Callable[[], thr
     yield start
     stopping.set()
     for thread in started:
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
@@ -106,7 +107,7 @@ def test_stopping_ends_what_is_under_way(
     eventually(lambda: works.steps > 5, "it works")
     assert works.ended == 0
     stopping.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert (works.begun, works.ended) == (1, 1)
 
 

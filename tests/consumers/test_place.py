@@ -136,7 +136,7 @@ def test_an_answer_does_not_wait_for_the_end_of_the_names_and_ctrl_c_ends_it() -
         running.stdin.flush()
         assert running.stdout.readline() == b"foobar\tx\n"
         running.send_signal(signal.SIGINT)
-        assert running.wait(60) == 130
+        assert running.wait(180) == 130
         assert running.stderr.read() == b"headrace: stopped; start it again to go on\n"
 
 
@@ -148,5 +148,5 @@ def test_a_reader_that_goes_away_ends_it() -> None:
         running.stdout.close()
         running.stdin.write(b"foobar\n")
         running.stdin.close()
-        assert running.wait(60) == 1
+        assert running.wait(180) == 1
         assert running.stderr.read() == b""

@@ -21,6 +21,7 @@ from schemas.errors import UsageError
 from schemas.positions import Lsn
 from tests.consumers.conftest import Member
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -30,7 +31,7 @@ def committed(settings: Settings) -> dict[int, int]:
     group = group_name(settings.prefix, "skip_resets")
     admin = kafka.admin(settings.kafka)
     futures = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-    return {found.partition: found.offset for found in futures[group].result(30).topic_partitions}
+    return {found.partition: found.offset for found in futures[group].result(PATIENCE).topic_partitions}
 
 
 def test_a_new_run_starts_the_ledger_and_kafkas_offsets_at_the_beginning(

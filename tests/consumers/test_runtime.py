@@ -23,6 +23,7 @@ from infra.topics import LogReader
 from schemas.errors import OwnershipMoved
 from schemas.topics import parked_topic
 from tests.consumers.conftest import Member
+from tests.consumers.freezing import freeze_between_transactions, named
 from tests.consumers.repositories import (
     DEFAULT,
     TABLE,
@@ -34,6 +35,7 @@ from tests.consumers.repositories import (
     write_settings,
     written,
 )
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -109,7 +111,7 @@ def test_sigkill_in_mid_way_then_resume_applies_each_effect_once(
         member.wait()
 
     member = members(until_caught_up=True)
-    _, problems = member.communicate(timeout=90)
+    _, problems = member.communicate(timeout=PATIENCE)
 
     assert member.returncode == 0, problems
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
@@ -134,11 +136,11 @@ def test_two_members_share_the_partitions_and_do_each_row_once(
     eventually(lambda: len(written(connection)) >= 2_000, "all are reset")
 
     third = members(until_caught_up=True)
-    _, problems = third.communicate(timeout=90)
+    _, problems = third.communicate(timeout=PATIENCE)
     assert third.returncode == 0, problems
     for member in (first, second):
         member.send_signal(signal.SIGTERM)
-        _, problems = member.communicate(timeout=30)
+        _, problems = member.communicate(timeout=PATIENCE)
         assert member.returncode == 0, problems
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
 
@@ -155,8 +157,7 @@ def test_a_zombie_writes_nothing(
     feed.snapshot({1: TOO_MANY_TAGS})
     zombie = members()
     eventually(lambda: written(connection) == [1], "the first row is reset")
-    # Between transactions, so that it holds no lock that the other would wait for.
-    zombie.send_signal(signal.SIGSTOP)
+    freeze_between_transactions(zombie, connection)
     group = group_name(settings.prefix, "skip_resets")
     eventually(lambda: group_members(settings.kafka, group) == [], "Kafka drops the stopped member")
     rows = mixed(3_000)
@@ -172,12 +173,12 @@ def test_a_zombie_writes_nothing(
     before = len(written(connection))
 
     zombie.send_signal(signal.SIGCONT)
-    eventually(lambda: len(group_members(settings.kafka, group)) == 1, "the zombie is back in the group")
+    eventually(lambda: named(zombie) in group_members(settings.kafka, group), "the zombie is back")
     feed.send([feed.upsert(2_999, *DEFAULT)])
     last = catch_up()
 
     zombie.send_signal(signal.SIGTERM)
-    _, problems = zombie.communicate(timeout=30)
+    _, problems = zombie.communicate(timeout=PATIENCE)
     assert zombie.returncode == 0, problems
     assert last.applied == 0
     assert len(written(connection)) == before
@@ -250,7 +251,7 @@ def test_it_waits_for_a_topic_that_does_not_exist_yet(
     Feed(settings).snapshot({1: TOO_MANY_TAGS})
     eventually(lambda: written(connection) == [1], "the row is reset")
     member.send_signal(signal.SIGINT)
-    _, problems = member.communicate(timeout=30)
+    _, problems = member.communicate(timeout=PATIENCE)
     assert member.returncode == 0, problems
 
 
@@ -268,7 +269,7 @@ def test_a_paused_migration_is_held_and_goes_on(
     feed.snapshot({1: TOO_MANY_TAGS})
     member = members()
     group = group_name(settings.prefix, "skip_resets")
-    eventually(lambda: len(group_members(settings.kafka, group)) == 1, "it is a member")
+    eventually(lambda: group_members(settings.kafka, group) == [named(member)], "it is a member")
     assert written(connection) == []
     connection.execute("UPDATE headrace.migrations SET paused = false")
     eventually(lambda: written(connection) == [1], "the row is reset")
@@ -281,8 +282,8 @@ def test_a_deleted_topic_is_noticed(
     feed.snapshot({1: DEFAULT})
     catch_up()
     admin = kafka.admin(settings.kafka)
-    admin.delete_topics([feed.topic])[feed.topic].result(30)
-    eventually(lambda: feed.topic not in admin.list_topics(timeout=10).topics, "the topic is gone")
+    admin.delete_topics([feed.topic])[feed.topic].result(PATIENCE)
+    eventually(lambda: feed.topic not in admin.list_topics(timeout=PATIENCE).topics, "the topic is gone")
     Feed(settings).snapshot(dict.fromkeys(range(100), DEFAULT))
     with pytest.raises(Exception, match=r"deleted and made again.*headrace replay"):
         catch_up()
@@ -325,10 +326,10 @@ def _restart_both(own: Stack, tmp_path: Path, prefix: str, eventually: Eventuall
         own.postgres.start()
         eventually(lambda: len(resets()) >= 1_500, "it goes on after the database crashed")
         own.kafka.restart()
-        eventually(lambda: len(resets()) >= len(expected), "it goes on after the broker was restarted", 120.0)
+        eventually(lambda: len(resets()) >= len(expected), "it goes on after the broker was restarted")
         assert resets() == expected
         member.send_signal(signal.SIGTERM)
-        _, problems = member.communicate(timeout=30)
+        _, problems = member.communicate(timeout=PATIENCE)
         assert member.returncode == 0, problems
         assert "Traceback" not in problems
     finally:

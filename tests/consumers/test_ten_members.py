@@ -16,5 +16,5 @@ def test_members_come_and_go_while_the_broker_restarts_and_each_effect_happens_o
     stack: Stack, tmp_path: Path
 ) -> None:
     story = play(stack, tmp_path, seed=4, most=4, moves=14, restarts=1)
-    assert story["joined"] >= 4
-    assert story["left"] + story["killed"] >= 3
+    # How many there were depends on how long the broker was away; that each has had its end does not.
+    assert story["joined"] == story["left"] + story["killed"] + story["turned away"] > 1

@@ -15,7 +15,9 @@ from consumers.group import members as group_members
 from infra.settings import Settings
 from tests.conftest import Database
 from tests.consumers.conftest import Member
+from tests.consumers.freezing import backends, freeze_between_transactions
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, start_impatient_member, states, written
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -43,28 +45,10 @@ def start(config: Path) -> Iterator[Start]:
         print(each.communicate()[1])
 
 
-def backends(connection: psycopg.Connection[Any]) -> dict[int, tuple[str, str | None]]:
-    """Return the server's process of each member: its state and what it waits for."""
-    found = connection.execute(
-        "SELECT pid, state, wait_event_type FROM pg_stat_activity"
-        " WHERE application_name = 'headrace consume skip_resets' AND datname = current_database()"
-    )
-    return {pid: (state, waits) for pid, state, waits in found}
-
-
-def freeze_between_transactions(member: Member, connection: psycopg.Connection[Any]) -> None:
-    """Stop the process at a moment at which it holds no lock that others would wait for."""
-    while True:
-        member.send_signal(signal.SIGSTOP)
-        if {state for state, _ in backends(connection).values()} == {"idle"}:
-            return
-        member.send_signal(signal.SIGCONT)
-
-
 def finish(member: Member) -> str:
     """Stop a member in order; return its log."""
     member.send_signal(signal.SIGTERM)
-    _, log = member.communicate(timeout=60)
+    _, log = member.communicate(timeout=PATIENCE)
     assert member.returncode == 0, log
     return log
 

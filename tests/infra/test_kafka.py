@@ -57,13 +57,13 @@ def test_an_option_that_librdkafka_refuses_is_a_mistake_in_the_settings(options:
 def test_a_producer_that_was_taken_over_is_fenced(settings: KafkaSettings, prefix: str) -> None:
     topics.ensure_topic(settings, prefix, partitions=1)
     first = kafka.producer(settings, transactional_id=prefix)
-    first.init_transactions(30)
+    first.init_transactions(120)
     first.begin_transaction()
     first.produce(prefix, b"lost", key=b"k")
     second = kafka.producer(settings, transactional_id=prefix)
-    second.init_transactions(30)
+    second.init_transactions(120)
     with pytest.raises(Fenced, match="this process was fenced") as caught, kafka.translated(settings):
-        first.commit_transaction(30)
+        first.commit_transaction(120)
     assert caught.value.exit_code == 3
     assert not list(topics.LogReader(settings, prefix).read())
 
@@ -73,21 +73,21 @@ def test_a_consumer_reads_committed_records_from_the_beginning_and_commits_nothi
 ) -> None:
     topics.ensure_topic(settings, prefix, partitions=1)
     producer = kafka.producer(settings, transactional_id=prefix)
-    producer.init_transactions(30)
+    producer.init_transactions(120)
     for value, end in ((b"kept", producer.commit_transaction), (b"aborted", producer.abort_transaction)):
         producer.begin_transaction()
         producer.produce(prefix, value, key=value)
-        producer.flush(30)
+        producer.flush(120)
         end(30)
     seen = []
     client = kafka.consumer(settings, prefix, enable_partition_eof=True)
     try:
         client.assign([TopicPartition(prefix, 0)])
-        while (message := client.poll(30)) is not None and message.error() is None:
+        while (message := client.poll(120)) is not None and message.error() is None:
             seen.append(message.value())
         assert seen == [b"kept"]
         assert message is not None, "the end of the partition, and not silence, ended the loop"
-        assert [each.offset for each in client.committed([TopicPartition(prefix, 0)], timeout=30)] == [-1001]
+        assert [each.offset for each in client.committed([TopicPartition(prefix, 0)], timeout=120)] == [-1001]
     finally:
         client.close()
 

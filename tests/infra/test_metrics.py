@@ -2,6 +2,7 @@
 
 import socket
 import urllib.request
+from contextlib import suppress
 
 import pytest
 
@@ -17,9 +18,18 @@ def free_port() -> int:
         return port
 
 
+def serve_somewhere() -> int:
+    """Serve on a free port, and return it; one that somebody else takes in between is left to them."""
+    for _ in range(20):
+        port = free_port()
+        with suppress(SettingsError):
+            metrics.serve(MetricsSettings(port=port))
+            return port
+    raise AssertionError("every port was taken")
+
+
 def test_a_scrape_tells_what_was_counted() -> None:
-    port = free_port()
-    metrics.serve(MetricsSettings(port=port))
+    port = serve_somewhere()
     metrics.APPLIED.labels("of_this_test").inc(3)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()

@@ -45,7 +45,7 @@ def record(settings: Settings, *records: tuple[bytes, StreamState | SnapshotStat
     for key, state in records:
         value = None if state is None else state.model_dump_json().encode()
         producer.produce(positions_topic(settings.prefix), key=key, value=value)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def test_nothing_is_recorded_yet(settings: Settings) -> None:
@@ -79,7 +79,7 @@ def test_fields_of_a_later_version_are_left_aside(settings: Settings) -> None:
     producer = kafka.producer(settings.kafka)
     value = STREAM.model_dump_json().encode().replace(b"{", b'{"from_the_future": 1, ', 1)
     producer.produce(positions_topic(settings.prefix), key=record_key("main"), value=value)
-    producer.flush(30)
+    producer.flush(120)
     assert read_sources(settings)["main"].stream == STREAM
 
 

@@ -44,7 +44,7 @@ def started(how: str) -> subprocess.Popen[str]:
 def test_the_first_signal_sets_the_event_and_the_process_ends_in_order(number: signal.Signals) -> None:
     with started("end") as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
     assert out.splitlines() == ["stopping", "True"], "the handlers of before are there again"
     assert err == ""
     assert process.returncode == 0
@@ -59,7 +59,7 @@ def test_the_second_signal_ends_it_at_once(first: signal.Signals, second: signal
         assert process.stdout is not None
         assert process.stdout.readline() == "stopping\n"
         process.send_signal(second)
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
     assert process.returncode == -second
 
 
@@ -67,7 +67,7 @@ def test_the_second_signal_ends_it_at_once(first: signal.Signals, second: signal
 def test_work_that_goes_on_for_too_long_is_cancelled_and_no_other(how: str, cancelled: bool) -> None:
     with started(how) as process:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
     assert out.splitlines() == ["stopping", *["cancelled"] * cancelled, "True"]
     assert err == ""
 

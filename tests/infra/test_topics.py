@@ -12,6 +12,7 @@ from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[a
 from infra import kafka
 from infra.settings import KafkaSettings
 from infra.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic, written_offsets
+from tests.settling import until_shown
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def settings(bootstrap_servers: str) -> KafkaSettings:
 
 def transactional(settings: KafkaSettings) -> Producer:
     producer = kafka.producer(settings, transactional_id=secrets.token_hex(4))
-    producer.init_transactions(30)
+    producer.init_transactions(120)
     return producer
 
 
@@ -29,13 +30,13 @@ def send(settings: KafkaSettings, topic: str, values: Iterable[bytes]) -> None:
     producer = kafka.producer(settings)
     for value in values:
         producer.produce(topic, value, key=value, partition=0)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def config_of(settings: KafkaSettings, topic: str) -> dict[str, str]:
     resource = ConfigResource(ResourceType.TOPIC, topic)
     client = kafka.admin(settings)  # by name: a future ends when its client is collected
-    return {name: entry.value for name, entry in client.describe_configs([resource])[resource].result(30).items()}
+    return {name: entry.value for name, entry in client.describe_configs([resource])[resource].result(180).items()}
 
 
 def read(reader: LogReader) -> list[bytes | None]:
@@ -63,7 +64,7 @@ def test_an_existing_topic_keeps_its_partitions_and_records(settings: KafkaSetti
 
 def test_end_offsets_of_a_missing_topic_are_none(settings: KafkaSettings, prefix: str) -> None:
     assert end_offsets(settings, prefix) == {}
-    assert prefix not in kafka.admin(settings).list_topics(timeout=30).topics, "asking did not make it"
+    assert prefix not in kafka.admin(settings).list_topics(timeout=120).topics, "asking did not make it"
 
 
 def test_end_offsets_leave_out_what_is_not_committed(settings: KafkaSettings, prefix: str) -> None:
@@ -72,10 +73,11 @@ def test_end_offsets_leave_out_what_is_not_committed(settings: KafkaSettings, pr
     producer = transactional(settings)
     producer.begin_transaction()
     producer.produce(prefix, b"c", key=b"k", partition=0)
-    producer.flush(30)
+    producer.flush(120)
     assert end_offsets(settings, prefix) == {0: 2}
     assert written_offsets(settings, prefix) == {0: 3}
-    producer.commit_transaction(30)
+    producer.commit_transaction(120)
+    until_shown(settings, prefix)
     assert end_offsets(settings, prefix) == {0: 4}, "the record, and the mark of its commit"
 
 
@@ -113,15 +115,17 @@ def test_reading_leaves_out_aborted_and_unfinished_transactions(settings: KafkaS
     producer = transactional(settings)
     producer.begin_transaction()
     producer.produce(prefix, b"aborted", key=b"k", partition=0)
-    producer.flush(30)
-    producer.abort_transaction(30)
+    producer.flush(120)
+    producer.abort_transaction(120)
     send(settings, prefix, [b"kept"])
+    until_shown(settings, prefix)
     producer.begin_transaction()
     producer.produce(prefix, b"later", key=b"k", partition=0)
-    producer.flush(30)
+    producer.flush(120)
     reader = LogReader(settings, prefix)
     assert read(reader) == [b"kept"]
-    producer.commit_transaction(30)
+    producer.commit_transaction(120)
+    until_shown(settings, prefix)
     assert read(reader) == [b"later"]
 
 
@@ -131,7 +135,7 @@ def test_deleting_what_is_there_and_what_is_not(settings: KafkaSettings, prefix:
         ensure_topic(settings, name, partitions=1)
     send(settings, names[0], [b"old"])
     delete_topics(settings, [*names, f"{prefix}.never"])
-    assert not set(names) & kafka.admin(settings).list_topics(timeout=30).topics.keys()
+    assert not set(names) & kafka.admin(settings).list_topics(timeout=120).topics.keys()
     delete_topics(settings, names)
     ensure_topic(settings, names[0], partitions=1)
     assert read(LogReader(settings, names[0])) == [], "made anew, it is empty"

@@ -113,7 +113,7 @@ class Crashes:
         """
         source = self.source
         records = source.require_equal(TABLE)
-        slot, stream = source.slot_state(), source.state().stream
+        slot, stream = source.slot_state(), source.recorded().stream
         assert stream is not None
         assert slot.confirmed_flush is not None
         assert slot.confirmed_flush <= stream.confirmed_lsn, "the slot forgot what is not recorded"

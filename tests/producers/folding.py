@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -17,11 +16,12 @@ from psycopg import sql
 from infra import kafka
 from infra.registry import Registry, open_registry
 from infra.settings import Settings
-from infra.topics import end_offsets, written_offsets
+from infra.topics import end_offsets
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Position
 from schemas.wire import split_wire
+from tests.settling import until_shown
 
 Row = dict[str, object]
 SqlRow = tuple[str | None, ...]
@@ -47,9 +47,7 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
 
     Waits for the end of open transactions: a commit returns a moment before all partitions show it.
     """
-    deadline = time.monotonic() + 60
-    while end_offsets(settings.kafka, topic) != written_offsets(settings.kafka, topic):
-        assert time.monotonic() < deadline, f"{topic} has a transaction that does not end"
+    until_shown(settings.kafka, topic)
     return sorted(_records(settings, topic), key=lambda record: (record.partition, record.offset))
 
 
@@ -61,7 +59,7 @@ def _records(settings: Settings, topic: str) -> Iterator[Record]:
         client.assign([TopicPartition(topic, partition, 0) for partition in ends])
         left = set(ends)
         while left:
-            message = client.poll(30)
+            message = client.poll(120)
             assert message is not None, f"{topic} stopped answering"
             partition = message.partition()
             assert partition is not None

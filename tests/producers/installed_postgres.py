@@ -23,7 +23,7 @@ SETTINGS = {
     "dynamic_shared_memory_type": "mmap",
     "timezone": "UTC",
 }
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 
 
 def installed_versions() -> dict[int, Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 
 from infra.settings import Settings
-from tests.producers.sources import PATIENCE
+from tests.producers.sources import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,13 +114,17 @@ class Workload:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.transactions = 0
+        self.large_ones = 0
+        """How many of the large ones were committed."""
         self.error: BaseException | None = None
 
     def __enter__(self) -> Workload:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._large_every:
+            until(lambda: self.large_ones > 0 or self.error is not None, "a large transaction")
         self._stop.set()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
@@ -176,6 +180,7 @@ class Workload:
             connection.rollback()
         else:
             connection.commit()
+            self.large_ones += 1
 
     def _statement(self, connection: psycopg.Connection) -> None:
         draw = self._random

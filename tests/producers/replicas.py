@@ -18,7 +18,7 @@ from producers.replication_frames import Frame, Keepalive, XLogData
 from schemas.positions import Lsn
 
 PUBLICATION = "pub"
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds until a test that waits for something gives up; nothing is asserted about it."""
 
 

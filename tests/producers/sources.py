@@ -16,10 +16,11 @@ from infra.positions import SourceState, read_sources
 from infra.settings import DatabaseSettings, KafkaSettings, Settings
 from producers import slots, startup
 from producers.producer import Session, produce
-from schemas.topics import table_topic
+from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
+from tests.settling import until_shown
 
-PATIENCE = 90.0
+PATIENCE = 180.0
 """Seconds until a test that waits for something gives up; nothing is asserted about it."""
 
 
@@ -70,7 +71,13 @@ class Source:
     name: str = "main"
 
     def state(self) -> SourceState:
+        """Return what Kafka shows now, to be asked again and again; once a producer has ended, ask `recorded`."""
         return read_sources(self.settings).get(self.name, SourceState())
+
+    def recorded(self) -> SourceState:
+        """Return what is recorded by now, with the commits that Kafka has taken and does not show yet."""
+        until_shown(self.settings.kafka, positions_topic(self.settings.prefix))
+        return self.state()
 
     @property
     def slot(self) -> str:

@@ -25,7 +25,7 @@ from producers.start_over import start_over
 from tests.conftest import Database
 from tests.producers.processes import ROOT, write_settings
 from tests.producers.servers import own_server
-from tests.producers.sources import Source, copy_all, running, settings_for, until
+from tests.producers.sources import PATIENCE, Source, copy_all, running, settings_for, until
 
 pytestmark = pytest.mark.stack
 
@@ -217,6 +217,15 @@ def own(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterat
 def set_to(connection: psycopg.Connection[Any], name: str, value: str) -> None:
     connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
     connection.execute("SELECT pg_reload_conf()")
+    # The server's processes hear of it one after the other, this one among them.
+    shown = "SELECT current_setting(%s)"
+    until(lambda: connection.execute(shown, (name,)).fetchone() == (value,), f"{name} = {value}")
+
+
+def lost(source: Source) -> bool:
+    """Have a checkpoint, which removes what is too old; return whether the slot lost its log by it."""
+    source.connection.execute("CHECKPOINT")
+    return source.slot_state().lost
 
 
 def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path: Path) -> None:
@@ -226,7 +235,7 @@ def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path
         elsewhere.connection.execute("SELECT pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()")
     forecast = forecast_of(elsewhere)
     assert (forecast.status, forecast.at_risk) == ("unreserved", True)
-    elsewhere.connection.execute("CHECKPOINT")
+    until(lambda: lost(elsewhere), "the slot is lost")
     config = write_settings(elsewhere.settings, tmp_path / "headrace.toml")
     told = check(config)
     assert told.returncode == 3
@@ -243,19 +252,14 @@ def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path
 
 def check(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "headrace", "check", "--config", str(config), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_a_slot_that_was_lost_because_nobody_read_it(elsewhere: Source) -> None:
     until(lambda: elsewhere.slot_state().active_pid is None, "the slot to be free")
     set_to(elsewhere.connection, "idle_replication_slot_timeout", "1s")
     until(lambda: guardian_says(elsewhere).cause == guardian.IDLE_TIMEOUT, "the setting is in force")
-
-    def lost() -> bool:
-        elsewhere.connection.execute("CHECKPOINT")
-        return elsewhere.slot_state().lost
-
-    until(lost, "the slot is lost")
+    until(lambda: lost(elsewhere), "the slot is lost")
     finding = the_finding(elsewhere)
     assert finding.problem == f"slot {elsewhere.slot} is lost (idle_timeout): its changes are gone"
     assert (

@@ -139,7 +139,7 @@ def test_a_silent_node_is_left_when_asked_to_stop() -> None:
         stop.set()
         with pytest.raises(Interrupted, match="the walk of gitaly-0 was stopped before its end"):
             next(found)
-        assert node.cancelled.wait(60)
+        assert node.cancelled.wait(180)
         silence.set()
 
 
@@ -149,7 +149,7 @@ def test_a_walk_that_nobody_reads_to_the_end_ends_its_call() -> None:
         found = walk_gitaly("gitaly-0", settings(port), threading.Event())
         next(found)
         found.close()
-        assert node.cancelled.wait(60)
+        assert node.cancelled.wait(180)
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:

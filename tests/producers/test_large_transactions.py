@@ -123,9 +123,9 @@ def test_one_that_is_cut_in_the_middle_goes_on_there(
     source.connection.execute(ROWS.format(1, 60_000).encode())
     reached = [0]
     for _ in range(times):
-        monkeypatch.setattr(DiesInTheMiddle, "state_at_start", source.state().stream)
+        monkeypatch.setattr(DiesInTheMiddle, "state_at_start", source.recorded().stream)
         assert isinstance(Running(source, DiesInTheMiddle).ended(), SystemExit)
-        stream = source.state().stream
+        stream = source.recorded().stream
         assert stream is not None
         assert stream.ordinal > reached[-1]
         assert stream.confirmed_lsn < stream.commit_lsn == stream.position.commit_lsn > Lsn(0)

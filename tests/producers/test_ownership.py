@@ -107,7 +107,7 @@ BOTH = {
 
 
 def handover(source: Source) -> HandoverState | None:
-    return source.state().handovers.get("gitlab_main")
+    return source.recorded().handovers.get("gitlab_main")
 
 
 @pytest.mark.stack
@@ -123,7 +123,7 @@ def test_what_is_given_away_stops_there_and_the_others_go_on(new_source: NewSour
     assert record is not None
     assert (record.owner, record.epoch) == ("other", 2)
     assert [each.table for each in record.snapshots] == ["public.t"]
-    assert list(source.state().snapshots) == ["public.u"]
+    assert list(source.recorded().snapshots) == ["public.u"]
     copy_all(source)  # a start that finds it recorded leaves it alone too
     assert states(source.records("public.t")) == {"r": 2, "c": 1}
 
@@ -165,7 +165,7 @@ def test_given_away_taken_back_and_given_away_again_while_nobody_looked(new_sour
 @pytest.mark.stack
 def test_a_table_that_is_given_away_while_it_is_copied_is_copied_no_further(new_source: NewSource) -> None:
     source = new_source(
-        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 2000)",
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)",
         "public.t",
         snapshot={"chunk_rows": 5},
     )
@@ -177,7 +177,7 @@ def test_a_table_that_is_given_away_while_it_is_copied_is_copied_no_further(new_
     assert record is not None
     (snapshot,) = record.snapshots
     assert not snapshot.done
-    assert len(source.records("public.t")) == snapshot.rows < 2000
+    assert len(source.records("public.t")) == snapshot.rows < 20_000
 
 
 @pytest.mark.stack

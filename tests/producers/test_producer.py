@@ -43,7 +43,7 @@ def test_a_table_is_read_and_followed(new_source: NewSource) -> None:
     assert ops(records, id=100) == ["c", "u", "d", "tombstone"]
     assert ops(records, id=101) == ["c"]
     assert ops(records, id=1) == ["r", "d", "tombstone"]
-    snapshot = source.state().snapshots["public.t"]
+    snapshot = source.recorded().snapshots["public.t"]
     assert (snapshot.rows, snapshot.chunks_done, snapshot.chunks, snapshot.done) == (50, 8, 8, True)
 
 
@@ -71,7 +71,7 @@ def test_keys_of_every_kind(new_source: NewSource, kind: str) -> None:
         source.connection.execute("DELETE FROM t WHERE ctid IN (SELECT ctid FROM t LIMIT 10)")
         producer.caught_up()
     assert states(source.require_equal("public.t")) == {"r": 50, "u": 50, "d": 10, "tombstone": 10}
-    assert source.state().snapshots["public.t"].chunks_done == (8 if chunked else 1)
+    assert source.recorded().snapshots["public.t"].chunks_done == (8 if chunked else 1)
 
 
 def test_a_covering_primary_key_is_its_key_alone(new_source: NewSource) -> None:
@@ -109,7 +109,7 @@ def test_a_partitioned_table_is_one_table(new_source: NewSource) -> None:
         source.connection.execute("INSERT INTO t VALUES (5, '2021-06-06')")
         producer.caught_up()
     assert len(source.require_equal("public.t")) > 30
-    assert set(source.state().snapshots) == {"public.t"}
+    assert set(source.recorded().snapshots) == {"public.t"}
 
 
 @pytest.mark.xfail(strict=True, reason="the server does not publish a truncate of one partition under its root")
@@ -322,7 +322,7 @@ def test_heartbeats_move_an_idle_slot_up_to_the_recorded_position(new_source: Ne
         def moved() -> bool:
             producer.check()
             confirmed = source.slot_state().confirmed_flush
-            stream = source.state().stream
+            stream = source.recorded().stream
             assert stream is not None
             assert confirmed is not None
             assert confirmed <= stream.confirmed_lsn

@@ -27,6 +27,7 @@ from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn
 from tests.conftest import Database, start_stack
 from tests.producers.replicas import PATIENCE, PUBLICATION, of, prepare, reading
+from tests.producers.sources import until
 
 pytestmark = pytest.mark.stack
 
@@ -119,6 +120,7 @@ def test_what_came_before_the_end_is_handed_out_before_the_error(
         deadline = time.monotonic() + PATIENCE
         while (active := connection.execute(sent, (slot, row[0])).fetchone()) is None:
             assert time.monotonic() < deadline
+            time.sleep(0.01)
         connection.execute("SELECT pg_terminate_backend(%s, 60000)", active)
         with pytest.raises(DatabaseUnavailable, match="terminating"):
             reader.until(lambda: False)
@@ -192,9 +194,16 @@ def test_a_slot_that_lost_its_log(own_stack: Stack, own_dsn: str, slot: str) -> 
         connection.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
         connection.execute("SELECT pg_reload_conf()")
         try:
-            for _ in range(3):
-                connection.execute("SELECT pg_logical_emit_message(false, '', '', true), pg_switch_wal()")
-            connection.execute("CHECKPOINT")
+
+            def lost() -> bool:
+                """Write, and have a checkpoint; the one who makes it may not have heard of the setting yet."""
+                for _ in range(3):
+                    connection.execute("SELECT pg_logical_emit_message(false, '', '', true), pg_switch_wal()")
+                connection.execute("CHECKPOINT")
+                found = slots.read(connection, slot)
+                return found is not None and found.lost
+
+            until(lost, "the slot is lost")
         finally:
             connection.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
             connection.execute("SELECT pg_reload_conf()")

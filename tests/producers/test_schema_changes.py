@@ -144,7 +144,7 @@ def test_a_change_that_is_followed_while_streaming(source: Source, name: str) ->
         source.connection.execute("INSERT INTO t (id, v) VALUES (101, 'after')")
         producer.caught_up()
     require_right(source, case)
-    assert source.state().snapshots["public.t"].stopped is None
+    assert source.recorded().snapshots["public.t"].stopped is None
 
 
 class ChangesBetweenChunks(Session):
@@ -177,7 +177,7 @@ def test_a_change_that_is_followed_between_two_chunks(source: Source, name: str)
         until_checked(producer, session.changed.is_set, "the change")
         producer.caught_up()
     require_right(source, case)
-    assert source.state().snapshots["public.t"].rows >= 20
+    assert source.recorded().snapshots["public.t"].rows >= 20
 
 
 def reason(source: Source) -> str | None:

@@ -149,7 +149,7 @@ def test_what_a_dead_process_left_goes_at_the_next_start_and_what_a_living_one_h
         with SpillDirectory(tmp_path) as mine:
             assert left.is_dir()
             process.kill()
-            process.wait(60)
+            process.wait(180)
             assert (left / "7").stat().st_size > 100_000
             with SpillDirectory(tmp_path) as next_one:
                 assert not left.exists()

@@ -30,8 +30,8 @@ def test_everything_is_forgotten_and_read_anew(new_source: NewSource) -> None:
     copy_all(source)
     start_over(source.settings, "main")
     assert slots.read(source.connection, source.slot) is None
-    assert source.state().stream is None
-    assert source.state().snapshots["public.t"].anew
+    assert source.recorded().stream is None
+    assert source.recorded().snapshots["public.t"].anew
     source.connection.execute("DELETE FROM t WHERE id = 1")
     copy_all(source)
     # The topic is the same one, emptied in both partitions.
@@ -41,7 +41,7 @@ def test_everything_is_forgotten_and_read_anew(new_source: NewSource) -> None:
 def test_where_positions_would_go_back_the_topics_are_deleted(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
-    stream = source.state().stream
+    stream = source.recorded().stream
     assert stream is not None
     relay = Relay(source.settings.kafka, "test", positions_topic(source.settings.prefix))
     relay.record([(record_key("main"), stream.model_copy(update={"system_identifier": "1"}))])

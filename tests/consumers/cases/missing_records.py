@@ -16,6 +16,7 @@ from producers.walk_producer import storage_walk_topic
 from tests.consumers import cases
 from tests.consumers.praefect import SCHEMAS, flags, hosts, records, track
 from tests.producers.storages import hashed
+from tests.settling import until_shown
 
 KNOWN = [hashed(project) for project in range(10)]
 MISSING = [hashed(project) for project in range(10, 40)]
@@ -56,11 +57,12 @@ class Case(cases.Case):
 
     def _send(self, sent: list[dict[str, Any]]) -> None:
         producer: Producer = kafka.producer(self._settings.kafka, transactional_id=f"{self._settings.prefix}-walks")
-        producer.init_transactions(30)
+        producer.init_transactions(120)
         producer.begin_transaction()
         for each in sent:
             producer.produce(self._topic, **each)
-        producer.commit_transaction(60)
+        producer.commit_transaction(120)
+        until_shown(self._settings.kafka, self._topic)
 
     def wanted(self) -> cases.Rows:
         wanted: dict[object, object] = {path: (0, None, path, {"gitaly-0": 0}) for path in MISSING}

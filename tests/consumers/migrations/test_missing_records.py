@@ -126,7 +126,7 @@ def test_a_repository_created_by_a_write_while_the_walk_runs_is_neither_doubled_
         wait_for_a_lock(world)
         before = checksum(praefect, paths(1))
         praefect.commit()
-        assert applied.result(60) == 3
+        assert applied.result(180) == 3
     assert checksum(world.connection, paths(1)) == before
     assert records(world.connection).keys() == set(paths(3))
     assert hosts(world.connection)[paths(1)[0]] == {"gitaly-0": 3, "gitaly-1": 3}

@@ -39,7 +39,7 @@ from tests.consumers.repositories import write_settings
 CHECKOUT = Path(__file__).parents[3]
 
 
-def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seconds: float = 120.0) -> None:
+def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seconds: float = 600.0) -> None:
     """Move until nothing is left to do, or `until` says so; then close what is under way."""
     migration = RehashMoves.configure(settings.migration("rehash_moves"))
     outside = Outside(settings, migration, "main")

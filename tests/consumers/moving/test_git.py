@@ -36,7 +36,7 @@ def test_a_failure_has_gits_own_words(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_nobodys_fault_but_the_disks() -> None:
     with pytest.raises(NoRoom, match="No space left on device; Free space there"):
-        result(run("sh", "-c", "echo 'fatal: write error: No space left on device' >&2; exit 128", seconds=10))
+        result(run("sh", "-c", "echo 'fatal: write error: No space left on device' >&2; exit 128", seconds=120))
 
 
 def test_what_takes_too_long_is_ended() -> None:

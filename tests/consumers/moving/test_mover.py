@@ -18,6 +18,7 @@ from consumers.routing import Reading, homes
 from schemas.errors import SettingsError
 from tests.consumers.gitservers import NODES, is_whole, make_repository, push, refs, shards
 from tests.consumers.moving.driver import NAMES, World, drive, moving, start
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -62,7 +63,7 @@ def test_killed_at_any_step_it_loses_no_repository_and_leaves_none_twice(world: 
     before = {name: refs(world.disks.old(name)) for name in names}
 
     victim = start(world.config, point, number)
-    _, problems = victim.communicate(timeout=60)
+    _, problems = victim.communicate(timeout=PATIENCE)
     assert victim.returncode == -9, problems.decode()
     for name in names:
         assert refs(found_by_readers(world, name)) == before[name], "half visible, or lost"
@@ -253,7 +254,7 @@ def test_a_member_that_was_away_too_long_takes_nothing_from_its_place(world: Wor
         assert world.disks.copies(name) == [world.disks.old(name)]
     finally:
         zombie.send_signal(signal.SIGCONT)
-        _, problems = zombie.communicate(timeout=60)
+        _, problems = zombie.communicate(timeout=PATIENCE)
 
     assert zombie.returncode == 1, problems.decode()
     assert world.disks.copies(name) == [world.disks.old(name)]

@@ -32,6 +32,7 @@ from schemas.errors import SettingsError
 from tests.consumers.gitservers import NODES, Application, git, is_whole, make_repository, refs, shards
 from tests.consumers.moving.driver import NAMES, World, broken, drive, member
 from tests.consumers.repositories import start_member
+from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
 
@@ -148,7 +149,7 @@ def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
     stopping = threading.Event()
     migration = RehashMoves.configure(world.settings.migration("rehash_moves"))
     with monkeypatch.context() as patched:
-        patched.setattr(copying, "UPLOAD_PACK", "sleep 100; git upload-pack")
+        patched.setattr(copying, "UPLOAD_PACK", "sleep 1000; git upload-pack")
         running = threading.Thread(
             target=Runtime(world.settings, migration, "main", stopping=stopping, until_caught_up=True).run
         )
@@ -158,7 +159,7 @@ def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
         eventually(lambda: not world.disks.leftovers(), "it is broken off and cleaned up")
     assert world.states() == {NAMES[0]: "wanted"}
     set_paused(world.settings, RehashMoves, "main", False)
-    running.join(timeout=60)
+    running.join(timeout=PATIENCE)
     assert not running.is_alive()
     assert world.disks.copies(NAMES[0]) == [world.disks.new(NAMES[0])]
 

@@ -49,7 +49,7 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
 
 def headrace(*words: str | Path) -> tuple[int, str, str]:
     process = start(*words)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     return process.returncode, out, err
 
 
@@ -101,7 +101,7 @@ def test_up_after_a_crash_cleans_up_and_starts_anew(directory: Path) -> None:
 
 def test_two_at_once_start_one_stack(directory: Path) -> None:
     both = [start("up", "--json", "--dir", directory) for _ in range(2)]
-    said = [json.loads(process.communicate(timeout=120)[0]) for process in both]
+    said = [json.loads(process.communicate(timeout=400)[0]) for process in both]
     assert said[0] == said[1]
 
 

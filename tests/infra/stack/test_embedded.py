@@ -18,23 +18,23 @@ pytestmark = pytest.mark.stack
 def create_topic(bootstrap: str, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for done in admin.create_topics([NewTopic(topic, 1, 1)]).values():
-        done.result(30)
+        done.result(120)
 
 
 def produce_committed(bootstrap: str, topic: str, values: list[bytes]) -> None:
     producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": topic})
-    producer.init_transactions(30)
+    producer.init_transactions(120)
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value)
-    producer.commit_transaction(30)
+    producer.commit_transaction(120)
 
 
 def read(bootstrap: str, topic: str, count: int) -> list[bytes]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "isolation.level": "read_committed"})
     consumer.assign([TopicPartition(topic, 0, 0)])
     try:
-        return [value for message in consumer.consume(count, 30) if (value := message.value()) is not None]
+        return [value for message in consumer.consume(count, 120) if (value := message.value()) is not None]
     finally:
         consumer.close()
 
@@ -50,7 +50,7 @@ def test_topics_are_never_created_by_accident(stack: Stack, prefix: str) -> None
     producer = Producer({"bootstrap.servers": stack.endpoints.bootstrap_servers, "message.timeout.ms": 1000})
     errors = []
     producer.produce(f"{prefix}.nowhere", b"x", on_delivery=lambda error, _: errors.append(error))
-    producer.flush(30)
+    producer.flush(120)
     assert len(errors) == 1
     assert errors[0] is not None
 
@@ -73,7 +73,7 @@ def test_postgres_lets_nobody_in_without_the_password(stack: Stack) -> None:
     parts = psycopg.conninfo.conninfo_to_dict(stack.endpoints.dsn)
     wrong = psycopg.conninfo.make_conninfo("", **{**parts, "password": "guessed"})
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(wrong, connect_timeout=10)
+        psycopg.connect(wrong, connect_timeout=120)
 
 
 def test_endpoints_hide_the_password(stack: Stack) -> None:
@@ -144,8 +144,12 @@ def test_close_leaves_nothing_and_may_be_called_twice() -> None:
 @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists its shared memory as a file")
 def test_a_killed_database_leaves_no_shared_memory() -> None:
     with embedded_stack() as running:
-        before_kill = Path("/proc/sysvipc/shm").read_text()
         segment = (running.postgres.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
-        assert f" {segment} " in before_kill
+        assert segment in shared_memory()
         running.postgres.kill()
-    assert f" {segment} " not in Path("/proc/sysvipc/shm").read_text()
+    assert segment not in shared_memory()
+
+
+def shared_memory() -> set[str]:
+    """Return the ids of the machine's shared memory segments."""
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}

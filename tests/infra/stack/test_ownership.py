@@ -30,7 +30,7 @@ with embedded_stack() as stack:
 """
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
@@ -59,7 +59,7 @@ def test_nothing_is_left_of_an_owner_that_is(ending: signal.Signals) -> None:
         family = descendants(owner.pid)
         assert {process.pid for process in family} > set(said["pids"])
         owner.send_signal(ending)
-        owner.wait(60)
+        owner.wait(180)
     eventually(lambda: not Path(said["directory"]).exists())
     eventually(lambda: not any(runs(process) for process in family))
 
@@ -75,7 +75,7 @@ def test_owner_s_pipe_is_the_server_s_life(tmp_path: Path) -> None:
         "user": None,
         "group": None,
         "stop_signal": signal.SIGTERM,
-        "grace": 5,
+        "grace": 60,
     }
     with subprocess.Popen(
         [sys.executable, guard.__file__, "run", json.dumps(spec)],
@@ -88,7 +88,7 @@ def test_owner_s_pipe_is_the_server_s_life(tmp_path: Path) -> None:
         server = psutil.Process(int(watcher.stdout.readline()))
         assert runs(server)
         watcher.stdin.close()
-        assert watcher.wait(30) == 128 + signal.SIGTERM
+        assert watcher.wait(180) == 128 + signal.SIGTERM
     assert not runs(server)
 
 
@@ -156,7 +156,7 @@ def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
 def test_the_environment_is_not_on_a_command_line(tmp_path: Path) -> None:
     keeper = Keeper()
     process = keeper.start(
-        [sys.executable, "-c", "import os, time; print(os.environ['SECRET'], flush=True); time.sleep(60)"],
+        [sys.executable, "-c", "import os, time; print(os.environ['SECRET'], flush=True); time.sleep(600)"],
         log=tmp_path / "log",
         cwd=tmp_path,
         env={"SECRET": "hunter2"},

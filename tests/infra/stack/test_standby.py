@@ -21,7 +21,7 @@ def consume(server: EmbeddedPostgres, slot: str) -> None:
 
 
 def wait_until(server: EmbeddedPostgres, query: str, expected: object, meanwhile: Callable[[], object] = bool) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with server.connect() as connection:
         while (found := connection.execute(query.encode()).fetchone()) != expected:
             assert time.monotonic() < deadline, f"{query}: {found}"

@@ -1,0 +1,53 @@
+"""Kafka answers `commit_transaction` a moment before every partition shows it: waiting for that moment to pass."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
+
+from infra import kafka
+from infra.settings import KafkaSettings
+
+_PATIENCE = 180.0
+"""Seconds until it gives up. The broker itself ends what a producer that died left open, after a minute or so."""
+_PASSING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._TIMED_OUT,
+}
+"""What is answered about a topic that was just made."""
+
+
+def until_shown(settings: KafkaSettings, *topics: str) -> None:
+    """Wait until everybody can read what was produced to these topics up to now; a topic that is not there has nothing.
+
+    What is still being written meanwhile is not waited for.
+    """
+    client = kafka.admin(settings)
+    found = client.list_topics(timeout=_PATIENCE).topics
+    places = [TopicPartition(topic, number) for topic in topics if topic in found for number in found[topic].partitions]
+    if not places:
+        return
+    deadline = time.monotonic() + _PATIENCE
+    written = _ends(client, places, IsolationLevel.READ_UNCOMMITTED, deadline)
+    while True:
+        shown = _ends(client, places, IsolationLevel.READ_COMMITTED, deadline)
+        if all(now >= end for now, end in zip(shown, written, strict=True)):
+            return
+        assert time.monotonic() < deadline, f"a transaction of {', '.join(topics)} never ended"
+        threading.Event().wait(0.005)
+
+
+def _ends(client: AdminClient, places: list[TopicPartition], level: IsolationLevel, deadline: float) -> list[int]:
+    latest = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
+    while True:
+        answers = client.list_offsets(latest, isolation_level=level)
+        try:
+            return [answers[place].result().offset for place in places]
+        except KafkaException as error:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                raise
