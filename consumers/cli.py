@@ -56,7 +56,7 @@ def consume(
     Start as many as there are partitions, on any machines: they share the work. Stop or kill one at any moment: the
     others take over, and it goes on where it was. Progress is kept in the database that is written, in the same
     transaction as the effects, so each effect happens once. A migration that is complete returns at once.
-    HEADRACE_<MIGRATION>_ENABLED=false switches it off.
+    `HEADRACE_<MIGRATION>_ENABLED=false` switches it off.
     """
     settings = load_settings(config)
     kind = catalog.migration_class(migration)

@@ -137,6 +137,7 @@ class Resets:
 
     def _replay(self, members: list[Guarded]) -> tuple[int, float]:
         self._stage.end(*members)
+        self._stage.until_left(f"headrace.{_MIGRATION}")
         self._stage.command("replay", _MIGRATION)
         began = time.monotonic()
         report = json.loads(self._stage.command("consume", _MIGRATION, "--until-caught-up", "--json"))

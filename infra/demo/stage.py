@@ -19,6 +19,7 @@ import psycopg
 import tomli_w
 from rich.console import Console
 
+from infra import kafka
 from infra.positions import Positions
 from infra.postgres import connect
 from infra.settings import KafkaSettings
@@ -109,6 +110,13 @@ class Stage:
         """Kill a service with SIGKILL."""
         process.kill()
         self._running.remove(process)
+
+    def until_left(self, group: str) -> None:
+        """Wait until Kafka counts nobody as a member: one that was killed is one for as long as its session lasts."""
+        client = kafka.admin(self.kafka)
+        for _ in self.patiently(f"the group {group}"):
+            if not client.describe_consumer_groups([group])[group].result(_PATIENCE).members:
+                return
 
     def command(self, *words: str) -> str:
         """Run a command to its end and return the last line that it printed."""

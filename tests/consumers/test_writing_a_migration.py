@@ -1,4 +1,4 @@
-"""docs/writing-a-migration.md is enough: its one file runs as a migration, and nothing else is edited."""
+"""docs/writing-a-migration.md is enough: its one file runs as a migration, no list is edited, and its test passes."""
 
 import json
 import re
@@ -24,9 +24,9 @@ def checkout(tmp_path: Path) -> Path:
     for package in ("schemas", "infra", "producers", "consumers"):
         shutil.copytree(CHECKOUT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(CHECKOUT / "headrace.py", copy)
-    source = re.search(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert source is not None
-    (copy / "consumers" / "migrations" / "name_repositories.py").write_text(source[1], encoding="utf-8")
+    migration, its_test = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (copy / "consumers" / "migrations" / "name_repositories.py").write_text(migration, encoding="utf-8")
+    (copy / "test_name_repositories.py").write_text(its_test, encoding="utf-8")
     return copy
 
 
@@ -65,3 +65,15 @@ def test_the_page_s_file_is_a_migration_that_runs(
     named = connection.execute("SELECT id FROM container_repositories WHERE name = 'unnamed' ORDER BY id").fetchall()
     assert named == [(1,), (2,), (3,)]
     assert headrace("verify", checkout=checkout, config=config).returncode == 0
+
+
+def test_the_page_s_test_of_it_passes(checkout: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_name_repositories.py"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout

@@ -119,10 +119,12 @@ class Source:
 
         until(there, f"the stream at {lsn}")
 
-    def require_equal(self, table: str, columns: tuple[str, ...] | None = None) -> list[Record]:
-        """Fail unless the topic, folded, is the table, in order; return its records."""
+    def require_equal(
+        self, table: str, columns: tuple[str, ...] | None = None, *, broker_died: bool = False
+    ) -> list[Record]:
+        """Fail unless the topic, folded, is the table, in order (see `require_order`); return its records."""
         records = self.records(table)
-        require_order(records)
+        require_order(records, broker_died=broker_died)
         folded, rows = set(folded_rows(records, columns)), set(table_rows(self.connection, table, columns))
         assert folded == rows, f"only in the topic: {sorted(folded - rows)}, in the table: {sorted(rows - folded)}"
         return records
