@@ -39,9 +39,9 @@ _LOCK_TIMEOUT_MS: Final = 100
 _LOOK_SECONDS: Final = 0.25
 """How often progress is looked at: what looks uses the database too."""
 
-_GENTLE_RESETS: Final = {"transaction_ms": 2, "max_rate": 8_000}
-_GENTLE_BACKFILL: Final = {"transaction_ms": 2, "max_rate": 5_000}
-"""What README recommends where people share the database: transactions so short that nobody waits long behind one,
+_GENTLE_RESETS: Final = {"sub_batch_size": 50, "adaptive": False, "max_rate": 6_200}
+_GENTLE_BACKFILL: Final = {"sub_batch_size": 50, "adaptive": False, "max_rate": 5_000}
+"""As docs/running.md has it for a database that people share: transactions so short that nobody waits long behind one,
 at a rate that leaves the database mostly to others."""
 
 _TWICE: Final = Target(at_least=0.5, ratio=True)
