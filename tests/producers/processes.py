@@ -67,6 +67,11 @@ class Process:
         """Fail when it has ended."""
         assert self._process.poll() is None, self.log.read_text()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone already."""
+        return self._process.poll() is not None
+
     def ended(self) -> int:
         """Wait for the end; return the exit code."""
         return self._process.wait(PATIENCE)
