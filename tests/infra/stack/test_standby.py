@@ -32,9 +32,10 @@ def wait_until(server: EmbeddedPostgres, query: str, expected: object, meanwhile
 def test_a_standby_takes_over_with_data_and_failover_slots() -> None:
     with embedded_stack() as stack:
         primary = stack.postgres
-        standby = stack.standby("replica")
         with primary.connect() as connection:
             connection.execute("CREATE TABLE t AS SELECT 1 AS x")
+        standby = stack.standby("replica")
+        with primary.connect() as connection:
             connection.execute("SELECT pg_create_logical_replication_slot('moving', 'pgoutput', false, false, true)")
             connection.execute("INSERT INTO t VALUES (2)")
         wait_until(standby, "SELECT count(*) FROM t", (2,))
