@@ -113,10 +113,11 @@ class Stage:
 
     def until_left(self, group: str) -> None:
         """Wait until Kafka counts nobody as a member: one that was killed is one for as long as its session lasts."""
-        client = kafka.admin(self.kafka)
-        for _ in self.patiently(f"the group {group}"):
-            if not client.describe_consumer_groups([group])[group].result(_PATIENCE).members:
-                return
+        with kafka.translated(self.kafka):
+            client = kafka.admin(self.kafka)
+            for _ in self.patiently(f"the group {group}"):
+                if not client.describe_consumer_groups([group])[group].result(_PATIENCE).members:
+                    return
 
     def command(self, *words: str) -> str:
         """Run a command to its end and return the last line that it printed."""

@@ -21,7 +21,7 @@ class Halves:
 
     def __init__(self) -> None:
         every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self.divided = len(every) > 1
+        self._divided = len(every) > 1
         self._all = frozenset(every)
         self._database = frozenset(every[: len(every) // 2])
         self._headrace = self._all - self._database
@@ -45,7 +45,7 @@ class Halves:
                 self._keep_to(pid, self._all)
 
     def _keep_to(self, pid: int, processors: frozenset[int], *, children: bool = True) -> None:
-        if not self.divided:
+        if not self._divided:
             return
         process = psutil.Process(pid)
         for one in (process, *(process.children(recursive=True) if children else ())):
