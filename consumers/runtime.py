@@ -6,44 +6,36 @@ transaction, the member asks the ledger and reads on from there.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from enum import Enum
 from typing import Final
 
 import psycopg
-from confluent_kafka import Message
 
-from consumers import fence
-from consumers.ahead import Ahead
-from consumers.batches import Overrides, Planner, SubBatch, Waiting, origin_of
+from consumers.applying import Applying
+from consumers.batches import Planner
 from consumers.completion import Completion
-from consumers.decisions import Park
 from consumers.ends import Ends
-from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped, timed_out
+from consumers.error_policy import Action, Rule, rule_for, stopped
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
 from consumers.holding import Holding
 from consumers.inputs import schemas_of, source_topics
-from consumers.ledger import Cursor, Entry, Ledger, Place
+from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
 from consumers.outside import Pace, Working
 from consumers.pacing import Pacing
 from consumers.parking import Parking
-from consumers.rates import Rate
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.totals import Report, Totals
-from consumers.unseen import SHORT_WAITS, NotVisibleYet, Unseen
 from consumers.verify import RowsLeft
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
 from infra.settings import Settings
 from schemas.errors import HeadraceError, Interrupted
-from schemas.positions import Offset
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
@@ -51,16 +43,6 @@ _CHECK_SECONDS: Final = 1.0
 _TOPIC_SECONDS: Final = 1.0
 _REPORT_SECONDS: Final = 0.2
 _LOG_SECONDS: Final = 10.0
-
-
-class Outcome(Enum):
-    """What became of a sub-batch."""
-
-    SETTLED = "settled"
-    SET_ASIDE = "set aside"
-    """Settled as far as it is visible; what was planned behind it has to be planned anew."""
-    READ_AGAIN = "read again"
-    """Not settled, or not known: the position was read anew from the ledger, or the consumer stops."""
 
 
 class Runtime:
@@ -93,7 +75,6 @@ class Runtime:
         self._planner = Planner(migration, self._schemas, database)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
         self._completion = Completion(settings, migration, database, self._topics, self._ledger)
-        self._parking = Parking(settings, migration.name)
         self._group = Group(
             settings.kafka,
             group_name(settings.prefix, migration.name),
@@ -107,19 +88,28 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
-        self._ahead = Ahead("plan")
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
         self._working = Working(settings, migration, database)
-        self._unseen = Unseen(migration.name)
-        self._rest = 0.0
         self._read_all = False
         self._run = 0
         self._verdict = ""
-        self._rates: dict[Place, Rate] = {}
         self._log = log.get(migration=migration.name)
         self._next_check = self._next_report = self._next_log = self._next_end_check = 0.0
-        self.totals = Totals()
+        self._applying = Applying(
+            migration,
+            database,
+            planner=self._planner,
+            ledger=self._ledger,
+            group=self._group,
+            target=self._target,
+            parking=Parking(settings, migration.name),
+            pacing=self._pacing,
+            stopping=stopping,
+            recover=self._recover,
+            proceed=self._proceed,
+        )
+        self.totals = self._applying.totals
 
     def run(self) -> Totals:
         """Work until stopped, or caught up if that was asked; return what was done.
@@ -180,7 +170,7 @@ class Runtime:
         if run != self._run:
             selection = self._ledger.selection(connection, run)
             self._planner.selection = Selection(selection, self._schemas) if selection else None
-            self._run = run
+            self._run = self._applying.run = run
 
     def _wait_for_topics(self) -> None:
         told = False
@@ -199,11 +189,11 @@ class Runtime:
                 self._reposition()
         if not self._healthy():
             self._reposition()
-        self._bring_back()
+        self._applying.bring_back()
         busy = self._working.pace is Pace.BUSY
-        records = self._group.poll(self._pacing.records, 0.0 if busy else self._unseen.seconds(_POLL_SECONDS))
+        records = self._group.poll(self._pacing.records, 0.0 if busy else self._applying.unseen.seconds(_POLL_SECONDS))
         if records:
-            self._process(records)
+            self._applying.process(records)
         self._work()
         if self._completion.due(idle=not records):
             self._look()
@@ -231,147 +221,13 @@ class Runtime:
         except (psycopg.Error, HeadraceError) as error:
             self._recover(error, rule_for(error), self._working.attempt)
 
-    def _process(self, records: Sequence[Message]) -> None:
-        while records:
-            records = self._settle_batch(records)
-        self._group.commit()
-
-    def _settle_batch(self, records: Sequence[Message]) -> Sequence[Message]:
-        """Settle what was read; return what has to be planned once more, nothing when all is done or read again."""
-        plan = self._planner.plan(records, self._positions(), lambda: self._pacing.limit)
-        with contextlib.closing(self._ahead.of(plan)) as sub_batches:
-            for sub_batch in sub_batches:
-                outcome = Outcome.READ_AGAIN if self._stopping.is_set() else self._settle(sub_batch, records)
-                if outcome is Outcome.READ_AGAIN:
-                    return ()
-                if (self._rest and not self._group.rest(self._rest)) or not self._healthy():
-                    self._reposition()
-                    return ()
-                self._tell()
-                if outcome is Outcome.SET_ASIDE:
-                    return records[sub_batch.end :]
-        return ()
-
-    def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> Outcome:
-        """Carry out a sub-batch of `records`, whatever it takes."""
-        attempt = looks = 0
-        while not self._stopping.is_set():
-            try:
-                if sub_batch.parked:
-                    # Only what this consumer may settle now is parked.
-                    with self._transaction(sub_batch):
-                        pass
-                    self._parking.keep(sub_batch.parked, self._run)
-                self._apply(sub_batch)
-            except NotVisibleYet as early:
-                if looks == len(SHORT_WAITS):
-                    return self._set_aside(sub_batch, records, early.waiting)
-                self._stopping.wait(SHORT_WAITS[looks])
-                looks += 1
-            except (psycopg.Error, HeadraceError) as error:
-                rule = rule_for(error)
-                attempt += 1
-                if rule.action is Action.SPLIT and sub_batch.changes and isinstance(error, psycopg.Error):
-                    return self._split(sub_batch, records, error)
-                if not self._recover(error, rule, attempt):
-                    return Outcome.READ_AGAIN
-                if timed_out(error) and len(sub_batch.changes) > 1:
-                    self._pacing.timed_out()
-                    part = records[sub_batch.start : sub_batch.end]
-                    return self._piecemeal(part, min(self._pacing.limit, len(sub_batch.changes) // 2))
-            else:
-                return Outcome.SETTLED
-        return Outcome.READ_AGAIN
-
-    def _set_aside(self, sub_batch: SubBatch, records: Sequence[Message], waiting: Mapping[Place, Waiting]) -> Outcome:
-        """Settle what is visible of a sub-batch; its other partitions wait, each from its first event that is not."""
-        part = [record for record in records[sub_batch.start : sub_batch.end] if not _beyond(record, waiting)]
-        outcome = self._piecemeal(part, max(1, len(sub_batch.changes)))
-        if outcome is Outcome.READ_AGAIN:
-            return outcome
-        ours = {place: each for place, each in waiting.items() if place in self._group.positions}
-        for place in ours:
-            self._group.set_aside(place, self._group.positions[place])
-        self._unseen.add(ours)
-        return Outcome.SET_ASIDE
-
-    def _bring_back(self) -> None:
-        """Read on in the partitions whose transactions are visible now."""
-        self._unseen.keep_only(self._group.positions.keys())
-        if self._unseen.due():
-            for place in self._target.ask(self._unseen.look):
-                self._group.bring_back(place)
-
-    def _positions(self) -> Mapping[Place, Offset]:
-        """Return the offset that each partition needs next, of those that do not wait."""
-        waiting = self._unseen.places
-        return {place: offset for place, offset in self._group.positions.items() if place not in waiting}
-
-    @contextlib.contextmanager
-    def _transaction(self, sub_batch: SubBatch) -> Iterator[Cursor]:
-        """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
-        with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
-            hidden = fence.hold(
-                cursor,
-                migration=self._migration.name,
-                run=self._run,
-                gitlab_schema=self._migration.gitlab_schema,
-                database=self._database,
-            )
-            if waiting := sub_batch.waiting(hidden):
-                raise NotVisibleYet(waiting)
-            yield cursor
-
-    def _apply(self, sub_batch: SubBatch) -> None:
-        """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
-        for advance in sub_batch.advances:
-            advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
-        started = time.monotonic()
-        with self._transaction(sub_batch) as cursor:
-            applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
-            self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
-        self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
-        self._count(sub_batch, applied)
-
-    def _count(self, sub_batch: SubBatch, applied: int) -> None:
-        for advance in sub_batch.advances:
-            self._group.positions[advance.place] = advance.next_offset
-            self._rates[advance.place].add(advance.events)
-        events = sum(advance.events for advance in sub_batch.advances)
-        parked = sum(advance.parked for advance in sub_batch.advances)
-        skipped = events - parked - applied
-        self.totals.transactions += 1
-        self.totals.events += events
-        self.totals.applied += applied
-        self.totals.skipped += skipped
-        self.totals.parked += parked
-        metrics.APPLIED.labels(self._migration.name).inc(applied)
-        metrics.SKIPPED.labels(self._migration.name).inc(skipped)
-        metrics.PARKED.labels(self._migration.name).inc(parked)
-
-    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> Outcome:
-        """Do a refused sub-batch in halves; park the change that is refused alone."""
-        overrides: Overrides = {}
-        if len(sub_batch.changes) == 1:
-            overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
-        part = records[sub_batch.start : sub_batch.end]
-        return self._piecemeal(part, max(1, len(sub_batch.changes) // 2), overrides)
-
-    def _piecemeal(self, records: Sequence[Message], limit: int, overrides: Overrides | None = None) -> Outcome:
-        """Settle `records` in pieces of at most `limit` changes."""
-        outcome = Outcome.SETTLED
-        while records:
-            left: Sequence[Message] = ()
-            for piece in self._planner.plan(records, self._positions(), limit, overrides or {}):
-                settled = self._settle(piece, records)
-                if settled is Outcome.READ_AGAIN:
-                    return settled
-                if settled is Outcome.SET_ASIDE:
-                    # What follows was planned for a partition that waits now.
-                    outcome, left = settled, records[piece.end :]
-                    break
-            records = left
-        return outcome
+    def _proceed(self, rest: float) -> bool:
+        """Rest, and look whether the database is healthy; return whether what was read is good, else read it again."""
+        if (rest and not self._group.rest(rest)) or not self._healthy():
+            self._reposition()
+            return False
+        self._tell()
+        return True
 
     def _recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
         """Do what the table says; return whether the same sub-batch may be tried again."""
@@ -473,14 +329,8 @@ class Runtime:
         finally:
             self._group.close()
             self._target.close()
-            self._ahead.close()
+            self._applying.close()
 
     def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
         self._ledger.leave(connection, self._run, places)
         self._holding.leave(connection)
-
-
-def _beyond(record: Message, waiting: Mapping[Place, Waiting]) -> bool:
-    """Whether a record is not before the first event of its partition that has to wait."""
-    place, offset = origin_of(record)
-    return place in waiting and offset >= waiting[place].offset
