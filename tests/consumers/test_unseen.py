@@ -82,6 +82,19 @@ def test_a_partition_that_another_consumer_has_now_is_forgotten() -> None:
     assert set(unseen.places) == {B}
 
 
+@pytest.mark.stack
+def test_the_server_says_what_became_visible_and_what_a_failover_lost(
+    connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
+) -> None:
+    other, xid = open_transaction
+    unseen = Unseen("m", Clock())
+    lost = xid + 1_000_000
+    unseen.add({A: Waiting(Offset(3), xid), B: Waiting(Offset(9), lost)})
+    assert unseen.look(connection) == [B]
+    other.execute("COMMIT")
+    assert unseen.look(connection) == [A]
+
+
 class Member:
     """A consumer in a thread of its own."""
 
