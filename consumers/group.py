@@ -75,6 +75,7 @@ class Group:
         self._generation = 0
         self._polled = 0.0
         self._log = log.get(group=group)
+        self._aside: set[Place] = set()
         self.positions: dict[Place, Offset] = {}
         """The offset that each assigned partition needs next; the runtime moves it after each commit."""
         with kafka.translated(settings):
@@ -180,7 +181,7 @@ class Group:
                 disturbed |= record is not None
         finally:
             self._quiet = self._held = False
-            self._resume(list(self.positions))
+            self._resume([place for place in self.positions if place not in self._aside])
         return generation == self._generation and not disturbed
 
     def reposition(self, entries: Mapping[Place, Entry]) -> bool:
@@ -206,6 +207,19 @@ class Group:
                     return True
             self.positions[place] = entry.next_offset
         return generation == self._generation and set(entries) == set(self.positions)
+
+    def set_aside(self, place: Place, offset: Offset) -> None:
+        """Read nothing more of one partition, whose next record is at `offset`, until `bring_back`."""
+        self._aside.add(place)
+        self._pause([place])
+        self._consumer.seek(TopicPartition(*place, offset))
+        self.positions[place] = offset
+
+    def bring_back(self, place: Place) -> None:
+        """Read a partition that was set aside again."""
+        self._aside.discard(place)
+        if place in self.positions and not self._held:
+            self._resume([place])
 
     def close(self) -> None:
         """Leave the group, so that others take over at once."""
@@ -236,6 +250,7 @@ class Group:
         self._generation += 1
         for partition in partitions:
             self.positions.pop(Place(partition.topic, partition.partition), None)
+            self._aside.discard(Place(partition.topic, partition.partition))
         self._log.info("revoked", partitions=[f"{p.topic}/{p.partition}" for p in partitions])
 
     def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:

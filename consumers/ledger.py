@@ -84,17 +84,27 @@ class Ledger:
         self._member = member
 
     def begin(self, connection: Connection) -> int:
-        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing."""
+        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing.
+
+        Raises DeclarationChanged when the migration was begun for another gitlab schema than it declares now.
+        """
         with connection.transaction():
-            connection.execute(
-                "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                (self._migration, self._gitlab_schema),
-            )
-            row = connection.execute(
-                "SELECT run FROM headrace.migrations WHERE name = %s", (self._migration,)
-            ).fetchone()
-        assert row is not None
-        return int(row[0])
+            if (found := self._begun(connection)) is None:
+                connection.execute(
+                    "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    (self._migration, self._gitlab_schema),
+                )
+                found = self._begun(connection)
+        assert found is not None
+        run, declared = found
+        fence.require_declaration(self._migration, declared, self._gitlab_schema)
+        return run
+
+    def _begun(self, connection: Connection) -> tuple[int, str] | None:
+        row = connection.execute(
+            "SELECT run, gitlab_schema FROM headrace.migrations WHERE name = %s", (self._migration,)
+        ).fetchone()
+        return (int(row[0]), str(row[1])) if row is not None else None
 
     def selection(self, connection: Connection, run: int) -> dict[str, list[str]]:
         """Return the key columns and values that `run` is limited to; empty: it is not."""

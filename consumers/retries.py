@@ -101,8 +101,10 @@ def retry(
     A second call, or one at the same time, applies nothing twice. Raises OwnershipMoved or Paused, with every event
     not settled yet still parked; and what waiting cannot mend.
     """
-    planner = Planner(migration, schemas_of(open_registry(settings)))
-    return _settle_all(settings, migration, database, entries, stopping, lambda entry: planner.decide(entry.value))
+    planner = Planner(migration, schemas_of(open_registry(settings)), database)
+    return _settle_all(
+        settings, migration, database, entries, stopping, lambda entry: planner.judge(entry.value).decision
+    )
 
 
 def discard(
@@ -228,7 +230,9 @@ def _target(settings: Settings, migration: Migration, database: str, stopping: t
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.translated(dsn), postgres.connect(dsn, name=f"parked {migration.name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas, migration.own_tables)
+        ensure_control_schema(
+            connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
+        )
     target = Target(dsn, database=database, migration=migration.name, stopping=stopping, wait=stopping.wait)
     try:
         yield target

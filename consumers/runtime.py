@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from enum import Enum
 from typing import Final
 
 import psycopg
@@ -18,7 +19,7 @@ from confluent_kafka import Message
 
 from consumers import fence
 from consumers.ahead import Ahead
-from consumers.batches import Overrides, Planner, SubBatch, origin_of
+from consumers.batches import Overrides, Planner, SubBatch, Waiting, origin_of
 from consumers.completion import Completion
 from consumers.decisions import Park
 from consumers.ends import Ends
@@ -26,7 +27,7 @@ from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped, t
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
 from consumers.holding import Holding
 from consumers.inputs import schemas_of, source_topics
-from consumers.ledger import Entry, Ledger, Place
+from consumers.ledger import Cursor, Entry, Ledger, Place
 from consumers.migration import Migration
 from consumers.outside import Pace, Working
 from consumers.pacing import Pacing
@@ -35,12 +36,14 @@ from consumers.rates import Rate
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.totals import Report, Totals
+from consumers.unseen import SHORT_WAITS, NotVisibleYet, Unseen
 from consumers.verify import RowsLeft
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
 from infra.settings import Settings
 from schemas.errors import HeadraceError, Interrupted
+from schemas.positions import Offset
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
@@ -48,6 +51,16 @@ _CHECK_SECONDS: Final = 1.0
 _TOPIC_SECONDS: Final = 1.0
 _REPORT_SECONDS: Final = 0.2
 _LOG_SECONDS: Final = 10.0
+
+
+class Outcome(Enum):
+    """What became of a sub-batch."""
+
+    SETTLED = "settled"
+    SET_ASIDE = "set aside"
+    """Settled as far as it is visible; what was planned behind it has to be planned anew."""
+    READ_AGAIN = "read again"
+    """Not settled, or not known: the position was read anew from the ledger, or the consumer stops."""
 
 
 class Runtime:
@@ -77,7 +90,7 @@ class Runtime:
         self._report = report
         self._topics = source_topics(settings, migration, database)
         self._schemas = schemas_of(open_registry(settings))
-        self._planner = Planner(migration, self._schemas)
+        self._planner = Planner(migration, self._schemas, database)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
         self._completion = Completion(settings, migration, database, self._topics, self._ledger)
         self._parking = Parking(settings, migration.name)
@@ -98,6 +111,7 @@ class Runtime:
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
         self._working = Working(settings, migration, database)
+        self._unseen = Unseen(migration.name)
         self._rest = 0.0
         self._read_all = False
         self._run = 0
@@ -148,7 +162,13 @@ class Runtime:
 
         def prepare(connection: Connection) -> None:
             with postgres.translated(dsn):
-                ensure_control_schema(connection, self._database, database.gitlab_schemas, self._migration.own_tables)
+                ensure_control_schema(
+                    connection,
+                    self._database,
+                    database.gitlab_schemas,
+                    self._migration.own_tables,
+                    prefix=self._settings.prefix,
+                )
             self._begin(connection)
             self._completion.complete_already(connection)
 
@@ -179,8 +199,9 @@ class Runtime:
                 self._reposition()
         if not self._healthy():
             self._reposition()
+        self._bring_back()
         busy = self._working.pace is Pace.BUSY
-        records = self._group.poll(self._pacing.records, 0.0 if busy else _POLL_SECONDS)
+        records = self._group.poll(self._pacing.records, 0.0 if busy else self._unseen.seconds(_POLL_SECONDS))
         if records:
             self._process(records)
         self._work()
@@ -211,53 +232,102 @@ class Runtime:
             self._recover(error, rule_for(error), self._working.attempt)
 
     def _process(self, records: Sequence[Message]) -> None:
-        plan = self._planner.plan(records, self._group.positions, lambda: self._pacing.limit)
-        with contextlib.closing(self._ahead.of(plan)) as sub_batches:
-            for sub_batch in sub_batches:
-                if self._stopping.is_set() or not self._settle(sub_batch, records):
-                    break
-                if (self._rest and not self._group.rest(self._rest)) or not self._healthy():
-                    self._reposition()
-                    break
-                self._tell()
+        while records:
+            records = self._settle_batch(records)
         self._group.commit()
 
-    def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> bool:
-        """Carry out a sub-batch, whatever it takes; return False when the rest of the batch must be read again."""
-        attempt = 0
+    def _settle_batch(self, records: Sequence[Message]) -> Sequence[Message]:
+        """Settle what was read; return what has to be planned once more, nothing when all is done or read again."""
+        plan = self._planner.plan(records, self._positions(), lambda: self._pacing.limit)
+        with contextlib.closing(self._ahead.of(plan)) as sub_batches:
+            for sub_batch in sub_batches:
+                outcome = Outcome.READ_AGAIN if self._stopping.is_set() else self._settle(sub_batch, records)
+                if outcome is Outcome.READ_AGAIN:
+                    return ()
+                if (self._rest and not self._group.rest(self._rest)) or not self._healthy():
+                    self._reposition()
+                    return ()
+                self._tell()
+                if outcome is Outcome.SET_ASIDE:
+                    return records[sub_batch.end :]
+        return ()
+
+    def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> Outcome:
+        """Carry out a sub-batch of `records`, whatever it takes."""
+        attempt = looks = 0
         while not self._stopping.is_set():
             try:
                 if sub_batch.parked:
+                    # Only what this consumer may settle now is parked.
+                    with self._transaction(sub_batch):
+                        pass
                     self._parking.keep(sub_batch.parked, self._run)
                 self._apply(sub_batch)
+            except NotVisibleYet as early:
+                if looks == len(SHORT_WAITS):
+                    return self._set_aside(sub_batch, records, early.waiting)
+                self._stopping.wait(SHORT_WAITS[looks])
+                looks += 1
             except (psycopg.Error, HeadraceError) as error:
                 rule = rule_for(error)
                 attempt += 1
                 if rule.action is Action.SPLIT and sub_batch.changes and isinstance(error, psycopg.Error):
                     return self._split(sub_batch, records, error)
                 if not self._recover(error, rule, attempt):
-                    return False
+                    return Outcome.READ_AGAIN
                 if timed_out(error) and len(sub_batch.changes) > 1:
                     self._pacing.timed_out()
-                    return self._piecemeal(sub_batch, records, min(self._pacing.limit, len(sub_batch.changes) // 2))
+                    part = records[sub_batch.start : sub_batch.end]
+                    return self._piecemeal(part, min(self._pacing.limit, len(sub_batch.changes) // 2))
             else:
-                return True
-        return False
+                return Outcome.SETTLED
+        return Outcome.READ_AGAIN
 
-    def _apply(self, sub_batch: SubBatch) -> None:
-        """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
-        for advance in sub_batch.advances:
-            advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
-        connection = self._target.connection
-        started = time.monotonic()
-        with connection.transaction(), connection.cursor() as cursor:
-            fence.hold(
+    def _set_aside(self, sub_batch: SubBatch, records: Sequence[Message], waiting: Mapping[Place, Waiting]) -> Outcome:
+        """Settle what is visible of a sub-batch; its other partitions wait, each from its first event that is not."""
+        part = [record for record in records[sub_batch.start : sub_batch.end] if not _beyond(record, waiting)]
+        outcome = self._piecemeal(part, max(1, len(sub_batch.changes)))
+        if outcome is Outcome.READ_AGAIN:
+            return outcome
+        ours = {place: each for place, each in waiting.items() if place in self._group.positions}
+        for place in ours:
+            self._group.set_aside(place, self._group.positions[place])
+        self._unseen.add(ours)
+        return Outcome.SET_ASIDE
+
+    def _bring_back(self) -> None:
+        """Read on in the partitions whose transactions are visible now."""
+        self._unseen.keep_only(self._group.positions.keys())
+        if self._unseen.due():
+            for place in self._target.ask(self._unseen.look):
+                self._group.bring_back(place)
+
+    def _positions(self) -> Mapping[Place, Offset]:
+        """Return the offset that each partition needs next, of those that do not wait."""
+        waiting = self._unseen.places
+        return {place: offset for place, offset in self._group.positions.items() if place not in waiting}
+
+    @contextlib.contextmanager
+    def _transaction(self, sub_batch: SubBatch) -> Iterator[Cursor]:
+        """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
+        with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
+            hidden = fence.hold(
                 cursor,
                 migration=self._migration.name,
                 run=self._run,
                 gitlab_schema=self._migration.gitlab_schema,
                 database=self._database,
             )
+            if waiting := sub_batch.waiting(hidden):
+                raise NotVisibleYet(waiting)
+            yield cursor
+
+    def _apply(self, sub_batch: SubBatch) -> None:
+        """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
+        for advance in sub_batch.advances:
+            advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
+        started = time.monotonic()
+        with self._transaction(sub_batch) as cursor:
             applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
             self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
@@ -279,19 +349,29 @@ class Runtime:
         metrics.SKIPPED.labels(self._migration.name).inc(skipped)
         metrics.PARKED.labels(self._migration.name).inc(parked)
 
-    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> bool:
+    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> Outcome:
         """Do a refused sub-batch in halves; park the change that is refused alone."""
         overrides: Overrides = {}
         if len(sub_batch.changes) == 1:
             overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
-        return self._piecemeal(sub_batch, records, max(1, len(sub_batch.changes) // 2), overrides)
-
-    def _piecemeal(
-        self, sub_batch: SubBatch, records: Sequence[Message], limit: int, overrides: Overrides | None = None
-    ) -> bool:
         part = records[sub_batch.start : sub_batch.end]
-        pieces = self._planner.plan(part, self._group.positions, limit, overrides or {})
-        return all(self._settle(piece, part) for piece in pieces)
+        return self._piecemeal(part, max(1, len(sub_batch.changes) // 2), overrides)
+
+    def _piecemeal(self, records: Sequence[Message], limit: int, overrides: Overrides | None = None) -> Outcome:
+        """Settle `records` in pieces of at most `limit` changes."""
+        outcome = Outcome.SETTLED
+        while records:
+            left: Sequence[Message] = ()
+            for piece in self._planner.plan(records, self._positions(), limit, overrides or {}):
+                settled = self._settle(piece, records)
+                if settled is Outcome.READ_AGAIN:
+                    return settled
+                if settled is Outcome.SET_ASIDE:
+                    # What follows was planned for a partition that waits now.
+                    outcome, left = settled, records[piece.end :]
+                    break
+            records = left
+        return outcome
 
     def _recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
         """Do what the table says; return whether the same sub-batch may be tried again."""
@@ -398,3 +478,9 @@ class Runtime:
     def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
         self._ledger.leave(connection, self._run, places)
         self._holding.leave(connection)
+
+
+def _beyond(record: Message, waiting: Mapping[Place, Waiting]) -> bool:
+    """Whether a record is not before the first event of its partition that has to wait."""
+    place, offset = origin_of(record)
+    return place in waiting and offset >= waiting[place].offset

@@ -171,7 +171,7 @@ class Session:
         recorded = positions.sources().get(source, SourceState())
         stopped = startup.stopped_tables(self._sql, settings, source, recorded)
         preflight.require(self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped)
-        ensure_control_schema(self._sql, source, self._database.gitlab_schemas)
+        ensure_control_schema(self._sql, source, self._database.gitlab_schemas, prefix=settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
         self._left_out = stopped

@@ -14,11 +14,11 @@ from producers import copy_out
 from producers.copying import Bounds
 from producers.reread import Texts
 from producers.tables import CapturedTable, relation_of
-from producers.visibility import Snapshot
 from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
 from schemas.positions import Lsn, parse_lsn
+from schemas.xid_snapshot import Snapshot
 
 _MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
 """One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""

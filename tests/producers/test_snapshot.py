@@ -18,8 +18,8 @@ from producers.feed import TableFeed
 from producers.producer import Session
 from producers.snapshot import TableGone, plan_chunk, read_chunk
 from producers.tables import captured_tables
-from producers.visibility import Snapshot
 from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
 from tests.producers.sources import Source, capturing, copy_all, running, until
