@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from schemas.decoder import KeyDecoder
 from schemas.positions import Lsn
 from schemas.wire import split_wire
 from tests.producers.folding import ops
-from tests.producers.processes import SCHEMA, producing, write_settings
+from tests.producers.processes import ROOT, SCHEMA, producing, write_settings
 from tests.producers.sources import PATIENCE, Source, running, topic_of, until
 
 NewSource = Callable[..., Source]
@@ -254,6 +255,40 @@ def test_a_producer_killed_while_it_waits_loses_nothing(
             session.release()
             source.caught_up(process.check)
     assert [record.key for record in source.require_equal("public.t")] == [{"id": 0}, {"id": 1000}, {"id": 2}]
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_the_query_of_the_documentation_tells_whether_a_row_is_visible(new_source: NewSource) -> None:
+    (query,) = re.findall(r"```sql\n(.*?);\n```", (ROOT / "docs" / "events.md").read_text(), re.DOTALL)
+    source = new_source(FILLED, "public.t")
+
+    def says_visible(xid: int | None) -> bool:
+        row = source.connection.execute(query.replace("$1", "%(xid)s"), {"xid": xid}).fetchone()
+        assert row is not None
+        assert isinstance(row[0], bool)
+        return row[0]
+
+    with running(source) as producer, late(source) as session:
+        producer.caught_up()
+        source.connection.execute("INSERT INTO t VALUES (1, 0, 'plain')")
+        session.commit("INSERT INTO t VALUES (1000, 0, 'late')")
+        source.passes(producer.check)
+        plain, waiting = (xid_of(source, key) for key in (1, 1000))
+        assert says_visible(plain)
+        assert not says_visible(waiting)
+        # An old one, and one of the half of all ids that a guess by nearness puts after the present.
+        assert says_visible((plain - 5) % 2**32)
+        assert says_visible((waiting + 2**30) % 2**32)
+        session.release()
+        assert says_visible(waiting)
+
+
+def xid_of(source: Source, key: int) -> int:
+    (record,) = [each for each in source.records("public.t") if each.key == {"id": key}]
+    assert record.event is not None
+    assert record.event.source.xid is not None
+    return record.event.source.xid
 
 
 class Releasing:
