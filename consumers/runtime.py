@@ -297,14 +297,15 @@ class Runtime:
 
     def _bring_back(self) -> None:
         """Read on in the partitions whose transactions are visible now."""
-        self._unseen.keep_only(self._group.positions.keys())
+        self._unseen.keep_only(self._group.aside)
         if self._unseen.due():
             for place in self._target.ask(self._unseen.look):
                 self._group.bring_back(place)
 
     def _positions(self) -> Mapping[Place, Offset]:
         """Return the offset that each partition needs next, of those that do not wait."""
-        waiting = self._unseen.places
+        # Those that are not read: what is read of any other has to be settled, or the ledger would step over it.
+        waiting = self._group.aside
         return {place: offset for place, offset in self._group.positions.items() if place not in waiting}
 
     @contextlib.contextmanager
