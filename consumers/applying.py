@@ -153,14 +153,15 @@ class Applying:
 
     def bring_back(self) -> None:
         """Read on in the partitions whose transactions are visible now."""
-        self.unseen.keep_only(self._group.positions.keys())
+        self.unseen.keep_only(self._group.aside)
         if self.unseen.due():
             for place in self._target.ask(self.unseen.look):
                 self._group.bring_back(place)
 
     def _positions(self) -> Mapping[Place, Offset]:
         """Return the offset that each partition needs next, of those that do not wait."""
-        waiting = self.unseen.places
+        # Those that are not read: what is read of any other has to be settled, or the ledger would step over it.
+        waiting = self._group.aside
         return {place: offset for place, offset in self._group.positions.items() if place not in waiting}
 
     @contextlib.contextmanager

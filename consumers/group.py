@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -207,6 +207,11 @@ class Group:
                     return True
             self.positions[place] = entry.next_offset
         return generation == self._generation and set(entries) == set(self.positions)
+
+    @property
+    def aside(self) -> Collection[Place]:
+        """The partitions that are set aside. One that was taken away meanwhile is none, even if it is back."""
+        return self._aside
 
     def set_aside(self, place: Place, offset: Offset) -> None:
         """Read nothing more of one partition, whose next record is at `offset`, until `bring_back`."""

@@ -123,6 +123,8 @@ class DatabaseSettings(Section):
     publication: Name = "headrace"
     allow_unlimited_wal: bool = False
     """Confirms that `max_slot_wal_keep_size = -1` is meant: a stopped producer may then fill the source's disk."""
+    publish_when_visible: bool = False
+    """Whether a transaction is published only when others see it, for readers that look at the row; see events.md."""
     snapshot: SnapshotSettings = SnapshotSettings()
     spill_directory: Path | None = None
     """Where transactions wait that are too large for memory, until they commit; by default with temporary files."""

@@ -239,3 +239,45 @@ def test_the_ids_of_another_database_say_nothing_here(
     old_owner.snapshot({1: TOO_MANY_TAGS})
     with member(settings) as consumer:
         assert consumer.running.result().applied == 1
+
+
+@pytest.mark.stack
+def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the_ledger(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
+) -> None:
+    """A rebalance in a pause takes it away and brings it back before the consumer looks at anything."""
+    other, xid = open_transaction
+    early, late = range(60), range(100, 160)
+    fill(other, dict.fromkeys(early, TOO_MANY_TAGS))
+    fill(connection, dict.fromkeys(late, TOO_MANY_TAGS))
+    feed.xid = xid
+    feed.snapshot(dict.fromkeys(early, TOO_MANY_TAGS))
+    feed.xid = 7
+    with member(settings) as consumer:
+        runtime = consumer._runtime
+        until(lambda: consumer.running.done() or len(runtime._unseen.places) == 4, "all four wait")
+        connection.execute("UPDATE headrace.migrations SET paused = true")
+        until(lambda: runtime._group._held, "it is paused")
+        with member(settings) as second:
+            until(lambda: len(second._runtime._group.positions) == 2, "a second consumer has two of them")
+        until(lambda: len(runtime._group.positions) == 4, "they are back")
+        connection.execute("UPDATE headrace.migrations SET paused = false")
+        turns = _turns(runtime)
+        until(lambda: len(turns) > 20 or consumer.running.done(), "some turns")
+        other.execute("COMMIT")
+        feed.snapshot(dict.fromkeys(late, TOO_MANY_TAGS))
+        consumer.running.result()
+    assert set(early) <= set(written(connection))
+
+
+def _turns(runtime: Runtime) -> list[None]:
+    """Return a list that gets longer with each of the consumer's turns."""
+    turns: list[None] = []
+    bring_back = runtime._bring_back
+
+    def counted() -> None:
+        turns.append(None)
+        bring_back()
+
+    runtime._bring_back = counted  # type: ignore[method-assign]
+    return turns

@@ -11,7 +11,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra.stack import Stack
 from producers import snapshot
 from producers.chunks import Unseen
 from producers.copying import Bounds
@@ -134,21 +133,6 @@ class CopiesWithoutBarrier(CopiesWhenTold):
     def _copy_phase(self) -> None:
         self._capture.unseen = SeesAll()
         super()._copy_phase()
-
-
-@pytest.fixture
-def standby_that_never_answers(stack: Stack) -> Iterator[None]:
-    """Commits with synchronous_commit = on wait for ever, once their log is flushed; all others don't."""
-    with stack.postgres.connect() as connection:
-        connection.execute("ALTER SYSTEM SET synchronous_commit = 'local'")
-        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        connection.execute("SELECT pg_reload_conf()")
-        until(lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == ("nobody",), "the setting")
-        yield
-        connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        connection.execute("ALTER SYSTEM RESET synchronous_commit")
-        connection.execute("SELECT pg_reload_conf()")
-        until(lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == ("",), "the setting")
 
 
 @pytest.mark.usefixtures("standby_that_never_answers")
