@@ -117,5 +117,6 @@ def stopped(error: BaseException, rule: Rule, database: str) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, psycopg.Error):
-        return HeadraceError(f"database {database}: {rule.what}: {reason_of(error)}", remedy=rule.hint)
+        described = " ".join((reason_of(error), *getattr(error, "__notes__", ())))
+        return HeadraceError(f"database {database}: {rule.what}: {described}", remedy=rule.hint)
     return HeadraceError(f"{rule.what}: {type(error).__name__}", remedy=rule.hint)

@@ -13,13 +13,15 @@ import psycopg
 from schemas.errors import HeadraceError, OwnershipMoved
 
 _HOLD: Final = """
-    SELECT m.run, m.paused
+    SELECT m.run, m.paused, m.failed, pg_catalog.set_config('headrace.fenced', 'yes', true)
       FROM headrace.migrations m
       JOIN headrace.schema_ownership o ON o.gitlab_schema = m.gitlab_schema
       JOIN headrace.database d ON d.name = o.owner
      WHERE m.name = %(migration)s AND d.name = %(database)s
        FOR SHARE OF m, o, d
 """
+"""The setting ends with the transaction: `contract_checks.require_held` asks for it after a migration's writes."""
+
 _OWN: Final = """
     SELECT FROM headrace.schema_ownership o JOIN headrace.database d ON d.name = o.owner
      WHERE o.gitlab_schema = %(gitlab_schema)s AND d.name = %(database)s
@@ -37,6 +39,10 @@ class Paused(HeadraceError):
     """Go on with `headrace resume`."""
 
 
+class Failed(HeadraceError):
+    """Correct the cause, then `headrace resume`; or begin again with `headrace replay`."""
+
+
 class RunReplaced(HeadraceError):
     """A replay began a new run; the member reads its position anew."""
 
@@ -45,8 +51,9 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     """Lock, within the cursor's transaction, what makes a write of `migration` right at this instant.
 
     Called first in each apply transaction. Raises OwnershipMoved when this is not the database called `database`
-    or it does not own `gitlab_schema`, Paused when an operator paused the migration, RunReplaced when `run` is
-    not the current one. The caller rolls back then, and nothing was written.
+    or it does not own `gitlab_schema`, Paused when an operator paused the migration, Failed when it failed (see
+    circuit_breaker), RunReplaced when `run` is not the current one. The caller rolls back then, and nothing was
+    written.
     """
     cursor.execute(_HOLD, {"migration": migration, "database": database}, prepare=True)
     row = cursor.fetchone()
@@ -54,6 +61,8 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
         raise _moved(cursor, gitlab_schema, database)
     if row[1]:
         raise Paused(f"{migration} is paused")
+    if row[2] is not None:
+        raise Failed(f"{migration} has failed: {row[2]}")
     if row[0] != run:
         raise RunReplaced(f"run {run} of {migration} was replaced by run {row[0]}")
 

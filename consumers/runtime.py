@@ -16,7 +16,7 @@ from typing import Final
 import psycopg
 from confluent_kafka import Message
 
-from consumers import fence
+from consumers import contract_checks, fence
 from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, origin_of
 from consumers.completion import Completion
@@ -258,8 +258,9 @@ class Runtime:
                 gitlab_schema=self._migration.gitlab_schema,
                 database=self._database,
             )
-            applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
-            self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
+            applied = contract_checks.apply(self._migration, cursor, sub_batch.changes) if sub_batch.changes else 0
+            held = self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
+            contract_checks.require_held(self._migration, held)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
         self._count(sub_batch, applied)
 
