@@ -9,7 +9,7 @@ from infra.settings import Settings
 
 
 def set_paused(settings: Settings, migration: type[Migration], database: str, paused: bool) -> None:
-    """Pause or resume every member of `migration`; a duplicate changes nothing.
+    """Pause or resume every member of `migration`; a duplicate changes nothing. One that failed is resumed as well.
 
     When this returns after pausing, no transaction of the migration is under way and none begins.
     """
@@ -19,7 +19,8 @@ def set_paused(settings: Settings, migration: type[Migration], database: str, pa
         ensure_control_schema(connection, database, section.gitlab_schemas)
         connection.execute(
             "INSERT INTO headrace.migrations (name, gitlab_schema, paused) VALUES (%s, %s, %s)"
-            " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused",
+            " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused,"
+            " failed = CASE WHEN excluded.paused THEN headrace.migrations.failed END",
             (migration.name, migration.gitlab_schema, paused),
         )
 

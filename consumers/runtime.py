@@ -19,6 +19,7 @@ from confluent_kafka import Message
 from consumers import contract_checks, fence
 from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, origin_of
+from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
 from consumers.decisions import Park
 from consumers.ends import Ends
@@ -94,6 +95,9 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
+        self._breaker = CircuitBreaker(
+            migration.name, self._target, self._group, ends=until_caught_up or until_complete
+        )
         self._ahead = Ahead("plan")
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
@@ -126,6 +130,7 @@ class Runtime:
             while not self._stopping.is_set():
                 self._turn()
                 if self._reached(ends):
+                    self._breaker.hold(self._working.stop)
                     self._look()
                     break
                 if self._until_complete and self._completion.complete:
@@ -228,8 +233,11 @@ class Runtime:
         while not self._stopping.is_set():
             try:
                 if sub_batch.parked:
+                    self._breaker.require_closed()
                     self._parking.keep(sub_batch.parked, self._run)
                 self._apply(sub_batch)
+                if sub_batch.parked:
+                    self._breaker.look(self._run)
             except (psycopg.Error, HeadraceError) as error:
                 rule = rule_for(error)
                 attempt += 1
@@ -315,7 +323,12 @@ class Runtime:
         return good
 
     def _hold_while_paused(self) -> bool:
-        """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
+        """Stay in the group without reading as long as an operator wants; return whether what was read is good.
+
+        So too while the migration has failed.
+        """
+        if not self._breaker.hold(self._working.stop):
+            return False
         paused = self._ledger.pausing(self._database)
         if not self._target.ask(paused):
             return True
