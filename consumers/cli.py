@@ -102,7 +102,7 @@ def pause(migration: MigrationArgument, config: Config = None) -> None:
 
 
 def resume(migration: MigrationArgument, config: Config = None) -> None:
-    """Let a paused migration go on; its members notice within a second."""
+    """Let a paused or failed migration go on; its members notice within a second."""
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, False)
     print(f"{migration} goes on")
@@ -220,8 +220,8 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
 def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Carry a migration out to its end: work as a member until it is complete, beside those that run.
 
-    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings;
-    3 while the migration is paused.
+    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings, and
+    when the migration has failed; 3 while it is paused.
     """
     settings, kind, database = _chosen(migration, config)
     work = kind.configure(settings.migration(migration))

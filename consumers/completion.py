@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psycopg
 
-from consumers import fence
+from consumers import contract_checks, fence
 from consumers.ledger import Ledger, Place
 from consumers.migration import Migration
 from consumers.target import Connection, Target
@@ -138,7 +138,7 @@ class Completion:
             cursor.execute("SET LOCAL synchronous_commit = on")
             # Not the migration's own row: two members would wait for each other to write it.
             fence.own(cursor, gitlab_schema=self._migration.gitlab_schema, database=self._database)
-            left = self._migration.remaining(cursor)
+            left = contract_checks.remaining(self._migration, cursor)
             if left == 0:
                 cursor.execute(
                     "UPDATE headrace.migrations SET completed_at = now()"

@@ -16,6 +16,7 @@ import psycopg
 
 from consumers.applying import Applying
 from consumers.batches import Planner
+from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, rule_for, stopped
@@ -88,6 +89,9 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
+        self._breaker = CircuitBreaker(
+            migration.name, self._target, self._group, ends=until_caught_up or until_complete
+        )
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
         self._working = Working(settings, migration, database)
@@ -106,6 +110,7 @@ class Runtime:
             parking=Parking(settings, migration.name),
             pacing=self._pacing,
             stopping=stopping,
+            breaker=self._breaker,
             recover=self._recover,
             proceed=self._proceed,
         )
@@ -130,6 +135,7 @@ class Runtime:
             while not self._stopping.is_set():
                 self._turn()
                 if self._reached(ends):
+                    self._breaker.hold(self._working.stop)
                     self._look()
                     break
                 if self._until_complete and self._completion.complete:
@@ -250,7 +256,12 @@ class Runtime:
         return good
 
     def _hold_while_paused(self) -> bool:
-        """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
+        """Stay in the group without reading as long as an operator wants; return whether what was read is good.
+
+        So too while the migration has failed.
+        """
+        if not self._breaker.hold(self._working.stop):
+            return False
         paused = self._ledger.pausing(self._database)
         if not self._target.ask(paused):
             return True

@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict
 
 import psycopg
 
-from consumers import catalog
+from consumers import catalog, contract_checks
 from consumers.group import group_name, members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
@@ -195,7 +195,7 @@ def _remaining(connection: psycopg.Connection[Any], migration: Migration) -> int
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION READ ONLY")
             cursor.execute(f"SET LOCAL statement_timeout = {_COUNT_MS}")
-            return migration.remaining(cursor)
+            return contract_checks.remaining(migration, cursor)
     except (psycopg.errors.QueryCanceled, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from consumers import contract_checks
 from consumers.migration import Migration
 from infra import postgres
 from infra.settings import Settings
@@ -22,4 +23,4 @@ def remaining(settings: Settings, migration: Migration, database: str) -> int:
         connection.cursor() as cursor,
     ):
         cursor.execute("SET TRANSACTION READ ONLY")
-        return migration.remaining(cursor)
+        return contract_checks.remaining(migration, cursor)

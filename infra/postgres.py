@@ -145,9 +145,13 @@ def described(dsn: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a driver error's message on one line, without the details, which may have a row's values."""
+    """Return a driver error's message on one line, without the details, which may have a row's values.
+
+    What was noted on it, such as whose code it came from, follows.
+    """
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return " ".join((primary or str(error)).split()) or type(error).__name__
+    notes = getattr(error, "__notes__", ())
+    return " ".join(" ".join((primary or str(error), *notes)).split()) or type(error).__name__
 
 
 _WRONG_DSN: Final = (
