@@ -313,6 +313,12 @@ class Settings(BaseSettings):
         return section.model_copy(update={"enabled": words[switch.strip().lower()]})
 
 
+def switches() -> dict[str, str]:
+    """Return the environment's switches, `HEADRACE_<MIGRATION>_ENABLED`, with the name of the migration each is for."""
+    found = re.compile(r"HEADRACE_(?!MIGRATIONS__)(\w+)_ENABLED")
+    return {name: match[1].lower() for name in os.environ if (match := found.fullmatch(name))}
+
+
 def settings_path(path: Path | None) -> Path:
     """Return `path`, else $HEADRACE_CONFIG, else headrace.toml in this directory."""
     return path or Path(os.environ.get("HEADRACE_CONFIG") or DEFAULT_FILE)
