@@ -185,7 +185,8 @@ def verify(
         _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
         return
     settings, kind, target = _chosen(what, config)
-    left = remaining(settings, kind.configure(settings.migration(what)), target)
+    with stop_on_signals() as stopping:
+        left = remaining(settings, kind.configure(settings.migration(what)), target, stopping)
     if as_json:
         print(json.dumps({"migration": what, "database": target, "remaining": left}))
     elif left == 0:
@@ -253,7 +254,7 @@ def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migrati
 def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
     with stop_on_signals() as stopping:
         outcome = dry_run(settings, migration, database, stopping=stopping)
-        left = remaining(settings, migration, database)
+        left = 0 if stopping.is_set() else remaining(settings, migration, database, stopping)
     if stopping.is_set():
         raise Interrupted(f"the dry run of {migration.name} was stopped before the end of its topics")
     result: dict[str, Any] = {

@@ -146,9 +146,9 @@ def _called(migration: Migration, method: str, cursor: Cursor, *arguments: objec
     """Call a method that is asked now and then, within a savepoint, which an end of the transaction takes away."""
     connection = cursor.connection
     try:
-        with connection.transaction(), connection.cursor() as own:
+        with connection.transaction():
             try:
-                result: object = getattr(migration, method)(own, *arguments)
+                result: object = getattr(migration, method)(cursor, *arguments)
             except Exception as error:
                 _note(migration, method, error, connection)
                 raise

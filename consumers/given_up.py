@@ -61,7 +61,7 @@ def take_up(settings: Settings, migration: Migration, database: str, names: Sequ
                 gitlab_schema=migration.gitlab_schema,
                 database=database,
             )
-            taken = contract_checks.take_up(migration, cursor, names)
+            taken = contract_checks.take_up(migration, connection.cursor(), names)
             if taken:
                 # There is something to do again: a member that starts must not think that all is done.
                 cursor.execute("UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (migration.name,))

@@ -41,6 +41,12 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    not_deciding: ClassVar[tuple[str, ...]] = ()
+    """Options that change how the work is done, not which rows change or to what: consumers may differ in these.
+
+    All others belong to the run, as the version does: a consumer with another value is refused by name.
+    """
+
 
 class Migration(ABC):
     """A named unit of work over the events of some tables.
@@ -51,6 +57,13 @@ class Migration(ABC):
 
     name: ClassVar[str]
     """Unique; also the file's name, the consumer group's suffix and the key in the settings."""
+
+    version: ClassVar[int] = 1
+    """Raise it when `decide` or `apply` mean something else than before.
+
+    A run records the version that it began with. A consumer of another one is refused by name, and ends by itself
+    once `headrace replay` began a run of another: two versions never work on the same run.
+    """
 
     gitlab_schema: ClassVar[str]
     tables: ClassVar[tuple[str, ...]]
