@@ -17,7 +17,7 @@ from consumers.group import group_name, members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
-from infra import postgres, topics
+from infra import control, postgres, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
 from schemas.errors import HeadraceError, OwnershipMoved, UsageError
@@ -122,6 +122,7 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
     error: str | None = None
     try:
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
+            control.require_prefix(connection, database, settings.prefix)
             found = _recorded(connection, kind.name)
             remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
             found.remaining, found.remaining_estimated = remaining.rows, remaining.estimated
