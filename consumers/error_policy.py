@@ -78,6 +78,11 @@ TIMEOUTS: Final = frozenset(("55P03", "57014"))
 """What is tried again with fewer rows: waiting for a lock, or the statement, took too long."""
 
 
+def locked(error: BaseException) -> bool:
+    """Whether a lock was not granted in time."""
+    return isinstance(error, psycopg.errors.LockNotAvailable)
+
+
 def timed_out(error: BaseException) -> bool:
     """Whether fewer rows at a time may help."""
     return isinstance(error, psycopg.Error) and error.sqlstate in TIMEOUTS

@@ -1,9 +1,10 @@
-"""Events that came before their rows are visible: the partitions that wait for a transaction of the source.
+"""Partitions that wait at an event that cannot be applied yet, while others continue.
 
 PostgreSQL decodes a commit once its WAL is flushed, and lets other sessions see it later: a moment later in plain use,
 and not before a synchronous standby that is away is back. An apply transaction that does not see the event's
 transaction finds no row, or an old one, and must not count the event as done. So such an event waits, and all after it
-in its partition with it, while other partitions continue.
+in its partition with it. An event whose row another session keeps locked waits likewise: the session may itself be one
+whose commit is not visible yet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 from consumers.batches import Waiting
 from consumers.ledger import Place
-from consumers.target import Connection
+from consumers.target import Connection, backoff
 from infra import log, metrics
 from schemas.errors import HeadraceError
 
@@ -23,10 +24,10 @@ SHORT_WAITS: Final = (0.001, 0.002, 0.004, 0.008)
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 0.25
 _LOUD_SECONDS: Final = 1.0
-"""A transaction that stays invisible for longer is told of: a synchronous standby is away, as a rule."""
+"""A transaction that stays invisible for longer is reported: a synchronous standby is away, as a rule."""
 
 _VISIBLE: Final = """
-    SELECT xid FROM unnest(%s::text[]) AS waiting(xid)
+    SELECT xid FROM pg_catalog.unnest(%s::text[]) AS waiting(xid)
      WHERE pg_visible_in_snapshot(xid::xid8, pg_current_snapshot()) OR xid::xid8 >= pg_current_xact_id()
 """
 """An id that was not given out yet, though its commit was decoded, is of a transaction that a failover lost."""
@@ -40,13 +41,14 @@ class NotVisibleYet(HeadraceError):
         self.waiting = waiting
 
 
-class Unseen:
-    """The partitions of one consumer that wait, each for one transaction."""
+class WaitingPartitions:
+    """The partitions of one consumer that wait, each for a transaction or for the lock of a row."""
 
     def __init__(self, migration: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._migration = migration
         self._clock = clock
         self._waiting: dict[Place, Waiting] = {}
+        self._locked: dict[Place, _Locked] = {}
         self._since = self._next = 0.0
         self._pause = _FIRST_LOOK
         self._said = False
@@ -57,13 +59,28 @@ class Unseen:
         """The partitions that wait."""
         return self._waiting.keys()
 
+    def locked(self, places: Collection[Place]) -> bool:
+        """Whether one of `places` has waited for a lock and has not moved on since: it is not to be waited for long."""
+        return not self._locked.keys().isdisjoint(places)
+
+    def moved(self, places: Collection[Place]) -> None:
+        """Note that these partitions have moved on."""
+        for place in self._locked.keys() & set(places):
+            del self._locked[place]
+
     def add(self, waiting: Mapping[Place, Waiting]) -> None:
-        """Have these partitions wait too; the first look at them is soon."""
+        """Have these partitions wait too. The first look at a transaction is soon, that at a lock later each time."""
+        now = self._clock()
         if not self._waiting:
-            self._since = self._clock()
+            self._since = now
         self._waiting.update(waiting)
+        for place, each in waiting.items():
+            if each.xid is None:
+                before = self._locked.get(place)
+                tries = before.tries + 1 if before is not None and before.waiting == each else 1
+                self._locked[place] = _Locked(each, tries, now + backoff(tries))
         self._pause = _FIRST_LOOK
-        self._next = self._clock() + self._pause
+        self._next = now + self._pause
         self._count()
 
     def keep_only(self, places: Collection[Place]) -> None:
@@ -82,25 +99,48 @@ class Unseen:
 
     def look(self, connection: Connection) -> list[Place]:
         """Return the partitions that need not wait any more, and forget them. A duplicate asks again."""
-        xids = {str(each.xid) for each in self._waiting.values()}
-        visible = {int(xid) for (xid,) in connection.execute(_VISIBLE, (list(xids),))}
+        xids = {str(each.xid) for each in self._waiting.values() if each.xid is not None}
+        found = connection.execute(_VISIBLE, (list(xids),)) if xids else ()
+        visible = {int(xid) for (xid,) in found}
         now = self._clock()
         self._pause = min(_LAST_LOOK, 2 * self._pause)
         self._next = now + self._pause
-        found = [place for place, each in self._waiting.items() if each.xid in visible]
-        for place in found:
+        ready = [
+            place
+            for place, each in self._waiting.items()
+            if (each.xid in visible if each.xid is not None else now >= self._locked[place].until)
+        ]
+        for place in ready:
             del self._waiting[place]
         self._count()
+        self._report(now)
+        return ready
+
+    def _report(self, now: float) -> None:
         if self._waiting and not self._said and now - self._since > _LOUD_SECONDS:
             self._said = True
+            unseen = [place for place, each in self._waiting.items() if each.xid is not None]
+            locked = self._waiting.keys() - set(unseen)
             self._log.warning(
-                "events wait until their transactions are visible; is a synchronous standby away?",
-                partitions=[f"{place.topic}/{place.partition}" for place in self._waiting],
+                "partitions wait, others continue",
+                hint="is a synchronous standby away?" if unseen else "look for a long transaction in pg_locks",
+                transaction_not_visible=[f"{place.topic}/{place.partition}" for place in unseen],
+                row_locked=[f"{place.topic}/{place.partition}" for place in locked],
             )
         elif self._said and not self._waiting:
             self._said = False
-            self._log.info("the transactions are visible", waited_seconds=round(now - self._since, 1))
-        return found
+            self._log.info("no partition waits any more", waited_seconds=round(now - self._since, 1))
 
     def _count(self) -> None:
-        metrics.UNSEEN.labels(self._migration).set(len(self._waiting))
+        metrics.WAITING.labels(self._migration).set(len(self._waiting))
+
+
+class _Locked:
+    """An event whose row was locked: how often in a row, and until when its partition waits."""
+
+    __slots__ = ("tries", "until", "waiting")
+
+    def __init__(self, waiting: Waiting, tries: int, until: float) -> None:
+        self.waiting = waiting
+        self.tries = tries
+        self.until = until
