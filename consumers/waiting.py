@@ -28,9 +28,13 @@ _LOUD_SECONDS: Final = 1.0
 
 _VISIBLE: Final = """
     SELECT xid FROM pg_catalog.unnest(%s::text[]) AS waiting(xid)
-     WHERE pg_visible_in_snapshot(xid::xid8, pg_current_snapshot()) OR xid::xid8 >= pg_current_xact_id()
+     WHERE pg_visible_in_snapshot(xid::xid8, pg_current_snapshot()) OR (%s AND xid::xid8 >= pg_current_xact_id())
 """
-"""An id that was not given out yet, though its commit was decoded, is of a transaction that a failover lost."""
+"""An id that was not given out yet, though its commit was decoded, is of a transaction that a failover lost.
+
+Asking that takes an id, and so is done now and then only.
+"""
+_LOST_SECONDS: Final = 2.0
 
 
 class NotVisibleYet(HeadraceError):
@@ -49,7 +53,7 @@ class WaitingPartitions:
         self._clock = clock
         self._waiting: dict[Place, Waiting] = {}
         self._locked: dict[Place, _Locked] = {}
-        self._since = self._next = 0.0
+        self._since = self._next = self._next_lost = 0.0
         self._pause = _FIRST_LOOK
         self._said = False
         self._log = log.get(migration=migration)
@@ -100,9 +104,12 @@ class WaitingPartitions:
     def look(self, connection: Connection) -> list[Place]:
         """Return the partitions that need not wait any more, and forget them. A duplicate asks again."""
         xids = {str(each.xid) for each in self._waiting.values() if each.xid is not None}
-        found = connection.execute(_VISIBLE, (list(xids),)) if xids else ()
-        visible = {int(xid) for (xid,) in found}
         now = self._clock()
+        lost_too = now >= self._next_lost
+        if lost_too:
+            self._next_lost = now + _LOST_SECONDS
+        found = connection.execute(_VISIBLE, (list(xids), lost_too)) if xids else ()
+        visible = {int(xid) for (xid,) in found}
         self._pause = min(_LAST_LOOK, 2 * self._pause)
         self._next = now + self._pause
         ready = [

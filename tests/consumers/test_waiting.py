@@ -34,7 +34,7 @@ class Answers:
     def __init__(self) -> None:
         self.visible: set[str] = set()
 
-    def execute(self, _query: object, parameters: tuple[list[str]]) -> list[tuple[str]]:
+    def execute(self, _query: object, parameters: tuple[list[str], bool]) -> list[tuple[str]]:
         return [(xid,) for xid in parameters[0] if xid in self.visible]
 
 
