@@ -120,7 +120,11 @@ def replay(
     ] = "beginning",
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="COLUMN=VALUE[,VALUE...]", help="Only events whose key has such a value."),
+        typer.Option(
+            "--where",
+            metavar="COLUMN=VALUE[,VALUE...]",
+            help="Only events whose key has such a value; a text with a comma in double quotes. Repeat it for more.",
+        ),
     ] = None,
     keys: Annotated[
         list[str] | None,
