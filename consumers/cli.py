@@ -70,7 +70,9 @@ def consume(
         _dry(settings, work, database, as_json)
         return
     # A first connection that fails is somebody's mistake and told at once; one that is lost later is waited for.
-    postgres.connect(settings.database(database).dsn.get_secret_value(), name=f"consume {migration}").close()
+    dsn = settings.database(database).dsn.get_secret_value()
+    with postgres.translated(dsn), postgres.connect(dsn, name=f"consume {migration}") as connection:
+        postgres.require_all_rows(connection, (*kind.tables, *kind.writes))
     metrics.serve(settings.metrics)
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:

@@ -101,8 +101,8 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
             found = _recorded(connection, kind.name)
             found.remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
-    except DatabaseUnavailable as unavailable:
-        error = str(unavailable)
+    except (DatabaseUnavailable, postgres.RowsHidden) as unknown:
+        error = str(unknown)
     partitions: list[PartitionStatus] = [
         {
             "topic": place.topic,
