@@ -13,6 +13,7 @@ import psycopg
 
 from consumers.fence import Failed, Paused, RunReplaced
 from consumers.ledger import LedgerMoved
+from infra.postgres import hidden_rows
 from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, Unavailable
 
 
@@ -43,6 +44,10 @@ class Rule:
 
 
 _GONE: Final = "nothing to do unless it goes on; the position is safe in the ledger"
+_NAMES: Final = (
+    "compare the schema's version, and write every name with its schema: headrace searches none, also for a trigger's"
+    " function, which takes `ALTER FUNCTION … SET search_path`"
+)
 
 TABLE: Final[tuple[Rule, ...]] = (
     Rule(LedgerMoved, Action.REPOSITION, "the partition moved to another member", "nothing to do"),
@@ -67,7 +72,7 @@ TABLE: Final[tuple[Rule, ...]] = (
     Rule("54", Action.SPLIT, "a limit of the server forbids it, as an index's", "see `headrace parked list`"),
     Rule("44", Action.SPLIT, "a view's check option forbids it", "see `headrace parked list`"),
     Rule("42501", Action.STOP, "the role lacks a right", "grant it: `headrace init --sql` prints what is needed"),
-    Rule("42", Action.STOP, "the database does not have what the migration writes", "compare the schema's version"),
+    Rule("42", Action.STOP, "the database does not have what the migration writes", _NAMES),
     Rule(None, Action.RECONNECT, "the connection was lost", _GONE),
 )
 
@@ -122,6 +127,8 @@ def stopped(error: BaseException, rule: Rule, database: str) -> HeadraceError:
     """Return the error to end with, one line; headrace's own errors stay as they are."""
     if isinstance(error, HeadraceError):
         return error
+    if (refused := hidden_rows(error)) is not None:
+        return refused
     if isinstance(error, psycopg.Error):
         described = " ".join((reason_of(error), *getattr(error, "__notes__", ())))
         return HeadraceError(f"database {database}: {rule.what}: {described}", remedy=rule.hint)
