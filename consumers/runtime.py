@@ -21,9 +21,10 @@ from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, origin_of
 from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
-from consumers.decisions import Park
+from consumers.decisions import Change, Park
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped, timed_out
+from consumers.failing_rows import FailingRows, Verdict
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
 from consumers.holding import Holding
 from consumers.inputs import schemas_of, source_topics
@@ -98,6 +99,7 @@ class Runtime:
         self._breaker = CircuitBreaker(
             migration.name, self._target, self._group, ends=until_caught_up or until_complete
         )
+        self._failing = FailingRows(self._planner, self._group.positions, self._try_out)
         self._ahead = Ahead("plan")
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
@@ -219,6 +221,7 @@ class Runtime:
         plan = self._planner.plan(records, self._group.positions, lambda: self._pacing.limit)
         with contextlib.closing(self._ahead.of(plan)) as sub_batches:
             for sub_batch in sub_batches:
+                self._failing.begin(records)
                 if self._stopping.is_set() or not self._settle(sub_batch, records):
                     break
                 if (self._rest and not self._group.rest(self._rest)) or not self._healthy():
@@ -239,11 +242,13 @@ class Runtime:
                 if sub_batch.parked:
                     self._breaker.look(self._run)
             except (psycopg.Error, HeadraceError) as error:
-                rule = rule_for(error)
                 attempt += 1
-                if rule.action is Action.SPLIT and sub_batch.changes and isinstance(error, psycopg.Error):
-                    return self._split(sub_batch, records, error)
-                if not self._recover(error, rule, attempt):
+                verdict, failure = self._failing.judge(sub_batch, error, attempt)
+                if verdict is Verdict.AGAIN:
+                    continue
+                if verdict is not Verdict.RECOVER:
+                    return self._split(sub_batch, records, error, park=verdict is Verdict.PARK)
+                if not self._recover(failure, rule_for(failure), attempt):
                     return False
                 if timed_out(error) and len(sub_batch.changes) > 1:
                     self._pacing.timed_out()
@@ -270,7 +275,22 @@ class Runtime:
             held = self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
             contract_checks.require_held(self._migration, held)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
+        self._failing.applied(sub_batch.changes)
         self._count(sub_batch, applied)
+
+    def _try_out(self, change: Change, sub_batch: SubBatch) -> None:
+        """Do the transaction of `change` in place of those of `sub_batch`, and roll it back; raises what it raises."""
+        with self._target.connection.transaction(force_rollback=True), self._target.connection.cursor() as cursor:
+            fence.hold(
+                cursor,
+                migration=self._migration.name,
+                run=self._run,
+                gitlab_schema=self._migration.gitlab_schema,
+                database=self._database,
+            )
+            contract_checks.apply(self._migration, cursor, [change])
+            self._ledger.advance(cursor, self._run, sub_batch.advances, 0)
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
     def _count(self, sub_batch: SubBatch, applied: int) -> None:
         for advance in sub_batch.advances:
@@ -288,10 +308,10 @@ class Runtime:
         metrics.SKIPPED.labels(self._migration.name).inc(skipped)
         metrics.PARKED.labels(self._migration.name).inc(parked)
 
-    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> bool:
-        """Do a refused sub-batch in halves; park the change that is refused alone."""
+    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: Exception, *, park: bool) -> bool:
+        """Do a refused sub-batch in halves, or park the change that is refused alone."""
         overrides: Overrides = {}
-        if len(sub_batch.changes) == 1:
+        if park and isinstance(error, psycopg.Error):
             overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
         return self._piecemeal(sub_batch, records, max(1, len(sub_batch.changes) // 2), overrides)
 
