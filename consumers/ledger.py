@@ -14,6 +14,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from consumers import fence
+from consumers.versions import Declared, agree
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
@@ -78,13 +79,17 @@ _ADVANCE: Final = """
 class Ledger:
     """The ledger of one migration."""
 
-    def __init__(self, migration: str, gitlab_schema: str, member: str) -> None:
+    def __init__(self, migration: str, gitlab_schema: str, member: str, declared: Declared | None = None) -> None:
         self._migration = migration
         self._gitlab_schema = gitlab_schema
         self._member = member
+        self._declared = declared
 
     def begin(self, connection: Connection) -> int:
-        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing."""
+        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing.
+
+        Raises OtherVersion where the run was begun with another version or other options than are declared here.
+        """
         with connection.transaction():
             connection.execute(
                 "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
@@ -93,6 +98,8 @@ class Ledger:
             row = connection.execute(
                 "SELECT run FROM headrace.migrations WHERE name = %s", (self._migration,)
             ).fetchone()
+            if self._declared is not None:
+                agree(connection, self._migration, self._declared)
         assert row is not None
         return int(row[0])
 

@@ -35,6 +35,7 @@ from consumers.rates import Rate
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.totals import Report, Totals
+from consumers.versions import declared
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -77,7 +78,7 @@ class Runtime:
         self._topics = source_topics(settings, migration, database)
         self._schemas = schemas_of(open_registry(settings))
         self._planner = Planner(migration, self._schemas)
-        self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
+        self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration))
         self._completion = Completion(settings, migration, database, self._topics, self._ledger)
         self._parking = Parking(settings, migration.name)
         self._group = Group(

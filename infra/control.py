@@ -62,7 +62,7 @@ def ensure_control_schema(
         with connection.transaction():
             # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            if _missing(connection, _TABLES):
+            if _missing(connection, _TABLES) or not _has_columns(connection):
                 connection.execute(control_sql())
             if _missing(connection, tables_made(own_tables)):
                 connection.execute(own_tables)
@@ -99,6 +99,16 @@ def _missing(connection: Connection, tables: Sequence[str]) -> set[str]:
         (list(tables),),
     )
     return set(tables) - {str(name) for (name,) in found}
+
+
+def _has_columns(connection: Connection) -> bool:
+    """Whether the tables have the columns that were added to them since they were first made."""
+    row = connection.execute(
+        "SELECT count(*) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'headrace' AND (c.relname, a.attname) = ('migrations', 'declared')"
+    ).fetchone()
+    return row == (1,)
 
 
 def _name_database(connection: Connection, wanted: str) -> None:

@@ -30,6 +30,9 @@ CREATE TABLE IF NOT EXISTS headrace.migrations (
     failed text
 );
 
+-- The version and the options that the run was begun with: a consumer that declares others is refused.
+ALTER TABLE headrace.migrations ADD COLUMN IF NOT EXISTS declared jsonb;
+
 -- The ledger: where each partition stands, moved in the transaction that holds the effects.
 CREATE TABLE IF NOT EXISTS headrace.progress (
     migration text NOT NULL REFERENCES headrace.migrations (name),
