@@ -27,6 +27,7 @@ from consumers.ledger import GUARDED, Ledger
 from consumers.migration import Migration
 from consumers.parking import Entry, Parking, read_parked
 from consumers.target import Connection, Target
+from consumers.versions import declared
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -127,7 +128,7 @@ def _settle_all(
     result = Settled()
     parking = Parking(settings, migration.name)
     with _target(settings, migration, database, stopping) as target:
-        ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
+        ledger = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration))
         run = target.ask(ledger.begin)
         settler = _Settler(migration, database, run, decide)
         for start in range(0, len(entries), _TOGETHER):
