@@ -16,7 +16,7 @@ from typing import Final
 import psycopg
 from confluent_kafka import Message
 
-from consumers import fence
+from consumers import dead_letters, fence
 from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, origin_of
 from consumers.completion import Completion
@@ -80,7 +80,7 @@ class Runtime:
         self._planner = Planner(migration, self._schemas)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
         self._completion = Completion(settings, migration, database, self._topics, self._ledger)
-        self._parking = Parking(settings, migration.name)
+        self._parking = Parking(settings, migration.name, database)
         self._group = Group(
             settings.kafka,
             group_name(settings.prefix, migration.name),
@@ -260,6 +260,7 @@ class Runtime:
             )
             applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
             self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
+            dead_letters.record(cursor, self._migration.name, self._run, self._database, sub_batch.parked)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
         self._count(sub_batch, applied)
 

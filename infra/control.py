@@ -16,7 +16,7 @@ from schemas.errors import PreflightFailed, Refused
 
 Connection = psycopg.Connection[Any]
 
-_TABLES: Final = ("database", "schema_ownership", "migrations", "progress", "selections", "settled", "holds")
+_TABLES: Final = ("database", "schema_ownership", "migrations", "progress", "selections", "dead_letters", "holds")
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are made: "headrace" in ASCII."""
 

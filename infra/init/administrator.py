@@ -75,7 +75,7 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables) -> I
         )
     yield _text("GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role))
     yield _text(
-        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.settled, headrace.holds TO {role};",
+        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.dead_letters, headrace.holds TO {role};",
         role=sql.Identifier(role),
     )
     for table in tables_made(made):
