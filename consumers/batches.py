@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from consumers import contract_checks
 from consumers.decisions import TOMBSTONE, Change, Decision, Park, Skip
 from consumers.ledger import Advance, Place
 from consumers.migration import Migration
 from consumers.selection import NOT_SELECTED, Selection
 from consumers.sifting import Record, sift
-from schemas.errors import HeadraceError, Malformed
+from schemas.errors import Malformed
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
 from schemas.projection import projection
 from schemas.varints import encode_long
 from schemas.wire import HEADER_BYTES, split_wire
+from schemas.xid_snapshot import Hidden
 
 
 class UnknownSchemaId(Malformed):
@@ -46,7 +48,8 @@ class Parked(NamedTuple):
 class SubBatch:
     """What one transaction does: records `start` to `end` of those planned, as changes and moves of the ledger.
 
-    `origins` are the records that its changes came from, one for each.
+    `origins` are the records that its changes came from, one for each, and `xids` the low halves of their transactions'
+    ids: None for a row that a snapshot read, and for an event of another database, whose ids say nothing here.
     """
 
     start: int
@@ -54,12 +57,37 @@ class SubBatch:
     advances: list[Advance] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     origins: list[Record] = field(default_factory=list)
+    xids: list[int | None] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
 
     @property
     def size(self) -> int:
         """How many events of it are more than counted."""
         return len(self.changes) + len(self.parked)
+
+    def waiting(self, hidden: Hidden) -> dict[Place, Waiting]:
+        """Return where each partition has to stop, because the transaction of the event there is `hidden`."""
+        found: dict[Place, Waiting] = {}
+        if hidden.any_of(self.xids):
+            for record, xid in zip(self.origins, self.xids, strict=True):
+                if (full := hidden.full(xid)) is not None:
+                    place, offset = origin_of(record)
+                    found.setdefault(place, Waiting(offset, full))
+        return found
+
+
+class Waiting(NamedTuple):
+    """The first event of a partition whose transaction is not visible yet, and that one's 64-bit id."""
+
+    offset: Offset
+    xid: int
+
+
+class Judgement(NamedTuple):
+    """What a migration decides about an event, and the low half of its transaction's id, as in SubBatch."""
+
+    decision: Decision
+    xid: int | None
 
 
 Overrides = Mapping[tuple[Place, Offset], Decision]
@@ -68,8 +96,9 @@ Overrides = Mapping[tuple[Place, Offset], Decision]
 class Planner:
     """Plans the sub-batches of one migration; remembers how the records of each schema are read."""
 
-    def __init__(self, migration: Migration, schemas: Schemas) -> None:
+    def __init__(self, migration: Migration, schemas: Schemas, database: str) -> None:
         self._migration = migration
+        self._database = database
         self._schemas = schemas
         self._projections: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
         self._needles = _needles(migration)
@@ -77,30 +106,22 @@ class Planner:
         """What the present run is limited to; None: nothing."""
         self._unmentioned = f"no {' or '.join(migration.mentions)} in it"
 
-    def decide(self, value: bytes) -> Decision:
-        """Return what the migration wants for one record; a Park when the record cannot be read."""
+    def judge(self, value: bytes) -> Judgement:
+        """Return what the migration decides about a record's value. An event that cannot be read is parked."""
         try:
             project = self._projections.get(value[:HEADER_BYTES]) or self._learn(value)
         except Malformed as error:
-            return Park(error.problem)
-        return self._decided(project, value)
+            return Judgement(Park(error.problem), None)
+        return self._judged(project, value)
 
-    def _decided(self, project: Callable[[bytes], ChangeEvent], value: bytes) -> Decision:
+    def _judged(self, project: Callable[[bytes], ChangeEvent], value: bytes) -> Judgement:
         try:
             event = project(value)
         except Malformed as error:
-            return Park(error.problem)
-        try:
-            return self._migration.decide(event)
-        except HeadraceError:
-            raise
-        except Exception as error:
-            source = event.source
-            raise HeadraceError(
-                f"{self._migration.name} cannot decide about an event of {source.table} at {source.position}: "
-                f"{type(error).__name__}",
-                remedy="this is a bug in the migration's decide()",
-            ) from error
+            return Judgement(Park(error.problem), None)
+        source = event.source
+        decision = contract_checks.decide(self._migration, event)
+        return Judgement(decision, source.xid if source.database == self._database else None)
 
     def plan(
         self,
@@ -164,12 +185,13 @@ class Planner:
                 _count(advance, NOT_SELECTED, 1)
                 continue
             value = record.value()
-            decision = self._decided(project, value) if project is not None else self.decide(value)
+            decision, xid = self._judged(project, value) if project is not None else self.judge(value)
             if overrides:
                 decision = overrides.get(origin_of(record), decision)
             if isinstance(decision, Change):
                 sub_batch.changes.append(decision)
                 sub_batch.origins.append(record)
+                sub_batch.xids.append(xid)
             elif isinstance(decision, Skip):
                 _count(advance, decision.reason, 1)
             else:

@@ -12,27 +12,33 @@ import psycopg
 import typer
 from psycopg import sql
 
+from consumers import catalog
 from consumers.owning import owning_database
 from infra import postgres
-from infra.control import WrongDatabase, database_name
+from infra.control import WrongDatabase, database_name, require_prefix
+from infra.locks import exclude, ownership_key
 from infra.options import Config, Json, Yes
 from infra.settings import Settings, load_settings
 from schemas.errors import OwnershipMoved
 
 _STALE: Final = """
-SELECT m.name, m.gitlab_schema, o.owner, m.run,
+SELECT m.name, coalesce(declared.gitlab_schema, m.gitlab_schema), o.owner, m.run,
        (SELECT coalesce(sum(p.applied), 0)::bigint FROM headrace.progress p
          WHERE p.migration = m.name AND p.run = m.run)
   FROM headrace.migrations m
-  JOIN headrace.schema_ownership o ON o.gitlab_schema = m.gitlab_schema
+  LEFT JOIN unnest(%(names)s::text[], %(gitlab_schemas)s::text[]) AS declared(name, gitlab_schema)
+       ON declared.name = m.name
+  JOIN headrace.schema_ownership o ON o.gitlab_schema = coalesce(declared.gitlab_schema, m.gitlab_schema)
   JOIN headrace.database d ON d.name <> o.owner
  ORDER BY m.name
 """
+"""What a migration declares now counts; what its ledger was begun for only where there is no such migration."""
 _LEDGER: Final = """
-SELECT c.conrelid::regclass::text, a.attname
-  FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
- WHERE c.contype = 'f' AND c.confrelid = 'headrace.migrations'::regclass
+SELECT c.relname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'headrace' AND c.relkind = 'r' AND a.attname = 'migration' AND NOT a.attisdropped
 """
+"""Every table of ours that has rows of a migration says so in a column of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
     which may still be taken back, it is the only one. Raises WrongDatabase.
     """
     with _opened(settings, database) as connection:
-        found = connection.execute(_STALE.encode()).fetchall()
+        found = connection.execute(_STALE.encode(), _declared()).fetchall()
     return [
         StaleRecord(name, gitlab_schema, owner, run, applied, _reason_to_keep(settings, gitlab_schema, owner))
         for name, gitlab_schema, owner, run, applied in found
@@ -68,10 +74,10 @@ def remove(settings: Settings, database: str) -> list[StaleRecord]:
     """
     wanted = {record.migration: record for record in stale_records(settings, database) if record.kept is None}
     with _opened(settings, database) as connection, connection.transaction():
-        connection.execute("LOCK TABLE headrace.schema_ownership IN SHARE MODE")
-        names = [row[0] for row in connection.execute(_STALE.encode()) if row[0] in wanted]
-        for table, column in connection.execute(_LEDGER.encode()).fetchall():
-            statement = sql.SQL("DELETE FROM {} WHERE {} = ANY(%s)").format(sql.SQL(table), sql.Identifier(column))
+        exclude(connection, {ownership_key(record.gitlab_schema) for record in wanted.values()})
+        names = [row[0] for row in connection.execute(_STALE.encode(), _declared()) if row[0] in wanted]
+        for (table,) in connection.execute(_LEDGER.encode()).fetchall():
+            statement = sql.SQL("DELETE FROM {} WHERE migration = ANY(%s)").format(sql.Identifier("headrace", table))
             connection.execute(statement, (names,))
         connection.execute("DELETE FROM headrace.migrations WHERE name = ANY(%s)", (names,))
     return [wanted[name] for name in names]
@@ -104,6 +110,11 @@ def cleanup(
         typer.echo(f"remove them with: headrace cleanup {database} --yes")
 
 
+def _declared() -> dict[str, list[str]]:
+    known = catalog.migrations().values()
+    return {"names": [kind.name for kind in known], "gitlab_schemas": [kind.gitlab_schema for kind in known]}
+
+
 def _line(record: StaleRecord) -> str:
     return (
         f"{record.migration} ({record.gitlab_schema}, owned by {record.owner}): run {record.run},"
@@ -128,4 +139,5 @@ def _opened(settings: Settings, database: str) -> Iterator[psycopg.Connection[An
         recorded = database_name(connection)
         if recorded != database:
             raise WrongDatabase(f"the settings call this database {database}, but it is on record as {recorded}")
+        require_prefix(connection, database, settings.prefix)
         yield connection

@@ -9,10 +9,9 @@ REMOVED_AFTER longer than the row is open.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 
@@ -20,6 +19,7 @@ from consumers.batches import Parked
 from consumers.ledger import Connection, Cursor, Place
 from consumers.migration import Migration, Shared
 from consumers.parking import Entry, Identity
+from infra.locks import holders, lock_key
 from schemas.errors import Refused
 from schemas.positions import Offset
 
@@ -67,13 +67,6 @@ _FORGET: Final = """
      WHERE d.migration = %(migration)s AND d.settled_at < now() - %(after)s
        AND d.topic = gone.topic AND d.partition = gone.partition AND d.event_offset = gone.event_offset
        AND d.run = gone.run
-"""
-_HOLDER: Final = """
-    SELECT a.application_name, l.pid, a.backend_start
-      FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND (l.classid::bigint << 32) | l.objid::bigint = %s
 """
 
 
@@ -193,15 +186,5 @@ class Exclusion:
         self._held_by = connection
 
     def _busy(self, connection: Connection) -> Busy:
-        holder: tuple[Any, ...] = connection.execute(_HOLDER, (self._key,)).fetchone() or ("a session", 0, None)
-        name, pid, since = holder
-        when = f", since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if since else ""
-        return Busy(
-            f"the dead letters of {self._migration} are being retried or discarded already, by {name} (pid {pid}{when})"
-        )
-
-
-def lock_key(kind: str, name: str) -> int:
-    """Return the key of the advisory lock for `name` among locks of `kind`: 64 bits, signed."""
-    digest = hashlib.blake2b(f"headrace:{kind}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+        sessions = ", ".join(holders(connection, self._key)) or "a session"
+        return Busy(f"the dead letters of {self._migration} are being retried or discarded already, by {sessions}")

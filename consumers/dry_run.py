@@ -56,7 +56,7 @@ def dry_run(
     for topic in set(names) - {place.topic for place in ends}:
         raise UsageError(f"topic {topic} does not exist yet", remedy="start its producer first")
     outcome = DryRun()
-    planner = Planner(migration, schemas_of(open_registry(settings)))
+    planner = Planner(migration, schemas_of(open_registry(settings)), database)
     with kafka.translated(settings.kafka):
         client = kafka.consumer(
             settings.kafka,

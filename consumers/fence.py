@@ -1,7 +1,9 @@
-"""The lock that every apply transaction takes: this database owns the gitlab schema, and this run is the current.
+"""Makes sure in every transaction that applies events: this database owns the gitlab schema, the run is current.
 
-Held until the transaction ends, so that a switchover, a replay or a pause waits for what is under way, and nothing
-is written after it (promise 3).
+Two advisory locks are shared first, then the rows are read: under a snapshot that is taken after the locks, so that who
+changed one of them (a switchover, a pause, a replay), and held its lock alone while it did, is seen. The locks are kept
+until the transaction ends, and write nothing: a switchover waits for what is under way, and nothing is written after it
+(promise 3). The same look says which transactions this one does not see yet (promise 1).
 """
 
 from __future__ import annotations
@@ -10,26 +12,31 @@ from typing import Any, Final
 
 import psycopg
 
-from schemas.errors import HeadraceError, OwnershipMoved
+from infra.locks import migration_key, ownership_key
+from schemas.errors import HeadraceError, OwnershipMoved, Refused
+from schemas.xid_snapshot import Hidden, Snapshot
 
-_HOLD: Final = """
-    SELECT m.run, m.paused
-      FROM headrace.migrations m
-      JOIN headrace.schema_ownership o ON o.gitlab_schema = m.gitlab_schema
-      JOIN headrace.database d ON d.name = o.owner
-     WHERE m.name = %(migration)s AND d.name = %(database)s
-       FOR SHARE OF m, o, d
+_SHARE: Final = "SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock_shared(%s)"
+"""The gitlab schema's before the migration's, always: who waits for the one holds the other up for nobody."""
+_SHARE_OWNERSHIP: Final = "SELECT pg_advisory_xact_lock_shared(%s)"
+_LOOK: Final = """
+    SELECT d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
+           pg_current_snapshot()::text, pg_current_xact_id()::text::bigint,
+           set_config('headrace.fenced', 'yes', true)
+      FROM (SELECT) AS always
+      LEFT JOIN headrace.database d ON true
+      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
+      LEFT JOIN headrace.migrations m ON m.name = %(migration)s
 """
-_OWN: Final = """
-    SELECT FROM headrace.schema_ownership o JOIN headrace.database d ON d.name = o.owner
-     WHERE o.gitlab_schema = %(gitlab_schema)s AND d.name = %(database)s
-       FOR SHARE OF o, d
+"""The transaction's own id, which it takes for the ledger anyway, is given out after the snapshot: see Hidden.
+
+The setting ends with the transaction: `contract_checks.require_held` asks for it after a migration's writes.
 """
 _OWNER: Final = """
-    SELECT o.owner, d.name
+    SELECT d.name, o.owner
       FROM (SELECT) AS always
-      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
       LEFT JOIN headrace.database d ON true
+      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
 """
 
 
@@ -37,25 +44,41 @@ class Paused(HeadraceError):
     """Go on with `headrace resume`."""
 
 
+class Failed(HeadraceError):
+    """Correct the cause, then resume it with `headrace resume`, or run it again with `headrace replay`."""
+
+
 class RunReplaced(HeadraceError):
     """A replay began a new run; the member reads its position anew."""
 
 
-def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema: str, database: str) -> None:
+class DeclarationChanged(Refused):
+    """Begin a run by the new declaration with `headrace replay`; its topics are those of the new gitlab schema."""
+
+
+def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
     """Lock, within the cursor's transaction, what makes a write of `migration` right at this instant.
 
-    Called first in each apply transaction. Raises OwnershipMoved when this is not the database called `database`
-    or it does not own `gitlab_schema`, Paused when an operator paused the migration, RunReplaced when `run` is
-    not the current one. The caller rolls back then, and nothing was written.
+    Called first in each apply transaction, at READ COMMITTED. Returns the transactions that this one does not see yet:
+    an event of one of them must not be applied by it. Raises OwnershipMoved when this is not the database called
+    `database` or it does not own `gitlab_schema`, DeclarationChanged when the migration was begun for another one,
+    Paused when an operator paused it, Failed when it failed (see
+    circuit_breaker), RunReplaced when `run` is not the current one.
+    The caller rolls back then, and nothing was written.
     """
-    cursor.execute(_HOLD, {"migration": migration, "database": database}, prepare=True)
-    row = cursor.fetchone()
-    if row is None:
-        raise _moved(cursor, gitlab_schema, database)
-    if row[1]:
+    cursor.execute(_SHARE, (ownership_key(gitlab_schema), migration_key(migration)), prepare=True)
+    row = cursor.execute(_LOOK, {"migration": migration, "gitlab_schema": gitlab_schema}, prepare=True).fetchone()
+    assert row is not None
+    name, owner, declared, current, paused, failed, snapshot, xid, _ = row
+    _require_owner(name, owner, gitlab_schema, database)
+    require_declaration(migration, declared, gitlab_schema)
+    if paused:
         raise Paused(f"{migration} is paused")
-    if row[0] != run:
-        raise RunReplaced(f"run {run} of {migration} was replaced by run {row[0]}")
+    if failed is not None:
+        raise Failed(f"{migration} has failed: {failed}")
+    if current != run:
+        raise RunReplaced(f"run {run} of {migration} was replaced by run {current}")
+    return Hidden(Snapshot.parse(snapshot), xid)
 
 
 def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> None:
@@ -63,19 +86,26 @@ def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> No
 
     Raises OwnershipMoved as `hold` does.
     """
-    cursor.execute(_OWN, {"gitlab_schema": gitlab_schema, "database": database})
-    if cursor.fetchone() is None:
-        raise _moved(cursor, gitlab_schema, database)
-
-
-def _moved(cursor: psycopg.Cursor[Any], gitlab_schema: str, database: str) -> OwnershipMoved:
+    cursor.execute(_SHARE_OWNERSHIP, (ownership_key(gitlab_schema),))
     row = cursor.execute(_OWNER, {"gitlab_schema": gitlab_schema}).fetchone()
-    owner, name = row if row is not None else (None, None)
+    assert row is not None
+    name, owner = row
+    _require_owner(name, owner, gitlab_schema, database)
+
+
+def require_declaration(migration: str, recorded: str | None, declared: str) -> None:
+    """Raise DeclarationChanged unless the gitlab schema on record is that which `migration` declares now."""
+    if recorded != declared:
+        raise DeclarationChanged(f"{migration} was begun for gitlab schema {recorded}, and declares {declared} now")
+
+
+def _require_owner(name: str | None, owner: str | None, gitlab_schema: str, database: str) -> None:
     if name != database:
-        return OwnershipMoved(f"the settings call this database {database}, but it is on record as {name}")
+        raise OwnershipMoved(f"the settings call this database {database}, but it is on record as {name}")
     if owner is None:
-        return OwnershipMoved(
+        raise OwnershipMoved(
             f"nobody owns {gitlab_schema} in database {database}",
             remedy=f"list {gitlab_schema} under databases.{database}.gitlab_schemas if that database should",
         )
-    return OwnershipMoved(f"{gitlab_schema} is owned by {owner}, not by {database}")
+    if owner != database:
+        raise OwnershipMoved(f"{gitlab_schema} is owned by {owner}, not by {database}")

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -77,6 +77,8 @@ class Group:
         self._log = log.get(group=group)
         self.positions: dict[Place, Offset] = {}
         """The offset that each assigned partition needs next; the runtime moves it after each commit."""
+        self._aside: set[Place] = set()
+        self._returning: set[Place] = set()
         with kafka.translated(settings):
             self._consumer: Consumer = kafka.consumer(
                 settings,
@@ -119,6 +121,8 @@ class Group:
         Ends of partitions are among them; other errors are logged when Kafka gets over them, raised if not.
         Raises whatever `assigned` raised.
         """
+        if self._returning:
+            self._return()
         with kafka.translated(self._settings):
             first = self._consumer.poll(seconds)
             self._polled = time.monotonic()
@@ -180,32 +184,82 @@ class Group:
                 disturbed |= record is not None
         finally:
             self._quiet = self._held = False
-            self._resume(list(self.positions))
+            self._resume([place for place in self.positions if place not in self._aside])
         return generation == self._generation and not disturbed
 
     def reposition(self, entries: Mapping[Place, Entry]) -> bool:
         """Read on from where `entries` say; what was read before and not applied arrives again.
 
-        Returns False, with nothing lost, when partitions came or went meanwhile: then ask for new entries.
+        Returns False, with nothing lost, when partitions came or went since `entries` were asked for: ask again.
         """
+        if set(entries) != set(self.positions):
+            return False
         generation = self._generation
-        for place, entry in entries.items():
-            target = TopicPartition(*place, self._start(entry))
-            while True:
-                try:
-                    self._consumer.seek(target)
-                    break
-                except KafkaException as error:
-                    # A partition can only be sought once its fetching began, a moment after the assignment.
-                    if error.args[0].code() not in (KafkaError._STATE, KafkaError._TIMED_OUT):
-                        raise kafka.translate(error.args[0], self._settings) from error
-                self.wait(_TICK)
-                if self._generation != generation:
-                    return False
-                if self._stopping.is_set():
-                    return True
-            self.positions[place] = entry.next_offset
-        return generation == self._generation and set(entries) == set(self.positions)
+        targets = {place: TopicPartition(*place, self._start(entry)) for place, entry in entries.items()}
+        waiting = dict(targets)
+        while True:
+            for place, target in list(waiting.items()):
+                if self._seek(target):
+                    self.positions[place] = entries[place].next_offset
+                    del waiting[place]
+            if not waiting or self._stopping.is_set():
+                return True
+            # A partition can only be sought once its fetching began, a moment after the assignment. What arrives
+            # in this wait is thrown away, so that what was sought already is sought again.
+            good = self.wait(_TICK)
+            if self._generation != generation:
+                return False
+            if not good:
+                waiting = dict(targets)
+
+    @property
+    def aside(self) -> Collection[Place]:
+        """The partitions that are set aside. One that was taken away meanwhile is none, even if it is back."""
+        return self._aside
+
+    def set_aside(self, place: Place, offset: Offset) -> None:
+        """Bring nothing more of `place` until `bring_back`, then read it from `offset` on; the others go on.
+
+        `positions[place]` is `offset` meanwhile. `wait`, `rest` and rebalances that leave the partition here keep it
+        so; `reposition` moves it and keeps it so too. Once it is revoked or assigned anew nothing is known of this.
+        Does nothing for a partition that is not ours.
+        """
+        if place not in self.positions:
+            return
+        # Throws away what was read ahead of it.
+        self._pause([place])
+        self._aside.add(place)
+        self._returning.discard(place)
+        self.positions[place] = offset
+
+    def bring_back(self, place: Place) -> None:
+        """Read `place` on from `positions[place]`. Does nothing for one that is not set aside (any more)."""
+        if place in self._aside:
+            self._returning.add(place)
+            self._return()
+
+    def _return(self) -> None:
+        """Read on what was brought back; what cannot be sought yet is tried again at the next poll."""
+        for place in sorted(self._returning):
+            offset = self.positions[place]
+            if self._seek(TopicPartition(*place, offset or OFFSET_BEGINNING)):
+                self._returning.discard(place)
+                self._aside.discard(place)
+                self._resume([place])
+
+    def _seek(self, target: TopicPartition) -> bool:
+        """Return whether it was done; not while the partition is not fetched, such as a moment after the assignment."""
+        try:
+            self._consumer.seek(target)
+        except KafkaException as error:
+            if error.args[0].code() not in (KafkaError._STATE, KafkaError._TIMED_OUT):
+                raise kafka.translate(error.args[0], self._settings) from error
+            return False
+        return True
+
+    def _forget(self, places: Sequence[Place]) -> None:
+        self._aside.difference_update(places)
+        self._returning.difference_update(places)
 
     def close(self) -> None:
         """Leave the group, so that others take over at once."""
@@ -226,6 +280,7 @@ class Group:
         targets = [TopicPartition(*place, self._start(entries[place])) for place in places]
         consumer.incremental_assign(targets)
         self.positions.update({place: entries[place].next_offset for place in places})
+        self._forget(places)
         # A partition that was taken away while it was paused is paused still when it comes back.
         (self._pause if self._held else self._resume)(places)
         if places:
@@ -234,8 +289,10 @@ class Group:
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # confluent-kafka takes them away itself after this; nothing is under way, since polling is not applying.
         self._generation += 1
-        for partition in partitions:
-            self.positions.pop(Place(partition.topic, partition.partition), None)
+        places = [Place(partition.topic, partition.partition) for partition in partitions]
+        for place in places:
+            self.positions.pop(place, None)
+        self._forget(places)
         self._log.info("revoked", partitions=[f"{p.topic}/{p.partition}" for p in partitions])
 
     def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:

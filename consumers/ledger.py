@@ -72,6 +72,7 @@ _ADVANCE: Final = """
            AS a(topic, partition, expected, next_offset, applied, skipped, parked, rate, reasons)
      WHERE p.migration = %(migration)s AND p.run = %(run)s AND p.topic = a.topic AND p.partition = a.partition
        AND p.next_offset = a.expected
+ RETURNING pg_catalog.current_setting('headrace.fenced', true)
 """
 
 
@@ -84,17 +85,27 @@ class Ledger:
         self._member = member
 
     def begin(self, connection: Connection) -> int:
-        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing."""
+        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing.
+
+        Raises DeclarationChanged when the migration was begun for another gitlab schema than it declares now.
+        """
         with connection.transaction():
-            connection.execute(
-                "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                (self._migration, self._gitlab_schema),
-            )
-            row = connection.execute(
-                "SELECT run FROM headrace.migrations WHERE name = %s", (self._migration,)
-            ).fetchone()
-        assert row is not None
-        return int(row[0])
+            if (found := self._begun(connection)) is None:
+                connection.execute(
+                    "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    (self._migration, self._gitlab_schema),
+                )
+                found = self._begun(connection)
+        assert found is not None
+        run, declared = found
+        fence.require_declaration(self._migration, declared, self._gitlab_schema)
+        return run
+
+    def _begun(self, connection: Connection) -> tuple[int, str] | None:
+        row = connection.execute(
+            "SELECT run, gitlab_schema FROM headrace.migrations WHERE name = %s", (self._migration,)
+        ).fetchone()
+        return (int(row[0]), str(row[1])) if row is not None else None
 
     def selection(self, connection: Connection, run: int) -> dict[str, list[str]]:
         """Return the key columns and values that `run` is limited to; empty: it is not."""
@@ -139,10 +150,11 @@ class Ledger:
             for topic, partition, next_offset, topic_id in found
         }
 
-    def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> None:
+    def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> bool:
         """Move every partition of `advances` within the cursor's transaction, after the effects.
 
-        `applied` is how many rows the transaction changed. Raises LedgerMoved when a partition is not where it
+        `applied` is how many rows the transaction changed. Returns whether the transaction is still the one that took
+        the fence, which an `apply` may have ended. Raises LedgerMoved when a partition is not where it
         was expected: the caller must roll back, and with it goes what it wrote.
         """
         shares = _shares(applied, [advance.changes for advance in advances])
@@ -173,6 +185,7 @@ class Ledger:
                 f"{self._migration}: the ledger is not at "
                 + ", ".join(f"{a.place.topic}/{a.place.partition}@{a.expected}" for a in advances)
             )
+        return cursor.fetchone() != ("",)
 
     def leave(self, connection: Connection, run: int, places: Iterable[Place]) -> None:
         """Record that nobody works on `places` any more, so that no rate is shown for them."""

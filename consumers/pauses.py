@@ -1,27 +1,64 @@
-"""Pausing and resuming a migration from anywhere: only its database is needed, running members follow by themselves."""
+"""Pauses and resumes a migration from anywhere: only its database is needed, running consumers follow by themselves."""
 
 from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
 
 from consumers.migration import Migration
 from infra import postgres
 from infra.control import ensure_control_schema
+from infra.locks import exclude, holders, migration_key
 from infra.settings import Settings
+from schemas.errors import HeadraceError
+
+PATIENCE_SECONDS: Final = 10.0
+"""How long pausing waits for transactions under way before it names them."""
 
 
-def set_paused(settings: Settings, migration: type[Migration], database: str, paused: bool) -> None:
-    """Pause or resume every member of `migration`; a duplicate changes nothing.
+class StillUnderWay(HeadraceError):
+    """It ends by itself, and nothing new begins: run `headrace pause` again to see that it has, or end that session."""
 
-    When this returns after pausing, no transaction of the migration is under way and none begins.
+
+def set_paused(
+    settings: Settings, migration: type[Migration], database: str, paused: bool, seconds: float = PATIENCE_SECONDS
+) -> None:
+    """Pause or resume every consumer of `migration`; a duplicate changes nothing.
+
+    From its commit on no transaction begins that writes. When this returns after pausing, none is under way either:
+    raises StillUnderWay, naming the sessions, when one that began before takes longer than `seconds`; the migration is
+    paused even then. Resuming also takes back that it has failed.
     """
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.translated(dsn), postgres.connect(dsn, name=f"pause {migration.name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas)
+        ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
+        # Seen by everybody at once, also while a synchronous standby is away.
+        connection.execute("SET synchronous_commit = local")
         connection.execute(
-            "INSERT INTO headrace.migrations (name, gitlab_schema, paused) VALUES (%s, %s, %s)"
-            " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused",
-            (migration.name, migration.gitlab_schema, paused),
+            "INSERT INTO headrace.migrations AS m (name, gitlab_schema, paused)"
+            " VALUES (%(name)s, %(schema)s, %(paused)s)"
+            " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused,"
+            " failed = CASE WHEN excluded.paused THEN m.failed END",
+            {"name": migration.name, "schema": migration.gitlab_schema, "paused": paused},
         )
+        if paused:
+            _wait_for_those_under_way(connection, migration.name, seconds)
+
+
+def _wait_for_those_under_way(connection: psycopg.Connection[Any], migration: str, seconds: float) -> None:
+    key = migration_key(migration)
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{max(1, int(seconds * 1000))}ms",))
+            exclude(connection, [key])
+    except psycopg.errors.LockNotAvailable:
+        sessions = "; ".join(holders(connection, key))
+        if sessions:
+            raise StillUnderWay(
+                f"{migration} is paused, but a transaction from before is under way: {sessions}"
+            ) from None
 
 
 def is_paused(settings: Settings, migration: type[Migration], database: str) -> bool:
@@ -29,6 +66,6 @@ def is_paused(settings: Settings, migration: type[Migration], database: str) -> 
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.translated(dsn), postgres.connect(dsn, name=f"pause {migration.name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas)
+        ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         row = connection.execute("SELECT paused FROM headrace.migrations WHERE name = %s", (migration.name,)).fetchone()
     return bool(row and row[0])

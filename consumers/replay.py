@@ -16,6 +16,7 @@ from consumers.selection import named
 from consumers.starts import Beginning, Start, first_key, start_offsets
 from infra import postgres
 from infra.control import ensure_control_schema
+from infra.locks import exclude, migration_key
 from infra.registry import open_registry
 from infra.settings import Settings
 from schemas.decoder import KeyDecoder
@@ -63,7 +64,7 @@ def replay(
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.translated(dsn), postgres.connect(dsn, name=f"replay {migration.name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas)
+        ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         with connection.transaction():
             run = _next_run(connection, migration, reason)
             with connection.cursor() as cursor:
@@ -96,10 +97,12 @@ def _checked(settings: Settings, names: Sequence[str], selection: Mapping[str, S
 
 
 def _next_run(connection: Connection, migration: type[Migration], reason: str) -> int:
-    # The row is locked: a transaction of a member still under way ends first, and its next one sees the new run.
+    # A transaction of a consumer still under way ends first, and its next one sees the new run.
+    exclude(connection, [migration_key(migration.name)])
     row = connection.execute(
         "INSERT INTO headrace.migrations (name, gitlab_schema, run_reason) VALUES (%s, %s, %s)"
         " ON CONFLICT (name) DO UPDATE SET run = headrace.migrations.run + 1, run_reason = excluded.run_reason,"
+        " gitlab_schema = excluded.gitlab_schema,"
         " started_at = now(), completed_at = NULL, failed = NULL"
         " RETURNING run",
         (migration.name, migration.gitlab_schema, reason),

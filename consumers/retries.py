@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import psycopg
 
-from consumers import dead_letters, fence
-from consumers.batches import Planner
+from consumers import contract_checks, dead_letters, fence
+from consumers.batches import Judgement, Planner
 from consumers.dead_letters import Exclusion, Row
-from consumers.decisions import Change, Decision, Park, Skip
+from consumers.decisions import Change, Park, Skip
 from consumers.error_policy import Action, reason_of, rule_for
 from consumers.group import member_name
 from consumers.inputs import schemas_of
@@ -36,6 +36,8 @@ from schemas.topics import parked_topic
 
 DISCARDED: Final = "discarded"
 """The reason under which the ledger counts what a person discarded."""
+
+NOT_VISIBLE: Final = "its transaction is not visible yet: retry it later"
 
 _RECOUNT: Final = """
     UPDATE headrace.progress
@@ -103,7 +105,7 @@ def retry(
     Raises Busy when another process is at it, UsageError for a name that is not there, OwnershipMoved or Paused, with
     every event not settled yet still parked; and what waiting cannot mend.
     """
-    planner = Planner(migration, schemas_of(open_registry(settings)))
+    planner = Planner(migration, schemas_of(open_registry(settings)), database)
     lost = Park(f"its event is gone from {parked_topic(settings.prefix, migration.name)}: discard it, and replay")
     return _settle_all(
         settings,
@@ -111,7 +113,7 @@ def retry(
         database,
         lambda entries: chosen(migration.name, entries, names),
         stopping,
-        lambda entry: lost if entry.value is None else planner.decide(entry.value),
+        lambda entry: Judgement(lost, None) if entry.value is None else planner.judge(entry.value),
     )
 
 
@@ -128,7 +130,7 @@ def _settle_all(
     database: str,
     choose: Callable[[Sequence[Entry]], list[Entry]],
     stopping: threading.Event,
-    decide: Callable[[Entry], Decision] | None,
+    decide: Callable[[Entry], Judgement] | None,
 ) -> Settled:
     result = Settled()
     with _target(settings, migration, database, stopping) as target:
@@ -173,7 +175,7 @@ class _Settler:
         migration: Migration,
         database: str,
         run: int,
-        decide: Callable[[Entry], Decision] | None,
+        decide: Callable[[Entry], Judgement] | None,
         lock: Exclusion,
     ) -> None:
         self._migration = migration
@@ -185,12 +187,12 @@ class _Settler:
     def settle(self, connection: Connection, entry: Entry) -> tuple[Outcome, str]:
         """Return what became of the entry, and the reason where there is one."""
         self._lock.hold(connection)
-        decision = self._decide(entry) if self._decide else Skip(DISCARDED)
+        decision, xid = self._decide(entry) if self._decide else (Skip(DISCARDED), None)
         if isinstance(decision, Park):
             return Outcome.STAYS, decision.reason
         try:
             with connection.transaction(), connection.cursor() as cursor:
-                return self._write(cursor, entry, decision)
+                return self._write(cursor, entry, decision, xid)
         except psycopg.Error as error:
             if rule_for(error).action is not Action.SPLIT:
                 raise
@@ -202,21 +204,27 @@ class _Settler:
         rows = dead_letters.open_rows(connection, self._migration, self._database)
         return {entry.identity for entry in dead_letters.entries_of(rows, ())}
 
-    def _write(self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip) -> tuple[Outcome, str]:
+    def _write(
+        self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip, xid: int | None
+    ) -> tuple[Outcome, str]:
         # What the command reports as done, no crash of the server takes back.
         cursor.execute("SET LOCAL synchronous_commit = on")
-        with suppress(*([] if self._decide else [fence.Paused])):
-            fence.hold(
+        with suppress(*([] if self._decide else [fence.Paused, fence.Failed])):
+            hidden = fence.hold(
                 cursor,
                 migration=self._migration.name,
                 run=self._run,
                 gitlab_schema=self._migration.gitlab_schema,
                 database=self._database,
             )
-        # Here, before anything is written, an entry may still be left as it is: return STAYS with the reason.
+            if isinstance(decision, Change) and hidden.full(xid) is not None:
+                return Outcome.STAYS, NOT_VISIBLE
         if not dead_letters.settle(cursor, self._migration.name, entry):
             return Outcome.BEFORE, ""
-        applied = self._migration.apply(cursor, [decision]) if isinstance(decision, Change) else 0
+        applied = 0
+        if isinstance(decision, Change):
+            applied = contract_checks.apply(self._migration, cursor, [decision])
+            contract_checks.require_held(self._migration, contract_checks.still_held(cursor))
         reason = decision.reason if isinstance(decision, Skip) else GUARDED
         cursor.execute(
             _RECOUNT,
@@ -253,7 +261,9 @@ def _target(settings: Settings, migration: Migration, database: str, stopping: t
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.translated(dsn), postgres.connect(dsn, name=f"parked {migration.name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas, migration.own_tables)
+        ensure_control_schema(
+            connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
+        )
     target = Target(dsn, database=database, migration=migration.name, stopping=stopping, wait=stopping.wait)
     try:
         yield target

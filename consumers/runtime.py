@@ -6,7 +6,6 @@ transaction, the member asks the ledger and reads on from there.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,13 @@ from dataclasses import asdict
 from typing import Final
 
 import psycopg
-from confluent_kafka import Message
 
-from consumers import dead_letters, fence
-from consumers.ahead import Ahead
-from consumers.batches import Overrides, Planner, SubBatch, origin_of
+from consumers.applying import Applying
+from consumers.batches import Planner
+from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
-from consumers.decisions import Park
 from consumers.ends import Ends
-from consumers.error_policy import Action, Rule, reason_of, rule_for, stopped, timed_out
+from consumers.error_policy import Action, Rule, rule_for, stopped
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
 from consumers.holding import Holding
 from consumers.inputs import schemas_of, source_topics
@@ -31,11 +28,9 @@ from consumers.migration import Migration
 from consumers.outside import Pace, Working
 from consumers.pacing import Pacing
 from consumers.parking import Parking
-from consumers.rates import Rate
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.totals import Report, Totals
-from consumers.verify import RowsLeft
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -77,10 +72,9 @@ class Runtime:
         self._report = report
         self._topics = source_topics(settings, migration, database)
         self._schemas = schemas_of(open_registry(settings))
-        self._planner = Planner(migration, self._schemas)
+        self._planner = Planner(migration, self._schemas, database)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
         self._completion = Completion(settings, migration, database, self._topics, self._ledger)
-        self._parking = Parking(settings, migration.name, database)
         self._group = Group(
             settings.kafka,
             group_name(settings.prefix, migration.name),
@@ -94,18 +88,32 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
-        self._ahead = Ahead("plan")
+        self._breaker = CircuitBreaker(
+            migration.name, self._target, self._group, ends=until_caught_up or until_complete
+        )
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
         self._working = Working(settings, migration, database)
-        self._rest = 0.0
         self._read_all = False
         self._run = 0
         self._verdict = ""
-        self._rates: dict[Place, Rate] = {}
         self._log = log.get(migration=migration.name)
         self._next_check = self._next_report = self._next_log = self._next_end_check = 0.0
-        self.totals = Totals()
+        self._applying = Applying(
+            migration,
+            database,
+            planner=self._planner,
+            ledger=self._ledger,
+            group=self._group,
+            target=self._target,
+            parking=Parking(settings, migration.name, database),
+            pacing=self._pacing,
+            stopping=stopping,
+            breaker=self._breaker,
+            recover=self._recover,
+            proceed=self._proceed,
+        )
+        self.totals = self._applying.totals
 
     def run(self) -> Totals:
         """Work until stopped, or caught up if that was asked; return what was done.
@@ -126,7 +134,8 @@ class Runtime:
             while not self._stopping.is_set():
                 self._turn()
                 if self._reached(ends):
-                    self._look()
+                    self._breaker.hold(self._working.stop)
+                    self._look(patiently=True)
                     break
                 if self._until_complete and self._completion.complete:
                     break
@@ -141,6 +150,7 @@ class Runtime:
         """Cancel the statement under way, if any; called from another thread when stopping takes too long."""
         self._target.cancel()
         self._working.cancel()
+        self._completion.cancel()
 
     def _prepare(self) -> None:
         database = self._settings.database(self._database)
@@ -148,7 +158,13 @@ class Runtime:
 
         def prepare(connection: Connection) -> None:
             with postgres.translated(dsn):
-                ensure_control_schema(connection, self._database, database.gitlab_schemas, self._migration.own_tables)
+                ensure_control_schema(
+                    connection,
+                    self._database,
+                    database.gitlab_schemas,
+                    self._migration.own_tables,
+                    prefix=self._settings.prefix,
+                )
             self._begin(connection)
             self._completion.complete_already(connection)
 
@@ -160,7 +176,7 @@ class Runtime:
         if run != self._run:
             selection = self._ledger.selection(connection, run)
             self._planner.selection = Selection(selection, self._schemas) if selection else None
-            self._run = run
+            self._run = self._applying.run = run
 
     def _wait_for_topics(self) -> None:
         told = False
@@ -179,27 +195,33 @@ class Runtime:
                 self._reposition()
         if not self._healthy():
             self._reposition()
+        self._applying.bring_back()
         busy = self._working.pace is Pace.BUSY
-        records = self._group.poll(self._pacing.records, 0.0 if busy else _POLL_SECONDS)
+        records = self._group.poll(self._pacing.records, 0.0 if busy else self._applying.unseen.seconds(_POLL_SECONDS))
         if records:
-            self._process(records)
+            self._applying.process(records)
         self._work()
         if self._completion.due(idle=not records):
             self._look()
         self._tell()
 
-    def _look(self) -> None:
-        """See whether the migration is complete. A member that goes on afterwards serves what still changes."""
+    def _look(self, *, patiently: bool = False) -> None:
+        """See whether the migration is complete, counting beside the work; a member that is about to end waits.
+
+        One that goes on afterwards serves what still changes.
+        """
         if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
             return
         verdict = self._completion.look(self._target, self._run)
+        while patiently and verdict.pending and not self._stopping.is_set():
+            verdict = self._completion.look(self._target, self._run, seconds=_POLL_SECONDS)
         if verdict.complete:
             self._log.info("complete; later starts return at once", run=self._run)
-        elif self._until_complete and verdict.said != self._verdict:
+        elif self._until_complete and not verdict.pending and verdict.said != self._verdict:
             self._log.info("not complete yet", reason=verdict.said)
-        if self._until_complete and verdict.final:
-            raise RowsLeft(f"{self._migration.name}: {verdict.said}, and no event is going to bring them")
-        self._verdict = verdict.said
+        if self._until_complete and verdict.error is not None:
+            raise verdict.error
+        self._verdict = self._verdict if verdict.pending else verdict.said
 
     def _work(self) -> None:
         """Let the migration do a step of what lies outside of the database."""
@@ -210,89 +232,13 @@ class Runtime:
         except (psycopg.Error, HeadraceError) as error:
             self._recover(error, rule_for(error), self._working.attempt)
 
-    def _process(self, records: Sequence[Message]) -> None:
-        plan = self._planner.plan(records, self._group.positions, lambda: self._pacing.limit)
-        with contextlib.closing(self._ahead.of(plan)) as sub_batches:
-            for sub_batch in sub_batches:
-                if self._stopping.is_set() or not self._settle(sub_batch, records):
-                    break
-                if (self._rest and not self._group.rest(self._rest)) or not self._healthy():
-                    self._reposition()
-                    break
-                self._tell()
-        self._group.commit()
-
-    def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> bool:
-        """Carry out a sub-batch, whatever it takes; return False when the rest of the batch must be read again."""
-        attempt = 0
-        while not self._stopping.is_set():
-            try:
-                if sub_batch.parked:
-                    self._parking.keep(sub_batch.parked, self._run)
-                self._apply(sub_batch)
-            except (psycopg.Error, HeadraceError) as error:
-                rule = rule_for(error)
-                attempt += 1
-                if rule.action is Action.SPLIT and sub_batch.changes and isinstance(error, psycopg.Error):
-                    return self._split(sub_batch, records, error)
-                if not self._recover(error, rule, attempt):
-                    return False
-                if timed_out(error) and len(sub_batch.changes) > 1:
-                    self._pacing.timed_out()
-                    return self._piecemeal(sub_batch, records, min(self._pacing.limit, len(sub_batch.changes) // 2))
-            else:
-                return True
-        return False
-
-    def _apply(self, sub_batch: SubBatch) -> None:
-        """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
-        for advance in sub_batch.advances:
-            advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
-        connection = self._target.connection
-        started = time.monotonic()
-        with connection.transaction(), connection.cursor() as cursor:
-            fence.hold(
-                cursor,
-                migration=self._migration.name,
-                run=self._run,
-                gitlab_schema=self._migration.gitlab_schema,
-                database=self._database,
-            )
-            applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
-            self._ledger.advance(cursor, self._run, sub_batch.advances, applied)
-            dead_letters.record(cursor, self._migration.name, self._run, self._database, sub_batch.parked)
-        self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
-        self._count(sub_batch, applied)
-
-    def _count(self, sub_batch: SubBatch, applied: int) -> None:
-        for advance in sub_batch.advances:
-            self._group.positions[advance.place] = advance.next_offset
-            self._rates[advance.place].add(advance.events)
-        events = sum(advance.events for advance in sub_batch.advances)
-        parked = sum(advance.parked for advance in sub_batch.advances)
-        skipped = events - parked - applied
-        self.totals.transactions += 1
-        self.totals.events += events
-        self.totals.applied += applied
-        self.totals.skipped += skipped
-        self.totals.parked += parked
-        metrics.APPLIED.labels(self._migration.name).inc(applied)
-        metrics.SKIPPED.labels(self._migration.name).inc(skipped)
-        metrics.PARKED.labels(self._migration.name).inc(parked)
-
-    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> bool:
-        """Do a refused sub-batch in halves; park the change that is refused alone."""
-        overrides: Overrides = {}
-        if len(sub_batch.changes) == 1:
-            overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
-        return self._piecemeal(sub_batch, records, max(1, len(sub_batch.changes) // 2), overrides)
-
-    def _piecemeal(
-        self, sub_batch: SubBatch, records: Sequence[Message], limit: int, overrides: Overrides | None = None
-    ) -> bool:
-        part = records[sub_batch.start : sub_batch.end]
-        pieces = self._planner.plan(part, self._group.positions, limit, overrides or {})
-        return all(self._settle(piece, part) for piece in pieces)
+    def _proceed(self, rest: float) -> bool:
+        """Rest, and look whether the database is healthy; return whether what was read is good, else read it again."""
+        if (rest and not self._group.rest(rest)) or not self._healthy():
+            self._reposition()
+            return False
+        self._tell()
+        return True
 
     def _recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
         """Do what the table says; return whether the same sub-batch may be tried again."""
@@ -315,7 +261,12 @@ class Runtime:
         return good
 
     def _hold_while_paused(self) -> bool:
-        """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
+        """Stay in the group without reading as long as an operator wants; return whether what was read is good.
+
+        So too while the migration has failed.
+        """
+        if not self._breaker.hold(self._working.stop):
+            return False
         paused = self._ledger.pausing(self._database)
         if not self._target.ask(paused):
             return True
@@ -385,6 +336,7 @@ class Runtime:
 
     def _close(self) -> None:
         places = list(self._group.positions)
+        self._completion.close()
         self._working.stop()
         try:
             self._target.finish(lambda connection: self._leave(connection, places))
@@ -394,7 +346,7 @@ class Runtime:
         finally:
             self._group.close()
             self._target.close()
-            self._ahead.close()
+            self._applying.close()
 
     def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
         self._ledger.leave(connection, self._run, places)

@@ -165,7 +165,7 @@ def _opened(name: str, config: Path | None) -> Iterator[_Site]:
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with postgres.connect(dsn, name=f"schema {name}") as connection:
-        ensure_control_schema(connection, database, section.gitlab_schemas)
+        ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         with postgres.translated(dsn):
             yield _Site(settings, kind, database, connection, threading.Event())
 

@@ -16,7 +16,16 @@ from schemas.errors import PreflightFailed, Refused
 
 Connection = psycopg.Connection[Any]
 
-_TABLES: Final = ("database", "schema_ownership", "migrations", "progress", "selections", "dead_letters", "holds")
+_TABLES: Final = (
+    "database",
+    "schema_ownership",
+    "migrations",
+    "progress",
+    "selections",
+    "dead_letters",
+    "holds",
+    "failures",
+)
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are made: "headrace" in ASCII."""
 
@@ -30,6 +39,10 @@ class Owner(NamedTuple):
 
     name: str
     epoch: int
+
+
+class OtherPrefix(Refused):
+    """Set prefix as it is on record; to begin with new topics, take headrace out first (docs/running.md)."""
 
 
 class WrongDatabase(Refused):
@@ -47,16 +60,21 @@ def tables_made(statements: str) -> list[str]:
 
 
 def ensure_control_schema(
-    connection: Connection, database_name: str, gitlab_schemas: Iterable[str], own_tables: str = ""
+    connection: Connection,
+    database_name: str,
+    gitlab_schemas: Iterable[str],
+    own_tables: str = "",
+    *,
+    prefix: str | None = None,
 ) -> None:
     """Make what is missing of the `headrace` schema, name the database, claim what nobody owns.
 
-    Called when a producer or a consumer starts, with `database_name` and `gitlab_schemas` as the settings have
-    them and a migration's `own_tables`; again, or by two processes at once, it changes nothing more. A gitlab schema
-    that has an owner keeps it.
+    Called when a producer or a consumer starts, with `database_name`, `gitlab_schemas` and the topics' `prefix` as the
+    settings have them and a migration's `own_tables`; again, or by two processes at once, it changes nothing more. A
+    gitlab schema that has an owner keeps it. Without a prefix, that on record is neither set nor looked at.
 
-    Raises PreflightFailed when the role may not do what is missing, and WrongDatabase when the database already
-    has another name; then nothing was changed.
+    Raises PreflightFailed when the role may not do what is missing, WrongDatabase when the database already has another
+    name, and OtherPrefix when its ledger speaks of topics with another prefix; then nothing was changed.
     """
     try:
         with connection.transaction():
@@ -66,7 +84,7 @@ def ensure_control_schema(
                 connection.execute(control_sql())
             if _missing(connection, tables_made(own_tables)):
                 connection.execute(own_tables)
-            _name_database(connection, database_name)
+            _name_database(connection, database_name, prefix)
             _claim(connection, database_name, gitlab_schemas)
     except psycopg.errors.InsufficientPrivilege as error:
         raise PreflightFailed(
@@ -81,6 +99,24 @@ def database_name(connection: Connection) -> str | None:
         return None
     row = connection.execute("SELECT name FROM headrace.database").fetchone()
     return None if row is None else str(row[0])
+
+
+def recorded_prefix(connection: Connection) -> str | None:
+    """Return the prefix of the topics that the ledger speaks of, None while there is none or the table is not there."""
+    if connection.execute("SELECT to_regclass('headrace.database')").fetchone() == (None,):
+        return None
+    row = connection.execute("SELECT prefix FROM headrace.database").fetchone()
+    return None if row is None or row[0] is None else str(row[0])
+
+
+def require_prefix(connection: Connection, database_name: str, prefix: str) -> None:
+    """Raise OtherPrefix when the ledger of the database speaks of topics with another prefix."""
+    recorded = recorded_prefix(connection)
+    if recorded is not None and recorded != prefix:
+        raise OtherPrefix(
+            f"database {database_name} is used with prefix {recorded}, and the settings have {prefix}: the progress on"
+            " record there is that of the other prefix's topics"
+        )
 
 
 def owners(connection: Connection) -> dict[str, Owner]:
@@ -101,14 +137,21 @@ def _missing(connection: Connection, tables: Sequence[str]) -> set[str]:
     return set(tables) - {str(name) for (name,) in found}
 
 
-def _name_database(connection: Connection, wanted: str) -> None:
-    row = connection.execute("SELECT name FROM headrace.database").fetchone()
+def _name_database(connection: Connection, wanted: str, prefix: str | None) -> None:
+    row = connection.execute("SELECT name, prefix FROM headrace.database").fetchone()
     if row is None:
-        connection.execute("INSERT INTO headrace.database (name) VALUES (%s)", (wanted,))
-    elif row[0] != wanted:
+        connection.execute("INSERT INTO headrace.database (name, prefix) VALUES (%s, %s)", (wanted, prefix))
+        return
+    name, recorded = row
+    if name != wanted:
         raise WrongDatabase(
-            f"the settings call this database {wanted}, but it is on record as {row[0]} (headrace.database)"
+            f"the settings call this database {wanted}, but it is on record as {name} (headrace.database)"
         )
+    if prefix is None:
+        return
+    require_prefix(connection, wanted, prefix)
+    if recorded is None:
+        connection.execute("UPDATE headrace.database SET prefix = %s", (prefix,))
 
 
 def _claim(connection: Connection, owner: str, gitlab_schemas: Iterable[str]) -> None:

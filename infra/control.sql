@@ -6,7 +6,8 @@ CREATE SCHEMA IF NOT EXISTS headrace;
 -- Which database this is. A promoted copy keeps its origin's name until the switchover names it anew.
 CREATE TABLE IF NOT EXISTS headrace.database (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    name text NOT NULL
+    name text NOT NULL,
+    prefix text  -- of the topics that the ledger below speaks of: one database, one prefix
 );
 
 -- Which database may write the tables of a gitlab schema. Part of the publication: a change of owner
@@ -18,7 +19,8 @@ CREATE TABLE IF NOT EXISTS headrace.schema_ownership (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- One row a migration: its current run, and what an operator wants of it.
+-- One row a migration: its current run, the gitlab schema that it was begun for, and what an operator wants of it.
+-- No table refers to it by a foreign key: each check would lock its row, and several at once need a multixact.
 CREATE TABLE IF NOT EXISTS headrace.migrations (
     name text PRIMARY KEY,
     gitlab_schema text NOT NULL,
@@ -32,7 +34,7 @@ CREATE TABLE IF NOT EXISTS headrace.migrations (
 
 -- The ledger: where each partition stands, moved in the transaction that holds the effects.
 CREATE TABLE IF NOT EXISTS headrace.progress (
-    migration text NOT NULL REFERENCES headrace.migrations (name),
+    migration text NOT NULL,
     run integer NOT NULL,
     topic text NOT NULL,
     partition integer NOT NULL,
@@ -50,7 +52,7 @@ CREATE TABLE IF NOT EXISTS headrace.progress (
 
 -- What a run is limited to: columns of the message key, each with its values as text; no row: everything.
 CREATE TABLE IF NOT EXISTS headrace.selections (
-    migration text NOT NULL REFERENCES headrace.migrations (name),
+    migration text NOT NULL,
     run integer NOT NULL,
     selection jsonb NOT NULL,
     PRIMARY KEY (migration, run)
@@ -60,7 +62,7 @@ CREATE TABLE IF NOT EXISTS headrace.selections (
 -- The events themselves are in the parked topic from before that transaction until a day after `settled_at`, when a
 -- retry applied one, or an operator discarded it, in the same transaction: a failover takes back both or neither.
 CREATE TABLE IF NOT EXISTS headrace.dead_letters (
-    migration text NOT NULL REFERENCES headrace.migrations (name),
+    migration text NOT NULL,
     run integer NOT NULL,
     topic text NOT NULL,
     partition integer NOT NULL,
@@ -75,10 +77,21 @@ CREATE TABLE IF NOT EXISTS headrace.dead_letters (
 
 -- Members that are held by a health indicator, each seen lately; a row that is not is of a member that is gone.
 CREATE TABLE IF NOT EXISTS headrace.holds (
-    migration text NOT NULL REFERENCES headrace.migrations (name),
+    migration text NOT NULL,
     member text NOT NULL,
     reason text NOT NULL,
     since timestamptz NOT NULL DEFAULT now(),
     seen_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (migration, member)
+);
+
+-- Each time that a run failed, with what was counted by then: once it is resumed, counting starts there.
+CREATE TABLE IF NOT EXISTS headrace.failures (
+    migration text NOT NULL,
+    run integer NOT NULL,
+    failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tried bigint NOT NULL,
+    parked bigint NOT NULL,
+    reason text NOT NULL,
+    PRIMARY KEY (migration, run, failed_at)
 );

@@ -18,8 +18,8 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from producers.visibility import Snapshot
 from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
 
 Key = tuple[int | bytes, ...]
 """A row's key, comparable in the order in which the database sorts it."""

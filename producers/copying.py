@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from infra.positions import ChunkState, RangeState, RereadState, SnapshotState
 from producers.chunks import Chunk, Key, TableChunks
 from producers.reread import KeyRange, RememberedChunk, Reread, Texts, pack_keys, unpack_keys
-from producers.visibility import Snapshot
 from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
 
 Comparable = Callable[[tuple[bytes, ...]], Key]
 """From a key's texts to the form that sorts here as it does in the database."""

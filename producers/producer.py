@@ -43,6 +43,7 @@ from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.table_catalog import TableWatch
 from producers.tables import captured_tables
+from producers.visibility_gate import gated
 from schemas import codec
 from schemas.errors import DatabaseUnavailable, Fenced, Interrupted, Malformed, Unavailable
 from schemas.positions import Lsn
@@ -170,7 +171,7 @@ class Session:
         recorded = positions.sources().get(source, SourceState())
         stopped = startup.stopped_tables(self._sql, settings, source, recorded)
         preflight.require(self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped)
-        ensure_control_schema(self._sql, source, self._database.gitlab_schemas)
+        ensure_control_schema(self._sql, source, self._database.gitlab_schemas, prefix=settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
         self._left_out = stopped
@@ -211,7 +212,7 @@ class Session:
             self._sql, self._dsn, source, self._slot, self._database.publication, self._capture.confirmed, self._stop
         )
         opened.callback(self._stream.close)
-        self._incoming = Incoming(self._stream, spills)
+        self._incoming = gated(Incoming(self._stream, spills), self._database, self._sql, self._stream, self._log)
         self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
         self._copy_log = CopyLog(self._log)

@@ -19,8 +19,8 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from producers.visibility import Snapshot
 from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
 
 Texts = tuple[str, ...]
 """A key as the texts of its columns, which the database compares."""

@@ -18,7 +18,8 @@ from typing import Any, Final
 import psycopg
 
 from infra import log, postgres
-from infra.control import OWNERSHIP
+from infra.control import OWNERSHIP, owners
+from infra.locks import exclude, ownership_key
 from infra.settings import Settings
 from producers import slots, startup
 from producers.move import Move, NotMovable, View, require_chance, require_ends, require_settings, side
@@ -47,7 +48,7 @@ SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
   FROM pg_roles WHERE rolname = current_user
 """
 _LOCK_OWNERS: Final = "LOCK TABLE headrace.schema_ownership IN EXCLUSIVE MODE"
-"""Queues fairly behind whoever holds a row FOR SHARE, where a lock on the row alone could starve behind them."""
+"""For an application's own guard (docs/switchover.md), which has a row FOR SHARE: it queues fairly behind those."""
 
 
 class Busy(HeadraceError):
@@ -180,6 +181,8 @@ class Switchover:
                 with self._old() as connection, connection.transaction():
                     connection.execute(f"SET LOCAL lock_timeout = {_TRY_MS}")
                     connection.execute("SET LOCAL synchronous_commit = local")
+                    # Our own transactions share these; whoever gets one next reads the owner afterwards.
+                    exclude(connection, map(ownership_key, self.move.gitlab_schemas))
                     connection.execute(_LOCK_OWNERS)
                     connection.execute(_CLOSE, names)
                 return
@@ -248,6 +251,7 @@ class Switchover:
             if left is not None and left.synced:
                 slots.drop(connection, self.source_slot)  # nobody will read it here, and it would keep the log
             with connection.transaction():
+                exclude(connection, map(ownership_key, owners(connection)))
                 connection.execute(_LOCK_OWNERS)
                 connection.execute("UPDATE headrace.database SET name = %(to)s WHERE name = %(from)s", names)
                 if shared:  # every database has its own

@@ -11,10 +11,6 @@ from psycopg.conninfo import conninfo_to_dict
 from infra.control import OWNERSHIP, control_sql, tables_made
 from infra.settings import DatabaseSettings, Settings
 
-_LOCKABLE = {"schema_ownership": "changed_at", "database": "only_row"}
-"""SELECT … FOR SHARE, the fence, needs the right to update one column: each is one that decides nothing."""
-
-
 OwnTables = Mapping[str, str]
 """gitlab schema → the statements that make the tables of the migrations that write it."""
 
@@ -25,11 +21,15 @@ def administrator_script(settings: Settings, own_tables: OwnTables = {}) -> str:
     The producer's role may replicate and read the captured tables; the consumer's may keep its ledger and update the
     captured tables. With one role in the dsn for both, it gets both sets.
     """
-    parts = [line for name, database in settings.databases.items() for line in _database(name, database, own_tables)]
+    parts = [
+        line
+        for name, database in settings.databases.items()
+        for line in _database(name, database, own_tables, settings.prefix)
+    ]
     return "\n".join([*parts, "", *_kafka(settings)])
 
 
-def _database(name: str, database: DatabaseSettings, own_tables: OwnTables) -> Iterator[str]:
+def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, prefix: str) -> Iterator[str]:
     parts = conninfo_to_dict(database.dsn.get_secret_value())
     role = str(parts.get("user") or "headrace")
     where = str(parts.get("dbname") or role)
@@ -53,7 +53,12 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables) -> I
     made = "\n".join(own_tables[label].strip() for label in database.gitlab_schemas if own_tables.get(label))
     if made:
         yield made
-    yield _text("INSERT INTO headrace.database (name) VALUES ({name}) ON CONFLICT DO NOTHING;", name=sql.Literal(name))
+    yield _text(
+        "INSERT INTO headrace.database AS d (name, prefix) VALUES ({name}, {prefix})"
+        " ON CONFLICT (only_row) DO UPDATE SET prefix = coalesce(d.prefix, excluded.prefix);",
+        name=sql.Literal(name),
+        prefix=sql.Literal(prefix),
+    )
     for gitlab_schema in database.gitlab_schemas:
         yield _text(
             "INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES ({gitlab_schema}, {name})"
@@ -66,16 +71,10 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables) -> I
     )
     yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
     yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
-    for table, column in _LOCKABLE.items():
-        yield _text(
-            "GRANT UPDATE ({column}) ON headrace.{table} TO {role};",
-            column=sql.Identifier(column),
-            table=sql.Identifier(table),
-            role=sql.Identifier(role),
-        )
     yield _text("GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role))
     yield _text(
-        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.dead_letters, headrace.holds TO {role};",
+        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.dead_letters, headrace.holds,"
+        " headrace.failures TO {role};",
         role=sql.Identifier(role),
     )
     for table in tables_made(made):

@@ -2,7 +2,8 @@
 
 What is played is every module beside this one that has a `play_round(stack, directory, seed)`; they take turns. It
 returns what happened, and raises AssertionError where a promise was broken: that, or any other error, ends it all with
-exit code 1 and names the seed, with which the same kills are drawn again.
+exit code 1 and names the seed, with which the same kills are drawn again. One with `play_for(stack, directory, seed,
+seconds)` instead plays as long as it is told: all the time when it is played alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from typing import Any
 
 from infra.stack import EmbeddedStack, embedded_stack
 
-PlayRound = Callable[[EmbeddedStack, Path, int], Mapping[str, Any]]
+PlayRound = Callable[[EmbeddedStack, Path, int, float], Mapping[str, Any]]
+"""Plays one round in a directory, with a seed, for about so many seconds where its length is not its own."""
+
+_TURN_SECONDS = 60.0
+"""How long a round of such a kind is when others take turns with it."""
 
 
 def plays() -> dict[str, PlayRound]:
@@ -29,7 +34,17 @@ def plays() -> dict[str, PlayRound]:
     beside = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     names = [name for name in beside if not name.startswith(("_", "test_"))]
     modules = {name: importlib.import_module(f"tests.chaos.{name}") for name in names}
-    return {name: module.play_round for name, module in modules.items() if hasattr(module, "play_round")}
+    found: dict[str, PlayRound] = {}
+    for name, module in modules.items():
+        if hasattr(module, "play_for"):
+            found[name] = module.play_for
+        elif hasattr(module, "play_round"):
+            found[name] = _of_its_own_length(module.play_round)
+    return found
+
+
+def _of_its_own_length(play_round: Callable[[EmbeddedStack, Path, int], Mapping[str, Any]]) -> PlayRound:
+    return lambda stack, directory, seed, _seconds: play_round(stack, directory, seed)
 
 
 def main() -> int:
@@ -48,8 +63,9 @@ def main() -> int:
         while time.monotonic() < deadline and (not chosen.rounds or played < chosen.rounds):
             began = time.monotonic()
             name = names[played % len(names)]
+            left = deadline - began
             try:
-                story = every[name](stack, Path(directory), seed)
+                story = every[name](stack, Path(directory), seed, left if len(names) == 1 else min(left, _TURN_SECONDS))
             except Exception as error:
                 if not isinstance(error, AssertionError):
                     traceback.print_exc()

@@ -12,7 +12,7 @@ from tests.chaos import __main__ as chaos
 
 
 def test_every_module_with_rounds_plays() -> None:
-    assert {"producer", "switchovers"} <= chaos.plays().keys()
+    assert {"producer", "switchovers", "visibility"} <= chaos.plays().keys()
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What is played, in place of the real ones: `calm`, and `wild`, which breaks a promise with seed 9."""
     played: list[tuple[str, int]] = []
 
-    def calm(_stack: Any, _directory: Any, seed: int) -> dict[str, Any]:
+    def calm(_stack: Any, _directory: Any, seed: int, _seconds: float) -> dict[str, Any]:
         played.append(("calm", seed))
         return {}
 
-    def wild(_stack: Any, _directory: Any, seed: int) -> dict[str, Any]:
+    def wild(_stack: Any, _directory: Any, seed: int, _seconds: float) -> dict[str, Any]:
         played.append(("wild", seed))
         assert seed != 9, "a row was lost"
         return {}

@@ -218,6 +218,7 @@ class Application:
     def __init__(self, settings: Settings, connection: psycopg.Connection[Any], *, database: str = "main") -> None:
         self._settings = settings
         self.connection = connection
+        self.xid = 7
         self._lsn = 1_000
         registry = open_registry(settings)
         self._encoders = {}
@@ -260,7 +261,7 @@ class Application:
             for table, width in (("gitserver_repos", 5), ("repo", 2)):
                 topic, encoder = self._encoders[table]
                 self._lsn += 8
-                prefix = encoder.event_prefix(Op.DELETE, lsn=Lsn(self._lsn), xid=7, ts_ms=1_700_000_000_000)
+                prefix = encoder.event_prefix(Op.DELETE, lsn=Lsn(self._lsn), xid=self.xid, ts_ms=1_700_000_000_000)
                 old: list[Any] = [b"%d" % key, *([None] * (width - 1))]
                 record = encoder.delete(prefix, 0, 1_700_000_000_001, old)
                 records += [(topic, *record), (topic, record[0], None)]
@@ -269,7 +270,7 @@ class Application:
     def _record(self, table: str, op: Op, row: list[Any]) -> tuple[str, bytes, bytes]:
         topic, encoder = self._encoders[table]
         self._lsn += 8
-        prefix = encoder.event_prefix(op, lsn=Lsn(self._lsn), xid=7, ts_ms=1_700_000_000_000)
+        prefix = encoder.event_prefix(op, lsn=Lsn(self._lsn), xid=self.xid, ts_ms=1_700_000_000_000)
         return (topic, *encoder.change(prefix, 0, 1_700_000_000_001, row))
 
     def _send(self, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:

@@ -26,8 +26,10 @@ class Unguarded(SkipResets):
     """Writes whatever the row is: each time that it is called is seen in the log of writes."""
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        keys = [change.key for change in changes]
-        cursor.execute("UPDATE container_repositories SET migration_state = 'default' WHERE id = ANY(%s)", (keys,))
+        keys = ([change.key for change in changes],)
+        cursor.execute(
+            "UPDATE public.container_repositories SET migration_state = 'default' WHERE id = ANY(%s)", (keys,)
+        )
         return cursor.rowcount
 
 
@@ -61,7 +63,7 @@ def until_stopped(process: subprocess.Popen[str]) -> None:
 
 def main(config: str, point: str, *arguments: str) -> None:
     """Run the command, as `headrace` would."""
-    catalog.migrations = lambda: {"skip_resets": Unguarded}  # type: ignore[assignment]
+    catalog.migrations = lambda: {"skip_resets": Unguarded}
     if point != "nowhere":
         POINTS[point]()
     try:

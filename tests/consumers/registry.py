@@ -86,7 +86,7 @@ class RegistryFeed(Feed):
         """Return the record of a row's new state."""
         self.lsn += 8
         encoder = self._encoders[BEFORE if before else AFTER]
-        prefix = encoder.event_prefix(op, lsn=Lsn(self.lsn), xid=7, ts_ms=1_700_000_000_000)
+        prefix = encoder.event_prefix(op, lsn=Lsn(self.lsn), xid=self.xid, ts_ms=1_700_000_000_000)
         now, path = b"2024-05-06 07:08:09.123456+00", b"group-%d/%d" % key
         row: list[bytes | Unchanged | None] = [b"%d" % key[1], b"%d" % key[0], None, now, None, path, path]
         if not before:
@@ -97,7 +97,7 @@ class RegistryFeed(Feed):
         """Return the records of a delete: the event and its tombstone."""
         self.lsn += 8
         encoder = self._encoders[AFTER]
-        prefix = encoder.event_prefix(Op.DELETE, lsn=Lsn(self.lsn), xid=7, ts_ms=1_700_000_000_000)
+        prefix = encoder.event_prefix(Op.DELETE, lsn=Lsn(self.lsn), xid=self.xid, ts_ms=1_700_000_000_000)
         old: list[bytes | Unchanged | None] = [b"%d" % key[1], b"%d" % key[0], *([None] * (len(AFTER.columns) - 2))]
         record = encoder.delete(prefix, 0, 1_700_000_000_001, old)
         return [record, (record[0], None)]

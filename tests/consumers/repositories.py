@@ -116,6 +116,8 @@ class Feed:
     partitions: int = 4
     database: str = "main"
     gitlab_schema: str = "gitlab_main"
+    xid: int = 7
+    """The low half of the id of the transaction that events are of: one that ended long ago."""
 
     def __post_init__(self) -> None:
         registry = open_registry(self.settings)
@@ -148,13 +150,13 @@ class Feed:
     ) -> tuple[bytes, bytes]:
         """Return the record of a row's new state."""
         self.lsn += 8
-        prefix = self.encoder.event_prefix(op, lsn=Lsn(self.lsn), xid=7, ts_ms=1_700_000_000_000)
+        prefix = self.encoder.event_prefix(op, lsn=Lsn(self.lsn), xid=self.xid, ts_ms=1_700_000_000_000)
         return self.encoder.change(prefix, 0, 1_700_000_000_001, self.row(key, state, reason))
 
     def delete(self, key: int) -> list[tuple[bytes, bytes | None]]:
         """Return the records of a delete: the event and its tombstone."""
         self.lsn += 8
-        prefix = self.encoder.event_prefix(Op.DELETE, lsn=Lsn(self.lsn), xid=7, ts_ms=1_700_000_000_000)
+        prefix = self.encoder.event_prefix(Op.DELETE, lsn=Lsn(self.lsn), xid=self.xid, ts_ms=1_700_000_000_000)
         old: list[bytes | Unchanged | None] = [b"%d" % key, *([None] * (len(RELATION.columns) - 1))]
         record = self.encoder.delete(prefix, 0, 1_700_000_000_001, old)
         return [record, (record[0], None)]
@@ -162,7 +164,7 @@ class Feed:
     def truncate(self) -> tuple[bytes, bytes]:
         """Return the record of a truncate."""
         self.lsn += 8
-        prefix = self.encoder.event_prefix(Op.TRUNCATE, lsn=Lsn(self.lsn), xid=7, ts_ms=1_700_000_000_000)
+        prefix = self.encoder.event_prefix(Op.TRUNCATE, lsn=Lsn(self.lsn), xid=self.xid, ts_ms=1_700_000_000_000)
         return self.encoder.truncate(prefix, 0, 1_700_000_000_001)
 
     def send(self, records: Iterable[tuple[bytes, bytes | None]], *, commit: bool = True) -> None:

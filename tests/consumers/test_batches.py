@@ -78,7 +78,7 @@ def _sift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def planner() -> Planner:
-    return Planner(SkipResets(SkipResetsOptions()), schemas)
+    return Planner(SkipResets(SkipResetsOptions()), schemas, "main")
 
 
 def end(at: int) -> FakeRecord:
@@ -121,7 +121,7 @@ def test_partitions_move_side_by_side(planner: Planner) -> None:
 
 
 def test_two_schemas_may_alternate() -> None:
-    planner = Planner(SkipResets(SkipResetsOptions()), lambda _: schemas(3))
+    planner = Planner(SkipResets(SkipResetsOptions()), lambda _: schemas(3), "main")
     contents = [wanted(0), b"\0\0\0\0\x09" + wanted(1)[5:], value(2), b"\0\0\0\0\x09" + value(3)[5:], wanted(4)]
     (only,) = plan(planner, [FakeRecord(at, content) for at, content in enumerate(contents)])
     assert [change.key for change in only.changes] == [0, 1, 4]
@@ -134,7 +134,7 @@ def test_several_tables_may_have_partitions_of_one_number() -> None:
 
     places = [Place("t", 0), Place("u", 0)]
     records = [FakeRecord(at // 2, wanted(at), places[at % 2]) for at in range(6)]
-    planner = Planner(OfTwo(SkipResetsOptions()), schemas)
+    planner = Planner(OfTwo(SkipResetsOptions()), schemas, "main")
     (only,) = planner.plan(records, dict.fromkeys(places, Offset(0)), 10)
     assert [change.key for change in only.changes] == list(range(6))
     assert [(advance.place, advance.next_offset, advance.changes) for advance in only.advances] == [
@@ -150,7 +150,7 @@ def test_a_schema_that_only_left_out_records_have_is_not_asked_for() -> None:
         asked.append(schema_id)
         return schemas(schema_id)
 
-    planner = Planner(SkipResets(SkipResetsOptions()), counted)
+    planner = Planner(SkipResets(SkipResetsOptions()), counted, "main")
     (only,) = planner.plan([FakeRecord(0, foreign), FakeRecord(1, wanted(1))], {HERE: Offset(1)}, 10)
     assert [change.key for change in only.changes] == [1]
     assert asked == [3]
@@ -215,6 +215,9 @@ class Confused(SkipResets):
 
 def test_a_bug_in_decide_stops_and_says_where_without_values() -> None:
     options: Options = SkipResetsOptions()
-    with pytest.raises(HeadraceError, match=r"skip_resets cannot decide .* at 0/0\+0: KeyError") as stopped:
-        plan(Planner(Confused(options), schemas), [FakeRecord(0, wanted(0))])
+    with pytest.raises(
+        HeadraceError,
+        match=r"decide\(\) raised KeyError for an event of .* at 0/0\+0, at .*test_batches\.py:\d+;",
+    ) as stopped:
+        plan(Planner(Confused(options), schemas, "main"), [FakeRecord(0, wanted(0))])
     assert "import_skipped" not in str(stopped.value)

@@ -9,6 +9,7 @@ import pytest
 
 from consumers.cleanup import remove, stale_records
 from consumers.ledger import Ledger, Place
+from consumers.migrations.skip_resets import SkipResets
 from infra.control import WrongDatabase, ensure_control_schema
 from infra.settings import Settings
 from tests.conftest import Database
@@ -84,3 +85,23 @@ def test_a_database_that_the_settings_call_wrongly_is_left_alone(sides: tuple[Da
     main, ci = sides
     with pytest.raises(WrongDatabase, match="call this database ci, but it is on record as main"):
         remove(settings(main, ci), "ci")
+
+
+def test_what_a_migration_declares_now_counts_not_what_its_ledger_was_begun_for(
+    sides: tuple[Database, Database],
+) -> None:
+    """A corrected label: the ledger says gitlab_ci, which was given away, but the migration writes gitlab_main."""
+    main, ci = sides
+    ci.connect().execute("UPDATE headrace.database SET name = 'ci'")
+    for database in sides:
+        ledger = Ledger(SkipResets.name, "gitlab_ci", "here:1")
+        connection = database.connect()
+        ledger.open(connection, ledger.begin(connection), {Place("t", 0): "id"})
+    known = settings(main, ci)
+    assert [each.migration for each in stale_records(known, "main")] == ["of_ci"]
+    assert [(each.migration, each.gitlab_schema) for each in stale_records(known, "ci")] == [
+        ("of_main", "gitlab_main"),
+        ("skip_resets", "gitlab_main"),
+    ]
+    remove(known, "main")
+    assert names(main.connect()) == ["of_main", "skip_resets"]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from consumers import catalog, parked_cli, runtime
 from consumers.batches import Parked
-from consumers.dead_letters import Busy, lock_key
+from consumers.dead_letters import Busy
 from consumers.decisions import Change
 from consumers.migration import Cursor
 from consumers.parked_cli import StillParked
@@ -24,6 +24,7 @@ from consumers.replay import replay
 from consumers.retries import read_dead_letters
 from consumers.runtime import Runtime
 from infra import log, topics
+from infra.locks import lock_key
 from infra.settings import Settings, load_settings
 from infra.stack import EmbeddedStack, embedded_stack
 from schemas.errors import HeadraceError, Refused, UsageError
@@ -445,6 +446,26 @@ def test_a_retry_that_lost_its_session_stops_where_another_one_has_the_lock_now(
     monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
     command(config, "retry", NAME)
     assert sorted(written(connection)) == list(range(70, 90))
+
+
+def test_a_dead_letter_whose_transaction_is_not_visible_yet_stays(
+    command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
+) -> None:
+    row = connection.execute("SELECT (pg_current_xact_id()::text::bigint + 2000) % 4294967296").fetchone()
+    assert row is not None
+    # As long as there is no such transaction it is taken for one that a failover lost.
+    feed.xid = row[0]
+    park(connection, feed, settings, [77])
+    connection.execute("BEGIN")
+    while connection.execute("SELECT pg_current_xact_id()::text").fetchone() != (str(row[0]),):
+        connection.execute("COMMIT")
+        connection.execute("BEGIN")
+    stays = command(config, "retry", NAME).exception
+    assert isinstance(stays, StillParked)
+    assert "its transaction is not visible yet" in str(stays)
+    connection.execute("COMMIT")
+    assert done(command, config, "retry", NAME)["applied"] == 1
+    assert written(connection) == [77]
 
 
 @pytest.fixture(scope="module")

@@ -173,11 +173,91 @@ def test_a_partition_that_was_taken_away_from_a_waiting_member_is_read_when_it_c
     eventually(both, "the first has both again")
     ledger.offsets = {Place(topic, 0): 5, Place(topic, 1): 5}
     assert first.reposition(ledger(list(first.positions)))
+    produced(settings, topic, [10, 11])
+    assert read(first, 2, eventually) == [10, 11]
+
+
+def produced(settings: Settings, topic: str, numbers: Sequence[int]) -> None:
+    """Write numbered events, the even ones into partition 0."""
     producer = kafka.producer(settings.kafka)
-    for number in range(10, 12):
+    for number in numbers:
         producer.produce(topic, key=b"k", value=b"%d" % number, partition=number % 2)
     assert producer.flush(PATIENCE) == 0
-    assert read(first, 2, eventually) == [10, 11]
+
+
+def test_partition_set_aside_is_read_again_once_it_is_brought_back_and_the_others_go_on(
+    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    group = join()
+    read(group, 10, eventually)
+    even = Place(topic, 0)
+    group.set_aside(even, Offset(2))
+    assert group.positions[even] == 2
+    produced(settings, topic, range(10, 30))
+    assert read(group, 10, eventually) == list(range(11, 30, 2)), "of the other partition"
+    assert group.wait(0.05)
+    assert group.rest(0.01)
+    produced(settings, topic, range(30, 40))
+    assert read(group, 5, eventually) == list(range(31, 40, 2)), "as before, after waiting"
+    ledger.offsets = {even: 3, Place(topic, 1): 20}
+    assert group.reposition(ledger(list(group.positions)))
+    produced(settings, topic, range(40, 50))
+    assert read(group, 5, eventually) == list(range(41, 50, 2)), "as before, after repositioning"
+    group.bring_back(even)
+    assert read(group, 22, eventually) == list(range(6, 50, 2)), "every one from there, once"
+    produced(settings, topic, [50, 51])
+    group.bring_back(even)
+    assert read(group, 2, eventually) == [50, 51], "the second time it is nothing"
+
+
+def test_partition_read_ahead_and_then_set_aside_comes_neither_early_nor_twice(
+    join: Join, settings: Settings, topic: str, eventually: Eventually
+) -> None:
+    produced(settings, topic, range(10, 2_000))
+    group = join()
+    first: list[Message] = []
+
+    def some_of_both() -> bool:
+        first.extend(group.poll(5, 0.1))
+        return {record.partition() for record in first} == {0, 1}
+
+    eventually(some_of_both, "events of both partitions")
+    group.set_aside(Place(topic, 0), Offset(0))
+    odd = values([record for record in first if record.partition() == 1])
+    rest = read(group, 1_000 - len(odd), eventually)
+    assert sorted(odd + rest) == list(range(1, 2_000, 2))
+    group.bring_back(Place(topic, 0))
+    assert read(group, 1_000, eventually) == list(range(0, 2_000, 2))
+
+
+def test_partition_set_aside_stays_so_when_another_member_takes_the_other_and_is_read_by_who_gets_it(
+    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    first = join()
+    read(first, 10, eventually)
+    for place in (Place(topic, 0), Place(topic, 1)):
+        first.set_aside(place, Offset(3))
+    ledger.offsets = {Place(topic, 0): 3, Place(topic, 1): 3}
+    second = join()
+    found: list[Message] = []
+
+    def shared() -> bool:
+        assert values(first.poll(100, 0.05)) == []
+        found.extend(second.poll(100, 0.05))
+        return len(first.positions) == len(second.positions) == 1 and len(values(found)) == 2
+
+    eventually(shared, "the second reads the partition that it got, from the ledger's offset")
+    kept = next(iter(first.positions))
+    second.close()
+
+    def both() -> bool:
+        found.extend(first.poll(100, 0.05))
+        return len(first.positions) == 2 and len(values(found)) == 4
+
+    eventually(both, "the one that came back is read")
+    assert {record.partition() for record in found} == {1 - kept.partition}
+    first.bring_back(kept)
+    assert read(first, 2, eventually) == [6 + kept.partition, 8 + kept.partition]
 
 
 def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from infra.stack import Stack
@@ -12,9 +13,21 @@ from tests.chaos.members import play
 pytestmark = pytest.mark.stack
 
 
+def next_multixact(stack: Stack) -> int:
+    """Return the multixact that the server would use next."""
+    with psycopg.connect(stack.endpoints.dsn, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        row = connection.execute("SELECT next_multixact_id::text::bigint FROM pg_control_checkpoint()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def test_members_come_and_go_while_the_broker_restarts_and_each_effect_happens_once(
     stack: Stack, tmp_path: Path
 ) -> None:
+    before = next_multixact(stack)
     story = play(stack, tmp_path, seed=4, most=4, moves=14, restarts=1)
     # How many there were depends on how long the broker was away; that each has had its end does not.
+    # A multixact for each transaction of several members is what a large database cannot afford.
+    assert next_multixact(stack) == before
     assert story["joined"] == story["left"] + story["killed"] + story["turned away"] > 1

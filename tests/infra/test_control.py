@@ -8,7 +8,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from infra.control import WrongDatabase, control_sql, database_name, ensure_control_schema
+from infra.control import (
+    OtherPrefix,
+    WrongDatabase,
+    control_sql,
+    database_name,
+    ensure_control_schema,
+    recorded_prefix,
+)
 from schemas.errors import PreflightFailed
 from tests.conftest import Database
 
@@ -43,6 +50,26 @@ def test_a_database_with_another_name_is_refused_and_left_alone(database: Databa
         ensure_control_schema(connection, "ci", ["gitlab_ci"])
     assert refused.value.exit_code == 3
     assert owners(connection) == {"gitlab_main": "main"}
+
+
+def test_the_ledger_of_one_prefix_is_not_used_by_another(database: Database) -> None:
+    """Its runs, pauses and completions are those of the topics that it speaks of."""
+    connection = database.connect()
+    ensure_control_schema(connection, "main", ["gitlab_main"], prefix="one")
+    assert recorded_prefix(connection) == "one"
+    with pytest.raises(OtherPrefix, match=r"main is used with prefix one, and the settings have two.*running\.md"):
+        ensure_control_schema(connection, "main", ["gitlab_main", "gitlab_ci"], prefix="two")
+    assert (recorded_prefix(connection), owners(connection)) == ("one", {"gitlab_main": "main"})
+    ensure_control_schema(connection, "main", ["gitlab_main"], prefix="one")
+
+
+def test_who_comes_first_sets_the_prefix_of_a_database_that_was_only_named(database: Database) -> None:
+    connection = database.connect()
+    assert recorded_prefix(connection) is None
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    assert recorded_prefix(connection) is None
+    ensure_control_schema(connection, "main", ["gitlab_main"], prefix="one")
+    assert recorded_prefix(connection) == "one"
 
 
 def test_many_at_once_agree(database: Database) -> None:

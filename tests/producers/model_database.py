@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from producers import pgoutput_messages as pg
 from producers.requests import REQUEST_PREFIX
-from producers.visibility import Snapshot
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn, Position
+from schemas.xid_snapshot import Snapshot
 
 RELATION = Relation(
     16_400, "public", "t", "d", (Column("id", 23), Column("n", 23), Column("big", 25)), identity_columns=("id",)

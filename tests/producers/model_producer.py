@@ -19,11 +19,11 @@ from producers.feed import Record, TableFeed
 from producers.requests import read_request
 from producers.snapshot import ChunkRows
 from producers.tables import CapturedTable
-from producers.visibility import Snapshot
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Lsn, Position
 from schemas.wire import split_wire
+from schemas.xid_snapshot import Snapshot
 from tests.producers.captures import MemoryRegistry
 from tests.producers.model_database import RELATION, ModelDatabase, State
 

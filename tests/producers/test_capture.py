@@ -10,10 +10,10 @@ from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.requests import REQUEST_PREFIX
 from producers.snapshot import ChunkRows
-from producers.visibility import Snapshot
 from schemas.errors import Malformed
 from schemas.events import Column, Relation
 from schemas.positions import Lsn, Position
+from schemas.xid_snapshot import Snapshot
 from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken
 
 

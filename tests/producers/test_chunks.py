@@ -1,8 +1,8 @@
 """The rules of a snapshot in progress, each forced."""
 
 from producers.chunks import Chunk, TableChunks, Unseen
-from producers.visibility import Snapshot
 from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
 
 SNAPSHOT = Snapshot.parse("100:110:105")
 SEEN, NOT_SEEN, LATER = 99, 105, 110

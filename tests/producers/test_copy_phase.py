@@ -10,8 +10,8 @@ from infra.positions import ChunkState, SnapshotState
 from producers.copy_phase import Copied, CopyLog
 from producers.feed import TableFeed
 from producers.snapshot import ChunkRows
-from producers.visibility import Snapshot
 from schemas.positions import Lsn, Position
+from schemas.xid_snapshot import Snapshot
 from tests.producers.captures import RELATION, TABLE, MemoryRegistry, done, feed
 
 Lines = list[tuple[str, int, int]]

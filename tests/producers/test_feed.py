@@ -9,8 +9,8 @@ from producers.copying import Bounds
 from producers.feed import _room
 from producers.reread import KeyRange
 from producers.snapshot import ChunkRows
-from producers.visibility import Snapshot
 from schemas.positions import Lsn, Position
+from schemas.xid_snapshot import Snapshot
 from tests.producers.captures import RELATION, MemoryRegistry, done, feed, taken
 
 STANDING = Position(Lsn(500), 4)

@@ -1,8 +1,8 @@
 """The rules of a copy whose events go on being published, each forced."""
 
 from producers.reread import KeyRange, RememberedChunk, Reread, pack_keys, unpack_keys
-from producers.visibility import Snapshot
 from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
 
 SNAPSHOT = Snapshot.parse("100:110:105")
 SEEN, NOT_SEEN, LATER = 99, 105, 110

@@ -23,8 +23,8 @@ from producers.copying import TableCopy
 from producers.feed import TableFeed
 from producers.requests import SnapshotRequest
 from producers.reread import KeyRange, RememberedChunk, Reread
-from producers.visibility import Snapshot
 from schemas.positions import Lsn, Position
+from schemas.xid_snapshot import Snapshot
 from tests.producers import model_producer
 from tests.producers.model_database import ModelDatabase, Transaction
 from tests.producers.model_producer import ModelProducer

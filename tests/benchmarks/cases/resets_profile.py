@@ -15,6 +15,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from consumers import fence, interpreter
+from consumers.applying import Applying
 from consumers.batches import Planner, SubBatch
 from consumers.decisions import Change
 from consumers.group import Group
@@ -136,7 +137,7 @@ def _profiled(bench: Bench, site: Site) -> Profile:
         for owner, name, wrapped in (
             (Group, "poll", profile.timed("poll", Group.poll)),
             (Planner, "plan", profile.planned(Planner.plan)),
-            (Runtime, "_apply", profile.applied(Runtime._apply)),
+            (Applying, "_apply", profile.applied(Applying._apply)),
             (fence, "hold", profile.timed("fence", fence.hold)),
             (SkipResets, "apply", profile.updated(SkipResets.apply)),
             (Ledger, "advance", profile.timed("ledger", Ledger.advance)),

@@ -37,6 +37,10 @@ class Case(ABC):
         """Produce the rows' events as they were inserted; each call produces them again."""
 
     @abstractmethod
+    def publish_as(self, xid: int) -> bool:
+        """Have the events from now on be of the transaction `xid`; False where they are of none."""
+
+    @abstractmethod
     def wanted(self) -> Rows:
         """Return, of the rows that should change, how they should be then."""
 

@@ -42,6 +42,10 @@ class Case(cases.Case):
     def publish(self) -> None:
         self._application.publish()
 
+    def publish_as(self, xid: int) -> bool:
+        self._application.xid = xid
+        return True
+
     def wanted(self) -> cases.Rows:
         return {name: rendezvous_home(name, NODES) for name in MOVING}
 

@@ -27,6 +27,10 @@ class Case(cases.Case):
     def publish(self) -> None:
         self._feed.snapshot(ROWS)
 
+    def publish_as(self, xid: int) -> bool:
+        self._feed.xid = xid
+        return True
+
     def wanted(self) -> cases.Rows:
         return {key: DEFAULT for key, row in ROWS.items() if row == TOO_MANY_TAGS}
 

@@ -29,6 +29,10 @@ class Case(cases.Case):
     def publish(self) -> None:
         self._feed.snapshot_of(ROWS)
 
+    def publish_as(self, xid: int) -> bool:
+        self._feed.xid = xid
+        return True
+
     def wanted(self) -> cases.Rows:
         return {key: "native" for key, status in ROWS.items() if status is None}
 

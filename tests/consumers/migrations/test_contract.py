@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 
 from consumers.catalog import migrations, target_database
 from consumers.migration import Migration
@@ -22,6 +24,7 @@ from infra.settings import Settings
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.cases import Case, case_of
+from tests.consumers.services import until
 
 pytestmark = pytest.mark.stack
 
@@ -118,6 +121,27 @@ def test_a_replay_from_the_start_changes_nothing_that_is_right(world: World) -> 
     assert (world.case.rows(), world.case.writes()) == (after, writes)
 
 
+def test_an_event_waits_until_its_transaction_is_visible(world: World) -> None:
+    """PostgreSQL decodes a commit before others see it: what the event speaks of is not there yet."""
+    world.run()
+    world.connection.execute("BEGIN")
+    world.case.insert()
+    (xid,) = world.connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
+    if not world.case.publish_as(xid % 2**32):
+        pytest.skip("its events are of no transaction")
+    world.case.publish()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(world.run)
+        until(lambda: running.done() or waiting_partitions(world.kind.name), "a partition waits")
+        still_running, before = not running.done(), world.case.writes()
+        world.connection.execute("COMMIT")
+        totals = running.result()
+    assert still_running
+    assert before == 0
+    assert totals.applied == len(world.case.wanted())
+    assert world.remaining() == 0
+
+
 def test_a_row_deleted_and_created_again_is_changed_again(world: World) -> None:
     world.case.insert()
     world.case.publish()
@@ -136,6 +160,11 @@ def test_a_wrong_owner_writes_nothing(world: World) -> None:
     with pytest.raises(OwnershipMoved, match="owned by elsewhere, not by here"):
         world.run()
     assert (world.case.rows(), world.case.writes()) == (before, 0)
+
+
+def waiting_partitions(migration: str) -> float:
+    """Return how many partitions of a consumer of this process wait, by its metric."""
+    return REGISTRY.get_sample_value("headrace_waiting_partitions", {"migration": migration}) or 0.0
 
 
 class _Crash(BaseException):

@@ -1,0 +1,308 @@
+"""Events that come before their rows are visible: a synchronous standby comes and goes while everything is killed.
+
+A look at the end could be fooled by what repaired a row meanwhile, so the database keeps a history of each write and of
+each move of the ledger, with their transactions. A row that is to be changed has exactly one event that wants it; it is
+changed once, by the transaction that moves the ledger over that event; and `headrace status` never says caught up while
+an event in front of the topic's end is not done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from consumers.status import gather
+from infra.positions import read_sources
+from infra.settings import Settings, load_settings
+from infra.stack import EmbeddedStack
+from producers import slots
+from schemas.errors import HeadraceError
+from schemas.events import ChangeEvent
+from schemas.topics import table_topic
+from tests.chaos.history import HISTORY, LEDGER_HISTORY, Effect, Event, Fault, History, Poll, find_faults
+from tests.chaos.standbys import ComingAndGoing
+from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
+from tests.consumers import registry, repositories
+from tests.consumers.services import PATIENCE, ROOT, Service, until
+from tests.producers.folding import read_topic
+
+RATE: Final = 500.0
+"""Rows that the application writes in a second."""
+_SECONDS_A_KILL: Final = 28.0
+_FEWEST_KILLS: Final = 3
+_POLL_SECONDS: Final = 0.4
+_EARLY_SECONDS: Final = 0.5
+_FIRST_ROWS: Final = 2_000
+
+_MIGRATIONS: Final = {"skip_resets": ("gitlab_main", REPOSITORIES), "status_backfills": ("registry", STATUSES)}
+_STATES: Final = {
+    "skip_resets": ("import_skipped/2", "default/"),
+    "status_backfills": ("", "native"),
+}
+"""What a row that is to be changed is, and what it becomes."""
+_FINISHED: Final = ("caught_up", "complete")
+
+_PRODUCE: Final = ("produce", "main")
+_SERVICES: Final = (
+    _PRODUCE,
+    ("consume", "skip_resets"),
+    ("consume", "skip_resets", "--json"),
+    ("consume", "status_backfills"),
+)
+
+
+def play_for(stack: EmbeddedStack, directory: Path, seed: int, seconds: float) -> dict[str, Any]:
+    """Play one round in which the application writes for so many seconds; return what happened.
+
+    Raises AssertionError where a promise was broken.
+    """
+    draw = random.Random(seed)
+    world = World(stack, directory, f"v{seed}x{draw.randrange(16**6):06x}", draw)
+    try:
+        return {"seed": seed, **world.play(seed, draw, seconds)}
+    except BaseException:
+        for log in sorted(directory.glob(f"{world.name}-*.log")):
+            print(f"--- {log.name}", *log.read_text().splitlines()[-6:], sep="\n", file=sys.stderr)
+        raise
+    finally:
+        world.close()
+
+
+class World:
+    """One round: a database with its standby, the services, and what they were seen doing."""
+
+    def __init__(self, stack: EmbeddedStack, directory: Path, name: str, draw: random.Random) -> None:
+        self.name = name
+        self.stack = stack
+        self.directory = directory
+        self.dsn = stack.postgres.create_database(name)
+        self.services: dict[tuple[str, ...], Service] = {}
+        self.polls: list[Poll] = []
+        self.unanswered = 0
+        self.kills = {"producer": 0, "consumers": 0}
+        self._over = threading.Event()
+        with self.connect() as connection:
+            connection.execute(repositories.TABLE.partition("CREATE TABLE public.writes")[0].encode())
+            connection.execute((registry.TABLE + registry.EXPANDED).encode())
+            connection.execute(HISTORY.encode())
+            self._first = _fill(connection)
+        self.standby = ComingAndGoing(stack, name, random.Random(draw.random()))
+        self.config = repositories.write_settings(
+            directory / f"{name}.toml",
+            {
+                "prefix": name,
+                "kafka": {"bootstrap_servers": stack.endpoints.bootstrap_servers},
+                "databases": {
+                    "main": {
+                        "dsn": self.dsn,
+                        "gitlab_schemas": ["gitlab_main", "registry"],
+                        "tables": [f"public.{REPOSITORIES}", f"public.{STATUSES}"],
+                        "table_schemas": {f"public.{STATUSES}": "registry"},
+                        "snapshot": {"chunk_rows": 100},
+                    }
+                },
+                # An autovacuum of the table is no reason to hold here.
+                "migrations": {
+                    "skip_resets": {"continuous": True, "health": {"autovacuum": False}},
+                    "status_backfills": {"health": {"autovacuum": False}},
+                },
+            },
+        )
+        self.settings: Settings = load_settings(self.config)
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[psycopg.Connection[Any]]:
+        options = "-c synchronous_commit=local"
+        with psycopg.connect(self.dsn, autocommit=True, application_name="test", options=options) as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._over.set()
+        for service in self.services.values():
+            service.kill()
+            service.stop()
+        self.standby.close()
+        self.stack.postgres.drop_database(self.name)
+
+    def play(self, seed: int, draw: random.Random, seconds: float) -> dict[str, Any]:
+        self._serve(_PRODUCE)
+        with self.connect() as connection:
+            until(lambda: _there(connection, "headrace.progress"), "the ledger is there")
+            connection.execute(LEDGER_HISTORY.encode())
+        for arguments in _SERVICES:
+            self._serve(arguments)
+        until(self._published_first, "the first rows are published")
+        polling = threading.Thread(target=self._poll, daemon=True)
+        polling.start()
+        began = time.monotonic()
+        writers = Writers(self.dsn, seed, self.standby.quiet, rate=RATE)
+        self.standby.start()
+        try:
+            kills = max(_FEWEST_KILLS, round(seconds / _SECONDS_A_KILL))
+            for number in range(kills):
+                moment = began + seconds * (number + draw.uniform(0.3, 0.9)) / kills
+                while time.monotonic() < moment:
+                    time.sleep(0.1)
+                    writers.check()
+                self._kill(_PRODUCE if number % 2 else draw.choice(_SERVICES[1:]))
+            time.sleep(max(0.0, began + seconds - time.monotonic()))
+        finally:
+            self.standby.quiet.clear()
+            writers.stop()
+        wrote = time.monotonic() - began
+        self.standby.settle()
+        self._settle()
+        self._over.set()
+        polling.join()
+        assert self._command_says() == dict.fromkeys(_MIGRATIONS, "caught_up")
+        for service in self.services.values():
+            service.stop()
+            assert {*service.codes} <= {-9, 0}, f"a service ended by itself: {service.codes}"
+        return {
+            "writes": writers.writes,
+            "a second": round(writers.writes / wrote),
+            "longest commit": round(writers.longest_commit, 1),
+            "outages": self.standby.outages,
+            "kills": self.kills,
+            "status polls": len(self.polls) // len(_MIGRATIONS),
+            "unanswered": self.unanswered,
+            **self._prove({**self._first, **writers.wanted}, writers.others),
+        }
+
+    def _serve(self, arguments: tuple[str, ...]) -> None:
+        if arguments not in self.services:
+            log = self.directory / f"{self.name}-{'-'.join(arguments)}.log"
+            self.services[arguments] = Service(log, *arguments, "--config", str(self.config))
+
+    def _kill(self, arguments: tuple[str, ...]) -> None:
+        self.services[arguments].kill()
+        self.kills["producer" if arguments == _PRODUCE else "consumers"] += 1
+
+    def _published_first(self) -> bool:
+        state = read_sources(self.settings).get("main")
+        return state is not None and bool(state.snapshots) and all(each.done for each in state.snapshots.values())
+
+    def _poll(self) -> None:
+        while not self._over.wait(_POLL_SECONDS):
+            try:
+                document = gather(self.settings)
+            except HeadraceError:
+                self.unanswered += 1
+                continue
+            now = time.time()
+            for one in document["migrations"]:
+                if one["name"] in _MIGRATIONS:
+                    ends = {each["partition"]: each["end_offset"] for each in one["partitions"]}
+                    self.polls.append(Poll(one["name"], one["state"], ends, now))
+
+    def _settle(self) -> None:
+        """Wait until all that was written is published, and status says that each migration has caught up."""
+        with self.connect() as connection:
+            lsn = slots.emit_heartbeat(connection, "test")
+
+        def published() -> bool:
+            state = read_sources(self.settings).get("main")
+            return state is not None and state.stream is not None and state.stream.commit_lsn >= lsn
+
+        until(published, "all is published")
+        since = time.time()
+
+        def caught_up() -> bool:
+            late = [poll for poll in self.polls[-8:] if poll.ended > since + 1]
+            return {poll.migration for poll in late if poll.state == "caught_up"} == _MIGRATIONS.keys()
+
+        until(caught_up, "status says that both migrations have caught up")
+
+    def _command_says(self) -> dict[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace", "status", "--json", "--config", str(self.config)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        migrations = json.loads(done.stdout)["migrations"]
+        return {one["name"]: one["state"] for one in migrations if one["name"] in _MIGRATIONS}
+
+    def _prove(self, wanted: Mapping[Row, float], others: set[Row]) -> dict[str, Any]:
+        with self.connect() as connection:
+            history = History(connection)
+        known = (wanted.keys() - self._first.keys()) | others
+        assert known <= history.logged <= known | self._first.keys(), "the application's log and the history disagree"
+        effects: list[Effect] = []
+        faults: list[Fault] = []
+        waits: list[float] = []
+        early = 0
+        for migration, (gitlab_schema, table) in _MIGRATIONS.items():
+            keys = {key: visible for (relation, key), visible in wanted.items() if relation == table}
+            topic = table_topic(self.name, gitlab_schema, "main", "public", table)
+            events = _wanting(read_topic(self.settings, topic), table)
+            done, moves = history.effects[table], history.moves[migration]
+            said = [poll for poll in self.polls if poll.migration == migration and poll.state in _FINISHED]
+            faults += find_faults(keys.keys(), _STATES[migration], events, done, moves, said)
+            effects += [effect for each in done.values() for effect in each]
+            early += sum(events[key][0].seen < visible - _EARLY_SECONDS for key, visible in keys.items() if events[key])
+            waits += [done[key][0].at - events[key][0].committed for key in keys if done[key] and events[key]]
+        waits.sort()
+        figures = {
+            "wanted": len(wanted),
+            "effects": len(effects),
+            "early": early,
+            "wait p50": round(waits[len(waits) // 2], 3),
+            "wait p99": round(waits[len(waits) * 99 // 100], 1),
+            "longest wait": round(waits[-1], 1),
+            "said caught up": sum(poll.state in _FINISHED for poll in self.polls),
+        }
+        kinds = dict(Counter(fault.kind for fault in faults))
+        assert not faults, (
+            f"{kinds}, such as {'; '.join(f'{each.kind}: {each.what}' for each in faults[:3])}; {figures}"
+        )
+        assert early, "no event came before its row was visible: nothing was tested"
+        return figures
+
+
+def _wanting(records: list[Any], table: str) -> dict[int, list[Event]]:
+    """Return key → the events of the topic after which its row is to be changed."""
+    events: dict[int, list[Event]] = defaultdict(list)
+    for record in records:
+        event: ChangeEvent | None = record.event
+        row = event.after if event is not None else None
+        if event is None or row is None:
+            continue
+        if table == STATUSES:
+            wants = row["migration_status"] is None
+        else:
+            wants = (row["migration_state"], row["migration_skipped_reason"]) == repositories.TOO_MANY_TAGS
+        if wants:
+            key = row["id"]
+            assert isinstance(key, int)
+            committed, seen = event.source.ts_ms / 1000, event.ts_ms / 1000
+            events[key].append(Event(record.partition, record.offset, committed, seen))
+    return events
+
+
+def _fill(connection: psycopg.Connection[Any]) -> dict[Row, float]:
+    """Insert the rows that the snapshot reads, a third of which is to be changed; return those."""
+    rows = {
+        key: repositories.TOO_MANY_TAGS if key % 3 == 0 else repositories.DEFAULT for key in range(1, _FIRST_ROWS + 1)
+    }
+    repositories.fill(connection, rows)
+    now = time.time()
+    return {(REPOSITORIES, key): now for key, row in rows.items() if row == repositories.TOO_MANY_TAGS}
+
+
+def _there(connection: psycopg.Connection[Any], table: str) -> bool:
+    return connection.execute("SELECT to_regclass(%s)", (table,)).fetchone() != (None,)
