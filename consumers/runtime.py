@@ -106,7 +106,7 @@ class Runtime:
             ledger=self._ledger,
             group=self._group,
             target=self._target,
-            parking=Parking(settings, migration.name),
+            parking=Parking(settings, migration.name, database),
             pacing=self._pacing,
             stopping=stopping,
             breaker=self._breaker,
