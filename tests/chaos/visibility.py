@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
+from consumers.group import group_name, members
 from consumers.status import gather
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
@@ -34,7 +35,7 @@ from tests.chaos.history import HISTORY, LEDGER_HISTORY, Effect, Event, Fault, H
 from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
 from tests.consumers import registry, repositories
-from tests.consumers.services import PATIENCE, ROOT, Service, until
+from tests.consumers.services import PATIENCE, ROOT, Service, run, until
 from tests.producers.folding import read_topic
 
 RATE: Final = 500.0
@@ -43,6 +44,9 @@ _SECONDS_A_KILL: Final = 28.0
 _FEWEST_KILLS: Final = 3
 _POLL_SECONDS: Final = 0.4
 _EARLY_SECONDS: Final = 0.5
+_REBALANCE_SECONDS: Final = 8.0
+_RESUMED_SECONDS: Final = 1.5
+"""How long the standby stays away after a migration was resumed: consumers read on before its commits are visible."""
 _FIRST_ROWS: Final = 2_000
 
 _MIGRATIONS: Final = {"skip_resets": ("gitlab_main", REPOSITORIES), "status_backfills": ("registry", STATUSES)}
@@ -97,7 +101,8 @@ class World:
             connection.execute((registry.TABLE + registry.EXPANDED).encode())
             connection.execute(HISTORY.encode())
             self._first = _fill(connection)
-        self.standby = ComingAndGoing(stack, name, random.Random(draw.random()))
+        self.pauses = 0
+        self.standby = ComingAndGoing(stack, name, random.Random(draw.random()), self._rebalance_in_a_pause)
         self.config = repositories.write_settings(
             directory / f"{name}.toml",
             {
@@ -174,11 +179,43 @@ class World:
             "a second": round(writers.writes / wrote),
             "longest commit": round(writers.longest_commit, 1),
             "outages": self.standby.outages,
+            "rebalances in a pause": self.pauses,
             "kills": self.kills,
             "status polls": len(self.polls) // len(_MIGRATIONS),
             "unanswered": self.unanswered,
             **self._prove({**self._first, **writers.wanted}, writers.others),
         }
+
+    def _rebalance_in_a_pause(self) -> None:
+        """Pause a migration, have a consumer join its group and leave it again, and resume; all in an outage.
+
+        A consumer that has partitions waiting for a transaction loses some of them, and has them back, while it waits.
+        """
+        group = group_name(self.settings.prefix, "skip_resets")
+        self._command("pause", "skip_resets")
+        with (self.directory / f"{self.name}-joining.log").open("a") as log:
+            joining = run(log, "consume", "skip_resets", "--config", str(self.config))
+        try:
+            # One that was just killed is counted, and holds the rebalance up: then it is only a pause.
+            joined = _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) > 2)
+        finally:
+            joining.terminate()
+            joining.wait(PATIENCE)
+        self.pauses += joined and _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) == 2)
+        self._command("resume", "skip_resets")
+        time.sleep(_RESUMED_SECONDS)
+
+    def _command(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace", *arguments, "--config", str(self.config)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def _serve(self, arguments: tuple[str, ...]) -> None:
         if arguments not in self.services:
@@ -225,16 +262,7 @@ class World:
         until(caught_up, "status says that both migrations have caught up")
 
     def _command_says(self) -> dict[str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "headrace", "status", "--json", "--config", str(self.config)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        migrations = json.loads(done.stdout)["migrations"]
+        migrations = json.loads(self._command("status", "--json"))["migrations"]
         return {one["name"]: one["state"] for one in migrations if one["name"] in _MIGRATIONS}
 
     def _prove(self, wanted: Mapping[Row, float], others: set[Row]) -> dict[str, Any]:
@@ -302,6 +330,13 @@ def _fill(connection: psycopg.Connection[Any]) -> dict[Row, float]:
     repositories.fill(connection, rows)
     now = time.time()
     return {(REPOSITORIES, key): now for key, row in rows.items() if row == repositories.TOO_MANY_TAGS}
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return done
 
 
 def _there(connection: psycopg.Connection[Any], table: str) -> bool:
