@@ -15,9 +15,10 @@ from enum import Enum
 import psycopg
 from confluent_kafka import Message
 
-from consumers import fence
+from consumers import contract_checks, fence
 from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, Waiting, origin_of
+from consumers.circuit_breaker import CircuitBreaker
 from consumers.decisions import Park
 from consumers.error_policy import Action, Rule, reason_of, rule_for, timed_out
 from consumers.group import Group
@@ -65,6 +66,7 @@ class Applying:
         target: Target,
         parking: Parking,
         pacing: Pacing,
+        breaker: CircuitBreaker,
         stopping: threading.Event,
         recover: Recover,
         proceed: Callable[[float], bool],
@@ -78,6 +80,7 @@ class Applying:
         self._target = target
         self._parking = parking
         self._pacing = pacing
+        self._breaker = breaker
         self._stopping = stopping
         self._recover = recover
         self._proceed = proceed
@@ -119,6 +122,8 @@ class Applying:
                         pass
                     self._parking.keep(sub_batch.parked, self.run)
                 self._apply(sub_batch)
+                if sub_batch.parked:
+                    self._breaker.look(self.run)
             except NotVisibleYet as early:
                 if looks == len(SHORT_WAITS):
                     return self._set_aside(sub_batch, records, early.waiting)
@@ -185,8 +190,9 @@ class Applying:
             advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
         started = time.monotonic()
         with self._transaction(sub_batch) as cursor:
-            applied = self._migration.apply(cursor, sub_batch.changes) if sub_batch.changes else 0
-            self._ledger.advance(cursor, self.run, sub_batch.advances, applied)
+            applied = contract_checks.apply(self._migration, cursor, sub_batch.changes) if sub_batch.changes else 0
+            held = self._ledger.advance(cursor, self.run, sub_batch.advances, applied)
+            contract_checks.require_held(self._migration, held)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
         self._count(sub_batch, applied)
 

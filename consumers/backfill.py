@@ -6,6 +6,7 @@ without one, `headrace schema contract` forbids rows without one; the statements
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, ClassVar, Final, LiteralString
@@ -70,9 +71,11 @@ class Backfill(Migration):
     def __init_subclass__(cls) -> None:
         """Derive what every migration declares."""
         super().__init_subclass__()
-        cls.tables = (cls.table,)
-        cls.columns = (*dict(cls.key), cls.column)
-        cls.optional_columns = (cls.column,)
+        # What is wrong with a declaration is said when the class is found (consumers/declarations.py), not here.
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            cls.tables = (cls.table,)
+            cls.columns = (*dict(cls.key), cls.column)
+            cls.optional_columns = (cls.column,)
 
     @classmethod
     def identifier(cls) -> sql.Identifier:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from consumers import contract_checks
 from consumers.decisions import TOMBSTONE, Change, Decision, Park, Skip
 from consumers.ledger import Advance, Place
 from consumers.migration import Migration
 from consumers.selection import NOT_SELECTED, Selection
 from consumers.sifting import Record, sift
-from schemas.errors import HeadraceError, Malformed
+from schemas.errors import Malformed
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
 from schemas.projection import projection
@@ -119,16 +120,7 @@ class Planner:
         except Malformed as error:
             return Judgement(Park(error.problem), None)
         source = event.source
-        try:
-            decision = self._migration.decide(event)
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise HeadraceError(
-                f"{self._migration.name} cannot decide about an event of {source.table} at {source.position}: "
-                f"{type(error).__name__}",
-                remedy="this is a bug in the migration's decide()",
-            ) from error
+        decision = contract_checks.decide(self._migration, event)
         return Judgement(decision, source.xid if source.database == self._database else None)
 
     def plan(

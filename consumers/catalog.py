@@ -3,56 +3,65 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
-from types import ModuleType
 
 import consumers.migrations
 from consumers import owning
+from consumers.discovery import Broken, BrokenMigration, Discovered, discover, place_of
 from consumers.migration import Migration, Shared
+from infra.mistakes import close_to
 from infra.settings import Settings
-from schemas.errors import HeadraceError, UsageError
+from schemas import gitlab_schemas as labels
+from schemas.errors import UsageError
 from schemas.gitlab_schemas import GITLAB_SHARED
 
 
-class DuplicateMigration(HeadraceError):
-    """Rename one of the two: a migration's name is its consumer group and its key in the ledger."""
-
-
 @cache
+def _discovered() -> Discovered:
+    return discover(consumers.migrations)
+
+
 def migrations() -> Mapping[str, type[Migration]]:
-    """Return name → class of every migration. Raises DuplicateMigration."""
-    return found_in(consumers.migrations)
+    """Return name → class of every migration that can be run."""
+    return _discovered().migrations
 
 
-def found_in(package: ModuleType) -> dict[str, type[Migration]]:
-    """Return name → class of every migration in the modules of `package`. Raises DuplicateMigration."""
-    found: dict[str, type[Migration]] = {}
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for _, member in inspect.getmembers(module, inspect.isclass):
-            # A class that was only imported there belongs to the module that defines it.
-            if issubclass(member, Migration) and not inspect.isabstract(member):
-                if member.__module__ != module.__name__:
-                    continue
-                if other := found.get(member.name):
-                    raise DuplicateMigration(
-                        f"two migrations are called {member.name}: in {other.__module__} and {module.__name__}"
-                    )
-                found[member.name] = member
+def broken(settings: Settings | None = None) -> Mapping[str, Broken]:
+    """Return name → what is wrong with every migration that cannot be run, wherever it would be run.
+
+    With `settings`, those too whose gitlab schema neither headrace nor the settings know.
+    """
+    found = dict(_discovered().broken)
+    if settings is None:
+        return found
+    listed = {label for database in settings.databases.values() for label in database.gitlab_schemas}
+    known = labels.KNOWN | listed
+    for name, kind in migrations().items():
+        if kind.gitlab_schema not in known:
+            found[name] = _of_unknown_schema(kind, known)
     return found
 
 
+def _of_unknown_schema(kind: type[Migration], known: Collection[str]) -> Broken:
+    label = kind.gitlab_schema
+    return Broken(
+        kind.name,
+        place_of(kind),
+        f"class {kind.__name__}: no gitlab schema is called {label}{close_to(label, known)}",
+        'for example: gitlab_schema = "gitlab_main"; list one of your own in gitlab_schemas of its database',
+    )
+
+
 def migration_class(name: str) -> type[Migration]:
-    """Return the migration called `name`; raises UsageError, listing those there are."""
+    """Return the migration called `name`; raises UsageError, listing those there are, and BrokenMigration."""
     known = migrations()
     try:
         return known[name]
     except KeyError:
-        close = difflib.get_close_matches(name, known, n=1)
+        if (entry := broken().get(name)) is not None:
+            raise BrokenMigration(f"migration {name}: {entry.place}: {entry.problem}", remedy=entry.remedy) from None
+        close = difflib.get_close_matches(name, [*known, *broken()], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
             f"no migration is called {name!r}", remedy=f"{hint}there: {', '.join(sorted(known)) or 'none'}"
@@ -108,10 +117,16 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
     if not choices:
         raise UsageError(
             f"no database in the settings lists {wanted}, which {name} writes",
-            remedy="add it to gitlab_schemas of the database that owns it "
+            remedy=f"{_meant(wanted)}add it to gitlab_schemas of the database that owns it "
             f"(databases there: {', '.join(sorted(settings.databases)) or 'none'})",
         )
     raise UsageError(
         f"{wanted}, which {name} writes, is listed by several databases: {', '.join(sorted(choices))}",
         remedy=f"set migrations.{name}.database to one of them",
     )
+
+
+def _meant(label: str) -> str:
+    """Return what was perhaps meant by a gitlab schema that headrace does not know, as the beginning of a remedy."""
+    close = difflib.get_close_matches(label, sorted(labels.KNOWN), n=1) if label not in labels.KNOWN else []
+    return f"did you mean {close[0]}? Else " if close else ""

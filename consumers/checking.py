@@ -1,33 +1,153 @@
-"""What `headrace check` advises for migrations: how a slow guard could be helped."""
+"""What `headrace check` says of migrations: what keeps one from running, and how a slow count could be helped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any, Final
 
 import psycopg
 
-from consumers import catalog
+from consumers import catalog, counting
 from consumers.indexes import LIMIT_MS, offer
+from consumers.migration import Migration
 from infra import postgres
 from infra.advice import Advice
-from infra.settings import Settings
-from schemas.errors import HeadraceError
+from infra.mistakes import close_to
+from infra.settings import Settings, switches
+from schemas.errors import HeadraceError, UsageError
+
+_WALKED: Final = "public.storage_walk"
+"""What a walk of a git storage produces reads like a table, and is in no database."""
+
+_TABLE: Final = """
+SELECT c.relispartition,
+       ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid
+                AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped)
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE n.nspname OPERATOR(pg_catalog.=) %s AND c.relname OPERATOR(pg_catalog.=) %s
+   AND c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p']::"char"[])
+"""
+_TABLES: Final = """
+SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+ WHERE c.relkind OPERATOR(pg_catalog.=) ANY (ARRAY['r', 'p']::"char"[])
+   AND n.nspname OPERATOR(pg_catalog.<>) ALL (ARRAY['pg_catalog', 'information_schema', 'headrace'])
+"""
+_RUN: Final = "SELECT FROM headrace.migrations WHERE name OPERATOR(pg_catalog.=) %s"
 
 
 def advise(settings: Settings, limit_ms: int = LIMIT_MS) -> Iterator[Advice]:
-    """Yield an index for each migration that finds its rows slowly, where its database is there.
+    """Yield what keeps migrations from running, and what would help one that finds its rows slowly.
 
-    What keeps a database from being asked is a finding of its source, and not said again.
+    A migration is meant to run where the settings have a section for it or a run of it is on record: what is wrong
+    with it blocks then. Of others it is said. What keeps a database from being asked is a finding of its source.
     """
+    yield from _of_files(settings)
+    yield from _of_names(settings)
+    broken = catalog.broken(settings)
     for name, kind in sorted(catalog.migrations().items()):
-        if not kind.suggested_indexes or not settings.migration(name).enabled:
+        if name not in broken:
+            yield from _of_migration(settings, kind, limit_ms)
+
+
+def _of_files(settings: Settings) -> Iterator[Advice]:
+    for name, entry in sorted(catalog.broken(settings).items()):
+        yield Advice(f"migrations.{name}", f"{entry.place}: {entry.problem}", (), entry.remedy, blocks=True)
+
+
+def _of_names(settings: Settings) -> Iterator[Advice]:
+    """Yield the sections and the switches of migrations that there are none of."""
+    known = catalog.migrations().keys() | catalog.broken(settings).keys()
+    there = f"there: {', '.join(sorted(known)) or 'none'}"
+    for name in sorted(settings.migrations.keys() - known):
+        problem = f"no migration is called {name}{close_to(name, known)}"
+        yield Advice(
+            f"migrations.{name}", problem, (), f"correct the section's name, or remove it ({there})", blocks=True
+        )
+    for variable, name in sorted(switches().items()):
+        if name not in known:
+            problem = f"{variable} is set, and no migration is called {name}{close_to(name, known)}"
+            yield Advice("environment", problem, (), f"correct its name, or unset it ({there})", blocks=True)
+
+
+def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int) -> Iterator[Advice]:
+    name = kind.name
+    configured = name in settings.migrations or name in switches().values()
+    try:
+        if not settings.migration(name).enabled:
+            return
+        migration = kind.configure(settings.migration(name))
+        database = catalog.target_database(settings, kind)
+    except UsageError as error:
+        # Without a section, a migration that no database is for is not meant to run.
+        if configured:
+            yield Advice(f"migrations.{name}", error.problem, (), error.remedy, blocks=True)
+        return
+    except HeadraceError:
+        return
+    dsn = settings.database(database).dsn.get_secret_value()
+    try:
+        with postgres.translated(dsn), postgres.connect(dsn, name=f"check {name}") as connection:
+            meant = configured or _has_run(connection, name)
+            yield from _of_tables(connection, settings, kind, database, meant=meant)
+            yield from _of_count(connection, migration, limit_ms)
+    except (HeadraceError, psycopg.Error):
+        return
+
+
+def _has_run(connection: psycopg.Connection[Any], name: str) -> bool:
+    try:
+        return connection.execute(_RUN, (name,)).fetchone() is not None
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+        return False
+
+
+def _of_tables(
+    connection: psycopg.Connection[Any], settings: Settings, kind: type[Migration], database: str, *, meant: bool
+) -> Iterator[Advice]:
+    """Yield the tables that the migration reads and no producer captures, and the columns that they lack."""
+    where, patterns = f"migrations.{kind.name}", settings.database(database).tables
+    off = f"or switch it off with {where}.enabled = false"
+    for table in kind.tables:
+        if table == _WALKED:
+            if not settings.virtual_storages:
+                problem = "it reads walks of git storages, and the settings have no [virtual_storages.NAME]"
+                yield Advice(where, problem, (), f"describe the storages there, {off}", blocks=meant)
             continue
-        try:
-            database = catalog.target_database(settings, kind)
-            dsn = settings.database(database).dsn.get_secret_value()
-            with postgres.translated(dsn), postgres.connect(dsn, name=f"check {name}") as connection:
-                for index in kind.suggested_indexes:
-                    if (found := offer(connection, f"migrations.{name}", index, limit_ms)) is not None:
-                        yield found
-        except (HeadraceError, psycopg.Error):
-            continue
+        found = connection.execute(_TABLE, tuple(table.split(".", 1))).fetchone()
+        if found is None:
+            names = {f"{schema}.{name}" for schema, name in connection.execute(_TABLES)}
+            meant_another = close_to(table, {name for name in names if _captured(name, patterns)})
+            problem = f"it reads table {table}, which database {database} does not have{meant_another}"
+            yield Advice(where, problem, (), f"correct its tables, {off}", blocks=meant or bool(meant_another))
+        elif patterns and not (table in patterns if found[0] else _captured(table, patterns)):
+            problem = f"it reads table {table}, which is not captured"
+            yield Advice(where, problem, (), f'add "{table}" to databases.{database}.tables, {off}', blocks=meant)
+        elif lacking := [each for each in kind.columns if each not in (*found[1], *kind.optional_columns)]:
+            problem = (
+                f"it looks at column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
+            )
+            yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
+
+
+def _captured(table: str, patterns: tuple[str, ...]) -> bool:
+    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+
+
+def _of_count(connection: psycopg.Connection[Any], migration: Migration, limit_ms: int) -> Iterator[Advice]:
+    """Yield what would help where the server is slow to find the rows that are left."""
+    where = f"migrations.{migration.name}"
+    for index in migration.suggested_indexes:
+        if (found := offer(connection, where, index, limit_ms)) is not None:
+            yield found
+    if not migration.suggested_indexes:
+        counted = counting.count(connection, migration, limit_ms=limit_ms)
+        if counted.exact is None:
+            yield Advice(
+                where,
+                f"the server takes more than {limit_ms} ms to count the rows that are left",
+                counted.plan,
+                "an index for its condition may help; one in suggested_indexes is shown here as a statement",
+            )

@@ -15,7 +15,7 @@ from psycopg import sql
 from consumers import catalog
 from consumers.owning import owning_database
 from infra import postgres
-from infra.control import WrongDatabase, database_name
+from infra.control import WrongDatabase, database_name, require_prefix
 from infra.locks import exclude, ownership_key
 from infra.options import Config, Json, Yes
 from infra.settings import Settings, load_settings
@@ -139,4 +139,5 @@ def _opened(settings: Settings, database: str) -> Iterator[psycopg.Connection[An
         recorded = database_name(connection)
         if recorded != database:
             raise WrongDatabase(f"the settings call this database {database}, but it is on record as {recorded}")
+        require_prefix(connection, database, settings.prefix)
         yield connection

@@ -102,7 +102,7 @@ def pause(migration: MigrationArgument, config: Config = None) -> None:
 
 
 def resume(migration: MigrationArgument, config: Config = None) -> None:
-    """Let a paused migration go on; its members notice within a second."""
+    """Let a paused or failed migration go on; its members notice within a second."""
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, False)
     print(f"{migration} goes on")
@@ -185,7 +185,8 @@ def verify(
         _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
         return
     settings, kind, target = _chosen(what, config)
-    left = remaining(settings, kind.configure(settings.migration(what)), target)
+    with stop_on_signals() as stopping:
+        left = remaining(settings, kind.configure(settings.migration(what)), target, stopping)
     if as_json:
         print(json.dumps({"migration": what, "database": target, "remaining": left}))
     elif left == 0:
@@ -220,8 +221,8 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
 def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Carry a migration out to its end: work as a member until it is complete, beside those that run.
 
-    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings;
-    3 while the migration is paused.
+    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings, and
+    when the migration has failed; 3 while it is paused.
     """
     settings, kind, database = _chosen(migration, config)
     work = kind.configure(settings.migration(migration))
@@ -253,7 +254,7 @@ def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migrati
 def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
     with stop_on_signals() as stopping:
         outcome = dry_run(settings, migration, database, stopping=stopping)
-        left = remaining(settings, migration, database)
+        left = 0 if stopping.is_set() else remaining(settings, migration, database, stopping)
     if stopping.is_set():
         raise Interrupted(f"the dry run of {migration.name} was stopped before the end of its topics")
     result: dict[str, Any] = {

@@ -2,7 +2,8 @@
 
 The input's end is taken when the producer has recorded that the snapshot (or the walk) is done: that record commits
 together with the last of its events, so the ends of the partitions at any later moment are behind them. Once the
-ledger, whoever moves it, has passed those ends, the database is asked; the flag is set in the transaction that counted.
+ledger, whoever moves it, has passed those ends, the database is asked, within a set time and outside of every lock;
+the flag is set in a transaction that holds the ownership and sees that the ledger still is past those ends.
 """
 
 from __future__ import annotations
@@ -10,33 +11,51 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 
-from consumers import fence
+from consumers import counting, fence
+from consumers.counting import Count, Counter
 from consumers.ledger import Ledger, Place
 from consumers.migration import Migration
 from consumers.target import Connection, Target
+from consumers.verify import RowsLeft
+from infra import log
 from infra.positions import Positions, SourceState
 from infra.settings import Settings
 from infra.topics import written_offsets
-from schemas.positions import Lsn, Offset, parse_lsn
+from schemas.errors import HeadraceError, Unavailable
+from schemas.positions import Lsn, Offset
 
 _IDLE_SECONDS: Final = 3.0
 _BUSY_SECONDS: Final = 60.0
 """How often to look while there is something to do: a look costs a few round trips."""
 _COUNT_SHARE: Final = 20.0
-"""A count of what is left may take one part in so many of a member's time."""
+"""A count of what is left may take the server one part in so many of the time."""
+COUNT_MS: Final = 15_000
+"""How long a first count may take; GitLab's own statement_timeout. Each that takes longer lets the next take twice as
+long, after a pause that is longer by as much."""
+_LONGEST_COUNT_MS: Final = 240_000
+"""A count holds back vacuum while it lasts."""
+_AGAIN_MS: Final = 500
+"""How long the second look may take, which is made under the lock that a pause or a switchover waits for."""
+_FIRST_PAUSE, _LAST_PAUSE = 60.0, 3600.0
+"""How long to leave a count alone that failed, at first and at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How far the migration is from complete. `final`: what is left is not going to come with events."""
+    """How far the migration is from complete.
+
+    `pending`: what is left is being counted. `error`: waiting does not make it complete, as when what is left is not
+    going to come with events, or cannot be counted.
+    """
 
     complete: bool
     said: str
-    final: bool = False
+    pending: bool = False
+    error: HeadraceError | None = None
 
 
 class Completion:
@@ -52,48 +71,92 @@ class Completion:
         self._ledger = ledger
         self._continuous = migration.continuous or settings.migration(migration.name).continuous
         self._positions = Positions(settings.prefix, settings.kafka)
+        self._counter = Counter(settings.database(database).dsn.get_secret_value(), migration)
         self._marks: Mapping[Place, Offset] | None = None
         self._counted_at: Lsn | None = None
-        self._next = 0.0
+        self._waits: str | None = None
+        self._began = self._next = 0.0
+        self._limit_ms = COUNT_MS
+        self._failures = 0
+        self._log = log.get(migration=migration.name)
         self.complete = False
         """Whether this member has seen the flag set, or set it itself."""
 
     def complete_already(self, connection: Connection) -> bool:
-        """Return whether the current run is complete on record; asked at the start, and after a replay began."""
+        """Return whether the current run is complete on record and in the database; asked at the start.
+
+        Where rows are left though it is on record, the record is cleared: the migration goes on. Raises OwnershipMoved
+        when the database does not own the gitlab schema then.
+        """
         row = connection.execute(
             "SELECT completed_at IS NOT NULL FROM headrace.migrations WHERE name = %s", (self._migration.name,)
         ).fetchone()
-        self.complete = bool(row and row[0]) and not self._continuous
+        self.complete = bool(row and row[0]) and not self._continuous and self._nothing_left(connection)
         return self.complete
 
     def due(self, *, idle: bool) -> bool:
         """Whether to look now."""
         if self.complete or self._continuous:
             return False
+        if self._counter.under_way:
+            return self._counter.ready
         now = time.monotonic()
         return now >= self._next if idle else now >= self._next + _BUSY_SECONDS
 
-    def look(self, target: Target, run: int) -> Verdict:
+    def look(self, target: Target, run: int, *, seconds: float = 0.0) -> Verdict:
         """Look, and set the flag where nothing is left; a duplicate, or two members at once, set it once.
 
-        Raises OwnershipMoved when the database does not own the gitlab schema; the flag stays as it is then.
+        Counting goes on beside the caller, who is told `pending` until the count is there, and may wait `seconds`
+        for it. Raises OwnershipMoved when the database does not own the gitlab schema; the flag stays as it is then.
         """
+        if self._counter.under_way:
+            return self._taken(target, run, seconds)
         self._next = time.monotonic() + _IDLE_SECONDS
         sources = self._positions.sources()
-        if waits := self._unread(sources):
-            if self._migration.remaining_is_all and target.ask(lambda it: self._conclude(it, run))[0] == 0:
-                self.complete = True
-                return Verdict(True, "complete")
-            return Verdict(False, waits)
-        if self._marks is None:
-            self._marks = self._ends()
-        entries = target.ask(lambda connection: self._ledger.read(connection, run))
-        behind = sum(
-            max(0, end - (entries[place].next_offset if place in entries else 0)) for place, end in self._marks.items()
-        )
-        if behind:
-            return Verdict(False, f"about {behind:,} events are left to read")
-        return self._count(target, run)
+        self._waits = self._unread(sources)
+        if self._waits is not None and not self._migration.remaining_is_all:
+            return Verdict(False, self._waits)
+        if self._waits is None:
+            if self._marks is None:
+                self._marks = self._ends()
+            behind = target.ask(lambda connection: self._behind(connection, run))
+            if behind:
+                return Verdict(False, f"about {behind:,} events are left to read")
+        self._began = time.monotonic()
+        self._counter.begin(self._limit_ms)
+        return self._taken(target, run, seconds)
+
+    def cancel(self) -> None:
+        """Cancel the count under way, if any; called from another thread when stopping takes too long."""
+        self._counter.cancel()
+
+    def close(self) -> None:
+        """End the count under way, without waiting for it."""
+        self._counter.close()
+
+    def _nothing_left(self, connection: Connection) -> bool:
+        """Whether the database agrees with a record of completion; if it does not, the record is cleared."""
+        try:
+            left = counting.count(connection, self._migration, limit_ms=COUNT_MS, estimate=False).exact
+        except Exception as error:
+            if isinstance(error, psycopg.Error) and connection.closed:
+                raise
+            self._log.warning("complete on record", detail=counting.failed(error))
+            return True
+        if left is None:
+            said, hint = counting.too_slow(self._migration, COUNT_MS)
+            self._log.warning(f"complete on record, but {said}; it goes on in case rows are left", hint=hint)
+            return False
+        if left == 0:
+            return True
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL synchronous_commit = on")
+            fence.own(cursor, gitlab_schema=self._migration.gitlab_schema, database=self._database)
+            cursor.execute(
+                "UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (self._migration.name,)
+            )
+        self._log.warning("complete on record, but rows are left; it goes on", rows=left)
+        return False
 
     def _unread(self, sources: Mapping[str, SourceState]) -> str | None:
         """Return what the producers have yet to publish, None when it is all there."""
@@ -120,35 +183,81 @@ class Completion:
             for partition, end in written_offsets(self._settings.kafka, topic).items()
         }
 
-    def _count(self, target: Target, run: int) -> Verdict:
-        started = time.monotonic()
-        left, lsn = target.ask(lambda connection: self._conclude(connection, run))
-        now = time.monotonic()
-        self._next = now + max(_IDLE_SECONDS, _COUNT_SHARE * (now - started))
-        if left == 0:
-            self.complete = True
-            return Verdict(True, "complete")
-        # Rows that were written lately are still on their way: what counts is a second time, behind all of them.
-        final = self._counted_at is not None
-        self._counted_at, self._marks = lsn, None
-        return Verdict(False, f"{left:,} rows are left to change", final)
+    def _behind(self, connection: Connection, run: int) -> int:
+        """Return how many offsets the ledger is short of the marks."""
+        entries = self._ledger.read(connection, run)
+        return sum(
+            max(0, end - (entries[place].next_offset if place in entries else 0))
+            for place, end in (self._marks or {}).items()
+        )
 
-    def _conclude(self, connection: Connection, run: int) -> tuple[int, Lsn]:
+    def _taken(self, target: Target, run: int, seconds: float) -> Verdict:
+        """Return what the count says, once it is there."""
+        try:
+            found = self._counter.take(seconds)
+        except Exception as error:
+            return self._not_counted(error)
+        if found is None:
+            return Verdict(False, "what is left is being counted", pending=True)
+        now = time.monotonic()
+        self._next = now + max(_IDLE_SECONDS, _COUNT_SHARE * (now - self._began))
+        self._failures = 0
+        if found.exact is None:
+            return self._too_slow(found)
+        if found.exact == 0:
+            verdict = target.ask(lambda connection: self._conclude(connection, run))
+            self.complete = verdict.complete
+            return verdict
+        if self._waits is not None:
+            return Verdict(False, self._waits)
+        # Rows that were written lately are still on their way: what counts is a second time, behind all of them.
+        said, final = f"{found.exact:,} rows are left to change", self._counted_at is not None
+        self._counted_at, self._marks = found.at, None
+        left = RowsLeft(f"{self._migration.name}: {said}, and no event is going to bring them")
+        return Verdict(False, said, error=left if final else None)
+
+    def _too_slow(self, found: Count) -> Verdict:
+        said, hint = counting.too_slow(self._migration, self._limit_ms)
+        self._limit_ms = min(2 * self._limit_ms, _LONGEST_COUNT_MS)
+        about = f" (about {found.rows:,} rows, by the planner's estimate)" if found.rows is not None else ""
+        self._log.warning(
+            f"{said}{about}; it is not complete until that is known",
+            hint=hint,
+            retry_in_seconds=round(self._next - time.monotonic()),
+        )
+        return Verdict(False, f"{said}{about}; {hint}")
+
+    def _not_counted(self, error: Exception) -> Verdict:
+        """Say that counting failed, and leave it alone for a while: applying goes on."""
+        pause = min(_LAST_PAUSE, _FIRST_PAUSE * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        said = counting.failed(error)
+        lost = isinstance(error, Unavailable) or (isinstance(error, psycopg.OperationalError) and not error.sqlstate)
+        if lost:
+            pause = _IDLE_SECONDS
+        self._next = time.monotonic() + pause
+        self._log.warning(f"{said}; it is not complete until that is known", retry_in_seconds=round(pause))
+        if lost:
+            return Verdict(False, said)
+        whole = error if isinstance(error, HeadraceError) else HeadraceError(said, remedy="see `remaining`")
+        return Verdict(False, said, error=whole)
+
+    def _conclude(self, connection: Connection, run: int) -> Verdict:
+        """Set the flag after a count of zero, where what it rests on holds under the lock."""
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute("SET LOCAL synchronous_commit = on")
             # Not the migration's own row: two members would wait for each other to write it.
             fence.own(cursor, gitlab_schema=self._migration.gitlab_schema, database=self._database)
-            left = self._migration.remaining(cursor)
-            if left == 0:
-                cursor.execute(
-                    "UPDATE headrace.migrations SET completed_at = now()"
-                    " WHERE name = %s AND run = %s AND completed_at IS NULL",
-                    (self._migration.name, run),
-                )
-            return left, parse_lsn(_scalar(cursor, "SELECT pg_current_wal_insert_lsn()::text"))
-
-
-def _scalar(cursor: psycopg.Cursor[Any], query: str) -> str:
-    row = cursor.execute(query).fetchone()
-    assert row is not None
-    return str(row[0])
+            # After a failover the ledger may be where it was before the count.
+            if self._waits is None and (behind := self._behind(connection, run)):
+                return Verdict(False, f"about {behind:,} events are left to read")
+            if counting.any_left(connection, self._migration, limit_ms=_AGAIN_MS):
+                return Verdict(False, "rows came since the last count")
+            cursor.execute(
+                "UPDATE headrace.migrations SET completed_at = coalesce(completed_at, now())"
+                " WHERE name = %s AND run = %s AND NOT paused",
+                (self._migration.name, run),
+            )
+            if cursor.rowcount == 0:
+                return Verdict(False, "it is paused, or a replay began a new run")
+        return Verdict(True, "complete")

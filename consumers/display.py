@@ -75,10 +75,10 @@ def show_status(document: Mapping[str, Any]) -> None:
         at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
         table.add_row(
             one["name"],
-            "unknown" if one.get("error") else one["state"],
+            "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
             f"{at / end:.1%}" if end else "",
             f"{one['applied']:,}",
-            "?" if one["remaining"] is None else f"{one['remaining']:,}",
+            "?" if one["remaining"] is None else f"{'~' if one['remaining_estimated'] else ''}{one['remaining']:,}",
             f"{one['rate']:,.0f}",
             _duration(one["eta_seconds"]),
         )

@@ -11,7 +11,7 @@ from typing import Final
 
 import psycopg
 
-from consumers.fence import Paused, RunReplaced
+from consumers.fence import Failed, Paused, RunReplaced
 from consumers.ledger import LedgerMoved
 from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, Unavailable
 
@@ -48,6 +48,7 @@ TABLE: Final[tuple[Rule, ...]] = (
     Rule(LedgerMoved, Action.REPOSITION, "the partition moved to another member", "nothing to do"),
     Rule(RunReplaced, Action.REPOSITION, "a replay began a new run", "nothing to do"),
     Rule(Paused, Action.HOLD, "paused by an operator", "go on with `headrace resume`"),
+    Rule(Failed, Action.HOLD, "the migration has failed", "correct the cause, then `headrace resume`"),
     Rule(OwnershipMoved, Action.STOP, "the gitlab schema belongs to another database", "see headrace status"),
     Rule(DatabaseUnavailable, Action.RECONNECT, "the database does not answer", _GONE),
     Rule(Unavailable, Action.RETRY, "a server does not answer", _GONE),
@@ -117,5 +118,6 @@ def stopped(error: BaseException, rule: Rule, database: str) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, psycopg.Error):
-        return HeadraceError(f"database {database}: {rule.what}: {reason_of(error)}", remedy=rule.hint)
+        described = " ".join((reason_of(error), *getattr(error, "__notes__", ())))
+        return HeadraceError(f"database {database}: {rule.what}: {described}", remedy=rule.hint)
     return HeadraceError(f"{rule.what}: {type(error).__name__}", remedy=rule.hint)

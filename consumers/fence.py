@@ -21,13 +21,17 @@ _SHARE: Final = "SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock_
 _SHARE_OWNERSHIP: Final = "SELECT pg_advisory_xact_lock_shared(%s)"
 _LOOK: Final = """
     SELECT d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
-           pg_current_snapshot()::text, pg_current_xact_id()::text::bigint
+           pg_current_snapshot()::text, pg_current_xact_id()::text::bigint,
+           set_config('headrace.fenced', 'yes', true)
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
       LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
       LEFT JOIN headrace.migrations m ON m.name = %(migration)s
 """
-"""The transaction's own id, which it takes for the ledger anyway, is given out after the snapshot: see Hidden."""
+"""The transaction's own id, which it takes for the ledger anyway, is given out after the snapshot: see Hidden.
+
+The setting ends with the transaction: `contract_checks.require_held` asks for it after a migration's writes.
+"""
 _OWNER: Final = """
     SELECT d.name, o.owner
       FROM (SELECT) AS always
@@ -58,13 +62,14 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     Called first in each apply transaction, at READ COMMITTED. Returns the transactions that this one does not see yet:
     an event of one of them must not be applied by it. Raises OwnershipMoved when this is not the database called
     `database` or it does not own `gitlab_schema`, DeclarationChanged when the migration was begun for another one,
-    Paused when an operator paused it, Failed when too much of it failed, RunReplaced when `run` is not the current one.
+    Paused when an operator paused it, Failed when it failed (see
+    circuit_breaker), RunReplaced when `run` is not the current one.
     The caller rolls back then, and nothing was written.
     """
     cursor.execute(_SHARE, (ownership_key(gitlab_schema), migration_key(migration)), prepare=True)
     row = cursor.execute(_LOOK, {"migration": migration, "gitlab_schema": gitlab_schema}, prepare=True).fetchone()
     assert row is not None
-    name, owner, declared, current, paused, failed, snapshot, xid = row
+    name, owner, declared, current, paused, failed, snapshot, xid, _ = row
     _require_owner(name, owner, gitlab_schema, database)
     require_declaration(migration, declared, gitlab_schema)
     if paused:

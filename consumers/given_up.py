@@ -11,7 +11,7 @@ from datetime import datetime
 
 from psycopg import Connection
 
-from consumers import fence
+from consumers import contract_checks, fence
 from consumers.ledger import Ledger
 from consumers.migration import Migration
 from infra import postgres
@@ -42,7 +42,7 @@ def read_given_up(settings: Settings, migration: Migration, database: str) -> li
         cursor.execute("SET TRANSACTION READ ONLY")
         if not _has_run(connection, migration):
             return []
-        return [GivenUp(*row) for row in migration.given_up(cursor)]
+        return [GivenUp(*row) for row in contract_checks.given_up(migration, cursor)]
 
 
 def take_up(settings: Settings, migration: Migration, database: str, names: Sequence[str]) -> int:
@@ -61,7 +61,7 @@ def take_up(settings: Settings, migration: Migration, database: str, names: Sequ
                 gitlab_schema=migration.gitlab_schema,
                 database=database,
             )
-            taken = migration.take_up(cursor, names)
+            taken = contract_checks.take_up(migration, connection.cursor(), names)
             if taken:
                 # There is something to do again: a member that starts must not think that all is done.
                 cursor.execute("UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (migration.name,))

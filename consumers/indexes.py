@@ -80,5 +80,10 @@ def _statements(index: SuggestedIndex, broken: list[sql.Identifier]) -> Iterator
     # What CREATE INDEX CONCURRENTLY leaves behind when it fails is of no use, and costs every writer.
     for name in broken:
         yield sql.SQL("DROP INDEX CONCURRENTLY {};").format(name).as_string(None)
+    yield creation(index)
+
+
+def creation(index: SuggestedIndex) -> str:
+    """Return the statement that makes an index."""
     columns = sql.SQL(", ").join(map(sql.Identifier, index.columns))
-    yield sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({});").format(index.identifier(), columns).as_string(None)
+    return sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({});").format(index.identifier(), columns).as_string(None)

@@ -72,6 +72,7 @@ _ADVANCE: Final = """
            AS a(topic, partition, expected, next_offset, applied, skipped, parked, rate, reasons)
      WHERE p.migration = %(migration)s AND p.run = %(run)s AND p.topic = a.topic AND p.partition = a.partition
        AND p.next_offset = a.expected
+ RETURNING pg_catalog.current_setting('headrace.fenced', true)
 """
 
 
@@ -149,10 +150,11 @@ class Ledger:
             for topic, partition, next_offset, topic_id in found
         }
 
-    def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> None:
+    def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> bool:
         """Move every partition of `advances` within the cursor's transaction, after the effects.
 
-        `applied` is how many rows the transaction changed. Raises LedgerMoved when a partition is not where it
+        `applied` is how many rows the transaction changed. Returns whether the transaction is still the one that took
+        the fence, which an `apply` may have ended. Raises LedgerMoved when a partition is not where it
         was expected: the caller must roll back, and with it goes what it wrote.
         """
         shares = _shares(applied, [advance.changes for advance in advances])
@@ -183,6 +185,7 @@ class Ledger:
                 f"{self._migration}: the ledger is not at "
                 + ", ".join(f"{a.place.topic}/{a.place.partition}@{a.expected}" for a in advances)
             )
+        return cursor.fetchone() != ("",)
 
     def leave(self, connection: Connection, run: int, places: Iterable[Place]) -> None:
         """Record that nobody works on `places` any more, so that no rate is shown for them."""

@@ -41,6 +41,12 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    not_deciding: ClassVar[tuple[str, ...]] = ()
+    """Options that change how the work is done, not which rows change or to what: consumers may differ in these.
+
+    All others belong to the run, as the version does: a consumer with another value is refused by name.
+    """
+
 
 class Migration(ABC):
     """A named unit of work over the events of some tables.
@@ -51,6 +57,13 @@ class Migration(ABC):
 
     name: ClassVar[str]
     """Unique; also the file's name, the consumer group's suffix and the key in the settings."""
+
+    version: ClassVar[int] = 1
+    """Raise it when `decide` or `apply` mean something else than before.
+
+    A run records the version that it began with. A consumer of another one is refused by name, and ends by itself
+    once `headrace replay` began a run of another: two versions never work on the same run.
+    """
 
     gitlab_schema: ClassVar[str]
     tables: ClassVar[tuple[str, ...]]
@@ -116,17 +129,19 @@ class Migration(ABC):
 
         Called once for each event, and again after a crash or a rollback: it does no I/O and remembers nothing.
         A column is UNCHANGED where the stream left it out: answer Change then and let the guard decide, since
-        the event that had the value may be compacted away. An exception here is a bug and stops the consumer.
+        the event that had the value may be compacted away. An exception here is a bug and stops the consumer, and
+        so does an answer that is no Decision.
         """
 
     @abstractmethod
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Write what `changes` ask for, in their order; return how many rows were really changed.
+        """Write what `changes` ask for, in their order; return how many of them changed something, none to all.
 
         Called within a transaction that holds the ownership, with at least one change. Every write is guarded by
         the migration's own condition on the current row, so a stale or repeated change does nothing: the same
-        changes arrive again whenever the transaction is rolled back, and a key may be there twice. It must not
-        commit. An exception rolls everything back, the ledger too; what then happens is in error_policy.
+        changes arrive again whenever the transaction is rolled back, and a key may be there twice. It must neither
+        commit nor roll back. An error of the database rolls everything back, the ledger too; what then happens is in
+        error_policy. Any other exception is a bug and stops the consumer, as a wrong answer does: contract_checks.
         """
 
     @abstractmethod

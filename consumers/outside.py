@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from consumers import fence
+from consumers import contract_checks, fence
 from infra import log, postgres
 from infra.settings import Settings
 
@@ -114,7 +114,7 @@ class Working:
         if self._steps is None or self._outside.run != run:
             self.stop()
             self._outside.run = run
-            self._steps = iter(self._migration.work(self._outside))
+            self._steps = contract_checks.work(self._migration, self._outside, Pace)
         try:
             self.pace = next(self._steps, Pace.DONE)
         except BaseException:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import psycopg
 
-from consumers import fence
+from consumers import contract_checks, fence
 from consumers.batches import Planner
 from consumers.decisions import Change, Decision, Park, Skip
 from consumers.error_policy import Action, reason_of, rule_for
@@ -172,7 +172,7 @@ class _Settler:
     def _write(self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip) -> tuple[Outcome, str]:
         # The entry goes only after a commit that no crash of the server takes back.
         cursor.execute("SET LOCAL synchronous_commit = on")
-        with suppress(*([] if self._decide else [fence.Paused])):
+        with suppress(*([] if self._decide else [fence.Paused, fence.Failed])):
             fence.hold(
                 cursor,
                 migration=self._migration.name,
@@ -183,7 +183,10 @@ class _Settler:
         cursor.execute(_SETTLE, (self._migration.name, entry.name, _identity(entry)))
         if cursor.rowcount == 0:
             return Outcome.BEFORE, ""
-        applied = self._migration.apply(cursor, [decision]) if isinstance(decision, Change) else 0
+        applied = 0
+        if isinstance(decision, Change):
+            applied = contract_checks.apply(self._migration, cursor, [decision])
+            contract_checks.require_held(self._migration, contract_checks.still_held(cursor))
         reason = decision.reason if isinstance(decision, Skip) else GUARDED
         if entry.run == self._run:
             cursor.execute(

@@ -16,6 +16,7 @@ import psycopg
 
 from consumers.applying import Applying
 from consumers.batches import Planner
+from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, rule_for, stopped
@@ -30,7 +31,6 @@ from consumers.parking import Parking
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.totals import Report, Totals
-from consumers.verify import RowsLeft
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -88,6 +88,9 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
         )
+        self._breaker = CircuitBreaker(
+            migration.name, self._target, self._group, ends=until_caught_up or until_complete
+        )
         self._pacing = Pacing(self._section)
         self._holding = Holding(self._section, migration, member_name())
         self._working = Working(settings, migration, database)
@@ -106,6 +109,7 @@ class Runtime:
             parking=Parking(settings, migration.name),
             pacing=self._pacing,
             stopping=stopping,
+            breaker=self._breaker,
             recover=self._recover,
             proceed=self._proceed,
         )
@@ -130,7 +134,8 @@ class Runtime:
             while not self._stopping.is_set():
                 self._turn()
                 if self._reached(ends):
-                    self._look()
+                    self._breaker.hold(self._working.stop)
+                    self._look(patiently=True)
                     break
                 if self._until_complete and self._completion.complete:
                     break
@@ -145,6 +150,7 @@ class Runtime:
         """Cancel the statement under way, if any; called from another thread when stopping takes too long."""
         self._target.cancel()
         self._working.cancel()
+        self._completion.cancel()
 
     def _prepare(self) -> None:
         database = self._settings.database(self._database)
@@ -199,18 +205,23 @@ class Runtime:
             self._look()
         self._tell()
 
-    def _look(self) -> None:
-        """See whether the migration is complete. A member that goes on afterwards serves what still changes."""
+    def _look(self, *, patiently: bool = False) -> None:
+        """See whether the migration is complete, counting beside the work; a member that is about to end waits.
+
+        One that goes on afterwards serves what still changes.
+        """
         if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
             return
         verdict = self._completion.look(self._target, self._run)
+        while patiently and verdict.pending and not self._stopping.is_set():
+            verdict = self._completion.look(self._target, self._run, seconds=_POLL_SECONDS)
         if verdict.complete:
             self._log.info("complete; later starts return at once", run=self._run)
-        elif self._until_complete and verdict.said != self._verdict:
+        elif self._until_complete and not verdict.pending and verdict.said != self._verdict:
             self._log.info("not complete yet", reason=verdict.said)
-        if self._until_complete and verdict.final:
-            raise RowsLeft(f"{self._migration.name}: {verdict.said}, and no event is going to bring them")
-        self._verdict = verdict.said
+        if self._until_complete and verdict.error is not None:
+            raise verdict.error
+        self._verdict = self._verdict if verdict.pending else verdict.said
 
     def _work(self) -> None:
         """Let the migration do a step of what lies outside of the database."""
@@ -250,7 +261,12 @@ class Runtime:
         return good
 
     def _hold_while_paused(self) -> bool:
-        """Stay in the group without reading as long as an operator wants; return whether what was read is good."""
+        """Stay in the group without reading as long as an operator wants; return whether what was read is good.
+
+        So too while the migration has failed.
+        """
+        if not self._breaker.hold(self._working.stop):
+            return False
         paused = self._ledger.pausing(self._database)
         if not self._target.ask(paused):
             return True
@@ -320,6 +336,7 @@ class Runtime:
 
     def _close(self) -> None:
         places = list(self._group.positions)
+        self._completion.close()
         self._working.stop()
         try:
             self._target.finish(lambda connection: self._leave(connection, places))

@@ -10,21 +10,23 @@ from typing import Any, Final, TypedDict
 
 import psycopg
 
-from consumers import catalog
+from consumers import catalog, counting
+from consumers.counting import Count
+from consumers.discovery import Broken
 from consumers.group import group_name, members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
-from infra import postgres, topics
+from infra import control, postgres, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
-from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, UsageError
+from schemas.errors import HeadraceError, OwnershipMoved, UsageError
 from schemas.positions import format_lsn
 
 _FRESH_SECONDS: Final = 15.0
 """A rate that nobody wrote for so long is that of a member that is gone."""
-_COUNT_MS: Final = 5_000
-"""How long the server may count what remains before the answer is: not known."""
+_COUNT_MS: Final = 2_000
+"""How long the server may count what remains before the answer is the planner's estimate."""
 
 
 class PartitionStatus(TypedDict):
@@ -49,6 +51,7 @@ class MigrationStatus(TypedDict):
     skip_reasons: dict[str, int]
     parked: int
     remaining: int | None
+    remaining_estimated: bool
     rate: float
     eta_seconds: float | None
     members: list[str]
@@ -63,7 +66,10 @@ def gather(settings: Settings) -> dict[str, Any]:
     Raises BrokerUnavailable when Kafka does not answer.
     """
     migrations: list[dict[str, Any]] = []
+    broken = catalog.broken(settings)
     for name, kind in sorted(catalog.migrations().items()):
+        if name in broken:
+            continue
         try:
             database = catalog.target_database(settings, kind)
         except UsageError as error:
@@ -77,7 +83,31 @@ def gather(settings: Settings) -> dict[str, Any]:
             migrations.append({**_migration(settings, kind, database), "state": "waiting", "error": str(error)})
             continue
         migrations.append(_migration(settings, kind, database))
+    migrations += [_broken(entry) for _, entry in sorted(broken.items())]
     return {"migrations": migrations, "sources": _sources(settings)}
+
+
+def _broken(entry: Broken) -> dict[str, Any]:
+    """Return what is said of a migration that cannot be run: what is wrong with its file, and where."""
+    nothing: MigrationStatus = {
+        "name": entry.name,
+        "gitlab_schema": "",
+        "database": "",
+        "run": 0,
+        "state": "failed",
+        "applied": 0,
+        "skipped": 0,
+        "skip_reasons": {},
+        "parked": 0,
+        "remaining": None,
+        "remaining_estimated": False,
+        "rate": 0.0,
+        "eta_seconds": None,
+        "members": [],
+        "held_by": None,
+        "partitions": [],
+    }
+    return {**nothing, "error": str(entry)}
 
 
 def _migration(settings: Settings, kind: type[Migration], database: str) -> dict[str, Any]:
@@ -92,10 +122,12 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
     error: str | None = None
     try:
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
+            control.require_prefix(connection, database, settings.prefix)
             found = _recorded(connection, kind.name)
-            found.remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
-    except DatabaseUnavailable as unavailable:
-        error = str(unavailable)
+            remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
+            found.remaining, found.remaining_estimated = remaining.rows, remaining.estimated
+    except HeadraceError as mistake:
+        error = str(mistake)
     partitions: list[PartitionStatus] = [
         {
             "topic": place.topic,
@@ -118,6 +150,7 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         "skip_reasons": found.skip_reasons,
         "parked": found.parked,
         "remaining": found.remaining,
+        "remaining_estimated": found.remaining_estimated,
         "rate": round(rate, 1),
         "eta_seconds": 0.0 if partitions and left == 0 else round(left / rate, 1) if rate > 0 else None,
         "members": alive,
@@ -141,6 +174,7 @@ class _Recorded:
         self.held_by: str | None = None
         self.rate = 0.0
         self.remaining: int | None = None
+        self.remaining_estimated = False
 
 
 def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> str:
@@ -190,14 +224,16 @@ def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
     return found
 
 
-def _remaining(connection: psycopg.Connection[Any], migration: Migration) -> int | None:
+def _remaining(connection: psycopg.Connection[Any], migration: Migration) -> Count:
     try:
-        with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION READ ONLY")
-            cursor.execute(f"SET LOCAL statement_timeout = {_COUNT_MS}")
-            return migration.remaining(cursor)
-    except (psycopg.errors.QueryCanceled, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-        return None
+        return counting.count(connection, migration, limit_ms=_COUNT_MS)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        return Count(None)
+    except Exception as error:
+        # One migration's mistake is not to hide the others.
+        if connection.closed or isinstance(error, HeadraceError):
+            raise
+        raise HeadraceError(counting.failed(error), remedy=f"see `remaining` of {type(migration).__name__}") from error
 
 
 def _sources(settings: Settings) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from infra.key_order import compared, operator_schemas
 from schemas.avro import row_record
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.encoder import Encoder
@@ -67,7 +68,9 @@ class TableRows:
         self._key = list(key)
         # A table has its own rows alone in the stream, not those of tables that inherit from it.
         self._from = sql.SQL("" if partitioned else "ONLY ") + sql.Identifier(schema, name)
-        self._key_sql = sql.SQL(", ").join(sql.Identifier("t", column) for column in key)
+        self._key_columns = [sql.Identifier("t", column) for column in key]
+        self._key_sql = sql.SQL(", ").join(self._key_columns)
+        self._operator_schemas = operator_schemas(connection, oid, key)
         self._list = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns)
 
     @property
@@ -116,16 +119,18 @@ class TableRows:
             for start in range(0, len(keys), _AT_ONCE):
                 told()
                 part = decoded[start : start + _AT_ONCE]
-                wanted = sql.SQL("WHERE ({}) IN (SELECT {} FROM unnest({}) AS wanted({}))").format(
-                    self._key_sql,
+                names = [sql.Identifier("wanted", name) for name in self._key]
+                wanted = sql.SQL("JOIN (SELECT {} FROM unnest({}) AS wanted({})) AS wanted ON {}").format(
                     sql.SQL(", ").join(
-                        sql.SQL("{}::" + self._types[name]).format(sql.Identifier("wanted", name)) for name in self._key
+                        sql.SQL("{}::" + self._types[name] + " AS {}").format(each, sql.Identifier(name))
+                        for name, each in zip(self._key, names, strict=True)
                     ),
                     sql.SQL(", ").join(
                         sql.SQL("{}::text[]").format(sql.Literal([str(each[name]) for each in part]))
                         for name in self._key
                     ),
                     sql.SQL(", ").join(map(sql.Identifier, self._key)),
+                    compared(self._key_columns, "=", names, self._operator_schemas),
                 )
                 found.update(zip(*self._copy(wanted), strict=True))
         return found, moment
@@ -139,9 +144,7 @@ class TableRows:
 
     def _where(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
         bounds = [
-            sql.SQL("({}) {} ({})").format(
-                self._key_sql, sql.SQL(operator), sql.SQL(", ").join(map(sql.Literal, bound))
-            )
+            compared(self._key_columns, operator, list(map(sql.Literal, bound)), self._operator_schemas)
             for bound, operator in ((after, ">"), (upto, "<="))
             if bound is not None
         ]

@@ -1,4 +1,4 @@
-"""What `headrace check` advises beside what is missing: it could be left as it is."""
+"""What `headrace check` says of migrations: what keeps one from running, and what could be better."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from infra.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Something that could be better, the lines that show it, and what would help."""
+    """Something that could be better, the lines that show it, and what would help; with `blocks`, what is missing."""
 
     where: str
     problem: str
     shown: tuple[str, ...]
     remedy: str
+    blocks: bool = False
 
     def document(self) -> dict[str, object]:
         """Return the advice as `check --json` has it."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "blocks"}
 
     def __str__(self) -> str:
         """The advice as lines for a person."""

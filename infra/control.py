@@ -16,7 +16,16 @@ from schemas.errors import PreflightFailed, Refused
 
 Connection = psycopg.Connection[Any]
 
-_TABLES: Final = ("database", "schema_ownership", "migrations", "progress", "selections", "settled", "holds")
+_TABLES: Final = (
+    "database",
+    "schema_ownership",
+    "migrations",
+    "progress",
+    "selections",
+    "settled",
+    "holds",
+    "failures",
+)
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are made: "headrace" in ASCII."""
 
@@ -100,6 +109,16 @@ def recorded_prefix(connection: Connection) -> str | None:
     return None if row is None or row[0] is None else str(row[0])
 
 
+def require_prefix(connection: Connection, database_name: str, prefix: str) -> None:
+    """Raise OtherPrefix when the ledger of the database speaks of topics with another prefix."""
+    recorded = recorded_prefix(connection)
+    if recorded is not None and recorded != prefix:
+        raise OtherPrefix(
+            f"database {database_name} is used with prefix {recorded}, and the settings have {prefix}: the progress on"
+            " record there is that of the other prefix's topics"
+        )
+
+
 def owners(connection: Connection) -> dict[str, Owner]:
     """Return gitlab schema → its owner as this database has it, empty where the table is not there."""
     if connection.execute("SELECT to_regclass('headrace.schema_ownership')").fetchone() == (None,):
@@ -128,13 +147,11 @@ def _name_database(connection: Connection, wanted: str, prefix: str | None) -> N
         raise WrongDatabase(
             f"the settings call this database {wanted}, but it is on record as {name} (headrace.database)"
         )
-    if prefix is not None and recorded is None:
+    if prefix is None:
+        return
+    require_prefix(connection, wanted, prefix)
+    if recorded is None:
         connection.execute("UPDATE headrace.database SET prefix = %s", (prefix,))
-    elif prefix is not None and recorded != prefix:
-        raise OtherPrefix(
-            f"database {wanted} is used with prefix {recorded}, and the settings have {prefix}: the progress on record"
-            " there is that of the other prefix's topics"
-        )
 
 
 def _claim(connection: Connection, owner: str, gitlab_schemas: Iterable[str]) -> None:

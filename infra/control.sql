@@ -76,3 +76,14 @@ CREATE TABLE IF NOT EXISTS headrace.holds (
     seen_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (migration, member)
 );
+
+-- Each time that a run failed, with what was counted by then: once it is resumed, counting starts there.
+CREATE TABLE IF NOT EXISTS headrace.failures (
+    migration text NOT NULL,
+    run integer NOT NULL,
+    failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tried bigint NOT NULL,
+    parked bigint NOT NULL,
+    reason text NOT NULL,
+    PRIMARY KEY (migration, run, failed_at)
+);

@@ -28,6 +28,7 @@ HELD: Final = Gauge("headrace_held", "1 while a migration is paused or held.", [
 UNSEEN: Final = Gauge(
     "headrace_waiting_partitions", "Partitions whose next event is of a transaction not visible yet.", ["migration"]
 )
+FAILED: Final = Gauge("headrace_migration_failed", "1 while a migration has failed.", ["migration"])
 
 SUFFERING: Final = Gauge(
     "headrace_suffering", "1 while a health indicator of the database holds a migration.", ["migration", "indicator"]

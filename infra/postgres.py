@@ -11,37 +11,87 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 
-CANONICAL_TEXT = (
+SEARCH_PATH: Final = "pg_catalog, pg_temp"
+"""What a name without a schema means: PostgreSQL's own, else a temporary table, which would come first if unnamed."""
+
+CANONICAL_TEXT: Final = (
     "-c datestyle=ISO,YMD -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
 )
 """Server options under which a value's text is the same in a chunk and in the stream."""
+
+REPLICATION_OPTIONS: Final = (
+    f"{CANONICAL_TEXT} -c search_path={SEARCH_PATH.replace(' ', '')} -c row_security=off"
+    " -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off"
+    " -c client_min_messages=warning -c quote_all_identifiers=off"
+)
+"""What a replication connection relies on, as startup options: behind those of the dsn, so that they win."""
+
+_PINNED: Final = f"""
+SET search_path = {SEARCH_PATH};
+SET row_security = off;
+SET default_transaction_isolation = 'read committed';
+SET default_transaction_read_only = off;
+SET default_transaction_deferrable = off;
+SET lock_timeout = 0;
+SET DateStyle = ISO;
+SET IntervalStyle = postgres;
+SET extra_float_digits = 3;
+SET standard_conforming_strings = on;
+SET array_nulls = on;
+SET transform_null_equals = off;
+SET quote_all_identifiers = off;
+SET client_min_messages = warning;
+"""
+"""What every session relies on, whatever the role, the database or the dsn's own options say.
+
+Nothing in a schema that others may write is ever found by a bare name; rows that a policy hides are an error;
+statements see what is committed. The role's statement_timeout and idle_in_transaction_session_timeout stay: they are
+guards that an administrator wants.
+"""
+_PINNED_SINCE: Final = ((140_000, "SET idle_session_timeout = 0;"), (170_000, "SET transaction_timeout = 0;"))
+"""A session waits for events, and a transaction has as many statements as it needs: neither is a fault."""
+_PINNED_TEXT: Final = (
+    "SET DateStyle = 'ISO, YMD'; SET TimeZone = 'UTC'; SET bytea_output = 'hex';"  # CANONICAL_TEXT, but for what is set
+)
 
 _GONE: Final = ("08", "57P", "53300")
 """SQL states of a server that is not there: no connection, shutting down or starting, every connection in use."""
 
 
 def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: bool = False) -> psycopg.Connection:
-    """Open a connection whose application_name is `headrace <name>`.
+    """Open a connection whose application_name is `headrace <name>`, with everything set that our sessions rely on.
 
-    With `canonical_text`, values come in the one text form that headrace encodes, whatever the role's own settings.
+    A name without a schema is PostgreSQL's own there (SEARCH_PATH): everything else is written with its schema. The
+    settings are sent in one message once connected, since poolers refuse startup options, and so they win over the
+    dsn's. With `canonical_text`, values come in the one text form that headrace encodes.
     Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password.
     """
-    given = conninfo_to_dict(dsn) if canonical_text else {}
-    options = {"options": f"{given.get('options') or ''} {CANONICAL_TEXT}"} if canonical_text else {}
     with translated(dsn):
-        return psycopg.connect(
+        connection = psycopg.connect(
             make_conninfo(
                 dsn,
                 application_name=f"headrace {name}",
                 client_encoding="UTF8",
                 connect_timeout=conninfo_to_dict(dsn).get("connect_timeout") or 10,
-                **options,
                 keepalives_idle=30,
                 keepalives_interval=5,
                 keepalives_count=3,
             ),
-            autocommit=autocommit,
+            autocommit=True,
         )
+        try:
+            connection.execute(_pinned(connection.info.server_version, canonical_text))
+            connection.autocommit = autocommit
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _pinned(version: int, canonical_text: bool) -> bytes:
+    """Return the statements for a server of this version, such as 180001."""
+    newer = [statement for since, statement in _PINNED_SINCE if version >= since]
+    return " ".join([_PINNED, *newer, *([_PINNED_TEXT] if canonical_text else [])]).encode()
 
 
 @contextmanager
@@ -50,6 +100,8 @@ def translated(dsn: str) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
+        if (hidden := hidden_rows(error)) is not None:
+            raise hidden from error
         raise PreflightFailed(
             f"{described(dsn)}: {one_line(error)}",
             remedy="grant it: `headrace init --sql` prints what is needed",
@@ -71,6 +123,20 @@ def translated(dsn: str) -> Iterator[None]:
         raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
 
 
+class RowsHidden(PreflightFailed):
+    """Give the role of the dsn BYPASSRLS, or make it the table's owner: no policy may hide rows from headrace."""
+
+
+def hidden_rows(error: BaseException) -> RowsHidden | None:
+    """Return the refusal for a table of which row security would have hidden rows; None for any other error.
+
+    Sessions have row_security off, so that PostgreSQL refuses where it would otherwise leave out rows in silence.
+    """
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and error.diag.source_function == "check_enable_rls":
+        return RowsHidden(f"row security hides rows from this role: {one_line(error)}")
+    return None
+
+
 def described(dsn: str) -> str:
     """Return `PostgreSQL at host:port/name` for messages; no user, no password."""
     parts = conninfo_to_dict(dsn)
@@ -79,9 +145,13 @@ def described(dsn: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a driver error's message on one line, without the details, which may have a row's values."""
+    """Return a driver error's message on one line, without the details, which may have a row's values.
+
+    What was noted on it, such as whose code it came from, follows.
+    """
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return " ".join((primary or str(error)).split()) or type(error).__name__
+    notes = getattr(error, "__notes__", ())
+    return " ".join(" ".join((primary or str(error), *notes)).split()) or type(error).__name__
 
 
 _WRONG_DSN: Final = (

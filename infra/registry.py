@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
@@ -22,6 +22,9 @@ from schemas.errors import HeadraceError, Refused, Unavailable
 from schemas.topics import schemas_topic
 
 AvroSchema = dict[str, Any]
+
+_ANSWER_SECONDS: Final = 10
+"""How long a registry may take to answer."""
 
 
 class Registry(Protocol):
@@ -55,6 +58,12 @@ class UnknownSchema(HeadraceError):
 def open_registry(settings: Settings) -> Registry:
     """Return the registry that the settings name: by URL, else the topic `<prefix>.schemas`."""
     return UrlRegistry(settings.registry) if settings.registry.url else TopicRegistry(settings)
+
+
+def ensure_answers(settings: Settings) -> None:
+    """Raise HeadraceError unless a registry answers at the settings' URL; one in a topic is Kafka's to answer for."""
+    if settings.registry.url:
+        UrlRegistry(settings.registry).ensure_answers()
 
 
 class TopicRegistry:
@@ -129,7 +138,8 @@ class UrlRegistry:
     """A Confluent-compatible registry; it is asked seldom, so each question opens a connection of its own."""
 
     def __init__(self, settings: RegistrySettings) -> None:
-        configuration: dict[str, Any] = {"url": settings.url}
+        # Without a timeout a registry that accepts a connection and says nothing holds up a process for good.
+        configuration: dict[str, Any] = {"url": settings.url, "timeout": _ANSWER_SECONDS}
         if settings.user:
             configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
         self._url = _without_credentials(settings.url)
@@ -165,6 +175,15 @@ class UrlRegistry:
                     raise
                 raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
             return found
+
+    def ensure_answers(self) -> None:
+        """Raise HeadraceError unless a registry answers there: one question, not repeated."""
+        self._configuration["max.retries"] = 0
+        with self._client() as client:
+            if not isinstance(client.get_subjects(), list):
+                raise HeadraceError(
+                    f"what answers at {self._url} is no schema registry", remedy="check registry.url in the settings"
+                )
 
     def _register_anew(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
         """Make `schema` the latest of `subject`, whatever it had; ids given before keep their schemas."""

@@ -38,19 +38,19 @@ from schemas.errors import SettingsError, UsageError
 
 DEFAULT_FILE = Path("headrace.toml")
 
-_NAME: Final = r"^[a-z][a-z0-9_]{0,62}$"
+NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,62}$"
 _TABLE: Final = r"^[^.\s]+\.[^.\s]+$"
 _PREFIX: Final = r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$"
 _STORAGE: Final = r"^[^/\x00-\x1f\x7f]+$"
 _PATTERN_WORDS: Final = {
-    _NAME: "a name has 1 to 63 lower-case letters, digits and underscores, and begins with a letter",
+    NAME_PATTERN: "a name has 1 to 63 lower-case letters, digits and underscores, and begins with a letter",
     _TABLE: "a table is named with its schema, such as public.projects",
     _STORAGE: "a storage's name has at least one character, and no slash",
     _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
     NODE: NODE_WORDS,
 }
 
-Name = Annotated[str, StringConstraints(pattern=_NAME)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A name that is safe in a topic, a slot, a transactional id and a file: what databases and migrations have."""
 
 TableName = Annotated[str, StringConstraints(pattern=_TABLE)]
@@ -313,6 +313,12 @@ class Settings(BaseSettings):
                 remedy="set it to true or false, or unset it",
             )
         return section.model_copy(update={"enabled": words[switch.strip().lower()]})
+
+
+def switches() -> dict[str, str]:
+    """Return the environment's switches, `HEADRACE_<MIGRATION>_ENABLED`, with the name of the migration each is for."""
+    found = re.compile(r"HEADRACE_(?!MIGRATIONS__)(\w+)_ENABLED")
+    return {name: match[1].lower() for name in os.environ if (match := found.fullmatch(name))}
 
 
 def settings_path(path: Path | None) -> Path:

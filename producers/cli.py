@@ -13,7 +13,7 @@ from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
 from infra.positions import Positions
 from infra.postgres import connect, translated
-from infra.registry import open_registry
+from infra.registry import ensure_answers
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
 from producers.checking import hindrances, outlook
@@ -77,13 +77,15 @@ def produce(
 
 
 def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
-    """Return the commands; `advise` says what could be better of the migrations."""
+    """Return the commands; `advise` says what is missing of the migrations, and what could be better."""
 
     def check(config: Config = None, json: Json = False) -> None:
         """Say what is missing before sources can be read and migrations can run; changes nothing.
 
         Where a source cannot be gone on with, it names the way out. Of each slot it tells what it holds back, and how
-        soon it is lost if nothing reads it. A migration that finds its rows slowly is shown an index that would help.
+        soon it is lost if nothing reads it. Of each migration it names what keeps it from running: a mistake in its
+        file, an unknown setting, a table that is not captured. One that finds its rows slowly is shown an index that
+        would help.
         Exit code 3 when something is missing.
         """
         settings = load_settings(config)
@@ -100,6 +102,10 @@ def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
             slots.append((where, finding))
         else:
             found.append({"where": where, "problem": finding.problem, "remedy": finding.remedy})
+    for each in advice:
+        if each.blocks:
+            found.append({"where": each.where, "problem": each.problem, "remedy": each.remedy})
+    advice = [each for each in advice if not each.blocks]
     if json:
         described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
         advised = [each.document() for each in advice]
@@ -121,10 +127,12 @@ def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
     try:
         kafka.ensure_reachable(settings.kafka)
         positions = Positions(settings.prefix, settings.kafka)
-        if settings.registry.url:
-            open_registry(settings)
     except HeadraceError as error:
         yield "kafka", Finding(error.problem, error.remedy)
+    try:
+        ensure_answers(settings)
+    except HeadraceError as error:
+        yield "registry", Finding(error.problem, error.remedy)
     for name, database in settings.databases.items():
         dsn = database.dsn.get_secret_value()
         try:

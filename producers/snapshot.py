@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import pq, sql
 
+from infra.key_order import compared
 from producers import copy_out
 from producers.copying import Bounds
 from producers.reread import Texts
@@ -160,10 +161,9 @@ def _key(table: CapturedTable) -> sql.Composable:
 
 def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:
     """Return the range as row comparisons, which an index on the key serves."""
+    columns = [sql.Identifier("t", name) for name in table.key]
     comparisons = [
-        sql.SQL("({}) {} ({})").format(
-            _key(table), sql.SQL(operator), sql.SQL(", ").join(sql.Literal(part) for part in bound)
-        )
+        compared(columns, operator, [sql.Literal(part) for part in bound], table.operator_schemas)
         for bound, operator in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
         if bound is not None
     ]

@@ -10,6 +10,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.rows import dict_row
 
+from infra.key_order import operator_schemas
 from infra.settings import DatabaseSettings
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
@@ -109,6 +110,8 @@ class CapturedTable:
     ordered: bool
     estimated_rows: int = field(compare=False, default=0)
     partitioned: bool = False
+    operator_schemas: tuple[str, ...] = field(compare=False, default=())
+    """Of each key column; see infra.key_order."""
 
     @property
     def name(self) -> str:
@@ -224,6 +227,7 @@ def _captured(
         all(_comparable(columns[column], in_bytes[column]) for column in key),
         table["estimated_rows"],
         table["partitioned"],
+        operator_schemas(connection, table["oid"], key),
     )
 
 

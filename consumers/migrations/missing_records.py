@@ -153,7 +153,8 @@ class MissingRecords(Migration):
         # A repository that was parked and retried may be the last one that its walk waits for.
         for walk in sorted(walks.keys() | {end.walk for end in ends}):
             changed += self._conclude(cursor, now.run, walk)
-        return changed
+        # A flag beside the last repository of a walk is no change of its own.
+        return min(changed, len(changes))
 
     def remaining(self, cursor: Cursor) -> int:
         """Count the virtual storages that are not imported: those of the settings, else those that are known."""

@@ -156,7 +156,7 @@ class Application:
     def _work(self) -> None:
         try:
             with connect(self._dsn, name="demo") as connection:
-                connection.execute("SET application_name = 'gitlab'")
+                connection.execute("SET application_name = 'gitlab'; SET search_path = public")
                 while not self._stop.wait(0.005):
                     self._statement(connection)
                     self.statements += 1

@@ -83,7 +83,7 @@ class Registry:
 
     def _work(self) -> None:
         with connect(self._dsn, name="demo") as connection:
-            connection.execute("SET application_name = 'registry'")
+            connection.execute("SET application_name = 'registry'; SET search_path = public")
             while not self._stop.wait(0.01):
                 insert = self._insert
                 number = sum(self._written.values())

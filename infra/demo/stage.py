@@ -80,6 +80,8 @@ class Stage:
         """Make a database; return its dsn and a connection."""
         dsn = self._stack.postgres.create_database(name)
         connection = connect(dsn, name="demo")
+        # What the demo does here is an application's and its administrator's work, in a database of its own.
+        connection.execute("SET search_path = public")
         self._held.callback(connection.close)
         return dsn, connection
 

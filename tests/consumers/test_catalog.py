@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from consumers import catalog
-from consumers.catalog import DuplicateMigration, found_in, migration_class, migrations, target_database
+from consumers.catalog import migration_class, migrations, target_database
 from consumers.decisions import Change, Decision, Skip
 from consumers.migration import Cursor, Migration, Shared
 from infra.settings import Settings
@@ -56,20 +53,15 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list() -> None:
         migration_class("skip_reset")
 
 
-def test_two_of_one_name_are_an_error_that_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "twice_made"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    text = Path(importlib.import_module("consumers.migrations.skip_resets").__file__ or "").read_text()
-    for name in ("first", "second"):
-        (package / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    try:
-        with pytest.raises(DuplicateMigration, match=r"skip_resets: in twice_made.first and twice_made.second"):
-            found_in(importlib.import_module("twice_made"))
-    finally:
-        for name in [name for name in sys.modules if name.startswith("twice_made")]:
-            del sys.modules[name]
+def test_an_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistyped = type("Mistyped", (Everywhere,), {"name": "mistyped", "gitlab_schema": "gitlab_mian"})
+    monkeypatch.setattr(catalog, "migrations", lambda: {"mistyped": mistyped})
+    assert "mistyped" not in catalog.broken()
+    assert "did you mean gitlab_main?" in str(catalog.broken(settings(main=["gitlab_main"]))["mistyped"])
+    own = {"dsn": "postgresql://h/d", "gitlab_schemas": ["gitlab_mian"], "table_schemas": {"a.b": "gitlab_mian"}}
+    assert "mistyped" not in catalog.broken(Settings.model_validate({"databases": {"main": own}}))
+    with pytest.raises(UsageError, match=r"lists gitlab_mian.*did you mean gitlab_main\?"):
+        target_database(settings(main=["gitlab_main"]), mistyped)
 
 
 def test_the_target_is_the_one_database_that_lists_the_schema() -> None:

@@ -17,12 +17,17 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from consumers import fence
+from consumers.cleanup import stale_records
 from consumers.group import group_name
 from consumers.group import members as group_members
 from consumers.ledger import Ledger
 from consumers.migrations.skip_resets import SkipResets
 from consumers.pauses import StillUnderWay, is_paused, set_paused
+from consumers.replay import replay
 from consumers.runtime import Runtime
+from consumers.status import gather
+from consumers.totals import Totals
+from infra.control import OtherPrefix
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
@@ -220,3 +225,27 @@ def test_services_are_paused_and_resumed_from_another_machine(
         for service in services:
             service.wait(PATIENCE)
     assert first.all_said('"resumed"')
+
+
+def test_another_prefix_on_the_same_database_shares_no_run_pause_or_completion(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Totals]
+) -> None:
+    """It was told 'complete already', and paused by a pause of the other."""
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    other = settings.model_copy(update={"prefix": f"{settings.prefix}b"})
+    assert catch_up().applied == 1
+    for refused in (
+        lambda: catch_up(other),
+        lambda: set_paused(other, SkipResets, "main", True),
+        lambda: is_paused(other, SkipResets, "main"),
+        lambda: replay(other, SkipResets, "main"),
+        lambda: stale_records(other, "main"),
+    ):
+        with pytest.raises(OtherPrefix, match=f"main is used with prefix {settings.prefix}, and the settings have"):
+            refused()
+    status = {each["name"]: each for each in gather(other)["migrations"]}["skip_resets"]
+    assert f"is used with prefix {settings.prefix}" in status["error"]
+    assert (status["state"], status["run"]) == ("waiting", 0)
+    assert not is_paused(settings, SkipResets, "main")
+    assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)

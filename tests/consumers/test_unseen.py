@@ -101,9 +101,9 @@ class Member:
     def __init__(self, settings: Settings) -> None:
         self.stopping = threading.Event()
         work = SkipResets.configure(settings.migration("skip_resets"))
-        member = Runtime(settings, work, "main", stopping=self.stopping, until_caught_up=True)
+        self.runtime = Runtime(settings, work, "main", stopping=self.stopping, until_caught_up=True)
         self._pool = ThreadPoolExecutor(1)
-        self.running: Future[Totals] = self._pool.submit(member.run)
+        self.running: Future[Totals] = self._pool.submit(self.runtime.run)
 
     def waiting(self) -> float:
         """Return how many partitions wait, by the metric."""
@@ -254,12 +254,12 @@ def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the
     feed.snapshot(dict.fromkeys(early, TOO_MANY_TAGS))
     feed.xid = 7
     with member(settings) as consumer:
-        runtime = consumer._runtime
-        until(lambda: consumer.running.done() or len(runtime._unseen.places) == 4, "all four wait")
+        runtime = consumer.runtime
+        until(lambda: consumer.running.done() or consumer.waiting() == 4, "all four wait")
         connection.execute("UPDATE headrace.migrations SET paused = true")
         until(lambda: runtime._group._held, "it is paused")
         with member(settings) as second:
-            until(lambda: len(second._runtime._group.positions) == 2, "a second consumer has two of them")
+            until(lambda: len(second.runtime._group.positions) == 2, "a second consumer has two of them")
         until(lambda: len(runtime._group.positions) == 4, "they are back")
         connection.execute("UPDATE headrace.migrations SET paused = false")
         turns = _turns(runtime)
@@ -273,11 +273,11 @@ def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the
 def _turns(runtime: Runtime) -> list[None]:
     """Return a list that gets longer with each of the consumer's turns."""
     turns: list[None] = []
-    bring_back = runtime._bring_back
+    bring_back = runtime._applying.bring_back
 
     def counted() -> None:
         turns.append(None)
         bring_back()
 
-    runtime._bring_back = counted  # type: ignore[method-assign]
+    runtime._applying.bring_back = counted  # type: ignore[method-assign]
     return turns

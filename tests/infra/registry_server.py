@@ -44,6 +44,8 @@ class RegistryServer:
                 if not 0 < int(number) <= len(self.schemas):
                     return 404, {"error_code": NO_SCHEMA, "message": "Schema not found"}
                 return 200, {"schema": self.schemas[int(number) - 1]}
+            case "GET", ["subjects"]:
+                return 200, list(self.subjects)
             case "GET", ["subjects", subject, "versions", "latest"]:
                 if subject not in self.subjects:
                     return 404, {"error_code": NO_SUBJECT, "message": f"Subject '{subject}' not found."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -161,12 +162,12 @@ def test_a_lost_connection_is_a_server_that_does_not_answer(database: Database) 
 
 def test_a_server_that_answers_with_an_error_is_not_called_silent(database: Database) -> None:
     with connect(database.dsn, name="test") as connection, connect(database.dsn, name="other") as other:
-        connection.execute("CREATE TABLE held ()")
+        connection.execute("CREATE TABLE public.held ()")
         connection.execute("SET lock_timeout = '1ms'")
         with other.transaction():
-            other.execute("LOCK TABLE held")
+            other.execute("LOCK TABLE public.held")
             with pytest.raises(HeadraceError) as caught, translated(database.dsn):
-                connection.execute("SELECT FROM held")
+                connection.execute("SELECT FROM public.held")
     assert not isinstance(caught.value, DatabaseUnavailable)
     assert "canceling statement due to lock timeout" in str(caught.value)
 
@@ -193,8 +194,136 @@ def test_one_line_of_an_error_without_words() -> None:
 
 def test_one_line_of_a_servers_error_has_no_row(database: Database) -> None:
     with connect(database.dsn, name="test") as connection:
-        connection.execute("CREATE TABLE rows (id text PRIMARY KEY)")
-        connection.execute("INSERT INTO rows VALUES ('value-of-a-row')")
+        connection.execute("CREATE TABLE public.rows (id text PRIMARY KEY)")
+        connection.execute("INSERT INTO public.rows VALUES ('value-of-a-row')")
         with pytest.raises(psycopg.errors.UniqueViolation, match="value-of-a-row") as caught:
-            connection.execute("INSERT INTO rows VALUES ('value-of-a-row')")
+            connection.execute("INSERT INTO public.rows VALUES ('value-of-a-row')")
     assert one_line(caught.value) == 'duplicate key value violates unique constraint "rows_pkey"'
+
+
+OURS = (
+    ("SELECT pg_promote(true, %s)", (60,)),
+    ("SELECT pg_copy_logical_replication_slot(%s, %s)", ("a", "b")),
+    ("SELECT now() - make_interval(secs => %s)", (15,)),
+    ("SELECT to_timestamp(1234 / 1000.0)", ()),
+    ("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", ("x",)),
+    ("SELECT 1 WHERE %s::text = 'a'", ("a",)),
+    ("SELECT count(*) FROM pg_class", ()),
+)
+"""Statements of headrace's own that call functions by an implicit cast, or an operator, or read the catalog."""
+
+
+@pytest.fixture
+def planted(database: Database) -> psycopg.Connection:
+    """A connection to a database in whose schema `public` functions, an operator and a table lie in wait."""
+    connection = database.connect()
+    connection.execute("CREATE TABLE public.ran (what text)")
+    for signature, result in (
+        ("pg_promote(boolean, smallint)", "boolean"),
+        ("pg_copy_logical_replication_slot(text, text)", "text"),
+        ("make_interval(years int DEFAULT 0, months int DEFAULT 0, weeks int DEFAULT 0, days int DEFAULT 0,"
+         " hours int DEFAULT 0, mins int DEFAULT 0, secs smallint DEFAULT 0)", "interval"),
+        ("to_timestamp(numeric)", "timestamptz"),
+        ("hashtextextended(text, integer)", "bigint"),
+        ("same(text, text)", "boolean"),
+        ("size(oid)", "bigint"),
+    ):  # fmt: skip
+        connection.execute(
+            f"CREATE FUNCTION public.{signature} RETURNS {result} LANGUAGE plpgsql AS $$ BEGIN"
+            f" INSERT INTO public.ran VALUES ('{signature.partition('(')[0]}'); RETURN NULL; END $$"
+        )
+    connection.execute("CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = text, FUNCTION = public.same)")
+    connection.execute("CREATE VIEW public.pg_class AS SELECT public.size(0::oid)")
+    connection.execute(
+        f'ALTER DATABASE "{database.name}" SET search_path = public, pg_catalog'  # the widest that a role can have
+    )
+    return connection
+
+
+@pytest.mark.parametrize("options", [None, "-c search_path=public,pg_catalog"])
+def test_session_runs_no_function_operator_or_view_planted_in_public(
+    database: Database, planted: psycopg.Connection, options: str | None
+) -> None:
+    dsn = make_conninfo(database.dsn, **({} if options is None else {"options": options}))
+    with connect(dsn, name="test") as ours:
+        for query, values in OURS:
+            with contextlib.suppress(psycopg.Error):
+                ours.execute(query, values)
+        # A temporary object is the session's own to make, and comes last all the same.
+        ours.execute("CREATE TEMPORARY TABLE pg_type (oid int)")
+        assert ours.execute("SELECT count(*) > 0 FROM pg_type").fetchone() == (True,)
+    assert planted.execute("SELECT what FROM public.ran").fetchall() == []
+
+
+HARMFUL = {
+    "search_path": "public",
+    "row_security": "on",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+    "lock_timeout": "10ms",
+    "idle_session_timeout": "1s",
+    "transaction_timeout": "2s",
+    "DateStyle": "SQL, DMY",
+    "IntervalStyle": "sql_standard",
+    "extra_float_digits": "-15",
+    "standard_conforming_strings": "off",
+    "array_nulls": "off",
+    "quote_all_identifiers": "on",
+    "transform_null_equals": "on",
+    "client_min_messages": "error",
+}
+PINNED = {
+    "search_path": '"pg_catalog", "pg_temp"',
+    "row_security": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+    "DateStyle": "ISO, DMY",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "3",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
+    "transform_null_equals": "off",
+    "client_min_messages": "warning",
+}
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_session_sets_what_it_relies_on_whatever_the_role_says(database: Database, autocommit: bool) -> None:
+    administrator = database.connect()
+    for name, value in HARMFUL.items():
+        administrator.execute(f'ALTER DATABASE "{database.name}" SET {name} = {value if "," in value else repr(value)}')
+    administrator.execute(f"ALTER DATABASE \"{database.name}\" SET statement_timeout = '7s'")
+    with connect(database.dsn, name="test", autocommit=autocommit) as ours:
+        assert ours.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+        # A guard that an administrator gave the role stays: what counts too long has to end.
+        assert ours.execute("SHOW statement_timeout").fetchone() == ("7s",)
+        found = {name: ours.execute(f"SHOW {name}").fetchone() for name in PINNED}
+        assert found == {name: (value,) for name, value in PINNED.items()}
+        assert ours.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+def test_row_security_is_refused_by_name(database: Database, stack: Stack) -> None:
+    administrator = database.connect()
+    administrator.execute(
+        "CREATE TABLE public.tenants (id int); INSERT INTO public.tenants SELECT generate_series(1, 300);"
+        " ALTER TABLE public.tenants ENABLE ROW LEVEL SECURITY;"
+        f" CREATE ROLE {database.name}_role LOGIN PASSWORD 'x'; GRANT SELECT ON public.tenants TO {database.name}_role;"
+        f" CREATE POLICY few ON public.tenants TO {database.name}_role USING (id <= 100)"
+    )
+    dsn = make_conninfo(database.dsn, user=f"{database.name}_role", password="x")
+    try:
+        with pytest.raises(PreflightFailed) as refused, translated(dsn), connect(dsn, name="test") as ours:
+            ours.execute("SELECT count(*) FROM public.tenants")
+        assert 'row-level security policy for table "tenants"' in str(refused.value)
+        assert "BYPASSRLS" in str(refused.value)
+        with pytest.raises(PreflightFailed, match=r"permission denied .* `headrace init --sql`"), translated(dsn):
+            with connect(dsn, name="test") as ours:
+                ours.execute("CREATE TABLE public.other (id int)")
+    finally:
+        administrator.execute(f"DROP OWNED BY {database.name}_role; DROP ROLE {database.name}_role")
