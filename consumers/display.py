@@ -70,11 +70,12 @@ def show_status(document: Mapping[str, Any]) -> None:
         ("events/s", "right"), ("time left", "right"),
     ):  # fmt: skip
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    names = [one["name"] for one in document["migrations"]]
     for one in document["migrations"]:
         end = sum(partition["end_offset"] for partition in one["partitions"])
         at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
         table.add_row(
-            one["name"],
+            one["name"] if names.count(one["name"]) == 1 else f"{one['name']} ({one['database']})",
             "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
             f"{at / end:.1%}" if end else "",
             f"{one['applied']:,}",

@@ -10,16 +10,16 @@ from psycopg.types.json import Jsonb
 
 from consumers.group import group_name, members, move_offsets, topic_ids
 from consumers.inputs import schemas_of, source_topics
+from consumers.key_values import key_kinds
 from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.selection import named
-from consumers.starts import Beginning, Start, first_key, start_offsets
+from consumers.starts import Beginning, Start, first_record, start_offsets
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.locks import exclude, migration_key
 from infra.registry import open_registry
 from infra.settings import Settings
-from schemas.decoder import KeyDecoder
 from schemas.errors import Refused, UsageError
 from schemas.positions import Offset
 from schemas.wire import split_wire
@@ -90,9 +90,10 @@ def _checked(settings: Settings, names: Sequence[str], selection: Mapping[str, S
     """Return the selection with its columns named, checked against the keys that the topics have."""
     schema = schemas_of(open_registry(settings))
     for name in names:
-        key = first_key(settings.kafka, name)
-        if key is not None:
-            return named(selection, list(KeyDecoder(schema(split_wire(key)[0])).decode_key(key)))
+        if (record := first_record(settings.kafka, name)) is not None:
+            key, value = record
+            kinds = key_kinds(schema(split_wire(key)[0]), None if value is None else schema(split_wire(value)[0]))
+            return named(selection, kinds)
     raise UsageError("there are no events yet, and so no keys to select", remedy="start the producer first")
 
 

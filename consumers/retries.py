@@ -6,7 +6,9 @@ the parked topic goes afterwards. Whatever dies between the two, the next call f
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ import psycopg
 from consumers import contract_checks, fence
 from consumers.batches import Planner
 from consumers.decisions import Change, Decision, Park, Skip
-from consumers.error_policy import Action, reason_of, rule_for
+from consumers.error_policy import Action, Rule, reason_of, rule_for
 from consumers.group import member_name
 from consumers.inputs import schemas_of
 from consumers.ledger import GUARDED, Ledger
@@ -155,6 +157,7 @@ class _Settler:
         self._database = database
         self._run = run
         self._decide = decide
+        self._tries: Counter[str] = Counter()
 
     def settle(self, connection: Connection, entry: Entry) -> tuple[Outcome, str]:
         """Return what became of the entry, and the reason where there is one."""
@@ -165,9 +168,14 @@ class _Settler:
             with connection.transaction(), connection.cursor() as cursor:
                 return self._write(cursor, entry, decision)
         except psycopg.Error as error:
-            if rule_for(error).action is not Action.SPLIT:
+            if not self._fails_for_good(entry, rule_for(error)):
                 raise
             return Outcome.STAYS, reason_of(error)
+
+    def _fails_for_good(self, entry: Entry, rule: Rule) -> bool:
+        """Whether the entry stays, whatever else is retried: one that passes by itself, mostly, has had its tries."""
+        self._tries[entry.name] += 1
+        return rule.action in (Action.SPLIT, Action.DOUBT) or self._tries[entry.name] >= (rule.tries or math.inf)
 
     def _write(self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip) -> tuple[Outcome, str]:
         # The entry goes only after a commit that no crash of the server takes back.

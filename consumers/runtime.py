@@ -197,7 +197,7 @@ class Runtime:
             self._reposition()
         self._applying.bring_back()
         busy = self._working.pace is Pace.BUSY
-        records = self._group.poll(self._pacing.records, 0.0 if busy else self._applying.unseen.seconds(_POLL_SECONDS))
+        records = self._group.poll(self._pacing.records, 0.0 if busy else self._applying.waiting.seconds(_POLL_SECONDS))
         if records:
             self._applying.process(records)
         self._work()
