@@ -105,7 +105,9 @@ class Target:
         if connection is None or connection.closed:
             return
         try:
-            connection.execute("SET synchronous_commit = on")
+            # Flushed here, but no synchronous standby is waited for: it may be away, and what a failover loses is lost
+            # together with its ledger.
+            connection.execute("SET synchronous_commit = local")
             last_words(connection)
             # Something that surely is written, since only a commit of something flushes the log.
             connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")
