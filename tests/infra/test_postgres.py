@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.postgres import connect, described, one_line, translated
+from infra.postgres import _pinned, connect, described, one_line, translated
 from infra.stack import Stack
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from tests.conftest import Database
@@ -327,3 +328,14 @@ def test_row_security_is_refused_by_name(database: Database, stack: Stack) -> No
                 ours.execute("CREATE TABLE public.other (id int)")
     finally:
         administrator.execute(f"DROP OWNED BY {database.name}_role; DROP ROLE {database.name}_role")
+
+
+def test_all_settings_are_sent_in_one_message(database: Database, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with database.connect() as ours, trace.open("w+") as told:
+        ours.pgconn.trace(told.fileno())
+        ours.execute(_pinned(ours.info.server_version, canonical_text=True))
+        ours.pgconn.untrace()
+    sent = [line for line in trace.read_text().splitlines() if "\tF\t" in line]
+    assert len(sent) == 1
+    assert "\tQuery\t" in sent[0]
