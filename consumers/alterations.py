@@ -25,6 +25,7 @@ from consumers.target import backoff
 from infra import log
 from infra.key_order import compared, operator_schemas
 from infra.postgres import one_line
+from infra.stopping import shut_down
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
 
 Connection = psycopg.Connection[Any]
@@ -146,6 +147,10 @@ class Alterations:
         """Cancel the statement under way; called from another thread when stopping takes too long."""
         with contextlib.suppress(psycopg.Error):
             self._connection.cancel_safe(timeout=1.0)
+
+    def cut(self) -> None:
+        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        shut_down(self._connection)
 
     def _attempt(self, release: Release) -> Step | str | None:
         """Do the next step and return it; None when there is none; by whom the table is held: nothing was done then."""
