@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from typing import Final
 
 import psycopg
 from confluent_kafka import Message
@@ -19,8 +20,9 @@ from consumers import contract_checks, dead_letters, fence
 from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, Waiting, origin_of
 from consumers.circuit_breaker import CircuitBreaker
-from consumers.decisions import Park
-from consumers.error_policy import Action, Rule, reason_of, rule_for, timed_out
+from consumers.decisions import Change, Park
+from consumers.error_policy import Rule, locked, reason_of, rule_for, timed_out
+from consumers.failing_rows import FailingRows, Verdict
 from consumers.group import Group
 from consumers.ledger import Cursor, Ledger, Place
 from consumers.migration import Migration
@@ -29,10 +31,14 @@ from consumers.parking import Parking
 from consumers.rates import Rate
 from consumers.target import Target
 from consumers.totals import Totals
-from consumers.unseen import SHORT_WAITS, NotVisibleYet, Unseen
+from consumers.waiting import SHORT_WAITS, NotVisibleYet, WaitingPartitions
 from infra import metrics
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
+from schemas.xid_snapshot import Hidden
+
+_IMPATIENT_MS: Final = 250
+"""How long a lock is waited for that was not granted in the session's lock_timeout just before."""
 
 
 class Outcome(Enum):
@@ -85,10 +91,12 @@ class Applying:
         self._recover = recover
         self._proceed = proceed
         self._ahead = Ahead("plan")
+        self._failing = FailingRows(planner, group.positions, self._try_out)
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
+        self._impatient = False
         self.run = 0
-        self.unseen = Unseen(migration.name)
+        self.waiting = WaitingPartitions(migration.name)
         self.totals = Totals()
 
     def process(self, records: Sequence[Message]) -> None:
@@ -102,6 +110,7 @@ class Applying:
         plan = self._planner.plan(records, self._positions(), lambda: self._pacing.limit)
         with contextlib.closing(self._ahead.of(plan)) as sub_batches:
             for sub_batch in sub_batches:
+                self._failing.begin(records)
                 outcome = Outcome.READ_AGAIN if self._stopping.is_set() else self._settle(sub_batch, records)
                 if outcome is Outcome.READ_AGAIN:
                     return ()
@@ -130,22 +139,37 @@ class Applying:
                 self._stopping.wait(SHORT_WAITS[looks])
                 looks += 1
             except (psycopg.Error, HeadraceError) as error:
-                rule = rule_for(error)
                 attempt += 1
-                if rule.action is Action.SPLIT and sub_batch.changes and isinstance(error, psycopg.Error):
-                    return self._split(sub_batch, records, error)
-                if not self._recover(error, rule, attempt):
-                    return Outcome.READ_AGAIN
-                if timed_out(error) and len(sub_batch.changes) > 1:
-                    self._pacing.timed_out()
-                    part = records[sub_batch.start : sub_batch.end]
-                    return self._piecemeal(part, min(self._pacing.limit, len(sub_batch.changes) // 2))
+                outcome = self._refused(sub_batch, records, error, attempt)
+                if outcome is not None:
+                    return outcome
             else:
                 return Outcome.SETTLED
         return Outcome.READ_AGAIN
 
+    def _refused(
+        self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error | HeadraceError, attempt: int
+    ) -> Outcome | None:
+        """Do what the error table says of a sub-batch that failed; None: the same transaction may be tried again."""
+        verdict, failure = self._failing.judge(sub_batch, error, attempt)
+        if verdict is Verdict.AGAIN:
+            return None
+        if verdict is not Verdict.RECOVER:
+            return self._split(sub_batch, records, error, park=verdict is Verdict.PARK)
+        if locked(error) and len(sub_batch.changes) == 1:
+            place, offset = origin_of(sub_batch.origins[0])
+            return self._set_aside(sub_batch, records, {place: Waiting(offset, None)})
+        if not self._recover(failure, rule_for(failure), attempt):
+            return Outcome.READ_AGAIN
+        if timed_out(error) and len(sub_batch.changes) > 1:
+            self._pacing.timed_out()
+            part = records[sub_batch.start : sub_batch.end]
+            with self._impatience(locked(error)):
+                return self._piecemeal(part, min(self._pacing.limit, len(sub_batch.changes) // 2))
+        return None
+
     def _set_aside(self, sub_batch: SubBatch, records: Sequence[Message], waiting: Mapping[Place, Waiting]) -> Outcome:
-        """Settle what is visible of a sub-batch; its other partitions wait, each from its first event that is not."""
+        """Settle what can be of a sub-batch; its `waiting` partitions wait, each from its first event that cannot."""
         part = [record for record in records[sub_batch.start : sub_batch.end] if not _beyond(record, waiting)]
         outcome = self._piecemeal(part, max(1, len(sub_batch.changes)))
         if outcome is Outcome.READ_AGAIN:
@@ -153,14 +177,23 @@ class Applying:
         ours = {place: each for place, each in waiting.items() if place in self._group.positions}
         for place in ours:
             self._group.set_aside(place, self._group.positions[place])
-        self.unseen.add(ours)
+        self.waiting.add(ours)
         return Outcome.SET_ASIDE
 
+    @contextlib.contextmanager
+    def _impatience(self, wanted: bool) -> Iterator[None]:
+        """Look for the row that is locked without waiting long for each part of a transaction that waited for it."""
+        before, self._impatient = self._impatient, wanted or self._impatient
+        try:
+            yield
+        finally:
+            self._impatient = before
+
     def bring_back(self) -> None:
-        """Read on in the partitions whose transactions are visible now."""
-        self.unseen.keep_only(self._group.aside)
-        if self.unseen.due():
-            for place in self._target.ask(self.unseen.look):
+        """Read on in the partitions that need not wait any more."""
+        self.waiting.keep_only(self._group.aside)
+        if self.waiting.due():
+            for place in self._target.ask(self.waiting.look):
                 self._group.bring_back(place)
 
     def _positions(self) -> Mapping[Place, Offset]:
@@ -173,16 +206,20 @@ class Applying:
     def _transaction(self, sub_batch: SubBatch) -> Iterator[Cursor]:
         """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
         with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
-            hidden = fence.hold(
-                cursor,
-                migration=self._migration.name,
-                run=self.run,
-                gitlab_schema=self._migration.gitlab_schema,
-                database=self._database,
-            )
-            if waiting := sub_batch.waiting(hidden):
+            if waiting := sub_batch.waiting(self._hold(cursor)):
                 raise NotVisibleYet(waiting)
+            if self._impatient or self.waiting.locked([advance.place for advance in sub_batch.advances]):
+                cursor.execute(f"SET LOCAL lock_timeout = {_IMPATIENT_MS}")
             yield cursor
+
+    def _hold(self, cursor: Cursor) -> Hidden:
+        return fence.hold(
+            cursor,
+            migration=self._migration.name,
+            run=self.run,
+            gitlab_schema=self._migration.gitlab_schema,
+            database=self._database,
+        )
 
     def _apply(self, sub_batch: SubBatch) -> None:
         """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
@@ -195,12 +232,22 @@ class Applying:
             contract_checks.require_held(self._migration, held)
             dead_letters.record(cursor, self._migration.name, self.run, self._database, sub_batch.parked)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
+        self._failing.applied(sub_batch.changes)
         self._count(sub_batch, applied)
+
+    def _try_out(self, change: Change, sub_batch: SubBatch) -> None:
+        """Do the transaction of `change` in place of those of `sub_batch`, and roll it back; raises what it raises."""
+        with self._target.connection.transaction(force_rollback=True), self._target.connection.cursor() as cursor:
+            self._hold(cursor)
+            contract_checks.apply(self._migration, cursor, [change])
+            self._ledger.advance(cursor, self.run, sub_batch.advances, 0)
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
     def _count(self, sub_batch: SubBatch, applied: int) -> None:
         for advance in sub_batch.advances:
             self._group.positions[advance.place] = advance.next_offset
             self._rates[advance.place].add(advance.events)
+        self.waiting.moved([advance.place for advance in sub_batch.advances])
         events = sum(advance.events for advance in sub_batch.advances)
         parked = sum(advance.parked for advance in sub_batch.advances)
         skipped = events - parked - applied
@@ -213,10 +260,10 @@ class Applying:
         metrics.SKIPPED.labels(self._migration.name).inc(skipped)
         metrics.PARKED.labels(self._migration.name).inc(parked)
 
-    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error) -> Outcome:
-        """Do a refused sub-batch in halves; park the change that is refused alone."""
+    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: Exception, *, park: bool) -> Outcome:
+        """Do a refused sub-batch in halves, or park the change that is refused alone."""
         overrides: Overrides = {}
-        if len(sub_batch.changes) == 1:
+        if park and isinstance(error, psycopg.Error):
             overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
         part = records[sub_batch.start : sub_batch.end]
         return self._piecemeal(part, max(1, len(sub_batch.changes) // 2), overrides)

@@ -77,10 +77,13 @@ class SubBatch:
 
 
 class Waiting(NamedTuple):
-    """The first event of a partition whose transaction is not visible yet, and that one's 64-bit id."""
+    """The first event of a partition that cannot be applied yet.
+
+    `xid` is the 64-bit id of its transaction, which is not visible yet; None: its row is locked by another session.
+    """
 
     offset: Offset
-    xid: int
+    xid: int | None
 
 
 class Judgement(NamedTuple):

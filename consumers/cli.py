@@ -70,7 +70,9 @@ def consume(
         _dry(settings, work, database, as_json)
         return
     # A first connection that fails is somebody's mistake and told at once; one that is lost later is waited for.
-    postgres.connect(settings.database(database).dsn.get_secret_value(), name=f"consume {migration}").close()
+    dsn = settings.database(database).dsn.get_secret_value()
+    with postgres.translated(dsn), postgres.connect(dsn, name=f"consume {migration}") as connection:
+        postgres.require_all_rows(connection, (*kind.tables, *kind.writes))
     metrics.serve(settings.metrics)
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
@@ -120,7 +122,11 @@ def replay(
     ] = "beginning",
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="COLUMN=VALUE[,VALUE...]", help="Only events whose key has such a value."),
+        typer.Option(
+            "--where",
+            metavar="COLUMN=VALUE[,VALUE...]",
+            help="Only events whose key has such a value; a text with a comma in double quotes. Repeat it for more.",
+        ),
     ] = None,
     keys: Annotated[
         list[str] | None,

@@ -3,8 +3,9 @@
 First checksums: the topic is folded up to its present ends, and the table's ranges are compared with that. Keys that
 differ, because of a fault or because they were changed meanwhile, are looked at again, all under one snapshot S whose
 log position is noted behind it, once the stream has passed that position: every transaction that S sees is in the
-topic then. A key is judged only if its last event is from before S: its transaction is visible in S, or the record
-was in the topic before S was taken. The others were changed meanwhile, and are looked at once more.
+topic then. A key is judged only if its last event is from before S: its commit is before that position and its
+transaction, however old, is none that S hides; or, of an event without one, the record was in the topic before S was
+taken. The others were changed meanwhile, and are looked at once more.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from infra.settings import Settings
 from schemas.avro import columns_of
 from schemas.decoder import Decoder
 from schemas.errors import HeadraceError, Interrupted, Malformed, UsageError
-from schemas.events import UNCHANGED, ChangeEvent, Op
+from schemas.events import UNCHANGED, ChangeEvent, Op, Source
 from schemas.gitlab_schemas import gitlab_schema_of
-from schemas.positions import Position
+from schemas.positions import Lsn, Position
 from schemas.topics import table_topic
 from schemas.wire import split_wire
+from schemas.xid_snapshot import Hidden, Snapshot
 
 _RANGE_ROWS: Final = 50_000
 _MOST: Final = 200_000
@@ -40,7 +42,6 @@ _MOST: Final = 200_000
 _ROUNDS: Final = 10
 """How often a key that changes all the while is looked at again."""
 _STREAM_SECONDS: Final = 60.0
-_WRAP, _HALF = 1 << 32, 1 << 31
 
 
 class TopicDiffers(HeadraceError):
@@ -118,6 +119,17 @@ class _Decoders(dict[int, Decoder]):
         return self[schema_id]
 
 
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What a snapshot shows: what was committed before the log position behind it, but for what it hides."""
+
+    lsn: Lsn
+    hidden: Hidden
+
+    def shows(self, source: Source) -> bool:
+        return source.position.commit_lsn < self.lsn and self.hidden.full(source.xid) is None
+
+
 class _Comparing:
     decoders: _Decoders
 
@@ -182,24 +194,28 @@ class _Comparing:
         """Judge the keys that can be judged now; return the others."""
         before = self._topic.ends()
         rows, moment = self._rows.rows(keys, told)
-        self._wait_for_stream(moment)
+        hidden = Hidden(Snapshot.parse(moment.snapshot), self._wait_for_stream(moment))
         latest, truncates = self._topic.latest(self._topic.ends(), set(keys))
         truncated = max((self._event(value).source.position for value in truncates), default=None)
         left = []
         for key in keys:
-            if not self._judge(key, rows.get(key), latest.get(key), before, moment, truncated):
+            if not self._judge(key, rows.get(key), latest.get(key), before, _Sight(moment.lsn, hidden), truncated):
                 left.append(key)
         return left
 
-    def _wait_for_stream(self, moment: Moment) -> None:
+    def _wait_for_stream(self, moment: Moment) -> int:
+        """Wait until the stream has passed the moment; return a transaction id given out behind it."""
         # Of the heartbeat's own making, so that an idle source has something to pass.
-        self._connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'verify')")
+        row = self._connection.execute(
+            "SELECT pg_current_xact_id()::text FROM pg_logical_emit_message(true, 'headrace', 'verify')"
+        ).fetchone()
+        assert row is not None
         deadline = time.monotonic() + _STREAM_SECONDS
         while True:
             state = self._positions.sources().get(self._database)
             stream = state.stream if state else None
             if stream is not None and stream.confirmed_lsn >= moment.lsn:
-                return
+                return int(row[0])
             if time.monotonic() > deadline:
                 raise HeadraceError(
                     f"the producer of {self._database} does not go on, and rows that differ cannot be judged without",
@@ -214,7 +230,7 @@ class _Comparing:
         row: bytes | None,
         last: Latest | None,
         before: Mapping[int, int],
-        moment: Moment,
+        sight: _Sight,
         truncated: Position | None,
     ) -> bool:
         """Note a difference, if there is one; return whether the key could be judged."""
@@ -226,7 +242,7 @@ class _Comparing:
             except Malformed:
                 unreadable = True
         there_before = last is None or last.offset < before.get(last.partition, 0)
-        seen = there_before if told is None or told.source.xid is None else _sees(moment.snapshot, told.source.xid)
+        seen = there_before if told is None or told.source.xid is None else sight.shows(told.source)
         if not seen:
             return False
         if told is not None and (told.op is Op.DELETE or (truncated is not None and told.source.position < truncated)):
@@ -255,14 +271,3 @@ def _differing(row: Mapping[str, object], told: Mapping[str, object]) -> list[st
         for name, value in row.items()
         if name in told and told[name] is not UNCHANGED and told[name] != value and repr(told[name]) != repr(value)
     ]
-
-
-def _sees(snapshot: str, xid: int) -> bool:
-    """Whether the ended transaction with the low half `xid` is visible in pg_snapshot's `xmin:xmax:xip,…`.
-
-    The high half is the one within 2**31 of xmax (documentation of PostgreSQL, "Transaction IDs and Snapshots").
-    """
-    low, high, listed = snapshot.split(":")
-    xmin, xmax = int(low), int(high)
-    full = xmax + ((xid - xmax + _HALF) % _WRAP) - _HALF
-    return full < xmin or (full < xmax and str(full) not in listed.split(","))

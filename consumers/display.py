@@ -70,15 +70,16 @@ def show_status(document: Mapping[str, Any]) -> None:
         ("events/s", "right"), ("time left", "right"),
     ):  # fmt: skip
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    names = [one["name"] for one in document["migrations"]]
     for one in document["migrations"]:
         end = sum(partition["end_offset"] for partition in one["partitions"])
         at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
         table.add_row(
-            one["name"],
+            one["name"] if names.count(one["name"]) == 1 else f"{one['name']} ({one['database']})",
             "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
             f"{at / end:.1%}" if end else "",
             f"{one['applied']:,}",
-            "?" if one["remaining"] is None else f"{'~' if one['remaining_estimated'] else ''}{one['remaining']:,}",
+            "?" if one["remaining"] is None else f"{'~' if one.get('remaining_estimated') else ''}{one['remaining']:,}",
             f"{one['rate']:,.0f}",
             _duration(one["eta_seconds"]),
         )

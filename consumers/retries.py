@@ -7,7 +7,9 @@ Whatever dies before the commit did nothing, and what is committed is not done a
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,13 +22,14 @@ from consumers import contract_checks, dead_letters, fence
 from consumers.batches import Judgement, Planner
 from consumers.dead_letters import Exclusion, Row
 from consumers.decisions import Change, Park, Skip
-from consumers.error_policy import Action, reason_of, rule_for
+from consumers.error_policy import Action, Rule, reason_of, rule_for
 from consumers.group import member_name
 from consumers.inputs import schemas_of
 from consumers.ledger import GUARDED, Ledger
 from consumers.migration import Migration
 from consumers.parking import Entry, Identity, Parking, read_parked
 from consumers.target import Connection, Target
+from consumers.versions import declared
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -138,7 +141,7 @@ def _settle_all(
 
         def begin(connection: Connection) -> tuple[int, list[Row], set[Identity]]:
             lock.hold(connection)
-            run = Ledger(migration.name, migration.gitlab_schema, member_name()).begin(connection)
+            run = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration)).begin(connection)
             rows = dead_letters.open_rows(connection, migration, database)
             return run, rows, dead_letters.removable(connection, migration, database)
 
@@ -183,6 +186,7 @@ class _Settler:
         self._run = run
         self._decide = decide
         self._lock = lock
+        self._tries: Counter[str] = Counter()
 
     def settle(self, connection: Connection, entry: Entry) -> tuple[Outcome, str]:
         """Return what became of the entry, and the reason where there is one."""
@@ -194,9 +198,14 @@ class _Settler:
             with connection.transaction(), connection.cursor() as cursor:
                 return self._write(cursor, entry, decision, xid)
         except psycopg.Error as error:
-            if rule_for(error).action is not Action.SPLIT:
+            if not self._fails_for_good(entry, rule_for(error)):
                 raise
             return Outcome.STAYS, reason_of(error)
+
+    def _fails_for_good(self, entry: Entry, rule: Rule) -> bool:
+        """Whether the entry stays, whatever else is retried: one that passes by itself, mostly, has had its tries."""
+        self._tries[entry.name] += 1
+        return rule.action in (Action.SPLIT, Action.DOUBT) or self._tries[entry.name] >= (rule.tries or math.inf)
 
     def still_open(self, connection: Connection) -> set[Identity]:
         """Return which of the migration's dead letters are open."""

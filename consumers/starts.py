@@ -91,14 +91,28 @@ def start_offsets(settings: KafkaSettings, names: Iterable[str], start: Start) -
 
 def first_key(settings: KafkaSettings, topic: str) -> bytes | None:
     """Return the key of some record of the topic, None when it is empty."""
+    found = first_record(settings, topic)
+    return None if found is None else found[0]
+
+
+def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | None] | None:
+    """Return key and value of some record of the topic, one with a value if a partition begins with one.
+
+    None when it is empty.
+    """
+    found: tuple[bytes, bytes | None] | None = None
     with kafka.translated(settings), closing(_reader(settings)) as client:
         for partition, end in topics.end_offsets(settings, topic).items():
             place = Place(topic, partition)
             low, _ = client.get_watermark_offsets(TopicPartition(*place), timeout=_TIMEOUT)
-            record = _next(client, place, low, end) if low < end else None
-            if record is not None and record.key() is not None:
-                return bytes(record.key() or b"")
-    return None
+            while low < end and (record := _next(client, place, low, end)) is not None:
+                low = int(record.offset() or 0) + 1
+                key, value = record.key(), record.value()
+                if key is not None:
+                    found = bytes(key), None if value is None else bytes(value)
+                    if found[1] is not None:
+                        return found
+    return found
 
 
 def _reader(settings: KafkaSettings) -> Consumer:

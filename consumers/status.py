@@ -16,7 +16,7 @@ from consumers.discovery import Broken
 from consumers.group import group_name, members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
-from consumers.migration import Migration
+from consumers.migration import Migration, Shared
 from infra import control, postgres, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
@@ -46,6 +46,8 @@ class MigrationStatus(TypedDict):
     database: str
     run: int
     state: str
+    paused: bool
+    complete: bool
     applied: int
     skipped: int
     skip_reasons: dict[str, int]
@@ -62,13 +64,18 @@ class MigrationStatus(TypedDict):
 def gather(settings: Settings) -> dict[str, Any]:
     """Return the document of `status --json`.
 
-    A migration whose database is not in the settings is left out; one whose database does not answer has `error`.
+    A migration whose database is not in the settings is left out; one whose database does not answer has `error`; one
+    that runs once for each database is there once for each.
     Raises BrokerUnavailable when Kafka does not answer.
     """
     migrations: list[dict[str, Any]] = []
     broken = catalog.broken(settings)
     for name, kind in sorted(catalog.migrations().items()):
         if name in broken:
+            continue
+        if kind.shared is Shared.PER_DATABASE and settings.migration(name).database is None:
+            listing = catalog.listing(settings, kind.gitlab_schema)
+            migrations += [_migration(settings, kind, database) for database in listing]
             continue
         try:
             database = catalog.target_database(settings, kind)
@@ -95,6 +102,8 @@ def _broken(entry: Broken) -> dict[str, Any]:
         "database": "",
         "run": 0,
         "state": "failed",
+        "paused": False,
+        "complete": False,
         "applied": 0,
         "skipped": 0,
         "skip_reasons": {},
@@ -145,6 +154,8 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         "database": database,
         "run": found.run,
         "state": state_of(found, alive=bool(alive), topics=bool(partitions), left=left),
+        "paused": found.paused,
+        "complete": found.complete,
         "applied": found.applied,
         "skipped": found.skipped,
         "skip_reasons": found.skip_reasons,
@@ -178,13 +189,16 @@ class _Recorded:
 
 
 def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> str:
-    """Return the state: waiting, running, paused, held, caught_up, complete or failed."""
+    """Return the state: waiting, running, paused, held, caught_up, complete or failed.
+
+    What an operator did goes first: a pause stays in force when the run is complete, for the next one too.
+    """
     if recorded.failed:
         return "failed"
-    if recorded.complete:
-        return "complete"
     if recorded.paused:
         return "paused"
+    if recorded.complete:
+        return "complete"
     if topics and recorded.offsets and left == 0:
         return "caught_up"
     if alive and recorded.held_by:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 _FIRST_BACKOFF: Final = 0.1
 _LAST_BACKOFF: Final = 15.0
+_LASTING_SECONDS: Final = 5.0
+"""A connection that had to be replaced sooner than this did not help, and the next one is waited with."""
 
 
 def backoff(attempt: int) -> float:
@@ -42,20 +45,31 @@ class Target:
         self._stopping = stopping
         self._wait = wait
         self._connection: Connection | None = None
+        self._connected_at = float("-inf")
+        self._again = 0
         self._log = log.get(migration=migration, database=database)
 
     @property
     def connection(self) -> Connection:
         """The open connection; connects, trying until it works. Raises Interrupted when stopped meanwhile."""
-        return self._connection if self._connection is not None else self.reconnect()
+        if self._connection is None or self._connection.closed:
+            return self._connect()
+        return self._connection
 
     def reconnect(self) -> Connection:
-        """Open a new connection in place of the old; as `connection`."""
+        """Open a new connection in place of the old; as `connection`. Pauses where that is done again and again."""
+        self._again = self._again + 1 if time.monotonic() - self._connected_at < _LASTING_SECONDS else 0
+        if self._again:
+            self._wait(backoff(self._again))
+        return self._connect()
+
+    def _connect(self) -> Connection:
         self._drop()
         attempt = 0
         while not self._stopping.is_set():
             try:
                 self._connection = self._open()
+                self._connected_at = time.monotonic()
                 if attempt:
                     self._log.info("connected again", attempt=attempt)
                 return self._connection
@@ -91,7 +105,9 @@ class Target:
         if connection is None or connection.closed:
             return
         try:
-            connection.execute("SET synchronous_commit = on")
+            # Flushed here, but no synchronous standby is waited for: it may be away, and what a failover loses is lost
+            # together with its ledger.
+            connection.execute("SET synchronous_commit = local")
             last_words(connection)
             # Something that surely is written, since only a commit of something flushes the log.
             connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")

@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS headrace.migrations (
     started_at timestamptz NOT NULL DEFAULT now(),
     paused boolean NOT NULL DEFAULT false,
     completed_at timestamptz,
-    failed text
+    failed text,
+    declared jsonb  -- the version and the options that the run was begun with: who declares others is refused
 );
 
 -- The ledger: where each partition stands, moved in the transaction that holds the effects.

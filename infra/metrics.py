@@ -25,8 +25,8 @@ SKIPPED: Final = Counter("headrace_skipped_events", "Events that needed nothing.
 PARKED: Final = Counter("headrace_parked_events", "Events kept for a person.", ["migration"])
 HELD: Final = Gauge("headrace_held", "1 while a migration is paused or held.", ["migration"])
 
-UNSEEN: Final = Gauge(
-    "headrace_waiting_partitions", "Partitions whose next event is of a transaction not visible yet.", ["migration"]
+WAITING: Final = Gauge(
+    "headrace_waiting_partitions", "Partitions that wait for a transaction to be visible, or a lock.", ["migration"]
 )
 FAILED: Final = Gauge("headrace_migration_failed", "1 while a migration has failed.", ["migration"])
 

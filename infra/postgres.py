@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -135,6 +135,17 @@ def hidden_rows(error: BaseException) -> RowsHidden | None:
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and error.diag.source_function == "check_enable_rls":
         return RowsHidden(f"row security hides rows from this role: {one_line(error)}")
     return None
+
+
+def require_all_rows(connection: psycopg.Connection[Any], tables: Sequence[str]) -> None:
+    """Raise RowsHidden for one of `tables`, as `schema.table`, of which a policy may hide rows from this role."""
+    row = connection.execute(
+        "SELECT min(n.nspname || '.' || c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname || '.' || c.relname = ANY(%s::text[]) AND row_security_active(c.oid)",
+        (list(tables),),
+    ).fetchone()
+    if row is not None and row[0] is not None:
+        raise RowsHidden(f"row security hides rows of table {row[0]} from this role")
 
 
 def described(dsn: str) -> str:

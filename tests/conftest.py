@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -119,3 +120,25 @@ def template_database(stack: Stack) -> Iterator[Callable[[str, Build], str]]:
     yield template
     for made in templates.values():
         stack.postgres.drop_database(made)
+
+
+@pytest.fixture
+def standby_that_never_answers(stack: Stack) -> Iterator[None]:
+    """Commits with synchronous_commit = on wait for ever, once their log is flushed; all others don't."""
+    with stack.postgres.connect() as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_commit = 'local'")
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        connection.execute("SELECT pg_reload_conf()")
+        _until_set(connection, "nobody")
+        yield
+        connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        connection.execute("ALTER SYSTEM RESET synchronous_commit")
+        connection.execute("SELECT pg_reload_conf()")
+        _until_set(connection, "")
+
+
+def _until_set(connection: psycopg.Connection, names: str) -> None:
+    deadline = time.monotonic() + 180
+    while connection.execute("SHOW synchronous_standby_names").fetchone() != (names,):
+        assert time.monotonic() < deadline, "the server does not take the setting"
+        time.sleep(0.02)

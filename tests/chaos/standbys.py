@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,22 +25,25 @@ _AWAY_SECONDS = (0.8, 4.0)
 _PRESENT_SECONDS = (1.0, 3.5)
 _QUIET_SHARE = 0.35
 _STOPPED_SHARE = 0.25
+_VISIT_SHARE = 0.1
 
 
 class ComingAndGoing:
     """Takes the standby away and brings it back, until `settle`, which brings it back for good.
 
     `quiet` is set during some of its absences: sessions that don't wait for it are to rest then, so that readers of
-    the topics reach their ends while commits are still invisible.
+    the topics reach their ends while commits are still invisible. `visit` is called in some others, the second and
+    then one in ten, which last until it returns.
     """
 
-    def __init__(self, stack: EmbeddedStack, name: str, draw: random.Random) -> None:
+    def __init__(self, stack: EmbeddedStack, name: str, draw: random.Random, visit: Callable[[], None]) -> None:
         self.outages = {"frozen": 0, "stopped": 0}
         self.quiet = threading.Event()
         self.error: BaseException | None = None
         self._primary = stack.postgres
         self._name = name
         self._draw = draw
+        self._visit = visit
         self._standby: EmbeddedPostgres = stack.standby(name)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="standby", daemon=True)
@@ -90,10 +93,13 @@ class ComingAndGoing:
         with self._primary.connect() as connection:
             while not self._over.wait(draw.uniform(*_PRESENT_SECONDS)):
                 seconds = draw.uniform(*_AWAY_SECONDS)
+                visited = draw.random() < _VISIT_SHARE or sum(self.outages.values()) == 1
                 if draw.random() < _QUIET_SHARE:
                     self.quiet.set()
                 with self._stopped() if draw.random() < _STOPPED_SHARE else self._frozen():
                     self._over.wait(seconds)
+                    if visited:
+                        self._visit()
                 self.quiet.clear()
                 until(lambda: self._is_synchronous(connection), "the standby is back")
 

@@ -16,26 +16,33 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from confluent_kafka import TopicPartition
 
+from consumers.group import group_name, members
 from consumers.status import gather
+from infra import kafka
 from infra.positions import read_sources
+from infra.registry import open_registry
 from infra.settings import Settings, load_settings
 from infra.stack import EmbeddedStack
+from infra.topics import end_offsets
 from producers import slots
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
+from schemas.projection import projection
 from schemas.topics import table_topic
+from schemas.wire import HEADER_BYTES, split_wire
 from tests.chaos.history import HISTORY, LEDGER_HISTORY, Effect, Event, Fault, History, Poll, find_faults
 from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
 from tests.consumers import registry, repositories
-from tests.consumers.services import PATIENCE, ROOT, Service, until
-from tests.producers.folding import read_topic
+from tests.consumers.services import PATIENCE, ROOT, Service, run, until
+from tests.settling import until_shown
 
 RATE: Final = 500.0
 """Rows that the application writes in a second."""
@@ -43,6 +50,9 @@ _SECONDS_A_KILL: Final = 28.0
 _FEWEST_KILLS: Final = 3
 _POLL_SECONDS: Final = 0.4
 _EARLY_SECONDS: Final = 0.5
+_REBALANCE_SECONDS: Final = 20.0
+_RESUMED_SECONDS: Final = 1.5
+"""How long the standby stays away after a migration was resumed: consumers read on before its commits are visible."""
 _FIRST_ROWS: Final = 2_000
 
 _MIGRATIONS: Final = {"skip_resets": ("gitlab_main", REPOSITORIES), "status_backfills": ("registry", STATUSES)}
@@ -51,6 +61,9 @@ _STATES: Final = {
     "status_backfills": ("", "native"),
 }
 """What a row that is to be changed is, and what it becomes."""
+_COLUMNS: Final = {REPOSITORIES: ("migration_state", "migration_skipped_reason"), STATUSES: ("migration_status",)}
+_WANTED: Final = {REPOSITORIES: repositories.TOO_MANY_TAGS, STATUSES: (None,)}
+"""What an event says of a row that is to be changed, and in which columns."""
 _FINISHED: Final = ("caught_up", "complete")
 
 _PRODUCE: Final = ("produce", "main")
@@ -97,7 +110,8 @@ class World:
             connection.execute((registry.TABLE + registry.EXPANDED).encode())
             connection.execute(HISTORY.encode())
             self._first = _fill(connection)
-        self.standby = ComingAndGoing(stack, name, random.Random(draw.random()))
+        self.pauses = 0
+        self.standby = ComingAndGoing(stack, name, random.Random(draw.random()), self._rebalance_in_a_pause)
         self.config = repositories.write_settings(
             directory / f"{name}.toml",
             {
@@ -174,11 +188,43 @@ class World:
             "a second": round(writers.writes / wrote),
             "longest commit": round(writers.longest_commit, 1),
             "outages": self.standby.outages,
+            "rebalances in a pause": self.pauses,
             "kills": self.kills,
             "status polls": len(self.polls) // len(_MIGRATIONS),
             "unanswered": self.unanswered,
             **self._prove({**self._first, **writers.wanted}, writers.others),
         }
+
+    def _rebalance_in_a_pause(self) -> None:
+        """Pause a migration, have a consumer join its group and leave it again, and resume; all in an outage.
+
+        A consumer that has partitions waiting for a transaction loses some of them, and has them back, while it waits.
+        """
+        group = group_name(self.settings.prefix, "skip_resets")
+        self._command("pause", "skip_resets")
+        with (self.directory / f"{self.name}-joining.log").open("a") as log:
+            joining = run(log, "consume", "skip_resets", "--config", str(self.config))
+        try:
+            # One that was just killed is counted, and holds the rebalance up: then it is only a pause.
+            joined = _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) > 2)
+        finally:
+            joining.terminate()
+            joining.wait(PATIENCE)
+        self.pauses += joined and _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) == 2)
+        self._command("resume", "skip_resets")
+        time.sleep(_RESUMED_SECONDS)
+
+    def _command(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace", *arguments, "--config", str(self.config)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def _serve(self, arguments: tuple[str, ...]) -> None:
         if arguments not in self.services:
@@ -225,16 +271,7 @@ class World:
         until(caught_up, "status says that both migrations have caught up")
 
     def _command_says(self) -> dict[str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "headrace", "status", "--json", "--config", str(self.config)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        migrations = json.loads(done.stdout)["migrations"]
+        migrations = json.loads(self._command("status", "--json"))["migrations"]
         return {one["name"]: one["state"] for one in migrations if one["name"] in _MIGRATIONS}
 
     def _prove(self, wanted: Mapping[Row, float], others: set[Row]) -> dict[str, Any]:
@@ -249,7 +286,7 @@ class World:
         for migration, (gitlab_schema, table) in _MIGRATIONS.items():
             keys = {key: visible for (relation, key), visible in wanted.items() if relation == table}
             topic = table_topic(self.name, gitlab_schema, "main", "public", table)
-            events = _wanting(read_topic(self.settings, topic), table)
+            events = _wanting(self.settings, topic, table)
             done, moves = history.effects[table], history.moves[migration]
             said = [poll for poll in self.polls if poll.migration == migration and poll.state in _FINISHED]
             faults += find_faults(keys.keys(), _STATES[migration], events, done, moves, said)
@@ -274,23 +311,39 @@ class World:
         return figures
 
 
-def _wanting(records: list[Any], table: str) -> dict[int, list[Event]]:
-    """Return key → the events of the topic after which its row is to be changed."""
+def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event]]:
+    """Return key → the events of the topic after which its row is to be changed.
+
+    None of them is compacted away yet: Kafka leaves a partition's last segment alone.
+    """
+    until_shown(settings.kafka, topic)
+    schemas = open_registry(settings)
+    read: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
     events: dict[int, list[Event]] = defaultdict(list)
-    for record in records:
-        event: ChangeEvent | None = record.event
-        row = event.after if event is not None else None
-        if event is None or row is None:
-            continue
-        if table == STATUSES:
-            wants = row["migration_status"] is None
-        else:
-            wants = (row["migration_state"], row["migration_skipped_reason"]) == repositories.TOO_MANY_TAGS
-        if wants:
-            key = row["id"]
-            assert isinstance(key, int)
-            committed, seen = event.source.ts_ms / 1000, event.ts_ms / 1000
-            events[key].append(Event(record.partition, record.offset, committed, seen))
+    left = {partition for partition, end in end_offsets(settings.kafka, topic).items() if end}
+    client = kafka.consumer(settings.kafka, f"history-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10)
+    try:
+        client.assign([TopicPartition(topic, partition, 0) for partition in left])
+        while left:
+            for message in client.consume(10_000, 1.0):
+                partition, value = message.partition(), message.value()
+                assert partition is not None
+                if message.error() is not None:
+                    left.discard(partition)  # the end of the partition
+                    continue
+                if value is None:
+                    continue
+                if value[:HEADER_BYTES] not in read:
+                    schema_id, _ = split_wire(value)
+                    read[value[:HEADER_BYTES]] = projection(schemas.schema(schema_id), ("id", *_COLUMNS[table]))
+                event = read[value[:HEADER_BYTES]](value)
+                if event.after is not None and tuple(event.after[name] for name in _COLUMNS[table]) == _WANTED[table]:
+                    key = event.after["id"]
+                    assert isinstance(key, int)
+                    committed, seen = event.source.ts_ms / 1000, event.ts_ms / 1000
+                    events[key].append(Event(partition, message.offset() or 0, committed, seen))
+    finally:
+        client.close()
     return events
 
 
@@ -302,6 +355,13 @@ def _fill(connection: psycopg.Connection[Any]) -> dict[Row, float]:
     repositories.fill(connection, rows)
     now = time.time()
     return {(REPOSITORIES, key): now for key, row in rows.items() if row == repositories.TOO_MANY_TAGS}
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return done
 
 
 def _there(connection: psycopg.Connection[Any], table: str) -> bool:

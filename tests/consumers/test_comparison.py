@@ -19,6 +19,7 @@ from producers import requests
 from producers.producer import produce
 from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
+from schemas.varints import encode_long
 from tests.conftest import Database
 from tests.consumers.repositories import write_settings
 from tests.consumers.services import PATIENCE
@@ -178,6 +179,45 @@ def test_missing_extra_differing_and_unreadable_rows_are_named_and_read_again(
         return (again.missing, again.differing, len(again.extra)) == ([], [], 1)
 
     eventually(mended, "the rows are read again")
+
+
+@pytest.mark.parametrize("ahead", [-1_000_000_000, 1_000, 2**31 + 10, 2**32 - 200_000])
+def test_event_whose_transaction_is_billions_old_is_judged(
+    settings: Settings, connection: Connection, producer: threading.Event, stopping: threading.Event, ahead: int
+) -> None:
+    # An id ahead of the present one, as the 32 bits of an event have it, is one that was given out 2**32 before.
+    row = connection.execute(f"UPDATE {TABLE} SET name = 'RIGHT' WHERE id = 50 RETURNING pg_current_xact_id()::text")
+    (xid,) = row.fetchone() or ("0",)
+    key, value, partition = last_record_of(settings, 50, b"RIGHT")
+    old, new = b"\x02" + encode_long(int(xid)), b"\x02" + encode_long((int(xid) + ahead) % 2**32)
+    assert value.count(old) == 1
+    wrong = value.replace(b"RIGHT", b"WRONG").replace(old, new)
+    writer = kafka.producer(settings.kafka)
+    writer.produce(topic_of(settings), key=key, value=wrong, partition=partition)
+    assert writer.flush(PATIENCE) == 0
+
+    found = compare(settings, "main", TABLE, stopping)
+
+    assert (found.differing, found.columns, found.unsettled) == ([{"id": 50}], [["name"]], 0)
+
+
+def topic_of(settings: Settings) -> str:
+    return table_topic(settings.prefix, "gitlab_main", "main", "public", "container_repositories")
+
+
+def last_record_of(settings: Settings, number: int, text: bytes) -> tuple[bytes, bytes, int]:
+    """Wait for a record of the row with `text` in it; return key, value and partition."""
+    client = kafka.consumer(settings.kafka, "looking")
+    client.subscribe([topic_of(settings)])
+    try:
+        while True:
+            for record in client.consume(5_000, timeout=1):
+                assert record.error() is None
+                key, value = bytes(record.key() or b""), bytes(record.value() or b"")
+                if key[5:] == _long(number) and text in value:
+                    return key, value, int(record.partition() or 0)
+    finally:
+        client.close()
 
 
 def test_a_request_is_one_that_the_producer_understands(

@@ -124,7 +124,7 @@ def test_a_selection_of_keys_limits_what_is_decided_on(
     catch_up()
     fill(connection, rows)
 
-    begun = replay(settings, SkipResets, "main", selection=parse_selection(["id=5,7"], ["7", "9"]))
+    begun = replay(settings, SkipResets, "main", selection=parse_selection(["id=05, 7"], ["+7", "9"]))
 
     assert begun.selection == {"id": ["5", "7", "7", "9"]}
     catch_up()
@@ -148,6 +148,8 @@ def test_a_selection_that_the_keys_do_not_have_is_refused(
     catch_up()
     with pytest.raises(UsageError, match="no key column name; there: id"):
         replay(settings, SkipResets, "main", selection={"name": ["1"]})
+    with pytest.raises(UsageError, match=r'key column id: "1\.5" is not a whole number of its size; for example'):
+        replay(settings, SkipResets, "main", selection={"id": ["1.5"]})
     assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)
 
 

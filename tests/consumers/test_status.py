@@ -7,12 +7,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers import catalog
 from consumers.migrations.skip_resets import SkipResets
 from consumers.pauses import set_paused
 from consumers.status import gather
 from infra.settings import Settings
+from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill
+from tests.consumers.test_catalog import OncePerDatabase
 
 pytestmark = pytest.mark.stack
 
@@ -45,11 +48,14 @@ def test_the_shape_is_the_one_that_is_promised(
         "database": "main",
         "run": 1,
         "state": "caught_up",
+        "paused": False,
+        "complete": False,
         "applied": 10,
         "skipped": 90,
         "skip_reasons": {"no import_skipped in it": 90},
         "parked": 0,
         "remaining": 0,
+        "remaining_estimated": False,
         "rate": 0.0,
         "eta_seconds": 0.0,
         "members": [],
@@ -85,3 +91,41 @@ def test_a_database_that_does_not_answer_is_told_without_hiding_the_rest(setting
     found = skip_resets(down)
     assert "does not answer" in found["error"]
     assert len(found["partitions"]) == feed.partitions
+
+
+def test_a_pause_is_shown_of_a_complete_run_too(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings
+) -> None:
+    set_paused(settings, SkipResets, "main", True)
+    connection.execute("UPDATE headrace.migrations SET completed_at = now()")
+    found = skip_resets(settings)
+    assert (found["state"], found["paused"], found["complete"]) == ("paused", True, True)
+    set_paused(settings, SkipResets, "main", False)
+    found = skip_resets(settings)
+    assert (found["state"], found["paused"], found["complete"]) == ("complete", False, True)
+
+
+@pytest.mark.parametrize("section", [{}, {"sub_batch_size": 50}, {"database": "ci"}])
+def test_a_migration_that_runs_once_for_each_database_is_shown_once_for_each(
+    settings: Settings,
+    new_databases: Callable[[str | None], Database],
+    monkeypatch: pytest.MonkeyPatch,
+    section: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(catalog, "migrations", lambda: {"everywhere": OncePerDatabase, "skip_resets": SkipResets})
+    both = Settings.model_validate(
+        {
+            **settings.model_dump(include={"prefix", "kafka"}),
+            "databases": {
+                "main": {"dsn": new_databases(None).dsn, "gitlab_schemas": ["gitlab_main", "gitlab_shared"]},
+                "ci": {"dsn": new_databases(None).dsn, "gitlab_schemas": ["gitlab_ci", "gitlab_shared"]},
+            },
+            "migrations": {"everywhere": section} if section else {},
+        }
+    )
+    set_paused(both, OncePerDatabase, "ci", True)
+    found = {(one["name"], one["database"]): one["state"] for one in gather(both)["migrations"]}
+    everywhere = {("everywhere", "main"): "waiting", ("everywhere", "ci"): "paused"}
+    if "database" in section:
+        del everywhere["everywhere", "main"]
+    assert found == {**everywhere, ("skip_resets", "main"): "waiting"}

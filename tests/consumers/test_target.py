@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -127,3 +128,16 @@ def test_last_words_need_a_connection_that_stands(target: Target) -> None:
     connection.close()
     target.finish(said.append)
     assert said == [connection]
+
+
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_the_last_write_waits_for_no_synchronous_standby(target: Target) -> None:
+    """A consumer that is stopped would not end while the standby is away."""
+    assert target.connection is not None
+    with ThreadPoolExecutor(1) as pool:
+        finishing = pool.submit(target.finish, lambda connection: connection.execute("SELECT pg_current_xact_id()"))
+        try:
+            finishing.result(30)
+        finally:
+            while not finishing.done():
+                target.cancel()

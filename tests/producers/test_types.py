@@ -108,19 +108,21 @@ def test_every_type_and_value(dsn: str, bootstrap_servers: str, prefix: str) -> 
         connect(dsn, name="test", canonical_text=True),
     )
     connection = source.connection
+    application = psycopg.connect(dsn, autocommit=True)
     try:
-        connection.execute(OWN_TYPES.encode())
-        columns = columns_of(connection)
+        application.execute(OWN_TYPES.encode())
+        columns = columns_of(application)
         listed = ", ".join(f"c{place} {name}" for place, name in enumerate(columns))
-        connection.execute(f"CREATE TABLE t (id int PRIMARY KEY, {listed})".encode())
-        insert(connection, columns, added=0)
+        application.execute(f"CREATE TABLE public.t (id int PRIMARY KEY, {listed})".encode())
+        insert(application, columns, added=0)
         with running(source) as producer:
             producer.caught_up()
-            insert(connection, columns, added=STREAMED)
+            insert(application, columns, added=STREAMED)
             producer.caught_up()
         records = source.records("public.t")
         shown = rows_of(connection, columns)
     finally:
+        application.close()
         connection.close()
     assert len(records) == len(shown) > 2
     wrong = [each for record in records for each in differences(record, columns, shown)]
@@ -134,7 +136,7 @@ def rows_of(connection: psycopg.Connection[Any], columns: Mapping[str, tuple[str
     printed = ", ".join(
         f"CASE WHEN num_nonnulls(c{place}) = 1 THEN format('%s', c{place}) END" for place in range(len(columns))
     )
-    return {number: values for number, *values in connection.execute(f"SELECT id, {printed} FROM t".encode())}
+    return {number: values for number, *values in connection.execute(f"SELECT id, {printed} FROM public.t".encode())}
 
 
 def differences(

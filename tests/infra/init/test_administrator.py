@@ -117,7 +117,7 @@ def test_the_role_can_fence_keep_its_ledger_and_change_rows(prepared: Prepared) 
         ledger.open(connection, run, {place: "id"})
         with connection.transaction(), connection.cursor() as cursor:
             fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
-            cursor.execute("UPDATE container_repositories SET migration_state = 'default' WHERE id = 1")
+            cursor.execute("UPDATE public.container_repositories SET migration_state = 'default' WHERE id = 1")
             assert cursor.rowcount == 1
             assert migration.remaining(cursor) == 0
             ledger.advance(cursor, run, [Advance(place, Offset(0), Offset(1), changes=1)], 1)

@@ -18,7 +18,7 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime import Runtime
 from consumers.status import gather
 from consumers.totals import Totals
-from consumers.unseen import Unseen
+from consumers.waiting import WaitingPartitions
 from infra.settings import Settings
 from schemas.positions import Offset
 from tests.conftest import Database
@@ -34,7 +34,7 @@ class Answers:
     def __init__(self) -> None:
         self.visible: set[str] = set()
 
-    def execute(self, _query: object, parameters: tuple[list[str]]) -> list[tuple[str]]:
+    def execute(self, _query: object, parameters: tuple[list[str], bool]) -> list[tuple[str]]:
         return [(xid,) for xid in parameters[0] if xid in self.visible]
 
 
@@ -48,7 +48,7 @@ class Clock:
 
 def test_looks_are_soon_at_first_and_rarer_later() -> None:
     clock = Clock()
-    unseen = Unseen("m", clock)
+    unseen = WaitingPartitions("m", clock)
     assert unseen.seconds(5) == 5
     assert not unseen.due()
     unseen.add({A: Waiting(Offset(3), 77)})
@@ -64,7 +64,7 @@ def test_looks_are_soon_at_first_and_rarer_later() -> None:
 
 
 def test_a_partition_waits_until_its_own_transaction_is_visible() -> None:
-    unseen, answers = Unseen("m", Clock()), Answers()
+    unseen, answers = WaitingPartitions("m", Clock()), Answers()
     unseen.add({A: Waiting(Offset(3), 77)})
     unseen.add({B: Waiting(Offset(9), 78)})
     answers.visible = {"78"}
@@ -76,7 +76,7 @@ def test_a_partition_waits_until_its_own_transaction_is_visible() -> None:
 
 
 def test_a_partition_that_another_consumer_has_now_is_forgotten() -> None:
-    unseen = Unseen("m", Clock())
+    unseen = WaitingPartitions("m", Clock())
     unseen.add({A: Waiting(Offset(3), 77), B: Waiting(Offset(9), 78)})
     unseen.keep_only([B])
     assert set(unseen.places) == {B}
@@ -87,7 +87,7 @@ def test_the_server_says_what_became_visible_and_what_a_failover_lost(
     connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
     other, xid = open_transaction
-    unseen = Unseen("m", Clock())
+    unseen = WaitingPartitions("m", Clock())
     lost = xid + 1_000_000
     unseen.add({A: Waiting(Offset(3), xid), B: Waiting(Offset(9), lost)})
     assert unseen.look(connection) == [B]
@@ -281,3 +281,40 @@ def _turns(runtime: Runtime) -> list[None]:
 
     runtime._applying.bring_back = counted  # type: ignore[method-assign]
     return turns
+
+
+@pytest.mark.stack
+def test_a_row_that_is_locked_for_long_holds_up_its_own_partition_alone(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], database: Database
+) -> None:
+    """It may be locked by a commit that waits for a synchronous standby, and was decoded long before."""
+    fill(connection, dict.fromkeys(range(200), TOO_MANY_TAGS))
+    feed.snapshot(dict.fromkeys(range(200), TOO_MANY_TAGS))
+    locking = database.connect()
+    locking.execute("BEGIN")
+    locking.execute("UPDATE container_repositories SET project_id = 0 WHERE id = 100")
+    with member(settings) as consumer:
+        until(lambda: consumer.running.done() or consumer.waiting() == 1, "one partition waits")
+        ends = _ends(settings)
+        until(lambda: consumer.running.done() or _behind(settings, ends) == 1, "three partitions are at their ends")
+        assert not consumer.running.done()
+        locking.execute("COMMIT")
+        consumer.running.result()
+    effects = connection.execute("SELECT id FROM writes WHERE application LIKE 'headrace consume%'").fetchall()
+    assert sorted(effects) == [(key,) for key in range(200)]
+
+
+def test_a_lock_is_tried_more_and_more_rarely_until_its_partition_moves() -> None:
+    clock = Clock()
+    waiting = WaitingPartitions("m", clock)
+    pauses = []
+    for _ in range(6):
+        waiting.add({A: Waiting(Offset(3), None)})
+        began = clock.now
+        while not waiting.look(Answers()):  # type: ignore[arg-type]
+            clock.now += 0.01
+        pauses.append(clock.now - began)
+        assert waiting.locked([A])
+    assert pauses[-1] > 4 * pauses[0]
+    waiting.moved([A])
+    assert not waiting.locked([A])
