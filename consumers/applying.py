@@ -16,7 +16,7 @@ from typing import Final
 import psycopg
 from confluent_kafka import Message
 
-from consumers import contract_checks, fence
+from consumers import contract_checks, dead_letters, fence
 from consumers.ahead import Ahead
 from consumers.batches import Overrides, Planner, SubBatch, Waiting, origin_of
 from consumers.circuit_breaker import CircuitBreaker
@@ -230,6 +230,7 @@ class Applying:
             applied = contract_checks.apply(self._migration, cursor, sub_batch.changes) if sub_batch.changes else 0
             held = self._ledger.advance(cursor, self.run, sub_batch.advances, applied)
             contract_checks.require_held(self._migration, held)
+            dead_letters.record(cursor, self._migration.name, self.run, self._database, sub_batch.parked)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
         self._failing.applied(sub_batch.changes)
         self._count(sub_batch, applied)

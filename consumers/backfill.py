@@ -39,6 +39,7 @@ class BackfillOptions(Options):
     `patience_seconds`: for how long it is tried again; then the command fails, and goes on when it is run again.
     """
 
+    not_deciding: ClassVar[tuple[str, ...]] = ("lock_timeout_ms", "patience_seconds")
     lock_timeout_ms: int = Field(default=100, ge=1)
     patience_seconds: float = Field(default=600, gt=0)
 

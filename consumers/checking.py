@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import psycopg
 
 from consumers import catalog, counting
 from consumers.indexes import LIMIT_MS, offer
+from consumers.inputs import WALKED, captured
 from consumers.migration import Migration
 from infra import postgres
 from infra.advice import Advice
 from infra.mistakes import close_to
 from infra.settings import Settings, switches
 from schemas.errors import HeadraceError, UsageError
-
-_WALKED: Final = "public.storage_walk"
-"""What a walk of a git storage produces reads like a table, and is in no database."""
 
 _TABLE: Final = """
 SELECT c.relispartition,
@@ -92,7 +89,7 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int) -> I
         with postgres.translated(dsn), postgres.connect(dsn, name=f"check {name}") as connection:
             meant = configured or _has_run(connection, name)
             yield from _of_tables(connection, settings, kind, database, meant=meant)
-            yield from _of_count(connection, migration, limit_ms)
+            yield from _of_count(connection, migration, limit_ms, meant=meant)
     except (HeadraceError, psycopg.Error):
         return
 
@@ -111,7 +108,7 @@ def _of_tables(
     where, patterns = f"migrations.{kind.name}", settings.database(database).tables
     off = f"or switch it off with {where}.enabled = false"
     for table in kind.tables:
-        if table == _WALKED:
+        if table == WALKED:
             if not settings.virtual_storages:
                 problem = "it reads walks of git storages, and the settings have no [virtual_storages.NAME]"
                 yield Advice(where, problem, (), f"describe the storages there, {off}", blocks=meant)
@@ -119,10 +116,10 @@ def _of_tables(
         found = connection.execute(_TABLE, tuple(table.split(".", 1))).fetchone()
         if found is None:
             names = {f"{schema}.{name}" for schema, name in connection.execute(_TABLES)}
-            meant_another = close_to(table, {name for name in names if _captured(name, patterns)})
+            meant_another = close_to(table, {name for name in names if captured(name, patterns)})
             problem = f"it reads table {table}, which database {database} does not have{meant_another}"
             yield Advice(where, problem, (), f"correct its tables, {off}", blocks=meant or bool(meant_another))
-        elif patterns and not (table in patterns if found[0] else _captured(table, patterns)):
+        elif patterns and not (table in patterns if found[0] else captured(table, patterns)):
             problem = f"it reads table {table}, which is not captured"
             yield Advice(where, problem, (), f'add "{table}" to databases.{database}.tables, {off}', blocks=meant)
         elif lacking := [each for each in kind.columns if each not in (*found[1], *kind.optional_columns)]:
@@ -132,22 +129,27 @@ def _of_tables(
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
 
 
-def _captured(table: str, patterns: tuple[str, ...]) -> bool:
-    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
-
-
-def _of_count(connection: psycopg.Connection[Any], migration: Migration, limit_ms: int) -> Iterator[Advice]:
+def _of_count(
+    connection: psycopg.Connection[Any], migration: Migration, limit_ms: int, *, meant: bool
+) -> Iterator[Advice]:
     """Yield what would help where the server is slow to find the rows that are left."""
     where = f"migrations.{migration.name}"
     for index in migration.suggested_indexes:
         if (found := offer(connection, where, index, limit_ms)) is not None:
             yield found
-    if not migration.suggested_indexes:
+    if migration.suggested_indexes:
+        return
+    try:
         counted = counting.count(connection, migration, limit_ms=limit_ms)
-        if counted.exact is None:
-            yield Advice(
-                where,
-                f"the server takes more than {limit_ms} ms to count the rows that are left",
-                counted.plan,
-                "an index for its condition may help; one in suggested_indexes is shown here as a statement",
-            )
+    except psycopg.Error:
+        raise
+    except Exception as error:
+        yield Advice(where, counting.failed(error), (), f"see `remaining` of {type(migration).__name__}", blocks=meant)
+        return
+    if counted.exact is None:
+        yield Advice(
+            where,
+            f"the server takes more than {limit_ms} ms to count the rows that are left",
+            counted.plan,
+            "an index for its condition may help; one in suggested_indexes is shown here as a statement",
+        )

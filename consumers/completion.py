@@ -8,6 +8,7 @@ the flag is set in a transaction that holds the ownership and sees that the ledg
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _LONGEST_COUNT_MS: Final = 240_000
 """A count holds back vacuum while it lasts."""
 _AGAIN_MS: Final = 500
 """How long the second look may take, which is made under the lock that a pause or a switchover waits for."""
+_WAIT_SECONDS: Final = 0.1
 _FIRST_PAUSE, _LAST_PAUSE = 60.0, 3600.0
 """How long to leave a count alone that failed, at first and at most."""
 
@@ -78,6 +80,7 @@ class Completion:
         self._began = self._next = 0.0
         self._limit_ms = COUNT_MS
         self._failures = 0
+        self._said = ""
         self._log = log.get(migration=migration.name)
         self.complete = False
         """Whether this member has seen the flag set, or set it itself."""
@@ -103,14 +106,38 @@ class Completion:
         now = time.monotonic()
         return now >= self._next if idle else now >= self._next + _BUSY_SECONDS
 
-    def look(self, target: Target, run: int, *, seconds: float = 0.0) -> Verdict:
+    def look(self, target: Target, run: int, *, wait: threading.Event | None = None, strict: bool = False) -> Verdict:
         """Look, and set the flag where nothing is left; a duplicate, or two members at once, set it once.
 
-        Counting goes on beside the caller, who is told `pending` until the count is there, and may wait `seconds`
-        for it. Raises OwnershipMoved when the database does not own the gitlab schema; the flag stays as it is then.
+        Counting goes on beside the caller, who is told `pending` until the count is there, or waits for it until `wait`
+        is set. `strict` is for one that works until it is complete: it hears why it is not yet, and gets the verdict's
+        error raised. Raises OwnershipMoved when the database does not own the gitlab schema; the flag stays as it is
+        then.
         """
+        verdict = self._looked(target, run)
+        while wait is not None and verdict.pending and not wait.is_set():
+            verdict = self._taken(target, run, _WAIT_SECONDS)
+        if verdict.complete:
+            self._log.info("complete; later starts return at once", run=run)
+        elif strict and not verdict.pending:
+            if verdict.said != self._said:
+                self._log.info("not complete yet", reason=verdict.said)
+            self._said = verdict.said
+            if verdict.error is not None:
+                raise verdict.error
+        return verdict
+
+    def cancel(self) -> None:
+        """Cancel the count under way, if any; called from another thread when stopping takes too long."""
+        self._counter.cancel()
+
+    def close(self) -> None:
+        """End the count under way, without waiting for it."""
+        self._counter.close()
+
+    def _looked(self, target: Target, run: int) -> Verdict:
         if self._counter.under_way:
-            return self._taken(target, run, seconds)
+            return self._taken(target, run)
         self._next = time.monotonic() + _IDLE_SECONDS
         sources = self._positions.sources()
         self._waits = self._unread(sources)
@@ -124,15 +151,7 @@ class Completion:
                 return Verdict(False, f"about {behind:,} events are left to read")
         self._began = time.monotonic()
         self._counter.begin(self._limit_ms)
-        return self._taken(target, run, seconds)
-
-    def cancel(self) -> None:
-        """Cancel the count under way, if any; called from another thread when stopping takes too long."""
-        self._counter.cancel()
-
-    def close(self) -> None:
-        """End the count under way, without waiting for it."""
-        self._counter.close()
+        return self._taken(target, run)
 
     def _nothing_left(self, connection: Connection) -> bool:
         """Whether the database agrees with a record of completion; if it does not, the record is cleared."""
@@ -191,7 +210,7 @@ class Completion:
             for place, end in (self._marks or {}).items()
         )
 
-    def _taken(self, target: Target, run: int, seconds: float) -> Verdict:
+    def _taken(self, target: Target, run: int, seconds: float = 0.0) -> Verdict:
         """Return what the count says, once it is there."""
         try:
             found = self._counter.take(seconds)

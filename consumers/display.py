@@ -79,7 +79,7 @@ def show_status(document: Mapping[str, Any]) -> None:
             "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
             f"{at / end:.1%}" if end else "",
             f"{one['applied']:,}",
-            "?" if one["remaining"] is None else f"{'~' if one['remaining_estimated'] else ''}{one['remaining']:,}",
+            "?" if one["remaining"] is None else f"{'~' if one.get('remaining_estimated') else ''}{one['remaining']:,}",
             f"{one['rate']:,.0f}",
             _duration(one["eta_seconds"]),
         )

@@ -93,10 +93,12 @@ class Group:
                 enable_partition_eof=True,
                 # librdkafka reads ahead 64 MB by default, and 1 MB of each partition at a time, which compressed
                 # events make many times as much. This is still more than a batch; a larger event arrives all the same.
-                queued_max_messages_kbytes=8_192,
-                max_partition_fetch_bytes=262_144,
-                # How long fetching rests once that queue is full: a second by default, which is most of the time.
-                fetch_queue_backoff_ms=5,
+                # Fetching rests once that queue is full, for a second by default, which is most of the time.
+                defaults={
+                    "queued.max.messages.kbytes": 8_192,
+                    "fetch.message.max.bytes": 262_144,
+                    "fetch.queue.backoff.ms": 5,
+                },
                 # Out of range is never an occasion to guess: see _start.
                 auto_offset_reset="error",
                 on_commit=self._on_commit,

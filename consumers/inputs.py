@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
 
 from consumers.batches import UnknownSchemaId
 from consumers.migration import Migration
 from infra.registry import Registry, UnknownSchema
 from infra.settings import Settings
 from schemas.topics import table_topic
+
+WALKED: Final = "public.storage_walk"
+"""What a walk of a git storage produces reads like a table, and is in no database."""
 
 
 def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
@@ -20,6 +24,18 @@ def source_topics(settings: Settings, migration: Migration | type[Migration], da
         schema, _, name = table.partition(".")
         topics.append(table_topic(settings.prefix, migration.gitlab_schema, database, schema, name))
     return topics
+
+
+def captured(table: str, patterns: Sequence[str]) -> bool:
+    """Whether `table` (`schema.table`) is among those that the settings' patterns mean."""
+    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+
+
+def not_captured(settings: Settings, migration: Migration, database: str) -> list[str]:
+    """Return the tables that the migration reads and that these settings have no producer capture."""
+    patterns = settings.database(database).tables
+    tables = [table for table in migration.tables if table != WALKED]
+    return [table for table in tables if patterns and not captured(table, patterns)]
 
 
 def schemas_of(registry: Registry) -> Callable[[int], dict[str, Any]]:

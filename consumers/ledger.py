@@ -14,6 +14,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from consumers import fence
+from consumers.versions import Declared, agree
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
@@ -79,15 +80,17 @@ _ADVANCE: Final = """
 class Ledger:
     """The ledger of one migration."""
 
-    def __init__(self, migration: str, gitlab_schema: str, member: str) -> None:
+    def __init__(self, migration: str, gitlab_schema: str, member: str, declared: Declared | None = None) -> None:
         self._migration = migration
         self._gitlab_schema = gitlab_schema
         self._member = member
+        self._declared = declared
 
     def begin(self, connection: Connection) -> int:
         """Return the current run; the first call of all makes it run 1. A duplicate changes nothing.
 
-        Raises DeclarationChanged when the migration was begun for another gitlab schema than it declares now.
+        Raises DeclarationChanged when the migration was begun for another gitlab schema than it declares now, and
+        OtherVersion where the run was begun with another version or other options than are declared here.
         """
         with connection.transaction():
             if (found := self._begun(connection)) is None:
@@ -96,9 +99,11 @@ class Ledger:
                     (self._migration, self._gitlab_schema),
                 )
                 found = self._begun(connection)
-        assert found is not None
-        run, declared = found
-        fence.require_declaration(self._migration, declared, self._gitlab_schema)
+            assert found is not None
+            run, gitlab_schema = found
+            fence.require_declaration(self._migration, gitlab_schema, self._gitlab_schema)
+            if self._declared is not None:
+                agree(connection, self._migration, self._declared)
         return run
 
     def _begun(self, connection: Connection) -> tuple[int, str] | None:

@@ -52,7 +52,7 @@ class Migration(ABC):
     """A named unit of work over the events of some tables.
 
     An instance holds its options and nothing that changes: two members, or a member after a crash, must behave
-    alike. Everything is called from one thread.
+    alike. Everything is called from one thread, but for `remaining`, which is called from another at the same time.
     """
 
     name: ClassVar[str]
@@ -146,7 +146,11 @@ class Migration(ABC):
 
     @abstractmethod
     def remaining(self, cursor: Cursor) -> int:
-        """Return how many rows are left to change, asked from the database. Writes nothing."""
+        """Return how many rows are left to change, asked from the database. Writes nothing: the server refuses it.
+
+        Called now and then, beside the work, with a limit of time for each statement; one that takes longer is
+        cancelled, and the migration is not complete until a count succeeds.
+        """
 
     @property
     def remaining_is_all(self) -> bool:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from consumers import contract_checks, fence
+from consumers.pacing import Pacing
 from infra import log, postgres
-from infra.settings import Settings
+from infra.settings import MigrationSettings, Settings
 
 if TYPE_CHECKING:
     from consumers.migration import Migration
@@ -40,6 +41,32 @@ class Pace(Enum):
     """Nothing is left to do anywhere, by any member, as the database has it now."""
 
 
+class Starts:
+    """When `work` may begin the next of what it does, such as a move: `max_rate` and `pause_ms` hold for these too.
+
+    Kept while `work` begins anew, so that errors and pauses make none of them come sooner.
+    """
+
+    def __init__(self, settings: MigrationSettings) -> None:
+        self._pacing = Pacing(settings)
+        self._not_before = 0.0
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the next may begin now; else yield Pace.WAITING and ask again."""
+        return time.monotonic() >= self._not_before
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count what is done inside as one that was begun, however it ends."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self._not_before = now + self._pacing.done(1, now - began)
+
+
 class Outside:
     """What `work` has at hand: the settings, a database session of its own, and transactions that hold the fence."""
 
@@ -47,6 +74,8 @@ class Outside:
         self.settings = settings
         self.run = 0
         """The migration's present run."""
+        self.starts = Starts(settings.migration(migration.name))
+        """The pace at which `work` may begin what it does."""
         self._migration = migration
         self._database = database
         self._session: Connection | None = None

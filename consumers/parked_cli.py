@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from consumers import catalog, display
 from consumers.given_up import GivenUp, read_given_up, take_up
-from consumers.migration import Migration
-from consumers.parking import Entry, read_parked
-from consumers.retries import chosen
+from consumers.migration import Migration, Shared
+from consumers.parking import Entry
+from consumers.retries import Settled, chosen, read_dead_letters
 from consumers.retries import discard as discard_entries
 from consumers.retries import retry as retry_entries
 from consumers.row_keys import RowKeys
 from infra import log
 from infra.options import Config, Json, Yes
-from infra.settings import Settings, load_settings
+from infra.settings import MigrationSettings, Settings, load_settings
 from infra.stopping import stop_on_signals
 from schemas.errors import HeadraceError, Interrupted, UsageError
 
 MigrationName = Annotated[str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)]
 EventNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[EVENT]...", help="Events as the list names them: TOPIC/PARTITION/OFFSET."),
+    typer.Argument(metavar="[EVENT]...", help="Events as the list names them: DATABASE/TOPIC/PARTITION/OFFSET."),
+]
+Database = Annotated[
+    str | None,
+    typer.Option("--database", help="Of a migration that runs once for each database: which.", show_default=False),
 ]
 
 app = typer.Typer(
@@ -38,17 +43,25 @@ class StillParked(HeadraceError):
 
 
 @app.command("list")
-def list_parked(migration: MigrationName, as_json: Json = False, config: Config = None) -> None:
-    """Show a migration's parked events: which, why, and since when; and what it gave up outside of the database."""
-    settings = load_settings(config)
+def list_parked(
+    migration: MigrationName, database: Database = None, as_json: Json = False, config: Config = None
+) -> None:
+    """Show a migration's parked events: which, why, and since when; and what it gave up outside of the database.
+
+    Of a migration that runs once for each database, those of all of them, unless one is chosen.
+    """
     log.configure()
     kind = catalog.migration_class(migration)
-    entries = read_parked(settings, migration)
-    given_up = _given_up(settings, kind) if kind.own_tables else []
+    settings = _settings(config, migration, database)
+    entries: list[Entry] = []
+    given_up: list[GivenUp] = []
+    for name in _databases(settings, kind):
+        entries += read_dead_letters(settings, kind, name)
+        given_up += _given_up(settings, kind, name)
     row_keys = RowKeys(settings)
     keys = {entry.name: row_keys.columns(entry.key) for entry in entries}
     if as_json:
-        described = [{**asdict(one), "since": one.since.isoformat()} for one in given_up]
+        described = [{**dataclasses.asdict(one), "since": one.since.isoformat()} for one in given_up]
         parked = [{**_described(entry), "key": keys[entry.name]} for entry in entries]
         print(json.dumps({"migration": migration, "parked": parked, "given_up": described}, default=str))
     else:
@@ -56,25 +69,31 @@ def list_parked(migration: MigrationName, as_json: Json = False, config: Config 
 
 
 @app.command()
-def retry(migration: MigrationName, events: EventNames = None, as_json: Json = False, config: Config = None) -> None:
+def retry(
+    migration: MigrationName,
+    events: EventNames = None,
+    database: Database = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """Apply parked events after all, and try again what was given up: those named, or all of them.
 
     Each is decided and applied as at first, once, however often this is called or killed. What fails again stays
-    parked, and the exit code is 1 then.
+    parked, and the exit code is 1 then. While another process retries or discards, it is refused.
     """
-    settings = load_settings(config)
     log.configure()
     kind = catalog.migration_class(migration)
-    database = catalog.target_database(settings, kind)
-    given_up = {one.name for one in _given_up(settings, kind)} if kind.own_tables else set()
+    settings = _settings(config, migration, database)
+    target = _one_database(settings, kind)
+    given_up = {one.name for one in _given_up(settings, kind, target)}
     named = [name for name in events or [] if name not in given_up]
+    made = kind.configure(settings.migration(migration))
     with stop_on_signals() as stop:
-        entries = chosen(settings, migration, named) if named or not events else []
         wanted = sorted(given_up & set(events) if events else given_up)
-        taken = take_up(settings, kind.configure(settings.migration(migration)), database, wanted) if wanted else 0
-        result = retry_entries(settings, kind.configure(settings.migration(migration)), database, entries, stop)
+        result = retry_entries(settings, made, target, named, stop) if named or not events else Settled()
+        taken = take_up(settings, made, target, wanted) if wanted else 0
     if as_json:
-        print(json.dumps({"migration": migration, **asdict(result), "taken_up": taken}))
+        print(json.dumps({"migration": migration, **dataclasses.asdict(result), "taken_up": taken}))
     else:
         if taken:
             print(f"{migration}: {taken:,} are tried again by its members")
@@ -94,6 +113,7 @@ def discard(
     migration: MigrationName,
     events: EventNames = None,
     everything: Annotated[bool, typer.Option("--all", help="All that are parked.")] = False,
+    database: Database = None,
     yes: Yes = False,
     as_json: Json = False,
     config: Config = None,
@@ -103,31 +123,57 @@ def discard(
         raise UsageError(
             "name the events to discard, or give --all", remedy=f"see them with `headrace parked list {migration}`"
         )
-    settings = load_settings(config)
     log.configure()
     kind = catalog.migration_class(migration)
-    database = catalog.target_database(settings, kind)
-    entries = chosen(settings, migration, events or [])
+    settings = _settings(config, migration, database)
+    target = _one_database(settings, kind)
+    entries = chosen(migration, read_dead_letters(settings, kind, target), events or [])
     if entries and not yes:
         typer.confirm(f"Discard {len(entries)} parked events of {migration} for good?", abort=True, err=True)
     with stop_on_signals() as stop:
-        result = discard_entries(settings, kind.configure(settings.migration(migration)), database, entries, stop)
+        result = discard_entries(settings, kind.configure(settings.migration(migration)), target, entries, stop)
     if as_json:
-        print(json.dumps({"migration": migration, **asdict(result)}))
+        print(json.dumps({"migration": migration, **dataclasses.asdict(result)}))
     else:
         print(f"{migration}: {result.discarded + result.before:,} discarded")
     if stop.is_set():
         raise Interrupted("the discarding was stopped; what it did not reach is still parked")
 
 
-def _given_up(settings: Settings, kind: type[Migration]) -> list[GivenUp]:
-    migration = kind.configure(settings.migration(kind.name))
-    return read_given_up(settings, migration, catalog.target_database(settings, kind))
+def _settings(config: Path | None, migration: str, database: str | None) -> Settings:
+    """Return the settings, with `database` as the migration's where it is given."""
+    settings = load_settings(config)
+    if database is None:
+        return settings
+    section = settings.migrations.get(migration, MigrationSettings()).model_copy(update={"database": database})
+    return settings.model_copy(update={"migrations": {**settings.migrations, migration: section}})
+
+
+def _databases(settings: Settings, kind: type[Migration]) -> list[str]:
+    """Return the database that the migration writes, or each that it runs for; raises as catalog.target_database."""
+    if kind.shared is Shared.PER_DATABASE and settings.migration(kind.name).database is None:
+        return catalog.listing(settings, kind.gitlab_schema) or [catalog.target_database(settings, kind)]
+    return [catalog.target_database(settings, kind)]
+
+
+def _one_database(settings: Settings, kind: type[Migration]) -> str:
+    names = _databases(settings, kind)
+    if len(names) > 1:
+        raise UsageError(
+            f"{kind.name} runs once for each of the databases {', '.join(sorted(names))}",
+            remedy="say with --database whose parked events are meant",
+        )
+    return names[0]
+
+
+def _given_up(settings: Settings, kind: type[Migration], database: str) -> list[GivenUp]:
+    return read_given_up(settings, kind.configure(settings.migration(kind.name)), database) if kind.own_tables else []
 
 
 def _described(entry: Entry) -> dict[str, object]:
     return {
         "event": entry.name,
+        "database": entry.database,
         "topic": entry.place.topic,
         "partition": entry.place.partition,
         "offset": entry.offset,

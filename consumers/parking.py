@@ -1,7 +1,8 @@
-"""Events that could not be applied, kept for a person in `<prefix>.parked.<migration>`.
+"""The dead letters' events, kept whole in `<prefix>.parked.<migration>`; which of them are open, the database knows.
 
-A parked event's key is `topic/partition/offset` and the topic is compacted, so that parking twice is one entry.
-Its value is the event as it was; why and when stand in the headers.
+An event's key is `database/topic/partition/offset/run` and the topic is compacted: what is parked twice in a run is one
+entry, and an entry that is removed is never one of another database or of a later run. The value is the event as it
+was; why and when stand in the headers. See consumers/dead_letters.py.
 """
 
 from __future__ import annotations
@@ -29,38 +30,49 @@ KEY_HEADER: Final = "key"
 _FLUSH_SECONDS: Final = 30.0
 
 
+Identity = tuple[Place, Offset, int]
+"""An event and the run that parked it: one parking of a migration, told from the next of the same event."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parked event. `name` is `topic/partition/offset`, by which a person chooses it."""
+    """One parked event: of the worker for `database`, in its run `run`."""
 
-    name: str
+    database: str
     place: Place
     offset: Offset
-    reason: str
     run: int
-    parked_ms: int
-    parked_at_offset: Offset
-    """Where the entry stands in the parked topic; with `parked_ms` it tells one parking of an event from the next."""
-    value: bytes
+    reason: str
+    parked_at: datetime
+    """In UTC."""
+    value: bytes | None
+    """None: the topic has lost it."""
     key: bytes = b""
     """The key that the event has in its own topic."""
 
     @property
-    def parked_at(self) -> datetime:
-        """When it was parked, to the second, in UTC."""
-        return datetime.fromtimestamp(self.parked_ms // 1000, UTC)
+    def name(self) -> str:
+        """`database/topic/partition/offset`, by which a person chooses it."""
+        return f"{self.database}/{self.place.topic}/{self.place.partition}/{self.offset}"
+
+    @property
+    def identity(self) -> Identity:
+        return self.place, self.offset, self.run
 
 
 def read_parked(settings: Settings, migration: str) -> list[Entry]:
-    """Return the events that are parked now, in the order of topic, partition and offset."""
-    entries: dict[str, Entry] = {}
+    """Return every event that is in the topic, in the order of topic, partition and offset.
+
+    Among them are some that are not open: settled lately, or applied after all by the consumer that parked them.
+    """
+    entries: dict[bytes, Entry] = {}
     for record in topics.LogReader(settings.kafka, parked_topic(settings.prefix, migration)).read():
-        name = bytes(record.key() or b"").decode()
+        key = bytes(record.key() or b"")
         if record.value() is None:
-            entries.pop(name, None)
+            entries.pop(key, None)
         else:
-            entries[name] = _entry(name, record)
-    return sorted(entries.values(), key=lambda entry: (entry.place, entry.offset))
+            entries[key] = _entry(key.decode(), record)
+    return sorted(entries.values(), key=lambda entry: (entry.place, entry.offset, entry.run))
 
 
 def _headers(record: Message) -> Iterator[tuple[str, bytes]]:
@@ -69,33 +81,39 @@ def _headers(record: Message) -> Iterator[tuple[str, bytes]]:
             yield name, value
 
 
-def _entry(name: str, record: Message) -> Entry:
-    topic, partition, offset = name.rsplit("/", 2)
+def _record_key(database: str, place: Place, offset: Offset, run: int) -> bytes:
+    return f"{database}/{place.topic}/{place.partition}/{offset}/{run}".encode()
+
+
+def _entry(key: str, record: Message) -> Entry:
+    database, topic, partition, offset, run = key.split("/")
     headers = dict(_headers(record))
     return Entry(
-        name,
+        database,
         Place(topic, int(partition)),
         Offset(int(offset)),
+        int(run),
         headers.get(REASON_HEADER, b"").decode(),
-        int(headers.get(RUN_HEADER, b"0")),
-        record.timestamp()[1],
-        Offset(record.offset() or 0),
+        datetime.fromtimestamp(record.timestamp()[1] // 1000, UTC),
         bytes(record.value() or b""),
         headers.get(KEY_HEADER, b""),
     )
 
 
 class Parking:
-    """Where one migration's events are parked; connects when the first one comes."""
+    """Where the events of one migration's worker for `database` are parked; connects when the first one comes."""
 
-    def __init__(self, settings: Settings, migration: str) -> None:
+    def __init__(self, settings: Settings, migration: str, database: str) -> None:
         self._settings = settings
+        self._database = database
         self._topic = parked_topic(settings.prefix, migration)
         self._producer: Producer | None = None
         self._log = log.get(migration=migration)
 
     def keep(self, parked: Sequence[Parked], run: int) -> None:
-        """Park events, durably, before the ledger moves past them; a duplicate replaces its equal.
+        """Park events, durably, before the ledger moves past them; a duplicate in the same run replaces its equal.
+
+        Each is a dead letter once the transaction that moves the ledger has recorded it (`dead_letters.record`).
 
         Raises BrokerUnavailable when Kafka did not confirm all of them: the caller must not go on.
         """
@@ -112,7 +130,7 @@ class Parking:
             producer,
             (
                 {
-                    "key": f"{event.place.topic}/{event.place.partition}/{event.offset}".encode(),
+                    "key": _record_key(self._database, event.place, event.offset, run),
                     "value": event.value,
                     "headers": {REASON_HEADER: event.reason, RUN_HEADER: str(run), KEY_HEADER: event.key},
                 }
@@ -121,11 +139,13 @@ class Parking:
         )
 
     def remove(self, entries: Iterable[Entry]) -> None:
-        """Take events out, durably, once what became of them is committed; a duplicate does nothing.
+        """Take events out, durably, long after they were settled; a duplicate does nothing.
 
-        Raises BrokerUnavailable as `keep` does: then they are still listed, and may be removed again.
+        Raises BrokerUnavailable as `keep` does: then they may be removed again.
         """
-        self._send(self._connected(), ({"key": entry.name.encode(), "value": None} for entry in entries))
+        keys = [_record_key(entry.database, *entry.identity) for entry in entries]
+        if keys:
+            self._send(self._connected(), ({"key": key, "value": None} for key in keys))
 
     def _connected(self) -> Producer:
         if self._producer is None:

@@ -15,6 +15,7 @@ from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.selection import named
 from consumers.starts import Beginning, Start, first_record, start_offsets
+from consumers.versions import Declared, declared
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.locks import exclude, migration_key
@@ -57,6 +58,7 @@ def replay(
     group = group_name(settings.prefix, migration.name)
     if alive := members(settings.kafka, group):
         raise MembersAlive(f"{migration.name} has members alive: {', '.join(alive)}")
+    now = declared(migration.configure(settings.migration(migration.name)))
     names = source_topics(settings, migration, database)
     limits = _checked(settings, names, selection) if selection else {}
     starts = start_offsets(settings.kafka, names, start)
@@ -66,7 +68,7 @@ def replay(
     with postgres.translated(dsn), postgres.connect(dsn, name=f"replay {migration.name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         with connection.transaction():
-            run = _next_run(connection, migration, reason)
+            run = _next_run(connection, migration, reason, now)
             with connection.cursor() as cursor:
                 cursor.executemany(
                     "INSERT INTO headrace.progress (migration, run, topic, partition, topic_id, next_offset)"
@@ -97,16 +99,17 @@ def _checked(settings: Settings, names: Sequence[str], selection: Mapping[str, S
     raise UsageError("there are no events yet, and so no keys to select", remedy="start the producer first")
 
 
-def _next_run(connection: Connection, migration: type[Migration], reason: str) -> int:
+def _next_run(connection: Connection, migration: type[Migration], reason: str, now: Declared) -> int:
     # A transaction of a consumer still under way ends first, and its next one sees the new run.
     exclude(connection, [migration_key(migration.name)])
     row = connection.execute(
-        "INSERT INTO headrace.migrations (name, gitlab_schema, run_reason) VALUES (%s, %s, %s)"
+        "INSERT INTO headrace.migrations (name, gitlab_schema, run_reason, declared) VALUES (%s, %s, %s, %s)"
         " ON CONFLICT (name) DO UPDATE SET run = headrace.migrations.run + 1, run_reason = excluded.run_reason,"
         " gitlab_schema = excluded.gitlab_schema,"
+        " declared = excluded.declared,"
         " started_at = now(), completed_at = NULL, failed = NULL"
         " RETURNING run",
-        (migration.name, migration.gitlab_schema, reason),
+        (migration.name, migration.gitlab_schema, reason, now.document()),
     ).fetchone()
     assert row is not None
     return int(row[0])

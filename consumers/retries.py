@@ -1,7 +1,8 @@
-"""What becomes of parked events by a person's word: applied after all, or discarded.
+"""What becomes of dead letters by a person's word: applied after all, or discarded.
 
-Each is settled in one database transaction, like any event, together with a row of `headrace.settled`; the entry in
-the parked topic goes afterwards. Whatever dies between the two, the next call finds the row and does nothing twice.
+Each is settled in one database transaction, like any event: fence, effect, its row in `headrace.dead_letters`, counts.
+Whatever dies before the commit did nothing, and what is committed is not done again. The events leave Kafka much later
+(dead_letters.REMOVED_AFTER): a failover that loses the commit opens the dead letter again.
 """
 
 from __future__ import annotations
@@ -17,36 +18,30 @@ from typing import Any, Final
 
 import psycopg
 
-from consumers import contract_checks, fence
-from consumers.batches import Planner
-from consumers.decisions import Change, Decision, Park, Skip
+from consumers import contract_checks, dead_letters, fence
+from consumers.batches import Judgement, Planner
+from consumers.dead_letters import Exclusion, Row
+from consumers.decisions import Change, Park, Skip
 from consumers.error_policy import Action, Rule, reason_of, rule_for
 from consumers.group import member_name
 from consumers.inputs import schemas_of
 from consumers.ledger import GUARDED, Ledger
 from consumers.migration import Migration
-from consumers.parking import Entry, Parking, read_parked
+from consumers.parking import Entry, Identity, Parking, read_parked
 from consumers.target import Connection, Target
+from consumers.versions import declared
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
 from infra.settings import Settings
 from schemas.errors import UsageError
+from schemas.topics import parked_topic
 
 DISCARDED: Final = "discarded"
 """The reason under which the ledger counts what a person discarded."""
 
-_TOGETHER: Final = 200
-"""How many entries leave the parked topic at a time."""
+NOT_VISIBLE: Final = "its transaction is not visible yet: retry it later"
 
-_SETTLE: Final = """
-    INSERT INTO headrace.settled AS s (migration, event, entry) VALUES (%s, %s, %s)
-    ON CONFLICT (migration, event) DO UPDATE SET entry = excluded.entry WHERE s.entry <> excluded.entry
-"""
-_FORGET: Final = """
-    DELETE FROM headrace.settled s USING unnest(%s::text[], %s::text[]) AS gone(event, entry)
-     WHERE s.migration = %s AND s.event = gone.event AND s.entry = gone.entry
-"""
 _RECOUNT: Final = """
     UPDATE headrace.progress
        SET parked = parked - 1, applied = applied + %(applied)s, skipped = skipped + %(skipped)s,
@@ -66,7 +61,7 @@ class Outcome(Enum):
     """Its row is right already, or the event asks for nothing."""
     DISCARDED = "discarded"
     BEFORE = "settled before"
-    """By a call that died before it could take the entry out."""
+    """By another call, or by this one when it lost its connection in the commit."""
     STAYS = "still parked"
 
 
@@ -81,69 +76,97 @@ class Settled:
     stays: dict[str, str] = field(default_factory=dict)
 
 
-def chosen(settings: Settings, migration: str, names: Sequence[str]) -> list[Entry]:
-    """Return the parked entries called `names`, all without names. Raises UsageError for one that is not there."""
-    entries = read_parked(settings, migration)
+def read_dead_letters(settings: Settings, migration: type[Migration] | Migration, database: str) -> list[Entry]:
+    """Return the migration's dead letters in `database`, in the order of topic, partition and offset; writes nothing.
+
+    Raises DatabaseUnavailable or BrokerUnavailable: without both it is not known what is one.
+    """
+    dsn = settings.database(database).dsn.get_secret_value()
+    with postgres.translated(dsn), postgres.connect(dsn, name=f"list {migration.name}") as connection:
+        rows = dead_letters.open_rows(connection, migration, database)
+    return dead_letters.entries_of(rows, read_parked(settings, migration.name) if rows else [])
+
+
+def chosen(migration: str, entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
+    """Return those of `entries` called `names`, all without names. Raises UsageError for one that is not there."""
     if not names:
-        return entries
-    known = {entry.name: entry for entry in entries}
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"{migration} has no parked event {name}", remedy=f"see `headrace parked list {migration}`"
-            )
-    return [known[name] for name in dict.fromkeys(names)]
+        return list(entries)
+    missing = set(names) - {entry.name for entry in entries}
+    if missing:
+        raise UsageError(
+            f"{migration} has no parked event {min(missing)}", remedy=f"see `headrace parked list {migration}`"
+        )
+    return [entry for entry in entries if entry.name in names]
 
 
 def retry(
-    settings: Settings, migration: Migration, database: str, entries: Sequence[Entry], stopping: threading.Event
+    settings: Settings, migration: Migration, database: str, names: Sequence[str], stopping: threading.Event
 ) -> Settled:
-    """Decide and apply parked events again, each in a transaction of its own; those that fail again stay parked.
+    """Decide and apply dead letters again, each in a transaction of its own; those that fail again stay parked.
 
-    A second call, or one at the same time, applies nothing twice. Raises OwnershipMoved or Paused, with every event
-    not settled yet still parked; and what waiting cannot mend.
+    Those called `names`, all without names: read once nobody else settles any. A second call applies nothing twice.
+    Raises Busy when another process is at it, UsageError for a name that is not there, OwnershipMoved or Paused, with
+    every event not settled yet still parked; and what waiting cannot mend.
     """
     planner = Planner(migration, schemas_of(open_registry(settings)), database)
+    lost = Park(f"its event is gone from {parked_topic(settings.prefix, migration.name)}: discard it, and replay")
     return _settle_all(
-        settings, migration, database, entries, stopping, lambda entry: planner.judge(entry.value).decision
+        settings,
+        migration,
+        database,
+        lambda entries: chosen(migration.name, entries, names),
+        stopping,
+        lambda entry: Judgement(lost, None) if entry.value is None else planner.judge(entry.value),
     )
 
 
 def discard(
     settings: Settings, migration: Migration, database: str, entries: Sequence[Entry], stopping: threading.Event
 ) -> Settled:
-    """Take parked events out for good, and count them as skipped; a second call does nothing."""
-    return _settle_all(settings, migration, database, entries, stopping, None)
+    """Take dead letters out for good, and count them as skipped; a second call does nothing. Raises as `retry`."""
+    return _settle_all(settings, migration, database, lambda _: list(entries), stopping, None)
 
 
 def _settle_all(
     settings: Settings,
     migration: Migration,
     database: str,
-    entries: Sequence[Entry],
+    choose: Callable[[Sequence[Entry]], list[Entry]],
     stopping: threading.Event,
-    decide: Callable[[Entry], Decision] | None,
+    decide: Callable[[Entry], Judgement] | None,
 ) -> Settled:
     result = Settled()
-    parking = Parking(settings, migration.name)
     with _target(settings, migration, database, stopping) as target:
-        ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
-        run = target.ask(ledger.begin)
-        settler = _Settler(migration, database, run, decide)
-        for start in range(0, len(entries), _TOGETHER):
-            gone: list[Entry] = []
-            for entry in entries[start : start + _TOGETHER]:
+        lock = Exclusion(migration.name)
+
+        def begin(connection: Connection) -> tuple[int, list[Row], set[Identity]]:
+            lock.hold(connection)
+            run = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration)).begin(connection)
+            rows = dead_letters.open_rows(connection, migration, database)
+            return run, rows, dead_letters.removable(connection, migration, database)
+
+        run, rows, old = target.ask(begin)
+        kept = read_parked(settings, migration.name) if rows or old else []
+        if old:
+            Parking(settings, migration.name, database).remove(entry for entry in kept if entry.identity in old)
+            target.ask(lambda connection: dead_letters.forget(connection, migration.name, old))
+        settler = _Settler(migration, database, run, decide, lock)
+        outcomes: dict[Identity, tuple[str, Outcome, str]] = {}
+        pending = choose(dead_letters.entries_of(rows, kept))
+        while pending:
+            sessions = lock.sessions
+            for entry in pending:
                 if stopping.is_set():
                     break
-                outcome = target.ask(lambda connection, entry=entry: settler.settle(connection, entry))  # type: ignore[misc]
-                _tally(result, entry, *outcome)
-                if outcome[0] is not Outcome.STAYS:
-                    gone.append(entry)
-            if gone:
-                parking.remove(gone)
-                target.ask(lambda connection, gone=gone: _forget(connection, migration.name, gone))  # type: ignore[misc]
-            if stopping.is_set():
+                settled = target.ask(lambda connection, entry=entry: settler.settle(connection, entry))  # type: ignore[misc]
+                outcomes[entry.identity] = (entry.name, *settled)
+            if stopping.is_set() or lock.sessions == sessions:
                 break
+            # With the session that was lost, a failover may have lost what it had settled: that is open again.
+            open_again = target.ask(settler.still_open)
+            pending = [entry for entry in pending if entry.identity in open_again]
+    for name, outcome, reason in outcomes.values():
+        _tally(result, name, outcome, reason)
     return result
 
 
@@ -151,22 +174,29 @@ class _Settler:
     """Settles one entry at a time, for `Target.ask`, which may call again after an error."""
 
     def __init__(
-        self, migration: Migration, database: str, run: int, decide: Callable[[Entry], Decision] | None
+        self,
+        migration: Migration,
+        database: str,
+        run: int,
+        decide: Callable[[Entry], Judgement] | None,
+        lock: Exclusion,
     ) -> None:
         self._migration = migration
         self._database = database
         self._run = run
         self._decide = decide
+        self._lock = lock
         self._tries: Counter[str] = Counter()
 
     def settle(self, connection: Connection, entry: Entry) -> tuple[Outcome, str]:
         """Return what became of the entry, and the reason where there is one."""
-        decision = self._decide(entry) if self._decide else Skip(DISCARDED)
+        self._lock.hold(connection)
+        decision, xid = self._decide(entry) if self._decide else (Skip(DISCARDED), None)
         if isinstance(decision, Park):
             return Outcome.STAYS, decision.reason
         try:
             with connection.transaction(), connection.cursor() as cursor:
-                return self._write(cursor, entry, decision)
+                return self._write(cursor, entry, decision, xid)
         except psycopg.Error as error:
             if not self._fails_for_good(entry, rule_for(error)):
                 raise
@@ -177,55 +207,54 @@ class _Settler:
         self._tries[entry.name] += 1
         return rule.action in (Action.SPLIT, Action.DOUBT) or self._tries[entry.name] >= (rule.tries or math.inf)
 
-    def _write(self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip) -> tuple[Outcome, str]:
-        # The entry goes only after a commit that no crash of the server takes back.
+    def still_open(self, connection: Connection) -> set[Identity]:
+        """Return which of the migration's dead letters are open."""
+        self._lock.hold(connection)
+        rows = dead_letters.open_rows(connection, self._migration, self._database)
+        return {entry.identity for entry in dead_letters.entries_of(rows, ())}
+
+    def _write(
+        self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip, xid: int | None
+    ) -> tuple[Outcome, str]:
+        # What the command reports as done, no crash of the server takes back.
         cursor.execute("SET LOCAL synchronous_commit = on")
         with suppress(*([] if self._decide else [fence.Paused, fence.Failed])):
-            fence.hold(
+            hidden = fence.hold(
                 cursor,
                 migration=self._migration.name,
                 run=self._run,
                 gitlab_schema=self._migration.gitlab_schema,
                 database=self._database,
             )
-        cursor.execute(_SETTLE, (self._migration.name, entry.name, _identity(entry)))
-        if cursor.rowcount == 0:
+            if isinstance(decision, Change) and hidden.full(xid) is not None:
+                return Outcome.STAYS, NOT_VISIBLE
+        if not dead_letters.settle(cursor, self._migration.name, entry):
             return Outcome.BEFORE, ""
         applied = 0
         if isinstance(decision, Change):
             applied = contract_checks.apply(self._migration, cursor, [decision])
             contract_checks.require_held(self._migration, contract_checks.still_held(cursor))
         reason = decision.reason if isinstance(decision, Skip) else GUARDED
-        if entry.run == self._run:
-            cursor.execute(
-                _RECOUNT,
-                {
-                    "applied": applied,
-                    "skipped": 0 if applied else 1,
-                    "reason": reason,
-                    "migration": self._migration.name,
-                    "run": self._run,
-                    "topic": entry.place.topic,
-                    "partition": entry.place.partition,
-                },
-            )
+        cursor.execute(
+            _RECOUNT,
+            {
+                "applied": applied,
+                "skipped": 0 if applied else 1,
+                "reason": reason,
+                "migration": self._migration.name,
+                "run": entry.run,
+                "topic": entry.place.topic,
+                "partition": entry.place.partition,
+            },
+        )
         if applied:
             return Outcome.APPLIED, ""
         return (Outcome.UNNEEDED if self._decide else Outcome.DISCARDED), reason
 
 
-def _identity(entry: Entry) -> str:
-    return f"{entry.parked_at_offset}@{entry.parked_ms}"
-
-
-def _forget(connection: Connection, migration: str, entries: Sequence[Entry]) -> None:
-    names, identities = [entry.name for entry in entries], [_identity(entry) for entry in entries]
-    connection.execute(_FORGET, (names, identities, migration))
-
-
-def _tally(result: Settled, entry: Entry, outcome: Outcome, reason: str) -> None:
+def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:
     if outcome is Outcome.STAYS:
-        result.stays[entry.name] = reason
+        result.stays[name] = reason
     elif outcome is Outcome.APPLIED:
         result.applied += 1
     elif outcome is Outcome.UNNEEDED:

@@ -22,7 +22,7 @@ from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, rule_for, stopped
 from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
 from consumers.holding import Holding
-from consumers.inputs import schemas_of, source_topics
+from consumers.inputs import not_captured, schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
 from consumers.outside import Pace, Working
@@ -31,6 +31,7 @@ from consumers.parking import Parking
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.totals import Report, Totals
+from consumers.versions import declared
 from infra import log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
@@ -73,7 +74,7 @@ class Runtime:
         self._topics = source_topics(settings, migration, database)
         self._schemas = schemas_of(open_registry(settings))
         self._planner = Planner(migration, self._schemas, database)
-        self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name())
+        self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration))
         self._completion = Completion(settings, migration, database, self._topics, self._ledger)
         self._group = Group(
             settings.kafka,
@@ -96,7 +97,6 @@ class Runtime:
         self._working = Working(settings, migration, database)
         self._read_all = False
         self._run = 0
-        self._verdict = ""
         self._log = log.get(migration=migration.name)
         self._next_check = self._next_report = self._next_log = self._next_end_check = 0.0
         self._applying = Applying(
@@ -106,7 +106,7 @@ class Runtime:
             ledger=self._ledger,
             group=self._group,
             target=self._target,
-            parking=Parking(settings, migration.name),
+            parking=Parking(settings, migration.name, database),
             pacing=self._pacing,
             stopping=stopping,
             breaker=self._breaker,
@@ -182,7 +182,8 @@ class Runtime:
         told = False
         while missing := self._group.missing(self._topics):
             if not told:
-                self._log.info("waiting for the producer to make the topics", topics=missing)
+                uncaptured = not_captured(self._settings, self._migration, self._database)
+                self._log.info("waiting for the producer to make the topics", topics=missing, not_captured=uncaptured)
                 told = True
             if self._stopping.wait(_TOPIC_SECONDS):
                 raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")
@@ -212,16 +213,8 @@ class Runtime:
         """
         if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
             return
-        verdict = self._completion.look(self._target, self._run)
-        while patiently and verdict.pending and not self._stopping.is_set():
-            verdict = self._completion.look(self._target, self._run, seconds=_POLL_SECONDS)
-        if verdict.complete:
-            self._log.info("complete; later starts return at once", run=self._run)
-        elif self._until_complete and not verdict.pending and verdict.said != self._verdict:
-            self._log.info("not complete yet", reason=verdict.said)
-        if self._until_complete and verdict.error is not None:
-            raise verdict.error
-        self._verdict = self._verdict if verdict.pending else verdict.said
+        wait = self._stopping if patiently else None
+        self._completion.look(self._target, self._run, wait=wait, strict=self._until_complete)
 
     def _work(self) -> None:
         """Let the migration do a step of what lies outside of the database."""

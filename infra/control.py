@@ -22,7 +22,7 @@ _TABLES: Final = (
     "migrations",
     "progress",
     "selections",
-    "settled",
+    "dead_letters",
     "holds",
     "failures",
 )

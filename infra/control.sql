@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS headrace.migrations (
     started_at timestamptz NOT NULL DEFAULT now(),
     paused boolean NOT NULL DEFAULT false,
     completed_at timestamptz,
-    failed text
+    failed text,
+    declared jsonb  -- the version and the options that the run was begun with: who declares others is refused
 );
 
 -- The ledger: where each partition stands, moved in the transaction that holds the effects.
@@ -58,13 +59,21 @@ CREATE TABLE IF NOT EXISTS headrace.selections (
     PRIMARY KEY (migration, run)
 );
 
--- Parked events that were retried or discarded, written with the effect and deleted once the entry is gone from the
--- parked topic: a retry that dies between the two does nothing twice. `entry` tells one parking from the next.
-CREATE TABLE IF NOT EXISTS headrace.settled (
+-- Dead letters: the events that a run could not apply, each written in the transaction that moved the ledger past it.
+-- The events themselves are in the parked topic from before that transaction until a day after `settled_at`, when a
+-- retry applied one, or an operator discarded it, in the same transaction: a failover takes back both or neither.
+CREATE TABLE IF NOT EXISTS headrace.dead_letters (
     migration text NOT NULL,
-    event text NOT NULL,
-    entry text NOT NULL,
-    PRIMARY KEY (migration, event)
+    run integer NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    event_offset bigint NOT NULL,
+    topic_id text NOT NULL,
+    database text NOT NULL,
+    reason text NOT NULL,
+    parked_at timestamptz NOT NULL DEFAULT now(),
+    settled_at timestamptz,
+    PRIMARY KEY (migration, run, topic, partition, event_offset)
 );
 
 -- Members that are held by a health indicator, each seen lately; a row that is not is of a member that is gone.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from infra import log
+from infra.kafka_options import CONSUMER, PRODUCER, given_to, primary
 from infra.settings import KafkaSettings
 from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
 
@@ -19,6 +20,8 @@ RECORD_BYTES: Final = 104_000_000
 
 _BESIDE: Final = 64 << 20
 """What a broker may answer with beside one such record: a fetch asks for 50 MiB."""
+
+_NONE: Final[Mapping[str, Any]] = {}
 
 _UNREACHABLE = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -42,9 +45,12 @@ _DENIED = {
 }
 
 
-def producer(settings: KafkaSettings, **options: Any) -> Producer:
-    """Return a producer; `options` are librdkafka's with `_` for `.`, over those of the settings."""
-    defaults = {
+def producer(settings: KafkaSettings, *, defaults: Mapping[str, Any] = _NONE, **options: Any) -> Producer:
+    """Return a producer; `options` are librdkafka's with `_` for `.`, and win over those of the settings.
+
+    Those of the settings win over `defaults`.
+    """
+    usual = {
         "enable.idempotence": True,
         "compression.type": "lz4",
         "linger.ms": 5,
@@ -52,22 +58,25 @@ def producer(settings: KafkaSettings, **options: Any) -> Producer:
         "partitioner": "murmur2_random",  # the Java client's, so that every producer agrees on a key's partition
     }
     with translated(settings):
-        return Producer(_configuration(settings, defaults, options))
+        return Producer(_configuration(settings, PRODUCER, {**_primary(usual), **_primary(defaults)}, options))
 
 
-def consumer(settings: KafkaSettings, group: str, **options: Any) -> Consumer:
-    """Return a read-committed consumer of `group`, which commits nothing and starts at the beginning."""
-    defaults = {
+def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any] = _NONE, **options: Any) -> Consumer:
+    """Return a read-committed consumer of `group`, which commits nothing and starts at the beginning.
+
+    `defaults` and `options` are as for `producer`.
+    """
+    usual = {
         "group.id": group,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
         "enable.partition.eof": False,
-        "receive.message.max.bytes": record_bytes(settings) + _BESIDE,
+        "receive.message.max.bytes": max(record_bytes(settings), _fetch_bytes(settings)) + _BESIDE,
     }
     with translated(settings):
-        return Consumer(_configuration(settings, defaults, options))
+        return Consumer(_configuration(settings, CONSUMER, {**_primary(usual), **_primary(defaults)}, options))
 
 
 def record_bytes(settings: KafkaSettings) -> int:
@@ -75,10 +84,14 @@ def record_bytes(settings: KafkaSettings) -> int:
     return int(settings.options.get("message.max.bytes", RECORD_BYTES))
 
 
+def _fetch_bytes(settings: KafkaSettings) -> int:
+    return int(settings.options.get("fetch.max.bytes", 0))
+
+
 def admin(settings: KafkaSettings) -> AdminClient:
     """Return an admin client."""
     with translated(settings):
-        return AdminClient(_configuration(settings, {}, {}))
+        return AdminClient(_configuration(settings, PRODUCER, {}, {}))
 
 
 def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
@@ -121,19 +134,29 @@ def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
     return HeadraceError(f"Kafka at {settings.bootstrap_servers}: {text}")
 
 
-def _configuration(settings: KafkaSettings, defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    configuration: dict[str, Any] = {
+def _configuration(
+    settings: KafkaSettings, client: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a client is built with: the settings win over `defaults`, `options` over the settings."""
+    return {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": "headrace",
+        "error_cb": _log_client_error,
         **defaults,
-        **{name.replace("_", "."): value for name, value in options.items() if not callable(value)},
-        **settings.options,
+        **given_to(client, settings.options),
+        **_primary(_dotted(options)),
+        # librdkafka prints to standard error by itself; its lines belong into the log.
+        "logger": _LIBRDKAFKA,
     }
-    configuration.update({name: value for name, value in options.items() if callable(value)})
-    configuration.setdefault("error_cb", _log_client_error)
-    # librdkafka prints to standard error by itself; its lines belong into the log.
-    configuration["logger"] = _LIBRDKAFKA
-    return configuration
+
+
+def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name if callable(value) else name.replace("_", "."): value for name, value in options.items()}
+
+
+def _primary(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options` by the names that those of the settings have, so that none is there twice."""
+    return {primary(name): value for name, value in options.items()}
 
 
 def _log_client_error(error: KafkaError) -> None:

@@ -42,9 +42,13 @@ def exclude(connection: psycopg.Connection[Any], keys: Iterable[int]) -> None:
 
 
 def holders(connection: psycopg.Connection[Any], key: int) -> list[str]:
-    """Return the sessions that have the lock, each with its name, process id, and since when its transaction runs."""
+    """Return the sessions that have the lock, each with its name, process id, and since when its transaction runs.
+
+    A session that is in none has its own beginning.
+    """
     found = connection.execute(
-        "SELECT coalesce(nullif(a.application_name, ''), 'a session'), l.pid, date_trunc('second', a.xact_start)::text"
+        "SELECT coalesce(nullif(a.application_name, ''), 'a session'), l.pid,"
+        " date_trunc('second', coalesce(a.xact_start, a.backend_start))::text"
         " FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid"
         " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()"
         " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"

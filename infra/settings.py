@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from infra import kafka_options
 from infra.gitserver_settings import NODE, NODE_WORDS, GitserverSettings
 from infra.mistakes import Location, Mistakes, close_to
 from infra.section import Section
@@ -68,7 +69,7 @@ def _one_value(value: Any) -> Any:
 
 
 class KafkaSettings(Section):
-    """How to reach the broker; `options` are librdkafka's own, given to every client."""
+    """How to reach the broker; `options` are librdkafka's own, as infra/kafka_options.py allows."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     partitions: int = Field(default=4, ge=1, le=1000)
@@ -80,9 +81,9 @@ class KafkaSettings(Section):
 
     @field_validator("options", mode="after")
     @classmethod
-    def _dotted(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+    def _checked(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         """An environment variable's name has no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD is sasl.password."""
-        return {name.replace("_", "."): option for name, option in value.items()}
+        return kafka_options.checked(value)
 
 
 class RegistrySettings(Section):

@@ -129,14 +129,7 @@ def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
 
 def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     """Return partition → offset after the last committed record; empty where there is no such topic."""
-    with kafka.translated(settings):
-        client = kafka.consumer(settings, f"{topic}.reader")
-        try:
-            found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
-            partitions = sorted(found.partitions) if found and not found.error else []
-            return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
-        finally:
-            client.close()
+    return _end_offsets(settings, topic, "read_committed")
 
 
 def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
@@ -145,8 +138,18 @@ def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     A commit returns a moment before every partition shows it. So what is known to be committed, since a record of the
     same transaction was read elsewhere, may lie behind `end_offsets`; it never lies behind these.
     """
-    options = {**settings.options, "isolation.level": "read_uncommitted"}
-    return end_offsets(settings.model_copy(update={"options": options}), topic)
+    return _end_offsets(settings, topic, "read_uncommitted")
+
+
+def _end_offsets(settings: KafkaSettings, topic: str, isolation_level: str) -> dict[int, int]:
+    with kafka.translated(settings):
+        client = kafka.consumer(settings, f"{topic}.reader", isolation_level=isolation_level)
+        try:
+            found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
+            partitions = sorted(found.partitions) if found and not found.error else []
+            return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
+        finally:
+            client.close()
 
 
 def _end_offset(client: Consumer, place: TopicPartition) -> int:

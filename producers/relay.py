@@ -36,11 +36,13 @@ class Relay:
                 settings,
                 transactional_id=transactional_id,
                 transaction_timeout_ms=60_000,
-                queue_buffering_max_messages=_QUEUE_MESSAGES,
-                queue_buffering_max_kbytes=_QUEUE_KBYTES,
-                linger_ms=2,
-                batch_num_messages=100_000,
-                batch_size=1_000_000,
+                defaults={
+                    "queue.buffering.max.messages": _QUEUE_MESSAGES,
+                    "queue.buffering.max.kbytes": _QUEUE_KBYTES,
+                    "linger.ms": 2,
+                    "batch.num.messages": 100_000,
+                    "batch.size": 1_000_000,
+                },
             )
             self._producer.init_transactions(_INIT_SECONDS)
 

@@ -28,7 +28,10 @@ from infra.stack.processes import Keeper, wait_gone
 from tests.conftest import Database
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
-TABLE = "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY); CREATE TABLE public.unmapped (id int)"
+TABLE = (
+    "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY, migration_state text,"
+    " migration_skipped_reason smallint); CREATE TABLE public.unmapped (id int)"
+)
 SECRET = "s3cret-of-the-test"
 MARK = "MARK_OF_THE_TEST"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ _NOT_CLONED: Final = Skip("not cloned")
 class RehashMovesOptions(Options):
     """`direction`: a new run (`headrace replay rehash_moves`) takes it up, half-way too."""
 
+    not_deciding: ClassVar[tuple[str, ...]] = ("moves_at_once", "tries", "retry_seconds", "clone_seconds")
     direction: Direction = Direction.FORWARD
     moves_at_once: int = Field(default=200, ge=1)
     """How many repositories of a partition are taken at a time."""

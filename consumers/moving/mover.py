@@ -10,6 +10,7 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -72,7 +73,7 @@ class Mover:
         self._nodes = gitserver.nodes
         self._roots = roots_of(gitserver)
         self._placement = Placement(gitserver.nodes, gitserver.pins)
-        self._look_from = self._tell_from = 0.0
+        self._look_from = self._tell_from = self._patient_until = 0.0
         self._failed_in_a_row = 0
         self._log = log.get(migration="rehash_moves")
 
@@ -87,6 +88,8 @@ class Mover:
         while True:
             partitions, done = states.to_visit(self._outside.session, self._direction is Direction.FORWARD)
             moved = 0
+            # A pace that is slow is waited for in one partition, and holds up what is due in the others no longer.
+            self._patient_until = time.monotonic() + _CHUNK_SECONDS
             for partition in partitions:
                 with partition_lock(self._outside.session, partition) as ours:
                     if ours:
@@ -141,8 +144,11 @@ class Mover:
         until = time.monotonic() + _CHUNK_SECONDS
         done = 0
         for move in found:
+            if move.state is State.WANTED and not (yield from self._may_begin(until)):
+                break
             try:
-                done += yield from step(move)
+                with self._outside.starts.one() if move.state is State.WANTED else nullcontext():
+                    done += yield from step(move)
                 self._failed_in_a_row = 0
             except (GitFailed, NotAPlace, OSError) as error:
                 if isinstance(error, OSError) and error.errno in (*_DISK, *_MACHINE):
@@ -153,6 +159,14 @@ class Mover:
                 break
             yield Pace.BUSY
         return done
+
+    def _may_begin(self, until: float) -> Steps[bool]:
+        """Wait until the pace that is set allows another move; False when that is not before `until`."""
+        while not self._outside.starts.may_begin:
+            if time.monotonic() > min(until, self._patient_until):
+                return False
+            yield Pace.WAITING
+        return True
 
     def _bring(self, move: Move) -> Steps[bool]:
         """Get a copy to the new home: wanted → copied."""

@@ -73,8 +73,8 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
     yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
     yield _text("GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role))
     yield _text(
-        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.settled, headrace.holds, headrace.failures"
-        " TO {role};",
+        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.dead_letters, headrace.holds,"
+        " headrace.failures TO {role};",
         role=sql.Identifier(role),
     )
     for table in tables_made(made):

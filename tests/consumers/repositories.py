@@ -115,20 +115,23 @@ class Feed:
     settings: Settings
     partitions: int = 4
     database: str = "main"
+    gitlab_schema: str = "gitlab_main"
     xid: int = 7
     """The low half of the id of the transaction that events are of: one that ended long ago."""
 
     def __post_init__(self) -> None:
         registry = open_registry(self.settings)
-        self.topic = table_topic(self.settings.prefix, "gitlab_main", self.database, "public", "container_repositories")
+        self.topic = table_topic(
+            self.settings.prefix, self.gitlab_schema, self.database, "public", "container_repositories"
+        )
         topics.ensure_topic(self.settings.kafka, self.topic, partitions=self.partitions)
         self.encoder = Encoder(
             RELATION,
-            "gitlab_main",
+            self.gitlab_schema,
             ("id",),
             database=self.database,
-            value_schema_id=registry.register(f"{self.topic}-value", value_schema(RELATION, "gitlab_main")),
-            key_schema_id=registry.register(f"{self.topic}-key", key_schema(RELATION, "gitlab_main", ("id",))),
+            value_schema_id=registry.register(f"{self.topic}-value", value_schema(RELATION, self.gitlab_schema)),
+            key_schema_id=registry.register(f"{self.topic}-key", key_schema(RELATION, self.gitlab_schema, ("id",))),
         )
         self.lsn = 1_000
 

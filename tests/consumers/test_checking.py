@@ -217,6 +217,9 @@ def test_one_migration_that_cannot_be_counted_hides_no_other_in_status(author: A
     assert shown["lower_emails"]["remaining"] == 0
     assert "remaining of none returned NoneType" in shown["none"]["error"]
     assert "what is left cannot be counted: KeyError" in shown["raises"]["error"]
+    author.settings(migrations={"none": {"batch_size": 10}})
+    (one,) = author.findings()
+    assert "migrations.none: remaining of none returned NoneType" in one
 
 
 def test_verify_counts_to_the_end_whatever_the_roles_statement_timeout(

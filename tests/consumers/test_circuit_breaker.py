@@ -16,7 +16,7 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.parking import read_parked
 from consumers.pauses import set_paused
 from consumers.replay import replay
-from consumers.retries import discard, retry
+from consumers.retries import discard, read_dead_letters, retry
 from consumers.runtime import Runtime
 from consumers.status import gather
 from consumers.target import Target
@@ -153,9 +153,9 @@ def test_a_replay_begins_again_and_dead_letters_wait_for_a_resume(
         catch_up()
     connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
     migration = SkipResets.configure(settings.migration("skip_resets"))
-    entries = read_parked(settings, "skip_resets")
+    entries = read_dead_letters(settings, migration, "main")
     with pytest.raises(HeadraceError, match=FAILED):
-        retry(settings, migration, "main", entries, threading.Event())
+        retry(settings, migration, "main", [], threading.Event())
     assert discard(settings, migration, "main", entries[:1], threading.Event()).discarded == 1
 
     replay(settings, SkipResets, "main")

@@ -65,7 +65,7 @@ def test_parked_events_are_listed_retried_and_discarded(
     listed = json.loads(run("parked", "list", "skip_resets", "--json").output)
     assert listed["migration"] == "skip_resets"
     assert all(
-        each.keys() == {"event", "topic", "partition", "offset", "reason", "run", "parked_at", "key"}
+        each.keys() == {"event", "database", "topic", "partition", "offset", "reason", "run", "parked_at", "key"}
         for each in listed["parked"]
     )
     reasons = {each["reason"].split()[0]: each["event"] for each in listed["parked"]}

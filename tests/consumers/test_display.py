@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -90,12 +91,20 @@ def test_a_slot_in_trouble_has_a_line_of_its_own(shown: Any) -> None:
     assert not any("check" in line for line in shown(sources=(source(slot_status="extended"),)))
 
 
+def test_an_estimate_is_marked_and_a_broken_migration_is_failed(shown: Any) -> None:
+    assert any("~9,876,543" in line for line in shown(migration(remaining_estimated=True)))
+    assert not any("~" in line for line in shown(migration(remaining_estimated=False)))
+    lines = shown(migration(state="failed", error="x.py:3: class X declares no name"))
+    assert any("failed" in line for line in lines)
+    assert any("x.py:3: class X declares no name" in line for line in lines)
+
+
 def test_parked_events_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     display.show_parked("m", [])
-    entry = Entry("t/0/5", Place("t", 0), Offset(5), "too odd", 1, 1_700_000_000_123, Offset(9), b"")
+    entry = Entry("main", Place("t", 0), Offset(5), 1, "too odd", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), b"")
     display.show_parked("m", [entry])
-    display.show_parked("m", [entry], keys={"t/0/5": {"path": "a.git", "other": "b\n.git"}})
-    line = "t/0/5  2023-11-14 22:13:20Z  too odd"
+    display.show_parked("m", [entry], keys={"main/t/0/5": {"path": "a.git", "other": "b\n.git"}})
+    line = "main/t/0/5  2023-11-14 22:13:20Z  too odd"
     assert capsys.readouterr().out.splitlines() == [
         "m: nothing is parked",
         line,

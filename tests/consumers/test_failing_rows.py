@@ -76,7 +76,7 @@ def test_a_row_that_fails_alone_is_parked_and_all_others_are_applied(
     assert entry.reason.startswith(reason)
     # Tried again, it stays, and keeps nobody waiting.
     migration = SkipResets.configure(settings.migration("skip_resets"))
-    assert list(retry(settings, migration, "main", [entry], threading.Event()).stays) == [entry.name]
+    assert list(retry(settings, migration, "main", [entry.name], threading.Event()).stays) == [entry.name]
 
 
 @pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])

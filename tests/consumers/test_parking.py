@@ -1,4 +1,4 @@
-"""Parked events stand in a compacted topic: parked twice they are one entry, removed they are gone."""
+"""Parked events stand in a compacted topic: parked twice in a run they are one entry, removed they are gone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def event(offset: int, reason: str = "odd", topic: str = "t.a") -> Parked:
 
 @pytest.fixture
 def parking(settings: Settings) -> Parking:
-    return Parking(settings, "m")
+    return Parking(settings, "m", "main")
 
 
 def test_nothing_is_parked_where_there_is_no_topic(settings: Settings) -> None:
@@ -31,23 +31,33 @@ def test_nothing_is_parked_where_there_is_no_topic(settings: Settings) -> None:
 def test_an_entry_tells_where_why_and_in_which_run(settings: Settings, parking: Parking) -> None:
     parking.keep([event(5, "too odd")], 7)
     (entry,) = read_parked(settings, "m")
-    assert (entry.name, entry.place, entry.offset) == ("t.a/3/5", Place("t.a", 3), 5)
-    assert (entry.reason, entry.run, entry.value) == ("too odd", 7, b"value of 5")
+    assert (entry.name, entry.identity) == ("main/t.a/3/5", (Place("t.a", 3), 5, 7))
+    assert (entry.reason, entry.value, entry.key) == ("too odd", b"value of 5", b"key")
     assert entry.parked_at.utcoffset() is not None
 
 
-def test_parking_twice_is_one_entry_and_the_later_one_counts(settings: Settings, parking: Parking) -> None:
+def test_parking_twice_in_a_run_is_one_entry_and_the_later_one_counts(settings: Settings, parking: Parking) -> None:
     parking.keep([event(5)], 1)
-    (before,) = read_parked(settings, "m")
-    Parking(settings, "m").keep([event(5, "odder")], 2)
+    Parking(settings, "m", "main").keep([event(5, "odder")], 1)
     (entry,) = read_parked(settings, "m")
-    assert (entry.reason, entry.run) == ("odder", 2)
-    assert entry.parked_at_offset > before.parked_at_offset
+    assert (entry.reason, entry.run) == ("odder", 1)
+
+
+def test_entries_of_another_run_or_database_are_others(settings: Settings, parking: Parking) -> None:
+    parking.keep([event(5)], 1)
+    parking.keep([event(5)], 2)
+    Parking(settings, "m", "ci").keep([event(5)], 1)
+    entries = read_parked(settings, "m")
+    assert [(entry.database, entry.run) for entry in entries] == [("main", 1), ("ci", 1), ("main", 2)]
+    parking.remove(entries[:1])
+    assert read_parked(settings, "m") == entries[1:]
 
 
 def test_entries_come_in_the_order_of_their_offsets(settings: Settings, parking: Parking) -> None:
     parking.keep([event(20), event(3), event(1, topic="t.b"), event(100)], 1)
-    assert [entry.name for entry in read_parked(settings, "m")] == ["t.a/3/3", "t.a/3/20", "t.a/3/100", "t.b/3/1"]
+    assert [entry.name for entry in read_parked(settings, "m")] == [
+        *("main/t.a/3/3", "main/t.a/3/20", "main/t.a/3/100", "main/t.b/3/1")
+    ]
 
 
 def test_what_is_removed_is_gone_and_may_be_parked_again(settings: Settings, parking: Parking) -> None:
@@ -57,11 +67,11 @@ def test_what_is_removed_is_gone_and_may_be_parked_again(settings: Settings, par
     parking.remove([first])
     assert read_parked(settings, "m") == [second]
     parking.keep([event(1)], 1)
-    assert [entry.name for entry in read_parked(settings, "m")] == ["t.a/3/1", "t.a/3/2"]
+    assert [entry.name for entry in read_parked(settings, "m")] == ["main/t.a/3/1", "main/t.a/3/2"]
 
 
 def test_a_broker_that_refuses_an_event_is_an_error(settings: Settings) -> None:
-    Parking(settings, "m").keep([event(1)], 1)
+    Parking(settings, "m", "main").keep([event(1)], 1)
     # The client itself refuses what is too large; nothing may go on as if it were parked.
     options: dict[str, str | int | float | bool] = {"message.max.bytes": 1000, "message.timeout.ms": 1000}
     small = settings.model_copy(
@@ -69,7 +79,7 @@ def test_a_broker_that_refuses_an_event_is_an_error(settings: Settings) -> None:
     )
     large = Parked(Place("t", 0), Offset(1), "odd", b"key", b"x" * 5000)
     with pytest.raises(Exception, match=r"too large|MSG_SIZE_TOO_LARGE"):
-        Parking(small, "m").keep([large], 1)
+        Parking(small, "m", "main").keep([large], 1)
 
 
 def test_a_broker_that_is_gone_is_an_error(
@@ -78,4 +88,4 @@ def test_a_broker_that_is_gone_is_an_error(
     monkeypatch.setattr(topics, "_TIMEOUT", 0.5)
     gone = settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=f"127.0.0.1:{closed_port}")})
     with pytest.raises(BrokerUnavailable):
-        Parking(gone, "m").keep([event(1)], 1)
+        Parking(gone, "m", "main").keep([event(1)], 1)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
 import pytest
 
-from consumers import retries
 from consumers.decisions import Change
 from consumers.fence import Paused
 from consumers.migration import Cursor
 from consumers.migrations.skip_resets import SkipResets
-from consumers.parking import Entry, Parking, read_parked
-from consumers.retries import chosen, discard, retry
+from consumers.retries import chosen, discard, read_dead_letters, retry
 from infra.settings import Settings
-from schemas.errors import BrokerUnavailable, OwnershipMoved, UsageError
+from schemas.errors import OwnershipMoved, UsageError
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, states, written
 
 pytestmark = pytest.mark.stack
@@ -67,65 +65,22 @@ def test_of_10_000_events_one_is_parked_and_applied_once_when_its_cause_is_gone(
     catch_up(settings.model_copy(update={"migrations": {}}))
 
     assert sorted(written(connection)) == [key for key in rows if key != 77]
-    (parked,) = read_parked(settings, NAME)
+    (parked,) = read_dead_letters(settings, SkipResets, "main")
     assert parked.reason == "23514 CheckViolation constraint poison table container_repositories"
-    assert parked.name == f"{parked.place.topic}/{parked.place.partition}/{parked.offset}"
+    assert parked.name == f"main/{parked.place.topic}/{parked.place.partition}/{parked.offset}"
     assert parked.place.topic == feed.topic
     assert ledger()["parked"] == 1
 
-    early = retry(settings, migration, "main", [parked], stopping)
+    early = retry(settings, migration, "main", [parked.name], stopping)
     assert early.stays == {parked.name: parked.reason}
     assert ledger()["parked"] == 1
 
     connection.execute(ALLOW)
-    assert retry(settings, migration, "main", read_parked(settings, NAME), stopping).applied == 1
+    assert retry(settings, migration, "main", [], stopping).applied == 1
     assert sorted(written(connection)) == sorted(rows)
-    assert read_parked(settings, NAME) == []
+    assert read_dead_letters(settings, SkipResets, "main") == []
     counts = ledger()
     assert (counts["applied"], counts["skipped"], counts["parked"]) == (10_000, 0, 0)
-    assert connection.execute("SELECT count(*) FROM headrace.settled").fetchone() == (0,)
-
-
-class DiesBeforeItRemoves(Parking):
-    """Fails where the entries would leave the topic, after everything is committed."""
-
-    def remove(self, entries: Iterable[Entry]) -> None:
-        raise BrokerUnavailable(f"died with {next(iter(entries)).name}")
-
-
-def test_a_retry_that_dies_before_the_entry_is_gone_is_not_done_twice(
-    poisoned: None,
-    connection: psycopg.Connection[Any],
-    ledger: Ledger,
-    settings: Settings,
-    stopping: threading.Event,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    connection.execute(ALLOW)
-    # A migration without a guard, so that only the record of what is settled can prevent the second time.
-    unguarded = Unguarded.configure(settings.migration(NAME))
-    with monkeypatch.context() as patched:
-        patched.setattr(retries, "Parking", DiesBeforeItRemoves)
-        with pytest.raises(BrokerUnavailable):
-            retry(settings, unguarded, "main", read_parked(settings, NAME), stopping)
-    assert written(connection).count(77) == 1
-    (left,) = read_parked(settings, NAME)
-
-    again = retry(settings, unguarded, "main", [left], stopping)
-
-    assert (again.applied, again.before) == (0, 1)
-    assert written(connection).count(77) == 1
-    assert read_parked(settings, NAME) == []
-    assert (ledger()["applied"], ledger()["parked"]) == (3, 0)
-
-
-class Unguarded(SkipResets):
-    """Writes whatever the row is."""
-
-    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        keys = [change.key for change in changes]
-        cursor.execute("UPDATE container_repositories SET migration_state = 'default' WHERE id = ANY(%s)", (keys,))
-        return cursor.rowcount
 
 
 class DiesInTheTransaction(SkipResets):
@@ -146,36 +101,8 @@ def test_a_connection_lost_in_mid_retry_costs_nothing(
 ) -> None:
     connection.execute(ALLOW)
     dying = DiesInTheTransaction.configure(settings.migration(NAME))
-    assert retry(settings, dying, "main", read_parked(settings, NAME), stopping).applied == 1
+    assert retry(settings, dying, "main", [], stopping).applied == 1
     assert written(connection).count(77) == 1
-
-
-def test_an_event_that_is_parked_again_is_retried_again(
-    poisoned: None,
-    feed: Feed,
-    connection: psycopg.Connection[Any],
-    settings: Settings,
-    migration: SkipResets,
-    stopping: threading.Event,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (first,) = read_parked(settings, NAME)
-    connection.execute(ALLOW)
-    # The record of the first retry stays behind, as it does when the retry is killed at its very end.
-    monkeypatch.setattr(retries, "_forget", lambda *_: None)
-    assert retry(settings, migration, "main", [first], stopping).applied == 1
-    connection.execute(
-        "UPDATE container_repositories SET migration_state = 'import_skipped',"
-        " migration_skipped_reason = 2 WHERE id = 77"
-    )
-    _park_again(settings, first)
-    assert retry(settings, migration, "main", read_parked(settings, NAME), stopping).applied == 1
-
-
-def _park_again(settings: Settings, entry: Entry) -> None:
-    from consumers.batches import Parked  # noqa: PLC0415
-
-    Parking(settings, NAME).keep([Parked(entry.place, entry.offset, "again", b"k", entry.value)], 1)
 
 
 def test_an_event_whose_row_is_right_already_is_not_written(
@@ -187,7 +114,7 @@ def test_an_event_whose_row_is_right_already_is_not_written(
     stopping: threading.Event,
 ) -> None:
     connection.execute("UPDATE container_repositories SET migration_state = 'importing' WHERE id = 77")
-    done = retry(settings, migration, "main", read_parked(settings, NAME), stopping)
+    done = retry(settings, migration, "main", [], stopping)
     assert (done.applied, done.unneeded) == (0, 1)
     assert states(connection)[77] == ("importing", 2)
     assert (ledger()["applied"], ledger()["skipped"], ledger()["parked"]) == (2, 1, 0)
@@ -201,16 +128,16 @@ def test_a_wrong_owner_and_a_paused_migration_retry_nothing(
     stopping: threading.Event,
 ) -> None:
     connection.execute(ALLOW)
-    entries = read_parked(settings, NAME)
+    entries = read_dead_letters(settings, SkipResets, "main")
     connection.execute("UPDATE headrace.migrations SET paused = true")
     with pytest.raises(Paused):
-        retry(settings, migration, "main", entries, stopping)
+        retry(settings, migration, "main", [], stopping)
     connection.execute("UPDATE headrace.migrations SET paused = false")
     connection.execute("UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2")
     with pytest.raises(OwnershipMoved):
-        retry(settings, migration, "main", entries, stopping)
+        retry(settings, migration, "main", [], stopping)
     assert written(connection).count(77) == 0
-    assert read_parked(settings, NAME) == entries
+    assert read_dead_letters(settings, SkipResets, "main") == entries
 
 
 def test_discarding_drops_what_was_named_and_counts_it(
@@ -224,14 +151,23 @@ def test_discarding_drops_what_was_named_and_counts_it(
 ) -> None:
     feed.send([(b"a", b"nonsense"), (b"b", b"more nonsense"), feed.upsert(1, *DEFAULT)])
     catch_up()
-    first, second = read_parked(settings, NAME)
+    first, second = read_dead_letters(settings, SkipResets, "main")
     connection.execute("UPDATE headrace.migrations SET paused = true")
 
-    assert discard(settings, migration, "main", chosen(settings, NAME, [first.name]), stopping).discarded == 1
+    assert (
+        discard(
+            settings,
+            migration,
+            "main",
+            chosen(NAME, read_dead_letters(settings, SkipResets, "main"), [first.name]),
+            stopping,
+        ).discarded
+        == 1
+    )
 
-    assert read_parked(settings, NAME) == [second]
+    assert read_dead_letters(settings, SkipResets, "main") == [second]
     assert (ledger()["skipped"], ledger()["parked"]) == (2, 1)
     reasons = connection.execute("SELECT skip_reasons FROM headrace.progress WHERE skip_reasons ? 'discarded'")
     assert [found["discarded"] for (found,) in reasons] == [1]
     with pytest.raises(UsageError, match="has no parked event"):
-        chosen(settings, NAME, [first.name])
+        chosen(NAME, read_dead_letters(settings, SkipResets, "main"), [first.name])

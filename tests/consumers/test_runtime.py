@@ -212,7 +212,7 @@ def test_a_poison_row_is_parked_and_all_others_are_applied(
     (parked,) = LogReader(settings.kafka, parked_topic(settings.prefix, "skip_resets")).read()
     reason = reason_of(parked)
     assert reason.startswith("23514 CheckViolation constraint container_repositories_")
-    assert str(parked.key()).startswith(f"b'{feed.topic}/")
+    assert str(parked.key()).startswith(f"b'main/{feed.topic}/")
 
 
 def test_undecodable_events_and_unknown_schemas_are_parked(

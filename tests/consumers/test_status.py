@@ -55,6 +55,7 @@ def test_the_shape_is_the_one_that_is_promised(
         "skip_reasons": {"no import_skipped in it": 90},
         "parked": 0,
         "remaining": 0,
+        "remaining_estimated": False,
         "rate": 0.0,
         "eta_seconds": 0.0,
         "members": [],

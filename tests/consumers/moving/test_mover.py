@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import copying
+from consumers.moving.mover import Mover
 from consumers.moving.places import Root
 from consumers.moving.refs import KEPT
+from consumers.moving.states import Move
+from consumers.outside import Working
 from consumers.placement import Placement, md5_home, rendezvous_home
 from consumers.routing import Database as Cursors
 from consumers.routing import Reading, homes
@@ -337,3 +344,43 @@ def test_names_that_are_no_places_fail_and_nothing_outside_is_touched(world: Wor
         "its name is that of the directory .headrace, which headrace keeps for itself",
     ]
     assert is_whole(outside / ".git")
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times at which moves were begun."""
+    times: list[float] = []
+    original = Mover._bring
+
+    def bring(mover: Mover, move: Move) -> Any:
+        times.append(time.monotonic())
+        return original(mover, move)
+
+    monkeypatch.setattr(Mover, "_bring", bring)
+    return times
+
+
+def test_moves_obey_max_rate_also_when_the_work_begins_anew(world: World, begun: list[float]) -> None:
+    world.add(NAMES[:4])
+    settings = world.with_options(max_rate=0.4)
+    working = Working(settings, RehashMoves.configure(settings.migration("rehash_moves")), "main")
+    deadline, stopped = time.monotonic() + PATIENCE, False
+    while set(world.states().values()) != {"settled"}:
+        working.step(1)
+        if len(begun) == 2 and not stopped:
+            working.stop()
+            stopped = True
+        assert time.monotonic() < deadline
+    working.stop()
+    assert stopped
+    assert len(begun) >= 4
+    # One in two and a half seconds, and a tenth of a second may be made up for.
+    assert all(later - earlier >= 2.3 for earlier, later in pairwise(begun)), begun
+
+
+def test_moves_rest_pause_ms_between_each_other(world: World, begun: list[float]) -> None:
+    world.add(NAMES[:3])
+    drive(world.with_options(pause_ms=2_500))
+    assert set(world.states().values()) == {"settled"}
+    assert len(begun) == 3
+    assert all(later - earlier >= 2.5 for earlier, later in pairwise(begun)), begun
