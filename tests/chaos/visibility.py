@@ -169,6 +169,7 @@ class World:
                 while time.monotonic() < moment:
                     time.sleep(0.1)
                     writers.check()
+                    self._check()
                 self._kill(_PRODUCE if number % 2 else draw.choice(_SERVICES[1:]))
             time.sleep(max(0.0, began + seconds - time.monotonic()))
         finally:
@@ -182,7 +183,7 @@ class World:
         assert self._command_says() == dict.fromkeys(_MIGRATIONS, "caught_up")
         for service in self.services.values():
             service.stop()
-            assert {*service.codes} <= {-9, 0}, f"a service ended by itself: {service.codes}"
+        self._check()
         return {
             "writes": writers.writes,
             "a second": round(writers.writes / wrote),
@@ -231,6 +232,13 @@ class World:
             log = self.directory / f"{self.name}-{'-'.join(arguments)}.log"
             self.services[arguments] = Service(log, *arguments, "--config", str(self.config))
 
+    def _check(self) -> None:
+        """Fail when a service has ended that was not killed or stopped, or when the standby's coming and going has."""
+        for arguments, service in self.services.items():
+            assert {*service.codes} <= {-15, -9, 0}, f"{' '.join(arguments)} ended by itself: {service.codes}"
+        if self.standby.error is not None:
+            raise self.standby.error
+
     def _kill(self, arguments: tuple[str, ...]) -> None:
         self.services[arguments].kill()
         self.kills["producer" if arguments == _PRODUCE else "consumers"] += 1
@@ -258,6 +266,7 @@ class World:
             lsn = slots.emit_heartbeat(connection, "test")
 
         def published() -> bool:
+            self._check()
             state = read_sources(self.settings).get("main")
             return state is not None and state.stream is not None and state.stream.commit_lsn >= lsn
 
@@ -265,6 +274,7 @@ class World:
         since = time.time()
 
         def caught_up() -> bool:
+            self._check()
             late = [poll for poll in self.polls[-8:] if poll.ended > since + 1]
             return {poll.migration for poll in late if poll.state == "caught_up"} == _MIGRATIONS.keys()
 
