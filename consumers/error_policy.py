@@ -58,7 +58,7 @@ _GONE: Final = "nothing to do unless it goes on; the position is safe in the led
 _LISTED: Final = "see `headrace parked list`"
 _SCHEMA: Final = (
     "compare the table, its triggers and the migration's SQL; write every name with its schema: headrace searches none,"
-    " also for a trigger's function, which takes `ALTER FUNCTION … SET search_path`"
+    " also for a trigger's function, which takes `ALTER FUNCTION … SET search_path`, or databases.NAME.search_path"
 )
 
 TABLE: Final[tuple[Rule, ...]] = (

@@ -89,9 +89,10 @@ class Outside:
         raises, and `work` begins anew.
         """
         if self._session is None:
-            dsn = self.settings.database(self._database).dsn.get_secret_value()
-            session = postgres.connect(dsn, name=f"consume {self._migration.name}")
+            database = self.settings.database(self._database)
+            session = postgres.connect(database.dsn.get_secret_value(), name=f"consume {self._migration.name}")
             session.execute("SET lock_timeout = '5s'")
+            postgres.search(session, database.search_path)
             self._session = session
         return self._session
 

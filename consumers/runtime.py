@@ -88,6 +88,7 @@ class Runtime:
             migration=migration.name,
             stopping=stopping,
             wait=self._group.wait,
+            search_path=settings.database(database).search_path,
         )
         self._breaker = CircuitBreaker(
             migration.name, self._target, self._group, ends=until_caught_up or until_complete

@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -38,13 +38,21 @@ class Target:
     """
 
     def __init__(
-        self, dsn: str, *, database: str, migration: str, stopping: threading.Event, wait: Callable[[float], object]
+        self,
+        dsn: str,
+        *,
+        database: str,
+        migration: str,
+        stopping: threading.Event,
+        wait: Callable[[float], object],
+        search_path: Sequence[str] = (),
     ) -> None:
         self._dsn = dsn
         self._database = database
         self._migration = migration
         self._stopping = stopping
         self._wait = wait
+        self._search_path = search_path
         self._connection: Connection | None = None
         self._connected_at = float("-inf")
         self._again = 0
@@ -130,6 +138,7 @@ class Target:
             # A lost tail of commits is lost together with its ledger, and read again. See Runtime._close.
             connection.execute("SET synchronous_commit = off")
             connection.execute("SET lock_timeout = '5s'")
+            postgres.search(connection, self._search_path)
             if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 raise psycopg.errors.ReadOnlySqlTransaction("the server is a standby")
         except BaseException:

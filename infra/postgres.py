@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
@@ -89,6 +90,13 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: boo
             connection.close()
             raise
         return connection
+
+
+def search(connection: psycopg.Connection, schemas: Sequence[str]) -> None:
+    """Let bare names of the session mean what is in `schemas` too, after PostgreSQL's own: an operator's choice."""
+    if schemas:
+        names = sql.SQL(", ").join(map(sql.Identifier, ("pg_catalog", *schemas, "pg_temp")))
+        connection.execute(sql.SQL("SET search_path = {}").format(names))
 
 
 def _pinned(version: int, canonical_text: bool) -> bytes:

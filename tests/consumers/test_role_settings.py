@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra.settings import Settings
 from schemas.errors import HeadraceError
 from tests.conftest import Database
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, written
@@ -48,8 +49,9 @@ def test_member_applies_in_read_committed_whatever_the_database_says(
     assert found == [("read committed",)]
 
 
+@pytest.mark.parametrize("by_setting", [False, True])
 def test_trigger_with_a_bare_name_stops_the_member_until_it_has_its_search_path(
-    feed: Feed, connection: Connection, catch_up: Callable[..., Any]
+    by_setting: bool, settings: Settings, feed: Feed, connection: Connection, catch_up: Callable[..., Any]
 ) -> None:
     fill(connection, ROWS)
     feed.snapshot(ROWS)
@@ -64,7 +66,11 @@ def test_trigger_with_a_bare_name_stops_the_member_until_it_has_its_search_path(
         catch_up()
     assert written(connection) == []
 
-    connection.execute("ALTER FUNCTION public.note() SET search_path = public")
+    if by_setting:
+        main = settings.database("main").model_copy(update={"search_path": ("public",)})
+        settings = settings.model_copy(update={"databases": {"main": main}})
+    else:
+        connection.execute("ALTER FUNCTION public.note() SET search_path = public")
 
-    assert catch_up().applied == 40
+    assert catch_up(settings).applied == 40
     assert connection.execute("SELECT count(*) FROM public.noted").fetchone() == (40,)
