@@ -94,8 +94,8 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
             found = _recorded(connection, kind.name)
             found.remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
-    except DatabaseUnavailable as unavailable:
-        error = str(unavailable)
+    except (DatabaseUnavailable, contract_checks.ContractBroken) as problem:
+        error = str(problem)
     partitions: list[PartitionStatus] = [
         {
             "topic": place.topic,
