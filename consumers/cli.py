@@ -89,6 +89,7 @@ def consume(
 def status(as_json: Json = False, config: Config = None) -> None:
     """Show every migration's progress, rate, time left and members, and where every source stands."""
     settings = load_settings(config)
+    log.configure()
     found = gather(settings)
     if as_json:
         print(json.dumps(found, indent=2))

@@ -270,3 +270,30 @@ def test_evidence_is_used_once(
     assert time.monotonic() - started < PATIENCE
     assert ledger()["parked"] <= 1
     assert len(written(connection)) < len(ROWS)
+
+
+def test_a_change_that_only_its_own_transaction_refuses_is_parked(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, ledger: Ledger
+) -> None:
+    """As where the commit itself fails: tried out, and rolled back, it looks well."""
+
+    class RefusedWhenCommitted(SkipResets):
+        """Fails whenever it is not tried out; other rows have not been applied before it."""
+
+        def apply(self, cursor: Any, changes: Any) -> int:
+            if any(change.key == BAD for change in changes):
+                if len(changes) == 1:
+                    self.alone += 1
+                if len(changes) > 1 or self.alone % 2 == 1:
+                    cursor.execute("SELECT nope FROM writes")
+            return super().apply(cursor, changes)
+
+        alone = 0
+
+    fill(connection, ROWS)
+    feed.snapshot({BAD: TOO_MANY_TAGS})
+    feed.snapshot({key: row for key, row in ROWS.items() if key != BAD})
+    migration = RefusedWhenCommitted.configure(settings.migration("skip_resets"))
+    Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    assert len(written(connection)) + ledger()["parked"] == len(ROWS)
+    assert ledger()["parked"] <= 1
