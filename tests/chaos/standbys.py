@@ -32,8 +32,8 @@ class ComingAndGoing:
     """Takes the standby away and brings it back, until `settle`, which brings it back for good.
 
     `quiet` is set during some of its absences: sessions that don't wait for it are to rest then, so that readers of
-    the topics reach their ends while commits are still invisible. `visit` is called in some others, the second and
-    then one in ten, which last until it returns.
+    the topics reach their ends while commits are still invisible. `visit` is called in others, the second one and then
+    one in ten, which last until it returns.
     """
 
     def __init__(self, stack: EmbeddedStack, name: str, draw: random.Random, visit: Callable[[], None]) -> None:
@@ -94,7 +94,7 @@ class ComingAndGoing:
             while not self._over.wait(draw.uniform(*_PRESENT_SECONDS)):
                 seconds = draw.uniform(*_AWAY_SECONDS)
                 visited = draw.random() < _VISIT_SHARE or sum(self.outages.values()) == 1
-                if draw.random() < _QUIET_SHARE:
+                if not visited and draw.random() < _QUIET_SHARE:
                     self.quiet.set()
                 with self._stopped() if draw.random() < _STOPPED_SHARE else self._frozen():
                     self._over.wait(seconds)
