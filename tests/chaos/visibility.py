@@ -51,6 +51,8 @@ _FEWEST_KILLS: Final = 3
 _POLL_SECONDS: Final = 0.4
 _EARLY_SECONDS: Final = 0.5
 _REBALANCE_SECONDS: Final = 20.0
+_VISITED_SECONDS: Final = 60.0
+"""Rebalances take their time: they are part of rounds that last as long as this."""
 _RESUMED_SECONDS: Final = 4.0
 """How long the standby stays away after a migration was resumed: consumers read on before its commits are visible."""
 _FIRST_ROWS: Final = 2_000
@@ -161,7 +163,7 @@ class World:
         polling.start()
         began = time.monotonic()
         writers = Writers(self.dsn, seed, self.standby.quiet, rate=RATE)
-        self.standby.start()
+        self.standby.start(visits=seconds >= _VISITED_SECONDS)
         try:
             kills = max(_FEWEST_KILLS, round(seconds / _SECONDS_A_KILL))
             for number in range(kills):
