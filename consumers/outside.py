@@ -19,6 +19,7 @@ from consumers import contract_checks, fence
 from consumers.pacing import Pacing
 from infra import log, postgres
 from infra.settings import MigrationSettings, Settings
+from infra.stopping import shut_down
 
 if TYPE_CHECKING:
     from consumers.migration import Migration
@@ -114,6 +115,11 @@ class Outside:
             with contextlib.suppress(psycopg.Error):
                 session.cancel_safe(timeout=1.0)
 
+    def cut(self) -> None:
+        """Shut the session's socket down; called from another thread when cancelling did not help."""
+        if (session := self._session) is not None:
+            shut_down(session)
+
     def close(self) -> None:
         """Close the session, and with it free its locks."""
         session, self._session = self._session, None
@@ -168,3 +174,7 @@ class Working:
     def cancel(self) -> None:
         """See Outside.cancel."""
         self._outside.cancel()
+
+    def cut(self) -> None:
+        """See Outside.cut."""
+        self._outside.cut()

@@ -152,6 +152,11 @@ class Runtime:
         self._working.cancel()
         self._completion.cancel()
 
+    def cut(self) -> None:
+        """Shut the connections down; called from another thread when cancelling did not help."""
+        self._target.cut()
+        self._working.cut()
+
     def _prepare(self) -> None:
         database = self._settings.database(self._database)
         dsn = database.dsn.get_secret_value()

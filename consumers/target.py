@@ -13,6 +13,7 @@ import psycopg
 
 from consumers.error_policy import Action, rule_for, stopped
 from infra import log, postgres
+from infra.stopping import shut_down
 from schemas.errors import HeadraceError, Interrupted, Unavailable
 
 Connection = psycopg.Connection[Any]
@@ -98,6 +99,11 @@ class Target:
         if connection is not None and not connection.closed:
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=1.0)
+
+    def cut(self) -> None:
+        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        if (connection := self._connection) is not None:
+            shut_down(connection)
 
     def finish(self, last_words: Callable[[Connection], object]) -> None:
         """Do a last write, once and only if the connection stands; its commit makes all before it durable."""

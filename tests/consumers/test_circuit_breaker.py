@@ -98,9 +98,9 @@ def test_services_stay_and_wait_until_the_migration_is_resumed(
     eventually(lambda: len(written(connection)) >= 400 - ledger()["parked"] > 0, "the others are reset")
     assert ledger()["parked"] <= parked + 20
     # What was counted before is not counted again: one more of them does not fail it.
+    before = ledger()["parked"]
     fill(connection, {100_000: TOO_MANY_TAGS})
     feed.snapshot({100_000: TOO_MANY_TAGS})
-    before = ledger()["parked"]
     eventually(lambda: ledger()["parked"] == before + 1, "one more is parked")
     fill(connection, {7_777: TOO_MANY_TAGS})
     feed.snapshot({7_777: TOO_MANY_TAGS})
