@@ -23,7 +23,7 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import TopicPartition
 
-from consumers.group import group_name, members
+from consumers.group import group_name
 from consumers.status import gather
 from infra import kafka
 from infra.positions import read_sources
@@ -51,7 +51,9 @@ _FEWEST_KILLS: Final = 3
 _POLL_SECONDS: Final = 0.4
 _EARLY_SECONDS: Final = 0.5
 _REBALANCE_SECONDS: Final = 20.0
-_RESUMED_SECONDS: Final = 1.5
+_VISITED_SECONDS: Final = 60.0
+"""Rebalances take their time: they are part of rounds that last as long as this."""
+_RESUMED_SECONDS: Final = 4.0
 """How long the standby stays away after a migration was resumed: consumers read on before its commits are visible."""
 _FIRST_ROWS: Final = 2_000
 
@@ -161,7 +163,7 @@ class World:
         polling.start()
         began = time.monotonic()
         writers = Writers(self.dsn, seed, self.standby.quiet, rate=RATE)
-        self.standby.start()
+        self.standby.start(visits=seconds >= _VISITED_SECONDS)
         try:
             kills = max(_FEWEST_KILLS, round(seconds / _SECONDS_A_KILL))
             for number in range(kills):
@@ -201,19 +203,26 @@ class World:
 
         A consumer that has partitions waiting for a transaction loses some of them, and has them back, while it waits.
         """
-        group = group_name(self.settings.prefix, "skip_resets")
         self._command("pause", "skip_resets")
         with (self.directory / f"{self.name}-joining.log").open("a") as log:
             joining = run(log, "consume", "skip_resets", "--config", str(self.config))
         try:
-            # One that was just killed is counted, and holds the rebalance up: then it is only a pause.
-            joined = _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) > 2)
+            # One that was just killed holds the rebalance up until the group drops it: then it is only a pause.
+            joined = _within(_REBALANCE_SECONDS, lambda: self._share_all(3))
         finally:
             joining.terminate()
             joining.wait(PATIENCE)
-        self.pauses += joined and _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) == 2)
+        self.pauses += joined and _within(_REBALANCE_SECONDS, lambda: self._share_all(2))
         self._command("resume", "skip_resets")
         time.sleep(_RESUMED_SECONDS)
+
+    def _share_all(self, number: int) -> bool:
+        """Whether so many consumers share the partitions, each with one at least."""
+        group = group_name(self.settings.prefix, "skip_resets")
+        client = kafka.admin(self.settings.kafka)
+        members = client.describe_consumer_groups([group])[group].result(PATIENCE).members
+        shares = [len(member.assignment.topic_partitions) for member in members]
+        return len(shares) == number and all(shares) and sum(shares) == self.settings.kafka.partitions
 
     def _command(self, *arguments: str) -> str:
         done = subprocess.run(
