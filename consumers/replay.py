@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from consumers.group import group_name, members, move_offsets, topic_ids
+from consumers.group import group_name
+from consumers.group_admin import members, move_offsets
 from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.selection import named
 from consumers.starts import Beginning, Start, first_key, start_offsets
+from consumers.topic_identity import topic_ids
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.locks import exclude, migration_key
