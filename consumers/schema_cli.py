@@ -16,7 +16,8 @@ import typer
 from consumers import catalog, display, interpreter, pauses
 from consumers.alterations import Alterations, Done, RowsForbidThis
 from consumers.backfill import Backfill
-from consumers.group import group_name, members
+from consumers.group import group_name
+from consumers.group_admin import members
 from consumers.releases import Found, OutOfOrder, Release, refusal
 from consumers.replay import MembersAlive, replay
 from consumers.runtime import Runtime
