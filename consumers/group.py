@@ -16,7 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from consumers.ledger import Entry, Place
-from consumers.topic_identity import TopicIdentity, TopicRecreated
+from consumers.topic_identity import TopicIdentity, TopicRecreated, require_there
 from infra import kafka, log
 from infra.settings import KafkaSettings
 from schemas.errors import PreflightFailed, Unavailable
@@ -349,26 +349,7 @@ class Group:
     def _start(self, entry: Entry) -> int:
         """Return the offset to read from; raises TopicRecreated when the topic cannot have that offset."""
         low, high = self._bounds(entry.place)
-        where = f"{entry.place.topic}/{entry.place.partition}"
-        if entry.next_offset == 0:
-            if low > 0:
-                self._log.warning(
-                    "the topic no longer has its first events: rows that only they told of are not read",
-                    partition=where,
-                    first_offset=low,
-                )
-            return OFFSET_BEGINNING
-        if entry.next_offset > high:
-            raise TopicRecreated(
-                f"{where} ends at offset {high}, but the ledger is at {entry.next_offset}: "
-                "the topic was deleted and made again"
-            )
-        if entry.next_offset < low:
-            raise TopicRecreated(
-                f"{where} begins at offset {low}, but the ledger is at {entry.next_offset}: "
-                "events between were deleted from the topic"
-            )
-        return int(entry.next_offset)
+        return OFFSET_BEGINNING if require_there(entry, low, high) == 0 else int(entry.next_offset)
 
     def _bounds(self, place: Place) -> tuple[int, int]:
         """Return the partition's first offset and its end, waiting for a broker that does not answer."""

@@ -29,6 +29,7 @@ from consumers.ledger import Entry
 from infra import kafka, log
 from infra.settings import KafkaSettings
 from schemas.errors import Refused
+from schemas.positions import Offset
 
 _REQUEST_SECONDS: Final = 10.0
 _EVERY_SECONDS: Final = 2.0
@@ -126,6 +127,32 @@ class TopicIdentity:
         if now >= self._next_word:
             self._next_word = now + _TELL_SECONDS
             self._log.warning("waiting for Kafka", reason=reason, topics=[topic] if topic else sorted(self._ids))
+
+
+def require_there(entry: Entry, low: int, high: int) -> Offset:
+    """Return the offset that the ledger needs next; raises TopicRecreated unless it lies in `low` to `high`.
+
+    The ledger of a partition that was never read begins with whatever is there, with a warning if that is not all.
+    """
+    where = f"{entry.place.topic}/{entry.place.partition}"
+    if entry.next_offset == 0:
+        if low > 0:
+            log.get().warning(
+                "the topic no longer has its first events: rows that only they told of are not read",
+                partition=where,
+                first_offset=low,
+            )
+    elif entry.next_offset > high:
+        raise TopicRecreated(
+            f"{where} ends at offset {high}, but the ledger is at {entry.next_offset}: "
+            "the topic was deleted and made again"
+        )
+    elif entry.next_offset < low:
+        raise TopicRecreated(
+            f"{where} begins at offset {low}, but the ledger is at {entry.next_offset}: "
+            "events between were deleted from the topic"
+        )
+    return entry.next_offset
 
 
 def recreated(topic: str, expected: str | None, found: str) -> TopicRecreated:
