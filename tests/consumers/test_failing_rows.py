@@ -261,7 +261,7 @@ def test_evidence_is_used_once(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
     """Where the right is lost in mid-way, one change is parked for it at most."""
-    connection.execute(trigger("PERFORM nope FROM public.writes", when="(SELECT count(*) FROM writes) >= 3"))
+    connection.execute(trigger("PERFORM nope FROM public.writes", when="(SELECT count(*) FROM public.writes) >= 3"))
     fill(connection, ROWS)
     feed.snapshot(ROWS)
     started = time.monotonic()
@@ -285,7 +285,7 @@ def test_a_change_that_only_its_own_transaction_refuses_is_parked(
                 if len(changes) == 1:
                     self.alone += 1
                 if len(changes) > 1 or self.alone % 2 == 1:
-                    cursor.execute("SELECT nope FROM writes")
+                    cursor.execute("SELECT nope FROM public.writes")
             return super().apply(cursor, changes)
 
         alone = 0
