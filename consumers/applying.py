@@ -24,7 +24,7 @@ from consumers.decisions import Change, Park
 from consumers.error_policy import Rule, locked, reason_of, rule_for, timed_out
 from consumers.failing_rows import FailingRows, Verdict
 from consumers.group import Group
-from consumers.ledger import Cursor, Ledger, Place
+from consumers.ledger import Cursor, Ledger, LedgerMoved, Place
 from consumers.migration import Migration
 from consumers.pacing import Pacing
 from consumers.parking import Parking
@@ -95,12 +95,14 @@ class Applying:
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
         self._impatient = False
+        self._generation = 0
         self.run = 0
         self.waiting = WaitingPartitions(migration.name)
         self.totals = Totals()
 
     def process(self, records: Sequence[Message]) -> None:
         """Settle `records`, then let Kafka's offsets follow. Raises what ends the consumer; the ledger is right."""
+        self._generation = self._group.generation
         while records:
             records = self._settle_batch(records)
         self._group.commit()
@@ -206,7 +208,11 @@ class Applying:
     def _transaction(self, sub_batch: SubBatch) -> Iterator[Cursor]:
         """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
         with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
-            if waiting := sub_batch.waiting(self._hold(cursor)):
+            hidden = self._hold(cursor)
+            if self._group.generation != self._generation:
+                # While the database was waited for: what was read then is of no use, also where a partition is back.
+                raise LedgerMoved("partitions came or went since these records were read")
+            if waiting := sub_batch.waiting(hidden):
                 raise NotVisibleYet(waiting)
             if self._impatient or self.waiting.locked([advance.place for advance in sub_batch.advances]):
                 cursor.execute(f"SET LOCAL lock_timeout = {_IMPATIENT_MS}")

@@ -99,6 +99,11 @@ class Group:
                 on_commit=self._on_commit,
             )
 
+    @property
+    def generation(self) -> int:
+        """A number that changes whenever partitions come or go."""
+        return self._generation
+
     def missing(self, topics: Sequence[str]) -> list[str]:
         """Return those of `topics` that do not exist yet; once Kafka has answered, waits for it when it does not.
 

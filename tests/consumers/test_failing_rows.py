@@ -222,7 +222,7 @@ def test_a_table_that_changed_under_a_prepared_statement_is_read_again(
 
         def apply(self, cursor: Any, changes: Any) -> int:
             cursor.execute(
-                "UPDATE container_repositories SET migration_state = 'default', migration_skipped_reason = NULL"
+                "UPDATE public.container_repositories SET migration_state = 'default', migration_skipped_reason = NULL"
                 " WHERE id = ANY(%s) AND migration_state = 'import_skipped' RETURNING *",
                 ([change.key for change in changes],),
                 prepare=True,

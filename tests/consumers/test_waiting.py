@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from infra.settings import Settings
 from schemas.positions import Offset
 from tests.conftest import Database
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, states, written
-from tests.consumers.services import until
+from tests.consumers.services import PATIENCE, until
 
 A, B = Place("a", 0), Place("b", 1)
 
@@ -103,7 +104,10 @@ class Member:
         work = SkipResets.configure(settings.migration("skip_resets"))
         self.runtime = Runtime(settings, work, "main", stopping=self.stopping, until_caught_up=True)
         self._pool = ThreadPoolExecutor(1)
-        self.running: Future[Totals] = self._pool.submit(self.runtime.run)
+        self.running: Future[Totals] = Future()
+
+    def start(self) -> None:
+        self.running = self._pool.submit(self.runtime.run)
 
     def waiting(self) -> float:
         """Return how many partitions wait, by the metric."""
@@ -115,8 +119,10 @@ class Member:
 
 
 @contextmanager
-def member(settings: Settings) -> Iterator[Member]:
+def member(settings: Settings, *, at_once: bool = True) -> Iterator[Member]:
     started = Member(settings)
+    if at_once:
+        started.start()
     try:
         yield started
     finally:
@@ -318,3 +324,43 @@ def test_a_lock_is_tried_more_and_more_rarely_until_its_partition_moves() -> Non
     assert pauses[-1] > 4 * pauses[0]
     waiting.moved([A])
     assert not waiting.locked([A])
+
+
+@pytest.mark.stack
+def test_a_rebalance_while_the_database_is_asked_makes_what_was_read_of_no_use(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
+) -> None:
+    """A partition that was set aside and is back is read from the ledger on, not from where its records were left."""
+    other, xid = open_transaction
+    early, late = range(40), range(100, 300)
+    fill(other, dict.fromkeys(early, TOO_MANY_TAGS))
+    fill(connection, dict.fromkeys(late, TOO_MANY_TAGS))
+    feed.xid = xid
+    feed.snapshot(dict.fromkeys(early, TOO_MANY_TAGS))
+    feed.xid = 7
+    feed.snapshot(dict.fromkeys(late, TOO_MANY_TAGS))
+    with member(settings, at_once=False) as consumer:
+        runtime, healthy, rebalanced = consumer.runtime, consumer.runtime._healthy, threading.Event()
+
+        def asked_for_long() -> bool:
+            if runtime._group.aside and not rebalanced.is_set():
+                rebalanced.set()
+                with member(settings) as second:
+                    _wait_until(runtime, lambda: len(second.runtime._group.positions) == 2)
+                _wait_until(runtime, lambda: len(runtime._group.positions) == 4)
+            return healthy()
+
+        runtime._healthy = asked_for_long  # type: ignore[method-assign]
+        consumer.start()
+        until(lambda: consumer.running.done() or (rebalanced.is_set() and consumer.waiting() == 4), "all wait again")
+        other.execute("COMMIT")
+        consumer.running.result()
+    assert sorted(written(connection)) == [*early, *late]
+
+
+def _wait_until(runtime: Runtime, condition: Callable[[], bool]) -> None:
+    """Wait as a consumer does whose database does not answer: in its group, without a look at what happens there."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        runtime._group.wait(0.05)
