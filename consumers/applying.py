@@ -238,16 +238,20 @@ class Applying:
             contract_checks.require_held(self._migration, held)
             dead_letters.record(cursor, self._migration.name, self.run, self._database, sub_batch.parked)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
-        self._failing.applied(sub_batch.changes)
+        self._failing.applied(applied)
         self._count(sub_batch, applied)
 
-    def _try_out(self, change: Change, sub_batch: SubBatch) -> None:
-        """Do the transaction of `change` in place of those of `sub_batch`, and roll it back; raises what it raises."""
+    def _try_out(self, change: Change, sub_batch: SubBatch) -> bool:
+        """Do the transaction of `change` in place of those of `sub_batch`, and roll it back; raises what it raises.
+
+        Returns whether it changed something.
+        """
         with self._target.connection.transaction(force_rollback=True), self._target.connection.cursor() as cursor:
             self._hold(cursor)
-            contract_checks.apply(self._migration, cursor, [change])
+            applied = contract_checks.apply(self._migration, cursor, [change])
             self._ledger.advance(cursor, self.run, sub_batch.advances, 0)
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            return applied > 0
 
     def _count(self, sub_batch: SubBatch, applied: int) -> None:
         for advance in sub_batch.advances:

@@ -2,7 +2,8 @@
 
 A transaction that is refused is done again in halves, down to the change that is refused alone. Where its error may as
 well be the statement's (a column that is not there, a right that is missing, or only a trigger's for this row), other
-rows tell: if one was applied since, or is applied in a transaction that is rolled back, the row alone is at fault.
+rows tell: if one was changed since, or is changed in a transaction that is rolled back, the row alone is at fault. One
+that is up to date already tells nothing: a trigger does not run for it, nor is a column of it written.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
 _OTHERS: Final = 5
-"""How many other rows are tried before the statement is held to be at fault."""
+"""How many other rows have to fail too before the statement is held to be at fault."""
+_LOOKED_AT: Final = 100
+"""How many are tried at most; those that are up to date already tell nothing."""
 _TOGETHER: Final = 2
 """How often several changes are tried again together before they are halved."""
 
@@ -42,14 +45,15 @@ class Verdict(Enum):
 class FailingRows:
     """One consumer's judgement of the changes that are refused.
 
-    `try_out` does the transaction of one change in place of those of a sub-batch, and rolls it back.
+    `try_out` does the transaction of one change in place of those of a sub-batch, and rolls it back; it returns whether
+    that changed something.
     """
 
     def __init__(
         self,
         planner: Planner,
         positions: Mapping[Place, Offset],
-        try_out: Callable[[Change, SubBatch], None],
+        try_out: Callable[[Change, SubBatch], bool],
     ) -> None:
         self._planner = planner
         self._positions = positions
@@ -65,9 +69,9 @@ class FailingRows:
         self._records = records
         self._applied = False
 
-    def applied(self, changes: Sequence[Change]) -> None:
-        """Note that a transaction with `changes` was committed: what is refused from now on is not every row."""
-        self._applied = self._applied or bool(changes)
+    def applied(self, rows: int) -> None:
+        """Note that a transaction that changed so many `rows` was committed: what is refused then is not every row."""
+        self._applied = self._applied or rows > 0
 
     def judge(self, sub_batch: SubBatch, error: Exception, attempt: int) -> tuple[Verdict, Exception]:
         """Say what is to be done about an error of `sub_batch`, which was tried for time number `attempt`.
@@ -112,30 +116,33 @@ class FailingRows:
         """Return whether another row can be applied; None when there is no other to try."""
         if self._applied:
             return True
-        works = None
+        failures = 0
         for change in self._others(sub_batch.changes[0]):
             works = self._works(change, sub_batch)
             if works:
+                return True
+            failures += works is False
+            if failures == _OTHERS:
                 break
-        return works
+        return False if failures else None
 
-    def _works(self, change: Change, sub_batch: SubBatch) -> bool:
+    def _works(self, change: Change, sub_batch: SubBatch) -> bool | None:
+        """Return whether a change can be applied; None when it has nothing to change, and so says nothing."""
         try:
-            self._try_out(change, sub_batch)
+            return self._try_out(change, sub_batch) or None
         except psycopg.Error as error:
             if rule_for(error).action in (Action.RECONNECT, Action.STOP):
                 raise
             return False
-        return True
 
     def _others(self, failed: Change) -> Iterator[Change]:
         keys = {failed.key}
-        for sub_batch in self._planner.plan(self._records, self._positions, 2 * _OTHERS):
+        for sub_batch in self._planner.plan(self._records, self._positions, 2 * _LOOKED_AT):
             for change in sub_batch.changes:
                 if change.key not in keys:
                     keys.add(change.key)
                     yield change
-                if len(keys) > _OTHERS:
+                if len(keys) > _LOOKED_AT:
                     return
 
 

@@ -52,6 +52,16 @@ _RECOUNT: Final = """
        AND parked > 0
 """
 
+_DISCOUNT: Final = """
+    UPDATE headrace.failures f
+       SET parked = greatest(0, f.parked - 1), tried = greatest(0, f.tried - %(untried)s)
+      FROM headrace.dead_letters d
+     WHERE f.migration = %(migration)s AND f.run = %(run)s AND f.failed_at >= d.parked_at
+       AND d.migration = f.migration AND d.run = f.run AND d.topic = %(topic)s AND d.partition = %(partition)s
+       AND d.event_offset = %(offset)s
+"""
+"""The circuit breaker counts from where the run failed last: what was counted there is counted there no more."""
+
 
 class Outcome(Enum):
     """What became of one entry."""
@@ -235,18 +245,19 @@ class _Settler:
             applied = contract_checks.apply(self._migration, cursor, [decision])
             contract_checks.require_held(self._migration, contract_checks.still_held(cursor))
         reason = decision.reason if isinstance(decision, Skip) else GUARDED
-        cursor.execute(
-            _RECOUNT,
-            {
-                "applied": applied,
-                "skipped": 0 if applied else 1,
-                "reason": reason,
-                "migration": self._migration.name,
-                "run": entry.run,
-                "topic": entry.place.topic,
-                "partition": entry.place.partition,
-            },
-        )
+        counted = {
+            "applied": applied,
+            "skipped": 0 if applied else 1,
+            "reason": reason,
+            "untried": 1 if isinstance(decision, Skip) else 0,
+            "migration": self._migration.name,
+            "run": entry.run,
+            "topic": entry.place.topic,
+            "partition": entry.place.partition,
+            "offset": entry.offset,
+        }
+        cursor.execute(_RECOUNT, counted)
+        cursor.execute(_DISCOUNT, counted)
         if applied:
             return Outcome.APPLIED, ""
         return (Outcome.UNNEEDED if self._decide else Outcome.DISCARDED), reason

@@ -114,6 +114,30 @@ def test_services_stay_and_wait_until_the_migration_is_resumed(
         assert "has failed" in problems
 
 
+def test_a_run_whose_dead_letters_were_retried_fails_again_when_it_has_to(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings, ledger: Ledger
+) -> None:
+    """What was counted when it failed is no credit for what fails later."""
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(50), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    with pytest.raises(HeadraceError, match=FAILED):
+        catch_up()
+    connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
+    set_paused(settings, SkipResets, "main", False)
+    migration = SkipResets.configure(settings.migration("skip_resets"))
+    assert retry(settings, migration, "main", [], threading.Event()).applied == 50
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(1_000, 1_090), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    with pytest.raises(HeadraceError, match=FAILED):
+        catch_up()
+    assert ledger()["parked"] <= 90
+    assert failed(connection) is not None
+
+
 def test_few_refused_changes_say_nothing_of_a_migration(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:

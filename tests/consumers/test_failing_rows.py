@@ -17,7 +17,7 @@ from consumers.runtime import Runtime
 from infra.settings import Settings
 from schemas.errors import HeadraceError
 from tests.conftest import Database
-from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
@@ -254,6 +254,19 @@ def test_a_table_that_changed_under_a_prepared_statement_is_read_again(
         thread.join(PATIENCE)
     assert problems == []
     assert written(connection) == [1, 2, 3]
+    assert ledger()["parked"] == 0
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_rows_that_are_up_to_date_are_no_evidence(
+    every: int, feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
+) -> None:
+    """As in a replay: a trigger does not run for them, whatever is wrong with it."""
+    connection.execute(trigger("PERFORM nope FROM public.writes", when="true"))
+    fill(connection, {key: TOO_MANY_TAGS if key >= 200 and key % every == 0 else DEFAULT for key in range(300)})
+    feed.snapshot(dict.fromkeys(range(300), TOO_MANY_TAGS))
+    with pytest.raises(HeadraceError, match="42703 UndefinedColumn"):
+        catch_up()
     assert ledger()["parked"] == 0
 
 
