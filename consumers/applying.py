@@ -59,7 +59,7 @@ Otherwise the position was read anew from the ledger. Raises what ends the consu
 
 
 class Applying:
-    """Applies one consumer's events. `run` is the migration's current run, which the runtime sets."""
+    """Applies one consumer's events. `run` is the migration's current run, which the runtime sets, as `session`."""
 
     def __init__(
         self,
@@ -97,6 +97,8 @@ class Applying:
         self._impatient = False
         self._generation = 0
         self.run = 0
+        self.session = 0
+        """The number of the target's session in which the group's positions were read from the ledger."""
         self.waiting = WaitingPartitions(migration.name)
         self.totals = Totals()
 
@@ -209,9 +211,9 @@ class Applying:
         """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
         with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
             hidden = self._hold(cursor)
-            if self._group.generation != self._generation:
-                # While the database was waited for: what was read then is of no use, also where a partition is back.
-                raise LedgerMoved("partitions came or went since these records were read")
+            if (self._group.generation, self._target.sessions) != (self._generation, self.session):
+                # While the database was waited for. What was read is of no use, also where a partition is back.
+                raise LedgerMoved("partitions or the session changed since these records were read")
             if waiting := sub_batch.waiting(hidden):
                 raise NotVisibleYet(waiting)
             if self._impatient or self.waiting.locked([advance.place for advance in sub_batch.advances]):

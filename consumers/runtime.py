@@ -203,6 +203,9 @@ class Runtime:
                 self._reposition()
         if not self._healthy():
             self._reposition()
+        if self._target.sessions != self._applying.session:
+            self._read_all = False
+            self._reposition()
         self._applying.bring_back()
         busy = self._working.pace is Pace.BUSY
         records = self._group.poll(self._pacing.records, 0.0 if busy else self._applying.waiting.seconds(_POLL_SECONDS))
@@ -292,8 +295,10 @@ class Runtime:
     def _reposition(self) -> None:
         """Read on from the ledger, in the current run: what was read and not applied arrives again."""
         while not self._stopping.is_set():
-            places = list(self._group.positions)
-            if self._group.reposition(self._assigned(places)):
+            entries = self._assigned(list(self._group.positions))
+            session = self._target.sessions
+            if self._group.reposition(entries):
+                self._applying.session = session
                 return
 
     def _assigned(self, places: Sequence[Place]) -> Mapping[Place, Entry]:

@@ -54,6 +54,8 @@ class Target:
         self._wait = wait
         self._search_path = search_path
         self._connection: Connection | None = None
+        self.sessions = 0
+        """How many were opened. With one that was lost, a crash or a failover may have taken back its last commits."""
         self._connected_at = float("-inf")
         self._again = 0
         self._log = log.get(migration=migration, database=database)
@@ -78,6 +80,7 @@ class Target:
         while not self._stopping.is_set():
             try:
                 self._connection = self._open()
+                self.sessions += 1
                 self._connected_at = time.monotonic()
                 if attempt:
                     self._log.info("connected again", attempt=attempt)

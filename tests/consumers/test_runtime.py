@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -360,3 +361,40 @@ def test_a_connection_lost_after_the_writes_costs_nothing(
     totals = Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert totals.applied == 100
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
+
+
+def test_an_idle_member_does_again_what_a_failover_took_back(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Eventually, ledger: Ledger
+) -> None:
+    """Its last commits are not durable; effects and ledger go back together, and only its session tells it."""
+    fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
+    feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
+    stopping = threading.Event()
+    member = Runtime(settings, SkipResets.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(member.run)
+        try:
+            eventually(lambda: ledger()["applied"] == 50, "half is done")
+            standby = connection.execute("SELECT topic, partition, next_offset FROM headrace.progress").fetchall()
+            feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
+            eventually(lambda: ledger()["applied"] == 100, "all is done")
+            with connection.transaction():
+                # As it is on a standby that lacks the last transactions.
+                for topic, partition, offset in standby:
+                    connection.execute(
+                        "UPDATE headrace.progress SET next_offset = %s WHERE topic = %s AND partition = %s",
+                        (offset, topic, partition),
+                    )
+                connection.execute(
+                    "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
+                    " WHERE id >= 50"
+                )
+                connection.execute("TRUNCATE writes")
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'headrace consume%' AND datname = current_database()"
+                )
+            eventually(lambda: sorted(written(connection)) == list(range(50, 100)), "they are done again")
+            assert not running.done()
+        finally:
+            stopping.set()
