@@ -156,7 +156,7 @@ def retry(world: World, server: ModelServer) -> None:
     )
     for run, place, offset in [key for key, state in server.state["letters"].items() if state == "open"]:
         found = world.kept.get((place, offset, world.run_in_key(run)))
-        assert found is not None
+        assert found is not None, f"the event of dead letter {place}@{offset} of run {run} is gone"
         entry = Entry(name, place, Offset(offset), run, "", None, found[1])  # type: ignore[arg-type]
         outcome, _ = settler.settle(connection, entry)
         if outcome is retries.Outcome.APPLIED and "late removal" in world.without:
