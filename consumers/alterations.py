@@ -23,7 +23,9 @@ from consumers.releases import NOT_NULL, Found, Release, Step, Table, next_step,
 from consumers.repair import request_table
 from consumers.target import backoff
 from infra import log
+from infra.key_order import compared, operator_schemas
 from infra.postgres import one_line
+from infra.stopping import shut_down
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
 
 Connection = psycopg.Connection[Any]
@@ -146,6 +148,10 @@ class Alterations:
         with contextlib.suppress(psycopg.Error):
             self._connection.cancel_safe(timeout=1.0)
 
+    def cut(self) -> None:
+        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        shut_down(self._connection)
+
     def _attempt(self, release: Release) -> Step | str | None:
         """Do the next step and return it; None when there is none; by whom the table is held: nothing was done then."""
         try:
@@ -224,6 +230,11 @@ class Alterations:
 
     def _found(self, *, count: bool) -> Found:
         kind, tree = self._kind, self._tree()
+        if self._connection.execute("SELECT to_regtype(%s)", (kind.column_type,)).fetchone() == (None,):
+            raise Refused(
+                f"database {self._database} has no type {kind.column_type}, which {kind.name} declares",
+                remedy="correct it; a type that is not PostgreSQL's own is written with its schema",
+            )
         with self._connection.cursor(row_factory=dict_row) as cursor:
             column = cursor.execute(
                 _COLUMN, {"table": tree[0], "column": kind.column, "column_type": kind.column_type}
@@ -249,14 +260,16 @@ class Alterations:
         )
 
     def _counted(self) -> tuple[int, int]:
+        column = sql.Identifier(self._kind.column)
+        operators = operator_schemas(self._connection, self._tree()[0], [self._kind.column])
         row = self._connection.execute(
             sql.SQL(
                 "SELECT count(*) FILTER (WHERE {column} IS NULL),"
-                " count(*) FILTER (WHERE {column} IS NOT NULL AND {column} IS DISTINCT FROM {value})"
+                " count(*) FILTER (WHERE {column} IS NOT NULL AND NOT {same})"
                 " FROM {table}"
             ).format(
-                column=sql.Identifier(self._kind.column),
-                value=sql.Literal(self._kind.value),
+                column=column,
+                same=compared([column], "=", [sql.Literal(self._kind.value)], operators),
                 table=self._kind.identifier(),
             )
         ).fetchone()

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from consumers.decisions import Change, Decision, Skip
 from consumers.migration import Cursor, Migration, Options
+from infra.key_order import compared, operator_schemas
 from schemas.errors import Refused
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
@@ -54,10 +55,11 @@ class Backfill(Migration):
     """As `schema.table`; it may be partitioned."""
 
     key: ClassVar[tuple[tuple[str, LiteralString], ...]]
-    """The columns of the table's key, each with its type."""
+    """The columns of the table's key, each with its type; one that is not PostgreSQL's own with its schema."""
 
     column: ClassVar[str]
     column_type: ClassVar[LiteralString]
+    """With its schema where it is not PostgreSQL's own."""
 
     value: ClassVar[object]
     """What a row without a value gets."""
@@ -106,7 +108,9 @@ class Backfill(Migration):
         # In the order of the key, so that two members never wait for each other's rows crosswise.
         keys: list[Any] = sorted({change.key for change in changes})
         try:
-            cursor.execute(_update(type(self)), (self.value, *map(list, zip(*keys, strict=True))))
+            cursor.execute(
+                _update(type(self), _operators(cursor, type(self))), (self.value, *map(list, zip(*keys, strict=True)))
+            )
         except psycopg.errors.UndefinedColumn as error:
             raise NotExpanded(
                 f"{self.table} has no column {self.column}", remedy=f"add it with `headrace schema expand {self.name}`"
@@ -128,20 +132,35 @@ class Backfill(Migration):
         return int(row[0])
 
 
+_OPERATORS: Final[dict[type[Backfill], tuple[str, ...]]] = {}
+
+
+def _operators(cursor: Cursor, kind: type[Backfill]) -> tuple[str, ...]:
+    """Return the schemas of the key's operators, asked once; none where all its types are PostgreSQL's own."""
+    if all("." not in of_type for _, of_type in kind.key):
+        return ()
+    if kind not in _OPERATORS:
+        row = cursor.execute("SELECT %s::regclass::oid::bigint", (kind.identifier().as_string(cursor),)).fetchone()
+        assert row is not None
+        _OPERATORS[kind] = operator_schemas(cursor.connection, row[0], list(dict(kind.key)))
+    return _OPERATORS[kind]
+
+
 @cache
-def _update(kind: type[Backfill]) -> sql.Composed:
+def _update(kind: type[Backfill], operators: tuple[str, ...]) -> sql.Composed:
     names = [sql.Identifier(name) for name, _ in kind.key]
     return sql.SQL(
-        "UPDATE {table} AS t SET {column} = %s FROM unnest({arrays}) AS wanted ({names}) WHERE {keys}"
+        "UPDATE {table} AS t SET {column} = %s FROM unnest({arrays}) AS wanted ({names})"
+        " WHERE {keys} AND t.{column} IS NULL"
     ).format(
         table=kind.identifier(),
         column=sql.Identifier(kind.column),
         arrays=sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.SQL(of_type)) for _, of_type in kind.key),
         names=sql.SQL(", ").join(names),
-        keys=sql.SQL(" AND ").join(
-            [
-                *(sql.SQL("t.{name} = wanted.{name}").format(name=name) for name in names),
-                sql.SQL("t.{} IS NULL").format(sql.Identifier(kind.column)),
-            ]
+        keys=compared(
+            [sql.Identifier("t", name) for name, _ in kind.key],
+            "=",
+            [sql.Identifier("wanted", name) for name, _ in kind.key],
+            operators,
         ),
     )

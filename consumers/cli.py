@@ -78,7 +78,7 @@ def consume(
     with display.progress(migration, settings, kind, database) as report:
         member = Runtime(settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report)
         interpreter.tune()
-        with stop_on_signals(stopping, overdue=member.cancel):
+        with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):
             totals = member.run()
     if as_json:
         print(json.dumps({"migration": migration, **asdict(totals)}))
@@ -89,6 +89,7 @@ def consume(
 def status(as_json: Json = False, config: Config = None) -> None:
     """Show every migration's progress, rate, time left and members, and where every source stands."""
     settings = load_settings(config)
+    log.configure()
     found = gather(settings)
     if as_json:
         print(json.dumps(found, indent=2))
@@ -240,7 +241,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     with display.progress(migration, settings, kind, database) as report:
         member = Runtime(settings, work, database, stopping=stopping, until_complete=True, report=report)
         interpreter.tune()
-        with stop_on_signals(stopping, overdue=member.cancel):
+        with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut):
             totals = member.run()
     if stopping.is_set():
         raise Interrupted(f"{migration} is not complete yet")

@@ -22,7 +22,7 @@ from consumers.ledger import Ledger, Place
 from consumers.migration import Migration
 from consumers.target import Connection, Target
 from consumers.verify import RowsLeft
-from infra import log
+from infra import kafka, log
 from infra.positions import Positions, SourceState
 from infra.settings import Settings
 from infra.topics import written_offsets
@@ -64,13 +64,20 @@ class Completion:
     """Looks now and then whether one run of a migration is complete, and sets the flag."""
 
     def __init__(
-        self, settings: Settings, migration: Migration, database: str, topics: Sequence[str], ledger: Ledger
+        self,
+        settings: Settings,
+        migration: Migration,
+        database: str,
+        topics: Sequence[str],
+        ledger: Ledger,
+        stopping: threading.Event | None = None,
     ) -> None:
         self._settings = settings
         self._migration = migration
         self._database = database
         self._topics = topics
         self._ledger = ledger
+        self._stopping = stopping or threading.Event()
         self._continuous = migration.continuous or settings.migration(migration.name).continuous
         self._positions = Positions(settings.prefix, settings.kafka)
         self._counter = Counter(settings.database(database).dsn.get_secret_value(), migration)
@@ -112,7 +119,7 @@ class Completion:
         Counting goes on beside the caller, who is told `pending` until the count is there, or waits for it until `wait`
         is set. `strict` is for one that works until it is complete: it hears why it is not yet, and gets the verdict's
         error raised. Raises OwnershipMoved when the database does not own the gitlab schema; the flag stays as it is
-        then.
+        then, and BrokerUnavailable when Kafka does not answer.
         """
         verdict = self._looked(target, run)
         while wait is not None and verdict.pending and not wait.is_set():
@@ -139,13 +146,13 @@ class Completion:
         if self._counter.under_way:
             return self._taken(target, run)
         self._next = time.monotonic() + _IDLE_SECONDS
-        sources = self._positions.sources()
+        sources = kafka.ask(self._positions.sources, self._stopping)
         self._waits = self._unread(sources)
         if self._waits is not None and not self._migration.remaining_is_all:
             return Verdict(False, self._waits)
         if self._waits is None:
             if self._marks is None:
-                self._marks = self._ends()
+                self._marks = kafka.ask(self._ends, self._stopping)
             behind = target.ask(lambda connection: self._behind(connection, run))
             if behind:
                 return Verdict(False, f"about {behind:,} events are left to read")

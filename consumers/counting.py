@@ -221,7 +221,7 @@ class Counter:
 
 def failed(error: Exception) -> str:
     """Return what is said of a count that failed, on one line and without values of rows."""
-    if isinstance(error, HeadraceError):
-        return str(error)
+    if (named := error if isinstance(error, HeadraceError) else postgres.hidden_rows(error)) is not None:
+        return str(named)
     said = postgres.one_line(error) if isinstance(error, psycopg.Error) else type(error).__name__
     return f"what is left cannot be counted: {said}"

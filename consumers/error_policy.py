@@ -58,7 +58,7 @@ _GONE: Final = "nothing to do unless it goes on; the position is safe in the led
 _LISTED: Final = "see `headrace parked list`"
 _SCHEMA: Final = (
     "compare the table, its triggers and the migration's SQL; write every name with its schema: headrace searches none,"
-    " also for a trigger's function, which takes `ALTER FUNCTION … SET search_path`"
+    " also for a trigger's function, which takes `ALTER FUNCTION … SET search_path`, or databases.NAME.search_path"
 )
 
 TABLE: Final[tuple[Rule, ...]] = (
@@ -107,6 +107,7 @@ TABLE: Final[tuple[Rule, ...]] = (
     ),
     Rule("26", Action.RECONNECT, "a prepared statement is gone", "let a pooler keep sessions; no DEALLOCATE in apply"),
     # The row's or the statement's: which one, other rows tell.
+    Rule("42501", Action.STOP, "row security hides rows", "give the role BYPASSRLS", source="check_enable_rls"),
     Rule("42501", Action.DOUBT, "the role lacks a right", "grant it: `headrace init --sql` prints what is needed"),
     Rule("42", Action.DOUBT, "the database does not have what the migration writes", _SCHEMA),
     Rule("0A", Action.DOUBT, "the server cannot do that", _SCHEMA),

@@ -33,7 +33,7 @@ class Verdict(Enum):
     RECOVER = "recover"
     """What the rule of the error says."""
     AGAIN = "again"
-    """Whatever was in the way has gone."""
+    """Whatever was in the way has gone. Said once of a change: what then fails in its own transaction is at fault."""
     HALVE = "halve"
     PARK = "park"
     """The one change is at fault, or cannot be told from one that is."""
@@ -57,6 +57,7 @@ class FailingRows:
         self._records: Sequence[Record] = ()
         self._applied = False
         self._last: tuple[Place, Offset] | None = None
+        self._spared: tuple[Place, Offset] | None = None
         self._tries = 0
 
     def begin(self, records: Sequence[Record]) -> None:
@@ -90,7 +91,9 @@ class FailingRows:
         if rule.tries is not None and self._tried(sub_batch) < rule.tries:
             return Verdict.RECOVER
         works = self._works_for_others(sub_batch)
-        if works and not self._applied and self._works(sub_batch.changes[0], sub_batch):
+        origin = origin_of(sub_batch.origins[0])
+        if works and not self._applied and origin != self._spared and self._works(sub_batch.changes[0], sub_batch):
+            self._spared = origin
             return Verdict.AGAIN
         # A change that nothing can be compared with: what passes by itself, mostly, has not; what does not, stops.
         if works is False or (works is None and rule.tries is None):

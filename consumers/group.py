@@ -10,24 +10,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, Final
+from typing import Final
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicCollection,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from consumers.ledger import Entry, Place
+from consumers.topic_identity import TopicIdentity, TopicRecreated, require_there
 from infra import kafka, log
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable, HeadraceError, PreflightFailed, Refused, Unavailable
+from schemas.errors import PreflightFailed, Unavailable
 from schemas.positions import Offset
 
 Assigned = Callable[[Sequence[Place]], Mapping[Place, Entry]]
@@ -41,10 +33,10 @@ _LEAVE_SECONDS: Final = 0.8
 _TICK: Final = 0.1
 _ABSENT_SECONDS: Final = 2.0
 """How long the group may have to wait for this member's answer, with nothing wrong."""
-
-
-class TopicRecreated(Refused):
-    """Read it from the beginning with `headrace replay`."""
+_FROZEN_SECONDS: Final = 1.0
+"""Without a poll for so long, a topic may have been made anew without any sign of it."""
+_STALL_SECONDS: Final = 5.0
+"""A partition cannot be sought for a moment after its assignment; for longer is worth a line in the log."""
 
 
 def member_name() -> str:
@@ -74,6 +66,9 @@ class Group:
         self._held = self._quiet = False
         self._generation = 0
         self._polled = 0.0
+        self._waiting_since = self._next_word = 0.0
+        self._there = False
+        self._topics = TopicIdentity(settings, stopping)
         self._log = log.get(group=group)
         self.positions: dict[Place, Offset] = {}
         """The offset that each assigned partition needs next; the runtime moves it after each commit."""
@@ -105,9 +100,25 @@ class Group:
             )
 
     def missing(self, topics: Sequence[str]) -> list[str]:
-        """Return those of `topics` that do not exist yet."""
-        with kafka.translated(self._settings):
-            found = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
+        """Return those of `topics` that do not exist yet; once Kafka has answered, waits for it when it does not.
+
+        Raises Interrupted when stopped meanwhile.
+        """
+
+        def asked() -> Mapping[str, TopicMetadata]:
+            with kafka.translated(self._settings):
+                found: Mapping[str, TopicMetadata] = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
+                return found
+
+        while True:
+            try:
+                found = kafka.ask(asked, self._stopping)
+                break
+            except Unavailable as error:
+                if not self._there:
+                    raise
+                self._wait_for_kafka(error)
+        self._there = True
         return [topic for topic in topics if topic not in found or found[topic].error is not None]
 
     def join(self, topics: Sequence[str]) -> None:
@@ -125,15 +136,27 @@ class Group:
         """
         if self._returning:
             self._return()
+        self._topics.look()
         with kafka.translated(self._settings):
             first = self._consumer.poll(seconds)
-            self._polled = time.monotonic()
-            if first is None:
-                return []
-            records = [first]
-            if limit > 1:
+            records = [] if first is None else [first]
+            if records and limit > 1:
                 records += self._consumer.consume(limit - 1, timeout=0)
-        return self._without_errors(records)
+        self._topics.doubtful |= time.monotonic() - self._polled > seconds + _FROZEN_SECONDS
+        self._polled = time.monotonic()
+        if records:
+            records = self._without_errors(records)
+        if records and self._topics.doubtful and not self._topics.confirm():
+            self._read_again(records)
+            return []
+        return records
+
+    def confirm(self) -> bool:
+        """Return whether all that was read is of the topics that the ledger is about; False when Kafka is silent.
+
+        Raises TopicRecreated. Asked before anybody is told that everything was read.
+        """
+        return self._topics.confirm()
 
     def commit(self) -> None:
         """Let Kafka's offsets follow `positions`, for tools that show them; a failure does no harm."""
@@ -186,6 +209,7 @@ class Group:
                 disturbed |= record is not None
         finally:
             self._quiet = self._held = False
+            self._topics.doubtful = True
             self._resume([place for place in self.positions if place not in self._aside])
         return generation == self._generation and not disturbed
 
@@ -198,7 +222,9 @@ class Group:
             return False
         generation = self._generation
         targets = {place: TopicPartition(*place, self._start(entry)) for place, entry in entries.items()}
+        self._topics.expect(entries.values())
         waiting = dict(targets)
+        self._waiting_since = time.monotonic()
         while True:
             for place, target in list(waiting.items()):
                 if self._seek(target):
@@ -237,6 +263,8 @@ class Group:
     def bring_back(self, place: Place) -> None:
         """Read `place` on from `positions[place]`. Does nothing for one that is not set aside (any more)."""
         if place in self._aside:
+            if not self._returning:
+                self._waiting_since = time.monotonic()
             self._returning.add(place)
             self._return()
 
@@ -249,13 +277,28 @@ class Group:
                 self._aside.discard(place)
                 self._resume([place])
 
+    def _read_again(self, records: Sequence[Message]) -> None:
+        """Have what was polled and not given to anybody arrive again."""
+        for place in {Place(str(record.topic()), int(record.partition() or 0)) for record in records}:
+            self.set_aside(place, self.positions.get(place, Offset(0)))
+            self.bring_back(place)
+        self._stopping.wait(_TICK)
+
     def _seek(self, target: TopicPartition) -> bool:
         """Return whether it was done; not while the partition is not fetched, such as a moment after the assignment."""
         try:
             self._consumer.seek(target)
         except KafkaException as error:
-            if error.args[0].code() not in (KafkaError._STATE, KafkaError._TIMED_OUT):
-                raise kafka.translate(error.args[0], self._settings) from error
+            now = time.monotonic()
+            if now > max(self._next_word, self._waiting_since + _STALL_SECONDS):
+                self._next_word = now + _STALL_SECONDS
+                self._log.warning(
+                    "a partition cannot be read; it is tried again",
+                    partition=f"{target.topic}/{target.partition}",
+                    offset=target.offset,
+                    reason=error.args[0].str(),
+                    seconds=round(now - self._waiting_since),
+                )
             return False
         return True
 
@@ -282,6 +325,7 @@ class Group:
         targets = [TopicPartition(*place, self._start(entries[place])) for place in places]
         consumer.incremental_assign(targets)
         self.positions.update({place: entries[place].next_offset for place in places})
+        self._topics.expect(entries.values())
         self._forget(places)
         # A partition that was taken away while it was paused is paused still when it comes back.
         (self._pause if self._held else self._resume)(places)
@@ -295,6 +339,7 @@ class Group:
         for place in places:
             self.positions.pop(place, None)
         self._forget(places)
+        self._topics.keep_only(place.topic for place in self.positions)
         self._log.info("revoked", partitions=[f"{p.topic}/{p.partition}" for p in partitions])
 
     def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
@@ -303,21 +348,8 @@ class Group:
 
     def _start(self, entry: Entry) -> int:
         """Return the offset to read from; raises TopicRecreated when the topic cannot have that offset."""
-        if entry.next_offset == 0:
-            return OFFSET_BEGINNING
         low, high = self._bounds(entry.place)
-        where = f"{entry.place.topic}/{entry.place.partition}"
-        if entry.next_offset > high:
-            raise TopicRecreated(
-                f"{where} ends at offset {high}, but the ledger is at {entry.next_offset}: "
-                "the topic was deleted and made again"
-            )
-        if entry.next_offset < low:
-            raise TopicRecreated(
-                f"{where} begins at offset {low}, but the ledger is at {entry.next_offset}: "
-                "events between were deleted from the topic"
-            )
-        return int(entry.next_offset)
+        return OFFSET_BEGINNING if require_there(entry, low, high) == 0 else int(entry.next_offset)
 
     def _bounds(self, place: Place) -> tuple[int, int]:
         """Return the partition's first offset and its end, waiting for a broker that does not answer."""
@@ -327,9 +359,13 @@ class Group:
                     low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=_REQUEST_SECONDS)
                     return low, high
             except Unavailable as error:
-                self._log.warning("waiting for Kafka", reason=str(error))
-                if self._stopping.wait(_TICK):
-                    raise
+                self._wait_for_kafka(error)
+
+    def _wait_for_kafka(self, error: Unavailable) -> None:
+        """Let a moment pass; raises the error when stopping."""
+        self._log.warning("waiting for Kafka", reason=str(error))
+        if self._stopping.wait(_TICK):
+            raise error
 
     def _without_errors(self, records: list[Message]) -> list[Message]:
         if not [record for record in records if record.error() is not None]:
@@ -340,10 +376,12 @@ class Group:
             if error is None or error.code() == KafkaError._PARTITION_EOF:
                 kept.append(record)
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-                raise TopicRecreated(f"{record.topic()}/{record.partition()}: {error.str()}")
+                where = f"{record.topic()}/{record.partition()}"
+                raise TopicRecreated(f"{where} does not have the events that the ledger needs next: {error.str()}")
             elif error.fatal() or isinstance(kafka.translate(error, self._settings), PreflightFailed):
                 raise kafka.translate(error, self._settings)
             else:
+                self._topics.doubtful = True
                 self._log.warning("kafka", detail=error.str(), code=error.name())
         return kept
 
@@ -354,76 +392,3 @@ class Group:
     def _resume(self, places: Sequence[Place]) -> None:
         if places:
             self._consumer.resume([TopicPartition(*place) for place in places])
-
-
-def topic_ids(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
-    """Return topic → the id that Kafka gave it when it was created."""
-    with kafka.translated(settings):
-        client = kafka.admin(settings)  # kept: a client that is forgotten fails the requests under way
-        described = client.describe_topics(TopicCollection(sorted(set(topics))), request_timeout=_REQUEST_SECONDS)
-        return {topic: str(_answer(future).topic_id) for topic, future in described.items()}
-
-
-def _answer(future: Future[Any]) -> Any:
-    """Return what an admin request brought; the client itself keeps to the request's timeout, mostly."""
-    try:
-        return future.result(2 * _REQUEST_SECONDS)
-    except TimeoutError:
-        raise BrokerUnavailable("Kafka did not answer an administrative request") from None
-
-
-_COORDINATOR_STARTING: Final = {
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-}
-
-
-def members(settings: KafkaSettings, group: str) -> list[str]:
-    """Return the names of the group's members that Kafka counts as alive, as `host:pid`."""
-    deadline = time.monotonic() + _REQUEST_SECONDS
-    with kafka.translated(settings):
-        client = kafka.admin(settings)
-        while True:
-            futures: dict[str, Any] = client.describe_consumer_groups([group], request_timeout=_REQUEST_SECONDS)
-            try:
-                return sorted(member.client_id for member in _answer(futures[group]).members)
-            except KafkaException as error:
-                code = error.args[0].code()
-                if code == KafkaError.GROUP_ID_NOT_FOUND:
-                    return []
-                # A broker that just started takes a moment until it knows its groups.
-                if code not in _COORDINATOR_STARTING or time.monotonic() > deadline:
-                    raise
-                client.poll(_TICK)
-
-
-def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Offset]) -> None:
-    """Set what Kafka has as the group's offsets. Raises HeadraceError when the group has members."""
-    wanted = [TopicPartition(*place, offset) for place, offset in sorted(offsets.items())]
-    if not wanted:
-        return
-    deadline = time.monotonic() + _REQUEST_SECONDS
-    while (refusal := _set_offsets(settings, group, wanted)) is not None:
-        # A broker that has just started, or never had a group, needs a moment to find the group's coordinator.
-        if refusal.code() not in _COORDINATOR_STARTING or time.monotonic() > deadline:
-            raise HeadraceError(f"offsets of group {group} cannot be set: {refusal.str()}")
-        time.sleep(_TICK)
-
-
-def _set_offsets(settings: KafkaSettings, group: str, wanted: list[TopicPartition]) -> KafkaError | None:
-    """Ask once; return why the broker would not, None when it did."""
-    with kafka.translated(settings):
-        client = kafka.admin(settings)  # kept: a client that is forgotten fails the requests under way
-        futures = client.alter_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=_REQUEST_SECONDS
-        )
-        try:
-            partitions = _answer(futures[group]).topic_partitions
-        except KafkaException as error:
-            if error.args[0].code() in _COORDINATOR_STARTING:
-                refused: KafkaError = error.args[0]
-                return refused
-            raise
-    errors: list[KafkaError] = [partition.error for partition in partitions if partition.error is not None]
-    return errors[0] if errors else None

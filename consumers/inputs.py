@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -9,12 +10,15 @@ from typing import Any, Final
 
 from consumers.batches import UnknownSchemaId
 from consumers.migration import Migration
+from infra import log
 from infra.registry import Registry, UnknownSchema
 from infra.settings import Settings
+from schemas.errors import BrokerUnavailable, Interrupted
 from schemas.topics import table_topic
 
 WALKED: Final = "public.storage_walk"
 """What a walk of a git storage produces reads like a table, and is in no database."""
+_AGAIN_SECONDS: Final = 0.5
 
 
 def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
@@ -38,16 +42,30 @@ def not_captured(settings: Settings, migration: Migration, database: str) -> lis
     return [table for table in tables if patterns and not captured(table, patterns)]
 
 
-def schemas_of(registry: Registry) -> Callable[[int], dict[str, Any]]:
-    """Return the registry as the planner asks it; an id that it does not know is an event's fault."""
+def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> Callable[[int], dict[str, Any]]:
+    """Return the registry as the planner asks it; an id that it does not know is an event's fault.
+
+    With `stopping`, of a running consumer, it waits for a Kafka that does not answer; raises Interrupted when stopped.
+    """
     unknown: dict[int, float] = {}
+
+    def asked(schema_id: int) -> dict[str, Any]:
+        while True:
+            try:
+                return registry.schema(schema_id)
+            except BrokerUnavailable as error:
+                if stopping is None:
+                    raise
+                log.get().warning("waiting for Kafka", reason=str(error))
+                if stopping.wait(_AGAIN_SECONDS):
+                    raise Interrupted("stopped while Kafka did not answer") from error
 
     def schema(schema_id: int) -> dict[str, Any]:
         # Each look-up of an unknown id reads the registry: a topic full of them must not ask for each event.
         if unknown.get(schema_id, 0.0) > time.monotonic():
             raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
         try:
-            return registry.schema(schema_id)
+            return asked(schema_id)
         except UnknownSchema as error:
             unknown[schema_id] = time.monotonic() + 60.0
             raise UnknownSchemaId(f"schema id {schema_id} is in no registry") from error

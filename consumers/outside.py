@@ -19,6 +19,7 @@ from consumers import contract_checks, fence
 from consumers.pacing import Pacing
 from infra import log, postgres
 from infra.settings import MigrationSettings, Settings
+from infra.stopping import shut_down
 
 if TYPE_CHECKING:
     from consumers.migration import Migration
@@ -88,9 +89,10 @@ class Outside:
         raises, and `work` begins anew.
         """
         if self._session is None:
-            dsn = self.settings.database(self._database).dsn.get_secret_value()
-            session = postgres.connect(dsn, name=f"consume {self._migration.name}")
+            database = self.settings.database(self._database)
+            session = postgres.connect(database.dsn.get_secret_value(), name=f"consume {self._migration.name}")
             session.execute("SET lock_timeout = '5s'")
+            postgres.search(session, database.search_path)
             self._session = session
         return self._session
 
@@ -113,6 +115,11 @@ class Outside:
         if session is not None and not session.closed:
             with contextlib.suppress(psycopg.Error):
                 session.cancel_safe(timeout=1.0)
+
+    def cut(self) -> None:
+        """Shut the session's socket down; called from another thread when cancelling did not help."""
+        if (session := self._session) is not None:
+            shut_down(session)
 
     def close(self) -> None:
         """Close the session, and with it free its locks."""
@@ -168,3 +175,7 @@ class Working:
     def cancel(self) -> None:
         """See Outside.cancel."""
         self._outside.cancel()
+
+    def cut(self) -> None:
+        """See Outside.cut."""
+        self._outside.cut()

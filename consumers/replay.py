@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from consumers.group import group_name, members, move_offsets, topic_ids
+from consumers.group import group_name
+from consumers.group_admin import members, move_offsets
 from consumers.inputs import schemas_of, source_topics
 from consumers.key_values import key_kinds
 from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.selection import named
 from consumers.starts import Beginning, Start, first_record, start_offsets
+from consumers.topic_identity import topic_ids
 from consumers.versions import Declared, declared
 from infra import postgres
 from infra.control import ensure_control_schema

@@ -273,7 +273,14 @@ def _target(settings: Settings, migration: Migration, database: str, stopping: t
         ensure_control_schema(
             connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
         )
-    target = Target(dsn, database=database, migration=migration.name, stopping=stopping, wait=stopping.wait)
+    target = Target(
+        dsn,
+        database=database,
+        migration=migration.name,
+        stopping=stopping,
+        wait=stopping.wait,
+        search_path=section.search_path,
+    )
     try:
         yield target
     finally:

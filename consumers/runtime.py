@@ -20,7 +20,7 @@ from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, rule_for, stopped
-from consumers.group import Group, TopicRecreated, group_name, member_name, topic_ids
+from consumers.group import Group, group_name, member_name
 from consumers.holding import Holding
 from consumers.inputs import not_captured, schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
@@ -30,13 +30,14 @@ from consumers.pacing import Pacing
 from consumers.parking import Parking
 from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
+from consumers.topic_identity import recreated, topic_ids
 from consumers.totals import Report, Totals
 from consumers.versions import declared
-from infra import log, metrics, postgres
+from infra import kafka, log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
 from infra.settings import Settings
-from schemas.errors import HeadraceError, Interrupted
+from schemas.errors import BrokerUnavailable, HeadraceError, Interrupted
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
@@ -72,10 +73,10 @@ class Runtime:
         self._until_complete = until_complete
         self._report = report
         self._topics = source_topics(settings, migration, database)
-        self._schemas = schemas_of(open_registry(settings))
+        self._schemas = schemas_of(open_registry(settings), stopping)
         self._planner = Planner(migration, self._schemas, database)
         self._ledger = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration))
-        self._completion = Completion(settings, migration, database, self._topics, self._ledger)
+        self._completion = Completion(settings, migration, database, self._topics, self._ledger, stopping)
         self._group = Group(
             settings.kafka,
             group_name(settings.prefix, migration.name),
@@ -88,6 +89,7 @@ class Runtime:
             migration=migration.name,
             stopping=stopping,
             wait=self._group.wait,
+            search_path=settings.database(database).search_path,
         )
         self._breaker = CircuitBreaker(
             migration.name, self._target, self._group, ends=until_caught_up or until_complete
@@ -152,6 +154,11 @@ class Runtime:
         self._working.cancel()
         self._completion.cancel()
 
+    def cut(self) -> None:
+        """Shut the connections down; called from another thread when cancelling did not help."""
+        self._target.cut()
+        self._working.cut()
+
     def _prepare(self) -> None:
         database = self._settings.database(self._database)
         dsn = database.dsn.get_secret_value()
@@ -214,7 +221,11 @@ class Runtime:
         if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
             return
         wait = self._stopping if patiently else None
-        self._completion.look(self._target, self._run, wait=wait, strict=self._until_complete)
+        try:
+            if self._group.confirm():
+                self._completion.look(self._target, self._run, wait=wait, strict=self._until_complete)
+        except BrokerUnavailable as error:
+            self._log.warning("waiting for Kafka", reason=str(error))
 
     def _work(self) -> None:
         """Let the migration do a step of what lies outside of the database."""
@@ -291,7 +302,8 @@ class Runtime:
             return {}
 
         def opened(connection: Connection) -> tuple[dict[str, str], dict[Place, Entry]]:
-            ids = topic_ids(self._settings.kafka, [place.topic for place in places])
+            topics = [place.topic for place in places]
+            ids = kafka.ask(lambda: topic_ids(self._settings.kafka, topics), self._stopping)
             self._begin(connection)
             wanted = {place: ids[place.topic] for place in places}
             return ids, self._ledger.open(connection, self._run, wanted)
@@ -299,10 +311,7 @@ class Runtime:
         ids, entries = self._target.ask(opened)
         for place, entry in entries.items():
             if entry.topic_id != ids[place.topic]:
-                raise TopicRecreated(
-                    f"{place.topic} was deleted and made again: the ledger is of the topic with id "
-                    f"{entry.topic_id}, Kafka has {ids[place.topic]}"
-                )
+                raise recreated(place.topic, entry.topic_id, ids[place.topic])
         return entries
 
     def _reached(self, ends: Ends | None) -> bool:
@@ -310,8 +319,12 @@ class Runtime:
             return False
         if self._read_all:
             return True
-        self._read_all = ends.reached(
-            self._group.positions, lambda: self._target.ask(lambda connection: self._ledger.read(connection, self._run))
+        self._read_all = (
+            ends.reached(
+                self._group.positions,
+                lambda: self._target.ask(lambda connection: self._ledger.read(connection, self._run)),
+            )
+            and self._group.confirm()
         )
         if self._read_all:
             self._working.stop()  # and begin anew: the last events may have asked for more

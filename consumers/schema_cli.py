@@ -16,7 +16,8 @@ import typer
 from consumers import catalog, display, interpreter, pauses
 from consumers.alterations import Alterations, Done, RowsForbidThis
 from consumers.backfill import Backfill
-from consumers.group import group_name, members
+from consumers.group import group_name
+from consumers.group_admin import members
 from consumers.releases import Found, OutOfOrder, Release, refusal
 from consumers.replay import MembersAlive, replay
 from consumers.runtime import Runtime
@@ -89,7 +90,7 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
             )
             interpreter.tune()
             try:
-                with stop_on_signals(site.stopping, overdue=member.cancel):
+                with stop_on_signals(site.stopping, overdue=member.cancel, cut=member.cut):
                     totals = member.run()
             except RowsLeft as error:
                 raise RowsLeft(
@@ -212,7 +213,7 @@ def _tell(site: _Site, release: Release, as_json: bool) -> None:
 
 def _carry_out(site: _Site, release: Release, say: Callable[[Done], object]) -> list[Done]:
     alterations = site.alterations(say)
-    with stop_on_signals(site.stopping, overdue=alterations.cancel):
+    with stop_on_signals(site.stopping, overdue=alterations.cancel, cut=alterations.cut):
         return alterations.carry_out(release)
 
 

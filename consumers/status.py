@@ -13,7 +13,8 @@ import psycopg
 from consumers import catalog, counting
 from consumers.counting import Count
 from consumers.discovery import Broken
-from consumers.group import group_name, members
+from consumers.group import group_name
+from consumers.group_admin import members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration, Shared

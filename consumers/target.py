@@ -6,13 +6,14 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import psycopg
 
 from consumers.error_policy import Action, rule_for, stopped
 from infra import log, postgres
+from infra.stopping import shut_down
 from schemas.errors import HeadraceError, Interrupted, Unavailable
 
 Connection = psycopg.Connection[Any]
@@ -37,13 +38,21 @@ class Target:
     """
 
     def __init__(
-        self, dsn: str, *, database: str, migration: str, stopping: threading.Event, wait: Callable[[float], object]
+        self,
+        dsn: str,
+        *,
+        database: str,
+        migration: str,
+        stopping: threading.Event,
+        wait: Callable[[float], object],
+        search_path: Sequence[str] = (),
     ) -> None:
         self._dsn = dsn
         self._database = database
         self._migration = migration
         self._stopping = stopping
         self._wait = wait
+        self._search_path = search_path
         self._connection: Connection | None = None
         self._connected_at = float("-inf")
         self._again = 0
@@ -99,6 +108,11 @@ class Target:
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=1.0)
 
+    def cut(self) -> None:
+        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        if (connection := self._connection) is not None:
+            shut_down(connection)
+
     def finish(self, last_words: Callable[[Connection], object]) -> None:
         """Do a last write, once and only if the connection stands; its commit makes all before it durable."""
         connection = self._connection
@@ -124,6 +138,7 @@ class Target:
             # A lost tail of commits is lost together with its ledger, and read again. See Runtime._close.
             connection.execute("SET synchronous_commit = off")
             connection.execute("SET lock_timeout = '5s'")
+            postgres.search(connection, self._search_path)
             if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 raise psycopg.errors.ReadOnlySqlTransaction("the server is a standby")
         except BaseException:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -13,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from infra import log
 from infra.kafka_options import CONSUMER, PRODUCER, given_to, primary
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, Interrupted, PreflightFailed, SettingsError
 
 RECORD_BYTES: Final = 104_000_000
 """The largest record unless the settings say otherwise: a broker takes no request of more than 100 MiB by default."""
@@ -21,6 +23,8 @@ RECORD_BYTES: Final = 104_000_000
 _BESIDE: Final = 64 << 20
 """What a broker may answer with beside one such record: a fetch asks for 50 MiB."""
 
+T = TypeVar("T")
+_TICK: Final = 0.1
 _NONE: Final[Mapping[str, Any]] = {}
 
 _UNREACHABLE = {
@@ -98,6 +102,39 @@ def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
     """Raise BrokerUnavailable within `timeout` seconds unless a broker answers."""
     with translated(settings):
         admin(settings).list_topics(timeout=timeout)
+
+
+def answer(future: Future[Any], seconds: float = 20.0) -> Any:
+    """Return what a request of an admin client brought; the client itself keeps to its request's timeout, mostly."""
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise BrokerUnavailable("Kafka did not answer an administrative request") from None
+
+
+def ask(question: Callable[[], T], stopping: threading.Event) -> T:
+    """Return the answer to a question that may take a while; raises what it raises, and Interrupted when stopping.
+
+    It is asked in a thread that is left alone then: a call into librdkafka cannot be interrupted.
+    """
+    answered: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answered.set_result(question())
+        except BaseException as error:
+            answered.set_exception(error)
+
+    threading.Thread(target=run, name="ask Kafka", daemon=True).start()
+    while True:
+        try:
+            return answered.result(_TICK)
+        except TimeoutError:
+            # A question's own timeout looks the same.
+            if answered.done():
+                return answered.result()
+            if stopping.is_set():
+                raise Interrupted("stopped while Kafka did not answer") from None
 
 
 @contextmanager

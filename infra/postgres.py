@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
@@ -45,11 +46,13 @@ SET client_min_messages = warning;
 """What every session relies on, whatever the role, the database or the dsn's own options say.
 
 Nothing in a schema that others may write is ever found by a bare name; rows that a policy hides are an error;
-statements see what is committed. The role's statement_timeout and idle_in_transaction_session_timeout stay: they are
-guards that an administrator wants.
+statements see what is committed. The role's statement_timeout, transaction_timeout and
+idle_in_transaction_session_timeout stay: they are guards that an administrator wants.
 """
-_PINNED_SINCE: Final = ((140_000, "SET idle_session_timeout = 0;"), (170_000, "SET transaction_timeout = 0;"))
-"""A session waits for events, and a transaction has as many statements as it needs: neither is a fault."""
+_PINNED_SINCE_14: Final = "SET idle_session_timeout = 0;"
+"""A session waits for events, which is no fault."""
+_PINNED_TEXT_SINCE_17: Final = "SET transaction_timeout = 0;"
+"""A chunk of a table is read in one transaction, however long that takes."""
 _PINNED_TEXT: Final = (
     "SET DateStyle = 'ISO, YMD'; SET TimeZone = 'UTC'; SET bytea_output = 'hex';"  # CANONICAL_TEXT, but for what is set
 )
@@ -63,7 +66,8 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: boo
 
     A name without a schema is PostgreSQL's own there (SEARCH_PATH): everything else is written with its schema. The
     settings are sent in one message once connected, since poolers refuse startup options, and so they win over the
-    dsn's. With `canonical_text`, values come in the one text form that headrace encodes.
+    dsn's. With `canonical_text`, which is for reading tables, values come in the one text form that headrace encodes,
+    and no transaction_timeout ends a long chunk.
     Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password.
     """
     with translated(dsn):
@@ -88,10 +92,23 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: boo
         return connection
 
 
+def search(connection: psycopg.Connection, schemas: Sequence[str]) -> None:
+    """Let bare names of the session mean what is in `schemas` too, after PostgreSQL's own: an operator's choice."""
+    if schemas:
+        names = sql.SQL(", ").join(map(sql.Identifier, ("pg_catalog", *schemas, "pg_temp")))
+        connection.execute(sql.SQL("SET search_path = {}").format(names))
+
+
 def _pinned(version: int, canonical_text: bool) -> bytes:
     """Return the statements for a server of this version, such as 180001."""
-    newer = [statement for since, statement in _PINNED_SINCE if version >= since]
-    return " ".join([_PINNED, *newer, *([_PINNED_TEXT] if canonical_text else [])]).encode()
+    statements = [_PINNED]
+    if version >= 140_000:
+        statements.append(_PINNED_SINCE_14)
+    if canonical_text:
+        statements.append(_PINNED_TEXT)
+        if version >= 170_000:
+            statements.append(_PINNED_TEXT_SINCE_17)
+    return " ".join(statements).encode()
 
 
 @contextmanager

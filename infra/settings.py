@@ -122,6 +122,11 @@ class DatabaseSettings(Section):
     keys: dict[TableName, tuple[str, ...]] = Field(default_factory=dict)
     slot: Name | None = None
     publication: Name = "headrace"
+    search_path: tuple[str, ...] = ()
+    """Schemas in which a migration's writes look up bare names, for the sake of the application's own triggers.
+
+    By default none: whoever may create in such a schema could have headrace run what they made there.
+    """
     allow_unlimited_wal: bool = False
     """Confirms that `max_slot_wal_keep_size = -1` is meant: a stopped producer may then fill the source's disk."""
     publish_when_visible: bool = False

@@ -1,50 +1,128 @@
-"""Stopping a service: SIGTERM and Ctrl-C set an event that every loop looks at; a second one ends it at once."""
+"""Stopping a service: SIGTERM and Ctrl-C set an event that every loop looks at; a second one ends it at once.
+
+A server that does not answer keeps nobody: what waits for it is cancelled, then its connections are shut down, and
+what even that does not end is ended with the process, within two seconds of the signal.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Any, Final
+
+import psycopg
 
 PATIENCE_SECONDS: Final = 0.5
 """How long what is under way may take to end by itself once a stop is asked for."""
+_CUT_SECONDS: Final = 1.0
+"""When its connections are shut down, from the signal."""
+_END_SECONDS: Final = 1.9
+"""When the process ends, whatever it does."""
+
+_STUCK: Final = "headrace: ended without waiting for a server that does not answer; nothing is lost\n"
 
 
 @contextmanager
 def stop_on_signals(
-    stop: threading.Event | None = None, *, overdue: Callable[[], None] | None = None
+    stop: threading.Event | None = None,
+    *,
+    overdue: Callable[[], None] | None = None,
+    cut: Callable[[], None] | None = None,
+    exit_code: int = 1,
 ) -> Iterator[threading.Event]:
     """Set `stop` (given back; a new one by default) at the first SIGTERM or SIGINT; handlers are put back at the end.
 
     Where the work goes on for longer than PATIENCE_SECONDS after that, `overdue` is called once, in a thread of its
-    own, to cancel what is under way. The second signal acts as it would without headrace: what is not committed is
-    done again at the next start.
+    own, to cancel what is under way; then `cut`, to shut down its connections; and at last the process ends with
+    `exit_code`, as if it were killed. Without `overdue` it may take as long as it does. The second signal ends it at
+    once: what is not committed is done again at the next start.
     """
     event = stop or threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    timer = None
-    if overdue is not None:
-        timer = threading.Timer(PATIENCE_SECONDS, overdue)
-        timer.daemon = True
+    timers = _timers(overdue, cut, exit_code) if overdue is not None else []
+    asked = threading.Lock()
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def first() -> None:
+        if asked.acquire(blocking=False):
+            event.set()
+            for timer in timers:
+                timer.start()
 
-    def first(_number: int, _frame: FrameType | None) -> None:
-        event.set()
-        restore()
-        if timer is not None:
-            timer.start()
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        first()
 
     for number in before:
-        signal.signal(number, first)
+        signal.signal(number, handle)
     try:
-        yield event
+        # Python calls a handler only when the main thread is back from a library, which may wait for a server itself.
+        with _woken(first) if timers else contextlib.nullcontext():
+            yield event
     finally:
-        restore()
-        if timer is not None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for timer in timers:
             timer.cancel()
+
+
+def shut_down(connection: psycopg.Connection[Any]) -> None:
+    """Shut a connection's socket down, so that whatever thread waits for its server finds it closed.
+
+    Called from another thread, where closing the connection itself would not be safe. A duplicate does nothing.
+    """
+    with (
+        contextlib.suppress(psycopg.Error, OSError),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as shared,
+    ):
+        shared.shutdown(socket.SHUT_RDWR)
+
+
+def _timers(overdue: Callable[[], None], cut: Callable[[], None] | None, exit_code: int) -> list[threading.Timer]:
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, _STUCK.encode())
+        os._exit(exit_code)
+
+    steps = [(PATIENCE_SECONDS, overdue), (_CUT_SECONDS, cut or (lambda: None)), (_END_SECONDS, end)]
+    timers = [threading.Timer(seconds, step) for seconds, step in steps]
+    for timer in timers:
+        timer.daemon = True
+    return timers
+
+
+@contextmanager
+def _woken(first: Callable[[], None]) -> Iterator[None]:
+    """Have a thread of its own notice signals, also while the main thread is in a library that does not.
+
+    It calls `first`; the second signal ends the process, as the shell counts it.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def watch() -> None:
+        seen = 0
+        while numbers := receiver.recv(16):
+            for number in numbers:
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    seen += 1
+                    if seen > 1:
+                        os._exit(128 + number)
+                    first()
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        sender.close()
+        watcher.join()
+        receiver.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
@@ -58,6 +58,8 @@ class MissingRecordsOptions(Options):
     The virtual storages and their primaries are those of `[virtual_storages]`. A settings file that has none leaves it
     to the walks to say what a primary is.
     """
+
+    not_deciding: ClassVar[tuple[str, ...]] = ("max_age_hours",)
 
     max_age_hours: float = Field(default=24, gt=0)
     _primaries: Mapping[str, Primary] = PrivateAttr(default_factory=dict)

@@ -32,7 +32,8 @@ _NOT_CLONED: Final = Skip("not cloned")
 class RehashMovesOptions(Options):
     """`direction`: a new run (`headrace replay rehash_moves`) takes it up, half-way too."""
 
-    not_deciding: ClassVar[tuple[str, ...]] = ("moves_at_once", "tries", "retry_seconds", "clone_seconds")
+    # A run's direction has a record of its own, which refuses another by name (moving/runs.py).
+    not_deciding: ClassVar[tuple[str, ...]] = ("direction", "moves_at_once", "tries", "retry_seconds", "clone_seconds")
     direction: Direction = Direction.FORWARD
     moves_at_once: int = Field(default=200, ge=1)
     """How many repositories of a partition are taken at a time."""

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from infra.demo.gitlab import build
 from infra.positions import Positions
-from infra.postgres import connect
 from infra.settings import Settings, load_settings
 from infra.stack import EmbeddedStack
 from infra.stack.databases import drop_slots
@@ -90,7 +89,7 @@ class Bench:
     @contextlib.contextmanager
     def sql(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
         """An autocommit connection."""
-        with contextlib.closing(connect(dsn, name="bench")) as connection:
+        with contextlib.closing(psycopg.connect(dsn, autocommit=True, application_name="bench")) as connection:
             yield connection
 
     def kept_private(self, name: str, text: str) -> Path:

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from consumers.group import group_name, members
+from consumers.group import group_name
+from consumers.group_admin import members
 from infra.stack.processes import Guarded
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import PATIENCE, Site

@@ -32,8 +32,8 @@ class ComingAndGoing:
     """Takes the standby away and brings it back, until `settle`, which brings it back for good.
 
     `quiet` is set during some of its absences: sessions that don't wait for it are to rest then, so that readers of
-    the topics reach their ends while commits are still invisible. `visit` is called in some others, the second and
-    then one in ten, which last until it returns.
+    the topics reach their ends while commits are still invisible. `visit` is called in others, the second one and then
+    one in ten, which last until it returns.
     """
 
     def __init__(self, stack: EmbeddedStack, name: str, draw: random.Random, visit: Callable[[], None]) -> None:
@@ -44,6 +44,7 @@ class ComingAndGoing:
         self._name = name
         self._draw = draw
         self._visit = visit
+        self._visits = False
         self._standby: EmbeddedPostgres = stack.standby(name)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="standby", daemon=True)
@@ -56,8 +57,9 @@ class ComingAndGoing:
             connection.execute("SELECT pg_reload_conf()")
             until(lambda: self._is_synchronous(connection), "the standby is the synchronous one")
 
-    def start(self) -> None:
-        """Begin to take it away."""
+    def start(self, *, visits: bool) -> None:
+        """Begin to take it away, with or without calls of `visit`."""
+        self._visits = visits
         self._thread.start()
 
     def settle(self) -> None:
@@ -93,8 +95,8 @@ class ComingAndGoing:
         with self._primary.connect() as connection:
             while not self._over.wait(draw.uniform(*_PRESENT_SECONDS)):
                 seconds = draw.uniform(*_AWAY_SECONDS)
-                visited = draw.random() < _VISIT_SHARE or sum(self.outages.values()) == 1
-                if draw.random() < _QUIET_SHARE:
+                visited = self._visits and (draw.random() < _VISIT_SHARE or sum(self.outages.values()) == 1)
+                if not visited and draw.random() < _QUIET_SHARE:
                     self.quiet.set()
                 with self._stopped() if draw.random() < _STOPPED_SHARE else self._frozen():
                     self._over.wait(seconds)

@@ -23,7 +23,7 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import TopicPartition
 
-from consumers.group import group_name, members
+from consumers.group import group_name
 from consumers.status import gather
 from infra import kafka
 from infra.positions import read_sources
@@ -51,7 +51,9 @@ _FEWEST_KILLS: Final = 3
 _POLL_SECONDS: Final = 0.4
 _EARLY_SECONDS: Final = 0.5
 _REBALANCE_SECONDS: Final = 20.0
-_RESUMED_SECONDS: Final = 1.5
+_VISITED_SECONDS: Final = 60.0
+"""Rebalances take their time: they are part of rounds that last as long as this."""
+_RESUMED_SECONDS: Final = 4.0
 """How long the standby stays away after a migration was resumed: consumers read on before its commits are visible."""
 _FIRST_ROWS: Final = 2_000
 
@@ -161,7 +163,7 @@ class World:
         polling.start()
         began = time.monotonic()
         writers = Writers(self.dsn, seed, self.standby.quiet, rate=RATE)
-        self.standby.start()
+        self.standby.start(visits=seconds >= _VISITED_SECONDS)
         try:
             kills = max(_FEWEST_KILLS, round(seconds / _SECONDS_A_KILL))
             for number in range(kills):
@@ -169,6 +171,7 @@ class World:
                 while time.monotonic() < moment:
                     time.sleep(0.1)
                     writers.check()
+                    self._check()
                 self._kill(_PRODUCE if number % 2 else draw.choice(_SERVICES[1:]))
             time.sleep(max(0.0, began + seconds - time.monotonic()))
         finally:
@@ -182,7 +185,7 @@ class World:
         assert self._command_says() == dict.fromkeys(_MIGRATIONS, "caught_up")
         for service in self.services.values():
             service.stop()
-            assert {*service.codes} <= {-9, 0}, f"a service ended by itself: {service.codes}"
+        self._check()
         return {
             "writes": writers.writes,
             "a second": round(writers.writes / wrote),
@@ -200,19 +203,26 @@ class World:
 
         A consumer that has partitions waiting for a transaction loses some of them, and has them back, while it waits.
         """
-        group = group_name(self.settings.prefix, "skip_resets")
         self._command("pause", "skip_resets")
         with (self.directory / f"{self.name}-joining.log").open("a") as log:
             joining = run(log, "consume", "skip_resets", "--config", str(self.config))
         try:
-            # One that was just killed is counted, and holds the rebalance up: then it is only a pause.
-            joined = _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) > 2)
+            # One that was just killed holds the rebalance up until the group drops it: then it is only a pause.
+            joined = _within(_REBALANCE_SECONDS, lambda: self._share_all(3))
         finally:
             joining.terminate()
             joining.wait(PATIENCE)
-        self.pauses += joined and _within(_REBALANCE_SECONDS, lambda: len(members(self.settings.kafka, group)) == 2)
+        self.pauses += joined and _within(_REBALANCE_SECONDS, lambda: self._share_all(2))
         self._command("resume", "skip_resets")
         time.sleep(_RESUMED_SECONDS)
+
+    def _share_all(self, number: int) -> bool:
+        """Whether so many consumers share the partitions, each with one at least."""
+        group = group_name(self.settings.prefix, "skip_resets")
+        client = kafka.admin(self.settings.kafka)
+        members = client.describe_consumer_groups([group])[group].result(PATIENCE).members
+        shares = [len(member.assignment.topic_partitions) for member in members]
+        return len(shares) == number and all(shares) and sum(shares) == self.settings.kafka.partitions
 
     def _command(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -230,6 +240,13 @@ class World:
         if arguments not in self.services:
             log = self.directory / f"{self.name}-{'-'.join(arguments)}.log"
             self.services[arguments] = Service(log, *arguments, "--config", str(self.config))
+
+    def _check(self) -> None:
+        """Fail when a service has ended that was not killed or stopped, or when the standby's coming and going has."""
+        for arguments, service in self.services.items():
+            assert {*service.codes} <= {-15, -9, 0}, f"{' '.join(arguments)} ended by itself: {service.codes}"
+        if self.standby.error is not None:
+            raise self.standby.error
 
     def _kill(self, arguments: tuple[str, ...]) -> None:
         self.services[arguments].kill()
@@ -258,6 +275,7 @@ class World:
             lsn = slots.emit_heartbeat(connection, "test")
 
         def published() -> bool:
+            self._check()
             state = read_sources(self.settings).get("main")
             return state is not None and state.stream is not None and state.stream.commit_lsn >= lsn
 
@@ -265,6 +283,7 @@ class World:
         since = time.time()
 
         def caught_up() -> bool:
+            self._check()
             late = [poll for poll in self.polls[-8:] if poll.ended > since + 1]
             return {poll.migration for poll in late if poll.state == "caught_up"} == _MIGRATIONS.keys()
 

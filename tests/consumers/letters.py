@@ -26,7 +26,7 @@ class Unguarded(SkipResets):
     """Writes whatever the row is: each time that it is called is seen in the log of writes."""
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        keys = ([change.key for change in changes],)
+        keys = [change.key for change in changes]
         cursor.execute(
             "UPDATE public.container_repositories SET migration_state = 'default' WHERE id = ANY(%s)", (keys,)
         )

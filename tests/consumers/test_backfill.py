@@ -15,6 +15,8 @@ from consumers.backfill import Backfill, BackfillOptions, NotExpanded
 from consumers.decisions import Change
 from consumers.releases import Release
 from infra.control import ensure_control_schema
+from infra.postgres import connect
+from schemas.errors import Refused
 from tests.conftest import Database
 
 pytestmark = pytest.mark.stack
@@ -68,3 +70,44 @@ def test_odd_names_and_keys_of_several_columns(connection: psycopg.Connection[An
     alterations.carry_out(Release.CONTRACT_DOWN)
     alterations.carry_out(Release.EXPAND_DOWN)
     assert alterations.found().column_type is None
+
+
+class OwnTypes(Backfill):
+    """Its key and its column are of types that are not PostgreSQL's own."""
+
+    name = "own_types"
+    gitlab_schema = "registry"
+    table = "public.moods"
+    key = (("name", "extensions.citext"), ("part", "int"))
+    column, column_type = "mood", "public.mood"
+    value = "calm"
+
+
+class BareType(OwnTypes):
+    """Its column's type is written without a schema."""
+
+    name = "bare_type"
+    column_type = "mood"
+
+
+def test_types_that_are_not_postgresqls_own(database: Database) -> None:
+    application = database.connect()
+    ensure_control_schema(application, "main", ["registry"])
+    application.execute(
+        "CREATE SCHEMA extensions; CREATE EXTENSION citext SCHEMA extensions;"
+        " CREATE TYPE public.mood AS ENUM ('calm', 'cross');"
+        " CREATE TABLE public.moods (name extensions.citext, part int, PRIMARY KEY (name, part));"
+        " INSERT INTO public.moods SELECT 'Name ' || n, n FROM generate_series(1, 9) n"
+    )
+    migration = OwnTypes(BackfillOptions())
+    with connect(database.dsn, name="test") as connection:
+        with pytest.raises(Refused, match=r"no type mood, which bare_type declares; .* written with its schema"):
+            Alterations(connection, BareType(BackfillOptions()), "main", stopping=threading.Event()).found()
+        alterations = Alterations(connection, migration, "main", stopping=threading.Event())
+        alterations.carry_out(Release.EXPAND)
+        with connection.transaction(), connection.cursor() as cursor:
+            # As its type compares: whoever wrote the event may have spelt it otherwise.
+            assert migration.apply(cursor, [Change((f"NAME {n}", n)) for n in range(1, 10)]) == 9
+            assert migration.remaining(cursor) == 0
+        alterations.carry_out(Release.CONTRACT)
+        assert alterations.found(count=True).column_type == "public.mood"

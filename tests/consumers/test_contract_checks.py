@@ -20,6 +20,7 @@ from consumers.given_up import read_given_up, take_up
 from consumers.migrations.skip_resets import SkipResets
 from consumers.outside import Outside, Pace
 from consumers.runtime import Runtime
+from consumers.status import gather
 from consumers.verify import remaining
 from infra.settings import Settings
 from schemas.errors import HeadraceError
@@ -370,3 +371,12 @@ def test_the_work_outside_is_checked_as_well(
         run(settings, Falls)
     falls = Falls.configure(settings.migration("skip_resets"))
     assert [one.name for one in read_given_up(settings, falls, "main")] == ["name"]
+
+
+def test_status_names_what_a_migration_counts_wrongly_and_goes_on(
+    settings: Settings, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SkipResets, "remaining", NothingLeft.remaining)
+    found = {one["name"]: one for one in gather(settings)["migrations"]}
+    assert "remaining() returned None" in found["skip_resets"]["error"]
+    assert found["skip_resets"]["remaining"] is None

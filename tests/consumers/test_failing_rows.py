@@ -49,7 +49,7 @@ POISONS = {
     "disk full, raised": (raised("53100"), "53100"),
     "lock, raised": (raised("55P03"), "55P03"),
     "serialization failure": (raised("40001"), "40001 SerializationFailure"),
-    "undefined column": ("PERFORM nope FROM writes", "42703 UndefinedColumn"),
+    "undefined column": ("PERFORM nope FROM public.writes", "42703 UndefinedColumn"),
     "undefined function": ("PERFORM nope(1)", "42883 UndefinedFunction"),
     "not in a transaction": ("EXECUTE 'CREATE DATABASE nope'", "25001 ActiveSqlTransaction"),
     "internal": ("PERFORM pg_catalog.pg_describe_object(1, 1, 1)", "XX000"),
@@ -100,7 +100,7 @@ def test_a_row_that_takes_too_long_alone_is_parked(
 def test_a_row_that_fails_at_the_commit_is_parked(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
-    connection.execute(trigger("PERFORM nope FROM writes", how="CONSTRAINT TRIGGER poison AFTER UPDATE"))
+    connection.execute(trigger("PERFORM nope FROM public.writes", how="CONSTRAINT TRIGGER poison AFTER UPDATE"))
     fill(connection, ROWS)
     feed.snapshot(ROWS)
     catch_up()
@@ -110,9 +110,9 @@ def test_a_row_that_fails_at_the_commit_is_parked(
 
 WHOLESALE = {
     "no column": "ALTER TABLE container_repositories DROP COLUMN migration_skipped_reason",
-    "a trigger's bug": trigger("PERFORM nope FROM writes", when="true"),
+    "a trigger's bug": trigger("PERFORM nope FROM public.writes", when="true"),
     "a trigger's bug at the commit": trigger(
-        "PERFORM nope FROM writes", when="true", how="CONSTRAINT TRIGGER poison AFTER UPDATE"
+        "PERFORM nope FROM public.writes", when="true", how="CONSTRAINT TRIGGER poison AFTER UPDATE"
     ),
     "no ledger": "DO $$ BEGIN EXECUTE 'ALTER TABLE headrace.progress DROP COLUMN skip_reasons CASCADE'; END $$",
 }
@@ -141,7 +141,7 @@ def test_a_statement_that_fails_for_every_row_stops_with_its_hint_and_parks_noth
 def test_one_that_nothing_can_be_compared_with_stops_until_other_rows_come(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
-    connection.execute(trigger("PERFORM nope FROM writes"))
+    connection.execute(trigger("PERFORM nope FROM public.writes"))
     fill(connection, ROWS)
     feed.snapshot({BAD: TOO_MANY_TAGS})
     with pytest.raises(HeadraceError, match="42703 UndefinedColumn"):
@@ -261,7 +261,7 @@ def test_evidence_is_used_once(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
     """Where the right is lost in mid-way, one change is parked for it at most."""
-    connection.execute(trigger("PERFORM nope FROM writes", when="(SELECT count(*) FROM writes) >= 3"))
+    connection.execute(trigger("PERFORM nope FROM public.writes", when="(SELECT count(*) FROM public.writes) >= 3"))
     fill(connection, ROWS)
     feed.snapshot(ROWS)
     started = time.monotonic()
@@ -270,3 +270,30 @@ def test_evidence_is_used_once(
     assert time.monotonic() - started < PATIENCE
     assert ledger()["parked"] <= 1
     assert len(written(connection)) < len(ROWS)
+
+
+def test_a_change_that_only_its_own_transaction_refuses_is_parked(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, ledger: Ledger
+) -> None:
+    """As where the commit itself fails: tried out, and rolled back, it looks well."""
+
+    class RefusedWhenCommitted(SkipResets):
+        """Fails whenever it is not tried out; other rows have not been applied before it."""
+
+        def apply(self, cursor: Any, changes: Any) -> int:
+            if any(change.key == BAD for change in changes):
+                if len(changes) == 1:
+                    self.alone += 1
+                if len(changes) > 1 or self.alone % 2 == 1:
+                    cursor.execute("SELECT nope FROM public.writes")
+            return super().apply(cursor, changes)
+
+        alone = 0
+
+    fill(connection, ROWS)
+    feed.snapshot({BAD: TOO_MANY_TAGS})
+    feed.snapshot({key: row for key, row in ROWS.items() if key != BAD})
+    migration = RefusedWhenCommitted.configure(settings.migration("skip_resets"))
+    Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    assert len(written(connection)) + ledger()["parked"] == len(ROWS)
+    assert ledger()["parked"] <= 1

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Message
+from confluent_kafka import ConsumerGroupTopicPartitions, Message, TopicPartition
 
-from consumers.group import Group, TopicRecreated, group_name, members, move_offsets
+from consumers.group import Group, group_name
+from consumers.group_admin import members, move_offsets
 from consumers.ledger import Entry, Place
+from consumers.topic_identity import TopicRecreated, topic_ids
 from infra import kafka, topics
 from infra.settings import Settings
 from schemas.errors import HeadraceError
@@ -24,20 +26,22 @@ Join = Callable[..., Group]
 class Ledger:
     """Says where each partition stands; the beginning unless it was told otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.ids: dict[str, str] = {}
         self.offsets: dict[Place, int] = {}
-        self.asked: list[Place] = []
 
     def __call__(self, places: Sequence[Place]) -> Mapping[Place, Entry]:
-        self.asked += places
-        return {place: Entry(place, Offset(self.offsets.get(place, 0)), "id") for place in places}
+        new = {place.topic for place in places} - self.ids.keys()
+        self.ids |= topic_ids(self._settings.kafka, sorted(new)) if new else {}
+        return {place: Entry(place, Offset(self.offsets.get(place, 0)), self.ids[place.topic]) for place in places}
 
 
 @pytest.fixture
 def topic(settings: Settings) -> str:
     """A topic with two partitions of five events each."""
     name = f"{settings.prefix}.t"
-    topics.ensure_topic(settings.kafka, name, partitions=2)
+    topics.ensure_topic(settings.kafka, name, partitions=2, config=DELETABLE)
     producer = kafka.producer(settings.kafka)
     for number in range(10):
         producer.produce(name, key=b"k", value=b"%d" % number, partition=number % 2)
@@ -46,8 +50,8 @@ def topic(settings: Settings) -> str:
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    return Ledger()
+def ledger(settings: Settings) -> Ledger:
+    return Ledger(settings)
 
 
 @pytest.fixture
@@ -72,6 +76,8 @@ def join(settings: Settings, topic: str, ledger: Ledger) -> Iterator[Join]:
 
 
 Eventually = Callable[..., None]
+DELETABLE = {"cleanup.policy": "compact,delete"}
+"""Records of a compacted topic cannot be deleted by offset."""
 
 
 def values(records: Sequence[Message]) -> list[int]:
@@ -258,6 +264,64 @@ def test_partition_set_aside_stays_so_when_another_member_takes_the_other_and_is
     assert {record.partition() for record in found} == {1 - kept.partition}
     first.bring_back(kept)
     assert read(first, 2, eventually) == [6 + kept.partition, 8 + kept.partition]
+
+
+def test_partitions_that_went_away_since_they_were_asked_for_are_not_sought(
+    join: Join, topic: str, ledger: Ledger, eventually: Eventually
+) -> None:
+    stopping = threading.Event()
+    first = join(stopping)
+    read(first, 10, eventually)
+    entries = ledger(list(first.positions))
+    second = join()
+
+    def shared() -> bool:
+        for group in (first, second):
+            group.poll(100, 0.05)
+        # Assigned, revoked, and told that nothing is added: no further rebalance comes to the rescue.
+        return first._generation >= 3 and len(first.positions) == len(second.positions) == 1
+
+    eventually(shared, "each has a partition")
+    gives_up = threading.Timer(20.0, stopping.set)
+    gives_up.start()
+    assert not first.reposition(entries)
+    assert not stopping.is_set()
+    gives_up.cancel()
+    assert first.reposition(ledger(list(first.positions)))
+    assert len(read(first, 5, eventually)) == 5
+
+
+def test_a_partition_that_cannot_be_sought_is_told_and_read_as_soon_as_it_can(
+    join: Join,
+    topic: str,
+    ledger: Ledger,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("consumers.group._STALL_SECONDS", 0.0)
+    group = join()
+    read(group, 10, eventually)
+    one = TopicPartition(topic, 1, 0)
+    group._consumer.incremental_unassign([one])
+    moved = threading.Thread(target=lambda: group.reposition(ledger(list(group.positions))), daemon=True)
+    moved.start()
+    eventually(lambda: "a partition cannot be read" in capsys.readouterr().out, "it says so")
+    assert moved.is_alive()
+    group._consumer.incremental_assign([one])
+    moved.join(PATIENCE)
+    assert not moved.is_alive()
+    assert read(group, 10, eventually) == list(range(10))
+
+
+def test_a_partition_whose_first_events_are_gone_is_told(
+    join: Join, settings: Settings, topic: str, eventually: Eventually, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin = kafka.admin(settings.kafka)
+    for future in admin.delete_records([TopicPartition(topic, 0, 3)]).values():
+        future.result(PATIENCE)
+    assert read(join(), 7, eventually) == [1, 3, 5, 6, 7, 8, 9]
+    assert "the topic no longer has its first events" in capsys.readouterr().out
 
 
 def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:

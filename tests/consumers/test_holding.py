@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from consumers.group import group_name
-from consumers.group import members as group_members
+from consumers.group_admin import members as group_members
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime import Runtime
 from consumers.status import gather

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from consumers import fence
 from consumers.cleanup import stale_records
 from consumers.group import group_name
-from consumers.group import members as group_members
+from consumers.group_admin import members as group_members
 from consumers.ledger import Ledger
 from consumers.migrations.skip_resets import SkipResets
 from consumers.pauses import StillUnderWay, is_paused, set_paused

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions
 
 from consumers.group import group_name
-from consumers.group import members as group_members
+from consumers.group_admin import members as group_members
 from consumers.migrations.skip_resets import SkipResets
 from consumers.replay import MembersAlive, replay
 from consumers.selection import parse_selection

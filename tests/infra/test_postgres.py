@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.postgres import connect, described, one_line, translated
+from infra.postgres import _pinned, connect, described, one_line, translated
 from infra.stack import Stack
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from tests.conftest import Database
@@ -263,7 +264,6 @@ HARMFUL = {
     "default_transaction_deferrable": "on",
     "lock_timeout": "10ms",
     "idle_session_timeout": "1s",
-    "transaction_timeout": "2s",
     "DateStyle": "SQL, DMY",
     "IntervalStyle": "sql_standard",
     "extra_float_digits": "-15",
@@ -281,7 +281,6 @@ PINNED = {
     "default_transaction_deferrable": "off",
     "lock_timeout": "0",
     "idle_session_timeout": "0",
-    "transaction_timeout": "0",
     "DateStyle": "ISO, DMY",
     "IntervalStyle": "postgres",
     "extra_float_digits": "3",
@@ -327,3 +326,29 @@ def test_row_security_is_refused_by_name(database: Database, stack: Stack) -> No
                 ours.execute("CREATE TABLE public.other (id int)")
     finally:
         administrator.execute(f"DROP OWNED BY {database.name}_role; DROP ROLE {database.name}_role")
+
+
+def test_all_settings_are_sent_in_one_message(database: Database, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with database.connect() as ours, trace.open("w+") as told:
+        ours.pgconn.trace(told.fileno())
+        ours.execute(_pinned(ours.info.server_version, canonical_text=True))
+        ours.pgconn.untrace()
+    sent = [line for line in trace.read_text().splitlines() if "\tF\t" in line]
+    assert len(sent) == 1
+    assert "\tQuery\t" in sent[0]
+
+
+def test_guards_of_the_role_stay_but_no_transaction_timeout_ends_a_chunk(database: Database) -> None:
+    administrator = database.connect()
+    guards = {"statement_timeout": "7s", "idle_in_transaction_session_timeout": "8s"}
+    if administrator.info.server_version >= 170_000:
+        guards["transaction_timeout"] = "9s"
+    for name, value in guards.items():
+        administrator.execute(f'ALTER DATABASE "{database.name}" SET {name} = {value!r}')
+    with connect(database.dsn, name="test") as ours:
+        assert {name: ours.execute(f"SHOW {name}").fetchone() for name in guards} == {
+            name: (value,) for name, value in guards.items()
+        }
+    with connect(database.dsn, name="test", canonical_text=True) as reading:
+        assert "transaction_timeout" not in guards or reading.execute("SHOW transaction_timeout").fetchone() == ("0",)

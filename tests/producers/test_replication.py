@@ -15,10 +15,8 @@ from psycopg.conninfo import make_conninfo
 
 from producers import pgoutput_messages as m
 from producers import slots
-from producers.replication import (
-    ReplicationStream,
-)
-from producers.replication_command import Streaming
+from producers.replication import ReplicationStream, _connect
+from producers.replication_command import Streaming, conninfo
 from producers.replication_frames import XLogData
 from schemas.errors import DatabaseUnavailable
 from schemas.events import UNCHANGED
@@ -292,3 +290,33 @@ def test_hostile_publication_names(dsn: str, slot: str, connection: psycopg.Conn
         seen: list[bytes] = []
         while b"I" not in seen:
             seen.extend(each.data[:1] for each in stream.read(100, 60) if isinstance(each, XLogData))
+
+
+def test_connection_relies_on_nothing_that_a_role_database_or_dsn_says(
+    dsn: str, connection: psycopg.Connection[Any]
+) -> None:
+    harmful = {
+        "search_path": "public, pg_catalog",
+        "default_transaction_isolation": "serializable",
+        "default_transaction_deferrable": "on",
+        "row_security": "on",
+        "client_min_messages": "error",
+        "quote_all_identifiers": "on",
+    }
+    name = connection.info.dbname
+    for setting, value in harmful.items():
+        connection.execute(f'ALTER DATABASE "{name}" SET {setting} = {value}')
+    theirs = " ".join(f"-c {setting}={value.replace(' ', '')}" for setting, value in harmful.items())
+    opened = _connect(conninfo(make_conninfo(dsn, options=theirs)))
+    try:
+        shown = {setting: opened.exec_(f"SHOW {setting}".encode()).get_value(0, 0) for setting in harmful}
+    finally:
+        opened.finish()
+    assert shown == {
+        "search_path": b"pg_catalog,pg_temp",
+        "default_transaction_isolation": b"read committed",
+        "default_transaction_deferrable": b"off",
+        "row_security": b"off",
+        "client_min_messages": b"warning",
+        "quote_all_identifiers": b"off",
+    }

@@ -125,6 +125,18 @@ def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) 
         ends.abort()
 
 
+def test_runs_nothing_that_was_planted_in_public(ends: Ends) -> None:
+    ends.first.execute(
+        "CREATE TABLE public.ran (what text);"
+        " CREATE FUNCTION public.pg_promote(boolean, smallint) RETURNS boolean LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO public.ran VALUES ('pg_promote'); RETURN true; END $$;"
+        f' ALTER DATABASE "{ends.first.info.dbname}" SET search_path = public, pg_catalog'
+    )
+    assert ends.run()
+    assert ends.second.execute("SELECT what FROM public.ran").fetchall() == []
+    assert ends.second.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (False,)
+
+
 def test_until_the_promotion_it_is_taken_back_and_can_be_done_later(ends: Ends) -> None:
     for step in ("close", "replay"):
         killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step], cwd=ROOT, check=False)
