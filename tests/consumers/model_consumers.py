@@ -12,9 +12,9 @@ from consumers.applying import Applying
 from consumers.batches import Parked, Planner
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule
-from consumers.group import TopicRecreated
 from consumers.ledger import Place
 from consumers.parking import Entry
+from consumers.topic_identity import TopicRecreated
 from schemas.positions import Offset
 from tests.consumers.model_session import Connection, ModelLedger
 from tests.consumers.model_target import ModelServer
