@@ -76,15 +76,19 @@ class Cursor:
 
 
 class Connection:
-    """A session: one transaction at a time."""
+    """A session: one transaction at a time. Once lost, it says so at the next one, and connects again after that."""
 
     def __init__(self, world: World, server: ModelServer) -> None:
         self.world, self.server = world, server
+        self._generation = server.generation
         self._cursor: Cursor | None = None
 
     @contextlib.contextmanager
     def transaction(self, force_rollback: bool = False) -> Iterator[None]:
         self.world.step()
+        if self._generation != self.server.generation:
+            self._generation = self.server.generation
+            raise psycopg.OperationalError("the connection is lost")
         tx = self.server.begin()
         cursor = self._cursor = Cursor(self.world, self.server, tx)
         try:
