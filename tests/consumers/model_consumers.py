@@ -39,6 +39,7 @@ class Consumer:
         self.batch: list[Record] = []
         self.topic_id = ""
         self.busy = False
+        self.generation = 0
         self.connection = Connection(world, server)
         self.name = str(server.state["control"]["name"])
         self.ends = Ends(world, ("t",))  # type: ignore[arg-type]
@@ -55,6 +56,8 @@ class Consumer:
 
     def assign(self, places: Sequence[Place]) -> None:
         """Open the ledger in the current run; see Ledger.open and Runtime._assigned."""
+        self.generation += 1
+        self.applying.session = self.sessions
         run = self.applying.run = self.server.state["control"]["run"]
         tx = self.server.begin()
         for place in places:
@@ -106,6 +109,10 @@ class Consumer:
         return self.ends.reached(self.positions, lambda: ledger)  # type: ignore[return-value,arg-type]
 
     # What Applying asks of its parts.
+
+    @property
+    def sessions(self) -> int:
+        return self.connection.number
 
     def of(self, items: Iterator[Any]) -> Iterator[Any]:
         yield from items
