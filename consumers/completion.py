@@ -18,7 +18,7 @@ import psycopg
 
 from consumers import counting, fence
 from consumers.counting import Count, Counter
-from consumers.ledger import Ledger, Place
+from consumers.ledger import LOCALLY_DURABLE, Ledger, Place
 from consumers.migration import Migration
 from consumers.target import Connection, Target
 from consumers.verify import RowsLeft
@@ -176,7 +176,7 @@ class Completion:
         if left == 0:
             return True
         with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute("SET LOCAL synchronous_commit = on")
+            cursor.execute(LOCALLY_DURABLE)
             fence.own(cursor, gitlab_schema=self._migration.gitlab_schema, database=self._database)
             cursor.execute(
                 "UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (self._migration.name,)
@@ -271,7 +271,7 @@ class Completion:
     def _conclude(self, connection: Connection, run: int) -> Verdict:
         """Set the flag after a count of zero, where what it rests on holds under the lock."""
         with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute("SET LOCAL synchronous_commit = on")
+            cursor.execute(LOCALLY_DURABLE)
             # Not the migration's own row: two members would wait for each other to write it.
             fence.own(cursor, gitlab_schema=self._migration.gitlab_schema, database=self._database)
             # After a failover the ledger may be where it was before the count.
@@ -281,9 +281,9 @@ class Completion:
                 return Verdict(False, "rows came since the last count")
             cursor.execute(
                 "UPDATE headrace.migrations SET completed_at = coalesce(completed_at, now())"
-                " WHERE name = %s AND run = %s AND NOT paused",
+                " WHERE name = %s AND run = %s AND NOT paused AND failed IS NULL",
                 (self._migration.name, run),
             )
             if cursor.rowcount == 0:
-                return Verdict(False, "it is paused, or a replay began a new run")
+                return Verdict(False, "it is paused or has failed, or a replay began a new run")
         return Verdict(True, "complete")

@@ -96,7 +96,7 @@ class FailingRows:
             return Verdict.RECOVER
         works = self._works_for_others(sub_batch)
         origin = origin_of(sub_batch.origins[0])
-        if works and not self._applied and origin != self._spared and self._works(sub_batch.changes[0], sub_batch):
+        if works and not self._applied and origin != self._spared and self._passes(sub_batch):
             self._spared = origin
             return Verdict.AGAIN
         # A change that nothing can be compared with: what passes by itself, mostly, has not; what does not, stops.
@@ -104,6 +104,10 @@ class FailingRows:
             return Verdict.RECOVER
         self._applied = False  # the next one needs evidence of its own
         return Verdict.PARK
+
+    def _passes(self, sub_batch: SubBatch) -> bool:
+        """Whether the one change is refused no more, also where its row needs nothing by now."""
+        return self._works(sub_batch.changes[0], sub_batch) is not False
 
     def _tried(self, sub_batch: SubBatch) -> int:
         """Count how often the one change was refused, also before the consumer read its position anew."""

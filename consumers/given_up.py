@@ -12,7 +12,7 @@ from datetime import datetime
 from psycopg import Connection
 
 from consumers import contract_checks, fence
-from consumers.ledger import Ledger
+from consumers.ledger import LOCALLY_DURABLE, Ledger
 from consumers.migration import Migration
 from infra import postgres
 from infra.control import tables_made
@@ -54,6 +54,7 @@ def take_up(settings: Settings, migration: Migration, database: str, names: Sequ
     with postgres.translated(dsn), postgres.connect(dsn, name=f"parked {migration.name}") as connection:
         run = Ledger(migration.name, migration.gitlab_schema, "").begin(connection)
         with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute(LOCALLY_DURABLE)
             fence.hold(
                 cursor,
                 migration=migration.name,

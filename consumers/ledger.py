@@ -22,6 +22,14 @@ Connection = psycopg.Connection[Any]
 Cursor = psycopg.Cursor[Any]
 
 
+LOCALLY_DURABLE: Final = "SET LOCAL synchronous_commit = local"
+"""For a commit that a crash of the server must not take back, and that holds locks which consumers or a pause need.
+
+It waits for no synchronous standby, which may be away, and would keep its locks as long. A failover that takes it back
+takes back what belongs to it, and it is done again.
+"""
+
+
 class Place(NamedTuple):
     """A partition of a topic."""
 

@@ -17,6 +17,10 @@ PATIENCE_SECONDS: Final = 10.0
 """How long pausing waits for transactions under way before it names them."""
 
 
+class Locked(HeadraceError):
+    """Nothing was changed; look in pg_locks for who keeps it, then run it again."""
+
+
 class StillUnderWay(HeadraceError):
     """It ends by itself, and nothing new begins: run `headrace pause` again to see that it has, or end that session."""
 
@@ -36,22 +40,29 @@ def set_paused(
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         # Seen by everybody at once, also while a synchronous standby is away.
         connection.execute("SET synchronous_commit = local")
-        connection.execute(
-            "INSERT INTO headrace.migrations AS m (name, gitlab_schema, paused)"
-            " VALUES (%(name)s, %(schema)s, %(paused)s)"
-            " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused,"
-            " failed = CASE WHEN excluded.paused THEN m.failed END",
-            {"name": migration.name, "schema": migration.gitlab_schema, "paused": paused},
-        )
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, int(seconds * 1000))}ms",))
+        try:
+            connection.execute(
+                "INSERT INTO headrace.migrations AS m (name, gitlab_schema, paused)"
+                " VALUES (%(name)s, %(schema)s, %(paused)s)"
+                " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused,"
+                " failed = CASE WHEN excluded.paused THEN m.failed END",
+                {"name": migration.name, "schema": migration.gitlab_schema, "paused": paused},
+            )
+        except psycopg.errors.LockNotAvailable:
+            raise Locked(
+                f"{migration.name} cannot be {'paused' if paused else 'resumed'}: another session keeps its row of"
+                f" headrace.migrations in {database} locked"
+            ) from None
         if paused:
-            _wait_for_those_under_way(connection, migration.name, seconds)
+            _wait_for_those_under_way(connection, migration.name)
 
 
-def _wait_for_those_under_way(connection: psycopg.Connection[Any], migration: str, seconds: float) -> None:
+def _wait_for_those_under_way(connection: psycopg.Connection[Any], migration: str) -> None:
+    """Wait for them as long as the session's lock_timeout says."""
     key = migration_key(migration)
     try:
         with connection.transaction():
-            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{max(1, int(seconds * 1000))}ms",))
             exclude(connection, [key])
     except psycopg.errors.LockNotAvailable:
         sessions = "; ".join(holders(connection, key))

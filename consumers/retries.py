@@ -25,7 +25,7 @@ from consumers.decisions import Change, Park, Skip
 from consumers.error_policy import Action, Rule, reason_of, rule_for
 from consumers.group import member_name
 from consumers.inputs import schemas_of
-from consumers.ledger import GUARDED, Ledger
+from consumers.ledger import GUARDED, LOCALLY_DURABLE, Ledger
 from consumers.migration import Migration
 from consumers.parking import Entry, Identity, Parking, read_parked
 from consumers.target import Connection, Target
@@ -226,8 +226,7 @@ class _Settler:
     def _write(
         self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip, xid: int | None
     ) -> tuple[Outcome, str]:
-        # What the command reports as done, no crash of the server takes back.
-        cursor.execute("SET LOCAL synchronous_commit = on")
+        cursor.execute(LOCALLY_DURABLE)
         with suppress(*([] if self._decide else [fence.Paused, fence.Failed])):
             hidden = fence.hold(
                 cursor,

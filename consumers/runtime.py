@@ -37,7 +37,7 @@ from infra import kafka, log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry
 from infra.settings import Settings
-from schemas.errors import BrokerUnavailable, HeadraceError, Interrupted
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
@@ -138,14 +138,17 @@ class Runtime:
                 if self._reached(ends):
                     self._breaker.hold(self._working.stop)
                     self._look(patiently=True)
-                    break
+                    if self._target.sessions == self._applying.session:
+                        break
                 if self._until_complete and self._completion.complete:
                     break
         except Interrupted:
             if not self._stopping.is_set():
                 raise
         finally:
-            self._close()
+            durable = self._close()
+        if self._until_caught_up and not durable and not self._stopping.is_set():
+            raise DatabaseUnavailable(f"the last commits of {self._migration.name} may be lost: run it again")
         return self.totals
 
     def cancel(self) -> None:
@@ -345,12 +348,13 @@ class Runtime:
             if self.totals.events:
                 self._log.info("progress", **asdict(self.totals))
 
-    def _close(self) -> None:
+    def _close(self) -> bool:
+        """End everything; return whether all that was committed is durable."""
         places = list(self._group.positions)
         self._completion.close()
         self._working.stop()
         try:
-            self._target.finish(lambda connection: self._leave(connection, places))
+            durable = self._target.finish(lambda connection: self._leave(connection, places))
             self._group.commit()
             if self._report is not None:
                 self._report(self.totals, self._group.positions)
@@ -358,6 +362,7 @@ class Runtime:
             self._group.close()
             self._target.close()
             self._applying.close()
+        return durable
 
     def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
         self._ledger.leave(connection, self._run, places)

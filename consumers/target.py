@@ -116,11 +116,14 @@ class Target:
         if (connection := self._connection) is not None:
             shut_down(connection)
 
-    def finish(self, last_words: Callable[[Connection], object]) -> None:
-        """Do a last write, once and only if the connection stands; its commit makes all before it durable."""
+    def finish(self, last_words: Callable[[Connection], object]) -> bool:
+        """Do a last write, once and only if the connection stands: its commit makes all before it durable.
+
+        Returns whether it did, or nothing was ever written.
+        """
         connection = self._connection
         if connection is None or connection.closed:
-            return
+            return connection is None
         try:
             # Flushed here, but no synchronous standby is waited for: it may be away, and what a failover loses is lost
             # together with its ledger.
@@ -130,6 +133,8 @@ class Target:
             connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")
         except psycopg.Error as error:
             self._log.warning("the last write failed", detail=postgres.one_line(error))
+            return False
+        return True
 
     def close(self) -> None:
         """Close the connection, if there is one."""

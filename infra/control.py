@@ -86,6 +86,12 @@ def ensure_control_schema(
                 connection.execute(own_tables)
             _name_database(connection, database_name, prefix)
             _claim(connection, database_name, gitlab_schemas)
+    except psycopg.errors.UndefinedColumn as error:
+        raise PreflightFailed(
+            f"the tables in schema headrace of database {database_name} are of another version of headrace:"
+            f" {error.diag.message_primary}",
+            remedy="take headrace out of the database (docs/running.md, `Taking it out`), and start again",
+        ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise PreflightFailed(
             f"the role {connection.info.user} may not prepare database {database_name}: {error.diag.message_primary}",

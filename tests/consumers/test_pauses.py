@@ -22,7 +22,7 @@ from consumers.group import group_name
 from consumers.group_admin import members as group_members
 from consumers.ledger import Ledger
 from consumers.migrations.skip_resets import SkipResets
-from consumers.pauses import StillUnderWay, is_paused, set_paused
+from consumers.pauses import Locked, StillUnderWay, is_paused, set_paused
 from consumers.replay import replay
 from consumers.runtime import Runtime
 from consumers.status import gather
@@ -79,6 +79,17 @@ def test_a_transaction_that_takes_too_long_is_named_and_nothing_new_begins(
         other = database.connect()
         with pytest.raises(fence.Paused), other.transaction(), other.cursor() as late:
             fence.hold(late, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
+
+
+def test_a_row_that_stays_locked_is_waited_for_no_longer_than_asked(
+    settings: Settings, database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    set_paused(settings, SkipResets, "main", False)
+    with connection.transaction():
+        connection.execute("UPDATE headrace.migrations SET completed_at = now()")
+        with pytest.raises(Locked, match="skip_resets cannot be paused: another session keeps its row"):
+            set_paused(settings, SkipResets, "main", True, seconds=0.2)
+    assert not is_paused(settings, SkipResets, "main")
 
 
 def test_pausing_does_not_starve_behind_ten_consumers_whose_transactions_overlap(

@@ -72,6 +72,14 @@ def test_who_comes_first_sets_the_prefix_of_a_database_that_was_only_named(datab
     assert recorded_prefix(connection) == "one"
 
 
+def test_tables_of_another_version_are_refused_by_name(database: Database) -> None:
+    connection = database.connect()
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    connection.execute("ALTER TABLE headrace.database DROP COLUMN prefix")
+    with pytest.raises(PreflightFailed, match="in schema headrace of database main are of another version"):
+        ensure_control_schema(connection, "main", ["gitlab_main"], prefix="one")
+
+
 def test_many_at_once_agree(database: Database) -> None:
     problems: list[BaseException] = []
     barrier = threading.Barrier(8)
