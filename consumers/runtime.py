@@ -179,6 +179,8 @@ class Runtime:
             self._completion.complete_already(connection)
 
         self._target.ask(prepare)
+        # One that was killed may have parked the change that the breaker trips at.
+        self._breaker.look(self._run)
 
     def _begin(self, connection: Connection) -> None:
         """Take up the current run, with what it is limited to."""
