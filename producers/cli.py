@@ -89,6 +89,7 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         Exit code 3 when something is missing.
         """
         settings = load_settings(config)
+        log.configure()
         _check(settings, list(advise(settings)), json)
 
     return (produce, check, snapshot, switchover)

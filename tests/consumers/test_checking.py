@@ -215,11 +215,11 @@ def test_one_migration_that_cannot_be_counted_hides_no_other_in_status(author: A
     assert status.returncode == 0, status.stderr
     shown = {one["name"]: one for one in json.loads(status.stdout)["migrations"]}
     assert shown["lower_emails"]["remaining"] == 0
-    assert "remaining of none returned NoneType" in shown["none"]["error"]
-    assert "what is left cannot be counted: KeyError" in shown["raises"]["error"]
+    assert "remaining() returned None, not a number of rows" in shown["none"]["error"]
+    assert "remaining() raised KeyError" in shown["raises"]["error"]
     author.settings(migrations={"none": {"batch_size": 10}})
     (one,) = author.findings()
-    assert "migrations.none: remaining of none returned NoneType" in one
+    assert "migrations.none: none: remaining() returned None" in one
 
 
 def test_verify_counts_to_the_end_whatever_the_roles_statement_timeout(

@@ -106,7 +106,7 @@ class OpenCopy(SkipResets):
     """Leaves a COPY open."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
-        self.copy = cursor.copy("COPY container_repositories TO STDOUT")
+        self.copy = cursor.copy("COPY public.container_repositories TO STDOUT")
         self.copy.__enter__()
         return 0
 
@@ -131,7 +131,7 @@ class NoColumn(SkipResets):
     """Names a column that is not there."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
-        cursor.execute("UPDATE container_repositories SET nmae = 'x'")
+        cursor.execute("UPDATE public.container_repositories SET nmae = 'x'")
         return 0
 
 

@@ -32,7 +32,7 @@ def test_it_is_held_and_says_why_and_goes_on(
 ) -> None:
     connection.execute("CREATE TABLE fever (reason text)")
     section = MigrationSettings(
-        batch_size=500, sub_batch_size=10, health_seconds=0.1, health={"sql": "SELECT reason FROM fever"}
+        batch_size=500, sub_batch_size=10, health_seconds=0.1, health={"sql": "SELECT reason FROM public.fever"}
     )
     ill = settings.model_copy(update={"migrations": {"skip_resets": section}})
     rows = dict.fromkeys(range(2_000), TOO_MANY_TAGS)

@@ -239,7 +239,7 @@ def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path
     config = write_settings(elsewhere.settings, tmp_path / "headrace.toml")
     told = check(config)
     assert told.returncode == 3
-    finding, slot = told.stdout.splitlines()
+    finding, slot, *_advice = told.stdout.splitlines()
     assert f"slot {elsewhere.slot} is lost (wal_removed): its changes are gone; {AGAIN}" in finding
     assert "so that it stays: raise max_slot_wal_keep_size" in finding
     assert slot == f"databases.main: WARNING: slot {elsewhere.slot} is lost"
