@@ -55,6 +55,15 @@ def test_a_lost_connection_is_opened_again_and_the_question_asked_again(
     assert len(waits) == 1
 
 
+@pytest.mark.parametrize(("statements", "locks"), [("0", "5s"), ("1min", "5s"), ("2s", "1s"), ("1ms", "1ms")])
+def test_a_lock_is_waited_for_less_long_than_a_statement_may_take(
+    statements: str, locks: str, target: Target, database: Database
+) -> None:
+    """A wait for a lock is told from a statement that takes too long by its own SQLSTATE."""
+    database.connect().execute(f"ALTER DATABASE {database.name} SET statement_timeout = '{statements}'")
+    assert target.connection.execute("SHOW lock_timeout").fetchone() == (locks,)
+
+
 def test_what_passes_is_asked_again_over_the_same_connection(target: Target, waits: list[float]) -> None:
     failures = [psycopg.errors.DeadlockDetected("a deadlock"), psycopg.errors.SerializationFailure("late")]
 

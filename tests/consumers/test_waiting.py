@@ -290,10 +290,12 @@ def _turns(runtime: Runtime) -> list[None]:
 
 
 @pytest.mark.stack
+@pytest.mark.parametrize("statement_timeout", ["0", "800ms"])
 def test_a_row_that_is_locked_for_long_holds_up_its_own_partition_alone(
-    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], database: Database
+    statement_timeout: str, settings: Settings, feed: Feed, connection: psycopg.Connection[Any], database: Database
 ) -> None:
     """It may be locked by a commit that waits for a synchronous standby, and was decoded long before."""
+    connection.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '{statement_timeout}'")
     fill(connection, dict.fromkeys(range(200), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(200), TOO_MANY_TAGS))
     locking = database.connect()
