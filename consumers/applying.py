@@ -211,9 +211,9 @@ class Applying:
         """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
         with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
             hidden = self._hold(cursor)
-            if (self._group.generation, self._target.sessions) != (self._generation, self.session):
+            if self._group.generation != self._generation:
                 # While the database was waited for. What was read is of no use, also where a partition is back.
-                raise LedgerMoved("partitions or the session changed since these records were read")
+                raise LedgerMoved("partitions came or went since these records were read")
             if waiting := sub_batch.waiting(hidden):
                 raise NotVisibleYet(waiting)
             if self._impatient or self.waiting.locked([advance.place for advance in sub_batch.advances]):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import hypothesis
 import psycopg
 import pytest
+import structlog
 
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
 
@@ -27,6 +28,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _log_is_the_tests_own() -> Iterator[None]:
+    """Forget where a command that ran in this process sent it: to a standard error that pytest has closed by now."""
+    yield
+    structlog.reset_defaults()
+
 
 Build = Callable[[psycopg.Connection], None]
 
