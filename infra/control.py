@@ -78,6 +78,8 @@ def ensure_control_schema(
     """
     try:
         with connection.transaction():
+            # Durable here also where the session's commits are not: a crash must not take the tables from under it.
+            connection.execute("SET LOCAL synchronous_commit = local")
             # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             if _missing(connection, _TABLES):
