@@ -57,8 +57,10 @@ def decide(migration: Migration, event: ChangeEvent) -> Decision:
     except Exception as error:
         where = f" for an event of {event.source.table} at {event.source.position}"
         raise _raised(migration, "decide", error, where) from error
-    if isinstance(decision, Change):
+    if type(decision) is Change:
         return decision
+    if type(decision) is Skip and type(decision.reason) is str:
+        return decision  # as nearly all are: what follows takes as long as the decision itself
     if not isinstance(decision, Skip | Park):
         raise _returned(migration, "decide", decision, "a Skip, a Change or a Park")
     if not isinstance(decision.reason, str):

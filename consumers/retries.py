@@ -126,7 +126,7 @@ def retry(
         database,
         lambda entries: chosen(migration.name, entries, names),
         stopping,
-        lambda entry: Judgement(lost, None) if entry.value is None else planner.judge(entry.value),
+        lambda entry: (lost, None) if entry.value is None else planner.judge(entry.value),
     )
 
 

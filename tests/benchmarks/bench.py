@@ -14,6 +14,7 @@ import psycopg
 import tomli_w
 from rich.console import Console
 
+from infra.control import recorded_prefix
 from infra.demo.gitlab import build
 from infra.positions import Positions
 from infra.settings import Settings, load_settings
@@ -138,6 +139,10 @@ class Site:
             ),
         )
         self.settings: Settings = load_settings(self.file)
+        with bench.sql(dsn) as connection:
+            if recorded_prefix(connection) not in (None, prefix):
+                # A database's ledger is that of one prefix's topics: this one begins with none.
+                connection.execute("DROP SCHEMA headrace CASCADE")
         self.topic = table_topic(prefix, "gitlab_main", SOURCE, *TABLE.split("."))
         self.slot = slot_name(self.settings, SOURCE, self.settings.database(SOURCE))
 
