@@ -59,7 +59,7 @@ Otherwise the position was read anew from the ledger. Raises what ends the consu
 
 
 class Applying:
-    """Applies one consumer's events. `run` is the migration's current run, which the runtime sets, as `session`."""
+    """Applies one consumer's events. `run` is the migration's current run, which the runtime sets."""
 
     def __init__(
         self,
@@ -97,8 +97,6 @@ class Applying:
         self._impatient = False
         self._generation = 0
         self.run = 0
-        self.session = 0
-        """The number of the target's session in which the group's positions were read from the ledger."""
         self.waiting = WaitingPartitions(migration.name)
         self.totals = Totals()
 

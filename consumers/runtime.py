@@ -99,6 +99,8 @@ class Runtime:
         self._working = Working(settings, migration, database)
         self._read_all = False
         self._run = 0
+        self._session = 0
+        """The number of the target's session in which the group's positions were read from the ledger."""
         self._log = log.get(migration=migration.name)
         self._next_check = self._next_report = self._next_log = self._next_end_check = 0.0
         self._applying = Applying(
@@ -138,7 +140,7 @@ class Runtime:
                 if self._reached(ends):
                     self._breaker.hold(self._working.stop)
                     self._look(patiently=True)
-                    if self._target.sessions == self._applying.session:
+                    if self._target.sessions == self._session:
                         break
                 if self._until_complete and self._completion.complete:
                     break
@@ -208,7 +210,7 @@ class Runtime:
                 self._reposition()
         if not self._healthy():
             self._reposition()
-        if self._target.sessions != self._applying.session:
+        if self._target.sessions != self._session:
             self._read_all = False
             self._reposition()
         self._applying.bring_back()
@@ -303,7 +305,7 @@ class Runtime:
             entries = self._assigned(list(self._group.positions))
             session = self._target.sessions
             if self._group.reposition(entries):
-                self._applying.session = session
+                self._session = session
                 return
 
     def _assigned(self, places: Sequence[Place]) -> Mapping[Place, Entry]:

@@ -57,7 +57,6 @@ class Consumer:
     def assign(self, places: Sequence[Place]) -> None:
         """Open the ledger in the current run; see Ledger.open and Runtime._assigned."""
         self.generation += 1
-        self.applying.session = self.sessions
         run = self.applying.run = self.server.state["control"]["run"]
         tx = self.server.begin()
         for place in places:
@@ -109,10 +108,6 @@ class Consumer:
         return self.ends.reached(self.positions, lambda: ledger)  # type: ignore[return-value,arg-type]
 
     # What Applying asks of its parts.
-
-    @property
-    def sessions(self) -> int:
-        return self.connection.number
 
     def of(self, items: Iterator[Any]) -> Iterator[Any]:
         yield from items

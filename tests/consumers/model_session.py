@@ -80,14 +80,14 @@ class Connection:
 
     def __init__(self, world: World, server: ModelServer) -> None:
         self.world, self.server = world, server
-        self.number = server.generation
+        self._generation = server.generation
         self._cursor: Cursor | None = None
 
     @contextlib.contextmanager
     def transaction(self, force_rollback: bool = False) -> Iterator[None]:
         self.world.step()
-        if self.number != self.server.generation:
-            self.number = self.server.generation
+        if self._generation != self.server.generation:
+            self._generation = self.server.generation
             raise psycopg.OperationalError("the connection is lost")
         tx = self.server.begin()
         cursor = self._cursor = Cursor(self.world, self.server, tx)
