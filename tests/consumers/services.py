@@ -28,6 +28,12 @@ def until(condition: Callable[[], object], what: str) -> None:
         threading.Event().wait(0.05)
 
 
+def advisory_lock_is_waited_for(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether some session of the server waits for an advisory lock."""
+    found = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
+    return found != (0,)
+
+
 class Service:
     """A headrace command that is started again whenever it ends, as a service manager does it."""
 

@@ -14,7 +14,7 @@ from infra.control import ensure_control_schema
 from infra.locks import exclude, migration_key, ownership_key
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
-from tests.consumers.services import until
+from tests.consumers.services import advisory_lock_is_waited_for, until
 
 pytestmark = pytest.mark.stack
 
@@ -97,14 +97,9 @@ def test_who_waited_for_a_change_sees_it(
             exclude(changing, [key])
             changing.execute(statement)
             held = pool.submit(hold)
-            until(lambda: _waiting(database.connect()), "the fence waits for the lock")
+            until(lambda: advisory_lock_is_waited_for(database.connect()), "the fence waits for the lock")
         with pytest.raises(error):
             held.result()
-
-
-def _waiting(connection: psycopg.Connection) -> bool:
-    found = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
-    return found != (0,)
 
 
 def test_the_declared_gitlab_schema_counts_not_the_recorded_one(connection: psycopg.Connection) -> None:

@@ -32,7 +32,7 @@ from infra.settings import Settings
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.repositories import TOO_MANY_TAGS, Feed, fill, write_settings, written
-from tests.consumers.services import PATIENCE, until
+from tests.consumers.services import PATIENCE, advisory_lock_is_waited_for, until
 
 pytestmark = pytest.mark.stack
 
@@ -57,7 +57,7 @@ def test_no_transaction_is_under_way_when_pausing_returns(
         with connection.transaction(), connection.cursor() as cursor:
             fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
             pausing = pool.submit(set_paused, settings, SkipResets, "main", True, seconds=PATIENCE)
-            until(lambda: _waits(looking), "pausing waits for the transaction")
+            until(lambda: advisory_lock_is_waited_for(looking), "pausing waits for the transaction")
             assert is_paused(settings, SkipResets, "main"), "nothing new may begin already"
             assert not pausing.done()
         pausing.result()
@@ -119,11 +119,6 @@ def test_pausing_does_not_starve_behind_ten_consumers_whose_transactions_overlap
         # The requirement is two seconds; what is under way takes a fifth of one.
         set_paused(settings, SkipResets, "main", True, seconds=2.0)
         assert all(consumer.result() >= 1 for consumer in consumers)
-
-
-def _waits(connection: psycopg.Connection[Any]) -> bool:
-    found = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
-    return found != (0,)
 
 
 def test_a_paused_member_learns_that_its_schema_has_moved(

@@ -10,7 +10,7 @@ import pytest
 
 from infra.locks import exclude, holders, lock_key, migration_key, ownership_key
 from tests.conftest import Database
-from tests.consumers.services import until
+from tests.consumers.services import advisory_lock_is_waited_for, until
 
 pytestmark = pytest.mark.stack
 
@@ -48,15 +48,10 @@ def test_who_wants_it_alone_waits_only_for_those_before(database: Database) -> N
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(exclusively)
         waiting.wait()
-        until(lambda: _waiting(database.connect()), "it waits")
+        until(lambda: advisory_lock_is_waited_for(database.connect()), "it waits")
         later.execute("SET lock_timeout = '100ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             later.execute("SELECT pg_advisory_xact_lock_shared(%s)", (key,))
         first.execute("COMMIT")
         taken.result()
     later.execute("SELECT pg_advisory_xact_lock_shared(%s)", (key,))
-
-
-def _waiting(connection: psycopg.Connection) -> bool:
-    found = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
-    return found != (0,)
