@@ -105,6 +105,7 @@ class Applying:
         self._generation = self._group.generation
         while records:
             records = self._settle_batch(records)
+        self._failing.end()
         self._group.commit()
 
     def _settle_batch(self, records: Sequence[Message]) -> Sequence[Message]:

@@ -69,6 +69,10 @@ class FailingRows:
         self._records = records
         self._applied = False
 
+    def end(self) -> None:
+        """Let go of what was read: it is settled, and with the next batch beside it would take twice the memory."""
+        self._records = ()
+
     def applied(self, rows: int) -> None:
         """Note that a transaction that changed so many `rows` was committed: what is refused then is not every row."""
         self._applied = self._applied or rows > 0
