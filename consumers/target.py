@@ -19,7 +19,7 @@ from schemas.errors import HeadraceError, Interrupted, Unavailable
 Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
-_LOCK_TIMEOUT: Final = """
+LOCK_TIMEOUT: Final = """
     SELECT set_config('lock_timeout', greatest(1, least(5000, nullif(setting::int, 0) / 2))::text, false)
       FROM pg_settings WHERE name = 'statement_timeout'
 """
@@ -150,7 +150,7 @@ class Target:
         try:
             # A lost tail of commits is lost together with its ledger, and read again. See Runtime._close.
             connection.execute("SET synchronous_commit = off")
-            connection.execute(_LOCK_TIMEOUT)
+            connection.execute(LOCK_TIMEOUT)
             postgres.search(connection, self._search_path)
             if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 raise psycopg.errors.ReadOnlySqlTransaction("the server is a standby")

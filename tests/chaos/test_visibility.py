@@ -9,7 +9,7 @@ import pytest
 from infra.stack import embedded_stack
 from tests.chaos.visibility import play_for
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.stack
 
 
 def test_each_row_is_changed_once_by_the_transaction_that_passes_its_event_however_late_it_is_visible(

@@ -22,7 +22,7 @@ from tests.consumers.failover import MOVED, STAYS, World
 from tests.consumers.repositories import TOO_MANY_TAGS, fill
 from tests.consumers.services import Application, until
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.stack
 
 WRITES = (
     "SELECT id, application, database, owner FROM writes WHERE application LIKE 'headrace consume%' ORDER BY sequence"
