@@ -57,33 +57,29 @@ def dry_run(
         raise UsageError(f"topic {topic} does not exist yet", remedy="start its producer first")
     outcome = DryRun()
     planner = Planner(migration, schemas_of(open_registry(settings)), database)
-    with kafka.translated(settings.kafka):
-        client = kafka.consumer(
-            settings.kafka,
-            f"{group_name(settings.prefix, migration.name)}.dry-run",
-            client_id=member_name(),
-            enable_partition_eof=True,
-        )
-        try:
-            client.assign([TopicPartition(*place, OFFSET_BEGINNING) for place, end in ends.items() if end > 0])
-            positions = {place: Offset(0) for place, end in ends.items() if end > 0}
-            left = set(positions)
-            while left and not stopping.is_set():
-                records = client.consume(settings.migration(migration.name).batch_size, timeout=_POLL_SECONDS)
-                for record in records:
-                    error = record.error()
-                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                        raise kafka.translate(error, settings.kafka)
-                for sub_batch in planner.plan(records, positions, limit=len(records) + 1):
-                    for advance in sub_batch.advances:
-                        positions[advance.place] = advance.next_offset
-                        outcome.events += advance.events
-                        outcome.changes += advance.changes
-                        outcome.skipped.update(advance.skipped)
-                    outcome.parked.update(parked.reason for parked in sub_batch.parked)
-                left = {place for place in left if positions[place] < ends[place]}
-                if report is not None:
-                    report(outcome, sum(ends.values()))
-        finally:
-            client.close()
+    with kafka.reading(
+        settings.kafka,
+        f"{group_name(settings.prefix, migration.name)}.dry-run",
+        client_id=member_name(),
+        enable_partition_eof=True,
+    ) as client:
+        client.assign([TopicPartition(*place, OFFSET_BEGINNING) for place, end in ends.items() if end > 0])
+        positions = {place: Offset(0) for place, end in ends.items() if end > 0}
+        left = set(positions)
+        while left and not stopping.is_set():
+            records = client.consume(settings.migration(migration.name).batch_size, timeout=_POLL_SECONDS)
+            for record in records:
+                error = record.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise kafka.translate(error, settings.kafka)
+            for sub_batch in planner.plan(records, positions, limit=len(records) + 1):
+                for advance in sub_batch.advances:
+                    positions[advance.place] = advance.next_offset
+                    outcome.events += advance.events
+                    outcome.changes += advance.changes
+                    outcome.skipped.update(advance.skipped)
+                outcome.parked.update(parked.reason for parked in sub_batch.parked)
+            left = {place for place in left if positions[place] < ends[place]}
+            if report is not None:
+                report(outcome, sum(ends.values()))
     return outcome

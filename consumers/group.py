@@ -314,10 +314,9 @@ class Group:
     def close(self) -> None:
         """Leave the group, so that others take over at once."""
         self.positions.clear()
-        # With no broker at hand librdkafka waits for one to say goodbye to; the heartbeat's end says it too.
-        closing = threading.Thread(target=self._consumer.close, name="leave the group", daemon=True)
-        closing.start()
-        closing.join(_LEAVE_SECONDS)
+        # Where that is not done in time, the heartbeat's end says it too.
+        kafka.leave(self._consumer, _LEAVE_SECONDS)
+        self._topics.close()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._generation += 1

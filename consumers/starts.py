@@ -6,7 +6,7 @@ A start may be too early, never too late: what was done already is done again to
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -83,7 +83,7 @@ def start_offsets(settings: KafkaSettings, names: Iterable[str], start: Start) -
     }
     if isinstance(start, Beginning) or not ends:
         return {place: Offset(0) for place in ends}
-    with kafka.translated(settings), closing(_reader(settings)) as client:
+    with _reader(settings) as client:
         if isinstance(start, SinceTime):
             return _since_time(client, ends, start.moment)
         return {place: _since_lsn(client, place, end, start.lsn) for place, end in ends.items()}
@@ -101,7 +101,7 @@ def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | No
     None when it is empty.
     """
     found: tuple[bytes, bytes | None] | None = None
-    with kafka.translated(settings), closing(_reader(settings)) as client:
+    with _reader(settings) as client:
         for partition, end in topics.end_offsets(settings, topic).items():
             place = Place(topic, partition)
             low, _ = client.get_watermark_offsets(TopicPartition(*place), timeout=_TIMEOUT)
@@ -115,8 +115,8 @@ def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | No
     return found
 
 
-def _reader(settings: KafkaSettings) -> Consumer:
-    return kafka.consumer(settings, "headrace.replay", enable_partition_eof=True, fetch_wait_max_ms=10)
+def _reader(settings: KafkaSettings) -> AbstractContextManager[Consumer]:
+    return kafka.reading(settings, "headrace.replay", enable_partition_eof=True, fetch_wait_max_ms=10)
 
 
 def _since_time(client: Consumer, ends: dict[Place, int], moment: datetime) -> dict[Place, Offset]:

@@ -99,6 +99,13 @@ class TopicIdentity:
         self.doubtful = False
         return True
 
+    def close(self) -> None:
+        """Let go of Kafka; a question under way fails.
+
+        Here, and not wherever it is collected: librdkafka aborts a process that does so in the client's own thread.
+        """
+        self._asked, self._client = {}, None
+
     def _ask(self) -> Answers:
         self._next = time.monotonic() + _EVERY_SECONDS
         with kafka.translated(self._settings):

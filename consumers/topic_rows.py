@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,29 +107,27 @@ class TopicRows:
     def _records(self, ends: Ends) -> Iterator[list[Message]]:
         """Yield all committed records before `ends`, in batches."""
         left = {partition: end for partition, end in ends.items() if end > 0}
-        with kafka.translated(self._settings):
-            client = kafka.consumer(
-                self._settings,
-                f"{self._topic}.verify",
-                enable_partition_eof=True,
-                queued_max_messages_kbytes=16_384,  # 64 MB by default, which cost twice that
-            )
-            with closing(client):
-                client.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in left])
-                while left:
-                    first = client.poll(_TIMEOUT)
-                    if first is None:
-                        raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
-                    batch = []
-                    for record in [first, *client.consume(_AT_ONCE, timeout=0)]:
-                        error, partition = record.error(), record.partition()
-                        if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                            raise KafkaException(error)
-                        if partition not in left:
-                            continue
-                        offset = int(record.offset() or 0)
-                        if error is None and offset < left[partition]:
-                            batch.append(record)
-                        if offset + (error is None) >= left[partition]:
-                            del left[partition]
-                    yield batch
+        with kafka.reading(
+            self._settings,
+            f"{self._topic}.verify",
+            enable_partition_eof=True,
+            queued_max_messages_kbytes=16_384,  # 64 MB by default, which cost twice that
+        ) as client:
+            client.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in left])
+            while left:
+                first = client.poll(_TIMEOUT)
+                if first is None:
+                    raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
+                batch = []
+                for record in [first, *client.consume(_AT_ONCE, timeout=0)]:
+                    error, partition = record.error(), record.partition()
+                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                        raise KafkaException(error)
+                    if partition not in left:
+                        continue
+                    offset = int(record.offset() or 0)
+                    if error is None and offset < left[partition]:
+                        batch.append(record)
+                    if offset + (error is None) >= left[partition]:
+                        del left[partition]
+                yield batch

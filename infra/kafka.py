@@ -25,6 +25,7 @@ _BESIDE: Final = 64 << 20
 
 T = TypeVar("T")
 _TICK: Final = 0.1
+_LEAVE_SECONDS: Final = 5.0
 _NONE: Final[Mapping[str, Any]] = {}
 
 _UNREACHABLE = {
@@ -81,6 +82,29 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
     }
     with translated(settings):
         return Consumer(_configuration(settings, CONSUMER, {**_primary(usual), **_primary(defaults)}, options))
+
+
+@contextmanager
+def reading(settings: KafkaSettings, group: str, **options: Any) -> Iterator[Consumer]:
+    """Give a consumer as `consumer` does, with what it raises inside translated; it is left at the end."""
+    with translated(settings):
+        client = consumer(settings, group, **options)
+        try:
+            yield client
+        finally:
+            leave(client, _LEAVE_SECONDS)
+
+
+def leave(client: Consumer, seconds: float) -> bool:
+    """Close a consumer; return whether that was done within `seconds`, else it is left to a thread of its own.
+
+    librdkafka's destructor can wait for itself without end (its issues 4514 and 5476), and where it does no signal
+    reaches the caller. With no broker at hand it also waits for one to say goodbye to.
+    """
+    closing = threading.Thread(target=client.close, name="leave Kafka", daemon=True)
+    closing.start()
+    closing.join(seconds)
+    return not closing.is_alive()
 
 
 def record_bytes(settings: KafkaSettings) -> int:

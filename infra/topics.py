@@ -142,14 +142,10 @@ def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
 
 
 def _end_offsets(settings: KafkaSettings, topic: str, isolation_level: str) -> dict[int, int]:
-    with kafka.translated(settings):
-        client = kafka.consumer(settings, f"{topic}.reader", isolation_level=isolation_level)
-        try:
-            found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
-            partitions = sorted(found.partitions) if found and not found.error else []
-            return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
-        finally:
-            client.close()
+    with kafka.reading(settings, f"{topic}.reader", isolation_level=isolation_level) as client:
+        found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
+        partitions = sorted(found.partitions) if found and not found.error else []
+        return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
 
 
 def _end_offset(client: Consumer, place: TopicPartition) -> int:
@@ -176,28 +172,23 @@ class LogReader:
 
     def read(self) -> Iterator[Message]:
         """Yield every committed record from the last one read up to the end as it is now."""
-        with kafka.translated(self._settings):
-            # At the end a broker answers only after this wait, half a second by default.
-            client = kafka.consumer(
-                self._settings, f"{self._topic}.reader", enable_partition_eof=True, fetch_wait_max_ms=10
-            )
-            try:
-                found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
-                if found is None or found.error:
+        # At the end a broker answers only after this wait, half a second by default.
+        options = {"enable_partition_eof": True, "fetch_wait_max_ms": 10}
+        with kafka.reading(self._settings, f"{self._topic}.reader", **options) as client:
+            found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
+            if found is None or found.error:
+                return
+            client.assign([TopicPartition(self._topic, 0, self._next)])
+            while True:
+                # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
+                message = client.poll(_TIMEOUT)
+                if message is None:
+                    raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
+                error = message.error()
+                if error is None:
+                    self._next = (message.offset() or 0) + 1
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
                     return
-                client.assign([TopicPartition(self._topic, 0, self._next)])
-                while True:
-                    # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
-                    message = client.poll(_TIMEOUT)
-                    if message is None:
-                        raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
-                    error = message.error()
-                    if error is None:
-                        self._next = (message.offset() or 0) + 1
-                        yield message
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        return
-                    else:
-                        raise KafkaException(error)
-            finally:
-                client.close()
+                else:
+                    raise KafkaException(error)

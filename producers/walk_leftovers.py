@@ -25,33 +25,29 @@ def leftovers(
     Called when all that the walk found is committed. Memory holds the keys of one partition. Raises BrokerUnavailable.
     """
     header = HeaderReader()
-    with kafka.translated(settings):
-        # Read uncommitted, so that the open transaction of another storage's walk does not hide records of this one.
-        # Nobody else writes this one's; what a fenced walk left aborted is at worst removed without having been there.
-        client = kafka.consumer(
-            settings,
-            "headrace-walk",
-            isolation_level="read_uncommitted",
-            enable_partition_eof=True,
-            queued_max_messages_kbytes=4096,  # of each partition; by default 64 MB wait where this is slower
-            fetch_wait_max_ms=10,  # at its end a broker answers only after this wait
-        )
-        try:
-            for partition in range(partitions):
-                client.assign([TopicPartition(topic, partition, 0)])
-                old: dict[bytes, None] = {}
-                for message in _to_the_end(client, topic):
-                    key, value = message.key(), message.value()
-                    assert isinstance(key, bytes)  # every record of the topic has one
-                    old.pop(key, None)
-                    if value is not None:
-                        _, database, _, position, _ = header(value)
-                        if database == source and position.commit_lsn < walk_id:
-                            old[key] = None
-                for key in old:
-                    yield partition, key
-        finally:
-            client.close()
+    # Read uncommitted, so that the open transaction of another storage's walk does not hide records of this one.
+    # Nobody else writes this one's; what a fenced walk left aborted is at worst removed without having been there.
+    with kafka.reading(
+        settings,
+        "headrace-walk",
+        isolation_level="read_uncommitted",
+        enable_partition_eof=True,
+        queued_max_messages_kbytes=4096,  # of each partition; by default 64 MB wait where this is slower
+        fetch_wait_max_ms=10,  # at its end a broker answers only after this wait
+    ) as client:
+        for partition in range(partitions):
+            client.assign([TopicPartition(topic, partition, 0)])
+            old: dict[bytes, None] = {}
+            for message in _to_the_end(client, topic):
+                key, value = message.key(), message.value()
+                assert isinstance(key, bytes)  # every record of the topic has one
+                old.pop(key, None)
+                if value is not None:
+                    _, database, _, position, _ = header(value)
+                    if database == source and position.commit_lsn < walk_id:
+                        old[key] = None
+            for key in old:
+                yield partition, key
 
 
 def _to_the_end(client: Consumer, topic: str) -> Iterator[Message]:

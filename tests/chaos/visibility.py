@@ -340,8 +340,7 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
     read: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
     events: dict[int, list[Event]] = defaultdict(list)
     left = {partition for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    client = kafka.consumer(settings.kafka, f"history-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10)
-    try:
+    with kafka.reading(settings.kafka, f"history-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(10_000, 1.0):
@@ -361,8 +360,6 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
                     assert isinstance(key, int)
                     committed, seen = event.source.ts_ms / 1000, event.ts_ms / 1000
                     events[key].append(Event(partition, message.offset() or 0, committed, seen))
-    finally:
-        client.close()
     return events
 
 

@@ -94,13 +94,12 @@ def poison(settings: Settings, connection: Connection) -> None:
     del connection
     topic = table_topic(settings.prefix, "gitlab_main", "main", "public", "container_repositories")
     found: dict[bytes, tuple[bytes, int]] = {}
-    client = kafka.consumer(settings.kafka, "poison")
-    client.subscribe([topic])
-    while len(found) < 5_000:
-        for record in client.consume(5_000, timeout=1):
-            assert record.error() is None
-            found[bytes(record.key() or b"")] = bytes(record.value() or b""), int(record.partition() or 0)
-    client.close()
+    with kafka.reading(settings.kafka, "poison") as client:
+        client.subscribe([topic])
+        while len(found) < 5_000:
+            for record in client.consume(5_000, timeout=1):
+                assert record.error() is None
+                found[bytes(record.key() or b"")] = bytes(record.value() or b""), int(record.partition() or 0)
     keys = {number: next(key for key in found if key[5:] == _long(number)) for number in (10, 11, 20, 30)}
     writer = kafka.producer(settings.kafka)
     writer.produce(topic, key=keys[10], value=found[keys[11]][0], partition=found[keys[10]][1])
@@ -207,17 +206,14 @@ def topic_of(settings: Settings) -> str:
 
 def last_record_of(settings: Settings, number: int, text: bytes) -> tuple[bytes, bytes, int]:
     """Wait for a record of the row with `text` in it; return key, value and partition."""
-    client = kafka.consumer(settings.kafka, "looking")
-    client.subscribe([topic_of(settings)])
-    try:
+    with kafka.reading(settings.kafka, "looking") as client:
+        client.subscribe([topic_of(settings)])
         while True:
             for record in client.consume(5_000, timeout=1):
                 assert record.error() is None
                 key, value = bytes(record.key() or b""), bytes(record.value() or b"")
                 if key[5:] == _long(number) and text in value:
                     return key, value, int(record.partition() or 0)
-    finally:
-        client.close()
 
 
 def test_a_request_is_one_that_the_producer_understands(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from infra import kafka, topics
 from infra.settings import KafkaSettings
@@ -77,16 +79,41 @@ def test_a_consumer_reads_committed_records_from_the_beginning_and_commits_nothi
         producer.flush(120)
         end(30)
     seen = []
-    client = kafka.consumer(settings, prefix, enable_partition_eof=True)
-    try:
+    with kafka.reading(settings, prefix, enable_partition_eof=True) as client:
         client.assign([TopicPartition(prefix, 0)])
         while (message := client.poll(120)) is not None and message.error() is None:
             seen.append(message.value())
         assert seen == [b"kept"]
         assert message is not None, "the end of the partition, and not silence, ended the loop"
         assert [each.offset for each in client.committed([TopicPartition(prefix, 0)], timeout=120)] == [-1001]
-    finally:
-        client.close()
+
+
+class Stuck:
+    """A consumer whose close waits for `let_go`, as librdkafka's destructor may without end."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.let_go.wait()
+        self.closed.set()
+
+
+def test_one_that_cannot_be_closed_is_left_to_itself() -> None:
+    stuck = Stuck()
+    assert not kafka.leave(cast(Consumer, stuck), 0.01)
+    assert not stuck.closed.is_set()
+    stuck.let_go.set()
+    assert kafka.leave(cast(Consumer, stuck), 120)
+    assert stuck.closed.is_set()
+
+
+def test_a_reader_leaves_and_what_it_raises_is_ours(settings: KafkaSettings, prefix: str) -> None:
+    with pytest.raises(BrokerUnavailable), kafka.reading(settings, prefix) as client:
+        raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    with pytest.raises(RuntimeError, match="closed"):
+        client.poll(0)
 
 
 def test_the_settings_options_reach_the_client(settings: KafkaSettings, prefix: str) -> None:

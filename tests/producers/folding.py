@@ -54,8 +54,7 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
 def _records(settings: Settings, topic: str) -> Iterator[Record]:
     decoders = _Decoders(open_registry(settings))
     ends = {partition: end for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    client = kafka.consumer(settings.kafka, f"fold-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10)
-    try:
+    with kafka.reading(settings.kafka, f"fold-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in ends])
         left = set(ends)
         while left:
@@ -67,8 +66,6 @@ def _records(settings: Settings, topic: str) -> Iterator[Record]:
                 left.discard(partition)  # the end of the partition
                 continue
             yield decoders.record(partition, message.offset() or 0, message.key() or b"", message.value())
-    finally:
-        client.close()
 
 
 class _Decoders:

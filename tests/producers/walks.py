@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,5 +69,5 @@ class Walks:
 
 def ends(settings: Settings, topic: str) -> list[int]:
     """Return each partition's end, with what is not committed."""
-    with closing(kafka.consumer(settings.kafka, "ends", isolation_level="read_uncommitted")) as client:
+    with kafka.reading(settings.kafka, "ends", isolation_level="read_uncommitted") as client:
         return [client.get_watermark_offsets(TopicPartition(topic, each), 30)[1] for each in range(PARTITIONS)]
