@@ -109,9 +109,9 @@ def test_services_stay_and_wait_until_the_migration_is_resumed(
 
     for member in running:
         member.send_signal(signal.SIGTERM)
-        _, problems = member.communicate(timeout=PATIENCE)
-        assert member.returncode == 0, problems
-        assert "has failed" in problems
+    logs = [member.communicate(timeout=PATIENCE)[1] for member in running]
+    assert [member.returncode for member in running] == [0, 0], logs
+    assert "has failed" in "".join(logs), "one that had nothing to apply meanwhile may not have noticed"
 
 
 def test_a_run_whose_dead_letters_were_retried_fails_again_when_it_has_to(

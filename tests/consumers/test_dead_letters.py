@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
-from consumers import catalog, parked_cli, runtime
+from consumers import catalog, parked_cli, retries, runtime
 from consumers.batches import Parked
 from consumers.dead_letters import Busy
 from consumers.decisions import Change
@@ -290,6 +290,29 @@ def test_a_retry_that_is_killed_anywhere_twice_applies_each_event_once(
     assert done(command, config, "retry", NAME)["applied"] == 0
     assert connection.execute("SELECT count(*) FROM headrace.dead_letters").fetchone() == (0,)
     assert sorted(written(connection)) == [70, 71, 72, 73]
+
+
+@pytest.mark.parametrize("word", ["retry", "discard"])
+def test_one_that_is_settled_is_not_settled_again(
+    feed: Feed,
+    connection: Connection,
+    settings: Settings,
+    ledger: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+) -> None:
+    """Such as by a call whose connection is lost with the answer to its commit: it asks again."""
+    park(connection, feed, settings, [70, 71])
+    migration = Unguarded.configure(settings.migration(NAME))
+    entries = read_dead_letters(settings, migration, "main") * 2
+    if word == "retry":
+        monkeypatch.setattr(retries, "chosen", lambda *_: entries)
+        result = retries.retry(settings, migration, "main", [], threading.Event())
+    else:
+        result = retries.discard(settings, migration, "main", entries, threading.Event())
+    assert result.before == 2
+    assert sorted(written(connection)) == ([70, 71] if word == "retry" else [])
+    assert (ledger()["applied"] + ledger()["skipped"], ledger()["parked"]) == (2, 0)
 
 
 def test_an_event_that_a_replay_parks_again_outlives_the_removal_of_its_first_parking(
