@@ -19,6 +19,8 @@ Connection = psycopg.Connection[Any]
 _TABLES: Final = (
     "database",
     "schema_ownership",
+    "switchovers",
+    "switchover_probe",
     "migrations",
     "progress",
     "selections",

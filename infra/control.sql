@@ -19,6 +19,27 @@ CREATE TABLE IF NOT EXISTS headrace.schema_ownership (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- The last switchover of each gitlab schema, written in the transaction that changes its owner. The row above decides
+-- who may write; this one, what a switchover may still do. `id` tells a change of owner from every other, also from one
+-- of the same epoch that a failover lost. 'closed' can be taken back; 'released' cannot: only then may the new owner
+-- be opened.
+CREATE TABLE IF NOT EXISTS headrace.switchovers (
+    gitlab_schema text PRIMARY KEY,
+    id uuid NOT NULL,
+    source text NOT NULL,
+    destination text NOT NULL,
+    epoch bigint NOT NULL,
+    stage text NOT NULL CHECK (stage IN ('closed', 'taken back', 'released', 'opened')),
+    changed_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- A random value that a switchover writes on the one side, to see it arrive on the other.
+CREATE TABLE IF NOT EXISTS headrace.switchover_probe (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    value uuid NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- One row a migration: its current run, the gitlab schema that it was begun for, and what an operator wants of it.
 -- No table refers to it by a foreign key: each check would lock its row, and several at once need a multixact.
 CREATE TABLE IF NOT EXISTS headrace.migrations (

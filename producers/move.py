@@ -1,22 +1,51 @@
-"""The two ends of a switchover: which gitlab schemas move, and what the databases say of how far they have."""
+"""A switchover as its two ends record it: which gitlab schemas move, who owns them, and what the last move of each did.
+
+Read by `side`; what it means is in move_states, what follows from it in move_rules.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 
-from infra.control import Owner, database_name, owners
+from infra.control import Owner
 from infra.settings import Settings
 from producers import startup
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import GITLAB_SHARED
 
+_SIDE: Final = "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database)"
+_OWNERS: Final = "SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership"
+_RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage FROM headrace.switchovers"
+
 
 class NotMovable(Refused):
-    """See docs/switchover.md."""
+    """See docs/how-to/switchover.md."""
+
+
+class Stage(StrEnum):
+    """How far the last switchover of a gitlab schema came, on the database that has the record."""
+
+    CLOSED = "closed"
+    TAKEN_BACK = "taken back"
+    RELEASED = "released"
+    OPENED = "opened"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The last switchover of a gitlab schema; `epoch` is that of the change of owner that it made."""
+
+    id: UUID
+    source: str
+    destination: str
+    epoch: int
+    stage: Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,45 +65,40 @@ class Side:
     standby: bool
     system: str
     owners: Mapping[str, Owner]
+    records: Mapping[str, Record] = field(default_factory=dict)
+
+    def record(self, gitlab_schema: str) -> Record | None:
+        """Return the record of the change that gave the gitlab schema its owner; None: no switchover made that."""
+        found, owner = self.records.get(gitlab_schema), self.owners.get(gitlab_schema)
+        if found is None or owner is None or found.epoch != owner.epoch:
+            return None
+        given = found.source if found.stage is Stage.TAKEN_BACK else found.destination
+        return found if given == owner.name else None
+
+    def opens(self, gitlab_schema: str) -> bool:
+        """Return whether transactions of `name` may write the gitlab schema here."""
+        owner = self.owners.get(gitlab_schema)
+        return not self.standby and owner is not None and owner.name == self.name
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Both sides now; `slot` says whether the new owner's producer has its slot."""
+    """Both sides now. `slot`: the new owner's producer has its slot, or needs none."""
 
     move: Move
     old: Side
     new: Side
+    same_server: bool
     slot: bool
 
-    @property
-    def closed(self) -> bool:
-        """The old owner has given all of them away."""
-        return all(self._given(each) for each in self.move.gitlab_schemas)
 
-    @property
-    def copied(self) -> bool:
-        """The copy has the rows that say so."""
-        return self.closed and all(
-            self.new.owners.get(each) == self.old.owners.get(each) for each in self.move.gitlab_schemas
-        )
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Rows to be written on one side, in one transaction; `name` is that of the database, None: as it is."""
 
-    @property
-    def promoted(self) -> bool:
-        return self.copied and not self.new.standby
-
-    @property
-    def ready(self) -> bool:
-        return self.promoted and (self.slot or self.opened)
-
-    @property
-    def opened(self) -> bool:
-        """The new owner writes them."""
-        return self.promoted and self.new.name == self.move.destination
-
-    def _given(self, gitlab_schema: str) -> bool:
-        owner = self.old.owners.get(gitlab_schema)
-        return owner is not None and owner.name == self.move.destination
+    owners: Mapping[str, Owner]
+    records: Mapping[str, Record]
+    name: str | None = None
 
 
 def require_settings(settings: Settings, move: Move) -> None:
@@ -93,42 +117,43 @@ def require_settings(settings: Settings, move: Move) -> None:
             )
 
 
-def side(connection: psycopg.Connection[Any]) -> Side:
-    row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
-    assert row is not None
-    return Side(database_name(connection), bool(row[0]), startup.system_identifier(connection), owners(connection))
+def side(connection: psycopg.Connection[Any], database: str) -> Side:
+    """Return what `database` says of itself, within the connection's transaction.
 
-
-def require_ends(view: View) -> None:
-    """Raise NotMovable unless both sides can be the ends of the move."""
-    old, new, move = view.old, view.new, view.move
-    if old.standby:
-        raise NotMovable(f"{move.source} is a standby", remedy="point its dsn at the primary")
-    if old.name != move.source:
+    Raises NotMovable where headrace's own tables are not there, or are of another version.
+    """
+    try:
+        row = connection.execute(_SIDE).fetchone()
+        assert row is not None
+        standby, name = row
+        owners = {label: Owner(owner, epoch) for label, owner, epoch in connection.execute(_OWNERS)}
+        records = {
+            label: Record(id, source, destination, epoch, Stage(stage))
+            for label, id, source, destination, epoch, stage in connection.execute(_RECORDS)
+        }
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise NotMovable(
-            f"the settings call it {move.source}, but it is on record as {old.name}", remedy="correct the dsn"
-        )
-    if old.system != new.system:
-        raise NotMovable(f"{move.destination} is no physical copy of {move.source}", remedy="make it a standby of that")
-    for gitlab_schema in move.gitlab_schemas:
-        owner = old.owners.get(gitlab_schema)
-        if owner is None or owner.name not in (move.source, move.destination):
-            raise NotMovable(
-                f"{gitlab_schema} is owned by {owner.name if owner else 'nobody'}, not by {move.source}",
-                remedy="see headrace.schema_ownership in both databases",
-            )
-    if new.name not in (move.source, move.destination):
-        raise NotMovable(
-            f"the settings call the copy {move.destination}, but it is on record as {new.name}",
-            remedy="correct the dsn",
-        )
+            f"database {database} lacks tables of headrace: {error.diag.message_primary}",
+            remedy=f"start `headrace produce {database}` once, or run what `headrace init --sql` prints",
+        ) from error
+    return Side(name, standby, startup.system_identifier(connection), owners, records)
 
 
-def require_chance(view: View) -> None:
-    """Raise NotMovable where the copy was promoted too early to become the owner."""
-    if not view.new.standby and not view.copied:
-        raise NotMovable(
-            f"{view.move.destination} was promoted before it was given {', '.join(view.move.gitlab_schemas)},"
-            f" and lacks what {view.move.source} wrote since",
-            remedy="make it a standby anew; what a switchover has closed is taken back with --abort",
+def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
+    """Write the rows within the connection's transaction, which has locked them."""
+    for gitlab_schema, owner in changes.owners.items():
+        connection.execute(
+            "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s, changed_at = now()"
+            " WHERE gitlab_schema = %s AND (owner, epoch) IS DISTINCT FROM (%s, %s)",
+            (*owner, gitlab_schema, *owner),
         )
+    for gitlab_schema, record in changes.records.items():
+        connection.execute(
+            "INSERT INTO headrace.switchovers (gitlab_schema, id, source, destination, epoch, stage)"
+            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (gitlab_schema) DO UPDATE SET (id, source, destination,"
+            " epoch, stage, changed_at) = (excluded.id, excluded.source, excluded.destination, excluded.epoch,"
+            " excluded.stage, now())",
+            (gitlab_schema, record.id, record.source, record.destination, record.epoch, record.stage),
+        )
+    if changes.name is not None:
+        connection.execute("UPDATE headrace.database SET name = %s", (changes.name,))

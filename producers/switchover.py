@@ -1,72 +1,49 @@
-"""Moving gitlab schemas to another database: from a primary to a physical copy of it, which is promoted on the way.
+"""Moves gitlab schemas to another database: from a primary to a physical copy of it, which is promoted on the way.
 
-What was done is read from the databases themselves (rows of headrace.schema_ownership and headrace.database, the
-standby's recovery, the slot), so a switchover that died anywhere is gone on with by starting it again. At no moment
-may two databases write a gitlab schema: it is closed on the old one by giving it to the new one's name, and no
-database has that name until the last step.
+What was done is read from the databases themselves, what comes next is decided by move_rules, and each step is one
+transaction on one side: so a switchover that died anywhere is completed by starting it again.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
+from uuid import uuid4
 
 import psycopg
 
 from infra import log, postgres
-from infra.control import OWNERSHIP, owners
-from infra.locks import exclude, ownership_key
+from infra.locks import exclude, holders, ownership_key
 from infra.settings import Settings
-from producers import slots, startup
-from producers.move import Move, NotMovable, View, require_chance, require_ends, require_settings, side
-from producers.publication import published_tables
-from schemas.errors import HeadraceError, Refused
+from producers import move_proofs, move_rules, slots, startup
+from producers.move import Changes, Move, NotMovable, View, require_settings, side, write
+from producers.move_rules import Refusal, Step
+from producers.move_states import EndsState, ends_state
+from producers.new_slot import drop_leftover, is_usable
+from producers.step_limit import Busy, StepLimit
+from schemas.errors import HeadraceError
 from schemas.gitlab_schemas import GITLAB_SHARED
-from schemas.positions import format_lsn
 
 _LOCK: Final = 0x7377697463686F76
 """The advisory lock of a switchover, on the old owner: "switchov" in ASCII."""
-_LOCK_SECONDS: Final = 10.0
+_FENCE: Final = 0x7377697463686F77
+"""The one on the new owner, which whoever has the other takes from an earlier switchover."""
+_LOCK_LOOKS: Final = 200
 _POLL_SECONDS: Final = 0.05
 _TRY_MS: Final = 2_000
-"""How long closing waits for transactions under way before it lets others in again for a moment."""
+"""How long a change of owner waits for transactions under way before it lets others in again for a moment."""
+_SESSION: Final = "SET client_connection_check_interval = '1s'"
+"""A session whose command was killed ends, whatever it waits for, and lets go of its locks and of a half-made slot."""
 
-_REPLAYED: Final = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
-_CLOSE: Final = """
-UPDATE headrace.schema_ownership SET owner = %(to)s, epoch = epoch + 1, changed_at = now()
- WHERE gitlab_schema = ANY(%(gitlab_schemas)s) AND owner = %(from)s
-"""
-_MAY_GIVE: Final = "SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')"
-_MAY_TAKE: Final = """
-SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
-       AND has_table_privilege('headrace.database', 'UPDATE') AND (rolsuper OR rolreplication)
-       AND (%s OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE'))
-  FROM pg_roles WHERE rolname = current_user
-"""
 _LOCK_OWNERS: Final = "LOCK TABLE headrace.schema_ownership IN EXCLUSIVE MODE"
-"""For an application's own guard (docs/switchover.md), which has a row FOR SHARE: it queues fairly behind those."""
+"""For an application's own guard, which has a row FOR SHARE: it queues fairly behind those."""
+
+_ABORT_AGAIN: Final = "run it with --abort again, which takes back what is left; without --abort it would close again"
 
 
-class Busy(HeadraceError):
-    """Run it again, which goes on from there; or take it back with --abort while the copy is not promoted."""
-
-
-class PastNoReturn(Refused):
+class PastNoReturn(NotMovable):
     """Complete it by running the switchover again: the copy was promoted, and has the data from there on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step: what it brings about, how to see that it holds, and how to do it; doing it twice is as once."""
-
-    name: str
-    what: str
-    holds: Callable[[View], bool]
-    do: Callable[[Switchover], None]
 
 
 class Switchover:
@@ -78,17 +55,17 @@ class Switchover:
         move: Move,
         old: psycopg.Connection[Any],
         new: psycopg.Connection[Any],
+        limit: StepLimit,
         *,
         promote: bool,
-        seconds: float,
-        stop: threading.Event,
+        without: frozenset[str],
     ) -> None:
         self._settings = settings
         self.move = move
         self._connections = {move.source: old, move.destination: new}
+        self._limit = limit
         self._promotes = promote
-        self._seconds = seconds
-        self._stop = stop
+        self._without = without
         self._log = log.get(gitlab_schemas=list(move.gitlab_schemas))
 
     @property
@@ -102,204 +79,296 @@ class Switchover:
         return startup.slot_name(self._settings, self.move.destination, self._settings.database(self.move.destination))
 
     def look(self) -> View:
-        """Return how both sides stand. Raises NotMovable when they cannot be the two ends of this move."""
-        captures = bool(self._settings.database(self.move.destination).tables)
-        with self._new() as connection:
-            new = side(connection)
-            has_slot = not captures or (not new.standby and slots.read(connection, self.slot) is not None)
-        with self._old() as connection:
-            view = View(self.move, side(connection), new, has_slot)
-        require_ends(view)
-        return view
+        """Return how both sides are; what that means is for move_rules. Changes nothing."""
+        move = self.move
+        captures = bool(self._settings.database(move.destination).tables)
+        with self._on(move.source) as old, self._on(move.destination) as new:
+            same = move_proofs.same_server(old, new)
+            with old.transaction():
+                left = side(old, move.source)
+            with new.transaction():
+                right = side(new, move.destination)
+            has_slot = not captures or (not right.standby and is_usable(slots.read(new, self.slot)))
+        return View(move, left, right, same, has_slot)
 
     def run(self, after: Callable[[str], None] | None = None) -> View:
         """Do every step that does not hold yet; `after`, if any, is called with the name of each that holds then.
 
-        Raises NotMovable where one cannot be done, Busy where one took too long. What was done stays done.
+        Raises NotMovable where one cannot be done, Busy where one took too long, Interrupted when stopped. What was
+        done stays done.
         """
-        with self._alone():
-            for step in STEPS:
-                view = self.look()
-                require_chance(view)
-                if not step.holds(view):
-                    step.do(self)
-                    self._log.info("done", step=step.name)
-                if after is not None:
-                    after(step.name)
-            return self.look()
+        with self._alone(None):
+            last: Step | None = None
+            said: set[Step] = set()
+            while True:
+                with self._limit.step(None):
+                    view = self.look()
+                    for each in Step:
+                        if each in move_rules.done_steps(view) - said:
+                            said.add(each)
+                            self._log.info("done", step=each.name.lower())
+                            if after is not None:
+                                after(each.name.lower())
+                    step = move_rules.next_step(view)
+                    if isinstance(step, Refusal):
+                        raise NotMovable(step.problem, remedy=step.remedy)
+                    if step is None:
+                        return view
+                    if step is last:
+                        raise Busy(f"step {step.name.lower()} did not last: {step.value} no more")
+                    _STEPS[step](self, view)
+                last = step
 
     def abort(self) -> View:
         """Give the gitlab schemas back to the old owner and wait until the copy has that; again, it does nothing.
 
-        Raises PastNoReturn, with nothing changed, once the copy was promoted.
+        Raises NotMovable, with nothing changed, where one of them cannot be taken back: PastNoReturn if it was given
+        to a promoted copy.
         """
-        with self._alone():
-            if self.look().promoted:
-                raise PastNoReturn(f"{self.move.destination} is no standby any more")
-            # Should it be promoted at this moment: it lacks this change of owner, and so will never be opened.
-            self._give(self.move.destination, self.move.source)
-
-            def back() -> bool:
+        with self._alone(_ABORT_AGAIN), self._limit.step(_ABORT_AGAIN):
+            view = self._abortable()
+            if move_rules.taking_back(view).owners:
+                if ends_state(view) is EndsState.STANDBY:
+                    self._require_following()
+                self._alter((self.move.source,), lambda: move_rules.taking_back(self._abortable()))
+            self._limit.waiting_for = f"{self.move.destination} to replay that {self.move.source} has them back"
+            while True:
                 view = self.look()
-                return not view.new.standby or view.new.owners == view.old.owners
+                if not view.new.standby or self._has_records(view):
+                    return view
+                self._limit.pause(_POLL_SECONDS)
 
-            self._wait(back, f"{self.move.destination} to replay that {self.move.source} has them back")
-            return self.look()
+    def _has_records(self, view: View) -> bool:
+        return all(view.new.records.get(each) == view.old.records.get(each) for each in self.move.gitlab_schemas)
+
+    def _abortable(self) -> View:
+        view = self.look()
+        if (refusal := move_rules.refused_abort(view)) is not None:
+            kind = PastNoReturn if refusal.ways == (move_rules.Way.RUN,) else NotMovable
+            raise kind(refusal.problem, remedy=refusal.remedy)
+        return view
 
     @contextmanager
     def _on(self, name: str) -> Iterator[psycopg.Connection[Any]]:
         with postgres.translated(self._settings.database(name).dsn.get_secret_value()):
             yield self._connections[name]
 
-    def _old(self) -> AbstractContextManager[psycopg.Connection[Any]]:
-        return self._on(self.move.source)
+    # -- steps -------------------------------------------------------------------------------------------------------
 
-    def _new(self) -> AbstractContextManager[psycopg.Connection[Any]]:
-        return self._on(self.move.destination)
-
-    def _close(self) -> None:
-        self._require_rights()
-        self._require_publication()
-        # A copy that does not follow is found out while nothing is closed yet.
-        with self._old() as connection:
-            lsn = format_lsn(slots.emit_heartbeat(connection))
-
-        def follows() -> bool:
-            with self._new() as connection:
-                return connection.execute(_REPLAYED, (lsn,)).fetchone() == (True,)
-
-        what = f"{self.move.destination} to replay the log up to {lsn} (does it follow {self.move.source}?)"
-        self._wait(follows, what)
-        self._give(self.move.source, self.move.destination)
-
-    def _give(self, giver: str, receiver: str) -> None:
-        """Change the owner on the old side, once every transaction that holds it has ended."""
-        deadline = time.monotonic() + self._seconds
-        names = {"gitlab_schemas": list(self.move.gitlab_schemas), "from": giver, "to": receiver}
-        while True:
-            try:
-                with self._old() as connection, connection.transaction():
-                    connection.execute(f"SET LOCAL lock_timeout = {_TRY_MS}")
-                    connection.execute("SET LOCAL synchronous_commit = local")
-                    # Our own transactions share these; whoever gets one next reads the owner afterwards.
-                    exclude(connection, map(ownership_key, self.move.gitlab_schemas))
-                    connection.execute(_LOCK_OWNERS)
-                    connection.execute(_CLOSE, names)
-                return
-            except HeadraceError as error:
-                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-                    raise
-                if self._stop.wait(_POLL_SECONDS) or time.monotonic() > deadline:
-                    raise Busy(f"transactions on {self.move.source} have held its ownership for too long") from error
-
-    def _require_rights(self) -> None:
-        """Raise NotMovable now for a right that a later step would miss."""
-        with self._old() as connection:
-            old = connection.execute(_MAY_GIVE).fetchone()
-        with self._new() as connection:
-            new = connection.execute(_MAY_TAKE, (not self._promotes,)).fetchone()
-        if not (old == (True,) and new == (True,)):
-            raise NotMovable(
-                "the role of the dsn may not move a gitlab schema",
-                remedy="run this command as an administrator: set HEADRACE_DATABASES__<NAME>__DSN for both",
+    def _close(self, view: View) -> None:
+        with self._on(self.move.source) as old, self._on(self.move.destination) as new:
+            move_proofs.require_rights(old, new, promotes=self._promotes)
+            move_proofs.require_publication(
+                old, self.move.source, self._settings.database(self.move.source).publication
             )
+        # What cannot follow, and a standby that could take the close away, are found out while nothing is closed yet.
+        self._confirm(view)
+        self._alter((self.move.source,), lambda: self._if_still(Step.CLOSE, self._closing))
 
-    def _require_publication(self) -> None:
-        """Raise NotMovable when the old producer would not see the change of owner in its stream."""
-        name = self._settings.database(self.move.source).publication
-        with self._old() as connection:
-            published = published_tables(connection, name)
-        if published is not None and ".".join(OWNERSHIP) not in published:
-            raise NotMovable(
-                f"publication {name} of {self.move.source} does not have {'.'.join(OWNERSHIP)}",
-                remedy=f"start `headrace produce {self.move.source}` once, or run what `headrace init --sql` prints",
-            )
+    def _closing(self, view: View) -> Changes:
+        return move_rules.closing(view, uuid4)
 
-    def _replay(self) -> None:
-        self._wait(lambda: self.look().copied, f"{self.move.destination} to replay that it was given them")
+    def _replay(self, _view: View) -> None:
+        self._limit.waiting_for = f"{self.move.destination} to replay that it was given them"
+        while move_rules.next_step(self.look()) is Step.REPLAY:
+            self._limit.pause(_POLL_SECONDS)
 
-    def _promote(self) -> None:
+    def _promote(self, view: View) -> None:
+        self._confirm(view)
         if not self._promotes:
             raise NotMovable(
                 f"{self.move.destination} is still a standby",
                 remedy="promote it with your own tooling, then run the same command again",
             )
-        with self._new() as connection:
-            row = connection.execute("SELECT pg_promote(true, %s)", (max(1, int(self._seconds)),)).fetchone()
+        self._limit.waiting_for = f"{self.move.destination} to be promoted"
+        with self._on(self.move.destination) as connection:
+            row = connection.execute("SELECT pg_promote(true, %s)", (max(1, int(self._limit.seconds)),)).fetchone()
         if row != (True,):
-            raise Busy(f"{self.move.destination} was not promoted within {self._seconds:.0f} s")
+            raise Busy(f"{self.move.destination} was not promoted within {self._limit.seconds:.0f} s")
 
-    def _make_slot(self) -> None:
+    def _make_slot(self, _view: View) -> None:
         """Make the new producer's slot while nobody can write what it is for, so that it misses nothing.
 
         Where the old producer's slot was synchronized, it is a copy of that, which begins before the change of owner.
         """
-        with self._new() as connection:
+        with self._on(self.move.destination) as connection:
+            drop_leftover(connection, self.slot, self._limit)
             synced = slots.read(connection, self.source_slot)
-            usable = synced is not None and synced.synced and not synced.lost and synced.plugin == slots.PLUGIN
-            if usable and self.source_slot != self.slot:
+            taken_over = synced is not None and synced.synced and is_usable(synced)
+            self._limit.waiting_for = f"slot {self.slot} on {self.move.destination}"
+            running = move_proofs.waited_for(connection)
+            if running:
+                self._limit.waiting_for += f", which waits for {', '.join(running)}"
+            if taken_over and self.source_slot != self.slot:
                 connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (self.source_slot, self.slot))
             else:
                 slots.create(connection, self.slot, failover=True)
-        self._log.info("slot made", slot=self.slot, synchronized=usable)
+        self._log.info("slot made", slot=self.slot, synchronized=taken_over)
 
-    def _open(self) -> None:
-        names = {"from": self.move.source, "to": self.move.destination}
+    def _release(self, view: View) -> None:
+        """Confirmed before, since it cannot be taken back; and before the copy is opened, since it must not be lost."""
+        self._confirm(view)
+        self._alter((self.move.source,), lambda: self._if_still(Step.RELEASE, move_rules.releasing))
+
+    def _open(self, view: View) -> None:
+        self._confirm(view)
         shared = GITLAB_SHARED in self._settings.database(self.move.destination).gitlab_schemas
-        with self._new() as connection:
+        self._alter(
+            (self.move.source, self.move.destination),
+            lambda: self._if_still(Step.OPEN, lambda seen: move_rules.opening(seen, shared=shared)),
+        )
+        with self._on(self.move.destination) as connection:
             left = slots.read(connection, self.source_slot) if self.source_slot != self.slot else None
             if left is not None and left.synced:
-                slots.drop(connection, self.source_slot)  # nobody will read it here, and it would keep the log
-            with connection.transaction():
-                exclude(connection, map(ownership_key, owners(connection)))
-                connection.execute(_LOCK_OWNERS)
-                connection.execute("UPDATE headrace.database SET name = %(to)s WHERE name = %(from)s", names)
-                if shared:  # every database has its own
-                    connection.execute(_CLOSE, {**names, "gitlab_schemas": [GITLAB_SHARED]})
+                slots.drop(connection, self.source_slot)  # nobody will read it here, and it would retain WAL
 
-    def _wait(self, holds: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + self._seconds
-        while not holds():
-            if self._stop.wait(_POLL_SECONDS) or time.monotonic() > deadline:
-                raise Busy(f"waited {self._seconds:.0f} s in vain for {what}")
+    # -- what the steps rest on ----------------------------------------------------------------------------------------
+
+    def _if_still(self, step: Step, changes: Callable[[View], Changes]) -> Changes:
+        """Return the changes by how both sides are now, under the locks; none where another step is next by now."""
+        view = self.look()
+        return changes(view) if move_rules.next_step(view) is step else Changes({}, {})
+
+    def _alter(self, names: tuple[str, ...], changes: Callable[[], Changes]) -> None:
+        """Write on the last of `names`, once every transaction that holds an ownership there has ended.
+
+        The rows of all of them are locked meanwhile. Our own transactions share the advisory locks; whoever gets one
+        next reads the owner afterwards.
+        """
+        while True:
+            try:
+                with ExitStack() as locked:
+                    for name in names:
+                        connection = locked.enter_context(self._on(name))
+                        locked.enter_context(connection.transaction())
+                        connection.execute(f"SET LOCAL lock_timeout = {_TRY_MS}")
+                        connection.execute("SET LOCAL synchronous_commit = local")
+                        exclude(connection, map(ownership_key, side(connection, name).owners))
+                        connection.execute(_LOCK_OWNERS)
+                    write(connection, changes())
+                return
+            except HeadraceError as error:
+                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                    raise
+                self._limit.waiting_for = f"transactions on {' and '.join(names)} to let go of its ownership"
+                self._limit.pause(_POLL_SECONDS)
+
+    def _confirm(self, view: View) -> None:
+        """Wait until everything that the old side has committed is wherever its data is, and on the copy if it follows.
+
+        A failover of the old side then loses none of it. A commit that did not wait to its end for a synchronous
+        standby is as if it had not waited.
+        """
+        source, destination = self.move.source, self.move.destination
+        self._limit.waiting_for = f"the synchronous standbys of {source} (synchronous_standby_names)"
+        with self._on(source) as old:
+            value, lsn = move_proofs.write_probe(old, synchronous=True)
+        self._limit.check()
+        with self._on(destination) as new:
+            copy = move_proofs.own_slot(new)
+        while True:
+            with self._on(source) as old:
+                # Once the copy is promoted its slot is idle; if another standby has taken that, it is asked.
+                state = slots.read(old, copy) if copy else None
+                known = {copy} if state is not None and (view.new.standby or state.active_pid is None) else set()
+                behind = move_proofs.lagging_standbys(old, lsn, known=known | self._without)
+            if not behind:
+                break
+            self._limit.waiting_for = (
+                f"other standbys of {source} to have all that it wrote, since one without the change of owner could"
+                f" take its place: {', '.join(behind)}. Bring it back, drop its slot if it is gone for good, or name it"
+                " with --without-standby if it is never promoted"
+            )
+            self._limit.pause(_POLL_SECONDS)
+        if view.new.standby:
+            self._await_probe(value)
+
+    def _require_following(self) -> None:
+        with self._on(self.move.source) as old:
+            value, _ = move_proofs.write_probe(old, synchronous=False)
+        self._await_probe(value)
+
+    def _await_probe(self, value: Any) -> None:
+        source, destination = self.move.source, self.move.destination
+        self._limit.waiting_for = f"{destination} to replay what {source} writes now (is it a standby of {source}?)"
+        while True:
+            with self._on(destination) as new:
+                if move_proofs.has_probe(new, value):
+                    return
+            self._limit.pause(_POLL_SECONDS)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other switchovers out; one that was killed lets go as soon as its server notices."""
-        deadline = time.monotonic() + _LOCK_SECONDS
-        with self._old() as connection:
-            while connection.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() != (True,):
-                if self._stop.wait(_POLL_SECONDS) or time.monotonic() > deadline:
-                    raise NotMovable("another switchover runs", remedy="wait for it, or stop it and run this one again")
-        yield  # the lock ends with the connection
+    def _alone(self, remedy: str | None) -> Iterator[None]:
+        """Keep other switchovers out, and end what an earlier one has left at work on the new owner."""
+        with self._limit.step(remedy):
+            self._take(self.move.source, _LOCK, self._refuse_other)
+            self._take(self.move.destination, _FENCE, self._end_earlier)
+        yield  # the locks end with the connections
+
+    def _take(self, name: str, key: int, in_the_way: Callable[[psycopg.Connection[Any], int], None]) -> None:
+        self._limit.waiting_for = f"an earlier switchover to let go of {name}"
+        looks = 0
+        while True:
+            with self._on(name) as connection:
+                if connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (True,):
+                    return
+                in_the_way(connection, looks)
+            looks += 1
+            self._limit.pause(_POLL_SECONDS)
+
+    def _refuse_other(self, connection: psycopg.Connection[Any], looks: int) -> None:
+        """One that was killed lets go as soon as its server notices."""
+        if looks >= _LOCK_LOOKS:
+            raise NotMovable(
+                f"another switchover runs: {', '.join(holders(connection, _LOCK)) or 'it has just ended'}",
+                remedy="wait for it, or stop it and run this one again; if its command is gone, end the session with"
+                f" pg_terminate_backend on {self.move.source}",
+            )
+
+    def _end_earlier(self, connection: psycopg.Connection[Any], _looks: int) -> None:
+        """Only one whose session on the old owner was lost can still be there: it must do nothing more."""
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND (classid::bigint << 32 | objid::bigint) = %s",
+            (_FENCE,),
+        )
 
 
-STEPS: Final = (
-    Step("close", "closed on the old owner", lambda view: view.closed, Switchover._close),
-    Step("replay", "replayed by the copy", lambda view: view.copied, Switchover._replay),
-    Step("promote", "the copy is promoted", lambda view: view.promoted, Switchover._promote),
-    Step("slot", "a slot for the new owner's producer", lambda view: view.ready, Switchover._make_slot),
-    Step("open", "named, and open on the new owner", lambda view: view.opened, Switchover._open),
-)
-"""In this order. Up to `replay` it can be taken back; `promote` is the point of no return."""
+_STEPS: Final[dict[Step, Callable[[Switchover, View], None]]] = {
+    Step.CLOSE: Switchover._close,
+    Step.REPLAY: Switchover._replay,
+    Step.PROMOTE: Switchover._promote,
+    Step.SLOT: Switchover._make_slot,
+    Step.RELEASE: Switchover._release,
+    Step.OPEN: Switchover._open,
+}
 
 
 @contextmanager
 def opened(
     settings: Settings,
     move: Move,
+    limit: StepLimit | None = None,
     *,
     promote: bool = True,
-    seconds: float = 60.0,
-    stop: threading.Event | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> Iterator[Switchover]:
-    """Connect to both sides. Raises UsageError for a move that the settings don't know."""
+    """Connect to both sides; each step takes as long as `limit` allows.
+
+    With `promote` off, somebody else promotes the copy. The standbys in `without`, by slot or application_name, are
+    never to be promoted, and need not have the change of owner. Raises UsageError for a move that the settings don't
+    know.
+    """
     require_settings(settings, move)
+    limit = limit or StepLimit()
     with ExitStack() as connections:
         sides = []
         for name in (move.source, move.destination):
             dsn = settings.database(name).dsn.get_secret_value()
-            sides.append(connections.enter_context(postgres.connect(dsn, name=f"switchover {name}")))
-        yield Switchover(
-            settings, move, sides[0], sides[1], promote=promote, seconds=seconds, stop=stop or threading.Event()
-        )
+            connection = connections.enter_context(postgres.connect(dsn, name=f"switchover {name}"))
+            limit.watch(connection)
+            with postgres.translated(dsn):
+                connection.execute(_SESSION)
+            sides.append(connection)
+        yield Switchover(settings, move, sides[0], sides[1], limit, promote=promote, without=without)

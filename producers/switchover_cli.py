@@ -11,8 +11,12 @@ from infra import log
 from infra.options import Config, Json, Yes
 from infra.settings import load_settings
 from infra.stopping import stop_on_signals
+from producers import move_rules
 from producers.move import Move, View
-from producers.switchover import STEPS, Switchover, opened
+from producers.move_rules import Refusal, Step
+from producers.move_states import USABLE_ENDS, ends_state, schema_state
+from producers.step_limit import StepLimit
+from producers.switchover import opened
 from schemas.errors import UsageError
 
 
@@ -27,8 +31,16 @@ def switchover(
     abort: Annotated[
         bool, typer.Option("--abort", help="Take it back; possible until the standby is promoted.")
     ] = False,
-    status: Annotated[bool, typer.Option("--status", help="Say which steps are done; change nothing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say how far it is; change nothing.")] = False,
     seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without-standby",
+            metavar="NAME",
+            help="A standby (slot or application_name) that is never promoted, and may lack the change of owner.",
+        ),
+    ] = None,
     json: Json = False,
     yes: Yes = False,
 ) -> None:
@@ -36,7 +48,8 @@ def switchover(
 
     Closes them on the old owner, waits until the copy has replayed that, promotes it, makes the slot for its producer,
     and opens them there. Killed or failed anywhere: the same command goes on. Producers and migrations wait
-    meanwhile, and go on with the new owner exactly where they were. docs/switchover.md has the whole procedure.
+    meanwhile, and go on with the new owner exactly where they were. docs/how-to/switchover.md has the whole procedure,
+    and what to do in every state that --status shows.
     """
     if abort and status:
         raise UsageError("--abort and --status exclude each other")
@@ -50,27 +63,49 @@ def switchover(
             abort=True,
             err=True,
         )
-    with stop_on_signals() as stop, opened(settings, move, promote=not promoted, seconds=seconds, stop=stop) as moving:
+    limit = StepLimit(seconds)
+    with (
+        stop_on_signals(limit.stop, overdue=limit.cancel, cut=limit.cut),
+        opened(settings, move, limit, promote=not promoted, without=frozenset(without or ())) as moving,
+    ):
         view = moving.look() if status else moving.abort() if abort else moving.run()
-        report = _report(moving, view)
+    report = status_report(view)
     if json:
         typer.echo(jsonlib.dumps(report))
         return
     for step in report["steps"]:
         typer.echo(f"{'done' if step['done'] else 'open'}  {step['name']:8} {step['what']}")
+    typer.echo(f"{destination} is {report['ends']}, seen from {source}")
+    for each in report["states"]:
+        typer.echo(f"{each['gitlab_schema']}: {each['state']}")
     if report["complete"]:
         typer.echo(
             f"{destination} owns {', '.join(move.gitlab_schemas)}; let {source} forget its standby"
             " (synchronized_standby_slots, the standby's slot), or its own producer waits for that"
         )
+    elif not abort and report["refused"]:
+        typer.echo(f"refused: {report['refused']}; {report['remedy']}")
 
 
-def _report(moving: Switchover, view: View) -> dict[str, Any]:
-    move = moving.move
+def status_report(view: View) -> dict[str, Any]:
+    """Return what --status --json prints: `refused` says why a run would do nothing, `remedy` what to do then."""
+    move, ends, step = view.move, ends_state(view), move_rules.next_step(view)
+    done = move_rules.done_steps(view)
     return {
         "gitlab_schemas": list(move.gitlab_schemas),
         "from": move.source,
         "to": move.destination,
-        "complete": view.opened,
-        "steps": [{"name": step.name, "what": step.what, "done": step.holds(view)} for step in STEPS],
+        "complete": step is None,
+        "ends": ends.value,
+        "states": [
+            {
+                "gitlab_schema": each,
+                "state": schema_state(view, each).value if ends in USABLE_ENDS else "not known",
+            }
+            for each in move.gitlab_schemas
+        ],
+        "next": step.name.lower() if isinstance(step, Step) else None,
+        "refused": step.problem if isinstance(step, Refusal) else None,
+        "remedy": step.remedy if isinstance(step, Refusal) else None,
+        "steps": [{"name": each.name.lower(), "what": each.value, "done": each in done} for each in Step],
     }

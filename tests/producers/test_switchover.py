@@ -9,23 +9,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
-from infra.control import Owner, database_name, ensure_control_schema, owners
-from infra.settings import Settings, load_settings
-from infra.stack import EmbeddedStack, embedded_stack
-from producers import slots
+from infra.control import Owner, database_name, owners
+from infra.settings import Settings
+from infra.stack.postgres import EmbeddedPostgres
+from producers import move_proofs, slots
 from producers.move import Move, NotMovable
-from producers.switchover import STEPS, Busy, PastNoReturn, opened
+from producers.move_rules import Step
+from producers.step_limit import Busy
+from producers.switchover import PastNoReturn, opened
 from schemas.errors import HeadraceError, UsageError
-from tests.consumers.repositories import write_settings
+from tests.producers.servers import own_server
+from tests.producers.switchover_ends import Ends
 
 pytestmark = pytest.mark.stack
 
 ROOT = Path(__file__).parents[2]
-MOVE = Move(("gitlab_main",), "first", "second")
 
 KILLED = """
 import os, signal, sys
@@ -44,69 +47,20 @@ with opened(load_settings(Path(sys.argv[1])), Move(("gitlab_main",), "first", "s
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
-        yield stack
-
-
-class Ends:
-    """The database `first`, which owns everything, and its standby `second`."""
-
-    def __init__(self, stack: EmbeddedStack, name: str, directory: Path) -> None:
-        self._stack, self._name = stack, name
-        dsn = stack.postgres.create_database(name)
-        self.first = psycopg.connect(dsn, autocommit=True)
-        ensure_control_schema(self.first, "first", ["gitlab_main", "gitlab_ci", "gitlab_shared"])
-        self.first.execute("CREATE TABLE projects (id int PRIMARY KEY)")
-        self.standby = stack.standby(name)
-        second = self.standby.dsn(name)
-        self.second = psycopg.connect(second, autocommit=True)
-        self.config = write_settings(
-            directory / "headrace.toml",
-            {
-                "prefix": name,
-                "databases": {
-                    "first": {"dsn": dsn, "gitlab_schemas": ["gitlab_main", "gitlab_ci", "gitlab_shared"]},
-                    "second": {
-                        "dsn": second,
-                        "gitlab_schemas": ["gitlab_main", "gitlab_shared"],
-                        "tables": ["public.projects"],
-                    },
-                },
-            },
-        )
-        self.settings: Settings = load_settings(self.config)
-
-    def owners_of(self, gitlab_schema: str) -> tuple[Owner, Owner]:
-        return owners(self.first)[gitlab_schema], owners(self.second)[gitlab_schema]
-
-    def run(self, **options: Any) -> bool:
-        """Run the switchover; return whether it is complete."""
-        with opened(self.settings, MOVE, **options) as moving:
-            return moving.run().opened
-
-    def abort(self) -> None:
-        with opened(self.settings, MOVE) as moving:
-            moving.abort()
-
-    def close(self) -> None:
-        self.first.close()
-        self.second.close()
-        self.standby.abandon()
-        self._stack.postgres.forget_standby(self._name)
-        self._stack.postgres.drop_database(self._name)
+def server() -> Iterator[EmbeddedPostgres]:
+    with own_server() as running:
+        yield running
 
 
 @pytest.fixture
-def ends(own: EmbeddedStack, prefix: str, tmp_path: Path) -> Iterator[Ends]:
-    made = Ends(own, prefix, tmp_path)
-    yield made
-    made.close()
+def ends(server: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Ends]:
+    with Ends(server, prefix, tmp_path) as made:
+        yield made
 
 
 def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) -> None:
-    for step in STEPS:
-        killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step.name], cwd=ROOT, check=False)
+    for step in Step:
+        killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step.name.lower()], cwd=ROOT, check=False)
         assert killed.returncode == -signal.SIGKILL
     command = [sys.executable, "-m", "headrace", "switchover", "gitlab_main", "--from", "first", "--to", "second"]
     done = subprocess.run(
@@ -114,14 +68,17 @@ def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) 
     )
     report = json.loads(done.stdout)
     assert report["complete"]
-    assert [step["name"] for step in report["steps"] if step["done"]] == [step.name for step in STEPS]
+    assert [step["name"] for step in report["steps"] if step["done"]] == [step.name.lower() for step in Step]
     assert (database_name(ends.first), database_name(ends.second)) == ("first", "second")
     assert ends.owners_of("gitlab_main") == (Owner("second", 2), Owner("second", 2))
     assert ends.owners_of("gitlab_ci") == (Owner("first", 1), Owner("first", 1)), "what stays is the old side's on both"
     assert ends.owners_of("gitlab_shared") == (Owner("first", 1), Owner("second", 2)), "every database has its own"
     assert slots.read(ends.second, f"{ends.settings.prefix}_second") is not None
     assert ends.run(), "again: nothing is left to do"
-    with pytest.raises(PastNoReturn, match="second is no standby any more; Complete it by running the switchover"):
+    with pytest.raises(
+        PastNoReturn,
+        match=r"gitlab_main cannot be taken back: second was promoted with .*; complete it by running the switchover",
+    ):
         ends.abort()
 
 
@@ -152,8 +109,10 @@ def test_until_the_promotion_it_is_taken_back_and_can_be_done_later(ends: Ends) 
 def test_it_waits_for_who_holds_the_ownership_and_gives_up_with_nothing_changed(ends: Ends) -> None:
     with ends.first.transaction():
         ends.first.execute("SELECT 1 FROM headrace.schema_ownership WHERE gitlab_schema = 'gitlab_main' FOR SHARE")
-        with pytest.raises(Busy, match="transactions on first have held its ownership for too long; Run it again"):
-            ends.run(seconds=1.0)
+        with pytest.raises(
+            Busy, match="timed out after 5 s waiting for transactions on first to let go of its ownership; Run it again"
+        ):
+            ends.run(seconds=5.0)
     assert ends.owners_of("gitlab_main") == (Owner("first", 1), Owner("first", 1))
 
 
@@ -169,9 +128,33 @@ def test_one_that_was_promoted_too_early_gets_nothing_and_the_old_owner_has_it_b
     ends.standby.promote()
     with pytest.raises(NotMovable, match="second was promoted before it was given gitlab_main, and lacks what first"):
         ends.run()
-    ends.first.execute("UPDATE headrace.schema_ownership SET owner = 'second', epoch = 2 WHERE owner = 'first'")
-    ends.abort()
-    assert owners(ends.first)["gitlab_main"] == Owner("first", 3)
+    assert ends.open_on("gitlab_main") == ["first"]
+    with pytest.raises(NotMovable, match="gitlab_main was never closed for second"):
+        ends.abort()
+    assert ends.owners_of("gitlab_main")[0] == Owner("first", 1)
+
+
+def test_one_that_was_promoted_without_the_close_lets_the_old_owner_have_it_back(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_probe = move_proofs.has_probe
+
+    def then_the_copy_gets_no_more(connection: psycopg.Connection[Any], value: UUID) -> bool:
+        found = has_probe(connection, value)
+        if found:
+            ends.stop_receiving("second")
+        return found
+
+    monkeypatch.setattr(move_proofs, "has_probe", then_the_copy_gets_no_more)
+    ends.run_to("close")
+    monkeypatch.undo()
+    assert ends.owners_of("gitlab_main")[0] == Owner("second", 2)
+    ends.standby.promote()
+    with pytest.raises(NotMovable, match="take gitlab_main back with --abort; unless first failed over to it, make it"):
+        ends.run()
+    for _ in range(2):
+        ends.abort()
+        assert owners(ends.first)["gitlab_main"] == Owner("first", 3)
     with pytest.raises(NotMovable, match="promoted before"):
         ends.run()
     assert database_name(ends.second) == "first", "never opened"

@@ -1,0 +1,48 @@
+"""The slot of a new owner's producer while it is made: usable only with a position, and with no creator at work."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+
+from producers import slots
+from producers.slots import SlotState
+from producers.step_limit import StepLimit
+from schemas.errors import Refused
+
+_POLL_SECONDS: Final = 0.05
+
+
+class SlotTaken(Refused):
+    """Choose another name with databases.<name>.slot, or drop the slot if nothing reads it."""
+
+
+def is_usable(state: SlotState | None) -> bool:
+    """Return whether a producer can begin with the slot, and miss nothing that is written from now on."""
+    return (
+        state is not None
+        and state.confirmed_flush is not None
+        and state.active_pid is None
+        and not state.lost
+        and state.plugin == slots.PLUGIN
+    )
+
+
+def drop_leftover(connection: psycopg.Connection[Any], slot: str, limit: StepLimit) -> None:
+    """Drop what an earlier switchover left of a slot, ending its session where that still works on it.
+
+    To be called by the one switchover that may run; the producer of the slot does not start before that has ended.
+    Raises SlotTaken when the slot is another program's, Busy when its session does not end.
+    """
+    while (state := slots.read(connection, slot)) is not None:
+        if state.plugin != slots.PLUGIN or state.database != connection.info.dbname:
+            raise SlotTaken(f"slot {slot} is there already, with plugin {state.plugin} in database {state.database}")
+        limit.waiting_for = f"the session that works on slot {slot} (process {state.active_pid}) to end"
+        if state.active_pid is not None:
+            connection.execute("SELECT pg_terminate_backend(%s)", (state.active_pid,))
+        elif is_usable(state):
+            return
+        else:
+            slots.drop(connection, slot)
+        limit.pause(_POLL_SECONDS)

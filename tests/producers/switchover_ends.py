@@ -1,0 +1,145 @@
+"""The two ends of a switchover: the database `first`, which owns everything, and its standby `second`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from infra.control import Owner, database_name, ensure_control_schema, owners
+from infra.settings import Settings, load_settings
+from infra.stack.postgres import EmbeddedPostgres
+from producers.move import Move
+from producers.move_rules import next_step
+from producers.step_limit import StepLimit
+from producers.switchover import opened
+from tests.consumers.repositories import write_settings
+from tests.consumers.services import until
+
+MAIN = "gitlab_main"
+CI = "gitlab_ci"
+SHARED = "gitlab_shared"
+
+
+class Stopped(Exception):
+    """A step after which a test wants no more."""
+
+
+class Ends:
+    """Both servers, and the settings that name them; what it opened is closed at the end."""
+
+    def __init__(self, server: EmbeddedPostgres, name: str, directory: Path) -> None:
+        self.server = server
+        self.name = name
+        self._directory = directory
+        self._servers: dict[str, EmbeddedPostgres] = {}
+        self._dsns: dict[str, str] = {}
+        self.first_dsn = server.create_database(name)
+        self.first = psycopg.connect(self.first_dsn, autocommit=True)
+        ensure_control_schema(self.first, "first", [MAIN, CI, SHARED])
+        self.first.execute("CREATE TABLE public.projects (id int PRIMARY KEY)")
+        self.standby = self.make_standby(name)
+        self.second_dsn = self.standby.dsn(name)
+        self.second = psycopg.connect(self.second_dsn, autocommit=True)
+        self.config = directory / "headrace.toml"
+        self.settings: Settings
+        self._dsns = {"first": self.first_dsn, "second": self.second_dsn, "third": self.second_dsn}
+        self.lead("first", self.first_dsn)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.first.close()
+        self.second.close()
+        for server in self._servers.values():
+            server.abandon()
+        if self.server.running:
+            for name in self._servers:
+                self.server.forget_standby(name)
+            self.server.drop_database(self.name)
+
+    def make_standby(self, name: str) -> EmbeddedPostgres:
+        self._servers[name] = made = self.server.standby(name)
+        return made
+
+    def server_of(self, name: str) -> EmbeddedPostgres:
+        return self.standby if name == "second" else self._servers[f"{self.name}_{name}"]
+
+    @contextlib.contextmanager
+    def other_standby(self, name: str) -> Iterator[str]:
+        """Another standby of `first`, with a slot of its own: its dsn."""
+        made = self.make_standby(f"{self.name}_{name}")
+        try:
+            yield made.dsn(self.name)
+        finally:
+            made.abandon()
+
+    def stop_receiving(self, name: str) -> None:
+        """Let a standby get nothing more of what `first` writes, though it may be promoted."""
+        with self.server_of(name).connect() as connection:
+            connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            connection.execute("SELECT pg_reload_conf()")
+            until(
+                lambda: connection.execute("SELECT count(*) FROM pg_stat_wal_receiver").fetchone() == (0,),
+                f"{name} receives nothing more",
+            )
+
+    def lead(self, database: str, dsn: str) -> None:
+        """Let the settings' dsn of a database lead to another server."""
+        self._dsns[database] = dsn
+        listed = {"gitlab_schemas": [MAIN, CI, SHARED]}
+        databases: dict[str, Any] = {each: {"dsn": where, **listed} for each, where in self._dsns.items()}
+        for each in ("second", "third"):
+            databases[each]["tables"] = ["public.projects"]
+        self.settings = load_settings(write_settings(self.config, {"prefix": self.name, "databases": databases}))
+
+    @property
+    def slot(self) -> str:
+        return f"{self.name}_second"
+
+    def command(self, *gitlab_schemas: str, options: tuple[str, ...] = ()) -> list[str]:
+        ends = ("--from", "first", "--to", "second", "--yes", "--config", str(self.config))
+        return [sys.executable, "-m", "headrace", "switchover", *gitlab_schemas, *ends, *options]
+
+    def owners_of(self, gitlab_schema: str) -> tuple[Owner, Owner]:
+        return owners(self.first)[gitlab_schema], owners(self.second)[gitlab_schema]
+
+    def open_on(self, gitlab_schema: str) -> list[str]:
+        """The databases of which the fence says that they own it."""
+        return [
+            name
+            for name, connection in (("first", self.first), ("second", self.second))
+            if name == database_name(connection) == owners(connection)[gitlab_schema].name
+            and connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+        ]
+
+    def run(self, *gitlab_schemas: str, to: str = "second", seconds: float = 60.0, **options: Any) -> bool:
+        """Run the switchover; return whether it is complete."""
+        move = Move(gitlab_schemas or (MAIN,), "first", to)
+        with opened(self.settings, move, StepLimit(seconds), **options) as moving:
+            return next_step(moving.run()) is None
+
+    def run_to(self, step: str, *gitlab_schemas: str) -> None:
+        """Run the switchover up to the end of a step."""
+
+        def stop(done: str) -> None:
+            if done == step:
+                raise Stopped
+
+        with (
+            contextlib.suppress(Stopped),
+            opened(self.settings, Move(gitlab_schemas or (MAIN,), "first", "second")) as moving,
+        ):
+            moving.run(after=stop)
+
+    def abort(self, *gitlab_schemas: str, seconds: float = 60.0) -> None:
+        with opened(self.settings, Move(gitlab_schemas or (MAIN,), "first", "second"), StepLimit(seconds)) as moving:
+            moving.abort()
