@@ -26,6 +26,7 @@ from infra.positions import Positions, SnapshotState, SourceState, StreamState, 
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
+from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
 from producers import copy_phase, ownership, preflight, slots, startup
 from producers.capture import Capture
@@ -34,7 +35,7 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin_stream, given_up, open_feeds, take_session, take_slot
+from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.requests import read_request
@@ -140,7 +141,7 @@ class Session:
             self._sql: psycopg.Connection[Any] = opened.enter_context(
                 connect(self._dsn, name=f"produce {source}", canonical_text=True)
             )
-            with translated(self._dsn), given_up(self._sql, stop):
+            with translated(self._dsn), bounded(self._sql, stop):
                 self._open(opened, successor_ends_it)
             self._opened = opened.pop_all()
 
@@ -197,7 +198,7 @@ class Session:
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
         handover = standing.handover if any(not each.anew for each in snapshots.values()) else None
         stream = state.stream or begin_stream(
-            self._sql, source, self._instance, self._slot, self._server.system, handover
+            self._sql, source, self._instance, self._slot, self._server.system, handover, self._stop
         )
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
         not_before = next_xid(self._sql)
