@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import psycopg
 
+from infra import standbys
 from infra.control import database_name, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
@@ -37,6 +38,7 @@ def hindrances(
     stopped = startup.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
     found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
     found += _of_another_name(connection, source)
+    found += _standbys(connection, name)
     if positions is not None and not _standby(connection):
         found += _gaps(connection, settings, source, positions)
         if not found:
@@ -84,6 +86,11 @@ def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterat
             f"correct databases.{source}.dsn; if the database was moved on purpose, finish it with"
             f" `headrace switchover SCHEMA --from {recorded} --to {source}`",
         )
+
+
+def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
+    if away := standbys.obstacles(connection, slot):
+        yield Finding(f"slot {slot} sends nothing that is written now: {', '.join(away)}", standbys.REMEDY)
 
 
 def _gaps(

@@ -313,7 +313,7 @@ class Session:
         """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._watch.look(self._feeds)
-        self._guardian.look(self._sql)
+        self._guardian.look(self._sql, self._capture.position.commit_lsn)
         lsn = slots.emit_heartbeat(self._sql)
         self._watch.noted(lsn)
         return lsn
