@@ -13,6 +13,7 @@ import psycopg
 
 from infra import log
 from infra.positions import HandoverState, SnapshotState, StreamState
+from infra.postgres import one_line
 from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import largest_records
@@ -150,10 +151,12 @@ def take_slot(
 ) -> ReplicationStream:
     """Open the stream, ending the connection of a producer that was just fenced.
 
-    Raises SlotInUse when that one holds on to the slot, and Interrupted when stopped meanwhile.
+    The slot is made one that a standby may take over, where it is not. Raises SlotInUse when the other producer keeps
+    it, and Interrupted when stopped meanwhile.
     """
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
+        _ensure_failover(connection, source, slot)
         try:
             return ReplicationStream(
                 dsn,
@@ -172,3 +175,13 @@ def take_slot(
                 connection.execute(_END, (error.pid,))
             if stop.wait(0.1):
                 raise Interrupted(f"stopped while slot {slot} was taken over") from error
+
+
+def _ensure_failover(connection: psycopg.Connection[Any], source: str, slot: str) -> None:
+    """Without it the source can be read as well; only a failover would lose its slot."""
+    lines = log.get(**{log.SOURCE: source})
+    try:
+        if slots.ensure_failover(connection, slot):
+            lines.info("a standby may take the slot over from now on", slot=slot)
+    except psycopg.Error as error:
+        lines.warning("no standby can take the slot over", slot=slot, **{log.REASON: one_line(error)})

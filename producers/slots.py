@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import errors, sql
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from infra import log
@@ -30,6 +31,7 @@ _FAILOVER_SINCE: Final = 170_000
 """The first server version whose slots can be synchronized to a standby, and that says why one is lost."""
 
 
+_ALTER_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
 
 _READ: Final = """
@@ -192,6 +194,38 @@ def _end_with_the_client(connection: psycopg.Connection[Any]) -> None:
     """
     with contextlib.suppress(errors.InvalidParameterValue), connection.transaction():
         connection.execute("SET client_connection_check_interval = '500ms'")
+
+
+def take_over(connection: psycopg.Connection[Any], source: str, slot: str) -> None:
+    """Make `slot` a copy of slot `source`, from the same position on, which a standby may take over in its turn.
+
+    For the new owner's producer, of the slot that was synchronized from the old one's. Waits for no transaction. Killed
+    anywhere, it leaves no slot, or one that only lacks the last: see `ensure_failover`. Raises SlotExists.
+    """
+    try:
+        connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (source, check_name(slot)))
+    except errors.DuplicateObject as error:
+        raise SlotExists(f"slot {slot} exists already") from error
+    ensure_failover(connection, slot)
+
+
+def ensure_failover(connection: psycopg.Connection[Any], slot: str) -> bool:
+    """Let a standby keep the slot in step from now on, so that the next failover has it; return whether that changed.
+
+    Nothing is done for one that is in use or not there, and on a server before 17. A copied slot never has it, nor has
+    one of a server that was upgraded. Takes the right to replicate.
+    """
+    state = read(connection, slot)
+    if connection.info.server_version < _FAILOVER_SINCE or state is None or state.failover or state.active_pid:
+        return False
+    # Only a replication connection may.
+    dsn = make_conninfo(connection.info.dsn, password=connection.info.password, replication="database")
+    command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot))
+    with contextlib.closing(psycopg.connect(dsn, autocommit=True, connect_timeout=10)) as replication:
+        # Should somebody have begun to read it by now, the server would wait for the end of that.
+        with bounded(replication, threading.Event(), seconds=_ALTER_SECONDS):
+            replication.execute(command)
+    return True
 
 
 def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
