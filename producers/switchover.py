@@ -238,7 +238,7 @@ class Switchover:
             synced = slots.read(connection, self.source_slot)
             usable = synced is not None and synced.synced and not synced.lost and synced.plugin == slots.PLUGIN
             if usable and self.source_slot != self.slot:
-                connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (self.source_slot, self.slot))
+                slots.take_over(connection, self.source_slot, self.slot)
             else:
                 slots.create(connection, self.slot, failover=True)
         self._log.info("slot made", slot=self.slot, synchronized=usable)
