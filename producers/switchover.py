@@ -47,6 +47,9 @@ SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
        AND (%s OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE'))
   FROM pg_roles WHERE rolname = current_user
 """
+_NAME: Final = """
+UPDATE headrace.database SET name = %(to)s, opened_lsn = pg_current_wal_insert_lsn() WHERE name = %(from)s
+"""
 _LOCK_OWNERS: Final = "LOCK TABLE headrace.schema_ownership IN EXCLUSIVE MODE"
 """For an application's own guard (docs/switchover.md), which has a row FOR SHARE: it queues fairly behind those."""
 
@@ -253,7 +256,7 @@ class Switchover:
             with connection.transaction():
                 exclude(connection, map(ownership_key, owners(connection)))
                 connection.execute(_LOCK_OWNERS)
-                connection.execute("UPDATE headrace.database SET name = %(to)s WHERE name = %(from)s", names)
+                connection.execute(_NAME, names)
                 if shared:  # every database has its own
                     connection.execute(_CLOSE, {**names, "gitlab_schemas": [GITLAB_SHARED]})
 
