@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 
 from infra import standbys
-from infra.control import database_name, owners
+from infra.control import database_name, opened_lsn, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
@@ -17,6 +17,7 @@ from producers.guardian import Forecast, LogGrowth
 from producers.preflight import Finding
 from producers.publication import published_tables
 from producers.tables import captured_tables
+from producers.transactions import blocking
 from schemas.errors import HeadraceError
 
 _MEASURED_SECONDS: Final = 1.0
@@ -38,6 +39,7 @@ def hindrances(
     stopped = startup.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
     found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
     found += _of_another_name(connection, source)
+    found += _half_made(connection, name)
     found += _standbys(connection, name)
     if positions is not None and not _standby(connection):
         found += _gaps(connection, settings, source, positions)
@@ -88,6 +90,16 @@ def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterat
         )
 
 
+def _half_made(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
+    state = slots.read(connection, slot)
+    if state is not None and not state.made and state.active_pid is not None:
+        named = ", ".join(blocking(connection, state.active_pid)) or "a moment"
+        yield Finding(
+            f"slot {slot} is still being made by process {state.active_pid}, which waits for {named}",
+            slots.SlotAwaited.__doc__ or "",
+        )
+
+
 def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
     if away := standbys.obstacles(connection, slot):
         yield Finding(f"slot {slot} sends nothing that is written now: {', '.join(away)}", standbys.REMEDY)
@@ -135,6 +147,11 @@ def _unrecorded(
         standing = ownership.standing(source, tables, sources, owners(connection))
         known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
         published = published_tables(connection, database.publication)
-        startup.standing_snapshots(settings, known, standing.here(tables), published)
+        snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
+        handover = standing.behind(snapshots)
+        if state.stream is None and handover is not None:
+            name = startup.slot_name(settings, source, database)
+            slot, opened = slots.read(connection, name), opened_lsn(connection)
+            ownership.first_state(source, "", name, slot, "", handover, opened)
     except HeadraceError as error:
         yield Finding(error.problem, error.remedy)

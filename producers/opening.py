@@ -12,6 +12,7 @@ from typing import Any, Final
 import psycopg
 
 from infra import log
+from infra.control import opened_lsn
 from infra.positions import HandoverState, SnapshotState, StreamState
 from infra.postgres import one_line
 from infra.registry import open_registry
@@ -107,7 +108,7 @@ def begin_stream(
     """
     standing = slots.read(connection, slot)
     if handover is not None:
-        return ownership.first_state(source, instance, slot, standing, system, handover)
+        return ownership.first_state(source, instance, slot, standing, system, handover, opened_lsn(connection))
     if standing is not None and standing.ready:
         assert standing.confirmed_flush is not None
         start = standing.confirmed_flush

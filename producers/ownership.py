@@ -23,6 +23,7 @@ from producers.tables import CapturedTable
 from schemas.errors import OwnershipMoved, Unavailable
 from schemas.events import UNCHANGED, Relation, Unchanged
 from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.positions import Lsn, format_lsn
 from schemas.topics import positions_topic
 
 _COLUMNS: Final = ("gitlab_schema", "owner", "epoch")
@@ -48,6 +49,10 @@ class Standing:
     def here(self, tables: Iterable[CapturedTable]) -> tuple[CapturedTable, ...]:
         """Return those of `tables` that the source publishes."""
         return tuple(table for table in tables if table.gitlab_schema not in self.away)
+
+    def behind(self, snapshots: Mapping[str, SnapshotState]) -> HandoverState | None:
+        """Return the handover that a first stream begins behind; None where every table is to be read anew anyway."""
+        return self.handover if any(not each.anew for each in snapshots.values()) else None
 
 
 def standing(
@@ -181,20 +186,46 @@ def _sealing(
 
 
 def first_state(
-    source: str, instance: str, name: str, slot: slots.SlotState | None, system: str, handover: HandoverState
+    source: str,
+    instance: str,
+    name: str,
+    slot: slots.SlotState | None,
+    system: str,
+    handover: HandoverState,
+    opened: Lsn | None,
 ) -> StreamState:
     """Return the state of a stream that begins behind `handover`.
 
-    A slot that begins later is right too: it was made before the new owner was opened, so nothing of the schema was
-    written in between. Raises SilentGap when the slot is missing.
+    A slot that begins later is right where it was ready before the database was `opened`, since nothing of the gitlab
+    schema was written in between. Raises SilentGap where that is not so, or the slot is not there.
     """
-    if slot is None or slot.confirmed_flush is None:
-        raise SilentGap(f"slot {name}, which the switchover made, does not exist any more")
-    if slot.confirmed_flush > handover.confirmed_lsn:
-        return startup.first_state(source, instance, name, system, slot.confirmed_flush)
-    return startup.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
-        update={"commit_lsn": handover.commit_lsn, "ordinal": handover.ordinal}
-    )
+    if slot is None:
+        raise SilentGap(
+            f"slot {name}, which the switchover made, does not exist any more", remedy=startup.start_over_with(source)
+        )
+    if not slot.made:
+        raise SilentGap(
+            f"slot {name} is still being made by process {slot.active_pid}, and lacks what is written meanwhile",
+            remedy=f"run `headrace switchover` to its end; if it is complete, {startup.start_over_with(source)}",
+        )
+    if slot.confirmed_flush is None or slot.confirmed_flush <= handover.confirmed_lsn:
+        return startup.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
+            update={"commit_lsn": handover.commit_lsn, "ordinal": handover.ordinal}
+        )
+    begins = f"slot {name} begins at {format_lsn(slot.confirmed_flush)}"
+    if opened is None:
+        raise SilentGap(
+            f"{begins}, after {handover.gitlab_schema} was given to {source} at {format_lsn(handover.commit_lsn)}, and"
+            " headrace.database does not say when it was opened: what was written in between may be in no topic",
+            remedy=startup.start_over_with(source),
+        )
+    if slot.confirmed_flush > opened:
+        raise SilentGap(
+            f"{begins}, after {handover.gitlab_schema} was opened here at {format_lsn(opened)}: what was written in"
+            " between is in no topic",
+            remedy=startup.start_over_with(source),
+        )
+    return startup.first_state(source, instance, name, system, slot.confirmed_flush)
 
 
 def owner_in(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> tuple[str, Owner]:

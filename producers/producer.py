@@ -196,7 +196,7 @@ class Session:
         snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
-        handover = standing.handover if any(not each.anew for each in snapshots.values()) else None
+        handover = standing.behind(snapshots)
         stream = state.stream or begin_stream(
             self._sql, source, self._instance, self._slot, self._server.system, handover, self._stop
         )

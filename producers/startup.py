@@ -143,6 +143,12 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
     if stream is None:
         return
     recorded = format_lsn(stream.confirmed_lsn)
+    if slot is not None and not slot.made:
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} is being made by process"
+            f" {slot.active_pid} only now",
+            remedy=start_over_with(stream.source),
+        )
     if slot is None and stream.timeline not in (0, server.timeline):
         raise SilentGap(
             f"the topics of {stream.source} stand at {recorded}, but slot {name} had not been synchronized to this"

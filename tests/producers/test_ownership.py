@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -81,15 +82,35 @@ def slot(confirmed: int) -> slots.SlotState:
     return slots.SlotState("s", "pgoutput", "d", None, Lsn(confirmed), Lsn(1), "reserved", None, None, False, False)
 
 
-def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> None:
-    def first(found: slots.SlotState | None, handover: HandoverState) -> tuple[int, int]:
-        state = ownership.first_state("ci", "i", "s", found, "7", handover)
-        return state.commit_lsn, state.confirmed_lsn
+def first(found: slots.SlotState | None, opened: int | None) -> tuple[int, int]:
+    lsn = None if opened is None else Lsn(opened)
+    state = ownership.first_state("ci", "i", "s", found, "7", given(), lsn)
+    return state.commit_lsn, state.confirmed_lsn
 
-    assert first(slot(150), given()) == (200, 201)
-    assert first(slot(250), given()) == (249, 250)
-    with pytest.raises(SilentGap, match="slot s, which the switchover made, does not exist any more"):
-        first(None, given())
+
+def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> None:
+    assert first(slot(150), None) == (200, 201)
+    assert first(slot(201), None) == (200, 201)
+    assert first(slot(250), 250) == (249, 250)
+    assert first(slot(250), 300) == (249, 250)
+
+
+@pytest.mark.parametrize(
+    ("found", "opened", "words"),
+    [
+        (None, 300, "slot s, which the switchover made, does not exist any more"),
+        (slot(250), 249, "slot s begins at 0/FA, after gitlab_main was opened here at 0/F9: what was written in"),
+        (slot(250), 100, "after gitlab_main was opened here at 0/64"),  # of an earlier switchover
+        (slot(202), None, r"at 0/CA, after gitlab_main was given to ci at 0/C8, and headrace.database does not say"),
+        (replace(slot(250), made=False, confirmed_flush=None, active_pid=7), 300, "still being made by process 7"),
+    ],
+)
+def test_a_slot_that_may_lack_what_was_written_is_refused(
+    found: slots.SlotState | None, opened: int | None, words: str
+) -> None:
+    with pytest.raises(SilentGap, match=words) as caught:
+        first(found, opened)
+    assert "start over with `headrace produce ci --start-over`" in caught.value.remedy
 
 
 # On real servers.
