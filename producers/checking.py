@@ -14,11 +14,12 @@ from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
 from producers.guardian import Forecast, LogGrowth
+from producers.ownership import Standing
 from producers.preflight import Finding
 from producers.publication import published_tables
 from producers.tables import captured_tables
 from producers.transactions import blocking
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, OwnershipMoved
 
 _MEASURED_SECONDS: Final = 1.0
 """How long the log is watched where nobody recorded how fast it grows."""
@@ -42,7 +43,7 @@ def hindrances(
     found += _half_made(connection, name)
     found += _standbys(connection, name)
     if positions is not None and not _standby(connection):
-        found += _gaps(connection, settings, source, positions)
+        found += _gaps(connection, settings, source, positions, stopped)
         if not found:
             found += _unrecorded(connection, settings, source, sources, stopped)
     return found
@@ -106,7 +107,11 @@ def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Findin
 
 
 def _gaps(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    positions: Positions,
+    stopped: Mapping[str, SnapshotState],
 ) -> Iterator[Finding]:
     """Yield the gap that a start would refuse, with the way out of it."""
     database = settings.database(source)
@@ -115,16 +120,38 @@ def _gaps(
     while True:
         # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
         slot = slots.read(connection, name)
-        state = positions.sources().get(source, SourceState())
+        sources = positions.sources()
+        state = sources.get(source, SourceState())
         try:
-            startup.refuse_gaps(state, slot, name, startup.server_log(connection, dsn, state.stream))
+            server = startup.server_log(connection, dsn, state.stream)
+            standing = _standing(connection, settings, source, sources, stopped)
+            ownership.require_no_gap(standing, state, slot, name, server)
         except startup.SilentGap as gap:
             if slot is None or slot.active_pid is None or time.monotonic() > deadline:
                 yield Finding(gap.problem, gap.remedy)
                 return
             time.sleep(0.2)
+        except OwnershipMoved:
+            return  # it has no tables any more, and needs no slot
         else:
             return
+
+
+def _standing(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    sources: Mapping[str, SourceState],
+    stopped: Mapping[str, SnapshotState],
+) -> Standing:
+    """Return where the source stands; as if nothing ever moved, where something else is in the way of that."""
+    try:
+        tables = captured_tables(connection, source, settings.database(source), settings.prefix, leave_out=stopped)
+        return ownership.standing(source, tables, sources, owners(connection))
+    except OwnershipMoved:
+        raise
+    except HeadraceError:
+        return Standing()
 
 
 def _unrecorded(
@@ -145,11 +172,11 @@ def _unrecorded(
     tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     try:
         standing = ownership.standing(source, tables, sources, owners(connection))
-        known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
+        known = standing.of(state)
         published = published_tables(connection, database.publication)
         snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         handover = standing.behind(snapshots)
-        if state.stream is None and handover is not None:
+        if known.stream is None and handover is not None:
             name = startup.slot_name(settings, source, database)
             slot, opened = slots.read(connection, name), opened_lsn(connection)
             ownership.first_state(source, "", name, slot, "", handover, opened)

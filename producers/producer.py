@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
@@ -36,6 +36,7 @@ from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
 from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
+from producers.ownership import Standing
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.requests import read_request
@@ -43,7 +44,7 @@ from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.table_catalog import TableWatch
-from producers.tables import captured_tables
+from producers.tables import CapturedTable, captured_tables
 from producers.visibility_gate import gated
 from schemas import codec
 from schemas.errors import DatabaseUnavailable, Fenced, Interrupted, Malformed, Unavailable
@@ -182,23 +183,19 @@ class Session:
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
         # Once before, so that a start that is refused leaves the producer that runs alone.
-        sources = self._standing(positions, successor_ends_it, alone=False)
-        ownership.standing(source, tables, sources, owners(self._sql))
+        self._standing(positions, tables, successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        sources = self._standing(positions, successor_ends_it, alone=True)
+        state, standing = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
-        state = sources.get(source, SourceState())
-        standing = ownership.standing(source, tables, sources, owners(self._sql))
         published = published_tables(self._sql, self._database.publication)
-        known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
+        known = standing.of(state)
         snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
-        handover = standing.behind(snapshots)
-        stream = state.stream or begin_stream(
-            self._sql, source, self._instance, self._slot, self._server.system, handover, self._stop
+        stream = known.stream or begin_stream(
+            self._sql, source, self._instance, self._slot, self._server.system, standing.behind(snapshots), self._stop
         )
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
         not_before = next_xid(self._sql)
@@ -207,6 +204,7 @@ class Session:
         )
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._capture.commit_ms = stream.ts_ms
+        self._capture.handovers = dict.fromkeys(standing.returned)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -219,8 +217,10 @@ class Session:
         self._copy_log = CopyLog(self._log)
         self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
-    def _standing(self, positions: Positions, successor_ends_it: bool, *, alone: bool) -> dict[str, SourceState]:
-        """Return what is recorded; raises Fenced or SilentGap where this source may not be gone on from."""
+    def _standing(
+        self, positions: Positions, tables: Sequence[CapturedTable], successor_ends_it: bool, *, alone: bool
+    ) -> tuple[SourceState, Standing]:
+        """Return what is recorded; raises Fenced, SilentGap or HandoverAwaited where the source may not go on now."""
         slot = slots.read(self._sql, self._slot)
         if slot is not None and not alone:
             # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
@@ -230,8 +230,9 @@ class Session:
         if successor_ends_it and state.stream and state.stream.instance != self._instance:
             raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
         self._server = startup.server_log(self._sql, self._dsn, state.stream)
-        startup.refuse_gaps(state, slot, self._slot, self._server)
-        return sources
+        standing = ownership.standing(self._source, tables, sources, owners(self._sql))
+        ownership.require_no_gap(standing, state, slot, self._slot, self._server)
+        return state, standing
 
     def _claim(self, state: SourceState, stopped: Mapping[str, SnapshotState]) -> None:
         """Record this process as the source's producer, and the tables as they are captured from now on."""

@@ -26,10 +26,16 @@ class Moves:
     """The sources `first` and `second`; `first` owns gitlab_main at the beginning, and `second` is not there yet."""
 
     def __init__(
-        self, bootstrap_servers: str, prefix: str, server: DatabaseServer, tables: Sequence[str] = ("public.t",)
+        self,
+        bootstrap_servers: str,
+        prefix: str,
+        server: DatabaseServer,
+        *,
+        tables: Sequence[str] = ("public.t",),
+        names: Sequence[str] = ("first", "second"),
     ) -> None:
         self._server = server
-        self._names = {name: f"{prefix}_{name}" for name in ("first", "second")}
+        self._names = {name: f"{prefix}_{name}" for name in names}
         connection = psycopg.connect(server.create_database(self._names["first"]), autocommit=True)
         connection.execute(TABLES.encode())
         ensure_control_schema(connection, "first", ["gitlab_main"])
@@ -42,11 +48,11 @@ class Moves:
                 for name, database in self._names.items()
             },
         )
-        self.first = Source(self.settings, connection, "first")
-        self.second = Source(self.settings, connection, "second")
+        self.sources = {name: Source(self.settings, connection, name) for name in names}
+        self.first, self.second = self.sources["first"], self.sources["second"]
 
     def close(self) -> None:
-        for source in (self.first, self.second):
+        for source in self.sources.values():
             source.connection.close()
         for database in self._names.values():
             self._server.drop_database(database)

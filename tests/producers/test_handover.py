@@ -18,7 +18,8 @@ from producers.producer import Session
 from producers.start_over import start_over
 from producers.startup import SilentGap
 from schemas.errors import OwnershipMoved
-from tests.producers.folding import states
+from schemas.topics import table_topic
+from tests.producers.folding import folded_rows, read_topic, states
 from tests.producers.installed_postgres import installed_postgres, installed_versions
 from tests.producers.moves import Moves, give, make_slot, open_as, write
 from tests.producers.sources import Running, Source, copy_all, running, until
@@ -226,3 +227,94 @@ def test_an_old_producer_that_started_over_after_the_handover_changes_nothing(mo
     copy_all(moves.second)
     published_by_first(moves)
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+def test_a_second_move_to_a_third_database_waits_for_the_last_owner_alone(
+    bootstrap_servers: str, prefix: str, server: DatabaseServer
+) -> None:
+    with closing(Moves(bootstrap_servers, prefix, server, names=("first", "second", "third"))) as moves:
+        third = moves.sources["third"]
+        copy_all(moves.first)
+        moves.move(moves.first, moves.second)
+        published_by_first(moves)
+        write(moves.second, 3)
+        copy_all(moves.second)
+        moves.move(moves.second, third)
+        write(third, 4)
+        with running(third) as producer:
+            assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+            producer.caught_up()
+        assert states(third.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_a_schema_that_moves_back_is_gone_on_from_without_a_re_snapshot(moves: Moves) -> None:
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    published_by_first(moves)
+    write(moves.second, 3)
+    copy_all(moves.second)
+    # What was the first is thrown away: it owns nothing any more. It comes back as a copy of the second.
+    moves.move(moves.second, moves.first)
+    write(moves.first, 4)
+    with running(moves.first) as producer:
+        assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+        producer.caught_up()
+        assert of_check(moves.first) == []
+    assert moves.first.recorded().handovers == {}
+    write(moves.first, 5)
+    assert of_check(moves.first) == []
+    copy_all(moves.first)
+    assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 3}
+    # And away once more.
+    moves.move(moves.first, moves.second)
+    write(moves.second, 6)
+    published_by_first(moves)
+    copy_all(moves.second)
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 4}
+
+
+def test_one_that_moves_back_waits_for_the_other_to_publish_all(moves: Moves) -> None:
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    published_by_first(moves)
+    copy_all(moves.second)
+    write(moves.second, 3)
+    moves.move(moves.second, moves.first)
+    waiting = Running(moves.first)
+    waiting.stop.set()
+    assert waiting.ended() is None
+    assert "gitlab_main" in moves.first.recorded().handovers, "nothing is claimed yet"
+    assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+    copy_all(moves.first)
+    assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+def test_a_table_that_every_database_has_is_read_anew_after_a_move_back(
+    bootstrap_servers: str, prefix: str, server: DatabaseServer
+) -> None:
+    """Its topic is the database's own, and had the rows of the one that was thrown away."""
+    with closing(Moves(bootstrap_servers, prefix, server, tables=("public.t", "public.shared"))) as moves:
+        copy_all(moves.first)
+        moves.first.connection.execute("INSERT INTO shared VALUES (2)")
+        give(moves.first, "second")
+        copy_all(moves.first)
+        moves.copy(moves.first, moves.second)
+        make_slot(moves.second)
+        open_as(moves.second)
+        moves.second.connection.execute("DELETE FROM shared; INSERT INTO shared VALUES (7)")
+        write(moves.second, 3)
+        copy_all(moves.second)
+        give(moves.second, "first")
+        copy_all(moves.second)
+        moves.copy(moves.second, moves.first)
+        make_slot(moves.first)
+        open_as(moves.first)
+        write(moves.first, 4)
+        copy_all(moves.first)
+        assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 2}
+        assert folded_shared(moves) == {("7",)}
+
+
+def folded_shared(moves: Moves) -> set[tuple[str | None, ...]]:
+    topic = table_topic(moves.settings.prefix, "gitlab_shared", "first", "public", "shared")
+    return set(folded_rows(read_topic(moves.settings, topic)))

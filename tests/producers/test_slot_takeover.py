@@ -144,3 +144,36 @@ def test_a_slot_that_is_taken_over_begins_where_the_other_is(pair: Pair) -> None
     assert not slots.ensure_failover(connection, "nowhere")
     with pytest.raises(slots.SlotExists, match=f"slot {pair.name}_b exists already"):
         slots.take_over(connection, f"{pair.name}_a", f"{pair.name}_b")
+
+
+def test_a_schema_that_moves_back_to_a_copy_of_its_new_owner_is_read_on(own: EmbeddedStack, pair: Pair) -> None:
+    """On servers of three timelines; the server that was `first` is gone."""
+    old = Running(pair.first)
+    until(lambda: kept(pair.first, pair.standby), "the slot is on the standby")
+    old.caught_up()
+    pair.switch()
+    own.postgres.forget_standby(pair.name)
+    assert isinstance(old.ended(), OwnershipMoved)
+    third = pair.standby.standby(f"{pair.name}_back")
+    back = at(pair.first, third.dsn(pair.name))
+    try:
+        there = Running(pair.second)
+        pair.second.connection.execute("INSERT INTO t VALUES (3)")
+        there.caught_up()
+        until(lambda: kept(pair.second, third), "the slot is on the next standby")
+        with opened(back.settings, Move(("gitlab_main",), "second", "first")) as moving:
+            assert moving.run().opened
+        pair.standby.forget_standby(f"{pair.name}_back")
+        assert isinstance(there.ended(), OwnershipMoved)
+        back.connection.execute("ALTER SYSTEM SET synchronized_standby_slots = ''")
+        back.connection.execute("SELECT pg_reload_conf()")
+        back.connection.execute("INSERT INTO t VALUES (4)")
+        with running(back) as producer:
+            producer.caught_up()
+        assert states(back.require_equal("public.t")) == {"r": 2, "c": 2}
+        stream = back.recorded().stream
+        assert stream is not None
+        assert stream.timeline == 3
+    finally:
+        back.connection.close()
+        third.abandon()
