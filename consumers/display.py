@@ -104,6 +104,9 @@ def show_status(document: Mapping[str, Any]) -> None:
         if one.get("slot_status") in _SLOTS_IN_TROUBLE:
             line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if one.get("waits_for"):
+            line = f"{one['name']}: its stream waits: {', '.join(one['waits_for'])}; see `headrace check`"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_parked(

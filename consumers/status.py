@@ -18,7 +18,7 @@ from consumers.group_admin import members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration, Shared
-from infra import control, postgres, topics
+from infra import control, postgres, standbys, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
 from schemas.errors import HeadraceError, OwnershipMoved, UsageError
@@ -283,9 +283,10 @@ _SEEN_FIELDS: Final = ("lag_bytes", "lag_seconds", "slot_status", "retained_byte
 def _seen_from_its_database(settings: Settings, name: str, stream: StreamState | None) -> dict[str, Any]:
     """Return by how much the stream is behind, and what its slot holds back; None each when the database is silent.
 
-    `lost_in_seconds` is how long the slot lasts if nothing reads it, while the log grows as its producer measured.
+    `lost_in_seconds` is how long the slot lasts if nothing reads it, while the log grows as its producer measured;
+    `waits_for` are the standbys without whose word the server sends nothing (infra.standbys).
     """
-    unknown = dict.fromkeys(_SEEN_FIELDS)
+    unknown: dict[str, Any] = {**dict.fromkeys(_SEEN_FIELDS), "waits_for": []}
     if name not in settings.databases or stream is None:
         return unknown
     dsn = settings.databases[name].dsn.get_secret_value()
@@ -298,9 +299,10 @@ def _seen_from_its_database(settings: Settings, name: str, stream: StreamState |
     try:
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
             row = connection.execute(_SEEN, known).fetchone()
+            awaited = standbys.awaited(connection, stream.slot)
     except HeadraceError:
         return unknown
-    return dict(zip(_SEEN_FIELDS, row, strict=True)) if row else unknown
+    return {**dict(zip(_SEEN_FIELDS, row, strict=True)), "waits_for": awaited} if row else unknown
 
 
 def _snapshot(snapshots: Mapping[str, Any]) -> dict[str, Any] | None:

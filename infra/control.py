@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from schemas.errors import PreflightFailed, Refused
+from schemas.positions import Lsn, parse_lsn
 
 Connection = psycopg.Connection[Any]
 
@@ -109,6 +110,17 @@ def database_name(connection: Connection) -> str | None:
         return None
     row = connection.execute("SELECT name FROM headrace.database").fetchone()
     return None if row is None else str(row[0])
+
+
+def opened_lsn(connection: Connection) -> Lsn | None:
+    """Return the end of WAL when a switchover named this database, so opening it; None: none did, or it is not known.
+
+    Whatever the database owns by that switchover is written after it, and a slot that begins at or before it has all.
+    """
+    if connection.execute("SELECT to_regclass('headrace.database')").fetchone() == (None,):
+        return None
+    row = connection.execute("SELECT opened_lsn::text FROM headrace.database").fetchone()
+    return None if row is None or row[0] is None else parse_lsn(row[0])
 
 
 def recorded_prefix(connection: Connection) -> str | None:

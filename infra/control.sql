@@ -7,7 +7,8 @@ CREATE SCHEMA IF NOT EXISTS headrace;
 CREATE TABLE IF NOT EXISTS headrace.database (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     name text NOT NULL,
-    prefix text  -- of the topics that the ledger below speaks of: one database, one prefix
+    prefix text,  -- of the topics that the ledger below speaks of: one database, one prefix
+    opened_lsn pg_lsn  -- the end of WAL when a switchover gave it this name, in that transaction; else null
 );
 
 -- Which database may write the tables of a gitlab schema. Part of the publication: a change of owner

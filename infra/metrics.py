@@ -19,6 +19,9 @@ COMMIT_TIME: Final = Gauge(
     "headrace_last_commit_timestamp_seconds", "When the last transaction that was published had committed.", ["source"]
 )
 RETAINED_LOG: Final = Gauge("headrace_retained_log_bytes", "Log that the source's slot holds back.", ["source"])
+STANDBY_AWAITED: Final = Gauge(
+    "headrace_standby_awaited", "1 while the source's stream waits for a standby to confirm.", ["source"]
+)
 
 APPLIED: Final = Counter("headrace_applied_rows", "Rows that a migration changed.", ["migration"])
 SKIPPED: Final = Counter("headrace_skipped_events", "Events that needed nothing.", ["migration"])

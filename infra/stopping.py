@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,12 +19,17 @@ from typing import Any, Final
 
 import psycopg
 
+from schemas.errors import Interrupted
+
 PATIENCE_SECONDS: Final = 0.5
 """How long what is under way may take to end by itself once a stop is asked for."""
 _CUT_SECONDS: Final = 1.0
 """When its connections are shut down, from the signal."""
 _END_SECONDS: Final = 1.9
 """When the process ends, whatever it does."""
+
+_LOOK_SECONDS: Final = 0.2
+"""How often what waits for a server is looked at: whether it is to be cancelled, and what it waits for."""
 
 _STUCK: Final = "headrace: ended without waiting for a server that does not answer; nothing is lost\n"
 
@@ -70,6 +76,46 @@ def stop_on_signals(
             signal.signal(number, handler)
         for timer in timers:
             timer.cancel()
+
+
+@contextmanager
+def bounded(
+    connection: psycopg.Connection[Any],
+    stop: threading.Event,
+    *,
+    seconds: float | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Cancel what the connection waits for once `stop` is set or `seconds` are over, such as transactions to end.
+
+    `meanwhile` is called again and again in a thread of its own; what it raises of psycopg's is ignored. Raises
+    Interrupted in place of what a stop ended, and psycopg.errors.QueryCanceled where the time was over. Whatever is
+    done inside must be safe to leave half done.
+    """
+    over = threading.Event()
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if meanwhile is not None and not stop.is_set():
+                with contextlib.suppress(psycopg.Error):
+                    meanwhile()
+            if stop.is_set() or (deadline is not None and time.monotonic() > deadline):
+                # Again and again: one that comes between two statements cancels nothing.
+                with contextlib.suppress(psycopg.Error):
+                    connection.cancel_safe(timeout=1.0)
+
+    watcher = threading.Thread(target=watch, name="cancel what waits too long", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except psycopg.errors.QueryCanceled as error:
+        if not stop.is_set():
+            raise
+        raise Interrupted("stopped while it waited for the database") from error
+    finally:
+        over.set()
+        watcher.join()
 
 
 def shut_down(connection: psycopg.Connection[Any]) -> None:

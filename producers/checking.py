@@ -8,15 +8,18 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.control import database_name, owners
+from infra import standbys
+from infra.control import database_name, opened_lsn, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
 from producers.guardian import Forecast, LogGrowth
+from producers.ownership import Standing
 from producers.preflight import Finding
 from producers.publication import published_tables
 from producers.tables import captured_tables
-from schemas.errors import HeadraceError
+from producers.transactions import blocking
+from schemas.errors import HeadraceError, OwnershipMoved
 
 _MEASURED_SECONDS: Final = 1.0
 """How long the log is watched where nobody recorded how fast it grows."""
@@ -37,8 +40,10 @@ def hindrances(
     stopped = startup.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
     found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
     found += _of_another_name(connection, source)
+    found += _half_made(connection, name)
+    found += _standbys(connection, name)
     if positions is not None and not _standby(connection):
-        found += _gaps(connection, settings, source, positions)
+        found += _gaps(connection, settings, source, positions, stopped)
         if not found:
             found += _unrecorded(connection, settings, source, sources, stopped)
     return found
@@ -86,8 +91,27 @@ def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterat
         )
 
 
+def _half_made(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
+    state = slots.read(connection, slot)
+    if state is not None and not state.made and state.active_pid is not None:
+        named = ", ".join(blocking(connection, state.active_pid)) or "a moment"
+        yield Finding(
+            f"slot {slot} is still being made by process {state.active_pid}, which waits for {named}",
+            slots.SlotAwaited.__doc__ or "",
+        )
+
+
+def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
+    if away := standbys.obstacles(connection, slot):
+        yield Finding(f"slot {slot} sends nothing that is written now: {', '.join(away)}", standbys.REMEDY)
+
+
 def _gaps(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    positions: Positions,
+    stopped: Mapping[str, SnapshotState],
 ) -> Iterator[Finding]:
     """Yield the gap that a start would refuse, with the way out of it."""
     database = settings.database(source)
@@ -96,16 +120,38 @@ def _gaps(
     while True:
         # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
         slot = slots.read(connection, name)
-        state = positions.sources().get(source, SourceState())
+        sources = positions.sources()
+        state = sources.get(source, SourceState())
         try:
-            startup.refuse_gaps(state, slot, name, startup.server_log(connection, dsn, state.stream))
+            server = startup.server_log(connection, dsn, state.stream)
+            standing = _standing(connection, settings, source, sources, stopped)
+            ownership.require_no_gap(standing, state, slot, name, server)
         except startup.SilentGap as gap:
             if slot is None or slot.active_pid is None or time.monotonic() > deadline:
                 yield Finding(gap.problem, gap.remedy)
                 return
             time.sleep(0.2)
+        except OwnershipMoved:
+            return  # it has no tables any more, and needs no slot
         else:
             return
+
+
+def _standing(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    sources: Mapping[str, SourceState],
+    stopped: Mapping[str, SnapshotState],
+) -> Standing:
+    """Return where the source stands; as if nothing ever moved, where something else is in the way of that."""
+    try:
+        tables = captured_tables(connection, source, settings.database(source), settings.prefix, leave_out=stopped)
+        return ownership.standing(source, tables, sources, owners(connection))
+    except OwnershipMoved:
+        raise
+    except HeadraceError:
+        return Standing()
 
 
 def _unrecorded(
@@ -126,8 +172,13 @@ def _unrecorded(
     tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     try:
         standing = ownership.standing(source, tables, sources, owners(connection))
-        known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
+        known = standing.of(state)
         published = published_tables(connection, database.publication)
-        startup.standing_snapshots(settings, known, standing.here(tables), published)
+        snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
+        handover = standing.behind(snapshots)
+        if known.stream is None and handover is not None:
+            name = startup.slot_name(settings, source, database)
+            slot, opened = slots.read(connection, name), opened_lsn(connection)
+            ownership.first_state(source, "", name, slot, "", handover, opened)
     except HeadraceError as error:
         yield Finding(error.problem, error.remedy)

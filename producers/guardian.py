@@ -20,6 +20,7 @@ from infra.positions import StreamState
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from producers import slots, startup
+from producers.standby_watch import StandbyWatch
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn, parse_lsn
 
@@ -251,21 +252,24 @@ class Guardian:
         self._may_help: bool | None = None
         self._looked = 0.0
         self._seen = Lsn(0)
+        self._standbys = StandbyWatch(source, slot, lines)
 
     @property
     def rate(self) -> Rate | None:
         """How fast the log grows, None until that is known."""
         return self._growth.rate
 
-    def look(self, connection: psycopg.Connection[Any]) -> Forecast | None:
+    def look(self, connection: psycopg.Connection[Any], passed: Lsn | None = None) -> Forecast | None:
         """Look at the slot; return what is to be expected, None when it does not exist.
 
-        Called with each heartbeat. Of one that holds back a quarter of the bound the server is asked to note the
-        running transactions, so that the slot can let go of what is confirmed.
+        Called with each heartbeat, and with how far the stream has come, if there is one. Of a slot that holds back a
+        quarter of the bound the server is asked to note the running transactions, so that it can let go of what is
+        confirmed.
         """
         reading = read(connection, self._slot)
         if reading is None:
             return None
+        self._standbys.look(connection, stands=passed is not None and passed < self._seen)
         self._looked, self._seen = time.monotonic(), reading.written
         self._growth.add(reading.at, reading.written)
         found = forecast(reading, self.rate)

@@ -156,4 +156,6 @@ def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
             (gitlab_schema, record.id, record.source, record.destination, record.epoch, record.stage),
         )
     if changes.name is not None:
-        connection.execute("UPDATE headrace.database SET name = %s", (changes.name,))
+        connection.execute(
+            "UPDATE headrace.database SET name = %s, opened_lsn = pg_current_wal_insert_lsn()", (changes.name,)
+        )

@@ -18,15 +18,9 @@ class SlotTaken(Refused):
     """Choose another name with databases.<name>.slot, or drop the slot if nothing reads it."""
 
 
-def is_usable(state: SlotState | None) -> bool:
+def is_ready(state: SlotState | None) -> bool:
     """Return whether a producer can begin with the slot, and miss nothing that is written from now on."""
-    return (
-        state is not None
-        and state.confirmed_flush is not None
-        and state.active_pid is None
-        and not state.lost
-        and state.plugin == slots.PLUGIN
-    )
+    return state is not None and state.ready
 
 
 def drop_leftover(connection: psycopg.Connection[Any], slot: str, limit: StepLimit) -> None:
@@ -41,7 +35,7 @@ def drop_leftover(connection: psycopg.Connection[Any], slot: str, limit: StepLim
         limit.waiting_for = f"the session that works on slot {slot} (process {state.active_pid}) to end"
         if state.active_pid is not None:
             connection.execute("SELECT pg_terminate_backend(%s)", (state.active_pid,))
-        elif is_usable(state):
+        elif state.ready:
             return
         else:
             slots.drop(connection, slot)

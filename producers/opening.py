@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import psycopg
 
 from infra import log
+from infra.control import opened_lsn
 from infra.positions import HandoverState, SnapshotState, StreamState
+from infra.postgres import one_line
 from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import largest_records
@@ -39,7 +39,6 @@ SET row_security = off
 _TAKEOVER_SECONDS: Final = 15.0
 _SESSIONS: Final = 0x68647263
 """The class of the advisory locks that producers' sessions hold, one for each slot: "hdrc" in ASCII."""
-_GIVE_UP_SECONDS: Final = 0.2
 
 _END: Final = "SELECT pg_terminate_backend(%s)"
 _HOLDERS: Final = """
@@ -100,20 +99,23 @@ def begin_stream(
     slot: str,
     system: str,
     handover: HandoverState | None,
+    stop: threading.Event,
 ) -> StreamState:
     """Return the state of a stream that is read for the first time: behind `handover`, or from its slot's beginning.
 
-    A slot that is not there is made, which waits for every transaction that runs.
+    A slot that is not there is made, which waits for every transaction that runs. Raises Interrupted when stopped
+    meanwhile.
     """
     standing = slots.read(connection, slot)
     if handover is not None:
-        return ownership.first_state(source, instance, slot, standing, system, handover)
-    if standing is not None and standing.confirmed_flush is not None:
+        return ownership.first_state(source, instance, slot, standing, system, handover, opened_lsn(connection))
+    if standing is not None and standing.ready:
+        assert standing.confirmed_flush is not None
         start = standing.confirmed_flush
     else:
         lines = log.get(**{log.SOURCE: source})
         lines.info("creating the slot; running transactions are waited for", slot=slot)
-        start = slots.create(connection, slot, failover=True)
+        start = slots.create(connection, slot, failover=True, stop=stop)
     return startup.first_state(source, instance, slot, system, start)
 
 
@@ -150,10 +152,12 @@ def take_slot(
 ) -> ReplicationStream:
     """Open the stream, ending the connection of a producer that was just fenced.
 
-    Raises SlotInUse when that one holds on to the slot, and Interrupted when stopped meanwhile.
+    The slot is made one that a standby may take over, where it is not. Raises SlotInUse when the other producer keeps
+    it, and Interrupted when stopped meanwhile.
     """
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
+        _ensure_failover(connection, source, slot)
         try:
             return ReplicationStream(
                 dsn,
@@ -174,29 +178,11 @@ def take_slot(
                 raise Interrupted(f"stopped while slot {slot} was taken over") from error
 
 
-@contextmanager
-def given_up(connection: psycopg.Connection[Any], stop: threading.Event) -> Iterator[None]:
-    """Cancel what the connection waits for once `stop` is set, such as the end of every transaction for a new slot.
-
-    Raises Interrupted in place of what that ends. Whatever is done inside must be safe to leave half done.
-    """
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(_GIVE_UP_SECONDS):
-            # Again and again: one that comes between two statements cancels nothing.
-            if stop.is_set():
-                with contextlib.suppress(psycopg.Error):
-                    connection.cancel_safe(timeout=1.0)
-
-    watcher = threading.Thread(target=watch, name="give up when stopped", daemon=True)
-    watcher.start()
+def _ensure_failover(connection: psycopg.Connection[Any], source: str, slot: str) -> None:
+    """Without it the source can be read as well; only a failover would lose its slot."""
+    lines = log.get(**{log.SOURCE: source})
     try:
-        yield
-    except psycopg.errors.QueryCanceled as error:
-        if not stop.is_set():
-            raise
-        raise Interrupted("stopped while it was starting") from error
-    finally:
-        over.set()
-        watcher.join()
+        if slots.ensure_failover(connection, slot):
+            lines.info("a standby may take the slot over from now on", slot=slot)
+    except psycopg.Error as error:
+        lines.warning("no standby can take the slot over", slot=slot, **{log.REASON: one_line(error)})

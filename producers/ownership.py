@@ -23,6 +23,7 @@ from producers.tables import CapturedTable
 from schemas.errors import OwnershipMoved, Unavailable
 from schemas.events import UNCHANGED, Relation, Unchanged
 from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.positions import Lsn, format_lsn
 from schemas.topics import positions_topic
 
 _COLUMNS: Final = ("gitlab_schema", "owner", "epoch")
@@ -37,10 +38,12 @@ class Standing:
     """What a source publishes of its tables when it starts.
 
     The tables of the gitlab schemas in `away` are left alone; `given` is how far they were copied. `inherited` is how
-    far those are that others published before, behind whose `handover` the stream begins.
+    far those are that others published before, behind whose `handover` the stream begins. Those in `returned` are the
+    source's again: another database, a copy of which it is now, has given them back.
     """
 
     away: frozenset[str] = frozenset()
+    returned: frozenset[str] = frozenset()
     given: Mapping[str, SnapshotState] = field(default_factory=dict)
     inherited: Mapping[str, SnapshotState] = field(default_factory=dict)
     handover: HandoverState | None = None
@@ -48,6 +51,24 @@ class Standing:
     def here(self, tables: Iterable[CapturedTable]) -> tuple[CapturedTable, ...]:
         """Return those of `tables` that the source publishes."""
         return tuple(table for table in tables if table.gitlab_schema not in self.away)
+
+    def of(self, state: SourceState) -> SourceState:
+        """Return what is recorded of the source, as far as it still counts.
+
+        What another database gave back comes in that one's log: the stream of before is over. The rest of what was
+        published then is of a database that is no more, and is read anew.
+        """
+        if not self.returned:
+            return SourceState(state.stream, {**self.inherited, **state.snapshots}, state.handovers)
+        rest = {
+            name: SnapshotState(source=each.source, table=name, topic=each.topic, anew=True)
+            for name, each in state.snapshots.items()
+        }
+        return SourceState(None, {**self.inherited, **rest}, state.handovers)
+
+    def behind(self, snapshots: Mapping[str, SnapshotState]) -> HandoverState | None:
+        """Return the handover that a first stream begins behind; None where every table is to be read anew anyway."""
+        return self.handover if any(not each.anew for each in snapshots.values()) else None
 
 
 def standing(
@@ -63,32 +84,65 @@ def standing(
     published all of a gitlab schema that this one's database was given, and OwnershipMoved when no table is left.
     """
     state = sources.get(source, SourceState())
+    schemas: dict[str, list[CapturedTable]] = {}
+    for table in tables:
+        if table.gitlab_schema != GITLAB_SHARED:
+            schemas.setdefault(table.gitlab_schema, []).append(table)
+
+    def taken_over(gitlab_schema: str) -> HandoverState | None:
+        owner, record = owners.get(gitlab_schema), state.handovers.get(gitlab_schema)
+        if owner is None or owner.name != source or owner.epoch == 1:
+            return None
+        return _handover_to(source, gitlab_schema, owner.epoch, schemas[gitlab_schema], sources, record)
+
+    returned = {each: found for each in schemas if each in state.handovers and (found := taken_over(each)) is not None}
+    taken = dict(returned)
     away: set[str] = set()
     for_good: set[str] = set()
     given: dict[str, SnapshotState] = {}
-    inherited: dict[str, SnapshotState] = {}
-    taken: list[HandoverState] = []
-    for gitlab_schema in sorted({table.gitlab_schema for table in tables} - {GITLAB_SHARED}):
-        of_schema = [table for table in tables if table.gitlab_schema == gitlab_schema]
+    for gitlab_schema in schemas.keys() - returned.keys():
         owner = owners.get(gitlab_schema)
+        claimed = any(table.name in state.snapshots for table in schemas[gitlab_schema])
         if record := state.handovers.get(gitlab_schema):
             away.add(gitlab_schema)
             given |= {each.table: each for each in record.snapshots}
             # With another epoch there are changes of owner in the stream that were not read yet.
             if owner is not None and owner.epoch == record.epoch:
                 for_good.add(gitlab_schema)
-        elif owner is not None and owner.name != source and not any(t.name in state.snapshots for t in of_schema):
+        elif owner is not None and owner.name != source and not claimed:
             away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
             for_good.add(gitlab_schema)
-        elif state.stream is None and owner is not None and owner.epoch > 1:
-            handover = _handover_to(source, gitlab_schema, owner.epoch, of_schema, sources)
-            if handover is not None:
-                taken.append(handover)
-                inherited |= {each.table: each.model_copy(update={"source": source}) for each in handover.snapshots}
+        elif returned and claimed:
+            raise SilentGap(
+                f"{gitlab_schema} was published from another server than this copy, in which"
+                f" {', '.join(sorted(returned))} came back to {source}: its rows here are stale",
+                remedy=f"point databases.{source}.dsn at the server that has it; a copy of another needs its own name",
+            )
+        elif (returned or state.stream is None) and (handover := taken_over(gitlab_schema)) is not None:
+            taken[gitlab_schema] = handover
     if tables and all(table.gitlab_schema in for_good for table in tables):
         raise _all_given(source)
-    # Nothing is written between a schema's change of owner and the opening of the new one, so the last one counts.
-    return Standing(frozenset(away), given, inherited, max(taken, key=lambda each: each.confirmed_lsn, default=None))
+    return Standing(
+        away=frozenset(away),
+        returned=frozenset(returned),
+        given=given,
+        inherited={
+            each.table: each.model_copy(update={"source": source})
+            for handover in taken.values()
+            for each in handover.snapshots
+        },
+        # Nothing is written between a schema's change of owner and the opening of the new one: the last one counts.
+        handover=max(taken.values(), key=lambda each: each.confirmed_lsn, default=None),
+    )
+
+
+def require_no_gap(
+    standing: Standing, state: SourceState, slot: slots.SlotState | None, name: str, server: startup.ServerLog
+) -> None:
+    """Raise SilentGap unless log, slot `name` and what is recorded of the source fit together; see refuse_gaps."""
+    if state.stream is not None:
+        startup.refuse_other_log(state.stream, server)
+    startup.refuse_gaps(standing.of(state), slot, name, server)
 
 
 def owned(table: CapturedTable, source: str, owners: Mapping[str, Owner]) -> bool:
@@ -116,19 +170,32 @@ def _handover_to(
     epoch: int,
     tables: Iterable[CapturedTable],
     sources: Mapping[str, SourceState],
+    record: HandoverState | None,
 ) -> HandoverState | None:
-    """Return the record that makes `source` the next publisher of `gitlab_schema`; None: nobody published it."""
+    """Return the record that makes `source` the next publisher of `gitlab_schema`; None: nobody published it since.
+
+    `record` is the source's own of when it gave the gitlab schema away, if it ever did. Raises HandoverAwaited while
+    another source still has to publish.
+    """
     topics = {table.topic for table in tables}
-    for name, other in sources.items():
-        if name == source:
-            continue
-        given = other.handovers.get(gitlab_schema)
-        if given is not None and given.owner == source and given.epoch == epoch:
+    others = {name: state for name, state in sources.items() if name != source}
+    found = {name: state.handovers[gitlab_schema] for name, state in others.items() if gitlab_schema in state.handovers}
+    for given in found.values():
+        if (given.owner, given.epoch) == (source, epoch):
             return given
-        if given is not None or any(each.topic in topics for each in other.snapshots.values()):
-            raise HandoverAwaited(
-                f"{gitlab_schema} was given to {source}, and the producer of {name} has not yet published all before"
-            )
+    publishing = [
+        name
+        for name, state in others.items()
+        if name not in found and any(each.topic in topics for each in state.snapshots.values())
+    ]
+    since = record.epoch if record is not None else 0
+    # Of those that gave it away, the last is the one that may have had it again, or gave it to who has not begun yet.
+    gave = sorted((given for given in found.values() if given.epoch > since), key=lambda each: each.epoch)
+    behind = publishing or [each.source if each.owner == source else each.owner for each in gave[-1:]]
+    if behind:
+        raise HandoverAwaited(
+            f"{gitlab_schema} was given to {source}, and the producer of {behind[0]} has not yet published all before"
+        )
     return None
 
 
@@ -181,20 +248,46 @@ def _sealing(
 
 
 def first_state(
-    source: str, instance: str, name: str, slot: slots.SlotState | None, system: str, handover: HandoverState
+    source: str,
+    instance: str,
+    name: str,
+    slot: slots.SlotState | None,
+    system: str,
+    handover: HandoverState,
+    opened: Lsn | None,
 ) -> StreamState:
     """Return the state of a stream that begins behind `handover`.
 
-    A slot that begins later is right too: it was made before the new owner was opened, so nothing of the schema was
-    written in between. Raises SilentGap when the slot is missing.
+    A slot that begins later is right where it was ready before the database was `opened`, since nothing of the gitlab
+    schema was written in between. Raises SilentGap where that is not so, or the slot is not there.
     """
-    if slot is None or slot.confirmed_flush is None:
-        raise SilentGap(f"slot {name}, which the switchover made, does not exist any more")
-    if slot.confirmed_flush > handover.confirmed_lsn:
-        return startup.first_state(source, instance, name, system, slot.confirmed_flush)
-    return startup.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
-        update={"commit_lsn": handover.commit_lsn, "ordinal": handover.ordinal}
-    )
+    if slot is None:
+        raise SilentGap(
+            f"slot {name}, which the switchover made, does not exist any more", remedy=startup.start_over_with(source)
+        )
+    if not slot.made:
+        raise SilentGap(
+            f"slot {name} is still being made by process {slot.active_pid}, and lacks what is written meanwhile",
+            remedy=f"run `headrace switchover` to its end; if it is complete, {startup.start_over_with(source)}",
+        )
+    if slot.confirmed_flush is None or slot.confirmed_flush <= handover.confirmed_lsn:
+        return startup.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
+            update={"commit_lsn": handover.commit_lsn, "ordinal": handover.ordinal}
+        )
+    begins = f"slot {name} begins at {format_lsn(slot.confirmed_flush)}"
+    if opened is None:
+        raise SilentGap(
+            f"{begins}, after {handover.gitlab_schema} was given to {source} at {format_lsn(handover.commit_lsn)}, and"
+            " headrace.database does not say when it was opened: what was written in between may be in no topic",
+            remedy=startup.start_over_with(source),
+        )
+    if slot.confirmed_flush > opened:
+        raise SilentGap(
+            f"{begins}, after {handover.gitlab_schema} was opened here at {format_lsn(opened)}: what was written in"
+            " between is in no topic",
+            remedy=startup.start_over_with(source),
+        )
+    return startup.first_state(source, instance, name, system, slot.confirmed_flush)
 
 
 def owner_in(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> tuple[str, Owner]:

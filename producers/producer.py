@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
@@ -26,6 +26,7 @@ from infra.positions import Positions, SnapshotState, SourceState, StreamState, 
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
+from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
 from producers import copy_phase, ownership, preflight, slots, startup
 from producers.capture import Capture
@@ -34,7 +35,8 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin_stream, given_up, open_feeds, take_session, take_slot
+from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
+from producers.ownership import Standing
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.requests import read_request
@@ -42,7 +44,7 @@ from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.table_catalog import TableWatch
-from producers.tables import captured_tables
+from producers.tables import CapturedTable, captured_tables
 from producers.visibility_gate import gated
 from schemas import codec
 from schemas.errors import DatabaseUnavailable, Fenced, Interrupted, Malformed, Unavailable
@@ -140,7 +142,7 @@ class Session:
             self._sql: psycopg.Connection[Any] = opened.enter_context(
                 connect(self._dsn, name=f"produce {source}", canonical_text=True)
             )
-            with translated(self._dsn), given_up(self._sql, stop):
+            with translated(self._dsn), bounded(self._sql, stop):
                 self._open(opened, successor_ends_it)
             self._opened = opened.pop_all()
 
@@ -181,23 +183,19 @@ class Session:
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
         # Once before, so that a start that is refused leaves the producer that runs alone.
-        sources = self._standing(positions, successor_ends_it, alone=False)
-        ownership.standing(source, tables, sources, owners(self._sql))
+        self._standing(positions, tables, successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        sources = self._standing(positions, successor_ends_it, alone=True)
+        state, standing = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
-        state = sources.get(source, SourceState())
-        standing = ownership.standing(source, tables, sources, owners(self._sql))
         published = published_tables(self._sql, self._database.publication)
-        known = SourceState(state.stream, {**standing.inherited, **state.snapshots})
+        known = standing.of(state)
         snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
-        handover = standing.handover if any(not each.anew for each in snapshots.values()) else None
-        stream = state.stream or begin_stream(
-            self._sql, source, self._instance, self._slot, self._server.system, handover
+        stream = known.stream or begin_stream(
+            self._sql, source, self._instance, self._slot, self._server.system, standing.behind(snapshots), self._stop
         )
         # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
         not_before = next_xid(self._sql)
@@ -206,6 +204,7 @@ class Session:
         )
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._capture.commit_ms = stream.ts_ms
+        self._capture.handovers = dict.fromkeys(standing.returned)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -218,8 +217,10 @@ class Session:
         self._copy_log = CopyLog(self._log)
         self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
-    def _standing(self, positions: Positions, successor_ends_it: bool, *, alone: bool) -> dict[str, SourceState]:
-        """Return what is recorded; raises Fenced or SilentGap where this source may not be gone on from."""
+    def _standing(
+        self, positions: Positions, tables: Sequence[CapturedTable], successor_ends_it: bool, *, alone: bool
+    ) -> tuple[SourceState, Standing]:
+        """Return what is recorded; raises Fenced, SilentGap or HandoverAwaited where the source may not go on now."""
         slot = slots.read(self._sql, self._slot)
         if slot is not None and not alone:
             # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
@@ -229,8 +230,9 @@ class Session:
         if successor_ends_it and state.stream and state.stream.instance != self._instance:
             raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
         self._server = startup.server_log(self._sql, self._dsn, state.stream)
-        startup.refuse_gaps(state, slot, self._slot, self._server)
-        return sources
+        standing = ownership.standing(self._source, tables, sources, owners(self._sql))
+        ownership.require_no_gap(standing, state, slot, self._slot, self._server)
+        return state, standing
 
     def _claim(self, state: SourceState, stopped: Mapping[str, SnapshotState]) -> None:
         """Record this process as the source's producer, and the tables as they are captured from now on."""
@@ -312,7 +314,7 @@ class Session:
         """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._watch.look(self._feeds)
-        self._guardian.look(self._sql)
+        self._guardian.look(self._sql, self._capture.position.commit_lsn)
         lsn = slots.emit_heartbeat(self._sql)
         self._watch.noted(lsn)
         return lsn

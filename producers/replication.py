@@ -31,6 +31,10 @@ _ANSWER_SECONDS: Final = 0.05
 _READ_BYTES: Final = 16 * 1024 * 1024
 """What one read returns at most, but for its last frame: rows may be large, and frames are asked for by number."""
 
+_STANDBYS: Final = b"StandbySlotsHaveCaughtup"
+"""The server's function that names a standby of synchronized_standby_slots for which it waits. Its messages may be in
+any language, and their SQLSTATEs are those of others too."""
+
 _CLOSE_SECONDS: Final = 1.0
 """How long a close waits for the server's farewell; the slot is free either way, at the latest soon after."""
 
@@ -261,11 +265,15 @@ class ReplicationStream:
             raise PublicationMissing(f"publication {self.publication} does not exist")
 
     def _notice(self, notice: pq.abc.PGresult) -> None:
-        """Remember the warning of PostgreSQL 18 that it skips a publication; exceptions are lost in here."""
+        """Remember the warning of PostgreSQL 18 that it skips a publication; exceptions are lost in here.
+
+        One that a standby is waited for comes every second or so, and is no end: infra.standbys asks for that.
+        """
         field = notice.error_field
         if (
             field(pq.DiagnosticField.SQLSTATE) == b"55000"
             and field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"WARNING"
+            and field(pq.DiagnosticField.SOURCE_FUNCTION) != _STANDBYS
         ):
             self._skipped_publication = f"slot {self.slot}: {_line(notice)}"
 
@@ -291,7 +299,9 @@ class ReplicationStream:
         if state == "55006":  # object_in_use; the pid is the last number in every language
             found = re.search(r"(\d+)\D*$", line)
             return SlotInUse(self.slot, int(found[1]) if found else None)
-        if state in _PASSING or state.startswith("08"):
+        # A server that shuts down waits for no standby, and makes an error of that.
+        standby = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION) == _STANDBYS
+        if state in _PASSING or state.startswith("08") or standby:
             return self._gone(line)
         if state == "42704":  # undefined_object
             return SlotMissing(where) if starting else PublicationMissing(where)

@@ -87,7 +87,7 @@ def start_over_with(source: str) -> str:
     return f"start over with `headrace produce {source} --start-over`: with a new slot it reads all tables anew"
 
 
-def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
+def refuse_other_log(stream: StreamState, server: ServerLog) -> None:
     """Raise SilentGap unless the server's log has all that is recorded: what comes next then stands behind it.
 
     It may be another one after a failover to a standby that was behind, or once a backup was restored. A failover to a
@@ -132,7 +132,7 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
     """
     stream = state.stream
     if stream is not None:
-        _refuse_other_log(stream, server)
+        refuse_other_log(stream, server)
     if slot is not None and slot.lost:
         again = _WHY_LOST.get(slot.invalidation_reason or "wal_removed", "see the server's log for the reason")
         first = start_over_with(stream.source) if stream else f"SELECT pg_drop_replication_slot('{name}')"
@@ -143,6 +143,12 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
     if stream is None:
         return
     recorded = format_lsn(stream.confirmed_lsn)
+    if slot is not None and not slot.made:
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} is being made by process"
+            f" {slot.active_pid} only now",
+            remedy=start_over_with(stream.source),
+        )
     if slot is None and stream.timeline not in (0, server.timeline):
         raise SilentGap(
             f"the topics of {stream.source} stand at {recorded}, but slot {name} had not been synchronized to this"

@@ -20,7 +20,7 @@ from producers import move_proofs, move_rules, slots, startup
 from producers.move import Changes, Move, NotMovable, View, require_settings, side, write
 from producers.move_rules import Refusal, Step
 from producers.move_states import EndsState, ends_state
-from producers.new_slot import drop_leftover, is_usable
+from producers.new_slot import drop_leftover, is_ready
 from producers.step_limit import Busy, StepLimit
 from schemas.errors import HeadraceError
 from schemas.gitlab_schemas import GITLAB_SHARED
@@ -88,7 +88,7 @@ class Switchover:
                 left = side(old, move.source)
             with new.transaction():
                 right = side(new, move.destination)
-            has_slot = not captures or (not right.standby and is_usable(slots.read(new, self.slot)))
+            has_slot = not captures or (not right.standby and is_ready(slots.read(new, self.slot)))
         return View(move, left, right, same, has_slot)
 
     def run(self, after: Callable[[str], None] | None = None) -> View:
@@ -194,15 +194,15 @@ class Switchover:
         with self._on(self.move.destination) as connection:
             drop_leftover(connection, self.slot, self._limit)
             synced = slots.read(connection, self.source_slot)
-            taken_over = synced is not None and synced.synced and is_usable(synced)
+            taken_over = synced is not None and synced.synced and is_ready(synced)
             self._limit.waiting_for = f"slot {self.slot} on {self.move.destination}"
             running = move_proofs.waited_for(connection)
             if running:
                 self._limit.waiting_for += f", which waits for {', '.join(running)}"
             if taken_over and self.source_slot != self.slot:
-                connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (self.source_slot, self.slot))
+                slots.take_over(connection, self.source_slot, self.slot)
             else:
-                slots.create(connection, self.slot, failover=True)
+                slots.create(connection, self.slot, failover=True, stop=self._limit.stop)
         self._log.info("slot made", slot=self.slot, synchronized=taken_over)
 
     def _release(self, view: View) -> None:

@@ -91,6 +91,13 @@ def test_a_slot_in_trouble_has_a_line_of_its_own(shown: Any) -> None:
     assert not any("check" in line for line in shown(sources=(source(slot_status="extended"),)))
 
 
+def test_a_stream_that_waits_for_a_standby_says_so() -> None:
+    (line,) = (
+        line for line in shown(sources=(source(waits_for=["standby slot far does not exist"]),)) if "far" in line
+    )
+    assert line == "main: its stream waits: standby slot far does not exist; see `headrace check`"
+
+
 def test_an_estimate_is_marked_and_a_broken_migration_is_failed(shown: Any) -> None:
     assert any("~9,876,543" in line for line in shown(migration(remaining_estimated=True)))
     assert not any("~" in line for line in shown(migration(remaining_estimated=False)))

@@ -19,6 +19,7 @@ from infra.stack.processes import Keeper, unprivileged_account
 SETTINGS = {
     "wal_level": "logical",
     "max_slot_wal_keep_size": "4GB",
+    "max_prepared_transactions": "10",
     "fsync": "off",
     "dynamic_shared_memory_type": "mmap",
     "timezone": "UTC",

@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra.stopping import bounded
 from producers import slots
-from producers.opening import given_up, take_session, take_slot
+from producers.opening import take_session, take_slot
 from producers.publication import ensure_publication
 from producers.replication import SlotInUse
 from producers.tables import captured_tables
@@ -43,8 +44,11 @@ def set_once(connection: psycopg.Connection[Any], waits: psycopg.Connection[Any]
 def test_a_slot_that_waits_for_a_transaction_is_given_up(database: Database) -> None:
     starting, looking, writing = database.connect(), database.connect(), database.connect(autocommit=False)
     writing.execute("CREATE TABLE t (id int)")  # in progress until the end of the test
-    with set_once(looking, starting) as stop, pytest.raises(Interrupted, match="stopped while it was starting"):
-        with given_up(starting, stop):
+    with (
+        set_once(looking, starting) as stop,
+        pytest.raises(Interrupted, match="stopped while it waited for the database"),
+    ):
+        with bounded(starting, stop):
             slots.create(starting, "t_given_up", failover=True)
     assert slots.read(looking, "t_given_up") is None
     assert starting.execute("SELECT 1").fetchone() == (1,), "the connection is as good as before"
@@ -53,7 +57,7 @@ def test_a_slot_that_waits_for_a_transaction_is_given_up(database: Database) -> 
 def test_nothing_is_cancelled_once_the_start_is_over(database: Database) -> None:
     connection, stop = database.connect(), threading.Event()
     before = set(threading.enumerate())
-    with given_up(connection, stop):
+    with bounded(connection, stop):
         assert connection.execute("SELECT 1").fetchone() == (1,)
     assert set(threading.enumerate()) <= before
 
@@ -61,7 +65,7 @@ def test_nothing_is_cancelled_once_the_start_is_over(database: Database) -> None
 def test_what_another_cancelled_is_an_error_as_ever(database: Database) -> None:
     connection = database.connect()
     connection.execute("SET statement_timeout = '10ms'")
-    with pytest.raises(psycopg.errors.QueryCanceled), given_up(connection, threading.Event()):
+    with pytest.raises(psycopg.errors.QueryCanceled), bounded(connection, threading.Event()):
         connection.execute("SELECT pg_sleep(60)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from producers import ownership, slots
 from producers.ownership import HandoverAwaited, standing
 from producers.start_over import start_over
 from producers.startup import SilentGap
+from producers.tables import CapturedTable
 from schemas.errors import OwnershipMoved
 from schemas.positions import Lsn
 from tests.conftest import Database
@@ -77,19 +79,93 @@ def test_the_new_owner_waits_for_the_old_one_and_goes_on_behind_it() -> None:
     assert stands("ci", started, Owner("ci", 2)) == ownership.Standing(), "by its own record from then on"
 
 
+def gave(source: str, owner: str, epoch: int) -> SourceState:
+    record = given(owner, epoch).model_copy(update={"source": source})
+    return SourceState(STREAM, handovers={"gitlab_main": record})
+
+
+def test_of_several_owners_before_the_last_one_counts() -> None:
+    publishes = SourceState(STREAM, {TABLE.name: COPIED})
+    with pytest.raises(HandoverAwaited, match="the producer of ci has not yet published all"):
+        stands("sec", {"main": gave("main", "ci", 2), "ci": publishes}, Owner("sec", 3))
+    with pytest.raises(HandoverAwaited, match="the producer of ci has not yet published all"):
+        stands("sec", {"main": gave("main", "ci", 2)}, Owner("sec", 3))  # it has not begun
+    last = stands("sec", {"main": gave("main", "ci", 2), "ci": gave("ci", "sec", 3)}, Owner("sec", 3))
+    assert last.handover is not None
+    assert last.handover.source == "ci"
+
+
+def test_what_was_given_back_ends_the_stream_of_before() -> None:
+    shared = SnapshotState(source="main", table="public.s", topic="s", done=True)
+    own = SourceState(STREAM, {"public.s": shared}, gave("main", "ci", 2).handovers)
+    back = stands("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 3))
+    assert (set(back.returned), set(back.away)) == ({"gitlab_main"}, set())
+    assert back.handover is not None
+    assert back.handover.epoch == 3
+    known = back.of(own)
+    assert known.stream is None
+    assert known.snapshots[TABLE.name].done, "read on"
+    assert known.snapshots["public.s"].anew, "it was another server's"
+    with pytest.raises(HandoverAwaited, match="the producer of ci"):
+        stands("main", {"main": own, "ci": SourceState(STREAM, {TABLE.name: COPIED})}, Owner("main", 3))
+
+
+def test_what_was_taken_back_is_no_one_else_s_to_hand_over() -> None:
+    """By --abort, after moves there and back: the other's record is of an earlier move."""
+    own = gave("main", "ci", 4)
+    taken_back = stands("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 5))
+    assert taken_back.away == {"gitlab_main"}, "until the stream says so"
+    assert taken_back.of(own).stream == STREAM
+
+
+def test_a_copy_in_which_one_came_back_has_stale_rows_of_what_the_source_kept() -> None:
+    kept = replace_schema(TABLE, "gitlab_ci", "public.kept")
+    own = SourceState(
+        STREAM, {"public.kept": COPIED.model_copy(update={"table": "public.kept"})}, gave("main", "ci", 2).handovers
+    )
+    owners = {"gitlab_main": Owner("main", 3), "gitlab_ci": Owner("main", 1)}
+    with pytest.raises(SilentGap, match=r"gitlab_ci was published from another server .* its rows here are stale"):
+        standing("main", [TABLE, kept], {"main": own, "ci": gave("ci", "main", 3)}, owners)
+
+
+def replace_schema(table: CapturedTable, gitlab_schema: str, name: str) -> CapturedTable:
+    relation = replace(table.relation, table=name.partition(".")[2])
+    return replace(table, gitlab_schema=gitlab_schema, relation=relation, topic="t.kept")
+
+
 def slot(confirmed: int) -> slots.SlotState:
     return slots.SlotState("s", "pgoutput", "d", None, Lsn(confirmed), Lsn(1), "reserved", None, None, False, False)
 
 
-def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> None:
-    def first(found: slots.SlotState | None, handover: HandoverState) -> tuple[int, int]:
-        state = ownership.first_state("ci", "i", "s", found, "7", handover)
-        return state.commit_lsn, state.confirmed_lsn
+def first(found: slots.SlotState | None, opened: int | None) -> tuple[int, int]:
+    lsn = None if opened is None else Lsn(opened)
+    state = ownership.first_state("ci", "i", "s", found, "7", given(), lsn)
+    return state.commit_lsn, state.confirmed_lsn
 
-    assert first(slot(150), given()) == (200, 201)
-    assert first(slot(250), given()) == (249, 250)
-    with pytest.raises(SilentGap, match="slot s, which the switchover made, does not exist any more"):
-        first(None, given())
+
+def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> None:
+    assert first(slot(150), None) == (200, 201)
+    assert first(slot(201), None) == (200, 201)
+    assert first(slot(250), 250) == (249, 250)
+    assert first(slot(250), 300) == (249, 250)
+
+
+@pytest.mark.parametrize(
+    ("found", "opened", "words"),
+    [
+        (None, 300, "slot s, which the switchover made, does not exist any more"),
+        (slot(250), 249, "slot s begins at 0/FA, after gitlab_main was opened here at 0/F9: what was written in"),
+        (slot(250), 100, "after gitlab_main was opened here at 0/64"),  # of an earlier switchover
+        (slot(202), None, r"at 0/CA, after gitlab_main was given to ci at 0/C8, and headrace.database does not say"),
+        (replace(slot(250), made=False, confirmed_flush=None, active_pid=7), 300, "still being made by process 7"),
+    ],
+)
+def test_a_slot_that_may_lack_what_was_written_is_refused(
+    found: slots.SlotState | None, opened: int | None, words: str
+) -> None:
+    with pytest.raises(SilentGap, match=words) as caught:
+        first(found, opened)
+    assert "start over with `headrace produce ci --start-over`" in caught.value.remedy
 
 
 # On real servers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,10 @@ GAPS: dict[str, tuple[StreamState, slots.SlotState | None, ServerLog, str, str]]
     "idle": (RECORDED, slot(100, "lost", "idle_timeout"), LOG, r"slot s is lost \(idle_timeout\)", "raise idle_repl"),
     "lost, on an older server": (RECORDED, slot(100, "lost"), LOG, r"slot s is lost \(lost\)", "raise max_slot_wal"),
     "missing": (RECORDED, None, LOG, "topics of main stand at 0/64, but slot s does not exist any more", AGAIN),
+    "being made": (
+        RECORDED, replace(slot(None), made=False, active_pid=7), LOG,
+        "stand at 0/64, but slot s is being made by process 7 only now", AGAIN,
+    ),
     "ahead": (RECORDED, slot(101), LOG, "slot s stands at 0/65, ahead of the topics at 0/64: something else", AGAIN),
     "another cluster": (
         RECORDED, slot(100), ServerLog("8000", 1, Lsn(200), {}),
