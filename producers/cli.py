@@ -17,6 +17,7 @@ from infra.registry import ensure_answers
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
 from producers.checking import hindrances, outlook
+from producers.guard_cli import guard
 from producers.guardian import Forecast
 from producers.preflight import Finding
 from producers.producer import produce as run_producer
@@ -92,7 +93,7 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         log.configure()
         _check(settings, list(advise(settings)), json)
 
-    return (produce, check, snapshot, switchover)
+    return (produce, check, snapshot, switchover, guard)
 
 
 def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
