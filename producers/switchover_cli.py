@@ -11,6 +11,7 @@ from infra import log
 from infra.options import Config, Json, Yes
 from infra.settings import load_settings
 from infra.stopping import stop_on_signals
+from producers.guard_cli import install_on_both_sides
 from producers.move import Move, View
 from producers.switchover import STEPS, Switchover, opened
 from schemas.errors import UsageError
@@ -28,6 +29,9 @@ def switchover(
         bool, typer.Option("--abort", help="Take it back; possible until the standby is promoted.")
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="Say which steps are done; change nothing.")] = False,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="First let their tables refuse writes where they are not owned.")
+    ] = False,
     seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
     json: Json = False,
     yes: Yes = False,
@@ -37,9 +41,12 @@ def switchover(
     Closes them on the old owner, waits until the copy has replayed that, promotes it, makes the slot for its producer,
     and opens them there. Killed or failed anywhere: the same command goes on. Producers and migrations wait
     meanwhile, and go on with the new owner exactly where they were. docs/switchover.md has the whole procedure.
+    With --guard, what an application writes to the side that does not own a table is refused there (`headrace guard`).
     """
     if abort and status:
         raise UsageError("--abort and --status exclude each other")
+    if guard and (abort or status):
+        raise UsageError("--guard is for the move itself", remedy="use `headrace guard` for the tables alone")
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
     log.configure()
@@ -51,6 +58,9 @@ def switchover(
             err=True,
         )
     with stop_on_signals() as stop, opened(settings, move, promote=not promoted, seconds=seconds, stop=stop) as moving:
+        if guard:
+            moving.look()  # refuses what are not the ends of this move, before a table of theirs is changed
+            install_on_both_sides(settings, move, seconds=seconds, stop=stop)
         view = moving.look() if status else moving.abort() if abort else moving.run()
         report = _report(moving, view)
     if json:
