@@ -19,7 +19,7 @@ from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.parking import Entry
 from consumers.totals import Report, Totals
-from infra import topics
+from infra import given_away, topics
 from infra.settings import Settings
 from schemas.positions import Offset
 
@@ -103,6 +103,9 @@ def show_status(document: Mapping[str, Any]) -> None:
     for one in document["sources"]:
         if one.get("slot_status") in _SLOTS_IN_TROUBLE:
             line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for one in document.get("given_away", ()):
+        for line in given_away.lines(one):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

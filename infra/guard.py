@@ -170,6 +170,29 @@ def installed(connection: Connection) -> dict[str, str]:
     }
 
 
+def intended(connection: Connection) -> set[str]:
+    """Return the gitlab schemas of which a table has the trigger, in whatever state."""
+    return {_gitlab_schema(arguments) for _, arguments, *_ in connection.execute(_GUARDED, (TRIGGER,))}
+
+
+def fault(connection: Connection) -> NotGuardable | None:
+    """Return why the trigger fails for everybody, None while it works or there is none.
+
+    It runs with the rights of its function's owner.
+    """
+    found = connection.execute(_FUNCTION).fetchone()
+    if found is None:
+        return None
+    *_, owner, may_use, may_read = found
+    if may_use and may_read:
+        return None
+    return NotGuardable(
+        f"the guard runs as {owner}, who owns headrace.guard(), and may not look at the owners",
+        remedy=f'GRANT USAGE ON SCHEMA headrace TO "{owner}"; GRANT SELECT, INSERT ON headrace.schema_ownership,'
+        f' headrace.database TO "{owner}"',
+    )
+
+
 def install(
     connection: Connection,
     gitlab_schema: str,
@@ -185,14 +208,8 @@ def install(
     a connection in autocommit mode, on a primary. Raises NotGuardable where the trigger would refuse everybody's
     writes (no database owns the gitlab schema) or fail, PreflightFailed for a missing right, TableInUse, Interrupted.
     """
-    owner = owners(connection).get(gitlab_schema)
-    if owner is None or database_name(connection) is None:
-        raise NotGuardable(
-            f"no database owns {gitlab_schema}, so that the guard would refuse every write",
-            remedy=f"start `headrace produce` or `headrace consume` once with {gitlab_schema} in the settings",
-        )
     tries = _Tries(connection, seconds, stop or threading.Event())
-    tries.change("headrace.schema_ownership", partial(_make_function, connection))
+    tries.change("headrace.schema_ownership", partial(_prepare, connection, gitlab_schema))
     done = []
     for table in tables:
         if installed(connection).get(table) != gitlab_schema:
@@ -265,23 +282,18 @@ def _run(connection: Connection, statements: Iterable[sql.Composed]) -> None:
         connection.execute(statement)
 
 
-def _make_function(connection: Connection) -> None:
-    """Make the function where it is missing or of another version; raise NotGuardable where its owner lacks a right.
-
-    The trigger runs with the rights of the function's owner: without them every write would fail.
-    """
+def _prepare(connection: Connection, gitlab_schema: str) -> None:
+    """Make the function where it is missing or of another version; raise NotGuardable where it would refuse or fail."""
+    if owners(connection).get(gitlab_schema) is None or database_name(connection) is None:
+        raise NotGuardable(
+            f"no database owns {gitlab_schema}, so that the guard would refuse every write",
+            remedy=f"start `headrace produce` or `headrace consume` once with {gitlab_schema} in the settings",
+        )
     found = connection.execute(_FUNCTION).fetchone()
     if found is None or not _is_current(found):
         connection.execute(function_sql().encode())
-        found = connection.execute(_FUNCTION).fetchone()
-    assert found is not None
-    *_, owner, may_use, may_read = found
-    if not (may_use and may_read):
-        raise NotGuardable(
-            f"the guard runs as {owner}, who owns headrace.guard(), and may not look at the owners",
-            remedy=f"GRANT USAGE ON SCHEMA headrace TO {owner}; GRANT SELECT, INSERT ON headrace.schema_ownership,"
-            f" headrace.database TO {owner}",
-        )
+    if (failing := fault(connection)) is not None:
+        raise failing
 
 
 def _drop_function(connection: Connection) -> None:

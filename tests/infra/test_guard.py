@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -22,6 +24,8 @@ from tests.producers.installed_postgres import installed_postgres, installed_ver
 pytestmark = pytest.mark.stack
 
 Connection = psycopg.Connection[Any]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "guarding-a-switchover.md"
 
 SCHEMA = """
     CREATE TABLE public.stays (id int PRIMARY KEY);
@@ -421,30 +425,38 @@ def test_headrace_taken_out_takes_the_guard_along(guarded: Guarded) -> None:
 
 @pytest.fixture
 def table_owner(guarded: Guarded) -> Iterator[Connection]:
-    """A session of the role that owns the tables and has the rights that docs/how-to/guarding-a-switchover.md names."""
+    """A session of the role that owns the tables; the rights that it needs are still to be granted."""
     guard.remove(guarded.admin)
     role = sql.Identifier(f"owner of {guarded.admin.info.dbname}")
     guarded.admin.execute(sql.SQL("CREATE ROLE {}").format(role))
     for table in OF_CI:
         name = sql.Identifier(*table.split("."))
         guarded.admin.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(name, role))
-    for statement in RIGHTS:
-        guarded.admin.execute(sql.SQL(statement).format(role))
     with guarded._database.connect() as connection:
         connection.execute(sql.SQL("SET ROLE {}").format(role))
         yield connection
     guarded.admin.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(role))
 
 
-RIGHTS = (
-    "GRANT USAGE, CREATE ON SCHEMA headrace TO {}",
-    "GRANT SELECT, INSERT ON headrace.schema_ownership, headrace.database TO {}",
-)
+def role_of(connection: Connection) -> sql.Identifier:
+    row = connection.execute("SELECT current_user").fetchone()
+    assert row is not None
+    return sql.Identifier(row[0])
+
+
+def documented_rights(to: Connection) -> list[sql.Composed]:
+    """Return what docs/how-to/guarding-a-switchover.md grants for both ways, for the session's role."""
+    blocks = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    return [sql.SQL(block).format(role=role_of(to)) for block in blocks]
 
 
 def test_the_tables_owner_installs_it_with_the_rights_that_are_documented(
     guarded: Guarded, table_owner: Connection
 ) -> None:
+    with pytest.raises(PreflightFailed, match="permission denied for schema headrace"):
+        guard.install(table_owner, "gitlab_ci", OF_CI)
+    rights, _ = documented_rights(table_owner)
+    guarded.admin.execute(rights)
     assert guard.install(table_owner, "gitlab_ci", OF_CI) == OF_CI
     guarded.application().execute("UPDATE public.moves SET n = 1")
     guarded.give_away()
@@ -459,14 +471,8 @@ def test_where_an_administrator_made_the_function_the_owner_needs_less(
     guarded: Guarded, table_owner: Connection
 ) -> None:
     guarded.admin.execute(guard.function_sql().encode())
-    role = table_owner.execute("SELECT current_user").fetchone()
-    assert role is not None
-    owner = sql.Identifier(role[0])
-    guarded.admin.execute(sql.SQL("REVOKE CREATE ON SCHEMA headrace FROM {}").format(owner))
-    guarded.admin.execute(sql.SQL("REVOKE INSERT ON ALL TABLES IN SCHEMA headrace FROM {}").format(owner))
-    with pytest.raises(PreflightFailed, match=r"permission denied for function (headrace\.)?guard"):
-        guard.install(table_owner, "gitlab_ci", OF_CI)
-    guarded.admin.execute(sql.SQL("GRANT EXECUTE ON FUNCTION headrace.guard() TO {}").format(owner))
+    _, rights = documented_rights(table_owner)
+    guarded.admin.execute(rights)
     assert guard.install(table_owner, "gitlab_ci", OF_CI) == OF_CI
     guarded.application().execute("UPDATE public.moves SET n = 1")
 
@@ -475,9 +481,9 @@ def test_a_function_that_could_not_ask_for_the_owner_is_refused_before_a_table_h
     guarded: Guarded, table_owner: Connection
 ) -> None:
     """Every write would fail: of the application, which has nothing to do with it."""
-    role = table_owner.execute("SELECT current_user").fetchone()
-    assert role is not None
-    guarded.admin.execute(sql.SQL("REVOKE INSERT ON headrace.schema_ownership FROM {}").format(sql.Identifier(role[0])))
+    rights, _ = documented_rights(table_owner)
+    guarded.admin.execute(rights)
+    guarded.admin.execute(sql.SQL("REVOKE INSERT ON headrace.schema_ownership FROM {}").format(role_of(table_owner)))
     with pytest.raises(guard.NotGuardable, match="may not look at the owners; GRANT USAGE ON SCHEMA headrace"):
         guard.install(table_owner, "gitlab_ci", OF_CI)
     assert guard.installed(guarded.admin) == {}
