@@ -13,7 +13,7 @@ import typer
 from psycopg import sql
 
 from consumers import catalog
-from consumers.owning import owning_database
+from consumers.owning import Answers, ask
 from infra import postgres
 from infra.control import WrongDatabase, database_name, require_prefix
 from infra.locks import exclude, ownership_key
@@ -56,15 +56,18 @@ class StaleRecord:
 def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
     """Return the records in `database` of gitlab schemas that it does not own.
 
-    A record is `kept` unless the owner itself says that it owns the gitlab schema: in the middle of a switchover,
-    which may still be taken back, it is the only one. Raises WrongDatabase.
+    The owner is that of now, after however many moves: all databases of the settings are asked. A record is `kept`
+    unless exactly one of them says that it owns the gitlab schema: in the middle of a switchover, which may still be
+    taken back, this record may be the only one. Raises WrongDatabase.
     """
     with _opened(settings, database) as connection:
         found = connection.execute(_STALE.encode(), _declared()).fetchall()
-    return [
-        StaleRecord(name, gitlab_schema, owner, run, applied, _reason_to_keep(settings, gitlab_schema, owner))
-        for name, gitlab_schema, owner, run, applied in found
-    ]
+    answers = ask(settings, settings.databases) if found else Answers((), ())
+    records = []
+    for name, gitlab_schema, recorded, run, applied in found:
+        owner, kept = _confirmed(answers, gitlab_schema)
+        records.append(StaleRecord(name, gitlab_schema, owner or recorded, run, applied, kept))
+    return records
 
 
 def remove(settings: Settings, database: str) -> list[StaleRecord]:
@@ -122,14 +125,13 @@ def _line(record: StaleRecord) -> str:
     )
 
 
-def _reason_to_keep(settings: Settings, gitlab_schema: str, owner: str) -> str | None:
-    if owner not in settings.databases:
-        return f"{owner} is not in the settings, and cannot be asked"
+def _confirmed(answers: Answers, gitlab_schema: str) -> tuple[str | None, str | None]:
+    """Return the database that owns `gitlab_schema` by its own rows, or why none is known to."""
     try:
-        confirmed = owning_database(settings, [owner], gitlab_schema) == owner
-    except OwnershipMoved:
-        confirmed = False
-    return None if confirmed else f"{owner} does not confirm that it owns {gitlab_schema}"
+        owner = answers.owner(gitlab_schema)
+    except OwnershipMoved as error:
+        return None, error.problem
+    return owner, None if owner is not None else f"no database that answers says who owns {gitlab_schema}"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from consumers.ledger import Place
 from consumers.migration import Migration
 from consumers.parking import Entry
 from consumers.totals import Report, Totals
-from infra import topics
+from infra import given_away, topics
 from infra.settings import Settings
 from schemas.positions import Offset
 
@@ -106,6 +106,9 @@ def show_status(document: Mapping[str, Any]) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         if one.get("waits_for"):
             line = f"{one['name']}: its stream waits: {', '.join(one['waits_for'])}; see `headrace check`"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for one in document.get("given_away", ()):
+        for line in given_away.lines(one):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

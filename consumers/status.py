@@ -1,4 +1,4 @@
-"""What `headrace status` tells: every migration's run, and every source, as they are now.
+"""What `headrace status` tells: every migration's run, every source, and what was given away, as they are now.
 
 The shape is a contract: fields may be added, none is renamed.
 """
@@ -18,7 +18,7 @@ from consumers.group_admin import members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration, Shared
-from infra import control, postgres, standbys, topics
+from infra import control, given_away, postgres, standbys, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
 from schemas.errors import HeadraceError, OwnershipMoved, UsageError
@@ -92,7 +92,12 @@ def gather(settings: Settings) -> dict[str, Any]:
             continue
         migrations.append(_migration(settings, kind, database))
     migrations += [_broken(entry) for _, entry in sorted(broken.items())]
-    return {"migrations": migrations, "sources": _sources(settings)}
+    sources = read_sources(settings)
+    return {
+        "migrations": migrations,
+        "sources": [_source(settings, name, state) for name, state in sorted(sources.items())],
+        "given_away": [each.document() for each in given_away.survey(settings, sources)],
+    }
 
 
 def _broken(entry: Broken) -> dict[str, Any]:
@@ -249,10 +254,6 @@ def _remaining(connection: psycopg.Connection[Any], migration: Migration) -> Cou
         if connection.closed or isinstance(error, HeadraceError):
             raise
         raise HeadraceError(counting.failed(error), remedy=f"see `remaining` of {type(migration).__name__}") from error
-
-
-def _sources(settings: Settings) -> list[dict[str, Any]]:
-    return [_source(settings, name, state) for name, state in sorted(read_sources(settings).items())]
 
 
 def _source(settings: Settings, name: str, state: SourceState) -> dict[str, Any]:

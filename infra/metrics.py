@@ -18,6 +18,9 @@ CONFIRMED_LSN: Final = Gauge("headrace_confirmed_lsn_bytes", "Log position up to
 COMMIT_TIME: Final = Gauge(
     "headrace_last_commit_timestamp_seconds", "When the last transaction that was published had committed.", ["source"]
 )
+STRAY_WRITES: Final = Gauge(
+    "headrace_stray_writes", "Changes of a table in a database that had given it away.", ["source", "table"]
+)
 RETAINED_LOG: Final = Gauge("headrace_retained_log_bytes", "Log that the source's slot holds back.", ["source"])
 STANDBY_AWAITED: Final = Gauge(
     "headrace_standby_awaited", "1 while the source's stream waits for a standby to confirm.", ["source"]

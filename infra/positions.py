@@ -1,8 +1,8 @@
 """Where every source stands: the records of the compacted topic `<prefix>.positions`.
 
 A producer writes them in the same Kafka transaction as the events they speak of, so they are never ahead of the
-events or behind them. Keys are the source's name, `source/table` for a table's snapshot, and `source//gitlab schema`
-for a gitlab schema that the source's database gave away.
+events or behind them. Keys are the source's name, `source/table` for a table's snapshot, `source//gitlab schema` for
+a gitlab schema that the source's database gave away, and `source///table` for what was written to a table after that.
 """
 
 from __future__ import annotations
@@ -139,13 +139,42 @@ class HandoverState(_Record):
     snapshots: tuple[SnapshotState, ...] = ()
 
 
+class StrayState(_Record):
+    """What was written to a table in the source's database while another one owned it; none of it is in a topic.
+
+    All of it since `since_ms`, as far as the stream is read. `last_ms` is the commit time of the last; both are
+    milliseconds since 1970. An update counts as one also where it changed the key; `removes` says whether the table may
+    lack a key that its topic has.
+    """
+
+    source: str
+    table: str
+    gitlab_schema: str
+    since_ms: int
+    inserts: int = 0
+    updates: int = 0
+    deletes: int = 0
+    truncates: int = 0
+    last_ms: int | None = None
+    removes: bool = False
+
+    @property
+    def writes(self) -> int:
+        """How many changes there were; a truncate is one."""
+        return self.inserts + self.updates + self.deletes + self.truncates
+
+
 @dataclass(frozen=True)
 class SourceState:
-    """What the topic says of one source; `handovers` are the gitlab schemas that it publishes no more."""
+    """What the topic says of one source.
+
+    `handovers` are the gitlab schemas that it publishes no more, `strays` the writes to their tables since.
+    """
 
     stream: StreamState | None = None
     snapshots: Mapping[str, SnapshotState] = field(default_factory=dict)
     handovers: Mapping[str, HandoverState] = field(default_factory=dict)
+    strays: Mapping[str, StrayState] = field(default_factory=dict)
 
 
 class Positions:
@@ -156,13 +185,20 @@ class Positions:
         self._streams: dict[str, StreamState] = {}
         self._snapshots: dict[str, dict[str, SnapshotState]] = {}
         self._handovers: dict[str, dict[str, HandoverState]] = {}
+        self._strays: dict[str, dict[str, StrayState]] = {}
 
     def sources(self) -> dict[str, SourceState]:
         """Return source name → its state, as committed now."""
         for message in self._log.read():
             source, _, table = (message.key() or b"").decode().partition("/")
             value = message.value()
-            if table.startswith("/"):
+            if table.startswith("//"):
+                strays = self._strays.setdefault(source, {})
+                if value is None:
+                    strays.pop(table[2:], None)
+                else:
+                    strays[table[2:]] = StrayState.model_validate_json(value)
+            elif table.startswith("/"):
                 given = self._handovers.setdefault(source, {})
                 if value is None:
                     given.pop(table[1:], None)
@@ -180,9 +216,14 @@ class Positions:
                 self._streams[source] = StreamState.model_validate_json(value)
         return {
             name: SourceState(
-                self._streams.get(name), dict(self._snapshots.get(name, {})), dict(self._handovers.get(name, {}))
+                self._streams.get(name),
+                dict(self._snapshots.get(name, {})),
+                dict(self._handovers.get(name, {})),
+                dict(self._strays.get(name, {})),
             )
-            for name in sorted(self._streams.keys() | self._snapshots.keys() | self._handovers.keys())
+            for name in sorted(
+                self._streams.keys() | self._snapshots.keys() | self._handovers.keys() | self._strays.keys()
+            )
         }
 
 
@@ -199,3 +240,8 @@ def record_key(source: str, table: str | None = None) -> bytes:
 def handover_key(source: str, gitlab_schema: str) -> bytes:
     """Return the key of the record that says where a source gave a gitlab schema away."""
     return f"{source}//{gitlab_schema}".encode()
+
+
+def stray_key(source: str, table: str) -> bytes:
+    """Return the key of the record that says what was written to a table after it was given away."""
+    return f"{source}///{table}".encode()

@@ -19,6 +19,7 @@ from producers.feed import TableFeed
 from producers.ownership import owner_in
 from producers.requests import REQUEST_PREFIX
 from producers.schema_changes import TableStopped
+from producers.strays import Strays
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
@@ -51,8 +52,16 @@ class Capture:
     as a whole, what the slot may forget once that position is recorded.
     """
 
-    def __init__(self, feeds: Iterable[TableFeed], position: Position, confirmed: Lsn, unseen: Unseen) -> None:
+    def __init__(
+        self,
+        feeds: Iterable[TableFeed],
+        position: Position,
+        confirmed: Lsn,
+        unseen: Unseen,
+        strays: Strays | None = None,
+    ) -> None:
         self._all = tuple(feeds)
+        self.strays = strays or Strays("", {})
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, _Route] = {}
@@ -137,8 +146,11 @@ class Capture:
         self.commit_ms = commit.commit_ms
         self.moved = True
 
-    def _next(self, relation: Relation) -> _Route | None:
-        """Count a change; return where it goes, or None when it is in the topics or of no captured table."""
+    def _next(self, relation: Relation, op: Op, *, removes: bool = False) -> _Route | None:
+        """Count a change; return where it goes, or None when it is in the topics or of no captured table.
+
+        With `removes`, it may take a key out of the table.
+        """
         begin = self._begin
         if begin is None:
             raise Malformed(f"a change of {relation.qualified_name} outside of a transaction")
@@ -152,6 +164,8 @@ class Capture:
         if route is None or route.relation is not relation:
             feed = self._feed_of(relation)
             if feed is None:
+                if (away := self._away_of(relation)) is not None:
+                    self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
             try:
                 encoder = feed.encoder_for(relation)
@@ -174,6 +188,13 @@ class Capture:
             self._stop(feed, TableStopped("it was dropped, and another has its name"))
             return None
         return feed
+
+    def _away_of(self, relation: Relation) -> str | None:
+        """Return the name of the captured table that this is, where another database owns it; else None."""
+        feed = self._by_oid.get(relation.oid)
+        named = (feed for feed in self._all if feed.table.name == relation.qualified_name)
+        feed = feed or next(named, None)
+        return feed.table.name if feed is not None and feed.away else None
 
     def _stop(self, feed: TableFeed, error: TableStopped | IncompatibleSchema | Malformed) -> None:
         """Publish nothing more of one table, whose topic would be wrong; the others go on."""
@@ -221,13 +242,13 @@ class Capture:
         return route.feed.publishes(_key(route, values), begin.xid, begin.final_lsn)
 
     def _insert(self, message: pg.Insert) -> None:
-        if (route := self._next(message.relation)) is not None:
+        if (route := self._next(message.relation, Op.CREATE)) is not None:
             self._write(Op.CREATE, route, message.after)
         elif _is_ownership(message.relation):
             self._follow_owner(message.relation, message.after)
 
     def _update(self, message: pg.Update) -> None:
-        if (route := self._next(message.relation)) is None:
+        if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
             if _is_ownership(message.relation):
                 self._follow_owner(message.relation, message.after)
             return
@@ -246,7 +267,7 @@ class Capture:
             self._add(route, *route.encoder.update(prefix, self._ordinal, self._now_ms, before, after))
 
     def _delete(self, message: pg.Delete) -> None:
-        if (route := self._next(message.relation)) is not None:
+        if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
             self._remove(route, message.before)
 
     def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
@@ -264,7 +285,7 @@ class Capture:
 
     def _truncate(self, message: pg.Truncate) -> None:
         for relation in message.relations:
-            if (route := self._next(relation)) is None:
+            if (route := self._next(relation, Op.TRUNCATE, removes=True)) is None:
                 continue
             prefix = self._prefix(Op.TRUNCATE, route)
             key, value = route.encoder.truncate(prefix, self._ordinal, self._now_ms)
@@ -287,6 +308,8 @@ class Capture:
             return
         for feed in changed:
             feed.away = not feed.away
+            if feed.away:
+                self.strays.watch(feed.table, begin.commit_ms)
         source = changed[0].source
         self.handovers[gitlab_schema] = (
             HandoverState(

@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from infra import kafka, log, metrics
+from infra import given_away, kafka, log, metrics
 from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
-from infra.positions import Positions
+from infra.positions import Positions, read_sources
 from infra.postgres import connect, translated
 from infra.registry import ensure_answers
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
 from producers.checking import hindrances, outlook
+from producers.guard_cli import guard
 from producers.guardian import Forecast
 from producers.preflight import Finding
 from producers.producer import produce as run_producer
@@ -86,13 +87,15 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         soon it is lost if nothing reads it. Of each migration it names what keeps it from running: a mistake in its
         file, an unknown setting, a table that is not captured. One that finds its rows slowly is shown an index that
         would help.
+        Of a table that another database owns now it tells whether it was written here, and whether the guard keeps
+        writes off.
         Exit code 3 when something is missing.
         """
         settings = load_settings(config)
         log.configure()
-        _check(settings, list(advise(settings)), json)
+        _check(settings, [*advise(settings), *_given_away(settings)], json)
 
-    return (produce, check, snapshot, switchover)
+    return (produce, check, snapshot, switchover, guard)
 
 
 def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
@@ -121,6 +124,15 @@ def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
         raise typer.Exit(PreflightFailed.exit_code)
     if not json:
         typer.echo(f"ready: Kafka, the registry and {len(settings.databases)} database(s)")
+
+
+def _given_away(settings: Settings) -> Iterator[Advice]:
+    try:
+        kafka.ensure_reachable(settings.kafka)
+        sources = read_sources(settings)
+    except HeadraceError:
+        return  # a finding of its own, and without the positions nothing is known
+    yield from given_away.advise(settings, sources)
 
 
 def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:

@@ -43,6 +43,7 @@ from producers.requests import read_request
 from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
+from producers.strays import Strays
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable, captured_tables
 from producers.visibility_gate import gated
@@ -202,7 +203,8 @@ class Session:
         self._feeds = open_feeds(
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
-        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
+        strays = Strays(source, state.strays)
+        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
         self._claim(state, stopped)
@@ -240,6 +242,7 @@ class Session:
         for feed in self._feeds:
             if feed.state.anew:
                 feed.read_anew(self._capture.position, feed.state.not_before)
+        self._capture.strays.begin(self._feeds)
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
@@ -329,6 +332,7 @@ class Session:
         capture = self._capture
         self._send()
         self._watch.passed(capture.position.commit_lsn)
+        capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
         for content in capture.take_requests():
             changed.update(self._take_request(content))
@@ -349,6 +353,7 @@ class Session:
             (record_key(self._source, table), state) for table, state in changed.items()
         ]
         records += ((handover_key(self._source, name), handover) for name, handover in moved.items())
+        records += capture.strays.records()
         self._relay.record([*records, (record_key(self._source), self._stream_state())])
         self._relay.commit()
         metrics.PUBLISHED.labels(self._source).inc(capture.published)

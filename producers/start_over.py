@@ -14,7 +14,7 @@ import psycopg
 
 from infra import kafka, log
 from infra.control import owners
-from infra.positions import Positions, SnapshotState, SourceState, record_key
+from infra.positions import Positions, SnapshotState, SourceState, record_key, stray_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.topics import STATE, delete_topics, ensure_topic
@@ -65,6 +65,8 @@ def start_over(settings: Settings, source: str) -> None:
     try:
         states = {**forgotten, **anew}
         relay.record([(record_key(source), None), *((record_key(source, name), each) for name, each in states.items())])
+        # What was written between the old slot and the new one is in neither's stream.
+        relay.record([(stray_key(source, table), None) for table in state.strays])
         relay.commit()
     finally:
         relay.close()

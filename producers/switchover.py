@@ -109,9 +109,7 @@ class Switchover:
                             self._log.info("done", step=each.name.lower())
                             if after is not None:
                                 after(each.name.lower())
-                    step = move_rules.next_step(view)
-                    if isinstance(step, Refusal):
-                        raise NotMovable(step.problem, remedy=step.remedy)
+                    step = possible_step(view)
                     if step is None:
                         return view
                     if step is last:
@@ -333,6 +331,14 @@ class Switchover:
             " AND (classid::bigint << 32 | objid::bigint) = %s",
             (_FENCE,),
         )
+
+
+def possible_step(view: View) -> Step | None:
+    """Return the next step, None when all are done. Raises NotMovable where there is none that may be done."""
+    step = move_rules.next_step(view)
+    if isinstance(step, Refusal):
+        raise NotMovable(step.problem, remedy=step.remedy)
+    return step
 
 
 _STEPS: Final[dict[Step, Callable[[Switchover, View], None]]] = {

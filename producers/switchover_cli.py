@@ -12,11 +12,12 @@ from infra.options import Config, Json, Yes
 from infra.settings import load_settings
 from infra.stopping import stop_on_signals
 from producers import move_rules
+from producers.guard_cli import install_on_both_sides
 from producers.move import Move, View
 from producers.move_rules import Refusal, Step
 from producers.move_states import USABLE_ENDS, ends_state, schema_state
 from producers.step_limit import StepLimit
-from producers.switchover import opened
+from producers.switchover import opened, possible_step
 from schemas.errors import UsageError
 
 
@@ -32,6 +33,9 @@ def switchover(
         bool, typer.Option("--abort", help="Take it back; possible until the standby is promoted.")
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="Say how far it is; change nothing.")] = False,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="First let their tables refuse writes where they are not owned.")
+    ] = False,
     seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
     without: Annotated[
         list[str] | None,
@@ -50,9 +54,13 @@ def switchover(
     and opens them there. Killed or failed anywhere: the same command goes on. Producers and migrations wait
     meanwhile, and go on with the new owner exactly where they were. docs/how-to/switchover.md has the whole procedure,
     and what to do in every state that --status shows.
+
+    With --guard, what an application writes to the side that does not own a table is refused there (`headrace guard`).
     """
     if abort and status:
         raise UsageError("--abort and --status exclude each other")
+    if guard and (abort or status):
+        raise UsageError("--guard is for the move itself", remedy="use `headrace guard` for the tables alone")
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
     log.configure()
@@ -68,6 +76,9 @@ def switchover(
         stop_on_signals(limit.stop, overdue=limit.cancel, cut=limit.cut),
         opened(settings, move, limit, promote=not promoted, without=frozenset(without or ())) as moving,
     ):
+        if guard and not (status or abort):
+            possible_step(moving.look())  # refuses what are not the ends of this move, before a table is changed
+            install_on_both_sides(settings, move, seconds=seconds, stop=limit.stop)
         view = moving.look() if status else moving.abort() if abort else moving.run()
     report = status_report(view)
     if json:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from consumers.catalog import migration_class, target_database
-from consumers.owning import owning_database
+from consumers.owning import TwoOwners, owning_database
 from infra.control import ensure_control_schema
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved, UsageError
@@ -51,3 +51,18 @@ def test_a_database_that_does_not_answer_is_not_the_owner(database: Database) ->
     database.connect().execute(GIVE)
     with pytest.raises(OwnershipMoved, match="start again once `headrace switchover` is complete"):
         owning_database(known, ["first", "second"], "gitlab_main")
+
+
+def test_two_that_claim_it_are_named_and_none_of_them_is_chosen(new_databases: New) -> None:
+    first, second = new_databases(None), new_databases(None)
+    known = settings(first.dsn, second.dsn)
+    ensure_control_schema(first.connect(), "first", ["gitlab_main"])
+    ensure_control_schema(second.connect(), "second", ["gitlab_main"])
+    words = r"first \(epoch 1\) and second \(epoch 1\) both say that they own gitlab_main; Stop what writes"
+    with pytest.raises(TwoOwners, match=words):
+        target_database(known, migration_class("skip_resets"))
+
+
+def test_a_database_that_another_name_of_the_settings_leads_to_is_no_second_owner(database: Database) -> None:
+    ensure_control_schema(database.connect(), "first", ["gitlab_main"])
+    assert owning_database(settings(database.dsn, database.dsn), ["first", "second"], "gitlab_main") == "first"

@@ -13,6 +13,7 @@ from infra.stack import EmbeddedStack, embedded_stack
 from infra.stack.postgres import EmbeddedPostgres
 from producers import slots
 from producers.move import Move
+from producers.move_rules import next_step
 from producers.switchover import opened
 from schemas.errors import OwnershipMoved
 from tests.producers.folding import states
@@ -53,7 +54,7 @@ class Pair:
 
     def switch(self) -> None:
         with opened(self.settings, MOVE) as moving:
-            assert moving.run().opened
+            assert next_step(moving.run()) is None
 
     def close(self) -> None:
         self.first.connection.close()
@@ -162,7 +163,7 @@ def test_a_schema_that_moves_back_to_a_copy_of_its_new_owner_is_read_on(own: Emb
         there.caught_up()
         until(lambda: kept(pair.second, third), "the slot is on the next standby")
         with opened(back.settings, Move(("gitlab_main",), "second", "first")) as moving:
-            assert moving.run().opened
+            assert next_step(moving.run()) is None
         pair.standby.forget_standby(f"{pair.name}_back")
         assert isinstance(there.ended(), OwnershipMoved)
         back.connection.execute("ALTER SYSTEM SET synchronized_standby_slots = ''")
