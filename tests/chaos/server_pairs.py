@@ -19,7 +19,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.stack.databases import SUPERUSER, DatabaseServer
+from infra.stack.databases import SUPERUSER, DatabaseServer, drop_slots
 from infra.stack.postgres_programs import hand_over, installed_programs, reachable_programs
 from infra.stack.processes import Guarded, Keeper, unprivileged_account
 from tests.consumers.services import until
@@ -185,13 +185,8 @@ class Server(DatabaseServer):
         if self.template.synchronizes_slots:
             self._alter({"synchronized_standby_slots": ""})
         with self.connect() as connection:
-            found = connection.execute(
-                "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", (standby.slot,)
-            )
-            for (pid,) in found.fetchall():
-                if pid is not None:
-                    connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-                connection.execute("SELECT pg_drop_replication_slot(%s)", (standby.slot,))
+            named = sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots WHERE slot_name = {}")
+            drop_slots(connection, named.format(sql.Literal(standby.slot)))
 
     def synchronized(self, primary: Server) -> bool:
         """Whether this standby has the slot of its primary's producer for good; helps it, as time does by itself."""

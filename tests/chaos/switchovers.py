@@ -155,10 +155,10 @@ def _make_wrong_ends(world: World, foreign: Template, ends: dict[str, Server]) -
     elif kind == "promoted early":
         first = world.servers[FIRST]
         ends[kind] = Server.standby(first, place)
-        first.forget_standby(ends[kind])
-        first.wait_for_standby(world.servers[SECOND])
         with ends[kind].connect() as connection:
             connection.execute("SELECT pg_promote(true, 60)")
+        first.forget_standby(ends[kind])
+        first.wait_for_standby(world.servers[SECOND])
 
 
 def _templates_of(version: int, stack: EmbeddedStack) -> tuple[Template, Template]:
