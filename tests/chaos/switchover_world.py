@@ -70,8 +70,12 @@ class World:
         self.draw = draw
         self.faults: list[Fault] = []
         self.story: Counter[str] = Counter()
-        self.named: set[str] = set()
-        """The gitlab schemas that some command has named: whoever owns them, the application tries both sides."""
+        self.moving: set[str] = set()
+        """The gitlab schemas that move in this run: the application tries them on every server.
+
+        What stays is tried on a server only once it has its own name: a copy that was promoted and not opened yet is
+        called what its origin is, and takes writes to what that keeps.
+        """
         self.servers: dict[str, Server] = {}
         self.services: dict[str, Service] = {}
         self.outages: list[tuple[str, float, float]] = []
@@ -126,7 +130,7 @@ class World:
 
         def may_try(connection: psycopg.Connection[Any]) -> Collection[str]:
             row = connection.execute("SELECT name FROM headrace.database").fetchone()
-            return (*TABLES, SHARED) if row == (name,) else self.named & TABLES.keys()
+            return (*TABLES, SHARED) if row == (name,) else self.moving & TABLES.keys()
 
         server = self.servers[name]
         seed = f"{self.draw.random()}"
@@ -147,7 +151,6 @@ class World:
 
     def switchover(self, move: Move, *options: str, dsn: str | None = None) -> Command:
         """Start a switchover; with `dsn` its destination is reached there, and not where it is."""
-        self.named.update(move.gitlab_schemas)
         words = ("switchover", *move.gitlab_schemas, "--from", move.source, "--to", move.destination, "--yes")
         variable = f"HEADRACE_DATABASES__{move.destination.upper()}__DSN"
         return self.command(*words, *options, **({variable: dsn} if dsn else {}))
