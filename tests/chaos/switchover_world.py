@@ -70,8 +70,8 @@ class World:
         self.draw = draw
         self.faults: list[Fault] = []
         self.story: Counter[str] = Counter()
-        self.moving: set[str] = set()
-        """The gitlab schemas that move in this run: the application tries them on every server.
+        self.moving: dict[str, tuple[str, ...]] = {}
+        """Server → the gitlab schemas that move to it: the application tries them there from the beginning.
 
         What stays is tried on a server only once it has its own name: a copy that was promoted and not opened yet is
         called what its origin is, and takes writes to what that keeps.
@@ -130,7 +130,7 @@ class World:
 
         def may_try(connection: psycopg.Connection[Any]) -> Collection[str]:
             row = connection.execute("SELECT name FROM headrace.database").fetchone()
-            return (*TABLES, SHARED) if row == (name,) else self.moving & TABLES.keys()
+            return (*TABLES, SHARED) if row == (name,) else self.moving.get(server.incarnation, ())
 
         server = self.servers[name]
         seed = f"{self.draw.random()}"

@@ -134,7 +134,7 @@ _KINDS: Final[dict[str, tuple[float, Callable[[World, Troubles], bool]]]] = {
 
 def _move(world: World, troubles: Troubles, move: Move) -> bool:
     """Do a move, through some troubles; return whether it is complete."""
-    world.moving.update(move.gitlab_schemas)
+    world.moving[world.servers[move.destination].incarnation] = move.gitlab_schemas
     for _ in range(world.draw.randint(*_FEW)):
         troubles.make(move)
     world.note(f"completing {move}")
