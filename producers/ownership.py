@@ -6,7 +6,7 @@ physical copy of the same log, goes on behind it. So a table's topic has one wri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -119,17 +119,52 @@ def _handover_to(
 ) -> HandoverState | None:
     """Return the record that makes `source` the next publisher of `gitlab_schema`; None: nobody published it."""
     topics = {table.topic for table in tables}
-    for name, other in sources.items():
-        if name == source:
-            continue
-        given = other.handovers.get(gitlab_schema)
-        if given is not None and given.owner == source and given.epoch == epoch:
-            return given
-        if given is not None or any(each.topic in topics for each in other.snapshots.values()):
-            raise HandoverAwaited(
-                f"{gitlab_schema} was given to {source}, and the producer of {name} has not yet published all before"
-            )
+    others = {name: state for name, state in sources.items() if name != source}
+    records = [given for state in others.values() if (given := state.handovers.get(gitlab_schema)) is not None]
+    # One that was given on has a record of each who had it.
+    last = max(records, key=lambda given: given.epoch, default=None)
+    if last is not None and last.owner == source and last.epoch == epoch:
+        return last
+    awaited = next((name for name, state in others.items() if _publishes(state, topics)), None)
+    if awaited is None and last is not None:
+        # Taken back and given again, or given on by who has not yet published anything of it.
+        awaited = last.source if last.owner == source else last.owner
+    if awaited is not None:
+        raise HandoverAwaited(
+            f"{gitlab_schema} was given to {source}, and the producer of {awaited} has not yet published all before"
+        )
     return None
+
+
+def _publishes(state: SourceState, topics: Container[str]) -> bool:
+    return any(each.topic in topics for each in state.snapshots.values())
+
+
+def came_back(
+    source: str, sources: Mapping[str, SourceState], owners: Mapping[str, Owner]
+) -> tuple[SourceState, Set[str]]:
+    """Return the record of `source`, without the gitlab schemas that came back to it after it had given all away.
+
+    They are returned too, since the record is not without them yet.
+
+    Its server is a copy of that of who gave it back then, and so its former positions are of another server's WAL: it
+    begins behind that one's producer, like any new owner's. One that a switchover took back was published by nobody
+    meanwhile, and one that kept something for itself is no such copy: those stay as they are.
+    """
+    state = sources.get(source, SourceState())
+    others = [other for name, other in sources.items() if name != source]
+    back = set()
+    for gitlab_schema, given in state.handovers.items():
+        owner = owners.get(gitlab_schema)
+        topics = {each.topic for each in given.snapshots}
+        if owner is not None and owner.name == source and owner.epoch > given.epoch:
+            since = (other.handovers.get(gitlab_schema) for other in others)
+            by_others = any(each is not None and each.epoch > given.epoch for each in since)
+            if by_others or any(_publishes(other, topics) for other in others):
+                back.add(gitlab_schema)
+    if state.snapshots or not back:
+        return state, frozenset()
+    return SourceState(handovers={name: given for name, given in state.handovers.items() if name not in back}), back
 
 
 def seal(

@@ -225,7 +225,8 @@ class Session:
             # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
             slot = replace(slot, confirmed_flush=None)
         sources = positions.sources()
-        state = sources.get(self._source, SourceState())
+        state, self._back = ownership.came_back(self._source, sources, owners(self._sql))
+        sources[self._source] = state
         if successor_ends_it and state.stream and state.stream.instance != self._instance:
             raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
         self._server = startup.server_log(self._sql, self._dsn, state.stream)
@@ -241,6 +242,7 @@ class Session:
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
+        self._capture.handovers |= dict.fromkeys(self._back)
         self._commit([*dropped, *stopped.items(), *standing])
 
     @property

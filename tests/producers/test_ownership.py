@@ -77,6 +77,59 @@ def test_the_new_owner_waits_for_the_old_one_and_goes_on_behind_it() -> None:
     assert stands("ci", started, Owner("ci", 2)) == ownership.Standing(), "by its own record from then on"
 
 
+def given_by(source: str, owner: str, epoch: int) -> dict[str, HandoverState]:
+    return {"gitlab_main": given(owner, epoch).model_copy(update={"source": source})}
+
+
+def test_what_is_given_on_is_taken_from_who_gave_it_last() -> None:
+    main = SourceState(STREAM, handovers=given_by("main", "ci", 2))
+    ci = SourceState(STREAM, handovers=given_by("ci", "sec", 3))
+    for sources in ({"main": main, "ci": ci}, {"ci": ci, "main": main}):
+        assert stands("sec", sources, Owner("sec", 3)).handover == ci.handovers["gitlab_main"]
+    with pytest.raises(HandoverAwaited, match="gitlab_main was given to sec, and the producer of ci has not yet"):
+        stands("sec", {"main": main, "ci": SourceState(STREAM, {TABLE.name: COPIED})}, Owner("sec", 3))
+    # Given on before its producer took it over, which it has to do all the same.
+    with pytest.raises(HandoverAwaited, match="gitlab_main was given to sec, and the producer of ci has not yet"):
+        stands("sec", {"main": main}, Owner("sec", 3))
+
+
+def test_a_source_that_is_given_all_back_on_a_new_copy_begins_behind_who_gave_it() -> None:
+    sources = {
+        "main": SourceState(STREAM, handovers=given_by("main", "ci", 2)),
+        "ci": SourceState(STREAM, handovers=given_by("ci", "main", 3)),
+    }
+    owner = {"gitlab_main": Owner("main", 3)}
+    back, schemas = ownership.came_back("main", sources, owner)
+    assert schemas == {"gitlab_main"}
+    assert back == SourceState(), "its former positions are of a WAL that is none of this server's"
+    stands_now = stands("main", {**sources, "main": back}, owner["gitlab_main"])
+    assert stands_now.handover == sources["ci"].handovers["gitlab_main"]
+    assert not stands_now.away
+    publishing = {**sources, "ci": SourceState(STREAM, {TABLE.name: COPIED})}
+    back, _ = ownership.came_back("main", publishing, owner)
+    with pytest.raises(HandoverAwaited, match="gitlab_main was given to main, and the producer of ci has not yet"):
+        stands("main", {**publishing, "main": back}, owner["gitlab_main"])
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "owner"),
+    [
+        (SourceState(STREAM, {TABLE.name: COPIED}), {}, Owner("main", 1)),  # it never moved
+        (SourceState(STREAM, handovers=given_by("main", "ci", 2)), {}, Owner("ci", 2)),  # it is away
+        (SourceState(STREAM, handovers=given_by("main", "ci", 2)), {}, Owner("main", 3)),  # it was taken back
+        (  # it kept something of its own, which is in no copy of another's server
+            SourceState(STREAM, {"public.u": COPIED}, given_by("main", "ci", 2)),
+            {"ci": SourceState(STREAM, handovers=given_by("ci", "main", 3))},
+            Owner("main", 3),
+        ),
+    ],
+)
+def test_any_other_source_goes_on_from_its_own_record(
+    own: SourceState, others: Mapping[str, SourceState], owner: Owner
+) -> None:
+    assert ownership.came_back("main", {"main": own, **others}, {"gitlab_main": owner}) == (own, frozenset())
+
+
 def slot(confirmed: int) -> slots.SlotState:
     return slots.SlotState("s", "pgoutput", "d", None, Lsn(confirmed), Lsn(1), "reserved", None, None, False, False)
 
