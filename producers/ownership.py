@@ -78,13 +78,19 @@ def standing(
             if owner is not None and owner.epoch == record.epoch:
                 for_good.add(gitlab_schema)
         elif owner is not None and owner.name != source and not any(t.name in state.snapshots for t in of_schema):
-            away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
-            for_good.add(gitlab_schema)
+            handover = _last_handover(source, gitlab_schema, sources) if state.stream is None else None
+            if handover is not None and handover.owner == source:
+                # Given on already, and what was written in between is in the log here.
+                taken.append(handover)
+                inherited |= _inherited(source, handover)
+            else:
+                away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
+                for_good.add(gitlab_schema)
         elif state.stream is None and owner is not None and owner.epoch > 1:
             handover = _handover_to(source, gitlab_schema, owner.epoch, of_schema, sources)
             if handover is not None:
                 taken.append(handover)
-                inherited |= {each.table: each.model_copy(update={"source": source}) for each in handover.snapshots}
+                inherited |= _inherited(source, handover)
     if tables and all(table.gitlab_schema in for_good for table in tables):
         raise _all_given(source)
     # Nothing is written between a schema's change of owner and the opening of the new one, so the last one counts.
@@ -120,9 +126,7 @@ def _handover_to(
     """Return the record that makes `source` the next publisher of `gitlab_schema`; None: nobody published it."""
     topics = {table.topic for table in tables}
     others = {name: state for name, state in sources.items() if name != source}
-    records = [given for state in others.values() if (given := state.handovers.get(gitlab_schema)) is not None]
-    # One that was given on has a record of each who had it.
-    last = max(records, key=lambda given: given.epoch, default=None)
+    last = _last_handover(source, gitlab_schema, sources)
     if last is not None and last.owner == source and last.epoch == epoch:
         return last
     awaited = next((name for name, state in others.items() if _publishes(state, topics)), None)
@@ -134,6 +138,16 @@ def _handover_to(
             f"{gitlab_schema} was given to {source}, and the producer of {awaited} has not yet published all before"
         )
     return None
+
+
+def _last_handover(source: str, gitlab_schema: str, sources: Mapping[str, SourceState]) -> HandoverState | None:
+    """Return the latest of what sources other than `source` recorded: of one that was given on, each has a record."""
+    records = (state.handovers.get(gitlab_schema) for name, state in sources.items() if name != source)
+    return max((given for given in records if given is not None), key=lambda given: given.epoch, default=None)
+
+
+def _inherited(source: str, handover: HandoverState) -> dict[str, SnapshotState]:
+    return {each.table: each.model_copy(update={"source": source}) for each in handover.snapshots}
 
 
 def _publishes(state: SourceState, topics: Container[str]) -> bool:

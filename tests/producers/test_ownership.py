@@ -93,6 +93,18 @@ def test_what_is_given_on_is_taken_from_who_gave_it_last() -> None:
         stands("sec", {"main": main}, Owner("sec", 3))
 
 
+def test_who_has_given_it_on_before_its_producer_ever_ran_publishes_what_was_written_in_between() -> None:
+    main = SourceState(STREAM, handovers=given_by("main", "ci", 2))
+    late = stands("ci", {"main": main}, Owner("sec", 3))
+    assert late.handover == main.handovers["gitlab_main"]
+    assert not late.away, "up to the change of owner in its own stream"
+    with pytest.raises(OwnershipMoved):  # it never had it
+        stands("other", {"main": main}, Owner("sec", 3))
+    ci = SourceState(STREAM, handovers=given_by("ci", "sec", 3))
+    with pytest.raises(OwnershipMoved):  # it has done so
+        stands("ci", {"main": main, "ci": ci}, Owner("sec", 3))
+
+
 def test_a_source_that_is_given_all_back_on_a_new_copy_begins_behind_who_gave_it() -> None:
     sources = {
         "main": SourceState(STREAM, handovers=given_by("main", "ci", 2)),
