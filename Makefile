@@ -9,6 +9,7 @@ JOBS ?= 2
 SECONDS ?= 60
 SEED ?=
 MINUTES ?=
+ROUNDS ?=
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench fuzz chaos clean
@@ -44,8 +45,9 @@ bench: $(STAMP)  ## speed and memory, as ratios against peers
 fuzz: $(STAMP)  ## broken replication messages, for SECONDS; a failure names its SEED
 	$(BIN)/python -m tests.producers.fuzz_pgoutput --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES; a failure names its SEED
-	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES or ROUNDS; a failure names its SEED
+	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -54,11 +54,13 @@ def main() -> int:
     arguments.add_argument("--rounds", type=int, default=0, help="end after so many rounds; 0: only by time")
     arguments.add_argument("--seed", type=int, default=None, help="the first round's; each next one has the next")
     arguments.add_argument("--only", choices=sorted(every), default=None, help="play nothing else")
+    arguments.add_argument("--keep-going", action="store_true", help="play on after a broken promise, fail at the end")
     chosen = arguments.parse_args()
     names = [chosen.only] if chosen.only else sorted(every)
     seed = chosen.seed if chosen.seed is not None else random.randrange(10_000)
     deadline = time.monotonic() + 60 * chosen.minutes
     played = 0
+    failed: list[int] = []
     with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-chaos-") as directory:
         while time.monotonic() < deadline and (not chosen.rounds or played < chosen.rounds):
             began = time.monotonic()
@@ -70,10 +72,16 @@ def main() -> int:
                 if not isinstance(error, AssertionError):
                     traceback.print_exc()
                 print(f"{name}, seed {seed}: {error}; again with: make chaos ONLY={name} SEED={seed}", file=sys.stderr)
-                return 1
+                if not chosen.keep_going:
+                    return 1
+                failed.append(seed)
+            else:
+                print(f"round {played + 1}, {name}: {dict(story)} {time.monotonic() - began:.0f} s", flush=True)
             played += 1
             seed += 1
-            print(f"round {played}, {name}: {dict(story)} {time.monotonic() - began:.0f} s", flush=True)
+    if failed:
+        print(f"{len(failed)} of {played} rounds broke a promise, with the seeds {failed}", file=sys.stderr)
+        return 1
     print(f"{played} rounds of {', '.join(names)}: every promise was kept")
     return 0
 

@@ -65,3 +65,11 @@ def test_it_says_how_to_play_it_again(
     assert run(monkeypatch, "--seed", "9", "--only", "wild") == 1
     assert "make chaos ONLY=wild SEED=9" in capsys.readouterr().err
     assert rounds == [("wild", 9)]
+
+
+def test_it_plays_on_if_asked_and_fails_at_the_end(
+    rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--seed", "8", "--rounds", "4", "--only", "wild", "--keep-going") == 1
+    assert rounds == [("wild", 8), ("wild", 9), ("wild", 10), ("wild", 11)]
+    assert "1 of 4 rounds broke a promise, with the seeds [9]" in capsys.readouterr().err

@@ -133,6 +133,18 @@ def replace_schema(table: CapturedTable, gitlab_schema: str, name: str) -> Captu
     return replace(table, gitlab_schema=gitlab_schema, relation=relation, topic="t.kept")
 
 
+def test_who_has_given_it_on_before_its_producer_ever_ran_publishes_what_was_written_in_between() -> None:
+    main = gave("main", "ci", 2)
+    late = stands("ci", {"main": main}, Owner("sec", 3))
+    assert late.handover == main.handovers["gitlab_main"]
+    assert not late.away, "up to the change of owner in its own stream"
+    with pytest.raises(OwnershipMoved):  # it never had it
+        stands("other", {"main": main}, Owner("sec", 3))
+    ci = gave("ci", "sec", 3)
+    with pytest.raises(OwnershipMoved):  # it has done so
+        stands("ci", {"main": main, "ci": ci}, Owner("sec", 3))
+
+
 def slot(confirmed: int) -> slots.SlotState:
     return slots.SlotState("s", "pgoutput", "d", None, Lsn(confirmed), Lsn(1), "reserved", None, None, False, False)
 

@@ -1,0 +1,160 @@
+"""headrace's commands as processes that are forked from one that has everything imported: ready in some milliseconds.
+
+Each is a process of its own, with the command line that a user types, and dies by signals as one that was started from
+a shell does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Final
+
+from tests.consumers.services import PATIENCE
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["headrace", "tests.chaos.forked", "tests.chaos.__main__", "confluent_kafka.admin"])
+_LOOK_SECONDS: Final = 0.002
+_SESSION_MS: Final = 2_000
+_RESTART_SECONDS: Final = 0.3
+
+
+def _become(arguments: tuple[str, ...], output: str, errors: str, environment: dict[str, str]) -> None:
+    """Be the command, in the forked process."""
+    for path, number in ((output, 1), (errors, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = open(os.devnull)  # noqa: SIM115  # for as long as the process lives
+    os.environ.update(environment)
+    sys.argv = ["headrace", *arguments]
+    # Imported by the server of forks before.
+    import consumers.group  # noqa: PLC0415
+    import headrace  # noqa: PLC0415
+
+    # A consumer that is killed keeps its partitions until then; after many kills several such times follow each other.
+    vars(consumers.group)["SESSION_TIMEOUT_MS"] = _SESSION_MS
+    headrace.main()
+
+
+class Command:
+    """A headrace command under way; its output and its errors are in two files that it shares with no other."""
+
+    _made = 0
+
+    def __init__(
+        self, directory: Path, arguments: tuple[str, ...], environment: Mapping[str, str] | None = None
+    ) -> None:
+        Command._made += 1
+        self.arguments = arguments
+        words = "-".join(word for word in arguments[:3] if not word.startswith(("-", "/")))
+        place = directory / f"{Command._made:05}-{words}"
+        self._output, self._errors = place.with_suffix(".out"), place.with_suffix(".err")
+        for file in (self._output, self._errors):
+            file.touch()
+        self._process = _FORKS.Process(
+            target=_become,
+            args=(arguments, str(self._output), str(self._errors), dict(environment or {})),
+            daemon=True,
+        )
+        self.began = time.monotonic()
+        self._process.start()
+        self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, minus the signal that ended it, None while it runs."""
+        with self._lock:
+            return self._process.exitcode
+
+    def wait(self, seconds: float = PATIENCE) -> int | None:
+        """Return the exit code once it has ended, None if it has not meanwhile."""
+        connection.wait([self._process.sentinel], seconds)
+        return self.poll()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait_until_said(self, text: str, seconds: float) -> None:
+        """Wait until its log has a text, or it has ended."""
+        deadline = time.monotonic() + seconds
+        while text not in self.errors and self.poll() is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text(errors="replace")
+
+    @property
+    def message(self) -> str:
+        """The last line of what it said on standard error."""
+        return next((line for line in reversed(self.errors.splitlines()) if line.strip()), "")
+
+    def json(self) -> Any:
+        return json.loads(self.output)
+
+
+class Service:
+    """A command that is started again whenever it ends, as a service manager does it."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.arguments = arguments
+        self.ends: list[tuple[float, int | None, str]] = []
+        """Of each process: when it ended, its exit code, and its last line."""
+        self._directory = directory
+        self._stop = threading.Event()
+        self._starting = threading.Lock()
+        self._command: Command | None = None
+        self._thread = threading.Thread(target=self._run, name=" ".join(arguments[:2]), daemon=True)
+        self._thread.start()
+
+    @property
+    def command(self) -> Command | None:
+        """The present process, or the last one."""
+        return self._command
+
+    def kill(self) -> None:
+        """End it without warning; it comes back."""
+        if self._command is not None:
+            self._command.send(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask it to end, and do not start it again."""
+        with self._starting:  # none is started behind the one that is ended here
+            self._stop.set()
+        if self._command is not None:
+            self._command.send(signal.SIGTERM)
+            if self._command.wait(30.0) is None:
+                self.kill()
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        while True:
+            with self._starting:
+                if self._stop.is_set():
+                    return
+                self._command = Command(self._directory, self.arguments)
+            while (code := self._command.wait()) is None:
+                pass
+            self.ends.append((time.time(), code, self._command.message))
+            self._stop.wait(_RESTART_SECONDS)

@@ -1,0 +1,379 @@
+"""The world of one run of switchovers: servers on both sides, producers, consumers, an application, and the proof."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from infra import kafka
+from infra.positions import read_sources
+from infra.settings import Settings, load_settings
+from infra.topics import delete_topics
+from producers import slots
+from schemas.topics import table_topic
+from tests.chaos import both_sides
+from tests.chaos.both_sides import CI, MAIN, SEC, SHARED, TABLES, VALUE, Writer
+from tests.chaos.forked import Command, Service
+from tests.chaos.server_pairs import Server, Template
+from tests.chaos.tenures import Event, Fault, Write, find_faults, read_history
+from tests.consumers.repositories import write_settings
+from tests.producers.folding import read_topic, text
+
+FIRST, SECOND, THIRD = "first", "second", "third"
+_PATIENCE: Final = 30.0
+"""Seconds until something that is to happen counts as one that does not."""
+_LOOK_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Gitlab schemas that go from one database to another."""
+
+    gitlab_schemas: tuple[str, ...]
+    source: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a server says of itself."""
+
+    standby: bool
+    name: str | None
+    owners: Mapping[str, tuple[str, int]]
+    slots: frozenset[str]
+
+    def __repr__(self) -> str:
+        owners = " ".join(f"{each}={owner}@{epoch}" for each, (owner, epoch) in sorted(self.owners.items()))
+        return f"<{'standby' if self.standby else 'primary'} called {self.name}, {owners}, slots {sorted(self.slots)}>"
+
+
+class World:
+    """One run's; what goes wrong on the way is in `faults`, what happened in `story`."""
+
+    def __init__(
+        self, kafka_servers: str, template: Template, directory: Path, prefix: str, draw: random.Random
+    ) -> None:
+        self.prefix = prefix
+        self.directory = directory
+        self.template = template
+        self.draw = draw
+        self.faults: list[Fault] = []
+        self.story: Counter[str] = Counter()
+        self.moving: dict[str, tuple[str, ...]] = {}
+        """Server → the gitlab schemas that move to it: the application tries them there from the beginning.
+
+        What stays is tried on a server only once it has its own name: a copy that was promoted and not opened yet is
+        called what its origin is, and takes writes to what that keeps.
+        """
+        self.servers: dict[str, Server] = {}
+        self.services: dict[str, Service] = {}
+        self.outages: list[tuple[str, float, float]] = []
+        """Of each time that a standby was away: the database whose standby it was, from when and to when."""
+        self.notes: list[str] = []
+        self._began = time.monotonic()
+        self._writers: dict[str, Writer] = {}
+        self._histories: dict[str, list[Write]] = {}
+        self._numbers: Counter[str] = Counter()
+        self.logs = directory / "logs"
+        self.logs.mkdir(parents=True)
+        self.servers[FIRST] = Server.primary(template, directory / FIRST)
+        self.servers[SECOND] = Server.standby(self.servers[FIRST], directory / SECOND, fresh=True)
+        database = {
+            "gitlab_schemas": [MAIN, CI, SEC, SHARED],
+            "tables": [f"public.{table}" for table in TABLES.values()],
+            "table_schemas": {f"public.{table}": gitlab_schema for gitlab_schema, table in TABLES.items()},
+        }
+        self.config = write_settings(
+            directory / "headrace.toml",
+            {
+                "prefix": prefix,
+                "kafka": {"bootstrap_servers": kafka_servers, "partitions": 2},
+                "databases": {name: {"dsn": self.dsn(name), **database} for name in (FIRST, SECOND, THIRD)},
+                # It continues after it is complete: rows to reset keep coming.
+                "migrations": {
+                    "skip_resets": {"batch_size": 50, "sub_batch_size": 5, "pause_ms": 5, "continuous": True}
+                },
+            },
+        )
+        self.settings: Settings = load_settings(self.config)
+
+    def dsn(self, name: str) -> str:
+        return f"postgresql://postgres@/postgres?host={self.directory / name / 'socket'}"
+
+    def start(self) -> None:
+        """Start producers and consumers, and once the tables are copied, the application."""
+        for number, words in enumerate(
+            (("produce", FIRST), ("produce", SECOND), ("consume", "skip_resets"), ("consume", "skip_resets", "--json"))
+        ):
+            self.serve(*words, number=number)
+        self.require(self._copied, "the first snapshot is complete")
+        for name in (FIRST, SECOND):
+            self.write_on(name)
+
+    def serve(self, *words: str, number: int = 0) -> None:
+        """Have a command run for good."""
+        self.services[f"{' '.join(words)} {number}"] = Service(self.logs, *words, "--config", str(self.config))
+
+    def write_on(self, name: str) -> None:
+        """Have the application try to write on the server that has a name now."""
+
+        def may_try(connection: psycopg.Connection[Any]) -> Collection[str]:
+            row = connection.execute("SELECT name FROM headrace.database").fetchone()
+            return (*TABLES, SHARED) if row == (name,) else self.moving.get(server.incarnation, ())
+
+        server = self.servers[name]
+        seed = f"{self.draw.random()}"
+        self._writers[server.incarnation] = Writer(server.incarnation, self.dsn(name), seed, may_try)
+
+    def make_standby(self, name: str, primary: str) -> None:
+        """Have a server with a name be a new standby of another; what had the name before is gone for good."""
+        if (old := self.servers.get(name)) is not None:
+            self._retire(old)
+        self._numbers[name] += 1
+        server = Server.standby(self.servers[primary], self.directory / name, self._numbers[name])
+        self.servers[name] = server
+        self.write_on(name)
+
+    def command(self, *words: str, **environment: str) -> Command:
+        """Start a command, with what is added to its environment."""
+        return Command(self.logs, (*words, "--config", str(self.config)), environment)
+
+    def switchover(self, move: Move, *options: str, dsn: str | None = None) -> Command:
+        """Start a switchover; with `dsn` its destination is reached there, and not where it is."""
+        words = ("switchover", *move.gitlab_schemas, "--from", move.source, "--to", move.destination, "--yes")
+        variable = f"HEADRACE_DATABASES__{move.destination.upper()}__DSN"
+        return self.command(*words, *options, **({variable: dsn} if dsn else {}))
+
+    def ended(self, command: Command, what: str, seconds: float = _PATIENCE) -> int | None:
+        """Return its exit code; one that does not end is a fault, and is ended."""
+        code = command.wait(seconds)
+        if code is None:
+            self.fault("a command does not end", f"{what}: {command.message}")
+            command.send(signal.SIGKILL)
+            command.wait()
+        elif "Traceback" in command.errors:
+            self.fault("a traceback", f"{what}: {command.errors[-600:]}")
+        self.note(f"  {' '.join(command.arguments[:-2])}: {code} {command.message}")
+        return code
+
+    def note(self, what: str) -> None:
+        """Note what happens now, for the reader of a fault."""
+        self.notes.append(f"{time.monotonic() - self._began:6.1f} s ({time.time():.3f}) {what}")
+
+    def fault(self, kind: str, what: str) -> None:
+        self.note(f"FAULT {kind}")
+        self.faults.append(Fault(kind, what))
+
+    def look(self, *more: Server) -> dict[str, Sight]:
+        """Return what every server that runs says, by its incarnation; of a standby only that it is one."""
+        found = {}
+        for server in (*self.servers.values(), *more):
+            with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:
+                seen = sight(connection)
+                # It replays what the primary did before, whenever it gets to it.
+                found[server.incarnation] = Sight(True, None, {}, frozenset()) if seen.standby else seen
+        return found
+
+    def sight(self, name: str) -> Sight:
+        with self.servers[name].connect() as connection:
+            return sight(connection)
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = _PATIENCE) -> bool:
+        """Wait for a condition; return whether it came about. That it does not is a fault."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(psycopg.OperationalError):
+                if condition():
+                    return True
+            if time.monotonic() > deadline:
+                self.fault("never happened", what)
+                return False
+            time.sleep(_LOOK_SECONDS)
+
+    def require(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for what nothing can be played without."""
+        assert self.until(condition, what), f"never happened: {what}"
+
+    def owner(self, gitlab_schema: str) -> str | None:
+        """Return the database that has the gitlab schema open now."""
+        for name in self.servers:
+            with contextlib.suppress(psycopg.OperationalError):
+                seen = self.sight(name)
+                if not seen.standby and seen.name == name == seen.owners[gitlab_schema][0]:
+                    return name
+        return None
+
+    def taken(self, gitlab_schema: str, name: str) -> int:
+        """Return how many transactions of the application a server has taken."""
+        return self._writers[self.servers[name].incarnation].taken[gitlab_schema]
+
+    def goes_on(self) -> None:
+        """Have the application write to every gitlab schema with its owner."""
+        for gitlab_schema in TABLES:
+            name = self.owner(gitlab_schema)
+            if name is not None:
+                enough = self.taken(gitlab_schema, name) + 5
+                took = partial(self._took, gitlab_schema, name, enough)
+                self.until(took, f"{name} takes writes of {gitlab_schema}")
+
+    def _took(self, gitlab_schema: str, name: str, enough: int) -> bool:
+        return self.taken(gitlab_schema, name) >= enough
+
+    def given_up(self, name: str) -> bool:
+        """Whether the producer of a database has published all that was given away."""
+        state = read_sources(self.settings).get(name)
+        return state is not None and all(
+            (given := state.handovers.get(gitlab_schema)) is not None and given.epoch == epoch
+            for gitlab_schema, (owner, epoch) in self.sight(name).owners.items()
+            if gitlab_schema in TABLES and owner != name
+        )
+
+    def require_slot(self, name: str) -> None:
+        """Note as a fault that the slot of a new owner's producer would not survive the next failover."""
+        with self.servers[name].connect() as connection:
+            state = slots.read(connection, f"{self.prefix}_{name}")
+        if state is None:
+            self.fault("no slot", f"{name} has no slot for its producer")
+        elif self.template.synchronizes_slots and not state.failover:
+            self.fault("a slot that the next failover loses", f"{state.slot} of {name} is made without failover")
+
+    def settle(self) -> None:
+        """Stop the application, and wait until all of it is published, and answered by the migration."""
+        for writer in self._writers.values():
+            writer.stop()
+        owners = {gitlab_schema: self.owner(gitlab_schema) for gitlab_schema in TABLES}
+        for gitlab_schema, name in owners.items():
+            if name is None:
+                self.fault("no owner", f"{gitlab_schema} is open on no server: {self.look()}")
+        publishers = sorted({name for name in owners.values() if name is not None})
+        for _ in range(2):  # What the migration did last is a change like any other, made behind what was waited for.
+            if not all(list(map(self._until_published, publishers))):
+                return
+            if owners[MAIN] is not None and not self.until(
+                lambda: not self._wanted(str(owners[MAIN])), "the migration has done all"
+            ):
+                return
+
+    def clean_up(self) -> None:
+        """Note as faults what `cleanup` leaves of the migration where it is another's, or takes where it is not."""
+        owner = self.owner(MAIN)
+        for name in self.servers:
+            command = self.command("cleanup", name, "--yes", "--json")
+            if self.ended(command, f"cleanup {name}") != 0:
+                self.fault("a cleanup that fails", f"{name}: {command.message}")
+                continue
+            with self.servers[name].connect() as connection:
+                left = connection.execute("SELECT 1 FROM headrace.migrations WHERE name = 'skip_resets'").fetchone()
+            if (left is not None) != (name == owner):
+                self.fault("a cleanup that is wrong", f"{name}, where {owner} owns it: {left}, {command.output}")
+
+    def judge(self) -> list[Fault]:
+        """Return every fault, found on the way or in the history."""
+        for server in self.servers.values():
+            if server.incarnation not in self._histories:
+                self._harvest(server)
+        topics = {table: self._events(gitlab_schema, table) for gitlab_schema, table in TABLES.items()}
+        self.faults += find_faults(self._histories, topics, both_sides.filled())
+        self.faults += self._ended_by_an_outage()
+        self.story["writes"] = sum(sum(writer.taken.values()) for writer in self._writers.values())
+        return self.faults
+
+    def close(self) -> None:
+        """End all that runs."""
+        for writer in self._writers.values():
+            with contextlib.suppress(BaseException):
+                writer.stop()
+        for service in self.services.values():
+            service.kill()
+            service.stop()
+        for server in self.servers.values():
+            server.stop(signal.SIGQUIT)
+        names = kafka.admin(self.settings.kafka).list_topics(timeout=30).topics
+        delete_topics(self.settings.kafka, [name for name in names if name.startswith(f"{self.prefix}.")])
+
+    def _retire(self, server: Server) -> None:
+        with contextlib.suppress(psycopg.OperationalError):
+            self._harvest(server)
+        if (writer := self._writers.get(server.incarnation)) is not None:
+            writer.stop()
+            self._harvest(server)
+        server.stop()
+
+    def _harvest(self, server: Server) -> None:
+        with server.connect() as connection:
+            self._histories[server.incarnation] = read_history(connection)
+
+    def _copied(self) -> bool:
+        state = read_sources(self.settings).get(FIRST)
+        return (
+            state is not None and len(state.snapshots) == len(TABLES) and all(s.done for s in state.snapshots.values())
+        )
+
+    def _until_published(self, name: str) -> bool:
+        with self.servers[name].connect() as connection:
+            lsn = slots.emit_heartbeat(connection, "test")
+
+        def published() -> bool:
+            state = read_sources(self.settings).get(name)
+            return state is not None and state.stream is not None and state.stream.commit_lsn >= lsn
+
+        return self.until(published, f"{name} has published up to {lsn}{self._last_word('produce', name)}")
+
+    def _last_word(self, *words: str) -> str:
+        """Return what a service said last, for a fault."""
+        service = next((each for each in self.services.values() if each.arguments[:2] == words), None)
+        return f": {service.ends[-1][1:]}" if service is not None and service.ends else ""
+
+    def _wanted(self, name: str) -> bool:
+        with self.servers[name].connect() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM container_repositories"
+                " WHERE migration_state = 'import_skipped' AND migration_skipped_reason = 2 LIMIT 1"
+            ).fetchone()
+        return row is not None
+
+    def _events(self, gitlab_schema: str, table: str) -> Mapping[int, list[Event]]:
+        topic = table_topic(self.prefix, gitlab_schema, FIRST, "public", table)
+        found: dict[int, list[Event]] = defaultdict(list)
+        for record in read_topic(self.settings, topic):
+            if record.event is None:
+                continue
+            after = record.event.after
+            value = None if after is None else "/".join(text(after[column]) or "" for column in VALUE[gitlab_schema])
+            key = record.key["id"]
+            assert isinstance(key, int)
+            found[key].append(Event(str(record.event.op), value))
+        return found
+
+    def _ended_by_an_outage(self) -> Iterator[Fault]:
+        for name, since, until in self.outages:
+            for service in self.services.values():
+                if service.arguments[:2] != ("produce", name):
+                    continue
+                for at, code, message in service.ends:
+                    if since <= at <= until and code not in (0, 3, -signal.SIGKILL, -signal.SIGTERM):
+                        yield Fault("a producer ended as a standby was away", f"{name} with {code}: {message}")
+
+
+def sight(connection: psycopg.Connection[Any]) -> Sight:
+    """Return what the server of a connection says of itself."""
+    row = connection.execute(
+        "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database),"
+        " (SELECT jsonb_object_agg(gitlab_schema, jsonb_build_array(owner, epoch)) FROM headrace.schema_ownership),"
+        " (SELECT coalesce(jsonb_agg(slot_name), '[]') FROM pg_replication_slots s"
+        "   WHERE slot_type = 'logical' AND NOT temporary AND to_jsonb(s) ->> 'synced' IS DISTINCT FROM 'true')"
+    ).fetchone()
+    assert row is not None
+    owners = {gitlab_schema: (owner, int(epoch)) for gitlab_schema, (owner, epoch) in row[2].items()}
+    return Sight(bool(row[0]), row[1], owners, frozenset(row[3]))
