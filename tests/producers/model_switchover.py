@@ -192,13 +192,11 @@ class Model:
         *,
         ends: Iterable[tuple[str, str]] = ENDS,
         closes: int = 1,
-        failovers: bool = True,
     ) -> None:
         """`closes` is how often a run may close something: the histories end somewhere."""
         self.without = without
         self.ends = tuple(ends)
         self._closes = closes
-        self._failovers = failovers
 
     def following(self, world: World) -> Iterator[World]:
         yield from self._environment(world)
@@ -222,7 +220,7 @@ class Model:
             yield world.put("copy", server(world.copy.rows))  # promoted, by anybody
         for name in ("copy", "spare"):
             standby = world.at(name)
-            if self._failovers and standby is not None and standby.follows and not world.keeps_zombie:
+            if standby is not None and standby.follows and not world.keeps_zombie:
                 yield world.failed_over(name)
         if world.slot == "half made":
             yield replace(world, slot="made")

@@ -36,15 +36,11 @@ def reachable() -> list[World]:
 
 
 def test_each_gitlab_schema_has_at_most_one_owner_with_its_current_rows() -> None:
-    reachable = list(model.explore(Model()))
+    reachable = list(model.explore(Model(closes=2)))
     opened = {owner for world in reachable for each in BOTH for owner in owners_of(world, each)}
     assert {"first", "copy", "zombie"} <= opened, "the histories end on every side"
     assert any(world.ghost for world in reachable)
-
-
-def test_neither_has_one_that_was_taken_back_and_moves_again() -> None:
-    reachable = list(model.explore(Model(closes=2, failovers=False)))
-    assert any(owner.epoch > 3 for world in reachable for _, owner in world.first.rows.owners)
+    assert any(owner.epoch > 3 for world in reachable for _, owner in world.first.rows.owners), "also a second time"
 
 
 @pytest.mark.parametrize(
