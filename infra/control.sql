@@ -23,13 +23,14 @@ CREATE TABLE IF NOT EXISTS headrace.schema_ownership (
 -- The last switchover of each gitlab schema, written in the transaction that changes its owner. The row above decides
 -- who may write; this one, what a switchover may still do. `id` tells a change of owner from every other, also from one
 -- of the same epoch that a failover lost. 'closed' can be taken back; 'released' cannot: only then may the new owner
--- be opened.
+-- be opened, and only that copy which made the `claim`, since others may have the same rows.
 CREATE TABLE IF NOT EXISTS headrace.switchovers (
     gitlab_schema text PRIMARY KEY,
     id uuid NOT NULL,
     source text NOT NULL,
     destination text NOT NULL,
     epoch bigint NOT NULL,
+    claim uuid,
     stage text NOT NULL CHECK (stage IN ('closed', 'taken back', 'released', 'opened')),
     changed_at timestamptz NOT NULL DEFAULT now()
 );

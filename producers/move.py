@@ -21,7 +21,7 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 
 _SIDE: Final = "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database)"
 _OWNERS: Final = "SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership"
-_RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage FROM headrace.switchovers"
+_RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage, claim FROM headrace.switchovers"
 
 
 class NotMovable(Refused):
@@ -39,13 +39,17 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The last switchover of a gitlab schema; `epoch` is that of the change of owner that it made."""
+    """The last switchover of a gitlab schema; `epoch` is that of the change of owner that it made.
+
+    `claim` is what the one copy that is to be the owner wrote itself, once it was promoted.
+    """
 
     id: UUID
     source: str
     destination: str
     epoch: int
     stage: Stage
+    claim: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,8 @@ def side(connection: psycopg.Connection[Any], database: str) -> Side:
         standby, name = row
         owners = {label: Owner(owner, epoch) for label, owner, epoch in connection.execute(_OWNERS)}
         records = {
-            label: Record(id, source, destination, epoch, Stage(stage))
-            for label, id, source, destination, epoch, stage in connection.execute(_RECORDS)
+            label: Record(id, source, destination, epoch, Stage(stage), claim)
+            for label, id, source, destination, epoch, stage, claim in connection.execute(_RECORDS)
         }
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise NotMovable(
@@ -149,11 +153,11 @@ def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
         )
     for gitlab_schema, record in changes.records.items():
         connection.execute(
-            "INSERT INTO headrace.switchovers (gitlab_schema, id, source, destination, epoch, stage)"
-            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (gitlab_schema) DO UPDATE SET (id, source, destination,"
-            " epoch, stage, changed_at) = (excluded.id, excluded.source, excluded.destination, excluded.epoch,"
-            " excluded.stage, now())",
-            (gitlab_schema, record.id, record.source, record.destination, record.epoch, record.stage),
+            "INSERT INTO headrace.switchovers (gitlab_schema, id, source, destination, epoch, stage, claim)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (gitlab_schema) DO UPDATE SET (id, source, destination,"
+            " epoch, stage, claim, changed_at) = (excluded.id, excluded.source, excluded.destination, excluded.epoch,"
+            " excluded.stage, excluded.claim, now())",
+            (gitlab_schema, record.id, record.source, record.destination, record.epoch, record.stage, record.claim),
         )
     if changes.name is not None:
         connection.execute(

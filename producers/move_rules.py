@@ -6,6 +6,7 @@ two databases write a gitlab schema:
 - It is closed on the old owner, under a new id, before anything else. Only that side's own row decides whether that may
   still be taken back: once it is released, it may not, whatever server the other end turns out to be.
 - It is released only when the other end is a promoted server which has that id, and so has all that the old side wrote.
+- It is released to one server, by what that wrote itself once it was promoted: other copies may have the same rows.
 - It is opened only after it was released, by naming the copy, which opens all that the copy was given: so nothing may
   be there that the move does not name.
 """
@@ -32,6 +33,7 @@ class Step(Enum):
     REPLAY = "replayed by the copy"
     PROMOTE = "the copy is promoted"
     SLOT = "a slot for the new owner's producer"
+    CLAIM = "claimed by the promoted copy"
     RELEASE = "released by the old owner for good"
     OPEN = "named, and open on the new owner"
 
@@ -50,13 +52,20 @@ class Way(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """One thing to do of a remedy, with the gitlab schemas that it is about."""
+
+    way: Way
+    gitlab_schemas: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why nothing can be done: the problem, what to do, and the same as data; `about` are the gitlab schemas meant."""
+    """Why nothing can be done, what to do in words, and the same as data, in its order."""
 
     problem: str
     remedy: str
-    ways: tuple[Way, ...]
-    about: tuple[str, ...] = ()
+    courses: tuple[Course, ...]
 
 
 def next_step(view: View) -> Step | Refusal | None:
@@ -84,9 +93,13 @@ def _after_promotion(view: View, states: Mapping[str, SchemaState]) -> Step | No
         return None
     if S.PROMOTED in found and not view.slot:
         return Step.SLOT
-    if found & {S.PROMOTED, S.UNCONFIRMED}:
-        return Step.RELEASE
+    if pending := [each for each, state in states.items() if state in (S.PROMOTED, S.UNCONFIRMED)]:
+        return Step.RELEASE if _claimed(view, pending) else Step.CLAIM
     return Step.OPEN if view.slot else Step.SLOT
+
+
+def _claimed(view: View, gitlab_schemas: Iterable[str]) -> bool:
+    return all((record := view.new.records.get(each)) and record.claim for each in gitlab_schemas)
 
 
 def done_steps(view: View) -> frozenset[Step]:
@@ -99,6 +112,7 @@ def done_steps(view: View) -> frozenset[Step]:
         Step.REPLAY: found <= {S.REPLAYED, *CARRIED},
         Step.PROMOTE: found <= CARRIED,
         Step.SLOT: found <= CARRIED and (view.slot or found <= {S.OPEN, S.UNCONFIRMED}),
+        Step.CLAIM: found <= CARRIED and _claimed(view, view.move.gitlab_schemas),
         Step.RELEASE: found <= {S.RELEASED, S.OPEN},
         Step.OPEN: found <= {S.OPEN, S.UNCONFIRMED},
     }
@@ -119,8 +133,7 @@ def refused_abort(view: View) -> Refusal | None:
         return Refusal(
             f"{_listed(given)} cannot be taken back: {move.destination} was promoted with what {move.source} gave it",
             f"complete it by running the switchover of {_listed(given)} again, without --abort",
-            (Way.RUN,),
-            tuple(given),
+            (Course(Way.RUN, tuple(given)),),
         )
     if refusal := _refused_rows(view, states):
         return refusal
@@ -131,8 +144,7 @@ def refused_abort(view: View) -> Refusal | None:
         return Refusal(
             f"{_listed(never)} was never closed for {move.destination}: {move.source} owns it",
             "name only what a switchover to that database has closed; --status shows it",
-            (Way.NAME_FEWER,),
-            tuple(never),
+            (Course(Way.NAME_FEWER, tuple(never)),),
         )
     return None
 
@@ -178,7 +190,7 @@ def _refused_ends(view: View) -> Refusal | None:
             "point it at the primary",
         ),
     }[state]
-    return Refusal(problem, remedy, (Way.CORRECT_ENDS,))
+    return Refusal(problem, remedy, (Course(Way.CORRECT_ENDS),))
 
 
 _ROWS: Mapping[SchemaState, tuple[str, str]] = {
@@ -226,7 +238,8 @@ def _refused_rows(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
                 "there": there.name if there else "nobody",
             }
             problem, remedy = _ROWS[state]
-            return Refusal(f"{each} {problem.format(**words)}", remedy.format(**words), (_ROW_WAYS[state],), (each,))
+            course = Course(_ROW_WAYS[state], (each,))
+            return Refusal(f"{each} {problem.format(**words)}", remedy.format(**words), (course,))
     return None
 
 
@@ -238,26 +251,26 @@ def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
     source, destination = view.move.source, view.move.destination
     closed = [each for each in late if states[each] is S.MISSED]
     back = f"take {_listed(closed)} back with --abort; " if closed else ""
-    ways = (Way.TAKE_BACK,) if closed else ()
+    courses = [Course(Way.TAKE_BACK, tuple(closed))] if closed else []
     carried = sorted(each for each, state in {**states, **others(view)}.items() if state in CARRIED)
     owned = sorted(owned_by_copy(view))
     if not (carried or owned):
         return Refusal(
             f"{destination} was promoted before it was given {_listed(late)}, and lacks what {source} wrote since",
             f"{back}unless {source} failed over to it, make it a standby of {source} anew, then run this again",
-            (*ways, Way.STANDBY_ANEW),
-            tuple(closed or late),
+            (*courses, Course(Way.STANDBY_ANEW, tuple(late))),
         )
     has = f"owns {_listed(owned)}" if owned else f"was given {_listed(carried)}"
     pending = [each for each in carried if each not in owned]
     first = f"complete the switchover of {_listed(pending)}; " if pending else ""
+    if pending:
+        courses.insert(0, Course(Way.RUN, tuple(pending)))
     return Refusal(
         f"{destination} is no standby any more and cannot get {_listed(late)}: it {has},"
         " and has the only current rows of that",
         f"{first}{back}keep {destination} as it is, and move {_listed(late)} to another standby of {source}, with a"
         " name of its own in the settings",
-        (*((Way.RUN,) if pending else ()), *ways, Way.OTHER_NAME),
-        tuple(closed or late),
+        (*courses, Course(Way.OTHER_NAME, tuple(late))),
     )
 
 
@@ -272,13 +285,13 @@ def _refused_others(view: View) -> Refusal | None:
     source, destination = view.move.source, view.move.destination
     rest = others(view)
     if stale := [each for each, state in rest.items() if state in (S.STALE, S.UNRECORDED)]:
+        begun = any(view.old.owners[each].name == destination for each in view.move.gitlab_schemas)
         return Refusal(
             f"{_listed(stale)} belongs to {destination} by the rows of {source}, and the server at that dsn does not"
             " have it: its rows there are stale",
             f"point databases.{destination}.dsn at the server that has it; another copy needs a name of its own in the"
             " settings",
-            (Way.CORRECT_ENDS, Way.OTHER_NAME),
-            tuple(stale),
+            (Course(Way.CORRECT_ENDS, tuple(stale)) if begun else Course(Way.OTHER_NAME, view.move.gitlab_schemas),),
         )
     early = ends_state(view) is EndsState.STANDBY
     pending = {S.CLOSED, S.REPLAYED} if early else {S.PROMOTED, S.RELEASED}
@@ -286,8 +299,7 @@ def _refused_others(view: View) -> Refusal | None:
         return Refusal(
             f"{_listed(left)} was closed for {destination} by an earlier switchover, and would be opened with the rest",
             f"name {_listed(left)} too" + (", or take it back with --abort" if early else ""),
-            (Way.NAME_ALL, *((Way.TAKE_BACK,) if early else ())),
-            tuple(left),
+            (Course(Way.NAME_ALL, tuple(left)), *((Course(Way.TAKE_BACK, tuple(left)),) if early else ())),
         )
     return None
 
@@ -327,11 +339,25 @@ def taking_back(view: View) -> Changes:
     return Changes(owners, records)
 
 
+def claiming(view: View, new_id: Callable[[], UUID]) -> Changes:
+    """Return what tells the promoted copy from every other that has the same rows, on the new side."""
+    records = {each: view.new.records[each] for each in _to_release(view)}
+    one = new_id()
+    return Changes({}, {each: replace(record, claim=record.claim or one) for each, record in records.items()})
+
+
 def releasing(view: View) -> Changes:
     """Return what makes the named ones the new owner's for good, on the old side."""
+    records = {
+        each: replace(view.old.records[each], stage=Stage.RELEASED, claim=view.new.records[each].claim)
+        for each in _to_release(view)
+    }
+    return Changes({}, records)
+
+
+def _to_release(view: View) -> list[str]:
     states = schema_states(view, view.move.gitlab_schemas)
-    given = [each for each, state in states.items() if state in (S.PROMOTED, S.UNCONFIRMED)]
-    return Changes({}, {each: replace(view.old.records[each], stage=Stage.RELEASED) for each in given})
+    return [each for each, state in states.items() if state in (S.PROMOTED, S.UNCONFIRMED)]
 
 
 def opening(view: View, *, shared: bool) -> Changes:

@@ -80,6 +80,8 @@ def schema_state(view: View, gitlab_schema: str) -> SchemaState:
     record = view.old.record(gitlab_schema)
     if record is None or (record.source, record.destination) != (move.source, move.destination):
         return SchemaState.UNRECORDED
+    if record.stage is Stage.CLOSED and record.claim is not None:
+        return SchemaState.UNRECORDED  # this is itself the copy that claimed it
     return _given(view, gitlab_schema, record, open_there)
 
 
@@ -96,17 +98,22 @@ def _given(view: View, gitlab_schema: str, record: Record, open_there: bool) -> 
     released = record.stage is not Stage.CLOSED
     theirs = new.records.get(gitlab_schema)
     same = theirs is not None and theirs.id == record.id and theirs.stage is not Stage.TAKEN_BACK
+    # The claim of the one that made it: what has a record of a release was the old side, or is a copy of that.
+    claimed = theirs is not None and theirs.claim == record.claim and theirs.stage is not Stage.RELEASED
     ends = ends_state(view)
     if ends is EndsState.STANDBY:
         state = SchemaState.STALE if released else SchemaState.REPLAYED if same else SchemaState.CLOSED
     elif ends is EndsState.PROMOTED:
         if released:
-            state = SchemaState.RELEASED if same else SchemaState.STALE
+            state = SchemaState.RELEASED if same and claimed else SchemaState.STALE
         else:
             state = SchemaState.PROMOTED if same else SchemaState.MISSED
     elif open_there:
         # What it owns by another move than this one came back to it later, which this side cannot know.
-        state = SchemaState.OPEN if released else SchemaState.UNCONFIRMED if same else SchemaState.UNRECORDED
+        if released:
+            state = SchemaState.OPEN if claimed or not same else SchemaState.STALE
+        else:
+            state = SchemaState.UNCONFIRMED if same else SchemaState.UNRECORDED
     else:
         state = SchemaState.MOVED_ON if released else SchemaState.MISSED
     return state

@@ -142,7 +142,8 @@ class Switchover:
     def _abortable(self) -> View:
         view = self.look()
         if (refusal := move_rules.refused_abort(view)) is not None:
-            kind = PastNoReturn if refusal.ways == (move_rules.Way.RUN,) else NotMovable
+            given = refusal.courses[0].way is move_rules.Way.RUN
+            kind = PastNoReturn if given else NotMovable
             raise kind(refusal.problem, remedy=refusal.remedy)
         return view
 
@@ -202,6 +203,12 @@ class Switchover:
             else:
                 slots.create(connection, self.slot, failover=True, stop=self._limit.stop)
         self._log.info("slot made", slot=self.slot, synchronized=taken_over)
+
+    def _claim(self, view: View) -> None:
+        self._confirm(view)
+        self._alter(
+            (self.move.destination,), lambda: self._if_still(Step.CLAIM, lambda seen: move_rules.claiming(seen, uuid4))
+        )
 
     def _release(self, view: View) -> None:
         """Confirmed before, since it cannot be taken back; and before the copy is opened, since it must not be lost."""
@@ -346,6 +353,7 @@ _STEPS: Final[dict[Step, Callable[[Switchover, View], None]]] = {
     Step.REPLAY: Switchover._replay,
     Step.PROMOTE: Switchover._promote,
     Step.SLOT: Switchover._make_slot,
+    Step.CLAIM: Switchover._claim,
     Step.RELEASE: Switchover._release,
     Step.OPEN: Switchover._open,
 }

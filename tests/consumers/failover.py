@@ -53,9 +53,10 @@ _LOGGED = f"""
 
 
 def documented_sql() -> list[str]:
-    """Return the statements that docs/switchover.md tells the operator to run."""
-    text = (ROOT / "docs" / "switchover.md").read_text()
-    return re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    """Return the statements by which docs/how-to/switchover.md guards the application's writes."""
+    text = (ROOT / "docs" / "how-to" / "switchover.md").read_text()
+    _, guard, _ = re.split(r"<!-- (?:end )?guard -->", text)
+    return re.findall(r"```sql\n(.*?)```", guard, re.DOTALL)
 
 
 class World:
