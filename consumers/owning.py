@@ -13,7 +13,7 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 
 
 class TwoOwners(OwnershipMoved):
-    """Stop what writes to one of them, and correct headrace.schema_ownership there (docs/switchover.md)."""
+    """Stop what writes to one of them, and correct headrace.schema_ownership there (docs/how-to/switchover.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,7 +270,7 @@ def _source(settings: Settings, name: str, state: SourceState) -> dict[str, Any]
 _SEEN: Final = """
     SELECT greatest(0, pg_wal_lsn_diff(now_at.lsn, %(confirmed)s::pg_lsn))::bigint,
            round(greatest(0, extract(epoch FROM clock_timestamp()) - %(ts_ms)s / 1000.0), 1)::float8,
-           coalesce(s.wal_status, 'missing'),
+           coalesce(CASE WHEN s.confirmed_flush_lsn IS NOT NULL THEN s.wal_status END, 'missing'),
            greatest(0, pg_wal_lsn_diff(now_at.lsn, s.restart_lsn))::bigint,
            round(CASE WHEN s.wal_status = 'lost' THEN 0
                       ELSE greatest(0, s.safe_wal_size) / nullif(%(rate)s::numeric, 0) END)::bigint

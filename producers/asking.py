@@ -89,7 +89,7 @@ def _would_be_refused(
         return False
     published = published_tables(connection, settings.database(source).publication)
     try:
-        startup.standing_snapshots(settings, state, (table,), published)
+        startup.standing_snapshots(settings, source, state, (table,), published)
     except startup.SilentGap:
         return True
     return False

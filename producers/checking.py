@@ -174,7 +174,7 @@ def _unrecorded(
         standing = ownership.standing(source, tables, sources, owners(connection))
         known = standing.of(state)
         published = published_tables(connection, database.publication)
-        snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
+        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), published)
         handover = standing.behind(snapshots)
         if known.stream is None and handover is not None:
             name = startup.slot_name(settings, source, database)

@@ -192,7 +192,7 @@ class Session:
         take_session(self._sql, source, self._slot, self._stop)
         published = published_tables(self._sql, self._database.publication)
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(settings, known, standing.here(tables), published)
+        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), published)
         if ensure_publication(self._sql, self._database.publication, tables):
             self._log.info("publication set", publication=self._database.publication, tables=len(tables))
         stream = known.stream or begin_stream(

@@ -170,7 +170,11 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
 
 
 def standing_snapshots(
-    settings: Settings, state: SourceState, tables: tuple[CapturedTable, ...], published: frozenset[str] | None
+    settings: Settings,
+    source: str,
+    state: SourceState,
+    tables: tuple[CapturedTable, ...],
+    published: frozenset[str] | None,
 ) -> dict[str, SnapshotState]:
     """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
 
@@ -183,6 +187,8 @@ def standing_snapshots(
             continue
         recorded = state.snapshots.get(table.name)
         remedy = f"have it read anew with `headrace snapshot {table.name} --anew`"
+        if state.stream is None:
+            remedy = start_over_with(source)  # a source that was never read takes no request
         if recorded is not None and recorded.anew:
             standing[table.name] = recorded
             continue

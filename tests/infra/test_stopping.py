@@ -8,9 +8,12 @@ import sys
 import threading
 import time
 
+import psycopg
 import pytest
 
-from infra.stopping import stop_on_signals
+from infra.stopping import bounded, stop_on_signals
+from schemas.errors import Interrupted
+from tests.conftest import Database
 
 # Never ends by itself, so that its end is the signal's doing. Says what it saw on its output, which the test reads.
 SERVICE = """
@@ -121,3 +124,41 @@ def test_handlers_are_put_back_when_the_work_fails() -> None:
     with pytest.raises(ZeroDivisionError), stop_on_signals() as stop:
         fail(stop)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+SLEEPS = "SELECT pg_sleep(3600)"
+
+
+@pytest.mark.stack
+def test_what_waits_for_a_database_is_cancelled_by_a_stop_and_by_a_deadline(database: Database) -> None:
+    connection, stop = database.connect(), threading.Event()
+    with pytest.raises(psycopg.errors.QueryCanceled), bounded(connection, stop, seconds=0.1):
+        connection.execute(SLEEPS)
+    looked = threading.Event()
+
+    def look() -> None:
+        looked.set()
+        stop.set()
+        raise psycopg.OperationalError("that it cannot be looked is no reason to wait longer, or shorter")
+
+    with pytest.raises(Interrupted), bounded(connection, stop, meanwhile=look):
+        connection.execute(SLEEPS)
+    assert looked.is_set()
+    assert connection.execute("SELECT 1").fetchone() == (1,), "the connection is as good as before"
+
+
+@pytest.mark.stack
+def test_nothing_is_cancelled_once_the_wait_is_over(database: Database) -> None:
+    connection, stop = database.connect(), threading.Event()
+    before = set(threading.enumerate())
+    with bounded(connection, stop, seconds=60):
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.stack
+def test_what_another_cancelled_is_an_error_as_ever(database: Database) -> None:
+    connection = database.connect()
+    connection.execute("SET statement_timeout = '10ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled), bounded(connection, threading.Event()):
+        connection.execute(SLEEPS)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from producers.checking import hindrances, outlook
 from producers.guardian import Forecast
 from producers.preflight import Finding
 from producers.start_over import start_over
+from producers.transactions import blocking
 from tests.conftest import Database
 from tests.producers.processes import ROOT, write_settings
 from tests.producers.servers import own_server
@@ -94,6 +95,40 @@ def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
     assert f"but slot {source.slot} does not exist any more" in finding.problem
     assert finding.remedy == AGAIN
     read_anew(source, finding)
+
+
+def test_a_slot_that_is_still_being_made(new_source: NewSource, database: Database) -> None:
+    source = new_source(TABLE, "public.t")
+    with closing(database.connect(autocommit=False)) as slow, closing(database.connect()) as maker:
+        slow.execute("INSERT INTO t VALUES (3)")
+        maker.pgconn.send_query(f"SELECT pg_create_logical_replication_slot('{source.slot}', 'pgoutput')".encode())
+
+        def waits() -> bool:
+            state = slots.read(source.connection, source.slot)
+            return state is not None and bool(blocking(source.connection, state.active_pid or 0))
+
+        until(waits, "its maker to wait")
+        finding = the_finding(source)
+        assert (
+            f"slot {source.slot} is still being made by process {maker.info.backend_pid}, which waits for a transac"
+            in (finding.problem)
+        )
+        assert finding.remedy.startswith("End those transactions")
+
+
+def test_a_slot_that_was_dropped_and_is_made_again_is_none_yet(new_source: NewSource, database: Database) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    source.drop_slot()
+    with closing(database.connect(autocommit=False)) as slow, closing(database.connect()) as maker:
+        slow.execute("INSERT INTO t VALUES (3)")
+        maker.pgconn.send_query(f"SELECT pg_create_logical_replication_slot('{source.slot}', 'pgoutput')".encode())
+        until(lambda: slots.read(source.connection, source.slot) is not None, "the slot to be begun")
+        (_half_made, gap) = findings(source)
+        assert f"but slot {source.slot} is being made by process {maker.info.backend_pid} only now" in gap.problem
+        assert gap.remedy == AGAIN
+        (seen,) = gather(source.settings)["sources"]
+        assert seen["slot_status"] == "missing"
 
 
 def test_a_slot_that_somebody_read(new_source: NewSource) -> None:

@@ -211,7 +211,8 @@ def test_an_old_producer_that_started_over_before_it_had_published_all_leaves_no
     write(moves.first, 3)
     moves.move(moves.first, moves.second)
     start_over(moves.settings, "first")
-    refused(moves.second, SilentGap, "has records, but there is no record of how table public.t was read")
+    words = "no record of how table public.t was read; start over with `headrace produce second --start-over`"
+    refused(moves.second, SilentGap, words)
     published_by_first(moves)
     start_over(moves.settings, "second")
     copy_all(moves.second)

@@ -54,21 +54,6 @@ def test_a_slot_that_waits_for_a_transaction_is_given_up(database: Database) -> 
     assert starting.execute("SELECT 1").fetchone() == (1,), "the connection is as good as before"
 
 
-def test_nothing_is_cancelled_once_the_start_is_over(database: Database) -> None:
-    connection, stop = database.connect(), threading.Event()
-    before = set(threading.enumerate())
-    with bounded(connection, stop):
-        assert connection.execute("SELECT 1").fetchone() == (1,)
-    assert set(threading.enumerate()) <= before
-
-
-def test_what_another_cancelled_is_an_error_as_ever(database: Database) -> None:
-    connection = database.connect()
-    connection.execute("SET statement_timeout = '10ms'")
-    with pytest.raises(psycopg.errors.QueryCanceled), bounded(connection, threading.Event()):
-        connection.execute("SELECT pg_sleep(60)")
-
-
 def test_a_takeover_ends_when_it_is_stopped(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
     source = new_source("CREATE TABLE t (id int PRIMARY KEY)", "public.t")
     settings = source.settings.database("main")

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,9 +24,9 @@ from producers.transactions import blocking
 from schemas.errors import Interrupted
 from schemas.positions import Lsn
 from tests.producers.installed_postgres import installed_postgres, installed_versions
-from tests.producers.processes import ROOT
+from tests.producers.processes import ROOT, producing, write_settings
 from tests.producers.servers import own_server
-from tests.producers.sources import PATIENCE, until
+from tests.producers.sources import PATIENCE, Source, running, settings_for, until
 
 pytestmark = pytest.mark.stack
 
@@ -235,6 +236,33 @@ def test_when_the_other_session_fails_it_is_made_here(
     assert state.confirmed_flush == start
     first.connection.close()
     second.connection.close()
+
+
+def test_a_producer_that_is_killed_while_its_slot_is_made_starts_again(
+    bootstrap_servers: str, prefix: str, server: DatabaseServer, looking: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    looking.execute("CREATE TABLE public.kept (id int PRIMARY KEY); INSERT INTO public.kept VALUES (1)")
+    source = Source(settings_for(bootstrap_servers, prefix, server.dsn(), "public.kept"), looking)
+    config = write_settings(source.settings, tmp_path / "headrace.toml")
+    try:
+        with writing(server):
+            with producing(config) as first:
+                until(lambda: being_made(looking, source.slot), "the producer to wait")
+                first.send(signal.SIGKILL)
+                first.ended()
+            with producing(config) as second:
+                until(lambda: "the slot waits" in second.log.read_text(), "the next one to wait")
+                second.send(signal.SIGTERM)
+                assert second.ended() == 0
+                assert slots.read(looking, source.slot) is None
+                text = second.log.read_text()
+        assert "a transaction of slow batch" in text
+        with running(source) as producer:
+            producer.caught_up()
+        source.require_equal("public.kept")
+        source.drop_slot()
+    finally:
+        looking.execute("DROP TABLE public.kept; DROP PUBLICATION IF EXISTS headrace; DROP SCHEMA headrace CASCADE")
 
 
 def test_a_temporary_one_is_not_ready(looking: psycopg.Connection[Any], slot: str) -> None:
