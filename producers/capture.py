@@ -61,7 +61,7 @@ class Capture:
         strays: Strays | None = None,
     ) -> None:
         self._all = tuple(feeds)
-        self.strays = strays or Strays("", {})
+        self.strays = strays or Strays("", {}, ())
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, _Route] = {}

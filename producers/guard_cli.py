@@ -17,6 +17,7 @@ from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
 from producers.move import Move
 from schemas.errors import Refused, UsageError
+from schemas.gitlab_schemas import GITLAB_SHARED
 
 
 def guard(
@@ -141,6 +142,8 @@ def _by_schema(
 ) -> dict[str, list[str]]:
     found = trigger.tables_in(connection, settings, database, gitlab_schemas)
     grouped = {each: [table for table, label in found.items() if label == each] for each in gitlab_schemas}
+    if GITLAB_SHARED in gitlab_schemas:
+        raise UsageError("gitlab_shared needs no guard: every database has its own", remedy="leave it out")
     for gitlab_schema, tables in grouped.items():
         if not tables:
             raise UsageError(

@@ -203,7 +203,7 @@ class Session:
         self._feeds = open_feeds(
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
-        strays = Strays(source, state.strays)
+        strays = Strays(source, state.strays, self._feeds)
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
@@ -242,7 +242,6 @@ class Session:
         for feed in self._feeds:
             if feed.state.anew:
                 feed.read_anew(self._capture.position, feed.state.not_before)
-        self._capture.strays.begin(self._feeds)
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
@@ -353,8 +352,7 @@ class Session:
             (record_key(self._source, table), state) for table, state in changed.items()
         ]
         records += ((handover_key(self._source, name), handover) for name, handover in moved.items())
-        records += capture.strays.records()
-        self._relay.record([*records, (record_key(self._source), self._stream_state())])
+        self._relay.record([*records, *capture.strays.records(), (record_key(self._source), self._stream_state())])
         self._relay.commit()
         metrics.PUBLISHED.labels(self._source).inc(capture.published)
         metrics.CONFIRMED_LSN.labels(self._source).set(capture.confirmed)

@@ -18,9 +18,10 @@ from schemas.events import Op
 
 
 class Strays:
-    """The counts of one source, by table; those on record are counted on from."""
+    """The counts of one source, by table."""
 
-    def __init__(self, source: str, recorded: Mapping[str, StrayState]) -> None:
+    def __init__(self, source: str, recorded: Mapping[str, StrayState], feeds: Iterable[TableFeed]) -> None:
+        """Count the changes of those of `feeds` that are away, from what is recorded; forget all other tables."""
         self._source = source
         self._counts = dict(recorded)
         self._changed: dict[str, StrayState | None] = {}
@@ -28,9 +29,6 @@ class Strays:
         self._told: set[str] = set()
         for count in recorded.values():
             metrics.STRAY_WRITES.labels(source, count.table).set(count.writes)
-
-    def begin(self, feeds: Iterable[TableFeed]) -> None:
-        """Count, for a start, from here on the changes of the tables that are away; forget those that are not."""
         away = {feed.table.name: feed.table for feed in feeds if feed.away}
         for name in self._counts.keys() - away:
             self._end(name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import psycopg
 
+from infra import guard
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
 from infra.stack import EmbeddedStack
@@ -52,13 +52,6 @@ _LOGGED = f"""
 """
 
 
-def documented_sql() -> list[str]:
-    """Return the statements by which docs/how-to/switchover.md guards the application's writes."""
-    text = (ROOT / "docs" / "how-to" / "switchover.md").read_text()
-    _, guard, _ = re.split(r"<!-- (?:end )?guard -->", text)
-    return re.findall(r"```sql\n(.*?)```", guard, re.DOTALL)
-
-
 class World:
     """One round: the database `first` with its standby `second`, which is to get gitlab_main."""
 
@@ -77,8 +70,7 @@ class World:
             )
             connection.execute(TABLE.encode())
             connection.execute(_LOGGED.encode())
-            for statement in documented_sql():
-                connection.execute(statement.encode())
+            guard.install(connection, MOVED, ["public.container_repositories"])
             fill(connection, {key: TOO_MANY_TAGS if key % 3 else ("default", None) for key in range(1, 400)})
         self.standby: EmbeddedPostgres = stack.standby(name)
         self.second_dsn = self.standby.dsn(name)

@@ -11,6 +11,7 @@ from consumers import catalog
 from consumers.migrations.skip_resets import SkipResets
 from consumers.pauses import set_paused
 from consumers.status import gather
+from infra.control import ensure_control_schema
 from infra.settings import Settings
 from tests.conftest import Database
 from tests.consumers.conftest import Member
@@ -91,6 +92,22 @@ def test_a_database_that_does_not_answer_is_told_without_hiding_the_rest(setting
     found = skip_resets(down)
     assert "does not answer" in found["error"]
     assert len(found["partitions"]) == feed.partitions
+
+
+def test_a_gitlab_schema_with_two_owners_is_told_without_hiding_the_rest(
+    settings: Settings, new_databases: Callable[[str | None], Database]
+) -> None:
+    databases = {}
+    for name in ("main", "other"):
+        database = new_databases(None)
+        ensure_control_schema(database.connect(), name, ["gitlab_main"])
+        databases[name] = {"dsn": database.dsn, "gitlab_schemas": ["gitlab_main"]}
+    both = Settings.model_validate(
+        {**settings.model_dump(include={"prefix", "kafka"}), "databases": databases, "migrations": {"skip_resets": {}}}
+    )
+    found = skip_resets(both)
+    assert found["state"] == "waiting"
+    assert found["error"].startswith("main (epoch 1) and other (epoch 1) both say that they own gitlab_main;")
 
 
 def test_a_pause_is_shown_of_a_complete_run_too(

@@ -377,6 +377,17 @@ def waits_for_a_table(connection: Connection) -> bool:
     return row != (0,)
 
 
+def test_what_was_installed_before_a_failure_stays_and_the_next_run_goes_on_there(guarded: Guarded) -> None:
+    guard.remove(guarded.admin)
+    writer = guarded.application(autocommit=False)
+    writer.execute("LOCK TABLE ONLY public.part_1_1 IN ROW EXCLUSIVE MODE")
+    with pytest.raises(guard.TableInUse, match=r"public\.part_1_1 was in use"):
+        guarded.install(seconds=0.0)
+    assert list(guard.installed(guarded.admin)) == ["public.moves", "public.part_1"]
+    writer.rollback()
+    assert guarded.install() == ["public.part_1_1", "public.parts"]
+
+
 def test_what_is_stopped_leaves_the_tables_that_have_it_already(guarded: Guarded) -> None:
     stop = threading.Event()
     stop.set()

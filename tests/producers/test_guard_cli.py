@@ -113,6 +113,7 @@ def test_what_it_prints_does_the_same(side: Side) -> None:
         (("gitlab_ci",), 2, "which database is not said; name it with --database"),
         (("--database", "first"), 2, "which gitlab schemas is not said"),
         (("gitlab_pm", "--database", "first"), 2, "database first has no table that is known to belong to gitlab_pm"),
+        (("gitlab_shared", "--database", "first"), 2, "gitlab_shared needs no guard: every database has its own"),
         (("gitlab_ci", "--database", "third"), 2, "no database named 'third'"),
         (("gitlab_main", "--database", "second"), 3, "call this database second, but it is on record as first"),
     ],

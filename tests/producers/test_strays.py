@@ -29,7 +29,7 @@ AWAY = StrayState(source="main", table=TABLE.name, gitlab_schema=TABLE.gitlab_sc
 def stray_capture(registry: MemoryRegistry, position: Position, confirmed: int) -> Capture:
     table = feed(registry, done())
     table.away = True
-    return Capture([table], position, Lsn(confirmed), Unseen(), Strays("main", {TABLE.name: AWAY}))
+    return Capture([table], position, Lsn(confirmed), Unseen(), Strays("main", {TABLE.name: AWAY}, [table]))
 
 
 def counted(capture: Capture) -> list[StrayState | None]:
@@ -86,7 +86,7 @@ def test_a_key_that_may_be_gone_is_noted(message: pg.Message) -> None:
 
 
 def test_a_table_that_is_not_watched_is_not_counted() -> None:
-    strays = Strays("main", {})
+    strays = Strays("main", {}, ())
     strays.note("public.t", Op.CREATE, 1, removes=False)
     assert list(strays.records()) == []
 
