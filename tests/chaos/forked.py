@@ -24,6 +24,7 @@ from tests.consumers.services import PATIENCE
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["headrace", "tests.chaos.forked", "tests.chaos.__main__", "confluent_kafka.admin"])
 _LOOK_SECONDS: Final = 0.002
+_SESSION_MS: Final = 2_000
 _RESTART_SECONDS: Final = 0.3
 
 
@@ -36,8 +37,12 @@ def _become(arguments: tuple[str, ...], output: str, errors: str, environment: d
     sys.stdin = open(os.devnull)  # noqa: SIM115  # for as long as the process lives
     os.environ.update(environment)
     sys.argv = ["headrace", *arguments]
-    import headrace  # noqa: PLC0415  # imported by the server of forks before
+    # Imported by the server of forks before.
+    import consumers.group  # noqa: PLC0415
+    import headrace  # noqa: PLC0415
 
+    # A consumer that is killed keeps its partitions until then; after many kills several such times follow each other.
+    vars(consumers.group)["SESSION_TIMEOUT_MS"] = _SESSION_MS
     headrace.main()
 
 
