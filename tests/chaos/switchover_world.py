@@ -176,11 +176,13 @@ class World:
         self.faults.append(Fault(kind, what))
 
     def look(self, *more: Server) -> dict[str, Sight]:
-        """Return what every server that runs says, by its incarnation."""
+        """Return what every server that runs says, by its incarnation; of a standby only that it is one."""
         found = {}
         for server in (*self.servers.values(), *more):
             with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:
-                found[server.incarnation] = sight(connection)
+                seen = sight(connection)
+                # It replays what the primary did before, whenever it gets to it.
+                found[server.incarnation] = Sight(True, None, {}, frozenset()) if seen.standby else seen
         return found
 
     def sight(self, name: str) -> Sight:
@@ -356,8 +358,8 @@ def sight(connection: psycopg.Connection[Any]) -> Sight:
     row = connection.execute(
         "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database),"
         " (SELECT jsonb_object_agg(gitlab_schema, jsonb_build_array(owner, epoch)) FROM headrace.schema_ownership),"
-        " (SELECT coalesce(jsonb_agg(slot_name), '[]') FROM pg_replication_slots"
-        "   WHERE slot_type = 'logical' AND NOT temporary)"
+        " (SELECT coalesce(jsonb_agg(slot_name), '[]') FROM pg_replication_slots s"
+        "   WHERE slot_type = 'logical' AND NOT temporary AND to_jsonb(s) ->> 'synced' IS DISTINCT FROM 'true')"
     ).fetchone()
     assert row is not None
     owners = {gitlab_schema: (owner, int(epoch)) for gitlab_schema, (owner, epoch) in row[2].items()}
