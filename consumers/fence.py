@@ -70,7 +70,7 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     row = cursor.execute(_LOOK, {"migration": migration, "gitlab_schema": gitlab_schema}, prepare=True).fetchone()
     assert row is not None
     name, owner, declared, current, paused, failed, snapshot, xid, _ = row
-    _require_owner(name, owner, gitlab_schema, database)
+    require_owner(name, owner, gitlab_schema, database)
     require_declaration(migration, declared, gitlab_schema)
     if paused:
         raise Paused(f"{migration} is paused")
@@ -90,7 +90,7 @@ def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> No
     row = cursor.execute(_OWNER, {"gitlab_schema": gitlab_schema}).fetchone()
     assert row is not None
     name, owner = row
-    _require_owner(name, owner, gitlab_schema, database)
+    require_owner(name, owner, gitlab_schema, database)
 
 
 def require_declaration(migration: str, recorded: str | None, declared: str) -> None:
@@ -99,7 +99,8 @@ def require_declaration(migration: str, recorded: str | None, declared: str) -> 
         raise DeclarationChanged(f"{migration} was begun for gitlab schema {recorded}, and declares {declared} now")
 
 
-def _require_owner(name: str | None, owner: str | None, gitlab_schema: str, database: str) -> None:
+def require_owner(name: str | None, owner: str | None, gitlab_schema: str, database: str) -> None:
+    """Raise OwnershipMoved unless the database that is on record as `name` is the one meant, and the owner."""
     if name != database:
         raise OwnershipMoved(f"the settings call this database {database}, but it is on record as {name}")
     if owner is None:

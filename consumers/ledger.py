@@ -85,6 +85,15 @@ _ADVANCE: Final = """
 """
 
 
+_STANDS: Final = """
+    SELECT d.name, o.owner, m.paused
+      FROM (SELECT) AS always
+      LEFT JOIN headrace.database d ON true
+      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
+      LEFT JOIN headrace.migrations m ON m.name = %(migration)s
+"""
+
+
 class Ledger:
     """The ledger of one migration."""
 
@@ -218,18 +227,15 @@ class Ledger:
     def pausing(self, database: str) -> Callable[[Connection], bool]:
         """Return what asks `database` whether an operator paused the migration.
 
-        It raises OwnershipMoved once the database has given the schema away: the migration is resumed elsewhere then.
+        It raises OwnershipMoved once the database has given the schema away: a member that is paused, and one that has
+        nothing to apply, would not notice it otherwise, and keep its partitions from those of the new owner.
         """
 
         def paused(connection: Connection) -> bool:
-            row = connection.execute(
-                "SELECT paused FROM headrace.migrations WHERE name = %s", (self._migration,)
-            ).fetchone()
-            if not row or not row[0]:
-                return False
-            with connection.transaction(), connection.cursor() as cursor:
-                fence.own(cursor, gitlab_schema=self._gitlab_schema, database=database)
-            return True
+            names = {"gitlab_schema": self._gitlab_schema, "migration": self._migration}
+            name, owner, asked = connection.execute(_STANDS, names).fetchone() or (None, None, None)
+            fence.require_owner(name, owner, self._gitlab_schema, database)
+            return bool(asked)
 
         return paused
 

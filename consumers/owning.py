@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from infra import control, postgres
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved, SettingsError, Unavailable
+from schemas.gitlab_schemas import GITLAB_SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,24 @@ def _claim(settings: Settings, database: str, gitlab_schema: str) -> Claim | Non
             )
     except (Unavailable, SettingsError):
         return None
+
+
+def require_not_elsewhere(settings: Settings, database: str, gitlab_schema: str) -> None:
+    """Raise OwnershipMoved when `database`, which does not answer, was followed by another as the owner.
+
+    For a member that waits for its database: the one that owns the gitlab schema now is not there to be waited for.
+    """
+    others = [
+        name
+        for name, section in settings.databases.items()
+        if name != database and gitlab_schema in section.gitlab_schemas and gitlab_schema != GITLAB_SHARED
+    ]
+    try:
+        owner = owning_database(settings, others, gitlab_schema)
+    except OwnershipMoved:
+        return
+    if owner is not None:
+        raise OwnershipMoved(
+            f"{database} does not answer, and {gitlab_schema} is owned by {owner}",
+            remedy="start it again: it follows the owner, unless its settings name a database",
+        )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -26,6 +27,7 @@ from consumers.inputs import not_captured, schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
 from consumers.outside import Pace, Working
+from consumers.owning import require_not_elsewhere
 from consumers.pacing import Pacing
 from consumers.parking import Parking
 from consumers.selection import Selection
@@ -90,6 +92,7 @@ class Runtime:
             stopping=stopping,
             wait=self._group.wait,
             search_path=settings.database(database).search_path,
+            missed=partial(require_not_elsewhere, settings, database, migration.gitlab_schema),
         )
         self._breaker = CircuitBreaker(
             migration.name, self._target, self._group, ends=until_caught_up or until_complete

@@ -39,7 +39,8 @@ def backoff(attempt: int) -> float:
 class Target:
     """One migration's connection to its database.
 
-    `wait` is called with seconds between tries, by the thread that asked.
+    `wait` is called with seconds between tries, by the thread that asked; `missed` after each try to connect that
+    failed: what it raises ends the tries.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Target:
         stopping: threading.Event,
         wait: Callable[[float], object],
         search_path: Sequence[str] = (),
+        missed: Callable[[], None] = lambda: None,
     ) -> None:
         self._dsn = dsn
+        self._missed = missed
         self._database = database
         self._migration = migration
         self._stopping = stopping
@@ -93,6 +96,7 @@ class Target:
             except (psycopg.Error, HeadraceError) as error:
                 attempt += 1
                 self._pause(error, attempt)
+                self._missed()
         raise Interrupted(f"{self._migration} was stopped while it connected to {self._database}")
 
     def ask(self, question: Callable[[Connection], T]) -> T:
