@@ -45,6 +45,8 @@ class Troubles:
             "held transaction": (0.8, self._held),
             "prepared transaction": (1.2, self._prepared),
             "standby away": (0.8, self._standby_away),
+            "primary away": (0.6, self._primary_away),
+            "one too few": (0.5, self._one_too_few),
             "two at once": (0.8, self._two_at_once),
             "frozen": (0.8, self._frozen),
             "cleanup": (0.4, self._cleanup),
@@ -149,18 +151,28 @@ class Troubles:
             "never moved": tuple(others[:1]),
             "one too few": move.gitlab_schemas[1:],
         }[kind]
-        # Named in a run before the end, one more is one more that moves, which is no mistake; so is one less.
-        options = draw.choice((("--abort",), ("--abort",), ("--status",)))
+        # In a run, one more is one more that moves, and one less does not: neither is a mistake before all are closed.
+        options = draw.choice((("--abort",), ("--abort",), ("--status",), *(((),) if kind == "shared" else ())))
         before = world.look()
         command = world.switchover(replace(move, gitlab_schemas=wrong), *options, "--timeout", "3")
-        code = world.ended(command, f"{options[0]} with {kind}", 30.0)
+        code = world.ended(command, f"{options or 'a run'} with {kind}", 30.0)
         after = world.look()
         if options == ("--status",) and before != after:
             world.fault("a status changed something", f"{kind}: {before} became {after}")
-        if options == ("--abort",) and kind in ("never moved", "shared") and before != after:
-            world.fault("an abort of what was never closed changed something", f"{kind}: {before} became {after}")
+        if options != ("--status",) and kind in ("never moved", "shared") and before != after:
+            world.fault("what cannot move or be aborted changed something", f"{kind}: {before} became {after}")
         if options == ("--abort",) and code == 0:
             self._require_owner(replace(move, gitlab_schemas=wrong), move.source, f"the abort with {kind} was done")
+
+    def _one_too_few(self, move: Move) -> None:
+        """Once all are closed, run it for some of them only: the others are not forgotten, and are not opened by it."""
+        world = self._world
+        owners = world.sight(move.source).owners
+        few = replace(move, gitlab_schemas=move.gitlab_schemas[1:])
+        if not few.gitlab_schemas or any(owners[each][0] != move.destination for each in move.gitlab_schemas):
+            return
+        if world.ended(world.switchover(few, "--timeout", "5"), "a switchover of some of what is closed") == 0:
+            self._require_owner(few, move.destination, "the switchover of some said that it was complete")
 
     def _status(self, move: Move) -> None:
         world = self._world
@@ -235,6 +247,17 @@ class Troubles:
         standby.start()
         if command is not None:
             world.ended(command, "a switchover while the standby was away", 30.0)
+
+    def _primary_away(self, move: Move) -> None:
+        """Crash the old owner's server, or restart it, with a switchover under way or without."""
+        world, primary = self._world, self._world.servers[move.source]
+        command = world.switchover(move, "--timeout", "3") if self._draw.random() < 0.7 else None
+        time.sleep(self._draw.uniform(0.0, 0.6))
+        primary.stop(self._draw.choice((signal.SIGINT, signal.SIGQUIT)))
+        time.sleep(self._draw.uniform(0.0, 0.5))
+        primary.start()
+        if command is not None:
+            world.ended(command, "a switchover while the old owner was away", 30.0)
 
     def _two_at_once(self, move: Move) -> None:
         world = self._world

@@ -265,6 +265,19 @@ class World:
             ):
                 return
 
+    def clean_up(self) -> None:
+        """Note as faults what `cleanup` leaves of the migration where it is another's, or takes where it is not."""
+        owner = self.owner(MAIN)
+        for name in self.servers:
+            command = self.command("cleanup", name, "--yes", "--json")
+            if self.ended(command, f"cleanup {name}") != 0:
+                self.fault("a cleanup that fails", f"{name}: {command.message}")
+                continue
+            with self.servers[name].connect() as connection:
+                left = connection.execute("SELECT 1 FROM headrace.migrations WHERE name = 'skip_resets'").fetchone()
+            if (left is not None) != (name == owner):
+                self.fault("a cleanup that is wrong", f"{name}, where {owner} owns it: {left}, {command.output}")
+
     def judge(self) -> list[Fault]:
         """Return every fault, found on the way or in the history."""
         for server in self.servers.values():

@@ -57,6 +57,8 @@ def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, An
         if complete:
             world.goes_on()
         world.settle()
+        if complete:
+            world.clean_up()
         world.note("settled")
         for service in world.services.values():
             service.stop()
