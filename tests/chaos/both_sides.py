@@ -1,6 +1,6 @@
 """The database that moves in `make chaos ONLY=switchovers`, and an application that tries all sides, all the time.
 
-Each table that moves has the trigger of docs/switchover.md. The application does not know who owns what: at every
+Each table that moves has headrace's guard. The application does not know who owns what: at every
 moment it tries to write on each server that there is, so that whichever takes a write shows in the history.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import psycopg
+from psycopg import IsolationLevel
 
 from tests.chaos.tenures import HISTORY, Key, log_writes
 from tests.consumers.repositories import TABLE
@@ -32,6 +33,7 @@ VALUE: Final = {
 }
 """Gitlab schema → the columns that are a row's value in the history and in the topic."""
 
+_ISOLATION: Final = (*[IsolationLevel.READ_COMMITTED] * 4, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE)
 _KEYS: Final = 60
 _FIRST: Final = 24
 """Keys that are there from the beginning."""
@@ -39,11 +41,15 @@ _PAUSE: Final = (0.01, 0.05)
 _PLAIN = "CREATE TABLE public.{} (id bigint PRIMARY KEY, name text NOT NULL)"
 
 
-def require_owner() -> str:
-    """Return the guard's function as docs/switchover.md has it."""
+def guard(connection: psycopg.Connection[Any], gitlab_schema: str, table: str) -> None:
+    """Have a table refuse writes where its gitlab schema is not owned, as docs/switchover.md tells the operator to."""
     text = (ROOT / "docs" / "switchover.md").read_text()
     (function,) = re.findall(r"```sql\n(CREATE OR REPLACE FUNCTION.*?)```", text.replace("\n   ", "\n"), re.DOTALL)
-    return str(function)
+    connection.execute(function.encode())
+    connection.execute(
+        f"CREATE TRIGGER require_owner BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON public.{table}"
+        f" FOR EACH STATEMENT EXECUTE FUNCTION public.require_owner('{gitlab_schema}')".encode()
+    )
 
 
 def build(connection: psycopg.Connection[Any]) -> None:
@@ -60,7 +66,6 @@ def build(connection: psycopg.Connection[Any]) -> None:
         _PLAIN.format("settings"),
         "CREATE TABLE public.unguarded (id bigint)",
         HISTORY,
-        require_owner(),
     ):
         connection.execute(statement.encode())
     for gitlab_schema, table in {**TABLES, SHARED: "settings"}.items():
@@ -69,10 +74,7 @@ def build(connection: psycopg.Connection[Any]) -> None:
             connection.execute(log_writes(gitlab_schema, table, *VALUE[gitlab_schema]).encode())
         else:
             connection.execute(log_writes(gitlab_schema, table, "name").encode())
-        connection.execute(
-            f"CREATE TRIGGER require_owner BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON public.{table}"
-            f" FOR EACH STATEMENT EXECUTE FUNCTION public.require_owner('{gitlab_schema}')".encode()
-        )
+        guard(connection, gitlab_schema, table)
 
 
 def filled() -> dict[Key, str]:
@@ -180,6 +182,7 @@ class Writer:
             connection.rollback()
             if not schemas:
                 continue
+            connection.isolation_level = self._draw.choice(_ISOLATION)
             gitlab_schema = self._draw.choice(schemas)
             try:
                 for _ in range(self._draw.choice((1, 1, 2))):
@@ -188,7 +191,7 @@ class Writer:
                     connection.rollback()
                     continue
                 connection.commit()
-            except psycopg.errors.ReadOnlySqlTransaction:
+            except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.SerializationFailure):
                 connection.rollback()
                 continue
             self.taken[gitlab_schema] += 1
