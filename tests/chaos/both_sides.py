@@ -7,7 +7,6 @@ moment it tries to write on each server that there is, so that whichever takes a
 from __future__ import annotations
 
 import random
-import re
 import threading
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -15,6 +14,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import IsolationLevel
 
+from infra import guard
 from tests.chaos.tenures import HISTORY, Key, log_writes
 from tests.consumers.repositories import TABLE
 from tests.consumers.services import PATIENCE, ROOT
@@ -41,17 +41,6 @@ _PAUSE: Final = (0.01, 0.05)
 _PLAIN = "CREATE TABLE public.{} (id bigint PRIMARY KEY, name text NOT NULL)"
 
 
-def guard(connection: psycopg.Connection[Any], gitlab_schema: str, table: str) -> None:
-    """Have a table refuse writes where its gitlab schema is not owned, as docs/switchover.md tells the operator to."""
-    text = (ROOT / "docs" / "switchover.md").read_text()
-    (function,) = re.findall(r"```sql\n(CREATE OR REPLACE FUNCTION.*?)```", text.replace("\n   ", "\n"), re.DOTALL)
-    connection.execute(function.encode())
-    connection.execute(
-        f"CREATE TRIGGER require_owner BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON public.{table}"
-        f" FOR EACH STATEMENT EXECUTE FUNCTION public.require_owner('{gitlab_schema}')".encode()
-    )
-
-
 def build(connection: psycopg.Connection[Any]) -> None:
     """Make the database `first`, which owns everything."""
     for statement in (
@@ -74,7 +63,7 @@ def build(connection: psycopg.Connection[Any]) -> None:
             connection.execute(log_writes(gitlab_schema, table, *VALUE[gitlab_schema]).encode())
         else:
             connection.execute(log_writes(gitlab_schema, table, "name").encode())
-        guard(connection, gitlab_schema, table)
+        guard.install(connection, gitlab_schema, [f"public.{table}"])
 
 
 def filled() -> dict[Key, str]:
