@@ -19,7 +19,7 @@ from producers.preflight import Finding
 from producers.publication import published_tables
 from producers.tables import captured_tables
 from producers.transactions import blocking
-from schemas.errors import HeadraceError, OwnershipMoved
+from schemas.errors import HeadraceError, OwnershipMoved, Refused
 
 _MEASURED_SECONDS: Final = 1.0
 """How long the log is watched where nobody recorded how fast it grows."""
@@ -131,6 +131,9 @@ def _gaps(
                 yield Finding(gap.problem, gap.remedy)
                 return
             time.sleep(0.2)
+        except ownership.HandoverAwaited as awaited:
+            yield Finding(awaited.problem, awaited.remedy)
+            return
         except OwnershipMoved:
             return  # it has no tables any more, and needs no slot
         else:
@@ -144,14 +147,12 @@ def _standing(
     sources: Mapping[str, SourceState],
     stopped: Mapping[str, SnapshotState],
 ) -> Standing:
-    """Return where the source stands; as if nothing ever moved, where something else is in the way of that."""
+    """Return where the source stands; as if nothing ever moved, where its tables cannot be captured."""
     try:
         tables = captured_tables(connection, source, settings.database(source), settings.prefix, leave_out=stopped)
-        return ownership.standing(source, tables, sources, owners(connection))
-    except OwnershipMoved:
-        raise
-    except HeadraceError:
+    except Refused:
         return Standing()
+    return ownership.standing(source, tables, sources, owners(connection))
 
 
 def _unrecorded(

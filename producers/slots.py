@@ -219,7 +219,7 @@ def ensure_failover(connection: psycopg.Connection[Any], slot: str) -> bool:
     if connection.info.server_version < _FAILOVER_SINCE or state is None or state.failover or state.active_pid:
         return False
     # Only a replication connection may.
-    dsn = make_conninfo(connection.info.dsn, password=connection.info.password, replication="database")
+    dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, replication="database")
     command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot))
     with contextlib.closing(psycopg.connect(dsn, autocommit=True, connect_timeout=10)) as replication:
         # Should somebody have begun to read it by now, the server would wait for the end of that.

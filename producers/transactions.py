@@ -45,7 +45,7 @@ class Awaited:
 
     def __init__(self, connection: psycopg.Connection[Any], tell: Callable[[str], None]) -> None:
         """`connection` is one to the server; `tell` is called with what is waited for each time that it changed."""
-        self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password)
+        self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None)
         self._tell = tell
         self._looking: psycopg.Connection[Any] | None = None
         self._looked = 0.0

@@ -281,6 +281,8 @@ def test_one_that_moves_back_waits_for_the_other_to_publish_all(moves: Moves) ->
     copy_all(moves.second)
     write(moves.second, 3)
     moves.move(moves.second, moves.first)
+    words = "gitlab_main was given to first, and the producer of second has not yet published all before"
+    assert of_check(moves.first) == [words], "and no gap"
     waiting = Running(moves.first)
     waiting.stop.set()
     assert waiting.ended() is None

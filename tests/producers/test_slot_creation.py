@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra import standbys
 from infra.postgres import connect
 from infra.stack.databases import DatabaseServer
 from producers import slots
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.stack
 INSERT = "INSERT INTO public.t VALUES (2)"
 MAKES = """
 import sys
+from infra import standbys
 from infra.postgres import connect
 from producers import slots
 
@@ -271,6 +273,14 @@ def test_a_temporary_one_is_not_ready(looking: psycopg.Connection[Any], slot: st
     assert state is not None
     assert state.temporary
     assert not state.ready, "it goes with its session"
+
+
+def test_no_standby_is_waited_for_where_none_is_listed(looking: psycopg.Connection[Any], slot: str) -> None:
+    """On a server before 17 there is neither such a setting nor such a slot."""
+    slots.create(looking, slot, failover=True)
+    assert standbys.obstacles(looking, slot) == standbys.awaited(looking, slot) == []
+    assert not slots.ensure_failover(looking, slot)
+    slots.drop(looking, slot)
 
 
 def test_what_else_is_not_ready() -> None:
