@@ -23,6 +23,8 @@ from tests.producers.switchover_ends import CI, MAIN, SHARED, Ends
 
 pytestmark = pytest.mark.stack
 
+BY_HAND = "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s WHERE gitlab_schema = %s"
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedPostgres]:
@@ -65,9 +67,7 @@ def promoted_without_the_close(ends: Ends, gitlab_schema: str) -> None:
         " VALUES (%s, gen_random_uuid(), 'first', 'second', 2, 'closed')",
         (gitlab_schema,),
     )
-    ends.first.execute(
-        "UPDATE headrace.schema_ownership SET owner = 'second', epoch = 2 WHERE gitlab_schema = %s", (gitlab_schema,)
-    )
+    ends.first.execute(BY_HAND, ("second", 2, gitlab_schema))
     ends.standby.promote()
 
 
@@ -109,6 +109,7 @@ def test_left_behind_by_a_copy_that_owns_something(ends: Ends) -> None:
     assert ends.run(MAIN)
     with pytest.raises(NotMovable, match="keep second as it is, and move gitlab_ci to another standby of first"):
         ends.run(CI)
+    ends.server.forget_standby(ends.name)  # as is to be done after every move
     with ends.other_standby("third") as third:
         ends.lead("third", third)
         assert ends.run(CI, to="third")
@@ -168,9 +169,7 @@ def test_another_copy_with_the_same_rows_is_not_opened(ends: Ends) -> None:
 
 
 def test_not_recorded_and_not_owned_there(ends: Ends) -> None:
-    ends.first.execute(
-        "UPDATE headrace.schema_ownership SET owner = 'second', epoch = 2 WHERE gitlab_schema = %s", (CI,)
-    )
+    ends.first.execute(BY_HAND, ("second", 2, CI))
     assert states(ends) == ["a standby", "not recorded"]
     with pytest.raises(NotMovable, match="no switchover between them is on record; see `not recorded` in docs/how-to"):
         ends.abort(CI)
@@ -191,9 +190,7 @@ def test_not_recorded_and_owned_there(ends: Ends) -> None:
 @pytest.mark.parametrize("keeper", ["first", "second"])
 def test_two_owners(ends: Ends, keeper: str) -> None:
     assert ends.run(CI)
-    ends.first.execute(
-        "UPDATE headrace.schema_ownership SET owner = 'first', epoch = 3 WHERE gitlab_schema = %s", (CI,)
-    )
+    ends.first.execute(BY_HAND, ("first", 3, CI))
     assert states(ends) == ["named", "two owners"]
     for command in (ends.run, ends.abort):
         with pytest.raises(NotMovable, match="gitlab_ci is open on both first and second; stop the writers of one"):
@@ -212,9 +209,7 @@ def test_another_standby_that_is_away(ends: Ends) -> None:
     with ends.other_standby("spare"):
         ends.stop_receiving("spare")
         name = f"{ends.name}_spare"
-        with pytest.raises(
-            Busy, match=rf"to have all that it wrote.*: {name} \(is away\)\. Bring it back, drop its slot"
-        ):
+        with pytest.raises(Busy, match=rf"{name} \(is away\)\. Bring it back, drop its slot if it is gone for good"):
             ends.run(CI, seconds=5.0)
         assert ends.owners_of(CI)[0] == Owner("first", 1), "nothing is closed yet"
         ends.server_of("spare").abandon()
@@ -244,7 +239,7 @@ def test_a_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
 def test_a_slot_that_waits_for_a_prepared_transaction_names_it(ends: Ends) -> None:
     ends.first.execute("BEGIN; CREATE TABLE public.held (id int); PREPARE TRANSACTION 'held on first'")
     try:
-        with pytest.raises(Busy, match="slot .* on second, which waits for prepared transaction 'held on first'"):
+        with pytest.raises(Busy, match=r"slot .* on second, which waits for prepared transaction 'held on first'"):
             ends.run(CI, seconds=5.0)
         assert states(ends) == ["promoted", "promoted"]
     finally:
