@@ -43,6 +43,7 @@ class Ends:
         self.first = psycopg.connect(self.first_dsn, autocommit=True)
         ensure_control_schema(self.first, "first", [MAIN, CI, SHARED])
         self.first.execute("CREATE TABLE public.projects (id int PRIMARY KEY)")
+        self._standby_name = name
         self.standby = self.make_standby(name)
         self.second_dsn = self.standby.dsn(name)
         self.second = psycopg.connect(self.second_dsn, autocommit=True)
@@ -69,6 +70,17 @@ class Ends:
     def make_standby(self, name: str) -> EmbeddedPostgres:
         self._servers[name] = made = self.server.standby(name)
         return made
+
+    def new_second(self) -> None:
+        """Throw the copy away and make it a standby anew, under the same name in the settings."""
+        self.second.close()
+        self.standby.abandon()
+        self.server.forget_standby(self._standby_name)
+        self._standby_name = f"{self.name}_anew"
+        self.standby = self.make_standby(self._standby_name)
+        self.second_dsn = self.standby.dsn(self.name)
+        self.second = psycopg.connect(self.second_dsn, autocommit=True)
+        self.lead("second", self.second_dsn)
 
     def server_of(self, name: str) -> EmbeddedPostgres:
         return self.standby if name == "second" else self._servers[f"{self.name}_{name}"]
