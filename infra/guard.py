@@ -32,6 +32,9 @@ _INSTALLING: Final = lock_key("guard", "installing")
 """One process at a time installs or removes: two that replace the function at once would fail."""
 _TRY_MS: Final = 200
 """How long a statement may wait for a table, and keep the application's writes waiting behind it."""
+_NO_LOCK: Final = ("SIReadLock",)
+_READERS: Final = ("SIReadLock", "AccessShareLock", "RowShareLock")
+"""Modes of locks on a table that a statement of ours does not wait for: to drop a trigger, and to create one."""
 _PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between tries, in which those writes continue."""
 
@@ -70,9 +73,9 @@ SELECT p.prosrc, p.prosecdef, p.proconfig, p.provolatile = 'v', r.rolname,
 _HOLDERS: Final = """
 SELECT DISTINCT l.pid, coalesce(nullif(a.application_name, ''), 'a session')
   FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
- WHERE l.locktype = 'relation' AND l.granted AND l.relation = pg_catalog.to_regclass(%s)
+ WHERE l.locktype = 'relation' AND l.granted AND l.relation = pg_catalog.to_regclass(%s) AND l.mode <> ALL (%s)
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-   AND l.mode NOT IN ('SIReadLock', 'AccessShareLock') AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+   AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
  ORDER BY 1
 """
 
@@ -234,7 +237,7 @@ def remove(
     done = []
     for table, arguments, *_ in connection.execute(_GUARDED, (TRIGGER,)).fetchall():
         if wanted is None or _gitlab_schema(arguments) in wanted:
-            tries.change(table, partial(_run, connection, [removal_sql(table)]))
+            tries.change(table, partial(_run, connection, [removal_sql(table)]), beside=_NO_LOCK)
             done.append(table)
     if not connection.execute(_GUARDED, (TRIGGER,)).fetchall():
         tries.change("headrace.schema_ownership", partial(_drop_function, connection))
@@ -249,7 +252,8 @@ class _Tries:
         self._stop = stop
         self._deadline = time.monotonic() + seconds
 
-    def change(self, table: str, do: Callable[[], object]) -> None:
+    def change(self, table: str, do: Callable[[], object], *, beside: Sequence[str] = _READERS) -> None:
+        """Call `do`, which changes `table` and waits for every lock on it but those in modes `beside`."""
         tries = 0
         while True:
             if self._stop.is_set():
@@ -262,7 +266,8 @@ class _Tries:
                 return
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
                 if time.monotonic() > self._deadline:
-                    raise TableInUse(f"{table} was in use all the time, at last by {self._holders(table)}") from error
+                    held_by = self._holders(table, beside)
+                    raise TableInUse(f"{table} was in use all the time, at last by {held_by}") from error
             except psycopg.errors.InsufficientPrivilege as error:
                 raise PreflightFailed(
                     f"the role {self._connection.info.user} may not guard {table}: {one_line(error)}",
@@ -272,9 +277,12 @@ class _Tries:
             self._stop.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
 
-    def _holders(self, table: str) -> str:
-        found = self._connection.execute(_HOLDERS, (table,)).fetchall()
-        return ", ".join(f"{name} (process {pid})" for pid, name in found) or "another transaction"
+    def _holders(self, table: str, beside: Sequence[str]) -> str:
+        found = self._connection.execute(_HOLDERS, (table, list(beside))).fetchall()
+        named = (
+            f"{name} (process {pid})" if pid else "a prepared transaction (pg_prepared_xacts)" for pid, name in found
+        )
+        return ", ".join(named) or "another transaction"
 
 
 def _run(connection: Connection, statements: Iterable[sql.Composed]) -> None:

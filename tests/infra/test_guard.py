@@ -233,6 +233,8 @@ def test_a_prepared_transaction_that_has_written_is_waited_for(guarded: Guarded)
     application.execute(
         sql.SQL("BEGIN; UPDATE public.moves SET n = 9 WHERE id = 1; PREPARE TRANSACTION {}").format(sql.Literal(name))
     )
+    with pytest.raises(guard.TableInUse, match=r"public\.moves was in use .* by a prepared transaction"):
+        guard.remove(guarded.admin, seconds=0.0)
     guarded.admin.execute("SET lock_timeout = '50ms'")
     with pytest.raises(errors.LockNotAvailable):
         guarded.give_away()
@@ -418,8 +420,9 @@ def test_removed_the_tables_take_writes_again(guarded: Guarded) -> None:
 def test_a_table_in_use_keeps_its_guard(guarded: Guarded) -> None:
     """To drop a trigger takes the table alone: not even readers may hold it."""
     with guarded._database.connect() as reader, reader.transaction():
-        reader.execute("SELECT FROM public.parts")
-        with pytest.raises(guard.TableInUse):
+        reader.execute("LOCK TABLE ONLY public.parts IN ACCESS SHARE MODE")
+        words = rf"public\.parts was in use .* by a session \(process {reader.info.backend_pid}\)"
+        with pytest.raises(guard.TableInUse, match=words):
             guard.remove(guarded.admin, seconds=0.0)
     assert "public.parts" in guard.installed(guarded.admin)
     guard.remove(guarded.admin)

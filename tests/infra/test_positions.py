@@ -10,10 +10,12 @@ from infra.positions import (
     Positions,
     SnapshotState,
     SourceState,
+    StrayState,
     StreamState,
     handover_key,
     read_sources,
     record_key,
+    stray_key,
 )
 from infra.settings import KafkaSettings, Settings
 from schemas.positions import Lsn, Position
@@ -40,7 +42,9 @@ def settings(bootstrap_servers: str, prefix: str) -> Settings:
     return made
 
 
-def record(settings: Settings, *records: tuple[bytes, StreamState | SnapshotState | HandoverState | None]) -> None:
+def record(
+    settings: Settings, *records: tuple[bytes, StreamState | SnapshotState | HandoverState | StrayState | None]
+) -> None:
     producer = kafka.producer(settings.kafka)
     for key, state in records:
         value = None if state is None else state.model_dump_json().encode()
@@ -92,4 +96,14 @@ def test_a_handover_is_a_record_of_its_own_beside_tables_and_storages(settings: 
     record(settings, (handover_key("main", "gitlab_ci"), given), (record_key("main"), STREAM))
     assert positions.sources() == {"main": SourceState(STREAM, {}, {"gitlab_ci": given})}
     record(settings, (handover_key("main", "gitlab_ci"), None))
+    assert positions.sources() == {"main": SourceState(STREAM)}
+
+
+def test_writes_to_a_table_that_was_given_away_are_a_record_of_their_own(settings: Settings) -> None:
+    count = StrayState(source="main", table="public.t", gitlab_schema="gitlab_ci", since_ms=1, deletes=2, last_ms=3)
+    positions = Positions(settings.prefix, settings.kafka)
+    record(settings, (stray_key("main", "public.t"), count), (record_key("main"), STREAM))
+    assert positions.sources() == {"main": SourceState(STREAM, strays={"public.t": count})}
+    assert count.writes == 2
+    record(settings, (stray_key("main", "public.t"), None))
     assert positions.sources() == {"main": SourceState(STREAM)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -16,6 +17,8 @@ from producers.strays import Strays
 from schemas.errors import OwnershipMoved
 from schemas.events import Op
 from schemas.positions import Lsn, Position
+from tests.consumers.repositories import write_settings
+from tests.consumers.services import Service
 from tests.producers.captures import OTHER, RELATION, TABLE, MemoryRegistry, done, feed
 from tests.producers.folding import states
 from tests.producers.sources import Running, Source, copy_all, running, until
@@ -106,6 +109,12 @@ def without_t(source: Source) -> Source:
     return Source(settings, source.connection)
 
 
+def writes(source: Source) -> int:
+    """Return how many writes to public.t Kafka shows as counted now."""
+    count = source.state().strays.get("public.t")
+    return 0 if count is None else count.writes
+
+
 def metric(source: Source) -> float | None:
     return REGISTRY.get_sample_value("headrace_stray_writes", {"source": source.name, "table": "public.t"})
 
@@ -134,6 +143,42 @@ def test_each_write_after_the_change_of_owner_counts_once_also_after_a_restart(n
         assert metric(source) == 5
     copy_all(without_t(source))
     assert strays(source) is None, "the table is captured no more"
+
+
+@pytest.mark.stack
+def test_a_producer_that_is_killed_again_and_again_counts_each_write_once(
+    new_source: NewSource, tmp_path: Path
+) -> None:
+    source = new_source(TWO, "public.t", "public.u", **BOTH)
+    config = write_settings(
+        tmp_path / "headrace.toml",
+        {
+            "prefix": source.settings.prefix,
+            "kafka": {"bootstrap_servers": source.settings.kafka.bootstrap_servers, "partitions": 2},
+            "databases": {
+                "main": {
+                    "dsn": source.settings.database("main").dsn.get_secret_value(),
+                    "tables": ["public.t", "public.u"],
+                    **BOTH,
+                }
+            },
+        },
+    )
+    service = Service(tmp_path / "produce.log", "produce", "main", "--config", str(config))
+    try:
+        source.caught_up()
+        source.connection.execute(GIVE)
+        before = 0
+        for key in range(100, 400):
+            source.connection.execute("INSERT INTO t VALUES (%s)", (key,))
+            if key % 100 == 50:
+                until(lambda: writes(source) > before, "more is counted since the last time")  # noqa: B023 - called here
+                before = writes(source)
+                service.kill()
+        source.passes()
+        assert strays(source) == (300, 0, 0, 0)
+    finally:
+        service.stop()
 
 
 @pytest.mark.stack
