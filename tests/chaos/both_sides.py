@@ -33,6 +33,7 @@ VALUE: Final = {
 }
 """Gitlab schema → the columns that are a row's value in the history and in the topic."""
 
+_FUNCTION: Final = re.compile(r"```sql\n(CREATE OR REPLACE FUNCTION public.require_owner.*?)```", re.DOTALL)
 _ISOLATION: Final = (*[IsolationLevel.READ_COMMITTED] * 4, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE)
 _KEYS: Final = 60
 _FIRST: Final = 24
@@ -42,9 +43,9 @@ _PLAIN = "CREATE TABLE public.{} (id bigint PRIMARY KEY, name text NOT NULL)"
 
 
 def guard(connection: psycopg.Connection[Any], gitlab_schema: str, table: str) -> None:
-    """Have a table refuse writes where its gitlab schema is not owned, as docs/switchover.md tells the operator to."""
-    text = (ROOT / "docs" / "switchover.md").read_text()
-    (function,) = re.findall(r"```sql\n(CREATE OR REPLACE FUNCTION.*?)```", text.replace("\n   ", "\n"), re.DOTALL)
+    """Have a table refuse writes where its gitlab schema is not owned, as the guide to switchovers has it."""
+    texts = [path.read_text().replace("\n   ", "\n") for path in sorted((ROOT / "docs").rglob("*.md"))]
+    (function,) = (found for text in texts for found in _FUNCTION.findall(text))
     connection.execute(function.encode())
     connection.execute(
         f"CREATE TRIGGER require_owner BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON public.{table}"
