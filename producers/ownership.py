@@ -144,9 +144,11 @@ def standing(
 def require_no_gap(
     standing: Standing, state: SourceState, slot: slots.SlotState | None, name: str, server: startup.ServerLog
 ) -> None:
-    """Raise SilentGap unless log, slot `name` and what is recorded of the source fit together; see refuse_gaps."""
-    if state.stream is not None:
-        startup.refuse_other_log(state.stream, server)
+    """Raise SilentGap unless log, slot `name` and what still counts of the source's record fit together.
+
+    What was given back comes in the log of who gave it back; how far the one before it was read says nothing here. See
+    refuse_gaps.
+    """
     startup.refuse_gaps(standing.of(state), slot, name, server)
 
 

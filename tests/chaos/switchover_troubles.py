@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -21,6 +21,8 @@ from tests.chaos.server_pairs import Server
 from tests.chaos.switchover_world import Move, World
 
 STEPS: Final = ("close", "replay", "promote", "slot", "open")
+AFTERWARDS: Final = ("abort", "wrong schemas", "wrong end", "status", "run killed", "one too few", "frozen")
+"""What can still happen once a move is complete."""
 _RUN_SECONDS: Final = 1.2
 """About how long a switchover runs that nothing keeps: kills are drawn from a little more than that."""
 _PREPARED: Final = "in the way of a slot"
@@ -52,10 +54,10 @@ class Troubles:
             "cleanup": (0.4, self._cleanup),
         }
 
-    def make(self, move: Move) -> None:
-        """Make one that is drawn."""
-        weights = [weight for weight, _ in self._kinds.values()]
-        (kind,) = self._draw.choices(list(self._kinds), weights)
+    def make(self, move: Move, kinds: Sequence[str] = ()) -> None:
+        """Make one that is drawn from all, or from `kinds`."""
+        chosen = {kind: self._kinds[kind][0] for kind in kinds or self._kinds}
+        (kind,) = self._draw.choices(list(chosen), list(chosen.values()))
         self._world.story[kind] += 1
         self._world.note(kind)
         self._kinds[kind][1](move)

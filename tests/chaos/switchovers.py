@@ -21,7 +21,7 @@ from typing import Any, Final
 from infra.stack import EmbeddedStack
 from tests.chaos.both_sides import CI, MAIN, SEC, build
 from tests.chaos.server_pairs import SYNCHRONIZES_SLOTS, Server, Template, versions
-from tests.chaos.switchover_troubles import Troubles, killed_now_and_then
+from tests.chaos.switchover_troubles import AFTERWARDS, Troubles, killed_now_and_then
 from tests.chaos.switchover_world import FIRST, SECOND, THIRD, Move, World
 from tests.chaos.tenures import Fault
 
@@ -145,6 +145,8 @@ def _move(world: World, troubles: Troubles, move: Move) -> bool:
     source, destination = world.servers[move.source], world.servers[move.destination]
     source.forget_standby(destination)
     world.note(f"completed {move}")
+    for _ in range(world.draw.choice((0, 0, 1, 2))):
+        troubles.make(move, AFTERWARDS)
     world.require_slot(move.destination)
     return True
 
