@@ -105,7 +105,9 @@ def _lacking(connection: psycopg.Connection[Any], settings: Settings, database: 
         yield Advice(f"databases.{database}", problem, (), fault.remedy, blocks=True)
     guarded = guard.installed(connection)
     lacking: dict[str, list[str]] = {}
-    for table, gitlab_schema in guard.tables_in(connection, settings, database, guard.intended(connection)).items():
+    for table, gitlab_schema in guard.tables_in(
+        connection, settings, database, set(guard.present(connection).values())
+    ).items():
         if guarded.get(table) != gitlab_schema:
             lacking.setdefault(gitlab_schema, []).append(table)
     for gitlab_schema, tables in lacking.items():

@@ -28,6 +28,7 @@ from schemas.gitlab_schemas import GITLAB_SHARED, TABLES
 Connection = psycopg.Connection[Any]
 
 TRIGGER: Final = "headrace_guard"
+FUNCTION_REMOVAL: Final = "DROP FUNCTION IF EXISTS headrace.guard()"
 _INSTALLING: Final = lock_key("guard", "installing")
 """One process at a time installs or removes: two that replace the function at once would fail."""
 _TRY_MS: Final = 200
@@ -173,9 +174,10 @@ def installed(connection: Connection) -> dict[str, str]:
     }
 
 
-def intended(connection: Connection) -> set[str]:
-    """Return the gitlab schemas of which a table has the trigger, in whatever state."""
-    return {_gitlab_schema(arguments) for _, arguments, *_ in connection.execute(_GUARDED, (TRIGGER,))}
+def present(connection: Connection) -> dict[str, str]:
+    """Return the tables that have the trigger in whatever state, each with its gitlab schema."""
+    found = connection.execute(_GUARDED, (TRIGGER,))
+    return {table: _gitlab_schema(arguments) for table, arguments, *_ in found}
 
 
 def fault(connection: Connection) -> NotGuardable | None:
@@ -235,11 +237,11 @@ def remove(
     wanted = None if gitlab_schemas is None else set(gitlab_schemas)
     tries = _Tries(connection, seconds, stop or threading.Event())
     done = []
-    for table, arguments, *_ in connection.execute(_GUARDED, (TRIGGER,)).fetchall():
-        if wanted is None or _gitlab_schema(arguments) in wanted:
+    for table, gitlab_schema in present(connection).items():
+        if wanted is None or gitlab_schema in wanted:
             tries.change(table, partial(_run, connection, [removal_sql(table)]), beside=_NO_LOCK)
             done.append(table)
-    if not connection.execute(_GUARDED, (TRIGGER,)).fetchall():
+    if not present(connection):
         tries.change("headrace.schema_ownership", partial(_drop_function, connection))
     return done
 
@@ -307,7 +309,7 @@ def _prepare(connection: Connection, gitlab_schema: str) -> None:
 def _drop_function(connection: Connection) -> None:
     try:
         with connection.transaction():
-            connection.execute("DROP FUNCTION IF EXISTS headrace.guard()")
+            connection.execute(FUNCTION_REMOVAL)
     except psycopg.errors.DependentObjectsStillExist:
         pass  # an operator's own trigger uses it under another name
 

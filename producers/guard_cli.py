@@ -116,9 +116,11 @@ def script(
         "SET lock_timeout = '200ms';",
     ]
     if remove:
-        for table, gitlab_schema in trigger.installed(connection).items():
+        for table, gitlab_schema in trigger.present(connection).items():
             if not gitlab_schemas or gitlab_schema in gitlab_schemas:
                 lines.append(trigger.removal_sql(table).as_string(connection) + ";")
+        if not gitlab_schemas:
+            lines.append(trigger.FUNCTION_REMOVAL + ";")
         return "\n".join(lines)
     lines.append(trigger.function_sql())
     for gitlab_schema, tables in _by_schema(connection, settings, database, gitlab_schemas).items():

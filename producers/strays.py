@@ -55,7 +55,7 @@ class Strays:
 
         A move that was taken back: their topics lack those writes. `next_xid` returns the next transaction's id.
         """
-        for feed in feeds:
+        for feed in feeds if moved else ():
             if feed.away or feed.table.gitlab_schema not in moved:
                 continue
             count = self._end(feed.table.name)

@@ -194,7 +194,7 @@ def test_the_record_is_kept_while_the_second_move_is_under_way(chain: Chain) -> 
     assert chain.has_record("first")
 
 
-def test_the_record_is_kept_while_the_owner_is_a_standby_or_does_not_answer(chain: Chain) -> None:
+def test_the_record_is_kept_while_the_owner_does_not_answer(chain: Chain) -> None:
     chain.says("first", "second", 2)
     chain.says("second", "third", 3)
     (stale,) = stale_records(chain.settings(third=NOBODY), "first")

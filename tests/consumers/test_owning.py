@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from consumers.catalog import migration_class, target_database
-from consumers.owning import TwoOwners, owning_database
-from infra.control import ensure_control_schema
+from consumers.owning import Answer, Answers, TwoOwners, owning_database
+from infra.control import Owner, ensure_control_schema
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved, UsageError
 from tests.conftest import Database
@@ -66,3 +66,15 @@ def test_two_that_claim_it_are_named_and_none_of_them_is_chosen(new_databases: N
 def test_a_database_that_another_name_of_the_settings_leads_to_is_no_second_owner(database: Database) -> None:
     ensure_control_schema(database.connect(), "first", ["gitlab_main"])
     assert owning_database(settings(database.dsn, database.dsn), ["first", "second"], "gitlab_main") == "first"
+
+
+def test_a_standby_is_no_owner_though_its_rows_say_so() -> None:
+    owners = {"gitlab_main": Owner("second", 2)}
+    standby = Answer("second", "second", owners, standby=True)
+    with pytest.raises(
+        OwnershipMoved, match=r"at this moment \(second says second but is a standby; first does not ans"
+    ):
+        Answers((standby,), ("first",)).owner("gitlab_main")
+    primary = Answer("second", "second", owners, standby=False)
+    assert Answers((standby, primary), ()).owner("gitlab_main") == "second"
+    assert Answers((primary,), ()).owner("gitlab_ci") is None

@@ -105,6 +105,10 @@ def test_what_it_prints_does_the_same(side: Side) -> None:
     }  # fmt: skip
     side.first.execute(side.command("guard", "gitlab_ci", "--database", "first", "--remove", "--sql").stdout.encode())
     assert list(guard.installed(side.first)) == ["public.projects"]
+    side.first.execute("ALTER TABLE public.projects DISABLE TRIGGER headrace_guard")
+    side.first.execute(side.command("guard", "--database", "first", "--remove", "--sql").stdout.encode())
+    assert guard.present(side.first) == {}
+    assert side.first.execute("SELECT to_regprocedure('headrace.guard()')").fetchone() == (None,)
 
 
 @pytest.mark.parametrize(
