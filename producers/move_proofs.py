@@ -45,6 +45,7 @@ _MAY_GIVE: Final = """
 SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
        AND has_table_privilege('headrace.switchovers', 'INSERT, UPDATE')
        AND has_table_privilege('headrace.switchover_probe', 'INSERT, UPDATE')
+       AND pg_has_role('pg_read_all_stats', 'USAGE')
 """
 _MAY_TAKE: Final = """
 SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')

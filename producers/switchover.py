@@ -238,7 +238,8 @@ class Switchover:
         """Write on the last of `names`, once every transaction that holds an ownership there has ended.
 
         The rows of all of them are locked meanwhile. Our own transactions share the advisory locks; whoever gets one
-        next reads the owner afterwards.
+        next reads the owner afterwards. On the old side those of other gitlab schemas go on; the new side's name is
+        about all of them.
         """
         while True:
             try:
@@ -248,7 +249,9 @@ class Switchover:
                         locked.enter_context(connection.transaction())
                         connection.execute(f"SET LOCAL lock_timeout = {_TRY_MS}")
                         connection.execute("SET LOCAL synchronous_commit = local")
-                        exclude(connection, map(ownership_key, side(connection, name).owners))
+                        old = name == self.move.source
+                        held = self.move.gitlab_schemas if old else side(connection, name).owners
+                        exclude(connection, map(ownership_key, held))
                         connection.execute(_LOCK_OWNERS)
                     write(connection, changes())
                 return

@@ -15,11 +15,13 @@ import psycopg
 import pytest
 
 from infra.control import Owner, database_name, owners
+from infra.locks import ownership_key
 from infra.settings import Settings
 from infra.stack.postgres import EmbeddedPostgres
-from producers import move_proofs, slots
+from producers import move_proofs, slots, switchover
 from producers.move import Move, NotMovable
 from producers.move_rules import Step
+from producers.new_slot import SlotTaken
 from producers.step_limit import Busy
 from producers.switchover import PastNoReturn, opened
 from schemas.errors import HeadraceError, UsageError
@@ -199,3 +201,45 @@ def test_an_error_names_the_server_it_is_of(ends: Ends) -> None:
     with pytest.raises(HeadraceError, match=f"127.0.0.1:{ends.standby.port}/.* does not answer"):
         ends.run()
     assert owners(ends.first)["gitlab_main"] == Owner("first", 1)
+
+
+def test_a_second_one_is_refused_while_the_first_runs(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switchover, "_LOCK_LOOKS", 3)
+    ends.first.execute("SELECT pg_advisory_lock(%s)", (switchover._LOCK,))
+    with pytest.raises(NotMovable, match=r"another switchover runs: .* \(process \d+, since .*end the session with"):
+        ends.run()
+    ends.first.execute("SELECT pg_advisory_unlock(%s)", (switchover._LOCK,))
+    assert ends.run()
+
+
+def test_what_an_earlier_one_has_at_work_on_the_new_side_is_ended(ends: Ends) -> None:
+    with psycopg.connect(ends.second_dsn) as earlier:
+        earlier.execute("SELECT pg_advisory_lock(%s)", (switchover._FENCE,))
+        earlier.commit()
+        assert ends.run()
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            earlier.execute("UPDATE headrace.database SET name = 'first'")
+
+
+def test_the_slot_of_another_program_is_left_alone(ends: Ends) -> None:
+    ends.run_to("replay")
+    ends.standby.promote()
+    ends.second.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (ends.slot,))
+    with pytest.raises(SlotTaken, match=r"with plugin test_decoding .*; Choose another name with databases"):
+        ends.run()
+    ends.second.execute("SELECT pg_drop_replication_slot(%s)", (ends.slot,))
+    assert ends.run()
+
+
+def test_transactions_of_what_stays_are_not_waited_for(ends: Ends) -> None:
+    with ends.first.transaction():
+        ends.first.execute("SELECT pg_advisory_xact_lock_shared(%s)", (ownership_key("gitlab_ci"),))
+        ends.run_to("close")
+        with psycopg.connect(ends.first_dsn) as connection:
+            assert owners(connection)["gitlab_main"] == Owner("second", 2)
+
+
+def test_a_role_that_may_not_move_anything_is_refused(ends: Ends) -> None:
+    ends.first.execute("GRANT USAGE ON SCHEMA headrace TO pg_monitor; SET ROLE pg_monitor")
+    with pytest.raises(NotMovable, match="the role of the dsn may not move a gitlab schema; run this command as an"):
+        move_proofs.require_rights(ends.first, ends.second, promotes=True)
