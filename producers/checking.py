@@ -14,7 +14,6 @@ from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
 from producers.guardian import Forecast, LogGrowth
-from producers.ownership import Standing
 from producers.preflight import Finding
 from producers.publication import published_tables
 from producers.tables import captured_tables
@@ -115,18 +114,17 @@ def _gaps(
 ) -> Iterator[Finding]:
     """Yield the gap that a start would refuse, with the way out of it."""
     database = settings.database(source)
-    dsn, name = database.dsn.get_secret_value(), startup.slot_name(settings, source, database)
+    name = startup.slot_name(settings, source, database)
+    try:
+        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    except Refused:
+        tables = ()  # which is a finding of preflight's
     deadline = time.monotonic() + _SETTLED_SECONDS
     while True:
-        # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
-        slot = slots.read(connection, name)
-        sources = positions.sources()
-        state = sources.get(source, SourceState())
         try:
-            server = startup.server_log(connection, dsn, state.stream)
-            standing = _standing(connection, settings, source, sources, stopped)
-            ownership.require_no_gap(standing, state, slot, name, server)
+            ownership.find(connection, settings, source, tables, positions)
         except startup.SilentGap as gap:
+            slot = slots.read(connection, name)
             if slot is None or slot.active_pid is None or time.monotonic() > deadline:
                 yield Finding(gap.problem, gap.remedy)
                 return
@@ -138,21 +136,6 @@ def _gaps(
             return  # it has no tables any more, and needs no slot
         else:
             return
-
-
-def _standing(
-    connection: psycopg.Connection[Any],
-    settings: Settings,
-    source: str,
-    sources: Mapping[str, SourceState],
-    stopped: Mapping[str, SnapshotState],
-) -> Standing:
-    """Return where the source stands; as if nothing ever moved, where its tables cannot be captured."""
-    try:
-        tables = captured_tables(connection, source, settings.database(source), settings.prefix, leave_out=stopped)
-    except Refused:
-        return Standing()
-    return ownership.standing(source, tables, sources, owners(connection))
 
 
 def _unrecorded(

@@ -7,11 +7,13 @@ physical copy of the same log, goes on behind it. So a table's topic has one wri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
+import psycopg
 from pydantic import BaseModel
 
+from infra import control
 from infra.control import Owner
 from infra.positions import HandoverState, Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.settings import Settings
@@ -20,7 +22,7 @@ from producers.feed import TableFeed
 from producers.relay import Relay
 from producers.startup import SilentGap
 from producers.tables import CapturedTable
-from schemas.errors import OwnershipMoved, Unavailable
+from schemas.errors import Fenced, OwnershipMoved, Unavailable
 from schemas.events import UNCHANGED, Relation, Unchanged
 from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.positions import Lsn, format_lsn
@@ -141,15 +143,44 @@ def standing(
     )
 
 
-def require_no_gap(
-    standing: Standing, state: SourceState, slot: slots.SlotState | None, name: str, server: startup.ServerLog
-) -> None:
-    """Raise SilentGap unless log, slot `name` and what still counts of the source's record fit together.
+class Found(NamedTuple):
+    """What a start goes by: what is recorded, where the source stands by that, and the server's log."""
 
-    What was given back comes in the log of who gave it back; how far the one before it was read says nothing here. See
-    refuse_gaps.
+    state: SourceState
+    standing: Standing
+    server: startup.ServerLog
+
+
+def find(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    tables: Sequence[CapturedTable],
+    positions: Positions,
+    instance: str | None = None,
+    *,
+    alone: bool = True,
+) -> Found:
+    """Return where the source of `tables` goes on, by its log, its slot and all that is recorded.
+
+    Not `alone`: another producer of it may be running. Raises SilentGap, HandoverAwaited or OwnershipMoved where it may
+    not go on now, and Fenced where another process than `instance` (None: whoever) has recorded it last.
     """
-    startup.refuse_gaps(standing.of(state), slot, name, server)
+    name = startup.slot_name(settings, source, settings.database(source))
+    # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
+    slot = slots.read(connection, name)
+    if slot is not None and not alone:
+        # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
+        slot = replace(slot, confirmed_flush=None)
+    sources = positions.sources()
+    state = sources.get(source, SourceState())
+    if instance is not None and state.stream is not None and state.stream.instance != instance:
+        raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
+    server = startup.server_log(connection, settings.database(source).dsn.get_secret_value(), state.stream)
+    found = standing(source, tables, sources, control.owners(connection))
+    # What was given back comes in the log of who gave it back: how far the one before it was read says nothing there.
+    startup.refuse_gaps(found.of(state), slot, name, server)
+    return Found(state, found, server)
 
 
 def owned(table: CapturedTable, source: str, owners: Mapping[str, Owner]) -> bool:

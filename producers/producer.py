@@ -14,14 +14,13 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
 from pydantic import BaseModel
 
 from infra import kafka, log, metrics
-from infra.control import ensure_control_schema, owners
+from infra.control import ensure_control_schema
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
@@ -36,7 +35,7 @@ from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
 from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
-from producers.ownership import Standing
+from producers.ownership import Found
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
 from producers.requests import read_request
@@ -48,7 +47,7 @@ from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable, captured_tables
 from producers.visibility_gate import gated
 from schemas import codec
-from schemas.errors import DatabaseUnavailable, Fenced, Interrupted, Malformed, Unavailable
+from schemas.errors import DatabaseUnavailable, Interrupted, Malformed, Unavailable
 from schemas.positions import Lsn
 from schemas.topics import positions_topic
 
@@ -188,7 +187,7 @@ class Session:
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        state, standing = self._standing(positions, tables, successor_ends_it, alone=True)
+        state, standing, _ = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
         published = published_tables(self._sql, self._database.publication)
         known = standing.of(state)
@@ -221,20 +220,11 @@ class Session:
 
     def _standing(
         self, positions: Positions, tables: Sequence[CapturedTable], successor_ends_it: bool, *, alone: bool
-    ) -> tuple[SourceState, Standing]:
-        """Return what is recorded; raises Fenced, SilentGap or HandoverAwaited where the source may not go on now."""
-        slot = slots.read(self._sql, self._slot)
-        if slot is not None and not alone:
-            # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
-            slot = replace(slot, confirmed_flush=None)
-        sources = positions.sources()
-        state = sources.get(self._source, SourceState())
-        if successor_ends_it and state.stream and state.stream.instance != self._instance:
-            raise Fenced(f"another producer of {self._source} took over: {state.stream.instance}")
-        self._server = startup.server_log(self._sql, self._dsn, state.stream)
-        standing = ownership.standing(self._source, tables, sources, owners(self._sql))
-        ownership.require_no_gap(standing, state, slot, self._slot, self._server)
-        return state, standing
+    ) -> Found:
+        instance = self._instance if successor_ends_it else None
+        found = ownership.find(self._sql, self._settings, self._source, tables, positions, instance, alone=alone)
+        self._server = found.server
+        return found
 
     def _claim(self, state: SourceState, stopped: Mapping[str, SnapshotState]) -> None:
         """Record this process as the source's producer, and the tables as they are captured from now on."""

@@ -256,7 +256,9 @@ class Switchover:
                     write(connection, changes())
                 return
             except HeadraceError as error:
-                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                # A transaction that wrote several of them may wait for this one as this one waits for it.
+                passing = psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected
+                if not isinstance(error.__cause__, passing):
                     raise
                 self._limit.waiting_for = f"transactions on {' and '.join(names)} to let go of its ownership"
                 self._limit.pause(_POLL_SECONDS)

@@ -12,7 +12,7 @@ from infra.positions import HandoverState, SnapshotState, SourceState, StreamSta
 from producers import ownership, slots
 from producers.ownership import HandoverAwaited, standing
 from producers.start_over import start_over
-from producers.startup import ServerLog, SilentGap
+from producers.startup import ServerLog, SilentGap, refuse_gaps
 from producers.tables import CapturedTable
 from schemas.errors import OwnershipMoved
 from schemas.positions import Lsn
@@ -116,10 +116,10 @@ def test_how_far_the_log_was_read_that_was_left_says_nothing_once_all_came_back(
     own = SourceState(stream, handovers=gave("main", "ci", 2).handovers)
     server = ServerLog("7", 3, Lsn(1000), {1: Lsn(500), 2: Lsn(800)})
     back = stands("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 3))
-    ownership.require_no_gap(back, own, slot(700), "s", server)
+    refuse_gaps(back.of(own), slot(700), "s", server)
     away = stands("main", {"main": own}, Owner("main", 3))
     with pytest.raises(SilentGap, match="which this server left at 0/1F4"):
-        ownership.require_no_gap(away, own, slot(700), "s", server)
+        refuse_gaps(away.of(own), slot(700), "s", server)
 
 
 def test_what_was_taken_back_is_no_one_else_s_to_hand_over() -> None:
