@@ -91,6 +91,14 @@ class Switchover:
             has_slot = not captures or (not right.standby and is_usable(slots.read(new, self.slot)))
         return View(move, left, right, same, has_slot)
 
+    def require_possible(self) -> tuple[View, Step | None]:
+        """Return how both sides are and the step that is next; raises NotMovable where `run` would do nothing."""
+        view = self.look()
+        step = move_rules.next_step(view)
+        if isinstance(step, Refusal):
+            raise NotMovable(step.problem, remedy=step.remedy)
+        return view, step
+
     def run(self, after: Callable[[str], None] | None = None) -> View:
         """Do every step that does not hold yet; `after`, if any, is called with the name of each that holds then.
 
@@ -102,16 +110,13 @@ class Switchover:
             said: set[Step] = set()
             while True:
                 with self._limit.step(None):
-                    view = self.look()
+                    view, step = self.require_possible()
                     for each in Step:
                         if each in move_rules.done_steps(view) - said:
                             said.add(each)
                             self._log.info("done", step=each.name.lower())
                             if after is not None:
                                 after(each.name.lower())
-                    step = move_rules.next_step(view)
-                    if isinstance(step, Refusal):
-                        raise NotMovable(step.problem, remedy=step.remedy)
                     if step is None:
                         return view
                     if step is last:
