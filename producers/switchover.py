@@ -91,6 +91,14 @@ class Switchover:
             has_slot = not captures or (not right.standby and is_ready(slots.read(new, self.slot)))
         return View(move, left, right, same, has_slot)
 
+    def require_possible(self) -> tuple[View, Step | None]:
+        """Return how both sides are and the step that is next; raises NotMovable where `run` would do nothing."""
+        view = self.look()
+        step = move_rules.next_step(view)
+        if isinstance(step, Refusal):
+            raise NotMovable(step.problem, remedy=step.remedy)
+        return view, step
+
     def run(self, after: Callable[[str], None] | None = None) -> View:
         """Do every step that does not hold yet; `after`, if any, is called with the name of each that holds then.
 
@@ -102,14 +110,13 @@ class Switchover:
             said: set[Step] = set()
             while True:
                 with self._limit.step(None):
-                    view = self.look()
+                    view, step = self.require_possible()
                     for each in Step:
                         if each in move_rules.done_steps(view) - said:
                             said.add(each)
                             self._log.info("done", step=each.name.lower())
                             if after is not None:
                                 after(each.name.lower())
-                    step = possible_step(view)
                     if step is None:
                         return view
                     if step is last:
@@ -343,14 +350,6 @@ class Switchover:
             " AND (classid::bigint << 32 | objid::bigint) = %s",
             (_FENCE,),
         )
-
-
-def possible_step(view: View) -> Step | None:
-    """Return the next step, None when all are done. Raises NotMovable where there is none that may be done."""
-    step = move_rules.next_step(view)
-    if isinstance(step, Refusal):
-        raise NotMovable(step.problem, remedy=step.remedy)
-    return step
 
 
 _STEPS: Final[dict[Step, Callable[[Switchover, View], None]]] = {

@@ -17,7 +17,7 @@ from producers.move import Move, View
 from producers.move_rules import Refusal, Step
 from producers.move_states import USABLE_ENDS, ends_state, schema_state
 from producers.step_limit import StepLimit
-from producers.switchover import opened, possible_step
+from producers.switchover import opened
 from schemas.errors import UsageError
 
 
@@ -77,7 +77,7 @@ def switchover(
         opened(settings, move, limit, promote=not promoted, without=frozenset(without or ())) as moving,
     ):
         if guard and not (status or abort):
-            possible_step(moving.look())  # refuses what are not the ends of this move, before a table is changed
+            moving.require_possible()  # before a table is changed
             install_on_both_sides(settings, move, seconds=seconds, stop=limit.stop)
         view = moving.look() if status else moving.abort() if abort else moving.run()
     report = status_report(view)
