@@ -44,6 +44,22 @@ class Move:
     destination: str
 
 
+def changed(before: Mapping[str, Sight], after: Mapping[str, Sight], destination: str) -> list[str]:
+    """Return the servers that say something else than before, though no command was to change anything.
+
+    What a command that was killed had asked for may still come about on its `destination`: a promotion, and a slot.
+    """
+    found = []
+    for name, was in before.items():
+        now = after.get(name, was)
+        was_there, is_there = (
+            (each.name, each.owners, frozenset() if name == destination else each.slots) for each in (was, now)
+        )
+        if not was.standby and (now.standby or was_there != is_there):
+            found.append(f"{name}: {was} became {now}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What a server says of itself."""

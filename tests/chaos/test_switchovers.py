@@ -19,8 +19,8 @@ def own() -> Iterator[EmbeddedStack]:
         yield stack
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", [2, 3, 5])
 def test_one_owner_at_every_instant_and_every_write_once(own: EmbeddedStack, tmp_path: Path, seed: int) -> None:
-    """Among them are both a fresh slot and a synchronized one, a move onwards and one back again."""
+    """Among them are a fresh slot and a synchronized one, a second move from the same database, and one back again."""
     story = play_round(own, tmp_path, seed)
     assert story["writes"] > 0
