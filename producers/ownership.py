@@ -112,8 +112,12 @@ def standing(
             if owner is not None and owner.epoch == record.epoch:
                 for_good.add(gitlab_schema)
         elif owner is not None and owner.name != source and not claimed:
-            away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
-            for_good.add(gitlab_schema)
+            last = _last_handover(source, gitlab_schema, sources) if state.stream is None else None
+            if last is not None and last.owner == source:
+                taken[gitlab_schema] = last  # given on already: what was written in between is in the WAL here
+            else:
+                away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
+                for_good.add(gitlab_schema)
         elif returned and claimed:
             raise SilentGap(
                 f"{gitlab_schema} was published from another server than this copy, in which"
@@ -231,6 +235,12 @@ def _handover_to(
             f"{gitlab_schema} was given to {source}, and the producer of {behind[0]} has not yet published all before"
         )
     return None
+
+
+def _last_handover(source: str, gitlab_schema: str, sources: Mapping[str, SourceState]) -> HandoverState | None:
+    """Return the latest of what sources other than `source` recorded: of one that was given on, each has a record."""
+    records = (state.handovers.get(gitlab_schema) for name, state in sources.items() if name != source)
+    return max((given for given in records if given is not None), key=lambda given: given.epoch, default=None)
 
 
 def seal(
