@@ -177,8 +177,7 @@ def find(
         raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
     server = startup.server_log(connection, settings.database(source).dsn.get_secret_value(), state.stream)
     found = standing(source, tables, sources, control.owners(connection))
-    if state.stream is not None:
-        startup.refuse_other_log(state.stream, server)
+    # What it was before some came back was of a server that is no more, and that went on after its copy was promoted.
     startup.refuse_gaps(found.of(state), slot, name, server)
     return Found(state, found, server)
 
