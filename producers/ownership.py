@@ -32,7 +32,7 @@ _COLUMNS: Final = ("gitlab_schema", "owner", "epoch")
 
 
 class HandoverAwaited(Unavailable):
-    """Let the old owner's producer run until it has published all; if it never will, see docs/how-to/switchover.md."""
+    """Let the old owner's producer run until it has published all; if it never will, see docs/switchover.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,9 @@ def standing(
             if owner is not None and owner.epoch == record.epoch:
                 for_good.add(gitlab_schema)
         elif owner is not None and owner.name != source and not claimed:
-            handover = _last_handover(source, gitlab_schema, sources) if state.stream is None else None
-            if handover is not None and handover.owner == source:
-                # Given on already, and what was written in between is in the log here.
-                taken[gitlab_schema] = handover
+            last = _last_handover(source, gitlab_schema, sources) if state.stream is None else None
+            if last is not None and last.owner == source:
+                taken[gitlab_schema] = last  # given on already: what was written in between is in the WAL here
             else:
                 away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
                 for_good.add(gitlab_schema)
@@ -178,7 +177,7 @@ def find(
         raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
     server = startup.server_log(connection, settings.database(source).dsn.get_secret_value(), state.stream)
     found = standing(source, tables, sources, control.owners(connection))
-    # What was given back comes in the log of who gave it back: how far the one before it was read says nothing there.
+    # What it was before some came back was of a server that is no more, and that went on after its copy was promoted.
     startup.refuse_gaps(found.of(state), slot, name, server)
     return Found(state, found, server)
 

@@ -87,7 +87,7 @@ def start_over_with(source: str) -> str:
     return f"start over with `headrace produce {source} --start-over`: with a new slot it reads all tables anew"
 
 
-def refuse_other_log(stream: StreamState, server: ServerLog) -> None:
+def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
     """Raise SilentGap unless the server's log has all that is recorded: what comes next then stands behind it.
 
     It may be another one after a failover to a standby that was behind, or once a backup was restored. A failover to a
@@ -132,7 +132,7 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
     """
     stream = state.stream
     if stream is not None:
-        refuse_other_log(stream, server)
+        _refuse_other_log(stream, server)
     if slot is not None and slot.lost:
         again = _WHY_LOST.get(slot.invalidation_reason or "wal_removed", "see the server's log for the reason")
         first = start_over_with(stream.source) if stream else f"SELECT pg_drop_replication_slot('{name}')"

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 
 from infra.control import WrongDatabase
-from infra.positions import Positions
+from infra.positions import Positions, StreamState
 from infra.stack.databases import DatabaseServer
 from producers import slots
 from producers.checking import hindrances
 from producers.producer import Session
 from producers.start_over import start_over
-from producers.startup import SilentGap
+from producers.startup import ServerLog, SilentGap, server_log
 from schemas.errors import OwnershipMoved
+from schemas.positions import Lsn
 from schemas.topics import table_topic
 from tests.producers.folding import folded_rows, read_topic, states
 from tests.producers.installed_postgres import installed_postgres, installed_versions
@@ -272,6 +274,30 @@ def test_a_schema_that_moves_back_is_gone_on_from_without_a_re_snapshot(moves: M
     published_by_first(moves)
     copy_all(moves.second)
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 4}
+
+
+def test_one_that_moves_back_does_not_go_by_what_was_read_of_the_server_that_is_no_more(
+    moves: Moves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one went on after the copy was promoted, with heartbeats at least, and its producer with it."""
+
+    def of_a_copy(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerLog:
+        found = server_log(connection, dsn, recorded)
+        if recorded is None or recorded.source != "first":
+            return found
+        return replace(found, timeline=found.timeline + 2, parted={found.timeline: Lsn(recorded.commit_lsn - 1)})
+
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    published_by_first(moves)
+    write(moves.second, 3)
+    copy_all(moves.second)
+    moves.move(moves.second, moves.first)
+    assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+    write(moves.first, 4)
+    monkeypatch.setattr("producers.startup.server_log", of_a_copy)
+    copy_all(moves.first)
+    assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
 def test_one_that_moves_back_waits_for_the_other_to_publish_all(moves: Moves) -> None:
