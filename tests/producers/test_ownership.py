@@ -95,18 +95,6 @@ def test_of_several_owners_before_the_last_one_counts() -> None:
     assert last.handover.source == "ci"
 
 
-def test_who_has_given_it_on_before_its_producer_ever_ran_publishes_what_was_written_in_between() -> None:
-    main = SourceState(STREAM, handovers={"gitlab_main": given("ci", 2)})
-    late = stands("ci", {"main": main}, Owner("sec", 3))
-    assert late.handover == given("ci", 2)
-    assert not late.away, "up to the change of owner in its own stream"
-    with pytest.raises(OwnershipMoved):  # it never had it
-        stands("other", {"main": main}, Owner("sec", 3))
-    ci = SourceState(STREAM, handovers={"gitlab_main": given("sec", 3).model_copy(update={"source": "ci"})})
-    with pytest.raises(OwnershipMoved):  # it has done so
-        stands("ci", {"main": main, "ci": ci}, Owner("sec", 3))
-
-
 def test_what_was_given_back_ends_the_stream_of_before() -> None:
     shared = SnapshotState(source="main", table="public.s", topic="s", done=True)
     own = SourceState(STREAM, {"public.s": shared}, gave("main", "ci", 2).handovers)
