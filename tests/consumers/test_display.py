@@ -91,7 +91,7 @@ def test_a_slot_in_trouble_has_a_line_of_its_own(shown: Any) -> None:
     assert not any("check" in line for line in shown(sources=(source(slot_status="extended"),)))
 
 
-def test_a_stream_that_waits_for_a_standby_says_so() -> None:
+def test_a_stream_that_waits_for_a_standby_says_so(shown: Any) -> None:
     (line,) = (
         line for line in shown(sources=(source(waits_for=["standby slot far does not exist"]),)) if "far" in line
     )

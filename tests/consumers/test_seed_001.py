@@ -99,7 +99,7 @@ def test_we_do_not_run_against_stale_data_on_the_wrong_database(moved: Moved) ->
         ).fetchone()
         assert stale is not None
         assert stale[0] >= 10, "rows that the old side would still have changed"
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="gitlab_main is not owned by this database"):
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="gitlab_main is owned by second"):
             first.execute("UPDATE container_repositories SET name = name")
     assert moved.world.resets() == moved.before
 
