@@ -121,9 +121,15 @@ class Planner:
             event = project(value)
         except Malformed as error:
             return Park(error.problem), None
-        decision = contract_checks.decide(self._migration, event)
+        try:
+            decision = self._migration.decide(event)
+        except Exception as error:
+            raise contract_checks.undecided(self._migration, event, error) from error
+        if type(decision) is Skip and type(decision.reason) is str:
+            return decision, None  # nothing is written, whatever is visible: as of nearly all, so it is asked first
+        contract_checks.require_decision(self._migration, decision)
         if not isinstance(decision, Change):
-            return decision, None  # nothing is written, whatever is visible
+            return decision, None
         source = event.source
         return decision, source.xid if source.database == self._database else None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from consumers.decisions import Change, Decision, Park, Skip
+from consumers.decisions import Change, Park, Skip
 from infra import log
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
@@ -48,24 +48,22 @@ _ENDED_REMEDY: Final = (
 )
 
 
-def decide(migration: Migration, event: ChangeEvent) -> Decision:
-    """Return the migration's decision for `event`. Raises ContractBroken when it raises, or returns something else."""
-    try:
-        decision = migration.decide(event)
-    except HeadraceError:
-        raise
-    except Exception as error:
-        where = f" for an event of {event.source.table} at {event.source.position}"
-        raise _raised(migration, "decide", error, where) from error
-    if type(decision) is Change:
-        return decision
-    if type(decision) is Skip and type(decision.reason) is str:
-        return decision  # as nearly all are: what follows takes as long as the decision itself
+def undecided(migration: Migration, event: ChangeEvent, error: Exception) -> Exception:
+    """Return what is raised where the migration's `decide` raised `error`: our own errors as they are."""
+    if isinstance(error, HeadraceError):
+        return error
+    where = f" for an event of {event.source.table} at {event.source.position}"
+    return _raised(migration, "decide", error, where)
+
+
+def require_decision(migration: Migration, decision: object) -> None:
+    """Raise ContractBroken unless what `decide` returned is a decision."""
+    if isinstance(decision, Change):
+        return
     if not isinstance(decision, Skip | Park):
         raise _returned(migration, "decide", decision, "a Skip, a Change or a Park")
     if not isinstance(decision.reason, str):
         raise _returned(migration, "decide", decision.reason, "a text", "as the reason of its decision ")
-    return decision
 
 
 def apply(migration: Migration, cursor: Cursor, changes: Sequence[Change]) -> int:

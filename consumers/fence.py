@@ -8,26 +8,28 @@ until the transaction ends, and write nothing: a switchover waits for what is un
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 
 from infra.locks import migration_key, ownership_key
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.xid_snapshot import Hidden, Snapshot
 
-_SHARE: Final = "SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock_shared(%s)"
+_SHARE: Final = sql.SQL("SELECT pg_advisory_xact_lock_shared({}), pg_advisory_xact_lock_shared({})")
 """The gitlab schema's before the migration's, always: who waits for the one holds the other up for nobody."""
 _SHARE_OWNERSHIP: Final = "SELECT pg_advisory_xact_lock_shared(%s)"
-_LOOK: Final = """
+_LOOK: Final = sql.SQL("""
     SELECT d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
            pg_current_snapshot()::text, pg_current_xact_id()::text::bigint,
            set_config('headrace.fenced', 'yes', true)
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
-      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
-      LEFT JOIN headrace.migrations m ON m.name = %(migration)s
-"""
+      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = {gitlab_schema}
+      LEFT JOIN headrace.migrations m ON m.name = {migration}
+""")
 """The transaction's own id, which it takes for the ledger anyway, is given out after the snapshot: see Hidden.
 
 The setting ends with the transaction: `contract_checks.require_held` asks for it after a migration's writes.
@@ -66,8 +68,9 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     circuit_breaker), RunReplaced when `run` is not the current one.
     The caller rolls back then, and nothing was written.
     """
-    cursor.execute(_SHARE, (ownership_key(gitlab_schema), migration_key(migration)), prepare=True)
-    row = cursor.execute(_LOOK, {"migration": migration, "gitlab_schema": gitlab_schema}, prepare=True).fetchone()
+    share, look = _statements(migration, gitlab_schema)
+    cursor.execute(share, prepare=True)
+    row = cursor.execute(look, prepare=True).fetchone()
     assert row is not None
     name, owner, declared, current, paused, failed, snapshot, xid, _ = row
     require_owner(name, owner, gitlab_schema, database)
@@ -79,6 +82,14 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     if current != run:
         raise RunReplaced(f"run {run} of {migration} was replaced by run {current}")
     return Hidden(Snapshot.parse(snapshot), xid)
+
+
+@cache
+def _statements(migration: str, gitlab_schema: str) -> tuple[bytes, bytes]:
+    """Return both statements with their values in them: they are the same in every transaction, so made once."""
+    share = _SHARE.format(ownership_key(gitlab_schema), migration_key(migration))
+    look = _LOOK.format(gitlab_schema=gitlab_schema, migration=migration)
+    return share.as_bytes(None), look.as_bytes(None)
 
 
 def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> None:
