@@ -1,8 +1,9 @@
 """Calls a migration's methods and checks its contract there: what they return, and that `apply` keeps its transaction.
 
-Every caller of a migration's methods goes through here. A breach is raised as ContractBroken before anything is
-committed, with the file and line of the author's code; the log has the traceback, without the exception's message,
-which may quote values of a row. An error of the database is raised as it is, with the place as a note.
+Every caller of a migration's methods goes through here, but the planner, which calls `decide` for each event itself and
+asks here about what is not plainly right. A breach is raised as ContractBroken before anything is committed, with the
+file and line of the author's code; the log has the traceback, without the exception's message, which may quote values
+of a row. An error of the database is raised as it is, with the place as a note.
 """
 
 from __future__ import annotations
