@@ -10,7 +10,7 @@ import pytest
 from infra.stack import EmbeddedStack, embedded_stack
 from tests.chaos.switchovers import play_round
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
