@@ -58,6 +58,16 @@ def test_an_old_primary_with_the_release_is_not_the_copy_that_claimed_it() -> No
     assert schema_state(view(side(GIVEN, released), side(GIVEN, released)), MAIN) is SchemaState.STALE
 
 
+def test_a_server_that_owned_it_before_is_not_the_one_that_was_given_it_back() -> None:
+    """Such as a copy of the first owner from before all moves, where a dsn leads by mistake."""
+    move = Move((MAIN,), "second", "first")
+    back = Record(ONE, "second", "first", 3, Stage.RELEASED, claim=OTHER)
+    old = side(Owner("first", 3), back, name="second")
+    there = side(Owner("first", 3), replace(back, stage=Stage.OPENED))
+    for server, state in ((there, SchemaState.OPEN), (side(Owner("first", 1)), SchemaState.STALE)):
+        assert schema_state(View(move, old, server, same_server=False, slot=True), MAIN) is state
+
+
 def test_going_back_would_open_stale_rows_of_what_never_left() -> None:
     """second moves gitlab_main back to a standby of its own, called first; gitlab_ci has been first's all the time."""
     opened = replace(CLOSED, stage=Stage.OPENED, claim=OTHER)
