@@ -110,8 +110,9 @@ def _given(view: View, gitlab_schema: str, record: Record, open_there: bool) -> 
             state = SchemaState.PROMOTED if same else SchemaState.MISSED
     elif open_there:
         # What it owns by another move than this one came back to it later, which this side cannot know; but a server
-        # that owns it by an earlier change of owner is a copy of what it was before.
-        earlier = new.owners[gitlab_schema].epoch < view.old.owners[gitlab_schema].epoch
+        # that owns it by an earlier change of owner is a copy of what it was before. A release that somebody recorded
+        # by hand has no claim, and its epoch need not be that of the other side.
+        earlier = record.claim is not None and new.owners[gitlab_schema].epoch < view.old.owners[gitlab_schema].epoch
         if released:
             state = SchemaState.OPEN if not earlier and (claimed or not same) else SchemaState.STALE
         else:

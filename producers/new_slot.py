@@ -7,7 +7,6 @@ from typing import Any, Final
 import psycopg
 
 from producers import slots
-from producers.slots import SlotState
 from producers.step_limit import StepLimit
 from schemas.errors import Refused
 
@@ -16,11 +15,6 @@ _POLL_SECONDS: Final = 0.05
 
 class SlotTaken(Refused):
     """Choose another name with databases.<name>.slot, or drop the slot if nothing reads it."""
-
-
-def is_ready(state: SlotState | None) -> bool:
-    """Return whether a producer can begin with the slot, and miss nothing that is written from now on."""
-    return state is not None and state.ready
 
 
 def drop_leftover(connection: psycopg.Connection[Any], slot: str, limit: StepLimit) -> None:

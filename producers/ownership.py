@@ -32,7 +32,7 @@ _COLUMNS: Final = ("gitlab_schema", "owner", "epoch")
 
 
 class HandoverAwaited(Unavailable):
-    """Let the old owner's producer run until it has published all; if it never will, see docs/switchover.md."""
+    """Let the old owner's producer run until it has published all; if it never will, see docs/how-to/switchover.md."""
 
 
 @dataclass(frozen=True, slots=True)

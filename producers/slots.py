@@ -138,7 +138,7 @@ def create(
     with awaited:
         if (made := _made_by_another(connection, slot, awaited, stop, deadline)) is not None:
             return made
-        _end_with_the_client(connection)
+        end_with_the_client(connection)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             with bounded(connection, stop, seconds=left, meanwhile=lambda: awaited.look(connection.info.backend_pid)):
@@ -187,7 +187,7 @@ def _made_by_another(
     return None if state is None else state.confirmed_flush
 
 
-def _end_with_the_client(connection: psycopg.Connection[Any]) -> None:
+def end_with_the_client(connection: psycopg.Connection[Any]) -> None:
     """Have the server end what this session waits for once its client is gone; it would not notice by itself.
 
     A slot whose client was killed would else be made in the end, for nobody. Some systems cannot see that.

@@ -20,7 +20,7 @@ from producers import move_proofs, move_rules, slots, startup
 from producers.move import Changes, Move, NotMovable, View, require_settings, side, write
 from producers.move_rules import Refusal, Step
 from producers.move_states import EndsState, ends_state
-from producers.new_slot import drop_leftover, is_ready
+from producers.new_slot import drop_leftover
 from producers.step_limit import Busy, StepLimit
 from schemas.errors import HeadraceError
 from schemas.gitlab_schemas import GITLAB_SHARED
@@ -33,8 +33,6 @@ _LOCK_LOOKS: Final = 200
 _POLL_SECONDS: Final = 0.05
 _TRY_MS: Final = 2_000
 """How long a change of owner waits for transactions under way before it lets others in again for a moment."""
-_SESSION: Final = "SET client_connection_check_interval = '1s'"
-"""A session whose command was killed ends, whatever it waits for, and lets go of its locks and of a half-made slot."""
 
 _LOCK_OWNERS: Final = "LOCK TABLE headrace.schema_ownership IN EXCLUSIVE MODE"
 """For an application's own guard, which has a row FOR SHARE: it queues fairly behind those."""
@@ -88,7 +86,8 @@ class Switchover:
                 left = side(old, move.source)
             with new.transaction():
                 right = side(new, move.destination)
-            has_slot = not captures or (not right.standby and is_ready(slots.read(new, self.slot)))
+            slot = None if right.standby else slots.read(new, self.slot)
+            has_slot = not captures or (slot is not None and slot.ready)
         return View(move, left, right, same, has_slot)
 
     def require_possible(self) -> tuple[View, Step | None]:
@@ -200,7 +199,7 @@ class Switchover:
         with self._on(self.move.destination) as connection:
             drop_leftover(connection, self.slot, self._limit)
             synced = slots.read(connection, self.source_slot)
-            taken_over = synced is not None and synced.synced and is_ready(synced)
+            taken_over = synced is not None and synced.synced and synced.ready
             self._limit.waiting_for = f"slot {self.slot} on {self.move.destination}"
             running = move_proofs.waited_for(connection)
             if running:
@@ -387,6 +386,7 @@ def opened(
             connection = connections.enter_context(postgres.connect(dsn, name=f"switchover {name}"))
             limit.watch(connection)
             with postgres.translated(dsn):
-                connection.execute(_SESSION)
+                # With it go its locks and a half-made slot.
+                slots.end_with_the_client(connection)
             sides.append(connection)
         yield Switchover(settings, move, sides[0], sides[1], limit, promote=promote, without=without)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.stack.postgres import EmbeddedPostgres
 from tests.conftest import Database
+from tests.producers.servers import own_server
 from tests.producers.sources import Source, settings_for
+from tests.producers.switchover_ends import Ends
 
 
 @pytest.fixture
@@ -21,3 +25,17 @@ def new_source(bootstrap_servers: str, prefix: str, database: Database) -> Calla
         return Source(settings_for(bootstrap_servers, prefix, database.dsn, *tables, **more), connection)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def ends_server() -> Iterator[EmbeddedPostgres]:
+    """A server of the module's own, whose databases a switchover may move."""
+    with own_server() as running:
+        yield running
+
+
+@pytest.fixture
+def ends(ends_server: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Ends]:
+    """The two databases of a switchover that was not begun."""
+    with Ends(ends_server, prefix, tmp_path) as made:
+        yield made

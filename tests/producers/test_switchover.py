@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +16,6 @@ import pytest
 from infra.control import Owner, database_name, owners
 from infra.locks import ownership_key
 from infra.settings import Settings
-from infra.stack.postgres import EmbeddedPostgres
 from producers import move_proofs, slots, switchover
 from producers.move import Move, NotMovable
 from producers.move_rules import Step
@@ -25,7 +23,6 @@ from producers.new_slot import SlotTaken
 from producers.step_limit import Busy
 from producers.switchover import PastNoReturn, opened
 from schemas.errors import HeadraceError, UsageError
-from tests.producers.servers import own_server
 from tests.producers.switchover_ends import Ends
 
 pytestmark = pytest.mark.stack
@@ -46,18 +43,6 @@ def die(step):
 with opened(load_settings(Path(sys.argv[1])), Move(("gitlab_main",), "first", "second")) as moving:
     moving.run(after=die)
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedPostgres]:
-    with own_server() as running:
-        yield running
-
-
-@pytest.fixture
-def ends(server: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Ends]:
-    with Ends(server, prefix, tmp_path) as made:
-        yield made
 
 
 def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) -> None:

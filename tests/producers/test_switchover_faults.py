@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from infra.control import Owner, database_name, owners
-from infra.stack.postgres import EmbeddedPostgres
 from producers import slots
 from producers.move import Move
 from producers.switchover import opened
@@ -22,18 +20,6 @@ from tests.producers.servers import own_server
 from tests.producers.switchover_ends import CI, MAIN, Ends
 
 pytestmark = pytest.mark.stack
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedPostgres]:
-    with own_server() as running:
-        yield running
-
-
-@pytest.fixture
-def ends(server: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Ends]:
-    with Ends(server, prefix, tmp_path) as made:
-        yield made
 
 
 def test_taking_back_one_gitlab_schema_too_many_changes_nothing(ends: Ends) -> None:

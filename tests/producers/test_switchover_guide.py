@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from infra.control import Owner, database_name, owners
-from infra.stack.postgres import EmbeddedPostgres
 from producers import slots
 from producers.move import Move, NotMovable
 from producers.step_limit import Busy
@@ -24,18 +22,6 @@ from tests.producers.switchover_ends import CI, MAIN, SHARED, Ends
 pytestmark = pytest.mark.stack
 
 BY_HAND = "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s WHERE gitlab_schema = %s"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedPostgres]:
-    with own_server() as running:
-        yield running
-
-
-@pytest.fixture
-def ends(server: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Ends]:
-    with Ends(server, prefix, tmp_path) as made:
-        yield made
 
 
 def guide_sql(ends: Ends, title: str) -> list[str]:
