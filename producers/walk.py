@@ -57,7 +57,7 @@ ScanDirectory = Callable[[int], AbstractContextManager[Iterable["os.DirEntry[str
 
 
 def is_gitalys_own(path: bytes) -> bool:
-    """Return whether a path, from the storage, is among Gitaly's temporary files: its first walkers tell of them too."""
+    """Return whether a path, from the storage, is among Gitaly's temporary files."""
     return path.split(b"/", 1)[0] == _GITALYS_OWN.encode()
 
 
