@@ -59,8 +59,9 @@ _UNIQUE = """
 SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS columns,
-       ARRAY(SELECT coalesce(co.oid IN (950, 951) OR (co.oid = 100 AND d.datcollate = 'C' AND d.datlocprovider = 'c'),
-                             true)
+       ARRAY(SELECT coalesce(co.oid IN (950, 951)
+                             OR (co.oid = 100 AND d.datcollate = 'C'
+                                 AND coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c'), true)
              FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              LEFT JOIN pg_collation co ON co.oid = a.attcollation
@@ -75,6 +76,7 @@ WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
 """Unique indexes over not-null columns. Those of deferrable constraints are none: rows may swap their keys in between.
 
 The order of rows is that of the column's collation (950 is C, 951 POSIX, 100 the database's own), not of the index's.
+Before 15 a database has no locale provider but libc.
 """
 
 
