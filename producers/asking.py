@@ -14,7 +14,7 @@ from infra.postgres import connect, translated
 from infra.settings import Settings
 from producers import slots, startup
 from producers.copying import Bounds
-from producers.publication import published_tables
+from producers.publication import read_publication
 from producers.requests import SnapshotRequest, send_request
 from producers.snapshot import plan_chunk
 from producers.tables import CapturedTable, captured_tables
@@ -64,13 +64,21 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         raise NotReadYet(f"source {source} was never read")
     with connect(dsn, name=f"snapshot {source}", canonical_text=True) as connection, translated(dsn):
         (table,) = captured_tables(connection, source, alone, settings.prefix)
+        if table.hidden is not None:
+            raise table.hidden
         slot = startup.slot_name(settings, source, database)
         held = slots.read(connection, slot)
         if held is not None:
             # A producer that runs may have moved it since the record was read.
             held = replace(held, confirmed_flush=None)
         startup.refuse_gaps(state, held, slot, startup.server_log(connection, dsn, state.stream))
-        if request.anew and _would_be_refused(connection, settings, source, state, table):
+        publication = read_publication(connection, database.publication)
+        startup.refuse_other_publication(source, database.publication, state, publication)
+        if (
+            request.anew
+            and not (held and held.active_pid)
+            and _would_be_refused(connection, settings, source, state, table)
+        ):
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
             return f"{table.name} is read anew when the producer of {source} starts"
         if not request.anew:
@@ -83,13 +91,14 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
 def _would_be_refused(
     connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState, table: CapturedTable
 ) -> bool:
-    """Whether no producer can be running that has the table, because of the table."""
-    recorded = state.snapshots.get(table.name)
-    if recorded is not None and recorded.stopped:
+    """Whether a start would be refused because of the table, or because no table is left that can be published."""
+    stopped = startup.stopped_tables(connection, settings, source, state)
+    if stopped.keys() >= state.snapshots.keys():
+        return True
+    if table.name in stopped:
         return False
-    published = published_tables(connection, settings.database(source).publication)
     try:
-        startup.standing_snapshots(settings, source, state, (table,), published)
+        startup.standing_snapshots(connection, settings, source, state, (table,))
     except startup.SilentGap:
         return True
     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 from infra.control import OWNERSHIP
@@ -28,12 +29,21 @@ from schemas.positions import Lsn, Position
 
 
 class _Route(NamedTuple):
-    """Where the changes of a relation go; `key` are the places of the key's columns in its tuples."""
+    """Where the changes of a relation go.
+
+    `places` are those of the captured columns in the stream's tuples, None for all; `key` those of the key's columns
+    among the captured.
+    """
 
     relation: Relation
     feed: TableFeed
     encoder: Encoder
     key: tuple[int, ...]
+    places: tuple[int, ...] | None
+
+    def captured(self, values: pg.Values) -> pg.Values:
+        """Return the values of the captured columns."""
+        return values if self.places is None else [values[place] for place in self.places]
 
 
 class _RecordTooLarge(Exception):
@@ -167,14 +177,16 @@ class Capture:
                 if (away := self._away_of(relation)) is not None:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
+            places = feed.captured_places(relation)
+            captured = relation if places is None else _of_columns(relation, places)
             try:
-                encoder = feed.encoder_for(relation)
+                encoder = feed.encoder_for(captured)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
                 return None
-            names = [column.name for column in relation.columns]
+            names = [column.name for column in captured.columns]
             key = tuple(names.index(name) for name in feed.table.key)
-            route = self._routes[relation.oid] = _Route(relation, feed, encoder, key)
+            route = self._routes[relation.oid] = _Route(relation, feed, encoder, key, places)
             self._prefixes.clear()
         return route
 
@@ -243,7 +255,7 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, message.after)
+            self._write(Op.CREATE, route, route.captured(message.after))
         elif _is_ownership(message.relation):
             self._follow_owner(message.relation, message.after)
 
@@ -252,10 +264,11 @@ class Capture:
             if _is_ownership(message.relation):
                 self._follow_owner(message.relation, message.after)
             return
-        before, after = message.before, message.after
-        if before is None:
+        after = route.captured(message.after)
+        if message.before is None:
             self._write(Op.UPDATE, route, after)
             return
+        before = route.captured(message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if _key(route, before) != _key(route, after):
@@ -268,7 +281,7 @@ class Capture:
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, message.before)
+            self._remove(route, route.captured(message.before))
 
     def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
         if self._publishes(route, values):
@@ -338,6 +351,13 @@ class Capture:
             raise _RecordTooLarge(route, len(key) + len(value))
         route.feed.waiting.append({"key": key, "value": value})
         self.published += 1
+
+
+def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
+    columns = tuple(relation.columns[place] for place in places)
+    names = {column.name for column in columns}
+    identity = tuple(name for name in relation.identity_columns if name in names)
+    return replace(relation, columns=columns, identity_columns=identity)
 
 
 def _is_ownership(relation: Relation) -> bool:

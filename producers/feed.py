@@ -87,11 +87,13 @@ class TableFeed:
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
+        self.hidden = table.hidden is not None
+        """Whether its rows may not be read now: its events are published, and the copy waits."""
 
     @property
     def copying(self) -> bool:
         """Whether there is more of it to copy here."""
-        return not self.away and not self.state.stopped and not self.copy.complete
+        return not (self.away or self.hidden or self.state.stopped or self.copy.complete)
 
     @property
     def state(self) -> SnapshotState:
@@ -128,6 +130,16 @@ class TableFeed:
             self.copy.note(columns=columns)
             self._changed = True
         return self._encoders[identity]
+
+    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
+        """Return the places of the stream's columns that are captured; None where all are.
+
+        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
+        """
+        now = self._now()
+        generated = now.generated if now is not None else frozenset()
+        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
+        return None if len(places) == len(relation.columns) else places
 
     def stop(self, reason: str) -> None:
         """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""

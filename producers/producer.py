@@ -27,7 +27,7 @@ from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
-from producers import copy_phase, ownership, preflight, slots, startup
+from producers import copy_phase, opening, ownership, preflight, slots, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.copy_phase import BARRIER_SECONDS, CopyLog
@@ -36,8 +36,8 @@ from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
 from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
 from producers.ownership import Found
-from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
+from producers.replication import PublicationMissing
 from producers.requests import read_request
 from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
@@ -93,6 +93,8 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
                 session.work()
         except Interrupted:
             break
+        except PublicationMissing as error:
+            raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
         except ReadAnew as request:
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except Unavailable as error:
@@ -167,18 +169,20 @@ class Session:
     def _open(self, opened: ExitStack, successor_ends_it: bool) -> None:
         settings, source = self._settings, self._source
         self._sql.execute(SESSION)
-        self._watch = TableWatch(self._sql, self._database.publication, self._log)
+        self._watch = TableWatch(self._sql, source, self._database.publication, self._log)
         # One reader: read from the topic's beginning here, and read on from there each time it is asked again.
         positions = Positions(settings.prefix, settings.kafka)
         recorded = positions.sources().get(source, SourceState())
         stopped = startup.stopped_tables(self._sql, settings, source, recorded)
-        preflight.require(self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped)
+        preflight.require(
+            self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped, copied=recorded.snapshots
+        )
         ensure_control_schema(self._sql, source, self._database.gitlab_schemas, prefix=settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
         self._left_out = stopped
         if not tables:
-            raise TableStopped(f"every table of {source} is stopped: {'; '.join(sorted(stopped))}")
+            raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
@@ -189,11 +193,9 @@ class Session:
         # Nobody but this process can write the source's records from here on.
         state, standing, _ = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
-        published = published_tables(self._sql, self._database.publication)
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), published)
-        if ensure_publication(self._sql, self._database.publication, tables):
-            self._log.info("publication set", publication=self._database.publication, tables=len(tables))
+        snapshots = startup.standing_snapshots(self._sql, settings, source, known, standing.here(tables))
+        self._published = opening.open_publication(self._sql, self._database.publication, tables, snapshots, self._log)
         stream = known.stream or begin_stream(
             self._sql, source, self._instance, self._slot, self._server.system, standing.behind(snapshots), self._stop
         )
@@ -232,6 +234,8 @@ class Session:
         for feed in self._feeds:
             if feed.state.anew:
                 feed.read_anew(self._capture.position, feed.state.not_before)
+            if not feed.state.stopped:
+                feed.copy.note(published=self._published.get(feed.table.name))
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
@@ -264,6 +268,9 @@ class Session:
         rows = self._database.snapshot.chunk_rows
         try:
             copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._capture.position, rows)
+        except psycopg.errors.InsufficientPrivilege:
+            feed.hidden = True  # until a look finds that it may be read again
+            return None
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
             self._commit([(feed.table.name, feed.state)])

@@ -63,7 +63,8 @@ class SlotState:
     `inactive_since` is when its last reader went, None while there is one and before 17. `made` is false while a
     process still makes it: it tells nothing of what is written meanwhile, and is gone if that process fails.
     `streaming` says that the process that has it is a stream, not a function of SQL. A `temporary` one goes with the
-    process that has it, and with the server: on a standby it is one whose synchronization is not complete.
+    process that has it, and with the server: on a standby it is one whose synchronization is not complete. One of
+    `two_phase` sends a prepared transaction before anybody knows whether it commits.
     """
 
     slot: str
@@ -81,6 +82,7 @@ class SlotState:
     made: bool = True
     temporary: bool = False
     streaming: bool = False
+    two_phase: bool = False
 
     @property
     def ready(self) -> bool:
@@ -250,7 +252,20 @@ def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
         made=row["plugin"] is None or row["confirmed_flush_lsn"] is not None,
         temporary=row["temporary"],
         streaming=row["streaming"],
+        two_phase=bool(row.get("two_phase")),
     )
+
+
+def skip(connection: psycopg.Connection[Any], slot: str) -> Lsn:
+    """Move a slot that nobody reads to the end of the log as it is now; return where it begins.
+
+    What is committed before that is never told.
+    """
+    row = connection.execute(
+        "SELECT end_lsn::text FROM pg_replication_slot_advance(%s, pg_current_wal_lsn())", (slot,)
+    ).fetchone()
+    assert row is not None
+    return parse_lsn(row[0])
 
 
 def drop(connection: psycopg.Connection[Any], slot: str) -> bool:

@@ -25,7 +25,8 @@ _TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS "table", c.relreplident AS replica_identity,
        c.relispartition AS is_partition, c.relkind = 'p' AS partitioned,
        ARRAY(SELECT relid::bigint FROM pg_partition_ancestors(c.oid)) AS ancestors,
-       has_table_privilege(c.oid, 'SELECT') AS readable, row_security_active(c.oid) AS filtered,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
+       row_security_active(c.oid) AS filtered,
        coalesce(i.indimmediate, true) AS immediate,
        ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
@@ -49,6 +50,8 @@ FROM pg_attribute a
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ORDER BY a.attnum
 """
+
+_GENERATED = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s AND attgenerated <> '' AND NOT attisdropped"
 
 _IS_CALLED = """
 SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -92,6 +95,10 @@ class PartitionTwice(PreflightFailed):
     """Take the partition out of databases.<name>.tables: its rows come as those of the table it is part of."""
 
 
+class HiddenRows(PreflightFailed):
+    """GRANT SELECT on the table, and USAGE on its schema, to the role of the dsn."""
+
+
 class IncompleteIdentity(PreflightFailed):
     """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that a delete tells the row's key."""
 
@@ -114,6 +121,8 @@ class CapturedTable:
     partitioned: bool = False
     operator_schemas: tuple[str, ...] = field(compare=False, default=())
     """Of each key column; see infra.key_order."""
+    hidden: HiddenRows | None = field(compare=False, default=None)
+    """Why its rows may not be read now, None when they may; what is written to it comes in the stream all the same."""
 
     @property
     def name(self) -> str:
@@ -183,16 +192,6 @@ def _captured(
     prefix: str,
 ) -> CapturedTable:
     gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
-    if not table["readable"]:
-        raise PreflightFailed(
-            f"table {name} may not be read by this role",
-            remedy=f"GRANT SELECT ON {name} to the role of the dsn",
-        )
-    if table["filtered"]:
-        raise PreflightFailed(
-            f"table {name} has row security, which hides rows from this role",
-            remedy="give the role of the dsn BYPASSRLS",
-        )
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
     identity = _identity(table)
     columns = {}
@@ -202,6 +201,10 @@ def _captured(
         unique = {tuple(each["columns"]): each for each in cursor.execute(_UNIQUE, (table["oid"],)).fetchall()}
     if not key:
         raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
+    with connection.cursor() as cursor:
+        generated = {column for (column,) in cursor.execute(_GENERATED, (table["oid"],))}
+    if left_out := [column for column in key if column in generated]:
+        raise UnusableKey(f"column {left_out[0]}, in the key of table {name}, is generated, and so is not captured")
     if unknown := [column for column in key if column not in columns]:
         raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
     index = next((each for names, each in unique.items() if set(names) == set(key)), None)
@@ -230,7 +233,23 @@ def _captured(
         table["estimated_rows"],
         table["partitioned"],
         operator_schemas(connection, table["oid"], key),
+        _hidden(name, table),
     )
+
+
+def _hidden(name: str, table: Mapping[str, Any]) -> HiddenRows | None:
+    if not table["readable"]:
+        schema = table["schema"]
+        return HiddenRows(
+            f"table {name} may not be read by this role",
+            remedy=f"GRANT SELECT ON {name} to the role of the dsn, and USAGE ON SCHEMA {schema}",
+        )
+    if table["filtered"]:
+        return HiddenRows(
+            f"table {name} has row security, which hides rows from this role",
+            remedy="give the role of the dsn BYPASSRLS",
+        )
+    return None
 
 
 def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -99,6 +99,14 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
             literal=sql.Literal(database.publication),
             publication=sql.Identifier(database.publication),
         )
+        yield _text(
+            # Altered once: a running producer takes every other change of it for an edit.
+            "DO $$ BEGIN IF EXISTS (SELECT FROM pg_publication p WHERE pubname = {literal}"
+            " AND to_jsonb(p) ->> 'pubgencols' <> 's') THEN "
+            "ALTER PUBLICATION {publication} SET (publish_generated_columns = stored); END IF; END $$;",
+            literal=sql.Literal(database.publication),
+            publication=sql.Identifier(database.publication),
+        )
         if patterns:  # what an administrator added for them stays
             yield from _add_tables(database.publication, [*named, ".".join(OWNERSHIP)])
         else:
