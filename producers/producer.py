@@ -21,13 +21,15 @@ from pydantic import BaseModel
 
 from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
+from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
+from infra.snapshot_requests import SnapshotRequest
 from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
-from producers import copy_phase, ownership, preflight, slots, startup
+from producers import copy_phase, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.copy_phase import BARRIER_SECONDS, CopyLog
@@ -38,7 +40,8 @@ from producers.opening import SESSION, begin_stream, open_feeds, take_session, t
 from producers.ownership import Found
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
-from producers.requests import read_request
+from producers.requests import RequestRefused, Told, read_request, require_keys
+from producers.reread import KeyRange
 from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
@@ -206,6 +209,7 @@ class Session:
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
+        self._refused = state.stream.refused_request if state.stream else None
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -303,11 +307,15 @@ class Session:
         self._commit()
 
     def _heartbeat(self) -> Lsn:
-        """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
+        """Write a heartbeat and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._watch.look(self._feeds)
         self._guardian.look(self._sql, self._capture.position.commit_lsn)
-        lsn = slots.emit_heartbeat(self._sql)
+        try:
+            lsn = beat(self._sql)
+        except psycopg.errors.LockNotAvailable:
+            self._log.warning("headrace.heartbeat is locked; an idle slot retains WAL meanwhile")
+            return self._capture.position.commit_lsn
         self._watch.noted(lsn)
         return lsn
 
@@ -323,8 +331,8 @@ class Session:
         self._watch.passed(capture.position.commit_lsn)
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
-        for content in capture.take_requests():
-            changed.update(self._take_request(content))
+        for row in capture.take_requests():
+            changed.update(self._take_request(row))
         changed.update((feed.table.name, feed.state) for feed in capture.settle())
         changed.update(states)
         anew = [name for name, state in changed.items() if state is not None and state.anew]
@@ -358,20 +366,37 @@ class Session:
         if anew:
             raise ReadAnew(anew[0])
 
-    def _take_request(self, content: bytes) -> dict[str, SnapshotState]:
-        """Note what was asked for, and return it where it is to be recorded of a table that is left out."""
-        request = read_request(content)
-        feed = next((feed for feed in self._feeds if request and feed.table.name == request.table), None)
-        if request is not None and request.anew and request.table in self._left_out:
-            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
-        if request is None or feed is None or feed.away:
-            self._log.warning("a request to read a table again names none that is captured here")
+    def _take_request(self, row: Told) -> dict[str, SnapshotState]:
+        """Note what was asked for, and return it where it is to be recorded of a table that is left out.
+
+        One that cannot be done is refused, which is recorded with the position, and shown by `headrace check`.
+        """
+        try:
+            changed = self._accept(read_request(row))
+        except RequestRefused as refused:
+            self._refused = refused.problem
+            self._log.warning("snapshot request refused", **{log.REASON: refused.problem}, remedy=refused.remedy)
             return {}
-        self._log.info("asked to read a table again", **{log.TABLE: request.table}, anew=request.anew)
+        self._refused = None
+        return changed
+
+    def _accept(self, request: SnapshotRequest) -> dict[str, SnapshotState]:
+        if request.anew and request.table in self._left_out:
+            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
+        feed = next((feed for feed in self._feeds if feed.table.name == request.table), None)
+        if feed is None:
+            raise RequestRefused(f"table {request.table} was to be re-snapshot, and is not captured here")
+        if feed.away:
+            raise RequestRefused(f"table {request.table} was to be re-snapshot, and another database owns it now")
+        if not request.anew:
+            if feed.state.stopped:
+                raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
+            require_keys(self._sql, feed.table, request)
+        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
         if request.anew:
             feed.ask_anew()
         else:
-            feed.ask(request.range, next_xid(self._sql))
+            feed.ask(KeyRange(request.first, request.last), next_xid(self._sql))
         return {}
 
     def _stream_state(self) -> StreamState:
@@ -389,4 +414,5 @@ class Session:
             timeline=self._server.timeline,
             log_bytes_per_second=rate.bytes_per_second if rate else None,
             log_seconds=rate.seconds if rate else 0.0,
+            refused_request=self._refused,
         )

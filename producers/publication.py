@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from infra.control import OWNERSHIP
+from infra.control import PUBLISHED
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
@@ -25,6 +25,10 @@ SELECT n.nspname || '.' || c.relname
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
 JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.pubname = %s AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
+"""
+
+_IS_THERE = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
 """
 
 _OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")
@@ -51,15 +55,15 @@ def published_tables(connection: psycopg.Connection[Any], name: str) -> frozense
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[CapturedTable]) -> bool:
     """Make publication `name` publish exactly `tables`, every change of them; returns whether it had to be changed.
 
-    With them the changes of owner, once headrace's own tables are there.
+    With them headrace's own tables that it has to follow, once they are there.
 
     The partitions of a partitioned table are published as the table itself. Raises PublishesAllTables.
     """
     with connection.transaction(), connection.cursor() as cursor:
         published = published_tables(connection, name)
         wanted = frozenset(table.name for table in tables)
-        owned = cursor.execute("SELECT to_regclass('headrace.schema_ownership')").fetchone() != (None,)
-        if published == (wanted | {".".join(OWNERSHIP)} if owned else wanted):
+        own = [table for table in PUBLISHED if cursor.execute(_IS_THERE, table).fetchone() is not None]
+        if published == wanted | {".".join(table) for table in own}:
             return False
         row = cursor.execute(_PUBLICATION, (name,)).fetchone()
         if row is not None and row[1]:
@@ -72,8 +76,8 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
             )
             for table in tables
         )
-        if owned:
-            listed += sql.SQL(", ONLY {}").format(sql.Identifier(*OWNERSHIP))
+        for table in own:
+            listed += sql.SQL(", ONLY {}").format(sql.Identifier(*table))
         identifier = sql.Identifier(name)
         if row is None:
             cursor.execute(sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(identifier, listed, _OPTIONS))
