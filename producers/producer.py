@@ -26,7 +26,6 @@ from infra.positions import Positions, SnapshotState, SourceState, StreamState, 
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
-from infra.snapshot_requests import SnapshotRequest
 from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
 from producers import copy_phase, ownership, preflight, startup
@@ -40,8 +39,7 @@ from producers.opening import SESSION, begin_stream, open_feeds, take_session, t
 from producers.ownership import Found
 from producers.publication import ensure_publication, published_tables
 from producers.relay import Relay
-from producers.requests import RequestRefused, Told, read_request, require_keys
-from producers.reread import KeyRange
+from producers.requests import Requests
 from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
@@ -179,7 +177,6 @@ class Session:
         ensure_control_schema(self._sql, source, self._database.gitlab_schemas, prefix=settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
-        self._left_out = stopped
         if not tables:
             raise TableStopped(f"every table of {source} is stopped: {'; '.join(sorted(stopped))}")
         topic = positions_topic(settings.prefix)
@@ -209,7 +206,7 @@ class Session:
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
-        self._refused = state.stream.refused_request if state.stream else None
+        self._requests = Requests(self._sql, self._feeds, stopped, self._log, stream.refused_request)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -332,7 +329,7 @@ class Session:
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
         for row in capture.take_requests():
-            changed.update(self._take_request(row))
+            changed.update(self._requests.take(row))
         changed.update((feed.table.name, feed.state) for feed in capture.settle())
         changed.update(states)
         anew = [name for name, state in changed.items() if state is not None and state.anew]
@@ -366,39 +363,6 @@ class Session:
         if anew:
             raise ReadAnew(anew[0])
 
-    def _take_request(self, row: Told) -> dict[str, SnapshotState]:
-        """Note what was asked for, and return it where it is to be recorded of a table that is left out.
-
-        One that cannot be done is refused, which is recorded with the position, and shown by `headrace check`.
-        """
-        try:
-            changed = self._accept(read_request(row))
-        except RequestRefused as refused:
-            self._refused = refused.problem
-            self._log.warning("snapshot request refused", **{log.REASON: refused.problem}, remedy=refused.remedy)
-            return {}
-        self._refused = None
-        return changed
-
-    def _accept(self, request: SnapshotRequest) -> dict[str, SnapshotState]:
-        if request.anew and request.table in self._left_out:
-            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
-        feed = next((feed for feed in self._feeds if feed.table.name == request.table), None)
-        if feed is None:
-            raise RequestRefused(f"table {request.table} was to be re-snapshot, and is not captured here")
-        if feed.away:
-            raise RequestRefused(f"table {request.table} was to be re-snapshot, and another database owns it now")
-        if not request.anew:
-            if feed.state.stopped:
-                raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
-            require_keys(self._sql, feed.table, request)
-        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
-        if request.anew:
-            feed.ask_anew()
-        else:
-            feed.ask(KeyRange(request.first, request.last), next_xid(self._sql))
-        return {}
-
     def _stream_state(self) -> StreamState:
         capture, rate = self._capture, self._guardian.rate
         return StreamState(
@@ -414,5 +378,5 @@ class Session:
             timeline=self._server.timeline,
             log_bytes_per_second=rate.bytes_per_second if rate else None,
             log_seconds=rate.seconds if rate else 0.0,
-            refused_request=self._refused,
+            refused_request=self._requests.refused,
         )

@@ -14,7 +14,12 @@ from psycopg import pq, sql
 from psycopg.adapt import Transformer
 from pydantic import ValidationError
 
+from infra import log
+from infra.positions import SnapshotState
 from infra.snapshot_requests import SnapshotRequest
+from producers.feed import TableFeed
+from producers.reread import KeyRange
+from producers.snapshot import next_xid
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 from schemas.events import Relation, Unchanged
@@ -36,6 +41,59 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalo
 
 class RequestRefused(Refused):
     """Nothing was changed. Correct it, and ask again with `headrace snapshot TABLE`."""
+
+
+class Requests:
+    """Takes the requests that the stream has told, for a producer's session."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        feeds: Sequence[TableFeed],
+        left_out: Mapping[str, SnapshotState],
+        lines: log.Log,
+        refused: str | None,
+    ) -> None:
+        """`left_out` are the tables that were stopped before the start; `refused` is what is recorded as such."""
+        self._connection = connection
+        self._feeds = feeds
+        self._left_out = left_out
+        self._log = lines
+        self.refused = refused
+        """Why the last request was refused, None when it was not; to be recorded with the position."""
+
+    def take(self, row: Told) -> dict[str, SnapshotState]:
+        """Note in its feed what was asked for; return what is to be recorded of a table that is left out.
+
+        To be called once for each request, and its outcome recorded with the position behind it.
+        """
+        try:
+            changed = self._accept(read_request(row))
+        except RequestRefused as refused:
+            self.refused = refused.problem
+            self._log.warning("snapshot request refused", **{log.REASON: refused.problem}, remedy=refused.remedy)
+            return {}
+        self.refused = None
+        return changed
+
+    def _accept(self, request: SnapshotRequest) -> dict[str, SnapshotState]:
+        if request.anew and request.table in self._left_out:
+            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
+        feed = next((feed for feed in self._feeds if feed.table.name == request.table), None)
+        if feed is None:
+            raise RequestRefused(f"table {request.table} was to be re-snapshot, and is not captured here")
+        if feed.away:
+            raise RequestRefused(f"table {request.table} was to be re-snapshot, and another database owns it now")
+        if not request.anew:
+            if feed.state.stopped:
+                raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
+            require_keys(self._connection, feed.table, request)
+        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
+        if request.anew:
+            feed.ask_anew()
+        else:
+            feed.ask(KeyRange(request.first, request.last), next_xid(self._connection))
+        return {}
 
 
 def told(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> Told:
