@@ -23,6 +23,7 @@ from consumers.starts import first_key
 from consumers.table_rows import Connection, Moment, TableRows
 from consumers.topic_rows import Latest, TopicRows
 from infra import log, postgres
+from infra.heartbeat import beat
 from infra.positions import Positions
 from infra.registry import open_registry
 from infra.settings import Settings
@@ -206,9 +207,9 @@ class _Comparing:
     def _wait_for_stream(self, moment: Moment) -> int:
         """Wait until the stream has passed the moment; return a transaction id given out behind it."""
         # Of the heartbeat's own making, so that an idle source has something to pass.
-        row = self._connection.execute(
-            "SELECT pg_current_xact_id()::text FROM pg_logical_emit_message(true, 'headrace', 'verify')"
-        ).fetchone()
+        with self._connection.transaction():
+            beat(self._connection)
+            row = self._connection.execute("SELECT pg_current_xact_id()::text").fetchone()
         assert row is not None
         deadline = time.monotonic() + _STREAM_SECONDS
         while True:

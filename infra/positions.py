@@ -30,6 +30,7 @@ class StreamState(_Record):
     see yet (only noted while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is
     the process that wrote the record: a producer that finds another's there was taken over. `timeline` is the server's,
     on which these positions are; 0: not known. `log_bytes_per_second` is how fast its log grew over `log_seconds`.
+    `refused_request` is why the last request to re-snapshot a table was refused; None: it was not.
     """
 
     source: str
@@ -44,6 +45,7 @@ class StreamState(_Record):
     timeline: int = 0
     log_bytes_per_second: float | None = None
     log_seconds: float = 0.0
+    refused_request: str | None = None
 
     @property
     def position(self) -> Position:

@@ -12,11 +12,11 @@ from infra import kafka
 from infra.positions import Positions, SnapshotState, SourceState, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
+from infra.snapshot_requests import SnapshotRequest, send_request
 from producers import slots, startup
-from producers.copying import Bounds
 from producers.publication import read_publication
-from producers.requests import SnapshotRequest, send_request
-from producers.snapshot import plan_chunk
+from producers.requests import RequestRefused, require_keys
+from producers.snapshot import current_snapshot
 from producers.tables import CapturedTable, captured_tables
 from schemas.errors import BrokerUnavailable, Refused, UsageError
 from schemas.positions import format_lsn
@@ -84,7 +84,9 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         if not request.anew:
             _require_readable(table.name, recorded)
             _require_keys(connection, table, request)
-        lsn = send_request(connection, request)
+        send_request(connection, request)
+        # Behind its commit: by then the stream has it.
+        lsn = current_snapshot(connection)[1]
     return f"asked at {format_lsn(lsn)}: the producer of {source} reads {table.name} when it comes there"
 
 
@@ -114,20 +116,13 @@ def _require_readable(table: str, recorded: SnapshotState | None) -> None:
 
 
 def _require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> None:
-    """Raise UsageError for an end that is no key of the table."""
-    for option, texts in (("--from", request.first), ("--to", request.last)):
-        if texts is not None and len(texts) != len(table.key):
-            raise UsageError(
-                f"{option} has {len(texts)} value(s), and the key of {table.name} is ({', '.join(table.key)})",
-                remedy=f"give {option} once for each column of the key, in that order",
-            )
+    """Raise UsageError for an end that is no key of the table; the producer asks the same again."""
     try:
-        plan_chunk(connection, table, Bounds(first=request.first, last=request.last), 1)
-    except psycopg.DataError as error:
+        require_keys(connection, table, request)
+    except RequestRefused as refused:
         raise UsageError(
-            f"--from or --to is no key of {table.name}: {error.diag.message_primary}",
-            remedy=f"its key is ({', '.join(table.key)})",
-        ) from error
+            refused.problem, remedy="give --from and --to once for each column of the key, in that order"
+        ) from refused
 
 
 def _note(settings: Settings, state: SnapshotState) -> None:

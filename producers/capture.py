@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, cast
 
-from infra.control import OWNERSHIP
+from infra.control import OWNERSHIP, REQUESTS
 from infra.positions import HandoverState
 from infra.registry import IncompatibleSchema
 from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
-from producers.requests import REQUEST_PREFIX
+from producers.requests import Told, told
 from producers.schema_changes import TableStopped
 from producers.strays import Strays
 from schemas.encoder import Encoder
@@ -91,13 +91,13 @@ class Capture:
         self._judging = True
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
-        self._told: list[bytes] = []
+        self._told: list[Told] = []
         """Requests of the transaction that is open: not to be taken before it has ended."""
-        self._requests: list[bytes] = []
+        self._requests: list[Told] = []
         self.handovers: dict[str, HandoverState | None] = {}
         """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
 
-    def take_requests(self) -> list[bytes]:
+    def take_requests(self) -> list[Told]:
         """Return the requests (`producers.requests`) of the transactions that the stream has told whole, each once.
 
         They have to be recorded with the position: it is behind them, also where it is in the midst of a transaction
@@ -123,9 +123,6 @@ class Capture:
                 self._end(message)
             case pg.Truncate():
                 self._truncate(message)
-            case pg.LogicalMessage():
-                if message.transactional and message.prefix == REQUEST_PREFIX and not self._skipping:
-                    self._told.append(message.content)
             case pg.RelationMessage() | pg.TypeMessage() | pg.Origin():
                 pass
             case _:
@@ -256,12 +253,14 @@ class Capture:
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
             self._write(Op.CREATE, route, route.captured(message.after))
-        elif _is_ownership(message.relation):
+        elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
+        elif _is(message.relation, REQUESTS) and not self._skipping:
+            self._told.append(told(message.relation, message.after))
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
-            if _is_ownership(message.relation):
+            if _is(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
         after = route.captured(message.after)
@@ -360,8 +359,8 @@ def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
     return replace(relation, columns=columns, identity_columns=identity)
 
 
-def _is_ownership(relation: Relation) -> bool:
-    return (relation.schema, relation.table) == OWNERSHIP
+def _is(relation: Relation, own: tuple[str, str]) -> bool:
+    return (relation.schema, relation.table) == own
 
 
 def _key(route: _Route, values: pg.Values) -> tuple[bytes, ...]:

@@ -22,6 +22,7 @@ from producers.guardian import Forecast
 from producers.imports import walk_unless_imported, walk_until_imported
 from producers.preflight import Finding
 from producers.producer import produce as run_producer
+from producers.requests import RequestRefused
 from producers.snapshot_cli import snapshot
 from producers.start_over import start_over as forget_source
 from producers.switchover_cli import switchover
@@ -109,7 +110,7 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         """
         settings = load_settings(config)
         log.configure()
-        _check(settings, [*advise(settings), *_given_away(settings)], json)
+        _check(settings, [*advise(settings), *_recorded(settings)], json)
 
     return (produce, check, snapshot, switchover, guard)
 
@@ -142,12 +143,17 @@ def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
         typer.echo(f"ready: Kafka, the registry and {len(settings.databases)} database(s)")
 
 
-def _given_away(settings: Settings) -> Iterator[Advice]:
+def _recorded(settings: Settings) -> Iterator[Advice]:
+    """Yield what the positions tell that is in nobody's way."""
     try:
         kafka.ensure_reachable(settings.kafka)
         sources = read_sources(settings)
     except HeadraceError:
         return  # a finding of its own, and without the positions nothing is known
+    for name, state in sources.items():
+        if state.stream is not None and state.stream.refused_request is not None:
+            problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
+            yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
     yield from given_away.advise(settings, sources)
 
 

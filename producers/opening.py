@@ -194,6 +194,8 @@ def take_slot(
                 start,
                 # Large transactions then wait on this disk, not on the source's, and are here when they commit.
                 streaming=Streaming.ON,
+                # Any role may write messages, each of up to a gigabyte, which would be read at every start.
+                messages=False,
                 application_name=f"headrace {source}",
             )
         except SlotInUse as error:

@@ -21,13 +21,14 @@ from pydantic import BaseModel
 
 from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
+from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
-from producers import copy_phase, opening, ownership, preflight, slots, startup
+from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.copy_phase import BARRIER_SECONDS, CopyLog
@@ -38,7 +39,7 @@ from producers.opening import SESSION, begin_stream, open_feeds, take_session, t
 from producers.ownership import Found
 from producers.relay import Relay
 from producers.replication import PublicationMissing
-from producers.requests import read_request
+from producers.requests import Requests
 from producers.schema_changes import TableStopped
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
@@ -180,7 +181,6 @@ class Session:
         ensure_control_schema(self._sql, source, self._database.gitlab_schemas, prefix=settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
-        self._left_out = stopped
         if not tables:
             raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
@@ -208,6 +208,7 @@ class Session:
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
+        self._requests = Requests(self._sql, self._feeds, stopped, self._log, stream.refused_request)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -310,11 +311,15 @@ class Session:
         self._commit()
 
     def _heartbeat(self) -> Lsn:
-        """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
+        """Write a heartbeat and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._watch.look(self._feeds)
         self._guardian.look(self._sql, self._capture.position.commit_lsn)
-        lsn = slots.emit_heartbeat(self._sql)
+        try:
+            lsn = beat(self._sql)
+        except psycopg.errors.LockNotAvailable:
+            self._log.warning("headrace.heartbeat is locked; an idle slot retains WAL meanwhile")
+            return self._capture.position.commit_lsn
         self._watch.noted(lsn)
         return lsn
 
@@ -330,8 +335,8 @@ class Session:
         self._watch.passed(capture.position.commit_lsn)
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
-        for content in capture.take_requests():
-            changed.update(self._take_request(content))
+        for row in capture.take_requests():
+            changed.update(self._requests.take(row))
         changed.update((feed.table.name, feed.state) for feed in capture.settle())
         changed.update(states)
         anew = [name for name, state in changed.items() if state is not None and state.anew]
@@ -365,22 +370,6 @@ class Session:
         if anew:
             raise ReadAnew(anew[0])
 
-    def _take_request(self, content: bytes) -> dict[str, SnapshotState]:
-        """Note what was asked for, and return it where it is to be recorded of a table that is left out."""
-        request = read_request(content)
-        feed = next((feed for feed in self._feeds if request and feed.table.name == request.table), None)
-        if request is not None and request.anew and request.table in self._left_out:
-            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
-        if request is None or feed is None or feed.away:
-            self._log.warning("a request to read a table again names none that is captured here")
-            return {}
-        self._log.info("asked to read a table again", **{log.TABLE: request.table}, anew=request.anew)
-        if request.anew:
-            feed.ask_anew()
-        else:
-            feed.ask(request.range, next_xid(self._sql))
-        return {}
-
     def _stream_state(self) -> StreamState:
         capture, rate = self._capture, self._guardian.rate
         return StreamState(
@@ -396,4 +385,5 @@ class Session:
             timeline=self._server.timeline,
             log_bytes_per_second=rate.bytes_per_second if rate else None,
             log_seconds=rate.seconds if rate else 0.0,
+            refused_request=self._requests.refused,
         )

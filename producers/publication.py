@@ -15,7 +15,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from infra.control import OWNERSHIP
+from infra.control import PUBLISHED
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
@@ -44,6 +44,11 @@ WHERE p.pubname = %s AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'pr
 
 Before 15 there is neither a list of columns nor a filter of rows, so those are looked for by name. A partition whose
 root is published, too, is none: its changes come as the root's.
+"""
+
+_IS_THERE: Final = """
+SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
 """
 
 _WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
@@ -124,9 +129,9 @@ def edited(recorded: str | None, table: str, publication: Publication | None) ->
 
 
 def wanted_tables(connection: psycopg.Connection[Any], tables: Sequence[CapturedTable]) -> frozenset[str]:
-    """Return what a publication has to have: the tables, and that of their owners once headrace's own are there."""
-    owned = connection.execute("SELECT pg_catalog.to_regclass('headrace.schema_ownership')").fetchone() != (None,)
-    return frozenset(table.name for table in tables) | ({".".join(OWNERSHIP)} if owned else frozenset())
+    """Return what a publication must have: the tables, and headrace's own that a stream follows, once they exist."""
+    own = [table for table in PUBLISHED if connection.execute(_IS_THERE, table).fetchone() is not None]
+    return frozenset(table.name for table in tables) | {".".join(table) for table in own}
 
 
 def refuse_foreign(name: str, publication: Publication | None, wanted: frozenset[str]) -> None:
@@ -146,8 +151,8 @@ def refuse_foreign(name: str, publication: Publication | None, wanted: frozenset
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[CapturedTable]) -> bool:
     """Make publication `name` publish exactly `tables`, every change of them; returns whether it had to be changed.
 
-    With them the changes of owner, once headrace's own tables are there. What is right already keeps its version. More
-    than these may be in one of another role's, which cannot be changed.
+    With them headrace's own tables that it has to follow, once they are there. What is right already keeps its version.
+    More than these may be in one of another role's, which cannot be changed.
 
     The partitions of a partitioned table are published as the table itself. Raises PublishesAllTables and
     PublicationOfAnotherRole.
@@ -193,8 +198,8 @@ def withdraw(connection: psycopg.Connection[Any], name: str, table: CapturedTabl
 
 def _listed(tables: Sequence[CapturedTable], wanted: frozenset[str]) -> sql.Composable:
     listed = [_table(table) for table in tables]
-    if ".".join(OWNERSHIP) in wanted:
-        listed.append(sql.SQL("ONLY {}").format(sql.Identifier(*OWNERSHIP)))
+    own = [table for table in PUBLISHED if ".".join(table) in wanted]
+    listed += [sql.SQL("ONLY {}").format(sql.Identifier(*table)) for table in own]
     return sql.SQL(", ").join(listed)
 
 

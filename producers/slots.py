@@ -1,4 +1,4 @@
-"""Logical replication slots, over an ordinary connection, and the heartbeats that keep them moving.
+"""Logical replication slots, over an ordinary connection.
 
 Every function takes a psycopg connection in any state that can run a query, and leaves its transaction to
 the caller; driver errors other than those named pass through untranslated.
@@ -280,20 +280,6 @@ def drop(connection: psycopg.Connection[Any], slot: str) -> bool:
     except errors.ObjectInUse as error:
         raise Refused(f"slot {slot} is being read", remedy="stop its producer first") from error
     return True
-
-
-def emit_heartbeat(connection: psycopg.Connection[Any], prefix: str = "headrace", *, transactional: bool = True) -> Lsn:
-    """Write a logical message whose content is this machine's clock (milliseconds since 1970, as text).
-
-    Return its LSN. A transactional one is streamed when the caller's transaction commits, with that commit's
-    LSN, and so can be confirmed like any change, on a database where nothing else is written. One that is
-    not transactional is streamed at once, though nothing makes the server flush it soon.
-    """
-    clock = str(time.time_ns() // 1_000_000)
-    query = "SELECT pg_logical_emit_message(%s, %s, %s::text)::text"
-    row = connection.execute(query, (transactional, prefix, clock)).fetchone()
-    assert row is not None
-    return parse_lsn(row[0])
 
 
 def _lsn(text: str | None) -> Lsn | None:

@@ -11,11 +11,11 @@ from psycopg.conninfo import make_conninfo
 from infra.init.administrator import administrator_script
 from infra.positions import Positions
 from infra.postgres import connect
+from infra.snapshot_requests import SnapshotRequest
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
 from producers.producer import Session
-from producers.requests import SnapshotRequest
 from producers.tables import HiddenRows
 from schemas.errors import PreflightFailed
 from tests.conftest import Database

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import pytest
 
 from infra.positions import Positions
+from infra.snapshot_requests import SnapshotRequest
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
 from producers.producer import Session
-from producers.requests import SnapshotRequest
 from producers.schema_changes import TableStopped
 from producers.start_over import start_over
 from producers.startup import SilentGap

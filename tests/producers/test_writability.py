@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra.snapshot_requests import SnapshotRequest
 from producers import preflight
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.publication import ensure_publication, read_publication
-from producers.requests import SnapshotRequest
 from producers.tables import captured_tables
 from producers.writability import refused_writes
 from tests.conftest import Database
