@@ -23,7 +23,7 @@ from consumers.releases import NOT_NULL, Found, Release, Step, Table, next_step,
 from consumers.repair import request_table
 from consumers.target import backoff
 from infra import log
-from infra.key_order import compared, operator_schemas
+from infra.key_order import compared, default_operators
 from infra.postgres import one_line
 from infra.stopping import shut_down
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
@@ -261,7 +261,7 @@ class Alterations:
 
     def _counted(self) -> tuple[int, int]:
         column = sql.Identifier(self._kind.column)
-        operators = operator_schemas(self._connection, self._tree()[0], [self._kind.column])
+        operators = default_operators(self._connection, self._tree()[0], [self._kind.column])
         row = self._connection.execute(
             sql.SQL(
                 "SELECT count(*) FILTER (WHERE {column} IS NULL),"

@@ -9,8 +9,10 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.key_order import compared, operator_schemas
+from infra.copy_out import Lines, copy_lines
+from infra.key_order import ascending, compared, key_order
 from schemas.avro import row_record
+from schemas.copy_text import unescape
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.encoder import Encoder
 from schemas.errors import UsageError
@@ -31,6 +33,8 @@ _COLUMNS: Final = """
 _MOMENT: Final = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
 """One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
 _AT_ONCE: Final = 5_000
+RANGE_BYTES: Final = 32 << 20
+"""What COPY may send of one range, of a row at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,14 @@ class TableRows:
         # A table has its own rows alone in the stream, not those of tables that inherit from it.
         self._from = sql.SQL("" if partitioned else "ONLY ") + sql.Identifier(schema, name)
         self._key_columns = [sql.Identifier("t", column) for column in key]
-        self._key_sql = sql.SQL(", ").join(self._key_columns)
-        self._operator_schemas = operator_schemas(connection, oid, key)
+        order = key_order(connection, oid, key)
+        if order is None:
+            raise UsageError(
+                f"the key ({', '.join(key)}) of the topic of {table} has no unique index any more",
+                remedy="make one, or see with `headrace check` what becomes of the table",
+            )
+        self._order = order
+        self._ascending = ascending(self._key_columns, order)
         self._list = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns)
 
     @property
@@ -87,22 +97,29 @@ class TableRows:
         return dict(self._decoder.decode(self._prefix + row).after or {})
 
     def ranges(self, rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Yield the keys and the encoded rows of one range of about `rows` rows after the other."""
+        """Yield the keys and the encoded rows of range after range: `rows` of them, fewer where they are wide."""
         after: Sequence[str] | None = None
+        planned = rows
         while True:
             upto = self._connection.execute(
                 sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
                     sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in self._key),
                     self._from,
                     self._where(after, None),
-                    self._key_sql,
-                    sql.Literal(rows - 1),
+                    self._ascending,
+                    sql.Literal(planned - 1),
                 )
             ).fetchone()
-            yield self._copy(self._where(after, upto))
+            range_ = sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
+            lines = self._copy(range_, RANGE_BYTES)
+            yield self._encoded(lines)
+            if not lines.whole:
+                upto = self._last_key(lines)
             if upto is None:
                 return
             after = upto
+            if lines.rows:
+                planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
 
     def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], Moment]:
         """Return those of `keys` that have a row, all as one snapshot saw them, and which that was.
@@ -130,22 +147,29 @@ class TableRows:
                         for name in self._key
                     ),
                     sql.SQL(", ").join(map(sql.Identifier, self._key)),
-                    compared(self._key_columns, "=", names, self._operator_schemas),
+                    compared(self._key_columns, "=", names, self._order),
                 )
-                found.update(zip(*self._copy(wanted), strict=True))
+                found.update(zip(*self._encoded(self._copy(wanted)), strict=True))
         return found, moment
 
-    def _copy(self, where: sql.Composable) -> tuple[list[bytes], list[bytes]]:
+    def _copy(self, where: sql.Composable, most: int | None = None) -> Lines:
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
-        with self._connection.cursor() as cursor, cursor.copy(query) as copy:
-            data = b"".join(copy)
-        keys, rows = self._encoder.encode_copy_chunk(data, b"")
+        bound = {} if most is None else {"most": most}
+        return copy_lines(self._connection, query.as_bytes(self._connection), **bound)
+
+    def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:
+        keys, rows = self._encoder.encode_copy_chunk(lines.data, b"")
         return [key[HEADER_BYTES:] for key in keys], rows
+
+    def _last_key(self, lines: Lines) -> list[str]:
+        fields = lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1].split(b"\t")
+        names = list(self._types)
+        return [unescape(fields[names.index(name)]).decode() for name in self._key]
 
     def _where(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
         bounds = [
-            compared(self._key_columns, operator, list(map(sql.Literal, bound)), self._operator_schemas)
-            for bound, operator in ((after, ">"), (upto, "<="))
+            compared(self._key_columns, sign, list(map(sql.Literal, bound)), self._order)
+            for bound, sign in ((after, ">"), (upto, "<="))
             if bound is not None
         ]
         return sql.SQL("WHERE ") + sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("")

@@ -31,6 +31,9 @@ from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
 from schemas.wire import HEADER_BYTES
 
+_COPY_OVERHEAD: Final = 2 << 20
+"""By so much COPY's line of a row may be above twice its record: texts at most double, and numbers are short."""
+
 _REMEMBERED_BYTES: Final = 512 * 1024
 """What the keys of a remembered chunk may take: written in base 64, that stays below Kafka's usual megabyte."""
 
@@ -87,6 +90,11 @@ class TableFeed:
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
+
+    @property
+    def longest_line(self) -> int:
+        """How many bytes COPY may send of a row: of more no record could be made."""
+        return 2 * self.largest + _COPY_OVERHEAD
 
     @property
     def copying(self) -> bool:

@@ -30,13 +30,14 @@ from infra.topics import STATE, ensure_topic
 from producers import copy_phase, ownership, preflight, slots, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
-from producers.copy_phase import BARRIER_SECONDS, CopyLog
+from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
 from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
 from producers.ownership import Found
 from producers.publication import ensure_publication, published_tables
+from producers.refusals import TableBusy
 from producers.relay import Relay
 from producers.requests import read_request
 from producers.schema_changes import TableStopped
@@ -63,9 +64,6 @@ _COPY_SECONDS: Final = 5.0
 
 _HEARTBEAT_SECONDS: Final = 5.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
-
-_PATIENCE: Final = "SET lock_timeout = '2s'"
-"""For a chunk, while which the stream stands; not for what a start has to wait for."""
 
 
 class ReadAnew(Exception):
@@ -213,8 +211,8 @@ class Session:
         )
         opened.callback(self._stream.close)
         self._incoming = gated(Incoming(self._stream, spills), self._database, self._sql, self._stream, self._log)
-        self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
+        self._turns = Turns(self._log)
         self._copy_log = CopyLog(self._log)
         self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
@@ -247,15 +245,15 @@ class Session:
         # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
         bound = self._database.snapshot.max_retained_wal_mb << 18
         while not self._stop.is_set() and time.monotonic() < deadline:
-            choice = copy_phase.choose(self._sql, self._feeds, self._capture.unseen, self._stop, self._log)
+            choice = copy_phase.choose(self._sql, self._feeds, self._turns, self._capture.unseen, self._stop, self._log)
             self._waits = choice.waits
             if choice.feed is None:
                 return
             try:
                 lsn = self._copy_chunk(choice.feed)
-            except psycopg.errors.LockNotAvailable:
-                self._log.info("a table to copy is locked; going on without it", **{log.TABLE: choice.feed.table.name})
-                return
+            except TableBusy as error:
+                self._turns.set_aside(choice.feed, error.problem)
+                continue
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return
 
@@ -263,7 +261,7 @@ class Session:
         """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
         rows = self._database.snapshot.chunk_rows
         try:
-            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._capture.position, rows)
+            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._turns, self._capture.position, rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
             self._commit([(feed.table.name, feed.state)])

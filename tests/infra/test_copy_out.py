@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers import copy_out, snapshot
+from infra import copy_out
 from schemas import codec
 from tests.conftest import Database
 
@@ -30,7 +30,9 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 
 def copied(connection: psycopg.Connection[Any], query: str) -> tuple[bytes, int]:
-    return copy_out.copy_out(connection.pgconn, f"COPY ({query}) TO STDOUT".encode())
+    lines = copy_out.copy_out(connection.pgconn, f"COPY ({query}) TO STDOUT".encode())
+    assert lines.whole
+    return lines.data, lines.rows
 
 
 def works(connection: psycopg.Connection[Any]) -> bool:
@@ -41,9 +43,10 @@ def works(connection: psycopg.Connection[Any]) -> bool:
 @pytest.mark.parametrize("rows", [0, 1, 20_000])
 def test_the_lines_are_those_of_libpq(connection: psycopg.Connection[Any], rows: int) -> None:
     query = f"COPY ({ROWS.format(rows)}) TO STDOUT".encode()
-    lines = [bytes(line) for line in snapshot._copy_lines(connection, query)]
+    lines = copy_out._through_libpq(connection.pgconn, query)
+    assert lines.rows == lines.data.count(b"\n") == rows
     for _ in range(2):
-        assert copy_out.copy_out(connection.pgconn, query) == (b"".join(lines), len(lines))
+        assert copy_out.copy_out(connection.pgconn, query) == lines
     assert works(connection)
 
 
@@ -129,7 +132,8 @@ HELLO, BYE = say(b"H", b"\0\0\1\0\0"), say(b"c") + say(b"C", b"COPY 2\0") + say(
 def hear(pieces: list[bytes]) -> tuple[object, bool]:
     conversation = Conversation(pieces)
     try:
-        found: object = copy_out.copy_out(conversation, b"COPY t TO STDOUT")  # type: ignore[arg-type]
+        lines = copy_out.copy_out(conversation, b"COPY t TO STDOUT")  # type: ignore[arg-type]
+        found: object = lines.data, lines.rows
     except psycopg.Error as error:
         found = type(error)
     conversation.end()
