@@ -41,6 +41,7 @@ from producers.refusals import TableBusy
 from producers.relay import Relay
 from producers.requests import read_request
 from producers.schema_changes import TableStopped
+from producers.server_text import server_text
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.strays import Strays
@@ -201,7 +202,9 @@ class Session:
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
         strays = Strays(source, state.strays, self._feeds)
-        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
+        self._capture = Capture(
+            self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays, server_text(self._sql)
+        )
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
         self._claim(state, stopped)

@@ -43,4 +43,5 @@ def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeEr
 
 def not_utf8(what: str) -> str:
     """Return why a table stops that has bytes which no reader of its topic could take for text."""
-    return f"{what} has bytes that are not UTF-8, and its database (SQL_ASCII) does not say which encoding they are in"
+    told = f"{what} has bytes that are not UTF-8, and its database (SQL_ASCII) does not say which encoding they are in"
+    return told.strip()

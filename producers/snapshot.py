@@ -15,6 +15,7 @@ from infra.key_order import ascending, compared, key_order
 from producers.copying import Bounds
 from producers.reread import Texts
 from producers.schema_changes import TableStopped
+from producers.server_text import DOUBTFUL, doubtful
 from producers.tables import CapturedTable, relation_of
 from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
@@ -74,8 +75,9 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
 
     Raises TableGone when the table was dropped.
     """
-    query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
-        sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
+    query = sql.SQL("SELECT {}, {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
+        _doubtful(table),
+        sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in _key(table)),
         _from(table),
         _where(table, bounds),
         ascending(_key(table), table.order),
@@ -83,7 +85,11 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
     )
     with _present(table):
         row = connection.execute(query).fetchone()
-    return None if row is None else tuple(row)
+    if row is None:
+        return None
+    if row[0]:
+        raise TableStopped(doubtful("a key", table.encoding))
+    return tuple(row[1:])
 
 
 def read_chunk(
@@ -103,7 +109,9 @@ def read_chunk(
             snapshot, lsn = current_snapshot(connection)
             relation = _relation(connection, table)
             upto = plan_chunk(connection, table, bounds, rows)
-            lines = _copy(connection, table, relation, bounds if upto is None else replace(bounds, last=upto), longest)
+            bounds = bounds if upto is None else replace(bounds, last=upto)
+            _refuse_doubtful_keys(connection, table, bounds)
+            lines = _copy(connection, table, relation, bounds, longest)
     finally:
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
@@ -123,6 +131,15 @@ def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Rela
         # Where there is no such index any more, the catalog's watch says so with its reason.
         raise TableStopped(f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began")
     return relation
+
+
+def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> None:
+    """Raise TableStopped where a key would come back from UTF-8 as another."""
+    if table.encoding not in DOUBTFUL:
+        return
+    query = sql.SQL("SELECT coalesce(bool_or({}), false) FROM {} AS t {}")
+    if connection.execute(query.format(_doubtful(table), _from(table), _where(table, bounds))).fetchone() == (True,):
+        raise TableStopped(doubtful("a key", table.encoding))
 
 
 @contextmanager
@@ -162,6 +179,14 @@ def _from(table: CapturedTable) -> sql.Composable:
 def _key(table: CapturedTable) -> list[sql.Composable]:
     # With the table's alias, since ORDER BY takes a bare name for that of an output column first.
     return [sql.Identifier("t", name) for name in table.key]
+
+
+def _doubtful(table: CapturedTable) -> sql.Composable:
+    """Return the condition that the key of a row has a text which is another one once it was UTF-8."""
+    if table.encoding not in DOUBTFUL:
+        return sql.SQL("false")
+    changes = sql.SQL("{0}::text COLLATE \"C\" <> convert_from(convert_to({0}::text, 'UTF8'), 'UTF8')")
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(changes.format(column) for column in _key(table)))
 
 
 def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:
