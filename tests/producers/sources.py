@@ -20,7 +20,7 @@ from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
 from tests.settling import until_shown
 
-PATIENCE = 40.0
+PATIENCE = 180.0
 """Seconds until a test that waits for something gives up; nothing is asserted about it."""
 
 

@@ -25,7 +25,7 @@ KINDS = {
     "tree_elsewhere": ("k ext.ltree", "PRIMARY KEY (k)", "('top.n' || i)::ext.ltree"),
     "mood": ("k ext.mood, j int", "PRIMARY KEY (k, j)", "(ARRAY['sad', 'ok', 'happy'])[i % 3 + 1]::ext.mood, i"),
     "ranged": ("k int4range", "PRIMARY KEY (k)", "int4range(i, i + i % 5 + 1)"),
-    "blank_padded": ("k char(9)", "PRIMARY KEY (k)", "'x' || i"),
+    "blank_padded": ("k char(9)", "PRIMARY KEY (k)", "'x' || lpad(i::text, 8, '0')"),
     "unique_as_text": ("k ext.citext NOT NULL", "UNIQUE (k text_ops)", f"({_TWICE})::ext.citext"),
     "unique_in_bytes": ("k ext.citext NOT NULL", "UNIQUE (k text_pattern_ops)", f"({_TWICE})::ext.citext"),
     "backwards": ("k int NOT NULL", "UNIQUE (k ext.backwards)", "i"),
@@ -49,7 +49,7 @@ def test_no_row_is_left_out_whatever_its_key_is_ordered_by(new_source: NewSource
         index = f"CREATE UNIQUE INDEX ON {name} {key.removeprefix('UNIQUE')};" if unique else ""
         ddl += [
             f"CREATE TABLE {name} ({columns}, n int NOT NULL{'' if unique else ', ' + key}); {index}",
-            f"INSERT INTO {name} SELECT {value}, 0 FROM generate_series(1, 60) i;",
+            f"INSERT INTO {name} SELECT {value}, 0 FROM generate_series(1, 24) i;",
             f"ALTER TABLE {name} REPLICA IDENTITY FULL;" if unique else "",
         ]
     tables = [f"public.{name}" for name in KINDS]
@@ -61,4 +61,4 @@ def test_no_row_is_left_out_whatever_its_key_is_ordered_by(new_source: NewSource
                 source.connection.execute(f"UPDATE {name} SET n = {n} WHERE n = {n - 1} AND random() < 0.7".encode())
         producer.caught_up()
     for table in tables:
-        assert len({record.raw_key for record in source.require_equal(table)}) == 60, table
+        assert len({record.raw_key for record in source.require_equal(table)}) == 24, table
