@@ -51,7 +51,7 @@ class LineTooLong(Exception):
 def copy_lines(
     connection: psycopg.Connection[Any], query: bytes, *, most: int = _NO_BOUND, longest: int = _NO_BOUND
 ) -> Lines:
-    """Run a COPY and return its first lines, in all about `most` bytes, but one at least; the query then is canceled.
+    """Run a COPY and return its first lines, in all at most `most` bytes, but one at least; the query then is canceled.
 
     A line is at most `longest` bytes: raises LineTooLong for the first one; before a later one the lines end. Raises
     psycopg's error for what the server says, with the connection ready for the next query (as in any failed
@@ -126,8 +126,12 @@ class _Taken:
         """Take the whole lines that a buffer of messages begins with."""
         if self.ended is not None:
             return
-        data, rows, used = codec.compiled.copy_data(unread)
-        if rows:
+        while True:
+            room = self._most - self._size if self._rows else max(self._most, _line(unread))
+            with memoryview(unread) as view, view[: room + _head.size] as within:
+                data, rows, used = codec.compiled.copy_data(within)
+            if not rows:
+                break
             self.add(data, rows)
             del unread[:used]
         self.judge(_line(unread))

@@ -17,6 +17,7 @@ from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
+from producers.refusals import not_utf8
 from producers.requests import REQUEST_PREFIX
 from producers.schema_changes import TableStopped
 from producers.server_text import ServerText
@@ -176,6 +177,9 @@ class Capture:
                 encoder = feed.encoder_for(named)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
+                return None
+            except UnicodeEncodeError:
+                self._stop(feed, TableStopped(not_utf8("a column's name")))
                 return None
             names = [column.name for column in named.columns]
             key = tuple(names.index(name) for name in feed.table.key)

@@ -148,7 +148,9 @@ def copy_chunk(
     except LineTooLong as error:
         raise TableStopped(f"a row has {error.size} bytes, where its topic takes {feed.largest}") from error
     except (psycopg.Error, UnicodeError) as error:
-        raise judged(connection, error) from error
+        if (of_the_table := judged(connection, error)) is None:
+            raise
+        raise of_the_table from error
     # Behind the chunk, which may have shown a key twice that was no key any more.
     watch.require(feed)
     if not ownership.owned(feed.table, feed.source, owners(connection)):

@@ -129,8 +129,13 @@ def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Rela
         raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
     if table.order and key_order(connection, table.relation.oid, table.key) not in (table.order, None):
         # Where there is no such index any more, the catalog's watch says so with its reason.
-        raise TableStopped(f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began")
+        raise TableStopped(sorts_otherwise(table))
     return relation
+
+
+def sorts_otherwise(table: CapturedTable) -> str:
+    """Return why a copy cannot be gone on with once its ranges mean other rows."""
+    return f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began"
 
 
 def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> None:

@@ -195,10 +195,10 @@ def test_lines_end_where_their_bytes_do_and_the_connection_goes_on(
         lines = copy_out.copy_lines(connection, WIDE, most=3_000_000)
         assert not lines.whole
         assert lines.rows == lines.data.count(b"\n") > 20
-        assert len(lines.data) < 3_000_000 + (1 << 20), "more than a reading above the bound"
+        assert 2_900_000 < len(lines.data) <= 3_000_000
         connection.execute("ROLLBACK")
         assert works(connection)
-    assert copy_out.copy_lines(connection, WIDE, most=10).rows in range(1, 12)
+    assert copy_out.copy_lines(connection, WIDE, most=10).rows == 1
     assert copy_out.copy_lines(connection, WIDE, most=1 << 30).whole
     with pytest.raises(copy_out.LineTooLong) as raised:
         copy_out.copy_lines(connection, WIDE.replace(b"100000", b"5000000"), longest=4_000_000)
