@@ -22,7 +22,7 @@ from consumers.backfill import Backfill
 from consumers.releases import NOT_NULL, Found, Release, Step, Table, next_step, refusal
 from consumers.target import backoff
 from infra import log
-from infra.key_order import compared, operator_schemas
+from infra.key_order import compared, default_operators
 from infra.postgres import one_line
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stopping import shut_down
@@ -262,7 +262,7 @@ class Alterations:
 
     def _counted(self) -> tuple[int, int]:
         column = sql.Identifier(self._kind.column)
-        operators = operator_schemas(self._connection, self._tree()[0], [self._kind.column])
+        operators = default_operators(self._connection, self._tree()[0], [self._kind.column])
         row = self._connection.execute(
             sql.SQL(
                 "SELECT count(*) FILTER (WHERE {column} IS NULL),"

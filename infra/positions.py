@@ -101,6 +101,7 @@ class SnapshotState(_Record):
     is there while it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and
     `asked` are the ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
     `published` is how its stream was published all along; see producers.publication.
+    `order` names what its ranges are compared by (infra.key_order.order_name).
     """
 
     source: str
@@ -118,6 +119,7 @@ class SnapshotState(_Record):
     asked: tuple[RangeState, ...] = ()
     anew: bool = False
     published: str | None = None
+    order: str = ""
 
     @property
     def under_way(self) -> bool:

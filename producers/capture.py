@@ -18,8 +18,10 @@ from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
+from producers.refusals import not_utf8
 from producers.requests import Told, told
 from producers.schema_changes import TableStopped
+from producers.server_text import ServerText
 from producers.strays import Strays
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
@@ -69,9 +71,12 @@ class Capture:
         confirmed: Lsn,
         unseen: Unseen,
         strays: Strays | None = None,
+        text: ServerText | None = None,
     ) -> None:
+        """`text` converts rows and names that do not come in UTF-8."""
         self._all = tuple(feeds)
         self.strays = strays or Strays("", {}, ())
+        self._text = text
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, _Route] = {}
@@ -169,17 +174,21 @@ class Capture:
         self.moved = True
         route = self._routes.get(relation.oid)
         if route is None or route.relation is not relation:
-            feed = self._feed_of(relation)
+            named = relation if self._text is None else self._text.relation(relation)
+            feed = self._feed_of(named)
             if feed is None:
-                if (away := self._away_of(relation)) is not None:
+                if (away := self._away_of(named)) is not None:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
-            places = feed.captured_places(relation)
-            captured = relation if places is None else _of_columns(relation, places)
+            places = feed.captured_places(named)
+            captured = named if places is None else _of_columns(named, places)
             try:
                 encoder = feed.encoder_for(captured)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
+                return None
+            except UnicodeEncodeError:
+                self._stop(feed, TableStopped(not_utf8("a column's name")))
                 return None
             names = [column.name for column in captured.columns]
             key = tuple(names.index(name) for name in feed.table.key)
@@ -252,7 +261,7 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, route.captured(message.after))
+            self._write(Op.CREATE, route, self._captured(route, message.after))
         elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
         elif _is(message.relation, REQUESTS) and not self._skipping:
@@ -263,11 +272,11 @@ class Capture:
             if _is(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
-        after = route.captured(message.after)
+        after = self._captured(route, message.after)
         if message.before is None:
             self._write(Op.UPDATE, route, after)
             return
-        before = route.captured(message.before)
+        before = self._captured(route, message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if _key(route, before) != _key(route, after):
@@ -280,7 +289,11 @@ class Capture:
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, route.captured(message.before))
+            self._remove(route, self._captured(route, message.before))
+
+    def _captured(self, route: _Route, values: pg.Values) -> pg.Values:
+        values = route.captured(values)
+        return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
 
     def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
         if self._publishes(route, values):

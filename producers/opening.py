@@ -25,6 +25,7 @@ from producers.publication import edited, ensure_publication, read_publication
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
+from producers.server_text import stream_encoding
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable
 from schemas.errors import Interrupted
@@ -197,6 +198,7 @@ def take_slot(
                 # Any role may write messages, each of up to a gigabyte, which would be read at every start.
                 messages=False,
                 application_name=f"headrace {source}",
+                client_encoding=stream_encoding(connection),
             )
         except SlotInUse as error:
             if time.monotonic() > deadline:

@@ -31,16 +31,18 @@ from infra.topics import STATE, ensure_topic
 from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
-from producers.copy_phase import BARRIER_SECONDS, CopyLog
+from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
 from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
 from producers.ownership import Found
+from producers.refusals import TableBusy
 from producers.relay import Relay
 from producers.replication import PublicationMissing
 from producers.requests import Requests
 from producers.schema_changes import TableStopped
+from producers.server_text import server_text
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.strays import Strays
@@ -64,9 +66,6 @@ _COPY_SECONDS: Final = 5.0
 
 _HEARTBEAT_SECONDS: Final = 5.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
-
-_PATIENCE: Final = "SET lock_timeout = '2s'"
-"""For a chunk, while which the stream stands; not for what a start has to wait for."""
 
 
 class ReadAnew(Exception):
@@ -205,7 +204,9 @@ class Session:
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
         strays = Strays(source, state.strays, self._feeds)
-        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
+        self._capture = Capture(
+            self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays, server_text(self._sql)
+        )
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
         self._requests = Requests(self._sql, self._feeds, stopped, self._log, stream.refused_request)
@@ -216,8 +217,8 @@ class Session:
         )
         opened.callback(self._stream.close)
         self._incoming = gated(Incoming(self._stream, spills), self._database, self._sql, self._stream, self._log)
-        self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
+        self._turns = Turns(self._log)
         self._copy_log = CopyLog(self._log)
         self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
@@ -252,15 +253,15 @@ class Session:
         # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
         bound = self._database.snapshot.max_retained_wal_mb << 18
         while not self._stop.is_set() and time.monotonic() < deadline:
-            choice = copy_phase.choose(self._sql, self._feeds, self._capture.unseen, self._stop, self._log)
+            choice = copy_phase.choose(self._sql, self._feeds, self._turns, self._capture.unseen, self._stop, self._log)
             self._waits = choice.waits
             if choice.feed is None:
                 return
             try:
                 lsn = self._copy_chunk(choice.feed)
-            except psycopg.errors.LockNotAvailable:
-                self._log.info("a table to copy is locked; going on without it", **{log.TABLE: choice.feed.table.name})
-                return
+            except TableBusy as error:
+                self._turns.set_aside(choice.feed, error.problem)
+                continue
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return
 
@@ -268,10 +269,7 @@ class Session:
         """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
         rows = self._database.snapshot.chunk_rows
         try:
-            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._capture.position, rows)
-        except psycopg.errors.InsufficientPrivilege:
-            feed.hidden = True  # until a look finds that it may be read again
-            return None
+            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._turns, self._capture.position, rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
             self._commit([(feed.table.name, feed.state)])

@@ -90,6 +90,11 @@ class TableWatch:
         if (reason := standing_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
             raise TableStopped(reason)
 
+    def hides(self, feed: TableFeed) -> bool:
+        """Whether rows of the table may not be read now; copying it then waits until a look finds that they may."""
+        self._note_readable(feed, self.now(feed.table.relation.oid))
+        return feed.hidden
+
     def look(self, feeds: Iterable[TableFeed]) -> None:
         """Look at the tables; to be called before a heartbeat, whose position `noted` then gets.
 
