@@ -139,8 +139,8 @@ def copy_chunk(
 ) -> Copied | None:
     """Read the next chunk, of about `rows` rows at most, into the feed.
 
-    None when the table's owner, or the right to read it, has changed. Raises TableBusy when the table cannot be read now, and TableGone, TableStopped, IncompatibleSchema or Malformed
-    when nothing more of it can be published.
+    None when the table's owner, or the right to read it, has changed. Raises TableBusy when the table cannot be read
+    now, and TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of it can be published.
     """
     planned = turns.rows(feed, rows)
     try:
