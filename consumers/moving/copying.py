@@ -76,7 +76,7 @@ def refuse(source: Copy) -> None:
         tree = Path(os.path.join(each.parent, os.fsdecode(each.read_bytes()).strip()))
         if tree.exists():
             raise NotAPlace(f"the working tree {tree.parent} is linked to it: `git worktree remove` it")
-    if any(not each.is_dir(follow_symlinks=False) for each in os.scandir(path.parent)):
+    if any(not each.is_dir(follow_symlinks=False) for each in list(os.scandir(path.parent))):
         raise NotAPlace(f"a working tree, or something else, lies beside it in {path.parent}")
 
 

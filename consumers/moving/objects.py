@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -27,7 +26,7 @@ _AT_ONCE: Final = 2_000
 
 
 def bring_objects(source: Copy, target: Copy, seconds: float) -> Steps[None]:
-    """Bring every object that `source` has to `target`. Raises GitFailed, and FileNotFoundError when a gc interferes."""
+    """Bring every object that `source` has to `target`. Raises GitFailed, or FileNotFoundError in a gc."""
     packs, loose = yield from _files_missing(source.path / "objects", target.path / "objects")
     if not packs and not loose:
         return
@@ -114,8 +113,8 @@ def _listed(directory: Path) -> list[str]:
     return sorted(each.name for each in _scanned(directory))
 
 
-def _scanned(directory: Path) -> Iterator[os.DirEntry[str]]:
+def _scanned(directory: Path) -> list[os.DirEntry[str]]:
     try:
-        yield from os.scandir(directory)
+        return list(os.scandir(directory))
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []

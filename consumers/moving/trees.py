@@ -76,7 +76,8 @@ def is_gits(relative: str) -> bool:
 
 
 def walk(top: Path, *, files_only: bool) -> Steps[dict[str, Entry]]:
-    """Return path → what lies there, directories before what is in them; `files_only` leaves git's objects and refs out.
+    """Return path → what lies there, directories before what is in them; with `files_only` git's objects and refs are
+    left out.
 
     What vanishes meanwhile is left out. Raises NotAPlace for what cannot be moved.
     """

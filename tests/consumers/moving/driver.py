@@ -25,6 +25,7 @@ import psycopg
 from consumers.ledger import Ledger
 from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import states
+from consumers.moving.git import Steps, run
 from consumers.moving.tables import OWN_TABLES
 from consumers.outside import Outside, Pace
 from consumers.placement import md5_home, rendezvous_home
@@ -83,6 +84,11 @@ def member(settings: Settings) -> Totals:
     """Run a member in this thread until all is moved."""
     migration = RehashMoves.configure(settings.migration("rehash_moves"))
     return Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+
+
+def hang(*_: Any, **__: Any) -> Steps[None]:
+    """Run a command for longer than any test, in place of a part of a clone."""
+    yield from run("sleep", "1000", seconds=1000.0)
 
 
 class World:

@@ -62,7 +62,9 @@ def _wrong(world: World, kinds: dict[str, Kind], before: dict[str, Any], *, forw
         old, new = world.disks.old(name), world.disks.new(name)
         moved = each.refused is None
         place, other = (new, old) if moved and forward else (old, new)
-        if states[name] != ("settled" if moved else "failed"):
+        # On the way back, what was refused is where it belongs.
+        settles = moved or (not forward and each.name != "head_is_missing")
+        if states[name] != ("settled" if settles else "failed"):
             yield each.name, states[name], said[name]
             continue
         if moved and forward and (each.said or "") not in said[name]:

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from tests.consumers.gitservers import git, make_repository, push
-from tests.consumers.moving.kinds.registry import leftover, write
 from tests.consumers.moving.kinds.hostile import commands
+from tests.consumers.moving.kinds.registry import leftover, write
 from tests.consumers.moving.kinds.whole import commit, loosen
 
 
