@@ -226,7 +226,12 @@ def test_a_blocking_clone_never_exceeds_the_limit_that_all_members_share(
     def copy(*arguments: Any, **named: Any) -> Any:
         under_way.add(threading.get_ident())
         try:
-            for pace in original(*arguments, **named):
+            steps = original(*arguments, **named)
+            while True:
+                try:
+                    pace = next(steps)
+                except StopIteration as end:
+                    return end.value
                 most.append(len(under_way))
                 yield pace
         finally:

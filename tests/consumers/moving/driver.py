@@ -145,7 +145,8 @@ class World:
         self.connection.execute("UPDATE headrace.migrations SET run = run + 1")
 
 
-def _end_at(point: str, number: int, with_signal: signal.Signals) -> None:
+def end_at(point: str, number: int, with_signal: signal.Signals) -> None:
+    """Have this process end, or stop, the so manieth time that it comes to a point; see above."""
     module_name, function, when = point.split(":")
     owner: Any = importlib.import_module(module_name)
     *path, name = function.split(".")
@@ -170,5 +171,5 @@ def _end_at(point: str, number: int, with_signal: signal.Signals) -> None:
 
 if __name__ == "__main__":
     if sys.argv[2]:
-        _end_at(sys.argv[2], int(sys.argv[3]), signal.SIGSTOP if sys.argv[4] == "stop" else signal.SIGKILL)
+        end_at(sys.argv[2], int(sys.argv[3]), signal.SIGSTOP if sys.argv[4] == "stop" else signal.SIGKILL)
     drive(load_settings(Path(sys.argv[1])))

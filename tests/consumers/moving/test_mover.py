@@ -196,7 +196,7 @@ def test_refs_that_both_copies_changed_are_kept_both(world: World) -> None:
 
     assert refs(new)["refs/heads/main"] == ours
     assert refs(new)[f"{KEPT}{theirs}/heads/main"] == theirs
-    row = world.connection.execute("SELECT state, failure FROM headrace.rehash_moves").fetchone()
+    row = world.connection.execute("SELECT state, remarks FROM headrace.rehash_moves").fetchone()
     assert row is not None
     assert row[0] == "settled"
     assert "both copies were written to" in row[1]
