@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
-from infra.postgres import connect, translated
+from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
@@ -268,8 +268,8 @@ class Session:
         rows = self._database.snapshot.chunk_rows
         try:
             copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._capture.position, rows)
-        except psycopg.errors.InsufficientPrivilege:
-            feed.hidden = True  # until a look finds that it may be read again
+        except psycopg.errors.InsufficientPrivilege as error:
+            self._watch.hide(feed, one_line(error))
             return None
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)

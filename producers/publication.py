@@ -46,6 +46,8 @@ Before 15 there is neither a list of columns nor a filter of rows, so those are 
 root is published, too, is none: its changes come as the root's.
 """
 
+GONE: Final = "does not exist any more"
+
 _WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
 _GENERATED: Final = ", publish_generated_columns = stored"
 _GENERATED_SINCE: Final = 180_000
@@ -106,7 +108,7 @@ def replaced(recorded: str | None, publication: Publication | None) -> str | Non
     if recorded is None:
         return None
     if publication is None:
-        return "does not exist any more"
+        return GONE
     was, now = recorded.partition("/")[0], publication.version
     if was == now:
         return None
