@@ -14,6 +14,7 @@ from producers import startup
 from producers.feed import TableFeed
 from producers.publication import Publication, edited, read_publication, replaced, withdraw
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
+from producers.tables import HiddenRows
 from producers.writability import WritesRefused, refused_writes
 from schemas.positions import Lsn
 
@@ -79,6 +80,7 @@ class TableWatch:
         self._ending: list[tuple[Lsn, TableFeed, str]] = []
         self._told: set[str] = set()
         self._unwritable: set[str] = set()
+        self._hidden: set[str] = set()
 
     def now(self, oid: int) -> TableNow | None:
         """Return one table; None when it is gone."""
@@ -147,11 +149,22 @@ class TableWatch:
                 remedy=WritesRefused.__doc__,
             )
 
+    def _hide(self, feed: TableFeed, reason: str) -> None:
+        feed.hidden = True
+        if feed.table.name not in self._hidden:
+            self._hidden.add(feed.table.name)
+            self._log.warning(
+                "rows of a table may not be read: its changes are published, and copying it waits",
+                **{log.TABLE: feed.table.name, log.REASON: reason},
+                remedy=HiddenRows.__doc__,
+            )
+
     def _note_readable(self, feed: TableFeed, now: TableNow | None) -> None:
-        hidden = now is not None and not now.readable
-        if hidden and not feed.hidden:
-            self._log.warning("rows of a table may not be read: copying it waits", **{log.TABLE: feed.table.name})
-        feed.hidden = hidden
+        if now is not None and not now.readable:
+            self._hide(feed, "a grant is missing, or row security hides rows")
+            return
+        feed.hidden = False
+        self._hidden.discard(feed.table.name)
 
     def tell(self, states: Iterable[SnapshotState]) -> None:
         """Log the tables that are stopped, each once."""
