@@ -85,6 +85,9 @@ def copy_chunk(
 
     Raises TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of the table can be published.
     """
+    if not feed.state.form.columns:
+        # Of a table that came back from another owner: nothing of it may be read before the catalog was.
+        watch.begin([feed])
     bounds = feed.copy.bounds
     upto = plan_chunk(connection, feed.table, bounds, rows)
     chunk = read_chunk(connection, feed.table, bounds if upto is None else replace(bounds, last=upto))

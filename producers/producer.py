@@ -206,6 +206,7 @@ class Session:
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
+        self._watch.begin(self._feeds)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -325,8 +326,9 @@ class Session:
         changed: dict[str, SnapshotState | None] = {}
         for content in capture.take_requests():
             changed.update(self._take_request(content))
-        changed.update((feed.table.name, feed.state) for feed in capture.settle())
         changed.update(states)
+        # Later: what was noted since, by this commit too, is newer than what the caller has.
+        changed.update((feed.table.name, feed.state) for feed in capture.settle())
         anew = [name for name, state in changed.items() if state is not None and state.anew]
         self._watch.tell(state for state in changed.values() if state is not None)
         moved = capture.handovers
