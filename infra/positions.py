@@ -158,7 +158,7 @@ class SnapshotState(_Record):
     @property
     def under_way(self) -> bool:
         """Whether rows of the table are being copied, or are to be."""
-        return not self.done or self.reread is not None or self.anew
+        return not self.done or self.reread is not None or bool(self.asked) or self.anew
 
 
 class HandoverState(_Record):
