@@ -9,21 +9,16 @@ fast as the machine.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
-from pathlib import Path
 
-from infra.stack.kafka import EmbeddedKafka
-from infra.stack.processes import Keeper
 from tests.fuzz.rounds import Broken, World, play
 from tests.fuzz.script import Script, draw
 from tests.fuzz.shrinking import shrunk
-from tests.server_versions import MAJORS, NEWEST, server_of
+from tests.server_versions import MAJORS, NEWEST, stack_of
 
 
 def main() -> int:
@@ -41,8 +36,8 @@ def main() -> int:
     deadline = float("inf") if chosen.rounds else time.monotonic() + chosen.seconds
     failed: dict[int, str] = {}
     counts: Counter[str] = Counter()
-    with contextlib.ExitStack() as opened:
-        world = opened.enter_context(servers(chosen.version))
+    with stack_of(chosen.version) as (server, bootstrap_servers, directory):
+        world = World(server, bootstrap_servers, directory)
         seed = first
         while time.monotonic() < deadline and (not chosen.rounds or seed < first + chosen.rounds):
             script = draw(seed, chosen.version, only)
@@ -73,21 +68,6 @@ def main() -> int:
             seed += 1
     print(f"{seed - first} rounds, {len(failed)} failed {sorted(failed)}; tables: {dict(counts)}")
     return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def servers(version: int):  # type: ignore[no-untyped-def]
-    """A broker and a server of that version for as many rounds as are wanted."""
-    with tempfile.TemporaryDirectory(prefix="headrace-fuzz-") as place, contextlib.ExitStack() as opened:
-        directory = Path(place)
-        keeper = Keeper()
-        opened.callback(keeper.close)
-        (directory / "kafka").mkdir()
-        kafka = EmbeddedKafka(directory / "kafka", keeper)
-        kafka.start()
-        opened.callback(kafka.kill)
-        server = opened.enter_context(server_of(version))
-        yield World(server, kafka.bootstrap_servers, directory)
 
 
 def changed(script: Script) -> str:
