@@ -30,6 +30,7 @@ class StreamState(_Record):
     see yet (only noted while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is
     the process that wrote the record: a producer that finds another's there was taken over. `timeline` is the server's,
     on which these positions are; 0: not known. `log_bytes_per_second` is how fast its log grew over `log_seconds`.
+    `refused_request` is why the last request to re-snapshot a table was refused; None: it was not.
     """
 
     source: str
@@ -44,6 +45,7 @@ class StreamState(_Record):
     timeline: int = 0
     log_bytes_per_second: float | None = None
     log_seconds: float = 0.0
+    refused_request: str | None = None
 
     @property
     def position(self) -> Position:
@@ -98,6 +100,8 @@ class SnapshotState(_Record):
     those expected, from the planner's estimate of the rows. `done` says that the topic has all of the table. `reread`
     is there while it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and
     `asked` are the ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
+    `published` is how its stream was published all along; see producers.publication.
+    `order` names what its ranges are compared by (infra.key_order.order_name).
     """
 
     source: str
@@ -114,6 +118,8 @@ class SnapshotState(_Record):
     reread: RereadState | None = None
     asked: tuple[RangeState, ...] = ()
     anew: bool = False
+    published: str | None = None
+    order: str = ""
 
     @property
     def under_way(self) -> bool:

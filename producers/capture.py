@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, cast
 
-from infra.control import OWNERSHIP
+from infra.control import OWNERSHIP, REQUESTS
 from infra.positions import HandoverState
 from infra.registry import IncompatibleSchema
 from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
-from producers.requests import REQUEST_PREFIX
+from producers.refusals import not_utf8
+from producers.requests import Told, told
 from producers.schema_changes import TableStopped
+from producers.server_text import ServerText
 from producers.strays import Strays
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
@@ -28,12 +31,21 @@ from schemas.positions import Lsn, Position
 
 
 class _Route(NamedTuple):
-    """Where the changes of a relation go; `key` are the places of the key's columns in its tuples."""
+    """Where the changes of a relation go.
+
+    `places` are those of the captured columns in the stream's tuples, None for all; `key` those of the key's columns
+    among the captured.
+    """
 
     relation: Relation
     feed: TableFeed
     encoder: Encoder
     key: tuple[int, ...]
+    places: tuple[int, ...] | None
+
+    def captured(self, values: pg.Values) -> pg.Values:
+        """Return the values of the captured columns."""
+        return values if self.places is None else [values[place] for place in self.places]
 
 
 class _RecordTooLarge(Exception):
@@ -59,9 +71,12 @@ class Capture:
         confirmed: Lsn,
         unseen: Unseen,
         strays: Strays | None = None,
+        text: ServerText | None = None,
     ) -> None:
+        """`text` converts rows and names that do not come in UTF-8."""
         self._all = tuple(feeds)
         self.strays = strays or Strays("", {}, ())
+        self._text = text
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, _Route] = {}
@@ -81,13 +96,13 @@ class Capture:
         self._judging = True
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
-        self._told: list[bytes] = []
+        self._told: list[Told] = []
         """Requests of the transaction that is open: not to be taken before it has ended."""
-        self._requests: list[bytes] = []
+        self._requests: list[Told] = []
         self.handovers: dict[str, HandoverState | None] = {}
         """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
 
-    def take_requests(self) -> list[bytes]:
+    def take_requests(self) -> list[Told]:
         """Return the requests (`producers.requests`) of the transactions that the stream has told whole, each once.
 
         They have to be recorded with the position: it is behind them, also where it is in the midst of a transaction
@@ -113,9 +128,6 @@ class Capture:
                 self._end(message)
             case pg.Truncate():
                 self._truncate(message)
-            case pg.LogicalMessage():
-                if message.transactional and message.prefix == REQUEST_PREFIX and not self._skipping:
-                    self._told.append(message.content)
             case pg.RelationMessage() | pg.TypeMessage() | pg.Origin():
                 pass
             case _:
@@ -162,19 +174,25 @@ class Capture:
         self.moved = True
         route = self._routes.get(relation.oid)
         if route is None or route.relation is not relation:
-            feed = self._feed_of(relation)
+            named = relation if self._text is None else self._text.relation(relation)
+            feed = self._feed_of(named)
             if feed is None:
-                if (away := self._away_of(relation)) is not None:
+                if (away := self._away_of(named)) is not None:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
+            places = feed.captured_places(named)
+            captured = named if places is None else _of_columns(named, places)
             try:
-                encoder = feed.encoder_for(relation)
+                encoder = feed.encoder_for(captured)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
                 return None
-            names = [column.name for column in relation.columns]
+            except UnicodeEncodeError:
+                self._stop(feed, TableStopped(not_utf8("a column's name")))
+                return None
+            names = [column.name for column in captured.columns]
             key = tuple(names.index(name) for name in feed.table.key)
-            route = self._routes[relation.oid] = _Route(relation, feed, encoder, key)
+            route = self._routes[relation.oid] = _Route(relation, feed, encoder, key, places)
             self._prefixes.clear()
         return route
 
@@ -243,19 +261,22 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, message.after)
-        elif _is_ownership(message.relation):
+            self._write(Op.CREATE, route, self._captured(route, message.after))
+        elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
+        elif _is(message.relation, REQUESTS) and not self._skipping:
+            self._told.append(told(message.relation, message.after))
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
-            if _is_ownership(message.relation):
+            if _is(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
-        before, after = message.before, message.after
-        if before is None:
+        after = self._captured(route, message.after)
+        if message.before is None:
             self._write(Op.UPDATE, route, after)
             return
+        before = self._captured(route, message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if _key(route, before) != _key(route, after):
@@ -268,7 +289,11 @@ class Capture:
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, message.before)
+            self._remove(route, self._captured(route, message.before))
+
+    def _captured(self, route: _Route, values: pg.Values) -> pg.Values:
+        values = route.captured(values)
+        return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
 
     def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
         if self._publishes(route, values):
@@ -340,8 +365,15 @@ class Capture:
         self.published += 1
 
 
-def _is_ownership(relation: Relation) -> bool:
-    return (relation.schema, relation.table) == OWNERSHIP
+def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
+    columns = tuple(relation.columns[place] for place in places)
+    names = {column.name for column in columns}
+    identity = tuple(name for name in relation.identity_columns if name in names)
+    return replace(relation, columns=columns, identity_columns=identity)
+
+
+def _is(relation: Relation, own: tuple[str, str]) -> bool:
+    return (relation.schema, relation.table) == own
 
 
 def _key(route: _Route, values: pg.Values) -> tuple[bytes, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from infra import log
 from infra.kafka import RECORD_BYTES
+from infra.key_order import order_name
 from infra.positions import ColumnState, SnapshotState
 from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
@@ -23,13 +24,16 @@ from producers.schema_changes import (
     follow,
     obstacle,
 )
-from producers.snapshot import ChunkRows
+from producers.snapshot import ChunkRows, sorts_otherwise
 from producers.tables import CapturedTable, comparable_key
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
 from schemas.wire import HEADER_BYTES
+
+_COPY_OVERHEAD: Final = 2 << 20
+"""By so much COPY's line of a row may be above twice its record: texts at most double, and numbers are short."""
 
 _REMEMBERED_BYTES: Final = 512 * 1024
 """What the keys of a remembered chunk may take: written in base 64, that stays below Kafka's usual megabyte."""
@@ -79,7 +83,13 @@ class TableFeed:
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
-            self.copy = TableCopy(standing.model_copy(update={"columns": self.state.columns}), comparable)
+            order = order_name(table.order)
+            ranges = standing.reread is not None or any(each.upto is not None for each in standing.copied)
+            if ranges and order != standing.order:
+                raise TableStopped(sorts_otherwise(table))
+            self.copy = TableCopy(
+                standing.model_copy(update={"columns": self.state.columns, "order": order}), comparable
+            )
         except (IncompatibleSchema, TableStopped) as error:
             # Of a table whose key changed the ledger could not be read.
             self.stop(error.problem)
@@ -87,11 +97,18 @@ class TableFeed:
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
+        self.hidden = table.hidden is not None
+        """Whether its rows may not be read now: its events are published, and the copy waits."""
+
+    @property
+    def longest_line(self) -> int:
+        """How many bytes COPY may send of a row: of more no record could be made."""
+        return 2 * self.largest + _COPY_OVERHEAD
 
     @property
     def copying(self) -> bool:
         """Whether there is more of it to copy here."""
-        return not self.away and not self.state.stopped and not self.copy.complete
+        return not (self.away or self.hidden or self.state.stopped or self.copy.complete)
 
     @property
     def state(self) -> SnapshotState:
@@ -128,6 +145,16 @@ class TableFeed:
             self.copy.note(columns=columns)
             self._changed = True
         return self._encoders[identity]
+
+    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
+        """Return the places of the stream's columns that are captured; None where all are.
+
+        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
+        """
+        now = self._now()
+        generated = now.generated if now is not None else frozenset()
+        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
+        return None if len(places) == len(relation.columns) else places
 
     def stop(self, reason: str) -> None:
         """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""
@@ -200,6 +227,7 @@ class TableFeed:
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)
         self.empty(*encoder.truncate(prefix, position.ordinal + 1, now_ms))
         self.copy.anew(not_before)
+        self.copy.note(order=order_name(self.table.order))
         self._note()
 
     def empty(self, key: bytes, value: bytes) -> None:

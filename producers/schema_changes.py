@@ -41,7 +41,8 @@ class TableNow:
     """A table as the catalog has it now, perhaps ahead of the stream.
 
     `numbers` is column name → attnum; `filled` are the columns that rows had a value of as soon as they were added, by
-    a default; `unique` the sets of not-null columns of which no two rows have the same values.
+    a default; `unique` the sets of not-null columns of which no two rows have the same values. `generated` columns are
+    not captured, and so not in `numbers`. `readable` says that this role sees all rows.
     """
 
     name: str
@@ -49,6 +50,8 @@ class TableNow:
     filled: frozenset[str]
     unique: frozenset[frozenset[str]]
     published: bool
+    generated: frozenset[str] = frozenset()
+    readable: bool = True
 
 
 Followed = Mapping[str, FollowedColumn]

@@ -14,10 +14,12 @@ from pydantic import SecretStr
 from consumers import fence
 from consumers.ledger import Advance, Ledger, Place
 from consumers.migrations.skip_resets import SkipResets
-from infra.control import ensure_control_schema
+from infra.control import PUBLISHED, ensure_control_schema
+from infra.heartbeat import beat
 from infra.init.administrator import administrator_script
 from infra.postgres import connect
 from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
+from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stack import Stack
 from producers import preflight, slots, startup
 from producers.publication import ensure_publication
@@ -94,7 +96,8 @@ def test_the_role_passes_the_producers_preflight_and_can_do_its_work(prepared: P
         assert startup.system_identifier(connection)
         slots.create(connection, slot, failover=True)
         try:
-            slots.emit_heartbeat(connection)
+            beat(connection)
+            send_request(connection, SnapshotRequest(table="public.container_repositories"))
             with connection.cursor().copy("COPY (SELECT * FROM public.container_repositories) TO STDOUT") as rows:
                 assert list(rows) == []
         finally:
@@ -175,8 +178,9 @@ def published(prepared: Prepared) -> set[str]:
         "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = 'headrace'"
     )
     tables = {name for (name,) in found}
-    assert "headrace.schema_ownership" in tables, "a producer follows the owners of what it publishes"
-    return tables - {"headrace.schema_ownership"}
+    own = set(map(".".join, PUBLISHED))
+    assert own <= tables, "a producer follows the owners of what it publishes, requests and heartbeats"
+    return tables - own
 
 
 def test_kafka_gets_an_acl_for_each_gitlab_schemas_consumer_and_no_other_topics(prepared: Prepared) -> None:
