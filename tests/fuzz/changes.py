@@ -234,10 +234,17 @@ def edit_publication(random: Random, table: Table, setting: Setting) -> list[Act
 
 
 def make_publication_again(random: Random, table: Table, setting: Setting) -> list[Act]:
-    listed = ", ".join(each.sql if each.partitioned else f"ONLY {each.sql}" for each in setting.tables)
-    options = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
-    create = f"CREATE PUBLICATION headrace FOR TABLE {listed}, headrace.schema_ownership WITH ({options})"
-    steps = ["DROP PUBLICATION headrace", create]
+    listed = "format('%s %I.%I', CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY' END, n.nspname, c.relname)"
+    published = (
+        f"SELECT string_agg({listed}, ', ') FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+    )
+    create = "EXECUTE 'CREATE PUBLICATION headrace FOR TABLE ' || (SELECT * FROM ext.published)"
+    steps = [
+        f"CREATE TABLE ext.published AS {published}",
+        "DROP PUBLICATION headrace",
+        f"DO $$ BEGIN {create}; END $$",
+    ]
     return acts(random, "make the publication again", table, setting, steps, "publication", whole=True)
 
 

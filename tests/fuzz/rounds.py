@@ -16,11 +16,10 @@ from psycopg.conninfo import make_conninfo
 from infra.positions import Positions, SnapshotState, read_sources
 from infra.postgres import connect
 from infra.settings import Settings
+from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stack import PostgresServer
 from infra.topics import delete_topics
-from producers import slots
-from producers.requests import SnapshotRequest, send_request
-from schemas.positions import Lsn
+from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
 from tests.fuzz.acts import CATCH_UP, KILL, START, STOP, Act, Ending
 from tests.fuzz.producing import Producer
@@ -147,8 +146,11 @@ class Round:
     def play(self) -> Outcome:
         for act in self.script.first:
             self._carry_out(act)
+        database = f'DATABASE "{self._writer.info.dbname}"'
         for setting in self.script.settings:
-            self._writer.execute(f'ALTER DATABASE "{self._writer.info.dbname}" SET {setting}'.encode())
+            self._writer.execute(f"ALTER {database} SET {setting}".encode())
+        for setting in self.script.role_settings:
+            self._writer.execute(f"ALTER ROLE CURRENT_USER IN {database} SET {setting}".encode())
         for act in self.script.acts:
             self._carry_out(act)
             if self.outcome.refused:
@@ -158,6 +160,8 @@ class Round:
         self._carry_out(CATCH_UP)
         if not self.outcome.refused:
             self._prove()
+            if self.script.read_anew and self.outcome.stopped:
+                self._read_anew()
             self._carry_out(STOP)
         return self.outcome
 
@@ -175,7 +179,8 @@ class Round:
         elif act == CATCH_UP and self._producer is not None:
             self._catch_up()
         elif act.what == "read it again" and act.table is not None:
-            send_request(self._writer, SnapshotRequest(table=act.table))
+            with self._tolerated("a request"):
+                send_request(self._writer, SnapshotRequest(table=act.table))
         elif act.statements:
             self._write(act)
 
@@ -256,7 +261,10 @@ class Round:
         return any(set(act.justifies) & {"identity", "key|unique|identity"} for act in self._happened)
 
     def _catch_up(self) -> None:
-        lsn = slots.emit_heartbeat(self._writer, "fuzz")
+        # The producer's next heartbeat is behind everything that was written.
+        row = self._writer.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        assert row is not None
+        lsn = parse_lsn(row[0])
         deadline = time.monotonic() + self.world.patience
         self._finish_prepared()  # a first start waits for them
         while not self._there(lsn):
@@ -309,6 +317,16 @@ class Round:
                 self._catch_up()
                 if self.outcome.refused:
                     return
+
+    def _read_anew(self) -> None:
+        """Follow the remedy of tables that are stopped; one may be stopped again, for the same reason."""
+        for table, state in self._states().items():
+            if state.stopped is not None:
+                with self._tolerated("a request"):
+                    send_request(self._writer, SnapshotRequest(table=table, anew=True))
+        self._catch_up()
+        if not self.outcome.refused:
+            self._prove()
 
     def _states(self) -> dict[str, SnapshotState]:
         state = self._positions.sources().get("main")

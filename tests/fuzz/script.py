@@ -49,7 +49,11 @@ _SETTINGS_SINCE_17: Final = ("transaction_timeout = '50ms'",)
 
 @dataclass(frozen=True)
 class Script:
-    """What a round does. `tables` are the names of those that are captured, `first` makes them and their rows."""
+    """What a round does. `tables` are the names of those that are captured, `first` makes them and their rows.
+
+    `settings` are the database's, `role_settings` the role's in it. With `read_anew`, tables that are stopped in the
+    end are re-snapshot, as their remedy says.
+    """
 
     seed: int
     encoding: str
@@ -58,9 +62,12 @@ class Script:
     first: tuple[Act, ...]
     acts: tuple[Act, ...]
     chunk_rows: int
+    role_settings: tuple[str, ...] = ()
+    read_anew: bool = False
 
     def described(self) -> str:
-        lines = [f"-- database: {self.encoding}, chunks of {self.chunk_rows} rows; {'; '.join(self.settings)}"]
+        settings = "; ".join(self.settings + self.role_settings)
+        lines = [f"-- database: {self.encoding}, chunks of {self.chunk_rows} rows; {settings}"]
         for act in (*self.first, *self.acts):
             lines.append(f"-- {act.what}{f' ({act.table})' if act.table else ''} {act.ending.value}".rstrip())
             lines += [f"{statement};" for statement in act.statements]
@@ -93,11 +100,13 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     return Script(
         seed,
         encoding,
-        tuple(settings),
+        tuple(settings[::2]),
         names,
         tuple(first),
         tuple(acts),
         random.choice((1, 2, 3, 7, 50)),
+        tuple(settings[1::2]),
+        random.random() < 0.5,
     )
 
 

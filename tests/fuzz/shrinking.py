@@ -26,9 +26,8 @@ def shrunk(world: World, script: Script) -> Script:
             else:
                 start += size
         size //= 2
-    if script.settings and _fails(world, script.acts, replace(script, settings=())):
-        script = replace(script, settings=())
-    return script
+    plain = replace(script, settings=(), role_settings=())
+    return plain if plain != script and _fails(world, script.acts, plain) else script
 
 
 def _fails(world: World, acts: tuple[Act, ...], script: Script) -> bool:

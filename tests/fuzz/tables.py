@@ -73,7 +73,7 @@ def main() -> int:
 def changed(script: Script) -> str:
     """Name the changes of a round."""
     made = {f"{act.what} ({act.table})" if act.table else act.what for act in script.acts if act.table or act.justifies}
-    return "; ".join([script.encoding, *script.settings, *sorted(made)])
+    return "; ".join([script.encoding, *script.settings, *script.role_settings, *sorted(made)])
 
 
 def again(seed: int, version: int, only: tuple[str, ...]) -> str:
