@@ -317,7 +317,7 @@ class Capture:
             route.feed.empty(key, value)
             self.published += 1
             if route.feed.judging:
-                route.feed.truncated()
+                route.feed.truncated(self.position.commit_lsn)
 
     def _follow_owner(self, relation: Relation, values: pg.Values) -> None:
         """Stop or begin again to publish the tables of a gitlab schema; nothing for one that is recorded already."""

@@ -142,6 +142,9 @@ def copy_chunk(
     None when the table's owner, or the right to read it, has changed. Raises TableBusy when the table cannot be read
     now, and TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of it can be published.
     """
+    if not feed.state.form.columns:
+        # Of a table that came back from another owner: nothing of it may be read before the catalog was.
+        watch.begin([feed])
     planned = turns.rows(feed, rows)
     try:
         chunk = read_chunk(connection, feed.table, feed.copy.bounds, planned, longest=feed.longest_line)

@@ -132,10 +132,21 @@ class TableCopy:
 
         `not_before` must be above every transaction that has begun, unless events were judged all along.
         """
+        if self.state.done:
+            self._ask(range_, not_before)
+
+    def repeat(self, not_before: int) -> None:
+        """Read the whole table again, after what is under way; also where that is its first copy.
+
+        For rows that changed without events: any chunk may have been read before the change.
+        """
+        self._ask(KeyRange(), not_before)
+
+    def _ask(self, range_: KeyRange, not_before: int) -> None:
         asked = RangeState(first=range_.first, last=range_.last)
-        if not self.state.done or asked in self.state.asked:
+        if asked in self.state.asked:
             return
-        if self._reread is None and self._chunks.settled:
+        if self.state.done and self._reread is None and self._chunks.settled:
             self._reread = Reread(range_)
             self._update(rows=0, chunks_done=0, chunks=0, not_before=not_before)
         else:
@@ -145,7 +156,12 @@ class TableCopy:
         """Start from nothing: the topic is emptied at the stream's standing position."""
         state = self.state
         fresh = SnapshotState(
-            source=state.source, table=state.table, topic=state.topic, not_before=not_before, columns=state.columns
+            source=state.source,
+            table=state.table,
+            topic=state.topic,
+            not_before=not_before,
+            columns=state.columns,
+            form=state.form,
         )
         self._load(fresh)
         self._update()

@@ -11,7 +11,7 @@ from typing import Any, Final
 from infra import log
 from infra.kafka import RECORD_BYTES
 from infra.key_order import order_name
-from infra.positions import ColumnState, SnapshotState
+from infra.positions import ColumnState, FormState, SnapshotState
 from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.reread import KeyRange, Texts
@@ -24,6 +24,7 @@ from producers.schema_changes import (
     follow,
     obstacle,
 )
+from producers.silent_changes import SilentChange, merged, silent_change
 from producers.snapshot import ChunkRows, sorts_otherwise
 from producers.tables import CapturedTable, comparable_key
 from schemas.avro import key_schema, value_schema
@@ -77,9 +78,7 @@ class TableFeed:
             )
         standing = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
         comparable = partial(comparable_key, table) if table.ordered else None
-        self._followed: Followed = {
-            each.name: FollowedColumn(each.number, each.type_oid, each.type_modifier) for each in standing.columns
-        }
+        self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in standing.columns}
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
@@ -139,8 +138,7 @@ class TableFeed:
             )
             self._followed = followed
             columns = tuple(
-                ColumnState(name=name, number=each.number, type_oid=each.type_oid, type_modifier=each.type_modifier)
-                for name, each in followed.items()
+                ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
             )
             self.copy.note(columns=columns)
             self._changed = True
@@ -205,10 +203,35 @@ class TableFeed:
         changed, self._changed = self._changed, False
         return changed
 
-    def truncated(self) -> None:
-        """Note that the stream emptied the table while it was judged."""
+    def truncated(self, lsn: Lsn) -> None:
+        """Note that the stream, standing at `lsn`, emptied the table while it was judged.
+
+        What it has of the rows from there up to the position of the table's form may be older than the form.
+        """
         self.copy.truncated()
+        if lsn < self.state.form.lsn:
+            self.copy.repeat(self.state.not_before)
         self._note()
+
+    def take_form(self, form: FormState, not_before: int) -> SilentChange | None:
+        """Note what the values of the table are made of now; return the change that no event told, if there was one.
+
+        The rows are then read again, and where their keys may have changed, into an emptied topic. `not_before` must be
+        above every transaction that has begun.
+        """
+        before = self.state.form
+        change = None
+        if before.columns:
+            change = silent_change(
+                before, form, captured=self._followed.keys(), key=self.table.key, copying=self.copy.judging
+            )
+        self.copy.note(form=merged(before, form))
+        if change is not None and change.keys:
+            self.copy.note(anew=True)
+        elif change is not None:
+            self.copy.repeat(not_before)
+        self._note()
+        return change
 
     def ask(self, asked: KeyRange, not_before: int) -> None:
         """Have a range read again; see TableCopy.ask."""

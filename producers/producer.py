@@ -210,6 +210,7 @@ class Session:
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
         self._requests = Requests(self._sql, self._feeds, stopped, self._log, stream.refused_request)
+        self._watch.begin(self._feeds)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -335,8 +336,9 @@ class Session:
         changed: dict[str, SnapshotState | None] = {}
         for row in capture.take_requests():
             changed.update(self._requests.take(row))
-        changed.update((feed.table.name, feed.state) for feed in capture.settle())
         changed.update(states)
+        # Later: what was noted since, by this commit too, is newer than what the caller has.
+        changed.update((feed.table.name, feed.state) for feed in capture.settle())
         anew = [name for name, state in changed.items() if state is not None and state.anew]
         self._watch.tell(state for state in changed.values() if state is not None)
         moved = capture.handovers

@@ -51,6 +51,8 @@ SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.re
 WHERE n.nspname = %s AND c.relname = %s
 """
 
+GONE: Final = "does not exist any more"
+
 _WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
 _GENERATED: Final = ", publish_generated_columns = stored"
 _GENERATED_SINCE: Final = 180_000
@@ -111,7 +113,7 @@ def replaced(recorded: str | None, publication: Publication | None) -> str | Non
     if recorded is None:
         return None
     if publication is None:
-        return "does not exist any more"
+        return GONE
     was, now = recorded.partition("/")[0], publication.version
     if was == now:
         return None

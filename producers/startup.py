@@ -16,7 +16,7 @@ from infra.postgres import connect
 from infra.settings import DatabaseSettings, Settings
 from infra.topics import end_offsets
 from producers import slots
-from producers.publication import Publication, edited, published_tables, read_publication, replaced
+from producers.publication import GONE, Publication, edited, published_tables, read_publication, replaced
 from producers.tables import CapturedTable, captured_tables
 from producers.writability import refused_writes
 from schemas.errors import Refused
@@ -174,11 +174,15 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
 
 def publication_gap(source: str, name: str, what: str) -> SilentGap:
     """Return the refusal of a source whose publication is not the one under which its topics were filled."""
+    again, stays = start_over_with(source), f"so that it stays: change databases.{source}.tables, not the publication"
+    if what == GONE:
+        return SilentGap(
+            f"publication {name} of {source} {what}: what is written now is in no stream",
+            remedy=f"correct databases.{source}.publication if it names another, or {again}; {stays}",
+        )
     return SilentGap(
-        f"publication {name} of {source} {what} by another session: what was written meanwhile may be in no stream"
-        if what.startswith("was")
-        else f"publication {name} of {source} {what}: what is written now is in no stream",
-        remedy=f"{start_over_with(source)}; so that it stays: change databases.{source}.tables, not the publication",
+        f"publication {name} of {source} {what} by another session: what was written meanwhile may be in no stream",
+        remedy=f"{again}; {stays}",
     )
 
 

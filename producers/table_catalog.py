@@ -12,8 +12,10 @@ from infra import log
 from infra.positions import SnapshotState
 from producers import startup
 from producers.feed import TableFeed
+from producers.form_watch import FormWatch
 from producers.publication import Publication, edited, read_publication, replaced, withdraw
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
+from producers.tables import HiddenRows
 from producers.writability import WritesRefused, refused_writes
 from schemas.positions import Lsn
 
@@ -21,6 +23,8 @@ _NOW = """
 SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
        (SELECT json_object_agg(a.attname, a.attnum) FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS numbers,
+       (SELECT json_object_agg(a.attname, a.atttypid::bigint) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                AND (a.atthasdef OR a.atthasmissing OR a.attidentity <> '')) AS filled,
@@ -32,7 +36,11 @@ SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
           AND i.indpred IS NULL AND i.indexprs IS NULL
           AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
                           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                          WHERE k.n <= i.indnkeyatts AND NOT a.attnotnull)) AS unique_columns,
+                          WHERE k.n <= i.indnkeyatts
+                            AND (NOT a.attnotnull
+                                 OR EXISTS (SELECT FROM pg_constraint n
+                                            WHERE n.conrelid = a.attrelid AND n.contype = 'n' AND NOT n.convalidated
+                                              AND a.attnum = ANY(n.conkey))))) AS unique_columns,
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated <> '') AS generated,
        has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
@@ -56,6 +64,7 @@ def tables_now(
             frozenset(row["filled"]),
             frozenset(frozenset(columns) for columns in row["unique_columns"] or ()),
             row["name"] in published,
+            row["types"] or {},
             frozenset(row["generated"]),
             row["readable"],
         )
@@ -79,6 +88,8 @@ class TableWatch:
         self._ending: list[tuple[Lsn, TableFeed, str]] = []
         self._told: set[str] = set()
         self._unwritable: set[str] = set()
+        self._hidden: set[str] = set()
+        self._forms = FormWatch(connection, lines)
 
     def now(self, oid: int) -> TableNow | None:
         """Return one table; None when it is gone."""
@@ -123,6 +134,14 @@ class TableWatch:
                 withdraw(self._connection, self._publication, feed.table)
             if (reason := standing_obstacle(feed.table, now.get(oid)) or lacking or refused.get(oid)) is not None:
                 self._found.append((feed, reason))
+        ending = [feed for feed, _ in self._found]
+        live = [feed for feed in feeds if not feed.away and not feed.state.stopped and feed not in ending]
+        self._forms.look(live)
+
+    def begin(self, feeds: Iterable[TableFeed]) -> None:
+        """Compare the tables with what was recorded of them, before anything is read of them or published."""
+        self._forms.look([feed for feed in feeds if not feed.away and not feed.state.stopped])
+        self._forms.take()
 
     def noted(self, lsn: Lsn) -> None:
         """Everything that the last look saw is in the log before `lsn`."""
@@ -130,7 +149,12 @@ class TableWatch:
         self._found = []
 
     def passed(self, lsn: Lsn) -> None:
-        """Stop the tables whose end the stream has passed, standing at `lsn`."""
+        """Stop the tables whose end the stream has passed, standing at `lsn`, and read others again that need it.
+
+        To be called before the tables' states are recorded with that position: every transaction that the stream has
+        passed has begun before, and is waited for by what is read again.
+        """
+        self._forms.take()
         for _, feed, reason in (each for each in self._ending if each[0] <= lsn):
             if not feed.state.stopped:
                 feed.stop(reason)
@@ -147,11 +171,22 @@ class TableWatch:
                 remedy=WritesRefused.__doc__,
             )
 
+    def _hide(self, feed: TableFeed, reason: str) -> None:
+        feed.hidden = True
+        if feed.table.name not in self._hidden:
+            self._hidden.add(feed.table.name)
+            self._log.warning(
+                "rows of a table may not be read: its changes are published, and copying it waits",
+                **{log.TABLE: feed.table.name, log.REASON: reason},
+                remedy=HiddenRows.__doc__,
+            )
+
     def _note_readable(self, feed: TableFeed, now: TableNow | None) -> None:
-        hidden = now is not None and not now.readable
-        if hidden and not feed.hidden:
-            self._log.warning("rows of a table may not be read: copying it waits", **{log.TABLE: feed.table.name})
-        feed.hidden = hidden
+        if now is not None and not now.readable:
+            self._hide(feed, "a grant is missing, or row security hides rows")
+            return
+        feed.hidden = False
+        self._hidden.discard(feed.table.name)
 
     def tell(self, states: Iterable[SnapshotState]) -> None:
         """Log the tables that are stopped, each once."""

@@ -67,9 +67,22 @@ WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
   AND i.indpred IS NULL AND i.indexprs IS NULL
   AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
                   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                  WHERE k.n <= i.indnkeyatts AND NOT a.attnotnull)
+                  WHERE k.n <= i.indnkeyatts
+                    AND (NOT a.attnotnull
+                         OR EXISTS (SELECT FROM pg_constraint c
+                                    WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND NOT c.convalidated
+                                      AND a.attnum = ANY(c.conkey))))
 """
-"""Unique indexes over not-null columns. Not those of deferrable constraints: rows may swap their keys in between."""
+"""Unique indexes over not-null columns. Not those of deferrable constraints: rows may swap their keys in between.
+
+A column that is NOT NULL by a constraint that is NOT VALID (PostgreSQL 18) may be null in the rows from before.
+"""
+
+_NOT_VALIDATED = """
+SELECT a.attname::text, c.conname::text
+FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+WHERE c.conrelid = %s AND c.contype = 'n' AND NOT c.convalidated AND a.attname = ANY(%s)
+"""
 
 
 class MissingTable(PreflightFailed):
@@ -200,6 +213,13 @@ def _captured(
         raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
     order = key_order(connection, table["oid"], key)
     if set(key) not in unique or order is None:
+        doubtful = connection.execute(_NOT_VALIDATED, (table["oid"], list(key))).fetchone()
+        if doubtful is not None:
+            raise UnusableKey(
+                f"column {doubtful[0]}, which is in the key of table {name}, is NOT NULL by a constraint that is NOT"
+                " VALID: rows may have null there",
+                remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
+            )
         raise UnusableKey(
             f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
             " (a deferrable constraint's does not count)"

@@ -90,7 +90,7 @@ def test_a_snapshot_that_the_stream_has_passed_judges_nothing(registry: MemoryRe
 def test_after_a_truncate_nothing_is_left_to_copy(registry: MemoryRegistry) -> None:
     table = feed(registry)
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
-    table.truncated()
+    table.truncated(Lsn(1))
     assert table.settle(Lsn(500))
     assert not table.settle(Lsn(500))
     assert not table.judging

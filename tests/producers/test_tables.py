@@ -91,6 +91,14 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
         UnusableKey,
         "no unique index over not-null columns",
     ),
+    "a key that was never checked for nulls": (
+        "CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE); INSERT INTO t VALUES (1, NULL);"
+        "ALTER TABLE t ADD CONSTRAINT named NOT NULL name NOT VALID; ALTER TABLE t REPLICA IDENTITY FULL",
+        {"keys": {"public.t": ["name"]}},
+        UnusableKey,
+        r"column name, which is in the key of table public\.t, is NOT NULL by a constraint that is NOT VALID.*"
+        r'ALTER TABLE public\.t VALIDATE CONSTRAINT "named"',
+    ),
     "a key that is unique for some rows": (
         "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL); CREATE UNIQUE INDEX ON t (name) WHERE id > 1",
         {"keys": {"public.t": ["name"]}},

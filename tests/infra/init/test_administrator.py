@@ -22,7 +22,7 @@ from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, S
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stack import Stack
 from producers import preflight, slots, startup
-from producers.publication import ensure_publication
+from producers.publication import ensure_publication, read_publication
 from producers.tables import captured_tables
 from schemas.positions import Offset
 from tests.conftest import Database
@@ -151,6 +151,14 @@ def test_the_role_can_fence_keep_its_ledger_and_change_rows(prepared: Prepared) 
 def test_the_role_may_do_no_more_than_that(prepared: Prepared, statement: str) -> None:
     with prepared.connect() as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(statement)
+
+
+def test_run_again_the_script_alters_nothing_of_the_publication(prepared: Prepared) -> None:
+    before = read_publication(prepared.superuser, "headrace")
+    assert before is not None
+    assert before.generated, "with a generated column in its replica identity a table could not be updated"
+    prepared.superuser.execute(administrator_script(prepared.settings))
+    assert read_publication(prepared.superuser, "headrace") == before
 
 
 def test_a_table_added_to_the_settings_is_added_to_the_publication(prepared: Prepared) -> None:
