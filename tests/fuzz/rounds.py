@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -192,32 +193,36 @@ class Round:
     def _write(self, act: Act) -> None:
         """Carry out the transaction, as far as the database lets it; one that is refused did not happen."""
         if act.ending is Ending.ALONE:
-            done = [self._statement(statement) for statement in act.statements]
+            # One after the other, whatever became of those before.
+            happened = max(list(map(self._statement, act.statements)))
         else:
             self._writer.execute("BEGIN")
+            # A row that is refused leaves the others of its transaction; a change is made whole or not at all.
             if act.what in ("write", "rows", "large transaction"):
-                # A row that is refused leaves the others of its transaction.
-                done = [self._row(statement) for statement in act.statements]
+                for statement in act.statements:
+                    self._row(statement)
+                whole = True
             else:
-                done = [self._statement(statement) for statement in act.statements]
-            self._end(act)
-        if any(done) and act.ending is not Ending.ROLLBACK:
+                whole = all(map(self._statement, act.statements))
+            happened = self._end(act.ending if whole else Ending.ROLLBACK)
+        if happened:
             self._happened.append(act)
 
-    def _end(self, act: Act) -> None:
-        if self._writer.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
-            self._writer.execute("ROLLBACK")
-        elif act.ending is Ending.PREPARE:
+    def _end(self, ending: Ending) -> bool:
+        """End the transaction; return whether what it did is there to stay."""
+        if ending is Ending.PREPARE:
             gid = f"{self.settings.prefix}-{len(self._happened)}"
-            with self._tolerated("PREPARE TRANSACTION"):
+            with self._tolerated(ending.value):
                 self._writer.execute(f"PREPARE TRANSACTION '{gid}'".encode())
                 self._prepared.append(gid)
-        else:
-            with self._tolerated(act.ending.value):
-                self._writer.execute(act.ending.value.encode())
-            return
+                return True
+        elif ending is Ending.COMMIT:
+            with self._tolerated(ending.value):
+                self._writer.execute("COMMIT")
+                return True
         if self._writer.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             self._writer.execute("ROLLBACK")
+        return False
 
     def _finish_prepared(self) -> None:
         while self._prepared:
@@ -246,7 +251,8 @@ class Round:
         return False
 
     @contextlib.contextmanager
-    def _tolerated(self, statement: str) -> Any:
+    def _tolerated(self, statement: str) -> Iterator[None]:
+        """Note what the database refuses; raises Broken where that is our doing."""
         try:
             yield
         except psycopg.Error as error:
