@@ -289,7 +289,7 @@ CHANGES: Final[tuple[Change, ...]] = (
     drop_and_add_column,
     rename_column,
     swap_columns,
-    *(retype_column,) * 3,
+    *(retype_column,) * 6,
     widen_column,
     retype_key,
     rename_label,

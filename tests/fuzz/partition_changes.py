@@ -44,7 +44,7 @@ def attach(random: Random, table: Table, setting: Setting) -> list[Act]:
         f"ALTER TABLE {table.sql} ATTACH PARTITION {leaf} {bounds(partition)}",
     ]
     table.partitions.append(partition)
-    made = acts(random, f"attach an {unlogged.lower()}partition", table, setting, steps, _SAYS)
+    made = acts(random, f"attach {'an unlogged' if unlogged else 'a'} partition", table, setting, steps, _SAYS)
     insert = f"INSERT INTO {table.sql} ({columns}) VALUES ({row(random, table, setting.codec)}) ON CONFLICT DO NOTHING"
     return [*made, Act("write", (insert,))]
 

@@ -134,4 +134,7 @@ def change(random: Random, setting: Setting, only: tuple[str, ...]) -> list[Act]
         each for each in (*usual, *(CHANGES + PARTITION_CHANGES if only else ())) if not only or each.__name__ in only
     ]
     possible = [each for each in possible if table.partitioned or each not in PARTITION_CHANGES]
-    return random.choice(possible)(random, table, setting) if possible else []
+    for _ in range(4 if possible else 0):  # not every table has what a change needs
+        if made := random.choice(possible)(random, table, setting):
+            return made
+    return []
