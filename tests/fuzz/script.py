@@ -7,7 +7,7 @@ from random import Random
 from typing import Final
 
 from tests.fuzz.acts import CATCH_UP, KILL, START, STOP, Act
-from tests.fuzz.changes import CHANGES, Change, Setting
+from tests.fuzz.changes import CHANGES, Setting
 from tests.fuzz.partition_changes import PARTITION_CHANGES
 from tests.fuzz.shapes import Table, random_table, statements
 from tests.fuzz.values import CODECS
@@ -112,9 +112,8 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
 
 def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...]) -> list[Act]:
     made: list[Act] = [CATCH_UP] if random.random() < 0.6 else []
-    prepared = True
     for _ in range(random.choice((2, 4, 8))):
-        made.append(transaction(random, setting.tables, setting.codec, prepared=prepared))
+        made.append(transaction(random, setting.tables, setting.codec))
         if random.random() < 0.15:
             made.append(CATCH_UP)
     if random.random() < 0.15:
@@ -129,11 +128,9 @@ def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...])
 def change(random: Random, setting: Setting, only: tuple[str, ...]) -> list[Act]:
     """Return one change of a table that may be changed, and the writes in between."""
     table: Table = random.choice(setting.tables[1:])
-    usual: tuple[Change, ...] = PARTITION_CHANGES if table.partitioned and random.random() < 0.7 else CHANGES
-    possible = [
-        each for each in (*usual, *(CHANGES + PARTITION_CHANGES if only else ())) if not only or each.__name__ in only
-    ]
-    possible = [each for each in possible if table.partitioned or each not in PARTITION_CHANGES]
+    usual = PARTITION_CHANGES if table.partitioned and random.random() < 0.7 else CHANGES
+    wanted = tuple(each for each in CHANGES + PARTITION_CHANGES if each.__name__ in only) if only else usual
+    possible = [each for each in wanted if table.partitioned or each not in PARTITION_CHANGES]
     for _ in range(4 if possible else 0):  # not every table has what a change needs
         if made := random.choice(possible)(random, table, setting):
             return made

@@ -8,7 +8,7 @@ from tests.fuzz.acts import Act, Ending
 from tests.fuzz.shapes import Table, row, value
 
 
-def transaction(random: Random, tables: list[Table], codec: str, *, prepared: bool = False) -> Act:
+def transaction(random: Random, tables: list[Table], codec: str) -> Act:
     """Return one transaction over some of the tables, each statement alone in a savepoint or not."""
     made: list[str] = []
     for _ in range(random.choice((1, 1, 2, 4))):
@@ -19,7 +19,7 @@ def transaction(random: Random, tables: list[Table], codec: str, *, prepared: bo
         else:
             made.append(statement)
     ending = Ending.ROLLBACK if random.random() < 0.07 else Ending.COMMIT
-    if prepared and random.random() < 0.05:
+    if random.random() < 0.04:
         ending = Ending.PREPARE
     return Act("write", tuple(made), ending)
 
