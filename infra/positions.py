@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,10 +71,11 @@ class ColumnState(_Record):
 
 
 class RangeState(_Record):
-    """A range of keys, both ends included; see producers.reread.KeyRange."""
+    """A range of keys, both ends included, perhaps of one partition; see producers.reread.KeyRange."""
 
     first: tuple[str, ...] | None = None
     last: tuple[str, ...] | None = None
+    partition: int | None = None
 
 
 class RereadState(_Record):
@@ -90,6 +92,17 @@ class RereadState(_Record):
     keys: str = ""
 
 
+class PartitionState(NamedTuple):
+    """A partition whose rows and changes are in the topic of its table; see producers.partitions.Partition.
+
+    Written as a list, since a table may have ten thousand and its record has to stay below Kafka's usual megabyte.
+    """
+
+    oid: int
+    links: str
+    file: int
+
+
 class SnapshotState(_Record):
     """How far a table's snapshot is.
 
@@ -98,6 +111,8 @@ class SnapshotState(_Record):
     those expected, from the planner's estimate of the rows. `done` says that the topic has all of the table. `reread`
     is there while it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and
     `asked` are the ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
+    `partitions` are those of which the topic has the rows, as the catalog had them when every transaction below the
+    64-bit id `partitions_seen` had ended.
     """
 
     source: str
@@ -114,6 +129,8 @@ class SnapshotState(_Record):
     reread: RereadState | None = None
     asked: tuple[RangeState, ...] = ()
     anew: bool = False
+    partitions: tuple[PartitionState, ...] = ()
+    partitions_seen: int = 0
 
     @property
     def under_way(self) -> bool:

@@ -14,7 +14,7 @@ from producers.tables import CapturedTable
 from schemas.errors import Refused
 
 _PUBLICATION = """
-SELECT pubviaroot AND pubinsert AND pubupdate AND pubdelete AND pubtruncate AS whole, puballtables AS all_tables
+SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS whole, puballtables AS all_tables
 FROM pg_publication WHERE pubname = %s
 """
 
@@ -24,10 +24,12 @@ _TABLES = """
 SELECT n.nspname || '.' || c.relname
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
 JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE p.pubname = %s AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
+WHERE p.pubname = %s AND NOT (p.pubviaroot AND c.relkind = 'p')
+  AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
 """
 
-_OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = true")
+_OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = false")
+"""Each partition by itself: published as its table, it would tell neither its replica identity nor its truncates."""
 
 
 class PublishesAllTables(Refused):
@@ -53,7 +55,7 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
 
     With them the changes of owner, once headrace's own tables are there.
 
-    The partitions of a partitioned table are published as the table itself. Raises PublishesAllTables.
+    Of a partitioned table each partition is published, under its own name. Raises PublishesAllTables.
     """
     with connection.transaction(), connection.cursor() as cursor:
         published = published_tables(connection, name)

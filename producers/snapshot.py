@@ -11,7 +11,7 @@ import psycopg
 from psycopg import pq, sql
 
 from infra.key_order import compared
-from producers import copy_out
+from producers import copy_out, partitions
 from producers.copying import Bounds
 from producers.reread import Texts
 from producers.tables import CapturedTable, relation_of
@@ -68,7 +68,7 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
     query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
         sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
         _from(table),
-        _where(table, bounds),
+        _where(connection, table, bounds),
         _key(table),
         sql.Literal(rows - 1),
     )
@@ -96,7 +96,7 @@ def read_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {} {}) TO STDOUT").format(
             sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
             _from(table),
-            _where(table, bounds),
+            _where(connection, table, bounds),
             sql.SQL("ORDER BY {}").format(_key(table)),
         )
         data, rows = _copy(connection, query.as_bytes(connection))
@@ -159,7 +159,7 @@ def _key(table: CapturedTable) -> sql.Composable:
     return sql.SQL(", ").join(sql.Identifier("t", name) for name in table.key)
 
 
-def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:
+def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> sql.Composable:
     """Return the range as row comparisons, which an index on the key serves."""
     columns = [sql.Identifier("t", name) for name in table.key]
     comparisons = [
@@ -167,4 +167,6 @@ def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:
         for bound, operator in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
         if bound is not None
     ]
+    if table.partitioned:
+        comparisons.append(partitions.within(connection, bounds.partitions))
     return sql.SQL("WHERE ") + sql.SQL(" AND ").join(comparisons) if comparisons else sql.SQL("")

@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from infra import log
 from infra.positions import SnapshotState
 from producers.feed import TableFeed
+from producers.partition_watch import PartitionWatch
 from producers.publication import published_tables
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
 from schemas.positions import Lsn
@@ -67,6 +68,7 @@ class TableWatch:
         self._found: list[tuple[TableFeed, str]] = []
         self._ending: list[tuple[Lsn, TableFeed, str]] = []
         self._told: set[str] = set()
+        self._partitions = PartitionWatch(connection, lines)
 
     def now(self, oid: int) -> TableNow | None:
         """Return one table; None when it is gone."""
@@ -83,18 +85,25 @@ class TableWatch:
         now = tables_now(self._connection, self._publication, [feed.table.relation.oid for feed in live])
         reasons = ((feed, standing_obstacle(feed.table, now.get(feed.table.relation.oid))) for feed in live)
         self._found = [(feed, reason) for feed, reason in reasons if reason is not None]
+        self._found += self._partitions.look(live)
 
     def noted(self, lsn: Lsn) -> None:
         """Everything that the last look saw is in the log before `lsn`."""
         self._ending += ((lsn, feed, reason) for feed, reason in self._found)
         self._found = []
+        self._partitions.noted(lsn)
 
-    def passed(self, lsn: Lsn) -> None:
-        """Stop the tables whose end the stream has passed, standing at `lsn`."""
-        for _, feed, reason in (each for each in self._ending if each[0] <= lsn):
+    def passed(self, lsn: Lsn) -> bool:
+        """Stop the tables whose end the stream has passed, standing at `lsn`, and follow their partitions.
+
+        Returns whether the changes of some relation go elsewhere from here on.
+        """
+        ended = [(feed, reason) for at, feed, reason in self._ending if at <= lsn and not feed.state.stopped]
+        for feed, reason in ended:
             if not feed.state.stopped:
                 feed.stop(reason)
         self._ending = [each for each in self._ending if each[0] > lsn]
+        return self._partitions.passed(lsn) or bool(ended)
 
     def tell(self, states: Iterable[SnapshotState]) -> None:
         """Log the tables that are stopped, each once."""
