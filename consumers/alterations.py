@@ -20,11 +20,11 @@ from psycopg.rows import dict_row
 from consumers import fence
 from consumers.backfill import Backfill
 from consumers.releases import NOT_NULL, Found, Release, Step, Table, next_step, refusal
-from consumers.repair import request_table
 from consumers.target import backoff
 from infra import log
-from infra.key_order import compared, operator_schemas
+from infra.key_order import compared, default_operators
 from infra.postgres import one_line
+from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stopping import shut_down
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
 
@@ -180,13 +180,14 @@ class Alterations:
                 self._log.info("altering", statement=step.statement.as_string(None))
                 self._connection.execute(step.statement)
                 if step.reread:
-                    request_table(self._connection, self._kind.table)
+                    send_request(self._connection, SnapshotRequest(table=self._kind.table))
         except psycopg.errors.CheckViolation as error:
             raise RowsForbidThis(f"rows of {self._kind.table} are against {error.diag.constraint_name}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise PreflightFailed(
                 f"{self._kind.table} may not be altered: {one_line(error)}",
-                remedy="give a role in the dsn that owns it; the services need not be that role",
+                remedy="give a role in the dsn that owns it and has what `headrace init --sql` grants; the services"
+                " need not be that role",
             ) from error
 
     @contextlib.contextmanager
@@ -261,7 +262,7 @@ class Alterations:
 
     def _counted(self) -> tuple[int, int]:
         column = sql.Identifier(self._kind.column)
-        operators = operator_schemas(self._connection, self._tree()[0], [self._kind.column])
+        operators = default_operators(self._connection, self._tree()[0], [self._kind.column])
         row = self._connection.execute(
             sql.SQL(
                 "SELECT count(*) FILTER (WHERE {column} IS NULL),"

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from consumers.decisions import Change, Decision, Skip
 from consumers.migration import Cursor, Migration, Options
-from infra.key_order import compared, operator_schemas
+from infra.key_order import Operators, compared, default_operators
 from schemas.errors import Refused
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
@@ -132,22 +132,22 @@ class Backfill(Migration):
         return int(row[0])
 
 
-_OPERATORS: Final[dict[type[Backfill], tuple[str, ...]]] = {}
+_OPERATORS: Final[dict[type[Backfill], tuple[Operators, ...]]] = {}
 
 
-def _operators(cursor: Cursor, kind: type[Backfill]) -> tuple[str, ...]:
-    """Return the schemas of the key's operators, asked once; none where all its types are PostgreSQL's own."""
+def _operators(cursor: Cursor, kind: type[Backfill]) -> tuple[Operators, ...]:
+    """Return the key's operators, asked once; none where all its types are PostgreSQL's own."""
     if all("." not in of_type for _, of_type in kind.key):
         return ()
     if kind not in _OPERATORS:
         row = cursor.execute("SELECT %s::regclass::oid::bigint", (kind.identifier().as_string(cursor),)).fetchone()
         assert row is not None
-        _OPERATORS[kind] = operator_schemas(cursor.connection, row[0], list(dict(kind.key)))
+        _OPERATORS[kind] = default_operators(cursor.connection, row[0], list(dict(kind.key)))
     return _OPERATORS[kind]
 
 
 @cache
-def _update(kind: type[Backfill], operators: tuple[str, ...]) -> sql.Composed:
+def _update(kind: type[Backfill], operators: tuple[Operators, ...]) -> sql.Composed:
     names = [sql.Identifier(name) for name, _ in kind.key]
     return sql.SQL(
         "UPDATE {table} AS t SET {column} = %s FROM unnest({arrays}) AS wanted ({names})"

@@ -10,6 +10,7 @@ import psycopg
 from consumers import catalog, counting
 from consumers.indexes import LIMIT_MS, offer
 from consumers.inputs import WALKED, captured
+from consumers.left_out import advise_of_left_out
 from consumers.migration import Migration
 from infra import postgres
 from infra.advice import Advice
@@ -127,6 +128,8 @@ def _of_tables(
                 f"it looks at column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
             )
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
+        elif meant:
+            yield from advise_of_left_out(connection, where, table, kind.columns)
 
 
 def _of_count(

@@ -23,6 +23,7 @@ from consumers.migration import Migration
 from consumers.place_cli import place
 from consumers.repair import request_repair
 from consumers.replay import replay as begin_replay
+from consumers.route_cli import route
 from consumers.runtime import Runtime
 from consumers.selection import parse_selection
 from consumers.starts import parse_start
@@ -280,7 +281,18 @@ def _dry(settings: Settings, migration: Migration, database: str, as_json: bool)
         display.show_dry_run(result)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (consume, status, pause, resume, replay, verify, finalize, cleanup, place)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    consume,
+    status,
+    pause,
+    resume,
+    replay,
+    verify,
+    finalize,
+    cleanup,
+    place,
+    route,
+)
 
 GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": parked_cli.app, "schema": schema_cli.app}
 """Commands with sub-commands of their own."""

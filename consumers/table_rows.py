@@ -9,8 +9,10 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.key_order import compared, operator_schemas
+from infra.copy_out import Lines, copy_lines
+from infra.key_order import ascending, compared, key_order
 from schemas.avro import row_record
+from schemas.copy_text import unescape
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.encoder import Encoder
 from schemas.errors import UsageError
@@ -31,6 +33,8 @@ _COLUMNS: Final = """
 _MOMENT: Final = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
 """One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
 _AT_ONCE: Final = 5_000
+RANGE_BYTES: Final = 32 << 20
+"""What COPY may send at once, of a row at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,14 @@ class TableRows:
         # A table has its own rows alone in the stream, not those of tables that inherit from it.
         self._from = sql.SQL("" if partitioned else "ONLY ") + sql.Identifier(schema, name)
         self._key_columns = [sql.Identifier("t", column) for column in key]
-        self._key_sql = sql.SQL(", ").join(self._key_columns)
-        self._operator_schemas = operator_schemas(connection, oid, key)
+        order = key_order(connection, oid, key)
+        if order is None:
+            raise UsageError(
+                f"the key ({', '.join(key)}) of the topic of {table} has no unique index any more",
+                remedy="make one, or see with `headrace check` what becomes of the table",
+            )
+        self._order = order
+        self._ascending = ascending(self._key_columns, order)
         self._list = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns)
 
     @property
@@ -87,65 +97,91 @@ class TableRows:
         return dict(self._decoder.decode(self._prefix + row).after or {})
 
     def ranges(self, rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Yield the keys and the encoded rows of one range of about `rows` rows after the other."""
+        """Yield the keys and the encoded rows of range after range: `rows` of them, fewer where they are wide."""
         after: Sequence[str] | None = None
+        planned = rows
         while True:
             upto = self._connection.execute(
                 sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
                     sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in self._key),
                     self._from,
                     self._where(after, None),
-                    self._key_sql,
-                    sql.Literal(rows - 1),
+                    self._ascending,
+                    sql.Literal(planned - 1),
                 )
             ).fetchone()
-            yield self._copy(self._where(after, upto))
+            range_ = sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
+            lines = self._copy(range_)
+            yield self._encoded(lines)
+            if not lines.whole:
+                upto = self._last_key(lines)
             if upto is None:
                 return
             after = upto
+            if lines.rows:
+                planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
 
-    def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], Moment]:
-        """Return those of `keys` that have a row, all as one snapshot saw them, and which that was.
+    def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
+        """Return those of the first of `keys` that have a row, how many keys those are, and what snapshot saw them.
 
-        `told` is called before each part of it, and stops all by raising.
+        They are all of them, unless their rows are too large to be held at once. `told` is called before each part of
+        it, and stops all by raising.
         """
         found: dict[bytes, bytes] = {}
-        decoded = [self.key_of(key) for key in keys]
+        size = start = 0
+        at_once = _AT_ONCE
         with self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             row = self._connection.execute(_MOMENT).fetchone()
             assert row is not None
             moment = Moment(str(row[0]), parse_lsn(row[1]))
-            for start in range(0, len(keys), _AT_ONCE):
+            while start < len(keys) and size < RANGE_BYTES:
                 told()
-                part = decoded[start : start + _AT_ONCE]
-                names = [sql.Identifier("wanted", name) for name in self._key]
-                wanted = sql.SQL("JOIN (SELECT {} FROM unnest({}) AS wanted({})) AS wanted ON {}").format(
-                    sql.SQL(", ").join(
-                        sql.SQL("{}::" + self._types[name] + " AS {}").format(each, sql.Identifier(name))
-                        for name, each in zip(self._key, names, strict=True)
-                    ),
-                    sql.SQL(", ").join(
-                        sql.SQL("{}::text[]").format(sql.Literal([str(each[name]) for each in part]))
-                        for name in self._key
-                    ),
-                    sql.SQL(", ").join(map(sql.Identifier, self._key)),
-                    compared(self._key_columns, "=", names, self._operator_schemas),
-                )
-                found.update(zip(*self._copy(wanted), strict=True))
-        return found, moment
+                part = keys[start : start + at_once]
+                # A query that is canceled would end the transaction, and with it the snapshot.
+                self._connection.execute("SAVEPOINT part")
+                lines = self._copy(self._wanted(part))
+                self._connection.execute("ROLLBACK TO SAVEPOINT part")
+                if not lines.whole:
+                    at_once = max(1, len(part) // 2)
+                    continue
+                found.update(zip(*self._encoded(lines), strict=True))
+                start += len(part)
+                size += len(lines.data)
+        return found, start, moment
 
-    def _copy(self, where: sql.Composable) -> tuple[list[bytes], list[bytes]]:
+    def _wanted(self, keys: Sequence[bytes]) -> sql.Composable:
+        decoded = [self.key_of(key) for key in keys]
+        names = [sql.Identifier("wanted", name) for name in self._key]
+        return sql.SQL("JOIN (SELECT {} FROM unnest({}) AS wanted({})) AS wanted ON {}").format(
+            sql.SQL(", ").join(
+                sql.SQL("{}::{} AS {}").format(each, sql.SQL(self._types[name]), sql.Identifier(name))
+                for name, each in zip(self._key, names, strict=True)
+            ),
+            sql.SQL(", ").join(
+                sql.SQL("{}::text[]").format(sql.Literal([str(each[name]) for each in decoded])) for name in self._key
+            ),
+            sql.SQL(", ").join(map(sql.Identifier, self._key)),
+            compared(self._key_columns, "=", names, self._order),
+        )
+
+    def _copy(self, where: sql.Composable) -> Lines:
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
-        with self._connection.cursor() as cursor, cursor.copy(query) as copy:
-            data = b"".join(copy)
-        keys, rows = self._encoder.encode_copy_chunk(data, b"")
+        return copy_lines(self._connection, query.as_bytes(self._connection), most=RANGE_BYTES)
+
+    def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:
+        keys, rows = self._encoder.encode_copy_chunk(lines.data, b"")
         return [key[HEADER_BYTES:] for key in keys], rows
+
+    def _last_key(self, lines: Lines) -> list[str]:
+        fields = lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1].split(b"\t")
+        names = list(self._types)
+        return [unescape(fields[names.index(name)]).decode() for name in self._key]
 
     def _where(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
         bounds = [
-            compared(self._key_columns, operator, list(map(sql.Literal, bound)), self._operator_schemas)
-            for bound, operator in ((after, ">"), (upto, "<="))
+            compared(self._key_columns, sign, list(map(sql.Literal, bound)), self._order)
+            for bound, sign in ((after, ">"), (upto, "<="))
             if bound is not None
         ]
         return sql.SQL("WHERE ") + sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("")

@@ -20,6 +20,8 @@ Connection = psycopg.Connection[Any]
 _TABLES: Final = (
     "database",
     "schema_ownership",
+    "snapshot_requests",
+    "heartbeat",
     "switchovers",
     "switchover_probe",
     "migrations",
@@ -34,7 +36,16 @@ _LOCK: Final = 0x6865616472616365
 
 
 OWNERSHIP: Final = ("headrace", "schema_ownership")
-"""The table of owners; it is in every publication, so that a change of owner comes in order with the data."""
+"""The table of owners: a change of owner comes in order with the data."""
+
+REQUESTS: Final = ("headrace", "snapshot_requests")
+"""The table of requests to re-snapshot a table: so does one of them."""
+
+HEARTBEAT: Final = ("headrace", "heartbeat")
+"""The table whose commits let an idle slot move on."""
+
+PUBLISHED: Final = (OWNERSHIP, REQUESTS, HEARTBEAT)
+"""headrace's own tables that are in every publication."""
 
 
 class Owner(NamedTuple):

@@ -20,6 +20,27 @@ CREATE TABLE IF NOT EXISTS headrace.schema_ownership (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- Requests to re-snapshot a table, each inserted and deleted in one transaction. Part of the publication: a request arrives
+-- in order with the data, and waits in the slot while no producer runs. Whoever may insert here may empty a topic.
+CREATE TABLE IF NOT EXISTS headrace.snapshot_requests (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    "table" text NOT NULL,
+    first_key text[],
+    last_key text[],
+    anew boolean NOT NULL DEFAULT false
+);
+
+-- Written every few seconds, so that the slot of an idle database has a commit to confirm. Part of the publication: a
+-- logical message would do as well, but any role may write those, of up to a gigabyte, and a stream has all or none.
+CREATE TABLE IF NOT EXISTS headrace.heartbeat (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    beaten_at timestamptz NOT NULL
+) WITH (fillfactor = 50);  -- room for the next version on the same page
+
+-- Where default privileges give every role a right, these have it taken: what is written here is believed.
+REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON headrace.database, headrace.schema_ownership, headrace.snapshot_requests,
+    headrace.heartbeat FROM PUBLIC;
+
 -- The last switchover of each gitlab schema, written in the transaction that changes its owner. The row above decides
 -- who may write; this one, what a switchover may still do. `id` tells a change of owner from every other, also from one
 -- of the same epoch that a failover lost. 'closed' can be taken back; 'released' cannot: only then may the new owner

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra.settings import KafkaSettings, Settings
 from infra.topics import LogReader
@@ -31,6 +31,7 @@ class StreamState(_Record):
     see yet (only noted while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is
     the process that wrote the record: a producer that finds another's there was taken over. `timeline` is the server's,
     on which these positions are; 0: not known. `log_bytes_per_second` is how fast its log grew over `log_seconds`.
+    `refused_request` is why the last request to re-snapshot a table was refused; None: it was not.
     """
 
     source: str
@@ -45,6 +46,7 @@ class StreamState(_Record):
     timeline: int = 0
     log_bytes_per_second: float | None = None
     log_seconds: float = 0.0
+    refused_request: str | None = None
 
     @property
     def position(self) -> Position:
@@ -67,7 +69,39 @@ class ColumnState(_Record):
     name: str
     number: int
     type_oid: int
-    type_modifier: int
+
+
+class ColumnForm(_Record):
+    """A column as the catalog has it: what its values are made of beside the rows' own events.
+
+    `number` is pg_attribute's attnum, `version` the xmin of its row there, which every ALTER of the column moves.
+    `types` are the parts of the types that its text depends on, each with what moves when the part changes: labels of
+    enums, attributes of composites. `touched` says that one of them is newer than the column's own row.
+    """
+
+    number: int
+    version: int
+    collation: int = 0
+    generated: bool = False
+    types: Mapping[str, str] = {}
+    touched: bool = Field(default=False, exclude=True)
+
+
+class FormState(_Record):
+    """What all values of a table are made of, read before the log position `lsn`; see producers.silent_changes.
+
+    `columns` has those too that were dropped since: the topic's records may still have their values. `storage` is the
+    files that have the rows, by the oid of the table or of some partitions; a statement that rewrites rows changes all.
+    """
+
+    columns: Mapping[str, ColumnForm] = {}
+    storage: Mapping[str, int] = {}
+    lsn: Lsn = Lsn(0)
+
+    def differs(self, now: FormState) -> bool:
+        """Whether anything that `now` tells is new, be it harmless."""
+        known = all(self.columns.get(name) == column for name, column in now.columns.items())
+        return not known or self.storage != now.storage
 
 
 class RangeState(_Record):
@@ -108,11 +142,13 @@ class SnapshotState(_Record):
 
     `stopped` says why nothing more of the table is published: its topic lacks events and has to be made anew.
     `not_before` is a 64-bit transaction id: no chunk may be read before all below it have ended. `chunks` counts
-    those expected, from the planner's estimate of the rows. `done` says that the topic has all of the table. `reread`
-    is there while it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and
-    `asked` are the ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
-    `partitions` are those of which the topic has the rows, as the catalog had them when every transaction below the
-    64-bit id `partitions_seen` had ended.
+    those expected, from the planner's estimate of the rows. `form` is what the rows in its topic were made of, or will
+    have been once all that is `asked` is read. `done` says that the topic has all of the table. `reread` is there while
+    it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and `asked` are the
+    ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
+    `published` is how its stream was published all along; see producers.publication. `partitions` are those of which
+    the topic has the rows, as the catalog had them once all transactions below the 64-bit id `partitions_seen` ended.
+    `order` names what its ranges are compared by (infra.key_order.order_name).
     """
 
     source: str
@@ -125,12 +161,15 @@ class SnapshotState(_Record):
     chunks: int = 0
     copied: tuple[ChunkState, ...] = ()
     columns: tuple[ColumnState, ...] = ()
+    form: FormState = FormState()
     stopped: str | None = None
     reread: RereadState | None = None
     asked: tuple[RangeState, ...] = ()
     anew: bool = False
     partitions: tuple[PartitionState, ...] = ()
     partitions_seen: int = 0
+    published: str | None = None
+    order: str = ""
 
     @property
     def under_way(self) -> bool:

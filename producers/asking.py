@@ -12,11 +12,11 @@ from infra import kafka
 from infra.positions import Positions, SnapshotState, SourceState, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
+from infra.snapshot_requests import SnapshotRequest, send_request
 from producers import slots, startup
-from producers.copying import Bounds
-from producers.publication import published_tables
-from producers.requests import SnapshotRequest, send_request
-from producers.snapshot import plan_chunk
+from producers.publication import read_publication
+from producers.requests import RequestRefused, require_keys
+from producers.snapshot import current_snapshot
 from producers.tables import CapturedTable, captured_tables
 from schemas.errors import BrokerUnavailable, Refused, UsageError
 from schemas.positions import format_lsn
@@ -64,32 +64,43 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         raise NotReadYet(f"source {source} was never read")
     with connect(dsn, name=f"snapshot {source}", canonical_text=True) as connection, translated(dsn):
         (table,) = captured_tables(connection, source, alone, settings.prefix)
+        if table.hidden is not None:
+            raise table.hidden
         slot = startup.slot_name(settings, source, database)
         held = slots.read(connection, slot)
         if held is not None:
             # A producer that runs may have moved it since the record was read.
             held = replace(held, confirmed_flush=None)
         startup.refuse_gaps(state, held, slot, startup.server_log(connection, dsn, state.stream))
-        if request.anew and _would_be_refused(connection, settings, source, state, table):
+        publication = read_publication(connection, database.publication)
+        startup.refuse_other_publication(source, database.publication, state, publication)
+        if (
+            request.anew
+            and not (held and held.active_pid)
+            and _would_be_refused(connection, settings, source, state, table)
+        ):
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
             return f"{table.name} is read anew when the producer of {source} starts"
         if not request.anew:
             _require_readable(table.name, recorded)
             _require_keys(connection, table, request)
-        lsn = send_request(connection, request)
+        send_request(connection, request)
+        # Behind its commit: by then the stream has it.
+        lsn = current_snapshot(connection)[1]
     return f"asked at {format_lsn(lsn)}: the producer of {source} reads {table.name} when it comes there"
 
 
 def _would_be_refused(
     connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState, table: CapturedTable
 ) -> bool:
-    """Whether no producer can be running that has the table, because of the table."""
-    recorded = state.snapshots.get(table.name)
-    if recorded is not None and recorded.stopped:
+    """Whether a start would be refused because of the table, or because no table is left that can be published."""
+    stopped = startup.stopped_tables(connection, settings, source, state)
+    if stopped.keys() >= state.snapshots.keys():
+        return True
+    if table.name in stopped:
         return False
-    published = published_tables(connection, settings.database(source).publication)
     try:
-        startup.standing_snapshots(settings, source, state, (table,), published)
+        startup.standing_snapshots(connection, settings, source, state, (table,))
     except startup.SilentGap:
         return True
     return False
@@ -105,20 +116,13 @@ def _require_readable(table: str, recorded: SnapshotState | None) -> None:
 
 
 def _require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> None:
-    """Raise UsageError for an end that is no key of the table."""
-    for option, texts in (("--from", request.first), ("--to", request.last)):
-        if texts is not None and len(texts) != len(table.key):
-            raise UsageError(
-                f"{option} has {len(texts)} value(s), and the key of {table.name} is ({', '.join(table.key)})",
-                remedy=f"give {option} once for each column of the key, in that order",
-            )
+    """Raise UsageError for an end that is no key of the table; the producer asks the same again."""
     try:
-        plan_chunk(connection, table, Bounds(first=request.first, last=request.last), 1)
-    except psycopg.DataError as error:
+        require_keys(connection, table, request)
+    except RequestRefused as refused:
         raise UsageError(
-            f"--from or --to is no key of {table.name}: {error.diag.message_primary}",
-            remedy=f"its key is ({', '.join(table.key)})",
-        ) from error
+            refused.problem, remedy="give --from and --to once for each column of the key, in that order"
+        ) from refused
 
 
 def _note(settings: Settings, state: SnapshotState) -> None:

@@ -10,16 +10,18 @@ import time
 from collections.abc import Iterable, Mapping
 
 from infra import log
-from infra.control import OWNERSHIP
+from infra.control import OWNERSHIP, PUBLISHED, REQUESTS
 from infra.positions import HandoverState
 from infra.registry import IncompatibleSchema
 from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
-from producers.requests import REQUEST_PREFIX
+from producers.refusals import not_utf8
+from producers.requests import Told, told
 from producers.routes import Route, key_of, route_of
 from producers.schema_changes import TableStopped
+from producers.server_text import ServerText
 from producers.strays import Strays
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
@@ -50,9 +52,12 @@ class Capture:
         confirmed: Lsn,
         unseen: Unseen,
         strays: Strays | None = None,
+        text: ServerText | None = None,
     ) -> None:
+        """`text` converts rows and names that do not come in UTF-8."""
         self._all = tuple(feeds)
         self.strays = strays or Strays("", {}, ())
+        self._text = text
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, Route] = {}
@@ -76,13 +81,13 @@ class Capture:
         self._judging = True
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
-        self._told: list[bytes] = []
+        self._told: list[Told] = []
         """Requests of the transaction that is open: not to be taken before it has ended."""
-        self._requests: list[bytes] = []
+        self._requests: list[Told] = []
         self.handovers: dict[str, HandoverState | None] = {}
         """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
 
-    def take_requests(self) -> list[bytes]:
+    def take_requests(self) -> list[Told]:
         """Return the requests (`producers.requests`) of the transactions that the stream has told whole, each once.
 
         They have to be recorded with the position: it is behind them, also where it is in the midst of a transaction
@@ -108,9 +113,6 @@ class Capture:
                 self._end(message)
             case pg.Truncate():
                 self._truncate(message)
-            case pg.LogicalMessage():
-                if message.transactional and message.prefix == REQUEST_PREFIX and not self._skipping:
-                    self._told.append(message.content)
             case pg.RelationMessage() | pg.TypeMessage() | pg.Origin():
                 pass
             case _:
@@ -157,15 +159,19 @@ class Capture:
         self.moved = True
         route = self._routes.get(relation.oid)
         if route is None or route.relation is not relation:
-            feed = self._feed_of(relation)
+            named = relation if self._text is None else self._text.relation(relation)
+            feed = self._feed_of(named)
             if feed is None:
-                if (away := self._away_of(relation)) is not None:
+                if (away := self._away_of(named)) is not None:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
             try:
-                route = self._routes[relation.oid] = route_of(relation, feed)
+                route = self._routes[relation.oid] = route_of(relation, named, feed)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
+                return None
+            except UnicodeEncodeError:
+                self._stop(feed, TableStopped(not_utf8("a column's name")))
                 return None
             self._prefixes.clear()
         return route
@@ -175,7 +181,7 @@ class Capture:
         # Not by its name alone: a table that was renamed is still the one that is captured.
         oid = relation.oid
         feed = self._partitions.get(oid) or self._by_oid.get(oid) or self._feeds.get((relation.schema, relation.table))
-        if feed is None and oid not in self._strangers and not _is_ownership(relation):
+        if feed is None and oid not in self._strangers and (relation.schema, relation.table) not in PUBLISHED:
             self._strangers.add(oid)
             self.met_stranger = True
         if feed is None or feed.away or feed.state.stopped:
@@ -242,20 +248,22 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, route.row(message.after))
-        elif _is_ownership(message.relation):
+            self._write(Op.CREATE, route, self._captured(route, message.after))
+        elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
+        elif _is(message.relation, REQUESTS) and not self._skipping:
+            self._told.append(told(message.relation, message.after))
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
-            if _is_ownership(message.relation):
+            if _is(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
-        after = route.row(message.after)
+        after = self._captured(route, message.after)
         if message.before is None:
             self._write(Op.UPDATE, route, after)
             return
-        before = route.row(message.before)
+        before = self._captured(route, message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if key_of(route, before) != key_of(route, after):
@@ -268,7 +276,11 @@ class Capture:
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, route.row(message.before))
+            self._remove(route, self._captured(route, message.before))
+
+    def _captured(self, route: Route, values: pg.Values) -> pg.Values:
+        values = route.row(values)
+        return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
 
     def _write(self, op: Op, route: Route, values: pg.Values) -> None:
         if self._publishes(route, values):
@@ -297,7 +309,7 @@ class Capture:
             route.feed.empty(key, value)
             self.published += 1
             if route.feed.judging:
-                route.feed.truncated()
+                route.feed.truncated(self.position.commit_lsn)
         for feed, others in left.items():
             if others:
                 # The keys that went are those of some partitions alone, and nobody knows them any more.
@@ -357,5 +369,5 @@ class Capture:
         self.published += 1
 
 
-def _is_ownership(relation: Relation) -> bool:
-    return (relation.schema, relation.table) == OWNERSHIP
+def _is(relation: Relation, own: tuple[str, str]) -> bool:
+    return (relation.schema, relation.table) == own

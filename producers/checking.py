@@ -15,7 +15,6 @@ from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
 from producers.guardian import Forecast, LogGrowth
 from producers.preflight import Finding
-from producers.publication import published_tables
 from producers.tables import captured_tables
 from producers.transactions import blocking
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
@@ -154,11 +153,18 @@ def _unrecorded(
             f"put that right if it can be, then have it read anew with `headrace snapshot {each.table} --anew`",
         )
     tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    captured = {table.name for table in tables}
+    for each in state.snapshots.values():
+        if each.stopped and each.table in captured:
+            # Before any of its rows was published: the next start tries again.
+            yield Finding(
+                f"table {each.table} cannot be read ({each.stopped})",
+                "put that right; then the next start of its producer reads it (docs/recovery.md)",
+            )
     try:
         standing = ownership.standing(source, tables, sources, owners(connection))
         known = standing.of(state)
-        published = published_tables(connection, database.publication)
-        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), published)
+        snapshots = startup.standing_snapshots(connection, settings, source, known, standing.here(tables))
         handover = standing.behind(snapshots)
         if known.stream is None and handover is not None:
             name = startup.slot_name(settings, source, database)

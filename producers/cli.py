@@ -19,8 +19,10 @@ from infra.stopping import stop_on_signals
 from producers.checking import hindrances, outlook
 from producers.guard_cli import guard
 from producers.guardian import Forecast
+from producers.imports import walk_unless_imported, walk_until_imported
 from producers.preflight import Finding
 from producers.producer import produce as run_producer
+from producers.requests import RequestRefused
 from producers.snapshot_cli import snapshot
 from producers.start_over import start_over as forget_source
 from producers.switchover_cli import switchover
@@ -42,6 +44,15 @@ def produce(
         bool,
         typer.Option("--all-storages", help="Of a virtual storage, walk the storages beside the primary too."),
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Walk a virtual storage though Praefect has it as imported.")
+    ] = False,
+    until_imported: Annotated[
+        bool,
+        typer.Option(
+            "--until-imported", help="As a service: walk a virtual storage until Praefect has it as imported."
+        ),
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Stream a database's tables into Kafka, as a service; or walk a virtual storage's repositories, once.
@@ -50,19 +61,25 @@ def produce(
     start goes on where it was. A second producer of the same source takes over from the first.
 
     A walk reads the primary storage from its beginning and ends: exit code 0 when every directory was read. One that
-    was stopped publishes no end, and the next start walks anew.
+    was stopped publishes no end, and the next start walks anew. Nothing is walked where `repositories_imported` is set
+    for the virtual storage in Praefect's database. With --until-imported it walks at its start and, with growing
+    pauses, until that is set, then ends with exit code 0; of several such processes one walks.
     """
     settings = load_settings(config)
     if source in settings.virtual_storages:
         if start_over:
             raise UsageError("a walk always starts over", remedy=f"run `headrace produce {source}`")
+        if again and until_imported:
+            raise UsageError("--again and --until-imported exclude each other")
         log.configure()
+        walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
         with stop_on_signals() as stop:
-            walk(settings, source, stop, all_storages=all_storages)
+            walks(settings, source, stop, all_storages=all_storages)
         return
     settings.database(source)
-    if all_storages:
-        raise UsageError(f"{source} is a database, and has no storages", remedy="leave out --all-storages")
+    for option, given in (("--all-storages", all_storages), ("--again", again), ("--until-imported", until_imported)):
+        if given:
+            raise UsageError(f"{source} is a database, and has no storages", remedy=f"leave out {option}")
     log.configure()
     if start_over:
         if not yes:
@@ -93,7 +110,7 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         """
         settings = load_settings(config)
         log.configure()
-        _check(settings, [*advise(settings), *_given_away(settings)], json)
+        _check(settings, [*advise(settings), *_recorded(settings)], json)
 
     return (produce, check, snapshot, switchover, guard)
 
@@ -126,12 +143,17 @@ def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
         typer.echo(f"ready: Kafka, the registry and {len(settings.databases)} database(s)")
 
 
-def _given_away(settings: Settings) -> Iterator[Advice]:
+def _recorded(settings: Settings) -> Iterator[Advice]:
+    """Yield what the positions tell that is in nobody's way."""
     try:
         kafka.ensure_reachable(settings.kafka)
         sources = read_sources(settings)
     except HeadraceError:
         return  # a finding of its own, and without the positions nothing is known
+    for name, state in sources.items():
+        if state.stream is not None and state.stream.refused_request is not None:
+            problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
+            yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
     yield from given_away.advise(settings, sources)
 
 

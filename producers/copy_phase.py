@@ -8,18 +8,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 
 from infra import log
 from infra.control import owners
+from infra.copy_out import LineTooLong
 from infra.positions import SnapshotState
 from producers import ownership
 from producers.chunks import Unseen
 from producers.feed import TableFeed
-from producers.snapshot import current_snapshot, plan_chunk, read_chunk
+from producers.refusals import judged
+from producers.schema_changes import TableStopped
+from producers.snapshot import CHUNK_BYTES, current_snapshot, read_chunk
 from producers.table_catalog import TableWatch
 from schemas.positions import Lsn, Position
 
@@ -28,12 +31,19 @@ BARRIER_SECONDS: Final = 1.0
 
 _TOLD_SECONDS: Final = 2.0
 
+_ASIDE_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
+"""How long a table that cannot be read now is left alone, the first time, the second, …"""
+_ASIDE_TOLD_SECONDS: Final = 30.0
+
+_AIM: Final = 0.75
+"""Of the bytes that a chunk may have, what the next one is planned for: rows differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The table to read next, None when there is none now; `waits` when only old transactions are in its way.
+    """The table to read next, None when there is none now.
 
-    The stream need not stand for those.
+    `waits` when only old transactions, or locks of others, are in its way: the stream need not stand for those.
     """
 
     feed: TableFeed | None
@@ -49,9 +59,47 @@ class Copied:
     lsn: Lsn
 
 
+class Turns:
+    """Which tables cannot be read now and for how long they are left alone, and how many rows are read at a time."""
+
+    def __init__(self, lines: log.Log) -> None:
+        self._log = lines
+        self._aside: dict[str, tuple[float, int]] = {}
+        self._told: dict[str, float] = {}
+        self._rows: dict[str, int] = {}
+
+    def ready(self, feed: TableFeed) -> bool:
+        """Whether the table is to be tried now."""
+        until, _ = self._aside.get(feed.table.name, (0.0, 0))
+        return time.monotonic() >= until
+
+    def set_aside(self, feed: TableFeed, reason: str) -> None:
+        """Leave a table alone for a while; the others take their turns."""
+        now, table = time.monotonic(), feed.table.name
+        _, times = self._aside.get(table, (0.0, 0))
+        self._aside[table] = now + _ASIDE_SECONDS[min(times, len(_ASIDE_SECONDS) - 1)], times + 1
+        if now >= self._told.get(table, 0.0):
+            self._told[table] = now + _ASIDE_TOLD_SECONDS
+            self._log.warning(
+                "a table cannot be read now; going on without it", **{log.TABLE: table, log.REASON: reason}
+            )
+
+    def rows(self, feed: TableFeed, most: int) -> int:
+        """Return how many rows, of at most `most`, the next chunk is planned for."""
+        return min(most, self._rows.get(feed.table.name, most))
+
+    def took(self, feed: TableFeed, rows: int, size: int) -> None:
+        """Note that a chunk was read of so many rows and bytes: the next is planned by that."""
+        self._aside.pop(feed.table.name, None)
+        self._told.pop(feed.table.name, None)
+        if rows:
+            self._rows[feed.table.name] = max(1, int(CHUNK_BYTES * _AIM * rows / max(1, size)))
+
+
 def choose(
     connection: psycopg.Connection[Any],
     feeds: Sequence[TableFeed],
+    turns: Turns,
     unseen: Unseen,
     stop: threading.Event,
     lines: log.Log,
@@ -65,7 +113,10 @@ def choose(
     while not stop.is_set():
         snapshot, _ = current_snapshot(connection)
         visible = unseen.visible_in(snapshot)
-        ready = [feed for feed in feeds if feed.copying and feed.copy.ready]
+        waiting = [feed for feed in feeds if feed.copying and feed.copy.ready]
+        ready = [feed for feed in waiting if turns.ready(feed)]
+        if waiting and not ready:
+            return Choice(None, waits=True)
         for feed in ready:
             if visible and feed.state.not_before <= snapshot.xmin:
                 return Choice(feed)
@@ -79,21 +130,39 @@ def choose(
 
 
 def copy_chunk(
-    connection: psycopg.Connection[Any], feed: TableFeed, watch: TableWatch, position: Position, rows: int
+    connection: psycopg.Connection[Any],
+    feed: TableFeed,
+    watch: TableWatch,
+    turns: Turns,
+    position: Position,
+    rows: int,
 ) -> Copied | None:
-    """Read the next chunk, of about `rows` rows, into the feed; None when the table's owner has changed.
+    """Read the next chunk, of about `rows` rows at most, into the feed.
 
-    Raises TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of the table can be published.
+    None when the table's owner, or the right to read it, has changed. Raises TableBusy when the table cannot be read
+    now, and TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of it can be published.
     """
-    bounds = feed.copy.bounds
-    upto = plan_chunk(connection, feed.table, bounds, rows)
-    chunk = read_chunk(connection, feed.table, bounds if upto is None else replace(bounds, last=upto))
+    if not feed.state.form.columns:
+        # Of a table that came back from another owner: nothing of it may be read before the catalog was.
+        watch.begin([feed])
+    planned = turns.rows(feed, rows)
+    try:
+        chunk = read_chunk(connection, feed.table, feed.copy.bounds, planned, longest=feed.longest_line)
+    except LineTooLong as error:
+        raise TableStopped(f"a row has {error.size} bytes, where its topic takes {feed.largest}") from error
+    except (psycopg.Error, UnicodeError) as error:
+        if (of_the_table := judged(connection, error)) is None:
+            raise
+        if watch.hides(feed):
+            return None
+        raise of_the_table from error
     # Behind the chunk, which may have shown a key twice that was no key any more.
     watch.require(feed)
     if not ownership.owned(feed.table, feed.source, owners(connection)):
         # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
         return None
-    return Copied(feed.add_chunk(upto, chunk, position, rows), len(chunk.data), chunk.lsn)
+    turns.took(feed, chunk.rows, len(chunk.data))
+    return Copied(feed.add_chunk(chunk.upto, chunk, position, planned), len(chunk.data), chunk.lsn)
 
 
 class CopyLog:

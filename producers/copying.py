@@ -142,10 +142,21 @@ class TableCopy:
         A partition's rows are read even so: the chunks that were read may be from before it was attached.
         `not_before` must be above every transaction that has begun, unless events were judged all along.
         """
+        if self.state.done or range_.partition is not None:
+            self._ask(range_, not_before)
+
+    def repeat(self, not_before: int) -> None:
+        """Read the whole table again, after what is under way; also where that is its first copy.
+
+        For rows that changed without events: any chunk may have been read before the change.
+        """
+        self._ask(KeyRange(), not_before)
+
+    def _ask(self, range_: KeyRange, not_before: int) -> None:
         asked = _range_state(range_)
-        if asked in self.state.asked or (range_.partition is None and not self.state.done):
+        if asked in self.state.asked:
             return
-        if self._reread is None and self._chunks.settled:
+        if self.state.done and self._reread is None and self._chunks.settled:
             self._reread = Reread(range_)
             self._update(rows=0, chunks_done=0, chunks=0, not_before=not_before)
         elif range_.partition is None:
@@ -164,6 +175,7 @@ class TableCopy:
             columns=state.columns,
             partitions=state.partitions,
             partitions_seen=state.partitions_seen,
+            form=state.form,
         )
         self._load(fresh)
         self._update()

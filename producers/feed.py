@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from infra import log
 from infra.kafka import RECORD_BYTES
-from infra.positions import ColumnState, SnapshotState
+from infra.key_order import order_name
+from infra.positions import ColumnState, FormState, SnapshotState
 from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.partitions import Partitions
@@ -24,13 +25,17 @@ from producers.schema_changes import (
     follow,
     obstacle,
 )
-from producers.snapshot import ChunkRows
+from producers.silent_changes import SilentChange, merged, silent_change
+from producers.snapshot import ChunkRows, sorts_otherwise
 from producers.tables import CapturedTable, comparable_key
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
 from schemas.wire import HEADER_BYTES
+
+_COPY_OVERHEAD: Final = 2 << 20
+"""By so much COPY's line of a row may be above twice its record: texts at most double, and numbers are short."""
 
 _REMEMBERED_BYTES: Final = 512 * 1024
 """What the keys of a remembered chunk may take: written in base 64, that stays below Kafka's usual megabyte."""
@@ -80,13 +85,17 @@ class TableFeed:
             # Read before any row: what changes from here on differs from what is recorded.
             standing = standing.model_copy(update=_recorded(table.partitions))
         comparable = partial(comparable_key, table) if table.ordered else None
-        self._followed: Followed = {
-            each.name: FollowedColumn(each.number, each.type_oid, each.type_modifier) for each in standing.columns
-        }
+        self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in standing.columns}
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
-            self.copy = TableCopy(standing.model_copy(update={"columns": self.state.columns}), comparable)
+            order = order_name(table.order)
+            ranges = standing.reread is not None or any(each.upto is not None for each in standing.copied)
+            if ranges and order != standing.order:
+                raise TableStopped(sorts_otherwise(table))
+            self.copy = TableCopy(
+                standing.model_copy(update={"columns": self.state.columns, "order": order}), comparable
+            )
         except (IncompatibleSchema, TableStopped) as error:
             # Of a table whose key changed the ledger could not be read.
             self.stop(error.problem)
@@ -97,11 +106,18 @@ class TableFeed:
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
+        self.hidden = table.hidden is not None
+        """Whether its rows may not be read now: its events are published, and the copy waits."""
+
+    @property
+    def longest_line(self) -> int:
+        """How many bytes COPY may send of a row: of more no record could be made."""
+        return 2 * self.largest + _COPY_OVERHEAD
 
     @property
     def copying(self) -> bool:
         """Whether there is more of it to copy here."""
-        return not self.away and not self.state.stopped and not self.copy.complete
+        return not (self.away or self.hidden or self.state.stopped or self.copy.complete)
 
     @property
     def state(self) -> SnapshotState:
@@ -132,12 +148,21 @@ class TableFeed:
             )
             self._followed = followed
             columns = tuple(
-                ColumnState(name=name, number=each.number, type_oid=each.type_oid, type_modifier=each.type_modifier)
-                for name, each in followed.items()
+                ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
             )
             self.copy.note(columns=columns)
             self._changed = True
         return self._encoders[identity]
+
+    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
+        """Return the places of the stream's columns that are captured; None where all are.
+
+        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
+        """
+        now = self._now()
+        generated = now.generated if now is not None else frozenset()
+        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
+        return None if len(places) == len(relation.columns) else places
 
     def stop(self, reason: str) -> None:
         """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""
@@ -188,10 +213,35 @@ class TableFeed:
         changed, self._changed = self._changed, False
         return changed
 
-    def truncated(self) -> None:
-        """Note that the stream emptied the table while it was judged."""
+    def truncated(self, lsn: Lsn) -> None:
+        """Note that the stream, standing at `lsn`, emptied the table while it was judged.
+
+        What it has of the rows from there up to the position of the table's form may be older than the form.
+        """
         self.copy.truncated()
+        if lsn < self.state.form.lsn:
+            self.copy.repeat(self.state.not_before)
         self._note()
+
+    def take_form(self, form: FormState, not_before: int) -> SilentChange | None:
+        """Note what the values of the table are made of now; return the change that no event told, if there was one.
+
+        The rows are then read again, and where their keys may have changed, into an emptied topic. `not_before` must be
+        above every transaction that has begun.
+        """
+        before = self.state.form
+        change = None
+        if before.columns:
+            change = silent_change(
+                before, form, captured=self._followed.keys(), key=self.table.key, copying=self.copy.judging
+            )
+        self.copy.note(form=merged(before, form))
+        if change is not None and change.keys:
+            self.copy.note(anew=True)
+        elif change is not None:
+            self.copy.repeat(not_before)
+        self._note()
+        return change
 
     def ask(self, asked: KeyRange, not_before: int) -> None:
         """Have a range read again; see TableCopy.ask."""
@@ -222,6 +272,7 @@ class TableFeed:
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)
         self.empty(*encoder.truncate(prefix, position.ordinal + 1, now_ms))
         self.copy.anew(not_before)
+        self.copy.note(order=order_name(self.table.order))
         self._note()
 
     def empty(self, key: bytes, value: bytes) -> None:

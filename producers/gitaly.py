@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from infra.settings import StorageSettings
-from producers.walk import Repository
+from producers.walk import Repository, is_gitalys_own
 from schemas.errors import HeadraceError, Interrupted, Malformed, PreflightFailed, Unavailable, UsageError
 
 METHOD: Final = "/gitaly.InternalGitaly/WalkRepos"
@@ -41,7 +41,7 @@ class GitalyUnavailable(Unavailable):
 
 
 def walk_gitaly(storage: str, settings: StorageSettings, stop: threading.Event) -> Generator[Repository, None, None]:
-    """Yield the repositories of `storage` in the node's order, which is that of `walk_directory`.
+    """Yield the repositories of `storage` in the node's order, which is that of `walk_directory`, and what that does.
 
     Raises UnknownStorage, GitalyUnavailable, PreflightFailed for a wrong token, Interrupted soon after `stop` is
     set, Malformed for an answer that is none, and HeadraceError for what else the node says.
@@ -55,7 +55,9 @@ def walk_gitaly(storage: str, settings: StorageSettings, stop: threading.Event) 
         try:
             with _cancelled_by(stop, call):
                 for message in call:
-                    yield parse_response(message)
+                    repository = parse_response(message)
+                    if not is_gitalys_own(repository.path):
+                        yield repository
         except grpc.RpcError as error:
             if stop.is_set():
                 raise Interrupted(f"the walk of {storage} was stopped before its end") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -21,9 +21,11 @@ from infra.topics import largest_records
 from producers import ownership, slots, startup
 from producers.feed import TableFeed
 from producers.ownership import Standing
+from producers.publication import edited, ensure_publication, read_publication
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
+from producers.server_text import stream_encoding
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable
 from schemas.errors import Interrupted
@@ -87,9 +89,35 @@ def open_feeds(
     here = [feed for feed in feeds if not feed.away]
     if here and all(feed.state.stopped for feed in here):
         # Nothing was skipped yet, so that undoing the change is a way out here.
-        reasons = "; ".join(f"{feed.table.name}: {feed.state.stopped}" for feed in here)
-        raise TableStopped(f"every table of {source} is stopped ({reasons})")
+        raise all_stopped(source, (feed.state for feed in here))
     return feeds
+
+
+def all_stopped(source: str, tables: Iterable[SnapshotState]) -> TableStopped:
+    """Return the refusal of a source that would publish nothing."""
+    reasons = "; ".join(sorted(f"{each.table}: {each.stopped}" for each in tables))
+    return TableStopped(f"every table of {source} is stopped ({reasons})")
+
+
+def open_publication(
+    connection: psycopg.Connection[Any],
+    name: str,
+    tables: Sequence[CapturedTable],
+    snapshots: dict[str, SnapshotState],
+    lines: log.Log,
+) -> Mapping[str, str]:
+    """Publish exactly `tables`; return how each is published, to be recorded.
+
+    Stops those of `snapshots` whose publication was edited since they were recorded. What is right already keeps its
+    version here, so that an edit up to this moment shows, be it undone.
+    """
+    if ensure_publication(connection, name, tables):
+        lines.info("publication set", publication=name, tables=len(tables))
+    publication = read_publication(connection, name)
+    for table, snapshot in snapshots.items():
+        if not snapshot.anew and (reason := edited(snapshot.published, table, publication)) is not None:
+            snapshots[table] = snapshot.model_copy(update={"stopped": reason})
+    return {} if publication is None else publication.tables
 
 
 def begin_stream(
@@ -103,15 +131,16 @@ def begin_stream(
 ) -> StreamState:
     """Return the state of a stream that is read for the first time: behind `handover`, or from its slot's beginning.
 
-    A slot that is not there is made, which waits for every transaction that runs. Raises Interrupted when stopped
-    meanwhile.
+    Of a slot that is there only what comes from now on is read. One that is not is made, which waits for every
+    transaction that runs. Raises Interrupted when stopped meanwhile.
     """
     standing = slots.read(connection, slot)
     if handover is not None:
         return ownership.first_state(source, instance, slot, standing, system, handover, opened_lsn(connection))
     if standing is not None and standing.ready:
         assert standing.confirmed_flush is not None
-        start = standing.confirmed_flush
+        # One that is older than the publication could never be read, and every table is copied from now on.
+        start = standing.confirmed_flush if standing.active_pid else slots.skip(connection, slot)
     else:
         lines = log.get(**{log.SOURCE: source})
         lines.info("creating the slot; running transactions are waited for", slot=slot)
@@ -166,7 +195,10 @@ def take_slot(
                 start,
                 # Large transactions then wait on this disk, not on the source's, and are here when they commit.
                 streaming=Streaming.ON,
+                # Any role may write messages, each of up to a gigabyte, which would be read at every start.
+                messages=False,
                 application_name=f"headrace {source}",
+                client_encoding=stream_encoding(connection),
             )
         except SlotInUse as error:
             if time.monotonic() > deadline:

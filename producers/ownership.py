@@ -19,6 +19,7 @@ from infra.positions import HandoverState, Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import slots, startup
 from producers.feed import TableFeed
+from producers.publication import read_publication
 from producers.relay import Relay
 from producers.startup import SilentGap
 from producers.tables import CapturedTable
@@ -178,7 +179,12 @@ def find(
     server = startup.server_log(connection, settings.database(source).dsn.get_secret_value(), state.stream)
     found = standing(source, tables, sources, control.owners(connection))
     # What it was before some came back was of a server that is no more, and that went on after its copy was promoted.
-    startup.refuse_gaps(found.of(state), slot, name, server)
+    known = found.of(state)
+    startup.refuse_gaps(known, slot, name, server)
+    # What it inherits was published from another server, and so table by table is compared later.
+    own = SourceState(known.stream, {each: known.snapshots[each] for each in state.snapshots})
+    publication = settings.database(source).publication
+    startup.refuse_other_publication(source, publication, own, read_publication(connection, publication))
     return Found(state, found, server)
 
 

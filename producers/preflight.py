@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
+from infra.positions import SnapshotState
 from infra.settings import DatabaseSettings
 from producers import slots
+from producers.publication import read_publication, refuse_foreign, wanted_tables
 from producers.tables import captured_tables
+from producers.writability import WritesRefused, refused_writes
 from schemas.errors import PreflightFailed, Refused
 
 _SERVER = """
@@ -44,11 +48,22 @@ def findings(
     prefix: str,
     *,
     leave_out: Collection[str] = (),
+    copied: Mapping[str, SnapshotState] = MappingProxyType({}),
 ) -> Iterator[Finding]:
     """Yield everything that keeps `source` from being read, the server's settings first, then its tables.
 
-    Those in `leave_out` are stopped already, and keep no other from being read.
+    Those in `leave_out` are stopped already, and keep no other from being read. Those `copied`, in part at least, go on
+    where their rows may not be read now, since the stream has their changes: only what is left to copy waits.
     """
+    yield from _of_server(connection, source, settings, slot)
+    if not settings.tables:
+        yield Finding(f"databases.{source}.tables is empty", "name the tables to capture, such as public.projects")
+    yield from _of_tables(connection, source, settings, prefix, leave_out, copied)
+
+
+def _of_server(
+    connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str
+) -> Iterator[Finding]:
     with connection.cursor(row_factory=dict_row) as cursor:
         server = cursor.execute(_SERVER, (settings.publication,)).fetchone()
     assert server is not None
@@ -70,6 +85,15 @@ def findings(
             "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
             f" or accept it with databases.{source}.allow_unlimited_wal = true",
         )
+    yield from _of_slot(source, slot, state, server)
+    if not server["published"] and not server["may_create"]:
+        yield Finding(
+            f"publication {settings.publication} does not exist and role {server['role']} may not create it",
+            "have an administrator run what `headrace init --sql` prints",
+        )
+
+
+def _of_slot(source: str, slot: str, state: slots.SlotState | None, server: dict[str, Any]) -> Iterator[Finding]:
     if state is None and server["free_slots"] < 1:
         yield Finding("every replication slot is in use", "raise max_replication_slots and restart PostgreSQL")
     if state is not None and state.plugin != slots.PLUGIN:
@@ -79,15 +103,40 @@ def findings(
             f"slot {slot} is of database {state.database}, not of {server['database']}",
             f"correct databases.{source}.dsn, or choose another slot with databases.{source}.slot",
         )
-    if not server["published"] and not server["may_create"]:
+    if state is not None and state.two_phase:
         yield Finding(
-            f"publication {settings.publication} does not exist and role {server['role']} may not create it",
-            "have an administrator run what `headrace init --sql` prints",
+            f"slot {slot} was made with two_phase, and sends transactions before they are committed",
+            f"`headrace produce {source} --start-over` drops it, and reads all tables anew with one of its own",
         )
-    if not settings.tables:
-        yield Finding(f"databases.{source}.tables is empty", "name the tables to capture, such as public.projects")
+
+
+def _of_tables(
+    connection: psycopg.Connection[Any],
+    source: str,
+    settings: DatabaseSettings,
+    prefix: str,
+    leave_out: Collection[str],
+    copied: Mapping[str, SnapshotState],
+) -> Iterator[Finding]:
     try:
-        captured_tables(connection, source, settings, prefix, leave_out=leave_out)
+        tables = captured_tables(connection, source, settings, prefix, leave_out=leave_out)
+    except Refused as error:
+        yield Finding(error.problem, error.remedy)
+        return
+    for table in tables:
+        snapshot = copied.get(table.name)
+        if table.hidden is not None and (snapshot is None or snapshot.anew):
+            yield Finding(table.hidden.problem, table.hidden.remedy)
+    refused = refused_writes(connection, settings.publication, [table.relation.oid for table in tables])
+    names = {table.relation.oid: table.name for table in tables}
+    for oid, reason in refused.items():
+        yield Finding(f"table {names[oid]}: {reason}", WritesRefused.__doc__ or "")
+    try:
+        refuse_foreign(
+            settings.publication,
+            read_publication(connection, settings.publication),
+            wanted_tables(connection, tables),
+        )
     except Refused as error:
         yield Finding(error.problem, error.remedy)
 
@@ -100,9 +149,10 @@ def require(
     prefix: str,
     *,
     leave_out: Collection[str] = (),
+    copied: Mapping[str, SnapshotState] = MappingProxyType({}),
 ) -> None:
     """Raise PreflightFailed with the first finding, and how many more there are."""
-    found = list(findings(connection, source, settings, slot, prefix, leave_out=leave_out))
+    found = list(findings(connection, source, settings, slot, prefix, leave_out=leave_out, copied=copied))
     if found:
         more = f" (and {len(found) - 1} more: see `headrace check`)" if len(found) > 1 else ""
         raise PreflightFailed(f"source {source}: {found[0].problem}{more}", remedy=found[0].remedy)

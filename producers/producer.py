@@ -21,25 +21,28 @@ from pydantic import BaseModel
 
 from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
+from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.postgres import connect, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic
-from producers import copy_phase, ownership, preflight, slots, startup
+from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
-from producers.copy_phase import BARRIER_SECONDS, CopyLog
+from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
 from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
 from producers.ownership import Found
-from producers.publication import ensure_publication, published_tables
+from producers.refusals import TableBusy
 from producers.relay import Relay
-from producers.requests import read_request
+from producers.replication import PublicationMissing
+from producers.requests import Requests
 from producers.schema_changes import TableStopped
+from producers.server_text import server_text
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.strays import Strays
@@ -63,9 +66,6 @@ _COPY_SECONDS: Final = 5.0
 
 _HEARTBEAT_SECONDS: Final = 5.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
-
-_PATIENCE: Final = "SET lock_timeout = '2s'"
-"""For a chunk, while which the stream stands; not for what a start has to wait for."""
 
 
 class ReadAnew(Exception):
@@ -93,6 +93,8 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
                 session.work()
         except Interrupted:
             break
+        except PublicationMissing as error:
+            raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
         except ReadAnew as request:
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except Unavailable as error:
@@ -167,18 +169,19 @@ class Session:
     def _open(self, opened: ExitStack, successor_ends_it: bool) -> None:
         settings, source = self._settings, self._source
         self._sql.execute(SESSION)
-        self._watch = TableWatch(self._sql, self._database.publication, self._log)
+        self._watch = TableWatch(self._sql, source, self._database.publication, self._log)
         # One reader: read from the topic's beginning here, and read on from there each time it is asked again.
         positions = Positions(settings.prefix, settings.kafka)
         recorded = positions.sources().get(source, SourceState())
         stopped = startup.stopped_tables(self._sql, settings, source, recorded)
-        preflight.require(self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped)
+        preflight.require(
+            self._sql, source, self._database, self._slot, settings.prefix, leave_out=stopped, copied=recorded.snapshots
+        )
         ensure_control_schema(self._sql, source, self._database.gitlab_schemas, prefix=settings.prefix)
         tables = captured_tables(self._sql, source, self._database, settings.prefix, leave_out=stopped)
         self._watch.tell(stopped.values())
-        self._left_out = stopped
         if not tables:
-            raise TableStopped(f"every table of {source} is stopped: {'; '.join(sorted(stopped))}")
+            raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
@@ -189,11 +192,9 @@ class Session:
         # Nobody but this process can write the source's records from here on.
         state, standing, _ = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
-        published = published_tables(self._sql, self._database.publication)
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), published)
-        if ensure_publication(self._sql, self._database.publication, tables):
-            self._log.info("publication set", publication=self._database.publication, tables=len(tables))
+        snapshots = startup.standing_snapshots(self._sql, settings, source, known, standing.here(tables))
+        self._published = opening.open_publication(self._sql, self._database.publication, tables, snapshots, self._log)
         stream = known.stream or begin_stream(
             self._sql, source, self._instance, self._slot, self._server.system, standing.behind(snapshots), self._stop
         )
@@ -203,9 +204,13 @@ class Session:
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
         strays = Strays(source, state.strays, self._feeds)
-        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
+        self._capture = Capture(
+            self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays, server_text(self._sql)
+        )
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
+        self._requests = Requests(self._sql, self._feeds, stopped, self._log, stream.refused_request)
+        self._watch.begin(self._feeds)
         self._claim(state, stopped)
         spills = opened.enter_context(SpillDirectory(self._database.spill_directory))
         self._stream = take_slot(
@@ -213,8 +218,8 @@ class Session:
         )
         opened.callback(self._stream.close)
         self._incoming = gated(Incoming(self._stream, spills), self._database, self._sql, self._stream, self._log)
-        self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
+        self._turns = Turns(self._log)
         self._copy_log = CopyLog(self._log)
         self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
@@ -232,6 +237,8 @@ class Session:
         for feed in self._feeds:
             if feed.state.anew:
                 feed.read_anew(self._capture.position, feed.state.not_before)
+            if not feed.state.stopped:
+                feed.copy.note(published=self._published.get(feed.table.name))
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
@@ -247,15 +254,15 @@ class Session:
         # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
         bound = self._database.snapshot.max_retained_wal_mb << 18
         while not self._stop.is_set() and time.monotonic() < deadline:
-            choice = copy_phase.choose(self._sql, self._feeds, self._capture.unseen, self._stop, self._log)
+            choice = copy_phase.choose(self._sql, self._feeds, self._turns, self._capture.unseen, self._stop, self._log)
             self._waits = choice.waits
             if choice.feed is None:
                 return
             try:
                 lsn = self._copy_chunk(choice.feed)
-            except psycopg.errors.LockNotAvailable:
-                self._log.info("a table to copy is locked; going on without it", **{log.TABLE: choice.feed.table.name})
-                return
+            except TableBusy as error:
+                self._turns.set_aside(choice.feed, error.problem)
+                continue
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return
 
@@ -263,7 +270,7 @@ class Session:
         """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
         rows = self._database.snapshot.chunk_rows
         try:
-            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._capture.position, rows)
+            copied = copy_phase.copy_chunk(self._sql, feed, self._watch, self._turns, self._capture.position, rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
             self._commit([(feed.table.name, feed.state)])
@@ -303,12 +310,16 @@ class Session:
         self._commit()
 
     def _heartbeat(self) -> Lsn:
-        """Write a message into the log and return its position: an idle slot moves on, and the lag can be seen."""
+        """Write a heartbeat and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._capture.met_stranger = False
         self._watch.look(self._feeds)
         self._guardian.look(self._sql, self._capture.position.commit_lsn)
-        lsn = slots.emit_heartbeat(self._sql)
+        try:
+            lsn = beat(self._sql)
+        except psycopg.errors.LockNotAvailable:
+            self._log.warning("headrace.heartbeat is locked; an idle slot retains WAL meanwhile")
+            return self._capture.position.commit_lsn
         self._watch.noted(lsn)
         return lsn
 
@@ -325,10 +336,11 @@ class Session:
             capture.reroute()
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
-        for content in capture.take_requests():
-            changed.update(self._take_request(content))
-        changed.update((feed.table.name, feed.state) for feed in capture.settle())
+        for row in capture.take_requests():
+            changed.update(self._requests.take(row))
         changed.update(states)
+        # Later: what was noted since, by this commit too, is newer than what the caller has.
+        changed.update((feed.table.name, feed.state) for feed in capture.settle())
         anew = [name for name, state in changed.items() if state is not None and state.anew]
         self._watch.tell(state for state in changed.values() if state is not None)
         moved = capture.handovers
@@ -360,22 +372,6 @@ class Session:
         if anew:
             raise ReadAnew(anew[0])
 
-    def _take_request(self, content: bytes) -> dict[str, SnapshotState]:
-        """Note what was asked for, and return it where it is to be recorded of a table that is left out."""
-        request = read_request(content)
-        feed = next((feed for feed in self._feeds if request and feed.table.name == request.table), None)
-        if request is not None and request.anew and request.table in self._left_out:
-            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
-        if request is None or feed is None or feed.away:
-            self._log.warning("a request to read a table again names none that is captured here")
-            return {}
-        self._log.info("asked to read a table again", **{log.TABLE: request.table}, anew=request.anew)
-        if request.anew:
-            feed.ask_anew()
-        else:
-            feed.ask(request.range, next_xid(self._sql))
-        return {}
-
     def _stream_state(self) -> StreamState:
         capture, rate = self._capture, self._guardian.rate
         return StreamState(
@@ -391,4 +387,5 @@ class Session:
             timeline=self._server.timeline,
             log_bytes_per_second=rate.bytes_per_second if rate else None,
             log_seconds=rate.seconds if rate else 0.0,
+            refused_request=self._requests.refused,
         )

@@ -1,39 +1,104 @@
-"""The publication of a source: the list of tables whose changes its slot decodes, with that of their owners."""
+"""The publication of a source: which tables' changes its slot decodes, and whether it is still as a producer left it.
+
+PostgreSQL decodes each change by the publication as it was at that moment. A table that was taken out and put back lost
+what was written in between, and so did every table while the publication lacked a kind of change. Each such edit
+replaces rows of the catalog, so the oid and xmin of these rows are recorded and compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from infra.control import OWNERSHIP
+from infra.control import PUBLISHED
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
-_PUBLICATION = """
-SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AS whole, puballtables AS all_tables
-FROM pg_publication WHERE pubname = %s
+_PUBLICATION: Final = """
+SELECT p.oid::text || '.' || p.xmin::text AS version, p.puballtables AS all_tables,
+       p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole,
+       coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' AS generated,
+       pg_catalog.pg_has_role(p.pubowner, 'USAGE') AS owned
+FROM pg_catalog.pg_publication p WHERE p.pubname = %s
+"""
+"""Before 18 nothing is said of generated columns, and they are never published."""
+
+_TABLES: Final = """
+SELECT n.nspname || '.' || c.relname AS name, p.oid::text || '.' || p.xmin::text || '/' || r.oid::text || '.'
+       || r.xmin::text AS version
+FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = %s AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
+  AND NOT (p.pubviaroot AND c.relkind = 'p')
+  AND (%s::oid[] IS NULL OR r.prrelid = ANY(%s::oid[]))
+  AND NOT (c.relispartition AND EXISTS (
+      SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS above(relid)
+      JOIN pg_catalog.pg_publication_rel a ON a.prrelid = above.relid
+      WHERE a.prpubid = p.oid AND above.relid <> c.oid))
+"""
+"""From the catalog itself: the view pg_publication_tables opens the tables, and waits for one that is locked.
+
+Before 15 there is neither a list of columns nor a filter of rows, so those are looked for by name. A partition whose
+root is published, too, is none: its changes come as the root's.
 """
 
-# From the catalog itself: the view pg_publication_tables opens the tables, and waits for one that is locked. Before 15
-# there is neither a list of columns nor a filter of rows, so those are looked for by name.
-_TABLES = """
-SELECT n.nspname || '.' || c.relname
-FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE p.pubname = %s AND NOT (p.pubviaroot AND c.relkind = 'p')
-  AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
+_IS_THERE: Final = """
+SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
 """
 
-_OPTIONS = sql.SQL("publish = 'insert, update, delete, truncate', publish_via_partition_root = false")
+GONE: Final = "does not exist any more"
+
+_WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
 """Each partition by itself: published as its table, it would tell neither its replica identity nor its truncates."""
+_GENERATED: Final = ", publish_generated_columns = stored"
+_GENERATED_SINCE: Final = 180_000
+"""From 18 on PostgreSQL refuses to update a table whose identity has a generated column that is not published."""
 
 
 class PublishesAllTables(Refused):
     """Choose another with databases.<name>.publication; headrace makes it."""
+
+
+class PublicationOfAnotherRole(Refused):
+    """Have its owner, or an administrator, run what `headrace init --sql` prints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A publication as the catalog has it now.
+
+    `whole` says that it leaves out no kind of change, `generated` that stored generated columns are published, `owned`
+    that this role may alter it. `tables` are those that it publishes without a filter: name → version of the
+    publication, a slash, version of the table's row in it. An edit that is undone has other versions.
+    """
+
+    version: str
+    whole: bool
+    all_tables: bool
+    generated: bool
+    owned: bool
+    tables: Mapping[str, str]
+
+
+def read_publication(
+    connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
+) -> Publication | None:
+    """Return the publication of that name, None when there is none; with `oids`, only these of its tables."""
+    only = None if oids is None else list(oids)
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(_PUBLICATION, (name,)).fetchone()
+        if row is None:
+            return None
+        found = cursor.execute(_TABLES, (name, only, only)).fetchall()
+    # Between two queries it may have been dropped and made again: then neither table is of this one.
+    tables = {each["name"]: each["version"] for each in found if each["version"].startswith(f"{row['version']}/")}
+    return Publication(**row, tables=tables if row["whole"] else {})
 
 
 def published_tables(connection: psycopg.Connection[Any], name: str) -> frozenset[str] | None:
@@ -41,45 +106,110 @@ def published_tables(connection: psycopg.Connection[Any], name: str) -> frozense
 
     A table of which it leaves out rows or columns is none, and if it leaves out kinds of changes, there is none.
     """
-    with connection.cursor(row_factory=dict_row) as cursor:
-        publication = cursor.execute(_PUBLICATION, (name,)).fetchone()
-        if publication is None:
-            return None
-    if not publication["whole"]:
-        return frozenset()
-    return frozenset(name for (name,) in connection.execute(_TABLES, (name,)))
+    publication = read_publication(connection, name)
+    return None if publication is None else frozenset(publication.tables)
+
+
+def replaced(recorded: str | None, publication: Publication | None) -> str | None:
+    """Return what became of the publication under which a table was `recorded`; None: it is as it was."""
+    if recorded is None:
+        return None
+    if publication is None:
+        return GONE
+    was, now = recorded.partition("/")[0], publication.version
+    if was == now:
+        return None
+    return "was altered" if was.partition(".")[0] == now.partition(".")[0] else "was dropped and made again"
+
+
+def edited(recorded: str | None, table: str, publication: Publication | None) -> str | None:
+    """Return why changes of a table may be missing since it was `recorded`; None: all are published."""
+    now = None if publication is None else publication.tables.get(table)
+    if now is None:
+        return "it was taken out of the publication"
+    if recorded is not None and recorded != now:
+        return "the publication was altered for it, and perhaps altered back: what was written meanwhile may be missing"
+    return None
+
+
+def wanted_tables(connection: psycopg.Connection[Any], tables: Sequence[CapturedTable]) -> frozenset[str]:
+    """Return what a publication must have: the tables, and headrace's own that a stream follows, once they exist."""
+    own = [table for table in PUBLISHED if connection.execute(_IS_THERE, table).fetchone() is not None]
+    return frozenset(table.name for table in tables) | {".".join(table) for table in own}
+
+
+def refuse_foreign(name: str, publication: Publication | None, wanted: frozenset[str]) -> None:
+    """Raise PublishesAllTables, or PublicationOfAnotherRole, for one that is not right and cannot be put right."""
+    if publication is None:
+        return
+    if publication.all_tables:
+        raise PublishesAllTables(f"publication {name} is one FOR ALL TABLES")
+    if publication.owned:
+        return
+    if missing := sorted(wanted - publication.tables.keys()):
+        raise PublicationOfAnotherRole(
+            f"publication {name} is another role's, and does not publish every change of {', '.join(missing)}"
+        )
 
 
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[CapturedTable]) -> bool:
     """Make publication `name` publish exactly `tables`, every change of them; returns whether it had to be changed.
 
-    With them the changes of owner, once headrace's own tables are there.
+    With them headrace's own tables that it has to follow, once they are there. What is right already keeps its version.
+    More than these may be in one of another role's, which cannot be changed.
 
-    Of a partitioned table each partition is published, under its own name. Raises PublishesAllTables.
+    Of a partitioned table each partition is published, under its own name. Raises PublishesAllTables and
+    PublicationOfAnotherRole.
     """
     with connection.transaction(), connection.cursor() as cursor:
-        published = published_tables(connection, name)
-        wanted = frozenset(table.name for table in tables)
-        owned = cursor.execute("SELECT to_regclass('headrace.schema_ownership')").fetchone() != (None,)
-        if published == (wanted | {".".join(OWNERSHIP)} if owned else wanted):
-            return False
-        row = cursor.execute(_PUBLICATION, (name,)).fetchone()
-        if row is not None and row[1]:
-            raise PublishesAllTables(f"publication {name} is one FOR ALL TABLES")
-        listed = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(
-                # What inherits from a table is another table; a partitioned one has its rows in its partitions.
-                sql.SQL("" if table.partitioned else "ONLY"),
-                sql.Identifier(table.relation.schema, table.relation.table),
-            )
-            for table in tables
-        )
-        if owned:
-            listed += sql.SQL(", ONLY {}").format(sql.Identifier(*OWNERSHIP))
+        publication = read_publication(connection, name)
+        wanted = wanted_tables(connection, tables)
+        refuse_foreign(name, publication, wanted)
         identifier = sql.Identifier(name)
-        if row is None:
-            cursor.execute(sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(identifier, listed, _OPTIONS))
-        else:
-            cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, listed))
-            cursor.execute(sql.SQL("ALTER PUBLICATION {} SET ({})").format(identifier, _OPTIONS))
+        options = sql.SQL(_WHOLE + (_GENERATED if connection.info.server_version >= _GENERATED_SINCE else ""))
+        if publication is None:
+            cursor.execute(
+                sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(
+                    identifier, _listed(tables, wanted), options
+                )
+            )
+            return True
+        if not publication.owned:
+            return False
+        right = publication.whole and publication.generated
+        if not right:
+            cursor.execute(sql.SQL("ALTER PUBLICATION {} SET ({})").format(identifier, options))
+        if publication.tables.keys() == wanted:
+            return not right
+        cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, _listed(tables, wanted)))
     return True
+
+
+def withdraw(connection: psycopg.Connection[Any], name: str, table: CapturedTable) -> bool:
+    """Take a table out of publication `name`, so that PostgreSQL lets it be written; returns whether that is done.
+
+    False where another role owns the publication, or another session alters the table.
+    """
+    command = sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(sql.Identifier(name), _table(table))
+    try:
+        connection.execute(command)
+    except (errors.UndefinedObject, errors.UndefinedTable):
+        return True
+    except (errors.InsufficientPrivilege, errors.LockNotAvailable):
+        return False
+    return True
+
+
+def _listed(tables: Sequence[CapturedTable], wanted: frozenset[str]) -> sql.Composable:
+    listed = [_table(table) for table in tables]
+    own = [table for table in PUBLISHED if ".".join(table) in wanted]
+    listed += [sql.SQL("ONLY {}").format(sql.Identifier(*table)) for table in own]
+    return sql.SQL(", ").join(listed)
+
+
+def _table(table: CapturedTable) -> sql.Composable:
+    # What inherits from a table is another table; a partitioned one has its rows in its partitions.
+    return sql.SQL("{} {}").format(
+        sql.SQL("" if table.partitioned else "ONLY"),
+        sql.Identifier(table.relation.schema, table.relation.table),
+    )

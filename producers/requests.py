@@ -1,50 +1,153 @@
-"""A request to read a table again, told to its producer through the source's own log.
+"""What a producer makes of a request to re-snapshot a table: taken exactly once, or refused, and never its end.
 
-A logical message is streamed in order with the data, waits in the slot while no producer runs, and is taken exactly
-once: what it starts is recorded in the same Kafka transaction as the position behind it.
+A row of headrace.snapshot_requests is streamed in order with the data, and what it starts is recorded in the same Kafka
+transaction as the position behind it. One that cannot be done, whoever wrote it, is refused: it changes nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, LiteralString, cast
 
 import psycopg
-from pydantic import BaseModel, ConfigDict, ValidationError
+from psycopg import pq, sql
+from psycopg.adapt import Transformer
+from pydantic import ValidationError
 
-from producers.reread import KeyRange, Texts
-from schemas.positions import Lsn, parse_lsn
+from infra import log
+from infra.positions import SnapshotState
+from infra.snapshot_requests import SnapshotRequest
+from producers.feed import TableFeed
+from producers.reread import KeyRange
+from producers.snapshot import next_xid
+from producers.tables import CapturedTable
+from schemas.errors import Refused
+from schemas.events import Relation, Unchanged
 
-REQUEST_PREFIX: Final = "headrace.snapshot"
-"""The prefix of the logical messages that carry requests."""
+Told = Mapping[str, bytes | None]
+"""A row of the table of requests as the stream has it: column → text."""
 
+_TEXTS: Final = 1009
+"""The type text[]."""
 
-class SnapshotRequest(BaseModel):
-    """Read the rows of `table` with keys from `first` to `last` again; `anew`, empty its topic first and read all."""
+_KEY_BYTES: Final = 256 * 1024
+"""What the keys of a request may take: they are recorded with the table's state."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    table: str
-    first: Texts | None = None
-    last: Texts | None = None
-    anew: bool = False
-
-    @property
-    def range(self) -> KeyRange:
-        """The keys to be read."""
-        return KeyRange(self.first, self.last)
-
-
-def send_request(connection: psycopg.Connection[Any], request: SnapshotRequest) -> Lsn:
-    """Write the request into the log of the connected database; return its position."""
-    query = "SELECT pg_logical_emit_message(true, %s, %s::text)::text"
-    row = connection.execute(query, (REQUEST_PREFIX, request.model_dump_json())).fetchone()
-    assert row is not None
-    return parse_lsn(row[0])
+_TYPES: Final = """
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+ WHERE a.attrelid OPERATOR(pg_catalog.=) %s AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+"""
 
 
-def read_request(content: bytes) -> SnapshotRequest | None:
-    """Return the request in a logical message; None where it is none, since anybody may write such a message."""
+class RequestRefused(Refused):
+    """Nothing was changed. Correct it, and ask again with `headrace snapshot TABLE`."""
+
+
+class Requests:
+    """Takes the requests that the stream has told, for a producer's session."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        feeds: Sequence[TableFeed],
+        left_out: Mapping[str, SnapshotState],
+        lines: log.Log,
+        refused: str | None,
+    ) -> None:
+        """`left_out` are the tables that were stopped before the start; `refused` is what is recorded as such."""
+        self._connection = connection
+        self._feeds = feeds
+        self._left_out = left_out
+        self._log = lines
+        self.refused = refused
+        """Why the last request was refused, None when it was not; to be recorded with the position."""
+
+    def take(self, row: Told) -> dict[str, SnapshotState]:
+        """Note in its feed what was asked for; return what is to be recorded of a table that is left out.
+
+        To be called once for each request, and its outcome recorded with the position behind it.
+        """
+        try:
+            changed = self._accept(read_request(row))
+        except RequestRefused as refused:
+            self.refused = refused.problem
+            self._log.warning("snapshot request refused", **{log.REASON: refused.problem}, remedy=refused.remedy)
+            return {}
+        self.refused = None
+        return changed
+
+    def _accept(self, request: SnapshotRequest) -> dict[str, SnapshotState]:
+        if request.anew and request.table in self._left_out:
+            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
+        feed = next((feed for feed in self._feeds if feed.table.name == request.table), None)
+        if feed is None:
+            raise RequestRefused(f"table {request.table} was to be re-snapshot, and is not captured here")
+        if feed.away:
+            raise RequestRefused(f"table {request.table} was to be re-snapshot, and another database owns it now")
+        if not request.anew:
+            if feed.state.stopped:
+                raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
+            require_keys(self._connection, feed.table, request)
+        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
+        if request.anew:
+            feed.ask_anew()
+        else:
+            feed.ask(KeyRange(request.first, request.last), next_xid(self._connection))
+        return {}
+
+
+def told(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> Told:
+    """Return a row of the table of requests by its columns."""
+    names = (column.name for column in relation.columns)
+    return {name: text for name, text in zip(names, values, strict=True) if not isinstance(text, Unchanged)}
+
+
+def read_request(row: Told) -> SnapshotRequest:
+    """Return the request in a row; raises RequestRefused where it is none."""
     try:
-        return SnapshotRequest.model_validate_json(content)
-    except ValidationError:
+        return SnapshotRequest.model_validate(
+            {
+                "table": (row["table"] or b"").decode(),
+                "first": _key(row["first_key"]),
+                "last": _key(row["last_key"]),
+                "anew": row["anew"] == b"t",
+            }
+        )
+    except (KeyError, UnicodeDecodeError, ValidationError, psycopg.Error) as error:
+        raise RequestRefused("a row of headrace.snapshot_requests is no request") from error
+
+
+def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> None:
+    """Raise RequestRefused where an end of the range is no key of the table. Waits for no lock on the table."""
+    named = f"the key of {table.name} is ({', '.join(table.key)})"
+    keys = [key for key in (request.first, request.last) if key is not None]
+    for key in keys:
+        if len(key) != len(table.key):
+            raise RequestRefused(f"a key with {len(key)} value(s) was given, and {named}")
+    if sum(len(text.encode()) for key in keys for text in key) > _KEY_BYTES:
+        raise RequestRefused(f"a key of more than {_KEY_BYTES} bytes was given for {table.name}")
+    if not keys:
+        return
+    types = dict(connection.execute(_TYPES, (table.relation.oid,)).fetchall())
+    if not types.keys() >= set(table.key):
+        raise RequestRefused(f"{named}, and the table has no such column any more")
+    casts = [
+        # The server's own words for the type, which it has quoted.
+        sql.SQL("CAST({} AS {})").format(sql.Literal(text), sql.SQL(cast(LiteralString, types[name])))
+        for key in keys
+        for name, text in zip(table.key, key, strict=True)
+    ]
+    try:
+        connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(casts)))
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as error:
+        # Its message has the value, which may be a row's.
+        raise RequestRefused(f"a key that is none of its columns' types was given, and {named}") from error
+
+
+def _key(text: bytes | None) -> tuple[str, ...] | None:
+    """Return an array's elements; an element that is null, or an array in it, is no text of a column."""
+    if text is None:
         return None
+    return tuple(Transformer().get_loader(_TEXTS, pq.Format.TEXT).load(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 from producers import pgoutput_messages as pg
@@ -16,7 +17,7 @@ from schemas.events import Relation
 class Route(NamedTuple):
     """Where the changes of a relation go; `key` are the places of the key's columns in its rows.
 
-    `order` are the places in the relation's tuples of the columns of such a row, None where they are the same.
+    `order` are the places of a row's columns in the stream's tuples, None where they are the same.
     """
 
     relation: Relation
@@ -30,20 +31,24 @@ class Route(NamedTuple):
         return values if self.order is None else [values[place] for place in self.order]
 
 
-def route_of(relation: Relation, feed: TableFeed) -> Route:
-    """Return the route of a table, or of a partition of one; raises TableStopped and IncompatibleSchema."""
+def route_of(relation: Relation, named: Relation, feed: TableFeed) -> Route:
+    """Return the route of a table, or of a partition of one; raises TableStopped and IncompatibleSchema.
+
+    `named` is the relation with its names in UTF-8.
+    """
     table = feed.table.relation
-    shown = relation
+    places = feed.captured_places(named)
+    shown = named if places is None else _of_columns(named, places)
     if relation.oid != table.oid:
-        if (reason := identity_obstacle(relation, feed.table.key)) is not None:
+        if (reason := identity_obstacle(shown, feed.table.key)) is not None:
             raise TableStopped(reason)
-        shown = as_its_table(relation, table)
+        shown = as_its_table(shown, table)
     encoder = feed.encoder_for(shown)
-    names = [column.name for column in relation.columns]
+    names = [column.name for column in named.columns]
     order = tuple(names.index(column.name) for column in shown.columns)
-    places = {column.name: place for place, column in enumerate(shown.columns)}
-    key = tuple(places[name] for name in feed.table.key)
-    return Route(relation, feed, encoder, key, None if order == tuple(range(len(order))) else order)
+    captured = [column.name for column in shown.columns]
+    key = tuple(captured.index(name) for name in feed.table.key)
+    return Route(relation, feed, encoder, key, None if order == tuple(range(len(names))) else order)
 
 
 def key_of(route: Route, values: pg.Values) -> tuple[bytes, ...]:
@@ -52,3 +57,10 @@ def key_of(route: Route, values: pg.Values) -> tuple[bytes, ...]:
     if not all(isinstance(text, bytes) for text in texts):
         raise Malformed(f"{route.relation.qualified_name}: a row without its key ({', '.join(route.feed.table.key)})")
     return cast("tuple[bytes, ...]", texts)
+
+
+def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
+    columns = tuple(relation.columns[place] for place in places)
+    names = {column.name for column in columns}
+    identity = tuple(name for name in relation.identity_columns if name in names)
+    return replace(relation, columns=columns, identity_columns=identity)

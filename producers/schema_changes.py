@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from producers.tables import CapturedTable
+from schemas.column_types import column_type
 from schemas.errors import Refused
 from schemas.events import Relation
 
 _WHOLE: Final = frozenset({20, 21, 23})
 _BINARY_FRACTION: Final = frozenset({700, 701})
 _TEXT: Final = frozenset({25, 1043})
-_NUMERIC: Final = 1700
-_CLOCKS: Final = frozenset({1083, 1114, 1184, 1186, 1266})
-"""Types whose modifier is a number of decimals of a second, to which the server rounds what is there."""
 
 
 class TableStopped(Refused):
@@ -33,7 +31,6 @@ class FollowedColumn:
 
     number: int
     type_oid: int
-    type_modifier: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,9 @@ class TableNow:
     """A table as the catalog has it now, perhaps ahead of the stream.
 
     `numbers` is column name → attnum; `filled` are the columns that rows had a value of as soon as they were added, by
-    a default; `unique` the sets of not-null columns of which no two rows have the same values.
+    a default; `unique` the sets of not-null columns of which no two rows have the same values; `types` is column name →
+    oid of its type. `generated` columns are not captured, and so not in `numbers`. `readable` says that this role sees
+    all rows.
     """
 
     name: str
@@ -49,6 +48,9 @@ class TableNow:
     filled: frozenset[str]
     unique: frozenset[frozenset[str]]
     published: bool
+    types: Mapping[str, int]
+    generated: frozenset[str] = frozenset()
+    readable: bool = True
 
 
 Followed = Mapping[str, FollowedColumn]
@@ -62,7 +64,6 @@ def follow(relation: Relation, followed: Followed, now: TableNow | None) -> Foll
         column.name: FollowedColumn(
             numbers.get(column.name, followed[column.name].number if column.name in followed else 0),
             column.type_oid,
-            column.type_modifier,
         )
         for column in relation.columns
     }
@@ -82,8 +83,8 @@ def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: 
         return reason
     for column in relation.columns:
         was = followed.get(column.name)
-        if was is not None and not _same_values(was, column.type_oid, column.type_modifier):
-            return f"column {column.name} changed its type, and with it the values that stand in the topic"
+        if was is not None and not _same_type(was.type_oid, column.type_oid):
+            return _other_type(column.name)
     if (renamed := _renamed(names, followed, now)) is not None:
         return renamed
     # Last, since it may speak of a later change than the one at hand.
@@ -100,7 +101,7 @@ def standing_obstacle(table: CapturedTable, now: TableNow | None) -> str | None:
         return f"no unique index over not-null columns is on its key ({', '.join(table.key)}) any more"
     if not now.published:
         return "it was taken out of the publication"
-    return None
+    return _retyped(table, now)
 
 
 def filled_columns(relation: Relation, followed: Followed, now: TableNow | None) -> list[str]:
@@ -123,16 +124,30 @@ def _identity(table: CapturedTable, relation: Relation) -> str | None:
     return None
 
 
-def _same_values(was: FollowedColumn, type_oid: int, modifier: int) -> bool:
-    """Whether values have the same text before and after the change, as far as a type alone can tell."""
-    if was.type_oid != type_oid:
-        return any({was.type_oid, type_oid} <= group for group in (_WHOLE, _BINARY_FRACTION, _TEXT)) or (
-            was.type_oid in _WHOLE and type_oid == 701 and was.type_oid != 20
-        )
-    if was.type_modifier == modifier or type_oid in _TEXT or type_oid == _NUMERIC:
-        # A numeric's precision and scale are in the Avro type, so the registry judges them.
+def _same_type(was: int, now: int) -> bool:
+    """Whether a value that both types have has one text in both.
+
+    Whether the change gave rows other values is seen elsewhere (producers.silent_changes), and so is what a modifier
+    does. A numeric's is in the Avro type, so the registry judges it too.
+    """
+    if was == now or any({was, now} <= group for group in (_WHOLE, _BINARY_FRACTION, _TEXT)):
         return True
-    return type_oid in _CLOCKS and (modifier == -1 or -1 < was.type_modifier <= modifier)
+    return was in _WHOLE and now == 701 and was != 20
+
+
+def _retyped(table: CapturedTable, now: TableNow) -> str | None:
+    """Return which column has a type now that the topic cannot follow, since no event may tell for long."""
+    for column in table.relation.columns:
+        was, type_oid = column.type_oid, now.types.get(column.name, column.type_oid)
+        if not _same_type(was, type_oid):
+            return _other_type(column.name)
+        if column.name in table.key and column_type(was).key != column_type(type_oid).key:
+            return f"key column {column.name} changed its type"
+    return None
+
+
+def _other_type(name: str) -> str:
+    return f"column {name} changed its type, and with it the values that stand in the topic"
 
 
 def _renamed(names: set[str], followed: Followed, now: TableNow | None) -> str | None:

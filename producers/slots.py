@@ -1,4 +1,4 @@
-"""Logical replication slots, over an ordinary connection, and the heartbeats that keep them moving.
+"""Logical replication slots, over an ordinary connection.
 
 Every function takes a psycopg connection in any state that can run a query, and leaves its transaction to
 the caller; driver errors other than those named pass through untranslated.
@@ -63,7 +63,8 @@ class SlotState:
     `inactive_since` is when its last reader went, None while there is one and before 17. `made` is false while a
     process still makes it: it tells nothing of what is written meanwhile, and is gone if that process fails.
     `streaming` says that the process that has it is a stream, not a function of SQL. A `temporary` one goes with the
-    process that has it, and with the server: on a standby it is one whose synchronization is not complete.
+    process that has it, and with the server: on a standby it is one whose synchronization is not complete. One of
+    `two_phase` sends a prepared transaction before anybody knows whether it commits.
     """
 
     slot: str
@@ -81,6 +82,7 @@ class SlotState:
     made: bool = True
     temporary: bool = False
     streaming: bool = False
+    two_phase: bool = False
 
     @property
     def ready(self) -> bool:
@@ -250,7 +252,20 @@ def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
         made=row["plugin"] is None or row["confirmed_flush_lsn"] is not None,
         temporary=row["temporary"],
         streaming=row["streaming"],
+        two_phase=bool(row.get("two_phase")),
     )
+
+
+def skip(connection: psycopg.Connection[Any], slot: str) -> Lsn:
+    """Move a slot that nobody reads to the end of the log as it is now; return where it begins.
+
+    What is committed before that is never told.
+    """
+    row = connection.execute(
+        "SELECT end_lsn::text FROM pg_replication_slot_advance(%s, pg_current_wal_lsn())", (slot,)
+    ).fetchone()
+    assert row is not None
+    return parse_lsn(row[0])
 
 
 def drop(connection: psycopg.Connection[Any], slot: str) -> bool:
@@ -265,20 +280,6 @@ def drop(connection: psycopg.Connection[Any], slot: str) -> bool:
     except errors.ObjectInUse as error:
         raise Refused(f"slot {slot} is being read", remedy="stop its producer first") from error
     return True
-
-
-def emit_heartbeat(connection: psycopg.Connection[Any], prefix: str = "headrace", *, transactional: bool = True) -> Lsn:
-    """Write a logical message whose content is this machine's clock (milliseconds since 1970, as text).
-
-    Return its LSN. A transactional one is streamed when the caller's transaction commits, with that commit's
-    LSN, and so can be confirmed like any change, on a database where nothing else is written. One that is
-    not transactional is streamed at once, though nothing makes the server flush it soon.
-    """
-    clock = str(time.time_ns() // 1_000_000)
-    query = "SELECT pg_logical_emit_message(%s, %s, %s::text)::text"
-    row = connection.execute(query, (transactional, prefix, clock)).fetchone()
-    assert row is not None
-    return parse_lsn(row[0])
 
 
 def _lsn(text: str | None) -> Lsn | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import psycopg
 from psycopg import pq, sql
 
-from infra.key_order import compared
-from producers import copy_out, partitions
+from infra.copy_out import Lines, copy_lines
+from infra.key_order import ascending, compared, key_order
+from producers import partitions
 from producers.copying import Bounds
 from producers.reread import Texts
+from producers.schema_changes import TableStopped
+from producers.server_text import DOUBTFUL, doubtful
 from producers.tables import CapturedTable, relation_of
 from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
@@ -24,6 +27,12 @@ from schemas.xid_snapshot import Snapshot
 _MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
 """One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
 
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
+"""What is locked is asked for without waiting; the time is for what a query locks beside, such as an index."""
+
+CHUNK_BYTES: Final = 32 << 20
+"""What COPY may send for one chunk, of a row at least: encoded it is as much again, and waits for Kafka once more."""
+
 
 class TableGone(HeadraceError):
     """Take it out of the settings' tables, or create it again and read it anew."""
@@ -31,19 +40,21 @@ class TableGone(HeadraceError):
 
 @dataclass(frozen=True, slots=True)
 class ChunkRows:
-    """What one chunk showed: whole lines of COPY's text format, in the columns of `relation`."""
+    """What one chunk showed: whole lines of COPY's text format, in the columns of `relation`.
+
+    `upto` is the last key that it has or could have had; None: it goes to the end of its bounds.
+    """
 
     data: bytes
     rows: int
     relation: Relation
     snapshot: Snapshot
     lsn: Lsn
+    upto: Texts | None = None
 
     def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
         """Return the texts of the columns `key` of one row."""
-        names = [column.name for column in self.relation.columns]
-        fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
-        return tuple(unescape(fields[names.index(name)]).decode() for name in key)
+        return _key_texts(self.relation, self.data.split(b"\n", index + 1)[index], key)
 
 
 def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
@@ -65,45 +76,78 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
 
     Raises TableGone when the table was dropped.
     """
-    query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
-        sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
+    query = sql.SQL("SELECT {}, {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
+        _doubtful(table),
+        sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in _key(table)),
         _from(table),
         _where(connection, table, bounds),
-        _key(table),
+        ascending(_key(table), table.order),
         sql.Literal(rows - 1),
     )
     with _present(table):
         row = connection.execute(query).fetchone()
-    return None if row is None else tuple(row)
+    if row is None:
+        return None
+    if row[0]:
+        raise TableStopped(doubtful("a key", table.encoding))
+    return tuple(row[1:])
 
 
-def read_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> ChunkRows:
-    """Read the rows with keys in the bounds, in key order.
+def read_chunk(
+    connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int, *, longest: int = CHUNK_BYTES
+) -> ChunkRows:
+    """Read the first rows with keys in the bounds, in key order: about `rows`, and not many above CHUNK_BYTES.
 
-    Raises TableGone when the table was dropped.
+    `longest` is how many bytes COPY may send of one row. Never waits for a table that is locked, nor queues for its
+    lock. Raises TableGone when the table was dropped, TableStopped when its key sorts otherwise than before,
+    LineTooLong for a row, and psycopg's errors.
     """
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.execute(_BEGIN)
     try:
-        # Before the snapshot: what rewrites a table shows it empty to every snapshot taken before its end.
         with _present(table):
-            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(_from(table)))
-        snapshot, lsn = current_snapshot(connection)
-        relation = relation_of(connection, table.relation.oid, table.relation)
-        if relation is None:
-            raise TableGone(f"table {table.name} does not exist any more")
-        if gone := set(table.key) - {column.name for column in relation.columns}:
-            raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
-        query = sql.SQL("COPY (SELECT {} FROM {} AS t {} {}) TO STDOUT").format(
-            sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
-            _from(table),
-            _where(connection, table, bounds),
-            sql.SQL("ORDER BY {}").format(_key(table)),
-        )
-        data, rows = _copy(connection, query.as_bytes(connection))
+            # Before the snapshot: what rewrites a table shows it empty to every snapshot taken before its end.
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
+            snapshot, lsn = current_snapshot(connection)
+            relation = _relation(connection, table)
+            upto = plan_chunk(connection, table, bounds, rows)
+            bounds = bounds if upto is None else replace(bounds, last=upto)
+            _refuse_doubtful_keys(connection, table, bounds)
+            lines = _copy(connection, table, relation, bounds, longest)
     finally:
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
-    return ChunkRows(data, rows, relation, snapshot, lsn)
+    if not lines.whole:
+        upto = _key_texts(relation, lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1], table.key)
+    return ChunkRows(lines.data, lines.rows, relation, snapshot, lsn, upto)
+
+
+def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Relation:
+    """Return the table's columns as this transaction sees them."""
+    relation = relation_of(connection, table.relation.oid, table.relation)
+    if relation is None:
+        raise TableGone(f"table {table.name} does not exist any more")
+    if gone := set(table.key) - {column.name for column in relation.columns}:
+        raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
+    if table.order and key_order(connection, table.relation.oid, table.key) not in (table.order, None):
+        # Where there is no such index any more, the catalog's watch says so with its reason.
+        raise TableStopped(sorts_otherwise(table))
+    return relation
+
+
+def sorts_otherwise(table: CapturedTable) -> str:
+    """Return why a copy cannot be gone on with once its ranges mean other rows."""
+    return f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began"
+
+
+def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> None:
+    """Raise TableStopped where a key would come back from UTF-8 as another."""
+    if table.encoding not in DOUBTFUL:
+        return
+    query = sql.SQL("SELECT coalesce(bool_or({}), false) FROM {} AS t {}")
+    if connection.execute(
+        query.format(_doubtful(table), _from(table), _where(connection, table, bounds))
+    ).fetchone() == (True,):
+        raise TableStopped(doubtful("a key", table.encoding))
 
 
 @contextmanager
@@ -116,36 +160,22 @@ def _present(table: CapturedTable) -> Iterator[None]:
         raise TableGone(f"table {table.name} lacks a column of its key ({', '.join(table.key)})") from error
 
 
-def _copy(connection: psycopg.Connection[Any], query: bytes) -> tuple[bytes, int]:
-    """Run a COPY; return its lines, joined, and their number."""
-    if copy_out.possible(connection.pgconn):
-        return copy_out.copy_out(connection.pgconn, query)
-    lines = _copy_lines(connection, query)
-    return b"".join(lines), len(lines)
+def _copy(
+    connection: psycopg.Connection[Any], table: CapturedTable, relation: Relation, bounds: Bounds, longest: int
+) -> Lines:
+    query = sql.SQL("COPY (SELECT {} FROM {} AS t {} ORDER BY {}) TO STDOUT").format(
+        sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns),
+        _from(table),
+        _where(connection, table, bounds),
+        ascending(_key(table), table.order),
+    )
+    return copy_lines(connection, query.as_bytes(connection), most=CHUNK_BYTES, longest=longest)
 
 
-def _copy_lines(connection: psycopg.Connection[Any], query: bytes) -> list[memoryview]:
-    """Run a COPY and return its lines. psycopg's own copy costs several times as much a row."""
-    pgconn = connection.pgconn
-    result = pgconn.exec_(query)
-    if result.status != pq.ExecStatus.COPY_OUT:
-        raise psycopg.errors.error_from_result(result)
-    lines: list[memoryview] = []
-    append = lines.append
-    read = pgconn.get_copy_data
-    while True:
-        size, line = read(0)
-        if size <= 0:
-            break
-        append(line)
-    end = pgconn.get_result()
-    while pgconn.get_result() is not None:
-        pass
-    if end is None:
-        raise psycopg.OperationalError("the connection was lost in a COPY")
-    if end.status != pq.ExecStatus.COMMAND_OK:
-        raise psycopg.errors.error_from_result(end)
-    return lines
+def _key_texts(relation: Relation, line: bytes, key: tuple[str, ...]) -> Texts:
+    names = [column.name for column in relation.columns]
+    fields = line.split(b"\t")
+    return tuple(unescape(fields[names.index(name)]).decode() for name in key)
 
 
 def _from(table: CapturedTable) -> sql.Composable:
@@ -154,17 +184,24 @@ def _from(table: CapturedTable) -> sql.Composable:
     return only + sql.Identifier(table.relation.schema, table.relation.table)
 
 
-def _key(table: CapturedTable) -> sql.Composable:
+def _key(table: CapturedTable) -> list[sql.Composable]:
     # With the table's alias, since ORDER BY takes a bare name for that of an output column first.
-    return sql.SQL(", ").join(sql.Identifier("t", name) for name in table.key)
+    return [sql.Identifier("t", name) for name in table.key]
+
+
+def _doubtful(table: CapturedTable) -> sql.Composable:
+    """Return the condition that the key of a row has a text which is another one once it was UTF-8."""
+    if table.encoding not in DOUBTFUL:
+        return sql.SQL("false")
+    changes = sql.SQL("{0}::text COLLATE \"C\" <> convert_from(convert_to({0}::text, 'UTF8'), 'UTF8')")
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(changes.format(column) for column in _key(table)))
 
 
 def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> sql.Composable:
     """Return the range as row comparisons, which an index on the key serves."""
-    columns = [sql.Identifier("t", name) for name in table.key]
     comparisons = [
-        compared(columns, operator, [sql.Literal(part) for part in bound], table.operator_schemas)
-        for bound, operator in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
+        compared(_key(table), sign, [sql.Literal(part) for part in bound], table.order)
+        for bound, sign in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
         if bound is not None
     ]
     if table.partitioned:

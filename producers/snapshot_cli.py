@@ -9,8 +9,8 @@ import typer
 
 from infra.options import Config, Json, Yes
 from infra.settings import load_settings
+from infra.snapshot_requests import SnapshotRequest
 from producers.asking import ask, source_of
-from producers.requests import SnapshotRequest
 from schemas.errors import UsageError
 
 _KEY_HELP = "Once for each column of the key."

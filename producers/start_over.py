@@ -2,12 +2,14 @@
 
 It is the way out of a gap, and the topics stay, so that what stands in them in front of the truncate keeps its offsets
 and the ledgers of migrations stay right. Only where the new stream's positions would be behind the old ones, since the
-database is another or was set back, are the topics deleted.
+database is another or was set back, or since another database published to them that was given the tables, went on
+and is lost, are the topics deleted.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import psycopg
@@ -24,6 +26,7 @@ from producers.relay import Relay
 from producers.snapshot import current_snapshot
 from producers.tables import captured_tables
 from schemas.errors import Refused
+from schemas.positions import Lsn
 from schemas.topics import positions_topic
 
 _LET_GO_SECONDS: Final = 3.0
@@ -48,13 +51,16 @@ def start_over(settings: Settings, source: str) -> None:
         elsewhere = {table.name for table in tables if not owned(table, source, owned_by)}
     topic = positions_topic(settings.prefix)
     ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
-    state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
+    sources = Positions(settings.prefix, settings.kafka).sources()
+    state = sources.get(source, SourceState())
+    others = [each for name, each in sources.items() if name != source]
+    ahead = {each for other in others for each in _topics_ahead(other, system, lsn)}
     here = {table.name: table for table in tables if table.name not in elsewhere}
-    goes_on = state.stream is not None and state.stream.system_identifier == system and state.stream.commit_lsn < lsn
+    goes_on = _is_before(state, system, lsn)
     anew: dict[str, SnapshotState | None] = {
         name: SnapshotState(source=source, table=name, topic=table.topic, anew=True)
         for name, table in here.items()
-        if goes_on or (name in state.snapshots and state.snapshots[name].anew)
+        if table.topic not in ahead and (goes_on or (name in state.snapshots and state.snapshots[name].anew))
     }
     captured = {table.topic for name, table in here.items() if name not in anew}
     if not goes_on:
@@ -72,6 +78,17 @@ def start_over(settings: Settings, source: str) -> None:
         relay.close()
     seal(settings, source, list(here.values()), owned_by)
     log.get(**{log.SOURCE: source}).info("forgotten", slot=name, anew=len(anew), deleted=len(captured))
+
+
+def _is_before(state: SourceState, system: str, lsn: Lsn) -> bool:
+    """Whether all that a source published is behind what comes from `lsn` on, in one order of positions."""
+    return state.stream is not None and state.stream.system_identifier == system and state.stream.commit_lsn < lsn
+
+
+def _topics_ahead(state: SourceState, system: str, lsn: Lsn) -> Iterator[str]:
+    """Yield the topics to which another source may have published what is not behind `lsn`."""
+    if not _is_before(state, system, lsn):
+        yield from (each.topic for each in state.snapshots.values())
 
 
 def _drop(connection: psycopg.Connection[Any], slot: str) -> None:

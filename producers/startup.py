@@ -16,8 +16,11 @@ from infra.postgres import connect
 from infra.settings import DatabaseSettings, Settings
 from infra.topics import end_offsets
 from producers import slots
+from producers.publication import GONE, Publication, edited, published_tables, read_publication, replaced
 from producers.tables import CapturedTable, captured_tables
+from producers.writability import refused_writes
 from schemas.errors import Refused
+from schemas.gitlab_schemas import UnmappedTable
 from schemas.positions import Lsn, format_lsn, parse_lsn
 
 
@@ -169,18 +172,41 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
         )
 
 
+def publication_gap(source: str, name: str, what: str) -> SilentGap:
+    """Return the refusal of a source whose publication is not the one under which its topics were filled."""
+    again, stays = start_over_with(source), f"so that it stays: change databases.{source}.tables, not the publication"
+    if what == GONE:
+        return SilentGap(
+            f"publication {name} of {source} {what}: what is written now is in no stream",
+            remedy=f"correct databases.{source}.publication if it names another, or {again}; {stays}",
+        )
+    return SilentGap(
+        f"publication {name} of {source} {what} by another session: what was written meanwhile may be in no stream",
+        remedy=f"{again}; {stays}",
+    )
+
+
+def refuse_other_publication(source: str, name: str, state: SourceState, publication: Publication | None) -> None:
+    """Raise SilentGap where no table's changes can be known to be in the stream since they were recorded."""
+    for snapshot in state.snapshots.values():
+        counts = not snapshot.anew and not snapshot.stopped
+        if counts and (what := replaced(snapshot.published, publication)) is not None:
+            raise publication_gap(source, name, what)
+
+
 def standing_snapshots(
+    connection: psycopg.Connection[Any],
     settings: Settings,
     source: str,
     state: SourceState,
     tables: tuple[CapturedTable, ...],
-    published: frozenset[str] | None,
 ) -> dict[str, SnapshotState]:
     """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
 
     Raises SilentGap for a topic that has rows of which nothing is recorded, since nobody knows what it lacks, and for
-    one whose table is not among the `published`, since its changes since it was taken out are unknown.
+    one whose table is not in the publication, since its changes since it was taken out are unknown.
     """
+    published = published_tables(connection, settings.database(source).publication)
     standing: dict[str, SnapshotState] = {}
     for table in tables:
         if not any(end_offsets(settings.kafka, table.topic).values()):
@@ -222,15 +248,33 @@ def stopped_tables(
         and any(end_offsets(settings.kafka, snapshot.topic).values())
     }
     stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped and not snapshot.anew}
+    reasons: dict[str, str] = {}
     try:
-        captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+        tables = list(captured_tables(connection, source, database, settings.prefix, leave_out=stopped))
     except Refused:
+        tables = []
         for name in recorded.keys() - stopped.keys():
             alone = database.model_copy(update={"tables": (name,)})
             try:
-                captured_tables(connection, source, alone, settings.prefix)
+                tables += captured_tables(connection, source, alone, settings.prefix)
+            except UnmappedTable:
+                continue  # a mistake in the settings, which the start refuses: no change is to be skipped for it
             except Refused as error:
-                stopped[name] = recorded[name].model_copy(update={"stopped": error.problem})
+                reasons[name] = error.problem
+    refused = refused_writes(connection, database.publication, [table.relation.oid for table in tables])
+    reasons |= {table.name: refused[table.relation.oid] for table in tables if table.relation.oid in refused}
+    publication = read_publication(connection, database.publication)
+    for name in recorded.keys() - stopped.keys() - reasons.keys():
+        snapshot = recorded[name]
+        if snapshot.anew or replaced(snapshot.published, publication) is not None:
+            continue  # of the whole source then: see refuse_other_publication
+        if (reason := edited(snapshot.published, name, publication)) is not None:
+            reasons[name] = reason
+    stopped |= {
+        name: recorded[name].model_copy(update={"stopped": reason})
+        for name, reason in reasons.items()
+        if name in recorded
+    }
     return stopped
 
 

@@ -10,16 +10,22 @@ from psycopg.rows import dict_row
 
 from infra import log
 from infra.positions import SnapshotState
+from producers import startup
 from producers.feed import TableFeed
+from producers.form_watch import FormWatch
 from producers.partition_watch import PartitionWatch
-from producers.publication import published_tables
+from producers.publication import Publication, edited, read_publication, replaced, withdraw
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
+from producers.tables import HiddenRows
+from producers.writability import WritesRefused, refused_writes
 from schemas.positions import Lsn
 
 _NOW = """
 SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
        (SELECT json_object_agg(a.attname, a.attnum) FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS numbers,
+       (SELECT json_object_agg(a.attname, a.atttypid::bigint) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                AND (a.atthasdef OR a.atthasmissing OR a.attidentity <> '')) AS filled,
@@ -31,15 +37,25 @@ SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
           AND i.indpred IS NULL AND i.indexprs IS NULL
           AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
                           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                          WHERE k.n <= i.indnkeyatts AND NOT a.attnotnull)) AS unique_columns
+                          WHERE k.n <= i.indnkeyatts
+                            AND (NOT a.attnotnull
+                                 OR EXISTS (SELECT FROM pg_constraint n
+                                            WHERE n.conrelid = a.attrelid AND n.contype = 'n' AND NOT n.convalidated
+                                              AND a.attnum = ANY(n.conkey))))) AS unique_columns,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated <> '') AS generated,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+       AND NOT row_security_active(c.oid) AS readable
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = ANY(%s)
 """
 
 
-def tables_now(connection: psycopg.Connection[Any], publication: str, oids: Collection[int]) -> dict[int, TableNow]:
+def tables_now(
+    connection: psycopg.Connection[Any], publication: Publication | None, oids: Collection[int]
+) -> dict[int, TableNow]:
     """Return oid → table for those that there are."""
-    published = published_tables(connection, publication) or frozenset()
+    published = publication.tables if publication is not None else {}
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(_NOW, (list(oids),)).fetchall()
     return {
@@ -49,6 +65,9 @@ def tables_now(connection: psycopg.Connection[Any], publication: str, oids: Coll
             frozenset(row["filled"]),
             frozenset(frozenset(columns) for columns in row["unique_columns"] or ()),
             row["name"] in published,
+            row["types"] or {},
+            frozenset(row["generated"]),
+            row["readable"],
         )
         for row in found
     }
@@ -61,31 +80,71 @@ class TableWatch:
     stopped once the stream has passed the log position behind that look, and all events before it are published.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], publication: str, lines: log.Log) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], source: str, publication: str, lines: log.Log) -> None:
         self._connection = connection
+        self._source = source
         self._publication = publication
         self._log = lines
         self._found: list[tuple[TableFeed, str]] = []
         self._ending: list[tuple[Lsn, TableFeed, str]] = []
         self._told: set[str] = set()
+        self._unwritable: set[str] = set()
+        self._hidden: set[str] = set()
+        self._forms = FormWatch(connection, lines)
         self._partitions = PartitionWatch(connection, lines)
 
     def now(self, oid: int) -> TableNow | None:
         """Return one table; None when it is gone."""
-        return tables_now(self._connection, self._publication, [oid]).get(oid)
+        publication = read_publication(self._connection, self._publication, [oid])
+        return tables_now(self._connection, publication, [oid]).get(oid)
 
     def require(self, feed: TableFeed) -> None:
         """Raise TableStopped when the table, as it is now, cannot be followed."""
         if (reason := standing_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
             raise TableStopped(reason)
 
+    def hides(self, feed: TableFeed) -> bool:
+        """Whether rows of the table may not be read now; copying it then waits until a look finds that they may."""
+        self._note_readable(feed, self.now(feed.table.relation.oid))
+        return feed.hidden
+
     def look(self, feeds: Iterable[TableFeed]) -> None:
-        """Look at the tables; to be called before a heartbeat, whose position `noted` then gets."""
-        live = [feed for feed in feeds if not feed.away and not feed.state.stopped]
-        now = tables_now(self._connection, self._publication, [feed.table.relation.oid for feed in live])
-        reasons = ((feed, standing_obstacle(feed.table, now.get(feed.table.relation.oid))) for feed in live)
-        self._found = [(feed, reason) for feed, reason in reasons if reason is not None]
+        """Look at the tables; to be called before a heartbeat, whose position `noted` then gets.
+
+        Raises SilentGap once the publication is not the one whose changes the stream has.
+        """
+        feeds = list(feeds)
+        oids = [feed.table.relation.oid for feed in feeds]
+        # First, and of tables that are stopped, too: their owner's statements fail meanwhile.
+        refused = refused_writes(self._connection, self._publication, oids)
+        publication = read_publication(self._connection, self._publication)
+        now = tables_now(self._connection, publication, oids)
+        self._found = []
+        for feed in feeds:
+            oid = feed.table.relation.oid
+            self._note_readable(feed, now.get(oid))
+            if oid in refused and publication is not None and feed.table.name in publication.tables:
+                self._withdraw(feed, refused[oid])
+            if feed.away or feed.state.stopped:
+                continue
+            published = feed.state.published
+            if (what := replaced(published, publication)) is not None:
+                raise startup.publication_gap(self._source, self._publication, what)
+            lacking = edited(published, feed.table.name, publication)
+            if lacking is not None and oid in now:
+                # What is left of it may have a filter that keeps the table from being updated.
+                withdraw(self._connection, self._publication, feed.table)
+            if (reason := standing_obstacle(feed.table, now.get(oid)) or lacking or refused.get(oid)) is not None:
+                self._found.append((feed, reason))
+        ending = [feed for feed, _ in self._found]
+        live = [feed for feed in feeds if not feed.away and not feed.state.stopped and feed not in ending]
+        self._forms.look(live)
         self._found += self._partitions.look(live)
+
+    def begin(self, feeds: Iterable[TableFeed]) -> None:
+        """Compare the tables with what was recorded of them, before anything is read of them or published."""
+        self._forms.look([feed for feed in feeds if not feed.away and not feed.state.stopped])
+        self._forms.take()
 
     def noted(self, lsn: Lsn) -> None:
         """Everything that the last look saw is in the log before `lsn`."""
@@ -94,16 +153,47 @@ class TableWatch:
         self._partitions.noted(lsn)
 
     def passed(self, lsn: Lsn) -> bool:
-        """Stop the tables whose end the stream has passed, standing at `lsn`, and follow their partitions.
+        """Stop the tables whose end the stream has passed, standing at `lsn`, and read others again that need it.
 
-        Returns whether the changes of some relation go elsewhere from here on.
+        To be called before the tables' states are recorded with that position: every transaction that the stream has
+        passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation
+        go elsewhere from here on.
         """
+        self._forms.take()
         ended = [(feed, reason) for at, feed, reason in self._ending if at <= lsn and not feed.state.stopped]
         for feed, reason in ended:
             if not feed.state.stopped:
                 feed.stop(reason)
         self._ending = [each for each in self._ending if each[0] > lsn]
         return self._partitions.passed(lsn) or bool(ended)
+
+    def _withdraw(self, feed: TableFeed, reason: str) -> None:
+        if withdraw(self._connection, self._publication, feed.table):
+            self._log.warning("table taken out of the publication", **{log.TABLE: feed.table.name, log.REASON: reason})
+        elif feed.table.name not in self._unwritable:
+            self._unwritable.add(feed.table.name)
+            self._log.error(
+                "the publication keeps a table from being updated, and it could not be taken out",
+                **{log.TABLE: feed.table.name, log.REASON: reason},
+                remedy=WritesRefused.__doc__,
+            )
+
+    def _hide(self, feed: TableFeed, reason: str) -> None:
+        feed.hidden = True
+        if feed.table.name not in self._hidden:
+            self._hidden.add(feed.table.name)
+            self._log.warning(
+                "rows of a table may not be read: its changes are published, and copying it waits",
+                **{log.TABLE: feed.table.name, log.REASON: reason},
+                remedy=HiddenRows.__doc__,
+            )
+
+    def _note_readable(self, feed: TableFeed, now: TableNow | None) -> None:
+        if now is not None and not now.readable:
+            self._hide(feed, "a grant is missing, or row security hides rows")
+            return
+        feed.hidden = False
+        self._hidden.discard(feed.table.name)
 
     def tell(self, states: Iterable[SnapshotState]) -> None:
         """Log the tables that are stopped, each once."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.rows import dict_row
 
-from infra.key_order import operator_schemas
+from infra.key_order import Operators, key_order
 from infra.settings import DatabaseSettings
 from producers import partitions
 from producers.partitions import Partitions
@@ -27,7 +27,8 @@ _TABLES = """
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS "table", c.relreplident AS replica_identity,
        c.relispartition AS is_partition, c.relkind = 'p' AS partitioned,
        ARRAY(SELECT relid::bigint FROM pg_partition_ancestors(c.oid)) AS ancestors,
-       has_table_privilege(c.oid, 'SELECT') AS readable, row_security_active(c.oid) AS filtered,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
+       row_security_active(c.oid) AS filtered,
        coalesce(i.indimmediate, true) AS immediate,
        ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
@@ -52,6 +53,8 @@ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated
 ORDER BY a.attnum
 """
 
+_GENERATED = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s AND attgenerated <> '' AND NOT attisdropped"
+
 _IS_CALLED = """
 SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = %s AND n.nspname = %s AND c.relname = %s
@@ -60,23 +63,27 @@ WHERE c.oid = %s AND n.nspname = %s AND c.relname = %s
 _UNIQUE = """
 SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS columns,
-       ARRAY(SELECT coalesce(co.oid IN (950, 951) OR (co.oid = 100 AND d.datcollate = 'C' AND d.datlocprovider = 'c'),
-                             true)
-             FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             LEFT JOIN pg_collation co ON co.oid = a.attcollation
-             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS byte_order
-FROM pg_index i JOIN pg_database d ON d.datname = current_database()
+             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS columns
+FROM pg_index i
 WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
   AND i.indpred IS NULL AND i.indexprs IS NULL
   AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
                   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                  WHERE k.n <= i.indnkeyatts AND NOT a.attnotnull)
+                  WHERE k.n <= i.indnkeyatts
+                    AND (NOT a.attnotnull
+                         OR EXISTS (SELECT FROM pg_constraint c
+                                    WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND NOT c.convalidated
+                                      AND a.attnum = ANY(c.conkey))))
 """
-"""Unique indexes over not-null columns. Those of deferrable constraints are none: rows may swap their keys in between.
+"""Unique indexes over not-null columns. Not those of deferrable constraints: rows may swap their keys in between.
 
-The order of rows is that of the column's collation (950 is C, 951 POSIX, 100 the database's own), not of the index's.
+A column that is NOT NULL by a constraint that is NOT VALID (PostgreSQL 18) may be null in the rows from before.
+"""
+
+_NOT_VALIDATED = """
+SELECT a.attname::text, c.conname::text
+FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+WHERE c.conrelid = %s AND c.contype = 'n' AND NOT c.convalidated AND a.attname = ANY(%s)
 """
 
 
@@ -96,6 +103,10 @@ class UnfollowedPartition(PreflightFailed):
     """Detach the partition, or make it one that is logged (SET LOGGED), with a replica identity that has the key."""
 
 
+class HiddenRows(PreflightFailed):
+    """GRANT SELECT on the table, and USAGE on its schema, to the role of the dsn."""
+
+
 class IncompleteIdentity(PreflightFailed):
     """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that a delete tells the row's key."""
 
@@ -105,8 +116,8 @@ class CapturedTable:
     """A table as it is captured.
 
     `ordered` tells whether this process can compare keys as the database sorts them: integers, uuids, and text in
-    byte order. The snapshot of a table whose key it can't compare is one chunk. The rows of a `partitioned` table are
-    in its partitions; tables that merely inherit from one are others, and not captured with it.
+    byte order. A table whose key it can't compare is copied by the rules of producers.reread. The rows of a
+    `partitioned` table are in its partitions; tables that merely inherit from one are others, and not captured with it.
     """
 
     relation: Relation
@@ -116,8 +127,12 @@ class CapturedTable:
     ordered: bool
     estimated_rows: int = field(compare=False, default=0)
     partitioned: bool = False
-    operator_schemas: tuple[str, ...] = field(compare=False, default=())
-    """Of each key column; see infra.key_order."""
+    order: tuple[Operators, ...] = field(compare=False, default=())
+    """How each key column is compared; none: by PostgreSQL's own operators."""
+    encoding: str = field(compare=False, default="UTF8")
+    """The database's, by PostgreSQL's name."""
+    hidden: HiddenRows | None = field(compare=False, default=None)
+    """Why its rows may not be read now, None when they may; what is written to it comes in the stream all the same."""
     partitions: Partitions = field(compare=False, default_factory=Partitions)
     """As they were before any row was read."""
 
@@ -189,16 +204,6 @@ def _captured(
     prefix: str,
 ) -> CapturedTable:
     gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
-    if not table["readable"]:
-        raise PreflightFailed(
-            f"table {name} may not be read by this role",
-            remedy=f"GRANT SELECT ON {name} to the role of the dsn",
-        )
-    if table["filtered"]:
-        raise PreflightFailed(
-            f"table {name} has row security, which hides rows from this role",
-            remedy="give the role of the dsn BYPASSRLS",
-        )
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
     replica_identity, identity = table["replica_identity"], _identity(table)
     parts = partitions.read_partitions(connection, [table["oid"]] if table["partitioned"] else [])
@@ -211,13 +216,24 @@ def _captured(
     with connection.cursor(row_factory=dict_row) as cursor:
         described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
         columns = {column.name: column for column in described}
-        unique = {tuple(each["columns"]): each for each in cursor.execute(_UNIQUE, (table["oid"],)).fetchall()}
+        unique = [set(each["columns"]) for each in cursor.execute(_UNIQUE, (table["oid"],)).fetchall()]
     if not key:
         raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
+    with connection.cursor() as cursor:
+        generated = {column for (column,) in cursor.execute(_GENERATED, (table["oid"],))}
+    if left_out := [column for column in key if column in generated]:
+        raise UnusableKey(f"column {left_out[0]}, in the key of table {name}, is generated, and so is not captured")
     if unknown := [column for column in key if column not in columns]:
         raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
-    index = next((each for names, each in unique.items() if set(names) == set(key)), None)
-    if index is None:
+    order = key_order(connection, table["oid"], key)
+    if set(key) not in unique or order is None:
+        doubtful = connection.execute(_NOT_VALIDATED, (table["oid"], list(key))).fetchone()
+        if doubtful is not None:
+            raise UnusableKey(
+                f"column {doubtful[0]}, which is in the key of table {name}, is NOT NULL by a constraint that is NOT"
+                " VALID: rows may have null there",
+                remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
+            )
         raise UnusableKey(
             f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
             " (a deferrable constraint's does not count)"
@@ -234,18 +250,34 @@ def _captured(
         described,
         tuple(name for name in columns if identity is None or name in identity),
     )
-    in_bytes = dict(zip(index["columns"], index["byte_order"], strict=True))
     return CapturedTable(
         relation,
         gitlab_schema,
         table_topic(prefix, gitlab_schema, database, table["schema"], table["table"]),
         key,
-        all(_comparable(columns[column], in_bytes[column]) for column in key),
+        all(_comparable(columns[name], operators) for name, operators in zip(key, order, strict=True)),
         table["estimated_rows"],
         table["partitioned"],
-        operator_schemas(connection, table["oid"], key),
+        order,
+        connection.info.parameter_status("server_encoding") or "UTF8",
+        _hidden(name, table),
         parts_now,
     )
+
+
+def _hidden(name: str, table: Mapping[str, Any]) -> HiddenRows | None:
+    if not table["readable"]:
+        schema = table["schema"]
+        return HiddenRows(
+            f"table {name} may not be read by this role",
+            remedy=f"GRANT SELECT ON {name} to the role of the dsn, and USAGE ON SCHEMA {schema}",
+        )
+    if table["filtered"]:
+        return HiddenRows(
+            f"table {name} has row security, which hides rows from this role",
+            remedy="give the role of the dsn BYPASSRLS",
+        )
+    return None
 
 
 def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -261,8 +293,8 @@ def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
             return ()
 
 
-def _comparable(column: Column, in_byte_order: bool) -> bool:
-    return column.type_oid in _INTEGERS or column.type_oid == _UUID or (column.type_oid in _TEXTS and in_byte_order)
+def _comparable(column: Column, operators: Operators) -> bool:
+    return operators.in_bytes and column.type_oid in {*_INTEGERS, _UUID, *_TEXTS}
 
 
 def comparable_key(table: CapturedTable, texts: tuple[bytes, ...]) -> tuple[int | bytes, ...]:

@@ -17,7 +17,8 @@ from typing import Final
 from schemas.errors import Unavailable
 
 _MARKS: Final = frozenset({"objects", "refs", "HEAD"})
-_SKIPPED_AT_TOP: Final = "+gitaly"
+_GITALYS_OWN: Final = "+gitaly"
+"""Gitaly's directory of temporary files, at the top of a storage: what looks like a repository there is none."""
 _MARKED: Final = ".gitaly-metadata"
 """The file that Gitaly writes into a storage at its start."""
 
@@ -55,6 +56,11 @@ Found = Repository | Unread
 ScanDirectory = Callable[[int], AbstractContextManager[Iterable["os.DirEntry[str]"]]]
 
 
+def is_gitalys_own(path: bytes) -> bool:
+    """Return whether a path, from the storage, is among Gitaly's temporary files."""
+    return path.split(b"/", 1)[0] == _GITALYS_OWN.encode()
+
+
 def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Found, None, None]:
     """Yield what is in the storage, in lexicographic order of the paths' components.
 
@@ -77,7 +83,7 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
             raise StorageUnreadable(
                 f"storage {root} is itself a repository", remedy="set the path to the directory above the repositories"
             )
-        top.left = [name for name in names if name != _SKIPPED_AT_TOP]
+        top.left = [name for name in names if name != _GITALYS_OWN]
         while True:
             level = levels[-1]
             if level.left:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from infra import kafka, log
 from infra.positions import SnapshotState, record_key
 from infra.registry import Registry, open_registry
-from infra.settings import Settings, StorageSettings
+from infra.settings import Settings, StorageSettings, VirtualStorageSettings
 from infra.topics import STATE, LogReader, ensure_topic
 from producers.gitaly import walk_gitaly
 from producers.relay import Relay
@@ -70,6 +70,18 @@ def storage_walk_topic(settings: Settings) -> str:
     return table_topic(settings.prefix, GITLAB_SCHEMA, "", RELATION.schema, RELATION.table)
 
 
+def virtual_storage_section(settings: Settings, virtual_storage: str) -> VirtualStorageSettings:
+    """Return the settings of a virtual storage. Raises UsageError where there is none of that name."""
+    section = settings.virtual_storages.get(virtual_storage)
+    if section is None:
+        known = ", ".join(sorted(settings.virtual_storages)) or "none"
+        raise UsageError(
+            f"no virtual storage named {virtual_storage!r} in the settings (there: {known})",
+            remedy=f"add [virtual_storages.{virtual_storage}] or use one of those names",
+        )
+    return section
+
+
 def walk(
     settings: Settings, virtual_storage: str, stop: threading.Event, *, all_storages: bool = False
 ) -> list[Walked]:
@@ -79,13 +91,7 @@ def walk(
     was to be walked, else as WalksFailed. Directories that could not be read are such an error (WalkIncomplete).
     Raises UsageError when there is no such virtual storage, Interrupted when `stop` was set before the end.
     """
-    section = settings.virtual_storages.get(virtual_storage)
-    if section is None:
-        known = ", ".join(sorted(settings.virtual_storages)) or "none"
-        raise UsageError(
-            f"no virtual storage named {virtual_storage!r} in the settings (there: {known})",
-            remedy=f"add [virtual_storages.{virtual_storage}] or use one of those names",
-        )
+    section = virtual_storage_section(settings, virtual_storage)
     kafka.ensure_reachable(settings.kafka)
     registry = open_registry(settings)
     others = sorted(section.storages.keys() - {section.primary}) if all_storages else []

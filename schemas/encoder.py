@@ -189,7 +189,9 @@ class Encoder:
                     self._judge(index, value)
                 except REJECTIONS as error:
                     return self._rejected(index, error)
-        return self._malformed("a row without a value in its key " + ", ".join(self._key_names))
+            if any(not isinstance(values[index], bytes) for index in self._key_columns):
+                return self._malformed("a row without a value in its key " + ", ".join(self._key_names))
+        return self._malformed("a row that its encoder refuses, although each value is one of its column")
 
     def _judge(self, index: int, value: object) -> None:
         """Raise one of REJECTIONS when `value` cannot stand in the column, leaving the key aside."""

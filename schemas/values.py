@@ -274,12 +274,16 @@ def quick_encoder(column: ColumnType) -> Encode:
     whole = length - 7
 
     def encode(text: bytes) -> bytes:
-        # The usual forms have a year of four digits and no decimals, or up to six. What stands elsewhere in
-        # another form (a longer year, BC) is no digit or not the zone here, so the short cut takes no other's text.
+        # The usual forms have a year of four digits and no decimals, or up to six. With a longer year the point is
+        # further on, and what ends in BC does not end in the zone, or has no digits before it.
         size = len(text)
         if size == whole and text[19:] == zone:
             bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + WHOLE_SECONDS[text[17:19]]) << 1
-        elif whole < size <= length and (decimals := text[20 : (end := size - length + 26)]).isdigit():
+        elif (
+            whole < size <= length
+            and text[19:20] == b"."
+            and (decimals := text[20 : (end := size - length + 26)]).isdigit()
+        ):
             if text[end:] != zone:
                 return exact(text)
             micros = int(decimals.ljust(6, b"0"))

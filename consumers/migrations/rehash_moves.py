@@ -41,7 +41,7 @@ class RehashMovesOptions(Options):
     retry_seconds: float = Field(default=1.0, ge=0)
     """How long to wait after a first failed try; twice as long after the second."""
     clone_seconds: float = Field(default=3600.0, gt=0)
-    """How long a clone may take."""
+    """How long copying a repository may take, and each proof by git that a copy is whole."""
 
 
 class RehashMoves(Migration):
@@ -92,7 +92,7 @@ class RehashMoves(Migration):
         return mover.work()
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
-        """Return the repositories that could not be moved, and those of which both copies had been written to."""
+        """Return the repositories that could not be moved, and those with something to report; see states.given_up."""
         return states.given_up(cursor)
 
     def take_up(self, cursor: Cursor, names: Sequence[str]) -> int:

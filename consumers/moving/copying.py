@@ -1,66 +1,128 @@
-"""Making a copy of a repository in another root: whole, checked and durable before anybody can see it."""
+"""Making a copy of a repository in another root: all of it, proven to be whole, durable before anybody can see it.
+
+It is a copy of the directory, file by file, and not a clone: what git would not take along arrives too, and nothing
+that the repository says has a say in it. What is written to meanwhile is copied again; git proves the outcome.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from consumers.moving.git import UPLOAD_PACK, GitFailed, Steps, git
-from consumers.moving.places import Root, sync_directory
-from consumers.moving.refs import BASE, Refs, read_refs, set_symbolic, symbolic, write_base
+from consumers.moving.base import Base, write_base
+from consumers.moving.carrying import keystones
+from consumers.moving.git import GitFailed, Steps, failure, run
+from consumers.moving.places import Copy, NotAPlace, Root, sync_directory
+from consumers.moving.proof import prove
+from consumers.moving.refs import Refs, read_refs
+from consumers.moving.trees import Changing, Entry, copy_file, dress, is_gits, walk
 from consumers.outside import Pace
 
-_GITS_OWN: Final = frozenset(
-    ("HEAD", "config", "packed-refs", "shallow", "FETCH_HEAD", "ORIG_HEAD", "index", "gc.pid", "gc.log")
-)
-_EXTENSIONS: Final = re.compile(rb"^\[extensions\][^\[]*", re.MULTILINE)
-_SYNCS_AT_ONCE: Final = 20
+_PASSES: Final = 5
+_SYNCED_ONE_BY_ONE: Final = 500
+_AT_ONCE: Final = 20
+_SYNC: Final = ("sync", "--file-system")
+_DERIVED: Final = ("info/commit-graph", "info/commit-graphs/*", "info/packs", "pack/multi-pack-index*", "pack/*.bitmap")
 
 
-def copy(source: Path, root: Root, name: str, *, seconds: float) -> Steps[None]:
-    """Copy `source` into the name's place in `root`; what lies there already stays, and the copy is dropped.
+def copy(source: Copy, root: Root, *, seconds: float) -> Steps[Copy]:
+    """Return a new copy of `source` below headrace's own directory in `root`, for the caller to put into its place.
 
-    The copy appears there by one rename, with all refs and objects that the source had when it was read; what the
-    source got meanwhile is for `carrying.carry`, which the base left in the copy tells from the rest. Killed or closed
-    at any moment it leaves at most a worthless directory. Raises GitFailed, and OSError of the root.
+    It has all refs and objects that the source had when it was read; what the source gets meanwhile is for
+    `carrying.carry`, which the base left in the copy tells from the rest. Killed or closed at any moment it leaves at
+    most a worthless directory. Raises NotAPlace when not all of it can be moved, GitFailed when it cannot be proven to
+    be whole, and OSError of the root.
     """
-    made = root.coming(name)
+    made = Copy(root, source.name, root.coming(source.name))
     try:
+        refuse(source)
         before = yield from read_refs(source)
-        # By the protocol and not by linking files: it reads a repository that is written to as a whole, and git
-        # checks every object on its way.
-        yield from git(
-            "clone", "--quiet", "--mirror", "--no-local", "--template=", f"--upload-pack={UPLOAD_PACK}", "--",
-            str(source), str(made), seconds=seconds,
-        )  # fmt: skip
+        files = yield from _copied(source, made.path, seconds)
         after = yield from read_refs(source)
-        arrived = yield from _with_symbolic(made, before)
+        if not source.is_there:
+            raise GitFailed("somebody is removing it")
+        arrived = yield from read_refs(made)
         _check(before, arrived, after)
-        yield from git("fsck", "--connectivity-only", "--no-dangling", "--no-progress", at=made, seconds=seconds)
-        yield from _keep_files(source, made)
-        write_base(made, arrived)
-        yield from _sync(made)
-        root.install(made, name)
-    finally:
-        # At once, since a generator that is closed cannot wait: a copy is a few files.
-        shutil.rmtree(made, ignore_errors=True)
+        write_base(made.path, source.path, Base(arrived, files, keystones(source)))
+        yield from prove(made, seconds=seconds, content=True)
+        yield from _sync(made.path)
+    except BaseException:
+        # At once, since a generator that is closed cannot wait.
+        shutil.rmtree(made.path, ignore_errors=True)
+        raise
+    return made
 
 
-def _with_symbolic(made: Path, source: Refs) -> Steps[Refs]:
-    """Make symbolic what is symbolic in the source, of which a clone takes over HEAD alone; return the copy's refs."""
-    have = yield from read_refs(made)
-    wrong = {
-        ref: value
-        for ref, value in source.items()
-        if ref in have and have[ref] != value and (symbolic(value) or ref == "HEAD")
-    }
-    for ref, value in wrong.items():
-        yield from set_symbolic(made, ref, value)
-    return (yield from read_refs(made)) if wrong else have
+def refuse(source: Copy) -> None:
+    """Raise NotAPlace when a repository depends on where it lies, or something else does."""
+    path = source.path
+    for name in ("objects", "objects/info", "objects/pack", "refs"):
+        if (path / name).is_symlink():
+            raise NotAPlace(f"{name} is a symbolic link: put what it leads to in its place")
+    for name in ("alternates", "http-alternates"):
+        lender = path / "objects/info" / name
+        if lender.exists() and lender.read_bytes().strip():
+            raise NotAPlace(
+                f"it needs objects that lie elsewhere (objects/info/{name}): `git repack -a -d`, then remove that file"
+            )
+    if (path / "commondir").exists():
+        raise NotAPlace("it is a linked working tree's and no repository of its own")
+    for each in path.glob("worktrees/*/gitdir"):
+        tree = Path(os.path.join(each.parent, os.fsdecode(each.read_bytes()).strip()))
+        if tree.exists():
+            raise NotAPlace(f"the working tree {tree.parent} is linked to it: `git worktree remove` it")
+    if any(not each.is_dir(follow_symlinks=False) for each in list(os.scandir(path.parent))):
+        raise NotAPlace(f"a working tree, or something else, lies beside it in {path.parent}")
+
+
+def _copied(source: Copy, made: Path, seconds: float) -> Steps[Mapping[str, Entry]]:
+    """Copy everything, again and again until nothing changed meanwhile; return what the files were when copied."""
+    deadline = time.monotonic() + seconds
+    have: dict[str, Entry] = {}
+    made.mkdir(mode=0o700)
+    for _ in range(_PASSES):
+        found = yield from walk(source.path, files_only=False)
+        # A gc puts elsewhere what it takes away, before it does.
+        for path in [path for path in have.keys() - found.keys() if have[path].kind != "directory"]:
+            (made / path).unlink(missing_ok=True)
+            del have[path]
+        changed = [path for path, each in found.items() if have.get(path) != each]
+        if not changed:
+            break
+        for path in changed:
+            if time.monotonic() > deadline:
+                raise GitFailed("the copy took longer than clone_seconds")
+            have.pop(path, None)
+            with contextlib.suppress(FileNotFoundError, Changing):
+                have[path] = yield from _copy_one(source.path / path, made / path, found[path])
+            yield Pace.BUSY
+    else:
+        # It is written to all the time: what was copied is proven to be whole, but for what git derives from it.
+        _drop_what_git_derives(made / "objects")
+    directories = [path for path, each in have.items() if each.kind == "directory"]
+    for path in sorted(directories, reverse=True):
+        dress(source.path / path, made / path)
+    dress(source.path, made)
+    return {path: each for path, each in have.items() if not is_gits(path)}
+
+
+def _drop_what_git_derives(objects: Path) -> None:
+    for pattern in _DERIVED:
+        for path in objects.glob(pattern):
+            path.unlink()
+
+
+def _copy_one(source: Path, made: Path, wanted: Entry) -> Steps[Entry]:
+    if wanted.kind == "directory":
+        made.mkdir(mode=0o700, exist_ok=True)
+        return wanted
+    made.unlink(missing_ok=True)
+    return (yield from copy_file(source, made, 3600.0))
 
 
 def _check(before: Refs, arrived: Refs, after: Refs) -> None:
@@ -70,39 +132,23 @@ def _check(before: Refs, arrived: Refs, after: Refs) -> None:
             raise GitFailed("not all refs arrived in the copy as they are")
 
 
-def _keep_files(source: Path, made: Path) -> Steps[None]:
-    """Take over the settings and what else an application keeps beside git's own files."""
-    ours, theirs = (made / "config").read_bytes(), (source / "config").read_bytes()
-    # How the objects and refs are stored is the copy's own matter; where it is the same, the file is.
-    if _EXTENSIONS.findall(ours) == _EXTENSIONS.findall(theirs):
-        (made / "config").write_bytes(theirs)
-    else:
-        yield from git("config", "--file", str(made / "config"), "--remove-section", "remote.origin", accept=(0, 128))
-    for directory in (source, source / "info"):
-        for path in directory.iterdir() if directory.is_dir() else ():
-            if path.name in _GITS_OWN or path.name.startswith(BASE) or path.suffix == ".lock":
-                continue
-            if path.is_symlink() or not path.is_file():
-                continue
-            target = made / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
-
-
 def _sync(made: Path) -> Steps[None]:
-    """Make a copy outlast a loss of power; git did so for what it wrote itself, but for the directories."""
-    for number, path in enumerate(_written(made)):
+    """Make a copy outlast a loss of power."""
+    written = [path for directory, _, names in os.walk(made) for path in _within(Path(directory), names)]
+    if len(written) > _SYNCED_ONE_BY_ONE:
+        ended = yield from run(*_SYNC, str(made), seconds=3600.0)
+        if ended.code != 0:
+            raise failure("sync", ended)
+        return
+    for number, path in enumerate(written):
         if path.is_dir():
             sync_directory(path)
         else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if number % _SYNCS_AT_ONCE == 0:
+        if number % _AT_ONCE == 0:
             yield Pace.BUSY
 
 
-def _written(made: Path) -> Iterator[Path]:
-    for directory, _, files in os.walk(made):
-        yield Path(directory)
-        if Path(directory) in (made, made / "info"):
-            yield from (Path(directory) / file for file in files)
+def _within(directory: Path, names: list[str]) -> list[Path]:
+    return [*(path for name in names if not (path := directory / name).is_symlink()), directory]

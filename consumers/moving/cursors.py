@@ -28,14 +28,15 @@ class Direction(StrEnum):
 
 _OPENED: Final = "INSERT INTO headrace.rehash_cursors (partition) VALUES (%s) ON CONFLICT DO NOTHING"
 _LOCKED: Final = "SELECT upto, finished FROM headrace.rehash_cursors WHERE partition = %s FOR UPDATE"
-# What is cloned and wanted, of the names that the cursor has yet to pass.
+# What is cloned and not copied, or not up to date, of the names that the cursor has yet to pass.
 _IN_THE_WAY: Final = """
     SELECT {first}(m.name)
       FROM headrace.rehash_moves m
       JOIN headrace.rehash_repositories n ON n.name = m.name
       JOIN public.repo r ON r.id = n.repo_id AND r.name::text = n.raw
       JOIN public.gitserver_repos g ON g.repo_id = r.id AND g.clone_status = 'cloned'
-     WHERE m.partition = %(partition)s AND m.state = 'wanted' AND {ahead}
+     WHERE m.partition = %(partition)s AND {ahead}
+       AND (m.state = 'wanted' OR m.state = 'copied' AND m.tries > 0)
 """
 _BEFORE: Final = """
     SELECT max(name) FROM headrace.rehash_moves WHERE partition = %s AND name < %s COLLATE "C" AND state <> 'wanted'
@@ -77,6 +78,21 @@ _BEHIND: Final = {
     Direction.FORWARD: "(c.finished OR m.name <= c.upto)",
     Direction.REVERSE: "(NOT c.finished AND (c.upto IS NULL OR m.name > c.upto))",
 }
+
+
+_HAS_PASSED: Final = (
+    "SELECT EXISTS (SELECT FROM headrace.rehash_cursors c WHERE c.partition = %(partition)s AND {behind})"
+)
+_NEVER_MOVED: Final = "SELECT NOT EXISTS (SELECT FROM headrace.rehash_cursors WHERE partition = %(partition)s)"
+
+
+def has_passed(cursor: Cursor, partition: int, name: str, direction: Direction) -> bool:
+    """Return whether readers are sent to a name's new home first, as the cursor is now."""
+    here = {"partition": partition, "name": name}
+    if _found(cursor, _NEVER_MOVED, here) == (True,):
+        return direction is Direction.REVERSE
+    query = _HAS_PASSED.format(behind=_BEHIND[direction].replace("m.name", '%(name)s::text COLLATE "C"'))
+    return bool(_found(cursor, query, here) == (True,))
 
 
 def move(cursor: Cursor, partition: int, direction: Direction, unnoted: Sequence[str]) -> bool:

@@ -1,7 +1,8 @@
-"""Running git without waiting for it: every command is a generator that gives control back until git has ended.
+"""Runs git in steps: every command is a generator that gives control back until git has ended.
 
-Nothing of the machine's or the user's git configuration takes part, git never asks anybody anything, runs no hook and
-talks to no network. Closing a generator kills what it started.
+No configuration takes part but ours: not the machine's, not the user's, no variable of the environment, and not the
+repository's own either, since git is given a view of it (views.py). Git never asks anybody anything, runs no hook and
+uses no transport at all. Closing a generator kills what it started.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import IO, Final, TypeVar
 
 from consumers.outside import Pace
 from schemas.errors import HeadraceError
@@ -26,10 +28,6 @@ from schemas.errors import HeadraceError
 T = TypeVar("T")
 Steps = Generator[Pace, None, T]
 """Something done in steps: it yields while it waits, and returns its result."""
-
-UPLOAD_PACK: Final = "git -c 'safe.directory=*' -c 'transfer.hideRefs=!refs' -c 'uploadpack.hideRefs=!refs' upload-pack"
-"""How the other side of a copy is started: git takes it from the shell, and gives it no configuration of ours. All
-refs are shown, and a repository may be another user's."""
 
 _CONFIGURED: Final = tuple(
     part
@@ -40,10 +38,8 @@ _CONFIGURED: Final = tuple(
         "maintenance.auto=false",
         "receive.autogc=false",
         "protocol.allow=never",
-        "protocol.file.allow=always",
         "core.fsync=all",
-        "advice.detachedHead=false",
-        "init.defaultBranch=main",
+        "core.logAllRefUpdates=false",
     )
     for part in ("-c", setting)
 )
@@ -59,35 +55,96 @@ class NoRoom(HeadraceError):
     """Free space there, then start again: nothing is lost."""
 
 
-def git(
-    *arguments: str, at: Path | None = None, given: bytes = b"", accept: Sequence[int] = (0,), seconds: float = 3600.0
-) -> Steps[bytes]:
-    """Run git in repository `at` and return what it printed.
+Owner = tuple[int, int]
+"""A user's and a group's number."""
 
-    Raises GitFailed with git's last words when it ends with another code than those accepted or takes too long, and
-    NoRoom when the disk is full.
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A directory that git takes for a repository, and the user that git runs as, None for this process's own."""
+
+    path: Path
+    owner: Owner | None
+
+    def close(self) -> None:
+        """Remove it; what its links lead to stays."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    said: bytes
+    complained: bytes
+
+
+def git(
+    *arguments: str,
+    at: View | None = None,
+    given: bytes | IO[bytes] = b"",
+    into: IO[bytes] | None = None,
+    seconds: float = 3600.0,
+) -> Steps[bytes]:
+    """Run git in a view and return what it printed, or print it `into` a file.
+
+    Raises GitFailed with git's last words when it fails or takes too long, and NoRoom when the disk is full.
     """
-    where = [f"--git-dir={at}"] if at is not None else []
-    return (yield from run("git", *_CONFIGURED, *where, *arguments, given=given, accept=accept, seconds=seconds))
+    ended = yield from asked(*arguments, at=at, given=given, into=into, seconds=seconds)
+    if ended.code != 0:
+        raise failure("git", ended)
+    return ended.said
+
+
+def asked(
+    *arguments: str,
+    at: View | None = None,
+    given: bytes | IO[bytes] = b"",
+    into: IO[bytes] | None = None,
+    seconds: float = 3600.0,
+) -> Steps[Ended]:
+    """Run git, whatever code it ends with; see `git`."""
+    where = [f"--git-dir={at.path if at is not None else os.devnull}"]
+    owner = at.owner if at is not None else None
+    command = ("git", *_CONFIGURED, *where, *arguments)
+    return (yield from run(*command, given=given, into=into, owner=owner, seconds=seconds))
 
 
 def remove(path: Path) -> Steps[None]:
     """Delete a directory with all that is in it; one that is not there is no error."""
-    yield from run("rm", "-rf", "--", str(path), seconds=3600.0)
+    ended = yield from run("rm", "-rf", "--", str(path), seconds=3600.0)
+    if ended.code != 0:
+        # Its owner may delete what is in a directory that is closed to writing once it is open.
+        yield from run("chmod", "-R", "u+rwX", "--", str(path), seconds=3600.0)
+        ended = yield from run("rm", "-rf", "--", str(path), seconds=3600.0)
+    if ended.code != 0:
+        raise failure("rm", ended)
 
 
-def run(*command: str, given: bytes = b"", accept: Sequence[int] = (0,), seconds: float) -> Steps[bytes]:
-    """Run a command in a process group of its own; see `git`."""
+def run(
+    *command: str,
+    given: bytes | IO[bytes] = b"",
+    into: IO[bytes] | None = None,
+    owner: Owner | None = None,
+    seconds: float,
+) -> Steps[Ended]:
+    """Run a command in a process group of its own. Raises GitFailed when it takes too long."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained, tempfile.TemporaryFile() as fed:
-        fed.write(given)
-        fed.seek(0)
+        if isinstance(given, bytes):
+            fed.write(given)
+            fed.seek(0)
         process = subprocess.Popen(
             [*_tied(), *command],
-            stdin=fed,
-            stdout=said,
+            stdin=fed if isinstance(given, bytes) else given,
+            stdout=said if into is None else into,
             stderr=complained,
+            cwd="/",
             env=_environment(),
             start_new_session=True,
+            user=owner[0] if owner is not None else None,
+            group=owner[1] if owner is not None else None,
+            extra_groups=() if owner is not None else None,
         )
         deadline = time.monotonic() + seconds
         try:
@@ -97,11 +154,21 @@ def run(*command: str, given: bytes = b"", accept: Sequence[int] = (0,), seconds
                 yield Pace.BUSY
         finally:
             _kill(process)
-        if code not in accept:
-            complained.seek(0)
-            raise _failure(command[0], code, complained.read())
         said.seek(0)
-        return said.read()
+        complained.seek(0)
+        return Ended(code, said.read(), complained.read())
+
+
+def failure(program: str, ended: Ended) -> HeadraceError:
+    """Return the error that says why a command failed, in its own last words."""
+    # What git enumerates is in lines of their own.
+    lines = ended.complained.decode("utf-8", "replace").replace(":\n\t", ": ").split("\n")
+    words = [line.strip() for line in lines if line.startswith(("fatal:", "error:"))] or [
+        line.strip() for line in lines if line.strip()
+    ]
+    said = words[-1] if words else f"it ended with code {ended.code} and said nothing"
+    kind = NoRoom if _NO_ROOM.search(ended.complained) else GitFailed
+    return kind(f"{program}: {said[:500]}")
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int | None:
@@ -131,16 +198,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _failure(program: str, code: int, complaint: bytes) -> HeadraceError:
-    lines = complaint.decode("utf-8", "replace").split("\n")
-    words = [line.strip() for line in lines if line.startswith(("fatal:", "error:"))] or [
-        line.strip() for line in lines if line.strip()
-    ]
-    said = words[-1] if words else f"it ended with code {code} and said nothing"
-    kind = NoRoom if _NO_ROOM.search(complaint) else GitFailed
-    return kind(f"{program}: {said[:500]}")
-
-
 @cache
 def _tied() -> tuple[str, ...]:
     """Return what makes a command end with this process, even by SIGKILL, where there is such a thing."""
@@ -157,4 +214,6 @@ def _environment() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "",
     }

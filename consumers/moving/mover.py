@@ -1,12 +1,13 @@
-"""The moves themselves: what one member does with a partition, a name at a time, each step safe to be the last.
+"""Moves repositories as one member of the group: which move is next, at what pace, and what a failure means.
 
-A partition is worked on by one member at a time (locks.py). Where a repository is, the disks say; states.py has what
-is on record, and cursors.py where readers are sent.
+A partition is worked on by one member at a time (locks.py). moves.py has the steps of a single move, states.py what is
+on record, and cursors.py where readers are sent.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,17 +15,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
-from consumers import placement
-from consumers.moving import copying, cursors, states
-from consumers.moving.carrying import carry, finish
+from consumers.moving import cursors, states
 from consumers.moving.cursors import Direction
 from consumers.moving.git import GitFailed, NoRoom, Steps, remove
-from consumers.moving.locks import clone_slot, partition_lock
-from consumers.moving.places import NotAPlace, Root, in_use, is_repository, roots_of
+from consumers.moving.locks import partition_lock
+from consumers.moving.moves import Moves
+from consumers.moving.places import NotAPlace, roots_of
 from consumers.moving.runs import begin
 from consumers.moving.states import Move, State
 from consumers.outside import Outside, Pace
-from consumers.placement import Algorithm, Placement
 from infra import log
 from schemas.errors import HeadraceError, PreflightFailed
 
@@ -32,11 +31,12 @@ _CHUNK_SECONDS: Final = 5.0
 """How long to copy before readers are sent to what is copied."""
 _REST_SECONDS: Final = (0.1, 1.0)
 """How long to rest when nothing can be done: at first, and at most, doubling."""
-_BUSY_SECONDS: Final = 1.0
-"""When to look again at an old copy that something is being written to."""
 _LOOK_SHARE: Final = 20.0
 """Looking for what is not on record may take one part in so many of the time."""
 _IN_A_ROW: Final = 10
+_SLOW_SECONDS: Final = 1.0
+_SLOWEST_SECONDS: Final = 60.0
+"""How long to wait before the next move when so many in a row were given up: at first, and at most, doubling."""
 _LOG_SECONDS: Final = 10.0
 _DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ENOTCONN)
@@ -48,10 +48,6 @@ Step = Callable[[Move], Steps[bool]]
 
 class MachineFailed(HeadraceError):
     """Put the machine right, then start again: nothing is lost."""
-
-
-class TooManyFailed(HeadraceError):
-    """Look at the nodes' roots; then `headrace parked retry rehash_moves` and start again."""
 
 
 class Mover:
@@ -66,13 +62,12 @@ class Mover:
         self._at_once = at_once
         self._tries = tries
         self._retry_seconds = retry_seconds
-        self._seconds = seconds
         self._known = 1.5 * gitserver.refresh_seconds
         self._grace = gitserver.grace_seconds
-        self._clones = gitserver.max_concurrent_clones
         self._nodes = gitserver.nodes
         self._roots = roots_of(gitserver)
-        self._placement = Placement(gitserver.nodes, gitserver.pins)
+        self._moves = Moves(outside, direction, self._roots, seconds=seconds)
+        self._begin_from = 0.0
         self._look_from = self._tell_from = self._patient_until = 0.0
         self._failed_in_a_row = 0
         self._log = log.get(migration="rehash_moves")
@@ -86,6 +81,7 @@ class Mover:
         yield from self._sweep()
         rest = _REST_SECONDS[0]
         while True:
+            yield from self._moves.lenders.look()
             partitions, done = states.to_visit(self._outside.session, self._direction is Direction.FORWARD)
             moved = 0
             # A pace that is slow is waited for in one partition, and holds up what is due in the others no longer.
@@ -124,16 +120,16 @@ class Mover:
         reverse = self._direction is Direction.REVERSE
         moved = 0
         for state, step in (
-            (State.LEAVING, self._delete),
-            (State.PASSED, self._follow),
-            (State.WANTED, self._bring),
-            (State.COPIED, self._refresh),
+            (State.LEAVING, self._moves.delete),
+            (State.PASSED, self._moves.follow),
+            (State.WANTED, self._moves.bring),
+            (State.COPIED, self._moves.refresh),
         ):
             with self._outside.transaction() as cursor:
                 found = states.moves(cursor, partition, state, limit=self._at_once, descending=reverse)
             if state is State.WANTED:
-                moved += self._settle_those_at_home(found)
-                found = [move for move in found if len(set(self._homes(move))) > 1]
+                moved += self._moves.settle_at_home(found)
+                found = [move for move in found if len(set(self._moves.homes(move))) > 1]
             done = yield from self._each(found, step)
             if state is not State.COPIED:
                 moved += done
@@ -148,66 +144,33 @@ class Mover:
                 break
             try:
                 with self._outside.starts.one() if move.state is State.WANTED else nullcontext():
-                    done += yield from step(move)
-                self._failed_in_a_row = 0
+                    taken = yield from step(move)
+                done += taken
+                if taken:
+                    self._failed_in_a_row = 0
             except (GitFailed, NotAPlace, OSError) as error:
-                if isinstance(error, OSError) and error.errno in (*_DISK, *_MACHINE):
-                    kind = NoRoom if error.errno in _DISK else MachineFailed
-                    raise kind(f"{error.filename or 'a root'}: {error.strerror}") from error
-                done += self._failed(move, error)
+                self._raise_if_not_its_own(error)
+                done += yield from self._failed(move, error)
             if time.monotonic() > until:
                 break
             yield Pace.BUSY
         return done
 
+    def _raise_if_not_its_own(self, error: Exception) -> None:
+        """Raise what is the machine's fault, and would have every repository given up."""
+        if isinstance(error, OSError) and error.errno in (*_DISK, *_MACHINE):
+            kind = NoRoom if error.errno in _DISK else MachineFailed
+            raise kind(f"{error.filename or 'a root'}: {error.strerror}") from error
+        for root in self._roots.values():
+            if not root.is_the_same:
+                raise MachineFailed(f"{root.path} is not what it was at the start: is it mounted?") from error
+
     def _may_begin(self, until: float) -> Steps[bool]:
         """Wait until the pace that is set allows another move; False when that is not before `until`."""
-        while not self._outside.starts.may_begin:
+        while not self._outside.starts.may_begin or time.monotonic() < self._begin_from:
             if time.monotonic() > min(until, self._patient_until):
                 return False
             yield Pace.WAITING
-        return True
-
-    def _bring(self, move: Move) -> Steps[bool]:
-        """Get a copy to the new home: wanted → copied."""
-        name = move.name
-        if self._is_gone(move):
-            return True
-        source, target = self._ends(move)
-        kept = yield from self._tidy(move)
-        old, new = source.place(name), target.place(name)
-        if is_repository(new):
-            if is_repository(old):
-                kept += yield from carry(old, new, seconds=self._seconds)
-        elif is_repository(old):
-            with clone_slot(self._outside.session, self._clones) as free:
-                if not free:
-                    return False
-                yield from copying.copy(old, target, name, seconds=self._seconds)
-            if self._is_gone(move, undo=lambda: target.take_away(new, target.gone(name))):
-                return True
-        else:
-            raise GitFailed("there is no such repository at either of its homes")
-        self._record(move, State.COPIED, kept=kept)
-        return True
-
-    def _is_gone(self, move: Move, undo: Callable[[], None] = lambda: None) -> bool:
-        """Strike a name that the application has no repository of any more; return whether it was so."""
-        with self._outside.transaction() as cursor:
-            if states.is_cloned(cursor, move.name):
-                return False
-            undo()
-            states.forget(cursor, move.name)
-            return True
-
-    def _refresh(self, move: Move) -> Steps[bool]:
-        """Carry over what the old home got since: right before readers are sent to the new one, and when all know."""
-        source, target = self._ends(move)
-        old, new = source.place(move.name), target.place(move.name)
-        if not is_repository(new):
-            self._record(move, State.WANTED)
-        elif is_repository(old) and (kept := (yield from carry(old, new, seconds=self._seconds))):
-            self._record(move, move.state, kept=kept)
         return True
 
     def _advance(self, partition: int) -> int:
@@ -224,117 +187,31 @@ class Mover:
             passed = cursors.mark_passed(cursor, partition, self._direction, known=self._known, grace=self._grace)
         return moved + passed
 
-    def _follow(self, move: Move) -> Steps[bool]:
-        """Carry over what came to the old home until every reader knew better; and when it may go, let it leave."""
-        if move.may_leave:
-            return (yield from self._leave(move))
-        yield from self._refresh(move)
+    def _failed(self, move: Move, error: Exception) -> Steps[bool]:
+        """Note a failed try; after the last one end the move with the copy that is the truth. Return whether it was."""
+        reason = error.problem if isinstance(error, HeadraceError) else _said(error)
         with self._outside.transaction() as cursor:
-            states.wait_to_leave(cursor, move.name)
-        return True
+            tries = states.fail(cursor, move, reason, pause=self._retry_seconds)
+        gives_up = tries >= self._tries
+        self._log.warning("a move failed", partition=move.partition, reason=reason, gives_up=gives_up)
+        if gives_up:
+            yield from self._moves.give_up(move, reason)
+            if not isinstance(error, NotAPlace):  # which is the repository's own matter
+                self._slow_down(reason)
+        return gives_up
 
-    def _leave(self, move: Move) -> Steps[bool]:
-        """Take the old copy out of reach, once no reader is sent there any more: passed → leaving."""
-        name = move.name
-        source, target = self._ends(move)
-        yield from self._tidy(move)
-        old, new = source.place(name), target.place(name)
-        if not is_repository(old):
-            self._settle(move)
-        elif not is_repository(new):
-            self._record(move, State.WANTED)
-        elif in_use(old):
-            self._record(move, State.PASSED, after=_BUSY_SECONDS)
-            return False
-        else:
-            kept = yield from carry(old, new, seconds=self._seconds)
-            try:
-                with self._outside.transaction() as cursor:
-                    # Within the transaction, so that it is done by who may write, at an instant when it may.
-                    if states.advance(cursor, [name], State.LEAVING, expected=[State.PASSED], failure=_said(kept)):
-                        source.take_away(old, source.leaving(name))
-            except BaseException:
-                # A member that was away for long may have done it at an instant when it might not any more.
-                source.put_back(name)
-                raise
-        return True
-
-    def _delete(self, move: Move) -> Steps[bool]:
-        """Delete the old copy, after it gave all that a late push brought it: leaving → settled."""
-        source, target = self._ends(move)
-        leaving, new = source.leaving(move.name), target.place(move.name)
-        if leaving.exists() and in_use(leaving):
-            self._record(move, State.LEAVING, after=_BUSY_SECONDS)
-            return False
-        kept = yield from self._tidy(move)
-        if is_repository(new):
-            self._settle(move, kept=kept)
-        else:
-            self._record(move, State.WANTED)
-        return True
-
-    def _tidy(self, move: Move) -> Steps[list[str]]:
-        """Do away with what lies about of a move that was broken off, at both homes; nothing that is worth anything."""
-        name = move.name
-        kept: list[str] = []
-        source, target = self._ends(move)
-        for root, other in ((source, target), (target, source)):
-            leaving = root.leaving(name)
-            if leaving.exists():
-                homes = [place for place in (other.place(name), root.place(name)) if is_repository(place)]
-                if homes:
-                    kept += yield from carry(leaving, homes[0], seconds=self._seconds)
-                    with self._outside.transaction():  # so that nobody does it who may not write any more
-                        _put_by(leaving, root.gone(name))
-                else:
-                    root.install(leaving, name)
-            for worthless in root.worthless(name):
-                yield from remove(worthless)
-        return kept
-
-    def _settle(self, move: Move, *, kept: list[str] | None = None) -> None:
-        source, target = self._ends(move)
-        if is_repository(source.place(move.name)):
-            self._record(move, State.WANTED)
-            return
-        finish(target.place(move.name))
-        source.prune(source.place(move.name))
-        self._record(move, State.SETTLED, kept=kept)
-
-    def _settle_those_at_home(self, found: list[Move]) -> int:
-        """Settle those whose two homes are the same: by the hashes, or since they are pinned."""
-        by_home: dict[str, list[str]] = {}
-        for move in found:
-            old, new = self._homes(move)
-            if old == new:
-                by_home.setdefault(new, []).append(move.name)
-        with self._outside.transaction() as cursor:
-            return sum(
-                states.advance(cursor, names, State.SETTLED, expected=[State.WANTED], homes=(home, home))
-                for home, names in by_home.items()
-            )
-
-    def _record(self, move: Move, state: State, *, kept: list[str] | None = None, after: float = 0.0) -> None:
-        with self._outside.transaction() as cursor:
-            states.advance(
-                cursor,
-                [move.name],
-                state,
-                expected=[move.state],
-                homes=self._homes(move),
-                after=after,
-                failure=_said(kept or []),
-            )
-
-    def _failed(self, move: Move, error: Exception) -> bool:
-        reason = error.problem if isinstance(error, HeadraceError) else str(error.strerror or type(error).__name__)  # type: ignore[attr-defined]
-        with self._outside.transaction() as cursor:
-            last = states.fail(cursor, move, reason, most=self._tries, pause=self._retry_seconds)
-        self._log.warning("a move failed", partition=placement.partition_of(move.raw), reason=reason, gave_up=last)
-        self._failed_in_a_row += last
+    def _slow_down(self, reason: str) -> None:
+        """Begin fewer moves while all of them fail: it may be the roots' fault, and right again soon."""
+        self._failed_in_a_row += 1
         if self._failed_in_a_row >= _IN_A_ROW:
-            raise TooManyFailed(f"{_IN_A_ROW} moves in a row failed, the last: {reason}")
-        return last
+            seconds = min(_SLOWEST_SECONDS, _SLOW_SECONDS * 2.0 ** min(self._failed_in_a_row - _IN_A_ROW, 20))
+            self._begin_from = time.monotonic() + seconds
+            self._log.warning(
+                "moves throttled: all of the last ones failed",
+                failed_in_a_row=self._failed_in_a_row,
+                next_in_seconds=seconds,
+                reason=reason,
+            )
 
     def _tell(self, moved: int) -> None:
         if moved and time.monotonic() >= self._tell_from:
@@ -342,25 +219,9 @@ class Mover:
             counts = states.counts(self._outside.session)
             self._log.info("moves", direction=str(self._direction), **counts)
 
-    def _homes(self, move: Move) -> tuple[str, str]:
-        """Return the node that a name comes from and the one it goes to."""
-        old = self._placement.home(move.raw, Algorithm.MD5)
-        new = self._placement.home(move.raw, Algorithm.RENDEZVOUS)
-        return (old, new) if self._direction is Direction.FORWARD else (new, old)
 
-    def _ends(self, move: Move) -> tuple[Root, Root]:
-        old, new = self._homes(move)
-        return self._roots[old], self._roots[new]
-
-
-def _put_by(leaving: Path, gone: Path) -> None:
-    """Give an old copy up: all that it had is elsewhere."""
-    leaving.rename(gone)
-
-
-def _said(kept: list[str]) -> str | None:
-    return (
-        f"both copies were written to; {len(kept)} refs have their other value under refs/headrace/kept"
-        if kept
-        else None
-    )
+def _said(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return type(error).__name__
+    where = f"{Path(os.fsdecode(error.filename)).name}: " if error.filename else ""
+    return f"{where}{error.strerror or type(error).__name__}"

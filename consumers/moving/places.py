@@ -5,6 +5,8 @@ Beside the repositories each root has a directory `.headrace`, on the same file 
     .headrace/coming/<hash>.<token>   a copy that is being made, worthless until it is renamed into its place
     .headrace/leaving/<hash>          an old copy that nobody can open any more, whole until all it has was carried over
     .headrace/gone/<hash>.<token>     what is being deleted, worthless
+    .headrace/set-aside/<name>.<n>    what lay at a new home before the move, or an old copy that could not be carried
+                                      over: an operator's to look at, never touched again
 
 `<hash>` is of the name, so that what belongs to a name is found again by whoever goes on with it.
 """
@@ -13,14 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from infra.gitserver_settings import GitserverSettings
 from schemas.errors import HeadraceError, SettingsError
@@ -30,6 +35,7 @@ OWN: Final = ".headrace"
 
 _ADDRESS: Final = re.compile(r"[^/]+:")
 _LONGEST: Final = 255
+_SHOWN: Final = 200
 _STALE_SECONDS: Final = 3600.0
 
 
@@ -42,6 +48,16 @@ class Root:
     """One node's root directory."""
 
     path: Path
+    device: int = 0
+    """What it was at the start, 0 where nobody looked: another one is another file system, or none."""
+
+    @property
+    def is_the_same(self) -> bool:
+        """Whether it is there, and what it was."""
+        try:
+            return self.device in (0, self.path.stat().st_dev)
+        except OSError:
+            return False
 
     def place(self, name: str) -> Path:
         """Return where the repository with this normalised name lies.
@@ -76,6 +92,20 @@ class Root:
         """Return a new path for what is to be deleted; its directory is there."""
         return self._own("gone") / f"{_hash(name)}.{secrets.token_hex(6)}"
 
+    def set_aside(self, name: str) -> Path:
+        """Return where something is put that is not headrace's to delete: the same path until something lies there."""
+        shown = quote(name, safe="")[:_SHOWN]
+        paths = (self._own("set-aside") / f"{shown}.{_hash(name)[:8]}.{number}" for number in itertools.count(1))
+        return next(path for path in paths if not os.path.lexists(path))
+
+    def copy(self, name: str) -> Copy:
+        """Return the copy that lies, or would lie, in the name's place; see `place`."""
+        return Copy(self, name, self.place(name))
+
+    def left(self, name: str) -> Copy:
+        """Return the old copy that waits for its deletion."""
+        return Copy(self, name, self.leaving(name))
+
     def worthless(self, name: str) -> list[Path]:
         """Return what members that died left of a name: copies half made, and what was half deleted."""
         return [path for kind in ("coming", "gone") for path in self._own(kind).glob(f"{_hash(name)}.*")]
@@ -95,11 +125,14 @@ class Root:
         if leaving.exists():
             self.install(leaving, name)
 
-    def install(self, made: Path, name: str) -> bool:
-        """Rename `made` into the name's place, atomically; return False when a repository lies there already."""
+    def install(self, made: Path, name: str, like: Path | None = None) -> bool:
+        """Rename `made` into the name's place, atomically; return False when a repository lies there already.
+
+        Directories that have to be made for that are `like` those above the other copy, in owner and mode.
+        """
         for _ in range(10):
             place = self.place(name)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents(place, like)
             try:
                 os.rename(made, place)
             except FileNotFoundError:
@@ -115,6 +148,18 @@ class Root:
                 sync_directory(parent)
             return True
         raise NotAPlace("its directory is removed again and again by somebody else")
+
+    def _make_parents(self, place: Path, like: Path | None) -> None:
+        above = [parent for parent in _upwards(place.parent, self.path) if parent != self.path]
+        for depth, parent in reversed(list(enumerate(above))):
+            try:
+                parent.mkdir()
+            except FileExistsError:
+                continue
+            if like is not None:
+                status = like.parents[depth].stat()
+                os.chown(parent, *_changes(parent.stat(), status))
+                parent.chmod(stat.S_IMODE(status.st_mode))
 
     def take_away(self, place: Path, to: Path) -> None:
         """Rename a repository out of its place, and remove the directories that are empty then."""
@@ -135,8 +180,29 @@ class Root:
 
     def _own(self, kind: str) -> Path:
         path = self.path / OWN / kind
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Its names cannot be listed by others; but git, which runs as the repository's owner, has to get through.
+        for each in (path.parent, path):
+            with contextlib.suppress(FileExistsError):
+                each.mkdir(mode=0o711)
         return path
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy of the repository with this name, in its place or on its way, and the root that it lies in."""
+
+    root: Root
+    name: str
+    path: Path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a git repository."""
+        return is_repository(self.path)
+
+    def scratch(self) -> Path:
+        """Return a new path on the copy's file system for what is worthless unless it is renamed."""
+        return self.root.coming(self.name)
 
 
 def roots_of(settings: GitserverSettings) -> Mapping[str, Root]:
@@ -160,7 +226,7 @@ def roots_of(settings: GitserverSettings) -> Mapping[str, Root]:
             raise SettingsError(f"the root of node {node} is not there: {path}", remedy="mount it, or correct the path")
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise SettingsError(f"the root of node {node} cannot be written: {path}", remedy="run as its owner")
-        roots[node] = Root(path.resolve())
+        roots[node] = Root(path.resolve(), path.stat().st_dev)
     seen: dict[Path, str] = {}
     for node, root in roots.items():
         for other, twin in seen.items():
@@ -208,6 +274,14 @@ def _working_in(path: Path) -> Iterator[str]:
 def _is_git(process: str) -> bool:
     with open(f"/proc/{process}/comm", "rb") as file:
         return file.read(3) == b"git"
+
+
+def _changes(now: os.stat_result, wanted: os.stat_result) -> tuple[int, int]:
+    """Return the owner and group to set, -1 for what is right: only root may set what is wrong."""
+    return (
+        -1 if now.st_uid == wanted.st_uid or os.geteuid() != 0 else wanted.st_uid,
+        -1 if now.st_gid == wanted.st_gid or os.geteuid() != 0 else wanted.st_gid,
+    )
 
 
 def _newer(path: Path, since: float) -> bool:

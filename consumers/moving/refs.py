@@ -1,4 +1,4 @@
-"""The refs of two copies of a repository, and what has to be carried from the one to the other. Pure but for reading.
+"""The refs of two copies of a repository: what has to be carried from the one to the other, and how they are set.
 
 Three states decide: what the source has, what the target has, and the base, which is what the source had when the
 target last took over all of it. A ref that changed at one of the two only is that one's; one that changed at both is
@@ -8,18 +8,19 @@ a clash, and both values are kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from consumers.moving.git import Steps, git
+from consumers.moving.git import GitFailed, Steps, View, asked, failure, git
+from consumers.moving.places import Copy
+from consumers.moving.views import view
 
 Refs = Mapping[str, str]
 """Ref → its object's id, or `ref: <other ref>` where it is symbolic; HEAD is among them."""
-
-BASE: Final = "headrace-moving"
-"""The file in a copy that has its base; a repository that is not moving has none."""
 
 KEPT: Final = "refs/headrace/kept/"
 """Where a clash's other value is kept, as `<id>/<ref without refs/>`."""
@@ -27,6 +28,8 @@ KEPT: Final = "refs/headrace/kept/"
 _SYMBOLIC: Final = "ref: "
 _ELSEWHERE: Final = "ref: refs/heads/.invalid"
 """What the file HEAD says where refs are stored otherwise (reftable)."""
+_DANGLING: Final = re.compile(rb"^warning: ignoring dangling symref (.*)$", re.MULTILINE)
+"""How git tells of refs that it does not list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def plan(base: Refs, source: Refs, target: Refs) -> tuple[list[Carry], list[Clas
             continue
         if there == before:
             carries.append(Carry(name, here, there))
-        elif here is not None and name != "HEAD" and not symbolic(here):
+        elif here is not None and not symbolic(here):
             # Where one of the two deleted what the other changed, the change counts: nothing is lost.
             clashes.append(Clash(name, here, there))
     return carries, clashes
@@ -68,50 +71,98 @@ def symbolic(value: str | None) -> bool:
     return value is not None and value.startswith(_SYMBOLIC)
 
 
-def read_refs(repository: Path) -> Steps[dict[str, str]]:
-    """Return all refs of a repository as they are now."""
-    listed = yield from git("for-each-ref", "--format=%(objectname) %(refname) %(symref)", at=repository)
+def read_refs(copy: Copy) -> Steps[dict[str, str]]:
+    """Return all refs of a repository as they are now, those that lead nowhere among them."""
     refs: dict[str, str] = {}
-    for line in os.fsdecode(listed).split("\n")[:-1]:
-        value, name, target = line.split(" ")
-        refs[name] = f"{_SYMBOLIC}{target}" if target else value
-    refs["HEAD"] = yield from _head(repository)
+    opened = yield from view(copy)
+    try:
+        listed = yield from asked(
+            "for-each-ref", "--format=%(objectname) %(refname) %(symref)", at=opened
+        )  # fmt: skip
+        if listed.code != 0:
+            raise failure("git", listed)
+        for line in os.fsdecode(listed.said).split("\n")[:-1]:
+            value, name, target = line.split(" ")
+            refs[name] = f"{_SYMBOLIC}{target}" if target else value
+        for name in _DANGLING.findall(listed.complained):
+            refs[os.fsdecode(name)] = yield from _named(opened, os.fsdecode(name))
+        refs["HEAD"] = yield from _head(copy.path / "HEAD", opened)
+    finally:
+        opened.close()
     return refs
 
 
-def _head(repository: Path) -> Steps[str]:
-    head = os.fsdecode((repository / "HEAD").read_bytes()).strip()
-    if head != _ELSEWHERE:
-        return head
-    named = yield from git("symbolic-ref", "--quiet", "HEAD", at=repository, accept=(0, 1))
-    if named:
-        return f"{_SYMBOLIC}{os.fsdecode(named).strip()}"
-    return os.fsdecode((yield from git("rev-parse", "HEAD", at=repository))).strip()
+def _head(head: Path, opened: View) -> Steps[str]:
+    if head.is_symlink():
+        return f"{_SYMBOLIC}{head.readlink()}"
+    said = os.fsdecode(head.read_bytes()).strip()
+    if said != _ELSEWHERE:
+        return f"{_SYMBOLIC}{said.removeprefix('ref:').strip()}" if said.startswith("ref:") else said
+    return (yield from _named(opened, "HEAD"))
 
 
-def read_base(repository: Path) -> dict[str, str] | None:
-    """Return the base that a copy was left with, None where it has none."""
+def _named(opened: View, name: str) -> Steps[str]:
+    """Return what a ref is that may be symbolic."""
+    found = yield from asked("symbolic-ref", "--quiet", name, at=opened)
+    if found.code == 0:
+        return f"{_SYMBOLIC}{os.fsdecode(found.said).strip()}"
+    return os.fsdecode((yield from git("rev-parse", "--verify", name, at=opened))).strip()
+
+
+def set_refs(target: Copy, carries: Sequence[Carry]) -> Steps[None]:
+    """Set refs, each only if it still is as it was; all deletions first, since `a` and `a/b` exclude each other."""
+    direct = [each for each in carries if each.name != "HEAD" and not symbolic(each.new) and not symbolic(each.old)]
+    opened = yield from view(target)
     try:
-        text = os.fsdecode((repository / BASE).read_bytes())
-    except FileNotFoundError:
-        return None
-    return {name: value for value, _, name in (line.partition("\t") for line in text.split("\n")) if name}
+        for deleting in (True, False):
+            lines = [_line(each) for each in direct if (each.new is None) == deleting]
+            if lines:
+                yield from git("update-ref", "--no-deref", "--stdin", "-z", at=opened, given=b"".join(lines))
+        for each in carries:
+            if each not in direct:
+                yield from _set_symbolic(target, opened, each)
+    finally:
+        opened.close()
 
 
-def write_base(repository: Path, refs: Refs) -> None:
-    """Leave `refs` with a copy as its base, all or nothing."""
-    text = "".join(f"{value}\t{name}\n" for name, value in sorted(refs.items()))
-    made = repository / f"{BASE}.new"
-    with made.open("wb") as file:
-        file.write(os.fsencode(text))
-        file.flush()
-        os.fsync(file.fileno())
-    made.replace(repository / BASE)
-
-
-def set_symbolic(repository: Path, name: str, value: str) -> Steps[None]:
-    """Make a ref what `value` says: another ref's name, or for HEAD an object's id."""
-    if symbolic(value):
-        yield from git("symbolic-ref", name, value.removeprefix(_SYMBOLIC), at=repository)
+def _set_symbolic(target: Copy, opened: View, carry: Carry) -> Steps[None]:
+    """Set what is symbolic, or was, or is HEAD."""
+    if carry.name == "HEAD" and not (target.path / "reftable").is_dir():
+        assert carry.new is not None
+        _write_head(target.path / "HEAD", carry.new)
+    elif carry.new is None:
+        yield from git("symbolic-ref", "--delete", carry.name, at=opened)
+    elif symbolic(carry.new):
+        yield from git("symbolic-ref", carry.name, carry.new.removeprefix(_SYMBOLIC), at=opened)
     else:
-        yield from git("update-ref", "--no-deref", name, value, at=repository)
+        yield from git("update-ref", "--no-deref", carry.name, carry.new, at=opened)
+
+
+def _write_head(head: Path, value: str) -> None:
+    """Write HEAD as git does, with its lock; what was a symbolic link stays one as long as it is symbolic."""
+    lock = head.with_name("HEAD.lock")
+    try:
+        status = head.lstat()
+        if head.is_symlink() and symbolic(value):
+            lock.symlink_to(value.removeprefix(_SYMBOLIC))
+        else:
+            with lock.open("xb") as file:
+                file.write(os.fsencode(value) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            lock.chmod(0o644 if head.is_symlink() else stat.S_IMODE(status.st_mode))
+        if os.geteuid() == 0:
+            os.chown(lock, status.st_uid, status.st_gid, follow_symlinks=False)
+    except FileExistsError as error:
+        raise GitFailed("somebody is writing HEAD") from error
+    lock.replace(head)
+
+
+def _line(each: Carry) -> bytes:
+    name = os.fsencode(each.name)
+    old = (each.old or "").encode()
+    if each.new is None:
+        return b"delete " + name + b"\0" + old + b"\0"
+    if each.old is None:
+        return b"create " + name + b"\0" + each.new.encode() + b"\0"
+    return b"update " + name + b"\0" + each.new.encode() + b"\0" + old + b"\0"

@@ -1,16 +1,20 @@
 """How far the move of a name is, on record: the states, what leads from one to the next, and the SQL that does it.
 
-    wanted    not looked at yet, or to be looked at again
-    copied    a whole copy lies at the new home; readers are still sent to the old one
-    passed    the cursor has passed it for all to see; readers that know it late may still be at the old home
-    leaving   the old copy is out of reach and waits for its deletion
-    settled   one copy, at the new home (or the name's two homes are the same)
-    failed    tried three times and given up: it counts as moved, and its old copy stays where it is
+One copy is the truth at every moment: the one that readers and pushes are sent to. Until the cursor has passed a name
+that is the old one, from then on the new one; the other follows it, and never the other way round.
 
-    wanted → copied → passed → leaving → settled
-    wanted → settled                 both homes are the same
-    wanted, passed, leaving → failed after three tries
-    any → wanted                     the way was turned round, a copy has gone, or the old home got one again
+    state     the truth   and what is so
+    wanted    old         nothing was done yet, or it is to be looked at again
+    copied    old         a whole copy lies at the new home, and is brought up to the old one
+    passed    new         the cursor has passed it for all to see; what readers that learn it late still push to the old
+                          copy is carried over
+    leaving   new         the old copy is out of reach, and waits for its deletion
+    settled   new         one copy, at the new home (or the name's two homes are the same)
+    failed    old         given up before readers were sent on: it counts as moved, and its only copy is where it was
+
+TRANSITIONS has what leads from one to another. A move that cannot be finished ends with the copy that is the truth in
+its place, and nothing in the other: before the cursor has passed it goes back (failed), afterwards it goes on
+(settled), and the old copy is set aside as it is, for an operator.
 
 Which repositories lie where the disks say; a state only says what has been made sure of. So a member that finds a state
 behind what it sees goes on from what it sees.
@@ -44,12 +48,35 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+TRANSITIONS: Final = {
+    (State.WANTED, State.COPIED): "a whole copy lies at the new home, or the only one does",
+    (State.WANTED, State.SETTLED): "both homes are the same; or it was passed before, and the old copy was set aside",
+    (State.WANTED, State.FAILED): "it could not be copied; what lay at the new home was set aside",
+    (State.COPIED, State.PASSED): "the cursor has passed it, and that is committed (cursors.mark_passed)",
+    (State.COPIED, State.COPIED): "it could be brought up to the old one after a try that failed",
+    (State.COPIED, State.WANTED): "the copy has gone, or is of another repository than lies at the old home now",
+    (State.COPIED, State.FAILED): "the copy could not be brought up to the old one, and was removed",
+    (State.COPIED, State.SETTLED): "the same when it was passed before: the old copy was set aside",
+    (State.PASSED, State.PASSED): "something is at work in the old copy: later",
+    (State.PASSED, State.LEAVING): "no reader is sent to the old copy any more, and the new one is proven to be whole",
+    (State.PASSED, State.SETTLED): "the old copy has gone, or could not be carried over and was set aside",
+    (State.PASSED, State.WANTED): "the new copy has gone",
+    (State.LEAVING, State.LEAVING): "something is at work in the old copy: later",
+    (State.LEAVING, State.SETTLED): "the old copy gave all that it had, or could not and was set aside",
+    (State.LEAVING, State.WANTED): "the new copy has gone, or somebody made one at the old home again",
+    (State.SETTLED, State.WANTED): "the old home got one again, a new run goes the other way, an operator says so",
+    (State.FAILED, State.WANTED): "a new run, or an operator says so",
+}
+"""From, to → when."""
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """One name's move; `raw` is how the application spells the name, which is what placement takes."""
 
     name: str
     raw: str
+    partition: int
     state: State
     tries: int
     may_leave: bool
@@ -108,7 +135,7 @@ _WANT_AGAIN: Final = f"""
       FROM again WHERE m.name = again.name
 """  # noqa: S608 - constants of this file
 _TO_LOOK_AT: Final = """
-    SELECT m.name, m.raw, m.state, m.tries, m.leave_at <= clock_timestamp() FROM headrace.rehash_moves m
+    SELECT m.name, m.raw, m.partition, m.state, m.tries, m.leave_at <= clock_timestamp() FROM headrace.rehash_moves m
      WHERE m.partition = %(partition)s AND m.state = %(state)s AND m.not_before <= clock_timestamp()
      ORDER BY m.name {order} LIMIT %(limit)s
 """
@@ -122,7 +149,7 @@ _IS_CLONED: Final = """
 _SET: Final = """
     UPDATE headrace.rehash_moves
        SET state = %(state)s, from_node = coalesce(%(from)s, from_node), to_node = coalesce(%(to)s, to_node),
-           tries = 0, failure = coalesce(%(failure)s, failure), changed_at = clock_timestamp(),
+           tries = 0, failure = %(failure)s, changed_at = clock_timestamp(),
            not_before = CASE WHEN %(after)s = 0 THEN '-infinity'
                              ELSE clock_timestamp() + make_interval(secs => %(after)s) END
      WHERE name = ANY(%(names)s::text[]) AND state = ANY(%(expected)s::text[])
@@ -130,10 +157,13 @@ _SET: Final = """
 _FAIL: Final = """
     UPDATE headrace.rehash_moves
        SET tries = tries + 1, failure = %(failure)s, changed_at = clock_timestamp(),
-           state = CASE WHEN tries + 1 >= %(most)s THEN 'failed' ELSE state END,
            not_before = clock_timestamp() + make_interval(secs => %(pause)s * (tries + 1))
      WHERE name = %(name)s AND state = %(state)s
- RETURNING state
+ RETURNING tries
+"""
+_REMARK: Final = """
+    UPDATE headrace.rehash_moves SET remarks = concat_ws('; ', remarks, %(remark)s::text)
+     WHERE name = %(name)s AND NOT coalesce(position(%(remark)s::text IN remarks) > 0, false)
 """
 _WAIT_TO_LEAVE: Final = """
     UPDATE headrace.rehash_moves SET not_before = leave_at WHERE name = %s AND state = 'passed'
@@ -179,7 +209,7 @@ def moves(cursor: Cursor, partition: int, state: State, *, limit: int, descendin
     """Return moves of a partition in this state that are due, in the order of their names."""
     query = _TO_LOOK_AT.format(order="DESC" if descending else "ASC")
     found = cursor.execute(query, {"partition": partition, "state": state, "limit": limit})
-    return [Move(name, raw, State(state), tries, may_leave) for name, raw, state, tries, may_leave in found]
+    return [Move(name, raw, at, State(state), tries, leave) for name, raw, at, state, tries, leave in found]
 
 
 def is_cloned(cursor: Cursor, name: str) -> bool:
@@ -200,8 +230,10 @@ def advance(
 ) -> int:
     """Bring moves into `state`, where they are in one of those expected; return how many were.
 
-    `homes` are the old and the new node; `after` is how many seconds from now the next step is due.
+    `homes` are the old and the new node; `after` is how many seconds from now the next step is due; `failure` is why it
+    was given up.
     """
+    assert all((each, state) in TRANSITIONS for each in expected)
     old, new = homes or (None, None)
     cursor.execute(
         _SET,
@@ -218,12 +250,16 @@ def advance(
     return cursor.rowcount
 
 
-def fail(cursor: Cursor, move: Move, reason: str, *, most: int, pause: float) -> bool:
-    """Note a failed try; return whether it was the last, after which the move counts as done."""
-    row = cursor.execute(
-        _FAIL, {"name": move.name, "state": move.state, "failure": reason, "most": most, "pause": pause}
-    ).fetchone()
-    return row == (State.FAILED,)
+def fail(cursor: Cursor, move: Move, reason: str, *, pause: float) -> int:
+    """Note a failed try; return how many have failed in a row, 0 when the move is in another state meanwhile."""
+    parameters = {"name": move.name, "state": move.state, "failure": reason, "pause": pause}
+    row = cursor.execute(_FAIL, parameters).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def remark(cursor: Cursor, name: str, text: str) -> None:
+    """Note something that an operator has to know, whatever becomes of the move; a duplicate changes nothing."""
+    cursor.execute(_REMARK, {"name": name, "remark": text})
 
 
 def wait_to_leave(cursor: Cursor, name: str) -> None:
@@ -290,14 +326,14 @@ def to_visit(connection: psycopg.Connection[Any], forward: bool) -> tuple[list[i
 
 
 _GIVEN_UP: Final = """
-    SELECT name, failure, changed_at FROM headrace.rehash_moves
-     WHERE state = 'failed' OR state = 'settled' AND failure IS NOT NULL ORDER BY name
+    SELECT name, concat_ws('; ', failure, remarks), changed_at FROM headrace.rehash_moves
+     WHERE state = 'failed' OR remarks IS NOT NULL ORDER BY name
 """
 _TAKE_UP: Final = """
     UPDATE headrace.rehash_moves
-       SET state = CASE WHEN state = 'failed' THEN 'wanted' ELSE state END, failure = NULL, tries = 0,
+       SET state = CASE WHEN state = 'failed' THEN 'wanted' ELSE state END, failure = NULL, remarks = NULL, tries = 0,
            not_before = '-infinity', changed_at = clock_timestamp()
-     WHERE name = ANY(%s::text[]) AND (state = 'failed' OR state = 'settled' AND failure IS NOT NULL)
+     WHERE name = ANY(%s::text[]) AND (state = 'failed' OR remarks IS NOT NULL)
 """
 
 

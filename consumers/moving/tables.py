@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS headrace.rehash_moves (
     to_node text,
     tries integer NOT NULL DEFAULT 0,
     failure text,
+    remarks text,
     not_before timestamptz NOT NULL DEFAULT '-infinity',
     leave_at timestamptz NOT NULL DEFAULT '-infinity',
     changed_at timestamptz NOT NULL DEFAULT now()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.control import OWNERSHIP, control_sql, tables_made
+from infra.control import PUBLISHED, control_sql, tables_made
 from infra.settings import DatabaseSettings, Settings
 
 OwnTables = Mapping[str, str]
@@ -71,7 +71,12 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
     )
     yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
     yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
-    yield _text("GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress TO {role};", role=sql.Identifier(role))
+    yield _text(
+        "GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress, headrace.heartbeat TO {role};",
+        role=sql.Identifier(role),
+    )
+    # Whoever may insert here may have a topic emptied: no role but headrace's own.
+    yield _text("GRANT INSERT, DELETE ON headrace.snapshot_requests TO {role};", role=sql.Identifier(role))
     yield _text(
         "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.dead_letters, headrace.holds,"
         " headrace.failures TO {role};",
@@ -99,14 +104,22 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
             literal=sql.Literal(database.publication),
             publication=sql.Identifier(database.publication),
         )
+        yield _text(
+            # Altered once: a running producer takes every other change of it for an edit.
+            "DO $$ BEGIN IF EXISTS (SELECT FROM pg_publication p WHERE pubname = {literal}"
+            " AND to_jsonb(p) ->> 'pubgencols' <> 's') THEN "
+            "ALTER PUBLICATION {publication} SET (publish_generated_columns = stored); END IF; END $$;",
+            literal=sql.Literal(database.publication),
+            publication=sql.Identifier(database.publication),
+        )
         if patterns:  # what an administrator added for them stays
-            yield from _add_tables(database.publication, [*named, ".".join(OWNERSHIP)])
+            yield from _add_tables(database.publication, [*named, *map(".".join, PUBLISHED)])
         else:
             yield _text(
-                "ALTER PUBLICATION {publication} SET TABLE {tables}, {ownership};",
+                "ALTER PUBLICATION {publication} SET TABLE {tables}, {own};",
                 publication=sql.Identifier(database.publication),
                 tables=tables,
-                ownership=sql.Identifier(*OWNERSHIP),
+                own=sql.SQL(", ").join(sql.Identifier(*table) for table in PUBLISHED),
             )
 
 

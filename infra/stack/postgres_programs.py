@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,6 +71,15 @@ def runs_as(account: Account | None, program: Path) -> bool:
     except OSError:
         return False
     return done.returncode == 0
+
+
+def program_version(programs: Path) -> int:
+    """Return the version of the PostgreSQL in a `bin` directory as the server counts, such as 170000 for any 17."""
+    shown = subprocess.run([programs / "postgres", "--version"], capture_output=True, check=True, text=True, cwd="/")
+    # postgres (PostgreSQL) 17.5, or 17.5 (Debian …), or 18beta1
+    words = re.search(r"\(PostgreSQL\) (\d+)", shown.stdout)
+    assert words is not None, shown.stdout
+    return int(words[1]) * 10_000
 
 
 def require_reachable(account: Account | None, directory: Path) -> None:

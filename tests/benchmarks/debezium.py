@@ -17,7 +17,7 @@ from typing import Final
 import platformdirs
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.stack.jars import Jar, download_from_maven, ensure_jars
+from infra.stack.jars import Jar, download_from_maven, ensure_jars, listed_jars
 from infra.stack.java import find_java
 from infra.stack.ports import free_port
 from infra.stack.processes import Guarded
@@ -63,13 +63,7 @@ _COPY_BEGINS: Final = re.compile(r"^(\d+) \S+ .*Exporting data from table", re.M
 
 def pinned_debezium() -> list[Jar]:
     """Return what debezium_jars.txt lists."""
-    jars = []
-    for line in Path(__file__).with_name("debezium_jars.txt").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            coordinate, sha256, size = line.split()
-            group, artifact, version = coordinate.split(":")
-            jars.append(Jar(group, artifact, version, sha256, int(size)))
-    return jars
+    return listed_jars(Path(__file__).with_name("debezium_jars.txt").read_text(encoding="utf-8"))
 
 
 def debezium_home() -> Path:

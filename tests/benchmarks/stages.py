@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from infra import copy_out
 from infra.demo.gitlab import build
 from infra.postgres import connect
 from infra.settings import DatabaseSettings
 from infra.stack import embedded_stack
-from producers import copy_out, pgoutput_fields, snapshot
+from producers import pgoutput_fields
 from producers.pgoutput import Decoder
 from producers.tables import CapturedTable, captured_tables
 from schemas.encoder import Encoder
@@ -36,10 +37,10 @@ def read_table(rows: int) -> tuple[CapturedTable, bytes, list[float]]:
             )
             table = captured_tables(connection, "stages", settings, "stages")[0]
             query = f"COPY {_TABLE} TO STDOUT".encode()
-            spent = [seconds(rows, lambda: b"".join(snapshot._copy_lines(connection, query)))]
+            spent = [seconds(rows, lambda: copy_out._through_libpq(connection.pgconn, query).data)]
             if copy_out.possible(connection.pgconn):
                 spent.append(seconds(rows, lambda: copy_out.copy_out(connection.pgconn, query)))
-            return table, b"".join(snapshot._copy_lines(connection, query)), spent
+            return table, copy_out._through_libpq(connection.pgconn, query).data, spent
 
 
 def described(relation: Relation) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import psycopg
 
+from infra.snapshot_requests import SnapshotRequest
 from infra.stack import EmbeddedStack
-from producers.requests import SnapshotRequest
 from tests.producers.crashes import TABLE, Crashes
 from tests.producers.failpoints import POINTS, Arming
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import psycopg
 
 from infra import kafka
+from infra.heartbeat import beat
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
 from infra.topics import delete_topics
@@ -338,7 +339,7 @@ class World:
 
     def _until_published(self, name: str) -> bool:
         with self.servers[name].connect() as connection:
-            lsn = slots.emit_heartbeat(connection, "test")
+            lsn = beat(connection)
 
         def published() -> bool:
             state = read_sources(self.settings).get(name)

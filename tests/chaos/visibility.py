@@ -26,12 +26,12 @@ from confluent_kafka import TopicPartition
 from consumers.group import group_name
 from consumers.status import gather
 from infra import kafka
+from infra.heartbeat import beat
 from infra.positions import read_sources
 from infra.registry import open_registry
 from infra.settings import Settings, load_settings
 from infra.stack import EmbeddedStack
 from infra.topics import end_offsets
-from producers import slots
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
 from schemas.projection import projection
@@ -272,7 +272,7 @@ class World:
     def _settle(self) -> None:
         """Wait until all that was written is published, and status says that each migration has caught up."""
         with self.connect() as connection:
-            lsn = slots.emit_heartbeat(connection, "test")
+            lsn = beat(connection)
 
         def published() -> bool:
             self._check()

@@ -20,11 +20,11 @@ from typing import Any
 import psycopg
 
 from infra import guard
+from infra.heartbeat import beat
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
 from infra.stack import EmbeddedStack
 from infra.stack.postgres import EmbeddedPostgres
-from producers import slots
 from schemas.topics import table_topic
 from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, fill, write_settings
 from tests.consumers.services import PATIENCE, ROOT, Application, Service, run, until
@@ -165,7 +165,7 @@ class World:
     def _until_published(self) -> None:
         for source, connect in (("first", self.first), ("second", self.second)):
             with connect() as connection:
-                lsn = slots.emit_heartbeat(connection, "test")
+                lsn = beat(connection)
             until(lambda source=source, lsn=lsn: self._published(source, lsn), f"{source} published up to {lsn}")  # type: ignore[misc]
 
     def _published(self, source: str, lsn: int) -> bool:

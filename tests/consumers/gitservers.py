@@ -143,7 +143,7 @@ def make_repository(
         str(place),
     )
     stream = b"".join(
-        _commit(f"refs/heads/{branch}", number, f"{place}{branch}{number}", parent=False)
+        commit_stream(f"refs/heads/{branch}", number, f"{place}{branch}{number}", parent=False)
         for branch in branches
         for number in range(commits)
     )
@@ -154,7 +154,7 @@ def push(place: Path, branch: str, text: str) -> str:
     """Add a commit to a branch, as a push would; return its id."""
     ref = f"refs/heads/{branch}"
     known = git(place, "rev-parse", "--verify", "--quiet", ref, check=False) != ""
-    git(place, "fast-import", "--quiet", given=_commit(ref, 9, text, parent=known))
+    git(place, "fast-import", "--quiet", given=commit_stream(ref, 9, text, parent=known))
     return git(place, "rev-parse", ref)
 
 
@@ -178,7 +178,8 @@ def clone_template(template: Path, place: Path, text: str) -> None:
     push(place, "main", text)
 
 
-def _commit(ref: str, number: int, text: str, *, parent: bool) -> bytes:
+def commit_stream(ref: str, number: int, text: str, *, parent: bool) -> bytes:
+    """Return a commit as git fast-import reads it."""
     content = f"{text}\n".encode()
     lines = [
         b"commit " + ref.encode(),

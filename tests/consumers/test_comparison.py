@@ -11,11 +11,11 @@ import psycopg
 import pytest
 
 from consumers.comparison import Comparison, compare
-from consumers.repair import REQUEST_PREFIX, request_repair
+from consumers.repair import request_repair
 from infra import kafka
+from infra.control import ensure_control_schema
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
-from producers import requests
 from producers.producer import produce
 from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
@@ -216,17 +216,20 @@ def last_record_of(settings: Settings, number: int, text: bytes) -> tuple[bytes,
                     return key, value, int(record.partition() or 0)
 
 
-def test_a_request_is_one_that_the_producer_understands(
-    settings: Settings, connection: Connection, database: Database
-) -> None:
-    assert REQUEST_PREFIX == requests.REQUEST_PREFIX
-    database.connect().execute("SELECT pg_create_logical_replication_slot('watching', 'test_decoding')")
+def test_a_repair_asks_for_the_rows_that_differ(settings: Settings, connection: Connection) -> None:
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    # A trigger on the table of requests, since they are there for their transaction alone.
+    connection.execute(
+        "CREATE TABLE public.asked AS TABLE headrace.snapshot_requests;"
+        " CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO public.asked SELECT NEW.*; RETURN NULL; END $$;"
+        " CREATE TRIGGER note AFTER INSERT ON headrace.snapshot_requests FOR EACH ROW EXECUTE FUNCTION public.note()"
+    )
     found = Comparison(TABLE, "main", missing=[{"a": 5, "b": "x"}], extra=[{"a": 6, "b": "y"}])
     assert request_repair(settings, found) == 1
-    told = connection.execute("SELECT data FROM pg_logical_slot_get_changes('watching', NULL, NULL)").fetchall()
-    (message,) = [data.partition("content:")[2] for (data,) in told if REQUEST_PREFIX in data]
-    request = requests.read_request(message.encode())
-    assert request == requests.SnapshotRequest(table=TABLE, first=("5", "x"), last=("5", "x"))
+    asked = connection.execute('SELECT "table", first_key, last_key, anew FROM public.asked').fetchall()
+    assert asked == [(TABLE, ["5", "x"], ["5", "x"], False)]
+    assert connection.execute("SELECT count(*) FROM headrace.snapshot_requests").fetchone() == (0,)
 
 
 def test_what_cannot_be_compared_is_said(settings: Settings, connection: Connection, stopping: threading.Event) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from infra.stack.postgres import EmbeddedPostgres
 from tests.conftest import Database
+from tests.producers.major_servers import MajorServer, major_server, oldest_installed
 from tests.producers.servers import own_server
 from tests.producers.sources import Source, settings_for
 from tests.producers.switchover_ends import Ends
@@ -34,8 +35,19 @@ def ends_server() -> Iterator[EmbeddedPostgres]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def oldest_server() -> Iterator[MajorServer]:
+    """The same of the oldest PostgreSQL that a package has installed."""
+    version = oldest_installed()
+    if version is None:
+        pytest.skip("no other PostgreSQL than the stack's is installed")
+    with major_server(version) as running:
+        yield running
+
+
 @pytest.fixture
-def ends(ends_server: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Ends]:
-    """The two databases of a switchover that was not begun."""
-    with Ends(ends_server, prefix, tmp_path) as made:
+def ends(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterator[Ends]:
+    """The two databases of a switchover that was not begun; with `on_the_oldest_too`, of each version."""
+    server = request.getfixturevalue(getattr(request, "param", "ends_server"))
+    with Ends(server, prefix, tmp_path) as made:
         yield made

@@ -10,7 +10,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from producers.requests import SnapshotRequest, send_request
+from infra.snapshot_requests import SnapshotRequest, send_request
 from producers.snapshot import current_snapshot
 from schemas.positions import Lsn
 from tests.producers.dying import chunks_read_again, dying, note

@@ -113,8 +113,8 @@ def _keep(journal: Path) -> None:
         note(journal, what="start")
         return session(*arguments)
 
-    def read(inner: Any, connection: Any, table: Any, bounds: Any) -> Any:
-        chunk = inner(connection, table, bounds)
+    def read(inner: Any, connection: Any, table: Any, bounds: Any, *arguments: Any, **options: Any) -> Any:
+        chunk = inner(connection, table, bounds, *arguments, **options)
         note(journal, what="chunk", table=table.name, after=bounds.after, rows=chunk.rows)
         return chunk
 

@@ -82,6 +82,7 @@ SAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "-infinity",
         "4713-11-24 00:00:00 BC",
         "294276-12-31 23:59:59.999999",
+        "294276-12-31 23:59:59",
         "0001-01-01 00:00:00",
         "9999-12-31 23:59:59.999999",
         "1969-12-31 23:59:59.999999",
@@ -92,6 +93,7 @@ SAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "-infinity",
         "4713-11-24 00:00:00+00 BC",
         "294276-12-31 23:59:59.999999+00",
+        "294276-12-31 23:59:59+00",
         "0001-01-01 00:00:00+00",
         "10000-01-01 00:00:00+00",
         "1970-01-01 00:00:00+00",
@@ -170,8 +172,6 @@ OWN_SAMPLES: Final[dict[str, tuple[str, ...]]] = {
     # With modifiers, which decide the Avro type of a numeric and round the others.
     "numeric(12,3)": ("123456789.125", "NaN", "-0.001", "0"),
     "numeric(5,5)": ("0.12345", "-0.99999"),
-    "numeric(3,-2)": ("12300",),
-    "numeric(2,4)": ("0.0012",),
     "numeric(1000,500)": ("1" * 500 + "." + "7" * 500, "-0.5"),
     "char(5)": ("ab", "", "ééééé"),
     "varchar(3)": ("abc", ""),
@@ -188,6 +188,12 @@ OWN_SAMPLES: Final[dict[str, tuple[str, ...]]] = {
 """Column type → values as text."""
 
 
+OWN_SINCE: Final[dict[int, dict[str, tuple[str, ...]]]] = {
+    15: {"numeric(3,-2)": ("12300",), "numeric(2,4)": ("0.0012",)},
+}
+"""Major version of PostgreSQL → what it and newer ones have too."""
+
+
 def samples(version: int) -> dict[str, tuple[str, ...]]:
     """Return the values of built-in types for a server of this major version."""
     merged = dict(SAMPLES)
@@ -195,3 +201,25 @@ def samples(version: int) -> dict[str, tuple[str, ...]]:
         if version >= since:
             merged.update({name: merged[name] + values for name, values in more.items()})
     return merged
+
+
+def own_samples(version: int) -> dict[str, tuple[str, ...]]:
+    """Return the values of the types of OWN_TYPES, and of types with modifiers, for a server of this major version."""
+    merged = dict(OWN_SAMPLES)
+    for since, more in OWN_SINCE.items():
+        if version >= since:
+            merged.update(more)
+    return merged
+
+
+KEYED: Final = (
+    *('"bit"', '"bool"', '"bpchar"', '"bytea"', '"char"', '"cidr"', '"date"', '"float4"', '"float8"', '"inet"'),
+    *('"int2"', '"int4"', '"int8"', '"interval"', '"jsonb"', '"macaddr"', '"macaddr8"', '"money"', '"name"'),
+    *('"numeric"', '"oid"', '"oidvector"', '"pg_lsn"', '"regclass"', '"text"', '"tid"', '"time"', '"timestamp"'),
+    *('"timestamptz"', '"timetz"', '"tsquery"', '"tsvector"', '"uuid"', '"varbit"', '"varchar"', '"xid8"'),
+    *('"daterange"', '"int4range"', '"numrange"', '"tstzrange"', '"datemultirange"', '"nummultirange"'),
+    *('"text"[]', '"timestamp"[]', "int[][]", "mood", "small_int", "short_text", "small_ints", "day", "pair", "nested"),
+    *("float_range", "hstore", "citext", "ltree", "numeric(12,3)", "numeric(3,-2)", "char(5)", "timestamptz(3)"),
+    "interval(2)",
+)
+"""Column types that have an order, and so may be a key's."""

@@ -90,7 +90,7 @@ POINTS: Final[Mapping[str, Point]] = {
     ),
     "read back, not forgotten": Point("producers.spill:Spill.discard"),
     # A table that is read again, or anew.
-    "request taken, not recorded": Point("producers.producer:Session._take_request", behind=True, once=True),
+    "request taken, not recorded": Point("producers.requests:Requests.take", behind=True, once=True),
     "topic emptied, not committed": Point("producers.feed:TableFeed.read_anew", behind=True, once=True),
 }
 """Every named failpoint. A chunk that is read again passes those of a copy phase too."""

@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from infra.control import REQUESTS
+from infra.snapshot_requests import SnapshotRequest
 from producers import pgoutput_messages as pg
-from producers.requests import REQUEST_PREFIX
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Snapshot
 
 RELATION = Relation(
     16_400, "public", "t", "d", (Column("id", 23), Column("n", 23), Column("big", 25)), identity_columns=("id",)
+)
+REQUESTED = Relation(
+    16_500,
+    *REQUESTS,
+    "d",
+    (Column("table", 25), Column("first_key", 1009), Column("last_key", 1009), Column("anew", 16)),
+    identity_columns=(),
 )
 FIRST_XID = (1 << 32) - 5
 """The ids' low halves wrap around early in every history."""
@@ -34,7 +42,7 @@ class Change:
     n: int = 0
     big: int = 0
     keeps_big: bool = False
-    request: bytes | None = None
+    request: SnapshotRequest | None = None
 
     def apply(self, state: State) -> None:
         if self.request is not None:
@@ -49,7 +57,7 @@ class Change:
 
     def message(self) -> pg.Message:
         if self.request is not None:
-            return pg.LogicalMessage(True, Lsn(0), REQUEST_PREFIX, self.request, None)
+            return pg.Insert(REQUESTED, requested(self.request), None)
         after: pg.Values = [b"%d" % (self.key or 0), b"%d" % self.n, UNCHANGED if self.keeps_big else b"%d" % self.big]
         if self.old is None:
             return (
@@ -59,6 +67,12 @@ class Change:
         if self.key is None:
             return pg.Delete(RELATION, before, None)
         return pg.Update(RELATION, None if self.old == self.key else before, after, None)
+
+
+def requested(request: SnapshotRequest) -> pg.Values:
+    """Return the row of a request as the stream has it; keys are numbers here."""
+    ends = (None if key is None else f"{{{','.join(key)}}}".encode() for key in (request.first, request.last))
+    return [request.table.encode(), *ends, b"t" if request.anew else b"f"]
 
 
 @dataclass
@@ -146,8 +160,8 @@ class ModelDatabase:
         self._change(transaction, Change(None, None))
         return True
 
-    def request(self, transaction: Transaction, content: bytes) -> None:
-        self._change(transaction, Change(None, None, request=content))
+    def request(self, transaction: Transaction, request: SnapshotRequest) -> None:
+        self._change(transaction, Change(None, None, request=request))
 
     def commit(self, transaction: Transaction) -> None:
         """Write the commit into the log: from now on it is decoded, though not yet visible."""
@@ -194,7 +208,7 @@ class ModelDatabase:
             whole = snapshot is not None and sees(snapshot, transaction)
             ordinal = -1
             for change in transaction.changes:
-                ordinal += change.request is None
+                ordinal += 1
                 if whole or (transaction.commit_lsn, ordinal) <= position:
                     change.apply(state)
         return state
@@ -206,7 +220,7 @@ class ModelDatabase:
             if sees(snapshot, transaction):
                 ordinal = -1
                 for change in transaction.changes:
-                    ordinal += change.request is None
+                    ordinal += 1
                     for key in (change.old, change.key):
                         if key is not None:
                             versions[key] = Position(Lsn(transaction.commit_lsn), ordinal)

@@ -11,12 +11,14 @@ from functools import cache
 from typing import Any
 
 from infra.positions import SnapshotState, StreamState
+from infra.snapshot_requests import SnapshotRequest
 from producers import pgoutput_messages as pg
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.copying import Bounds
 from producers.feed import Record, TableFeed
 from producers.requests import read_request
+from producers.reread import KeyRange
 from producers.snapshot import ChunkRows
 from producers.tables import CapturedTable
 from schemas.decoder import Decoder, KeyDecoder
@@ -58,7 +60,7 @@ class ModelProducer:
         self.rows: dict[int, tuple[object, object]] = {}
         """The topic, folded."""
         self.slot = Lsn(0)
-        self.taken: list[bytes] = []
+        self.taken: list[SnapshotRequest] = []
         """The requests that were recorded as taken."""
         self._published: dict[int, Position] = {}
         self._content: dict[int, Position] = {}
@@ -118,12 +120,12 @@ class ModelProducer:
         """Publish what waits, with the position; killed before it is `confirmed`, the slot stays where it was."""
         capture, feed = self.capture, self.feed
         self._waiting += feed.take()
-        requests = capture.take_requests()
-        for request in filter(None, map(read_request, requests)):
+        requests = [read_request(row) for row in capture.take_requests()]
+        for request in requests:
             if request.anew:
                 feed.ask_anew()
             else:
-                feed.ask(request.range, self.database.next_xid())
+                feed.ask(KeyRange(request.first, request.last), self.database.next_xid())
         capture.settle()
         self._waiting += feed.take()
         if capture.unseen.xids:

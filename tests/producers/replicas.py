@@ -15,11 +15,19 @@ from producers.pgoutput import Decoder
 from producers.replication import ReplicationStream
 from producers.replication_command import Streaming
 from producers.replication_frames import Frame, Keepalive, XLogData
-from schemas.positions import Lsn
+from schemas.positions import Lsn, parse_lsn
 
 PUBLICATION = "pub"
 PATIENCE = 180.0
 """Seconds until a test that waits for something gives up; nothing is asserted about it."""
+
+
+def emit_message(connection: psycopg.Connection[Any], prefix: str = "test", *, transactional: bool = True) -> Lsn:
+    """Write a logical message, by which a test knows the place in its own stream; return its LSN."""
+    query = "SELECT pg_logical_emit_message(%s, %s, %s::text)::text"
+    row = connection.execute(query, (transactional, prefix, "a mark")).fetchone()
+    assert row is not None
+    return parse_lsn(row[0])
 
 
 class Reader:
@@ -51,9 +59,9 @@ class Reader:
             self.stream.confirm(self.keepalives[-1].end)
         return True
 
-    def until_heartbeat(self, connection: psycopg.Connection[Any]) -> list[m.Message]:
-        """Read up to a heartbeat written now; return everything read before its transaction."""
-        lsn = slots.emit_heartbeat(connection, "test")
+    def until_mark(self, connection: psycopg.Connection[Any]) -> list[m.Message]:
+        """Read up to a message written now; return everything read before its transaction."""
+        lsn = emit_message(connection)
         self.until(lambda: any(type(each) is m.LogicalMessage and each.lsn == lsn for each in self.messages))
         self.until(lambda: type(self.messages[-1]) is m.Commit)
         at = next(i for i, x in enumerate(self.messages) if type(x) is m.LogicalMessage and x.lsn == lsn)

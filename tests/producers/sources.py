@@ -12,10 +12,12 @@ from typing import Any
 import psycopg
 
 from infra import log
+from infra.heartbeat import beat
 from infra.positions import SourceState, read_sources
 from infra.settings import DatabaseSettings, KafkaSettings, Settings
 from producers import slots, startup
 from producers.producer import Session, produce
+from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
 from tests.settling import until_shown
@@ -96,9 +98,19 @@ class Source:
     def records(self, table: str) -> list[Record]:
         return read_topic(self.settings, topic_of(self.settings, table))
 
+    def beat(self, check: Callable[[], None]) -> Lsn:
+        """Write a heartbeat, once a producer has made the table for it."""
+
+        def made() -> bool:
+            check()
+            return self.connection.execute("SELECT to_regclass('headrace.heartbeat')").fetchone() != (None,)
+
+        until(made, "headrace's own tables")
+        return beat(self.connection)
+
     def caught_up(self, check: Callable[[], None] = lambda: None) -> None:
         """Wait until all written so far is published and every table is copied; `check` may raise meanwhile."""
-        lsn = slots.emit_heartbeat(self.connection, "test")
+        lsn = self.beat(check)
 
         def there() -> bool:
             check()
@@ -110,7 +122,7 @@ class Source:
 
     def passes(self, check: Callable[[], None] = lambda: None) -> None:
         """Wait until the stream, whatever is copied, has passed all that is written so far."""
-        lsn = slots.emit_heartbeat(self.connection, "test")
+        lsn = self.beat(check)
 
         def there() -> bool:
             check()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from infra.snapshot_requests import SnapshotRequest
 from producers import pgoutput_messages as pg
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.feed import TableFeed
-from producers.requests import REQUEST_PREFIX
+from producers.requests import read_request
 from producers.snapshot import ChunkRows
 from schemas.errors import Malformed
 from schemas.events import Column, Relation
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Snapshot
 from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken
+from tests.producers.model_database import REQUESTED, requested
 
 
 @pytest.fixture
@@ -57,8 +61,15 @@ def places(registry: MemoryRegistry, table: TableFeed) -> list[tuple[str, object
     return [(op, key.get("id"), position) for op, key, position, _ in taken(registry, table)]
 
 
-def ask(content: bytes) -> pg.LogicalMessage:
-    return pg.LogicalMessage(transactional=True, lsn=Lsn(1), prefix=REQUEST_PREFIX, content=content, xid=None)
+FIRST, SECOND = SnapshotRequest(table="public.t", first=("1",)), SnapshotRequest(table="public.t", anew=True)
+
+
+def ask(request: SnapshotRequest) -> pg.Insert:
+    return pg.Insert(REQUESTED, requested(request), None)
+
+
+def taken_from(into: Capture) -> list[SnapshotRequest]:
+    return [read_request(row) for row in into.take_requests()]
 
 
 def test_a_request_is_taken_with_the_position_behind_it_also_in_the_midst_of_the_next_transaction(
@@ -66,16 +77,16 @@ def test_a_request_is_taken_with_the_position_behind_it_also_in_the_midst_of_the
 ) -> None:
     """The slot forgets it with that position: left for later, it would be lost with the process."""
     into = capture(table)
-    handle(into, transaction(100, ask(b"first")))
-    begin, change, message, commit = transaction(200, insert(1), ask(b"second"))
+    handle(into, transaction(100, ask(FIRST)))
+    begin, change, message, commit = transaction(200, insert(1), ask(SECOND))
     handle(into, [begin, change])
     assert into.confirmed == 108
     assert into.position == (200, 0)
-    assert into.take_requests() == [b"first"]
+    assert taken_from(into) == [FIRST]
     handle(into, [message])
     assert into.take_requests() == []
     handle(into, [commit])
-    assert into.take_requests() == [b"second"]
+    assert taken_from(into) == [SECOND]
     assert into.take_requests() == []
 
 
@@ -187,3 +198,12 @@ def test_a_key_column_that_was_renamed_is_named(registry: MemoryRegistry, table:
     renamed = Relation(16_400, "public", "t", "d", (Column("key", 23), Column("v", 25)), ("key",))
     handle(capture(table), transaction(100, insert(1, renamed)))
     assert table.state.stopped == "column id, which is in its key, is gone"
+
+
+def test_a_column_whose_name_is_no_text_stops_its_table(registry: MemoryRegistry, table: TableFeed) -> None:
+    named = replace(RELATION, columns=(*RELATION.columns, Column("n\udce9", 25)))
+    into = capture(table)
+    handle(into, transaction(100, pg.Insert(named, [b"1", b"x", b"y"], None)))
+    assert table.state.stopped is not None
+    assert "a column's name has bytes that are not UTF-8" in table.state.stopped
+    assert places(registry, table) == []

@@ -201,8 +201,8 @@ def test_a_topic_of_which_nothing_is_recorded(new_source: NewSource) -> None:
     copy_all(source)
     source.connection.execute("ALTER PUBLICATION headrace DROP TABLE t")
     finding = the_finding(source)
-    assert "table public.t was taken out of the publication" in finding.problem
-    assert finding.remedy == "have it read anew with `headrace snapshot public.t --anew`"
+    assert finding.problem.startswith("table public.t is stopped (it was taken out of the publication)")
+    assert "`headrace snapshot public.t --anew`" in finding.remedy
 
 
 # On servers of their own, which are made to suffer.

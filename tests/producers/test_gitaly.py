@@ -29,9 +29,10 @@ from producers.gitaly import (
     parse_response,
     walk_gitaly,
 )
-from producers.walk import Repository
+from producers.walk import Repository, walk_directory
 from schemas.errors import HeadraceError, Interrupted, Malformed, PreflightFailed, Unavailable, UsageError
 from tests.producers.gitaly_node import Node, serving
+from tests.producers.storages import repository
 
 # As google.protobuf encodes relative_path "@hashed/a.git", modification_time {seconds: 1700000000, nanos: 123456789}.
 RESPONSE = bytes.fromhex("0a0d406861736865642f612e676974120b0880e2cfaa0610959aef3a")
@@ -57,6 +58,22 @@ def test_repositories_come_in_the_nodes_order() -> None:
         found = walked(settings(port))
     assert found[0] == REPOSITORY
     assert found[1:] == [Repository(b"%d.git" % n, 0) for n in range(1000)]
+
+
+def test_both_walks_leave_out_gitalys_temporary_repositories_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["+gitaly.git", "+gitaly2/a.git", "@hashed/+gitaly/b.git", "c/+gitaly/tmp/d.git"]
+    everything = ["+gitaly/e.git", "+gitaly/tmp/repo123.git", *kept]
+    for path in everything:
+        repository(tmp_path, path)
+    with serving(Node({"gitaly-0": lambda: [response(path) for path in everything]})) as port:
+        asked = [found.path.decode() for found in walked(settings(port))]
+    read = [os.fsdecode(found.path) for found in walk_directory(str(tmp_path))]
+    assert asked == read == kept
+
+
+def test_a_storage_in_which_only_temporary_repositories_are_left(tmp_path: Path) -> None:
+    with serving(Node({"gitaly-0": lambda: [response("+gitaly/tmp/a.git"), response("+gitaly")]})) as port:
+        assert walked(settings(port)) == []
 
 
 def test_an_empty_storage() -> None:

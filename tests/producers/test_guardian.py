@@ -17,6 +17,7 @@ from infra.stack.postgres import EmbeddedPostgres
 from producers import guardian, slots
 from producers.guardian import DISK, IDLE_TIMEOUT, KEEP_SIZE, Guardian, LogGrowth, Rate, Reading
 from schemas.positions import Lsn
+from tests.producers.replicas import emit_message
 from tests.producers.servers import own_server
 from tests.producers.sources import until
 
@@ -198,7 +199,7 @@ def test_a_slot_that_holds_back_much_is_helped_to_let_go(server: EmbeddedPostgre
 
             def let_go() -> bool:
                 watch.look(connection)
-                slots.emit_heartbeat(connection)
+                emit_message(connection)
                 connection.execute(
                     "SELECT count(*) FROM pg_logical_slot_get_binary_changes('helped', NULL, NULL,"
                     " 'proto_version', '1', 'publication_names', 'helped')"

@@ -25,7 +25,7 @@ from schemas.events import Column, Relation
 from schemas.positions import Lsn
 from tests.conftest import Database
 from tests.producers.pgoutput_encoder import encode
-from tests.producers.replicas import PUBLICATION, prepare
+from tests.producers.replicas import PUBLICATION, emit_message, prepare
 
 T = Relation(1, "public", "t", "d", (Column("id", 23),), ("id",))
 T_WIDER = Relation(1, "public", "t", "d", (Column("id", 23), Column("v", 25)), ("id",))
@@ -220,7 +220,7 @@ def test_a_real_servers_messages_are_the_same_either_way(
             work(connection, chance)
             if chance.random() < 0.3:
                 connection.execute("SELECT 1 / 0")
-    end = slots.emit_heartbeat(connection, "end")
+    end = emit_message(connection, "end")
     dsn = make_conninfo(database.dsn, options=SMALL_MEMORY)
     seen = []
     for slot, how in ((plain, Streaming.OFF), (streamed, streaming)):

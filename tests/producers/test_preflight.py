@@ -95,7 +95,9 @@ def test_a_role_without_rights(connection: psycopg.Connection[Any], database: Da
             f"publication headrace does not exist and role {role} may not create it": (
                 "have an administrator run what `headrace init --sql` prints"
             ),
-            "table public.t may not be read by this role": "GRANT SELECT ON public.t to the role of the dsn",
+            "table public.t may not be read by this role": (
+                "GRANT SELECT ON public.t to the role of the dsn, and USAGE ON SCHEMA public"
+            ),
         }
         connection.execute(f"ALTER ROLE {role} REPLICATION; GRANT SELECT ON t TO {role}")
         connection.execute("CREATE PUBLICATION headrace FOR TABLE t WITH (publish_via_partition_root = true)")

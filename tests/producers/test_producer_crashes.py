@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from infra.snapshot_requests import SnapshotRequest
 from infra.stack import EmbeddedStack, embedded_stack
 from producers import slots
-from producers.requests import SnapshotRequest
 from tests.conftest import Database
 from tests.producers.crashes import TABLE, Crashes
 from tests.producers.dying import chunks_read_again, dying

@@ -21,7 +21,7 @@ from producers.replication_frames import XLogData
 from schemas.errors import DatabaseUnavailable
 from schemas.events import UNCHANGED
 from tests.conftest import Database
-from tests.producers.replicas import PUBLICATION, of, prepare, reading
+from tests.producers.replicas import PUBLICATION, emit_message, of, prepare, reading
 
 pytestmark = pytest.mark.stack
 
@@ -56,7 +56,7 @@ def test_every_kind_of_change(dsn: str, slot: str, connection: psycopg.Connectio
         connection.execute("DELETE FROM t WHERE id = 1")
         connection.execute("TRUNCATE t RESTART IDENTITY CASCADE")
     with reading(dsn, slot, start) as reader:
-        messages = reader.until_heartbeat(connection)
+        messages = reader.until_mark(connection)
     begin, relation, *others, commit = messages
     assert isinstance(begin, m.Begin)
     assert isinstance(commit, m.Commit)
@@ -91,7 +91,7 @@ def test_replica_identity_full_tells_the_whole_row(dsn: str, slot: str, connecti
     connection.execute("UPDATE t SET name = 'b'")
     connection.execute("DELETE FROM t")
     with reading(dsn, slot, start) as reader:
-        messages = reader.until_heartbeat(connection)
+        messages = reader.until_mark(connection)
     (update,) = of(messages, m.Update)
     assert update.relation.replica_identity == "f"
     assert update.relation.identity_columns == ("id", "name", "big")
@@ -108,7 +108,7 @@ def test_a_table_that_changes_is_described_again(dsn: str, slot: str, connection
     connection.execute("ALTER TABLE t DROP COLUMN name, ADD COLUMN more numeric(10, 2) DEFAULT 1")
     connection.execute("INSERT INTO t VALUES (2)")
     with reading(dsn, slot, start) as reader:
-        messages = reader.until_heartbeat(connection)
+        messages = reader.until_mark(connection)
     first, second = of(messages, m.Insert)
     assert first.after == [b"1", None, None]
     assert second.after == [b"2", None, b"1.00"]
@@ -126,7 +126,7 @@ def test_values_have_one_form_whatever_the_database_prefers(
     values = "'2024-02-03 04:05:06.789+00', 'infinity', 0.1::float8 + 0.2, '\\x00ff', '1 day'"
     connection.execute(sql.SQL("INSERT INTO v VALUES (1, " + values + ")"))
     with reading(dsn, slot, start) as reader:
-        (insert,) = of(reader.until_heartbeat(connection), m.Insert)
+        (insert,) = of(reader.until_mark(connection), m.Insert)
     expected = [
         b"1",
         b"2024-02-03 04:05:06.789+00",
@@ -142,7 +142,7 @@ def test_binary_values_when_asked_for(dsn: str, slot: str, connection: psycopg.C
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t VALUES (258, 'a')")
     with reading(dsn, slot, start, binary=True) as reader:
-        (insert,) = of(reader.until_heartbeat(connection), m.Insert)
+        (insert,) = of(reader.until_mark(connection), m.Insert)
     assert insert.after == [b"\0\0\0\0\0\0\1\2", b"a", None]
     assert type(insert.after[0]) is m.Binary
 
@@ -163,7 +163,7 @@ def test_a_large_transaction_is_streamed(
     connection.execute("INSERT INTO t VALUES (0)")
 
     with reading(make_conninfo(dsn, options=SMALL_MEMORY), slot, start, streaming) as reader:
-        messages = reader.until_heartbeat(connection)
+        messages = reader.until_mark(connection)
 
     (commit,) = of(messages, m.StreamCommit)
     aborts = of(messages, m.StreamAbort)
@@ -190,7 +190,7 @@ def test_a_large_transaction_that_aborts_while_it_is_read(
             # Not until it is streamed may it abort; the read below is what lets it go on.
             reader.until(lambda: bool(of(reader.messages, m.StreamStop)))
             connection.execute("SELECT 1 / 0")
-        messages = reader.until_heartbeat(connection)
+        messages = reader.until_mark(connection)
     xid = of(messages, m.StreamStart)[0].xid
     (abort,) = of(messages, m.StreamAbort)
     assert (abort.xid, abort.subxid) == (xid, xid)
@@ -203,13 +203,13 @@ def test_a_message_outside_any_transaction(dsn: str, slot: str, connection: psyc
     start = prepare(connection, slot)
     with reading(dsn, slot, start) as reader:
         with contextlib.suppress(psycopg.errors.DivisionByZero), connection.transaction():
-            slots.emit_heartbeat(connection, "lost")
-            slots.emit_heartbeat(connection, "kept", transactional=False)
+            emit_message(connection, "lost")
+            emit_message(connection, "kept", transactional=False)
             connection.execute("SELECT 1 / 0")
-        messages = reader.until_heartbeat(connection)
+        messages = reader.until_mark(connection)
     (message,) = of(messages, m.LogicalMessage)
     assert (message.prefix, message.transactional) == ("kept", False)
-    assert int(message.content) > 0
+    assert message.content == b"a mark"
 
 
 def test_what_is_confirmed_is_not_sent_again(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
@@ -217,12 +217,12 @@ def test_what_is_confirmed_is_not_sent_again(dsn: str, slot: str, connection: ps
     connection.execute("INSERT INTO t VALUES (1)")
     connection.execute("INSERT INTO t VALUES (2)")
     with reading(dsn, slot, start) as reader:
-        first, _ = of(reader.until_heartbeat(connection), m.Commit)
+        first, _ = of(reader.until_mark(connection), m.Commit)
         reader.stream.confirm(first.end_lsn)
         reader.stream.confirm(start)
         assert reader.stream.flushed == first.end_lsn
     with reading(dsn, slot, start) as reader:
-        (insert,) = of(reader.until_heartbeat(connection), m.Insert)
+        (insert,) = of(reader.until_mark(connection), m.Insert)
     assert insert.after[0] == b"2"
     state = slots.read(connection, slot)
     assert state is not None
@@ -239,7 +239,7 @@ def test_an_idle_slot_moves_by_keepalives(dsn: str, slot: str, connection: psyco
         assert reader.stream.received >= end
         reader.stream.confirm(end)
     with reading(dsn, slot, start) as reader:
-        assert not of(reader.until_heartbeat(connection), m.Insert)
+        assert not of(reader.until_mark(connection), m.Insert)
     state = slots.read(connection, slot)
     assert state is not None
     assert state.confirmed_flush == end

@@ -80,7 +80,7 @@ def test_a_publication_that_is_missing_is_never_a_silent_gap(
     connection.execute("INSERT INTO t VALUES (1)")
     connection.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
     with reading(dsn, slot, start) as reader, pytest.raises(PublicationMissing, match=PUBLICATION):
-        reader.until_heartbeat(connection)
+        reader.until_mark(connection)
 
 
 def test_a_role_that_may_not_replicate(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
@@ -159,7 +159,7 @@ def test_a_killed_server_is_noticed_and_nothing_is_lost(own_stack: Stack, own_ds
         start = prepare(connection, slot)
         connection.execute("INSERT INTO t VALUES (1)")
         with reading(own_dsn, slot, start) as reader:
-            reader.until_heartbeat(connection)
+            reader.until_mark(connection)
             own_stack.postgres.kill()
             with pytest.raises(DatabaseUnavailable, match=f"stream of slot {slot} ended at [0-9A-F]+/"):
                 reader.until(lambda: False)
@@ -169,7 +169,7 @@ def test_a_killed_server_is_noticed_and_nothing_is_lost(own_stack: Stack, own_ds
         ReplicationStream(own_dsn, slot, PUBLICATION, start)
     own_stack.postgres.start()
     with psycopg.connect(own_dsn, autocommit=True) as connection, reading(own_dsn, slot, start) as again:
-        (insert,) = of(again.until_heartbeat(connection), m.Insert)
+        (insert,) = of(again.until_mark(connection), m.Insert)
     assert insert.after == [b"1"]
 
 

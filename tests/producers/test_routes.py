@@ -14,7 +14,7 @@ PARTITION = Relation(16_500, "public", "t_1", "d", (Column("v", 25), Column("id"
 
 
 def test_a_table_has_its_own_order() -> None:
-    route = route_of(RELATION, feed(MemoryRegistry()))
+    route = route_of(RELATION, RELATION, feed(MemoryRegistry()))
     assert route.order is None
     assert route.row([b"1", b"v"]) == [b"1", b"v"]
     assert key_of(route, [b"1", b"v"]) == (b"1",)
@@ -22,10 +22,10 @@ def test_a_table_has_its_own_order() -> None:
 
 def test_a_partition_has_its_tables_order_and_encoder() -> None:
     table = feed(MemoryRegistry())
-    route = route_of(PARTITION, table)
+    route = route_of(PARTITION, PARTITION, table)
     assert route.row([b"v", b"1"]) == [b"1", b"v"]
     assert key_of(route, route.row([b"v", b"1"])) == (b"1",)
-    assert route.encoder is route_of(RELATION, table).encoder
+    assert route.encoder is route_of(RELATION, RELATION, table).encoder
     with pytest.raises(Malformed, match=r"public\.t_1: a row without its key \(id\)"):
         key_of(route, [None, b"v"])
 
@@ -33,4 +33,4 @@ def test_a_partition_has_its_tables_order_and_encoder() -> None:
 def test_a_partition_that_does_not_tell_its_key_stops_the_table() -> None:
     partition = Relation(16_500, "public", "t_1", "n", (Column("id", 23), Column("v", 25)))
     with pytest.raises(TableStopped, match=r"the replica identity of its partition public\.t_1 leaves out id"):
-        route_of(partition, feed(MemoryRegistry()))
+        route_of(partition, partition, feed(MemoryRegistry()))

@@ -49,6 +49,7 @@ FOLLOWED = {
     "a column dropped": Case("ALTER TABLE t DROP n"),
     "one dropped and another added": Case("ALTER TABLE t DROP n; ALTER TABLE t ADD m int"),
     "a wider number": Case("ALTER TABLE t ALTER n TYPE bigint", "INSERT INTO t VALUES (100, 5000000000, 'x')"),
+    "decimals of a second dropped": Case("ALTER TABLE t ALTER at TYPE timestamp(0)"),
     "a longer text": Case("ALTER TABLE t ALTER v TYPE varchar(100)"),
     "replica identity full": Case("ALTER TABLE t REPLICA IDENTITY FULL"),
     "an identity index with the key": Case(
@@ -63,8 +64,7 @@ STOPPED = {
         "ALTER TABLE t RENAME v TO w", "INSERT INTO t (id, w) VALUES (100, 'new')", "column v is called w now"
     ),
     "a number made text": Case("ALTER TABLE t ALTER n TYPE text", stopped="column n"),
-    "decimals of a second dropped": Case("ALTER TABLE t ALTER at TYPE timestamp(0)", stopped="column at changed"),
-    "the key made wider": Case("ALTER TABLE t ALTER id TYPE bigint", stopped="key column id: integer → bigint"),
+    "the key made wider": Case("ALTER TABLE t ALTER id TYPE bigint", stopped="key column id"),
     "another key": Case(
         "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, other)",
         "INSERT INTO t (id, other) VALUES (1, 1)",
@@ -131,6 +131,22 @@ def require_right(source: Source, case: Case, table: str = "t") -> None:
                 assert name in case.lacking or expected[name] is None, name
 
 
+def until_right(source: Source, case: Case, producer: Running) -> None:
+    """Wait until the topic is right: a table that the change rewrote is read again."""
+
+    def right() -> bool:
+        producer.check()
+        if source.state().snapshots["public.t"].under_way:
+            return False
+        try:
+            require_right(source, case)
+        except AssertionError:
+            return False
+        return True
+
+    until(right, "the rows in the topic to be the table's")
+
+
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_a_change_that_is_followed_while_streaming(source: Source, name: str) -> None:
     case = FOLLOWED[name]
@@ -139,7 +155,7 @@ def test_a_change_that_is_followed_while_streaming(source: Source, name: str) ->
         source.connection.execute(case.change.encode())
         source.connection.execute(case.write.encode())
         producer.caught_up()
-        require_right(source, case)
+        until_right(source, case, producer)
     with running(source) as producer:
         source.connection.execute("INSERT INTO t (id, v) VALUES (101, 'after')")
         producer.caught_up()
@@ -176,7 +192,7 @@ def test_a_change_that_is_followed_between_two_chunks(source: Source, name: str)
     with running(source, session) as producer:
         until_checked(producer, session.changed.is_set, "the change")
         producer.caught_up()
-    require_right(source, case)
+        until_right(source, case, producer)
     assert source.recorded().snapshots["public.t"].rows >= 20
 
 

@@ -7,21 +7,18 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from infra.control import ensure_control_schema
-from infra.settings import DatabaseSettings, KafkaSettings, Settings
+from infra.settings import DatabaseSettings
 from infra.stack import EmbeddedStack, embedded_stack
-from infra.stack.postgres import EmbeddedPostgres
 from producers import slots
 from producers.move import Move
 from producers.move_rules import next_step
 from producers.switchover import opened
 from schemas.errors import OwnershipMoved
 from tests.producers.folding import states
-from tests.producers.sources import Running, Source, database_section, running, until
+from tests.producers.pairs import Pair, kept, paired
+from tests.producers.sources import Running, Source, running, until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
-
-MOVE = Move(("gitlab_main",), "first", "second")
 
 
 @pytest.fixture(scope="module")
@@ -30,53 +27,10 @@ def own() -> Iterator[EmbeddedStack]:
         yield stack
 
 
-class Pair:
-    """The database `first` with its standby, which becomes `second`."""
-
-    def __init__(self, stack: EmbeddedStack, name: str) -> None:
-        self.name = name
-        dsn = stack.postgres.create_database(name)
-        connection = psycopg.connect(dsn, autocommit=True)
-        connection.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
-        ensure_control_schema(connection, "first", ["gitlab_main"])
-        self.standby = stack.standby(name)
-        second = self.standby.dsn(name)
-        self.settings = Settings(
-            prefix=name,
-            kafka=KafkaSettings(bootstrap_servers=stack.endpoints.bootstrap_servers, partitions=2),
-            databases={
-                "first": database_section(dsn, "public.t"),
-                "second": database_section(second, "public.t"),
-            },
-        )
-        self.first = Source(self.settings, connection, "first")
-        self.second = Source(self.settings, psycopg.connect(second, autocommit=True), "second")
-
-    def switch(self) -> None:
-        with opened(self.settings, MOVE) as moving:
-            assert next_step(moving.run()) is None
-
-    def close(self) -> None:
-        self.first.connection.close()
-        self.second.connection.close()
-        self.standby.abandon()
-
-
 @pytest.fixture
 def pair(own: EmbeddedStack, prefix: str) -> Iterator[Pair]:
-    made = Pair(own, prefix)
-    yield made
-    made.close()
-    own.postgres.forget_standby(prefix)
-    own.postgres.drop_database(prefix)
-
-
-def kept(source: Source, standby: EmbeddedPostgres) -> bool:
-    """Whether the standby has the source's slot for good; helps it, as a longer run does by itself."""
-    source.connection.execute("SELECT pg_log_standby_snapshot()")
-    with standby.connect() as connection:
-        state = slots.read(connection, source.slot)
-    return state is not None and state.synced and not state.temporary
+    with paired(own.postgres, own.endpoints.bootstrap_servers, prefix) as made:
+        yield made
 
 
 def at(source: Source, dsn: str) -> Source:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import Any
 
 import psycopg
 import pytest
 
-from producers import pgoutput_messages as m
 from producers import slots
 from producers.replication import ReplicationStream
 from schemas.errors import Refused, UsageError
-from schemas.positions import parse_lsn
 from tests.conftest import Database
-from tests.producers.replicas import PUBLICATION, of, prepare, reading
+from tests.producers.replicas import PUBLICATION, prepare
 
 pytestmark = pytest.mark.stack
 
@@ -94,36 +91,3 @@ def test_names_that_a_slot_can_have(name: str) -> None:
 def test_reading_or_dropping_a_strange_name_finds_nothing(connection: psycopg.Connection[Any], name: str) -> None:
     assert slots.read(connection, name) is None
     assert not slots.drop(connection, name)
-
-
-def test_a_heartbeat_is_streamed_with_its_clock(
-    connection: psycopg.Connection[Any], database: Database, slot: str
-) -> None:
-    start = prepare(connection, slot)
-    before = time.time_ns() // 1_000_000
-    lsn = slots.emit_heartbeat(connection)
-    after = time.time_ns() // 1_000_000
-    with reading(database.dsn, slot, start) as reader:
-        messages = reader.until_heartbeat(connection)
-    (beat,) = of(messages, m.LogicalMessage)
-    assert (beat.prefix, beat.transactional, beat.lsn) == ("headrace", True, lsn)
-    assert before <= int(beat.content) <= after
-    (commit,) = of(messages, m.Commit)
-    assert commit.commit_lsn >= lsn
-
-
-def test_a_heartbeat_that_rolls_back_is_not_streamed(
-    connection: psycopg.Connection[Any], database: Database, slot: str
-) -> None:
-    start = prepare(connection, slot)
-    with connection.transaction(force_rollback=True):
-        slots.emit_heartbeat(connection)
-    with reading(database.dsn, slot, start) as reader:
-        assert not of(reader.until_heartbeat(connection), m.LogicalMessage)
-
-
-def test_the_lsn_is_the_message_s_end(connection: psycopg.Connection[Any]) -> None:
-    lsn = slots.emit_heartbeat(connection)
-    row = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
-    assert row is not None
-    assert 0 < lsn <= parse_lsn(row[0])

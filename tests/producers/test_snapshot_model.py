@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from infra.snapshot_requests import SnapshotRequest
 from producers import copying, feed
 from producers.capture import Capture
 from producers.chunks import Key, TableChunks, Unseen
 from producers.copying import TableCopy
 from producers.feed import TableFeed
-from producers.requests import SnapshotRequest
+from producers.requests import Told
 from producers.reread import KeyRange, RememberedChunk, Reread
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Snapshot
@@ -46,7 +47,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     @initialize(keys=st.sets(KEYS), copied=st.booleans())
     def a_table_with_rows(self, keys: set[int], copied: bool) -> None:
         self.database = ModelDatabase()
-        self.asked: list[bytes] = []
+        self.asked: list[SnapshotRequest] = []
         self.sessions: dict[int, Transaction] = {}
         before = self.database.begin()
         for key in sorted(keys):
@@ -160,7 +161,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     def _alone(self, request: SnapshotRequest | None) -> None:
         transaction = self.database.begin()
         if request is not None:
-            self.asked.append(request.model_dump_json().encode())
+            self.asked.append(request)
             self.database.request(transaction, self.asked[-1])
         self.database.commit(transaction)
         self.database.end(transaction)
@@ -327,7 +328,7 @@ class ReadsWhatIsRecordedAgain(Capture):
 class HoldsRequestsBack(Capture):
     """Takes none in the midst of a transaction, though the slot may forget what is before that."""
 
-    def take_requests(self) -> list[bytes]:
+    def take_requests(self) -> list[Told]:
         return [] if self._begin is not None else super().take_requests()
 
 

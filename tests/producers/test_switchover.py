@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from infra.control import Owner, database_name, owners
 from infra.locks import ownership_key
@@ -23,7 +24,7 @@ from producers.new_slot import SlotTaken
 from producers.step_limit import Busy
 from producers.switchover import PastNoReturn, opened
 from schemas.errors import HeadraceError, UsageError
-from tests.producers.switchover_ends import Ends
+from tests.producers.switchover_ends import Ends, on_the_oldest_too
 
 pytestmark = pytest.mark.stack
 
@@ -45,6 +46,7 @@ with opened(load_settings(Path(sys.argv[1])), Move(("gitlab_main",), "first", "s
 """
 
 
+@on_the_oldest_too
 def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) -> None:
     for step in Step:
         killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step.name.lower()], cwd=ROOT, check=False)
@@ -81,6 +83,7 @@ def test_runs_nothing_that_was_planted_in_public(ends: Ends) -> None:
     assert ends.second.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (False,)
 
 
+@on_the_oldest_too
 def test_until_the_promotion_it_is_taken_back_and_can_be_done_later(ends: Ends) -> None:
     for step in ("close", "replay"):
         killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step], cwd=ROOT, check=False)
@@ -182,8 +185,9 @@ def test_a_move_that_the_settings_do_not_know(move: Move, words: str) -> None:
 
 
 def test_an_error_names_the_server_it_is_of(ends: Ends) -> None:
-    ends.standby.kill()
-    with pytest.raises(HeadraceError, match=f"127.0.0.1:{ends.standby.port}/.* does not answer"):
+    ends.standby.abandon()
+    port = conninfo_to_dict(ends.second_dsn)["port"]
+    with pytest.raises(HeadraceError, match=f"127.0.0.1:{port}/.* does not answer"):
         ends.run()
     assert owners(ends.first)["gitlab_main"] == Owner("first", 1)
 

@@ -17,7 +17,7 @@ from producers.switchover import opened
 from schemas.errors import HeadraceError, Refused
 from tests.consumers.services import ROOT, until
 from tests.producers.servers import own_server
-from tests.producers.switchover_ends import CI, MAIN, Ends
+from tests.producers.switchover_ends import CI, MAIN, Ends, on_the_oldest_too
 
 pytestmark = pytest.mark.stack
 
@@ -47,6 +47,7 @@ def test_taking_back_what_was_never_closed_changes_nothing(ends: Ends) -> None:
     assert ends.open_on(MAIN) == ["first"]
 
 
+@on_the_oldest_too
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_slot_that_is_still_being_made_opens_nothing(ends: Ends, prepared: bool) -> None:
     ends.run_to("replay", MAIN)
@@ -74,6 +75,7 @@ def test_a_slot_that_is_still_being_made_opens_nothing(ends: Ends, prepared: boo
     assert made.confirmed_flush is not None
 
 
+@on_the_oldest_too
 def test_the_same_server_at_both_ends_gets_nothing(ends: Ends) -> None:
     ends.run_to("close", MAIN)
     ends.lead("second", ends.first_dsn)
@@ -107,6 +109,7 @@ def test_a_new_standby_under_the_name_of_an_owner_is_not_opened_with_stale_rows(
     assert ends.owners_of(CI)[0] == Owner("first", 1)
 
 
+@on_the_oldest_too
 def test_what_was_taken_back_is_not_opened_by_the_move_of_another(ends: Ends) -> None:
     ends.run_to("replay", MAIN, CI)
     ends.stop_receiving("second")

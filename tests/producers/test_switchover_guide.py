@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import psycopg
 import pytest
 
 from infra.control import Owner, database_name, owners
 from producers import slots
-from producers.move import Move, NotMovable
+from producers.move import NotMovable
 from producers.step_limit import Busy
-from producers.switchover import PastNoReturn, opened
-from producers.switchover_cli import status_report
+from producers.switchover import PastNoReturn
 from schemas.errors import HeadraceError
-from tests.consumers.services import ROOT
-from tests.producers.servers import own_server
-from tests.producers.switchover_ends import CI, MAIN, SHARED, Ends
+from tests.producers.switchover_ends import CI, MAIN, SHARED, Ends, on_the_oldest_too
 
 pytestmark = pytest.mark.stack
 
 BY_HAND = "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s WHERE gitlab_schema = %s"
-
-
-def guide_sql(ends: Ends, title: str) -> list[str]:
-    """Return the statements below `title`, with the names that these tests have."""
-    text = (ROOT / "docs" / "how-to" / "switchover.md").read_text()
-    found = re.findall(rf"<!-- sql: {title} -->\n```sql\n(.*?)```", text, re.DOTALL)
-    assert found
-    names = {"'main'": "'first'", "'ci'": "'second'", "'headrace_ci'": f"'{ends.slot}'"}
-    return [re.sub("|".join(names), lambda each: names[each[0]], statement) for statement in found]
-
-
-def follow(ends: Ends, title: str, connection: psycopg.Connection) -> None:
-    for statement in guide_sql(ends, title):
-        connection.execute(statement.encode())
-
-
-def states(ends: Ends, *gitlab_schemas: str, to: str = "second") -> list[str]:
-    """Return what --status shows: of the two databases, then of each gitlab schema."""
-    with opened(ends.settings, Move(gitlab_schemas or (CI,), "first", to)) as moving:
-        report = status_report(moving.look())
-    return [report["ends"], *(each["state"] for each in report["states"])]
 
 
 def promoted_without_the_close(ends: Ends, gitlab_schema: str) -> None:
@@ -57,18 +30,19 @@ def promoted_without_the_close(ends: Ends, gitlab_schema: str) -> None:
     ends.standby.promote()
 
 
+@on_the_oldest_too
 def test_every_step_shows_its_state(ends: Ends) -> None:
-    assert states(ends) == ["a standby", "not started"]
+    assert ends.states(CI) == ["a standby", "not started"]
     ends.run_to("replay", CI)
-    assert states(ends) == ["a standby", "replayed"]
+    assert ends.states(CI) == ["a standby", "replayed"]
     ends.run_to("slot", CI)
-    assert states(ends) == ["promoted", "promoted"]
+    assert ends.states(CI) == ["promoted", "promoted"]
     ends.run_to("release", CI)
-    assert states(ends) == ["promoted", "released"]
+    assert ends.states(CI) == ["promoted", "released"]
     with pytest.raises(PastNoReturn, match="complete it by running the switchover of gitlab_ci again, without --abort"):
         ends.abort(CI)
     assert ends.run(CI)
-    assert states(ends, CI, MAIN) == ["named", "open", "left behind"]
+    assert ends.states(CI, MAIN) == ["named", "open", "left behind"]
 
 
 def test_closed_at_a_copy_that_cannot_follow(ends: Ends) -> None:
@@ -84,7 +58,7 @@ def test_closed_at_a_copy_that_cannot_follow(ends: Ends) -> None:
 
 def test_left_behind_by_a_copy_that_was_given_nothing(ends: Ends) -> None:
     ends.standby.promote()
-    assert states(ends) == ["promoted", "left behind"]
+    assert ends.states(CI) == ["promoted", "left behind"]
     with pytest.raises(NotMovable, match="make it a standby of first anew"):
         ends.run(CI)
     ends.new_second()
@@ -109,13 +83,14 @@ def test_left_behind_by_a_copy_that_owns_something(ends: Ends) -> None:
     assert ends.open_on(MAIN) == ["second"]
 
 
+@on_the_oldest_too
 def test_missed(ends: Ends) -> None:
     promoted_without_the_close(ends, CI)
-    assert states(ends) == ["promoted", "missed"]
+    assert ends.states(CI) == ["promoted", "missed"]
     with pytest.raises(NotMovable, match="take gitlab_ci back with --abort; unless first failed over to it, make it"):
         ends.run(CI)
     ends.abort(CI)
-    assert states(ends) == ["promoted", "left behind"]
+    assert ends.states(CI) == ["promoted", "left behind"]
     ends.new_second()
     assert ends.run(CI)
 
@@ -129,11 +104,12 @@ def test_closed_by_an_earlier_switchover_and_not_named(ends: Ends) -> None:
     assert ends.open_on(CI) == ends.open_on(MAIN) == ["second"]
 
 
+@on_the_oldest_too
 def test_stale(ends: Ends) -> None:
     assert ends.run(CI)
     with ends.other_standby("wrong") as wrong:
         ends.lead("second", wrong)
-        assert states(ends) == ["a standby", "stale"]
+        assert ends.states(CI) == ["a standby", "stale"]
         for command in (ends.run, ends.abort):
             with pytest.raises(NotMovable, match=r"point databases\.second\.dsn at the server that has it"):
                 command(CI)
@@ -147,7 +123,7 @@ def test_another_copy_with_the_same_rows_is_not_opened(ends: Ends) -> None:
         assert ends.run(CI)
         ends.server_of("twin").promote()
         ends.lead("second", twin)
-        assert states(ends) == ["promoted", "stale"]
+        assert ends.states(CI) == ["promoted", "stale"]
         with pytest.raises(NotMovable, match="its rows there are stale"):
             ends.run(CI)
         with psycopg.connect(twin) as connection:
@@ -156,20 +132,20 @@ def test_another_copy_with_the_same_rows_is_not_opened(ends: Ends) -> None:
 
 def test_not_recorded_and_not_owned_there(ends: Ends) -> None:
     ends.first.execute(BY_HAND, ("second", 2, CI))
-    assert states(ends) == ["a standby", "not recorded"]
+    assert ends.states(CI) == ["a standby", "not recorded"]
     with pytest.raises(NotMovable, match="no switchover between them is on record; see `not recorded` in docs/how-to"):
         ends.abort(CI)
-    follow(ends, "give back", ends.first)
-    assert states(ends) == ["a standby", "not started"]
+    ends.follow("give back", ends.first)
+    assert ends.states(CI) == ["a standby", "not started"]
     assert ends.run(CI)
 
 
 def test_not_recorded_and_owned_there(ends: Ends) -> None:
     assert ends.run(CI)
     ends.first.execute("DELETE FROM headrace.switchovers")
-    assert states(ends) == ["named", "not recorded"]
-    follow(ends, "record the release", ends.first)
-    assert states(ends) == ["named", "open"]
+    assert ends.states(CI) == ["named", "not recorded"]
+    ends.follow("record the release", ends.first)
+    assert ends.states(CI) == ["named", "open"]
     assert ends.run(CI)
 
 
@@ -177,17 +153,17 @@ def test_not_recorded_and_owned_there(ends: Ends) -> None:
 def test_two_owners(ends: Ends, keeper: str) -> None:
     assert ends.run(CI)
     ends.first.execute(BY_HAND, ("first", 3, CI))
-    assert states(ends) == ["named", "two owners"]
+    assert ends.states(CI) == ["named", "two owners"]
     for command in (ends.run, ends.abort):
         with pytest.raises(NotMovable, match="gitlab_ci is open on both first and second; stop the writers of one"):
             command(CI)
     if keeper == "second":
-        follow(ends, "give away", ends.first)
-        follow(ends, "record the release", ends.first)
-        assert states(ends) == ["named", "open"]
+        ends.follow("give away", ends.first)
+        ends.follow("record the release", ends.first)
+        assert ends.states(CI) == ["named", "open"]
     else:
-        follow(ends, "give up", ends.second)
-        assert states(ends) == ["named", "left behind"]
+        ends.follow("give up", ends.second)
+        assert ends.states(CI) == ["named", "left behind"]
     assert ends.open_on(CI) == [keeper]
 
 
@@ -210,15 +186,20 @@ def test_another_standby_that_is_never_promoted(ends: Ends) -> None:
 
 
 def test_a_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
-    ends.first.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-    ends.first.execute("SELECT pg_reload_conf()")
-    try:
+    with ends.setting("synchronous_standby_names", "nobody"):
         with pytest.raises(Busy, match="the synchronous standbys of first"):
             ends.run(CI, seconds=5.0)
         assert ends.owners_of(CI)[0] == Owner("first", 1), "nothing is closed yet"
-    finally:
-        ends.first.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        ends.first.execute("SELECT pg_reload_conf()")
+    assert ends.run(CI)
+
+
+def test_a_synchronous_standby_that_is_the_promoted_copy(ends: Ends) -> None:
+    with ends.setting("synchronous_standby_names", f"{ends.name}_anew"):
+        ends.new_second()  # which has the same setting: it was copied
+        ends.run_to("promote", CI)
+        with pytest.raises(Busy, match="the synchronous standbys of first"):
+            ends.run(CI, seconds=5.0)
+        assert ends.states(CI) == ["promoted", "promoted"]
     assert ends.run(CI)
 
 
@@ -227,54 +208,9 @@ def test_a_slot_that_waits_for_a_prepared_transaction_names_it(ends: Ends) -> No
     try:
         with pytest.raises(Busy, match=r"slot .* on second, which waits for prepared transaction 'held on first'"):
             ends.run(CI, seconds=5.0)
-        assert states(ends) == ["promoted", "promoted"]
+        assert ends.states(CI) == ["promoted", "promoted"]
     finally:
         ends.first.execute("ROLLBACK PREPARED 'held on first'")
     assert slots.read(ends.second, ends.slot) is None
     ends.second.execute("ROLLBACK PREPARED 'held on first'")
     assert ends.run(CI)
-
-
-def test_the_old_database_is_lost_after_the_promotion(prefix: str, tmp_path: Path) -> None:
-    with own_server() as server, Ends(server, prefix, tmp_path) as ends:
-        ends.run_to("replay", CI, MAIN)
-        ends.standby.promote()
-        server.abandon()
-        with pytest.raises(HeadraceError, match="does not answer"):
-            ends.run(CI)
-        given = ends.second.execute("SELECT gitlab_schema FROM headrace.schema_ownership WHERE owner = 'second'")
-        assert sorted(given) == [(CI,), (MAIN,)]
-        follow(ends, "open by hand", ends.second)
-        assert database_name(ends.second) == "second"
-        assert {name: owner.name for name, owner in owners(ends.second).items()} == {
-            CI: "second",
-            MAIN: "first",
-            SHARED: "second",
-        }
-        made = slots.read(ends.second, ends.slot)
-        assert made is not None
-        assert made.confirmed_flush is not None
-        server.start()  # it comes back after all
-        assert states(ends) == ["named", "open, not released"]
-        assert ends.run(CI)
-        assert states(ends) == ["named", "open"]
-
-
-def test_the_old_database_failed_over_to_the_copy(prefix: str, tmp_path: Path) -> None:
-    with own_server() as server, Ends(server, prefix, tmp_path) as ends:
-        ends.run_to("replay", CI)
-        server.abandon()
-        ends.standby.promote()
-        ends.lead("first", ends.second_dsn)
-        assert states(ends)[0] == "the same server"
-        with pytest.raises(NotMovable, match="make another standby of it and point the dsn there"):
-            ends.run(CI)
-        another = ends.standby.standby(f"{ends.name}_another")
-        try:
-            ends.lead("second", another.dsn(ends.name))
-            assert states(ends) == ["a standby", "replayed"]
-            assert ends.run(CI)
-            with psycopg.connect(another.dsn(ends.name)) as connection:
-                assert database_name(connection) == "second"
-        finally:
-            another.abandon()

@@ -28,13 +28,17 @@ class Walks:
     prefix: str
     storages: Mapping[str, Mapping[str, str]]
     virtual_storage: str = "default"
+    praefect: str | None = None
+    """The dsn of Praefect's database; None: the settings have none."""
 
     @property
     def values(self) -> dict[str, Any]:
         section = {"database": "praefect", "primary": "gitaly-0", "storages": dict(self.storages)}
+        databases = {"praefect": {"dsn": self.praefect, "gitlab_schemas": ["praefect"]}} if self.praefect else {}
         return {
             "prefix": self.prefix,
             "kafka": {"bootstrap_servers": self.bootstrap_servers, "partitions": PARTITIONS},
+            "databases": databases,
             "virtual_storages": {self.virtual_storage: section},
         }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import pytest
 from prometheus_client import REGISTRY
 
 from consumers.catalog import migrations, target_database
+from consumers.decisions import Decision, Skip
+from consumers.inputs import WALKED
 from consumers.migration import Migration
 from consumers.replay import replay
 from consumers.runtime import Runtime
 from consumers.totals import Totals
 from infra.settings import Settings
 from schemas.errors import OwnershipMoved
+from schemas.events import UNCHANGED, ChangeEvent, Op
 from tests.conftest import Database
 from tests.consumers.cases import Case, case_of
 from tests.consumers.services import until
@@ -121,6 +125,28 @@ def test_a_replay_from_the_start_changes_nothing_that_is_right(world: World) -> 
     assert (world.case.rows(), world.case.writes()) == (after, writes)
 
 
+def test_texts_that_its_events_leave_out_change_nothing_of_what_it_does(world: World) -> None:
+    """An update comes without large values that it leaves alone, and compaction may take the record that had them."""
+    world.case.insert()
+    world.case.publish()
+    before = world.case.rows()
+    assert world.run(lambda: _without_texts(world.configured())).applied == len(world.case.wanted())
+    assert world.remaining() == 0
+    assert world.case.rows() == {**before, **world.case.wanted()}
+
+
+def test_a_delete_that_comes_after_the_row_s_new_key_does_nothing_to_it(world: World) -> None:
+    """A key that changed to a text that the database calls equal is a delete and a create, in any two partitions."""
+    deleted: list[Decision] = []
+    world.case.insert()
+    world.case.publish()
+    before = world.case.rows()
+    world.run(lambda: _seeing_deletes(world.configured(), deleted))
+    assert deleted
+    assert {type(decision) for decision in deleted} == {Skip}
+    assert world.case.rows() == {**before, **world.case.wanted()}
+
+
 def test_an_event_waits_until_its_transaction_is_visible(world: World) -> None:
     """PostgreSQL decodes a commit before others see it: what the event speaks of is not there yet."""
     world.run()
@@ -169,6 +195,38 @@ def waiting_partitions(migration: str) -> float:
 
 class _Crash(BaseException):
     """Stands for the end of the process: nothing catches it."""
+
+
+def _without_texts(migration: Migration) -> Migration:
+    kind = type(migration)
+
+    class SeesNoTexts(kind):  # type: ignore[valid-type, misc]
+        """Decides on what is left of an event when every text is stored apart from its row, and was not written."""
+
+        def decide(self, event: ChangeEvent) -> Decision:
+            if WALKED not in kind.tables and event.after is not None:
+                left = {name: UNCHANGED if isinstance(value, str) else value for name, value in event.after.items()}
+                event = replace(event, after=left)
+            decision: Decision = super().decide(event)
+            return decision
+
+    made: Migration = SeesNoTexts(migration.options)
+    return made
+
+
+def _seeing_deletes(migration: Migration, deleted: list[Decision]) -> Migration:
+    kind = type(migration)
+
+    class SeesADeleteOfEachRow(kind):  # type: ignore[valid-type, misc]
+        """Decides on each row, and then on the delete of a key that is equal to the row's."""
+
+        def decide(self, event: ChangeEvent) -> Decision:
+            decision: Decision = super().decide(event)
+            deleted.append(super().decide(replace(event, op=Op.DELETE, before=event.after, after=None)))
+            return decision
+
+    made: Migration = SeesADeleteOfEachRow(migration.options)
+    return made
 
 
 def _crashing(migration: Migration) -> Migration:

@@ -12,12 +12,13 @@ import pytest
 
 from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import copying, mover
+from consumers.moving.places import Copy
 from consumers.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
 from consumers.routing import Router
 from consumers.runtime import Runtime
 from tests.conftest import Build, Database
 from tests.consumers.gitservers import NODES, Application, is_whole, make_repository, make_tables, refs, shards
-from tests.consumers.moving.driver import NAMES, World, broken, drive, member
+from tests.consumers.moving.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.repositories import start_member
 from tests.consumers.services import PATIENCE
 
@@ -51,8 +52,8 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     made: list[Path] = []
     original = copying.copy
 
-    def copy(source: Path, *arguments: Any, **named: Any) -> Any:
-        made.append(source)
+    def copy(source: Copy, *arguments: Any, **named: Any) -> Any:
+        made.append(source.path)
         return original(source, *arguments, **named)
 
     monkeypatch.setattr(copying, "copy", copy)
@@ -62,7 +63,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every clone of this process hang for longer than any test."""
-    monkeypatch.setattr(copying, "UPLOAD_PACK", "sleep 1000; git upload-pack")
+    monkeypatch.setattr(copying, "prove", hang)
 
 
 def test_repos_need_to_be_moved_from_one_instance_of_gitserver_to_another(
@@ -225,7 +226,12 @@ def test_a_blocking_clone_never_exceeds_the_limit_that_all_members_share(
     def copy(*arguments: Any, **named: Any) -> Any:
         under_way.add(threading.get_ident())
         try:
-            for pace in original(*arguments, **named):
+            steps = original(*arguments, **named)
+            while True:
+                try:
+                    pace = next(steps)
+                except StopIteration as end:
+                    return end.value
                 most.append(len(under_way))
                 yield pace
         finally:

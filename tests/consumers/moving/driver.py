@@ -25,6 +25,7 @@ import psycopg
 from consumers.ledger import Ledger
 from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import states
+from consumers.moving.git import Steps, run
 from consumers.moving.tables import OWN_TABLES
 from consumers.outside import Outside, Pace
 from consumers.placement import md5_home, rendezvous_home
@@ -85,6 +86,11 @@ def member(settings: Settings) -> Totals:
     return Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
+def hang(*_: Any, **__: Any) -> Steps[None]:
+    """Run a command for longer than any test, in place of a part of a clone."""
+    yield from run("sleep", "1000", seconds=1000.0)
+
+
 class World:
     """A database with the application's rows and headrace's tables, and repositories on disks.
 
@@ -139,7 +145,8 @@ class World:
         self.connection.execute("UPDATE headrace.migrations SET run = run + 1")
 
 
-def _end_at(point: str, number: int, with_signal: signal.Signals) -> None:
+def end_at(point: str, number: int, with_signal: signal.Signals) -> None:
+    """Have this process end, or stop, the so manieth time that it comes to a point; see above."""
     module_name, function, when = point.split(":")
     owner: Any = importlib.import_module(module_name)
     *path, name = function.split(".")
@@ -164,5 +171,5 @@ def _end_at(point: str, number: int, with_signal: signal.Signals) -> None:
 
 if __name__ == "__main__":
     if sys.argv[2]:
-        _end_at(sys.argv[2], int(sys.argv[3]), signal.SIGSTOP if sys.argv[4] == "stop" else signal.SIGKILL)
+        end_at(sys.argv[2], int(sys.argv[3]), signal.SIGSTOP if sys.argv[4] == "stop" else signal.SIGKILL)
     drive(load_settings(Path(sys.argv[1])))

@@ -14,8 +14,8 @@ import pytest
 
 from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import copying
-from consumers.moving.mover import Mover
-from consumers.moving.places import Root
+from consumers.moving.moves import Moves
+from consumers.moving.places import Copy, Root
 from consumers.moving.refs import KEPT
 from consumers.moving.states import Move
 from consumers.outside import Working
@@ -44,11 +44,11 @@ POINTS = (
     ("consumers.moving.places:Root.take_away:before", 1),
     ("consumers.moving.places:Root.take_away:after", 1),
     # It is being deleted.
-    ("consumers.moving.mover:_put_by:before", 1),
-    ("consumers.moving.mover:_put_by:after", 1),
-    ("consumers.moving.mover:remove:before", 1),
-    ("consumers.moving.mover:finish:before", 1),
-    ("consumers.moving.mover:finish:after", 1),
+    ("consumers.moving.moves:_put_by:before", 1),
+    ("consumers.moving.moves:_put_by:after", 1),
+    ("consumers.moving.moves:remove:before", 1),
+    ("consumers.moving.moves:finish:before", 1),
+    ("consumers.moving.moves:finish:after", 1),
 )
 
 
@@ -196,7 +196,7 @@ def test_refs_that_both_copies_changed_are_kept_both(world: World) -> None:
 
     assert refs(new)["refs/heads/main"] == ours
     assert refs(new)[f"{KEPT}{theirs}/heads/main"] == theirs
-    row = world.connection.execute("SELECT state, failure FROM headrace.rehash_moves").fetchone()
+    row = world.connection.execute("SELECT state, remarks FROM headrace.rehash_moves").fetchone()
     assert row is not None
     assert row[0] == "settled"
     assert "both copies were written to" in row[1]
@@ -303,8 +303,8 @@ def clones(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     made: list[Path] = []
     original = copying.copy
 
-    def copy(source: Path, *arguments: object, **named: object) -> object:
-        made.append(source)
+    def copy(source: Copy, *arguments: object, **named: object) -> object:
+        made.append(source.path)
         return original(source, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(copying, "copy", copy)
@@ -350,13 +350,13 @@ def test_names_that_are_no_places_fail_and_nothing_outside_is_touched(world: Wor
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The times at which moves were begun."""
     times: list[float] = []
-    original = Mover._bring
+    original = Moves.bring
 
-    def bring(mover: Mover, move: Move) -> Any:
+    def bring(moves: Moves, move: Move) -> Any:
         times.append(time.monotonic())
-        return original(mover, move)
+        return original(moves, move)
 
-    monkeypatch.setattr(Mover, "_bring", bring)
+    monkeypatch.setattr(Moves, "bring", bring)
     return times
 
 

@@ -17,20 +17,20 @@ from typer.testing import CliRunner
 from consumers import parked_cli
 from consumers.dry_run import dry_run
 from consumers.migrations.rehash_moves import RehashMoves
-from consumers.moving import copying
+from consumers.moving import copying, mover
 from consumers.moving.git import NoRoom
 from consumers.moving.locks import clone_slot
-from consumers.moving.mover import TooManyFailed
+from consumers.moving.places import Copy, Root
 from consumers.outside import Outside
 from consumers.pauses import set_paused
-from consumers.placement import md5_home
+from consumers.placement import md5_home, order_key, partition_of
 from consumers.replay import replay
 from consumers.runtime import Runtime
 from consumers.verify import remaining
 from infra import log
 from schemas.errors import SettingsError
 from tests.consumers.gitservers import NODES, Application, git, is_whole, make_repository, refs, shards
-from tests.consumers.moving.driver import NAMES, World, broken, drive, member
+from tests.consumers.moving.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.repositories import start_member
 from tests.consumers.services import PATIENCE
 
@@ -106,15 +106,17 @@ def test_a_repo_that_is_deleted_while_it_is_copied_leaves_no_copy(
     world.add(NAMES[:1])
     original = copying.copy
 
-    def copy(source: Path, *arguments: Any, **named: Any) -> Any:
-        yield from original(source, *arguments, **named)
+    def copy(source: Copy, *arguments: Any, **named: Any) -> Any:
+        made = yield from original(source, *arguments, **named)
         world.connection.execute("DELETE FROM repo")
-        shutil.rmtree(source)
+        shutil.rmtree(source.path)
+        return made
 
     monkeypatch.setattr(copying, "copy", copy)
     drive(world.settings)
     assert world.disks.copies(NAMES[0]) == []
     assert world.states() == {}
+    assert world.disks.leftovers() == []
 
 
 def test_a_machine_without_room_gives_nothing_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,11 +135,34 @@ def test_a_machine_without_room_gives_nothing_up(world: World, monkeypatch: pyte
     assert world.states() == {NAMES[0]: "settled"}
 
 
-def test_when_everything_fails_it_stops_by_itself(world: World) -> None:
-    world.add(NAMES[:14], make=broken)
-    with pytest.raises(TooManyFailed, match="10 moves in a row failed, the last: git: "):
+def test_when_many_in_a_row_fail_it_slows_down_and_goes_on_with_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(mover, "_IN_A_ROW", 3)
+    monkeypatch.setattr(mover, "_SLOW_SECONDS", 0.01)
+    original = mover.Mover._may_begin
+
+    def may_begin(self: mover.Mover, until: float) -> Any:
+        waited.append(self._begin_from)
+        return original(self, until)
+
+    monkeypatch.setattr(mover.Mover, "_may_begin", may_begin)
+    names = sorted(NAMES[:9], key=lambda name: (partition_of(name), order_key(name)))
+    world.add(names[:6], make=broken)
+    world.add(names[6:])
+    drive(world.with_options(tries=1))
+    assert world.states() == {name: "failed" if name in names[:6] else "settled" for name in names}
+    assert max(waited) > 0.0
+    assert "moves throttled: all of the last ones failed" in capsys.readouterr().out
+
+
+def test_a_root_that_is_not_mounted_any_more_gives_nothing_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(NAMES[:1], make=broken)
+    monkeypatch.setattr(Root, "is_the_same", False)
+    with pytest.raises(mover.MachineFailed, match="is not what it was at the start: is it mounted"):
         drive(world.settings)
-    assert list(world.states().values()).count("failed") == 10
+    assert world.states() == {NAMES[0]: "wanted"}
 
 
 def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
@@ -149,7 +174,7 @@ def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
     stopping = threading.Event()
     migration = RehashMoves.configure(world.settings.migration("rehash_moves"))
     with monkeypatch.context() as patched:
-        patched.setattr(copying, "UPLOAD_PACK", "sleep 1000; git upload-pack")
+        patched.setattr(copying, "prove", hang)
         running = threading.Thread(
             target=Runtime(world.settings, migration, "main", stopping=stopping, until_caught_up=True).run
         )

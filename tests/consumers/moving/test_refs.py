@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 
-from consumers.moving.refs import Carry, Clash, plan, read_base, write_base
+from consumers.moving.refs import Carry, Clash, plan
 
 MAIN = "refs/heads/main"
 
@@ -54,14 +53,8 @@ def test_no_value_is_ever_lost_whatever_the_three_states_are() -> None:
         assert replaced <= {base}
 
 
-def test_head_is_carried_but_never_kept_twice() -> None:
+def test_head_is_carried_and_kept_only_where_it_is_a_commit() -> None:
     here, there = {"HEAD": "ref: refs/heads/next"}, {"HEAD": "ref: refs/heads/main"}
     assert plan(there, here, there) == ([Carry("HEAD", here["HEAD"], there["HEAD"])], [])
     assert plan({"HEAD": "ref: refs/heads/old"}, here, there) == ([], [])
-
-
-def test_a_base_comes_back_as_it_was_left(tmp_path: Path) -> None:
-    refs = {"HEAD": "ref: refs/heads/main", "refs/heads/\udcff odd\u2028one": "a" * 40, MAIN: "b" * 40}
-    assert read_base(tmp_path) is None
-    write_base(tmp_path, refs)
-    assert read_base(tmp_path) == refs
+    assert plan({"HEAD": "ref: refs/heads/old"}, {"HEAD": "a"}, there) == ([], [Clash("HEAD", "a", there["HEAD"])])

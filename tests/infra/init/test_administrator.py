@@ -14,13 +14,15 @@ from pydantic import SecretStr
 from consumers import fence
 from consumers.ledger import Advance, Ledger, Place
 from consumers.migrations.skip_resets import SkipResets
-from infra.control import ensure_control_schema
+from infra.control import PUBLISHED, ensure_control_schema
+from infra.heartbeat import beat
 from infra.init.administrator import administrator_script
 from infra.postgres import connect
 from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
+from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stack import Stack
 from producers import preflight, slots, startup
-from producers.publication import ensure_publication
+from producers.publication import ensure_publication, read_publication
 from producers.tables import captured_tables
 from schemas.positions import Offset
 from tests.conftest import Database
@@ -94,7 +96,8 @@ def test_the_role_passes_the_producers_preflight_and_can_do_its_work(prepared: P
         assert startup.system_identifier(connection)
         slots.create(connection, slot, failover=True)
         try:
-            slots.emit_heartbeat(connection)
+            beat(connection)
+            send_request(connection, SnapshotRequest(table="public.container_repositories"))
             with connection.cursor().copy("COPY (SELECT * FROM public.container_repositories) TO STDOUT") as rows:
                 assert list(rows) == []
         finally:
@@ -150,6 +153,14 @@ def test_the_role_may_do_no_more_than_that(prepared: Prepared, statement: str) -
         connection.execute(statement)
 
 
+def test_run_again_the_script_alters_nothing_of_the_publication(prepared: Prepared) -> None:
+    before = read_publication(prepared.superuser, "headrace")
+    assert before is not None
+    assert before.generated, "with a generated column in its replica identity a table could not be updated"
+    prepared.superuser.execute(administrator_script(prepared.settings))
+    assert read_publication(prepared.superuser, "headrace") == before
+
+
 def test_a_table_added_to_the_settings_is_added_to_the_publication(prepared: Prepared) -> None:
     main = prepared.main.model_copy(update={"tables": (*prepared.main.tables, "public.secrets")})
     wider = prepared.settings.model_copy(update={"databases": {"main": main}})
@@ -175,8 +186,9 @@ def published(prepared: Prepared) -> set[str]:
         "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = 'headrace'"
     )
     tables = {name for (name,) in found}
-    assert "headrace.schema_ownership" in tables, "a producer follows the owners of what it publishes"
-    return tables - {"headrace.schema_ownership"}
+    own = set(map(".".join, PUBLISHED))
+    assert own <= tables, "a producer follows the owners of what it publishes, requests and heartbeats"
+    return tables - own
 
 
 def test_kafka_gets_an_acl_for_each_gitlab_schemas_consumer_and_no_other_topics(prepared: Prepared) -> None:

@@ -16,6 +16,8 @@ from infra.stack.containers import KAFKA_IMAGE, POSTGRES_IMAGE
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 OURS = {"producer-main", "consumer-skip-resets"}
+OF_PRAEFECT = {"walker-default", "consumer-missing-records"}
+"""Those of a profile: they run where it is asked for."""
 
 
 def services() -> dict[str, str]:
@@ -27,13 +29,13 @@ def services() -> dict[str, str]:
 
 
 def test_services_are_the_documented_ones() -> None:
-    assert set(services()) == OURS | {"kafka", "postgres", "schema-registry", "prometheus", "grafana"}
+    assert set(services()) == OURS | OF_PRAEFECT | {"kafka", "postgres", "schema-registry", "prometheus", "grafana"}
 
 
 def test_images_are_pinned_and_those_of_the_container_tests() -> None:
     images = {name: re.search(r"^    image: (\S+)$", lines, re.MULTILINE) for name, lines in services().items()}
     pinned = {name: found[1] for name, found in images.items() if found}
-    assert pinned.keys() == services().keys() - OURS
+    assert pinned.keys() == services().keys() - OURS - OF_PRAEFECT
     assert all(re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)*", image) for image in pinned.values())
     assert pinned["kafka"] == KAFKA_IMAGE
     assert pinned["postgres"] == POSTGRES_IMAGE
@@ -73,6 +75,18 @@ def test_commands_name_what_the_settings_have() -> None:
     assert '["consume", "skip_resets"]' in services()["consumer-skip-resets"]
     assert "main" in settings.databases
     assert "skip_resets" in settings.migrations
+
+
+def test_the_services_of_praefect_run_in_their_profile_with_settings_of_their_own() -> None:
+    settings = load_settings(ROOT / "infra/compose/praefect.toml")
+    assert '["produce", "default", "--until-imported"]' in services()["walker-default"]
+    assert '["consume", "missing_records"]' in services()["consumer-missing-records"]
+    section = settings.virtual_storages["default"]
+    assert section.database in settings.databases
+    assert "missing_records" in settings.migrations
+    assert f":{section.storages[section.primary].path}:ro" in services()["walker-default"]
+    for name, lines in services().items():
+        assert ('profiles: ["praefect"]' in lines) == (name in OF_PRAEFECT) == ("compose/praefect.toml:" in lines)
 
 
 def test_prometheus_reads_every_service_of_ours() -> None:

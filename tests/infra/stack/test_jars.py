@@ -79,5 +79,5 @@ def test_two_at_once_download_once(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unavailable, match="cannot keep Kafka's jars"):
+    with pytest.raises(Unavailable, match="cannot keep the jars of kafka-4"):
         ensure_jars(PINNED, tmp_path / "file" / "cache", Repository())

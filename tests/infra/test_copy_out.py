@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers import copy_out, snapshot
+from infra import copy_out
 from schemas import codec
 from tests.conftest import Database
 
@@ -30,7 +30,9 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 
 def copied(connection: psycopg.Connection[Any], query: str) -> tuple[bytes, int]:
-    return copy_out.copy_out(connection.pgconn, f"COPY ({query}) TO STDOUT".encode())
+    lines = copy_out.copy_out(connection.pgconn, f"COPY ({query}) TO STDOUT".encode())
+    assert lines.whole
+    return lines.data, lines.rows
 
 
 def works(connection: psycopg.Connection[Any]) -> bool:
@@ -41,9 +43,10 @@ def works(connection: psycopg.Connection[Any]) -> bool:
 @pytest.mark.parametrize("rows", [0, 1, 20_000])
 def test_the_lines_are_those_of_libpq(connection: psycopg.Connection[Any], rows: int) -> None:
     query = f"COPY ({ROWS.format(rows)}) TO STDOUT".encode()
-    lines = [bytes(line) for line in snapshot._copy_lines(connection, query)]
+    lines = copy_out._through_libpq(connection.pgconn, query)
+    assert lines.rows == lines.data.count(b"\n") == rows
     for _ in range(2):
-        assert copy_out.copy_out(connection.pgconn, query) == (b"".join(lines), len(lines))
+        assert copy_out.copy_out(connection.pgconn, query) == lines
     assert works(connection)
 
 
@@ -129,7 +132,8 @@ HELLO, BYE = say(b"H", b"\0\0\1\0\0"), say(b"c") + say(b"C", b"COPY 2\0") + say(
 def hear(pieces: list[bytes]) -> tuple[object, bool]:
     conversation = Conversation(pieces)
     try:
-        found: object = copy_out.copy_out(conversation, b"COPY t TO STDOUT")  # type: ignore[arg-type]
+        lines = copy_out.copy_out(conversation, b"COPY t TO STDOUT")  # type: ignore[arg-type]
+        found: object = lines.data, lines.rows
     except psycopg.Error as error:
         found = type(error)
     conversation.end()
@@ -175,3 +179,51 @@ def test_anything_else_closes_the_connection(said: bytes) -> None:
 )
 def test_an_error_is_psycopgs_own(fields: bytes, error: type[psycopg.Error]) -> None:
     assert hear([HELLO, say(b"d", b"1\n"), say(b"E", fields) + say(b"Z", b"E")]) == (error, False)
+
+
+WIDE = b"COPY (SELECT i, repeat('x', 100000) FROM generate_series(1, 1000) i) TO STDOUT"
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("past_libpq", [True, False])
+def test_lines_end_where_their_bytes_do_and_the_connection_goes_on(
+    connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, past_libpq: bool
+) -> None:
+    monkeypatch.setattr(copy_out, "possible", lambda _: past_libpq)
+    for begin in (b"SELECT 1", b"BEGIN"):
+        connection.execute(begin)
+        lines = copy_out.copy_lines(connection, WIDE, most=3_000_000)
+        assert not lines.whole
+        assert lines.rows == lines.data.count(b"\n") > 20
+        assert 2_900_000 < len(lines.data) <= 3_000_000
+        connection.execute("ROLLBACK")
+        assert works(connection)
+    assert copy_out.copy_lines(connection, WIDE, most=10).rows == 1
+    assert copy_out.copy_lines(connection, WIDE, most=1 << 30).whole
+    with pytest.raises(copy_out.LineTooLong) as raised:
+        copy_out.copy_lines(connection, WIDE.replace(b"100000", b"5000000"), longest=4_000_000)
+    assert raised.value.size == 5_000_003
+    mixed = WIDE.replace(b"100000", b"CASE i WHEN 3 THEN 5000000 ELSE 3 END")
+    assert copy_out.copy_lines(connection, mixed, longest=4_000_000) == copy_out.Lines(b"1\txxx\n2\txxx\n", 2, False)
+    assert works(connection)
+
+
+def _refused() -> None:
+    raise psycopg.OperationalError("no more connections")
+
+
+@pytest.mark.stack
+def test_where_nothing_can_be_canceled_the_rest_is_dropped(connection: psycopg.Connection[Any]) -> None:
+    lines = copy_out.copy_out(connection.pgconn, WIDE, 3_000_000, cancel=_refused)
+    assert (lines.whole, lines.rows < 50) == (False, True)
+    assert works(connection)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_what_is_dropped_may_be_cut_anywhere(parts: int) -> None:
+    whole = HELLO + say(b"d", b"1\n") + say(b"d", b"x" * 90 + b"\n") * 2 + say(b"d", b"2\n") + BYE
+    conversation = Conversation([whole[at : at + parts] for at in range(0, len(whole), parts)])
+    lines = copy_out.copy_out(conversation, b"COPY t TO STDOUT", 20)  # type: ignore[arg-type]
+    conversation.end()
+    assert lines == copy_out.Lines(b"1\n", 1, False)
+    assert not conversation.closed

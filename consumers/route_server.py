@@ -1,0 +1,127 @@
+"""Answers over HTTP where a repository is, for readers in languages that have no router of their own.
+
+Read-only: it knows what `Router` knows, and the database is asked once in `refresh_seconds`, however many questions
+there are.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+from consumers.routing import CursorTooOld
+from schemas.errors import SettingsError
+
+_CONNECTIONS: Final = 256
+"""How many may be open at a time; one more is closed at once."""
+_IDLE_SECONDS: Final = 60.0
+_LONGEST_NAME: Final = 1 << 15
+
+
+class Routes(Protocol):
+    """What is asked; `Router` is one."""
+
+    def homes(self, name: str) -> tuple[str, ...]: ...
+    def home(self, name: str) -> str: ...
+
+
+class RouteServer(ThreadingHTTPServer):
+    """Listens from the beginning on, answers within `serve_forever`, in a thread for each connection."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: str, port: int, routes: Routes) -> None:
+        """Raise SettingsError where the address cannot be listened on; `port` 0 chooses a free one."""
+        self.routes = routes
+        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        try:
+            self.address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+            super().__init__((address, port), _Answer)
+        except OSError as error:
+            raise SettingsError(
+                f"{address} port {port} cannot be listened on: {error.strerror}",
+                remedy="choose another with --address and --port",
+            ) from error
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, if one is free. See socketserver.BaseServer."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer all that a connection asks. See socketserver.ThreadingMixIn."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that goes away is no failure of ours."""
+
+
+class _Answer(BaseHTTPRequestHandler):
+    """One connection's questions."""
+
+    server: RouteServer
+    protocol_version = "HTTP/1.1"
+    server_version = "headrace"
+    sys_version = ""
+    timeout = _IDLE_SECONDS
+
+    def do_GET(self) -> None:
+        """Answer `/homes?name=…`."""
+        url = urlsplit(self.path)
+        if url.path != "/homes":
+            self._say(HTTPStatus.NOT_FOUND, {"error": "ask /homes?name=NAME"})
+            return
+        try:
+            asked = parse_qs(url.query, keep_blank_values=True, errors="strict", max_num_fields=2)
+            (name,) = asked["name"]
+            name.encode()
+        except (KeyError, ValueError):
+            self._say(HTTPStatus.BAD_REQUEST, {"error": "ask for one name, as percent-encoded UTF-8: /homes?name=NAME"})
+            return
+        if len(name) > _LONGEST_NAME:
+            self._say(HTTPStatus.BAD_REQUEST, {"error": f"a name has at most {_LONGEST_NAME:,} characters"})
+            return
+        document: dict[str, Any] = {"name": name, "homes": self.server.routes.homes(name)}
+        try:
+            document["home"] = self.server.routes.home(name)
+        except CursorTooOld as error:
+            document |= {"home": None, "reason": str(error)}
+        self._say(HTTPStatus.OK, document)
+
+    do_HEAD = do_GET
+
+    def _refuse(self) -> None:
+        self.close_connection = True  # what it sends is not read
+        self._say(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "this server only answers GET"})
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
+
+    def _say(self, status: HTTPStatus, document: dict[str, Any]) -> None:
+        body = json.dumps(document, ensure_ascii=False).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *_: Any) -> None:
+        """Say nothing of a request: names are data."""

@@ -1,0 +1,240 @@
+"""COPY … TO STDOUT, up to so many bytes: what is left is told by `Lines.whole`, and has to be read by another query.
+
+Over libpq's own socket where that can be done: libpq makes an object of each line, which costs more than encoding it.
+Between two queries an unencrypted connection has no secrets: a query may be spoken past libpq, as long as every message
+up to ReadyForQuery is taken from the socket. Where that fails, the connection is finished, never left in the middle.
+
+Source: PostgreSQL 18, "Message Formats" and "Message Flow", sections "Simple Query" and "COPY Operations".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq
+
+from schemas import codec
+
+_READ_BYTES: Final = 1 << 20
+_PASSED_OVER: Final = frozenset(b"HcCNSA")
+"""CopyOutResponse, CopyDone, CommandComplete, and what a server may say at any time: Notice, ParameterStatus (a reload
+changes none that a session has set) and Notification."""
+_NO_BOUND: Final = 1 << 62
+
+_head = struct.Struct("!cI")
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines of COPY's text format, joined, and their number; not `whole` when a bound of bytes left others out."""
+
+    data: bytes
+    rows: int
+    whole: bool = True
+
+
+class LineTooLong(Exception):
+    """The first line that was to be read has `size` bytes, more than was allowed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+def copy_lines(
+    connection: psycopg.Connection[Any], query: bytes, *, most: int = _NO_BOUND, longest: int = _NO_BOUND
+) -> Lines:
+    """Run a COPY and return its first lines, in all at most `most` bytes, but one at least; the query then is canceled.
+
+    A line is at most `longest` bytes: raises LineTooLong for the first one; before a later one the lines end. Raises
+    psycopg's error for what the server says, with the connection ready for the next query (as in any failed
+    transaction), and OperationalError when the connection was lost.
+    """
+    how = copy_out if possible(connection.pgconn) else _through_libpq
+    return how(connection.pgconn, query, most, longest, connection.cancel_safe)
+
+
+def possible(pgconn: pq.abc.PGconn) -> bool:
+    """Whether `copy_out` can be asked: there is a compiled codec to split messages, and the connection is plain."""
+    idle = pgconn.transaction_status in (pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS)
+    return codec.compiled is not None and idle and not pgconn.ssl_in_use and not pgconn.used_gssapi
+
+
+def copy_out(
+    pgconn: pq.abc.PGconn,
+    query: bytes,
+    most: int = _NO_BOUND,
+    longest: int = _NO_BOUND,
+    cancel: Callable[[], None] = lambda: None,
+) -> Lines:
+    """Do what `copy_lines` does, past libpq: no more than one line above the bounds is ever in memory."""
+    taken = _Taken(most, longest, cancel)
+    refusal = None
+    unread = bytearray()
+    try:
+        # The descriptor's own flags are libpq's, which needs it non-blocking: with a timeout Python leaves it so.
+        with socket.socket(fileno=os.dup(pgconn.socket)) as wire:
+            wire.settimeout(3600)
+            wire.sendall(_head.pack(b"Q", len(query) + 5) + query + b"\0")
+            while True:
+                taken.take(unread)
+                if taken.ended is not None and _line(unread):
+                    _drop(wire, unread)
+                    continue
+                message = _message(unread)
+                if message is None:
+                    unread += _receive(wire)
+                    continue
+                kind, body = message
+                del unread[: len(body) + 5]
+                if kind == b"Z":
+                    break
+                if kind == b"E":
+                    refusal = _refusal(body)
+                elif kind[0] not in _PASSED_OVER:
+                    raise psycopg.OperationalError(f"the server answered a COPY with a message {kind!r}")
+        if unread:
+            raise psycopg.OperationalError("the server went on behind the end of a COPY")
+    except BaseException as error:
+        # What is still to come would be taken for the answer to the next query.
+        pgconn.finish()
+        if isinstance(error, OSError):
+            raise psycopg.OperationalError(f"the connection was lost in a COPY: {error}") from error
+        raise
+    if refusal is not None and taken.ended is None:
+        raise refusal
+    return taken.lines
+
+
+class _Taken:
+    """The lines that were taken so far; `ended` is the size of the first one that is not."""
+
+    def __init__(self, most: int, longest: int, cancel: Callable[[], None]) -> None:
+        self.ended: int | None = None
+        self._most, self._longest, self._cancel = most, longest, cancel
+        self._parts: list[bytes | memoryview] = []
+        self._rows = self._size = 0
+
+    def take(self, unread: bytearray) -> None:
+        """Take the whole lines that a buffer of messages begins with."""
+        if self.ended is not None:
+            return
+        while True:
+            room = self._most - self._size if self._rows else max(self._most, _line(unread))
+            with memoryview(unread) as view, view[: room + _head.size] as within:
+                data, rows, used = codec.compiled.copy_data(within)
+            if not rows:
+                break
+            self.add(data, rows)
+            del unread[:used]
+        self.judge(_line(unread))
+
+    def add(self, data: bytes | memoryview, rows: int = 1) -> None:
+        """Take lines."""
+        self._parts.append(data)
+        self._rows += rows
+        self._size += len(data)
+
+    def judge(self, line: int) -> None:
+        """End before the next line, of so many bytes, where it is too much; 0: there is none."""
+        if line > self._longest or (line and self._rows and self._size + line > self._most):
+            self.ended = line
+            # Where the server takes no other connection the rest comes, and is dropped: the same lines, later.
+            with contextlib.suppress(psycopg.Error):
+                self._cancel()
+
+    @property
+    def lines(self) -> Lines:
+        """Raises LineTooLong when not even the first one was taken."""
+        if self.ended is not None and not self._rows:
+            raise LineTooLong(self.ended)
+        return Lines(b"".join(self._parts), self._rows, self.ended is None)
+
+
+def _through_libpq(
+    pgconn: pq.abc.PGconn,
+    query: bytes,
+    most: int = _NO_BOUND,
+    longest: int = _NO_BOUND,
+    cancel: Callable[[], None] = lambda: None,
+) -> Lines:
+    """Do what `copy_lines` does; psycopg's own copy costs several times as much a row. libpq keeps the longest line."""
+    result = pgconn.exec_(query)
+    if result.status != pq.ExecStatus.COPY_OUT:
+        raise psycopg.errors.error_from_result(result)
+    taken = _Taken(most, longest, cancel)
+    read = pgconn.get_copy_data
+    while True:
+        length, line = read(0)
+        if length <= 0:
+            break
+        if taken.ended is None:
+            taken.judge(length)
+        if taken.ended is None:
+            taken.add(line)
+    end = pgconn.get_result()
+    while pgconn.get_result() is not None:
+        pass
+    if end is None or pgconn.status != pq.ConnStatus.OK:
+        raise psycopg.OperationalError("the connection was lost in a COPY")
+    if end.status != pq.ExecStatus.COMMAND_OK and taken.ended is None:
+        raise psycopg.errors.error_from_result(end)
+    return taken.lines
+
+
+def _line(unread: bytearray) -> int:
+    """Return how many bytes the line has that the buffer begins with, 0 for anything else."""
+    if len(unread) < _head.size or unread[0] != 0x64:  # d
+        return 0
+    return max(0, int.from_bytes(unread[1:5]) - 4)
+
+
+def _drop(wire: socket.socket, unread: bytearray) -> None:
+    """Take the line that the buffer begins with from it and from the socket, and keep none of it."""
+    left = _line(unread) + _head.size
+    while left > len(unread):
+        left -= len(unread)
+        unread[:] = _receive(wire)
+    del unread[:left]
+
+
+def _receive(wire: socket.socket) -> bytes:
+    while True:
+        try:
+            received = wire.recv(_READ_BYTES)
+        except TimeoutError:
+            continue  # a query may take as long as it likes
+        if not received:
+            raise psycopg.OperationalError("the connection was lost in a COPY")
+        return received
+
+
+def _message(data: bytearray) -> tuple[bytes, bytes] | None:
+    """Return the type and body of a message that is whole, and no line of COPY; None when more has to be read."""
+    if len(data) < _head.size:
+        return None
+    kind, length = _head.unpack_from(data)
+    if length < 4:
+        raise psycopg.OperationalError("the server answered a COPY with a message of no length")
+    if kind == b"d" or len(data) < length + 1:
+        return None
+    return kind, bytes(data[_head.size : length + 1])
+
+
+def _refusal(body: bytes) -> psycopg.Error:
+    """Return psycopg's error for the fields of an ErrorResponse, without the details, which may have a row's values."""
+    fields = {part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0") if part}
+    try:
+        kind = psycopg.errors.lookup(fields.get(b"C", ""))
+    except KeyError:
+        kind = psycopg.DatabaseError
+    error = kind(fields.get(b"M", ""))
+    error.sqlstate = fields.get(b"C") or error.sqlstate
+    return error

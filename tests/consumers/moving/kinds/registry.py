@@ -1,0 +1,186 @@
+"""Kinds of repositories: each makes one, and what lies at its new home before the move; and what must become of it.
+
+`inventory` is everything in a repository's directory, as files and not as git with its configuration has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.consumers.gitservers import make_repository
+
+Make = Callable[[Path], None]
+Leave = Callable[[Path, Path], None]
+
+MARK = "a-command-ran"
+"""The file, in the directory above all roots, that a hostile repository's commands make."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind. `refused` is in the reason for which it is not moved; `said` in what is reported of a move."""
+
+    name: str
+    make: Make
+    leave: Leave | None = None
+    refused: str | None = None
+    said: str | None = None
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(refused: str | None = None, *, leave: Leave | None = None, said: str | None = None) -> Callable[[Make], Make]:
+    """Add the decorated function to the kinds; it gets a bare repository with one commit on main."""
+
+    def add(make: Make) -> Make:
+        def all_of_it(place: Path) -> None:
+            make_repository(place)
+            make(place)
+
+        _add(Kind(make.__name__, all_of_it, leave, refused, said))
+        return make
+
+    return add
+
+
+def from_scratch(refused: str | None = None) -> Callable[[Make], Make]:
+    """Add the decorated function to the kinds; it gets a path at which nothing lies."""
+
+    def add(make: Make) -> Make:
+        _add(Kind(make.__name__, make, None, refused))
+        return make
+
+    return add
+
+
+def leftover(*, moved_over: bool = True) -> Callable[[Leave], Leave]:
+    """Add a kind whose new home has something already, which the decorated function makes."""
+
+    def add(leave: Leave) -> Leave:
+        said = "set aside" if moved_over else None
+        _add(Kind(f"leftover_{leave.__name__}", make_repository, leave, None, said))
+        return leave
+
+    return add
+
+
+def _add(one: Kind) -> None:
+    assert one.name not in KINDS
+    KINDS[one.name] = one
+
+
+def write(path: Path, content: bytes | str = "x\n", mode: int = 0o644) -> Path:
+    """Write a file with the directories above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.chmod(mode)
+    return path
+
+
+def configure(place: Path, text: str) -> None:
+    """Add to a repository's config."""
+    with (place / "config").open("a") as config:
+        config.write(text)
+
+
+def inventory(place: Path) -> dict[str, Any]:
+    """Return everything that is in a repository's directory."""
+    return {
+        "refs": _refs(place),
+        "objects": _objects(place),
+        "files": {
+            os.fsdecode(path): _file(Path(os.fsdecode(os.path.join(os.fsencode(place), path))))
+            for path in _paths(os.fsencode(place))
+        },
+    }
+
+
+def _refs(place: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if (place / "packed-refs").exists():
+        for line in os.fsdecode((place / "packed-refs").read_bytes()).split("\n"):
+            if line and line[0] not in "#^":
+                value, _, name = line.partition(" ")
+                found[name] = value
+    for directory, _, names in os.walk(place / "refs"):
+        for name in names:
+            path = Path(directory, name)
+            if not name.endswith(".lock"):
+                found[str(path.relative_to(place))] = os.fsdecode(path.read_bytes()).strip()
+    head = place / "HEAD"
+    found["HEAD"] = f"-> {head.readlink()}" if head.is_symlink() else head.read_text()
+    return found
+
+
+def _objects(place: Path) -> frozenset[str]:
+    """Return all objects with their types and sizes; git's own view without the repository's configuration."""
+    sha256 = "objectformat = sha256" in (place / "config").read_text().lower()
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        subprocess.run(
+            [
+                "git",
+                "init",
+                "-q",
+                "--bare",
+                "--template=",
+                f"--object-format={'sha256' if sha256 else 'sha1'}",
+                scratch,
+            ],
+            check=True,
+            env=environment,
+        )
+        said = subprocess.run(
+            ["git", f"--git-dir={scratch}", "cat-file", "--batch-all-objects", "--batch-check"],
+            capture_output=True,
+            check=False,
+            env={**environment, "GIT_OBJECT_DIRECTORY": str(place / "objects")},
+        )
+    return frozenset(said.stdout.decode().splitlines())
+
+
+def _paths(place: bytes) -> list[bytes]:
+    found = []
+    for directory, directories, names in os.walk(place):
+        here = os.path.relpath(directory, place)
+        directories[:], counted = _counted(here, directories, names)
+        links = [each for each in directories if os.path.islink(os.path.join(directory, each))]
+        found += [os.path.normpath(os.path.join(here, each)) for each in [*counted, *links]]
+        found.append(here)
+    return found
+
+
+def _counted(here: bytes, directories: list[bytes], names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Return what counts as files: how git keeps objects and refs, and what it derives from them, is its own matter."""
+    if here == b"objects":
+        return [each for each in directories if each in (b"pack", b"info")], []
+    if here.startswith(b"objects"):
+        return [], [each for each in names if each == b"alternates"]
+    if here == b"refs":
+        return [b"heads"], []
+    if here.startswith(b"refs/"):
+        return [], []
+    if here == b".":
+        gits = (b"packed-refs", b"HEAD", b"gc.pid", b"gc.log")
+        return directories, [each for each in names if each not in gits and not each.endswith(b".lock")]
+    return directories, names
+
+
+def _file(path: Path) -> tuple[Any, ...]:
+    status = path.lstat()
+    what: Any = None
+    if stat.S_ISLNK(status.st_mode):
+        return ("link", str(path.readlink()), status.st_uid, status.st_gid)
+    if stat.S_ISREG(status.st_mode):
+        what = hashlib.sha256(path.read_bytes()).hexdigest()
+    extended = {name: os.getxattr(path, name) for name in os.listxattr(path)} if hasattr(os, "listxattr") else {}
+    return (oct(status.st_mode), status.st_uid, status.st_gid, what, tuple(sorted(extended.items())))
