@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -104,10 +105,11 @@ class FormState(_Record):
 
 
 class RangeState(_Record):
-    """A range of keys, both ends included; see producers.reread.KeyRange."""
+    """A range of keys, both ends included, perhaps of one partition; see producers.reread.KeyRange."""
 
     first: tuple[str, ...] | None = None
     last: tuple[str, ...] | None = None
+    partition: int | None = None
 
 
 class RereadState(_Record):
@@ -124,6 +126,17 @@ class RereadState(_Record):
     keys: str = ""
 
 
+class PartitionState(NamedTuple):
+    """A partition whose rows and changes are in the topic of its table; see producers.partitions.Partition.
+
+    Written as a list, since a table may have ten thousand and its record has to stay below Kafka's usual megabyte.
+    """
+
+    oid: int
+    links: str
+    file: int
+
+
 class SnapshotState(_Record):
     """How far a table's snapshot is.
 
@@ -133,7 +146,8 @@ class SnapshotState(_Record):
     have been once all that is `asked` is read. `done` says that the topic has all of the table. `reread` is there while
     it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and `asked` are the
     ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
-    `published` is how its stream was published all along; see producers.publication.
+    `published` is how its stream was published all along; see producers.publication. `partitions` are those of which
+    the topic has the rows, as the catalog had them once all transactions below the 64-bit id `partitions_seen` ended.
     `order` names what its ranges are compared by (infra.key_order.order_name).
     """
 
@@ -152,6 +166,8 @@ class SnapshotState(_Record):
     reread: RereadState | None = None
     asked: tuple[RangeState, ...] = ()
     anew: bool = False
+    partitions: tuple[PartitionState, ...] = ()
+    partitions_seen: int = 0
     published: str | None = None
     order: str = ""
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import NamedTuple, cast
 
-from infra.control import OWNERSHIP, REQUESTS
+from infra import log
+from infra.control import OWNERSHIP, PUBLISHED, REQUESTS
 from infra.positions import HandoverState
 from infra.registry import IncompatibleSchema
 from producers import pgoutput_messages as pg
@@ -20,38 +19,20 @@ from producers.feed import TableFeed
 from producers.ownership import owner_in
 from producers.refusals import not_utf8
 from producers.requests import Told, told
+from producers.routes import Route, key_of, route_of
 from producers.schema_changes import TableStopped
 from producers.server_text import ServerText
 from producers.strays import Strays
-from schemas.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
 from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.positions import Lsn, Position
 
 
-class _Route(NamedTuple):
-    """Where the changes of a relation go.
-
-    `places` are those of the captured columns in the stream's tuples, None for all; `key` those of the key's columns
-    among the captured.
-    """
-
-    relation: Relation
-    feed: TableFeed
-    encoder: Encoder
-    key: tuple[int, ...]
-    places: tuple[int, ...] | None
-
-    def captured(self, values: pg.Values) -> pg.Values:
-        """Return the values of the captured columns."""
-        return values if self.places is None else [values[place] for place in self.places]
-
-
 class _RecordTooLarge(Exception):
     """A change whose record its topic does not take."""
 
-    def __init__(self, route: _Route, size: int) -> None:
+    def __init__(self, route: Route, size: int) -> None:
         super().__init__(size)
         self.route = route
         self.size = size
@@ -79,7 +60,11 @@ class Capture:
         self._text = text
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
-        self._routes: dict[int, _Route] = {}
+        self._routes: dict[int, Route] = {}
+        self._partitions: dict[int, TableFeed] = {}
+        self._strangers: set[int] = set()
+        self.met_stranger = False
+        """Whether a change was left out of a relation not seen before: a new partition, which a look will find."""
         self._publish_what_is_here()
         self.position = position
         self.confirmed = confirmed
@@ -158,7 +143,7 @@ class Capture:
         self.commit_ms = commit.commit_ms
         self.moved = True
 
-    def _next(self, relation: Relation, op: Op, *, removes: bool = False) -> _Route | None:
+    def _next(self, relation: Relation, op: Op, *, removes: bool = False) -> Route | None:
         """Count a change; return where it goes, or None when it is in the topics or of no captured table.
 
         With `removes`, it may take a key out of the table.
@@ -180,36 +165,38 @@ class Capture:
                 if (away := self._away_of(named)) is not None:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
-            places = feed.captured_places(named)
-            captured = named if places is None else _of_columns(named, places)
             try:
-                encoder = feed.encoder_for(captured)
+                route = self._routes[relation.oid] = route_of(relation, named, feed)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
                 return None
             except UnicodeEncodeError:
                 self._stop(feed, TableStopped(not_utf8("a column's name")))
                 return None
-            names = [column.name for column in captured.columns]
-            key = tuple(names.index(name) for name in feed.table.key)
-            route = self._routes[relation.oid] = _Route(relation, feed, encoder, key, places)
             self._prefixes.clear()
         return route
 
     def _feed_of(self, relation: Relation) -> TableFeed | None:
         """Return where the changes of a relation go; None where nothing of it is published."""
         # Not by its name alone: a table that was renamed is still the one that is captured.
-        feed = self._by_oid.get(relation.oid) or self._feeds.get((relation.schema, relation.table))
+        oid = relation.oid
+        feed = self._partitions.get(oid) or self._by_oid.get(oid) or self._feeds.get((relation.schema, relation.table))
+        if feed is None and oid not in self._strangers and (relation.schema, relation.table) not in PUBLISHED:
+            self._strangers.add(oid)
+            self.met_stranger = True
         if feed is None or feed.away or feed.state.stopped:
             return None
-        if feed.table.relation.oid != relation.oid:
+        if feed.table.partitioned and feed.table.relation.oid == oid:
+            self._stop(feed, TableStopped("it was published as one (publish_via_partition_root) for a while"))
+            return None
+        if feed.table.relation.oid != oid and oid not in feed.leaves:
             self._stop(feed, TableStopped("it was dropped, and another has its name"))
             return None
         return feed
 
     def _away_of(self, relation: Relation) -> str | None:
         """Return the name of the captured table that this is, where another database owns it; else None."""
-        feed = self._by_oid.get(relation.oid)
+        feed = self._partitions.get(relation.oid) or self._by_oid.get(relation.oid)
         named = (feed for feed in self._all if feed.table.name == relation.qualified_name)
         feed = feed or next(named, None)
         return feed.table.name if feed is not None and feed.away else None
@@ -217,7 +204,7 @@ class Capture:
     def _stop(self, feed: TableFeed, error: TableStopped | IncompatibleSchema | Malformed) -> None:
         """Publish nothing more of one table, whose topic would be wrong; the others go on."""
         feed.stop(error.problem)
-        self._routes.pop(feed.table.relation.oid, None)
+        self._routes = {oid: route for oid, route in self._routes.items() if route.feed is not feed}
         self.moved = True
 
     def _change(self, message: pg.Insert | pg.Update | pg.Delete) -> None:
@@ -241,7 +228,7 @@ class Capture:
                 raise
             self._stop(route.feed, error)
 
-    def _prefix(self, op: Op, route: _Route) -> bytes:
+    def _prefix(self, op: Op, route: Route) -> bytes:
         cached = route.relation.oid, op
         prefix = self._prefixes.get(cached)
         if prefix is None:
@@ -252,12 +239,12 @@ class Capture:
             )
         return prefix
 
-    def _publishes(self, route: _Route, values: pg.Values) -> bool:
+    def _publishes(self, route: Route, values: pg.Values) -> bool:
         if not route.feed.judging:
             return True
         begin = self._begin
         assert begin is not None
-        return route.feed.publishes(_key(route, values), begin.xid, begin.final_lsn)
+        return route.feed.publishes(key_of(route, values), begin.xid, begin.final_lsn)
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
@@ -279,7 +266,7 @@ class Capture:
         before = self._captured(route, message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
-        if _key(route, before) != _key(route, after):
+        if key_of(route, before) != key_of(route, after):
             # A changed key is a delete and a create, each judged by its own key.
             self._remove(route, before)
             self._write(Op.CREATE, route, after)
@@ -291,16 +278,16 @@ class Capture:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
             self._remove(route, self._captured(route, message.before))
 
-    def _captured(self, route: _Route, values: pg.Values) -> pg.Values:
-        values = route.captured(values)
+    def _captured(self, route: Route, values: pg.Values) -> pg.Values:
+        values = route.row(values)
         return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
 
-    def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
+    def _write(self, op: Op, route: Route, values: pg.Values) -> None:
         if self._publishes(route, values):
             prefix = self._prefix(op, route)
             self._add(route, *route.encoder.change(prefix, self._ordinal, self._now_ms, values))
 
-    def _remove(self, route: _Route, values: pg.Values) -> None:
+    def _remove(self, route: Route, values: pg.Values) -> None:
         """Add a delete and the tombstone that lets compaction forget the key."""
         if self._publishes(route, values):
             prefix = self._prefix(Op.DELETE, route)
@@ -309,8 +296,13 @@ class Capture:
             route.feed.waiting.append({"key": key, "value": None})
 
     def _truncate(self, message: pg.Truncate) -> None:
+        left: dict[TableFeed, set[int]] = {}
         for relation in message.relations:
             if (route := self._next(relation, Op.TRUNCATE, removes=True)) is None:
+                continue
+            others = left.setdefault(route.feed, set(route.feed.leaves))
+            others.discard(relation.oid)
+            if others:
                 continue
             prefix = self._prefix(Op.TRUNCATE, route)
             key, value = route.encoder.truncate(prefix, self._ordinal, self._now_ms)
@@ -318,6 +310,13 @@ class Capture:
             self.published += 1
             if route.feed.judging:
                 route.feed.truncated(self.position.commit_lsn)
+        for feed, others in left.items():
+            if others:
+                # The keys that went are those of some partitions alone, and nobody knows them any more.
+                log.get(**{log.SOURCE: feed.source}).warning(
+                    "partitions were truncated: their table is read anew", **{log.TABLE: feed.table.name}
+                )
+                feed.ask_anew()
 
     def _follow_owner(self, relation: Relation, values: pg.Values) -> None:
         """Stop or begin again to publish the tables of a gitlab schema; nothing for one that is recorded already."""
@@ -352,33 +351,23 @@ class Capture:
         )
         self._publish_what_is_here()
 
+    def reroute(self) -> None:
+        """Note that tables were stopped, or have other partitions."""
+        self._publish_what_is_here()
+
     def _publish_what_is_here(self) -> None:
         self._feeds = {
             (feed.table.relation.schema, feed.table.relation.table): feed for feed in self._all if not feed.away
         }
+        self._partitions = {oid: feed for feed in self._all for oid in feed.leaves}
         self._routes.clear()
 
-    def _add(self, route: _Route, key: bytes, value: bytes) -> None:
+    def _add(self, route: Route, key: bytes, value: bytes) -> None:
         if len(key) + len(value) > route.feed.largest:
             raise _RecordTooLarge(route, len(key) + len(value))
         route.feed.waiting.append({"key": key, "value": value})
         self.published += 1
 
 
-def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
-    columns = tuple(relation.columns[place] for place in places)
-    names = {column.name for column in columns}
-    identity = tuple(name for name in relation.identity_columns if name in names)
-    return replace(relation, columns=columns, identity_columns=identity)
-
-
 def _is(relation: Relation, own: tuple[str, str]) -> bool:
     return (relation.schema, relation.table) == own
-
-
-def _key(route: _Route, values: pg.Values) -> tuple[bytes, ...]:
-    """Return the texts of a row's key; raises Malformed where the stream left one out, as no server does."""
-    texts = tuple(values[place] for place in route.key)
-    if not all(isinstance(text, bytes) for text in texts):
-        raise Malformed(f"{route.relation.qualified_name}: a row without its key ({', '.join(route.feed.table.key)})")
-    return cast("tuple[bytes, ...]", texts)

@@ -21,11 +21,16 @@ Comparable = Callable[[tuple[bytes, ...]], Key]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The keys that are to be read next: from `first` on, behind `after`, up to and including `last`."""
+    """The keys that are to be read next: from `first` on, behind `after`, up to and including `last`.
+
+    Of a partitioned table, those that are in one of `partitions`, given by oid: the changes of any other are not
+    published yet, so that a row of it which is deleted meanwhile would stay in the topic.
+    """
 
     first: Texts | None = None
     after: Texts | None = None
     last: Texts | None = None
+    partitions: tuple[int, ...] = ()
 
 
 class TableCopy:
@@ -76,10 +81,14 @@ class TableCopy:
     @property
     def bounds(self) -> Bounds:
         """What the next chunk starts with, and where the last one ends."""
+        partitions = tuple(each.oid for each in self.state.partitions)
         if self._reread is not None:
-            return Bounds(self._reread.range.first, self._reread.after, self._reread.range.last)
+            range_ = self._reread.range
+            if range_.partition is not None:
+                partitions = (range_.partition,)
+            return Bounds(range_.first, self._reread.after, range_.last, partitions)
         frontier = self._chunks.frontier
-        return Bounds(after=None if frontier is None else _texts(frontier))
+        return Bounds(after=None if frontier is None else _texts(frontier), partitions=partitions)
 
     def copied(self, upto: Texts | None, snapshot: Snapshot, lsn: Lsn, keys: Iterable[bytes], rows: int) -> None:
         """Note that the chunk from `bounds` to `upto` (None: to their end) is published.
@@ -130,9 +139,10 @@ class TableCopy:
     def ask(self, range_: KeyRange, not_before: int) -> None:
         """Read a range again, after what is under way; nothing to do where that reads it in any case.
 
+        A partition's rows are read even so: the chunks that were read may be from before it was attached.
         `not_before` must be above every transaction that has begun, unless events were judged all along.
         """
-        if self.state.done:
+        if self.state.done or range_.partition is not None:
             self._ask(range_, not_before)
 
     def repeat(self, not_before: int) -> None:
@@ -143,14 +153,16 @@ class TableCopy:
         self._ask(KeyRange(), not_before)
 
     def _ask(self, range_: KeyRange, not_before: int) -> None:
-        asked = RangeState(first=range_.first, last=range_.last)
+        asked = _range_state(range_)
         if asked in self.state.asked:
             return
         if self.state.done and self._reread is None and self._chunks.settled:
             self._reread = Reread(range_)
             self._update(rows=0, chunks_done=0, chunks=0, not_before=not_before)
-        else:
+        elif range_.partition is None:
             self._update(asked=(*self.state.asked, asked))
+        else:  # none of its events was judged yet
+            self._update(asked=(*self.state.asked, asked), not_before=not_before)
 
     def anew(self, not_before: int) -> None:
         """Start from nothing: the topic is emptied at the stream's standing position."""
@@ -161,6 +173,8 @@ class TableCopy:
             topic=state.topic,
             not_before=not_before,
             columns=state.columns,
+            partitions=state.partitions,
+            partitions_seen=state.partitions_seen,
             form=state.form,
         )
         self._load(fresh)
@@ -196,7 +210,7 @@ class TableCopy:
         self._reread = None
         if self.state.asked:
             range_, *later = self.state.asked
-            self._reread = Reread(KeyRange(range_.first, range_.last))
+            self._reread = Reread(_key_range(range_))
             self._update(rows=0, chunks_done=0, chunks=0, asked=tuple(later))
 
     def _update(self, **changes: object) -> None:
@@ -228,7 +242,15 @@ def _loaded(state: RereadState) -> Reread:
     chunk = None
     if state.snapshot is not None and state.lsn is not None:
         chunk = RememberedChunk(unpack_keys(state.keys), Snapshot.parse(state.snapshot), state.lsn)
-    return Reread(KeyRange(state.range.first, state.range.last), state.after, state.read, chunk)
+    return Reread(_key_range(state.range), state.after, state.read, chunk)
+
+
+def _key_range(state: RangeState) -> KeyRange:
+    return KeyRange(state.first, state.last, state.partition)
+
+
+def _range_state(range_: KeyRange) -> RangeState:
+    return RangeState(first=range_.first, last=range_.last, partition=range_.partition)
 
 
 def _recorded(reread: Reread | None) -> RereadState | None:
@@ -236,7 +258,7 @@ def _recorded(reread: Reread | None) -> RereadState | None:
         return None
     chunk = reread.chunk
     return RereadState(
-        range=RangeState(first=reread.range.first, last=reread.range.last),
+        range=_range_state(reread.range),
         after=reread.after,
         read=reread.read,
         snapshot=str(chunk.snapshot) if chunk else None,

@@ -14,6 +14,7 @@ from infra.key_order import order_name
 from infra.positions import ColumnState, FormState, SnapshotState
 from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
+from producers.partitions import Partitions
 from producers.reread import KeyRange, Texts
 from producers.schema_changes import (
     Followed,
@@ -38,6 +39,9 @@ _COPY_OVERHEAD: Final = 2 << 20
 
 _REMEMBERED_BYTES: Final = 512 * 1024
 """What the keys of a remembered chunk may take: written in base 64, that stays below Kafka's usual megabyte."""
+
+_SEEN_AGAIN: Final = 1_000_000
+"""After so many transactions it is recorded again that the partitions are what they were; see has_partitions."""
 
 Record = dict[str, Any]
 """What confluent-kafka's produce_batch takes: `key`, `value`, perhaps `partition`."""
@@ -77,6 +81,9 @@ class TableFeed:
                 source=source, table=table.name, topic=table.topic, not_before=not_before, done=True, anew=True
             )
         standing = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
+        if state is None or state.anew:
+            # Read before any row: what changes from here on differs from what is recorded.
+            standing = standing.model_copy(update=_recorded(table.partitions))
         comparable = partial(comparable_key, table) if table.ordered else None
         self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in standing.columns}
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
@@ -92,6 +99,9 @@ class TableFeed:
         except (IncompatibleSchema, TableStopped) as error:
             # Of a table whose key changed the ledger could not be read.
             self.stop(error.problem)
+        self._seen = standing.partitions_seen
+        self.leaves = frozenset(each.oid for each in self.state.partitions)
+        """The oids of the partitions whose changes are published as the table's."""
         self.judging = self.copy.judging
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False
@@ -243,6 +253,18 @@ class TableFeed:
         self.copy.note(anew=True)
         self._note()
 
+    def has_partitions(self, now: Partitions) -> None:
+        """Note that the topic has the rows of these partitions, or is about to.
+
+        Where nothing but `seen` differs it is recorded with the next change, or after many transactions.
+        """
+        changed = self.state.partitions != now.states or now.seen - self._seen >= _SEEN_AGAIN
+        self.copy.note(**_recorded(now))
+        if changed:
+            self._seen = now.seen
+            self.leaves = frozenset(now.by_oid)
+            self._changed = True
+
     def read_anew(self, position: Position, not_before: int) -> None:
         """Empty the topic just behind the stream's standing position, and start the snapshot again."""
         encoder = self.encoder_for(self.table.relation)
@@ -290,6 +312,10 @@ class TableFeed:
         relation, places = self.table.relation, dict(zip(self.table.key, texts, strict=True))
         row = [places.get(column.name) for column in relation.columns]
         return self.encoder_for(relation).key(row)[HEADER_BYTES:]
+
+
+def _recorded(partitions: Partitions) -> dict[str, object]:
+    return {"partitions": partitions.states, "partitions_seen": partitions.seen}
 
 
 def _room(keys: list[bytes]) -> int:

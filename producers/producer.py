@@ -305,13 +305,14 @@ class Session:
                     return
             elif not pending:
                 committed = now
-            if now >= self._heartbeat_due or self._guardian.hurries(self._stream.received):
+            if now >= self._heartbeat_due or capture.met_stranger or self._guardian.hurries(self._stream.received):
                 self._heartbeat()
         self._commit()
 
     def _heartbeat(self) -> Lsn:
         """Write a heartbeat and return its position: an idle slot moves on, and the lag can be seen."""
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
+        self._capture.met_stranger = False
         self._watch.look(self._feeds)
         self._guardian.look(self._sql, self._capture.position.commit_lsn)
         try:
@@ -331,7 +332,8 @@ class Session:
         """Publish what waits, with the position, in one Kafka transaction; then let the slot forget it."""
         capture = self._capture
         self._send()
-        self._watch.passed(capture.position.commit_lsn)
+        if self._watch.passed(capture.position.commit_lsn):
+            capture.reroute()
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
         for row in capture.take_requests():

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from infra.control import PUBLISHED
+from infra.control import OWNERSHIP, PUBLISHED
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
@@ -26,13 +26,14 @@ SELECT p.oid::text || '.' || p.xmin::text || coalesce(
             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE o.prpubid = p.oid AND n.nspname || '.' || c.relname = %(ownership)s), '') AS version,
        p.puballtables AS all_tables,
-       p.pubviaroot AND p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole,
+       p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole,
        coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' AS generated,
        pg_catalog.pg_has_role(p.pubowner, 'USAGE') AS owned,
        (SELECT pg_catalog.json_object_agg(n.nspname || '.' || c.relname, r.oid::text || '.' || r.xmin::text)
         FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE r.prpubid = p.oid AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
+          AND NOT (p.pubviaroot AND c.relkind = 'p')
           AND (%(oids)s::oid[] IS NULL OR r.prrelid = ANY(%(oids)s::oid[]))
           AND NOT (c.relispartition AND EXISTS (
               SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS above(relid)
@@ -53,7 +54,8 @@ WHERE n.nspname = %s AND c.relname = %s
 
 GONE: Final = "does not exist any more"
 
-_WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+_WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
+"""Each partition by itself: published as its table, it would tell neither its replica identity nor its truncates."""
 _GENERATED: Final = ", publish_generated_columns = stored"
 _GENERATED_SINCE: Final = 180_000
 """From 18 on PostgreSQL refuses to update a table whose identity has a generated column that is not published."""
@@ -157,7 +159,7 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
     With them headrace's own tables that it has to follow, once they are there. What is right already keeps its version.
     More than these may be in one of another role's, which cannot be changed.
 
-    The partitions of a partitioned table are published as the table itself. Raises PublishesAllTables and
+    Of a partitioned table each partition is published, under its own name. Raises PublishesAllTables and
     PublicationOfAnotherRole.
     """
     with connection.transaction(), connection.cursor() as cursor:

@@ -32,10 +32,14 @@ Texts = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """From `first` to `last`, both included; None is the end of the key space."""
+    """From `first` to `last`, both included; None is the end of the key space.
+
+    With `partition`, those of its rows that are in the partition with this oid.
+    """
 
     first: Texts | None = None
     last: Texts | None = None
+    partition: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from psycopg import pq, sql
 
 from infra.copy_out import Lines, copy_lines
 from infra.key_order import ascending, compared, key_order
+from producers import partitions
 from producers.copying import Bounds
 from producers.reread import Texts
 from producers.schema_changes import TableStopped
@@ -79,7 +80,7 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
         _doubtful(table),
         sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in _key(table)),
         _from(table),
-        _where(table, bounds),
+        _where(connection, table, bounds),
         ascending(_key(table), table.order),
         sql.Literal(rows - 1),
     )
@@ -143,7 +144,9 @@ def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTa
     if table.encoding not in DOUBTFUL:
         return
     query = sql.SQL("SELECT coalesce(bool_or({}), false) FROM {} AS t {}")
-    if connection.execute(query.format(_doubtful(table), _from(table), _where(table, bounds))).fetchone() == (True,):
+    if connection.execute(
+        query.format(_doubtful(table), _from(table), _where(connection, table, bounds))
+    ).fetchone() == (True,):
         raise TableStopped(doubtful("a key", table.encoding))
 
 
@@ -163,7 +166,7 @@ def _copy(
     query = sql.SQL("COPY (SELECT {} FROM {} AS t {} ORDER BY {}) TO STDOUT").format(
         sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns),
         _from(table),
-        _where(table, bounds),
+        _where(connection, table, bounds),
         ascending(_key(table), table.order),
     )
     return copy_lines(connection, query.as_bytes(connection), most=CHUNK_BYTES, longest=longest)
@@ -194,11 +197,13 @@ def _doubtful(table: CapturedTable) -> sql.Composable:
     return sql.SQL("({})").format(sql.SQL(" OR ").join(changes.format(column) for column in _key(table)))
 
 
-def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:
+def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> sql.Composable:
     """Return the range as row comparisons, which an index on the key serves."""
     comparisons = [
         compared(_key(table), sign, [sql.Literal(part) for part in bound], table.order)
         for bound, sign in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
         if bound is not None
     ]
+    if table.partitioned:
+        comparisons.append(partitions.within(connection, bounds.partitions))
     return sql.SQL("WHERE ") + sql.SQL(" AND ").join(comparisons) if comparisons else sql.SQL("")

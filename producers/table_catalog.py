@@ -13,6 +13,7 @@ from infra.positions import SnapshotState
 from producers import startup
 from producers.feed import TableFeed
 from producers.form_watch import FormWatch
+from producers.partition_watch import PartitionWatch
 from producers.publication import Publication, edited, read_publication, replaced, withdraw
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
 from producers.tables import HiddenRows
@@ -90,6 +91,7 @@ class TableWatch:
         self._unwritable: set[str] = set()
         self._hidden: set[str] = set()
         self._forms = FormWatch(connection, lines)
+        self._partitions = PartitionWatch(connection, lines)
 
     def now(self, oid: int) -> TableNow | None:
         """Return one table; None when it is gone."""
@@ -137,6 +139,7 @@ class TableWatch:
         ending = [feed for feed, _ in self._found]
         live = [feed for feed in feeds if not feed.away and not feed.state.stopped and feed not in ending]
         self._forms.look(live)
+        self._found += self._partitions.look(live)
 
     def begin(self, feeds: Iterable[TableFeed]) -> None:
         """Compare the tables with what was recorded of them, before anything is read of them or published."""
@@ -147,18 +150,22 @@ class TableWatch:
         """Everything that the last look saw is in the log before `lsn`."""
         self._ending += ((lsn, feed, reason) for feed, reason in self._found)
         self._found = []
+        self._partitions.noted(lsn)
 
-    def passed(self, lsn: Lsn) -> None:
+    def passed(self, lsn: Lsn) -> bool:
         """Stop the tables whose end the stream has passed, standing at `lsn`, and read others again that need it.
 
         To be called before the tables' states are recorded with that position: every transaction that the stream has
-        passed has begun before, and is waited for by what is read again.
+        passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation
+        go elsewhere from here on.
         """
         self._forms.take()
-        for _, feed, reason in (each for each in self._ending if each[0] <= lsn):
+        ended = [(feed, reason) for at, feed, reason in self._ending if at <= lsn and not feed.state.stopped]
+        for feed, reason in ended:
             if not feed.state.stopped:
                 feed.stop(reason)
         self._ending = [each for each in self._ending if each[0] > lsn]
+        return self._partitions.passed(lsn) or bool(ended)
 
     def _withdraw(self, feed: TableFeed, reason: str) -> None:
         if withdraw(self._connection, self._publication, feed.table):

@@ -12,6 +12,8 @@ from psycopg.rows import dict_row
 
 from infra.key_order import Operators, key_order
 from infra.settings import DatabaseSettings
+from producers import partitions
+from producers.partitions import Partitions
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
 from schemas.gitlab_schemas import gitlab_schema_of
@@ -97,6 +99,10 @@ class PartitionTwice(PreflightFailed):
     """Take the partition out of databases.<name>.tables: its rows come as those of the table it is part of."""
 
 
+class UnfollowedPartition(PreflightFailed):
+    """Detach the partition, or make it one that is logged (SET LOGGED), with a replica identity that has the key."""
+
+
 class HiddenRows(PreflightFailed):
     """GRANT SELECT on the table, and USAGE on its schema, to the role of the dsn."""
 
@@ -127,6 +133,8 @@ class CapturedTable:
     """The database's, by PostgreSQL's name."""
     hidden: HiddenRows | None = field(compare=False, default=None)
     """Why its rows may not be read now, None when they may; what is written to it comes in the stream all the same."""
+    partitions: Partitions = field(compare=False, default_factory=Partitions)
+    """As they were before any row was read."""
 
     @property
     def name(self) -> str:
@@ -197,7 +205,13 @@ def _captured(
 ) -> CapturedTable:
     gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
-    identity = _identity(table)
+    replica_identity, identity = table["replica_identity"], _identity(table)
+    parts = partitions.read_partitions(connection, [table["oid"]] if table["partitioned"] else [])
+    parts_now = parts.get(table["oid"], Partitions())
+    if table["partitioned"]:
+        # Its partitions have each their own, and it has no rows.
+        has_key = table["immediate"] and set(key) <= set(table["primary_key"])
+        replica_identity, identity = ("d", tuple(table["primary_key"])) if has_key else ("f", None)
     columns = {}
     with connection.cursor(row_factory=dict_row) as cursor:
         described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
@@ -226,11 +240,13 @@ def _captured(
         )
     if identity is not None and (hidden := [column for column in key if column not in identity]):
         raise IncompleteIdentity(f"the replica identity of table {name} leaves out {hidden[0]}, which is in its key")
+    if (reason := partitions.obstacle(parts_now.by_oid.values(), key)) is not None:
+        raise UnfollowedPartition(f"table {name} cannot be followed: {reason}")
     relation = Relation(
         table["oid"],
         table["schema"],
         table["table"],
-        table["replica_identity"],
+        replica_identity,
         described,
         tuple(name for name in columns if identity is None or name in identity),
     )
@@ -245,6 +261,7 @@ def _captured(
         order,
         connection.info.parameter_status("server_encoding") or "UTF8",
         _hidden(name, table),
+        parts_now,
     )
 
 

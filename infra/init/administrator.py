@@ -100,7 +100,7 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
         yield _text("GRANT SELECT, UPDATE ON {tables} TO {role};", tables=tables, role=sql.Identifier(role))
         yield _text(
             "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = {literal}) THEN "
-            "CREATE PUBLICATION {publication} WITH (publish_via_partition_root = true); END IF; END $$;",
+            "CREATE PUBLICATION {publication} WITH (publish_via_partition_root = false); END IF; END $$;",
             literal=sql.Literal(database.publication),
             publication=sql.Identifier(database.publication),
         )

@@ -112,21 +112,6 @@ def test_a_partitioned_table_is_one_table(new_source: NewSource) -> None:
     assert set(source.recorded().snapshots) == {"public.t"}
 
 
-@pytest.mark.xfail(strict=True, reason="the server does not publish a truncate of one partition under its root")
-def test_truncating_one_partition(new_source: NewSource) -> None:
-    source = new_source(
-        "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
-        "CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (10);"
-        "INSERT INTO t VALUES (1)",
-        "public.t",
-    )
-    with running(source) as producer:
-        producer.caught_up()
-        source.connection.execute("TRUNCATE t_1")
-        producer.caught_up()
-    source.require_equal("public.t")
-
-
 def test_a_table_that_others_inherit_from_is_itself_alone(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE child () INHERITS (t);"

@@ -54,9 +54,16 @@ OTHERS = {
     "fewer changes": "FOR TABLE ONLY t WITH (publish = 'insert')",
     "fewer columns": "FOR TABLE ONLY t (id)",
     "fewer rows": "FOR TABLE ONLY t WHERE (id > 1)",
-    "partitions by themselves": "FOR TABLE ONLY t WITH (publish_via_partition_root = false)",
     "what inherits from it": "FOR TABLE t",
 }
+
+
+def test_one_that_publishes_partitions_as_their_table_is_put_right(connection: psycopg.Connection[Any]) -> None:
+    """It would tell neither a partition's replica identity nor its truncates."""
+    connection.execute(f"CREATE PUBLICATION {NAME} FOR TABLE u, ONLY t WITH (publish_via_partition_root)".encode())
+    assert published_tables(connection, NAME) == frozenset({"public.t"})
+    assert ensure_publication(connection, NAME, tables(connection, "public.u"))
+    assert published_tables(connection, NAME) == frozenset({"public.u"})
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -14,6 +14,7 @@ from producers.tables import (
     IncompleteIdentity,
     MissingTable,
     PartitionTwice,
+    UnfollowedPartition,
     UnusableKey,
     captured_tables,
     comparable_key,
@@ -142,6 +143,22 @@ def test_a_partition_and_its_root(connection: psycopg.Connection[Any]) -> None:
         captured(connection, "public.t", "public.t_1")
     assert [table.name for table in captured(connection, "public.t_1")] == ["public.t_1"]
     assert [table.partitioned for table in captured(connection, "public.t")] == [True]
+
+
+def test_a_table_is_refused_for_a_partition_that_cannot_be_followed(connection: psycopg.Connection[Any]) -> None:
+    """The identity that counts is the partition's."""
+    connection.execute("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+    connection.execute("CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (9)")
+    connection.execute("ALTER TABLE t REPLICA IDENTITY NOTHING")
+    (table,) = captured(connection, "public.t")
+    assert [each.name for each in table.partitions.by_oid.values()] == ["public.t_1"]
+    connection.execute("ALTER TABLE t_1 REPLICA IDENTITY NOTHING")
+    with pytest.raises(UnfollowedPartition, match=r"table public\.t cannot .* partition public\.t_1 leaves out id"):
+        captured(connection, "public.t")
+    connection.execute("ALTER TABLE t_1 REPLICA IDENTITY FULL")
+    connection.execute("ALTER TABLE t_1 SET UNLOGGED")
+    with pytest.raises(UnfollowedPartition, match=r"its partition public\.t_1 is unlogged"):
+        captured(connection, "public.t")
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""Where the changes of a relation go: to a table's feed, under the name and in the column order of that table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+from producers import pgoutput_messages as pg
+from producers.feed import TableFeed
+from producers.partitions import as_its_table, identity_obstacle
+from producers.schema_changes import TableStopped
+from schemas.encoder import Encoder
+from schemas.errors import Malformed
+from schemas.events import Relation
+
+
+class Route(NamedTuple):
+    """Where the changes of a relation go; `key` are the places of the key's columns in its rows.
+
+    `order` are the places of a row's columns in the stream's tuples, None where they are the same.
+    """
+
+    relation: Relation
+    feed: TableFeed
+    encoder: Encoder
+    key: tuple[int, ...]
+    order: tuple[int, ...] | None
+
+    def row(self, values: pg.Values) -> pg.Values:
+        """Return a tuple in the order that the encoder takes."""
+        return values if self.order is None else [values[place] for place in self.order]
+
+
+def route_of(relation: Relation, named: Relation, feed: TableFeed) -> Route:
+    """Return the route of a table, or of a partition of one; raises TableStopped and IncompatibleSchema.
+
+    `named` is the relation with its names in UTF-8.
+    """
+    table = feed.table.relation
+    places = feed.captured_places(named)
+    shown = named if places is None else _of_columns(named, places)
+    if relation.oid != table.oid:
+        if (reason := identity_obstacle(shown, feed.table.key)) is not None:
+            raise TableStopped(reason)
+        shown = as_its_table(shown, table)
+    encoder = feed.encoder_for(shown)
+    names = [column.name for column in named.columns]
+    order = tuple(names.index(column.name) for column in shown.columns)
+    captured = [column.name for column in shown.columns]
+    key = tuple(captured.index(name) for name in feed.table.key)
+    return Route(relation, feed, encoder, key, None if order == tuple(range(len(names))) else order)
+
+
+def key_of(route: Route, values: pg.Values) -> tuple[bytes, ...]:
+    """Return the texts of a row's key; raises Malformed where the stream left one out, as no server does."""
+    texts = tuple(values[place] for place in route.key)
+    if not all(isinstance(text, bytes) for text in texts):
+        raise Malformed(f"{route.relation.qualified_name}: a row without its key ({', '.join(route.feed.table.key)})")
+    return cast("tuple[bytes, ...]", texts)
+
+
+def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
+    columns = tuple(relation.columns[place] for place in places)
+    names = {column.name for column in columns}
+    identity = tuple(name for name in relation.identity_columns if name in names)
+    return replace(relation, columns=columns, identity_columns=identity)
