@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +39,17 @@ class Lines:
     rows: int
     whole: bool = True
 
+    def last(self, places: Sequence[int]) -> list[bytes]:
+        """Return the fields at `places` of the last line, as they stand there; no other is copied, however large."""
+        fields: dict[int, bytes] = {}
+        start = self.data.rfind(b"\n", 0, -1) + 1
+        for place in range(max(places) + 1):
+            end = self.data.find(b"\t", start)
+            if place in places:
+                fields[place] = self.data[start : end if end >= 0 else -1]
+            start = end + 1
+        return [fields[place] for place in places]
+
 
 class LineTooLong(Exception):
     """The first line that was to be read has `size` bytes, more than was allowed."""
@@ -51,7 +62,7 @@ class LineTooLong(Exception):
 def copy_lines(
     connection: psycopg.Connection[Any], query: bytes, *, most: int = _NO_BOUND, longest: int = _NO_BOUND
 ) -> Lines:
-    """Run a COPY and return its first lines, in all about `most` bytes, but one at least; the query then is canceled.
+    """Run a COPY and return its first lines, in all at most `most` bytes, but one at least; the query then is canceled.
 
     A line is at most `longest` bytes: raises LineTooLong for the first one; before a later one the lines end. Raises
     psycopg's error for what the server says, with the connection ready for the next query (as in any failed
@@ -126,8 +137,12 @@ class _Taken:
         """Take the whole lines that a buffer of messages begins with."""
         if self.ended is not None:
             return
-        data, rows, used = codec.compiled.copy_data(unread)
-        if rows:
+        while True:
+            room = max(0, self._most - self._size) if self._rows else max(self._most, _line(unread))
+            with memoryview(unread) as view, view[: room + _head.size] as within:
+                data, rows, used = codec.compiled.copy_data(within)
+            if not rows:
+                break
             self.add(data, rows)
             del unread[:used]
         self.judge(_line(unread))

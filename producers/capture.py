@@ -17,8 +17,10 @@ from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.ownership import owner_in
+from producers.refusals import not_utf8
 from producers.requests import REQUEST_PREFIX
 from producers.schema_changes import TableStopped
+from producers.server_text import ServerText
 from producers.strays import Strays
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
@@ -59,9 +61,12 @@ class Capture:
         confirmed: Lsn,
         unseen: Unseen,
         strays: Strays | None = None,
+        text: ServerText | None = None,
     ) -> None:
+        """`text` converts rows and names that do not come in UTF-8."""
         self._all = tuple(feeds)
         self.strays = strays or Strays("", {}, ())
+        self._text = text
         self._feeds: Mapping[tuple[str, str], TableFeed] = {}
         self._by_oid = {feed.table.relation.oid: feed for feed in self._all}
         self._routes: dict[int, _Route] = {}
@@ -162,17 +167,21 @@ class Capture:
         self.moved = True
         route = self._routes.get(relation.oid)
         if route is None or route.relation is not relation:
-            feed = self._feed_of(relation)
+            named = relation if self._text is None else self._text.relation(relation)
+            feed = self._feed_of(named)
             if feed is None:
-                if (away := self._away_of(relation)) is not None:
+                if (away := self._away_of(named)) is not None:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
             try:
-                encoder = feed.encoder_for(relation)
+                encoder = feed.encoder_for(named)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
                 return None
-            names = [column.name for column in relation.columns]
+            except UnicodeEncodeError:
+                self._stop(feed, TableStopped(not_utf8("a column's name")))
+                return None
+            names = [column.name for column in named.columns]
             key = tuple(names.index(name) for name in feed.table.key)
             route = self._routes[relation.oid] = _Route(relation, feed, encoder, key)
             self._prefixes.clear()
@@ -243,7 +252,7 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, message.after)
+            self._write(Op.CREATE, route, self._utf8(route, message.after))
         elif _is_ownership(message.relation):
             self._follow_owner(message.relation, message.after)
 
@@ -252,10 +261,11 @@ class Capture:
             if _is_ownership(message.relation):
                 self._follow_owner(message.relation, message.after)
             return
-        before, after = message.before, message.after
+        before, after = message.before, self._utf8(route, message.after)
         if before is None:
             self._write(Op.UPDATE, route, after)
             return
+        before = self._utf8(route, before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if _key(route, before) != _key(route, after):
@@ -268,7 +278,10 @@ class Capture:
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, message.before)
+            self._remove(route, self._utf8(route, message.before))
+
+    def _utf8(self, route: _Route, values: pg.Values) -> pg.Values:
+        return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
 
     def _write(self, op: Op, route: _Route, values: pg.Values) -> None:
         if self._publishes(route, values):

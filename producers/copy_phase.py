@@ -148,14 +148,17 @@ def copy_chunk(
     except LineTooLong as error:
         raise TableStopped(f"a row has {error.size} bytes, where its topic takes {feed.largest}") from error
     except (psycopg.Error, UnicodeError) as error:
-        raise judged(connection, error) from error
+        if (of_the_table := judged(connection, error)) is None:
+            raise
+        raise of_the_table from error
     # Behind the chunk, which may have shown a key twice that was no key any more.
     watch.require(feed)
     if not ownership.owned(feed.table, feed.source, owners(connection)):
         # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
         return None
     turns.took(feed, chunk.rows, len(chunk.data))
-    return Copied(feed.add_chunk(chunk.upto, chunk, position, planned), len(chunk.data), chunk.lsn)
+    full = planned if chunk.upto is None else chunk.rows
+    return Copied(feed.add_chunk(chunk.upto, chunk, position, full), len(chunk.data), chunk.lsn)
 
 
 class CopyLog:

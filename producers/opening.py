@@ -24,6 +24,7 @@ from producers.ownership import Standing
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
+from producers.server_text import stream_encoding
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable
 from schemas.errors import Interrupted
@@ -167,6 +168,7 @@ def take_slot(
                 # Large transactions then wait on this disk, not on the source's, and are here when they commit.
                 streaming=Streaming.ON,
                 application_name=f"headrace {source}",
+                client_encoding=stream_encoding(connection),
             )
         except SlotInUse as error:
             if time.monotonic() > deadline:

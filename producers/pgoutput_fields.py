@@ -130,14 +130,14 @@ def identity_only(values: Values, identity: tuple[int, ...]) -> Values:
 
 
 def string(data: bytes, pos: int) -> tuple[str, int]:
-    """Return the NUL-terminated UTF-8 string at `pos`, and where the next field starts."""
+    """Return the NUL-terminated string at `pos`, and where the next field starts.
+
+    What is not UTF-8 is kept as PEP 383 has it (surrogateescape): the encoding is the database's own.
+    """
     end = data.find(0, pos)
     if end < 0:
         raise malformed(data, min(pos, len(data)), "a string has no end")
-    try:
-        return data[pos:end].decode(), end + 1
-    except UnicodeDecodeError as error:
-        raise malformed(data, pos + error.start, "a string is not UTF-8") from None
+    return data[pos:end].decode(errors="surrogateescape"), end + 1
 
 
 def whole(data: bytes, form: struct.Struct) -> tuple[Any, ...]:

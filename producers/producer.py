@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
-from infra.postgres import connect, translated
+from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
@@ -41,6 +41,7 @@ from producers.refusals import TableBusy
 from producers.relay import Relay
 from producers.requests import read_request
 from producers.schema_changes import TableStopped
+from producers.server_text import server_text
 from producers.snapshot import TableGone, current_snapshot, next_xid
 from producers.spill import SpillDirectory
 from producers.strays import Strays
@@ -64,6 +65,9 @@ _COPY_SECONDS: Final = 5.0
 
 _HEARTBEAT_SECONDS: Final = 5.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
+
+_PATIENCE: Final = "SET lock_timeout = '2s'"
+"""For what is asked beside a chunk, while which the stream stands; not for what a start has to wait for."""
 
 
 class ReadAnew(Exception):
@@ -201,7 +205,9 @@ class Session:
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
         strays = Strays(source, state.strays, self._feeds)
-        self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
+        self._capture = Capture(
+            self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays, server_text(self._sql)
+        )
         self._capture.commit_ms = stream.ts_ms
         self._capture.handovers = dict.fromkeys(standing.returned)
         self._claim(state, stopped)
@@ -211,6 +217,7 @@ class Session:
         )
         opened.callback(self._stream.close)
         self._incoming = gated(Incoming(self._stream, spills), self._database, self._sql, self._stream, self._log)
+        self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
         self._turns = Turns(self._log)
         self._copy_log = CopyLog(self._log)
@@ -251,8 +258,8 @@ class Session:
                 return
             try:
                 lsn = self._copy_chunk(choice.feed)
-            except TableBusy as error:
-                self._turns.set_aside(choice.feed, error.problem)
+            except (TableBusy, psycopg.errors.LockNotAvailable) as error:
+                self._turns.set_aside(choice.feed, one_line(error))
                 continue
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return

@@ -22,17 +22,17 @@ class TableBusy(HeadraceError):
     """Nothing is to be done: the table is read once no other session is in its way."""
 
 
-def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeError) -> Exception:
+def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeError) -> TableBusy | TableStopped | None:
     """Return what to raise for an error of a statement that read one table.
 
-    TableBusy where the same statement may work a moment later, TableStopped where somebody has to put something right
-    first. The error itself where it is of the connection, and so of every table.
+    TableBusy where the same statement may work a moment later, TableStopped where an operator has to put something
+    right first. None where the error is of the connection, and so of every table.
     """
     if isinstance(error, UnicodeError):
         return TableStopped(not_utf8("its key"))
     state = error.sqlstate or ""
     if connection.closed or not state or state.startswith(("08", "57P")):
-        return error
+        return None
     if state in _PASSING or state.startswith(_RESOURCES):
         return TableBusy(one_line(error))
     if (hidden := hidden_rows(error)) is not None:
@@ -43,4 +43,5 @@ def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeEr
 
 def not_utf8(what: str) -> str:
     """Return why a table stops that has bytes which no reader of its topic could take for text."""
-    return f"{what} has bytes that are not UTF-8, and its database (SQL_ASCII) does not say which encoding they are in"
+    told = f"{what} has bytes that are not UTF-8, and its database (SQL_ASCII) does not say which encoding they are in"
+    return told.strip()

@@ -75,11 +75,13 @@ class ReplicationStream:
         messages: bool = True,
         binary: bool = False,
         application_name: str | None = None,
+        client_encoding: str = "UTF8",
         status_interval: float = 10.0,
     ) -> None:
         """Connect and start reading `slot` at `start` (or at what the slot has confirmed, if that is later).
 
-        `proto_version` is by default the lowest that `streaming` needs; `status_interval` is in seconds.
+        `proto_version` is by default the lowest that `streaming` needs; `status_interval` is in seconds. With the
+        `client_encoding` SQL_ASCII text comes in the database's own bytes.
         Raises UsageError (impossible arguments), DatabaseUnavailable, SlotInUse, SlotMissing, SlotLost,
         PublicationMissing, and HeadraceError with the server's own words for anything else.
         """
@@ -102,7 +104,7 @@ class ReplicationStream:
             messages=messages,
             binary=binary,
         )
-        self._connection = _connect(conninfo(dsn, application_name))
+        self._connection = _connect(conninfo(dsn, application_name, client_encoding))
         try:
             self._connection.notice_handler = self._notice
             self._check_publication()

@@ -73,7 +73,7 @@ def quote(text: str, mark: str) -> str:
     return f"{mark}{text.replace(mark, mark * 2)}{mark}"
 
 
-def conninfo(dsn: str, application_name: str | None = None) -> str:
+def conninfo(dsn: str, application_name: str | None = None, client_encoding: str = "UTF8") -> str:
     """Return `dsn` for replication, with the settings that it relies on; its own choices go first, and so lose.
 
     Raises UsageError when `dsn` is not one (its text is not shown: it may hold a password).
@@ -89,5 +89,5 @@ def conninfo(dsn: str, application_name: str | None = None) -> str:
         parameters["application_name"] = application_name
     parameters["options"] = f"{parameters.get('options', '')} {REPLICATION_OPTIONS}".strip()
     parameters["replication"] = "database"
-    parameters["client_encoding"] = "UTF8"
+    parameters["client_encoding"] = client_encoding
     return make_conninfo("", **parameters)

@@ -15,6 +15,7 @@ from infra.key_order import ascending, compared, key_order
 from producers.copying import Bounds
 from producers.reread import Texts
 from producers.schema_changes import TableStopped
+from producers.server_text import DOUBTFUL, doubtful
 from producers.tables import CapturedTable, relation_of
 from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
@@ -52,7 +53,9 @@ class ChunkRows:
 
     def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
         """Return the texts of the columns `key` of one row."""
-        return _key_texts(self.relation, self.data.split(b"\n", index + 1)[index], key)
+        names = [column.name for column in self.relation.columns]
+        fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
+        return tuple(unescape(fields[names.index(name)]).decode() for name in key)
 
 
 def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
@@ -74,8 +77,9 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
 
     Raises TableGone when the table was dropped.
     """
-    query = sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
-        sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in table.key),
+    query = sql.SQL("SELECT {}, {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
+        _doubtful(table),
+        sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in _key(table)),
         _from(table),
         _where(table, bounds),
         ascending(_key(table), table.order),
@@ -83,13 +87,17 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
     )
     with _present(table):
         row = connection.execute(query).fetchone()
-    return None if row is None else tuple(row)
+    if row is None:
+        return None
+    if row[0]:
+        raise TableStopped(doubtful("a key", table.encoding))
+    return tuple(row[1:])
 
 
 def read_chunk(
     connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int, *, longest: int = CHUNK_BYTES
 ) -> ChunkRows:
-    """Read the first rows with keys in the bounds, in key order: about `rows`, and not many above CHUNK_BYTES.
+    """Read the first rows with keys in the bounds, in key order: about `rows`, and CHUNK_BYTES at most, or one row.
 
     `longest` is how many bytes COPY may send of one row. Never waits for a table that is locked, nor queues for its
     lock. Raises TableGone when the table was dropped, TableStopped when its key sorts otherwise than before,
@@ -103,12 +111,15 @@ def read_chunk(
             snapshot, lsn = current_snapshot(connection)
             relation = _relation(connection, table)
             upto = plan_chunk(connection, table, bounds, rows)
-            lines = _copy(connection, table, relation, bounds if upto is None else replace(bounds, last=upto), longest)
+            bounds = bounds if upto is None else replace(bounds, last=upto)
+            _refuse_doubtful_keys(connection, table, bounds)
+            lines = _copy(connection, table, relation, bounds, longest)
     finally:
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
     if not lines.whole:
-        upto = _key_texts(relation, lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1], table.key)
+        names = [column.name for column in relation.columns]
+        upto = tuple(unescape(field).decode() for field in lines.last([names.index(name) for name in table.key]))
     return ChunkRows(lines.data, lines.rows, relation, snapshot, lsn, upto)
 
 
@@ -121,8 +132,22 @@ def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Rela
         raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
     if table.order and key_order(connection, table.relation.oid, table.key) not in (table.order, None):
         # Where there is no such index any more, the catalog's watch says so with its reason.
-        raise TableStopped(f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began")
+        raise TableStopped(sorts_otherwise(table))
     return relation
+
+
+def sorts_otherwise(table: CapturedTable) -> str:
+    """Return why a copy cannot be gone on with once its ranges mean other rows."""
+    return f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began"
+
+
+def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> None:
+    """Raise TableStopped where a key would come back from UTF-8 as another."""
+    if table.encoding not in DOUBTFUL:
+        return
+    query = sql.SQL("SELECT coalesce(bool_or({}), false) FROM {} AS t {}")
+    if connection.execute(query.format(_doubtful(table), _from(table), _where(table, bounds))).fetchone() == (True,):
+        raise TableStopped(doubtful("a key", table.encoding))
 
 
 @contextmanager
@@ -147,12 +172,6 @@ def _copy(
     return copy_lines(connection, query.as_bytes(connection), most=CHUNK_BYTES, longest=longest)
 
 
-def _key_texts(relation: Relation, line: bytes, key: tuple[str, ...]) -> Texts:
-    names = [column.name for column in relation.columns]
-    fields = line.split(b"\t")
-    return tuple(unescape(fields[names.index(name)]).decode() for name in key)
-
-
 def _from(table: CapturedTable) -> sql.Composable:
     # A table has its own rows alone in the stream, not those of tables that inherit from it.
     only = sql.SQL("" if table.partitioned else "ONLY ")
@@ -162,6 +181,14 @@ def _from(table: CapturedTable) -> sql.Composable:
 def _key(table: CapturedTable) -> list[sql.Composable]:
     # With the table's alias, since ORDER BY takes a bare name for that of an output column first.
     return [sql.Identifier("t", name) for name in table.key]
+
+
+def _doubtful(table: CapturedTable) -> sql.Composable:
+    """Return the condition that the key of a row has a text which is another one once it was UTF-8."""
+    if table.encoding not in DOUBTFUL:
+        return sql.SQL("false")
+    changes = sql.SQL("{0}::text COLLATE \"C\" <> convert_from(convert_to({0}::text, 'UTF8'), 'UTF8')")
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(changes.format(column) for column in _key(table)))
 
 
 def _where(table: CapturedTable, bounds: Bounds) -> sql.Composable:

@@ -103,6 +103,8 @@ class CapturedTable:
     partitioned: bool = False
     order: tuple[Operators, ...] = field(compare=False, default=())
     """How each key column is compared; none: by PostgreSQL's own operators."""
+    encoding: str = field(compare=False, default="UTF8")
+    """The database's, by PostgreSQL's name."""
 
     @property
     def name(self) -> str:
@@ -218,6 +220,7 @@ def _captured(
         table["estimated_rows"],
         table["partitioned"],
         order,
+        connection.info.parameter_status("server_encoding") or "UTF8",
     )
 
 

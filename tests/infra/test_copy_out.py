@@ -179,3 +179,58 @@ def test_anything_else_closes_the_connection(said: bytes) -> None:
 )
 def test_an_error_is_psycopgs_own(fields: bytes, error: type[psycopg.Error]) -> None:
     assert hear([HELLO, say(b"d", b"1\n"), say(b"E", fields) + say(b"Z", b"E")]) == (error, False)
+
+
+WIDE = b"COPY (SELECT i, repeat('x', 100000) FROM generate_series(1, 1000) i) TO STDOUT"
+
+
+def test_fields_of_the_last_line() -> None:
+    lines = copy_out.Lines(b"1\ta\tb\n2\t\\tc\t\n", 2)
+    assert lines.last([0]) == [b"2"]
+    assert lines.last([2, 1]) == [b"", b"\\tc"]
+    assert copy_out.Lines(b"only\n", 1).last([0]) == [b"only"]
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("past_libpq", [True, False])
+def test_lines_end_where_their_bytes_do_and_the_connection_goes_on(
+    connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, past_libpq: bool
+) -> None:
+    monkeypatch.setattr(copy_out, "possible", lambda _: past_libpq)
+    for begin in (b"SELECT 1", b"BEGIN"):
+        connection.execute(begin)
+        lines = copy_out.copy_lines(connection, WIDE, most=3_000_000)
+        assert not lines.whole
+        assert lines.rows == lines.data.count(b"\n") > 20
+        assert 2_900_000 < len(lines.data) <= 3_000_000
+        connection.execute("ROLLBACK")
+        assert works(connection)
+    assert copy_out.copy_lines(connection, WIDE, most=10).rows == 1
+    assert copy_out.copy_lines(connection, WIDE, most=1 << 30).whole
+    with pytest.raises(copy_out.LineTooLong) as raised:
+        copy_out.copy_lines(connection, WIDE.replace(b"100000", b"5000000"), longest=4_000_000)
+    assert raised.value.size == 5_000_003
+    mixed = WIDE.replace(b"100000", b"CASE i WHEN 3 THEN 5000000 ELSE 3 END")
+    assert copy_out.copy_lines(connection, mixed, longest=4_000_000) == copy_out.Lines(b"1\txxx\n2\txxx\n", 2, False)
+    assert works(connection)
+
+
+def _refused() -> None:
+    raise psycopg.OperationalError("no more connections")
+
+
+@pytest.mark.stack
+def test_where_nothing_can_be_canceled_the_rest_is_dropped(connection: psycopg.Connection[Any]) -> None:
+    lines = copy_out.copy_out(connection.pgconn, WIDE, 3_000_000, cancel=_refused)
+    assert (lines.whole, lines.rows < 50) == (False, True)
+    assert works(connection)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_what_is_dropped_may_be_cut_anywhere(parts: int) -> None:
+    whole = HELLO + say(b"d", b"1\n") + say(b"d", b"x" * 90 + b"\n") * 2 + say(b"d", b"2\n") + BYE
+    conversation = Conversation([whole[at : at + parts] for at in range(0, len(whole), parts)])
+    lines = copy_out.copy_out(conversation, b"COPY t TO STDOUT", 20)  # type: ignore[arg-type]
+    conversation.end()
+    assert lines == copy_out.Lines(b"1\n", 1, False)
+    assert not conversation.closed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from producers import pgoutput_messages as pg
@@ -187,3 +189,12 @@ def test_a_key_column_that_was_renamed_is_named(registry: MemoryRegistry, table:
     renamed = Relation(16_400, "public", "t", "d", (Column("key", 23), Column("v", 25)), ("key",))
     handle(capture(table), transaction(100, insert(1, renamed)))
     assert table.state.stopped == "column id, which is in its key, is gone"
+
+
+def test_a_column_whose_name_is_no_text_stops_its_table(registry: MemoryRegistry, table: TableFeed) -> None:
+    named = replace(RELATION, columns=(*RELATION.columns, Column("n\udce9", 25)))
+    into = capture(table)
+    handle(into, transaction(100, pg.Insert(named, [b"1", b"x", b"y"], None)))
+    assert table.state.stopped is not None
+    assert "a column's name has bytes that are not UTF-8" in table.state.stopped
+    assert places(registry, table) == []

@@ -7,7 +7,7 @@ import structlog
 
 from infra import log
 from infra.positions import ChunkState, SnapshotState
-from producers.copy_phase import Copied, CopyLog
+from producers.copy_phase import Copied, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.snapshot import ChunkRows
 from schemas.positions import Lsn, Position
@@ -71,3 +71,32 @@ def test_nothing_is_told_of_a_table_that_nobody_began_or_that_is_read_whole(begu
     with structlog.testing.capture_logs() as lines:
         CopyLog(log.get()).resumed([table], {TABLE.name: state} if state else {}, 3)
     assert lines == []
+
+
+def test_chunks_are_planned_by_the_bytes_of_the_one_before_and_tables_in_the_way_are_left_for_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    table = feed(MemoryRegistry())
+    turns = Turns(log.get())
+    assert turns.rows(table, 50_000) == 50_000
+    turns.took(table, 640, 640 * 50_000)
+    assert 400 < turns.rows(table, 50_000) < 640
+    turns.took(table, 1, 100_000_000)
+    assert turns.rows(table, 50_000) == 1
+    turns.took(table, 1, 10)
+    assert turns.rows(table, 50_000) == 50_000
+    with structlog.testing.capture_logs() as lines:
+        waits = []
+        for _ in range(6):
+            assert turns.ready(table)
+            turns.set_aside(table, "locked")
+            began = now
+            while not turns.ready(table):
+                now += 0.25
+            waits.append(now - began)
+        turns.took(table, 1, 10)
+        turns.set_aside(table, "locked again")
+    assert waits == [0.5, 1, 2, 5, 5, 5]
+    assert [line["reason"] for line in lines] == ["locked", "locked again"]
