@@ -141,6 +141,12 @@ def key_order(connection: psycopg.Connection[Any], table: int, key: Sequence[str
     return tuple(own[column] for column in key) if own.keys() == set(key) else None
 
 
+def order_name(operators: Sequence[Operators]) -> str:
+    """Return a text that is another one when rows sort otherwise; empty for PostgreSQL's own operators unasked."""
+    named = (each.names[0] + (each.collation or ()) for each in operators)
+    return ", ".join(" ".join(parts) for parts in named)
+
+
 def ascending(columns: Sequence[sql.Composable], operators: Sequence[Operators]) -> sql.Composable:
     """Return what stands behind ORDER BY for rows in the order of `columns`."""
     return sql.SQL(", ").join(

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from infra import log
 from infra.kafka import RECORD_BYTES
+from infra.key_order import order_name
 from infra.positions import ColumnState, SnapshotState
 from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
@@ -23,7 +24,7 @@ from producers.schema_changes import (
     follow,
     obstacle,
 )
-from producers.snapshot import ChunkRows
+from producers.snapshot import ChunkRows, sorts_otherwise
 from producers.tables import CapturedTable, comparable_key
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
@@ -82,7 +83,13 @@ class TableFeed:
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
-            self.copy = TableCopy(standing.model_copy(update={"columns": self.state.columns}), comparable)
+            order = order_name(table.order)
+            ranges = standing.reread is not None or any(each.upto is not None for each in standing.copied)
+            if ranges and order != standing.order:
+                raise TableStopped(sorts_otherwise(table))
+            self.copy = TableCopy(
+                standing.model_copy(update={"columns": self.state.columns, "order": order}), comparable
+            )
         except (IncompatibleSchema, TableStopped) as error:
             # Of a table whose key changed the ledger could not be read.
             self.stop(error.problem)
@@ -208,6 +215,7 @@ class TableFeed:
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)
         self.empty(*encoder.truncate(prefix, position.ordinal + 1, now_ms))
         self.copy.anew(not_before)
+        self.copy.note(order=order_name(self.table.order))
         self._note()
 
     def empty(self, key: bytes, value: bytes) -> None:

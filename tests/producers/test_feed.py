@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from infra.key_order import Operators
 from infra.positions import SnapshotState
 from producers.copying import Bounds
-from producers.feed import _room
+from producers.feed import TableFeed, _room
 from producers.reread import KeyRange
 from producers.snapshot import ChunkRows
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Snapshot
-from tests.producers.captures import RELATION, MemoryRegistry, done, feed, taken
+from tests.producers.captures import RELATION, TABLE, MemoryRegistry, done, feed, taken
 
 STANDING = Position(Lsn(500), 4)
 BEHIND = Position(Lsn(500), 5)
@@ -26,6 +29,20 @@ def registry() -> MemoryRegistry:
 def rows(*ids: int, lsn: int = 1000) -> ChunkRows:
     data = b"".join(b"%d\tv\n" % each for each in ids)
     return ChunkRows(data, len(ids), RELATION, SNAPSHOT, Lsn(lsn))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_copy_stops_whose_key_sorts_otherwise_than_when_it_began(registry: MemoryRegistry, ordered: bool) -> None:
+    table = feed(registry, ordered=ordered)
+    table.add_chunk(("2",), rows(1, 2), STANDING, 2)
+    signs = tuple(("ext", sign) for sign in (">", ">=", "=", "<=", "<"))
+    backwards = replace(TABLE, order=(Operators(signs),))
+    again = TableFeed("main", replace(backwards, ordered=False), 3, registry, table.state, not_before=7)
+    assert again.state.stopped == "its key (id) sorts otherwise than when its copy began"
+    anew = TableFeed("main", backwards, 3, registry, again.state.model_copy(update={"anew": True}), not_before=7)
+    assert (anew.state.stopped, anew.state.order) == (None, "ext >")
+    whole = TableFeed("main", backwards, 3, registry, done(), not_before=7)
+    assert (whole.state.stopped, whole.state.order) == (None, "ext >")
 
 
 def test_a_chunk_s_rows_are_just_behind_the_stream_s_standing_position(registry: MemoryRegistry) -> None:

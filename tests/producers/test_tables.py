@@ -185,11 +185,12 @@ def test_which_keys_can_be_compared_here(connection: psycopg.Connection[Any], ki
     assert table.ordered == ordered
 
 
-def test_the_order_of_rows_is_the_column_s_not_the_index_s(connection: psycopg.Connection[Any]) -> None:
+def test_the_order_of_rows_is_that_of_the_index_which_makes_the_key_unique(connection: psycopg.Connection[Any]) -> None:
     connection.execute('CREATE TABLE t (id text NOT NULL); CREATE UNIQUE INDEX one ON t (id COLLATE "C")')
     connection.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX one")
     (table,) = captured(connection, "public.t")
-    assert (table.key, table.ordered) == (("id",), False)
+    assert (table.key, table.ordered) == (("id",), True)
+    assert [(each.collation, each.collated) for each in table.order] == [(("pg_catalog", "C"), True)]
 
 
 def test_a_covering_index_has_the_columns_before_its_include(connection: psycopg.Connection[Any]) -> None:
