@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from consumers.inputs import schemas_of
 from consumers.starts import first_key
-from consumers.table_rows import Connection, Moment, TableRows
+from consumers.table_rows import RANGE_BYTES, Connection, Moment, TableRows
 from consumers.topic_rows import Latest, TopicRows
 from infra import log, postgres
 from infra.positions import Positions
@@ -192,15 +192,18 @@ class _Comparing:
 
     def _look_again(self, keys: list[bytes], told: Any) -> list[bytes]:
         """Judge the keys that can be judged now; return the others."""
-        before = self._topic.ends()
-        rows, moment = self._rows.rows(keys, told)
-        hidden = Hidden(Snapshot.parse(moment.snapshot), self._wait_for_stream(moment))
-        latest, truncates = self._topic.latest(self._topic.ends(), set(keys))
-        truncated = max((self._event(value).source.position for value in truncates), default=None)
         left = []
-        for key in keys:
-            if not self._judge(key, rows.get(key), latest.get(key), before, _Sight(moment.lsn, hidden), truncated):
-                left.append(key)
+        while keys:
+            before = self._topic.ends()
+            rows, looked, moment = self._rows.rows(keys, told)
+            hidden = Hidden(Snapshot.parse(moment.snapshot), self._wait_for_stream(moment))
+            latest, later, truncates = self._topic.latest(self._topic.ends(), set(keys[:looked]), RANGE_BYTES)
+            truncated = max((self._event(value).source.position for value in truncates), default=None)
+            sight = _Sight(moment.lsn, hidden)
+            for key in keys[:looked]:
+                if key not in later and not self._judge(key, rows.get(key), latest.get(key), before, sight, truncated):
+                    left.append(key)
+            keys = [*later, *keys[looked:]]
         return left
 
     def _wait_for_stream(self, moment: Moment) -> int:

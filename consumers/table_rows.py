@@ -34,7 +34,7 @@ _MOMENT: Final = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn(
 """One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
 _AT_ONCE: Final = 5_000
 RANGE_BYTES: Final = 32 << 20
-"""What COPY may send of one range, of a row at least."""
+"""What COPY may send at once, of a row at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class TableRows:
                 )
             ).fetchone()
             range_ = sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
-            lines = self._copy(range_, RANGE_BYTES)
+            lines = self._copy(range_)
             yield self._encoded(lines)
             if not lines.whole:
                 upto = self._last_key(lines)
@@ -121,50 +121,61 @@ class TableRows:
             if lines.rows:
                 planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
 
-    def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], Moment]:
-        """Return those of `keys` that have a row, all as one snapshot saw them, and which that was.
+    def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
+        """Return those of the first of `keys` that have a row, how many keys those are, and what snapshot saw them.
 
-        `told` is called before each part of it, and stops all by raising.
+        They are all of them, unless their rows are too large to be held at once. `told` is called before each part of
+        it, and stops all by raising.
         """
         found: dict[bytes, bytes] = {}
-        decoded = [self.key_of(key) for key in keys]
+        size = start = 0
+        at_once = _AT_ONCE
         with self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             row = self._connection.execute(_MOMENT).fetchone()
             assert row is not None
             moment = Moment(str(row[0]), parse_lsn(row[1]))
-            for start in range(0, len(keys), _AT_ONCE):
+            while start < len(keys) and size < RANGE_BYTES:
                 told()
-                part = decoded[start : start + _AT_ONCE]
-                names = [sql.Identifier("wanted", name) for name in self._key]
-                wanted = sql.SQL("JOIN (SELECT {} FROM unnest({}) AS wanted({})) AS wanted ON {}").format(
-                    sql.SQL(", ").join(
-                        sql.SQL("{}::" + self._types[name] + " AS {}").format(each, sql.Identifier(name))
-                        for name, each in zip(self._key, names, strict=True)
-                    ),
-                    sql.SQL(", ").join(
-                        sql.SQL("{}::text[]").format(sql.Literal([str(each[name]) for each in part]))
-                        for name in self._key
-                    ),
-                    sql.SQL(", ").join(map(sql.Identifier, self._key)),
-                    compared(self._key_columns, "=", names, self._order),
-                )
-                found.update(zip(*self._encoded(self._copy(wanted)), strict=True))
-        return found, moment
+                part = keys[start : start + at_once]
+                # A query that is canceled would end the transaction, and with it the snapshot.
+                self._connection.execute("SAVEPOINT part")
+                lines = self._copy(self._wanted(part))
+                self._connection.execute("ROLLBACK TO SAVEPOINT part")
+                if not lines.whole:
+                    at_once = max(1, len(part) // 2)
+                    continue
+                found.update(zip(*self._encoded(lines), strict=True))
+                start += len(part)
+                size += len(lines.data)
+        return found, start, moment
 
-    def _copy(self, where: sql.Composable, most: int | None = None) -> Lines:
+    def _wanted(self, keys: Sequence[bytes]) -> sql.Composable:
+        decoded = [self.key_of(key) for key in keys]
+        names = [sql.Identifier("wanted", name) for name in self._key]
+        return sql.SQL("JOIN (SELECT {} FROM unnest({}) AS wanted({})) AS wanted ON {}").format(
+            sql.SQL(", ").join(
+                sql.SQL("{}::{} AS {}").format(each, sql.SQL(self._types[name]), sql.Identifier(name))
+                for name, each in zip(self._key, names, strict=True)
+            ),
+            sql.SQL(", ").join(
+                sql.SQL("{}::text[]").format(sql.Literal([str(each[name]) for each in decoded])) for name in self._key
+            ),
+            sql.SQL(", ").join(map(sql.Identifier, self._key)),
+            compared(self._key_columns, "=", names, self._order),
+        )
+
+    def _copy(self, where: sql.Composable) -> Lines:
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
-        bound = {} if most is None else {"most": most}
-        return copy_lines(self._connection, query.as_bytes(self._connection), **bound)
+        return copy_lines(self._connection, query.as_bytes(self._connection), most=RANGE_BYTES)
 
     def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:
         keys, rows = self._encoder.encode_copy_chunk(lines.data, b"")
         return [key[HEADER_BYTES:] for key in keys], rows
 
     def _last_key(self, lines: Lines) -> list[str]:
-        fields = lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1].split(b"\t")
         names = list(self._types)
-        return [unescape(fields[names.index(name)]).decode() for name in self._key]
+        return [unescape(field).decode() for field in lines.last([names.index(name) for name in self._key])]
 
     def _where(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
         bounds = [

@@ -82,13 +82,18 @@ class TopicRows:
                 sums[key] = hash(value[row + len(_NEW_ROW) :]) if same else None
         return sums
 
-    def latest(self, ends: Ends, keys: Collection[bytes]) -> tuple[dict[bytes, Latest], list[bytes]]:
+    def latest(
+        self, ends: Ends, keys: Collection[bytes], most: int
+    ) -> tuple[dict[bytes, Latest], set[bytes], list[bytes]]:
         """Return the last record of each of `keys`, where there is one, and the records of all truncates.
 
-        A delete's event stands for the tombstone behind it, since it has a position.
+        Between them stand the keys that were left out, since values of more than `most` bytes, or one, are not held
+        at once. A delete's event stands for the tombstone behind it, since it has a position.
         """
         found: dict[bytes, Latest] = {}
+        left_out: set[bytes] = set()
         truncates: list[bytes] = []
+        size = 0
         for records in self._records(ends):
             for record in records:
                 key, value = bytes(record.key() or b""), record.value()
@@ -96,13 +101,18 @@ class TopicRows:
                 if len(key) == HEADER_BYTES and value is not None:
                     truncates.append(bytes(value))
                 key = key[HEADER_BYTES:]
-                if key not in keys:
+                if key not in keys or key in left_out:
                     continue
                 before = found.get(key)
                 if value is None and before is not None and before.value and before.value[HEADER_BYTES + 1] in _GONE:
                     continue
                 found[key] = Latest(partition, offset, None if value is None else bytes(value))
-        return found, truncates
+                size += len(value or b"") - len((before and before.value) or b"")
+                while size > most and len(found) > 1:
+                    other = next(each for each in found if each != key)
+                    size -= len(found.pop(other).value or b"")
+                    left_out.add(other)
+        return found, left_out, truncates
 
     def _records(self, ends: Ends) -> Iterator[list[Message]]:
         """Yield all committed records before `ends`, in batches."""
