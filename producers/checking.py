@@ -154,6 +154,14 @@ def _unrecorded(
             f"put that right if it can be, then have it read anew with `headrace snapshot {each.table} --anew`",
         )
     tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    captured = {table.name for table in tables}
+    for each in state.snapshots.values():
+        if each.stopped and each.table in captured:
+            # Before any of its rows was published: the next start tries again.
+            yield Finding(
+                f"table {each.table} cannot be read ({each.stopped})",
+                "put that right; then the next start of its producer reads it (docs/recovery.md)",
+            )
     try:
         standing = ownership.standing(source, tables, sources, owners(connection))
         known = standing.of(state)
