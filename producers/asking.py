@@ -62,7 +62,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     recorded = state.snapshots.get(request.table)
     if state.stream is None:
         raise NotReadYet(f"source {source} was never read")
-    with connect(dsn, name=f"snapshot {source}", canonical_text=True) as connection, translated(dsn):
+    with connect(dsn, name=f"snapshot {source}", reading=True) as connection, translated(dsn):
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         slot = startup.slot_name(settings, source, database)
         held = slots.read(connection, slot)

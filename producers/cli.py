@@ -155,7 +155,7 @@ def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
     for name, database in settings.databases.items():
         dsn = database.dsn.get_secret_value()
         try:
-            with connect(dsn, name="check") as connection, translated(dsn):
+            with connect(dsn, name="check", reading=True) as connection, translated(dsn):
                 for finding in hindrances(connection, settings, name, positions):
                     yield f"databases.{name}", finding
                 forecast = outlook(connection, settings, name, positions)

@@ -26,15 +26,11 @@ from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable
-from schemas.errors import Interrupted
+from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Lsn
 
-SESSION: Final = """
-SET synchronous_commit = local;
-SET statement_timeout = 0;
-SET row_security = off
-"""
-"""Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
+SESSION: Final = "SET synchronous_commit = local"
+"""Heartbeats don't wait for a standby that is down; what else a session relies on is set when it is opened."""
 
 _TAKEOVER_SECONDS: Final = 15.0
 _SESSIONS: Final = 0x68647263
@@ -186,5 +182,5 @@ def _ensure_failover(connection: psycopg.Connection[Any], source: str, slot: str
     try:
         if slots.ensure_failover(connection, slot):
             lines.info("a standby may take the slot over from now on", slot=slot)
-    except psycopg.Error as error:
+    except (psycopg.Error, HeadraceError) as error:
         lines.warning("no standby can take the slot over", slot=slot, **{log.REASON: one_line(error)})

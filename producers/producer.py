@@ -141,7 +141,7 @@ class Session:
         with ExitStack() as opened:
             kafka.ensure_reachable(settings.kafka)
             self._sql: psycopg.Connection[Any] = opened.enter_context(
-                connect(self._dsn, name=f"produce {source}", canonical_text=True)
+                connect(self._dsn, name=f"produce {source}", reading=True)
             )
             with translated(self._dsn), bounded(self._sql, stop):
                 self._open(opened, successor_ends_it)

@@ -22,7 +22,7 @@ def test_ranges_and_look_ups_by_a_key_with_operators_of_its_own(
         " INSERT INTO public.things SELECT chr((CASE WHEN i % 2 = 0 THEN 65 ELSE 97 END) + i % 26) || i, i % 500"
         " FROM generate_series(1, 500) i"
     )
-    with connect(database.dsn, name="test", canonical_text=True) as connection:
+    with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.things", "gitlab_main", key)
         ranges = [keys for keys, _ in rows.ranges(7)]
         assert {len(keys) for keys in ranges[:-1]} == {7}

@@ -105,7 +105,7 @@ def same(value: object, shown: str | None, name: str) -> bool:
 def test_every_type_and_value(dsn: str, bootstrap_servers: str, prefix: str) -> None:
     source = Source(
         settings_for(bootstrap_servers, prefix, dsn, "public.t"),
-        connect(dsn, name="test", canonical_text=True),
+        connect(dsn, name="test", reading=True),
     )
     connection = source.connection
     application = psycopg.connect(dsn, autocommit=True)
