@@ -100,6 +100,7 @@ class SnapshotState(_Record):
     those expected, from the planner's estimate of the rows. `done` says that the topic has all of the table. `reread`
     is there while it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and
     `asked` are the ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
+    `partitions` is over how many of the topic's the keys are spread; None: that was not noted.
     """
 
     source: str
@@ -116,6 +117,7 @@ class SnapshotState(_Record):
     reread: RereadState | None = None
     asked: tuple[RangeState, ...] = ()
     anew: bool = False
+    partitions: int | None = None
 
     @property
     def under_way(self) -> bool:

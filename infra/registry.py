@@ -116,6 +116,7 @@ class TopicRegistry:
             failures: list[Any] = []
             client.produce(
                 self._topic,
+                partition=topics.ONLY_PARTITION,
                 key=key.encode(),
                 value=json.dumps({"subject": subject, "schema": text}).encode(),
                 on_delivery=lambda error, _: failures.append(error) if error else None,

@@ -13,6 +13,7 @@ from infra.positions import Positions, SnapshotState, SourceState, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
+from infra.topics import ONLY_PARTITION
 from producers import slots, startup
 from producers.publication import published_tables
 from producers.requests import RequestRefused, require_keys
@@ -121,6 +122,7 @@ def _note(settings: Settings, state: SnapshotState) -> None:
         client = kafka.producer(settings.kafka)
         client.produce(
             positions_topic(settings.prefix),
+            partition=ONLY_PARTITION,
             key=record_key(state.source, state.table),
             value=state.model_dump_json().encode(),
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra import given_away, kafka, log, metrics
+from infra import given_away, kafka, log, metrics, topic_requirements
 from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
 from infra.positions import Positions, read_sources
@@ -138,6 +138,9 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
         if state.stream is not None and state.stream.refused_request is not None:
             problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
             yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
+        topics = [snapshot.topic for snapshot in state.snapshots.values()]
+        for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
+            yield Advice(f"databases.{name}", problem, (), remedy)
     yield from given_away.advise(settings, sources)
 
 

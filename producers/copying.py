@@ -145,7 +145,12 @@ class TableCopy:
         """Start from nothing: the topic is emptied at the stream's standing position."""
         state = self.state
         fresh = SnapshotState(
-            source=state.source, table=state.table, topic=state.topic, not_before=not_before, columns=state.columns
+            source=state.source,
+            table=state.table,
+            topic=state.topic,
+            not_before=not_before,
+            columns=state.columns,
+            partitions=state.partitions,
         )
         self._load(fresh)
         self._update()

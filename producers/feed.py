@@ -38,6 +38,14 @@ Record = dict[str, Any]
 """What confluent-kafka's produce_batch takes: `key`, `value`, perhaps `partition`."""
 
 
+def spread(topic: str, before: int, now: int) -> str:
+    """Return why a table is stopped whose topic had so many partitions `before`."""
+    return (
+        f"topic {topic} has {now} partitions, and the table's keys are spread over {before}: later changes of a row"
+        " would be in another partition than the earlier ones"
+    )
+
+
 class TableFeed:
     """What a producer knows of one table. Records collect in `waiting` until the producer sends them."""
 
@@ -72,6 +80,8 @@ class TableFeed:
                 source=source, table=table.name, topic=table.topic, not_before=not_before, done=True, anew=True
             )
         standing = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
+        before = None if standing.anew else standing.partitions
+        standing = standing.model_copy(update={"partitions": before or partitions})
         comparable = partial(comparable_key, table) if table.ordered else None
         self._followed: Followed = {
             each.name: FollowedColumn(each.number, each.type_oid, each.type_modifier) for each in standing.columns
@@ -83,6 +93,8 @@ class TableFeed:
         except (IncompatibleSchema, TableStopped) as error:
             # Of a table whose key changed the ledger could not be read.
             self.stop(error.problem)
+        if before not in (None, partitions) and not self.state.stopped:
+            self.stop(spread(table.topic, before, partitions))
         self.judging = self.copy.judging
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False

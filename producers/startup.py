@@ -14,8 +14,9 @@ from psycopg.conninfo import make_conninfo
 from infra.positions import SnapshotState, SourceState, StreamState
 from infra.postgres import connect
 from infra.settings import DatabaseSettings, Settings
-from infra.topics import end_offsets
+from infra.topics import partition_counts, with_records
 from producers import slots
+from producers.feed import spread
 from producers.tables import CapturedTable, captured_tables
 from schemas.errors import Refused
 from schemas.positions import Lsn, format_lsn, parse_lsn
@@ -182,8 +183,9 @@ def standing_snapshots(
     one whose table is not among the `published`, since its changes since it was taken out are unknown.
     """
     standing: dict[str, SnapshotState] = {}
+    filled = with_records(settings.kafka, [table.topic for table in tables])
     for table in tables:
-        if not any(end_offsets(settings.kafka, table.topic).values()):
+        if table.topic not in filled:
             continue
         recorded = state.snapshots.get(table.name)
         remedy = f"have it read anew with `headrace snapshot {table.name} --anew`"
@@ -215,13 +217,18 @@ def stopped_tables(
     is none: it can be read anew, or is refused like a table that was never captured.
     """
     database = settings.database(source)
+    filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
     recorded = {
         name: snapshot
         for name, snapshot in state.snapshots.items()
-        if any(fnmatchcase(name, pattern) for pattern in database.tables)
-        and any(end_offsets(settings.kafka, snapshot.topic).values())
+        if any(fnmatchcase(name, pattern) for pattern in database.tables) and snapshot.topic in filled
     }
     stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped and not snapshot.anew}
+    counts = partition_counts(settings.kafka) if recorded else {}
+    for name, snapshot in recorded.items():
+        before, now = snapshot.partitions, counts.get(snapshot.topic)
+        if name not in stopped and not snapshot.anew and before and now and before != now:
+            stopped[name] = snapshot.model_copy(update={"stopped": spread(snapshot.topic, before, now)})
     try:
         captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     except Refused:
