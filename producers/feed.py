@@ -11,7 +11,7 @@ from typing import Any, Final
 from infra import log
 from infra.kafka import RECORD_BYTES
 from infra.positions import ColumnState, SnapshotState
-from infra.registry import IncompatibleSchema, Registry
+from infra.registry import AvroSchema, IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.reread import KeyRange, Texts
 from producers.schema_changes import (
@@ -43,6 +43,17 @@ def spread(topic: str, before: int, now: int) -> str:
     return (
         f"topic {topic} has {now} partitions, and the table's keys are spread over {before}: later changes of a row"
         " would be in another partition than the earlier ones"
+    )
+
+
+def schemas_of(
+    table: CapturedTable, relation: Relation | None = None
+) -> tuple[tuple[str, AvroSchema], tuple[str, AvroSchema]]:
+    """Return subject and schema of the table's keys and of its values, with the columns of `relation`."""
+    described = relation or table.relation
+    return (
+        (f"{table.topic}-key", key_schema(described, table.gitlab_schema, table.key)),
+        (f"{table.topic}-value", value_schema(described, table.gitlab_schema)),
     )
 
 
@@ -120,17 +131,14 @@ class TableFeed:
         if identity not in self._encoders:
             table = self.table
             followed = self._follow(relation)
+            key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
             self._encoders[identity] = Encoder(
                 relation,
                 table.gitlab_schema,
                 table.key,
                 database=self.source,
-                key_schema_id=self._registry.register(
-                    f"{table.topic}-key", key_schema(relation, table.gitlab_schema, table.key)
-                ),
-                value_schema_id=self._registry.register(
-                    f"{table.topic}-value", value_schema(relation, table.gitlab_schema)
-                ),
+                key_schema_id=key_id,
+                value_schema_id=value_id,
             )
             self._followed = followed
             columns = tuple(

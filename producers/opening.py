@@ -19,7 +19,7 @@ from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import largest_records
 from producers import ownership, slots, startup
-from producers.feed import TableFeed
+from producers.feed import TableFeed, schemas_of
 from producers.ownership import Standing
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
@@ -61,10 +61,12 @@ def open_feeds(
     """
     registry = open_registry(settings)
     largest = largest_records(settings.kafka, [table.topic for table in tables])
-    for table in standing.here(tables):
-        if table.name not in snapshots or snapshots[table.name].anew:
-            registry.forget(f"{table.topic}-key")
-            registry.forget(f"{table.topic}-value")
+    fresh = [table for table in standing.here(tables) if table.name not in snapshots or snapshots[table.name].anew]
+    for table in fresh:
+        registry.forget(f"{table.topic}-key")
+        registry.forget(f"{table.topic}-value")
+    # Of a table that goes on, only what can be followed is registered, which its feed knows.
+    registry.register_all([each for table in fresh for each in schemas_of(table)])
     feeds = [
         TableFeed(
             source,

@@ -181,6 +181,7 @@ class Session:
         if not tables:
             raise TableStopped(f"every table of {source} is stopped: {'; '.join(sorted(stopped))}")
         topic = positions_topic(settings.prefix)
+        self._log.info("preparing", tables=len(tables))
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
         made = ensure_topics(settings.kafka, [table.topic for table in tables])
         partitions = {table.name: made[table.topic] for table in tables}
@@ -206,6 +207,7 @@ class Session:
         self._feeds = open_feeds(
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
+        self._log.info("schemas are registered", tables=len(self._feeds))
         strays = Strays(source, state.strays, self._feeds)
         self._capture = Capture(self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays)
         self._capture.commit_ms = stream.ts_ms
