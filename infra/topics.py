@@ -85,25 +85,29 @@ def ensure_topics(
             if name not in counts
         ]
         made = client.create_topics(new, operation_timeout=_TIMEOUT) if new else {}
-        for future in made.values():
+        expected = dict.fromkeys(made, wanted)
+        for name, future in made.items():
             try:
                 future.result(_TIMEOUT)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
+                expected[name] = 1  # another process was quicker, and chose
         # Made on the controller, they are not at once known to every broker: who asked then would find no such topic.
         deadline = time.monotonic() + _TIMEOUT
         while left := made.keys() - counts.keys():
             there = client.list_topics(timeout=_TIMEOUT).topics
-            counts |= {name: len(there[name].partitions) for name in left if _has_leaders(there.get(name))}
+            counts |= {
+                name: len(there[name].partitions) for name in left if _has_leaders(there.get(name), expected[name])
+            }
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after it was made")
             time.sleep(0.01)
         return {name: counts[name] or wanted for name in names}
 
 
-def _has_leaders(found: TopicMetadata | None) -> bool:
-    if found is None or found.error or not found.partitions:
+def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
+    if found is None or found.error or len(found.partitions) < partitions:
         return False
     return all(partition.leader >= 0 for partition in found.partitions.values())
 

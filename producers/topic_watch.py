@@ -19,6 +19,7 @@ class TopicWatch:
     """Asks Kafka for the partitions of the topics at each look, and acts on the answers at the next: never waits."""
 
     def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
         self._client = kafka.admin(settings)
         self._asked: dict[str, Future[Any]] = {}
 
@@ -27,7 +28,8 @@ class TopicWatch:
         self._act(feeds)
         names = [feed.table.topic for feed in _live(feeds)]
         if names and not self._asked:
-            self._asked = self._client.describe_topics(TopicCollection(names), request_timeout=_SECONDS)
+            with kafka.translated(self._settings):
+                self._asked = self._client.describe_topics(TopicCollection(names), request_timeout=_SECONDS)
 
     def _act(self, feeds: Iterable[TableFeed]) -> None:
         if not all(future.done() for future in self._asked.values()):
