@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from infra.settings import KafkaSettings
@@ -35,8 +35,13 @@ def unfit(settings: KafkaSettings, tables: Iterable[str], state: Iterable[str]) 
     found = configurations(settings, [*tables, *own])
     for name in sorted(found):
         configuration = found[name]
-        if (problem := _deletes(name, configuration)) is not None:
-            yield problem
+        if "delete" in {each.strip() for each in configuration.get("cleanup.policy", "").split(",")}:
+            gone = "" if name in own else "; if records may be gone already, `headrace snapshot TABLE --anew`"
+            yield TopicUnfit(
+                f"topic {name} loses records by their age or number (cleanup.policy={configuration['cleanup.policy']}),"
+                " and has to keep the last one of each key",
+                remedy=f"{_alter(name, 'cleanup.policy=compact')}{gone}",
+            )
         elif name in own and int(configuration.get("max.message.bytes", _STATE_BYTES)) < _STATE_BYTES:
             yield TopicUnfit(
                 f"topic {name} takes records of {configuration['max.message.bytes']} bytes, and headrace's own need"
@@ -55,18 +60,6 @@ def forgetful(settings: KafkaSettings, tables: Iterable[str]) -> Iterator[tuple[
                 " with a longer pause misses deletes, and has to begin again",
                 _alter(name, f"delete.retention.ms={DELETES_SECONDS * 1000}"),
             )
-
-
-def _deletes(name: str, configuration: Mapping[str, str]) -> TopicUnfit | None:
-    policies = {each.strip() for each in configuration.get("cleanup.policy", "compact").split(",")}
-    if "delete" not in policies:
-        return None
-    return TopicUnfit(
-        f"topic {name} loses records by their age or number (cleanup.policy={configuration['cleanup.policy']}), and"
-        " has to keep the last one of each key",
-        remedy=f"{_alter(name, 'cleanup.policy=compact')}; if records may be gone already, have the table read"
-        " anew with `headrace snapshot TABLE --anew`",
-    )
 
 
 def _alter(name: str, setting: str) -> str:

@@ -61,8 +61,8 @@ def checked(source: Source) -> list[Finding]:
 
 def test_topics_of_own_state_may_have_been_made_with_many_partitions(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", "public.u")
-    make(source, positions_topic(source.settings.prefix), 6)
-    make(source, schemas_topic(source.settings.prefix), 6)
+    for name in (positions_topic(source.settings.prefix), schemas_topic(source.settings.prefix)):
+        make(source, name, 6, {"cleanup.policy": "compact"})
     with running(source) as producer:
         producer.caught_up()
         source.connection.execute("ALTER TABLE t ADD more text; UPDATE t SET more = 'x' WHERE id = 1")
@@ -77,7 +77,7 @@ def test_topic_that_loses_records_is_named_by_check_and_by_a_start(new_source: N
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", "public.u")
     topic, positions = topic_of(source.settings, "public.t"), positions_topic(source.settings.prefix)
     make(source, topic, 3, {"cleanup.policy": "compact,delete"})
-    make(source, positions, 1, {"max.message.bytes": "100000"})
+    make(source, positions, 1, {"cleanup.policy": "compact", "max.message.bytes": "100000"})
     refusals = (
         rf"topic {topic} loses records .*\(cleanup\.policy=compact,delete\)",
         rf"topic {positions} takes records of 100000 bytes",
