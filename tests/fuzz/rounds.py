@@ -311,7 +311,7 @@ class Round:
 
     def _prove(self) -> None:
         """Raise Broken unless each topic is its table, or the table is stopped for a reason that is true."""
-        with connect(self._dsn, name="fuzz", canonical_text=True) as connection:
+        with connect(self._dsn, name="fuzz", reading=True) as connection:
             left = dict.fromkeys(self.script.tables, "")
             deadline = time.monotonic() + _SETTLES
             while True:

@@ -56,7 +56,7 @@ def compare_types(bootstrap_servers: str, prefix: str, dsn: str, *, keyed: Seque
     found = Comparison()
     with (
         psycopg.connect(dsn, autocommit=True) as application,
-        connect(dsn, name="test", canonical_text=True) as connection,
+        connect(dsn, name="test", reading=True) as connection,
     ):
         application.execute((OWN_TYPES + DOMAIN_TYPES).encode())
         columns = columns_of(application)
