@@ -41,7 +41,7 @@ _PUSHED: Final = "refs/heads/pushed/"
 _POINTS: Final = tuple(
     f"consumers.moving.{point}:{when}"
     for point in (
-        "copying:_check",
+        "copying:write_base",
         "moves:prove",
         "moves:carry",
         "moves:remove",
