@@ -104,7 +104,11 @@ def _copied(source: Copy, made: Path, seconds: float) -> Steps[Mapping[str, Entr
         _drop_what_git_derives(made / "objects")
     directories = [path for path, each in have.items() if each.kind == "directory"]
     for path in sorted(directories, reverse=True):
-        dress(source.path / path, made / path)
+        try:
+            dress(source.path / path, made / path)
+        except FileNotFoundError:  # git removes directories that are empty
+            with contextlib.suppress(OSError):
+                (made / path).rmdir()
     dress(source.path, made)
     return {path: each for path, each in have.items() if not is_gits(path)}
 
