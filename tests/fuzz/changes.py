@@ -209,7 +209,11 @@ def replace_table(random: Random, table: Table, setting: Setting) -> list[Act]:
         f"ALTER TABLE ext.other SET SCHEMA {table.sql.removesuffix('.' + table.sql.rpartition('.')[2])}",
         f"ALTER TABLE {table.sql.rpartition('.')[0]}.other RENAME TO {table.sql.rpartition('.')[2]}",
     ]
-    return [Act("replace the table", tuple(steps), Ending.COMMIT, table.qualified, ("dropped|another|identity",))]
+    return [
+        Act(
+            "replace the table", tuple(steps), Ending.COMMIT, table.qualified, ("dropped|another|identity|publication",)
+        )
+    ]
 
 
 def edit_publication(random: Random, table: Table, setting: Setting) -> list[Act]:

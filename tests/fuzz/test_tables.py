@@ -46,13 +46,20 @@ def test_rounds_keep_every_promise(world: World, seed: int) -> None:
     assert outcome.equal > 0
 
 
-def test_a_record_that_is_missing_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong once is wrong."""
     monkeypatch.setattr("tests.fuzz.rounds._SETTLES", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_record_that_is_missing_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.topics.read_topic", lambda settings, topic: read_topic(settings, topic)[:-1])
     with pytest.raises(Broken, match=r"public\.t: 5 rows in the table, 4 in the topic"):
         play(world, script())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_table_that_was_stopped_for_nothing_that_happened_fails(world: World) -> None:
     renamed = Act("rename", ("ALTER TABLE public.t RENAME COLUMN v TO w", "UPDATE public.t SET w = 'x'"))
     with pytest.raises(Broken, match="nothing that happened to it was a reason to: column v is called w now"):
