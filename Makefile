@@ -10,9 +10,13 @@ SECONDS ?= 60
 SEED ?=
 MINUTES ?=
 ROUNDS ?=
+# PostgreSQL's major version, and a kind of change that the fuzz of tables is to make alone.
+VERSION ?=
+CHANGE ?=
+SHRINK ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz chaos clean
+.PHONY: demo test lint bench fuzz types chaos clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -42,8 +46,13 @@ lint: $(STAMP)  ## format, lint, types, import contracts
 bench: $(STAMP)  ## speed and memory, as ratios against peers
 	$(BIN)/python -m tests.benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ONLY),--only $(ONLY))
 
-fuzz: $(STAMP)  ## broken replication messages, for SECONDS; a failure names its SEED
-	$(BIN)/python -m tests.producers.fuzz_pgoutput --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+fuzz: $(STAMP)  ## random tables (ONLY=messages: broken replication messages), for SECONDS or ROUNDS; a failure names its SEED
+	$(BIN)/python -m tests.fuzz.$(or $(ONLY),tables) --seconds $(SECONDS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(VERSION),--version $(VERSION)) $(if $(CHANGE),--change $(CHANGE)) \
+	  $(if $(SHRINK),--shrink)
+
+types: $(STAMP)  ## every type's values, as column and as key, in topic and table, on PostgreSQL VERSION
+	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))
 
 chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES or ROUNDS; a failure names its SEED
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \

@@ -87,7 +87,7 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
     dsn = section.dsn.get_secret_value()
     with (
         postgres.translated(dsn),
-        closing(postgres.connect(dsn, name=f"verify {table}", canonical_text=True)) as connection,
+        closing(postgres.connect(dsn, name=f"verify {table}", reading=True)) as connection,
     ):
         rows = TableRows(connection, table, gitlab_schema, columns_of(look_up(split_wire(key)[0])))
         comparing = _Comparing(settings, database, table, connection, rows, TopicRows(settings.kafka, topic, look_up))

@@ -160,7 +160,10 @@ class Parking:
         failures: list[Any] = []
         for record in records:
             producer.produce(
-                self._topic, **record, on_delivery=lambda error, _: failures.append(error) if error else None
+                self._topic,
+                **record,
+                partition=topics.ONLY_PARTITION,
+                on_delivery=lambda error, _: failures.append(error) if error else None,
             )
         left = producer.flush(_FLUSH_SECONDS)
         if failures:

@@ -11,6 +11,7 @@ import socket
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -35,6 +36,7 @@ class RouteServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, address: str, port: int, routes: Routes) -> None:
         """Raise SettingsError where the address cannot be listened on; `port` 0 chooses a free one."""
@@ -48,6 +50,10 @@ class RouteServer(ThreadingHTTPServer):
                 f"{address} port {port} cannot be listened on: {error.strerror}",
                 remedy="choose another with --address and --port",
             ) from error
+
+    def server_bind(self) -> None:
+        """Bind as any server: http.server's own asks DNS for a name that nothing here uses. See socketserver."""
+        TCPServer.server_bind(self)
 
     @property
     def port(self) -> int:

@@ -174,9 +174,8 @@ class TableRows:
         return [key[HEADER_BYTES:] for key in keys], rows
 
     def _last_key(self, lines: Lines) -> list[str]:
-        fields = lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1].split(b"\t")
         names = list(self._types)
-        return [unescape(fields[names.index(name)]).decode() for name in self._key]
+        return [unescape(field).decode() for field in lines.last([names.index(name) for name in self._key])]
 
     def _where(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
         bounds = [

@@ -37,10 +37,6 @@ CREATE TABLE IF NOT EXISTS headrace.heartbeat (
     beaten_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);  -- room for the next version on the same page
 
--- Where default privileges give every role a right, these have it taken: what is written here is believed.
-REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON headrace.database, headrace.schema_ownership, headrace.snapshot_requests,
-    headrace.heartbeat FROM PUBLIC;
-
 -- The last switchover of each gitlab schema, written in the transaction that changes its owner. The row above decides
 -- who may write; this one, what a switchover may still do. `id` tells a change of owner from every other, also from one
 -- of the same epoch that a failover lost. 'closed' can be taken back; 'released' cannot: only then may the new owner
@@ -140,3 +136,6 @@ CREATE TABLE IF NOT EXISTS headrace.failures (
     reason text NOT NULL,
     PRIMARY KEY (migration, run, failed_at)
 );
+
+-- What is written here is believed: no role has a right to it only because default privileges give one to every role.
+REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA headrace FROM PUBLIC;

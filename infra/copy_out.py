@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,6 +38,17 @@ class Lines:
     data: bytes
     rows: int
     whole: bool = True
+
+    def last(self, places: Sequence[int]) -> list[bytes]:
+        """Return the fields at `places` of the last line, as they stand there; no other is copied, however large."""
+        fields: dict[int, bytes] = {}
+        start = self.data.rfind(b"\n", 0, -1) + 1
+        for place in range(max(places) + 1):
+            end = self.data.find(b"\t", start)
+            if place in places:
+                fields[place] = self.data[start : end if end >= 0 else -1]
+            start = end + 1
+        return [fields[place] for place in places]
 
 
 class LineTooLong(Exception):
@@ -127,7 +138,7 @@ class _Taken:
         if self.ended is not None:
             return
         while True:
-            room = self._most - self._size if self._rows else max(self._most, _line(unread))
+            room = max(0, self._most - self._size) if self._rows else max(self._most, _line(unread))
             with memoryview(unread) as view, view[: room + _head.size] as within:
                 data, rows, used = codec.compiled.copy_data(within)
             if not rows:

@@ -149,6 +149,7 @@ class SnapshotState(_Record):
     `published` is how its stream was published all along; see producers.publication. `partitions` are those of which
     the topic has the rows, as the catalog had them once all transactions below the 64-bit id `partitions_seen` ended.
     `order` names what its ranges are compared by (infra.key_order.order_name).
+    `topic_partitions` is over how many of the topic's the keys are spread; None: that was not noted.
     """
 
     source: str
@@ -170,11 +171,12 @@ class SnapshotState(_Record):
     partitions_seen: int = 0
     published: str | None = None
     order: str = ""
+    topic_partitions: int | None = None
 
     @property
     def under_way(self) -> bool:
         """Whether rows of the table are being copied, or are to be."""
-        return not self.done or self.reread is not None or self.anew
+        return not self.done or self.reread is not None or bool(self.asked) or self.anew
 
 
 class HandoverState(_Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -15,59 +15,55 @@ from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, 
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
 """What a name without a schema means: PostgreSQL's own, else a temporary table, which would come first if unnamed."""
 
-CANONICAL_TEXT: Final = (
-    "-c datestyle=ISO,YMD -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=3 -c bytea_output=hex"
-)
-"""Server options under which a value's text is the same in a chunk and in the stream."""
-
-REPLICATION_OPTIONS: Final = (
-    f"{CANONICAL_TEXT} -c search_path={SEARCH_PATH.replace(' ', '')} -c row_security=off"
-    " -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off"
-    " -c client_min_messages=warning -c quote_all_identifiers=off"
-)
-"""What a replication connection relies on, as startup options: behind those of the dsn, so that they win."""
-
-_PINNED: Final = f"""
-SET search_path = {SEARCH_PATH};
-SET row_security = off;
-SET default_transaction_isolation = 'read committed';
-SET default_transaction_read_only = off;
-SET default_transaction_deferrable = off;
-SET lock_timeout = 0;
-SET DateStyle = ISO;
-SET IntervalStyle = postgres;
-SET extra_float_digits = 3;
-SET standard_conforming_strings = on;
-SET array_nulls = on;
-SET transform_null_equals = off;
-SET quote_all_identifiers = off;
-SET client_min_messages = warning;
-"""
+_EVERY: Final[Mapping[str, str]] = {
+    "search_path": SEARCH_PATH,
+    "row_security": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",  # a session waits for events, which is no fault
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "3",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "quote_all_identifiers": "off",
+    "client_min_messages": "warning",
+}
 """What every session relies on, whatever the role, the database or the dsn's own options say.
 
 Nothing in a schema that others may write is ever found by a bare name; rows that a policy hides are an error;
 statements see what is committed. The role's statement_timeout, transaction_timeout and
 idle_in_transaction_session_timeout stay: they are guards that an administrator wants.
 """
-_PINNED_SINCE_14: Final = "SET idle_session_timeout = 0;"
-"""A session waits for events, which is no fault."""
-_PINNED_TEXT_SINCE_17: Final = "SET transaction_timeout = 0;"
-"""A chunk of a table is read in one transaction, however long that takes."""
-_PINNED_TEXT: Final = (
-    "SET DateStyle = 'ISO, YMD'; SET TimeZone = 'UTC'; SET bytea_output = 'hex';"  # CANONICAL_TEXT, but for what is set
-)
+
+_READING: Final[Mapping[str, str]] = {
+    "DateStyle": "ISO, YMD",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""What a session that reads tables or the stream relies on beside: a value's text is the same in both, and nothing ends
+a long chunk, or a large transaction that is decoded."""
+
+_SINCE: Final[Mapping[str, int]] = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
+"""Setting → the first server version that has it."""
 
 _GONE: Final = ("08", "57P", "53300")
 """SQL states of a server that is not there: no connection, shutting down or starting, every connection in use."""
 
 
-def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: bool = False) -> psycopg.Connection:
+def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = False) -> psycopg.Connection:
     """Open a connection whose application_name is `headrace <name>`, with everything set that our sessions rely on.
 
     A name without a schema is PostgreSQL's own there (SEARCH_PATH): everything else is written with its schema. The
     settings are sent in one message once connected, since poolers refuse startup options, and so they win over the
-    dsn's. With `canonical_text`, which is for reading tables, values come in the one text form that headrace encodes,
-    and no transaction_timeout ends a long chunk.
+    dsn's. With `reading`, which is for reading tables, values come in the one text form that headrace encodes, and no
+    timeout of the role ends it, however long that takes.
     Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password.
     """
     with translated(dsn):
@@ -84,7 +80,7 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, canonical_text: boo
             autocommit=True,
         )
         try:
-            connection.execute(_pinned(connection.info.server_version, canonical_text))
+            connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
         except BaseException:
             connection.close()
@@ -99,16 +95,19 @@ def search(connection: psycopg.Connection, schemas: Sequence[str]) -> None:
         connection.execute(sql.SQL("SET search_path = {}").format(names))
 
 
-def _pinned(version: int, canonical_text: bool) -> bytes:
-    """Return the statements for a server of this version, such as 180001."""
-    statements = [_PINNED]
-    if version >= 140_000:
-        statements.append(_PINNED_SINCE_14)
-    if canonical_text:
-        statements.append(_PINNED_TEXT)
-        if version >= 170_000:
-            statements.append(_PINNED_TEXT_SINCE_17)
-    return " ".join(statements).encode()
+def pinned(version: int, *, reading: bool) -> bytes:
+    """Return the statement that sets what a session relies on, for a server of this version, such as 180001.
+
+    One statement, as a replication connection of an old server takes no more. The first are the timeouts: what is set
+    behind them is no longer limited by those of the role.
+    """
+    wanted = {**_EVERY, **_READING} if reading else _EVERY
+    calls = [
+        f"pg_catalog.set_config('{name}', '{value}', false)"
+        for name, value in sorted(wanted.items(), key=lambda setting: not setting[0].endswith("_timeout"))
+        if version >= _SINCE.get(name, 0)
+    ]
+    return f"SELECT {', '.join(calls)}".encode()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -35,6 +35,12 @@ class Registry(Protocol):
 
         Called before anything is produced with it. Raises IncompatibleSchema when readers of the subject's latest
         schema could not read both; nothing is registered then.
+        """
+
+    def register_all(self, wanted: Sequence[tuple[str, AvroSchema]]) -> None:
+        """Register many at once, where that is quicker than one by one; what is refused is left to `register`.
+
+        To be called before `register` is called for each; that it was not, or twice, changes nothing.
         """
 
     def forget(self, subject: str) -> None:
@@ -77,22 +83,36 @@ class TopicRegistry:
         self._ids: dict[tuple[str, str], int] = {}
         self._latest: dict[str, int] = {}
         self._forgotten: set[str] = set()
+        self._opened = False
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """See `Registry.register`."""
         text = _canonical(schema)
-        anew = subject in self._forgotten
-        if anew or (subject, text) not in self._ids:
-            topics.ensure_topic(self._settings, self._topic, partitions=1)
-            self._catch_up()
-        known = self._ids.get((subject, text))
-        if known is None or (anew and self._latest[subject] != known):
-            if subject in self._latest and not anew:
+        if subject not in self._forgotten and (subject, text) in self._ids:
+            return self._ids[subject, text]
+        self._open()
+        if not self._stands(subject, text):
+            if subject in self._latest and subject not in self._forgotten and (subject, text) not in self._ids:
                 _refuse_incompatible(subject, self._schemas[self._latest[subject]], schema)
-            self._append(subject, text)
-            self._catch_up()
+            self._append([(subject, text)])
         self._forgotten.discard(subject)
         return self._ids[subject, text]
+
+    def register_all(self, wanted: Sequence[tuple[str, AvroSchema]]) -> None:
+        """See `Registry.register_all`."""
+        self._open()
+        lacking = []
+        for subject, schema in wanted:
+            text = _canonical(schema)
+            before = None if subject in self._forgotten else self._latest.get(subject)
+            if not self._stands(subject, text) and (
+                before is None or not incompatibilities(self._schemas[before], schema)
+            ):
+                lacking.append((subject, text))
+        self._append(lacking)
+        for subject, schema in wanted:
+            if self._stands(subject, _canonical(schema)):
+                self._forgotten.discard(subject)
 
     def forget(self, subject: str) -> None:
         """See `Registry.forget`."""
@@ -107,22 +127,38 @@ class TopicRegistry:
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
 
-    def _append(self, subject: str, text: str) -> None:
+    def _stands(self, subject: str, text: str) -> bool:
+        """Whether the schema has its id, and is the latest where the subject is to follow nothing."""
+        known = self._ids.get((subject, text))
+        return known is not None and (subject not in self._forgotten or self._latest[subject] == known)
+
+    def _open(self) -> None:
+        if not self._opened:
+            topics.ensure_topic(self._settings, self._topic, partitions=1)
+            self._opened = True
+        self._catch_up()
+
+    def _append(self, entries: Sequence[tuple[str, str]]) -> None:
+        if not entries:
+            return
         with kafka.translated(self._settings):
             # A schema that is there twice is harmless, and an idempotent producer takes half a second to start.
             client = kafka.producer(self._settings, acks="all", enable_idempotence=False)
-            # The key is unique, so that compaction never removes a record whose offset is somebody's id.
-            key = f"{subject}/{uuid.uuid4()}"
             failures: list[Any] = []
-            client.produce(
-                self._topic,
-                key=key.encode(),
-                value=json.dumps({"subject": subject, "schema": text}).encode(),
-                on_delivery=lambda error, _: failures.append(error) if error else None,
-            )
+            for subject, text in entries:
+                client.produce(
+                    self._topic,
+                    partition=topics.ONLY_PARTITION,
+                    # The key is unique, so that compaction never removes a record whose offset is somebody's id.
+                    key=f"{subject}/{uuid.uuid4()}".encode(),
+                    value=json.dumps({"subject": subject, "schema": text}).encode(),
+                    on_delivery=lambda error, _: failures.append(error) if error else None,
+                )
+                client.poll(0)
             client.flush()
             for failure in failures:
                 raise kafka.translate(failure, self._settings)
+        self._catch_up()
 
     def _catch_up(self) -> None:
         for message in self._log.read():
@@ -160,6 +196,9 @@ class UrlRegistry:
                 _refuse_incompatible(subject, latest, schema)
             registered: int = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
             return registered
+
+    def register_all(self, wanted: Sequence[tuple[str, AvroSchema]]) -> None:
+        """See `Registry.register_all`; a registry takes one at a time."""
 
     def forget(self, subject: str) -> None:
         """See `Registry.forget`."""

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import ConfigResource, NewTopic, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from infra import kafka
 from infra.settings import KafkaSettings
@@ -22,6 +30,9 @@ STATE: Mapping[str, str] = {
     "min.cleanable.dirty.ratio": "0.1",
 }
 """A topic whose every record replaces one before: compacted soon, since a start reads it from its beginning."""
+
+ONLY_PARTITION = 0
+"""Where the records of headrace's own state are: named with each, since a topic made beforehand may have more."""
 
 _TIMEOUT = 30.0
 _BATCH_BYTES = 1_000
@@ -46,34 +57,53 @@ def ensure_topic(
     partitions: int | None = None,
     config: Mapping[str, str] = COMPACTED,
 ) -> int:
-    """Create topic `name` unless it is there, and return how many partitions it has.
+    """Create topic `name` unless it is there, and return how many partitions it has. See `ensure_topics`."""
+    return ensure_topics(settings, [name], partitions=partitions, config=config)[name]
+
+
+def ensure_topics(
+    settings: KafkaSettings,
+    names: Sequence[str],
+    *,
+    partitions: int | None = None,
+    config: Mapping[str, str] = COMPACTED,
+) -> dict[str, int]:
+    """Create the topics that are not there, all in one request; return name → how many partitions it has.
 
     An existing topic keeps the partitions it has: a key must stay where it is. A new one takes records of the size
     that clients send (`kafka.record_bytes`), unless `config` says otherwise.
     """
     with kafka.translated(settings):
         client = kafka.admin(settings)
+        there = client.list_topics(timeout=_TIMEOUT).topics
         wanted = partitions or settings.partitions
-        new = NewTopic(
-            name,
-            num_partitions=wanted,
-            replication_factor=settings.replication_factor,
-            config={"max.message.bytes": str(kafka.record_bytes(settings) + _BATCH_BYTES), **config},
-        )
-        try:
-            client.create_topics([new], operation_timeout=_TIMEOUT)[name].result(_TIMEOUT)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise
-            found = client.list_topics(name, timeout=_TIMEOUT).topics[name]
-            return len(found.partitions) or wanted
-        # Made on the controller, it is not at once known to every broker: who asked then would find no such topic.
+        counts = {name: len(there[name].partitions) for name in names if name in there and not there[name].error}
+        limits = {"max.message.bytes": str(kafka.record_bytes(settings) + _BATCH_BYTES), **config}
+        new = [
+            NewTopic(name, num_partitions=wanted, replication_factor=settings.replication_factor, config=limits)
+            for name in names
+            if name not in counts
+        ]
+        made = client.create_topics(new, operation_timeout=_TIMEOUT) if new else {}
+        expected = dict.fromkeys(made, wanted)
+        for name, future in made.items():
+            try:
+                future.result(_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+                expected[name] = 1  # another process was quicker, and chose
+        # Made on the controller, they are not at once known to every broker: who asked then would find no such topic.
         deadline = time.monotonic() + _TIMEOUT
-        while not _has_leaders(client.list_topics(timeout=_TIMEOUT).topics.get(name), wanted):
+        while left := made.keys() - counts.keys():
+            there = client.list_topics(timeout=_TIMEOUT).topics
+            counts |= {
+                name: len(there[name].partitions) for name in left if _has_leaders(there.get(name), expected[name])
+            }
             if time.monotonic() > deadline:
-                raise BrokerUnavailable(f"topic {name} has no leader {_TIMEOUT:.0f} s after it was made")
+                raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after it was made")
             time.sleep(0.01)
-        return wanted
+        return {name: counts[name] or wanted for name in names}
 
 
 def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
@@ -82,26 +112,44 @@ def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
     return all(partition.leader >= 0 for partition in found.partitions.values())
 
 
+def configurations(settings: KafkaSettings, names: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return topic → its configuration, what it has from the broker's defaults with it.
+
+    One that there is none of, or whose configuration may not be read, is left out.
+    """
+    with kafka.translated(settings):
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        client = kafka.admin(settings)  # with a name: its futures end with it
+        answers = client.describe_configs(resources, request_timeout=_TIMEOUT) if resources else {}
+        found: dict[str, dict[str, str]] = {}
+        for resource, future in answers.items():
+            try:
+                entries = future.result(_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() not in _UNREADABLE | _SETTLING:
+                    raise
+            else:
+                found[resource.name] = {name: entry.value for name, entry in entries.items()}
+        return found
+
+
+def partition_counts(settings: KafkaSettings) -> dict[str, int]:
+    """Return topic → how many partitions it has now, of all that this client may see."""
+    with kafka.translated(settings):
+        found = kafka.admin(settings).list_topics(timeout=_TIMEOUT).topics
+        return {name: len(topic.partitions) for name, topic in found.items() if not topic.error}
+
+
 def largest_records(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
     """Return topic → the bytes that a record of it may have, by what the topic and the clients take.
 
     A topic whose configuration may not be read counts as one that takes what clients send.
     """
-    with kafka.translated(settings):
-        limit = kafka.record_bytes(settings)
-        limits = dict.fromkeys(names, limit)
-        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-        client = kafka.admin(settings)  # with a name: its futures end with it
-        answers = client.describe_configs(resources, request_timeout=_TIMEOUT) if names else {}
-        for resource, future in answers.items():
-            try:
-                entry = future.result(_TIMEOUT)["max.message.bytes"]
-            except KafkaException as error:
-                if error.args[0].code() not in _UNREADABLE:
-                    raise
-            else:
-                limits[resource.name] = min(limit, int(entry.value) - _BATCH_BYTES)
-        return limits
+    limit = kafka.record_bytes(settings)
+    limits = dict.fromkeys(names, limit)
+    for name, configuration in configurations(settings, names).items():
+        limits[name] = min(limit, int(configuration["max.message.bytes"]) - _BATCH_BYTES)
+    return limits
 
 
 def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
@@ -132,6 +180,31 @@ def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     return _end_offsets(settings, topic, "read_committed")
 
 
+def with_records(settings: KafkaSettings, topics: Collection[str]) -> frozenset[str]:
+    """Return those of the topics that have ever had a committed record; asks of all at once."""
+    with kafka.translated(settings):
+        client = kafka.admin(settings)
+        found = client.list_topics(timeout=_TIMEOUT).topics
+        places = [
+            TopicPartition(topic, number)
+            for topic in topics
+            if topic in found and not found[topic].error
+            for number in found[topic].partitions
+        ]
+        if not places:
+            return frozenset()
+        latest = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            answers = client.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED)
+            try:
+                return frozenset(place.topic for place in places if answers[place].result(_TIMEOUT).offset > 0)
+            except KafkaException as error:
+                if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+
 def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     """Return partition → offset after the last record, of a transaction that is not shown as committed yet too.
 
@@ -160,9 +233,10 @@ def _end_offset(client: Consumer, place: TopicPartition) -> int:
 
 
 class LogReader:
-    """Reads a one-partition topic again and again, each time from where it stopped to the present end.
+    """Reads the first partition of a topic again and again, each time from where it stopped to the present end.
 
-    Used for the topics that hold headrace's own state. A topic that does not exist reads as empty.
+    Used for the topics that hold headrace's own state: all of it is written there (ONLY_PARTITION), so that its order
+    holds whoever made the topic, with however many. A topic that does not exist reads as empty.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
@@ -178,7 +252,7 @@ class LogReader:
             found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
             if found is None or found.error:
                 return
-            client.assign([TopicPartition(self._topic, 0, self._next)])
+            client.assign([TopicPartition(self._topic, ONLY_PARTITION, self._next)])
             while True:
                 # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
                 message = client.poll(_TIMEOUT)

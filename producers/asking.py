@@ -13,6 +13,7 @@ from infra.positions import Positions, SnapshotState, SourceState, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
+from infra.topics import ONLY_PARTITION
 from producers import slots, startup
 from producers.publication import read_publication
 from producers.requests import RequestRefused, require_keys
@@ -62,7 +63,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     recorded = state.snapshots.get(request.table)
     if state.stream is None:
         raise NotReadYet(f"source {source} was never read")
-    with connect(dsn, name=f"snapshot {source}", canonical_text=True) as connection, translated(dsn):
+    with connect(dsn, name=f"snapshot {source}", reading=True) as connection, translated(dsn):
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         if table.hidden is not None:
             raise table.hidden
@@ -130,6 +131,7 @@ def _note(settings: Settings, state: SnapshotState) -> None:
         client = kafka.producer(settings.kafka)
         client.produce(
             positions_topic(settings.prefix),
+            partition=ONLY_PARTITION,
             key=record_key(state.source, state.table),
             value=state.model_dump_json().encode(),
         )

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import psycopg
 
-from infra import standbys
+from infra import standbys, topic_requirements
 from infra.control import database_name, opened_lsn, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
@@ -18,6 +18,7 @@ from producers.preflight import Finding
 from producers.tables import captured_tables
 from producers.transactions import blocking
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
+from schemas.topics import positions_topic, schemas_topic
 
 _MEASURED_SECONDS: Final = 1.0
 """How long the log is watched where nobody recorded how fast it grows."""
@@ -41,6 +42,7 @@ def hindrances(
     found += _half_made(connection, name)
     found += _standbys(connection, name)
     if positions is not None and not _standby(connection):
+        found += _topics(connection, settings, source, stopped)
         found += _gaps(connection, settings, source, positions, stopped)
         if not found:
             found += _unrecorded(connection, settings, source, sources, stopped)
@@ -102,6 +104,20 @@ def _half_made(connection: psycopg.Connection[Any], slot: str) -> Iterator[Findi
 def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
     if away := standbys.obstacles(connection, slot):
         yield Finding(f"slot {slot} sends nothing that is written now: {', '.join(away)}", standbys.REMEDY)
+
+
+def _topics(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, stopped: Mapping[str, SnapshotState]
+) -> Iterator[Finding]:
+    """Yield the topics that would lose what they have to keep."""
+    database = settings.database(source)
+    try:
+        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    except Refused:
+        return  # which is a finding of preflight's
+    state = positions_topic(settings.prefix), schemas_topic(settings.prefix)
+    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state):
+        yield Finding(each.problem, each.remedy)
 
 
 def _gaps(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra import given_away, kafka, log, metrics
+from infra import given_away, kafka, log, metrics, topic_requirements
 from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
 from infra.positions import Positions, read_sources
@@ -154,6 +154,9 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
         if state.stream is not None and state.stream.refused_request is not None:
             problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
             yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
+        topics = [snapshot.topic for snapshot in state.snapshots.values()]
+        for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
+            yield Advice(f"databases.{name}", problem, (), remedy)
     yield from given_away.advise(settings, sources)
 
 
@@ -171,7 +174,7 @@ def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
     for name, database in settings.databases.items():
         dsn = database.dsn.get_secret_value()
         try:
-            with connect(dsn, name="check") as connection, translated(dsn):
+            with connect(dsn, name="check", reading=True) as connection, translated(dsn):
                 for finding in hindrances(connection, settings, name, positions):
                     yield f"databases.{name}", finding
                 forecast = outlook(connection, settings, name, positions)

@@ -162,7 +162,8 @@ def copy_chunk(
         # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
         return None
     turns.took(feed, chunk.rows, len(chunk.data))
-    return Copied(feed.add_chunk(chunk.upto, chunk, position, planned), len(chunk.data), chunk.lsn)
+    full = planned if chunk.upto is None else chunk.rows
+    return Copied(feed.add_chunk(chunk.upto, chunk, position, full), len(chunk.data), chunk.lsn)
 
 
 class CopyLog:

@@ -176,6 +176,9 @@ class TableCopy:
             partitions=state.partitions,
             partitions_seen=state.partitions_seen,
             form=state.form,
+            published=state.published,
+            order=state.order,
+            topic_partitions=state.topic_partitions,
         )
         self._load(fresh)
         self._update()

@@ -12,7 +12,7 @@ from infra import log
 from infra.kafka import RECORD_BYTES
 from infra.key_order import order_name
 from infra.positions import ColumnState, FormState, SnapshotState
-from infra.registry import IncompatibleSchema, Registry
+from infra.registry import AvroSchema, IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.partitions import Partitions
 from producers.reread import KeyRange, Texts
@@ -45,6 +45,25 @@ _SEEN_AGAIN: Final = 1_000_000
 
 Record = dict[str, Any]
 """What confluent-kafka's produce_batch takes: `key`, `value`, perhaps `partition`."""
+
+
+def spread(topic: str, before: int, now: int) -> str:
+    """Return why a table is stopped whose topic had so many partitions `before`."""
+    return (
+        f"topic {topic} has {now} partitions, and the table's keys are spread over {before}: later changes of a row"
+        " would be in another partition than the earlier ones"
+    )
+
+
+def schemas_of(
+    table: CapturedTable, relation: Relation | None = None
+) -> tuple[tuple[str, AvroSchema], tuple[str, AvroSchema]]:
+    """Return subject and schema of the table's keys and of its values, with the columns of `relation`."""
+    described = relation or table.relation
+    return (
+        (f"{table.topic}-key", key_schema(described, table.gitlab_schema, table.key)),
+        (f"{table.topic}-value", value_schema(described, table.gitlab_schema)),
+    )
 
 
 class TableFeed:
@@ -84,6 +103,8 @@ class TableFeed:
         if state is None or state.anew:
             # Read before any row: what changes from here on differs from what is recorded.
             standing = standing.model_copy(update=_recorded(table.partitions))
+        before = None if standing.anew else standing.topic_partitions
+        standing = standing.model_copy(update={"topic_partitions": before or partitions})
         comparable = partial(comparable_key, table) if table.ordered else None
         self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in standing.columns}
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
@@ -102,6 +123,8 @@ class TableFeed:
         self._seen = standing.partitions_seen
         self.leaves = frozenset(each.oid for each in self.state.partitions)
         """The oids of the partitions whose changes are published as the table's."""
+        if before not in (None, partitions) and not self.state.stopped:
+            self.stop(spread(table.topic, before, partitions))
         self.judging = self.copy.judging
         """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
         self.away = False
@@ -134,17 +157,14 @@ class TableFeed:
         if identity not in self._encoders:
             table = self.table
             followed = self._follow(relation)
+            key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
             self._encoders[identity] = Encoder(
                 relation,
                 table.gitlab_schema,
                 table.key,
                 database=self.source,
-                key_schema_id=self._registry.register(
-                    f"{table.topic}-key", key_schema(relation, table.gitlab_schema, table.key)
-                ),
-                value_schema_id=self._registry.register(
-                    f"{table.topic}-value", value_schema(relation, table.gitlab_schema)
-                ),
+                key_schema_id=key_id,
+                value_schema_id=value_id,
             )
             self._followed = followed
             columns = tuple(

@@ -130,8 +130,9 @@ class Forecast:
         """Whether somebody should be told: it is nearly lost, and not because its reader is a moment behind."""
         if self.status in ("unreserved", "lost"):
             return True
-        soon = self.seconds is not None and self.seconds < WARN_SECONDS
-        return soon and (not self.active or self.left_bytes is None or self.retained_bytes > self.left_bytes)
+        if self.seconds is None or self.seconds >= WARN_SECONDS:
+            return False
+        return not self.active or (self.left_bytes is not None and self.retained_bytes > self.left_bytes)
 
     def __str__(self) -> str:
         if self.status == "lost":
@@ -206,8 +207,9 @@ def forecast(reading: Reading, rate: Rate | None) -> Forecast:
     ends: dict[str, float] = {}
     if limit is not None and left is not None and (left <= 0 or (rate and rate.bytes_per_second > 0)):
         ends[limit] = max(0, left) / rate.bytes_per_second if rate and rate.bytes_per_second > 0 else 0.0
-    if reading.idle_timeout is not None and slot.active_pid is None and not slot.synced and not lost:
-        since = slot.inactive_since.timestamp() if slot.inactive_since else reading.at
+    if reading.idle_timeout is not None and not slot.synced and not lost:
+        # Of one that is read: from now on, without its reader.
+        since = slot.inactive_since.timestamp() if slot.inactive_since and slot.active_pid is None else reading.at
         ends[IDLE_TIMEOUT] = max(0.0, since + reading.idle_timeout - reading.at)
     cause = min(ends, key=lambda name: ends[name], default=None)
     return Forecast(
@@ -299,7 +301,7 @@ class Guardian:
     def look_from_afar(self, dsn: str) -> None:
         """Look at the slot while its producer waits for some server, over a connection of its own if there is one."""
         try:
-            with connect(dsn, name=f"guard {self._source}") as connection, translated(dsn):
+            with connect(dsn, name=f"guard {self._source}", reading=True) as connection, translated(dsn):
                 self.look(connection)
         except HeadraceError as error:
             self._log.debug("the slot cannot be looked at", **{log.REASON: error.problem})

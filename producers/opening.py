@@ -19,7 +19,7 @@ from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import largest_records
 from producers import ownership, slots, startup
-from producers.feed import TableFeed
+from producers.feed import TableFeed, schemas_of
 from producers.ownership import Standing
 from producers.publication import edited, ensure_publication, read_publication
 from producers.replication import ReplicationStream, SlotInUse
@@ -28,15 +28,11 @@ from producers.schema_changes import TableStopped
 from producers.server_text import stream_encoding
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable
-from schemas.errors import Interrupted
+from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Lsn
 
-SESSION: Final = """
-SET synchronous_commit = local;
-SET statement_timeout = 0;
-SET row_security = off
-"""
-"""Heartbeats don't wait for a standby that is down; no role's own limit ends a long chunk; no row is hidden."""
+SESSION: Final = "SET synchronous_commit = local"
+"""Heartbeats don't wait for a standby that is down; what else a session relies on is set when it is opened."""
 
 _TAKEOVER_SECONDS: Final = 15.0
 _SESSIONS: Final = 0x68647263
@@ -67,10 +63,12 @@ def open_feeds(
     """
     registry = open_registry(settings)
     largest = largest_records(settings.kafka, [table.topic for table in tables])
-    for table in standing.here(tables):
-        if table.name not in snapshots or snapshots[table.name].anew:
-            registry.forget(f"{table.topic}-key")
-            registry.forget(f"{table.topic}-value")
+    fresh = [table for table in standing.here(tables) if table.name not in snapshots or snapshots[table.name].anew]
+    for table in fresh:
+        registry.forget(f"{table.topic}-key")
+        registry.forget(f"{table.topic}-value")
+    # Of a table that goes on, only what can be followed is registered, which its feed knows.
+    registry.register_all([each for table in fresh for each in schemas_of(table)])
     feeds = [
         TableFeed(
             source,
@@ -216,5 +214,5 @@ def _ensure_failover(connection: psycopg.Connection[Any], source: str, slot: str
     try:
         if slots.ensure_failover(connection, slot):
             lines.info("a standby may take the slot over from now on", slot=slot)
-    except psycopg.Error as error:
+    except (psycopg.Error, HeadraceError) as error:
         lines.warning("no standby can take the slot over", slot=slot, **{log.REASON: one_line(error)})

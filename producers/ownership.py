@@ -181,10 +181,11 @@ def find(
     # What it was before some came back was of a server that is no more, and that went on after its copy was promoted.
     known = found.of(state)
     startup.refuse_gaps(known, slot, name, server)
-    # What it inherits was published from another server, and so table by table is compared later.
-    own = SourceState(known.stream, {each: known.snapshots[each] for each in state.snapshots})
-    publication = settings.database(source).publication
-    startup.refuse_other_publication(source, publication, own, read_publication(connection, publication))
+    if slot is None or slot.database == connection.info.dbname:  # else preflight names the dsn
+        # What it inherits was published from another server, and so table by table is compared later.
+        own = SourceState(known.stream, {each: known.snapshots[each] for each in state.snapshots})
+        publication = settings.database(source).publication
+        startup.refuse_other_publication(source, publication, own, read_publication(connection, publication))
     return Found(state, found, server)
 
 

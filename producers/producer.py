@@ -19,15 +19,15 @@ from typing import Any, Final
 import psycopg
 from pydantic import BaseModel
 
-from infra import kafka, log, metrics
+from infra import kafka, log, metrics, topic_requirements
 from infra.control import ensure_control_schema
 from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
-from infra.postgres import connect, translated
+from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
-from infra.topics import STATE, ensure_topic
+from infra.topics import STATE, ensure_topic, ensure_topics
 from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
@@ -48,11 +48,12 @@ from producers.spill import SpillDirectory
 from producers.strays import Strays
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable, captured_tables
+from producers.topic_watch import TopicWatch
 from producers.visibility_gate import gated
 from schemas import codec
 from schemas.errors import DatabaseUnavailable, Interrupted, Malformed, Unavailable
 from schemas.positions import Lsn
-from schemas.topics import positions_topic
+from schemas.topics import positions_topic, schemas_topic
 
 _FRAMES: Final = 5_000
 """Frames handled between two looks at the clock, the stop event and the connection."""
@@ -66,6 +67,9 @@ _COPY_SECONDS: Final = 5.0
 
 _HEARTBEAT_SECONDS: Final = 5.0
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
+
+_PATIENCE: Final = "SET lock_timeout = '2s'"
+"""For what is asked beside a chunk, while which the stream stands; not for what a start has to wait for."""
 
 
 class ReadAnew(Exception):
@@ -142,7 +146,7 @@ class Session:
         with ExitStack() as opened:
             kafka.ensure_reachable(settings.kafka)
             self._sql: psycopg.Connection[Any] = opened.enter_context(
-                connect(self._dsn, name=f"produce {source}", canonical_text=True)
+                connect(self._dsn, name=f"produce {source}", reading=True)
             )
             with translated(self._dsn), bounded(self._sql, stop):
                 self._open(opened, successor_ends_it)
@@ -183,8 +187,12 @@ class Session:
         if not tables:
             raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
+        self._log.info("preparing", tables=len(tables))
         ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
-        partitions = {table.name: ensure_topic(settings.kafka, table.topic) for table in tables}
+        made = ensure_topics(settings.kafka, [table.topic for table in tables])
+        partitions = {table.name: made[table.topic] for table in tables}
+        topic_requirements.require(settings.kafka, made, (topic, schemas_topic(settings.prefix)))
+        self._log.info("topics are ready", topics=len(made))
         # Once before, so that a start that is refused leaves the producer that runs alone.
         self._standing(positions, tables, successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
@@ -203,6 +211,7 @@ class Session:
         self._feeds = open_feeds(
             settings, source, tables, partitions, snapshots, standing, self._watch, not_before=not_before
         )
+        self._log.info("schemas are registered", tables=len(self._feeds))
         strays = Strays(source, state.strays, self._feeds)
         self._capture = Capture(
             self._feeds, stream.position, stream.confirmed_lsn, Unseen(stream.unseen), strays, server_text(self._sql)
@@ -218,8 +227,10 @@ class Session:
         )
         opened.callback(self._stream.close)
         self._incoming = gated(Incoming(self._stream, spills), self._database, self._sql, self._stream, self._log)
+        self._sql.execute(_PATIENCE)
         self._log.info("reading", slot=self._slot, codec=codec.name, **{log.POSITION: str(self._capture.position)})
         self._turns = Turns(self._log)
+        self._topic_watch = TopicWatch(settings.kafka)
         self._copy_log = CopyLog(self._log)
         self._copy_log.resumed(self._feeds, snapshots, self._database.snapshot.chunk_rows)
 
@@ -260,8 +271,8 @@ class Session:
                 return
             try:
                 lsn = self._copy_chunk(choice.feed)
-            except TableBusy as error:
-                self._turns.set_aside(choice.feed, error.problem)
+            except (TableBusy, psycopg.errors.LockNotAvailable) as error:
+                self._turns.set_aside(choice.feed, one_line(error))
                 continue
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return
@@ -314,6 +325,7 @@ class Session:
         self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
         self._capture.met_stranger = False
         self._watch.look(self._feeds)
+        self._topic_watch.look(self._feeds)
         self._guardian.look(self._sql, self._capture.position.commit_lsn)
         try:
             lsn = beat(self._sql)

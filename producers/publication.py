@@ -15,36 +15,36 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from infra.control import PUBLISHED
+from infra.control import OWNERSHIP, PUBLISHED
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
 _PUBLICATION: Final = """
-SELECT p.oid::text || '.' || p.xmin::text AS version, p.puballtables AS all_tables,
+SELECT p.oid::text || '.' || p.xmin::text || coalesce(
+           (SELECT '+' || o.oid::text || '.' || o.xmin::text
+            FROM pg_catalog.pg_publication_rel o JOIN pg_catalog.pg_class c ON c.oid = o.prrelid
+            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+            WHERE o.prpubid = p.oid AND n.nspname || '.' || c.relname = %(ownership)s), '') AS version,
+       p.puballtables AS all_tables,
        p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole,
        coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' AS generated,
-       pg_catalog.pg_has_role(p.pubowner, 'USAGE') AS owned
-FROM pg_catalog.pg_publication p WHERE p.pubname = %s
-"""
-"""Before 18 nothing is said of generated columns, and they are never published."""
-
-_TABLES: Final = """
-SELECT n.nspname || '.' || c.relname AS name, p.oid::text || '.' || p.xmin::text || '/' || r.oid::text || '.'
-       || r.xmin::text AS version
-FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE p.pubname = %s AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
-  AND NOT (p.pubviaroot AND c.relkind = 'p')
-  AND (%s::oid[] IS NULL OR r.prrelid = ANY(%s::oid[]))
-  AND NOT (c.relispartition AND EXISTS (
-      SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS above(relid)
-      JOIN pg_catalog.pg_publication_rel a ON a.prrelid = above.relid
-      WHERE a.prpubid = p.oid AND above.relid <> c.oid))
+       pg_catalog.pg_has_role(p.pubowner, 'USAGE') AS owned,
+       (SELECT pg_catalog.json_object_agg(n.nspname || '.' || c.relname, r.oid::text || '.' || r.xmin::text)
+        FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE r.prpubid = p.oid AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
+          AND NOT (p.pubviaroot AND c.relkind = 'p')
+          AND (%(oids)s::oid[] IS NULL OR r.prrelid = ANY(%(oids)s::oid[]))
+          AND NOT (c.relispartition AND EXISTS (
+              SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS above(relid)
+              JOIN pg_catalog.pg_publication_rel a ON a.prrelid = above.relid
+              WHERE a.prpubid = p.oid AND above.relid <> c.oid))) AS tables
+FROM pg_catalog.pg_publication p WHERE p.pubname = %(name)s
 """
 """From the catalog itself: the view pg_publication_tables opens the tables, and waits for one that is locked.
 
-Before 15 there is neither a list of columns nor a filter of rows, so those are looked for by name. A partition whose
-root is published, too, is none: its changes come as the root's.
+Before 15 there is neither a list of columns nor a filter of rows, and before 18 nothing is said of generated columns:
+those are looked for by name. A partition whose root is published, too, is none: its changes come as the root's.
 """
 
 _IS_THERE: Final = """
@@ -75,7 +75,8 @@ class Publication:
 
     `whole` says that it leaves out no kind of change, `generated` that stored generated columns are published, `owned`
     that this role may alter it. `tables` are those that it publishes without a filter: name → version of the
-    publication, a slash, version of the table's row in it. An edit that is undone has other versions.
+    publication, a slash, version of the table's row in it. An edit that is undone has other versions. That of the
+    publication has headrace.schema_ownership's in it, without which no change of owner would come.
     """
 
     version: str
@@ -90,15 +91,15 @@ def read_publication(
     connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
 ) -> Publication | None:
     """Return the publication of that name, None when there is none; with `oids`, only these of its tables."""
-    only = None if oids is None else list(oids)
+    asked = {"name": name, "oids": None if oids is None else list(oids), "ownership": ".".join(OWNERSHIP)}
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(_PUBLICATION, (name,)).fetchone()
-        if row is None:
-            return None
-        found = cursor.execute(_TABLES, (name, only, only)).fetchall()
-    # Between two queries it may have been dropped and made again: then neither table is of this one.
-    tables = {each["name"]: each["version"] for each in found if each["version"].startswith(f"{row['version']}/")}
-    return Publication(**row, tables=tables if row["whole"] else {})
+        row = cursor.execute(_PUBLICATION, asked).fetchone()
+    if row is None:
+        return None
+    # Where kinds of changes are left out, no table is published whole.
+    found = (row.pop("tables") or {}) if row["whole"] else {}
+    tables = {table: f"{row['version']}/{version}" for table, version in found.items()}
+    return Publication(**{**row, "tables": tables})
 
 
 def published_tables(connection: psycopg.Connection[Any], name: str) -> frozenset[str] | None:

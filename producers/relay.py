@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from infra import kafka
 from infra.settings import KafkaSettings
+from infra.topics import ONLY_PARTITION
 from schemas.errors import BrokerUnavailable, HeadraceError
 
 _INIT_SECONDS = 30.0
@@ -69,7 +70,10 @@ class Relay:
         """Add records of the positions topic; None removes one."""
         self.send(
             self._positions_topic,
-            [{"key": key, "value": state and state.model_dump_json().encode()} for key, state in states],
+            [
+                {"key": key, "value": state and state.model_dump_json().encode(), "partition": ONLY_PARTITION}
+                for key, state in states
+            ],
         )
 
     def commit(self) -> None:

@@ -16,7 +16,7 @@ from typing import Final, Self
 import psycopg
 from psycopg import pq
 
-from infra.postgres import translated
+from infra.postgres import pinned, translated
 from producers.replication_command import Streaming, conninfo, start_command
 from producers.replication_frames import Frame, Keepalive, parse, status_update
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
@@ -107,6 +107,7 @@ class ReplicationStream:
         self._connection = _connect(conninfo(dsn, application_name, client_encoding))
         try:
             self._connection.notice_handler = self._notice
+            self._set_what_it_relies_on()
             self._check_publication()
             self._start(command)
             self._poll = select.poll()
@@ -254,6 +255,12 @@ class ReplicationStream:
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise self._error(result, starting=True)
         self._connection.nonblocking = 1
+
+    def _set_what_it_relies_on(self) -> None:
+        """Among it: no transaction_timeout, which ends the decoding of a large transaction, at every start."""
+        result = self._connection.exec_(pinned(self._connection.server_version, reading=True))
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise self._error(result, starting=True)
 
     def _check_publication(self) -> None:
         # PostgreSQL 18 goes on without a publication that is missing, and so would lose its changes.

@@ -8,7 +8,6 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.postgres import REPLICATION_OPTIONS
 from producers import slots
 from schemas.errors import UsageError
 from schemas.positions import Lsn, format_lsn
@@ -74,7 +73,7 @@ def quote(text: str, mark: str) -> str:
 
 
 def conninfo(dsn: str, application_name: str | None = None, client_encoding: str = "UTF8") -> str:
-    """Return `dsn` for replication, with the settings that it relies on; its own choices go first, and so lose.
+    """Return `dsn` for replication; what else a session relies on is set once connected (infra.postgres.pinned).
 
     Raises UsageError when `dsn` is not one (its text is not shown: it may hold a password).
     """
@@ -87,7 +86,6 @@ def conninfo(dsn: str, application_name: str | None = None, client_encoding: str
     parameters = {**_CONNECTION_DEFAULTS, **{k: str(v) for k, v in given.items() if v is not None}}
     if application_name is not None:
         parameters["application_name"] = application_name
-    parameters["options"] = f"{parameters.get('options', '')} {REPLICATION_OPTIONS}".strip()
     parameters["replication"] = "database"
     parameters["client_encoding"] = client_encoding
     return make_conninfo("", **parameters)

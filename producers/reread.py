@@ -18,9 +18,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
+
+_LENGTH: Final = 4
+"""Bytes that tell the length of a recorded key: a text that compresses well is one of megabytes."""
 
 Texts = tuple[str, ...]
 """A key as the texts of its columns, which the database compares."""
@@ -88,8 +92,8 @@ class Reread:
 
 
 def pack_keys(keys: Iterable[bytes]) -> str:
-    """Return keys (of fewer than 65,536 bytes each) as the text that is recorded."""
-    return base64.b64encode(b"".join(len(key).to_bytes(2) + key for key in sorted(keys))).decode()
+    """Return keys as the text that is recorded: each after its length."""
+    return base64.b64encode(b"".join(len(key).to_bytes(_LENGTH) + key for key in sorted(keys))).decode()
 
 
 def unpack_keys(text: str) -> frozenset[bytes]:
@@ -98,7 +102,7 @@ def unpack_keys(text: str) -> frozenset[bytes]:
     keys: list[bytes] = []
     start = 0
     while start < len(raw):
-        end = start + 2 + int.from_bytes(raw[start : start + 2])
-        keys.append(raw[start + 2 : end])
+        end = start + _LENGTH + int.from_bytes(raw[start : start + _LENGTH])
+        keys.append(raw[start + _LENGTH : end])
         start = end
     return frozenset(keys)

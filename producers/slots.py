@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from infra import log
+from infra.postgres import connect
 from infra.stopping import bounded
 from producers.transactions import Awaited
 from schemas.errors import HeadraceError, Interrupted, Refused, UsageError
@@ -223,7 +224,7 @@ def ensure_failover(connection: psycopg.Connection[Any], slot: str) -> bool:
     # Only a replication connection may.
     dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, replication="database")
     command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot))
-    with contextlib.closing(psycopg.connect(dsn, autocommit=True, connect_timeout=10)) as replication:
+    with connect(dsn, name=f"slot {slot}") as replication:
         # Should somebody have begun to read it by now, the server would wait for the end of that.
         with bounded(replication, threading.Event(), seconds=_ALTER_SECONDS):
             replication.execute(command)

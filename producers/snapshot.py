@@ -54,7 +54,9 @@ class ChunkRows:
 
     def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
         """Return the texts of the columns `key` of one row."""
-        return _key_texts(self.relation, self.data.split(b"\n", index + 1)[index], key)
+        names = [column.name for column in self.relation.columns]
+        fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
+        return tuple(unescape(fields[names.index(name)]).decode() for name in key)
 
 
 def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
@@ -96,7 +98,7 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
 def read_chunk(
     connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int, *, longest: int = CHUNK_BYTES
 ) -> ChunkRows:
-    """Read the first rows with keys in the bounds, in key order: about `rows`, and not many above CHUNK_BYTES.
+    """Read the first rows with keys in the bounds, in key order: about `rows`, and CHUNK_BYTES at most, or one row.
 
     `longest` is how many bytes COPY may send of one row. Never waits for a table that is locked, nor queues for its
     lock. Raises TableGone when the table was dropped, TableStopped when its key sorts otherwise than before,
@@ -117,7 +119,8 @@ def read_chunk(
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
     if not lines.whole:
-        upto = _key_texts(relation, lines.data[lines.data.rfind(b"\n", 0, -1) + 1 : -1], table.key)
+        names = [column.name for column in relation.columns]
+        upto = tuple(unescape(field).decode() for field in lines.last([names.index(name) for name in table.key]))
     return ChunkRows(lines.data, lines.rows, relation, snapshot, lsn, upto)
 
 
@@ -170,12 +173,6 @@ def _copy(
         ascending(_key(table), table.order),
     )
     return copy_lines(connection, query.as_bytes(connection), most=CHUNK_BYTES, longest=longest)
-
-
-def _key_texts(relation: Relation, line: bytes, key: tuple[str, ...]) -> Texts:
-    names = [column.name for column in relation.columns]
-    fields = line.split(b"\t")
-    return tuple(unescape(fields[names.index(name)]).decode() for name in key)
 
 
 def _from(table: CapturedTable) -> sql.Composable:

@@ -42,7 +42,7 @@ def start_over(settings: Settings, source: str) -> None:
     database = settings.database(source)
     dsn = database.dsn.get_secret_value()
     name = startup.slot_name(settings, source, database)
-    with connect(dsn, name=f"start-over {source}") as connection, translated(dsn):
+    with connect(dsn, name=f"start-over {source}", reading=True) as connection, translated(dsn):
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
         system, lsn = startup.system_identifier(connection), current_snapshot(connection)[1]

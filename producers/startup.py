@@ -14,8 +14,9 @@ from psycopg.conninfo import make_conninfo
 from infra.positions import SnapshotState, SourceState, StreamState
 from infra.postgres import connect
 from infra.settings import DatabaseSettings, Settings
-from infra.topics import end_offsets
+from infra.topics import partition_counts, with_records
 from producers import slots
+from producers.feed import spread
 from producers.publication import GONE, Publication, edited, published_tables, read_publication, replaced
 from producers.tables import CapturedTable, captured_tables
 from producers.writability import refused_writes
@@ -208,8 +209,9 @@ def standing_snapshots(
     """
     published = published_tables(connection, settings.database(source).publication)
     standing: dict[str, SnapshotState] = {}
+    filled = with_records(settings.kafka, [table.topic for table in tables])
     for table in tables:
-        if not any(end_offsets(settings.kafka, table.topic).values()):
+        if table.topic not in filled:
             continue
         recorded = state.snapshots.get(table.name)
         remedy = f"have it read anew with `headrace snapshot {table.name} --anew`"
@@ -241,14 +243,19 @@ def stopped_tables(
     is none: it can be read anew, or is refused like a table that was never captured.
     """
     database = settings.database(source)
+    filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
     recorded = {
         name: snapshot
         for name, snapshot in state.snapshots.items()
-        if any(fnmatchcase(name, pattern) for pattern in database.tables)
-        and any(end_offsets(settings.kafka, snapshot.topic).values())
+        if any(fnmatchcase(name, pattern) for pattern in database.tables) and snapshot.topic in filled
     }
     stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped and not snapshot.anew}
     reasons: dict[str, str] = {}
+    counts = partition_counts(settings.kafka) if recorded else {}
+    for name, snapshot in recorded.items():
+        before, now = snapshot.topic_partitions, counts.get(snapshot.topic)
+        if name not in stopped and not snapshot.anew and before and now and before != now:
+            stopped[name] = snapshot.model_copy(update={"stopped": spread(snapshot.topic, before, now)})
     try:
         tables = list(captured_tables(connection, source, database, settings.prefix, leave_out=stopped))
     except Refused:

@@ -11,6 +11,9 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from infra.postgres import connect
+from schemas.errors import HeadraceError
+
 _LOOK_SECONDS: Final = 1.0
 
 # From pg_locks, which shows everybody's: without pg_read_all_stats a role sees only the pids of others' sessions.
@@ -45,7 +48,7 @@ class Awaited:
 
     def __init__(self, connection: psycopg.Connection[Any], tell: Callable[[str], None]) -> None:
         """`connection` is one to the server; `tell` is called with what is waited for each time that it changed."""
-        self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None)
+        self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, connect_timeout=2)
         self._tell = tell
         self._looking: psycopg.Connection[Any] | None = None
         self._looked = 0.0
@@ -72,7 +75,10 @@ class Awaited:
             return
         self._looked = now
         if self._looking is None or self._looking.closed:
-            self._looking = psycopg.connect(self._dsn, autocommit=True, connect_timeout=2)
+            try:
+                self._looking = connect(self._dsn, name="look")
+            except HeadraceError:
+                return  # whoever waits hears of it from the session that does
         names = blocking(self._looking, pid)
         if names and names != self._names:
             self._names = names

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from infra import kafka, log
+from infra import kafka, log, topic_requirements
 from infra.positions import SnapshotState, record_key
 from infra.registry import Registry, open_registry
 from infra.settings import Settings, StorageSettings, VirtualStorageSettings
@@ -143,6 +143,7 @@ class _Walk:
         positions = positions_topic(self._settings.prefix)
         ensure_topic(kafka_settings, positions, partitions=1, config=STATE)
         self._partitions = ensure_topic(kafka_settings, self._topic)
+        topic_requirements.require(kafka_settings, [self._topic], [positions])
         relay = Relay(kafka_settings, f"{self._settings.prefix}.{self._source}", positions)
         with closing(relay):
             try:

@@ -6,6 +6,7 @@
 #include "_codec_plan.h"
 
 #define BLOCK (1 << 20)   /* bytes encoded without the interpreter's lock before their objects are made */
+#define PIECE (4 << 20)   /* bytes by which a buffer shrinks that becomes one object */
 
 /* --- lines of COPY's text format --- */
 
@@ -127,6 +128,27 @@ static int append(PyObject *list, const char *data, size_t size)
     return failed;
 }
 
+/* Appends all of a buffer, which shrinks from its end meanwhile: a large row is not in memory once more. */
+static int append_all(PyObject *list, Buffer *from)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)from->size);
+    if (bytes == NULL)
+        return 1;
+    while (from->size > 0) {
+        size_t left = from->size > PIECE ? from->size - PIECE : 0;
+        memcpy(PyBytes_AS_STRING(bytes) + left, from->data + left, from->size - left);
+        from->size = left;
+        char *data = PyMem_RawRealloc(from->data, left > 0 ? left : 1);
+        if (data != NULL) {
+            from->data = data;
+            from->capacity = left;
+        }
+    }
+    int failed = PyList_Append(list, bytes) != 0;
+    Py_DECREF(bytes);
+    return failed;
+}
+
 /* encode_copy(data, prefix) -> (keys, values) */
 static PyObject *plan_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -154,8 +176,10 @@ static PyObject *plan_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssi
         Ends from = {0, 0}, upto;
         for (size_t row = 0; outcome == DONE && !failed && row < ends.size; row += sizeof upto) {
             memcpy(&upto, ends.data + row, sizeof upto);
+            int alone = ends.size == sizeof upto && values.size > PIECE;
             failed = append(key_list, keys.data + from.key, upto.key - from.key) ||
-                     append(value_list, values.data + from.value, upto.value - from.value);
+                     (alone ? append_all(value_list, &values)
+                            : append(value_list, values.data + from.value, upto.value - from.value));
             from = upto;
         }
     }

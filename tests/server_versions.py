@@ -19,6 +19,7 @@ import platformdirs
 import pytest
 
 from infra.stack.jars import download_from_maven, ensure_jars, listed_jars
+from infra.stack.kafka import EmbeddedKafka
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.errors import Unavailable
@@ -50,6 +51,20 @@ def server_of(major: int, **settings: str) -> Iterator[EmbeddedPostgres]:
         finally:
             server.abandon()
             keeper.close()
+
+
+@contextmanager
+def stack_of(major: int) -> Iterator[tuple[EmbeddedPostgres, str, Path]]:
+    """A server of that major version and a broker: with its bootstrap servers, and a directory that goes with them."""
+    with tempfile.TemporaryDirectory(prefix="headrace-test-") as place, ExitStack() as opened:
+        directory = Path(place)
+        keeper = Keeper()
+        opened.callback(keeper.close)
+        (directory / "kafka").mkdir()
+        kafka = EmbeddedKafka(directory / "kafka", keeper)
+        kafka.start()
+        opened.callback(kafka.kill)
+        yield opened.enter_context(server_of(major)), kafka.bootstrap_servers, directory
 
 
 @contextmanager

@@ -189,16 +189,22 @@ class Mover:
 
     def _failed(self, move: Move, error: Exception) -> Steps[bool]:
         """Note a failed try; after the last one end the move with the copy that is the truth. Return whether it was."""
-        reason = error.problem if isinstance(error, HeadraceError) else _said(error)
+        reason = _said(error)
         with self._outside.transaction() as cursor:
             tries = states.fail(cursor, move, reason, pause=self._retry_seconds)
         gives_up = tries >= self._tries
         self._log.warning("a move failed", partition=move.partition, reason=reason, gives_up=gives_up)
-        if gives_up:
+        if not gives_up:
+            return False
+        try:
             yield from self._moves.give_up(move, reason)
-            if not isinstance(error, NotAPlace):  # which is the repository's own matter
-                self._slow_down(reason)
-        return gives_up
+        except (GitFailed, NotAPlace, OSError) as another:
+            self._raise_if_not_its_own(another)
+            self._log.warning("a move could not be given up", partition=move.partition, reason=_said(another))
+            return False
+        if not isinstance(error, NotAPlace):  # which is the repository's own matter
+            self._slow_down(reason)
+        return True
 
     def _slow_down(self, reason: str) -> None:
         """Begin fewer moves while all of them fail: it may be the roots' fault, and right again soon."""
@@ -221,6 +227,8 @@ class Mover:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, HeadraceError):
+        return error.problem
     if not isinstance(error, OSError):
         return type(error).__name__
     where = f"{Path(os.fsdecode(error.filename)).name}: " if error.filename else ""

@@ -23,6 +23,7 @@ from consumers.moving.locks import clone_slot
 from consumers.moving.places import Copy, NotAPlace, Root, in_use, is_repository
 from consumers.moving.proof import is_untouched, prove
 from consumers.moving.states import Move, State
+from consumers.moving.trees import walk
 from consumers.outside import Outside
 from consumers.placement import Algorithm, Placement
 
@@ -166,7 +167,9 @@ class Moves:
 
     def _withdraw(self, move: Move, old: Copy, new: Copy) -> Steps[None]:
         """Take from the new home what readers are not to find there: deleted if it is our copy and nothing else."""
-        if shared_base(old, new) is None or not (yield from is_untouched(new)):
+        base = shared_base(old, new)
+        ours = base is not None and (yield from is_untouched(new))
+        if base is None or not ours or (yield from walk(new.path, files_only=True)) != base.files:
             self._set_aside(move, new, "what lay at its new home")
             return
         gone = new.root.gone(move.name)

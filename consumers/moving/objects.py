@@ -65,7 +65,9 @@ def _objects_missing(source: Copy, target: Copy, seconds: float) -> Steps[set[st
             given=b"", into=names, seconds=seconds,
         )  # fmt: skip
         names.seek(0)
-        yield from _git(target, "cat-file", "--buffer", "--batch-check=.", given=names, into=found, seconds=seconds)
+        yield from _git(
+            target, "cat-file", "--buffer", "--batch-check=%(objecttype)", given=names, into=found, seconds=seconds
+        )
         found.seek(0)
         absent: set[str] = set()
         for number, line in enumerate(found):

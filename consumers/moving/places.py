@@ -238,7 +238,8 @@ def roots_of(settings: GitserverSettings) -> Mapping[str, Root]:
 
 def is_repository(path: Path) -> bool:
     """Return whether there is a git repository, by what git itself looks for."""
-    return all((path / part).exists() for part in ("HEAD", "objects", "refs"))
+    # HEAD may be a symbolic link to a branch that is packed, and so to no file.
+    return os.path.lexists(path / "HEAD") and all((path / part).exists() for part in ("objects", "refs"))
 
 
 def in_use(path: Path) -> bool:

@@ -7,15 +7,15 @@ a clash, and both values are kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from consumers.moving.git import GitFailed, Steps, View, asked, failure, git
+from consumers.moving.git import GitFailed, Steps, View, asked, git
 from consumers.moving.places import Copy
 from consumers.moving.views import view
 
@@ -28,8 +28,7 @@ KEPT: Final = "refs/headrace/kept/"
 _SYMBOLIC: Final = "ref: "
 _ELSEWHERE: Final = "ref: refs/heads/.invalid"
 """What the file HEAD says where refs are stored otherwise (reftable)."""
-_DANGLING: Final = re.compile(rb"^warning: ignoring dangling symref (.*)$", re.MULTILINE)
-"""How git tells of refs that it does not list."""
+_LONGEST: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +75,30 @@ def read_refs(copy: Copy) -> Steps[dict[str, str]]:
     refs: dict[str, str] = {}
     opened = yield from view(copy)
     try:
-        listed = yield from asked(
-            "for-each-ref", "--format=%(objectname) %(refname) %(symref)", at=opened
-        )  # fmt: skip
-        if listed.code != 0:
-            raise failure("git", listed)
-        for line in os.fsdecode(listed.said).split("\n")[:-1]:
+        listed = yield from git("for-each-ref", "--format=%(objectname) %(refname) %(symref)", at=opened)
+        for line in os.fsdecode(listed).split("\n")[:-1]:
             value, name, target = line.split(" ")
             refs[name] = f"{_SYMBOLIC}{target}" if target else value
-        for name in _DANGLING.findall(listed.complained):
-            refs[os.fsdecode(name)] = yield from _named(opened, os.fsdecode(name))
+        refs |= _dangling(copy.path, refs)
         refs["HEAD"] = yield from _head(copy.path / "HEAD", opened)
     finally:
         opened.close()
     return refs
+
+
+def _dangling(repository: Path, listed: Refs) -> Refs:
+    """Return the symbolic refs that git does not list, since what they lead to is not there."""
+    found: dict[str, str] = {}
+    for directory, _, names in os.walk(repository / "refs"):
+        for name in names:
+            path = Path(directory, name)
+            ref = str(path.relative_to(repository))
+            if ref not in listed and not name.endswith(".lock"):
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    said = os.fsdecode(file.read(_LONGEST))
+                    if said.startswith("ref:"):
+                        found[ref] = f"{_SYMBOLIC}{said.removeprefix('ref:').strip()}"
+    return found
 
 
 def _head(head: Path, opened: View) -> Steps[str]:

@@ -30,7 +30,7 @@ def read_table(rows: int) -> tuple[CapturedTable, bytes, list[float]]:
     """Return the demo's table, its rows as COPY writes them, and what reading them took: past libpq comes second."""
     with embedded_stack() as stack:
         dsn = stack.postgres.create_database("stages")
-        with connect(dsn, name="stages", canonical_text=True) as connection:
+        with connect(dsn, name="stages", reading=True) as connection:
             build(connection, rows)
             settings = DatabaseSettings.model_validate(
                 {"dsn": dsn, "gitlab_schemas": ["gitlab_main"], "tables": [_TABLE]}

@@ -62,11 +62,10 @@ def play(
             start("consume", "missing_records")
             codes = [walk.wait(PATIENCE) for walk in walks]
             report("from the walks' start to their end", repositories / (time.perf_counter() - began), "repositories/s")
-            # The one that took over went to its end, unless both took over from each other: then it is walked again.
+            # The one that took over went to its end, unless both took over from each other: then the service walks.
             assert set(codes) <= {0, 3}, f"the walks ended with {codes}"
-            if 0 not in codes:
-                assert start("produce", "default").wait(PATIENCE) == 0
-            _until(lambda: flags(connection) == {"default": True}, "the flag of the import")
+            assert start("produce", "default", "--until-imported").wait(PATIENCE) == 0
+            assert flags(connection) == {"default": True}
             report("from the walks' start to the flag", repositories / (time.perf_counter() - began), "repositories/s")
             listener = told()
             assert members[1].poll() is None, "a member ended by itself"

@@ -41,7 +41,7 @@ _PUSHED: Final = "refs/heads/pushed/"
 _POINTS: Final = tuple(
     f"consumers.moving.{point}:{when}"
     for point in (
-        "copying:_check",
+        "copying:write_base",
         "moves:prove",
         "moves:carry",
         "moves:remove",
@@ -97,7 +97,7 @@ class Writer:
             if _git(place, "update-ref", "-d", branch) is not None:
                 branches[branch] = None
         elif lot < 0.3:
-            _git(place, "repack", "-dq")
+            _git(place, "repack", "-dqn")
             _git(place, "pack-refs", "--all")
         else:
             branch = f"{_PUSHED}{self.done}"

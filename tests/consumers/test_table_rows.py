@@ -23,7 +23,7 @@ def test_ranges_and_look_ups_by_a_key_with_operators_of_its_own(
         " INSERT INTO public.things SELECT chr((CASE WHEN i % 2 = 0 THEN 65 ELSE 97 END) + i % 26) || i, i % 500"
         " FROM generate_series(1, 500) i"
     )
-    with connect(database.dsn, name="test", canonical_text=True) as connection:
+    with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.things", "gitlab_main", key)
         ranges = [keys for keys, _ in rows.ranges(7)]
         assert {len(keys) for keys in ranges[:-1]} == {7}
@@ -40,7 +40,7 @@ def test_wide_rows_are_read_by_their_bytes(database: Database, monkeypatch: pyte
         " INSERT INTO public.wide SELECT i, repeat('x', 300000) FROM generate_series(1, 40) i"
     )
     monkeypatch.setattr(table_rows, "RANGE_BYTES", 2 << 20)
-    with connect(database.dsn, name="test", canonical_text=True) as connection:
+    with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.wide", "gitlab_main", ["id"])
         ranges = [keys for keys, _ in rows.ranges(50_000)]
         assert max(map(len, ranges)) <= 10, "a reading more than the bound"

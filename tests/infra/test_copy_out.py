@@ -184,6 +184,13 @@ def test_an_error_is_psycopgs_own(fields: bytes, error: type[psycopg.Error]) -> 
 WIDE = b"COPY (SELECT i, repeat('x', 100000) FROM generate_series(1, 1000) i) TO STDOUT"
 
 
+def test_fields_of_the_last_line() -> None:
+    lines = copy_out.Lines(b"1\ta\tb\n2\t\\tc\t\n", 2)
+    assert lines.last([0]) == [b"2"]
+    assert lines.last([2, 1]) == [b"", b"\\tc"]
+    assert copy_out.Lines(b"only\n", 1).last([0]) == [b"only"]
+
+
 @pytest.mark.stack
 @pytest.mark.parametrize("past_libpq", [True, False])
 def test_lines_end_where_their_bytes_do_and_the_connection_goes_on(

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.postgres import _pinned, connect, described, one_line, translated
+from infra.postgres import connect, described, one_line, pinned, translated
 from infra.stack import Stack
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from tests.conftest import Database
@@ -128,11 +128,11 @@ def test_canonical_text_whatever_the_role_says(stack: Stack, database: Database)
     query = "SELECT " + ", ".join(f"({expression})::text" for expression in CANONICAL)
     with connect(database.dsn, name="test") as ordinary:
         assert ordinary.execute(query).fetchone() != tuple(CANONICAL.values()), "the database's own settings differ"
-    # What the dsn itself asks for stays, where it is not about text.
-    dsn = make_conninfo(database.dsn, options="-c statement_timeout=12345")
-    with connect(dsn, name="test", canonical_text=True) as canonical:
+    # What the dsn itself asks for stays, where headrace does not rely on it.
+    dsn = make_conninfo(database.dsn, options="-c work_mem=123kB")
+    with connect(dsn, name="test", reading=True) as canonical:
         assert canonical.execute(query).fetchone() == tuple(CANONICAL.values())
-        assert canonical.execute("SHOW statement_timeout").fetchone() == ("12345ms",)
+        assert canonical.execute("SHOW work_mem").fetchone() == ("123kB",)
 
 
 def test_a_right_that_is_missing_names_the_remedy(stack: Stack, database: Database, password: str) -> None:
@@ -274,7 +274,7 @@ HARMFUL = {
     "client_min_messages": "error",
 }
 PINNED = {
-    "search_path": '"pg_catalog", "pg_temp"',
+    "search_path": "pg_catalog, pg_temp",
     "row_security": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
@@ -332,14 +332,14 @@ def test_all_settings_are_sent_in_one_message(database: Database, tmp_path: Path
     trace = tmp_path / "trace"
     with database.connect() as ours, trace.open("w+") as told:
         ours.pgconn.trace(told.fileno())
-        ours.execute(_pinned(ours.info.server_version, canonical_text=True))
+        ours.execute(pinned(ours.info.server_version, reading=True))
         ours.pgconn.untrace()
     sent = [line for line in trace.read_text().splitlines() if "\tF\t" in line]
     assert len(sent) == 1
     assert "\tQuery\t" in sent[0]
 
 
-def test_guards_of_the_role_stay_but_no_transaction_timeout_ends_a_chunk(database: Database) -> None:
+def test_guards_of_the_role_stay_but_none_ends_what_reads_a_table(database: Database) -> None:
     administrator = database.connect()
     guards = {"statement_timeout": "7s", "idle_in_transaction_session_timeout": "8s"}
     if administrator.info.server_version >= 170_000:
@@ -350,5 +350,5 @@ def test_guards_of_the_role_stay_but_no_transaction_timeout_ends_a_chunk(databas
         assert {name: ours.execute(f"SHOW {name}").fetchone() for name in guards} == {
             name: (value,) for name, value in guards.items()
         }
-    with connect(database.dsn, name="test", canonical_text=True) as reading:
-        assert "transaction_timeout" not in guards or reading.execute("SHOW transaction_timeout").fetchone() == ("0",)
+    with connect(database.dsn, name="test", reading=True) as reading:
+        assert {reading.execute(f"SHOW {name}").fetchone() for name in guards} == {("0",)}

@@ -126,6 +126,28 @@ def test_an_unknown_id_is_named_with_the_place(fresh: Open) -> None:
         fresh().schema(4711)
 
 
+def test_many_registered_at_once_have_the_ids_that_each_gets_alone(fresh: Open) -> None:
+    registry = fresh()
+    before = registry.register("t-value", NAMED)
+    registry.forget("u-value")
+    registry.register_all([("t-value", GROWN), ("u-value", NAMED), ("w-value", GROWN)])
+    registry.register_all([("t-value", GROWN), ("t-value", RETYPED)])
+    with pytest.raises(IncompatibleSchema):
+        registry.register("t-value", RETYPED)
+    numbers = {
+        subject: registry.register(subject, schema)
+        for subject, schema in (("t-value", GROWN), ("u-value", NAMED), ("w-value", GROWN))
+    }
+    other = fresh()
+    assert other.schema(before) == NAMED
+    assert {name: other.schema(number) for name, number in numbers.items()} == {
+        "t-value": GROWN,
+        "u-value": NAMED,
+        "w-value": GROWN,
+    }
+    assert other.register("t-value", GROWN) == numbers["t-value"]
+
+
 def test_a_registry_sees_what_another_registers_later(fresh: Open) -> None:
     first, second = fresh(), fresh()
     first.register("t-value", NAMED)
@@ -145,7 +167,7 @@ def test_two_that_register_the_same_at_once_get_the_same_id(settings: Settings) 
         texts = list(pool.map(lambda registry: registry.register("t-value", NAMED), (first, second)))
     assert texts[0] == texts[1]
     for each in (first, second):
-        each._append("u-value", "{}")
+        each._append([("u-value", "{}")])
     for each in (first, second, TopicRegistry(settings)):
         each._catch_up()
         assert each._ids["u-value", "{}"] == min(n for n, schema in each._schemas.items() if schema == {})

@@ -188,6 +188,93 @@ OWN_SAMPLES: Final[dict[str, tuple[str, ...]]] = {
 """Column type → values as text."""
 
 
+_CLOCKS: Final[dict[str, tuple[str, ...]]] = {
+    "timestamp({})": (
+        "2024-02-29 12:34:56.7891235",
+        "1969-12-31 23:59:59.9999994",
+        "infinity",
+        "4713-11-24 00:00:00 BC",
+    ),
+    "timestamptz({})": ("2024-02-29 12:34:56.7891235+03", "0001-01-01 00:00:00.5+00", "-infinity"),
+    "time({})": ("12:34:56.7891235", "23:59:59.9999994", "24:00:00"),
+    "timetz({})": ("12:34:56.7891235+05:30", "00:00:00.0000005-15:59"),
+    "interval({})": ("1 mon -3 days 04:05:06.7891235", "-00:00:00.0000005"),
+}
+_DIGITS: Final = ((1, 0), (2, 1), (4, 0), (9, 8), (18, 0), (19, 2), (38, 10), (39, 20), (100, 50), (1000, 2))
+_INTERVALS: Final = (
+    *("year", "month", "day", "hour", "minute", "second", "day to hour", "day to minute", "day to second"),
+    *("hour to minute", "hour to second", "minute to second", "second(2)", "day to second(4)", "minute to second(0)"),
+)
+_DOMAINS: Final[dict[str, tuple[str, ...]]] = {
+    "bool": ("t", "f"),
+    "int2": ("-32768",),
+    "int8": ("9223372036854775807",),
+    "float4": ("0.1", "NaN"),
+    "float8": ("5e-324", "-Infinity"),
+    "numeric": ("NaN", "-0.0010"),
+    "numeric(9,2)": ("1234567.89", "NaN"),
+    "varchar(5)": ("é名", ""),
+    "char(4)": ("ab", ""),
+    "bytea": ("\\x00ff",),
+    "time(2)": ("24:00:00", "01:02:03.45"),
+    "timestamp": ("-infinity", "2024-02-29 12:34:56.789"),
+    "timestamptz(1)": ("infinity", "2024-02-29 12:34:56.8+00"),
+    "interval": ("1 year -1 days",),
+    "uuid": ("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",),
+    "json": ('{"a": 1,  "a": 2}',),
+    "jsonb": ('{"a": 1e400}',),
+    "inet": ("fe80::1/64",),
+    "bit(3)": ("101",),
+    "int4range": ("[1,5)", "empty"),
+    "mood": ("o,k",),
+    "pair": ('(1,"a, b")',),
+    "text[]": ('{NULL,"NULL",""}',),
+    "hstore": ('"a"=>NULL',),
+    "citext": ("MiXed",),
+}
+"""Type under a domain of its own → values."""
+
+DOMAIN_TYPES: Final = "".join(f"CREATE DOMAIN domain_{place} AS {name};\n" for place, name in enumerate(_DOMAINS))
+
+MODIFIED: Final[dict[str, tuple[str, ...]]] = {
+    **{name.format(digits): values for name, values in _CLOCKS.items() for digits in range(7)},
+    **{f"interval {fields}": ("1 year 2 mons 3 days 04:05:06.789", "-1 days") for fields in _INTERVALS},
+    **{
+        f"numeric({digits},{scale})": (f"{'9' * (digits - scale)}.{'9' * scale}", "-0.5" if scale else "-1", "NaN")
+        for digits, scale in (
+            (1, 0),
+            (2, 1),
+            (4, 0),
+            (9, 8),
+            (18, 0),
+            (19, 2),
+            (38, 10),
+            (39, 20),
+            (100, 50),
+            (1000, 2),
+        )
+    },
+    **{f"char({length})": ("a", " a ", "é") for length in (1, 3, 200)},
+    **{f"varchar({length})": ("a ", "é名") for length in (2, 10, 100_000)},
+    **{f"bit({length})": ("1" * length,) for length in (1, 7, 64)},
+    **{f"varbit({length})": ("", "1" * length) for length in (1, 7, 64)},
+    **{f"domain_{place}": values for place, values in enumerate(_DOMAINS.values())},
+    **{f"domain_{place}[]": ("{NULL}", "{}") for place in range(len(_DOMAINS))},
+    "mood[]": ('{sad,"o,k",NULL}', "{}"),
+    "pair[]": ('{"(1,two)","(,)"}',),
+    "nested[]": ('{"(,,)"}',),
+    "float_range[]": ('{"[0.1,0.2)"}',),
+    "citext[]": ("{MiXed,NULL}",),
+    "hstore[]": ('{"\\"a\\"=>\\"1\\""}',),
+    "ltree[]": ("{Top.Science}",),
+    "numeric(12,3)[]": ("{1.500,NaN}",),
+    "timestamptz(3)[]": ('{"2024-02-29 12:34:56.789+00",infinity}',),
+    "bytea[]": ('{"\\\\x00ff"}',),
+    "jsonb[]": ('{"{\\"a\\": 1}"}',),
+    "bool[]": ("{t,f,NULL}",),
+}
+"""More column types: every number of digits, modifiers, domains over them and arrays of them."""
+
 OWN_SINCE: Final[dict[int, dict[str, tuple[str, ...]]]] = {
     15: {"numeric(3,-2)": ("12300",), "numeric(2,4)": ("0.0012",)},
 }
@@ -205,7 +292,7 @@ def samples(version: int) -> dict[str, tuple[str, ...]]:
 
 def own_samples(version: int) -> dict[str, tuple[str, ...]]:
     """Return the values of the types of OWN_TYPES, and of types with modifiers, for a server of this major version."""
-    merged = dict(OWN_SAMPLES)
+    merged = OWN_SAMPLES | MODIFIED
     for since, more in OWN_SINCE.items():
         if version >= since:
             merged.update(more)

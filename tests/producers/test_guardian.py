@@ -48,7 +48,7 @@ IDLE = slot(safe_wal_size=None, inactive_since=datetime.fromtimestamp(940, UTC))
         (replace(READING, slot=slot(safe_wal_size=-5, wal_status="unreserved")), None, 0.0, KEEP_SIZE, -5),
         (replace(READING, slot=slot(wal_status="lost", safe_wal_size=None)), RATE, 0.0, None, None),
         (replace(READING, slot=IDLE, idle_timeout=3600), RATE, 3540.0, IDLE_TIMEOUT, None),
-        (replace(READING, slot=replace(IDLE, active_pid=7), idle_timeout=3600), RATE, None, None, None),
+        (replace(READING, slot=replace(IDLE, active_pid=7), idle_timeout=3600), RATE, 3600.0, IDLE_TIMEOUT, None),
         (replace(READING, slot=replace(IDLE, synced=True), idle_timeout=3600), RATE, None, None, None),
     ],
 )
@@ -82,6 +82,9 @@ def test_what_a_person_reads() -> None:
     assert str(guardian.forecast(replace(READING, slot=IDLE, idle_timeout=3600), None)) == (
         "slot s holds back 10.0 MB of log; unread it is lost in 59 min (idle_replication_slot_timeout)"
     )
+    active = guardian.forecast(replace(READING, slot=replace(IDLE, active_pid=7), idle_timeout=60), None)
+    assert "; without its reader it is lost in 1 min (idle_replication_slot_timeout)" in str(active)
+    assert not active.at_risk, "while it is read it is not lost"
     full = str(guardian.forecast(replace(READING, slot=slot(active_pid=7), disk_free=2 * MB), RATE))
     assert "without its reader it fills the disk in 2 s" in full
     unreserved = guardian.forecast(replace(READING, slot=slot(wal_status="unreserved", safe_wal_size=0)), RATE)

@@ -15,7 +15,7 @@ from producers.pgoutput import Decoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn
-from tests.producers.fuzz_pgoutput import CORPUS, MS, TABLE, WHOLE, mutate, run
+from tests.fuzz.messages import CORPUS, MS, TABLE, WHOLE, mutate, run
 from tests.producers.pgoutput_encoder import encode
 
 # 2023-11-14 22:13:20.123456 UTC on both clocks.

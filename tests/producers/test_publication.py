@@ -7,7 +7,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from producers.publication import PublishesAllTables, ensure_publication, published_tables
+from infra.control import ensure_control_schema
+from producers.publication import (
+    Publication,
+    PublishesAllTables,
+    edited,
+    ensure_publication,
+    published_tables,
+    read_publication,
+    replaced,
+)
 from producers.tables import CapturedTable, captured_tables
 from tests.conftest import Database
 from tests.producers.sources import database_section
@@ -63,6 +72,46 @@ def test_one_that_somebody_else_made_is_put_right(connection: psycopg.Connection
     assert published_tables(connection, NAME) != frozenset({"public.t"})
     assert ensure_publication(connection, NAME, tables(connection, "public.t"))
     assert published_tables(connection, NAME) == frozenset({"public.t"})
+
+
+EDITS = {
+    "its kinds of changes": ("SET (publish = 'insert')", "SET (publish = 'insert, update, delete, truncate')"),
+    "the owners' table": ("DROP TABLE headrace.schema_ownership", "ADD TABLE ONLY headrace.schema_ownership"),
+}
+
+
+def test_an_edit_that_is_undone_shows_and_what_is_right_is_left_alone(connection: psycopg.Connection[Any]) -> None:
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    both, one = tables(connection, "public.t", "public.u"), tables(connection, "public.t")
+    ensure_publication(connection, NAME, one)
+    recorded = publication(connection).tables["public.t"]
+    ensure_publication(connection, NAME, both)
+    ensure_publication(connection, NAME, one)
+    connection.execute("VACUUM FULL pg_publication_rel")
+    assert edited(recorded, "public.t", publication(connection)) is None
+    for edit in EDITS.values():
+        for statement in edit:
+            connection.execute(f"ALTER PUBLICATION {NAME} {statement}".encode())
+        assert replaced(recorded, publication(connection)) == "was altered"
+        recorded = publication(connection).tables["public.t"]
+    connection.execute("ALTER PUBLICATION pub DROP TABLE t; ALTER PUBLICATION pub ADD TABLE ONLY t")
+    assert replaced(recorded, publication(connection)) is None
+    assert edited(recorded, "public.t", publication(connection)) is not None
+
+
+def publication(connection: psycopg.Connection[Any]) -> Publication:
+    found = read_publication(connection, NAME)
+    assert found is not None
+    return found
+
+
+def test_a_partition_whose_root_is_published_is_none(connection: psycopg.Connection[Any]) -> None:
+    leaf = tables(connection, "public.u_1")
+    ensure_publication(connection, NAME, leaf)
+    connection.execute("ALTER PUBLICATION pub ADD TABLE u")
+    assert published_tables(connection, NAME) == frozenset({"public.u"})
+    assert ensure_publication(connection, NAME, leaf)
+    assert published_tables(connection, NAME) == frozenset({"public.u_1"})
 
 
 def test_one_for_all_tables_is_refused(connection: psycopg.Connection[Any]) -> None:

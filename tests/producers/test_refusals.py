@@ -122,7 +122,8 @@ def test_a_locked_table_is_set_aside_and_no_session_waits_behind_its_copy(new_so
     )
     dsn = source.settings.database("main").dsn.get_secret_value()
     CopiesWhenTold.told.clear()
-    with psycopg.connect(dsn) as holder, psycopg.connect(dsn) as altering, ThreadPoolExecutor(1) as pool:
+    # The holder is closed first, however this ends: the other waits for it, and the pool for that.
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(dsn) as altering, psycopg.connect(dsn) as holder:
         with capture_logs() as lines, running(source, CopiesWhenTold) as producer:
             source.passes(producer.check)
             if queued:

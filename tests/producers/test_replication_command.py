@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.postgres import REPLICATION_OPTIONS
 from producers.replication_command import Streaming, conninfo, quote, start_command
 from schemas.errors import UsageError
 from schemas.positions import Lsn
@@ -63,7 +62,7 @@ def test_the_connection_string() -> None:
     assert made["replication"] == "database"
     assert made["client_encoding"] == "UTF8"
     assert made["application_name"] == "headrace main"
-    assert made["options"] == f"-c logical_decoding_work_mem=64kB {REPLICATION_OPTIONS}"
+    assert made["options"] == "-c logical_decoding_work_mem=64kB"
     assert made["connect_timeout"] == "3"
     assert made["password"] == "secret"
 

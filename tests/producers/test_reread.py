@@ -40,6 +40,6 @@ def test_after_a_truncate_nothing_is_left_to_copy() -> None:
 
 
 def test_keys_of_any_bytes_are_recorded() -> None:
-    keys = frozenset({b"", b"\x00", b"\x00\x01", b"a" * 65_535, "é".encode()})
+    keys = frozenset({b"", b"\x00", b"\x00\x01", b"a" * 65_535, b"b" * 70_000, "é".encode()})
     assert unpack_keys(pack_keys(keys)) == keys
     assert unpack_keys("") == frozenset()

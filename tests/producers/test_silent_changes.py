@@ -366,7 +366,7 @@ class Dies(Session):
 
     def _claim(self, state, stopped):  # type: ignore[no-untyped-def]
         if self.dies == "noticed":
-            assert any(feed.copying for feed in self._feeds)
+            assert all(feed.state.under_way for feed in self._feeds)
             raise Died
         super()._claim(state, stopped)
 

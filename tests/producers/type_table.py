@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from infra.postgres import connect
-from tests.producers.every_type import KEYED, OWN_TYPES, WITHOUT_VALUES, own_samples, samples
+from tests.producers.every_type import DOMAIN_TYPES, KEYED, OWN_TYPES, WITHOUT_VALUES, own_samples, samples
 from tests.producers.folding import Record, text
 from tests.producers.sources import Source, running, settings_for
 
@@ -48,19 +48,19 @@ class Comparison:
             self.different.append(f"{what} {name}: {str(value)[:60]!r}, not {(expected or 'null')[:60]!r}")
 
 
-def compare_types(bootstrap_servers: str, prefix: str, dsn: str, *, keyed: int | None = None) -> Comparison:
+def compare_types(bootstrap_servers: str, prefix: str, dsn: str, *, keyed: Sequence[str] = KEYED) -> Comparison:
     """Copy and stream values of every type from the empty database of `dsn`, and compare them.
 
-    `keyed` is how many types are tried as a key; None: all.
+    `keyed` are the types that are tried as a key.
     """
     found = Comparison()
     with (
         psycopg.connect(dsn, autocommit=True) as application,
-        connect(dsn, name="test", canonical_text=True) as connection,
+        connect(dsn, name="test", reading=True) as connection,
     ):
-        application.execute(OWN_TYPES.encode())
+        application.execute((OWN_TYPES + DOMAIN_TYPES).encode())
         columns = columns_of(application)
-        keys = dict(list(keys_of(columns).items())[:keyed])
+        keys = {name: columns[name] for name in keyed if name in columns}
         listed = ", ".join(f"c{place} {name}" for place, name in enumerate(columns))
         application.execute(f"CREATE TABLE public.t (id int PRIMARY KEY, {listed})".encode())
         insert(application, columns, added=0)
@@ -79,11 +79,6 @@ def compare_types(bootstrap_servers: str, prefix: str, dsn: str, *, keyed: int |
         for place, name in enumerate(keys):
             _compare_keys(found, connection, source.records(f"public.k{place}"), place, name)
     return found
-
-
-def keys_of(columns: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return key type → values, for the types of columns that an index can order."""
-    return {name: columns[name] for name in KEYED if name in columns}
 
 
 def create_keyed(connection: psycopg.Connection[Any], place: int, name: str, values: tuple[str, ...]) -> None:

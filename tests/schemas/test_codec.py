@@ -126,6 +126,14 @@ def test_more_than_a_block_of_lines() -> None:
         assert outcome(compiled.encode_copy_chunk, broken, b"") == outcome(python.encode_copy_chunk, broken, b"")
 
 
+def test_rows_that_are_a_block_of_their_own() -> None:
+    columns = (Column("id", 20), Column("t", 25))
+    python, compiled = both(Sample(Relation(1, "public", "t", "f", columns, ()), ("id",), [], []))
+    texts = (bytes(range(1, 128)) * 80_000, b"small", b"y" * (8 << 20), b"z" * (4 << 20), b"\\" * (3 << 20))
+    data = b"".join(copy_line([b"%d" % number, text]) for number, text in enumerate(texts))
+    assert compiled.encode_copy_chunk(data, b"prefix") == python.encode_copy_chunk(data, b"prefix")
+
+
 VALUES = st.lists(st.one_of(st.none(), st.just(UNCHANGED), st.binary(max_size=40)), max_size=8)
 
 

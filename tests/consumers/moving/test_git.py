@@ -6,27 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from consumers.moving.copying import copy
-from consumers.moving.git import GitFailed, NoRoom, Steps, View, asked, failure, git, remove, run
+from consumers.moving.git import GitFailed, NoRoom, View, asked, failure, git, remove, run
 from consumers.moving.places import Root
-from consumers.outside import Pace
 from tests.consumers.gitservers import make_repository, refs
-
-T = TypeVar("T")
-
-
-def result(steps: Steps[T]) -> T:
-    """Take all steps and return what comes out."""
-    while True:
-        try:
-            assert next(steps) is Pace.BUSY
-        except StopIteration as end:
-            value: T = end.value
-            return value
+from tests.consumers.moving.steps import result
 
 
 def test_a_failure_has_gits_own_words(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.stack
 
 POINTS = (
     # A clone that nobody has seen yet: it is begun again.
-    ("consumers.moving.copying:_check:before", 2),
+    ("consumers.moving.copying:write_base:before", 2),
     ("consumers.moving.places:Root.install:before", 2),
     # It is in its place, and not on record.
     ("consumers.moving.places:Root.install:after", 2),

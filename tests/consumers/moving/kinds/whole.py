@@ -125,6 +125,12 @@ def head_is_a_symbolic_link(place: Path) -> None:
 
 
 @kind()
+def head_is_a_symbolic_link_to_a_packed_branch(place: Path) -> None:
+    head_is_a_symbolic_link(place)
+    git(place, "pack-refs", "--all")
+
+
+@kind()
 def head_at_a_branch_that_is_not_there(place: Path) -> None:
     git(place, "symbolic-ref", "HEAD", "refs/heads/elsewhere/unborn")
 

@@ -1,4 +1,4 @@
-"""Throws broken messages at the decoder: `python -m tests.producers.fuzz_pgoutput --seconds N --seed S`.
+"""Throws broken messages at the decoder: `python -m tests.fuzz.messages --seconds N --seed S`.
 
 Every execution must give a message or Malformed; anything else ends the run with the session that did it.
 """

@@ -1,0 +1,137 @@
+"""A round as data: everything that is drawn from its seed, before anything happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from tests.fuzz.acts import CATCH_UP, KILL, START, STOP, Act
+from tests.fuzz.changes import CHANGES, Setting
+from tests.fuzz.partition_changes import PARTITION_CHANGES
+from tests.fuzz.shapes import Table, random_table, statements
+from tests.fuzz.values import CODECS
+from tests.fuzz.writes import large_transaction, rows, transaction
+
+_SETTINGS: Final = (
+    "statement_timeout = '30ms'",
+    "lock_timeout = '10ms'",
+    "idle_in_transaction_session_timeout = '20ms'",
+    "idle_session_timeout = '100ms'",
+    "default_transaction_read_only = on",
+    "default_transaction_isolation = 'serializable'",
+    "default_transaction_deferrable = on",
+    "row_security = off",
+    "client_min_messages = 'error'",
+    "search_path = ''",
+    'search_path = ext, "Sch ema", public',
+    'search_path = "s""q"',
+    "DateStyle = 'German'",
+    "DateStyle = 'SQL, DMY'",
+    "IntervalStyle = 'iso_8601'",
+    "TimeZone = 'Asia/Kathmandu'",
+    "extra_float_digits = 0",
+    "bytea_output = 'escape'",
+    "xmloption = 'document'",
+    "quote_all_identifiers = on",
+    "standard_conforming_strings = off",
+    "array_nulls = off",
+    "transform_null_equals = on",
+    "enable_seqscan = off",
+    "enable_indexscan = off",
+    "synchronous_commit = off",
+    "client_encoding = 'LATIN1'",
+    "session_replication_role = 'replica'",
+    "plan_cache_mode = 'force_generic_plan'",
+)
+_SETTINGS_SINCE_17: Final = ("transaction_timeout = '50ms'",)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a round does. `tables` are the names of those that are captured, `first` makes them and their rows.
+
+    `settings` are the database's, `role_settings` the role's in it. With `read_anew`, tables that are stopped in the
+    end are re-snapshot, as their remedy says.
+    """
+
+    seed: int
+    encoding: str
+    settings: tuple[str, ...]
+    tables: tuple[str, ...]
+    first: tuple[Act, ...]
+    acts: tuple[Act, ...]
+    chunk_rows: int
+    role_settings: tuple[str, ...] = ()
+    read_anew: bool = False
+
+    def described(self) -> str:
+        settings = "; ".join(self.settings + self.role_settings)
+        lines = [f"-- database: {self.encoding}, chunks of {self.chunk_rows} rows; {settings}"]
+        for act in (*self.first, *self.acts):
+            lines.append(f"-- {act.what}{f' ({act.table})' if act.table else ''} {act.ending.value}".rstrip())
+            lines += [f"{statement};" for statement in act.statements]
+        return "\n".join(line if len(line) < 900 else f"{line[:900]} …" for line in lines)
+
+
+def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
+    """Return the round of a seed; `only` are the names of the changes that it may have, by default all."""
+    random = Random(f"{seed} on {version}")
+    encoding = random.choice(("UTF8", "UTF8", "UTF8", "UTF8", *CODECS))
+    collations = ('"C"', '"POSIX"', *(('"und-x-icu"', '"unicode_ext"') if encoding == "UTF8" and version < 18 else ()))
+    codec = CODECS[encoding]
+    # The first is never changed, so that there is always one that goes on.
+    tables = [random_table(random, number, version, collations) for number in range(random.choice((2, 3, 3, 4)))]
+    names = tuple(table.qualified for table in tables)
+    setting = Setting(version, codec, tables)
+    first = [Act("make a table", tuple(statements(random, table)), table=table.qualified) for table in tables]
+    first += [rows(random, table, codec, random.choice((0, 3, 20, 40))) for table in tables]
+    known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
+    settings = random.sample(known, random.choice((0, 1, 1, 2, 3)))
+    acts: list[Act] = []
+    changes = random.choice((0, 1, 1, 2))
+    sessions = random.choice((1, 2, 2, 3))
+    for session in range(sessions):
+        acts.append(START)
+        acts += _work(random, setting, changes, only)
+        acts.append(random.choice((STOP, KILL, KILL)))
+        if session + 1 < sessions:
+            acts += _work(random, setting, random.choice((0, 0, 1)), only)
+    return Script(
+        seed,
+        encoding,
+        tuple(settings[::2]),
+        names,
+        tuple(first),
+        tuple(acts),
+        random.choice((1, 2, 3, 7, 50)),
+        tuple(settings[1::2]),
+        random.random() < 0.5,
+    )
+
+
+def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...]) -> list[Act]:
+    made: list[Act] = [CATCH_UP] if random.random() < 0.6 else []
+    for _ in range(random.choice((2, 4, 8))):
+        made.append(transaction(random, setting.tables, setting.codec))
+        if random.random() < 0.15:
+            made.append(CATCH_UP)
+    if random.random() < 0.15:
+        made.append(large_transaction(random, random.choice(setting.tables), setting.codec))
+    for _ in range(changes):
+        made += change(random, setting, only)
+        if random.random() < 0.7:
+            made.append(transaction(random, setting.tables, setting.codec))
+    return made
+
+
+def change(random: Random, setting: Setting, only: tuple[str, ...]) -> list[Act]:
+    """Return one change of a table that may be changed, and the writes in between."""
+    table: Table = random.choice(setting.tables[1:])
+    usual = PARTITION_CHANGES if table.partitioned and random.random() < 0.7 else CHANGES
+    wanted = tuple(each for each in CHANGES + PARTITION_CHANGES if each.__name__ in only) if only else usual
+    possible = [each for each in wanted if table.partitioned or each not in PARTITION_CHANGES]
+    for _ in range(4 if possible else 0):  # not every table has what a change needs
+        if made := random.choice(possible)(random, table, setting):
+            return made
+    return []
