@@ -137,7 +137,8 @@ def obstacle(partitions: Iterable[Partition], key: tuple[str, ...]) -> str | Non
     for each in sorted(partitions, key=lambda partition: partition.name):
         if not each.logged:
             return f"its partition {each.name} is unlogged, so that its changes are not in the WAL"
-        if each.identity is not None and (left_out := [name for name in key if name not in each.identity]):
+        # One without any is producers.writability's: it refuses UPDATE and DELETE, so that none of them is missed.
+        if each.identity and (left_out := [name for name in key if name not in each.identity]):
             return _leaves_out(each.name, left_out[0])
     return None
 

@@ -34,17 +34,13 @@ SELECT p.oid::text || '.' || p.xmin::text || coalesce(
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE r.prpubid = p.oid AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
           AND NOT (p.pubviaroot AND c.relkind = 'p')
-          AND (%(oids)s::oid[] IS NULL OR r.prrelid = ANY(%(oids)s::oid[]))
-          AND NOT (c.relispartition AND EXISTS (
-              SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS above(relid)
-              JOIN pg_catalog.pg_publication_rel a ON a.prrelid = above.relid
-              WHERE a.prpubid = p.oid AND above.relid <> c.oid))) AS tables
+          AND (%(oids)s::oid[] IS NULL OR r.prrelid = ANY(%(oids)s::oid[]))) AS tables
 FROM pg_catalog.pg_publication p WHERE p.pubname = %(name)s
 """
 """From the catalog itself: the view pg_publication_tables opens the tables, and waits for one that is locked.
 
 Before 15 there is neither a list of columns nor a filter of rows, and before 18 nothing is said of generated columns:
-those are looked for by name. A partition whose root is published, too, is none: its changes come as the root's.
+those are looked for by name. A partitioned table published as one, via its root, is none.
 """
 
 _IS_THERE: Final = """

@@ -268,7 +268,7 @@ STOPS = {
     "unlogged": ("ALTER TABLE {t}_1 SET UNLOGGED", "its partition public.{t}_1 is unlogged"),
     "identity": (
         "ALTER TABLE {t}_2 REPLICA IDENTITY NOTHING",
-        "the replica identity of its partition public.{t}_2 leaves out id, which is in its key",
+        "the replica identity of its partition public.{t}_2 leaves out every column",
     ),
     "another index": (
         "ALTER TABLE {t}_1 ADD UNIQUE (v); ALTER TABLE {t}_1 ALTER v SET NOT NULL;"

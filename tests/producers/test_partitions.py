@@ -56,6 +56,7 @@ def test_what_differs_from_what_is_recorded(kind: str) -> None:
 def test_partitions_that_cannot_be_followed_are_named() -> None:
     key = ("id", "at")
     assert obstacle([ONE, replace(TWO, identity=("at", "id", "more"))], key) is None
+    assert obstacle([replace(ONE, identity=())], key) is None
     assert obstacle([replace(ONE, logged=False)], key) == (
         "its partition public.t_1 is unlogged, so that its changes are not in the WAL"
     )
