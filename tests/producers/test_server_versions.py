@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from infra.stack.postgres import FAILOVER_SLOTS_SINCE, EmbeddedPostgres
@@ -35,7 +34,7 @@ def test_every_type_and_value_is_what_the_table_says(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str
 ) -> None:
     with new_database(server) as database:
-        major = psycopg.connect(database.dsn).info.server_version // 10_000
+        major = database.connect().info.server_version // 10_000
         keyed = KEYED[major - MAJORS[0] :: 3 * len(MAJORS)]
         found = compare_types(bootstrap_servers, prefix, database.dsn, keyed=keyed)
     assert found.different == []
