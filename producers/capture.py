@@ -252,7 +252,7 @@ class Capture:
         elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
         elif _is(message.relation, REQUESTS) and not self._skipping:
-            self._told.append(told(message.relation, message.after))
+            self._told.append(told(message.relation, self._request(message)))
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
@@ -277,6 +277,14 @@ class Capture:
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
             self._remove(route, self._captured(route, message.before))
+
+    def _request(self, message: pg.Insert) -> pg.Values:
+        if self._text is None:
+            return message.after
+        try:
+            return self._text.row(message.relation, message.after, ())
+        except Malformed:
+            return message.after  # no text at all, as whoever takes the request will find
 
     def _captured(self, route: Route, values: pg.Values) -> pg.Values:
         values = route.row(values)

@@ -11,7 +11,9 @@ import psycopg
 import pytest
 
 from infra.positions import SnapshotState
+from infra.snapshot_requests import SnapshotRequest
 from infra.stack.databases import DatabaseServer
+from producers.asking import ask
 from tests.producers.sources import Source, running, settings_for, until
 
 pytestmark = pytest.mark.stack
@@ -85,8 +87,13 @@ def test_keys_in_the_servers_order_are_whole_and_bytes_that_are_no_text_stop_the
                     until(lambda: done(source, "public.streamed"), "the snapshot")
                     writer.execute(b"INSERT INTO streamed VALUES " + text)
                 until(lambda: all(stopped(source, f"public.{each}") for each in bad), "the reasons")
+                if start:
+                    ask(source.settings, "main", SnapshotRequest(table="public.t", first=(letters[-1],)))
                 until(lambda: done(source, "public.t") and done(source, f"public.{name}"), "the others")
                 source.passes(producer.check)
+    stream = source.state().stream
+    assert stream is not None
+    assert stream.refused_request is None
     source.require_equal("public.t")
     source.require_equal(f"public.{name}")
     for each in bad:
