@@ -94,7 +94,7 @@ def test_an_edit_that_is_undone_shows_and_what_is_right_is_left_alone(connection
             connection.execute(f"ALTER PUBLICATION {NAME} {statement}".encode())
         assert replaced(recorded, publication(connection)) == "was altered"
         recorded = publication(connection).tables["public.t"]
-    connection.execute("ALTER PUBLICATION pub DROP TABLE t; ALTER PUBLICATION pub ADD TABLE ONLY t")
+    connection.execute("ALTER PUBLICATION pub DROP TABLE ONLY t; ALTER PUBLICATION pub ADD TABLE ONLY t")
     assert replaced(recorded, publication(connection)) is None
     assert edited(recorded, "public.t", publication(connection)) is not None
 
@@ -105,11 +105,11 @@ def publication(connection: psycopg.Connection[Any]) -> Publication:
     return found
 
 
-def test_a_partition_whose_root_is_published_is_none(connection: psycopg.Connection[Any]) -> None:
+def test_a_partition_and_its_root_are_both_published(connection: psycopg.Connection[Any]) -> None:
     leaf = tables(connection, "public.u_1")
     ensure_publication(connection, NAME, leaf)
     connection.execute("ALTER PUBLICATION pub ADD TABLE u")
-    assert published_tables(connection, NAME) == frozenset({"public.u"})
+    assert published_tables(connection, NAME) == frozenset({"public.u", "public.u_1"})
     assert ensure_publication(connection, NAME, leaf)
     assert published_tables(connection, NAME) == frozenset({"public.u_1"})
 
