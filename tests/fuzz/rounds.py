@@ -142,6 +142,7 @@ class Round:
         if self._producer is not None:
             self._producer.kill()
         with contextlib.suppress(psycopg.Error):
+            self._writer.execute("ROLLBACK")  # of what broke in the midst of a transaction
             self._finish_prepared()
         self._writer.close()
         self._log.unlink(missing_ok=True)
