@@ -243,19 +243,23 @@ class TableFeed:
             self.copy.repeat(self.state.not_before)
         self._note()
 
+    def silent_change(self, form: FormState) -> SilentChange | None:
+        """Return what no event told of the table's values since its form was noted, None where nothing changed."""
+        before = self.state.form
+        if not before.columns:
+            return None
+        return silent_change(
+            before, form, captured=self._followed.keys(), key=self.table.key, copying=self.copy.judging
+        )
+
     def take_form(self, form: FormState, not_before: int) -> SilentChange | None:
         """Note what the values of the table are made of now; return the change that no event told, if there was one.
 
         The rows are then read again, and where their keys may have changed, into an emptied topic. `not_before` must be
         above every transaction that has begun.
         """
-        before = self.state.form
-        change = None
-        if before.columns:
-            change = silent_change(
-                before, form, captured=self._followed.keys(), key=self.table.key, copying=self.copy.judging
-            )
-        self.copy.note(form=merged(before, form))
+        change = self.silent_change(form)
+        self.copy.note(form=merged(self.state.form, form))
         if change is not None and change.keys:
             self.copy.note(anew=True)
         elif change is not None:

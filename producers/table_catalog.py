@@ -144,7 +144,7 @@ class TableWatch:
     def begin(self, feeds: Iterable[TableFeed]) -> None:
         """Compare the tables with what was recorded of them, before anything is read of them or published."""
         self._forms.look([feed for feed in feeds if not feed.away and not feed.state.stopped])
-        self._forms.take()
+        self._forms.take(Lsn(0))
 
     def noted(self, lsn: Lsn) -> None:
         """Everything that the last look saw is in the log before `lsn`."""
@@ -159,7 +159,7 @@ class TableWatch:
         passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation
         go elsewhere from here on.
         """
-        self._forms.take()
+        self._forms.take(lsn)
         ended = [(feed, reason) for at, feed, reason in self._ending if at <= lsn and not feed.state.stopped]
         for feed, reason in ended:
             if not feed.state.stopped:

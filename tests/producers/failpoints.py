@@ -62,7 +62,7 @@ _SMALL_COMMITS: Final = {"producers.producer:_COMMIT_EVENTS": 50}
 
 POINTS: Final[Mapping[str, Point]] = {
     # A start.
-    "publication set": Point("producers.producer:ensure_publication", behind=True, once=True),
+    "publication set": Point("producers.opening:ensure_publication", behind=True, once=True),
     "slot made, nothing recorded": Point("producers.slots:create", behind=True, once=True),
     "fenced, nothing claimed": Point("producers.producer:Session._claim", once=True),
     "claimed, not reading": Point("producers.producer:Session._claim", behind=True, once=True),
