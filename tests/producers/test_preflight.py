@@ -177,7 +177,7 @@ def test_the_wrong_database(new_source: NewSource, other_server: EmbeddedPostgre
     assert "the topics of main are of database system" in str(error)
     with producing(write_settings(settings, tmp_path / "headrace.toml")) as process:
         assert process.ended() == 3
-        (line,) = process.log.read_text().splitlines()
+        *_, line = process.log.read_text().splitlines()
         assert line.startswith("headrace: error: the topics of main are of database system")
     with other_server.connect() as connection:
         assert connection.execute("SELECT count(*) FROM pg_replication_slots").fetchone() == (0,)

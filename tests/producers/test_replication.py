@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from infra.postgres import pinned
 from producers import pgoutput_messages as m
 from producers import slots
 from producers.replication import ReplicationStream, _connect
@@ -309,11 +310,12 @@ def test_connection_relies_on_nothing_that_a_role_database_or_dsn_says(
     theirs = " ".join(f"-c {setting}={value.replace(' ', '')}" for setting, value in harmful.items())
     opened = _connect(conninfo(make_conninfo(dsn, options=theirs)))
     try:
+        opened.exec_(pinned(opened.server_version, reading=True))
         shown = {setting: opened.exec_(f"SHOW {setting}".encode()).get_value(0, 0) for setting in harmful}
     finally:
         opened.finish()
     assert shown == {
-        "search_path": b"pg_catalog,pg_temp",
+        "search_path": b"pg_catalog, pg_temp",
         "default_transaction_isolation": b"read committed",
         "default_transaction_deferrable": b"off",
         "row_security": b"off",
