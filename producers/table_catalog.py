@@ -16,7 +16,7 @@ from producers.form_watch import FormWatch
 from producers.partition_watch import PartitionWatch
 from producers.publication import Publication, edited, read_publication, replaced, withdraw
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
-from producers.tables import HiddenRows
+from producers.tables import UnreadableTable
 from producers.writability import WritesRefused, refused_writes
 from schemas.positions import Lsn
 
@@ -185,7 +185,7 @@ class TableWatch:
             self._log.warning(
                 "rows of a table may not be read: its changes are published, and copying it waits",
                 **{log.TABLE: feed.table.name, log.REASON: reason},
-                remedy=HiddenRows.__doc__,
+                remedy=UnreadableTable.__doc__,
             )
 
     def _note_readable(self, feed: TableFeed, now: TableNow | None) -> None:

@@ -103,7 +103,7 @@ class UnfollowedPartition(PreflightFailed):
     """Detach the partition, or make it one that is logged (SET LOGGED), with a replica identity that has the key."""
 
 
-class HiddenRows(PreflightFailed):
+class UnreadableTable(PreflightFailed):
     """GRANT SELECT on the table, and USAGE on its schema, to the role of the dsn."""
 
 
@@ -131,7 +131,7 @@ class CapturedTable:
     """How each key column is compared; none: by PostgreSQL's own operators."""
     encoding: str = field(compare=False, default="UTF8")
     """The database's, by PostgreSQL's name."""
-    hidden: HiddenRows | None = field(compare=False, default=None)
+    hidden: UnreadableTable | None = field(compare=False, default=None)
     """Why its rows may not be read now, None when they may; what is written to it comes in the stream all the same."""
     partitions: Partitions = field(compare=False, default_factory=Partitions)
     """As they were before any row was read."""
@@ -265,15 +265,15 @@ def _captured(
     )
 
 
-def _hidden(name: str, table: Mapping[str, Any]) -> HiddenRows | None:
+def _hidden(name: str, table: Mapping[str, Any]) -> UnreadableTable | None:
     if not table["readable"]:
         schema = table["schema"]
-        return HiddenRows(
+        return UnreadableTable(
             f"table {name} may not be read by this role",
             remedy=f"GRANT SELECT ON {name} to the role of the dsn, and USAGE ON SCHEMA {schema}",
         )
     if table["filtered"]:
-        return HiddenRows(
+        return UnreadableTable(
             f"table {name} has row security, which hides rows from this role",
             remedy="give the role of the dsn BYPASSRLS",
         )

@@ -16,7 +16,7 @@ from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
 from producers.producer import Session
-from producers.tables import HiddenRows
+from producers.tables import UnreadableTable
 from schemas.errors import PreflightFailed
 from tests.conftest import Database
 from tests.producers.sources import Running, Source, copy_all, database_section, running, until
@@ -86,7 +86,7 @@ def test_rows_that_may_not_be_read_for_a_while_stop_nothing(source: Source) -> N
         assert all(problem in each for each in found)
         with running(source) as producer:
             require_published(source, producer, number)
-            with pytest.raises(HiddenRows, match=r"public\.t"):
+            with pytest.raises(UnreadableTable, match=r"public\.t"):
                 ask(source.settings, "main", SnapshotRequest(table="public.t", anew=True))
         as_administrator(source, show)
     copy_all(source)
