@@ -21,6 +21,7 @@ from consumers.moving.git import GitFailed, NoRoom, Steps, remove
 from consumers.moving.locks import partition_lock
 from consumers.moving.moves import Moves
 from consumers.moving.places import NotAPlace, roots_of
+from consumers.moving.readiness import require
 from consumers.moving.runs import begin
 from consumers.moving.states import Move, State
 from consumers.outside import Outside, Pace
@@ -51,12 +52,13 @@ class MachineFailed(HeadraceError):
 
 
 class Mover:
-    """Moves repositories for one member, as long as its generator is driven. Raises SettingsError for wrong roots."""
+    """Moves repositories for one member, as long as its generator is driven. Raises what readiness.py finds missing."""
 
     def __init__(
         self, outside: Outside, direction: Direction, *, at_once: int, tries: int, retry_seconds: float, seconds: float
     ) -> None:
         gitserver = outside.settings.gitserver
+        require(gitserver)
         self._outside = outside
         self._direction = direction
         self._at_once = at_once
