@@ -112,7 +112,7 @@ def test_what_is_made_at_the_old_home_again_is_merged_into_the_copy_that_readers
     old, new = world.disks.old(NAME), world.disks.new(NAME)
     ours = push(new, "main", "since")
     make_repository(old)
-    theirs, stray = refs(old)["refs/heads/main"], push(old, "stray", "stray")
+    theirs, stray = push(old, "main", "theirs"), push(old, "stray", "stray")
     world.connection.execute("UPDATE gitserver_repos SET shard_id = %s", (md5_home(NAME, NODES),))
     world.note([key for (key,) in world.connection.execute("SELECT id FROM repo")])
     drive(world.settings)
