@@ -66,7 +66,7 @@ class Mover:
         self._retry_seconds = retry_seconds
         self._known = 1.5 * gitserver.refresh_seconds
         self._grace = gitserver.grace_seconds
-        self._nodes = gitserver.nodes
+        self._nodes, self._pins = gitserver.nodes, gitserver.pins
         self._roots = roots_of(gitserver)
         self._moves = Moves(outside, direction, self._roots, seconds=seconds)
         self._begin_from = 0.0
@@ -79,7 +79,7 @@ class Mover:
         if shutil.which("git") is None:
             raise PreflightFailed("there is no git on this machine", remedy="install git 2.36 or newer")
         with self._outside.transaction() as cursor:
-            begin(cursor, self._outside.run, self._direction, self._nodes)
+            begin(cursor, self._outside.run, self._direction, self._nodes, self._pins, copies=self._moves.nodes_with)
         yield from self._sweep()
         rest = _REST_SECONDS[0]
         while True:
@@ -130,8 +130,9 @@ class Mover:
             with self._outside.transaction() as cursor:
                 found = states.moves(cursor, partition, state, limit=self._at_once, descending=reverse)
             if state is State.WANTED:
-                moved += self._moves.settle_at_home(found)
-                found = [move for move in found if len(set(self._moves.homes(move))) > 1]
+                at_home = self._moves.settle_at_home(found)
+                moved += len(at_home)
+                found = [move for move in found if move.name not in at_home]
             done = yield from self._each(found, step)
             if state is not State.COPIED:
                 moved += done

@@ -43,6 +43,10 @@ class NotAPlace(HeadraceError):
     """Move it by hand, then `headrace parked retry rehash_moves`."""
 
 
+class Misplaced(NotAPlace):
+    """Move its directory to the node that readers are sent to, then `headrace parked retry rehash_moves`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """One node's root directory."""

@@ -47,11 +47,12 @@ CREATE TABLE IF NOT EXISTS headrace.rehash_cursors (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- rehash_moves: which way the moves go, between which nodes, as the run began that says so.
+-- rehash_moves: which way the moves go, between which nodes, with what pins (by normalised name), as the run began.
 CREATE TABLE IF NOT EXISTS headrace.rehash_runs (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     run integer NOT NULL,
     direction text NOT NULL,
-    nodes text[] NOT NULL
+    nodes text[] NOT NULL,
+    pins jsonb NOT NULL
 );
 """
