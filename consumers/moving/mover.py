@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from consumers.moving.runs import begin
 from consumers.moving.states import Move, State
 from consumers.outside import Outside, Pace
 from infra import log
-from schemas.errors import HeadraceError, PreflightFailed
+from schemas.errors import HeadraceError
 
 _CHUNK_SECONDS: Final = 5.0
 """How long to copy before readers are sent to what is copied."""
@@ -76,8 +75,6 @@ class Mover:
 
     def work(self) -> Iterator[Pace]:
         """See Migration.work."""
-        if shutil.which("git") is None:
-            raise PreflightFailed("there is no git on this machine", remedy="install git 2.36 or newer")
         with self._outside.transaction() as cursor:
             begin(cursor, self._outside.run, self._direction, self._nodes, self._pins, copies=self._moves.nodes_with)
         yield from self._sweep()

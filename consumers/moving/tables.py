@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS headrace.rehash_moves (
 CREATE INDEX IF NOT EXISTS rehash_moves_order ON headrace.rehash_moves (partition, name);
 CREATE INDEX IF NOT EXISTS rehash_moves_open ON headrace.rehash_moves (partition, state, name)
     WHERE state NOT IN ('settled', 'failed');
+CREATE INDEX IF NOT EXISTS rehash_moves_told ON headrace.rehash_moves (name)
+    WHERE state = 'failed' OR remarks IS NOT NULL;
 
 -- rehash_moves: readers find a name up to and with `upto` at its new home, all names once it is finished.
 CREATE TABLE IF NOT EXISTS headrace.rehash_cursors (
