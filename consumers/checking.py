@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import psycopg
 
-from consumers import catalog, counting
+from consumers import catalog, contract_checks, counting
 from consumers.indexes import LIMIT_MS, offer
 from consumers.inputs import WALKED, captured
 from consumers.left_out import advise_of_left_out
@@ -90,6 +90,7 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int) -> I
         with postgres.translated(dsn), postgres.connect(dsn, name=f"check {name}") as connection:
             meant = configured or _has_run(connection, name)
             yield from _of_tables(connection, settings, kind, database, meant=meant)
+            yield from _of_work(settings, migration, meant=meant)
             yield from _of_count(connection, migration, limit_ms, meant=meant)
     except (HeadraceError, psycopg.Error):
         return
@@ -130,6 +131,16 @@ def _of_tables(
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
         elif meant:
             yield from advise_of_left_out(connection, where, table, kind.columns)
+
+
+def _of_work(settings: Settings, migration: Migration, *, meant: bool) -> Iterator[Advice]:
+    """Yield what keeps its work outside of the database from starting on this machine."""
+    try:
+        reasons = contract_checks.unready(migration, settings)
+    except HeadraceError as error:
+        reasons = [error]
+    for reason in reasons:
+        yield Advice(f"migrations.{migration.name}", reason.problem, (), reason.remedy, blocks=meant)
 
 
 def _of_count(

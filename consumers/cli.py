@@ -19,6 +19,7 @@ from consumers import catalog, display, interpreter, parked_cli, pauses, schema_
 from consumers.cleanup import cleanup
 from consumers.comparison import TopicDiffers, compare, source_of
 from consumers.dry_run import dry_run
+from consumers.given_up import WorkGivenUp, count_given_up
 from consumers.migration import Migration
 from consumers.place_cli import place
 from consumers.repair import request_repair
@@ -182,7 +183,7 @@ def verify(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Ask the database how many rows a migration has left to change; exit code 1 when there are any.
+    """Ask how many rows a migration has left to change; exit code 1 when there are any, or when it gave something up.
 
     With --rows, compare each row of the source's table (of every table of a migration) with what its topic says, and
     name the keys that differ; exit code 1 when there are any. Both may be in use meanwhile: the producer has to run.
@@ -193,14 +194,18 @@ def verify(
         _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
         return
     settings, kind, target = _chosen(what, config)
+    migration = kind.configure(settings.migration(what))
     with stop_on_signals() as stopping:
-        left = remaining(settings, kind.configure(settings.migration(what)), target, stopping)
+        left = remaining(settings, migration, target, stopping)
+    given_up = count_given_up(settings, migration, target)
     if as_json:
-        print(json.dumps({"migration": what, "database": target, "remaining": left}))
+        print(json.dumps({"migration": what, "database": target, "remaining": left, "given_up": given_up}))
     elif left == 0:
         print(f"{what}: nothing is left to change in {target}")
     if left:
         raise RowsLeft(f"{what}: {left} rows are left to change in {target}")
+    if given_up:
+        raise WorkGivenUp(f"{what}: {given_up:,} were given up")
 
 
 def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
@@ -246,9 +251,12 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
             totals = member.run()
     if stopping.is_set():
         raise Interrupted(f"{migration} is not complete yet")
+    given_up = count_given_up(settings, work, database)
     if as_json:
-        print(json.dumps({"migration": migration, "complete": True, **asdict(totals)}))
-    else:
+        print(json.dumps({"migration": migration, "complete": not given_up, "given_up": given_up, **asdict(totals)}))
+    if given_up:
+        raise WorkGivenUp(f"{migration} has ended, and {given_up:,} were given up")
+    if not as_json:
         print(f"{migration} is complete: later starts of its consumer return at once")
 
 

@@ -27,9 +27,11 @@ from schemas.events import ChangeEvent
 if TYPE_CHECKING:
     from consumers.migration import Migration
     from consumers.outside import Outside
+    from infra.settings import Settings
 
 Cursor = psycopg.Cursor[Any]
 P = TypeVar("P")
+S = TypeVar("S")
 
 _DRIVER_SAYS: Final = re.compile(
     r"Explicit (commit|rollback)\(\) forbidden|only '%s', '%b', '%t' are allowed as placeholders|incomplete placeholder"
@@ -106,6 +108,27 @@ def given_up(migration: Migration, cursor: Cursor) -> list[tuple[str, str, datet
     if rows is None or not all(isinstance(row, tuple) and _types_of(row) == (str, str, datetime) for row in rows):
         raise _returned(migration, "given_up", found, "a list of (name, reason, datetime)")
     return rows
+
+
+def unready(migration: Migration, settings: Settings) -> list[HeadraceError]:
+    """Return what keeps the migration's `work` from starting here. Raises ContractBroken."""
+    try:
+        found: list[object] = list(migration.unready(settings))
+    except Exception as error:
+        _note(migration, "unready", error, None)
+        raise
+    errors = [each for each in found if isinstance(each, HeadraceError)]
+    if len(errors) < len(found):
+        raise _returned(migration, "unready", found, "HeadraceErrors")
+    return errors
+
+
+def work_status(migration: Migration, cursor: Cursor, kind: type[S]) -> S:
+    """Return how far the migration's `work` is, a `kind`. Raises as `apply` does."""
+    found = _called(migration, "work_status", cursor)
+    if not isinstance(found, kind):
+        raise _returned(migration, "work_status", found, f"a {kind.__name__}")
+    return found
 
 
 def work(migration: Migration, outside: Outside, pace: type[P]) -> Iterator[P]:

@@ -175,6 +175,12 @@ def _details(one: Mapping[str, Any]) -> Iterator[str]:
         yield f"{one['name']}: held by {one['held_by']}"
     if one["parked"]:
         yield f"{one['name']}: {one['parked']:,} parked, see `headrace parked list {one['name']}`"
+    told = {"given up": one.get("given_up", 0), "with something to report": one.get("reported", 0)}
+    if any(told.values()):
+        counts = ", ".join(f"{count:,} {what}" for what, count in told.items() if count)
+        yield f"{one['name']}: {counts}, see `headrace parked list {one['name']}`"
+    for part, far in one.get("reached", {}).items():
+        yield f"{one['name']}: {part} {far}"
     if one["skipped"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(one["skip_reasons"].items()))
         yield f"{one['name']}: {one['skipped']:,} skipped ({reasons})"

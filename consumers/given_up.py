@@ -14,9 +14,11 @@ from psycopg import Connection
 from consumers import contract_checks, fence
 from consumers.ledger import LOCALLY_DURABLE, Ledger
 from consumers.migration import Migration
+from consumers.outside import WorkStatus
 from infra import postgres
 from infra.control import tables_made
 from infra.settings import Settings
+from schemas.errors import HeadraceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,28 @@ class GivenUp:
     name: str
     reason: str
     since: datetime
+
+
+class WorkGivenUp(HeadraceError):
+    """See `headrace parked list`, put right what it names, then `headrace parked retry`."""
+
+
+def read_work_status(connection: Connection, migration: Migration) -> WorkStatus:
+    """Return how far a migration's work outside of the database is, nothing where it never ran. Writes nothing."""
+    if not migration.own_tables:
+        return WorkStatus()
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION READ ONLY")
+        if not _has_run(connection, migration):
+            return WorkStatus()
+        return contract_checks.work_status(migration, cursor, WorkStatus)
+
+
+def count_given_up(settings: Settings, migration: Migration, database: str) -> int:
+    """Return how much of a migration's work ended without being done. Writes nothing."""
+    dsn = settings.database(database).dsn.get_secret_value()
+    with postgres.translated(dsn), postgres.connect(dsn, name=f"verify {migration.name}") as connection:
+        return read_work_status(connection, migration).given_up
 
 
 def read_given_up(settings: Settings, migration: Migration, database: str) -> list[GivenUp]:

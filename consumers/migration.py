@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from consumers.decisions import Change, Decision
 from consumers.indexes import SuggestedIndex
-from consumers.outside import Outside, Pace
-from infra.settings import MigrationSettings
-from schemas.errors import SettingsError
+from consumers.outside import Outside, Pace, WorkStatus
+from infra.settings import MigrationSettings, Settings
+from schemas.errors import HeadraceError, SettingsError
 from schemas.events import ChangeEvent
 
 Cursor = psycopg.Cursor[Any]
@@ -170,6 +170,18 @@ class Migration(ABC):
         """
         del outside
         return iter(())
+
+    def unready(self, settings: Settings) -> Iterator[HeadraceError]:
+        """Yield what keeps `work` from starting on this machine, for `headrace check`; changes nothing.
+
+        What it yields first is what `work` raises: an operator meets the same reasons at both.
+        """
+        del settings
+        return iter(())
+
+    def work_status(self, cursor: Cursor) -> WorkStatus:
+        """Return what `headrace status` shows of `work`. Writes nothing."""
+        return WorkStatus(given_up=len(self.given_up(cursor)))
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
         """Return what `work` gave up, for `headrace parked list`: name, reason, and since when. Writes nothing."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,18 @@ class Pace(Enum):
     """For time to pass, or for another member; nothing to do just now, but not done."""
     DONE = "done"
     """Nothing is left to do anywhere, by any member, as the database has it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkStatus:
+    """How far `work` is, as `headrace status` shows it."""
+
+    given_up: int = 0
+    """How much ended without being done. A migration is not shown as complete then."""
+    reported: int = 0
+    """How much was done, with something that an operator has to know."""
+    reached: Mapping[str, str] = field(default_factory=dict)
+    """Part of the work → how far that is, in words."""
 
 
 class Starts:

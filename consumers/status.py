@@ -13,11 +13,13 @@ import psycopg
 from consumers import catalog, counting
 from consumers.counting import Count
 from consumers.discovery import Broken
+from consumers.given_up import read_work_status
 from consumers.group import group_name
 from consumers.group_admin import members
 from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration, Shared
+from consumers.outside import WorkStatus
 from infra import control, given_away, postgres, standbys, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
@@ -53,6 +55,9 @@ class MigrationStatus(TypedDict):
     skipped: int
     skip_reasons: dict[str, int]
     parked: int
+    given_up: int
+    reported: int
+    reached: Mapping[str, str]
     remaining: int | None
     remaining_estimated: bool
     rate: float
@@ -114,6 +119,9 @@ def _broken(entry: Broken) -> dict[str, Any]:
         "skipped": 0,
         "skip_reasons": {},
         "parked": 0,
+        "given_up": 0,
+        "reported": 0,
+        "reached": {},
         "remaining": None,
         "remaining_estimated": False,
         "rate": 0.0,
@@ -139,7 +147,9 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         with postgres.translated(dsn), postgres.connect(dsn, name="status") as connection:
             control.require_prefix(connection, database, settings.prefix)
             found = _recorded(connection, kind.name)
-            remaining = _remaining(connection, kind.configure(settings.migration(kind.name)))
+            migration = kind.configure(settings.migration(kind.name))
+            found.work = read_work_status(connection, migration)
+            remaining = _remaining(connection, migration)
             found.remaining, found.remaining_estimated = remaining.rows, remaining.estimated
     except HeadraceError as mistake:
         error = str(mistake)
@@ -161,11 +171,14 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         "run": found.run,
         "state": state_of(found, alive=bool(alive), topics=bool(partitions), left=left),
         "paused": found.paused,
-        "complete": found.complete,
+        "complete": found.complete and not found.work.given_up,
         "applied": found.applied,
         "skipped": found.skipped,
         "skip_reasons": found.skip_reasons,
         "parked": found.parked,
+        "given_up": found.work.given_up,
+        "reported": found.work.reported,
+        "reached": found.work.reached,
         "remaining": found.remaining,
         "remaining_estimated": found.remaining_estimated,
         "rate": round(rate, 1),
@@ -192,10 +205,11 @@ class _Recorded:
         self.rate = 0.0
         self.remaining: int | None = None
         self.remaining_estimated = False
+        self.work = WorkStatus()
 
 
 def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> str:
-    """Return the state: waiting, running, paused, held, caught_up, complete or failed.
+    """Return the state: waiting, running, paused, held, caught_up, complete, given_up or failed.
 
     What an operator did goes first: a pause stays in force when the run is complete, for the next one too.
     """
@@ -204,7 +218,7 @@ def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> st
     if recorded.paused:
         return "paused"
     if recorded.complete:
-        return "complete"
+        return "given_up" if recorded.work.given_up else "complete"
     if topics and recorded.offsets and left == 0:
         return "caught_up"
     if alive and recorded.held_by:

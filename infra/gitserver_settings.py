@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -21,6 +22,15 @@ _ELSEWHERE: Final = re.compile(r"[^/]+:")
 NodeName = Annotated[str, StringConstraints(pattern=NODE)]
 
 
+class WrongShardDeletion(StrEnum):
+    """What gitserver's janitor does with a repository on another node than the one that its hash gives."""
+
+    OFF = "off"
+    """It deletes none."""
+    FOLLOWS_CURSOR = "follows_cursor"
+    """It deletes what is at none of the homes that readers are sent to (docs/routing.md), and nothing else."""
+
+
 class GitserverSettings(Section):
     """The nodes that repositories are moved between."""
 
@@ -31,6 +41,9 @@ class GitserverSettings(Section):
     a copy can neither be put in its place there, nor be removed."""
     pins: dict[str, NodeName] = Field(default_factory=dict)
     """Repository → the node it stays on, whatever the hash says."""
+    wrong_shard_deletion: WrongShardDeletion | None = None
+    """What is so on every node, by the operator's word. `rehash_moves` does not start without: left as gitserver has
+    it, that deletes each repository that was moved."""
     max_concurrent_clones: int = Field(default=5, ge=1)
     """How many clones all members of the migration together have under way."""
     refresh_seconds: float = Field(default=1, gt=0, le=10)

@@ -18,8 +18,11 @@ from consumers.migration import Cursor, Migration, Options
 from consumers.moving import states
 from consumers.moving.cursors import Direction
 from consumers.moving.mover import Mover
+from consumers.moving.readiness import missing
 from consumers.moving.tables import OWN_TABLES
-from consumers.outside import Outside, Pace
+from consumers.outside import Outside, Pace, WorkStatus
+from infra.settings import Settings
+from schemas.errors import HeadraceError
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
 _CLONED: Final = "cloned"
@@ -90,6 +93,15 @@ class RehashMoves(Migration):
             seconds=options.clone_seconds,
         )
         return mover.work()
+
+    def unready(self, settings: Settings) -> Iterator[HeadraceError]:
+        """Yield what is missing of git, of the roots or of the janitor's setting; see Migration.unready."""
+        return missing(settings.gitserver)
+
+    def work_status(self, cursor: Cursor) -> WorkStatus:
+        """Return how many moves were given up, and which names readers are sent on for; see Migration.work_status."""
+        given_up, reported = states.count_told(cursor)
+        return WorkStatus(given_up, reported)
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
         """Return the repositories that could not be moved, and those with something to report; see states.given_up."""

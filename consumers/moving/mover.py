@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,11 +20,12 @@ from consumers.moving.git import GitFailed, NoRoom, Steps, remove
 from consumers.moving.locks import partition_lock
 from consumers.moving.moves import Moves
 from consumers.moving.places import NotAPlace, roots_of
+from consumers.moving.readiness import require
 from consumers.moving.runs import begin
 from consumers.moving.states import Move, State
 from consumers.outside import Outside, Pace
 from infra import log
-from schemas.errors import HeadraceError, PreflightFailed
+from schemas.errors import HeadraceError
 
 _CHUNK_SECONDS: Final = 5.0
 """How long to copy before readers are sent to what is copied."""
@@ -51,12 +51,13 @@ class MachineFailed(HeadraceError):
 
 
 class Mover:
-    """Moves repositories for one member, as long as its generator is driven. Raises SettingsError for wrong roots."""
+    """Moves repositories for one member, as long as its generator is driven. Raises what readiness.py finds missing."""
 
     def __init__(
         self, outside: Outside, direction: Direction, *, at_once: int, tries: int, retry_seconds: float, seconds: float
     ) -> None:
         gitserver = outside.settings.gitserver
+        require(gitserver)
         self._outside = outside
         self._direction = direction
         self._at_once = at_once
@@ -64,7 +65,7 @@ class Mover:
         self._retry_seconds = retry_seconds
         self._known = 1.5 * gitserver.refresh_seconds
         self._grace = gitserver.grace_seconds
-        self._nodes = gitserver.nodes
+        self._nodes, self._pins = gitserver.nodes, gitserver.pins
         self._roots = roots_of(gitserver)
         self._moves = Moves(outside, direction, self._roots, seconds=seconds)
         self._begin_from = 0.0
@@ -74,10 +75,8 @@ class Mover:
 
     def work(self) -> Iterator[Pace]:
         """See Migration.work."""
-        if shutil.which("git") is None:
-            raise PreflightFailed("there is no git on this machine", remedy="install git 2.36 or newer")
         with self._outside.transaction() as cursor:
-            begin(cursor, self._outside.run, self._direction, self._nodes)
+            begin(cursor, self._outside.run, self._direction, self._nodes, self._pins, copies=self._moves.nodes_with)
         yield from self._sweep()
         rest = _REST_SECONDS[0]
         while True:
@@ -128,8 +127,9 @@ class Mover:
             with self._outside.transaction() as cursor:
                 found = states.moves(cursor, partition, state, limit=self._at_once, descending=reverse)
             if state is State.WANTED:
-                moved += self._moves.settle_at_home(found)
-                found = [move for move in found if len(set(self._moves.homes(move))) > 1]
+                at_home = self._moves.settle_at_home(found)
+                moved += len(at_home)
+                found = [move for move in found if move.name not in at_home]
             done = yield from self._each(found, step)
             if state is not State.COPIED:
                 moved += done

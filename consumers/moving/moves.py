@@ -20,12 +20,13 @@ from consumers.moving.cursors import Cursor, Direction
 from consumers.moving.git import GitFailed, Steps, remove
 from consumers.moving.lenders import Lenders
 from consumers.moving.locks import clone_slot
-from consumers.moving.places import Copy, NotAPlace, Root, in_use, is_repository
+from consumers.moving.places import Copy, Misplaced, NotAPlace, Root, in_use, is_repository
 from consumers.moving.proof import is_untouched, prove
 from consumers.moving.states import Move, State
 from consumers.moving.trees import walk
 from consumers.outside import Outside
 from consumers.placement import Algorithm, Placement
+from schemas.errors import HeadraceError
 
 _BUSY_SECONDS: Final = 1.0
 """When to look again at an old copy that something is being written to."""
@@ -65,7 +66,10 @@ class Moves:
             if os.path.lexists(old.path):
                 raise NotAPlace("what lies at its old home is no repository")
             if not new.is_there:
-                raise GitFailed("there is no such repository at either of its homes")
+                raise self._nowhere(move)
+        elif old == new:
+            self._record(move, State.SETTLED)  # it was put there meanwhile
+            return True
         elif (yield from self._belongs(move, old, new)):
             yield from carry(old, new, seconds=self._seconds, tell=self._tell(move))
         else:
@@ -153,7 +157,9 @@ class Moves:
             self._record(move, State.FAILED, failure=reason)
             return
         after = move.state in (State.PASSED, State.LEAVING)
-        if after and not new.is_there:
+        if old == new:
+            self._record(move, State.FAILED, failure=reason)
+        elif after and not new.is_there:
             self._record(move, State.WANTED)
         elif after or (yield from self._is_truth(move, new)):
             why = f"its old copy, which could not be carried over ({reason}),"
@@ -177,18 +183,38 @@ class Moves:
             new.root.take_away(new.path, gone)
         yield from remove(gone)
 
-    def settle_at_home(self, found: list[Move]) -> int:
-        """Settle those whose two homes are the same: by the hashes, or since they are pinned."""
+    def settle_at_home(self, found: list[Move]) -> set[str]:
+        """Settle those that lie at their only home, by the hashes or since they are pinned; return their names."""
         by_home: dict[str, list[str]] = {}
         for move in found:
             old, new = self.homes(move)
-            if old == new:
+            if old == new and self._lies_at(new, move.name) is not False:
                 by_home.setdefault(new, []).append(move.name)
         with self._outside.transaction() as cursor:
-            return sum(
+            for home, names in by_home.items():
                 states.advance(cursor, names, State.SETTLED, expected=[State.WANTED], homes=(home, home))
-                for home, names in by_home.items()
+        return {name for names in by_home.values() for name in names}
+
+    def nodes_with(self, name: str) -> list[str]:
+        """Return the nodes on which a repository of this name lies, in its place or on its way out of it."""
+        return [node for node, root in self._roots.items() if self._lies_at(node, name) or root.left(name).is_there]
+
+    def _lies_at(self, node: str, name: str) -> bool | None:
+        """Return whether a repository lies there; None where that is not headrace's to see, as behind a link."""
+        try:
+            return self._roots[node].copy(name).is_there
+        except NotAPlace:
+            return None
+
+    def _nowhere(self, move: Move) -> HeadraceError:
+        """Return what is to be said of one that none of its readers finds."""
+        homes = " nor ".join(dict.fromkeys(self.homes(move)))
+        if lies := self.nodes_with(move.name):
+            return Misplaced(
+                f"it lies at {' and '.join(lies)}, where no reader looks, and not at {homes}: move its directory there,"
+                " or correct the pin"
             )
+        return GitFailed(f"there is no such repository at {homes}")
 
     def _is_gone(self, move: Move) -> bool:
         """Strike a name that the application has no repository of any more; return whether it was so."""

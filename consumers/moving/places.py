@@ -43,6 +43,10 @@ class NotAPlace(HeadraceError):
     """Move it by hand, then `headrace parked retry rehash_moves`."""
 
 
+class Misplaced(NotAPlace):
+    """Move its directory to the node that readers are sent to, then `headrace parked retry rehash_moves`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """One node's root directory."""
@@ -184,6 +188,8 @@ class Root:
         for each in (path.parent, path):
             with contextlib.suppress(FileExistsError):
                 each.mkdir(mode=0o711)
+                # Made by root, it is still for whoever owns the repositories to go on with.
+                os.chown(each, *_changes(each.stat(), self.path.stat()))
         return path
 
 
@@ -206,34 +212,32 @@ class Copy:
 
 
 def roots_of(settings: GitserverSettings) -> Mapping[str, Root]:
-    """Return node → its root. Raises SettingsError, naming the node, when repositories cannot be moved there."""
-    if not settings.nodes:
-        raise SettingsError("there are no nodes to move repositories between", remedy="list them as gitserver.nodes")
-    roots: dict[str, Root] = {}
-    for node in settings.nodes:
-        given = settings.roots.get(node)
-        if given is None:
-            raise SettingsError(
-                f"node {node} has no root", remedy=f'set gitserver.roots."{node}" to the directory of its repositories'
-            )
-        if _ADDRESS.match(given):
-            raise SettingsError(
-                f"the root of node {node} is an address, over which a copy can be neither put in its place nor removed",
-                remedy="mount its repositories and give their directory",
-            )
-        path = Path(given)
-        if not path.is_dir():
-            raise SettingsError(f"the root of node {node} is not there: {path}", remedy="mount it, or correct the path")
-        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-            raise SettingsError(f"the root of node {node} cannot be written: {path}", remedy="run as its owner")
-        roots[node] = Root(path.resolve(), path.stat().st_dev)
-    seen: dict[Path, str] = {}
-    for node, root in roots.items():
-        for other, twin in seen.items():
-            if root.path == other or root.path.is_relative_to(other) or other.is_relative_to(root.path):
-                raise SettingsError(f"the roots of {twin} and {node} are one directory, or one within the other")
-        seen[root.path] = node
-    return roots
+    """Return node → its root. Raises SettingsError, naming the node, when one is none; see `root_of`."""
+    return {node: root_of(settings, node) for node in settings.nodes}
+
+
+def root_of(settings: GitserverSettings, node: str) -> Root:
+    """Return a node's root. Raises SettingsError when repositories cannot be moved there."""
+    given = settings.roots.get(node)
+    if given is None:
+        raise SettingsError(
+            f"node {node} has no root", remedy=f'set gitserver.roots."{node}" to the directory of its repositories'
+        )
+    if _ADDRESS.match(given):
+        raise SettingsError(
+            f"the root of node {node} is an address, over which a copy can be neither put in its place nor removed",
+            remedy="mount its repositories and give their directory",
+        )
+    path = Path(given)
+    try:
+        if path.is_dir():
+            return Root(path.resolve(), path.stat().st_dev)
+    except OSError as error:
+        raise SettingsError(
+            f"the root of node {node} cannot be reached by user {os.geteuid()}: {path}: {error.strerror}",
+            remedy="run as the user that owns the repositories, or put right what is in the way",
+        ) from error
+    raise SettingsError(f"the root of node {node} is not there: {path}", remedy="mount it, or correct the path")
 
 
 def is_repository(path: Path) -> bool:

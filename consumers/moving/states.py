@@ -337,6 +337,19 @@ _TAKE_UP: Final = """
 """
 
 
+_TOLD: Final = """
+    SELECT count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state <> 'failed')
+      FROM headrace.rehash_moves WHERE state = 'failed' OR remarks IS NOT NULL
+"""
+
+
+def count_told(cursor: Cursor) -> tuple[int, int]:
+    """Return how many moves were given up, and how many others have something to report."""
+    row = cursor.execute(_TOLD).fetchone()
+    assert row is not None
+    return (row[0], row[1])
+
+
 def given_up(cursor: Cursor) -> list[tuple[str, str, datetime]]:
     """Return what failed for good, and what is settled with something to tell: name, reason, since when."""
     return cursor.execute(_GIVEN_UP).fetchall()

@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS headrace.rehash_moves (
 CREATE INDEX IF NOT EXISTS rehash_moves_order ON headrace.rehash_moves (partition, name);
 CREATE INDEX IF NOT EXISTS rehash_moves_open ON headrace.rehash_moves (partition, state, name)
     WHERE state NOT IN ('settled', 'failed');
+CREATE INDEX IF NOT EXISTS rehash_moves_told ON headrace.rehash_moves (name)
+    WHERE state = 'failed' OR remarks IS NOT NULL;
 
 -- rehash_moves: readers find a name up to and with `upto` at its new home, all names once it is finished.
 CREATE TABLE IF NOT EXISTS headrace.rehash_cursors (
@@ -47,11 +49,12 @@ CREATE TABLE IF NOT EXISTS headrace.rehash_cursors (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- rehash_moves: which way the moves go, between which nodes, as the run began that says so.
+-- rehash_moves: which way the moves go, between which nodes, with what pins (by normalised name), as the run began.
 CREATE TABLE IF NOT EXISTS headrace.rehash_runs (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     run integer NOT NULL,
     direction text NOT NULL,
-    nodes text[] NOT NULL
+    nodes text[] NOT NULL,
+    pins jsonb NOT NULL
 );
 """

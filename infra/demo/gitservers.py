@@ -39,6 +39,7 @@ class Gitservers:
             "gitserver": {
                 "nodes": list(_NODES),
                 "roots": {node: str(self._directory(node)) for node in _NODES},
+                "wrong_shard_deletion": "off",
                 "refresh_seconds": 0.5,
                 "grace_seconds": 2,
             },

@@ -92,7 +92,14 @@ class Disks:
     def settings(self, **more: Any) -> dict[str, Any]:
         """Return what `[gitserver]` says of them; grace and refresh are as short as they may be for a test."""
         roots = {node: str(self.path(node)) for node in self.nodes}
-        return {"nodes": list(self.nodes), "refresh_seconds": 0.05, "grace_seconds": 0.2, "roots": roots, **more}
+        return {
+            "nodes": list(self.nodes),
+            "refresh_seconds": 0.05,
+            "grace_seconds": 0.2,
+            "roots": roots,
+            "wrong_shard_deletion": "off",
+            **more,
+        }
 
     def place(self, node: str, name: str) -> Path:
         """Return where a repository would lie on a node."""

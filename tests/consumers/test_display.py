@@ -76,6 +76,12 @@ def test_details_stand_below_where_there_are_any(shown: Any) -> None:
     assert "status_backfills: 2 parked, see `headrace parked list status_backfills`" in lines
     assert "status_backfills: 1,234 skipped (deleted 1,000, right already 234)" in lines
     assert "status_backfills: run 3 in database main, members host:1, host:2" in lines
+    given_up = shown(migration(state="given_up", given_up=1_006, reported=2))
+    assert (
+        "status_backfills: 1,006 given up, 2 with something to report, see `headrace parked list status_backfills`"
+        in given_up
+    )
+    assert len(next(line for line in given_up if line.startswith("status_backfills "))) <= 80
     quiet = shown(migration(parked=0, skipped=0, run=0, rate=0.0, eta_seconds=None, remaining=None))
     assert not any(line.startswith("status_backfills:") for line in quiet)
 

@@ -25,6 +25,10 @@ def file(tmp_path: Path) -> Path:
         (f'{NODES}[gitserver.roots]\n"node-2" = "/r"', "gitserver.roots: no node is called node-2, did you mean node-"),
         (f'{NODES}[gitserver.roots]\n"node-0" = ""', "gitserver.roots.node-0: "),
         (f'{NODES}[gitserver.pins]\n"a/b" = "nowhere"', "gitserver.pins: no node is called nowhere"),
+        (
+            f"{NODES}wrong_shard_deletion = 'no'",
+            "gitserver.wrong_shard_deletion: Input should be 'off' or 'follows_cursor'",
+        ),
         (f"{NODES}max_concurrent_clones = 0", "gitserver.max_concurrent_clones: must be 1 or more"),
         (f"{NODES}refresh_seconds = 11", "gitserver.refresh_seconds: must be 10.0 or less"),
         (f"{NODES}grace_seconds = 3.9", "gitserver.grace_seconds: must be at least four times refresh_seconds"),

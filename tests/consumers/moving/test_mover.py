@@ -272,7 +272,7 @@ def test_a_member_that_was_away_too_long_takes_nothing_from_its_place(world: Wor
 def test_the_way_is_the_runs_and_not_each_members(world: World) -> None:
     world.add(NAMES[:1])
     drive(world.settings)
-    with pytest.raises(SettingsError, match=r"run 1 of rehash_moves goes forward, not reverse; begin a new run"):
+    with pytest.raises(SettingsError, match=r"run 1 of rehash_moves goes forward, not reverse; Begin a new run"):
         drive(world.with_options(direction="reverse"))
     other = world.settings.gitserver.model_copy(update={"nodes": NODES[::-1]})
     with pytest.raises(SettingsError, match="goes between other nodes, or in another order"):
