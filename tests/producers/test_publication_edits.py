@@ -129,6 +129,7 @@ def test_where_all_tables_were_edited_each_can_be_read_anew(new_source: NewSourc
     edit(source, EDITS["a"].format("a"))
     with pytest.raises(TableStopped, match=r"every table of main is stopped"):
         copy_all(source)
+    until(lambda: source.slot_state().active_pid is None, "the server to notice that the producer is gone")
     answer = ask(source.settings, "main", SnapshotRequest(table="public.a", anew=True))
     assert answer == "public.a is read anew when the producer of main starts"
     copy_all(source)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from consumers.migrations.rehash_moves import RehashMoves
-from consumers.moving import copying
-from consumers.moving.cursors import reached, mover
+from consumers.moving import copying, mover
+from consumers.moving.cursors import reached
 from consumers.moving.places import Copy
 from consumers.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
 from consumers.routing import Router
