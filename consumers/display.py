@@ -179,8 +179,11 @@ def _details(one: Mapping[str, Any]) -> Iterator[str]:
     if any(told.values()):
         counts = ", ".join(f"{count:,} {what}" for what, count in told.items() if count)
         yield f"{one['name']}: {counts}, see `headrace parked list {one['name']}`"
-    for part, far in one.get("reached", {}).items():
-        yield f"{one['name']}: {part} {far}"
+    partitions: dict[str, list[str]] = {}
+    for partition, far in one.get("reached", {}).items():
+        partitions.setdefault(far if far.isprintable() else repr(far), []).append(partition)
+    for far, those in partitions.items():
+        yield f"{one['name']}: passed {far} of partition {', '.join(those)}"
     if one["skipped"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(one["skip_reasons"].items()))
         yield f"{one['name']}: {one['skipped']:,} skipped ({reasons})"

@@ -52,7 +52,7 @@ class WorkStatus:
     reported: int = 0
     """How much was done, with something that an operator has to know."""
     reached: Mapping[str, str] = field(default_factory=dict)
-    """Part of the work → how far that is, in words."""
+    """Partition of the work → which part of it is behind the work, in words."""
 
 
 class Starts:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from consumers.decisions import Change, Decision, Skip
 from consumers.migration import Cursor, Migration, Options
-from consumers.moving import states
+from consumers.moving import cursors, states
 from consumers.moving.cursors import Direction
 from consumers.moving.mover import Mover
 from consumers.moving.readiness import missing
@@ -101,7 +101,7 @@ class RehashMoves(Migration):
     def work_status(self, cursor: Cursor) -> WorkStatus:
         """Return how many moves were given up, and which names readers are sent on for; see Migration.work_status."""
         given_up, reported = states.count_told(cursor)
-        return WorkStatus(given_up, reported)
+        return WorkStatus(given_up, reported, cursors.reached(cursor))
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
         """Return the repositories that could not be moved, and those with something to report; see states.given_up."""

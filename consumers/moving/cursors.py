@@ -86,6 +86,15 @@ _HAS_PASSED: Final = (
 _NEVER_MOVED: Final = "SELECT NOT EXISTS (SELECT FROM headrace.rehash_cursors WHERE partition = %(partition)s)"
 
 
+def reached(cursor: Cursor) -> dict[str, str]:
+    """Return partition → which of its names are passed, in words."""
+    found = cursor.execute("SELECT partition, upto, finished FROM headrace.rehash_cursors ORDER BY partition")
+    return {
+        str(partition): "every name" if finished else "no name" if upto is None else f"the names up to {upto}"
+        for partition, upto, finished in found
+    }
+
+
 def has_passed(cursor: Cursor, partition: int, name: str, direction: Direction) -> bool:
     """Return whether readers are sent to a name's new home first, as the cursor is now."""
     here = {"partition": partition, "name": name}

@@ -82,6 +82,9 @@ def test_details_stand_below_where_there_are_any(shown: Any) -> None:
         in given_up
     )
     assert len(next(line for line in given_up if line.startswith("status_backfills "))) <= 80
+    moving = shown(migration(reached={"0": "every name", "1": "the names up to a/\tb", "7": "every name"}))
+    assert "status_backfills: passed every name of partition 0, 7" in moving
+    assert "status_backfills: passed 'the names up to a/\\tb' of partition 1" in moving
     quiet = shown(migration(parked=0, skipped=0, run=0, rate=0.0, eta_seconds=None, remaining=None))
     assert not any(line.startswith("status_backfills:") for line in quiet)
 

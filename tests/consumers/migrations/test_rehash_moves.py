@@ -12,6 +12,7 @@ import pytest
 
 from consumers.migrations.rehash_moves import RehashMoves
 from consumers.moving import copying, mover
+from consumers.moving.cursors import reached
 from consumers.moving.places import Copy
 from consumers.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
 from consumers.routing import Router
@@ -184,6 +185,8 @@ def test_before_that_repo_in_order_the_new_hash_otherwise_the_old_one(world: Wor
         "SELECT upto FROM headrace.rehash_cursors WHERE partition = %s", (partition_of(names[0]),)
     ).fetchone()
     assert row is not None
+    with world.connection.cursor() as cursor:
+        assert reached(cursor)[str(partition_of(names[0]))] == f"the names up to {row[0]}"
     for name in names:
         if order_key(name) <= row[0].encode():
             assert world.disks.new(name).exists()

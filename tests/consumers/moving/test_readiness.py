@@ -17,7 +17,7 @@ from consumers.checking import advise
 from consumers.moving import readiness
 from consumers.moving.places import OWN
 from consumers.moving.readiness import GitUnusable, JanitorNotConfirmed, RootInParts, RootUnusable, missing
-from consumers.placement import md5_home
+from consumers.placement import PARTITIONS, md5_home
 from consumers.status import gather
 from infra import log
 from infra.gitserver_settings import GitserverSettings
@@ -229,6 +229,7 @@ def test_what_was_given_up_is_in_the_status_and_in_the_way_of_complete(
     (shown,) = [each for each in gather(world.settings)["migrations"] if each["name"] == "rehash_moves"]
     expected = {"state": "given_up", "complete": False, "given_up": 1, "reported": 1, "remaining": 0}
     assert {key: shown[key] for key in expected} == expected
+    assert shown["reached"] == {str(partition): "every name" for partition in range(PARTITIONS)}
     verified = CliRunner().invoke(headrace.app, ["verify", "rehash_moves", "--json", "--config", str(world.config)])
     assert json.loads(verified.output.splitlines()[0])["given_up"] == 1
     assert str(verified.exception) == (
