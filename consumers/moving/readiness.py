@@ -105,13 +105,15 @@ def _of_overlaps(roots: Mapping[str, Root]) -> Iterator[HeadraceError]:
 
 def _of_root(node: str, root: Root) -> Iterator[HeadraceError]:
     own = root.path / OWN
-    if own.is_symlink() or (own.exists() and not own.is_dir()):
-        yield RootUnusable(
-            f"{own} on node {node} is not a directory", remedy="remove it: headrace keeps its copies under way there"
-        )
-        return
+    # In this order: what is in a directory can be looked at only by who may enter it.
     for path in (root.path, own, *(own / kind for kind in ("coming", "leaving", "gone", "set-aside"))):
-        if path.is_dir() and not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
+        if not os.path.lexists(path):
+            continue
+        if path.is_symlink() or not path.is_dir():
+            remedy = "remove it: headrace keeps its copies under way there"
+            yield RootUnusable(f"{path} on node {node} is not a directory", remedy=remedy)
+            return
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
             yield RootUnusable(f"user {os.geteuid()} cannot write {path}, on node {node}")
             return
     for mount in _mounts_below(root.path):
@@ -143,9 +145,9 @@ def _owners(root: Path) -> Iterator[int]:
         if not directories:
             return
         at = directories.pop()
-        if is_repository(at / ".git"):
-            yield (at / ".git").stat().st_uid
         try:
+            if is_repository(at / ".git"):
+                yield (at / ".git").stat().st_uid
             with os.scandir(at) as entries:
                 below = [
                     Path(each)

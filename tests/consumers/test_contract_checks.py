@@ -14,11 +14,12 @@ import psycopg
 import pytest
 import structlog
 
+from consumers import contract_checks
 from consumers.decisions import Skip
 from consumers.dry_run import dry_run
-from consumers.given_up import read_given_up, take_up
+from consumers.given_up import count_given_up, read_given_up, take_up
 from consumers.migrations.skip_resets import SkipResets
-from consumers.outside import Outside, Pace
+from consumers.outside import Outside, Pace, WorkStatus
 from consumers.runtime import Runtime
 from consumers.status import gather
 from consumers.verify import remaining
@@ -345,6 +346,12 @@ class Outdoors(SkipResets):
     def take_up(self, cursor: Any, names: Sequence[str]) -> int:
         return -1
 
+    def unready(self, settings: Settings) -> Iterator[HeadraceError]:
+        yield "the disk is away"  # type: ignore[misc]
+
+    def work_status(self, cursor: Any) -> WorkStatus:
+        return 7  # type: ignore[return-value]
+
 
 class Falls(Outdoors):
     """Falls while it works; what it gave up it knows."""
@@ -367,6 +374,10 @@ def test_the_work_outside_is_checked_as_well(
         read_given_up(settings, migration, "main")
     with pytest.raises(HeadraceError, match=r"take_up\(\) returned -1"):
         take_up(settings, migration, "main", ["name"])
+    with pytest.raises(HeadraceError, match=r"unready\(\) returned list, not HeadraceErrors"):
+        contract_checks.unready(migration, settings)
+    with pytest.raises(HeadraceError, match=r"work_status\(\) returned int, not a WorkStatus"):
+        count_given_up(settings, migration, "main")
     with pytest.raises(HeadraceError, match=rf"work\(\) raised OSError, at .*:{line_of('raise OSError(SECRET)')}"):
         run(settings, Falls)
     falls = Falls.configure(settings.migration("skip_resets"))

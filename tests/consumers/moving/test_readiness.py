@@ -161,7 +161,7 @@ def test_a_file_system_below_a_root_is_named(disks: Disks, monkeypatch: pytest.M
 
 def test_roots_that_this_user_cannot_write_or_reach_are_named(disks: Disks, request: pytest.FixtureRequest) -> None:
     first, second = (disks.path(node) for node in NODES[:2])
-    first.chmod(0o555)
+    first.chmod(0o000)
     (second / OWN / "coming").mkdir(parents=True)
     (second / OWN / "coming").chmod(0o555)
     disks.path(NODES[2]).chmod(0o777)
