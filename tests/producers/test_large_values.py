@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from infra import kafka
-from infra.topics import ensure_topic
+from infra.topics import COMPACTED, ensure_topic
 from tests.producers.sources import Source, running, topic_of, until
 
 pytestmark = pytest.mark.stack
@@ -47,7 +47,11 @@ def stopped(source: Source) -> str:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_value_above_the_topics_limit_stops_that_table_alone(new_source: NewSource, streamed: bool) -> None:
     source = new_source(SCHEMA, "public.t", "public.u")
-    ensure_topic(source.settings.kafka, topic_of(source.settings, "public.t"), config={"max.message.bytes": "1048588"})
+    ensure_topic(
+        source.settings.kafka,
+        topic_of(source.settings, "public.t"),
+        config={**COMPACTED, "max.message.bytes": "1048588"},
+    )
     row = f"INSERT INTO t VALUES (1, {VALUE.format('a', 2_000_000)}, repeat('w', 10000))".encode()
     if not streamed:
         source.connection.execute(row)
