@@ -224,8 +224,8 @@ def edit_publication(random: Random, table: Table, setting: Setting) -> list[Act
             f"{PUBLICATION} SET (publish = 'insert, update, delete, truncate')",
         ],
         [
-            f"{PUBLICATION} SET (publish_via_partition_root = false)",
             f"{PUBLICATION} SET (publish_via_partition_root = true)",
+            f"{PUBLICATION} SET (publish_via_partition_root = false)",
         ],
     ]
     if setting.version >= 15:
