@@ -259,7 +259,12 @@ class TableFeed:
         above every transaction that has begun.
         """
         change = self.silent_change(form)
-        self.copy.note(form=merged(self.state.form, form))
+        before = self.state.form
+        noted = merged(before, form)
+        if change is None and before.columns:
+            # No value is other than at the look before: what the stream has of the rows since then is right.
+            noted = noted.model_copy(update={"lsn": before.lsn})
+        self.copy.note(form=noted)
         if change is not None and change.keys:
             self.copy.note(anew=True)
         elif change is not None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any, Final
 
 import psycopg
@@ -253,7 +254,7 @@ class Session:
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
-        self._commit([*dropped, *stopped.items(), *standing])
+        self._commit([*dropped, *standing], left_out=stopped)
 
     @property
     def _copying(self) -> bool:
@@ -340,8 +341,16 @@ class Session:
             if feed.waiting:
                 self._relay.send(feed.table.topic, feed.take())
 
-    def _commit(self, states: Iterable[tuple[str, SnapshotState | None]] = ()) -> None:
-        """Publish what waits, with the position, in one Kafka transaction; then let the slot forget it."""
+    def _commit(
+        self,
+        states: Iterable[tuple[str, SnapshotState | None]] = (),
+        left_out: Mapping[str, SnapshotState] = MappingProxyType({}),
+    ) -> None:
+        """Publish what waits, with the position, in one Kafka transaction; then let the slot forget it.
+
+        What is recorded of tables that are `left_out` starts nothing: one that is to be read anew is so at a later
+        start, once it can be captured again.
+        """
         capture = self._capture
         self._send()
         if self._watch.passed(capture.position.commit_lsn):
@@ -354,6 +363,7 @@ class Session:
         # Later: what was noted since, by this commit too, is newer than what the caller has.
         changed.update((feed.table.name, feed.state) for feed in capture.settle())
         anew = [name for name, state in changed.items() if state is not None and state.anew]
+        changed = {**left_out, **changed}
         self._watch.tell(state for state in changed.values() if state is not None)
         moved = capture.handovers
         changed.update(

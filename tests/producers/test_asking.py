@@ -111,6 +111,22 @@ def test_a_table_that_was_stopped_is_read_anew(new_source: NewSource) -> None:
     source.require_equal("public.t")
 
 
+def test_a_table_that_cannot_be_captured_just_then_waits_and_holds_up_no_other(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    copy_all(source)
+    request(source, anew=True)
+    source.connection.execute("ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO u VALUES (1)")
+    with running(source) as producer:
+        until(lambda: len(source.records("public.u")) == 1, "the other's row")
+        producer.caught_up()
+    assert source.state().snapshots["public.t"].stopped
+    source.connection.execute("ALTER TABLE t ADD PRIMARY KEY (id); INSERT INTO t VALUES (1000, 0, 'late')")
+    with running(source) as producer:
+        until(lambda: "t" in states(source.records("public.t")), "the truncate")
+        producer.caught_up()
+    source.require_equal("public.t")
+
+
 def test_what_is_no_key(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
     with pytest.raises(NotReadYet, match="source main was never read"):

@@ -107,8 +107,7 @@ def test_a_truncate_after_a_crash_behind_the_last_chunk(new_source: NewSource) -
     source.connection.execute("INSERT INTO t VALUES (2, 0, 'new')")
     # Heard of before the chunk is passed, by a process that has nothing to copy when it starts.
     copy_all(source)
-    # The row is read once more: between the truncate and the start's look at the catalog it could have been rewritten.
-    assert states(source.require_equal("public.t")) == {"r": 21, "t": 2, "c": 1}
+    assert states(source.require_equal("public.t")) == {"r": 20, "t": 2, "c": 1}
 
 
 class SeesAll(Unseen):
