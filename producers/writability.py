@@ -14,13 +14,19 @@ from psycopg.rows import dict_row
 
 from schemas.errors import PreflightFailed
 
+# Not by pg_partition_tree: it shows partitions that this snapshot does not have, without their indexes, and it opens
+# each, and waits for one that is locked.
 _REFUSED: Final = """
-SELECT captured.oid::bigint AS oid, n.nspname || '.' || c.relname AS name, c.oid <> captured.oid AS partition,
+WITH RECURSIVE leaf(root, oid) AS (
+    SELECT captured, captured FROM pg_catalog.unnest(%(oids)s::oid[]) AS captured
+    UNION ALL
+    SELECT leaf.root, h.inhrelid
+    FROM leaf JOIN pg_catalog.pg_inherits h ON h.inhparent = leaf.oid
+    JOIN pg_catalog.pg_class part ON part.oid = h.inhrelid AND part.relispartition
+    WHERE NOT h.inhdetachpending)
+SELECT leaf.root::bigint AS oid, n.nspname || '.' || c.relname AS name, c.oid <> leaf.root AS partition,
        c.relreplident = 'f' OR i.indexrelid IS NOT NULL AS identified, generated.virtual, generated.stored
-FROM pg_catalog.unnest(%(oids)s::oid[]) AS captured(oid)
-CROSS JOIN LATERAL (SELECT captured.oid UNION
-                    SELECT relid FROM pg_catalog.pg_partition_tree(captured.oid) WHERE isleaf) AS leaf(oid)
-JOIN pg_catalog.pg_class c ON c.oid = leaf.oid AND c.relkind = 'r'
+FROM leaf JOIN pg_catalog.pg_class c ON c.oid = leaf.oid AND c.relkind = 'r'
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
       AND i.indpred IS NULL AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
