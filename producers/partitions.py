@@ -24,13 +24,23 @@ _HALF: Final = 1 << 31
 
 _SEARCHED_PAGES: Final = 1 << 17
 
-# A partition that is being detached concurrently is none any more, to new snapshots and to pgoutput alike.
-_PARTITIONS: Final = """
+PARTITION_TREE: Final = sql.SQL("""
 WITH RECURSIVE tree(root, node, links) AS (
-    SELECT c.oid, c.oid, '' FROM pg_catalog.pg_class c WHERE c.oid = ANY (%s::oid[]) AND c.relkind = 'p'
+    SELECT captured, captured, '' FROM pg_catalog.unnest(%(oids)s::oid[]) AS captured
     UNION ALL
     SELECT tree.root, i.inhrelid, tree.links || '/' || i.xmin::text
-    FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.node WHERE NOT i.inhdetachpending)
+    FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.node
+    JOIN pg_catalog.pg_class part ON part.oid = i.inhrelid AND part.relispartition
+    WHERE NOT i.inhdetachpending)
+""")
+"""The tables `oids` and all that is below them, as one snapshot has it.
+
+Not by pg_partition_tree: it shows partitions that the snapshot does not have, without their indexes, and it opens each,
+and waits for one that is locked. A partition that is being detached concurrently is none any more, to new snapshots and
+to pgoutput alike.
+"""
+
+_PARTITIONS: Final = PARTITION_TREE + sql.SQL("""
 SELECT tree.root::bigint AS root, c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name, tree.links,
        c.relfilenode::bigint AS file, c.relkind = 'p' AS partitioned,
        c.relpersistence = 'p' AS logged,
@@ -44,7 +54,7 @@ SELECT tree.root::bigint AS root, c.oid::bigint AS oid, n.nspname || '.' || c.re
 FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.node
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid <> tree.root
-"""
+""")
 _XMIN: Final = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text"
 
 _CONSTRAINT: Final = """
@@ -114,7 +124,7 @@ def read_partitions(connection: psycopg.Connection[Any], oids: Collection[int]) 
     row = connection.execute(_XMIN).fetchone()
     assert row is not None
     with connection.cursor(row_factory=dict_row) as cursor:
-        found = cursor.execute(_PARTITIONS, (list(oids),)).fetchall()
+        found = cursor.execute(_PARTITIONS, {"oids": list(oids)}).fetchall()
     read: dict[int, dict[int, Partition]] = {oid: {} for oid in oids}
     inner: dict[int, set[int]] = {oid: set() for oid in oids}
     for each in found:

@@ -8,8 +8,10 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 
 from infra.positions import ColumnForm, FormState
+from producers.partitions import PARTITION_TREE
 from schemas.positions import parse_lsn
 
 _MOST_PARTS: Final = 200
@@ -28,19 +30,12 @@ FROM pg_catalog.pg_attribute a
 WHERE a.attrelid OPERATOR(pg_catalog.=) ANY(%s::oid[]) AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
 """
 
-# Not by pg_partition_tree, which opens the partitions, and waits for one that is locked.
-_STORAGE: Final = """
-WITH RECURSIVE part (root, oid) AS (
-  SELECT captured, captured FROM pg_catalog.unnest(%s::oid[]) captured
-  UNION ALL
-  SELECT p.root, i.inhrelid FROM part p
-  JOIN pg_catalog.pg_inherits i ON i.inhparent OPERATOR(pg_catalog.=) p.oid
-  JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid AND c.relispartition)
-SELECT p.root::bigint, c.oid::text, c.relfilenode::bigint
-FROM part p JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.oid
+_STORAGE: Final = PARTITION_TREE + sql.SQL("""
+SELECT tree.root::bigint, c.oid::text, c.relfilenode::bigint
+FROM tree JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) tree.node
 WHERE c.relfilenode OPERATOR(pg_catalog.<>) 0
 ORDER BY c.oid
-"""
+""")
 
 _PARTS: Final = """
 WITH RECURSIVE reached (root, oid) AS (
@@ -99,7 +94,7 @@ def table_forms(connection: psycopg.Connection[Any], oids: Collection[int]) -> d
     with connection.transaction():
         connection.execute(_ISOLATION)
         columns = connection.execute(_COLUMNS, (wanted,)).fetchall()
-        files = connection.execute(_STORAGE, (wanted,)).fetchall()
+        files = connection.execute(_STORAGE, {"oids": wanted}).fetchall()
         types = {row[-1] for row in columns if row[-1] >= 16384}
         found = connection.execute(_PARTS, (list(types),)).fetchall() if types else []
         row = connection.execute(_LSN).fetchone()

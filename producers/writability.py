@@ -10,23 +10,16 @@ from collections.abc import Collection
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
+from producers.partitions import PARTITION_TREE
 from schemas.errors import PreflightFailed
 
-# Not by pg_partition_tree: it shows partitions that this snapshot does not have, without their indexes, and it opens
-# each, and waits for one that is locked.
-_REFUSED: Final = """
-WITH RECURSIVE leaf(root, oid) AS (
-    SELECT captured, captured FROM pg_catalog.unnest(%(oids)s::oid[]) AS captured
-    UNION ALL
-    SELECT leaf.root, h.inhrelid
-    FROM leaf JOIN pg_catalog.pg_inherits h ON h.inhparent = leaf.oid
-    JOIN pg_catalog.pg_class part ON part.oid = h.inhrelid AND part.relispartition
-    WHERE NOT h.inhdetachpending)
-SELECT leaf.root::bigint AS oid, n.nspname || '.' || c.relname AS name, c.oid <> leaf.root AS partition,
+_REFUSED: Final = PARTITION_TREE + sql.SQL("""
+SELECT tree.root::bigint AS oid, n.nspname || '.' || c.relname AS name, c.oid <> tree.root AS partition,
        c.relreplident = 'f' OR i.indexrelid IS NOT NULL AS identified, generated.virtual, generated.stored
-FROM leaf JOIN pg_catalog.pg_class c ON c.oid = leaf.oid AND c.relkind = 'r'
+FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.node AND c.relkind = 'r'
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
       AND i.indpred IS NULL AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
@@ -45,7 +38,7 @@ WHERE NOT (c.relreplident = 'f' OR i.indexrelid IS NOT NULL) OR generated.virtua
        WHERE p.pubname = %(publication)s AND to_jsonb(p) ->> 'pubgencols' <> 's'
          AND NOT pg_catalog.pg_has_role(p.pubowner, 'USAGE')))
 ORDER BY 1, 2
-"""
+""")
 """A publication of this role's own is made to publish stored generated columns (`producers.publication`)."""
 
 
