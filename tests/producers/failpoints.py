@@ -26,7 +26,7 @@ def _has_records(relay: Any) -> bool:
     return bool(relay.pending)
 
 
-def _in_mid_transaction(session: Any, *_: Any) -> bool:
+def _in_mid_transaction(session: Any, *_: Any, **__: Any) -> bool:
     return session._capture._begin is not None
 
 

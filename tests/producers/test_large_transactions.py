@@ -106,9 +106,9 @@ class DiesInTheMiddle(Session):
 
     state_at_start: StreamState | None = None
 
-    def _commit(self, *states: Any) -> None:
+    def _commit(self, *states: Any, **left_out: Any) -> None:
         before = self.state_at_start.ordinal if self.state_at_start else 0
-        super()._commit(*states)
+        super()._commit(*states, **left_out)
         if max(before, 1_000) < self._capture.position.ordinal < 59_000:
             raise SystemExit("in the middle")
 
