@@ -166,7 +166,7 @@ class Capture:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
             try:
-                route = self._routes[relation.oid] = route_of(relation, named, feed)
+                route = self._routes[relation.oid] = route_of(relation, named, feed, self._text)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
                 return None
@@ -248,7 +248,7 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, self._captured(route, message.after))
+            self._write(Op.CREATE, route, message.after if route.row is None else route.row(message.after))
         elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
         elif _is(message.relation, REQUESTS) and not self._skipping:
@@ -259,11 +259,11 @@ class Capture:
             if _is(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
-        after = self._captured(route, message.after)
+        after = message.after if route.row is None else route.row(message.after)
         if message.before is None:
             self._write(Op.UPDATE, route, after)
             return
-        before = self._captured(route, message.before)
+        before = message.before if route.row is None else route.row(message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if key_of(route, before) != key_of(route, after):
@@ -276,7 +276,7 @@ class Capture:
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, self._captured(route, message.before))
+            self._remove(route, message.before if route.row is None else route.row(message.before))
 
     def _request(self, message: pg.Insert) -> pg.Values:
         if self._text is None:
@@ -285,10 +285,6 @@ class Capture:
             return self._text.row(message.relation, message.after, ())
         except Malformed:
             return message.after  # no text at all, as whoever takes the request will find
-
-    def _captured(self, route: Route, values: pg.Values) -> pg.Values:
-        values = route.row(values)
-        return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
 
     def _write(self, op: Op, route: Route, values: pg.Values) -> None:
         if self._publishes(route, values):
