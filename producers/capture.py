@@ -79,6 +79,7 @@ class Capture:
         self._ordinal = 0
         self._now_ms = 0
         self._judging = True
+        """Whether the transactions that are passed have to be noted."""
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
         self._told: list[Told] = []
@@ -99,7 +100,7 @@ class Capture:
     def settle(self) -> list[TableFeed]:
         """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state to record."""
         changed = [feed for feed in self._feeds.values() if feed.settle(self.position.commit_lsn)]
-        self._judging = any(feed.judging for feed in self._feeds.values())
+        self._judging = any(feed.counts_transactions for feed in self._feeds.values())
         return changed
 
     def handle(self, message: pg.Message) -> None:
@@ -261,7 +262,8 @@ class Capture:
             return
         after = message.after if route.row is None else route.row(message.after)
         if message.before is None:
-            self._write(Op.UPDATE, route, after)
+            if self._write(Op.UPDATE, route, after) and route.feed.complete_rows:
+                self._require_whole(route, after)
             return
         before = message.before if route.row is None else route.row(message.before)
         # The old row may have what the new one leaves out as unchanged.
@@ -269,10 +271,13 @@ class Capture:
         if key_of(route, before) != key_of(route, after):
             # A changed key is a delete and a create, each judged by its own key.
             self._remove(route, before)
-            self._write(Op.CREATE, route, after)
+            if self._write(Op.CREATE, route, after):
+                self._require_whole(route, after)
         elif self._publishes(route, after):
             prefix = self._prefix(Op.UPDATE, route)
             self._add(route, *route.encoder.update(prefix, self._ordinal, self._now_ms, before, after))
+            if route.feed.complete_rows:
+                self._require_whole(route, after)
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
@@ -286,10 +291,24 @@ class Capture:
         except Malformed:
             return message.after  # no text at all, as whoever takes the request will find
 
-    def _write(self, op: Op, route: Route, values: pg.Values) -> None:
-        if self._publishes(route, values):
-            prefix = self._prefix(op, route)
-            self._add(route, *route.encoder.change(prefix, self._ordinal, self._now_ms, values))
+    def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
+        """Add the record of a new row; returns whether it goes to the topic."""
+        if not self._publishes(route, values):
+            return False
+        prefix = self._prefix(op, route)
+        self._add(route, *route.encoder.change(prefix, self._ordinal, self._now_ms, values))
+        return True
+
+    def _require_whole(self, route: Route, values: pg.Values) -> None:
+        """Have a row read whose record was just added, if that leaves out a value."""
+        if UNCHANGED not in values:
+            return
+        begin = self._begin
+        assert begin is not None
+        # From this one on: a read of the row waits for every transaction that may have written it since.
+        self.unseen.passed(begin.xid)
+        self._judging = True
+        route.feed.leaves_out(key_of(route, values))
 
     def _remove(self, route: Route, values: pg.Values) -> None:
         """Add a delete and the tombstone that lets compaction forget the key."""
