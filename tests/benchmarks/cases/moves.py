@@ -1,7 +1,7 @@
 """Moving 1,000 small repositories by one member: seconds, next to another checkout of headrace where there is one.
 
-With HEADRACE_PEER, the directory of a checkout that has its own .venv (as `git worktree add` and make leave it), the two
-take turns on the same servers and disks.
+With HEADRACE_PEER, the directory of a checkout that has its own .venv (as `git worktree add` and make leave it), the
+two take turns on the same servers and disks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _HERE: Final = Path(__file__).parents[3]
 _PEER: Final = "HEADRACE_PEER"
 _STOP_SECONDS: Final = 20.0
 _THERE: Final = "SELECT to_regclass('headrace.rehash_moves') IS NOT NULL"
+_SLOTS: Final = "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = {}"
 _DONE: Final = """
     SELECT (SELECT count(*) FROM headrace.rehash_moves),
            (SELECT count(*) FROM headrace.rehash_moves WHERE state = 'settled'),
@@ -101,7 +102,8 @@ def _moved(bench: Bench, checkout: Path, template: Path, name: str) -> Moved:
         for process in filter(None, (member, producer)):
             process.stop(signal.SIGTERM, _STOP_SECONDS)
         with bench.sql(dsn) as connection:
-            drop_slots(connection, psycopg.sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots"))
+            mine = psycopg.sql.SQL(_SLOTS).format(psycopg.sql.Literal(connection.info.dbname))
+            drop_slots(connection, mine)
         shutil.rmtree(disks)
 
 
