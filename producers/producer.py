@@ -199,10 +199,10 @@ class Session:
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        state, standing, _ = self._standing(positions, tables, successor_ends_it, alone=True)
+        state, standing, _, publication = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(self._sql, settings, source, known, standing.here(tables))
+        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), publication)
         self._published = opening.open_publication(self._sql, self._database.publication, tables, snapshots, self._log)
         stream = known.stream or begin_stream(
             self._sql, source, self._instance, self._slot, self._server.system, standing.behind(snapshots), self._stop
