@@ -37,7 +37,7 @@ def route_of(relation: Relation, named: Relation, feed: TableFeed) -> Route:
     `named` is the relation with its names in UTF-8.
     """
     table = feed.table.relation
-    places = feed.captured_places(named)
+    places = feed.encoders.captured_places(named)
     shown = named if places is None else _of_columns(named, places)
     if relation.oid != table.oid:
         if (reason := identity_obstacle(shown, feed.table.key)) is not None:
