@@ -129,7 +129,7 @@ def _of_tables(
                 f"it looks at column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
             )
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
-        elif meant:
+        elif meant and not settings.database(database).complete_rows:
             yield from advise_of_left_out(connection, where, table, kind.columns)
 
 

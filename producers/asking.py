@@ -16,7 +16,7 @@ from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import ONLY_PARTITION
 from producers import slots, startup
 from producers.opening import sessions_of
-from producers.publication import read_publication
+from producers.publication import Publication, read_publication
 from producers.requests import RequestRefused, require_keys
 from producers.snapshot import current_snapshot
 from producers.tables import CapturedTable, captured_tables
@@ -40,7 +40,7 @@ def source_of(settings: Settings, table: str) -> str:
     found = [
         name
         for name, database in settings.databases.items()
-        if any(fnmatchcase(table, pattern) for pattern in database.tables)
+        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
     ]
     if len(found) == 1:
         return found[0]
@@ -79,7 +79,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         if (
             request.anew
             and not sessions_of(connection, slot)
-            and _would_be_refused(connection, settings, source, state, table)
+            and _would_be_refused(connection, settings, source, state, table, publication)
         ):
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
             return f"{table.name} is read anew when the producer of {source} starts"
@@ -93,7 +93,12 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
 
 
 def _would_be_refused(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState, table: CapturedTable
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    state: SourceState,
+    table: CapturedTable,
+    publication: Publication | None,
 ) -> bool:
     """Whether a start would be refused because of the table, or because no table is left that can be published."""
     stopped = startup.stopped_tables(connection, settings, source, state)
@@ -102,7 +107,7 @@ def _would_be_refused(
     if table.name in stopped:
         return False
     try:
-        startup.standing_snapshots(connection, settings, source, state, (table,))
+        startup.standing_snapshots(settings, source, state, (table,), publication)
     except startup.SilentGap:
         return True
     return False

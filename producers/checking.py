@@ -15,6 +15,7 @@ from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
 from producers.guardian import Forecast, LogGrowth
 from producers.preflight import Finding
+from producers.publication import read_publication
 from producers.tables import captured_tables
 from producers.transactions import blocking
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
@@ -180,7 +181,8 @@ def _unrecorded(
     try:
         standing = ownership.standing(source, tables, sources, owners(connection))
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(connection, settings, source, known, standing.here(tables))
+        publication = read_publication(connection, database.publication)
+        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), publication)
         handover = standing.behind(snapshots)
         if known.stream is None and handover is not None:
             name = startup.slot_name(settings, source, database)

@@ -21,8 +21,8 @@ from producers.guard_cli import guard
 from producers.guardian import Forecast
 from producers.imports import walk_unless_imported, walk_until_imported
 from producers.preflight import Finding
-from producers.producer import produce as run_producer
 from producers.requests import RequestRefused
+from producers.service import produce as run_producer
 from producers.snapshot_cli import snapshot
 from producers.start_over import start_over as forget_source
 from producers.switchover_cli import switchover

@@ -11,24 +11,16 @@ from typing import Any, Final
 from infra import log
 from infra.kafka import RECORD_BYTES
 from infra.key_order import order_name
-from infra.positions import ColumnState, FormState, SnapshotState
-from infra.registry import AvroSchema, IncompatibleSchema, Registry
+from infra.positions import FormState, SnapshotState
+from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.partitions import Partitions
 from producers.reread import KeyRange, RememberedChunk, Texts
-from producers.schema_changes import (
-    Followed,
-    FollowedColumn,
-    TableNow,
-    TableStopped,
-    filled_columns,
-    follow,
-    obstacle,
-)
+from producers.schema_changes import TableNow, TableStopped
 from producers.silent_changes import SilentChange, merged, silent_change
 from producers.snapshot import ChunkRows, sorts_otherwise
+from producers.table_encoders import TableEncoders
 from producers.tables import CapturedTable, comparable_key
-from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
@@ -52,17 +44,6 @@ def spread(topic: str, before: int, now: int) -> str:
     return (
         f"topic {topic} has {now} partitions, and the table's keys are spread over {before}: later changes of a row"
         " would be in another partition than the earlier ones"
-    )
-
-
-def schemas_of(
-    table: CapturedTable, relation: Relation | None = None
-) -> tuple[tuple[str, AvroSchema], tuple[str, AvroSchema]]:
-    """Return subject and schema of the table's keys and of its values, with the columns of `relation`."""
-    described = relation or table.relation
-    return (
-        (f"{table.topic}-key", key_schema(described, table.gitlab_schema, table.key)),
-        (f"{table.topic}-value", value_schema(described, table.gitlab_schema)),
     )
 
 
@@ -91,9 +72,6 @@ class TableFeed:
         self.table = table
         self.partitions = partitions
         self.waiting: list[Record] = []
-        self._registry = registry
-        self._encoders: dict[tuple[object, ...], Encoder] = {}
-        self._now = now
         self._changed = False
         self.largest = largest
         self.complete_rows = complete_rows
@@ -109,7 +87,7 @@ class TableFeed:
         before = None if standing.anew else standing.topic_partitions
         standing = standing.model_copy(update={"topic_partitions": before or partitions})
         comparable = partial(comparable_key, table) if table.ordered else None
-        self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in standing.columns}
+        self.encoders = TableEncoders(source, table, registry, standing.columns, now)
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
@@ -171,56 +149,18 @@ class TableFeed:
         return self.copy.state
 
     def encoder_for(self, relation: Relation) -> Encoder:
-        """Return the encoder for rows of these columns; registers their schemas the first time.
-
-        Raises IncompatibleSchema when readers of the topic could not read both, and TableStopped when what stands in
-        the topic would be wrong beside them; see producers.schema_changes.
-        """
-        identity = (relation.qualified_name, relation.columns, relation.replica_identity, relation.identity_columns)
-        if identity not in self._encoders:
-            table = self.table
-            followed = self._follow(relation)
-            key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
-            self._encoders[identity] = Encoder(
-                relation,
-                table.gitlab_schema,
-                table.key,
-                database=self.source,
-                key_schema_id=key_id,
-                value_schema_id=value_id,
-            )
-            self._followed = followed
-            columns = tuple(
-                ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
-            )
-            self.copy.note(columns=columns)
+        """Return the encoder for rows of these columns; see TableEncoders.encoder."""
+        before = self.encoders.columns
+        encoder = self.encoders.encoder(relation)
+        if self.encoders.columns is not before:
+            self.copy.note(columns=self.encoders.columns)
             self._changed = True
-        return self._encoders[identity]
-
-    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
-        """Return the places of the stream's columns that are captured; None where all are.
-
-        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
-        """
-        now = self._now()
-        generated = now.generated if now is not None else frozenset()
-        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
-        return None if len(places) == len(relation.columns) else places
+        return encoder
 
     def stop(self, reason: str) -> None:
         """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""
         self.copy.note(stopped=reason)
         self._changed = True
-
-    def _follow(self, relation: Relation) -> Followed:
-        now = self._now()
-        if (reason := obstacle(self.table, relation, self._followed, now)) is not None:
-            raise TableStopped(reason)
-        if filled := filled_columns(relation, self._followed, now):
-            log.get(**{log.SOURCE: self.source, log.TABLE: self.table.name}).warning(
-                "rows in the topic lack an added column until they are written again", columns=filled
-            )
-        return follow(relation, self._followed, now)
 
     def add_chunk(self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int) -> int:
         """Publish a chunk's rows just behind the stream's standing position, and note it as copied up to `upto`.
@@ -305,7 +245,7 @@ class TableFeed:
         if not before.columns:
             return None
         return silent_change(
-            before, form, captured=self._followed.keys(), key=self.table.key, copying=self.copy.judging
+            before, form, captured=self.encoders.captured, key=self.table.key, copying=self.copy.judging
         )
 
     def take_form(self, form: FormState, not_before: int) -> SilentChange | None:

@@ -19,7 +19,7 @@ from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import largest_records
 from producers import ownership, slots, startup
-from producers.feed import TableFeed, schemas_of
+from producers.feed import TableFeed
 from producers.ownership import Standing
 from producers.publication import edited, ensure_publication, read_publication
 from producers.replication import ReplicationStream, SlotInUse
@@ -27,6 +27,7 @@ from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
 from producers.server_text import stream_encoding
 from producers.table_catalog import TableWatch
+from producers.table_encoders import schemas_of
 from producers.tables import CapturedTable
 from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Lsn

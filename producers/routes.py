@@ -37,7 +37,7 @@ def route_of(relation: Relation, named: Relation, feed: TableFeed, text: ServerT
     `named` is the relation with its names in UTF-8; `text` converts values that are not.
     """
     table = feed.table.relation
-    captured_places = feed.captured_places(named)
+    captured_places = feed.encoders.captured_places(named)
     shown = named if captured_places is None else _of_columns(named, captured_places)
     if relation.oid != table.oid:
         if (reason := identity_obstacle(shown, feed.table.key)) is not None:

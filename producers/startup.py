@@ -17,7 +17,7 @@ from infra.settings import DatabaseSettings, Settings
 from infra.topics import partition_counts, with_records
 from producers import slots
 from producers.feed import spread
-from producers.publication import GONE, Publication, edited, published_tables, read_publication, replaced
+from producers.publication import GONE, Publication, edited, read_publication, replaced
 from producers.tables import CapturedTable, captured_tables
 from producers.writability import refused_writes
 from schemas.errors import Refused
@@ -196,18 +196,17 @@ def refuse_other_publication(source: str, name: str, state: SourceState, publica
 
 
 def standing_snapshots(
-    connection: psycopg.Connection[Any],
     settings: Settings,
     source: str,
     state: SourceState,
     tables: tuple[CapturedTable, ...],
+    publication: Publication | None,
 ) -> dict[str, SnapshotState]:
     """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
 
     Raises SilentGap for a topic that has rows of which nothing is recorded, since nobody knows what it lacks, and for
     one whose table is not in the publication, since its changes since it was taken out are unknown.
     """
-    published = published_tables(connection, settings.database(source).publication)
     standing: dict[str, SnapshotState] = {}
     filled = with_records(settings.kafka, [table.topic for table in tables])
     for table in tables:
@@ -225,7 +224,7 @@ def standing_snapshots(
                 f"topic {table.topic} has records, but there is no record of how table {table.name} was read",
                 remedy=remedy,
             )
-        if table.name not in (published or ()):
+        if publication is None or table.name not in publication.tables:
             raise SilentGap(
                 f"topic {table.topic} has records, but table {table.name} was taken out of the publication since",
                 remedy=remedy,
@@ -247,7 +246,7 @@ def stopped_tables(
     recorded = {
         name: snapshot
         for name, snapshot in state.snapshots.items()
-        if any(fnmatchcase(name, pattern) for pattern in database.tables)
+        if any(name == pattern or fnmatchcase(name, pattern) for pattern in database.tables)
     }
     begun = {name: snapshot for name, snapshot in recorded.items() if snapshot.topic in filled}
     stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.anew}

@@ -16,7 +16,7 @@ from infra import kafka
 from infra.control import ensure_control_schema
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
-from producers.producer import produce
+from producers.service import produce
 from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
 from schemas.varints import encode_long

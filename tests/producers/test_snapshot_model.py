@@ -376,14 +376,6 @@ class ReadsRowsWithoutWaiting(Capture):
             route.feed.leaves_out(key_of(route, values))
 
 
-class WaitsForThatTransactionAlone(TableFeed):
-    """Does not wait for those that may have written the row since."""
-
-    @property
-    def counts_transactions(self) -> bool:
-        return self.judging
-
-
 class NotesWhatIsNotPublished(Capture):
     """Reads rows by key where no chunk was read yet, so that their delete is not published."""
 
@@ -420,7 +412,6 @@ LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
     (copying, "IncompleteRows", LosesKeysWhenKilled, SnapshotMachine),
     (copying, "IncompleteRows", LosesRowsWhenKilled, SnapshotMachine),
     (model_producer, "Capture", ReadsRowsWithoutWaiting, SnapshotMachine),
-    (model_producer, "TableFeed", WaitsForThatTransactionAlone, SnapshotMachine),
     (model_producer, "Capture", NotesWhatIsNotPublished, SnapshotMachine),
 ]
 """Where a rule is, what leaves it out, and the machine that needs it."""
