@@ -90,7 +90,8 @@ class KafkaSettings(Section):
 class RegistrySettings(Section):
     """A Confluent-compatible registry; with no url, schemas are kept in a compacted topic."""
 
-    url: str = ""
+    url: str = Field(default="", repr=False)
+    """Not in the repr: it may have a user and a password."""
     user: str = ""
     password: SecretStr = SecretStr("")
 
