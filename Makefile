@@ -16,7 +16,7 @@ CHANGE ?=
 SHRINK ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz types chaos clean
+.PHONY: demo test lint bench fuzz types chaos audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -58,7 +58,19 @@ chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, f
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
+AUDIT := .venv-audit
+WRITE ?=
+
+$(AUDIT)/.installed: $(STAMP) tests/audit_constraints.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/audit_constraints.txt \
+	  pip-audit cyclonedx-bom
+	@touch $@
+
+audit: $(AUDIT)/.installed  ## packages and jars against their hashes, an SBOM, known vulnerabilities where they can be had
+	$(BIN)/python -m tests.audit --tools $(AUDIT)/bin $(if $(WRITE),--write)
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
 	rm -f schemas/_codec.*.so schemas/_codec.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
