@@ -16,7 +16,7 @@ CHANGE ?=
 SHRINK ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz types chaos audit clean
+.PHONY: demo test lint bench fuzz types chaos faults audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -57,6 +57,9 @@ types: $(STAMP)  ## every type's values, as column and as key, in topic and tabl
 chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES or ROUNDS; a failure names its SEED
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+faults: $(STAMP)  ## faults of moving repositories that were mended, put back: which kinds find each
+	$(BIN)/python -m tests.consumers.moving.faults
 
 AUDIT := .venv-audit
 WRITE ?=

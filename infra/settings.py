@@ -44,7 +44,7 @@ HIDDEN: Final = "**********"
 """What stands for a secret where settings are shown, as pydantic writes it for its own."""
 
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,62}$"
-_TABLE: Final = r"^[^.\s]+\.[^.\s]+$"
+_TABLE: Final = r"^[^.\s][^.]*\.[\s\S]+$"
 _PREFIX: Final = r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$"
 _STORAGE: Final = r"^[^/\x00-\x1f\x7f]+$"
 _PATTERN_WORDS: Final = {
@@ -59,7 +59,8 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A name that is safe in a topic, a slot, a transactional id and a file: what databases and migrations have."""
 
 TableName = Annotated[str, StringConstraints(pattern=_TABLE)]
-"""`schema.table`; where tables are chosen, `*` and `?` stand for any characters."""
+"""`schema.table`: behind the first dot is the table's name, whatever it has; where tables are chosen, `*` and `?` stand
+for any characters."""
 
 StorageName = Annotated[str, StringConstraints(pattern=_STORAGE)]
 """Gitaly's and Praefect's own names; no slash, since `virtual storage/storage` names what a walk reads."""
@@ -148,6 +149,8 @@ class DatabaseSettings(Section):
     """Confirms that `max_slot_wal_keep_size = -1` is meant: a stopped producer may then fill the source's disk."""
     publish_when_visible: bool = False
     """Whether a transaction is published only when others see it, for readers that look at the row; see events.md."""
+    complete_rows: bool = False
+    """Whether a row is read again after each update that leaves a large value out of its record; see events.md."""
     snapshot: SnapshotSettings = SnapshotSettings()
     spill_directory: Path | None = None
     """Where transactions wait that are too large for memory, until they commit; by default with temporary files."""

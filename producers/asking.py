@@ -15,6 +15,7 @@ from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import ONLY_PARTITION
 from producers import slots, startup
+from producers.opening import sessions_of
 from producers.publication import read_publication
 from producers.requests import RequestRefused, require_keys
 from producers.snapshot import current_snapshot
@@ -77,7 +78,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         startup.refuse_other_publication(source, database.publication, state, publication)
         if (
             request.anew
-            and not (held and held.active_pid)
+            and not sessions_of(connection, slot)
             and _would_be_refused(connection, settings, source, state, table)
         ):
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))

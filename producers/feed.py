@@ -15,7 +15,7 @@ from infra.positions import ColumnState, FormState, SnapshotState
 from infra.registry import AvroSchema, IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.partitions import Partitions
-from producers.reread import KeyRange, Texts
+from producers.reread import KeyRange, RememberedChunk, Texts
 from producers.schema_changes import (
     Followed,
     FollowedColumn,
@@ -79,11 +79,13 @@ class TableFeed:
         *,
         not_before: int,
         largest: int = RECORD_BYTES,
+        complete_rows: bool = False,
         now: Callable[[], TableNow | None] = lambda: None,
     ) -> None:
         """`not_before` is kept with a snapshot that starts now; see SnapshotState.
 
-        `largest` is how many bytes a record may have; `now` asks the catalog, None where it cannot tell.
+        `largest` is how many bytes a record may have; `now` asks the catalog, None where it cannot tell. With
+        `complete_rows` the row of every record that leaves out a value is to be read, without it of one with a new key.
         """
         self.source = source
         self.table = table
@@ -94,6 +96,7 @@ class TableFeed:
         self._now = now
         self._changed = False
         self.largest = largest
+        self.complete_rows = complete_rows
         if state is not None and state.anew:
             # What stood in the topic is about to be taken back, and with it all that is to be followed.
             state = SnapshotState(
@@ -140,7 +143,27 @@ class TableFeed:
     @property
     def copying(self) -> bool:
         """Whether there is more of it to copy here."""
-        return not (self.away or self.hidden or self.state.stopped or self.copy.complete)
+        return not (self.away or self.hidden or self.state.stopped) and (not self.copy.complete or self.rows_due)
+
+    @property
+    def rows_due(self) -> bool:
+        """Whether rows whose last record leaves out a value are to be read now."""
+        return self.copy.rows_due(time.monotonic())
+
+    @property
+    def rows_wait(self) -> bool:
+        """Whether so many of those rows wait that the stream has to wait for them."""
+        return self.copying and self.copy.incomplete.many
+
+    @property
+    def readable(self) -> bool:
+        """Whether something of it may be read now, as far as the table is concerned."""
+        return self.copy.ready or self.rows_due
+
+    @property
+    def counts_transactions(self) -> bool:
+        """Whether a read to come has to wait for the transactions that the stream passes."""
+        return self.judging or self.copy.incomplete.noted
 
     @property
     def state(self) -> SnapshotState:
@@ -205,14 +228,7 @@ class TableFeed:
         Returns how many rows: where keys have to be remembered, as many as their record has room for. `size` is the
         rows a full chunk has, for the estimate of how many there will be.
         """
-        encoder = self.encoder_for(chunk.relation)
-        # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
-        prefix = encoder.copy_prefix(
-            lsn=position.commit_lsn, ordinal=position.ordinal + 1, ts_ms=time.time_ns() // 1_000_000
-        )
-        keys, values = encoder.encode_copy_chunk(chunk.data, prefix)
-        if values and max(map(len, values)) + max(map(len, keys)) > self.largest:
-            self._refuse_large(chunk, list(map(len, keys)), list(map(len, values)))
+        keys, values = self._encoded(chunk, position)
         if self.copy.remembers and (room := _room(keys)) < len(keys):
             upto = chunk.key_texts(room - 1, self.table.key)
             del keys[room:], values[room:]
@@ -222,6 +238,46 @@ class TableFeed:
         self.copy.expect(-(-self.table.estimated_rows // size) if self.copy.whole else 0)
         self._note()
         return len(keys)
+
+    def add_rows(self, asked: Iterable[Texts], chunk: ChunkRows, position: Position) -> int:
+        """Publish rows that were read by key just behind the stream's standing position; return how many.
+
+        `asked` are the keys that were looked for.
+        """
+        keys, values = self._encoded(chunk, position)
+        self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+        returned = frozenset(key[HEADER_BYTES:] for key in keys)
+        if chunk.upto is not None:
+            # It was cut short: what it lacks may be gone, or still to be read.
+            asked = [key for key in asked if self._message_key(tuple(text.encode() for text in key)) in returned]
+        self.copy.read_rows(asked, RememberedChunk(returned, chunk.snapshot, chunk.lsn), time.monotonic())
+        self._note()
+        return len(keys)
+
+    def _encoded(self, chunk: ChunkRows, position: Position) -> tuple[list[bytes], list[bytes]]:
+        """Return keys and values of a chunk's rows, which have their place just behind the standing position."""
+        encoder = self.encoder_for(chunk.relation)
+        # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
+        prefix = encoder.copy_prefix(
+            lsn=position.commit_lsn, ordinal=position.ordinal + 1, ts_ms=time.time_ns() // 1_000_000
+        )
+        keys, values = encoder.encode_copy_chunk(chunk.data, prefix)
+        if values and max(map(len, values)) + max(map(len, keys)) > self.largest:
+            self._refuse_large(chunk, list(map(len, keys)), list(map(len, values)))
+        return keys, values
+
+    def leaves_out(self, texts: tuple[bytes, ...]) -> None:
+        """Note that the record just published for a key leaves out a value."""
+        self.copy.leaves_out(tuple(text.decode() for text in texts))
+        self._changed = True
+
+    def repeat_for_rows(self, not_before: int) -> None:
+        """Have the whole table read again, since too many of its last records leave out a value."""
+        log.get(**{log.SOURCE: self.source, log.TABLE: self.table.name}).warning(
+            "too many records leave out a value; the table is read again"
+        )
+        self.copy.repeat_for_rows(not_before)
+        self._note()
 
     def settle(self, lsn: Lsn) -> bool:
         """Forget the snapshots of chunks that the stream has passed.

@@ -290,7 +290,8 @@ class Session:
         if copied is None:
             return None
         self._commit([(feed.table.name, feed.state)])
-        metrics.COPIED.labels(self._source, feed.table.name).inc(copied.rows)
+        counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
+        counter.labels(self._source, feed.table.name).inc(copied.rows)
         self._copy_log.copied(feed, copied)
         return copied.lsn
 
@@ -298,6 +299,7 @@ class Session:
         """Publish the stream's changes until stopped, or until it has passed `until` and some seconds are over.
 
         With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
+        In any case until many rows have to be read by key, so that no more of them wait than can be recorded.
         """
         capture = self._capture
         handle = capture.handle
@@ -310,10 +312,13 @@ class Session:
                 handle(message)
             now = time.monotonic()
             self._send()
-            if pending and (not messages or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
+            crowded = any(feed.rows_wait for feed in self._feeds)
+            full = crowded or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS
+            if pending and (full or not messages):
                 self._commit()
                 committed = now
-                if self._copying if until is None else capture.position.commit_lsn >= until and now >= enough:
+                done = self._copying if until is None else capture.position.commit_lsn >= until and now >= enough
+                if done or crowded:
                     return
             elif not pending:
                 committed = now
@@ -356,6 +361,9 @@ class Session:
         if self._watch.passed(capture.position.commit_lsn):
             capture.reroute()
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
+        for feed in self._feeds:
+            if feed.copy.incomplete.too_many:
+                feed.repeat_for_rows(next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
         for row in capture.take_requests():
             changed.update(self._requests.take(row))

@@ -239,20 +239,21 @@ def stopped_tables(
 ) -> dict[str, SnapshotState]:
     """Return the recorded tables of which nothing can be published, by name, each with the reason in `stopped`.
 
-    Those that a producer stopped, and those that have since become what cannot be captured. One whose topic is empty
-    is none: it can be read anew, or is refused like a table that was never captured.
+    Those that a producer stopped, and those that have since become what cannot be captured. One that was stopped before
+    its topic had a record is none if it can be captured now: it is read from nothing.
     """
     database = settings.database(source)
     filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
     recorded = {
         name: snapshot
         for name, snapshot in state.snapshots.items()
-        if any(fnmatchcase(name, pattern) for pattern in database.tables) and snapshot.topic in filled
+        if any(fnmatchcase(name, pattern) for pattern in database.tables)
     }
-    stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped and not snapshot.anew}
+    begun = {name: snapshot for name, snapshot in recorded.items() if snapshot.topic in filled}
+    stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.anew}
     reasons: dict[str, str] = {}
-    counts = partition_counts(settings.kafka) if recorded else {}
-    for name, snapshot in recorded.items():
+    counts = partition_counts(settings.kafka) if begun else {}
+    for name, snapshot in begun.items():
         before, now = snapshot.topic_partitions, counts.get(snapshot.topic)
         if name not in stopped and not snapshot.anew and before and now and before != now:
             stopped[name] = snapshot.model_copy(update={"stopped": spread(snapshot.topic, before, now)})
@@ -271,8 +272,8 @@ def stopped_tables(
     refused = refused_writes(connection, database.publication, [table.relation.oid for table in tables])
     reasons |= {table.name: refused[table.relation.oid] for table in tables if table.relation.oid in refused}
     publication = read_publication(connection, database.publication)
-    for name in recorded.keys() - stopped.keys() - reasons.keys():
-        snapshot = recorded[name]
+    for name in begun.keys() - stopped.keys() - reasons.keys():
+        snapshot = begun[name]
         if snapshot.anew or replaced(snapshot.published, publication) is not None:
             continue  # of the whole source then: see refuse_other_publication
         if (reason := edited(snapshot.published, name, publication)) is not None:
