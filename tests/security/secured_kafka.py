@@ -24,6 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
 )
 
 from infra.settings import KafkaSettings
+from infra.stack.broker_settings import SETTINGS
 from infra.stack.kafka import EmbeddedKafka
 from infra.stack.ports import free_port
 from infra.stack.processes import Keeper
@@ -32,6 +33,7 @@ from tests.security.authority import Authority, Certificate
 
 _SECONDS: Final = 120.0
 ADMIN: Final = "admin"
+PROTOCOLS: Final = "listener.security.protocol.map"
 
 
 def _lets_in(settings: KafkaSettings) -> bool:
@@ -43,30 +45,24 @@ def _lets_in(settings: KafkaSettings) -> bool:
 
 
 class SecuredKafka(EmbeddedKafka):
-    """See this module; `start` it, then `add_user`."""
+    """See this module; `start` it, then `add_users`."""
 
     def __init__(self, directory: Path, keeper: Keeper, authority: Authority) -> None:
-        super().__init__(directory, keeper)
         self.authority = authority
         self.scram_port, self.tls_port = free_port(), free_port()
-        self._certificate = authority.server("broker")
         self._passwords: dict[str, str] = {}
+        super().__init__(directory, keeper, settings=self._security(authority.server("broker")))
 
-    def _configure(self, port: int, controller: int, *, into: Path | None = None, data: Path | None = None) -> None:
-        super()._configure(port, controller, into=into, data=data)
-        target = into or self.directory / "server.properties"
-        settings = dict(line.split("=", 1) for line in target.read_text().splitlines())
-        own = {"SCRAM": (self.scram_port, "SASL_SSL"), "TLS": (self.tls_port, "SSL")}
-        places = [f"{name}://127.0.0.1:{port}" for name, (port, _) in own.items()]
-        for name in ("listeners", "advertised.listeners"):
-            settings[name] = ",".join([settings[name], *places])
-        protocols = [f"{name}:{protocol}" for name, (_, protocol) in own.items()]
-        settings["listener.security.protocol.map"] = ",".join([settings["listener.security.protocol.map"], *protocols])
-        settings |= {
+    def _security(self, certificate: Certificate) -> dict[str, str]:
+        places = f"SCRAM://127.0.0.1:{self.scram_port},TLS://127.0.0.1:{self.tls_port}"
+        return {
+            "listeners": places,
+            "advertised.listeners": places,
+            PROTOCOLS: f"{SETTINGS[PROTOCOLS]},SCRAM:SASL_SSL,TLS:SSL",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": f"User:ANONYMOUS;User:{ADMIN}",
             "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": str(self._certificate.both),
+            "ssl.keystore.location": str(certificate.both),
             "ssl.truststore.type": "PEM",
             "ssl.truststore.location": str(self.authority.certificate),
             "ssl.principal.mapping.rules": "RULE:^CN=(.*)$/$1/",
@@ -76,7 +72,6 @@ class SecuredKafka(EmbeddedKafka):
                 "org.apache.kafka.common.security.scram.ScramLoginModule required;"
             ),
         }
-        target.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
     def administrator(self) -> AdminClient:
         """Return an administrator's client, over the plaintext listener."""
