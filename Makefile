@@ -22,7 +22,7 @@ INPUT ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
-.PHONY: demo test lint bench fuzz types chaos faults clean
+.PHONY: demo test lint bench fuzz types chaos faults audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -78,7 +78,19 @@ chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, f
 faults: $(STAMP)  ## faults of moving repositories that were mended, put back: which kinds find each
 	$(BIN)/python -m tests.consumers.moving.faults
 
+AUDIT := .venv-audit
+WRITE ?=
+
+$(AUDIT)/.installed: $(STAMP) tests/audit_constraints.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/audit_constraints.txt \
+	  pip-audit cyclonedx-bom
+	@touch $@
+
+audit: $(AUDIT)/.installed  ## packages and jars against their hashes, an SBOM, known vulnerabilities where they can be had
+	$(BIN)/python -m tests.audit --tools $(AUDIT)/bin $(if $(WRITE),--write)
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
 	rm -f schemas/_codec.*.so schemas/_codec.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from infra import kafka, topics
+from infra import kafka, log, topics
 from infra.settings import Settings
 from schemas.compatibility import incompatibilities
 from schemas.errors import HeadraceError, Refused
@@ -162,12 +162,18 @@ class TopicRegistry:
 
     def _catch_up(self) -> None:
         for message in self._log.read():
-            entry = json.loads(message.value() or b"")
             registered = (message.offset() or 0) + 1
-            identity = (entry["subject"], entry["schema"])
-            self._schemas[registered] = json.loads(entry["schema"])
+            try:
+                entry = json.loads(message.value() or b"")
+                identity = (str(entry["subject"]), str(entry["schema"]))
+                schema = json.loads(identity[1])
+            except (ValueError, LookupError, TypeError, RecursionError):
+                # Events that name it are dead letters; nothing else of the topic is lost.
+                log.get(topic=self._topic).warning("not a schema: left out", offset=message.offset())
+                continue
+            self._schemas[registered] = schema
             self._ids.setdefault(identity, registered)
-            self._latest[entry["subject"]] = self._ids[identity]
+            self._latest[identity[0]] = self._ids[identity]
 
 
 def canonical(schema: AvroSchema) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -38,6 +39,9 @@ from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
 DEFAULT_FILE = Path("headrace.toml")
+
+HIDDEN: Final = "**********"
+"""What stands for a secret where settings are shown, as pydantic writes it for its own."""
 
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,62}$"
 _TABLE: Final = r"^[^.\s][^.]*\.[\s\S]+$"
@@ -75,6 +79,10 @@ class KafkaSettings(Section):
     bootstrap_servers: str = "127.0.0.1:9092"
     partitions: int = Field(default=4, ge=1, le=1000)
     replication_factor: int = Field(default=-1, ge=-1)
+    producer_principal: str = "User:headrace-producer"
+    """Whom ACLs let produce; `{source}` in it is the source's name, for a principal each."""
+    consumer_principal: str = "User:headrace-consumer-{gitlab_schema}"
+    """Whom ACLs let consume; `{gitlab_schema}` and `{migration}` in it are the migration's."""
     options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
         default_factory=dict, repr=False
     )
@@ -86,6 +94,10 @@ class KafkaSettings(Section):
         """An environment variable's name has no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD is sasl.password."""
         return kafka_options.checked(value)
 
+    @field_serializer("options")
+    def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
+
 
 class RegistrySettings(Section):
     """A Confluent-compatible registry; with no url, schemas are kept in a compacted topic."""
@@ -94,6 +106,10 @@ class RegistrySettings(Section):
     """Not in the repr: it may have a user and a password."""
     user: str = ""
     password: SecretStr = SecretStr("")
+
+    @field_serializer("url")
+    def _without_credentials(self, value: str) -> str:
+        return re.sub(r"(?<=://)[^/]*@", f"{HIDDEN}@", value)
 
 
 class MetricsSettings(Section):

@@ -293,6 +293,13 @@ class _Projection:
                 raise ValueError("a column is left out that there is not")
 
 
+_NO_EVENT: Final = (
+    *(KeyError, TypeError, IndexError, AttributeError, StopIteration, ValueError),
+    *(RecursionError, OverflowError, re.error),
+)
+"""What a schema raises that is none of an event: a registry may answer with anything."""
+
+
 def projection(writer_schema: Schema, columns: Sequence[str], optional: Sequence[str] = ()) -> Project:
     """Return the function that reads records of `writer_schema` with only `columns` in their rows.
 
@@ -301,6 +308,6 @@ def projection(writer_schema: Schema, columns: Sequence[str], optional: Sequence
     """
     try:
         made = _Projection(writer_schema, columns, optional)
-    except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
+    except _NO_EVENT as error:
         raise Malformed("a schema that is not of a headrace event") from error
     return made.generate()

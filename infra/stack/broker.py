@@ -19,7 +19,7 @@ from typing import Final
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from infra.stack.broker_settings import JVM_OPTIONS, LOG4J
+from infra.stack.broker_settings import JVM_OPTIONS, LISTENERS, LOG4J
 from infra.stack.class_archive import ClassArchive
 from infra.stack.jars import kafka_home
 from infra.stack.java import find_java
@@ -186,10 +186,10 @@ class EmbeddedBroker:
             ),
             "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
-            **cluster.settings,
-            "node.id": str(self.number),
-            "log.dirs": str(data),
         }
+        for name, value in cluster.settings.items():
+            settings[name] = f"{settings[name]},{value}" if name in LISTENERS else value
+        settings |= {"node.id": str(self.number), "log.dirs": str(data)}
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         (self.directory / "log4j2.properties").write_text(LOG4J.format(log=self.log))
 

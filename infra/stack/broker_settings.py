@@ -44,6 +44,9 @@ REPLICATED: Final[Mapping[str, str]] = {
 }
 """What several brokers have beside that: each record is on three of them, and on two before it counts."""
 
+LISTENERS: Final = ("listeners", "advertised.listeners")
+"""Of these a cluster's settings are added to each broker's own: more ways in, such as by TLS."""
+
 COUNTS: Final = (1, 3, 5)
 """How many brokers a cluster may have: each is a controller too, and of an even number one more may not fail."""
 
