@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import psycopg
 
-from infra import log, topic_requirements
+from infra import durability, log, topic_requirements
 from infra.control import opened_lsn
 from infra.positions import HandoverState, SnapshotState, StreamState
 from infra.postgres import one_line
@@ -59,6 +59,10 @@ def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTab
         ensure_topic(settings.kafka, positions, partitions=1, config=STATE)
         made = ensure_topics(settings.kafka, [table.topic for table in tables])
         topic_requirements.require(settings.kafka, made, (positions, schemas_topic(settings.prefix)))
+    for weakness in durability.weaknesses(settings):
+        fields = {"topics": len(weakness.shown), "first": weakness.shown[0]} if weakness.shown else {}
+        reason = weakness.problem.removeprefix("WARNING: ")
+        lines.warning("Kafka is not set up as it should be", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
     lines.info("topics are ready", topics=len(made))
     return {table.name: made[table.topic] for table in tables}
 
