@@ -20,7 +20,7 @@ from typing import Any, Final
 import psycopg
 from pydantic import BaseModel
 
-from infra import kafka, log, metrics, topic_requirements
+from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
 from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
@@ -28,7 +28,6 @@ from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
-from infra.topics import STATE, ensure_topic, ensure_topics
 from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
@@ -36,7 +35,7 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
+from producers.opening import SESSION, begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.ownership import Found
 from producers.refusals import TableBusy
 from producers.relay import Relay
@@ -52,9 +51,9 @@ from producers.tables import CapturedTable, captured_tables
 from producers.topic_watch import TopicWatch
 from producers.visibility_gate import gated
 from schemas import codec
-from schemas.errors import DatabaseUnavailable, Interrupted, Malformed, Unavailable
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, Interrupted, Malformed, Unavailable
 from schemas.positions import Lsn
-from schemas.topics import positions_topic, schemas_topic
+from schemas.topics import positions_topic
 
 _FRAMES: Final = 5_000
 """Frames handled between two looks at the clock, the stop event and the connection."""
@@ -80,13 +79,14 @@ class ReadAnew(Exception):
 def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     """Run the producer of `source` until `stop` is set.
 
-    A server that stops answering is waited for, once everything has worked a first time, and so is the producer of
-    a database that gave its tables to this one. Raises what preflight refuses, Fenced when another producer took over,
-    and OwnershipMoved when the database has given all its tables away.
+    A server that stops answering is waited for: Kafka once a broker has answered, the database once everything has
+    worked a first time. So is the producer of a database that gave its tables to this one. Raises what preflight
+    refuses, Fenced when another producer took over, and OwnershipMoved when the database has given all its tables away.
     """
     instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     lines = log.get(**{log.SOURCE: source})
     guardian = guardian_of(settings, source, lines)
+    kafka.ensure_reachable(settings.kafka)
     attempt = 0
     worked = False
     while not stop.is_set():
@@ -104,7 +104,7 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except Unavailable as error:
             awaited = isinstance(error, ownership.HandoverAwaited)
-            if not worked and not awaited:
+            if not worked and not awaited and not isinstance(error, BrokerUnavailable):
                 raise
             pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
@@ -188,12 +188,7 @@ class Session:
         if not tables:
             raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
-        self._log.info("preparing", tables=len(tables))
-        ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
-        made = ensure_topics(settings.kafka, [table.topic for table in tables])
-        partitions = {table.name: made[table.topic] for table in tables}
-        topic_requirements.require(settings.kafka, made, (topic, schemas_topic(settings.prefix)))
-        self._log.info("topics are ready", topics=len(made))
+        partitions = prepare_topics(settings, source, tables, self._log)
         # Once before, so that a start that is refused leaves the producer that runs alone.
         self._standing(positions, tables, successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
