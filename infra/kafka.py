@@ -46,6 +46,15 @@ administrative request waits for the broker that it was to go to until the metad
 _HANGS: Final[Mapping[str, Any]] = {"socket.timeout.ms": 6_000}
 """What a transactional producer has beside that: a broker that hangs keeps a request 60 s, or a transaction's life."""
 
+COORDINATOR_STARTING: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+"""What is said of a group by brokers that have just started, or never had one: asked a moment later they know it."""
+
 T = TypeVar("T")
 _TICK: Final = 0.1
 _LEAVE_SECONDS: Final = 5.0
