@@ -94,7 +94,8 @@ class KafkaSettings(Section):
         """An environment variable's name has no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD is sasl.password."""
         return kafka_options.checked(value)
 
-    @field_serializer("options")
+    # As JSON alone, which is for people: pydantic-settings builds Settings from its sections' dumps as Python.
+    @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
 
@@ -107,7 +108,7 @@ class RegistrySettings(Section):
     user: str = ""
     password: SecretStr = SecretStr("")
 
-    @field_serializer("url")
+    @field_serializer("url", when_used="json")
     def _without_credentials(self, value: str) -> str:
         return re.sub(r"(?<=://)[^/]*@", f"{HIDDEN}@", value)
 
