@@ -1,7 +1,7 @@
 """What a producer makes of a request to re-snapshot a table: taken exactly once, or refused, and never its end.
 
 A row of headrace.snapshot_requests is streamed in order with the data, and what it starts is recorded in the same Kafka
-transaction as the position behind it. One that cannot be done, whoever wrote it, is refused: it changes nothing.
+transaction as the position after it. One that cannot be done is refused: it changes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RequestRefused(Refused):
 
 
 class Requests:
-    """Takes the requests that the stream has told, for a producer's session."""
+    """Takes the requests that the stream has brought, for a producer's session."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Requests:
     def take(self, row: Told) -> dict[str, SnapshotState]:
         """Note in its feed what was asked for; return what is to be recorded of a table that is left out.
 
-        To be called once for each request, and its outcome recorded with the position behind it.
+        To be called once for each request, and its outcome recorded with the position after it.
         """
         try:
             changed = self._accept(read_request(row))
