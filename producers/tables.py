@@ -208,8 +208,8 @@ def _captured(
     settings: DatabaseSettings,
     prefix: str,
 ) -> CapturedTable:
-    if not is_text(name):
-        raise _unreadable(name)
+    if not is_text(name, *_columns_of(connection, table["oid"])):
+        raise UnreadableName(f"table {shown(name)}: its name, or that of a column, is not UTF-8")
     gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
     replica_identity, identity = table["replica_identity"], _identity(table)
@@ -222,8 +222,6 @@ def _captured(
     columns = {}
     with connection.cursor(row_factory=dict_row) as cursor:
         described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
-        if not is_text(*(column.name for column in described)):
-            raise _unreadable(name)
         columns = {column.name: column for column in described}
         unique = [set(each["columns"]) for each in cursor.execute(_UNIQUE, (table["oid"],)).fetchall()]
     if not key:
@@ -274,8 +272,8 @@ def _captured(
     )
 
 
-def _unreadable(name: str) -> UnreadableName:
-    return UnreadableName(f"table {shown(name)}: its name, or that of a column, is not UTF-8")
+def _columns_of(connection: psycopg.Connection[Any], oid: int) -> list[str]:
+    return [column["name"] for column in connection.cursor(row_factory=dict_row).execute(_COLUMNS, (oid,)).fetchall()]
 
 
 def _hidden(name: str, table: Mapping[str, Any]) -> UnreadableTable | None:
