@@ -15,7 +15,6 @@ from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import ONLY_PARTITION
 from producers import slots, startup
-from producers.catalog_names import accept_any_names
 from producers.opening import sessions_of
 from producers.publication import Publication, read_publication
 from producers.requests import RequestRefused, require_keys
@@ -66,7 +65,6 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     if state.stream is None:
         raise NotReadYet(f"source {source} was never read")
     with connect(dsn, name=f"snapshot {source}", reading=True) as connection, translated(dsn):
-        accept_any_names(connection)
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         if table.hidden is not None:
             raise table.hidden

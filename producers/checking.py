@@ -13,7 +13,6 @@ from infra.control import database_name, opened_lsn, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
-from producers.catalog_names import accept_any_names
 from producers.guardian import Forecast, LogGrowth
 from producers.preflight import Finding
 from producers.publication import read_publication
@@ -35,7 +34,6 @@ def hindrances(
 
     `positions` is None where Kafka cannot be reached: then what is recorded of the source is left out.
     """
-    accept_any_names(connection)
     database = settings.database(source)
     name = startup.slot_name(settings, source, database)
     sources = positions.sources() if positions else {}

@@ -28,7 +28,6 @@ from infra.stopping import bounded
 from infra.topics import STATE, ensure_topic, ensure_topics
 from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
-from producers.catalog_names import accept_any_names
 from producers.chunks import Unseen
 from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
@@ -107,7 +106,6 @@ class Session:
             self._sql: psycopg.Connection[Any] = opened.enter_context(
                 connect(self._dsn, name=f"produce {source}", reading=True)
             )
-            accept_any_names(self._sql)
             with translated(self._dsn), bounded(self._sql, stop):
                 self._open(opened, successor_ends_it)
             self._opened = opened.pop_all()

@@ -29,7 +29,7 @@ def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeEr
     right first. None where the error is of the connection, and so of every table.
     """
     if isinstance(error, UnicodeError):
-        return TableStopped(not_utf8("its key, or the name of a column,"))
+        return TableStopped(not_utf8("its key"))
     state = error.sqlstate or ""
     if connection.closed or not state or state.startswith(("08", "57P")):
         return None

@@ -11,7 +11,6 @@ import psycopg
 from psycopg import sql
 
 from infra.positions import ColumnForm, FormState
-from producers.catalog_names import shown
 from producers.partitions import PARTITION_TREE
 from schemas.positions import parse_lsn
 
@@ -110,7 +109,7 @@ def table_forms(connection: psycopg.Connection[Any], oids: Collection[int]) -> d
     forms: defaultdict[int, dict[str, ColumnForm]] = defaultdict(dict)
     for oid, name, number, version, collation, generated, type_oid in columns:
         of_type = parts.get(type_oid)
-        forms[oid][shown(name)] = ColumnForm(
+        forms[oid][name] = ColumnForm(
             number=number,
             version=version,
             collation=collation,

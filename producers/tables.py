@@ -13,7 +13,6 @@ from psycopg.rows import dict_row
 from infra.key_order import Operators, key_order
 from infra.settings import DatabaseSettings
 from producers import partitions
-from producers.catalog_names import is_text, shown
 from producers.partitions import Partitions
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
@@ -106,10 +105,6 @@ class UnfollowedPartition(PreflightFailed):
 
 class UnreadableTable(PreflightFailed):
     """GRANT SELECT on the table, and USAGE on its schema, to the role of the dsn."""
-
-
-class UnreadableName(PreflightFailed):
-    """Rename it in UTF-8, or take the table out of databases.<name>.tables."""
 
 
 class IncompleteIdentity(PreflightFailed):
@@ -208,8 +203,6 @@ def _captured(
     settings: DatabaseSettings,
     prefix: str,
 ) -> CapturedTable:
-    if not is_text(name, *_columns_of(connection, table["oid"])):
-        raise UnreadableName(f"table {shown(name)}: its name, or that of a column, is not UTF-8")
     gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
     replica_identity, identity = table["replica_identity"], _identity(table)
@@ -270,10 +263,6 @@ def _captured(
         _hidden(name, table),
         parts_now,
     )
-
-
-def _columns_of(connection: psycopg.Connection[Any], oid: int) -> list[str]:
-    return [column["name"] for column in connection.cursor(row_factory=dict_row).execute(_COLUMNS, (oid,)).fetchall()]
 
 
 def _hidden(name: str, table: Mapping[str, Any]) -> UnreadableTable | None:

@@ -10,11 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra.positions import Positions, SnapshotState
+from infra.positions import SnapshotState
 from infra.snapshot_requests import SnapshotRequest
 from infra.stack.databases import DatabaseServer
 from producers.asking import ask
-from producers.checking import hindrances
 from tests.producers.sources import Source, running, settings_for, until
 
 pytestmark = pytest.mark.stack
@@ -99,46 +98,6 @@ def test_keys_in_the_servers_order_are_whole_and_bytes_that_are_no_text_stop_the
     source.require_equal(f"public.{name}")
     for each in bad:
         assert re.search(f"{reason}|the bytes {raw}", stopped(source, f"public.{each}"))
-
-
-def test_names_that_are_no_text_stop_their_table_alone(encoded: Encoded) -> None:
-    source = encoded(
-        "SQL_ASCII",
-        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text);"
-        "INSERT INTO t VALUES (1, 'v'); INSERT INTO u VALUES (1, 'v')",
-        "public.t",
-        "public.u",
-    )
-    dsn = source.settings.database("main").dsn.get_secret_value()
-    with psycopg.connect(dsn, autocommit=True, client_encoding="SQL_ASCII") as writer:
-        # Of a table that is not captured it concerns no other, and so does a name that a label or a type has.
-        writer.execute(b'CREATE SCHEMA "s\xe9" CREATE TABLE "n\xe9" ("c\xe9" int PRIMARY KEY)')
-        with running(source) as producer:
-            producer.caught_up()
-            # While it runs: the table's next event has it.
-            writer.execute(
-                b"ALTER TABLE u ADD COLUMN \"c\xe9\" int; INSERT INTO u VALUES (2, 'v'); INSERT INTO t VALUES (2)"
-            )
-            until(lambda: bool(stopped(source, "public.u")), "the reason")
-            producer.caught_up()
-        assert "a column's name has bytes that are not UTF-8" in stopped(source, "public.u")
-        # While it is stopped: another one gets it.
-        with running(source) as producer:
-            source.passes(producer.check)
-        writer.execute(b'ALTER TABLE u RENAME COLUMN "c\xe9" TO c')
-        ask(source.settings, "main", SnapshotRequest(table="public.u", anew=True))
-        with running(source) as producer:
-            producer.caught_up()
-            until(lambda: not stopped(source, "public.u"), "the table to be read")
-        writer.execute(b'ALTER TABLE u RENAME COLUMN c TO "c\xe9"; INSERT INTO t VALUES (3)')
-        with running(source) as producer:
-            until(lambda: bool(stopped(source, "public.u")), "the reason")
-            source.passes(producer.check)
-        assert stopped(source, "public.u") == "table public.u: its name, or that of a column, is not UTF-8"
-        positions = Positions(source.settings.prefix, source.settings.kafka)
-        [finding] = hindrances(source.connection, source.settings, "main", positions)
-        assert finding.problem.startswith("table public.u is stopped")
-    source.require_equal("public.t")
 
 
 def done(source: Source, table: str) -> bool:
