@@ -89,7 +89,7 @@ def open_feeds(
     for table in fresh:
         registry.forget(f"{table.topic}-key")
         registry.forget(f"{table.topic}-value")
-    # Of a table that goes on, only what can be followed is registered, which its feed knows.
+    # Of a table that continues, only what can be followed is registered, which its feed knows.
     registry.register_all([each for table in fresh for each in schemas_of(table)])
     feeds = [
         TableFeed(
@@ -172,9 +172,9 @@ def begin_stream(
 def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
     """Let this be the one session that copies for a slot, ending that of a producer that was just fenced.
 
-    One that hangs, or whose machine has gone, would keep its chunk's locks, and whoever alters or truncates the table
-    would wait for them, with everybody else behind. Raises SlotInUse when the session does not end, and Interrupted
-    when stopped meanwhile.
+    One that hangs, or whose machine has gone, would keep its chunk's locks. A session that alters or truncates the
+    table would wait for them, and every other one for that. Raises SlotInUse when the session does not end, and
+    Interrupted when stopped meanwhile.
     """
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
