@@ -28,6 +28,8 @@ class Base:
     files: Mapping[str, Entry]
     keystones: tuple[str, ...] = ()
     """What the other copy has as long as nobody is removing it."""
+    fingerprint: str = ""
+    """That of the other copy (fingerprint.py) before it was read, empty where none was to be had."""
 
 
 def shared_base(source: Copy, target: Copy) -> Base | None:
@@ -36,7 +38,7 @@ def shared_base(source: Copy, target: Copy) -> Base | None:
         found = _read(one.path)
         if found is not None and found["pair"] == [number(one.path), number(other.path)]:
             files = {path: Entry(*fields) for path, fields in found["files"].items()}
-            return Base(found["refs"], files, tuple(found["keystones"]))
+            return Base(found["refs"], files, tuple(found["keystones"]), found["fingerprint"])
     return None
 
 
@@ -50,6 +52,7 @@ def write_base(at: Path, source: Path, base: Base) -> None:
             "refs": dict(base.refs),
             "files": {path: astuple(each) for path, each in base.files.items()},
             "keystones": base.keystones,
+            "fingerprint": base.fingerprint,
             "proof": known["proof"] if known is not None else "",
         },
     )

@@ -15,7 +15,7 @@ from typing import Final
 
 from consumers.moving import copying, cursors, states
 from consumers.moving.base import finish, shared_base
-from consumers.moving.carrying import Tell, carry
+from consumers.moving.carrying import Tell, carry, keep_up
 from consumers.moving.cursors import Cursor, Direction
 from consumers.moving.git import GitFailed, Steps, remove
 from consumers.moving.lenders import Lenders
@@ -97,7 +97,7 @@ class Moves:
         elif move.state is State.COPIED and shared_base(old, new) is None:
             self._record(move, State.WANTED)
         else:
-            yield from carry(old, new, seconds=self._seconds, tell=self._tell(move))
+            yield from keep_up(old, new, seconds=self._seconds, tell=self._tell(move))
             if move.tries > 0:
                 self._record(move, move.state)  # the cursor may pass it again
         return True

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from consumers.status import gather
-from infra.settings import DatabaseSettings
+from infra.settings import DatabaseSettings, VirtualStorageSettings
 from infra.stack.postgres import EmbeddedPostgres
 from producers import guardian, slots
-from producers.checking import outlook
+from producers.checking import hindrances, outlook
 from producers.guardian import Forecast
 from producers.transactions import blocking
 from tests.conftest import Database
@@ -44,6 +44,20 @@ def test_nothing_is_in_the_way_before_the_first_start_while_it_runs_and_after_it
     assert forecast.rate is not None, "measured, where nobody recorded it"
     (seen,) = gather(source.settings)["sources"]
     assert (seen["slot_status"], seen["lag_bytes"] >= 0, seen["retained_bytes"] > 0) == ("reserved", True, True)
+
+
+def test_a_database_of_a_virtual_storage_has_no_tables_to_capture(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    main = source.settings.database("main").model_copy(update={"tables": ()})
+    storage = VirtualStorageSettings.model_validate(
+        {"database": "main", "primary": "gitaly-0", "storages": {"gitaly-0": {"path": "/nowhere"}}}
+    )
+    walked = source.settings.model_copy(update={"databases": {"main": main}})
+    assert "databases.main.tables is empty" in [
+        each.problem for each in hindrances(source.connection, walked, "main", None)
+    ]
+    walked = walked.model_copy(update={"virtual_storages": {"default": storage}})
+    assert hindrances(source.connection, walked, "main", None) == []
 
 
 def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
