@@ -17,8 +17,10 @@ from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from infra import kafka, topics
 from infra.settings import RegistrySettings, Settings
+from schemas import formats
+from schemas.avro import FORMAT_PROPERTY
 from schemas.compatibility import incompatibilities
-from schemas.errors import HeadraceError, Refused, Unavailable
+from schemas.errors import HeadraceError, Malformed, Refused, Unavailable
 from schemas.topics import schemas_topic
 
 AvroSchema = dict[str, Any]
@@ -50,7 +52,7 @@ class Registry(Protocol):
         """
 
     def schema(self, schema_id: int) -> AvroSchema:
-        """Return the schema with that id. Raises UnknownSchema."""
+        """Return the schema with that id. Raises UnknownSchema, and NewerFormat for one of newer events."""
 
 
 class IncompatibleSchema(Refused):
@@ -123,7 +125,7 @@ class TopicRegistry:
         if schema_id not in self._schemas:
             self._catch_up()
         try:
-            return self._schemas[schema_id]
+            return _readable(self._schemas[schema_id], schema_id)
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
 
@@ -151,7 +153,7 @@ class TopicRegistry:
                     partition=topics.ONLY_PARTITION,
                     # The key is unique, so that compaction never removes a record whose offset is somebody's id.
                     key=f"{subject}/{uuid.uuid4()}".encode(),
-                    value=json.dumps({"subject": subject, "schema": text}).encode(),
+                    value=json.dumps(formats.SCHEMAS.write({"subject": subject, "schema": text})).encode(),
                     on_delivery=lambda error, _: failures.append(error) if error else None,
                 )
                 client.poll(0)
@@ -162,8 +164,8 @@ class TopicRegistry:
 
     def _catch_up(self) -> None:
         for message in self._log.read():
-            entry = json.loads(message.value() or b"")
             registered = (message.offset() or 0) + 1
+            entry = _entry(message.value() or b"", f"record {registered - 1} of topic {self._topic}")
             identity = (entry["subject"], entry["schema"])
             self._schemas[registered] = json.loads(entry["schema"])
             self._ids.setdefault(identity, registered)
@@ -213,7 +215,7 @@ class UrlRegistry:
                 if error.http_status_code != 404:
                     raise
                 raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
-            return found
+            return _readable(found, schema_id)
 
     def ensure_answers(self) -> None:
         """Raise HeadraceError unless a registry answers there: one question, not repeated."""
@@ -259,6 +261,23 @@ class UrlRegistry:
                 f"registry at {self._url} does not answer: {' '.join(str(error).split())}",
                 remedy="check registry.url in the settings; empty keeps schemas in a topic",
             ) from error
+
+
+def _entry(value: bytes, where: str) -> dict[str, Any]:
+    """Return the subject and the schema's text, and what else a record of the topic has."""
+    try:
+        entry = formats.SCHEMAS.read(json.loads(value), where)
+        json.loads(entry["schema"])
+        if isinstance(entry["subject"], str):
+            return entry
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise Malformed(f"{where} is no schema of headrace's", remedy="take away what else writes that topic")
+
+
+def _readable(schema: AvroSchema, schema_id: int) -> AvroSchema:
+    formats.EVENTS.require(schema.get(FORMAT_PROPERTY, 1), f"schema {schema_id}")
+    return schema
 
 
 def _without_credentials(url: str) -> str:

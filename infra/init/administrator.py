@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from infra import table_format
 from infra.control import PUBLISHED, control_sql, tables_made
 from infra.settings import DatabaseSettings, Settings
+from schemas import formats
 
 OwnTables = Mapping[str, str]
 """gitlab schema → the statements that make the tables of the migrations that write it."""
@@ -49,15 +51,19 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
         role=sql.Identifier(role),
     )
     yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
+    yield from table_format.statements()
     yield control_sql().strip()
     made = "\n".join(own_tables[label].strip() for label in database.gitlab_schemas if own_tables.get(label))
     if made:
         yield made
     yield _text(
-        "INSERT INTO headrace.database AS d (name, prefix) VALUES ({name}, {prefix})"
+        "INSERT INTO headrace.database AS d (name, prefix, format, format_by)"
+        " VALUES ({name}, {prefix}, {format}, {program})"
         " ON CONFLICT (only_row) DO UPDATE SET prefix = coalesce(d.prefix, excluded.prefix);",
         name=sql.Literal(name),
         prefix=sql.Literal(prefix),
+        format=sql.Literal(formats.TABLES.version),
+        program=sql.Literal(formats.PROGRAM),
     )
     for gitlab_schema in database.gitlab_schemas:
         yield _text(
