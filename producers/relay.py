@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from pydantic import BaseModel
 
 from infra import kafka
+from infra.positions import encode
 from infra.settings import KafkaSettings
 from infra.topics import ONLY_PARTITION
 from producers.stalls import Stalls
@@ -73,10 +74,7 @@ class Relay:
         """Add records of the positions topic; None removes one."""
         self.send(
             self._positions_topic,
-            [
-                {"key": key, "value": state and state.model_dump_json().encode(), "partition": ONLY_PARTITION}
-                for key, state in states
-            ],
+            [{"key": key, "value": state and encode(state), "partition": ONLY_PARTITION} for key, state in states],
         )
 
     def commit(self) -> None:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from consumers.moving.places import Copy
 from consumers.moving.trees import Entry
+from schemas import formats
+from schemas.errors import Malformed
 
 BASE: Final = "headrace-moving"
 """The file's name."""
@@ -81,18 +83,21 @@ def number(path: Path) -> int:
 
 
 def _read(at: Path) -> dict[str, Any] | None:
-    """Return a copy's base, None where it has none of its own: one may have been copied with all else."""
+    """Return a copy's base, None where it has none of its own: one may have been copied with all else.
+
+    Raises NewerFormat.
+    """
     try:
-        found = json.loads((at / BASE).read_text(encoding="ascii"))
+        found = formats.MOVES.read(json.loads((at / BASE).read_text(encoding="ascii")), f"{at.name}/{BASE}")
         return found if found["pair"][0] == number(at) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, Malformed):
         return None
 
 
 def _write(at: Path, content: dict[str, Any]) -> None:
     made = at / f"{BASE}.new"
     with made.open("w", encoding="ascii") as file:
-        json.dump(content, file)
+        json.dump(formats.MOVES.write(content), file)
         file.flush()
         os.fsync(file.fileno())
     made.replace(at / BASE)
