@@ -8,8 +8,9 @@ import pytest
 
 from infra.stack import Stack
 from tests.fuzz.acts import CATCH_UP, START, STOP, Act
-from tests.fuzz.rounds import Broken, World, play
+from tests.fuzz.rounds import play
 from tests.fuzz.script import Script, draw
+from tests.fuzz.world import Broken, World
 from tests.producers.folding import read_topic
 from tests.server_versions import MAJORS, NEWEST
 
@@ -43,13 +44,14 @@ def test_a_round_is_the_same_for_its_seed_and_another_for_another() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rounds_keep_every_promise(world: World, seed: int) -> None:
     outcome = play(world, draw(seed, NEWEST))
-    assert outcome.equal > 0
+    assert sum(outcome.equal.values()) > 0
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong once is wrong."""
     monkeypatch.setattr("tests.fuzz.rounds._SETTLES", 0.0)
+    monkeypatch.setattr("tests.fuzz.rounds._LOOKS", 1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -62,5 +64,5 @@ def test_a_record_that_is_missing_fails(world: World, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("impatient")
 def test_a_table_that_was_stopped_for_nothing_that_happened_fails(world: World) -> None:
     renamed = Act("rename", ("ALTER TABLE public.t RENAME COLUMN v TO w", "UPDATE public.t SET w = 'x'"))
-    with pytest.raises(Broken, match="nothing that happened to it was a reason to: column v is called w now"):
+    with pytest.raises(Broken, match=r"nothing .* public\.t was a reason .*: column v is called w now"):
         play(world, script(renamed))
