@@ -15,12 +15,18 @@ import sys
 import time
 import traceback
 from collections import Counter
+from typing import Final
 
+from tests.fuzz.planted import PLANTS
+from tests.fuzz.planting import hunt
 from tests.fuzz.rounds import Outcome, play
 from tests.fuzz.script import Script, draw
 from tests.fuzz.shrinking import shrunk
 from tests.fuzz.world import Broken, World
 from tests.server_versions import MAJORS, NEWEST, stack_of
+
+_PLANTED_ROUNDS: Final = 200
+"""Within so many a fault that was put back is to be found."""
 
 
 def main() -> int:
@@ -32,6 +38,9 @@ def main() -> int:
     tally = Tally()
     with stack_of(chosen.version) as (server, bootstrap_servers, directory):
         world = World(server, bootstrap_servers, directory)
+        if chosen.plant:
+            names = list(PLANTS) if "all" in chosen.plant else chosen.plant
+            return 1 if hunt(world, names, chosen.version, first, chosen.rounds or _PLANTED_ROUNDS, only) else 0
         seed = first
         while time.monotonic() < deadline and (not chosen.rounds or seed < first + chosen.rounds):
             script = draw(seed, chosen.version, only)
@@ -69,6 +78,9 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--version", type=int, choices=MAJORS, default=NEWEST, help="PostgreSQL's")
     arguments.add_argument("--change", action="append", default=[], help="make no other changes than this one")
     arguments.add_argument("--keep-going", action="store_true", help="play on after a failure, fail at the end")
+    arguments.add_argument(
+        "--plant", action="append", default=[], choices=(*PLANTS, "all"), help="put a fault back, and look for it"
+    )
     arguments.add_argument("--shrink", action="store_true", help="look for fewer acts that fail as well")
     return arguments.parse_args()
 

@@ -8,6 +8,7 @@ import pytest
 
 from infra.stack import Stack
 from tests.fuzz.acts import CATCH_UP, START, STOP, Act
+from tests.fuzz.planted import PLANTS, planted
 from tests.fuzz.rounds import play
 from tests.fuzz.script import Script, draw
 from tests.fuzz.world import Broken, World
@@ -66,3 +67,9 @@ def test_a_table_that_was_stopped_for_nothing_that_happened_fails(world: World) 
     renamed = Act("rename", ("ALTER TABLE public.t RENAME COLUMN v TO w", "UPDATE public.t SET w = 'x'"))
     with pytest.raises(Broken, match=r"nothing .* public\.t was a reason .*: column v is called w now"):
         play(world, script(renamed))
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_what_mends_a_fault_is_still_where_it_can_be_taken_out(name: str) -> None:
+    with planted(name):
+        pass
