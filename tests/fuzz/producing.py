@@ -15,7 +15,8 @@ from typing import Any, Final
 from infra.settings import Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planted", __name__])
+# With all that the module which runs the rounds imports, since each fork imports that one too.
+_FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
 
 _TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 0.4, "producers.producer:_COPY_SECONDS": 0.3}
 """What comes every few seconds comes several times in a round."""
