@@ -51,7 +51,7 @@ bench: $(STAMP)  ## speed and memory, as ratios against peers
 fuzz: $(STAMP)  ## random tables (ONLY=messages: broken replication messages), for SECONDS or ROUNDS; a failure names its SEED
 	$(BIN)/python -m tests.fuzz.$(or $(ONLY),tables) --seconds $(SECONDS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(VERSION),--version $(VERSION)) $(if $(CHANGE),--change $(CHANGE)) \
-	  $(if $(SHRINK),--shrink) $(if $(PLANT),--plant $(PLANT))
+	  $(if $(SHRINK),--shrink) $(if $(PLANT),--plant $(PLANT)) $(if $(filter tables,$(or $(ONLY),tables)),--jobs $(JOBS))
 
 types: $(STAMP)  ## every type's values, as column and as key, in topic and table, on PostgreSQL VERSION
 	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))

@@ -81,9 +81,13 @@ class Application:
         self.become(application=True)
         named, who = f'DATABASE "{self._connection.info.dbname}"', OWNER if self._owned else "CURRENT_USER"
         for setting in database:
-            self._connection.execute(f"ALTER {named} SET {setting}".encode())
+            self._set(f"ALTER {named} SET {setting}")
         for setting in role:
-            self._connection.execute(f"ALTER ROLE {who} IN {named} SET {setting}".encode())
+            self._set(f"ALTER ROLE {who} IN {named} SET {setting}")
+
+    def _set(self, statement: str) -> None:
+        with contextlib.suppress(psycopg.errors.FeatureNotSupported):  # an encoding that has no conversion to LATIN1
+            self._connection.execute(statement.encode())
 
     def require_writable(self, table: tuple[str, str]) -> None:
         """Raise Broken where what is published keeps the application from writing a table."""

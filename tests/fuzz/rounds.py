@@ -107,6 +107,8 @@ class Round:
     def play(self) -> Outcome:
         for act in self.script.first:
             self._carry_out(act)
+        if refused := [each for each in self._application.failed if "CREATE TABLE" in each]:
+            raise Broken(f"the fuzz drew a table that there cannot be: {refused}")
         self._application.configure(self.script.settings, self.script.role_settings)
         for act in self.script.acts:
             self._carry_out(act)

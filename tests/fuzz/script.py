@@ -87,14 +87,14 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     """Return the round of a seed; `only` are the names of the changes that it may have, by default all."""
     random = Random(f"{seed} on {version}")
     encoding = random.choice(("UTF8", "UTF8", "UTF8", "UTF8", *CODECS))
-    collations = ('"C"', '"POSIX"', *(('"und-x-icu"', '"unicode_ext"') if encoding == "UTF8" and version < 18 else ()))
+    collations = ('"C"', '"POSIX"', *(('"und-x-icu"', '"en-x-icu"') if encoding == "UTF8" and version < 18 else ()))
     codec = CODECS[encoding]
     # The first is never changed, so that there is always one that goes on.
     tables = [random_table(random, number, version, collations) for number in range(random.choice((2, 3, 3, 4)))]
     names = tuple(table.qualified for table in tables)
     setting = Setting(version, encoding, codec, tables)
     first = [_made(random, table) for table in tables]
-    first += [rows(random, table, codec, random.choice((0, 3, 20, 40))) for table in tables]
+    first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 20, 40)))]
     known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
     settings = random.sample(known, random.choice((0, 1, 1, 2, 3)))
     acts: list[Act] = []

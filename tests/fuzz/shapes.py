@@ -6,7 +6,20 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from tests.fuzz.values import KEYS, LARGE, MOOD, PAIR, RETYPED, SMALL, WIDENED, Kind, identifier, plain_kinds, quoted
+from tests.fuzz.values import (
+    FAR,
+    KEYS,
+    LARGE,
+    MOOD,
+    PAIR,
+    RETYPED,
+    SMALL,
+    WIDENED,
+    Kind,
+    identifier,
+    plain_kinds,
+    quoted,
+)
 
 SCHEMAS: Final = ("public", "public", "Sch-ema", 's"q')
 _NAMES: Final = ("t", "MiXed", "semi;colon", 'quo"te', "o'clock", "select", "x%y", "_1", "$d", "café", "order")
@@ -128,14 +141,16 @@ def random_table(random: Random, number: int, version: int, collations: tuple[st
         columns.append(_key_column(random, random.choice(("Key 2", "k")), collations))
     partitioned = random.random() < 0.25
     if partitioned:
-        columns[0] = Column("id", KEYS_OF_PARTITIONS, "int4", key=True)
+        columns[0] = Column("id", KEYS_OF_PARTITIONS, "int4", not_null=True, key=True)
     if random.random() < 0.15:
         columns.reverse()
     kinds = plain_kinds(version)
     names = random.sample(COLUMN_NAMES, random.randrange(1, 6))
     for name in names:
         changing = random.choice(RETYPED + WIDENED)[0]
-        kind = random.choice((random.choice(kinds), random.choice(kinds), changing, changing, MOOD, PAIR, LARGE, SMALL))
+        kind = random.choice(
+            (random.choice(kinds), random.choice(kinds), changing, changing, MOOD, PAIR, LARGE, SMALL, FAR)
+        )
         columns.insert(random.randrange(len(columns) + 1), Column(name, kind, kind.name))
     if random.random() < 0.7:
         columns.append(Column("large", LARGE, "text"))

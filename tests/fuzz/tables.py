@@ -12,9 +12,13 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, takewhile
 from typing import Final
 
 from tests.fuzz.planted import PLANTS
@@ -32,42 +36,24 @@ _PLANTED_ROUNDS: Final = 200
 def main() -> int:
     chosen = _arguments()
     first = chosen.seed if chosen.seed is not None else random.randrange(100_000)
-    only = tuple(chosen.change)
-    deadline = float("inf") if chosen.rounds else time.monotonic() + chosen.seconds
-    failed: list[int] = []
-    tally = Tally()
     with stack_of(chosen.version) as (server, bootstrap_servers, directory):
         world = World(server, bootstrap_servers, directory)
         if chosen.plant:
             names = list(PLANTS) if "all" in chosen.plant else chosen.plant
-            return 1 if hunt(world, names, chosen.version, first, chosen.rounds or _PLANTED_ROUNDS, only) else 0
-        seed = first
-        while time.monotonic() < deadline and (not chosen.rounds or seed < first + chosen.rounds):
-            script = draw(seed, chosen.version, only)
-            began = time.monotonic()
-            try:
-                outcome = play(world, script)
-            except Exception as error:
-                if not isinstance(error, Broken):
-                    traceback.print_exc()
-                failed.append(seed)
-                if chosen.shrink:
-                    script = shrunk(world, script)
-                if chosen.shrink or not chosen.keep_going:
-                    print(script.described())
-                what = f"FAILED seed {seed}: {str(error)[:2500] or type(error).__name__} [{changed(script)}]"
-                print(f"{what}; again with: {again(seed, chosen.version, only)}", flush=True)
-                if not chosen.keep_going:
-                    return 1
-            else:
-                tally.add(outcome)
-                took = f"{time.monotonic() - began:.1f} s"
-                print(f"round {seed - first + 1}, seed {seed}: {told(outcome)}, {took}; {changed(script)}", flush=True)
-            seed += 1
-    print(f"PostgreSQL {chosen.version}: {seed - first} rounds, {len(failed)} failed {failed}; {tally}")
-    if not failed and not tally.rows:
+            rounds = chosen.rounds or _PLANTED_ROUNDS
+            return 1 if hunt(world, names, chosen.version, first, rounds, tuple(chosen.change)) else 0
+        series = Series(world, chosen)
+        last = first + chosen.rounds if chosen.rounds else None
+        deadline = None if chosen.rounds else time.monotonic() + chosen.seconds
+        seeds = takewhile(lambda seed: seed != last and not (deadline and time.monotonic() > deadline), count(first))
+        # Each round waits more than it works.
+        with ThreadPoolExecutor(chosen.jobs) as pool:
+            for _ in range(chosen.jobs):
+                pool.submit(series.play, seeds)
+    print(f"PostgreSQL {chosen.version}: {series}")
+    if not series.failed and not series.rows:
         print("no table with rows was compared: nothing was shown")
-    return 1 if failed or not tally.rows else 0
+    return 1 if series.failed or not series.rows else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -77,6 +63,7 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--seed", type=int, default=None, help="the first round's; each next one has the next")
     arguments.add_argument("--version", type=int, choices=MAJORS, default=NEWEST, help="PostgreSQL's")
     arguments.add_argument("--change", action="append", default=[], help="make no other changes than this one")
+    arguments.add_argument("--jobs", type=int, default=1, help="rounds at a time")
     arguments.add_argument("--keep-going", action="store_true", help="play on after a failure, fail at the end")
     arguments.add_argument(
         "--plant", action="append", default=[], choices=(*PLANTS, "all"), help="put a fault back, and look for it"
@@ -85,26 +72,72 @@ def _arguments() -> argparse.Namespace:
     return arguments.parse_args()
 
 
-class Tally:
-    """What came of all rounds together: how many tables were compared in the end, and how many were stopped before."""
+class Series:
+    """Rounds, several at a time, and what came of all of them together."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World, chosen: argparse.Namespace) -> None:
+        self._world = world
+        self._chosen = chosen
+        self._only = tuple(chosen.change)
+        self._lock = threading.Lock()
+        self.failed: list[int] = []
+        self.rounds = 0
         self.tables: Counter[str] = Counter()
         self.rows = 0
         self.refusals = 0
 
-    def add(self, outcome: Outcome) -> None:
-        self.rows += sum(outcome.equal.values())
-        self.refusals += len(outcome.refusals)
-        self.tables["equal"] += len(outcome.equal.keys() - outcome.stopped.keys())
-        self.tables["stopped, then equal"] += len(outcome.equal.keys() & outcome.stopped.keys())
-        self.tables["stopped"] += len(outcome.still)
-        self.tables["left out"] += len(outcome.left_out)
+    def play(self, seeds: Iterator[int]) -> None:
+        """Play the rounds of `seeds`, which others take from too, until they end or one has failed."""
+        while not self.failed or self._chosen.keep_going:
+            with self._lock:
+                seed = next(seeds, None)
+            if seed is None:
+                return
+            script = draw(seed, self._chosen.version, self._only)
+            began = time.monotonic()
+            try:
+                outcome = play(self._world, script)
+            except Exception as error:
+                self._fail(script, error)
+            else:
+                self._add(script, outcome, time.monotonic() - began)
+
+    def _fail(self, script: Script, error: Exception) -> None:
+        trace = "" if isinstance(error, Broken) else "".join(traceback.format_exception(error))
+        if self._chosen.shrink:
+            script = shrunk(self._world, script)
+        with self._lock:
+            self.rounds += 1
+            self.failed.append(script.seed)
+            if self._chosen.shrink or not self._chosen.keep_going:
+                print(script.described())
+            print(
+                f"{trace}FAILED seed {script.seed}: {str(error)[:2500] or type(error).__name__} [{changed(script)}];"
+                f" again with: {again(script.seed, self._chosen.version, self._only)}",
+                flush=True,
+            )
+
+    def _add(self, script: Script, outcome: Outcome, took: float) -> None:
+        with self._lock:
+            self.rounds += 1
+            self.rows += sum(outcome.equal.values())
+            self.refusals += len(outcome.refusals)
+            self.tables["equal"] += len(outcome.equal.keys() - outcome.stopped.keys())
+            self.tables["stopped, then equal"] += len(outcome.equal.keys() & outcome.stopped.keys())
+            self.tables["stopped"] += len(outcome.still)
+            self.tables["left out"] += len(outcome.left_out)
+            print(
+                f"round {self.rounds}, seed {script.seed}: {told(outcome)}, {took:.1f} s; {changed(script)}",
+                flush=True,
+            )
 
     def __str__(self) -> str:
-        count = max(1, sum(self.tables.values()))
-        shares = ", ".join(f"{name} {number} ({number / count:.0%})" for name, number in self.tables.items())
-        return f"tables: {shares}; {self.rows} rows compared; {self.refusals} starts refused"
+        all_of_them = max(1, sum(self.tables.values()))
+        shares = ", ".join(f"{name} {number} ({number / all_of_them:.0%})" for name, number in self.tables.items())
+        return (
+            f"{self.rounds} rounds, {len(self.failed)} failed {sorted(self.failed)}; tables: {shares};"
+            f" {self.rows} rows compared; {self.refusals} starts refused"
+        )
 
 
 def told(outcome: Outcome) -> str:

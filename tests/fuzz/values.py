@@ -79,7 +79,7 @@ KEYS: Final = (
     Kind("text", letters, collatable=True),
     Kind("varchar(20)", letters, collatable=True),
     Kind("ext.short_text", letters),
-    Kind("bpchar(6)", letters, collatable=True),
+    Kind("bpchar(9)", letters, collatable=True),
     Kind("name", letters),
     Kind("ext.citext", letters, respelled="upper({}::text)::ext.citext"),
     Kind("ext.citext", letters, respelled="lower({}::text)::ext.citext"),
@@ -87,11 +87,19 @@ KEYS: Final = (
     Kind("uuid", lambda random: f"{random.getrandbits(128):032x}"),
     Kind("numeric", _decimal, respelled="({}::text || '0')::numeric"),
     Kind("numeric(8,3)", _decimal),
-    Kind("float8", lambda random: random.choice(("-0", "0", "NaN", "Infinity", repr(random.uniform(-9, 9))))),
+    Kind(
+        "float8",
+        lambda random: random.choice(("-0", "0", "NaN", "Infinity", repr(random.uniform(-9, 9)))),
+        respelled="CASE WHEN {0} = 0 THEN -{0} ELSE {0} END",
+    ),
     Kind("date", lambda random: _moment(random)[:10]),
     Kind("timestamp", _moment),
     Kind("timestamptz", lambda random: _moment(random) + "+00"),
-    Kind("interval", lambda random: random.choice(("{} days", "{} mons", "{}:00:00")).format(random.randrange(60))),
+    Kind(
+        "interval",
+        lambda random: random.choice(("{} days", "{} mons", "{}:00:00")).format(random.randrange(60)),
+        respelled="{} - interval '1 day' + interval '24 hours'",
+    ),
     Kind("bytea", lambda random: "\\x" + random.randbytes(random.randrange(4)).hex()),
     Kind("inet", lambda random: f"10.0.{random.randrange(3)}.{random.randrange(60)}"),
     Kind("ext.mood", lambda random: random.choice(("sad", "o,k", 'it\'s "fine"', "glad"))),
@@ -138,6 +146,14 @@ LARGE: Final = Kind(
 )
 """What is stored out of line, and left out of an update that does not change it."""
 SMALL: Final = Kind("int4", lambda random: str(random.randrange(1000)))
+_ENDS: Final = ("59", "59.5", "00")
+FAR: Final = Kind(
+    "timestamp",
+    lambda random: (
+        f"{random.choice((1, 2024, 9999, 12345, 294276)):04}-12-31 23:59:{random.choice(('59', '59.5', '00'))}"
+    ),
+)
+"""Moments in years that readers' calendars have, and that they do not have."""
 
 RETYPED: Final[tuple[tuple[Kind, str, bool], ...]] = (
     (

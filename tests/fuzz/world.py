@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ class Broken(AssertionError):
 
 @dataclass
 class World:
-    """Servers on which rounds are played, one database after the other.
+    """Servers on which rounds are played, each in a database of its own, also several at a time.
 
     `plant` names a fault that every producer has (see `planted`).
     """
@@ -37,21 +38,25 @@ class World:
     patience: float = 120.0
     plant: str | None = None
     _templates: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def database(self, name: str, encoding: str) -> str:
         """Create a database of this encoding with everything that tables refer to; return its dsn."""
+        with self._lock:
+            template = self._templates.get(encoding) or self._make_template(encoding)
+        self._create(name, encoding, template)
+        return self.server.dsn(name)
+
+    def _make_template(self, encoding: str) -> str:
         if not self._templates:
             with self.server.connect() as connection, contextlib.suppress(psycopg.errors.DuplicateObject):
                 connection.execute(f"CREATE ROLE {OWNER} LOGIN REPLICATION PASSWORD '{_PASSWORD}'".encode())
-        if encoding not in self._templates:
-            template = f"fuzz_{encoding.lower()}_{time.monotonic_ns() % 10**9}"
-            self._create(template, encoding, "template0")
-            with psycopg.connect(self.server.dsn(template), autocommit=True, client_encoding="UTF8") as connection:
-                connection.execute(f"SET ROLE {OWNER}".encode())
-                connection.execute(PRELUDE.encode())
-            self._templates[encoding] = template
-        self._create(name, encoding, self._templates[encoding])
-        return self.server.dsn(name)
+        template = self._templates[encoding] = f"fuzz_{encoding.lower()}_{time.monotonic_ns() % 10**9}"
+        self._create(template, encoding, "template0")
+        with psycopg.connect(self.server.dsn(template), autocommit=True, client_encoding="UTF8") as connection:
+            connection.execute(f"SET ROLE {OWNER}".encode())
+            connection.execute(PRELUDE.encode())
+        return template
 
     def owners_dsn(self, dsn: str) -> str:
         """Return the same database's dsn for its owner."""
