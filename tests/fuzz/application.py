@@ -133,6 +133,8 @@ class Application:
             with self.tolerated(ending.value):
                 self._connection.execute(f"PREPARE TRANSACTION '{gid}'".encode())
                 self._prepared.append(gid)
+                # Whatever it has locked stays so until this session itself commits it.
+                self._connection.execute("SET lock_timeout = '50ms'")
                 return True
         elif ending is Ending.COMMIT:
             with self.tolerated(ending.value):
@@ -146,6 +148,7 @@ class Application:
         while self._prepared:
             self.become(application=True)
             self._connection.execute(f"COMMIT PREPARED '{self._prepared.pop()}'".encode())
+            self._connection.execute("RESET lock_timeout")
 
     def _row(self, statement: str) -> bool:
         if statement.startswith(("SAVEPOINT", "ROLLBACK")):
