@@ -4,52 +4,60 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.fuzz.planted import PLANTS, planted
 from tests.fuzz.rounds import play
 from tests.fuzz.script import draw
 from tests.fuzz.world import Broken, World
 
+WITHIN = 200
+"""So many rounds may it take to find a fault."""
 
-def hunt(world: World, names: Sequence[str], version: int, first: int, rounds: int, only: tuple[str, ...]) -> list[str]:
+
+def hunt(world: World, names: Sequence[str], version: int, first: int, rounds: int, jobs: int) -> list[str]:
     """Print for each fault after how many rounds it was found, and how it showed; return those that were not.
 
-    A round counts that fails with the fault and is clean without it.
+    A round counts that fails with the fault and is clean without it. Each fault begins at the seed `first`.
     """
     missed: list[str] = []
     for name in names:
-        fault = PLANTS[name]
-        if version not in fault.majors:
-            print(f"{name} (point {fault.point}): only on {fault.majors}", flush=True)
+        told = f"{name} (point {PLANTS[name].point})"
+        if version not in PLANTS[name].majors:
+            print(f"{told}: only on PostgreSQL {', '.join(map(str, PLANTS[name].majors))}", flush=True)
             continue
         began = time.monotonic()
-        for number in range(rounds):
-            seed = first + number
-            shown = _failure(world, name, seed, version, only)
-            if shown and not _failure(world, None, seed, version, only):
+        for number in range(0, rounds, jobs):
+            seeds = range(first + number, first + min(number + jobs, rounds))
+            if (found := _found(world, name, version, seeds)) is not None:
+                seed, how = found
                 took = time.monotonic() - began
-                told = " ".join(shown.split())[:240]
-                print(
-                    f"{name} (point {fault.point}): found in round {number + 1}, seed {seed}, {took:.0f} s: {told}",
-                    flush=True,
-                )
+                print(f"{told}: found in round {seed - first + 1}, seed {seed}, {took:.0f} s: {how}", flush=True)
                 break
         else:
             missed.append(name)
-            print(f"{name} (point {fault.point}): NOT FOUND in {rounds} rounds", flush=True)
+            print(f"{told}: NOT FOUND in {rounds} rounds", flush=True)
     return missed
 
 
-def _failure(world: World, name: str | None, seed: int, version: int, only: tuple[str, ...]) -> str:
+def _found(world: World, name: str, version: int, seeds: Sequence[int]) -> tuple[int, str] | None:
+    """Return the first of the seeds that fails with the fault alone, and how."""
+    with planted(name), ThreadPoolExecutor(len(seeds)) as pool:
+        world.plant = name
+        shown = list(pool.map(lambda seed: _failure(world, seed, version), seeds))
+        world.plant = None
+    for seed, how in zip(seeds, shown, strict=True):
+        if how and not _failure(world, seed, version):
+            return seed, " ".join(how.split())[:300]
+    return None
+
+
+def _failure(world: World, seed: int, version: int) -> str:
     """Return how a round fails, nothing when it does not."""
-    world.plant = name
     try:
-        with planted(name):
-            play(world, draw(seed, version, only))
+        play(world, draw(seed, version))
     except Broken as error:
         return str(error)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    finally:
-        world.plant = None
     return ""

@@ -94,7 +94,7 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     names = tuple(table.qualified for table in tables)
     setting = Setting(version, encoding, codec, tables)
     first = [_made(random, table) for table in tables]
-    first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 20, 40)))]
+    first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 12, 25)))]
     known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
     settings = random.sample(known, random.choice((0, 1, 1, 2, 3)))
     acts: list[Act] = []
@@ -113,7 +113,7 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
         names,
         tuple(first),
         tuple(acts),
-        random.choice((1, 2, 3, 7, 50)),
+        random.choice((1, 2, 3, 3, 7, 50)),
         tuple(settings[1::2]),
         owned=random.random() < 0.4,
         python_codec=random.random() < 0.2,

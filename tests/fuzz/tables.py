@@ -19,18 +19,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, takewhile
-from typing import Final
 
 from tests.fuzz.planted import PLANTS
-from tests.fuzz.planting import hunt
+from tests.fuzz.planting import WITHIN, hunt
 from tests.fuzz.rounds import Outcome, play
 from tests.fuzz.script import Script, draw
 from tests.fuzz.shrinking import shrunk
 from tests.fuzz.world import Broken, World
 from tests.server_versions import MAJORS, NEWEST, stack_of
-
-_PLANTED_ROUNDS: Final = 200
-"""Within so many a fault that was put back is to be found."""
 
 
 def main() -> int:
@@ -40,8 +36,7 @@ def main() -> int:
         world = World(server, bootstrap_servers, directory)
         if chosen.plant:
             names = list(PLANTS) if "all" in chosen.plant else chosen.plant
-            rounds = chosen.rounds or _PLANTED_ROUNDS
-            return 1 if hunt(world, names, chosen.version, first, rounds, tuple(chosen.change)) else 0
+            return 1 if hunt(world, names, chosen.version, first, chosen.rounds or WITHIN, chosen.jobs) else 0
         series = Series(world, chosen)
         last = first + chosen.rounds if chosen.rounds else None
         deadline = None if chosen.rounds else time.monotonic() + chosen.seconds
