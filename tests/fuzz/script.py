@@ -98,14 +98,14 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
     settings = random.sample(known, random.choice((0, 1, 1, 2, 3)))
     acts: list[Act] = []
-    changes = random.choice((0, 1, 1, 2))
+    changes = random.choice((0, 1, 2, 3))
     sessions = random.choice((1, 2, 2, 3))
     for session in range(sessions):
         acts.append(START)
         acts += _work(random, setting, changes, only)
         acts.append(random.choice((STOP, KILL, KILL)))
         if session + 1 < sessions:
-            acts += _work(random, setting, random.choice((0, 0, 1)), only)
+            acts += _work(random, setting, random.choice((0, 1, 1)), only)
     return Script(
         seed,
         encoding,
