@@ -112,6 +112,8 @@ def rename_column(random: Random, table: Table, setting: Setting) -> list[Act]:
     steps = [f"ALTER TABLE {table.sql} RENAME COLUMN {old} TO {new}"]
     if undone := random.random() < 0.5:
         steps.append(f"ALTER TABLE {table.sql} RENAME COLUMN {new} TO {old}")
+        # Where it was read anew in between.
+        justified.append(reasons.renamed_column(new[1:-1]))
     else:
         column.name = new[1:-1]
     return acts(random, "rename a column", table, setting, steps, *justified, undone=undone)

@@ -15,7 +15,7 @@ from producers.start_over import start_over
 from schemas.errors import Refused
 from tests.fuzz.acts import Act
 from tests.fuzz.producing import End
-from tests.fuzz.reasons import is_one_of, reasons_of
+from tests.fuzz.reasons import TAKEN_OUT, is_one_of, reasons_of, taken_out_since
 from tests.fuzz.world import Broken
 from tests.producers.sources import capturing
 
@@ -123,7 +123,7 @@ class Operator:
             act
             for act in self._happened
             if table is None or act.table in (None, table)
-            if is_one_of(reason, act.justifies)
+            if is_one_of(reason, act.justifies) or (act.unwritable and act.table and _withdrawn(reason, act.table))
         ]
 
     def _named(self, problem: str) -> list[str]:
@@ -132,3 +132,8 @@ class Operator:
         if not found:
             raise Broken(f"it names no table: {problem}")
         return found
+
+
+def _withdrawn(reason: str, table: str) -> bool:
+    """Whether a table was stopped since the producer before had taken it out of the publication, so that it is written."""
+    return is_one_of(reason, (TAKEN_OUT, taken_out_since(table)))

@@ -101,5 +101,7 @@ def _produce(settings: Settings, log: Path, end: Path, python_codec: bool, plant
             produce(settings, "main", stop)
     except HeadraceError as error:
         told = {"error": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
-        end.write_text(json.dumps(told))
+        written = end.with_suffix(".written")
+        written.write_text(json.dumps(told))
+        written.rename(end)  # it may be killed at any moment
         sys.exit(error.exit_code)

@@ -44,7 +44,8 @@ def make_publication_again(random: Random, table: Table, setting: Setting) -> li
         f"SELECT string_agg({listed}, ', ') FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
     )
-    create = "EXECUTE 'CREATE PUBLICATION headrace FOR TABLE ' || (SELECT * FROM ext.published)"
+    generated = " || ' WITH (publish_generated_columns = stored)'" if setting.version >= 18 else ""
+    create = f"EXECUTE 'CREATE PUBLICATION headrace FOR TABLE ' || (SELECT * FROM ext.published){generated}"
     steps = [
         f"CREATE TABLE ext.published AS {published}",
         "DROP PUBLICATION headrace",

@@ -103,7 +103,8 @@ KEYS: Final = (
     Kind("bytea", lambda random: "\\x" + random.randbytes(random.randrange(4)).hex()),
     Kind("inet", lambda random: f"10.0.{random.randrange(3)}.{random.randrange(60)}"),
     Kind("ext.mood", lambda random: random.choice(("sad", "o,k", 'it\'s "fine"', "glad"))),
-    Kind("ext.pair", lambda random: f"({random.randrange(9)},{random.choice('xyz')})"),
+    # No two of them become equal once an attribute is dropped, which the unique index would not notice.
+    Kind("ext.pair", lambda random: f"({(number := random.randrange(30))},{'xyz'[number % 3]})"),
     Kind("ext.day", lambda random: _moment(random)[:10]),
     Kind("jsonb", lambda random: random.choice(("{}", '{{"a": {}}}', "[{}, null]")).format(random.randrange(60))),
     Kind("int4range", lambda random: f"[{random.randrange(30)},{random.randrange(30, 60)})"),
