@@ -135,5 +135,5 @@ class Operator:
 
 
 def _withdrawn(reason: str, table: str) -> bool:
-    """Whether a table was stopped since the producer before had taken it out of the publication, so that it is written."""
+    """Whether a table was stopped because the producer before had taken it out, so that it can be written."""
     return is_one_of(reason, (TAKEN_OUT, taken_out_since(table)))

@@ -19,8 +19,8 @@ def test_a_reason_is_one_with_its_own_column_and_table_alone() -> None:
 
 def test_what_a_refused_start_blames_is_told_apart_by_table() -> None:
     problem = (
-        "every table of main is stopped (Sch-ema.semi;colon1: it was dropped; public.t: column a; b is called public.t: "
-        'now; s"q.t: 2: it was renamed to x; y)'
+        "every table of main is stopped (Sch-ema.semi;colon1: it was dropped; public.t: column a; b is called public.t:"
+        ' now; s"q.t: 2: it was renamed to x; y)'
     )
     assert reasons.reasons_of(problem, TABLES) == [
         ("Sch-ema.semi;colon1", "it was dropped"),
