@@ -113,9 +113,13 @@ class Operator:
             self.settings = capturing(self.settings, *left)
 
     def _mend(self, reason: str, table: str, *, also_partly: bool = False) -> bool:
-        """Run what puts right the acts that the reason blames, the last one first; return whether all of it worked."""
-        acts = [act for act in self._blamed(reason, None) if act.table in (None, table)]
-        done = [self._execute(statement) for act in reversed(acts) for statement in act.mends]
+        """Run what puts the table right, the last act first; return whether all that the reason blames was."""
+        blamed = self._blamed(reason, None)
+        done = []
+        for act in reversed(self._happened):
+            if act.table in (None, table) and (act.table is not None or act in blamed):
+                worked = [self._execute(statement) for statement in act.mends]
+                done += worked if act in blamed else []
         return any(done) if also_partly else all(done)
 
     def _blamed(self, reason: str, table: str | None) -> list[Act]:
