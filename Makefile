@@ -19,6 +19,8 @@ CASES ?=
 SANITIZE ?=
 KEEP ?=
 INPUT ?=
+# A fault of tests/fuzz/planted.py that the fuzz of tables is to find, or all.
+PLANT ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
@@ -60,7 +62,7 @@ ifeq ($(filter-out tables,$(ONLY)),)
 fuzz: $(STAMP)  ## random tables, for SECONDS or ROUNDS; ONLY=parsers, or one of tests/fuzz/parsers/targets: for SECONDS or CASES
 	$(BIN)/python -m tests.fuzz.tables --seconds $(SECONDS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(VERSION),--version $(VERSION)) $(if $(CHANGE),--change $(CHANGE)) \
-	  $(if $(SHRINK),--shrink)
+	  $(if $(SHRINK),--shrink) $(if $(PLANT),--plant $(PLANT)) --jobs $(JOBS)
 else
 fuzz: $(FUZZER)
 	$(BIN)/python -m tests.fuzz.parsers $(if $(filter-out parsers,$(ONLY)),--only $(ONLY)) \

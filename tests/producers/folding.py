@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from datetime import time as time_of_day
@@ -47,25 +47,38 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
 
     Waits for the end of open transactions: a commit returns a moment before all partitions show it.
     """
-    until_shown(settings.kafka, topic)
-    return sorted(_records(settings, topic), key=lambda record: (record.partition, record.offset))
+    return read_topics(settings, (topic,))[topic]
 
 
-def _records(settings: Settings, topic: str) -> Iterator[Record]:
+def read_topics(settings: Settings, topics: Sequence[str]) -> dict[str, list[Record]]:
+    """Return topic → its records, as `read_topic` does, with one reader for all of them."""
+    until_shown(settings.kafka, *topics)
+    read: dict[str, list[Record]] = {topic: [] for topic in topics}
+    for topic, record in _records(settings, topics):
+        read[topic].append(record)
+    for records in read.values():
+        records.sort(key=lambda record: (record.partition, record.offset))
+    return read
+
+
+def _records(settings: Settings, topics: Sequence[str]) -> Iterator[tuple[str, Record]]:
     decoders = Decoders(settings)
-    ends = {partition: end for partition, end in end_offsets(settings.kafka, topic).items() if end}
+    left = {
+        (topic, partition) for topic in topics for partition, end in end_offsets(settings.kafka, topic).items() if end
+    }
     with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
-        client.assign([TopicPartition(topic, partition, 0) for partition in ends])
-        left = set(ends)
+        client.assign([TopicPartition(topic, partition, 0) for topic, partition in sorted(left)])
         while left:
             message = client.poll(120)
-            assert message is not None, f"{topic} stopped answering"
-            partition = message.partition()
+            assert message is not None, f"{', '.join(topics)} stopped answering"
+            topic, partition = message.topic(), message.partition()
+            assert topic is not None
             assert partition is not None
             if message.error() is not None:
-                left.discard(partition)  # the end of the partition
+                left.discard((topic, partition))  # the end of the partition
                 continue
-            yield decoders.record(partition, message.offset() or 0, message.key() or b"", message.value())
+            record = decoders.record(partition, message.offset() or 0, message.key() or b"", message.value())
+            yield topic, record
 
 
 class Decoders:
