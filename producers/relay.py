@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 from pydantic import BaseModel
 
 from infra import kafka
@@ -35,9 +35,16 @@ class Relay:
         self._positions_topic = positions_topic
         self._open = False
         self._stalls = Stalls(transactional_id)
-        with kafka.translated(settings):
-            self._producer = kafka.producer(
-                settings,
+        try:
+            self._producer = self._opened(transactional_id)
+        except BaseException:
+            self._stalls.close()
+            raise
+
+    def _opened(self, transactional_id: str) -> Producer:
+        with kafka.translated(self._settings):
+            producer = kafka.producer(
+                self._settings,
                 transactional_id=transactional_id,
                 transaction_timeout_ms=60_000,
                 defaults={
@@ -49,7 +56,8 @@ class Relay:
                 },
             )
             with self._stalls.watching("end an earlier producer's transaction"):
-                self._producer.init_transactions(_INIT_SECONDS)
+                producer.init_transactions(_INIT_SECONDS)
+            return producer
 
     @property
     def pending(self) -> bool:

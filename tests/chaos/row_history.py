@@ -62,15 +62,14 @@ def recorded(connection: psycopg.Connection[Any]) -> History:
 
 def published(records: Iterable[Record]) -> History:
     """Return what the topic has of the stream, in the order of positions."""
-    events = [record for record in records if record.event is not None and record.event.op is not Op.READ]
+    events = [(record.event, record.key["id"]) for record in records if record.event is not None]
     history: defaultdict[int, list[Change]] = defaultdict(list)
-    for record in sorted(events, key=lambda record: record.event.source.position if record.event else 0):
-        assert record.event is not None
-        after = record.event.after
-        row = None if after is None else json.dumps(after, sort_keys=True)
-        key = record.key["id"]
-        assert isinstance(key, int)
-        history[record.event.source.xid or 0].append(Change(str(record.event.op), key, row))
+    # A changed key is a delete of the old and a create of the new one, at one position.
+    for event, key in sorted(events, key=lambda each: (each[0].source.position, each[0].op is not Op.DELETE)):
+        if event.op is not Op.READ:
+            assert isinstance(key, int)
+            row = None if event.after is None else json.dumps(event.after, sort_keys=True)
+            history[event.source.xid or 0].append(Change(str(event.op), key, row))
     return history
 
 

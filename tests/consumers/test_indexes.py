@@ -84,7 +84,7 @@ def test_check_shows_it_and_is_not_failed_by_it(config: Path, rows: None) -> Non
     for command in producers.cli.commands(lambda settings, _: advise(settings, limit_ms=AT_ONCE)):
         app.command()(command)
     found = json.loads(CliRunner().invoke(app, ["check", "--json", "--config", str(config)]).stdout)
-    of_kafka, *others = found["advice"]
+    *others, of_kafka = found["advice"]
     assert (of_kafka["where"], [(each["where"], each["remedy"]) for each in others]) == (
         "kafka",
         [("migrations.skip_resets", STATEMENT)],
