@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from tests.producers.folding import Record, fold, text
-from tests.producers.sources import Running, Source
+from tests.producers.sources import Running, Source, until
 
 TYPES = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');
@@ -285,3 +285,5 @@ def becomes_equal(source: Source, producer: Running, name: str) -> None:
         state = source.state().snapshots[f"public.{name}"]
         assert state.stopped is None, f"{name}: {state.stopped}"
         return not state.under_way and shown(source.records(f"public.{name}"), columns) == rows
+
+    until(equal, f"{name} to be {rows}; it is {shown(source.records(f'public.{name}'), columns)}")
