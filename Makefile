@@ -14,9 +14,11 @@ ROUNDS ?=
 VERSION ?=
 CHANGE ?=
 SHRINK ?=
+# A rule of a model that is left out.
+RULE ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz types chaos clean
+.PHONY: demo test lint bench fuzz types chaos model clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -57,6 +59,9 @@ types: $(STAMP)  ## every type's values, as column and as key, in topic and tabl
 chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES or ROUNDS; a failure names its SEED
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY one, RULE left out alone)
+	$(BIN)/python -m tests.models $(if $(ONLY),--only $(ONLY)) $(if $(RULE),--rule $(RULE))
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
