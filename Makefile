@@ -21,10 +21,12 @@ KEEP ?=
 INPUT ?=
 # A fault of tests/fuzz/planted.py that the fuzz of tables is to find, or all.
 PLANT ?=
+# A rule of a model that is left out.
+RULE ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
-.PHONY: demo test lint bench fuzz types chaos faults audit clean
+.PHONY: demo test lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -91,6 +93,9 @@ $(AUDIT)/.installed: $(STAMP) tests/audit_constraints.txt
 
 audit: $(AUDIT)/.installed  ## packages and jars against their hashes, an SBOM, known vulnerabilities where they can be had
 	$(BIN)/python -m tests.audit --tools $(AUDIT)/bin $(if $(WRITE),--write)
+
+model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY one, RULE left out alone)
+	$(BIN)/python -m tests.models $(if $(ONLY),--only $(ONLY)) $(if $(RULE),--rule $(RULE))
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
