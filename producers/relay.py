@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from infra import kafka
 from infra.settings import KafkaSettings
 from infra.topics import ONLY_PARTITION
+from producers.stalls import Stalls
 from schemas.errors import BrokerUnavailable, HeadraceError
 
 _INIT_SECONDS = 30.0
@@ -32,6 +33,7 @@ class Relay:
         self._settings = settings
         self._positions_topic = positions_topic
         self._open = False
+        self._stalls = Stalls(transactional_id)
         with kafka.translated(settings):
             self._producer = kafka.producer(
                 settings,
@@ -45,7 +47,8 @@ class Relay:
                     "batch.size": 1_000_000,
                 },
             )
-            self._producer.init_transactions(_INIT_SECONDS)
+            with self._stalls.watching("end an earlier producer's transaction"):
+                self._producer.init_transactions(_INIT_SECONDS)
 
     @property
     def pending(self) -> bool:
@@ -80,12 +83,13 @@ class Relay:
         """Make the transaction's records visible, all at once; returns when the broker has it so."""
         if not self._open:
             return
-        with kafka.translated(self._settings):
+        with kafka.translated(self._settings), self._stalls.watching("commit a transaction"):
             self._producer.commit_transaction(_COMMIT_SECONDS)
         self._open = False
 
     def close(self) -> None:
         """Abort what is open, as far as the broker still answers; never raises."""
+        self._stalls.close()
         try:
             if self._open:
                 self._producer.purge()
@@ -95,10 +99,19 @@ class Relay:
         self._open = False
 
     def _queue(self, topic: str, records: list[dict[str, Any]], partition: int) -> None:
-        left = records
-        while self._producer.produce_batch(topic, left, partition) != len(left):
-            left = [record for record in left if self._refused(topic, record)]
-            self._producer.poll(0.05)
+        left = self._not_taken(topic, records, partition)
+        while left:
+            with self._stalls.watching("take records"):
+                before = len(left)
+                while len(left) == before:
+                    self._producer.poll(0.05)
+                    left = self._not_taken(topic, left, partition)
+
+    def _not_taken(self, topic: str, records: list[dict[str, Any]], partition: int) -> list[dict[str, Any]]:
+        """Queue the records; return those that did not fit."""
+        if self._producer.produce_batch(topic, records, partition) == len(records):
+            return []
+        return [record for record in records if self._refused(topic, record)]
 
     def _begin(self) -> None:
         if not self._open:

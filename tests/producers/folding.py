@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from psycopg import sql
 
 from infra import kafka
-from infra.registry import Registry, open_registry
+from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import end_offsets
 from schemas.decoder import Decoder, KeyDecoder
@@ -52,9 +52,9 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
 
 
 def _records(settings: Settings, topic: str) -> Iterator[Record]:
-    decoders = _Decoders(open_registry(settings))
+    decoders = Decoders(settings)
     ends = {partition: end for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    with kafka.reading(settings.kafka, f"fold-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in ends])
         left = set(ends)
         while left:
@@ -68,9 +68,11 @@ def _records(settings: Settings, topic: str) -> Iterator[Record]:
             yield decoders.record(partition, message.offset() or 0, message.key() or b"", message.value())
 
 
-class _Decoders:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Decoders:
+    """Decodes a topic's records by the schemas that they name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._registry = open_registry(settings)
         self._values: dict[int, Decoder] = {}
         self._keys: dict[int, KeyDecoder] = {}
 
