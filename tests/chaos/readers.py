@@ -85,18 +85,18 @@ class Story:
     unsure: Mapping[str, Sequence[Span]]
     """When readers were being sent on: at its end all of them that asked since are."""
     moves: Mapping[str, Sequence[Span]]
-    """When there were two copies, or one that was on its way out."""
+    """When there were two copies, or one was on its way out: at its end all that was pushed to either is in one."""
 
     def required(self, name: str, asked: float) -> int:
         """Return the least number that a read may show whose cursors were asked for then."""
-        return max(
-            (
-                push.number
-                for push in self.pushes.get(name, ())
-                if push.done <= asked and not any(span.meets(push.began, asked) for span in self.unsure.get(name, ()))
-            ),
-            default=0,
-        )
+        return max((push.number for push in self.pushes.get(name, ()) if self._is_shown(name, push, asked)), default=0)
+
+    def _is_shown(self, name: str, push: Push, asked: float) -> bool:
+        if push.done > asked:
+            return False
+        if any(push.done <= move.ended <= asked for move in self.moves.get(name, ())):
+            return True
+        return not any(span.meets(push.began, asked) for span in self.unsure.get(name, ()))
 
 
 @dataclass
