@@ -37,8 +37,10 @@ SELECT pg_catalog.format('headrace.%I has the rule %I', c.relname, w.rulename)
  WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace'
  LIMIT 1
 """
-"""Whoever may make roles, or owns the database, is an administrator here: a managed server has no superusers. A function
-runs only where something calls it, which none of headrace's statements does, and the guard's may be a table owner's."""
+"""Whoever may make roles, or owns the database, is an administrator here: a managed server has no superusers.
+
+A function runs only where something calls it, as no statement of headrace's does; a table's owner may have the guard's.
+"""
 
 
 class SchemaPlanted(Refused):
