@@ -20,7 +20,7 @@ from consumers.inputs import source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration, Shared
 from consumers.outside import WorkStatus
-from infra import control, given_away, postgres, standbys, table_format, topics
+from infra import control, given_away, postgres, standbys, topics
 from infra.positions import SourceState, StreamState, read_sources
 from infra.settings import Settings
 from schemas.errors import HeadraceError, OwnershipMoved, UsageError
@@ -227,7 +227,6 @@ def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> st
 
 
 def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
-    table_format.require(connection, connection.info.dbname)
     found = _Recorded()
     if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
         return found

@@ -1,9 +1,9 @@
 """The format of headrace's own tables in a database: `headrace.database.format`, and `format_by`, who made them so.
 
 These two columns have the same form in every format. A program of a newer format upgrades the tables when it starts,
-in one transaction that takes the locks of all migrations alone: it waits for what older consumers are writing, and the
-fence of their next transaction, like the heartbeat of an older producer, finds the newer format and refuses
-(docs/how-to/upgrading.md).
+in one transaction that has headrace.migrations for itself, which the fence of every consumer's transaction reads: it
+waits for what older ones are writing, and their next transaction, like the heartbeat of an older producer, finds the
+newer format and refuses (docs/how-to/upgrading.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.locks import exclude, migration_key
 from schemas import formats
 from schemas.errors import Unavailable
 
@@ -23,7 +22,7 @@ Connection = psycopg.Connection[Any]
 
 _THERE: Final = "SELECT pg_catalog.to_regclass('headrace.database')"
 _FORMAT: Final = "SELECT format, format_by FROM headrace.database"
-_MIGRATIONS: Final = "SELECT name FROM headrace.migrations"
+_ALONE: Final = "LOCK TABLE headrace.migrations IN ACCESS EXCLUSIVE MODE"
 _SET: Final = "UPDATE headrace.database SET format = %s, format_by = %s"
 _PATIENCE: Final = "SELECT pg_catalog.current_setting('lock_timeout')"
 _SET_PATIENCE: Final = "SELECT pg_catalog.set_config('lock_timeout', %s, true)"
@@ -71,7 +70,7 @@ def upgrade(connection: Connection, database: str) -> int | None:
     patience = connection.execute(_PATIENCE).fetchone()
     connection.execute(_SET_PATIENCE, (_SECONDS,))
     try:
-        exclude(connection, (migration_key(name) for (name,) in connection.execute(_MIGRATIONS).fetchall()))
+        connection.execute(_ALONE)
         for step in range(recorded, formats.TABLES.version):
             connection.execute(step_sql(step))
         connection.execute(_SET, (formats.TABLES.version, formats.PROGRAM))
@@ -89,9 +88,12 @@ def statements() -> Iterator[str]:
     for step in range(1, formats.TABLES.version):
         body = sql.SQL(
             "DO $upgrade$ BEGIN IF to_regclass('headrace.database') IS NOT NULL THEN"
+            " PERFORM set_config('lock_timeout', {seconds}, true);"
+            " LOCK TABLE headrace.migrations IN ACCESS EXCLUSIVE MODE;"
             " IF (SELECT format = {step} FROM headrace.database) THEN\n{steps}\n"
             "UPDATE headrace.database SET format = {step} + 1, format_by = {program}; END IF; END IF; END $upgrade$;"
         ).format(
+            seconds=sql.Literal(_SECONDS),
             step=sql.Literal(step),
             steps=sql.SQL(step_sql(step).rstrip().rstrip(";") + ";"),  # a file of ours
             program=sql.Literal(formats.PROGRAM),

@@ -13,14 +13,13 @@ from psycopg import sql
 from consumers import fence
 from infra import control, heartbeat, table_format
 from infra.control import control_sql, ensure_control_schema, owners
-from infra.locks import migration_key
 from infra.table_format import UpgradeWaits
 from producers import move
 from schemas import formats
 from schemas.errors import PreflightFailed
 from schemas.formats import PROGRAM, NewerFormat
 from tests.conftest import Database
-from tests.consumers.services import advisory_lock_is_waited_for, until
+from tests.consumers.services import until
 
 pytestmark = pytest.mark.stack
 
@@ -49,6 +48,11 @@ def recorded(connection: psycopg.Connection) -> object:
 
 def notes(connection: psycopg.Connection) -> list[tuple[str]]:
     return connection.execute("SELECT note FROM headrace.migrations").fetchall()
+
+
+def table_is_waited_for(connection: psycopg.Connection) -> bool:
+    waits = "SELECT count(*) FROM pg_locks WHERE relation = 'headrace.migrations'::regclass AND NOT granted"
+    return connection.execute(waits).fetchone() != (0,)
 
 
 def prepare(connection: psycopg.Connection) -> None:
@@ -111,7 +115,7 @@ def test_upgrade_waits_for_the_transaction_of_an_older_consumer_and_its_next_one
         newer.setattr(table_format, "_SECONDS", "10min")
         start = threading.Thread(target=prepare, args=(database.connect(),))
         start.start()
-        until(lambda: advisory_lock_is_waited_for(watch), "the upgrade to wait")
+        until(lambda: table_is_waited_for(watch), "the upgrade to wait")
         older.execute("UPDATE headrace.migrations SET run_reason = 'written meanwhile'")
         older.execute("COMMIT")
         start.join()
@@ -130,7 +134,7 @@ def test_upgrade_gives_way_to_a_transaction_that_does_not_end(
     monkeypatch.setattr(table_format, "_SECONDS", "50ms")
     before = recorded(made)
     with database.connect() as holder, holder.transaction():
-        holder.execute("SELECT pg_advisory_xact_lock_shared(%s)", (migration_key("mine"),))
+        holder.execute("SELECT FROM headrace.migrations")
         with pytest.raises(UpgradeWaits, match="database main have format 1 and are in use"):
             prepare(database.connect())
     assert recorded(made) == before
