@@ -14,6 +14,11 @@ ROUNDS ?=
 VERSION ?=
 CHANGE ?=
 SHRINK ?=
+# Of make chaos: brokers of the stack, plant violations and find them, a file for what was seen, write the page from it.
+BROKERS ?=
+PLANTED ?=
+RESULTS ?=
+REPORT ?=
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench fuzz types chaos clean
@@ -54,9 +59,10 @@ fuzz: $(STAMP)  ## random tables (ONLY=messages: broken replication messages), f
 types: $(STAMP)  ## every type's values, as column and as key, in topic and table, on PostgreSQL VERSION
 	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))
 
-chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES or ROUNDS; a failure names its SEED
-	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+chaos: $(STAMP)  ## the whole path under load and faults, for MINUTES or ROUNDS; or ONLY=producer, switchovers …; a failure names its SEED
+	$(BIN)/python -m tests.chaos$(if $(ONLY),,.path) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(BROKERS),--brokers $(BROKERS)) \
+	  $(if $(PLANTED),--planted) $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
