@@ -14,7 +14,7 @@ ROUNDS ?=
 VERSION ?=
 CHANGE ?=
 SHRINK ?=
-# Of make chaos: brokers of the stack, plant violations and find them, a file for what was seen, write the page from it.
+# Of make chaos: brokers of the stack, a violation to plant and to find (or all), a file for what was seen, write the page from it.
 BROKERS ?=
 PLANTED ?=
 RESULTS ?=
@@ -62,7 +62,7 @@ types: $(STAMP)  ## every type's values, as column and as key, in topic and tabl
 chaos: $(STAMP)  ## the whole path under load and faults, for MINUTES or ROUNDS; or ONLY=producer, switchovers …; a failure names its SEED
 	$(BIN)/python -m tests.chaos$(if $(ONLY),,.path) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(BROKERS),--brokers $(BROKERS)) \
-	  $(if $(PLANTED),--planted) $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
+	  $(if $(PLANTED),--planted "$(PLANTED)") $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ With `--planted`, each violation in turn is planted in headrace's processes, and
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import random
 import sys
@@ -14,7 +15,9 @@ import time
 import traceback
 from pathlib import Path
 
+from infra import log
 from tests.chaos.path import reliability
+from tests.chaos.path.build import VIOLATIONS
 from tests.chaos.path.faults import Faults
 from tests.chaos.path.namespaces import missing
 from tests.chaos.path.planted import catch_all
@@ -28,7 +31,7 @@ def play_one(seed: int, seconds: float, brokers: int) -> Story:
     try:
         world.produce()
         world.until_ledger()
-        return play(world, lambda: Faults(world.targets, world.network, seed), seed, seconds)
+        return play(world, lambda watch: Faults(world.targets, world.network, seed, watch.reached), seed, seconds)
     except BaseException:
         print(*world.tails(), sep="\n", file=sys.stderr)
         raise
@@ -37,12 +40,19 @@ def play_one(seed: int, seconds: float, brokers: int) -> Story:
 
 
 def main() -> int:
+    faulthandler.enable()
+    log.configure(level="error")
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos.path", description=__doc__)
     arguments.add_argument("--minutes", type=float, default=10.0, help="how long a round is")
     arguments.add_argument("--rounds", type=int, default=1, help="how many rounds, each with the next seed")
     arguments.add_argument("--seed", type=int, default=None, help="the first round's")
     arguments.add_argument("--brokers", type=int, default=3)
-    arguments.add_argument("--planted", action="store_true", help="plant each violation instead, and catch it")
+    arguments.add_argument(
+        "--planted",
+        choices=("all", *VIOLATIONS),
+        action="append",
+        help="plant a violation instead of playing, and catch it; all: one after another",
+    )
     arguments.add_argument("--results", type=Path, default=None, help="add what happened to a file, a line a round")
     arguments.add_argument("--report", action="store_true", help=f"write {reliability.PAGE} from --results, and end")
     chosen = arguments.parse_args()
@@ -53,7 +63,8 @@ def main() -> int:
         print(f"no packet is dropped or delayed: {lacking}", file=sys.stderr)
     seed = chosen.seed if chosen.seed is not None else random.randrange(100_000)
     if chosen.planted:
-        return catch_all(seed, chosen.brokers, chosen.results)
+        violations = list(VIOLATIONS) if "all" in chosen.planted else chosen.planted
+        return catch_all(violations, seed, chosen.brokers, chosen.results)
     for number in range(seed, seed + chosen.rounds):
         began = time.monotonic()
         again = f"again with: make chaos SEED={number} MINUTES={chosen.minutes:g}"

@@ -25,7 +25,9 @@ _OF_THE_NETWORK: Final = (CUT_OFF, LOSSY, SLOW)
 _WEIGHTS: Final = {PRODUCER: 5, CONSUMER: 6, BROKER: 4, PRIMARY: 2, STANDBY: 4, REGISTRY: 2}
 _SECONDS: Final = {PRODUCER: 5.0, CONSUMER: 5.0, BROKER: 4.0, PRIMARY: 2.5, STANDBY: 4.0, REGISTRY: 3.0}
 """How long at most one lasts, by what it happens to."""
-_PAUSE: Final = (0.2, 2.0)
+_PAUSE: Final = (0.05, 0.8)
+_RECOVERY_SECONDS: Final = 12.0
+"""A role is disturbed again after so long even where nothing moved since."""
 
 
 class Happened(NamedTuple):
@@ -40,8 +42,9 @@ class Happened(NamedTuple):
 class Faults:
     """Has faults happen, `threads` at a time, from `start` to `stop`; `happened` has them all.
 
-    At most one of each role is disturbed at a time, so that two brokers of three are there at every instant. `only` are
-    the kinds and the roles, each with its weight, that may be drawn.
+    At most one of each role is disturbed at a time, but for the consumers, so that two brokers of three are there at
+    every instant. None is again before `progress` returned something else than after its last fault: what only ever
+    starts shows nothing. On a slow machine faults are fewer. `weights` and `kinds` say what may be drawn.
     """
 
     def __init__(
@@ -49,8 +52,9 @@ class Faults:
         targets: Sequence[Target],
         network: Network | None,
         seed: int,
+        progress: Callable[[], object],
         *,
-        threads: int = 2,
+        threads: int = 4,
         weights: Mapping[str, float] = _WEIGHTS,
         kinds: Sequence[str] = KINDS,
     ) -> None:
@@ -58,9 +62,13 @@ class Faults:
         self.error: BaseException | None = None
         self._targets = {role: [target for target in targets if target.role == role] for role in ROLES}
         self._network = network
+        self._progress = progress
+        self._last: dict[str, tuple[float, object]] = {}
+        """Role, or consumer → when its last fault was over, and the progress then."""
         self._kinds = [kind for kind in kinds if network is not None or kind not in _OF_THE_NETWORK]
         self._weights = {role: weight for role, weight in weights.items() if self._targets[role]}
-        self._disturbed = {role: threading.Lock() for role in ROLES}
+        self._disturbed = {target.node: threading.Lock() for target in targets if target.role == CONSUMER}
+        self._disturbed |= {role: threading.Lock() for role in ROLES}
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._guarded, args=(random.Random(f"{seed}/faults/{number}"),), daemon=True)
@@ -98,15 +106,21 @@ class Faults:
         kind = draw.choice(self._kinds)
         seconds = _SECONDS[role] * draw.random() ** 2
         target = draw.choice(self._targets[role])
-        if not self._disturbed[role].acquire(blocking=False):
+        alone = target.node if role == CONSUMER else role
+        if not self._has_recovered(alone) or not self._disturbed[alone].acquire(blocking=False):
             return
         try:
             began = time.time()
             with self._happening(kind, target, draw):
                 self._over.wait(seconds)
             self.happened.append(Happened(kind, role, began, time.time()))
+            self._last[alone] = time.monotonic(), self._progress()
         finally:
-            self._disturbed[role].release()
+            self._disturbed[alone].release()
+
+    def _has_recovered(self, alone: str) -> bool:
+        over, progress = self._last.get(alone, (0.0, None))
+        return self._progress() != progress or time.monotonic() > over + _RECOVERY_SECONDS
 
     @contextlib.contextmanager
     def _happening(self, kind: str, target: Target, draw: random.Random) -> Iterator[None]:

@@ -7,14 +7,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.chaos.path.build import VIOLATIONS
 from tests.chaos.path.faults import CUT_OFF, FROZEN, KILLED, Faults
 from tests.chaos.path.round import RefusedToContinue, play
 from tests.chaos.path.targets import BROKER, CONSUMER, PRODUCER, STANDBY
+from tests.chaos.path.watch import Watch
 from tests.chaos.path.world import World
 
 _SECONDS: Final = 12.0
@@ -53,7 +53,7 @@ def catch(violation: str | None, seed: int, brokers: int, *, seconds: float = _S
             world.produce()
             world.until_ledger()
             began = time.monotonic()
-            verdict = play(world, lambda: _faults(world, violation, seed), seed, seconds).verdict
+            verdict = play(world, lambda watch: _faults(world, watch, violation, seed), seed, seconds).verdict
         except RefusedToContinue as error:
             verdict = str(error)
         except BaseException:
@@ -72,15 +72,16 @@ def catch(violation: str | None, seed: int, brokers: int, *, seconds: float = _S
     return found[0]
 
 
-def _faults(world: World, violation: str | None, seed: int) -> Faults:
+def _faults(world: World, watch: Watch, violation: str | None, seed: int) -> Faults:
     weights = _DISTURBED.get(violation or "", {STANDBY: 1})
-    return Faults(world.targets, world.network, seed, weights=weights, kinds=(KILLED, FROZEN, CUT_OFF))
+    kinds = (KILLED, FROZEN, CUT_OFF)
+    return Faults(world.targets, world.network, seed, watch.reached, weights=weights, kinds=kinds)
 
 
-def catch_all(seed: int, brokers: int, results: Path | None) -> int:
-    """Plant each violation in turn; return the exit code: 1 unless each was found in time."""
+def catch_all(violations: Sequence[str], seed: int, brokers: int, results: Path | None) -> int:
+    """Plant each of these in turn; return the exit code: 1 unless each was found in time."""
     missed = []
-    for number, violation in enumerate(VIOLATIONS):
+    for number, violation in enumerate(violations):
         caught = catch(violation, seed + number, brokers)
         first = (caught.verdict or "NOT FOUND").splitlines()[0]
         print(f"{violation}: {first} (after {caught.seconds:.0f} s, seed {seed + number})", flush=True)

@@ -16,7 +16,6 @@ import psycopg
 
 from consumers import pauses
 from consumers.catalog import migration_class
-from infra import kafka
 from infra.heartbeat import beat
 from infra.locks import exclude, ownership_key
 from infra.positions import read_sources
@@ -27,7 +26,7 @@ from schemas.positions import Lsn
 from tests.chaos.path import checker, tables, topic
 from tests.chaos.path.application import Application
 from tests.chaos.path.faults import Faults, Happened
-from tests.chaos.path.histories import MIGRATIONS, Evidence
+from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence
 from tests.chaos.path.watch import Watch, committed
 from tests.chaos.path.world import World
 from tests.consumers.services import until
@@ -63,16 +62,16 @@ class RefusedToContinue(AssertionError):
     """One of headrace's processes ended in a way that none of the faults explains."""
 
 
-def play(world: World, disturb: Callable[[], Faults], seed: int, seconds: float, *, rate: float = _RATE) -> Story:
+def play(world: World, disturb: Callable[[Watch], Faults], seed: int, seconds: float, *, rate: float = _RATE) -> Story:
     """Play a round in a world whose consumers have not been started yet; `disturb` is called once they are."""
     began = time.monotonic()
     application = Application(world.dsn, seed, rate=rate)
-    watch = Watch(world.settings, world.dsn, world.topic, f"{world.name}_main".lower())
+    watch = Watch(world)
     operator = _Operator(world, random.Random(f"{seed}/operator"))
     faults: Faults | None = None
     try:
         world.consume()
-        faults = disturb()
+        faults = disturb(watch)
         faults.start()
         copied = _copied(world, faults, application)
         application.change_forms()
@@ -87,7 +86,7 @@ def play(world: World, disturb: Callable[[], Faults], seed: int, seconds: float,
         settled.wait()
         wrote = time.monotonic() - began
         watch.stop()
-        farewell = _Farewell(world, seed)
+        farewell = _Farewell(world, seed) if settled.stuck is None else None
         world.stop()
     finally:
         operator.stop()
@@ -108,7 +107,9 @@ def play(world: World, disturb: Callable[[], Faults], seed: int, seconds: float,
         "settled after": round(settled.seconds, 1),
         "seconds": round(wrote),
     }
-    return Story(seed, checker.verdict(evidence), faults.happened, figures, watch.progress)
+    broken = [settled.stuck, checker.verdict(evidence)]
+    verdict = "; ".join(text for text in broken if text is not None) or None
+    return Story(seed, verdict, faults.happened, figures, watch.progress)
 
 
 def _copied(world: World, faults: Faults, application: Application) -> Lsn:
@@ -199,16 +200,21 @@ class _Settled:
         self.ledger: dict[str, dict[int, int]] = {}
         self.committed: dict[str, dict[int, int]] = {}
         self.seconds = 0.0
+        self.stuck: str | None = None
         self._world = world
         self._watch = watch
 
     def wait(self) -> None:
-        """Return when nothing moves any more; raises AssertionError when that does not happen."""
+        """Return when nothing moves any more, or when that does not happen: then only what must never be is judged."""
         began = time.monotonic()
-        until(self._world.is_synchronous, "the standby is back")
-        until(self._all_done, "all that was written is published and applied")
-        # Kafka's offsets follow the ledger by themselves, and nobody waits for them.
-        until(self._offsets_follow, "Kafka's offsets are those of the ledger")
+        try:
+            until(self._world.is_synchronous, "the standby is back")
+            until(self._all_done, "all that was written is published and applied")
+            # Kafka's offsets follow the ledger by themselves, and nobody waits for them.
+            until(self._offsets_follow, "Kafka's offsets are those of the ledger")
+        except AssertionError as error:
+            self.stuck = str(error)
+            self.lsn, self.ends, self.ledger, self.committed = BEGINNING, {}, {}, {}
         self.seconds = time.monotonic() - began
 
     def _all_done(self) -> bool:
@@ -236,8 +242,8 @@ class _Settled:
         return False
 
     def _offsets_follow(self) -> bool:
-        client = kafka.admin(self._world.settings.kafka)
-        self.committed = {name: committed(client, self._world.settings, name, self._world.topic) for name in MIGRATIONS}
+        with contextlib.suppress(HeadraceError), self._watch.groups() as groups:
+            self.committed = {name: committed(client, self._world.topic) for name, client in groups.items()}
         moved = {name: {part: at for part, at in self.ledger[name].items() if at} for name in MIGRATIONS}
         return self.committed == moved
 
@@ -245,16 +251,18 @@ class _Settled:
 class _Farewell:
     """The gitlab schema is given to another database while the application writes.
 
-    One consumer of each migration is frozen meanwhile, and comes back as a zombie; one that holds the fence's lock
-    comes back sooner, since nobody can give away what it writes.
+    All consumers are frozen meanwhile, and come back as zombies; sooner where one holds the fence's lock, since nobody
+    can give away what it writes.
     """
 
     def __init__(self, world: World, seed: int) -> None:
         application = Application(world.dsn, seed + 1, rate=_RATE, label="farewell ")
         time.sleep(_FAREWELL_SECONDS)
-        frozen = [world.consumers(name)[0] for name in MIGRATIONS]
+        frozen = [consumer for name in MIGRATIONS for consumer in world.consumers(name)]
         for consumer in frozen:
             consumer.freeze()
+        # They have something left to do then.
+        time.sleep(_FAREWELL_SECONDS)
         with world.connect() as connection:
             connection.execute("SET lock_timeout = '1s'")
             while (xid := self._given_away(connection)) is None:
@@ -289,7 +297,7 @@ def _evidence(
     settled: _Settled,
     copied: Lsn,
     rereads: int,
-    farewell: _Farewell,
+    farewell: _Farewell | None,
 ) -> Evidence:
     events = list(topic.events(world.settings, world.topic))
     with world.connect() as connection:
@@ -300,10 +308,10 @@ def _evidence(
             events=events,
             effects=tables.effects(connection),
             moves=tables.moves(connection),
-            transactions={**application.log, **farewell.log},
+            transactions=application.log | (farewell.log if farewell else {}),
             found=tables.transactions(connection),
             settled=settled.lsn,
-            given_away=commits[farewell.xid],
+            given_away=commits[farewell.xid] if farewell else None,
             copied=copied,
             rereads=rereads,
             ends=settled.ends,

@@ -14,13 +14,13 @@ import psycopg
 from psycopg import sql
 
 from infra.settings import Settings, load_settings
-from infra.stack.kafka import EmbeddedKafka
 from infra.stack.ports import free_port
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.topics import table_topic
 from tests.chaos.forked import Service
 from tests.chaos.path import build, tables
+from tests.chaos.path.brokers import Ports, ReplicatedBroker, new_cluster
 from tests.chaos.path.histories import COPIES, MIGRATIONS, RESETS
 from tests.chaos.path.namespaces import Network, enter, entered, missing
 from tests.chaos.path.targets import (
@@ -72,13 +72,18 @@ class World:
         self._closing.callback(keeper.close)
         names = [f"kafka{number}" for number in range(brokers)]
         ports = {node: free_port() for node in (*names, PRIMARY, STANDBY, REGISTRY)}
-        owned = {node: [port] for node, port in ports.items()}
+        cluster, places = new_cluster(), [Ports(ports[name], free_port()) for name in names]
+        owned: dict[str, list[int]] = {node: [port] for node, port in ports.items()}
+        owned |= {name: list(place) for name, place in zip(names, places, strict=True)}
         owned |= {PRODUCER: [], **{f"{CONSUMER}{number}": [] for number in range(_CONSUMERS * len(MIGRATIONS))}}
         self.network = Network(self.name, owned) if network and missing() is None else None
         if self.network is not None:
             self._closing.callback(self.network.close)
             enter(self.network.hub)
-        self.kafkas = [EmbeddedKafka(self.directory / name, keeper, port=ports[name]) for name in names]
+        self.kafkas = [
+            ReplicatedBroker(self.directory / name, keeper, number, cluster, places)
+            for number, name in enumerate(names)
+        ]
         self.primary = EmbeddedPostgres(self.directory / PRIMARY, keeper, port=ports[PRIMARY], settings=_KEEP_WAL)
         self.registry = Registry(ports[REGISTRY], self.directory / "registry.json")
         self._closing.callback(self.registry.kill)
@@ -116,6 +121,11 @@ class World:
     @property
     def targets(self) -> Sequence[Target]:
         return [*self.servers, *self.services]
+
+    @property
+    def hub(self) -> str | None:
+        """Where the harness and the application are; None: there are no namespaces."""
+        return None if self.network is None else self.network.hub
 
     def place(self, node: str) -> str | None:
         """Return a node's namespace; None: there are none."""
@@ -180,6 +190,10 @@ class World:
                 server.thaw()
         self._closing.close()
 
+    def preparing(self, namespace: str | None) -> Callable[[], None]:
+        """Return what makes a process one of this round's, in a namespace."""
+        return preparing(namespace, self._violation)
+
     def tails(self, lines: int = 8) -> Iterator[str]:
         """Yield the end of each process's log."""
         for log in sorted(self.logs.glob("*.err")):
@@ -187,7 +201,7 @@ class World:
             yield "\n".join((f"--- {log.name}", *text))
 
     def _serve(self, role: str, node: str, *arguments: str) -> None:
-        prepare = preparing(self.place(node), self._violation)
+        prepare = self.preparing(self.place(node))
         service = Service(self.logs, *arguments, "--config", str(self.config), prepare=prepare)
         self.services.append(ServiceTarget(role, node, service))
 
