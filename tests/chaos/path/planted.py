@@ -21,7 +21,7 @@ _SECONDS: Final = 12.0
 LIMIT_SECONDS: Final = 60.0
 """How soon after the application began to write a violation has to be found."""
 
-_DISTURBED: Final[Mapping[str, Mapping[str, float]]] = {
+DISTURBED: Final[Mapping[str, Mapping[str, float]]] = {
     "skip an event": {STANDBY: 1},
     "apply twice": {STANDBY: 1},
     "apply before visible": {STANDBY: 1},
@@ -73,7 +73,7 @@ def catch(violation: str | None, seed: int, brokers: int, *, seconds: float = _S
 
 
 def _faults(world: World, watch: Watch, violation: str | None, seed: int) -> Faults:
-    weights = _DISTURBED.get(violation or "", {STANDBY: 1})
+    weights = DISTURBED.get(violation or "", {STANDBY: 1})
     kinds = (KILLED, FROZEN, CUT_OFF)
     return Faults(world.targets, world.network, seed, watch.reached, weights=weights, kinds=kinds)
 
