@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import logging
 import random
 import sys
 import threading
@@ -42,6 +43,7 @@ def play_one(seed: int, seconds: float, brokers: int) -> Story:
 def main() -> int:
     faulthandler.enable()
     log.configure(level="error")
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # a session that lost its server is no news here
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos.path", description=__doc__)
     arguments.add_argument("--minutes", type=float, default=10.0, help="how long a round is")
     arguments.add_argument("--rounds", type=int, default=1, help="how many rounds, each with the next seed")
