@@ -63,15 +63,20 @@ class Entry:
 def read_parked(settings: Settings, migration: str) -> list[Entry]:
     """Return every event that is in the topic, in the order of topic, partition and offset.
 
-    Among them are some that are not open: settled lately, or applied after all by the consumer that parked them.
+    Among them are some that are not open: settled lately, or applied after all by the consumer that parked them. A
+    record that no consumer of headrace's wrote is left out, and said in the log.
     """
     entries: dict[bytes, Entry] = {}
-    for record in topics.LogReader(settings.kafka, parked_topic(settings.prefix, migration)).read():
+    topic = parked_topic(settings.prefix, migration)
+    for record in topics.LogReader(settings.kafka, topic).read():
         key = bytes(record.key() or b"")
         if record.value() is None:
             entries.pop(key, None)
-        else:
+            continue
+        try:
             entries[key] = _entry(key.decode(), record)
+        except (ValueError, OverflowError):
+            log.get(migration=migration).warning("not a dead letter: left out", topic=topic, offset=record.offset())
     return sorted(entries.values(), key=lambda entry: (entry.place, entry.offset, entry.run))
 
 
@@ -93,7 +98,7 @@ def _entry(key: str, record: Message) -> Entry:
         Place(topic, int(partition)),
         Offset(int(offset)),
         int(run),
-        headers.get(REASON_HEADER, b"").decode(),
+        headers.get(REASON_HEADER, b"").decode(errors="replace"),
         datetime.fromtimestamp(record.timestamp()[1] // 1000, UTC),
         bytes(record.value() or b""),
         headers.get(KEY_HEADER, b""),

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
+from infra.planted import require_own_schema
 from schemas.errors import PreflightFailed, Refused
 from schemas.positions import Lsn, parse_lsn
 
@@ -87,8 +88,9 @@ def ensure_control_schema(
     settings have them and a migration's `own_tables`; again, or by two processes at once, it changes nothing more. A
     gitlab schema that has an owner keeps it. Without a prefix, that on record is neither set nor looked at.
 
-    Raises PreflightFailed when the role may not do what is missing, WrongDatabase when the database already has another
-    name, and OtherPrefix when its ledger speaks of topics with another prefix; then nothing was changed.
+    Raises PreflightFailed when the role may not do what is missing, SchemaPlanted when somebody else made the schema,
+    WrongDatabase when the database already has another name, and OtherPrefix when its ledger speaks of topics with
+    another prefix; then nothing was changed.
     """
     try:
         with connection.transaction():
@@ -96,6 +98,7 @@ def ensure_control_schema(
             connection.execute("SET LOCAL synchronous_commit = local")
             # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            require_own_schema(connection)
             if _missing(connection, _TABLES):
                 connection.execute(control_sql())
             if _missing(connection, tables_made(own_tables)):

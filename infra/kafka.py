@@ -12,13 +12,19 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from infra import log
+from infra import kafka_access, log
 from infra.kafka_options import CONSUMER, PRODUCER, given_to, primary
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, Interrupted, PreflightFailed, SettingsError
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, Interrupted, SettingsError
 
 RECORD_BYTES: Final = 104_000_000
 """The largest record unless the settings say otherwise: a broker takes no request of more than 100 MiB by default."""
+
+READERS: Final = "headrace-readers"
+"""The group of all that read without being a consumer of a migration: none joins it, and nothing is committed in it.
+
+A client without a group is none that confluent-kafka makes; it asks for the group's coordinator, which takes Describe.
+"""
 
 _BESIDE: Final = 64 << 20
 """What a broker may answer with beside one such record: a fetch asks for 50 MiB."""
@@ -42,12 +48,6 @@ _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PR
 _INVALID = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
 _QUOTED_VALUE = re.compile(r'value "[^"]*"')
 _PERMANENT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD}
-_DENIED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-}
 
 
 def producer(settings: KafkaSettings, *, defaults: Mapping[str, Any] = _NONE, **options: Any) -> Producer:
@@ -85,10 +85,10 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
 
 
 @contextmanager
-def reading(settings: KafkaSettings, group: str, **options: Any) -> Iterator[Consumer]:
-    """Give a consumer as `consumer` does, with what it raises inside translated; it is left at the end."""
+def reading(settings: KafkaSettings, **options: Any) -> Iterator[Consumer]:
+    """Give a consumer as `consumer` does, of READERS, with what it raises inside translated; it is left at the end."""
     with translated(settings):
-        client = consumer(settings, group, **options)
+        client = consumer(settings, READERS, **options)
         try:
             yield client
         finally:
@@ -129,11 +129,11 @@ def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
 
 
 def answer(future: Future[Any], seconds: float = 20.0) -> Any:
-    """Return what a request of an admin client brought; the client itself keeps to its request's timeout, mostly."""
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        raise BrokerUnavailable("Kafka did not answer an administrative request") from None
+    """Return what a request of an admin client brought, within `translated`, which tells why it brought nothing.
+
+    The client itself keeps to its request's timeout, mostly.
+    """
+    return future.result(seconds)
 
 
 def ask(question: Callable[[], T], stopping: threading.Event) -> T:
@@ -170,7 +170,7 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
         raise translate(error.args[0], settings) from error
     except TimeoutError as error:
         # An answer of the admin client that did not come.
-        raise BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} does not answer in time") from error
+        raise _unreachable("nothing came in time", settings) from error
 
 
 def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
@@ -183,16 +183,17 @@ def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
         )
     if code in _FENCED:
         return Fenced(f"this process was fenced: {text}")
-    if code in _DENIED:
-        return PreflightFailed(
-            f"Kafka at {settings.bootstrap_servers} denies it: {text}",
-            remedy="grant it: `headrace init --sql` prints the ACL commands",
-        )
+    if code in kafka_access.DENIALS:
+        return kafka_access.denied(error, settings)
     if code in _UNREACHABLE:
-        return BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} does not answer: {text}")
+        return _unreachable(text, settings)
     if code not in _PERMANENT and (error.retriable() or error.txn_requires_abort()):
         return BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} did not take it: {text}")
     return HeadraceError(f"Kafka at {settings.bootstrap_servers}: {text}")
+
+
+def _unreachable(text: str, settings: KafkaSettings) -> BrokerUnavailable:
+    return kafka_access.unreachable(text, settings, lambda: _configuration(settings, PRODUCER, {}, {}))
 
 
 def _configuration(

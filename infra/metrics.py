@@ -14,6 +14,9 @@ from schemas.errors import SettingsError
 
 PUBLISHED: Final = Counter("headrace_published_events", "Changes of the stream published.", ["source"])
 COPIED: Final = Counter("headrace_copied_rows", "Rows of snapshots published.", ["source", "table"])
+COMPLETED: Final = Counter(
+    "headrace_completed_rows", "Rows read by key, since their record left out a value.", ["source", "table"]
+)
 CONFIRMED_LSN: Final = Gauge("headrace_confirmed_lsn_bytes", "Log position up to which all is published.", ["source"])
 COMMIT_TIME: Final = Gauge(
     "headrace_last_commit_timestamp_seconds", "When the last transaction that was published had committed.", ["source"]

@@ -126,6 +126,19 @@ class RereadState(_Record):
     keys: str = ""
 
 
+class IncompleteState(_Record):
+    """The rows whose last record leaves out a value; see producers.incomplete_rows.
+
+    `keys` are those still to be read. `read` are the keys of the rows that were read last, packed, as long as their
+    `snapshot` is remembered.
+    """
+
+    keys: tuple[tuple[str, ...], ...] = ()
+    snapshot: str | None = None
+    lsn: Lsn | None = None
+    read: str = ""
+
+
 class PartitionState(NamedTuple):
     """A partition whose rows and changes are in the topic of its table; see producers.partitions.Partition.
 
@@ -145,7 +158,8 @@ class SnapshotState(_Record):
     those expected, from the planner's estimate of the rows. `form` is what the rows in its topic were made of, or will
     have been once all that is `asked` is read. `done` says that the topic has all of the table. `reread` is there while
     it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and `asked` are the
-    ranges to be read after that. `anew` says that the topic is to be emptied, and then read again.
+    ranges to be read after that. `incomplete` are rows that are read besides. `anew` says that the topic is to be
+    emptied, and then read again.
     `published` is how its stream was published all along; see producers.publication. `partitions` are those of which
     the topic has the rows, as the catalog had them once all transactions below the 64-bit id `partitions_seen` ended.
     `order` names what its ranges are compared by (infra.key_order.order_name).
@@ -166,6 +180,7 @@ class SnapshotState(_Record):
     stopped: str | None = None
     reread: RereadState | None = None
     asked: tuple[RangeState, ...] = ()
+    incomplete: IncompleteState = IncompleteState()
     anew: bool = False
     partitions: tuple[PartitionState, ...] = ()
     partitions_seen: int = 0

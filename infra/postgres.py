@@ -189,6 +189,20 @@ _WRONG_DSN: Final = (
     (("no pg_hba.conf entry", "not permitted to log in", "permission denied for"), "does not let that user in", ""),
     (("connection is bad: invalid", "connection is bad: definition of"), "has a dsn that is not valid", ""),
 )
+_UNTRUSTED: Final[Sequence[tuple[Sequence[str], str]]] = (
+    (
+        ("certificate verify failed", "server certificate for", "server's host name"),
+        "does not prove to be the server that host and sslrootcert of the dsn name",
+    ),
+    (
+        ("certificate authentication failed", "valid client certificate", "alert unknown ca", "alert certificate"),
+        "does not take the certificate of the dsn (sslcert, sslkey) for that user's",
+    ),
+    (("alert bad certificate", "alert decrypt error"), "does not take the certificate of the dsn (sslcert, sslkey)"),
+    (("does not support SSL",), "does not speak TLS, which sslmode in the dsn asks for"),
+    (("certificate file", "private key file"), "cannot be asked with the files that the dsn names"),
+)
+"""The same of TLS, where libpq's message is told too: it has names of files and hosts."""
 """libpq gives refused connections no SQL state: fragments of its message, what it means, what else could be done."""
 
 
@@ -200,4 +214,7 @@ def _unavailable(dsn: str, error: psycopg.Error) -> HeadraceError:
         matches = all if fragments[0].endswith('"') else any
         if matches(fragment in text for fragment in fragments):
             return SettingsError(f"{place} {problem}", remedy=f"correct the dsn {other}".strip())
+    for signs, problem in _UNTRUSTED:
+        if any(sign in text for sign in signs):
+            return SettingsError(f"{place} {problem}: {text}", remedy="correct the dsn; see docs/security.md")
     return DatabaseUnavailable(f"{place} does not answer: {text}")

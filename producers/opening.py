@@ -19,7 +19,7 @@ from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import largest_records
 from producers import ownership, slots, startup
-from producers.feed import TableFeed, schemas_of
+from producers.feed import TableFeed
 from producers.ownership import Standing
 from producers.publication import edited, ensure_publication, read_publication
 from producers.replication import ReplicationStream, SlotInUse
@@ -27,6 +27,7 @@ from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
 from producers.server_text import stream_encoding
 from producers.table_catalog import TableWatch
+from producers.table_encoders import schemas_of
 from producers.tables import CapturedTable
 from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Lsn
@@ -78,6 +79,7 @@ def open_feeds(
             snapshots.get(table.name) or standing.given.get(table.name),
             not_before=not_before,
             largest=largest[table.topic],
+            complete_rows=settings.database(source).complete_rows,
             now=partial(watch.now, table.relation.oid),
         )
         for table in tables
@@ -153,19 +155,30 @@ def take_session(connection: psycopg.Connection[Any], source: str, slot: str, st
     would wait for them, with everybody else behind. Raises SlotInUse when the session does not end, and Interrupted
     when stopped meanwhile.
     """
-    key = zlib.crc32(slot.encode()) - (1 << 31)
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
-        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, key)).fetchone()
+        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, _lock_of(slot))).fetchone()
         if taken == (True,):
             return
-        for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, key % (1 << 32))).fetchall():
+        for pid in sessions_of(connection, slot):
             if time.monotonic() > deadline:
                 raise SlotInUse(slot, pid)
             log.get(**{log.SOURCE: source}).warning("ending the session of an earlier producer", pid=pid)
             connection.execute(_END, (pid,))
         if stop.wait(0.1):
             raise Interrupted(f"stopped while the session of an earlier producer of {source} was ended")
+
+
+def sessions_of(connection: psycopg.Connection[Any], slot: str) -> list[int]:
+    """Return the process ids of the sessions that copy for a slot: none where no producer of it runs.
+
+    A slot may have a reader even so: the server notices only later that a producer has gone.
+    """
+    return [pid for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, _lock_of(slot) % (1 << 32))).fetchall()]
+
+
+def _lock_of(slot: str) -> int:
+    return zlib.crc32(slot.encode()) - (1 << 31)
 
 
 def take_slot(

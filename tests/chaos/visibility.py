@@ -340,7 +340,7 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
     read: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
     events: dict[int, list[Event]] = defaultdict(list)
     left = {partition for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    with kafka.reading(settings.kafka, f"history-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(10_000, 1.0):

@@ -57,7 +57,7 @@ class Producer:
 def _produce(settings: Settings, log: Path) -> None:
     from infra import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
     from infra.stopping import stop_on_signals  # noqa: PLC0415
-    from producers.producer import produce  # noqa: PLC0415
+    from producers.service import produce  # noqa: PLC0415
     from schemas.errors import HeadraceError  # noqa: PLC0415
 
     with log.open("a") as output:

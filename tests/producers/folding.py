@@ -54,7 +54,7 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
 def _records(settings: Settings, topic: str) -> Iterator[Record]:
     decoders = _Decoders(open_registry(settings))
     ends = {partition: end for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    with kafka.reading(settings.kafka, f"fold-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in ends])
         left = set(ends)
         while left:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ _CLONE_NEWNET: Final = 0x40000000
 _OWN: Final = "/proc/thread-self/ns/net"
 _NAMED: Final = Path("/run/netns")
 _NETWORK: Final = "10.77.0"
+_NAME: Final = "headrace"
+_NUMBERS: Final = itertools.count(1)
 _RULES: Final = """
 table ip paths {{
     chain sent {{
@@ -77,7 +80,7 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def _trial() -> Iterator[str]:
-    name = f"headrace-trial-{os.getpid()}"
+    name = f"{_NAME}{os.getpid()}x0"
     _run("ip", "netns", "add", name)
     try:
         yield name
@@ -115,7 +118,9 @@ def _set(number: int) -> None:
 class Network:
     """The namespaces of one round; `ports` are those that each node's server listens on."""
 
-    def __init__(self, name: str, ports: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, ports: Mapping[str, Sequence[int]]) -> None:
+        _remove_those_of_the_dead()
+        name = f"{_NAME}{os.getpid()}x{next(_NUMBERS)}"
         self.hub = f"{name}-hub"
         self.addresses = f"{_NETWORK}.0/24"
         """Where a node's connections come from, as the others see it."""
@@ -206,6 +211,14 @@ class Network:
             for interface in ("all", "lo", link):
                 Path(f"/proc/sys/net/ipv4/conf/{interface}/route_localnet").write_text("1")
             _run("nft", "-f", "-", given=_RULES.format(sent=sent, come=come, link=link))
+
+
+def _remove_those_of_the_dead() -> None:
+    """Remove the namespaces of processes that were killed: nothing else does."""
+    for place in _NAMED.glob(f"{_NAME}*x*"):
+        owner = place.name.removeprefix(_NAME).partition("x")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _run("ip", "netns", "del", place.name)
 
 
 def _run(*command: str, given: str | None = None) -> None:

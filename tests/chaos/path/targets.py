@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -15,7 +14,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Final, Protocol
 
-from infra.stack.processes import Guarded
+from infra.stack.processes import Guarded, Keeper
 from tests.chaos.forked import Command, Service
 from tests.chaos.path import build
 from tests.chaos.path.namespaces import entered
@@ -29,6 +28,8 @@ STANDBY: Final = "standby"
 REGISTRY: Final = "registry"
 # What headrace's processes are forked by listens on a socket: one with a name, which every namespace can reach.
 vars(util)["abstract_sockets_supported"] = False
+
+_STOP_SECONDS: Final = 10.0
 
 ROLES: Final = (PRODUCER, CONSUMER, BROKER, PRIMARY, STANDBY, REGISTRY)
 
@@ -101,7 +102,7 @@ class ServiceTarget(Target):
 
 
 class Stoppable(Protocol):
-    """A server of the embedded stack."""
+    """A server that can be started and ended."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -111,7 +112,7 @@ class Stoppable(Protocol):
 
 
 class ServerTarget(Target):
-    """A server of the embedded stack."""
+    """A server, in a namespace."""
 
     def __init__(self, role: str, node: str, server: Stoppable, namespace: str | None) -> None:
         super().__init__(role, node)
@@ -134,52 +135,31 @@ class ServerTarget(Target):
 
 
 class Registry:
-    """The process of registry.py; started and stopped as a server is."""
+    """The schema registry: the process of registry.py."""
 
-    def __init__(self, port: int, file: Path) -> None:
+    def __init__(self, directory: Path, keeper: Keeper, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self._keeper = keeper
+        self._log = directory / "registry.log"
+        file = directory / "registry.json"
         self._command = [sys.executable, "-m", "tests.chaos.path.registry", str(port), str(file)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Guarded | None = None
+
+    @property
+    def process(self) -> Guarded:
+        assert self._process is not None, "the registry does not run"
+        return self._process
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, cwd=ROOT, stdin=subprocess.DEVNULL)
+        self._process = self._keeper.start(self._command, log=self._log, cwd=ROOT)
 
     def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
-    def pids(self) -> list[int]:
-        return [] if self._process is None else [self._process.pid]
-
-    def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait()
-            self._process = None
-
-
-class RegistryTarget(Target):
-    """The schema registry."""
-
-    def __init__(self, registry: Registry, namespace: str | None) -> None:
-        super().__init__(REGISTRY, REGISTRY)
-        self.registry = registry
-        self._namespace = namespace
+            self._process.stop(signal.SIGTERM, _STOP_SECONDS)
 
     def kill(self) -> None:
-        self.registry.kill()
-
-    def end(self) -> None:
-        self.registry.stop()
-
-    def begin(self) -> None:
-        with entered(self._namespace):
-            self.registry.start()
-
-    def pids(self) -> Iterable[int]:
-        return self.registry.pids()
+        if self._process is not None:
+            self._process.kill()
 
 
 def preparing(namespace: str | None, violation: str | None) -> Callable[[], None]:

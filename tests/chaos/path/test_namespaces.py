@@ -18,7 +18,7 @@ PORT = 19_999
 def network() -> Iterator[Network]:
     if (lacking := missing()) is not None:
         pytest.skip(lacking)
-    network = Network(f"t{os.getpid()}", {"server": [PORT], "client": []})
+    network = Network({"server": [PORT], "client": []})
     try:
         yield network
     finally:

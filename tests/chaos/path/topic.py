@@ -26,7 +26,7 @@ def events(settings: Settings, topic: str) -> Iterator[Event]:
     until_shown(settings.kafka, topic)
     read = _Reader(settings)
     for partition, end in sorted(end_offsets(settings.kafka, topic).items()):
-        with kafka.reading(settings.kafka, f"history-{topic}", enable_partition_eof=True) as client:
+        with kafka.reading(settings.kafka, enable_partition_eof=True) as client:
             client.assign([TopicPartition(topic, partition, 0)])
             at_end = end == 0
             while not at_end:

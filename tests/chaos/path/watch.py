@@ -29,6 +29,7 @@ _PAUSE: Final = 0.2
 _STATUS_PAUSE: Final = 6.0
 _ANSWER_SECONDS: Final = 5.0
 _STATUS_SECONDS: Final = 60.0
+_LEAVE_SECONDS: Final = 2.0
 _FINISHED: Final = ("caught_up", "complete")
 _PASSING: Final = (psycopg.Error, KafkaException, HeadraceError, TimeoutError)
 
@@ -92,11 +93,14 @@ class Watch:
     @contextlib.contextmanager
     def groups(self) -> Iterator[dict[str, Consumer]]:
         """Give migration → a consumer of its group, which does not join it."""
-        with contextlib.ExitStack() as opened:
-            names = {name: group_name(self._settings.prefix, name) for name in MIGRATIONS}
-            yield {
-                name: opened.enter_context(kafka.reading(self._settings.kafka, group)) for name, group in names.items()
-            }
+        settings = self._settings
+        with kafka.translated(settings.kafka):
+            clients = {name: kafka.consumer(settings.kafka, group_name(settings.prefix, name)) for name in MIGRATIONS}
+            try:
+                yield clients
+            finally:
+                for client in clients.values():
+                    kafka.leave(client, _LEAVE_SECONDS)
 
     def _look_at_slot(self) -> None:
         positions = Positions(self._settings.prefix, self._settings.kafka)
@@ -104,8 +108,8 @@ class Watch:
         slot = f"{self._settings.prefix}_main".lower()
         with (
             self._connect() as connection,
-            kafka.reading(self._settings.kafka, "watch", isolation_level="read_uncommitted") as written,
-            kafka.reading(self._settings.kafka, "watch") as shown,
+            kafka.reading(self._settings.kafka, isolation_level="read_uncommitted") as written,
+            kafka.reading(self._settings.kafka) as shown,
         ):
             while not self._over.wait(_PAUSE):
                 row = connection.execute(

@@ -14,13 +14,14 @@ import psycopg
 from psycopg import sql
 
 from infra.settings import Settings, load_settings
+from infra.stack.broker import Cluster, EmbeddedBroker, kafka_uuid
+from infra.stack.broker_settings import HEAP, SMALL_HEAP, of_cluster
 from infra.stack.ports import free_port
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.topics import table_topic
 from tests.chaos.forked import Service
 from tests.chaos.path import build, tables
-from tests.chaos.path.brokers import Ports, ReplicatedBroker, new_cluster
 from tests.chaos.path.histories import COPIES, MIGRATIONS, RESETS
 from tests.chaos.path.namespaces import Network, enter, entered, missing
 from tests.chaos.path.targets import (
@@ -31,7 +32,6 @@ from tests.chaos.path.targets import (
     REGISTRY,
     STANDBY,
     Registry,
-    RegistryTarget,
     ServerTarget,
     ServiceTarget,
     Target,
@@ -72,31 +72,33 @@ class World:
         self._closing.callback(keeper.close)
         names = [f"kafka{number}" for number in range(brokers)]
         ports = {node: free_port() for node in (*names, PRIMARY, STANDBY, REGISTRY)}
-        cluster, places = new_cluster(), [Ports(ports[name], free_port()) for name in names]
-        owned: dict[str, list[int]] = {node: [port] for node, port in ports.items()}
-        owned |= {name: list(place) for name, place in zip(names, places, strict=True)}
+        both = {name: [ports[name], free_port()] for name in names}
+        owned: dict[str, list[int]] = {**{node: [port] for node, port in ports.items()}, **both}
         owned |= {PRODUCER: [], **{f"{CONSUMER}{number}": [] for number in range(_CONSUMERS * len(MIGRATIONS))}}
-        self.network = Network(self.name, owned) if network and missing() is None else None
+        self.network = Network(owned) if network and missing() is None else None
         if self.network is not None:
             self._closing.callback(self.network.close)
             enter(self.network.hub)
+        cluster = Cluster(
+            of_cluster(brokers),
+            HEAP if brokers == 1 else SMALL_HEAP,
+            kafka_uuid(),
+            {number: place[0] for number, place in enumerate(both.values(), 1)},
+            {number: place[1] for number, place in enumerate(both.values(), 1)},
+        )
         self.kafkas = [
-            ReplicatedBroker(self.directory / name, keeper, number, cluster, places)
-            for number, name in enumerate(names)
+            EmbeddedBroker(number, self.directory / name, keeper, cluster) for number, name in enumerate(names, 1)
         ]
         self.primary = EmbeddedPostgres(self.directory / PRIMARY, keeper, port=ports[PRIMARY], settings=_KEEP_WAL)
-        self.registry = Registry(ports[REGISTRY], self.directory / "registry.json")
-        self._closing.callback(self.registry.kill)
+        self.registry = Registry(self.directory, keeper, ports[REGISTRY])
         self.servers: list[Target] = [
             *(
                 ServerTarget(BROKER, name, kafka, self.place(name))
                 for name, kafka in zip(names, self.kafkas, strict=True)
             ),
             ServerTarget(PRIMARY, PRIMARY, self.primary, self.place(PRIMARY)),
-            RegistryTarget(self.registry, self.place(REGISTRY)),
+            ServerTarget(REGISTRY, REGISTRY, self.registry, self.place(REGISTRY)),
         ]
-        for kafka in self.kafkas:
-            kafka.directory.mkdir(parents=True)
         _at_once([server.begin for server in self.servers])
         if self.network is not None:
             self._let_in(self.network.addresses)
