@@ -23,7 +23,7 @@ from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import end_offsets
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn
-from tests.chaos.path import checker, tables, topic
+from tests.chaos.path import checker, tables, topic, witness
 from tests.chaos.path.application import Application
 from tests.chaos.path.faults import Faults, Happened
 from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence
@@ -304,17 +304,17 @@ def _evidence(
 ) -> Evidence:
     events = list(topic.events(world.settings, world.topic))
     with world.connect() as connection:
-        commits = tables.commits(connection)
+        seen = witness.read(connection)
         return Evidence(
             log=tables.writes(connection),
-            commits=commits,
+            commits=seen.commits,
             events=events,
             effects=tables.effects(connection),
-            moves=tables.moves(connection),
+            moves=seen.moves,
             transactions=application.log | (farewell.log if farewell else {}),
             found=tables.transactions(connection),
             settled=settled.lsn,
-            given_away=commits[farewell.xid] if farewell else None,
+            given_away=seen.commits[farewell.xid] if farewell else None,
             copied=copied,
             rereads=rereads,
             ends=settled.ends,

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import psycopg
 
-from schemas.positions import Lsn
-from tests.chaos.path.histories import Effect, Move, Write
+from tests.chaos.path.histories import Effect, Write
 from tests.consumers import repositories
 
 TABLE: Final = "container_repositories"
@@ -87,58 +86,14 @@ TABLES: Final = f"""
               FROM ({_STANDING}) AS standing;
             RETURN NULL;
         END $$;
-    CREATE TABLE history.moves (
-        sequence bigint GENERATED ALWAYS AS IDENTITY, xid bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint,
-        migration text NOT NULL, run int NOT NULL, part int NOT NULL, old_offset bigint, new_offset bigint NOT NULL
-    );
     CREATE TRIGGER log_effect AFTER INSERT OR UPDATE ON public.copies
         FOR EACH ROW EXECUTE FUNCTION history.log_effect();
 """
 
-LEDGER: Final = """
-    CREATE FUNCTION history.log_move() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            INSERT INTO history.moves (migration, run, part, old_offset, new_offset)
-            VALUES (NEW.migration, NEW.run, NEW.partition,
-                    CASE WHEN TG_OP = 'UPDATE' THEN OLD.next_offset END, NEW.next_offset);
-            RETURN NULL;
-        END $$;
-    CREATE TRIGGER first_move AFTER INSERT ON headrace.progress
-        FOR EACH ROW EXECUTE FUNCTION history.log_move();
-    CREATE TRIGGER next_move AFTER UPDATE ON headrace.progress
-        FOR EACH ROW WHEN (OLD.next_offset <> NEW.next_offset) EXECUTE FUNCTION history.log_move();
-"""
-"""To be made once headrace's own tables are there."""
-
-WITNESS: Final = "witness"
-"""The harness's own slot, which says where each transaction committed; with a publication of the history alone."""
-_MAKE_WITNESS: Final = f"""
-    CREATE PUBLICATION {WITNESS} FOR TABLES IN SCHEMA history;
-    SELECT FROM pg_create_logical_replication_slot('{WITNESS}', 'pgoutput')
-"""
-
 
 def make(connection: psycopg.Connection[Any]) -> None:
-    """Make all but the ledger's history in an empty database, and the slot that is told of every commit from now on."""
+    """Make all in an empty database."""
     connection.execute(TABLES.encode())
-    # Each in a transaction of its own: a slot cannot be made in one that has written.
-    for statement in _MAKE_WITNESS.split(";"):
-        connection.execute(statement.encode())
-
-
-def commits(connection: psycopg.Connection[Any]) -> dict[int, Lsn]:
-    """Return transaction → the position of its commit, from the WAL: read by no code of headrace's."""
-    found: dict[int, Lsn] = {}
-    with connection.cursor(binary=True) as cursor:
-        rows = cursor.stream(
-            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL,"
-            " 'proto_version', '1', 'publication_names', %s) WHERE get_byte(data, 0) = ascii('B')",
-            (WITNESS, WITNESS),
-        )
-        for (data,) in rows:
-            # Begin: 'B', the commit's LSN, the time, and the transaction's id.
-            found[int.from_bytes(data[17:21], "big")] = Lsn(int.from_bytes(data[1:9], "big"))
-    return found
 
 
 def writes(connection: psycopg.Connection[Any]) -> list[Write]:
@@ -157,16 +112,6 @@ def effects(connection: psycopg.Connection[Any]) -> list[Effect]:
         " coalesce(paused, false) FROM history.effects ORDER BY sequence"
     )
     return [Effect(*row) for row in rows]
-
-
-def moves(connection: psycopg.Connection[Any]) -> dict[str, list[Move]]:
-    """Return migration → the moves of its ledger, in order."""
-    found: dict[str, list[Move]] = defaultdict(list)
-    for migration, *move in connection.execute(
-        "SELECT migration, xid, part, old_offset, new_offset, run FROM history.moves ORDER BY sequence"
-    ):
-        found[migration].append(Move(*move))
-    return found
 
 
 def transactions(connection: psycopg.Connection[Any]) -> set[str]:

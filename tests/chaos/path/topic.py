@@ -25,16 +25,19 @@ def events(settings: Settings, topic: str) -> Iterator[Event]:
     """
     until_shown(settings.kafka, topic)
     read = _Reader(settings)
-    for partition, end in sorted(end_offsets(settings.kafka, topic).items()):
-        with kafka.reading(settings.kafka, enable_partition_eof=True) as client:
-            client.assign([TopicPartition(topic, partition, 0)])
-            at_end = end == 0
-            while not at_end:
-                for message in client.consume(10_000, 1.0):
-                    if message.error() is not None:
-                        at_end = True
-                    else:
-                        yield read.event(message)
+    found: dict[int, list[Event]] = {partition: [] for partition in sorted(end_offsets(settings.kafka, topic))}
+    left = set(found)
+    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+        client.assign([TopicPartition(topic, partition, 0) for partition in left])
+        while left:
+            for message in client.consume(1_000, 0.1):
+                if message.error() is None:
+                    event = read.event(message)
+                    found[event.partition].append(event)
+                else:
+                    left.discard(message.partition() or 0)
+    for partition in found.values():
+        yield from partition
 
 
 class _Reader:

@@ -21,7 +21,7 @@ from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.topics import table_topic
 from tests.chaos.forked import Service
-from tests.chaos.path import build, tables
+from tests.chaos.path import build, tables, witness
 from tests.chaos.path.histories import COPIES, MIGRATIONS, RESETS
 from tests.chaos.path.namespaces import Network, enter, entered, missing
 from tests.chaos.path.targets import (
@@ -43,7 +43,7 @@ from tests.consumers.services import until
 DATABASE: Final = "gitlabhq"
 _CONSUMERS: Final = 2
 """Of each migration."""
-_FIRST_ROWS: Final = 600
+_FIRST_ROWS: Final = 500
 _PARTITIONS: Final = 4
 _KEEP_WAL: Final = {"fsync": "on", "wal_keep_size": "64MB"}
 
@@ -105,6 +105,7 @@ class World:
         self.dsn = self.primary.create_database(DATABASE)
         with self.connect() as connection:
             tables.make(connection)
+            witness.begin(connection)
             connection.execute(
                 "INSERT INTO public.container_repositories"
                 " (id, project_id, name, migration_state, migration_skipped_reason)"
@@ -146,14 +147,14 @@ class World:
         self._serve(PRODUCER, PRODUCER, "produce", "main")
 
     def until_ledger(self) -> None:
-        """Wait until headrace's tables are there, and have each move of the ledger logged from the first on."""
+        """Wait until headrace's tables are there, and have each move of the ledger witnessed from the first on."""
         with self.connect() as connection:
 
             def there() -> bool:
                 return connection.execute("SELECT to_regclass('headrace.progress')").fetchone() != (None,)
 
             until(there, "the ledger is there")
-            connection.execute(tables.LEDGER.encode())
+            witness.follow_ledger(connection)
 
     def consume(self) -> None:
         """Start the consumers of both migrations."""
@@ -244,7 +245,7 @@ class World:
                         "dsn": self.dsn,
                         "gitlab_schemas": ["gitlab_main"],
                         "tables": [f"public.{tables.TABLE}"],
-                        "snapshot": {"chunk_rows": 50},
+                        "snapshot": {"chunk_rows": 100},
                     }
                 },
                 "migrations": {RESETS: {"continuous": True, **pace}, COPIES: pace},
