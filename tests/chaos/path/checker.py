@@ -13,7 +13,8 @@ from typing import Final
 
 from schemas.positions import Lsn, format_lsn
 from tests.chaos.path import applied, ledgers, published
-from tests.chaos.path.histories import COPIES, END, RESETS, Evidence, Fault, Move
+from tests.chaos.path.histories import COPIES, END, RESETS, Evidence, Fault
+from tests.chaos.witness import Move
 
 _TOLD: Final = 3
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from schemas.positions import Lsn
+from tests.chaos.witness import Move
 
 RESETS: Final = "skip_resets"
 """The migration that is guarded: it writes the table that it reads, by a condition on the row."""
@@ -102,16 +103,6 @@ class Effect(NamedTuple):
     @property
     def identity(self) -> tuple[str, Lsn, int]:
         return self.op, self.lsn, self.ordinal
-
-
-class Move(NamedTuple):
-    """A move of a migration's ledger in one partition; `old` is None for its first row."""
-
-    xid: int
-    partition: int
-    old: int | None
-    new: int
-    run: int = 1
 
 
 class Lead(NamedTuple):

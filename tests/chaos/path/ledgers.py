@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.chaos.path.histories import COPIES, TOMBSTONE, TRUNCATE, Evidence, Fault, Move
+from tests.chaos.path.histories import COPIES, TOMBSTONE, TRUNCATE, Evidence, Fault
+from tests.chaos.witness import Move
 
 
 def find_faults(evidence: Evidence) -> Iterator[Fault]:

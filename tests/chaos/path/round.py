@@ -23,7 +23,8 @@ from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import end_offsets
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn
-from tests.chaos.path import checker, tables, topic, witness
+from tests.chaos import witness
+from tests.chaos.path import checker, tables, topic
 from tests.chaos.path.application import Application
 from tests.chaos.path.faults import Faults, Happened
 from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence

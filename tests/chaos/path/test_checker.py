@@ -15,11 +15,11 @@ from tests.chaos.path.histories import (
     Event,
     Evidence,
     Lead,
-    Move,
     Outcome,
     Said,
     Write,
 )
+from tests.chaos.witness import Move
 
 RESETTING = "headrace consume skip_resets"
 ASKED, DONE, OVER = "a/import_skipped/2", "a/default/", "b/import_done/"

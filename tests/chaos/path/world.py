@@ -20,8 +20,9 @@ from infra.stack.ports import free_port
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.topics import table_topic
+from tests.chaos import witness
 from tests.chaos.forked import Service
-from tests.chaos.path import build, tables, witness
+from tests.chaos.path import build, tables
 from tests.chaos.path.histories import COPIES, MIGRATIONS, RESETS
 from tests.chaos.path.namespaces import Network, enter, entered, missing
 from tests.chaos.path.targets import (

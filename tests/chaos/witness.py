@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
 from schemas.positions import Lsn
-from tests.chaos.path.histories import Move
 
 _SLOT: Final = "witness"
 """Also the name of its publication."""
@@ -33,6 +32,16 @@ _COLUMNS: Final = """
     SELECT attname::text FROM pg_attribute
      WHERE attrelid = 'headrace.progress'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
+
+
+class Move(NamedTuple):
+    """A move of a migration's ledger in one partition; `old` is None for its first row."""
+
+    xid: int
+    partition: int
+    old: int | None
+    new: int
+    run: int = 1
 
 
 @dataclass
