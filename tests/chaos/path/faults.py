@@ -26,7 +26,7 @@ _WEIGHTS: Final = {PRODUCER: 5, CONSUMER: 6, BROKER: 4, PRIMARY: 2, STANDBY: 4, 
 _SECONDS: Final = {PRODUCER: 5.0, CONSUMER: 5.0, BROKER: 4.0, PRIMARY: 2.5, STANDBY: 4.0, REGISTRY: 3.0}
 """How long at most one lasts, by what it happens to."""
 _PAUSE: Final = (0.05, 0.8)
-_RECOVERY_SECONDS: Final = 12.0
+_RECOVERY_SECONDS: Final = 45.0
 """A role is disturbed again after so long even where nothing moved since."""
 
 

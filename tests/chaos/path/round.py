@@ -41,6 +41,8 @@ _TICK: Final = 0.1
 _OPERATOR_PAUSE: Final = (6.0, 18.0)
 _FAREWELL_SECONDS: Final = 1.5
 _REFUSED: Final = 3
+_COPY_SECONDS: Final = 600.0
+"""How long the first snapshot may take, with all that happens meanwhile."""
 
 
 @dataclass
@@ -125,7 +127,10 @@ def _copied(world: World, faults: Faults, application: Application, watch: Watch
             return state is not None and bool(state.snapshots) and all(one.done for one in state.snapshots.values())
         return False
 
-    until(complete, "the first snapshot is complete")
+    deadline = time.monotonic() + _COPY_SECONDS
+    while not complete():
+        assert time.monotonic() < deadline, "the first snapshot is never complete"
+        time.sleep(_TICK)
     return _asked(world, _wal_position)
 
 
