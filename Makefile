@@ -14,6 +14,11 @@ ROUNDS ?=
 VERSION ?=
 CHANGE ?=
 SHRINK ?=
+# Of make chaos: brokers of the stack, a violation to plant and to find (or all), a file for what was seen, write the page from it.
+BROKERS ?=
+PLANTED ?=
+RESULTS ?=
+REPORT ?=
 # Inputs of each parser; a build of the codec with sanitizers; add what a run found to the corpora; one input alone.
 CASES ?=
 SANITIZE ?=
@@ -75,9 +80,10 @@ endif
 types: $(STAMP)  ## every type's values, as column and as key, in topic and table, on PostgreSQL VERSION
 	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))
 
-chaos: $(STAMP)  ## producer, switchovers … (ONLY one) under load and kills, for MINUTES or ROUNDS; a failure names its SEED
-	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+chaos: $(STAMP)  ## the whole path under load and faults, for MINUTES or ROUNDS; or ONLY=producer, switchovers …; a failure names its SEED
+	$(BIN)/python -m tests.chaos$(if $(ONLY),,.path) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(BROKERS),--brokers $(BROKERS)) \
+	  $(if $(PLANTED),--planted "$(PLANTED)") $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
 
 faults: $(STAMP)  ## faults of moving repositories that were mended, put back: which kinds find each
 	$(BIN)/python -m tests.consumers.moving.faults

@@ -61,7 +61,7 @@ def schemas(folder: Path) -> Callable[[], object]:
 
 def events(folder: Path) -> Callable[[], object]:
     schema = value_schema(RELATION, "gitlab_main")
-    return lambda: registry._readable(schema, 7)
+    return lambda: registry.readable(schema, 7)
 
 
 def dead_letters(folder: Path) -> Callable[[], object]:

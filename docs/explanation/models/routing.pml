@@ -5,8 +5,7 @@
  * as old as it likes. A repository may be cloned at any moment, by somebody whose cursor is young enough. The run may be
  * turned round once. Modelled after consumers/moving/{mover,moves,states,cursors}.py and consumers/routing.py.
  *
- * Abstractions: one name (which names the cursor passes at a time is cursors.move, driven for real by
- * tests/consumers/moving/test_mover_model.py); what a repository has is the set of its pushes; carrying over is one
+ * Abstractions: one name (which names the cursor passes at a time is cursors.move); what a repository has is the set of its pushes; carrying over is one
  * step, after which the target has all that the source had; a push under way is seen in the directory that it is in.
  * Time is counted in halves of the grace period: a request takes one at most, and so young is a cursor that is `sure`.
  *
