@@ -170,7 +170,7 @@ class Feed:
     def send(self, records: Iterable[tuple[bytes, bytes | None]], *, commit: bool = True) -> None:
         """Produce records in one Kafka transaction, committed or aborted."""
         producer: Producer = kafka.producer(
-            self.settings.kafka, transactional_id=f"{self.settings.prefix}-feed", queue_buffering_max_messages=2_000_000
+            self.settings.kafka, transactional_id=f"{self.settings.prefix}.feed", queue_buffering_max_messages=2_000_000
         )
         producer.init_transactions(120)
         producer.begin_transaction()
