@@ -11,14 +11,17 @@ from typing import Annotated, Final, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-import consumers.catalog
 import consumers.checking
 import consumers.cli
+import consumers.rights
 import infra.demo.cli
 import infra.init.cli
 import infra.stack.cli
 import producers.cli
-from schemas.errors import HeadraceError
+import producers.rights
+from infra.programs import Program
+from infra.settings import Settings
+from schemas.errors import HeadraceError, printable
 
 INTERRUPTED: Final = 130
 """What Typer ends with after Ctrl-C, as a shell counts it: 128 and the signal's number."""
@@ -39,6 +42,11 @@ app = typer.Typer(
 )
 
 
+def programs(settings: Settings) -> list[Program]:
+    """Return what these settings run as services, and what each of it needs to be allowed."""
+    return [*producers.rights.programs(settings), *consumers.rights.programs(settings)]
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"headrace {version('headrace')}")
@@ -57,7 +65,7 @@ def _options(
 for commands in (
     infra.demo.cli.COMMANDS,
     infra.stack.cli.COMMANDS,
-    infra.init.cli.commands(consumers.catalog.own_tables),
+    infra.init.cli.commands(programs),
     producers.cli.commands(consumers.checking.advise),
     consumers.cli.COMMANDS,
 ):
@@ -102,7 +110,7 @@ def _run() -> int:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"headrace: error: {message}", file=sys.stderr)
+    print(f"headrace: error: {printable(message)}", file=sys.stderr)
     sys.exit(exit_code)
 
 

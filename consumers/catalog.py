@@ -73,15 +73,6 @@ def configured(settings: Settings, name: str) -> Migration:
     return migration_class(name).configure(settings.migration(name))
 
 
-def own_tables() -> dict[str, str]:
-    """Return gitlab schema → the statements that make the own tables of the migrations that write it."""
-    made: dict[str, str] = {}
-    for kind in migrations().values():
-        if kind.own_tables:
-            made[kind.gitlab_schema] = f"{made.get(kind.gitlab_schema, '')}{kind.own_tables.strip()}\n"
-    return made
-
-
 def listing(settings: Settings, gitlab_schema: str) -> list[str]:
     """Return the names of the databases whose settings list `gitlab_schema`."""
     return [name for name, database in settings.databases.items() if gitlab_schema in database.gitlab_schemas]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import psycopg
 
 from consumers import catalog, contract_checks, counting
+from consumers import rights as consumer_rights
 from consumers.indexes import LIMIT_MS, offer
 from consumers.inputs import WALKED, captured
 from consumers.left_out import advise_of_left_out
 from consumers.migration import Migration
-from infra import postgres
+from infra import kafka, kafka_access, postgres, privileges, rights
 from infra.advice import Advice
 from infra.mistakes import close_to
 from infra.settings import Settings, switches
@@ -36,18 +37,23 @@ SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
 _RUN: Final = "SELECT FROM headrace.migrations WHERE name OPERATOR(pg_catalog.=) %s"
 
 
-def advise(settings: Settings, limit_ms: int = LIMIT_MS) -> Iterator[Advice]:
+def advise(settings: Settings, names: Collection[str] = (), limit_ms: int = LIMIT_MS) -> Iterator[Advice]:
     """Yield what keeps migrations from running, and what would help one that finds its rows slowly.
+
+    With `names`, of those migrations alone. Raises UsageError for a name that none has.
 
     A migration is meant to run where the settings have a section for it or a run of it is on record: what is wrong
     with it blocks then. Of others it is said. What keeps a database from being asked is a finding of its source.
     """
+    for name in names:
+        catalog.migration_class(name)
     yield from _of_files(settings)
     yield from _of_names(settings)
+    reachable = _reachable(settings)
     broken = catalog.broken(settings)
     for name, kind in sorted(catalog.migrations().items()):
-        if name not in broken:
-            yield from _of_migration(settings, kind, limit_ms)
+        if name not in broken and (not names or name in names):
+            yield from _of_migration(settings, kind, limit_ms, reachable=reachable)
 
 
 def _of_files(settings: Settings) -> Iterator[Advice]:
@@ -70,7 +76,16 @@ def _of_names(settings: Settings) -> Iterator[Advice]:
             yield Advice("environment", problem, (), f"correct its name, or unset it ({there})", blocks=True)
 
 
-def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int) -> Iterator[Advice]:
+def _reachable(settings: Settings) -> bool:
+    """Whether Kafka answers; that it does not is a finding of its own."""
+    try:
+        kafka.ensure_reachable(settings.kafka)
+    except HeadraceError:
+        return False
+    return True
+
+
+def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int, *, reachable: bool) -> Iterator[Advice]:
     name = kind.name
     configured = name in settings.migrations or name in switches().values()
     try:
@@ -89,6 +104,9 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int) -> I
     try:
         with postgres.translated(dsn), postgres.connect(dsn, name=f"check {name}") as connection:
             meant = configured or _has_run(connection, name)
+            if reachable:
+                yield from _of_acls(settings, kind, database, meant=meant)
+            yield from _of_privileges(connection, kind, meant=meant)
             yield from _of_tables(connection, settings, kind, database, meant=meant)
             yield from _of_work(settings, migration, meant=meant)
             yield from _of_count(connection, migration, limit_ms, meant=meant)
@@ -101,6 +119,26 @@ def _has_run(connection: psycopg.Connection[Any], name: str) -> bool:
         return connection.execute(_RUN, (name,)).fetchone() is not None
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
         return False
+
+
+def _of_privileges(connection: psycopg.Connection[Any], kind: type[Migration], *, meant: bool) -> Iterator[Advice]:
+    """Yield what the role that the consumers use may not do in the database."""
+    if lacks := privileges.lacking(connection, list(consumer_rights.privileges(kind))):
+        problem = f"role {connection.info.user} lacks {'; '.join(lacks)}"
+        remedy = f"grant it: `headrace init --sql {kind.name}` prints what is needed"
+        yield Advice(f"migrations.{kind.name}", problem, (), remedy, blocks=meant)
+
+
+def _of_acls(settings: Settings, kind: type[Migration], database: str, *, meant: bool) -> Iterator[Advice]:
+    """Yield what Kafka would deny the consumers."""
+    try:
+        found = rights.lacking(settings.kafka, *consumer_rights.needed(settings, kind, database))
+    except HeadraceError:
+        return  # a finding of its own
+    if found:
+        problem = f"Kafka denies {kafka_access.principal(settings.kafka)} {rights.listed(found)}"
+        remedy = f"grant it: `headrace init --acls {kind.name}` prints what is needed"
+        yield Advice(f"migrations.{kind.name}", problem, (), remedy, blocks=meant)
 
 
 def _of_tables(
@@ -129,7 +167,7 @@ def _of_tables(
                 f"it looks at column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
             )
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
-        elif meant:
+        elif meant and not settings.database(database).complete_rows:
             yield from advise_of_left_out(connection, where, table, kind.columns)
 
 

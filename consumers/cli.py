@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from consumers import catalog, display, interpreter, parked_cli, pauses, schema_cli
+from consumers import rights as consumer_rights
 from consumers.cleanup import cleanup
 from consumers.comparison import TopicDiffers, compare, source_of
 from consumers.dry_run import dry_run
@@ -30,7 +31,7 @@ from consumers.selection import parse_selection
 from consumers.starts import parse_start
 from consumers.status import gather
 from consumers.verify import RowsLeft, remaining
-from infra import log, metrics, postgres
+from infra import log, metrics, postgres, rights
 from infra.options import Config, Json
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
@@ -78,10 +79,13 @@ def consume(
     metrics.serve(settings.metrics)
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
-        member = Runtime(settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report)
-        interpreter.tune()
-        with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):
-            totals = member.run()
+        with rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
+            member = Runtime(
+                settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report
+            )
+            interpreter.tune()
+            with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):
+                totals = member.run()
     if as_json:
         print(json.dumps({"migration": migration, **asdict(totals)}))
     else:

@@ -100,7 +100,7 @@ def source_of(settings: Settings, table: str) -> str:
     names = [
         name
         for name, database in settings.databases.items()
-        if any(fnmatchcase(table, pattern) for pattern in database.tables)
+        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
     ]
     if len(names) == 1:
         return names[0]

@@ -16,6 +16,7 @@ from consumers.indexes import SuggestedIndex
 from consumers.migration import Migration, Options, Shared
 from infra.settings import NAME_PATTERN, MigrationSettings
 
+_PRIVILEGES: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 _TABLE: Final = re.compile(r"[^.\s*?\[\]]+\.[^.\s*?\[\]]+")
 _MISSING: Final = object()
 
@@ -177,6 +178,18 @@ def _indexes(value: Any) -> Found:
     return None, example
 
 
+def _privileges(value: Any) -> Found:
+    example = 'privileges = {"public.notes": ("SELECT", "INSERT")}'
+    if not isinstance(value, Mapping):
+        return _not(value, "a dict"), example
+    for table, wanted in value.items():
+        if not (isinstance(table, str) and _TABLE.fullmatch(table)):
+            return f"has the table {table!r}, which is not schema.table", example
+        if _not_texts(wanted) is not None or not set(wanted) <= _PRIVILEGES:
+            return f"has for {table} {_described(wanted)}, not some of {', '.join(sorted(_PRIVILEGES))}", example
+    return None, example
+
+
 def _version(value: Any) -> Found:
     whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
     return None if whole else _not(value, "a whole number from 1"), "version = 2"
@@ -208,6 +221,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any], Found]]] = {
     "tables": _tables("tables", required=True),
     "columns": _texts("columns", '("id", "email")'),
     "writes": _tables("writes", required=False),
+    "privileges": _privileges,
     "optional_columns": _texts("optional_columns", '("status",)'),
     "mentions": _texts("mentions", '("import_skipped",)'),
     "suggested_indexes": _indexes,

@@ -9,6 +9,7 @@ from datetime import UTC
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from consumers.parking import Entry
 from consumers.totals import Report, Totals
 from infra import given_away, topics
 from infra.settings import Settings
+from schemas.errors import printable
 from schemas.positions import Offset
 
 _SLOTS_IN_TROUBLE: Final = ("unreserved", "lost", "missing")
@@ -86,7 +88,7 @@ def show_status(document: Mapping[str, Any]) -> None:
     console.print(table)
     for one in document["migrations"]:
         for line in _details(one):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
     sources = Table(title="sources", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading in ("source", "log position", "behind", "seconds", "snapshot"):
         sources.add_column(heading, no_wrap=heading != "snapshot")
@@ -97,19 +99,19 @@ def show_status(document: Mapping[str, Any]) -> None:
             one["lsn"] or "",
             "?" if one["lag_bytes"] is None else _size(one["lag_bytes"]),
             "?" if one["lag_seconds"] is None else f"{one['lag_seconds']:,.1f}",
-            f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}" if snapshot else "",
+            _cell(f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}") if snapshot else "",
         )
     console.print(sources)
     for one in document["sources"]:
         if one.get("slot_status") in _SLOTS_IN_TROUBLE:
             line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
         if one.get("waits_for"):
             line = f"{one['name']}: its stream waits: {', '.join(one['waits_for'])}; see `headrace check`"
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
     for one in document.get("given_away", ()):
         for line in given_away.lines(one):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def show_parked(
@@ -126,10 +128,11 @@ def show_parked(
         print(f"{migration}: nothing is parked")
     for entry in entries:
         key = _key(keys.get(entry.name, {}))
-        print(f"{entry.name}  {entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {entry.reason}{f'  {key}' if key else ''}")
+        line = f"{entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {printable(entry.reason)}"
+        print(f"{printable(entry.name)}  {line}{f'  {key}' if key else ''}")
     for one in given_up:
         name = one.name if one.name.isprintable() else repr(one.name)
-        print(f"{name}  {one.since.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z  {one.reason}")
+        print(f"{name}  {one.since.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z  {printable(one.reason)}")
 
 
 def show_comparisons(found: Sequence[Comparison]) -> None:
@@ -139,16 +142,16 @@ def show_comparisons(found: Sequence[Comparison]) -> None:
             for key in keys:
                 print(f"{_key(key)}  {what}")
         for key, columns in zip(one.differing, one.columns, strict=True):
-            print(f"{_key(key)}  differs in {', '.join(columns)}")
+            print(f"{_key(key)}  differs in {printable(', '.join(columns))}")
         busy = f"; {one.unsettled:,} changed each time they were looked at" if one.unsettled else ""
         print(
-            f"{one.table} in {one.database}: {one.rows:,} rows compared, {len(one.missing):,} missing in the topic, "
-            f"{len(one.extra):,} extra, {len(one.differing):,} differing{busy}"
+            f"{printable(one.table)} in {one.database}: {one.rows:,} rows compared, {len(one.missing):,} missing"
+            f" in the topic, {len(one.extra):,} extra, {len(one.differing):,} differing{busy}"
         )
 
 
 def _key(columns: Mapping[str, object]) -> str:
-    texts = ((name, str(value)) for name, value in columns.items())
+    texts = ((printable(name), str(value)) for name, value in columns.items())
     return " ".join(f"{name}={text if text.isprintable() else repr(text)}" for name, text in texts)
 
 
@@ -161,10 +164,15 @@ def show_dry_run(result: Mapping[str, Any]) -> None:
     )
     table = Table("skipped or parked because", "events")
     for reason, count in sorted(result["skipped"].items()):
-        table.add_row(reason, f"{count:,}")
+        table.add_row(_cell(reason), f"{count:,}")
     for reason, count in sorted(result["parked"].items()):
-        table.add_row(f"parked: {reason}", f"{count:,}")
+        table.add_row(_cell(f"parked: {reason}"), f"{count:,}")
     console.print(table)
+
+
+def _cell(text: str) -> str:
+    """Return what stands in a table for `text`, to which brackets are no markup and escapes no commands."""
+    return escape(printable(text))
 
 
 def _details(one: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Final
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from consumers.batches import Planner
-from consumers.group import group_name, member_name
+from consumers.group import member_name
 from consumers.inputs import schemas_of, source_topics
 from consumers.ledger import Place
 from consumers.migration import Migration
@@ -59,7 +59,6 @@ def dry_run(
     planner = Planner(migration, schemas_of(open_registry(settings)), database)
     with kafka.reading(
         settings.kafka,
-        f"{group_name(settings.prefix, migration.name)}.dry-run",
         client_id=member_name(),
         enable_partition_eof=True,
     ) as client:

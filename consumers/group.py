@@ -13,11 +13,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from consumers.ledger import Entry, Place
 from consumers.topic_identity import TopicIdentity, TopicRecreated, require_there
-from infra import kafka, log
+from infra import kafka, log, topics
 from infra.settings import KafkaSettings
 from schemas.errors import PreflightFailed, Unavailable
 from schemas.positions import Offset
@@ -104,33 +103,38 @@ class Group:
         """A number that changes whenever partitions come or go."""
         return self._generation
 
-    def missing(self, topics: Sequence[str]) -> list[str]:
-        """Return those of `topics` that do not exist yet; once Kafka has answered, waits for it when it does not.
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Return those of the topics `names` that do not exist yet; waits for a Kafka that has answered once.
 
-        Raises Interrupted when stopped meanwhile.
+        Raises Interrupted when stopped meanwhile, and AccessDenied for a topic that this consumer may not see: Kafka's
+        list of all topics leaves it out, as it does one that does not exist.
         """
 
-        def asked() -> Mapping[str, TopicMetadata]:
+        def asked() -> list[str]:
             with kafka.translated(self._settings):
-                found: Mapping[str, TopicMetadata] = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
-                return found
+                listed = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
+                unlisted = [name for name in names if name not in listed or listed[name].error is not None]
+                return [name for name in unlisted if not self._there_by_name(name)]
 
         while True:
             try:
-                found = kafka.ask(asked, self._stopping)
+                absent = kafka.ask(asked, self._stopping)
                 break
             except Unavailable as error:
                 if not self._there:
                     raise
                 self._wait_for_kafka(error)
         self._there = True
-        return [topic for topic in topics if topic not in found or found[topic].error is not None]
+        return absent
 
-    def join(self, topics: Sequence[str]) -> None:
+    def _there_by_name(self, name: str) -> bool:
+        return topics.is_there(self._consumer.list_topics(name, timeout=_REQUEST_SECONDS).topics.get(name))
+
+    def join(self, names: Sequence[str]) -> None:
         """Become a member; partitions arrive during `poll`."""
         with kafka.translated(self._settings):
             self._consumer.subscribe(
-                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+                list(names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
             )
 
     def poll(self, limit: int, seconds: float) -> list[Message]:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -33,6 +33,8 @@ _FAR_TIME: Final = {
     for zoned, zone in ((True, r"\+00"), (False, ""))
 }
 """What PostgreSQL prints of times that no calendar of Python's has; with a zone, in UTC."""
+_EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+"""Rounds nothing away: a key of other digits would be another row's."""
 _TOO_FINE: Final = re.compile(r"\.\d{7}").search
 
 
@@ -79,7 +81,7 @@ def typed(column: str, raw: str, kind: KeyKind) -> str:
     canonical, what, example = _KINDS.get(kind.name, _KINDS["string"])
     try:
         return canonical(text, kind)
-    except (ValueError, OverflowError, InvalidOperation):
+    except (ValueError, ArithmeticError):
         raise _refused(column, raw, what, f"for example --where {column}={example}") from None
 
 
@@ -165,7 +167,7 @@ def _decimal(text: str, kind: KeyKind) -> str:
     number = Decimal(text)
     if not number.is_finite():
         return "NaN" if number.is_nan() else f"{'-' if number < 0 else ''}Infinity"
-    scaled = number.scaleb(kind.scale)
+    scaled = number.scaleb(kind.scale, _EXACT)
     if scaled != scaled.to_integral_value() or abs(scaled) >= Decimal(10) ** kind.precision:
         raise ValueError
     return f"{abs(number) if number == 0 else number:.{kind.scale}f}"

@@ -41,6 +41,7 @@ def advise_of_left_out(
             f"table {table} has large values: an update that leaves them alone comes without them, and after compaction"
             f" a replay may never see them ({names})",
             (),
-            "no harm where `decide` answers Change for UNCHANGED and `apply` asks the current row; for whole rows run"
+            "no harm where `decide` answers Change for UNCHANGED and `apply` asks the current row; for whole rows set"
+            " complete_rows = true for its database (docs/events.md), or run"
             f" ALTER TABLE {table} REPLICA IDENTITY FULL, and then headrace snapshot {table}",
         )

@@ -7,7 +7,7 @@ parking, ownership and pauses are its business, not the migration's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar
@@ -74,6 +74,11 @@ class Migration(ABC):
 
     writes: ClassVar[tuple[str, ...]] = ()
     """What it writes, as `schema.table`, where that is not what it reads: the health indicators look at these."""
+
+    privileges: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What it needs on a table, such as `{"public.notes": ("SELECT", "INSERT")}`, where that is not SELECT on what it
+    reads and UPDATE on what it writes too: `headrace init --sql` grants it, `headrace check` looks for it.
+    """
 
     optional_columns: ClassVar[tuple[str, ...]] = ()
     """Those of `columns` that events may lack: the table has got them only lately. A row has no such key then."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from consumers import catalog, display
+from consumers import rights as consumer_rights
 from consumers.given_up import GivenUp, read_given_up, take_up
 from consumers.migration import Migration, Shared
 from consumers.parking import Entry
@@ -17,7 +19,7 @@ from consumers.retries import Settled, chosen, read_dead_letters
 from consumers.retries import discard as discard_entries
 from consumers.retries import retry as retry_entries
 from consumers.row_keys import RowKeys
-from infra import log
+from infra import log, rights
 from infra.options import Config, Json, Yes
 from infra.settings import MigrationSettings, Settings, load_settings
 from infra.stopping import stop_on_signals
@@ -56,7 +58,8 @@ def list_parked(
     entries: list[Entry] = []
     given_up: list[GivenUp] = []
     for name in _databases(settings, kind):
-        entries += read_dead_letters(settings, kind, name)
+        with _denials_named(settings, kind, name):
+            entries += read_dead_letters(settings, kind, name)
         given_up += _given_up(settings, kind, name)
     row_keys = RowKeys(settings)
     keys = {entry.name: row_keys.columns(entry.key) for entry in entries}
@@ -88,7 +91,7 @@ def retry(
     given_up = {one.name for one in _given_up(settings, kind, target)}
     named = [name for name in events or [] if name not in given_up]
     made = kind.configure(settings.migration(migration))
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, _denials_named(settings, kind, target):
         wanted = sorted(given_up & set(events) if events else given_up)
         result = retry_entries(settings, made, target, named, stop) if named or not events else Settled()
         taken = take_up(settings, made, target, wanted) if wanted else 0
@@ -127,10 +130,11 @@ def discard(
     kind = catalog.migration_class(migration)
     settings = _settings(config, migration, database)
     target = _one_database(settings, kind)
-    entries = chosen(migration, read_dead_letters(settings, kind, target), events or [])
+    with _denials_named(settings, kind, target):
+        entries = chosen(migration, read_dead_letters(settings, kind, target), events or [])
     if entries and not yes:
         typer.confirm(f"Discard {len(entries)} parked events of {migration} for good?", abort=True, err=True)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, _denials_named(settings, kind, target):
         result = discard_entries(settings, kind.configure(settings.migration(migration)), target, entries, stop)
     if as_json:
         print(json.dumps({"migration": migration, **dataclasses.asdict(result)}))
@@ -138,6 +142,10 @@ def discard(
         print(f"{migration}: {result.discarded + result.before:,} discarded")
     if stop.is_set():
         raise Interrupted("the discarding was stopped; what it did not reach is still parked")
+
+
+def _denials_named(settings: Settings, kind: type[Migration], database: str) -> AbstractContextManager[None]:
+    return rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database))
 
 
 def _settings(config: Path | None, migration: str, database: str | None) -> Settings:

@@ -6,9 +6,11 @@ there are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -21,6 +23,9 @@ from schemas.errors import SettingsError
 _CONNECTIONS: Final = 256
 """How many may be open at a time; one more is closed at once."""
 _IDLE_SECONDS: Final = 60.0
+_REQUEST_SECONDS: Final = 10.0
+"""How long a request may take to arrive and its answer to be taken: a byte now and then would keep a thread."""
+_MAKING_ROOM_SECONDS: Final = 0.2
 _LONGEST_NAME: Final = 1 << 15
 
 
@@ -42,6 +47,8 @@ class RouteServer(ThreadingHTTPServer):
         """Raise SettingsError where the address cannot be listened on; `port` 0 chooses a free one."""
         self.routes = routes
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._idle: dict[socket.socket, float] = {}
+        self._asking: dict[socket.socket, float] = {}
         try:
             self.address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
             super().__init__((address, port), _Answer)
@@ -61,7 +68,7 @@ class RouteServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own, if one is free. See socketserver.BaseServer."""
-        if self._free.acquire(blocking=False):
+        if self._free.acquire(blocking=False) or self._made_room():
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -71,10 +78,47 @@ class RouteServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._idle.pop(request, None)
             self._free.release()
+
+    def idle(self, connection: socket.socket) -> None:
+        """Note that a connection asks nothing: one that does so for longest is closed for a new one."""
+        self._asking.pop(connection, None)
+        self._idle[connection] = time.monotonic()
+
+    def asking(self, connection: socket.socket) -> None:
+        """Note that a request begins to arrive; it is cut off unless `done` is called in time."""
+        self._idle.pop(connection, None)
+        self._asking[connection] = time.monotonic() + _REQUEST_SECONDS
+
+    def done(self, connection: socket.socket) -> None:
+        """Note that a request was answered, or given up."""
+        self._asking.pop(connection, None)
+
+    def service_actions(self) -> None:
+        """Cut off requests that take too long; called twice a second. See socketserver.BaseServer."""
+        now = time.monotonic()
+        for connection, until in list(self._asking.items()):
+            if now > until:
+                _cut(connection)
+
+    def _made_room(self) -> bool:
+        """Whether a connection that asked nothing was closed for another one."""
+        longest = min(self._idle.items(), key=lambda each: each[1], default=None)
+        if longest is None:
+            return False
+        self._idle.pop(longest[0], None)
+        _cut(longest[0])
+        return self._free.acquire(timeout=_MAKING_ROOM_SECONDS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client that goes away is no failure of ours."""
+
+
+def _cut(connection: socket.socket) -> None:
+    """Have whoever reads from a connection, or writes to it, find it closed."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -85,6 +129,22 @@ class _Answer(BaseHTTPRequestHandler):
     server_version = "headrace"
     sys_version = ""
     timeout = _IDLE_SECONDS
+
+    def handle_one_request(self) -> None:
+        """Wait for a request, and answer it within its time; see http.server.BaseHTTPRequestHandler."""
+        self.server.idle(self.connection)
+        try:
+            begins = self.rfile.peek(1)  # type: ignore[attr-defined]  # it is a BufferedReader
+        except OSError:
+            begins = b""
+        if not begins:
+            self.close_connection = True
+            return
+        self.server.asking(self.connection)
+        try:
+            super().handle_one_request()
+        finally:
+            self.server.done(self.connection)
 
     def do_GET(self) -> None:
         """Answer `/homes?name=…`."""

@@ -116,7 +116,7 @@ def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | No
 
 
 def _reader(settings: KafkaSettings) -> AbstractContextManager[Consumer]:
-    return kafka.reading(settings, "headrace.replay", enable_partition_eof=True, fetch_wait_max_ms=10)
+    return kafka.reading(settings, enable_partition_eof=True, fetch_wait_max_ms=10)
 
 
 def _since_time(client: Consumer, ends: dict[Place, int], moment: datetime) -> dict[Place, Offset]:

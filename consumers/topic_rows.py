@@ -119,7 +119,6 @@ class TopicRows:
         left = {partition: end for partition, end in ends.items() if end > 0}
         with kafka.reading(
             self._settings,
-            f"{self._topic}.verify",
             enable_partition_eof=True,
             queued_max_messages_kbytes=16_384,  # 64 MB by default, which cost twice that
         ) as client:

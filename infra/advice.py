@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 
 from infra.settings import Settings
+from schemas.errors import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,9 @@ class Advice:
 
     def __str__(self) -> str:
         """The advice as lines for a person."""
-        return "\n".join([f"{self.where}: {self.problem}", *(f"    {line}" for line in self.shown), f"  {self.remedy}"])
+        shown = (f"    {line[: len(line) - len(line.lstrip())]}{printable(line)}" for line in self.shown)
+        return "\n".join([printable(f"{self.where}: {self.problem}"), *shown, f"  {printable(self.remedy)}"])
 
 
-Adviser = Callable[[Settings], Iterable[Advice]]
-"""Asked by `headrace check`; changes nothing."""
+Adviser = Callable[[Settings, Collection[str]], Iterable[Advice]]
+"""Asked by `headrace check`, of some migrations or, without names, of all; changes nothing."""

@@ -6,6 +6,7 @@ test compares them with the library's own list, and docs/kafka-options.md with t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -303,6 +304,14 @@ _ALIASES: Final[Mapping[str, str]] = {
 }
 
 _NAMES: Final = {name.replace("_", "."): name for name in (*YOURS, *OURS)}
+
+
+_SECRET: Final = re.compile(r"password|secret|passphrase|key\.pem|oauthbearer\.config|kinit\.cmd")
+
+
+def is_secret(name: str) -> bool:
+    """Whether an option may have a secret in it, so that its value is never shown."""
+    return _SECRET.search(name) is not None
 
 
 def named(name: str) -> str:

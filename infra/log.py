@@ -12,6 +12,8 @@ from typing import Final
 
 import structlog
 
+from schemas.errors import printable
+
 SOURCE: Final = "source"
 TABLE: Final = "table"
 TOPIC: Final = "topic"
@@ -28,8 +30,8 @@ Log = structlog.typing.FilteringBoundLogger
 def configure(*, json: bool | None = None, level: str = "info") -> None:
     """Send the log to standard error: JSON lines, or columns when standard error is a terminal."""
     as_json = json if json is not None else not sys.stderr.isatty()
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()] if as_json else [_printable, structlog.dev.ConsoleRenderer()]
     )
     structlog.configure(
         processors=[
@@ -37,12 +39,20 @@ def configure(*, json: bool | None = None, level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Leave nothing in texts that a terminal takes for a command; JSON does so by itself, and repr what is no text."""
+    return {
+        name: printable(value) if isinstance(value, str) and name != "exception" else value
+        for name, value in fields.items()
+    }
 
 
 def get(**fields: object) -> Log:

@@ -14,6 +14,9 @@ from schemas.errors import SettingsError
 
 PUBLISHED: Final = Counter("headrace_published_events", "Changes of the stream published.", ["source"])
 COPIED: Final = Counter("headrace_copied_rows", "Rows of snapshots published.", ["source", "table"])
+COMPLETED: Final = Counter(
+    "headrace_completed_rows", "Rows read by key, since their record left out a value.", ["source", "table"]
+)
 CONFIRMED_LSN: Final = Gauge("headrace_confirmed_lsn_bytes", "Log position up to which all is published.", ["source"])
 COMMIT_TIME: Final = Gauge(
     "headrace_last_commit_timestamp_seconds", "When the last transaction that was published had committed.", ["source"]
@@ -25,6 +28,10 @@ RETAINED_LOG: Final = Gauge("headrace_retained_log_bytes", "Log that the source'
 STANDBY_AWAITED: Final = Gauge(
     "headrace_standby_awaited", "1 while the source's stream waits for a standby to confirm.", ["source"]
 )
+STALLS: Final = Counter(
+    "headrace_kafka_stalls", "Calls of a producer that Kafka kept waiting for over a second.", ["transactional_id"]
+)
+STALLED: Final = Counter("headrace_kafka_stalled_seconds", "How long those calls took.", ["transactional_id"])
 
 APPLIED: Final = Counter("headrace_applied_rows", "Rows that a migration changed.", ["migration"])
 SKIPPED: Final = Counter("headrace_skipped_events", "Events that needed nothing.", ["migration"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,7 +11,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from infra import table_format
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
+from schemas.formats import NewerFormat
 
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
 """What a name without a schema means: PostgreSQL's own, else a temporary table, which would come first if unnamed."""
@@ -136,7 +139,24 @@ def translated(dsn: str) -> Iterator[None]:
         # A connection that is lost in a COPY has neither an error class nor a state of its own.
         if type(error) is psycopg.DatabaseError and error.sqlstate is None:
             raise _unavailable(dsn, error) from error
+        require_known_tables(dsn, error)
         raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
+
+
+_ASK_SECONDS: Final = 10
+
+
+def require_known_tables(dsn: str, error: psycopg.Error) -> None:
+    """Raise NewerFormat where a statement failed because a newer headrace has upgraded headrace's tables meanwhile.
+
+    To be asked before a process ends with the statement's own error. It takes a connection of its own, and none of
+    `connect`, whose errors ask this.
+    """
+    with contextlib.suppress(psycopg.Error), psycopg.connect(dsn, connect_timeout=_ASK_SECONDS) as connection:
+        try:
+            table_format.require(connection, connection.info.dbname)
+        except NewerFormat as newer:
+            raise newer from error
 
 
 class RowsHidden(PreflightFailed):
@@ -189,6 +209,20 @@ _WRONG_DSN: Final = (
     (("no pg_hba.conf entry", "not permitted to log in", "permission denied for"), "does not let that user in", ""),
     (("connection is bad: invalid", "connection is bad: definition of"), "has a dsn that is not valid", ""),
 )
+_UNTRUSTED: Final[Sequence[tuple[Sequence[str], str]]] = (
+    (
+        ("certificate verify failed", "server certificate for", "server's host name"),
+        "does not prove to be the server that host and sslrootcert of the dsn name",
+    ),
+    (
+        ("certificate authentication failed", "valid client certificate", "alert unknown ca", "alert certificate"),
+        "does not take the certificate of the dsn (sslcert, sslkey) for that user's",
+    ),
+    (("alert bad certificate", "alert decrypt error"), "does not take the certificate of the dsn (sslcert, sslkey)"),
+    (("does not support SSL",), "does not speak TLS, which sslmode in the dsn asks for"),
+    (("certificate file", "private key file"), "cannot be asked with the files that the dsn names"),
+)
+"""The same of TLS, where libpq's message is told too: it has names of files and hosts."""
 """libpq gives refused connections no SQL state: fragments of its message, what it means, what else could be done."""
 
 
@@ -200,4 +234,7 @@ def _unavailable(dsn: str, error: psycopg.Error) -> HeadraceError:
         matches = all if fragments[0].endswith('"') else any
         if matches(fragment in text for fragment in fragments):
             return SettingsError(f"{place} {problem}", remedy=f"correct the dsn {other}".strip())
+    for signs, problem in _UNTRUSTED:
+        if any(sign in text for sign in signs):
+            return SettingsError(f"{place} {problem}: {text}", remedy="correct the dsn; see docs/security.md")
     return DatabaseUnavailable(f"{place} does not answer: {text}")

@@ -1,4 +1,4 @@
-"""Where Avro schemas are kept: a Confluent-compatible registry by URL, or a compacted topic.
+"""Where Avro schemas are kept: a compacted topic, or a Confluent-compatible registry (`infra.url_registry`).
 
 In the topic a schema's id is the offset of its record plus one: the log gives every registration a number of its
 own, the first of two equal ones counts, and nobody has to agree on anything else.
@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
-
-from infra import kafka, topics
-from infra.settings import RegistrySettings, Settings
+from infra import kafka, log, topics
+from infra.settings import Settings
+from schemas import formats
+from schemas.avro import FORMAT_PROPERTY
 from schemas.compatibility import incompatibilities
-from schemas.errors import HeadraceError, Refused, Unavailable
+from schemas.errors import HeadraceError, Malformed, Refused
 from schemas.topics import schemas_topic
 
 AvroSchema = dict[str, Any]
-
-_ANSWER_SECONDS: Final = 10
-"""How long a registry may take to answer."""
 
 
 class Registry(Protocol):
@@ -50,7 +45,7 @@ class Registry(Protocol):
         """
 
     def schema(self, schema_id: int) -> AvroSchema:
-        """Return the schema with that id. Raises UnknownSchema."""
+        """Return the schema with that id. Raises UnknownSchema, and NewerFormat for one of newer events."""
 
 
 class IncompatibleSchema(Refused):
@@ -63,12 +58,19 @@ class UnknownSchema(HeadraceError):
 
 def open_registry(settings: Settings) -> Registry:
     """Return the registry that the settings name: by URL, else the topic `<prefix>.schemas`."""
-    return UrlRegistry(settings.registry) if settings.registry.url else TopicRegistry(settings)
+    if not settings.registry.url:
+        return TopicRegistry(settings)
+    # Its client loads an HTTP and an OAuth library: 15 MB, and a fifth of the time that a command takes to start.
+    from infra.url_registry import UrlRegistry  # noqa: PLC0415
+
+    return UrlRegistry(settings.registry)
 
 
 def ensure_answers(settings: Settings) -> None:
     """Raise HeadraceError unless a registry answers at the settings' URL; one in a topic is Kafka's to answer for."""
     if settings.registry.url:
+        from infra.url_registry import UrlRegistry  # noqa: PLC0415  as above
+
         UrlRegistry(settings.registry).ensure_answers()
 
 
@@ -87,13 +89,13 @@ class TopicRegistry:
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """See `Registry.register`."""
-        text = _canonical(schema)
+        text = canonical(schema)
         if subject not in self._forgotten and (subject, text) in self._ids:
             return self._ids[subject, text]
         self._open()
         if not self._stands(subject, text):
             if subject in self._latest and subject not in self._forgotten and (subject, text) not in self._ids:
-                _refuse_incompatible(subject, self._schemas[self._latest[subject]], schema)
+                refuse_incompatible(subject, self._schemas[self._latest[subject]], schema)
             self._append([(subject, text)])
         self._forgotten.discard(subject)
         return self._ids[subject, text]
@@ -103,7 +105,7 @@ class TopicRegistry:
         self._open()
         lacking = []
         for subject, schema in wanted:
-            text = _canonical(schema)
+            text = canonical(schema)
             before = None if subject in self._forgotten else self._latest.get(subject)
             if not self._stands(subject, text) and (
                 before is None or not incompatibilities(self._schemas[before], schema)
@@ -111,7 +113,7 @@ class TopicRegistry:
                 lacking.append((subject, text))
         self._append(lacking)
         for subject, schema in wanted:
-            if self._stands(subject, _canonical(schema)):
+            if self._stands(subject, canonical(schema)):
                 self._forgotten.discard(subject)
 
     def forget(self, subject: str) -> None:
@@ -123,7 +125,7 @@ class TopicRegistry:
         if schema_id not in self._schemas:
             self._catch_up()
         try:
-            return self._schemas[schema_id]
+            return readable(self._schemas[schema_id], schema_id)
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
 
@@ -151,7 +153,7 @@ class TopicRegistry:
                     partition=topics.ONLY_PARTITION,
                     # The key is unique, so that compaction never removes a record whose offset is somebody's id.
                     key=f"{subject}/{uuid.uuid4()}".encode(),
-                    value=json.dumps({"subject": subject, "schema": text}).encode(),
+                    value=json.dumps(formats.SCHEMAS.write({"subject": subject, "schema": text})).encode(),
                     on_delivery=lambda error, _: failures.append(error) if error else None,
                 )
                 client.poll(0)
@@ -162,115 +164,44 @@ class TopicRegistry:
 
     def _catch_up(self) -> None:
         for message in self._log.read():
-            entry = json.loads(message.value() or b"")
             registered = (message.offset() or 0) + 1
+            try:
+                entry = _entry(message.value() or b"", f"record {registered - 1} of topic {self._topic}")
+            except Malformed as error:
+                # Events that name it are dead letters; nothing else of the topic is lost.
+                log.get(topic=self._topic).warning("not a schema: left out", **{log.REASON: error.problem})
+                continue
             identity = (entry["subject"], entry["schema"])
             self._schemas[registered] = json.loads(entry["schema"])
             self._ids.setdefault(identity, registered)
-            self._latest[entry["subject"]] = self._ids[identity]
+            self._latest[identity[0]] = self._ids[identity]
 
 
-class UrlRegistry:
-    """A Confluent-compatible registry; it is asked seldom, so each question opens a connection of its own."""
-
-    def __init__(self, settings: RegistrySettings) -> None:
-        # Without a timeout a registry that accepts a connection and says nothing holds up a process for good.
-        configuration: dict[str, Any] = {"url": settings.url, "timeout": _ANSWER_SECONDS}
-        if settings.user:
-            configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
-        self._url = _without_credentials(settings.url)
-        self._configuration = configuration
-        self._forgotten: set[str] = set()
-
-    def register(self, subject: str, schema: AvroSchema) -> int:
-        """See `Registry.register`."""
-        with self._client() as client:
-            if subject in self._forgotten:
-                return self._register_anew(client, subject, schema)
-            try:
-                latest = json.loads(client.get_latest_version(subject).schema.schema_str or "")
-            except SchemaRegistryError as error:
-                if error.http_status_code != 404:
-                    raise
-            else:
-                _refuse_incompatible(subject, latest, schema)
-            registered: int = client.register_schema(subject, Schema(_canonical(schema), "AVRO"))
-            return registered
-
-    def register_all(self, wanted: Sequence[tuple[str, AvroSchema]]) -> None:
-        """See `Registry.register_all`; a registry takes one at a time."""
-
-    def forget(self, subject: str) -> None:
-        """See `Registry.forget`."""
-        self._forgotten.add(subject)
-
-    def schema(self, schema_id: int) -> AvroSchema:
-        """See `Registry.schema`."""
-        with self._client() as client:
-            try:
-                found: AvroSchema = json.loads(client.get_schema(schema_id).schema_str or "")
-            except SchemaRegistryError as error:
-                if error.http_status_code != 404:
-                    raise
-                raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
-            return found
-
-    def ensure_answers(self) -> None:
-        """Raise HeadraceError unless a registry answers there: one question, not repeated."""
-        self._configuration["max.retries"] = 0
-        with self._client() as client:
-            if not isinstance(client.get_subjects(), list):
-                raise HeadraceError(
-                    f"what answers at {self._url} is no schema registry", remedy="check registry.url in the settings"
-                )
-
-    def _register_anew(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
-        """Make `schema` the latest of `subject`, whatever it had; ids given before keep their schemas."""
-        mine = Schema(_canonical(schema), "AVRO")
-        try:
-            registered: int = client.register_schema(subject, mine)
-            stands = client.get_latest_version(subject).schema_id == registered
-        except SchemaRegistryError as error:
-            if error.http_status_code != 409:
-                raise
-            stands = False  # the registry compares too, with what it has under the subject
-        if not stands:
-            # An older version registered again is not the latest. Both ends with the subject's history.
-            client.delete_subject(subject)
-            registered = client.register_schema(subject, mine)
-        self._forgotten.discard(subject)
-        return registered
-
-    @contextmanager
-    def _client(self) -> Iterator[SchemaRegistryClient]:
-        """Give a client, closed at the end, and turn what it raises into headrace's errors."""
-        try:
-            with SchemaRegistryClient(self._configuration) as client:
-                yield client
-        except HeadraceError:
-            raise
-        except SchemaRegistryError as error:
-            raise HeadraceError(
-                f"registry at {self._url}: {error.error_message}", remedy="see the registry's own log"
-            ) from error
-        except Exception as error:
-            # Whatever else is raised is the HTTP client's, which confluent-kafka chooses and does not export.
-            raise Unavailable(
-                f"registry at {self._url} does not answer: {' '.join(str(error).split())}",
-                remedy="check registry.url in the settings; empty keeps schemas in a topic",
-            ) from error
+def readable(schema: AvroSchema, schema_id: int) -> AvroSchema:
+    """Return a schema; raise NewerFormat where its events are in a form that this headrace does not know."""
+    if isinstance(schema, dict):  # a registry may have anything under an id
+        formats.EVENTS.require(schema.get(FORMAT_PROPERTY, 1), f"schema {schema_id}")
+    return schema
 
 
-def _without_credentials(url: str) -> str:
-    """Return the url as messages may show it."""
-    scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+def _entry(value: bytes, where: str) -> dict[str, Any]:
+    """Return the subject and the schema's text, and what else a record of the topic has."""
+    try:
+        entry = formats.SCHEMAS.read(json.loads(value), where)
+        json.loads(entry["schema"])
+        if isinstance(entry["subject"], str):
+            return entry
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise Malformed(f"{where} is no schema of headrace's", remedy="take away what else writes that topic")
 
 
-def _canonical(schema: AvroSchema) -> str:
+def canonical(schema: AvroSchema) -> str:
+    """Return the text of a schema by which registrations of it are told to be the same."""
     return json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
 
 
-def _refuse_incompatible(subject: str, old: AvroSchema, new: AvroSchema) -> None:
+def refuse_incompatible(subject: str, old: AvroSchema, new: AvroSchema) -> None:
+    """Raise IncompatibleSchema unless readers of the old schema of `subject` can read both."""
     if changes := incompatibilities(old, new):
         raise IncompatibleSchema(f"{subject} changed incompatibly: {'; '.join(changes)}")

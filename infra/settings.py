@@ -24,6 +24,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -34,13 +35,17 @@ from infra import kafka_options
 from infra.gitserver_settings import NODE, NODE_WORDS, GitserverSettings
 from infra.mistakes import Location, Mistakes, close_to
 from infra.section import Section
+from schemas import formats
 from schemas import gitlab_schemas as labels
-from schemas.errors import SettingsError, UsageError
+from schemas.errors import Malformed, SettingsError, UsageError
 
 DEFAULT_FILE = Path("headrace.toml")
 
+HIDDEN: Final = "**********"
+"""What stands for a secret where settings are shown, as pydantic writes it for its own."""
+
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,62}$"
-_TABLE: Final = r"^[^.\s]+\.[^.\s]+$"
+_TABLE: Final = r"^[^.\s][^.]*\.[\s\S]+$"
 _PREFIX: Final = r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$"
 _STORAGE: Final = r"^[^/\x00-\x1f\x7f]+$"
 _PATTERN_WORDS: Final = {
@@ -55,7 +60,8 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A name that is safe in a topic, a slot, a transactional id and a file: what databases and migrations have."""
 
 TableName = Annotated[str, StringConstraints(pattern=_TABLE)]
-"""`schema.table`; where tables are chosen, `*` and `?` stand for any characters."""
+"""`schema.table`: behind the first dot is the table's name, whatever it has; where tables are chosen, `*` and `?` stand
+for any characters."""
 
 StorageName = Annotated[str, StringConstraints(pattern=_STORAGE)]
 """Gitaly's and Praefect's own names; no slash, since `virtual storage/storage` names what a walk reads."""
@@ -74,6 +80,10 @@ class KafkaSettings(Section):
     bootstrap_servers: str = "127.0.0.1:9092"
     partitions: int = Field(default=4, ge=1, le=1000)
     replication_factor: int = Field(default=-1, ge=-1)
+    producer_principal: str = "User:headrace-producer"
+    """Whom ACLs let produce; `{source}` in it is the source's name, for a principal each."""
+    consumer_principal: str = "User:headrace-consumer-{gitlab_schema}"
+    """Whom ACLs let consume; `{gitlab_schema}` and `{migration}` in it are the migration's."""
     options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
         default_factory=dict, repr=False
     )
@@ -85,13 +95,23 @@ class KafkaSettings(Section):
         """An environment variable's name has no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD is sasl.password."""
         return kafka_options.checked(value)
 
+    # As JSON alone, which is for people: pydantic-settings builds Settings from its sections' dumps as Python.
+    @field_serializer("options", when_used="json")
+    def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
+
 
 class RegistrySettings(Section):
     """A Confluent-compatible registry; with no url, schemas are kept in a compacted topic."""
 
-    url: str = ""
+    url: str = Field(default="", repr=False)
+    """Not in the repr: it may have a user and a password."""
     user: str = ""
     password: SecretStr = SecretStr("")
+
+    @field_serializer("url", when_used="json")
+    def _without_credentials(self, value: str) -> str:
+        return re.sub(r"(?<=://)[^/]*@", f"{HIDDEN}@", value)
 
 
 class MetricsSettings(Section):
@@ -131,6 +151,8 @@ class DatabaseSettings(Section):
     """Confirms that `max_slot_wal_keep_size = -1` is meant: a stopped producer may then fill the source's disk."""
     publish_when_visible: bool = False
     """Whether a transaction is published only when others see it, for readers that look at the row; see events.md."""
+    complete_rows: bool = False
+    """Whether a row is read again after each update that leaves a large value out of its record; see events.md."""
     snapshot: SnapshotSettings = SnapshotSettings()
     spill_directory: Path | None = None
     """Where transactions wait that are too large for memory, until they commit; by default with temporary files."""
@@ -335,7 +357,8 @@ def settings_path(path: Path | None) -> Path:
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
 
-    Raises SettingsError, one line that names the file, the key and the remedy.
+    Raises SettingsError, one line that names the file, the key and the remedy, and NewerFormat for a file that was
+    written for a newer headrace.
     """
     chosen = settings_path(path)
     try:
@@ -355,6 +378,13 @@ def load_settings(path: Path | None = None) -> Settings:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
+    try:
+        values = formats.SETTINGS.read(values, f"settings file {chosen}")
+    except Malformed as error:
+        raise SettingsError(
+            f"settings file {chosen}: format must be a whole number, from 1",
+            remedy=f"set it to {formats.SETTINGS.version}, or leave it out for 1",
+        ) from error
     mistakes = Mistakes(Settings, _PATTERN_WORDS)
     # Here and not by pydantic-settings, to which some words, such as _env_file, are arguments of its own.
     for key in sorted(values.keys() - Settings.model_fields.keys()):

@@ -12,11 +12,13 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
+    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from infra import kafka
+from infra.kafka_access import DENIALS
 from infra.settings import KafkaSettings
 from schemas.errors import BrokerUnavailable, HeadraceError
 
@@ -75,9 +77,8 @@ def ensure_topics(
     """
     with kafka.translated(settings):
         client = kafka.admin(settings)
-        there = client.list_topics(timeout=_TIMEOUT).topics
         wanted = partitions or settings.partitions
-        counts = {name: len(there[name].partitions) for name in names if name in there and not there[name].error}
+        counts = {name: len(found.partitions) for name, found in _existing(client, names).items()}
         limits = {"max.message.bytes": str(kafka.record_bytes(settings) + _BATCH_BYTES), **config}
         new = [
             NewTopic(name, num_partitions=wanted, replication_factor=settings.replication_factor, config=limits)
@@ -104,6 +105,28 @@ def ensure_topics(
                 raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after it was made")
             time.sleep(0.01)
         return {name: counts[name] or wanted for name in names}
+
+
+def _existing(client: AdminClient, names: Collection[str]) -> dict[str, TopicMetadata]:
+    """Return those of the topics that there are; raises KafkaException for one that this client may not see.
+
+    Kafka's list of all topics leaves that out in silence, as it does one that there is not: it is asked for by name.
+    """
+    listed = client.list_topics(timeout=_TIMEOUT).topics
+    found = {name: listed[name] for name in names if name in listed and not listed[name].error}
+    if unlisted := [name for name in names if name not in found]:
+        answers = client.describe_topics(TopicCollection(unlisted), request_timeout=_TIMEOUT)
+        for error in [future.exception(_TIMEOUT) for future in answers.values()]:
+            if isinstance(error, KafkaException) and error.args[0].code() in DENIALS:
+                raise error
+    return found
+
+
+def is_there(found: TopicMetadata | None) -> bool:
+    """Whether a topic that was asked for by name exists; raises KafkaException when this client may not see it."""
+    if found is not None and found.error is not None and found.error.code() in DENIALS:
+        raise KafkaException(found.error)
+    return found is not None and found.error is None
 
 
 def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
@@ -156,7 +179,7 @@ def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
     """Delete the topics that are there, and return when none of them is known to the broker any more."""
     with kafka.translated(settings):
         client = kafka.admin(settings)
-        there = [name for name in names if name in client.list_topics(timeout=_TIMEOUT).topics]
+        there = list(_existing(client, names))
         if not there:
             return
         for future in client.delete_topics(there, operation_timeout=_TIMEOUT).values():
@@ -184,13 +207,8 @@ def with_records(settings: KafkaSettings, topics: Collection[str]) -> frozenset[
     """Return those of the topics that have ever had a committed record; asks of all at once."""
     with kafka.translated(settings):
         client = kafka.admin(settings)
-        found = client.list_topics(timeout=_TIMEOUT).topics
-        places = [
-            TopicPartition(topic, number)
-            for topic in topics
-            if topic in found and not found[topic].error
-            for number in found[topic].partitions
-        ]
+        found = _existing(client, topics)
+        places = [TopicPartition(topic, number) for topic in found for number in found[topic].partitions]
         if not places:
             return frozenset()
         latest = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
@@ -215,9 +233,9 @@ def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
 
 
 def _end_offsets(settings: KafkaSettings, topic: str, isolation_level: str) -> dict[int, int]:
-    with kafka.reading(settings, f"{topic}.reader", isolation_level=isolation_level) as client:
+    with kafka.reading(settings, isolation_level=isolation_level) as client:
         found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
-        partitions = sorted(found.partitions) if found and not found.error else []
+        partitions = sorted(found.partitions) if found is not None and is_there(found) else []
         return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
 
 
@@ -248,9 +266,9 @@ class LogReader:
         """Yield every committed record from the last one read up to the end as it is now."""
         # At the end a broker answers only after this wait, half a second by default.
         options = {"enable_partition_eof": True, "fetch_wait_max_ms": 10}
-        with kafka.reading(self._settings, f"{self._topic}.reader", **options) as client:
+        with kafka.reading(self._settings, **options) as client:
             found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
-            if found is None or found.error:
+            if not is_there(found):
                 return
             client.assign([TopicPartition(self._topic, ONLY_PARTITION, self._next)])
             while True:

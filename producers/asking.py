@@ -9,13 +9,14 @@ from typing import Any, Final
 import psycopg
 
 from infra import kafka
-from infra.positions import Positions, SnapshotState, SourceState, record_key
+from infra.positions import Positions, SnapshotState, SourceState, encode, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import ONLY_PARTITION
 from producers import slots, startup
-from producers.publication import read_publication
+from producers.opening import sessions_of
+from producers.publication import Publication, read_publication
 from producers.requests import RequestRefused, require_keys
 from producers.snapshot import current_snapshot
 from producers.tables import CapturedTable, captured_tables
@@ -39,7 +40,7 @@ def source_of(settings: Settings, table: str) -> str:
     found = [
         name
         for name, database in settings.databases.items()
-        if any(fnmatchcase(table, pattern) for pattern in database.tables)
+        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
     ]
     if len(found) == 1:
         return found[0]
@@ -77,8 +78,8 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         startup.refuse_other_publication(source, database.publication, state, publication)
         if (
             request.anew
-            and not (held and held.active_pid)
-            and _would_be_refused(connection, settings, source, state, table)
+            and not sessions_of(connection, slot)
+            and _would_be_refused(connection, settings, source, state, table, publication)
         ):
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
             return f"{table.name} is read anew when the producer of {source} starts"
@@ -92,7 +93,12 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
 
 
 def _would_be_refused(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState, table: CapturedTable
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    state: SourceState,
+    table: CapturedTable,
+    publication: Publication | None,
 ) -> bool:
     """Whether a start would be refused because of the table, or because no table is left that can be published."""
     stopped = startup.stopped_tables(connection, settings, source, state)
@@ -101,7 +107,7 @@ def _would_be_refused(
     if table.name in stopped:
         return False
     try:
-        startup.standing_snapshots(connection, settings, source, state, (table,))
+        startup.standing_snapshots(settings, source, state, (table,), publication)
     except startup.SilentGap:
         return True
     return False
@@ -133,7 +139,7 @@ def _note(settings: Settings, state: SnapshotState) -> None:
             positions_topic(settings.prefix),
             partition=ONLY_PARTITION,
             key=record_key(state.source, state.table),
-            value=state.model_dump_json().encode(),
+            value=encode(state),
         )
         if client.flush(_SECONDS):
             raise BrokerUnavailable(f"Kafka at {settings.kafka.bootstrap_servers} took no record in {_SECONDS:.0f} s")

@@ -79,6 +79,7 @@ class Capture:
         self._ordinal = 0
         self._now_ms = 0
         self._judging = True
+        """Whether the transactions that are passed have to be noted."""
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
         self._told: list[Told] = []
@@ -99,7 +100,7 @@ class Capture:
     def settle(self) -> list[TableFeed]:
         """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state to record."""
         changed = [feed for feed in self._feeds.values() if feed.settle(self.position.commit_lsn)]
-        self._judging = any(feed.judging for feed in self._feeds.values())
+        self._judging = any(feed.counts_transactions for feed in self._feeds.values())
         return changed
 
     def handle(self, message: pg.Message) -> None:
@@ -166,7 +167,7 @@ class Capture:
                     self.strays.note(away, op, begin.commit_ms, removes=removes)
                 return None
             try:
-                route = self._routes[relation.oid] = route_of(relation, named, feed)
+                route = self._routes[relation.oid] = route_of(relation, named, feed, self._text)
             except (TableStopped, IncompatibleSchema) as error:
                 self._stop(feed, error)
                 return None
@@ -202,7 +203,7 @@ class Capture:
         return feed.table.name if feed is not None and feed.away else None
 
     def _stop(self, feed: TableFeed, error: TableStopped | IncompatibleSchema | Malformed) -> None:
-        """Publish nothing more of one table, whose topic would be wrong; the others go on."""
+        """Publish nothing more of one table, whose topic would be wrong; the others continue."""
         feed.stop(error.problem)
         self._routes = {oid: route for oid, route in self._routes.items() if route.feed is not feed}
         self.moved = True
@@ -248,7 +249,7 @@ class Capture:
 
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
-            self._write(Op.CREATE, route, self._captured(route, message.after))
+            self._write(Op.CREATE, route, message.after if route.row is None else route.row(message.after))
         elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
         elif _is(message.relation, REQUESTS) and not self._skipping:
@@ -259,24 +260,28 @@ class Capture:
             if _is(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
-        after = self._captured(route, message.after)
+        after = message.after if route.row is None else route.row(message.after)
         if message.before is None:
-            self._write(Op.UPDATE, route, after)
+            if self._write(Op.UPDATE, route, after) and route.feed.complete_rows:
+                self._require_whole(route, after)
             return
-        before = self._captured(route, message.before)
+        before = message.before if route.row is None else route.row(message.before)
         # The old row may have what the new one leaves out as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if key_of(route, before) != key_of(route, after):
             # A changed key is a delete and a create, each judged by its own key.
             self._remove(route, before)
-            self._write(Op.CREATE, route, after)
+            if self._write(Op.CREATE, route, after):
+                self._require_whole(route, after)
         elif self._publishes(route, after):
             prefix = self._prefix(Op.UPDATE, route)
             self._add(route, *route.encoder.update(prefix, self._ordinal, self._now_ms, before, after))
+            if route.feed.complete_rows:
+                self._require_whole(route, after)
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:
-            self._remove(route, self._captured(route, message.before))
+            self._remove(route, message.before if route.row is None else route.row(message.before))
 
     def _request(self, message: pg.Insert) -> pg.Values:
         if self._text is None:
@@ -284,16 +289,26 @@ class Capture:
         try:
             return self._text.row(message.relation, message.after, ())
         except Malformed:
-            return message.after  # no text at all, as whoever takes the request will find
+            return message.after  # no text at all, as the one that takes the request will find
 
-    def _captured(self, route: Route, values: pg.Values) -> pg.Values:
-        values = route.row(values)
-        return values if self._text is None else self._text.row(route.encoder.relation, values, route.key)
+    def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
+        """Add the record of a new row; returns whether it goes to the topic."""
+        if not self._publishes(route, values):
+            return False
+        prefix = self._prefix(op, route)
+        self._add(route, *route.encoder.change(prefix, self._ordinal, self._now_ms, values))
+        return True
 
-    def _write(self, op: Op, route: Route, values: pg.Values) -> None:
-        if self._publishes(route, values):
-            prefix = self._prefix(op, route)
-            self._add(route, *route.encoder.change(prefix, self._ordinal, self._now_ms, values))
+    def _require_whole(self, route: Route, values: pg.Values) -> None:
+        """Have a row read whose record was just added, if that leaves out a value."""
+        if UNCHANGED not in values:
+            return
+        begin = self._begin
+        assert begin is not None
+        # From this one on: a read of the row waits for every transaction that may have written it since.
+        self.unseen.passed(begin.xid)
+        self._judging = True
+        route.feed.leaves_out(key_of(route, values))
 
     def _remove(self, route: Route, values: pg.Values) -> None:
         """Add a delete and the tombstone that lets compaction forget the key."""
@@ -320,7 +335,7 @@ class Capture:
                 route.feed.truncated(self.position.commit_lsn)
         for feed, others in left.items():
             if others:
-                # The keys that went are those of some partitions alone, and nobody knows them any more.
+                # The keys that went are those of some partitions alone, and which they were is not known any more.
                 log.get(**{log.SOURCE: feed.source}).warning(
                     "partitions were truncated: their table is read anew", **{log.TABLE: feed.table.name}
                 )

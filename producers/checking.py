@@ -8,13 +8,15 @@ from typing import Any, Final
 
 import psycopg
 
-from infra import standbys, topic_requirements
+from infra import kafka_access, privileges, rights, standbys, topic_requirements
 from infra.control import database_name, opened_lsn, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import guardian, ownership, preflight, slots, startup
+from producers import rights as producer_rights
 from producers.guardian import Forecast, LogGrowth
 from producers.preflight import Finding
+from producers.publication import read_publication
 from producers.tables import captured_tables
 from producers.transactions import blocking
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
@@ -34,10 +36,16 @@ def hindrances(
     `positions` is None where Kafka cannot be reached: then what is recorded of the source is left out.
     """
     database = settings.database(source)
+    if not database.tables and any(each.database == source for each in settings.virtual_storages.values()):
+        return list(_of_another_name(connection, source))  # walks are recorded in it, and it is no source itself
     name = startup.slot_name(settings, source, database)
+    denied = list(_rights(connection, settings, source, positions))
+    if denied:
+        positions = None  # what may not be read is left out
     sources = positions.sources() if positions else {}
     stopped = startup.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
     found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
+    found = denied + found
     found += _of_another_name(connection, source)
     found += _half_made(connection, name)
     found += _standbys(connection, name)
@@ -76,6 +84,25 @@ def outlook(
 
 def _standby(connection: psycopg.Connection[Any]) -> bool:
     return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+
+
+def _rights(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+) -> Iterator[Finding]:
+    """Yield what a start of the producer, and its work, would be denied."""
+    # Of a captured table that may not be read, preflight says it.
+    if lacks := privileges.lacking(connection, producer_rights.OWN_TABLES):
+        role = connection.info.user
+        yield Finding(
+            f"role {role} lacks {'; '.join(lacks)}", f"grant it: `headrace init --sql {source}` prints what is needed"
+        )
+    if positions is None:
+        return
+    if found := rights.lacking(settings.kafka, *producer_rights.needed(connection, settings, source)):
+        yield Finding(
+            f"Kafka denies {kafka_access.principal(settings.kafka)} {rights.listed(found)}",
+            f"grant it: `headrace init --acls {source}` prints what is needed",
+        )
 
 
 def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterator[Finding]:
@@ -180,7 +207,8 @@ def _unrecorded(
     try:
         standing = ownership.standing(source, tables, sources, owners(connection))
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(connection, settings, source, known, standing.here(tables))
+        publication = read_publication(connection, database.publication)
+        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), publication)
         handover = standing.behind(snapshots)
         if known.stream is None and handover is not None:
             name = startup.slot_name(settings, source, database)

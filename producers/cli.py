@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra import given_away, kafka, log, metrics, topic_requirements
+from infra import durability, given_away, kafka, kafka_access, log, metrics, rights, topic_requirements
 from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
 from infra.positions import Positions, read_sources
@@ -16,18 +16,19 @@ from infra.postgres import connect, translated
 from infra.registry import ensure_answers
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
+from producers import rights as producer_rights
 from producers.checking import hindrances, outlook
 from producers.guard_cli import guard
 from producers.guardian import Forecast
 from producers.imports import walk_unless_imported, walk_until_imported
 from producers.preflight import Finding
-from producers.producer import produce as run_producer
 from producers.requests import RequestRefused
+from producers.service import produce as run_producer
 from producers.snapshot_cli import snapshot
 from producers.start_over import start_over as forget_source
 from producers.switchover_cli import switchover
-from producers.walk_producer import walk
-from schemas.errors import HeadraceError, PreflightFailed, UsageError
+from producers.walk_producer import storage_walk_topic, walk
+from schemas.errors import HeadraceError, PreflightFailed, UsageError, printable
 
 
 def produce(
@@ -90,15 +91,31 @@ def produce(
             )
         forget_source(settings, source)
     metrics.serve(settings.metrics)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, rights.named(settings.kafka, lambda: _needed(settings, source)):
         run_producer(settings, source, stop)
+
+
+def _needed(settings: Settings, source: str) -> rights.Needed:
+    dsn = settings.database(source).dsn.get_secret_value()
+    with translated(dsn), connect(dsn, name=f"rights {source}", reading=True) as connection:
+        return producer_rights.needed(connection, settings, source)
 
 
 def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
     """Return the commands; `advise` says what is missing of the migrations, and what could be better."""
 
-    def check(config: Config = None, json: Json = False) -> None:
+    def check(
+        names: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[NAME]...", help="These sources and migrations only.", show_default=False),
+        ] = None,
+        config: Config = None,
+        json: Json = False,
+    ) -> None:
         """Say what is missing before sources can be read and migrations can run; changes nothing.
+
+        With names it says what these need: where producers and consumers have a role and a principal each, run it as
+        each, with the names of what it runs.
 
         Where a source cannot be gone on with, it names the way out. Of each slot it tells what it holds back, and how
         soon it is lost if nothing reads it. Of each migration it names what keeps it from running: a mistake in its
@@ -110,15 +127,19 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         """
         settings = load_settings(config)
         log.configure()
-        _check(settings, [*advise(settings), *_recorded(settings)], json)
+        known = (*settings.databases, *settings.virtual_storages)
+        sources = [name for name in known if not names or name in names]
+        migrations = [name for name in names or () if name not in known]
+        advice = [*advise(settings, migrations)] if migrations or not names else []
+        _check(settings, sources, [*advice, *_recorded(settings)], json)
 
     return (produce, check, snapshot, switchover, guard)
 
 
-def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
+def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool) -> None:
     found: list[dict[str, str]] = []
     slots: list[tuple[str, Forecast]] = []
-    for where, finding in _examined(settings):
+    for where, finding in _examined(settings, sources):
         if isinstance(finding, Forecast):
             slots.append((where, finding))
         else:
@@ -132,15 +153,16 @@ def _check(settings: Settings, advice: list[Advice], json: bool) -> None:
         advised = [each.document() for each in advice]
         typer.echo(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
     for one in [] if json else found:
-        typer.echo(f"{one['where']}: {one['problem']}; {one['remedy']}")
+        typer.echo(printable(f"{one['where']}: {one['problem']}; {one['remedy']}"))
     for where, forecast in [] if json else slots:
-        typer.echo(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}")
+        typer.echo(printable(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}"))
     for each in [] if json else advice:
         typer.echo(str(each))
     if found:
         raise typer.Exit(PreflightFailed.exit_code)
     if not json:
-        typer.echo(f"ready: Kafka, the registry and {len(settings.databases)} database(s)")
+        databases = [name for name in sources if name in settings.databases]
+        typer.echo(f"ready: Kafka, the registry and {len(databases)} database(s)")
 
 
 def _recorded(settings: Settings) -> Iterator[Advice]:
@@ -157,10 +179,11 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
         topics = [snapshot.topic for snapshot in state.snapshots.values()]
         for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
             yield Advice(f"databases.{name}", problem, (), remedy)
+    yield from durability.weaknesses(settings)
     yield from given_away.advise(settings, sources)
 
 
-def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
+def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast]]:
     positions: Positions | None = None
     try:
         kafka.ensure_reachable(settings.kafka)
@@ -171,8 +194,11 @@ def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
         ensure_answers(settings)
     except HeadraceError as error:
         yield "registry", Finding(error.problem, error.remedy)
-    for name, database in settings.databases.items():
-        dsn = database.dsn.get_secret_value()
+    for name in sources:
+        if name in settings.virtual_storages:
+            yield from _of_walks(settings, name, positions)
+            continue
+        dsn = settings.databases[name].dsn.get_secret_value()
         try:
             with connect(dsn, name="check", reading=True) as connection, translated(dsn):
                 for finding in hindrances(connection, settings, name, positions):
@@ -182,3 +208,18 @@ def _examined(settings: Settings) -> Iterator[tuple[str, Finding | Forecast]]:
                     yield f"databases.{name}", forecast
         except HeadraceError as error:
             yield f"databases.{name}", Finding(error.problem, error.remedy)
+
+
+def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:
+    """Yield what a walk of a virtual storage would be denied; whether it is reached, a walk finds out."""
+    if positions is None:
+        return
+    where = f"virtual_storages.{name}"
+    try:
+        found = rights.lacking(settings.kafka, producer_rights.acls(settings, name), [storage_walk_topic(settings)])
+    except HeadraceError as error:
+        yield where, Finding(error.problem, error.remedy)
+        return
+    if found:
+        problem = f"Kafka denies {kafka_access.principal(settings.kafka)} {rights.listed(found)}"
+        yield where, Finding(problem, f"grant it: `headrace init --acls {name}` prints what is needed")

@@ -52,11 +52,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A chunk that was read: its rows, what COPY sent of them in bytes, and the log position noted behind it."""
+    """A chunk that was read: its rows, what COPY sent of them in bytes, and the log position noted behind it.
+
+    `by_key` where it is none of a copy, but has rows whose last record left out a value.
+    """
 
     rows: int
     size: int
     lsn: Lsn
+    by_key: bool = False
 
 
 class Turns:
@@ -113,12 +117,12 @@ def choose(
     while not stop.is_set():
         snapshot, _ = current_snapshot(connection)
         visible = unseen.visible_in(snapshot)
-        waiting = [feed for feed in feeds if feed.copying and feed.copy.ready]
+        waiting = [feed for feed in feeds if feed.copying and feed.readable]
         ready = [feed for feed in waiting if turns.ready(feed)]
         if waiting and not ready:
             return Choice(None, waits=True)
         for feed in ready:
-            if visible and feed.state.not_before <= snapshot.xmin:
+            if visible and (feed.rows_due or feed.state.not_before <= snapshot.xmin):
                 return Choice(feed)
         if not ready:
             break
@@ -137,7 +141,7 @@ def copy_chunk(
     position: Position,
     rows: int,
 ) -> Copied | None:
-    """Read the next chunk, of about `rows` rows at most, into the feed.
+    """Read the next chunk, of about `rows` rows at most, into the feed; or rows that are to be read by their key.
 
     None when the table's owner, or the right to read it, has changed. Raises TableBusy when the table cannot be read
     now, and TableGone, TableStopped, IncompatibleSchema or Malformed when nothing more of it can be published.
@@ -145,9 +149,11 @@ def copy_chunk(
     if not feed.state.form.columns:
         # Of a table that came back from another owner: nothing of it may be read before the catalog was.
         watch.begin([feed])
+    by_key = feed.rows_due
     planned = turns.rows(feed, rows)
+    bounds = feed.copy.bounds_of_rows if by_key else feed.copy.bounds
     try:
-        chunk = read_chunk(connection, feed.table, feed.copy.bounds, planned, longest=feed.longest_line)
+        chunk = read_chunk(connection, feed.table, bounds, planned, longest=feed.longest_line)
     except LineTooLong as error:
         raise TableStopped(f"a row has {error.size} bytes, where its topic takes {feed.largest}") from error
     except (psycopg.Error, UnicodeError) as error:
@@ -161,6 +167,9 @@ def copy_chunk(
     if not ownership.owned(feed.table, feed.source, owners(connection)):
         # Asked after the chunk: its snapshot is of before the change, and so holds in the new owner's log too.
         return None
+    if by_key:
+        turns.took(feed, 0, 0)  # rows with large values say nothing of the next chunk's
+        return Copied(feed.add_rows(bounds.keys, chunk, position), len(chunk.data), chunk.lsn, by_key=True)
     turns.took(feed, chunk.rows, len(chunk.data))
     full = planned if chunk.upto is None else chunk.rows
     return Copied(feed.add_chunk(chunk.upto, chunk, position, full), len(chunk.data), chunk.lsn)
@@ -189,6 +198,8 @@ class CopyLog:
 
     def copied(self, feed: TableFeed, chunk: Copied) -> None:
         """Tell of a chunk that was published: the first behind a start, the last, and one every few seconds."""
+        if chunk.by_key:
+            return
         if feed.table.name in self._resumed:
             self._resumed.discard(feed.table.name)
             # The producer before may have died between reading it and its commit: no other can have been read twice.

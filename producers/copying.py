@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from infra.positions import ChunkState, RangeState, RereadState, SnapshotState
+from infra.positions import ChunkState, IncompleteState, RangeState, RereadState, SnapshotState
 from producers.chunks import Chunk, Key, TableChunks
-from producers.reread import KeyRange, RememberedChunk, Reread, Texts, pack_keys, unpack_keys
+from producers.incomplete_rows import IncompleteRows
+from producers.reread import KeyRange, RememberedChunk, Reread, Texts, pack_keys, united, unpack_keys
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
@@ -21,16 +22,17 @@ Comparable = Callable[[tuple[bytes, ...]], Key]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The keys that are to be read next: from `first` on, behind `after`, up to and including `last`.
+    """The keys that are to be read next: from `first` on, after `after`, up to and including `last`.
 
-    Of a partitioned table, those that are in one of `partitions`, given by oid: the changes of any other are not
-    published yet, so that a row of it which is deleted meanwhile would stay in the topic.
+    With `keys`, these and no others. Of a partitioned table, those that are in one of `partitions`, given by oid: the
+    changes of any other are not published yet, so that a row of it which is deleted meanwhile would stay in the topic.
     """
 
     first: Texts | None = None
     after: Texts | None = None
     last: Texts | None = None
     partitions: tuple[int, ...] = ()
+    keys: tuple[Texts, ...] = ()
 
 
 class TableCopy:
@@ -38,15 +40,31 @@ class TableCopy:
 
     def __init__(self, state: SnapshotState, comparable: Comparable | None) -> None:
         """`comparable` is None for a table whose keys cannot be compared here."""
-        self.state = state
+        self._state = state
+        self._rows_changed = False
         self._comparable = comparable
         self._reread: Reread | None = None
         self._load(state)
 
     @property
+    def state(self) -> SnapshotState:
+        """What is to be recorded of the table."""
+        if self._rows_changed:
+            self._rows_changed = False
+            self.note(incomplete=self.incomplete.state)
+        return self._state
+
+    @property
     def ready(self) -> bool:
         """Whether a chunk may be read now, as far as this table is concerned."""
-        return not self._chunks.complete if self._reread is None else self._reread.ready
+        if self._reread is None:
+            return not self._chunks.complete
+        # Two chunks that have the same key have to be published at two positions.
+        return self._reread.ready and self.incomplete.remembered is None
+
+    def rows_due(self, now: float) -> bool:
+        """Whether rows are to be read by key now; see IncompleteRows.due."""
+        return self.remembered is None and self.incomplete.due(now, copying=self.ready)
 
     @property
     def unread(self) -> bool:
@@ -61,7 +79,7 @@ class TableCopy:
     @property
     def judging(self) -> bool:
         """Whether events have to be judged at all."""
-        return self._reread is not None or not self._chunks.settled
+        return self._reread is not None or not self._chunks.settled or self.incomplete.remembered is not None
 
     @property
     def remembered(self) -> RememberedChunk | None:
@@ -81,7 +99,7 @@ class TableCopy:
     @property
     def bounds(self) -> Bounds:
         """What the next chunk starts with, and where the last one ends."""
-        partitions = tuple(each.oid for each in self.state.partitions)
+        partitions = self._partitions
         if self._reread is not None:
             range_ = self._reread.range
             if range_.partition is not None:
@@ -89,6 +107,15 @@ class TableCopy:
             return Bounds(range_.first, self._reread.after, range_.last, partitions)
         frontier = self._chunks.frontier
         return Bounds(after=None if frontier is None else _texts(frontier), partitions=partitions)
+
+    @property
+    def bounds_of_rows(self) -> Bounds:
+        """The rows that are to be read by key."""
+        return Bounds(partitions=self._partitions, keys=self.incomplete.next_keys)
+
+    @property
+    def _partitions(self) -> tuple[int, ...]:
+        return tuple(each.oid for each in self.state.partitions)
 
     def copied(self, upto: Texts | None, snapshot: Snapshot, lsn: Lsn, keys: Iterable[bytes], rows: int) -> None:
         """Note that the chunk from `bounds` to `upto` (None: to their end) is published.
@@ -98,12 +125,12 @@ class TableCopy:
         if self._reread is not None:
             self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), snapshot, lsn))
         else:
-            self._chunks.copied(Chunk(self._chunks.frontier, self._key(upto), snapshot, lsn))
+            self._chunks.copied(Chunk(self._chunks.frontier, self._key_or_end(upto), snapshot, lsn))
         self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
 
     def note(self, **changes: object) -> None:
-        """Change what is recorded of the table beside its copy."""
-        self.state = self.state.model_copy(update=changes)
+        """Change what else is recorded of the table than its copy."""
+        self._state = self._state.model_copy(update=changes)
 
     def expect(self, chunks: int) -> None:
         """Note how many chunks there will be, for those who watch."""
@@ -112,6 +139,11 @@ class TableCopy:
 
     def passed(self, lsn: Lsn) -> bool:
         """Note that the stream stands at `lsn`; returns whether something changed by that."""
+        of_rows = self.incomplete.passed(lsn)
+        self._rows_changed |= of_rows
+        return self._copy_passed(lsn) or of_rows
+
+    def _copy_passed(self, lsn: Lsn) -> bool:
         if self._reread is None:
             if not self._chunks.passed(lsn):
                 return False
@@ -130,11 +162,29 @@ class TableCopy:
     def truncated(self) -> None:
         """Note that the stream has emptied the table: the topic has all that comes after, and nothing to copy is left.
 
-        Nobody else can have had changes of the table in progress, and no snapshot shows truly what was before.
+        No other session can have had changes of the table in progress, and no snapshot shows truly what was before.
         """
         self._chunks = TableChunks([Chunk(None, None)])
         self._reread = None
+        self.incomplete = IncompleteRows(IncompleteState())
+        self._rows_changed = True
         self._update(asked=())
+
+    def leaves_out(self, key: Texts) -> None:
+        """Note that the last record of a key leaves out a value, and was published."""
+        self.incomplete.note(key)
+        self._rows_changed = True
+
+    def read_rows(self, keys: Iterable[Texts], chunk: RememberedChunk, now: float) -> None:
+        """Note that the rows of `keys` are published as a chunk shows them; see IncompleteRows.read."""
+        self.incomplete.read(keys, chunk, now)
+        self._rows_changed = True
+
+    def repeat_for_rows(self, not_before: int) -> None:
+        """Read the whole table again, since too many rows are incomplete to read them by key."""
+        self.incomplete.forget_keys()
+        self._rows_changed = True
+        self.repeat(not_before)
 
     def ask(self, range_: KeyRange, not_before: int) -> None:
         """Read a range again, after what is under way; nothing to do where that reads it in any case.
@@ -153,19 +203,20 @@ class TableCopy:
         self._ask(KeyRange(), not_before)
 
     def _ask(self, range_: KeyRange, not_before: int) -> None:
-        asked = _range_state(range_)
-        if asked in self.state.asked:
-            return
         if self.state.done and self._reread is None and self._chunks.settled:
             self._reread = Reread(range_)
             self._update(rows=0, chunks_done=0, chunks=0, not_before=not_before)
-        elif range_.partition is None:
-            self._update(asked=(*self.state.asked, asked))
-        else:  # none of its events was judged yet
-            self._update(asked=(*self.state.asked, asked), not_before=not_before)
+            return
+        waiting = tuple(map(_key_range, self.state.asked))
+        if range_ in waiting:
+            return
+        asked = united((*waiting, range_), None if self._comparable is None else self._key)
+        self._update(asked=tuple(map(_range_state, asked)))
+        if range_.partition is not None:  # none of its events was judged yet
+            self.note(not_before=not_before)
 
     def anew(self, not_before: int) -> None:
-        """Start from nothing: the topic is emptied at the stream's standing position."""
+        """Start from nothing: the topic is emptied at the stream's current position."""
         state = self.state
         fresh = SnapshotState(
             source=state.source,
@@ -185,16 +236,20 @@ class TableCopy:
 
     def publishes(self, texts: tuple[bytes, ...], key: Callable[[], bytes], xid: int, commit_lsn: Lsn) -> bool:
         """Whether an event goes to the topic; `key` gives the row's key as messages have it."""
+        if self.incomplete.remembered is not None and not self.incomplete.publishes(key(), xid, commit_lsn):
+            return False
         if self._reread is not None:
             return self._reread.chunk is None or self._reread.publishes(key(), xid, commit_lsn)
         return self._comparable is None or self._chunks.publishes(self._comparable(texts), xid, commit_lsn)
 
     def _load(self, state: SnapshotState) -> None:
-        self.state = state
+        self._state = state
+        self.incomplete = IncompleteRows(state.incomplete)
+        self._rows_changed = False
         self._chunks = TableChunks(
             Chunk(
-                self._key(each.after),
-                self._key(each.upto),
+                self._key_or_end(each.after),
+                self._key_or_end(each.upto),
                 Snapshot.parse(each.snapshot) if each.snapshot else None,
                 each.lsn,
             )
@@ -208,7 +263,7 @@ class TableCopy:
             self._update()
 
     def _finish(self) -> None:
-        """End a copy and go on with what was asked for meanwhile, if anything."""
+        """End a copy, and begin what was asked for meanwhile, if anything."""
         self._chunks = TableChunks([Chunk(None, None)])
         self._reread = None
         if self.state.asked:
@@ -228,11 +283,12 @@ class TableCopy:
         )
         done = self._chunks.complete or (self._reread is not None and (self.state.done or self._reread.read))
         recorded = {"done": done, "copied": copied, "reread": _recorded(self._reread), **changes}
-        self.state = self.state.model_copy(update=recorded)
+        self._state = self._state.model_copy(update=recorded)
 
-    def _key(self, texts: Texts | None) -> Key | None:
-        if texts is None:
-            return None
+    def _key_or_end(self, texts: Texts | None) -> Key | None:
+        return None if texts is None else self._key(texts)
+
+    def _key(self, texts: Texts) -> Key:
         assert self._comparable is not None
         return self._comparable(tuple(text.encode() for text in texts))
 

@@ -11,24 +11,16 @@ from typing import Any, Final
 from infra import log
 from infra.kafka import RECORD_BYTES
 from infra.key_order import order_name
-from infra.positions import ColumnState, FormState, SnapshotState
-from infra.registry import AvroSchema, IncompatibleSchema, Registry
+from infra.positions import FormState, SnapshotState
+from infra.registry import IncompatibleSchema, Registry
 from producers.copying import TableCopy
 from producers.partitions import Partitions
-from producers.reread import KeyRange, Texts
-from producers.schema_changes import (
-    Followed,
-    FollowedColumn,
-    TableNow,
-    TableStopped,
-    filled_columns,
-    follow,
-    obstacle,
-)
+from producers.reread import KeyRange, RememberedChunk, Texts
+from producers.schema_changes import TableNow, TableStopped
 from producers.silent_changes import SilentChange, merged, silent_change
 from producers.snapshot import ChunkRows, sorts_otherwise
+from producers.table_encoders import TableEncoders
 from producers.tables import CapturedTable, comparable_key
-from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
@@ -55,17 +47,6 @@ def spread(topic: str, before: int, now: int) -> str:
     )
 
 
-def schemas_of(
-    table: CapturedTable, relation: Relation | None = None
-) -> tuple[tuple[str, AvroSchema], tuple[str, AvroSchema]]:
-    """Return subject and schema of the table's keys and of its values, with the columns of `relation`."""
-    described = relation or table.relation
-    return (
-        (f"{table.topic}-key", key_schema(described, table.gitlab_schema, table.key)),
-        (f"{table.topic}-value", value_schema(described, table.gitlab_schema)),
-    )
-
-
 class TableFeed:
     """What a producer knows of one table. Records collect in `waiting` until the producer sends them."""
 
@@ -79,21 +60,21 @@ class TableFeed:
         *,
         not_before: int,
         largest: int = RECORD_BYTES,
+        complete_rows: bool = False,
         now: Callable[[], TableNow | None] = lambda: None,
     ) -> None:
         """`not_before` is kept with a snapshot that starts now; see SnapshotState.
 
-        `largest` is how many bytes a record may have; `now` asks the catalog, None where it cannot tell.
+        `largest` is how many bytes a record may have; `now` asks the catalog, None where it cannot tell. With
+        `complete_rows` the row of every record that leaves out a value is to be read, without it of one with a new key.
         """
         self.source = source
         self.table = table
         self.partitions = partitions
         self.waiting: list[Record] = []
-        self._registry = registry
-        self._encoders: dict[tuple[object, ...], Encoder] = {}
-        self._now = now
         self._changed = False
         self.largest = largest
+        self.complete_rows = complete_rows
         if state is not None and state.anew:
             # What stood in the topic is about to be taken back, and with it all that is to be followed.
             state = SnapshotState(
@@ -106,7 +87,7 @@ class TableFeed:
         before = None if standing.anew else standing.topic_partitions
         standing = standing.model_copy(update={"topic_partitions": before or partitions})
         comparable = partial(comparable_key, table) if table.ordered else None
-        self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in standing.columns}
+        self.encoders = TableEncoders(source, table, registry, standing.columns, now)
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
@@ -126,7 +107,7 @@ class TableFeed:
         if before not in (None, partitions) and not self.state.stopped:
             self.stop(spread(table.topic, before, partitions))
         self.judging = self.copy.judging
-        """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
+        """Whether events of this table have to be judged; false once the stream has passed its snapshot."""
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
         self.hidden = table.hidden is not None
@@ -140,7 +121,27 @@ class TableFeed:
     @property
     def copying(self) -> bool:
         """Whether there is more of it to copy here."""
-        return not (self.away or self.hidden or self.state.stopped or self.copy.complete)
+        return not (self.away or self.hidden or self.state.stopped) and (not self.copy.complete or self.rows_due)
+
+    @property
+    def rows_due(self) -> bool:
+        """Whether rows whose last record leaves out a value are to be read now."""
+        return self.copy.rows_due(time.monotonic())
+
+    @property
+    def rows_wait(self) -> bool:
+        """Whether so many of those rows wait that the stream has to wait for them."""
+        return self.copying and self.copy.incomplete.many
+
+    @property
+    def readable(self) -> bool:
+        """Whether something of it may be read now, as far as the table is concerned."""
+        return self.copy.ready or self.rows_due
+
+    @property
+    def counts_transactions(self) -> bool:
+        """Whether a read to come has to wait for the transactions that the stream passes."""
+        return self.judging or self.copy.incomplete.noted
 
     @property
     def state(self) -> SnapshotState:
@@ -148,71 +149,26 @@ class TableFeed:
         return self.copy.state
 
     def encoder_for(self, relation: Relation) -> Encoder:
-        """Return the encoder for rows of these columns; registers their schemas the first time.
-
-        Raises IncompatibleSchema when readers of the topic could not read both, and TableStopped when what stands in
-        the topic would be wrong beside them; see producers.schema_changes.
-        """
-        identity = (relation.qualified_name, relation.columns, relation.replica_identity, relation.identity_columns)
-        if identity not in self._encoders:
-            table = self.table
-            followed = self._follow(relation)
-            key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
-            self._encoders[identity] = Encoder(
-                relation,
-                table.gitlab_schema,
-                table.key,
-                database=self.source,
-                key_schema_id=key_id,
-                value_schema_id=value_id,
-            )
-            self._followed = followed
-            columns = tuple(
-                ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
-            )
-            self.copy.note(columns=columns)
+        """Return the encoder for rows of these columns; see TableEncoders.encoder."""
+        before = self.encoders.columns
+        encoder = self.encoders.encoder(relation)
+        if self.encoders.columns is not before:
+            self.copy.note(columns=self.encoders.columns)
             self._changed = True
-        return self._encoders[identity]
-
-    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
-        """Return the places of the stream's columns that are captured; None where all are.
-
-        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
-        """
-        now = self._now()
-        generated = now.generated if now is not None else frozenset()
-        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
-        return None if len(places) == len(relation.columns) else places
+        return encoder
 
     def stop(self, reason: str) -> None:
-        """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""
+        """Publish nothing more of the table: what is left out from here on is missing in its topic."""
         self.copy.note(stopped=reason)
         self._changed = True
 
-    def _follow(self, relation: Relation) -> Followed:
-        now = self._now()
-        if (reason := obstacle(self.table, relation, self._followed, now)) is not None:
-            raise TableStopped(reason)
-        if filled := filled_columns(relation, self._followed, now):
-            log.get(**{log.SOURCE: self.source, log.TABLE: self.table.name}).warning(
-                "rows in the topic lack an added column until they are written again", columns=filled
-            )
-        return follow(relation, self._followed, now)
-
     def add_chunk(self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int) -> int:
-        """Publish a chunk's rows just behind the stream's standing position, and note it as copied up to `upto`.
+        """Publish a chunk's rows just after the stream's current position, and note it as copied up to `upto`.
 
         Returns how many rows: where keys have to be remembered, as many as their record has room for. `size` is the
         rows a full chunk has, for the estimate of how many there will be.
         """
-        encoder = self.encoder_for(chunk.relation)
-        # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
-        prefix = encoder.copy_prefix(
-            lsn=position.commit_lsn, ordinal=position.ordinal + 1, ts_ms=time.time_ns() // 1_000_000
-        )
-        keys, values = encoder.encode_copy_chunk(chunk.data, prefix)
-        if values and max(map(len, values)) + max(map(len, keys)) > self.largest:
-            self._refuse_large(chunk, list(map(len, keys)), list(map(len, values)))
+        keys, values = self._encoded(chunk, position)
         if self.copy.remembers and (room := _room(keys)) < len(keys):
             upto = chunk.key_texts(room - 1, self.table.key)
             del keys[room:], values[room:]
@@ -222,6 +178,46 @@ class TableFeed:
         self.copy.expect(-(-self.table.estimated_rows // size) if self.copy.whole else 0)
         self._note()
         return len(keys)
+
+    def add_rows(self, asked: Iterable[Texts], chunk: ChunkRows, position: Position) -> int:
+        """Publish rows that were read by key just after the stream's current position; return how many.
+
+        `asked` are the keys that were looked for.
+        """
+        keys, values = self._encoded(chunk, position)
+        self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+        returned = frozenset(key[HEADER_BYTES:] for key in keys)
+        if chunk.upto is not None:
+            # It was cut short: what it lacks may be gone, or still to be read.
+            asked = [key for key in asked if self._message_key(tuple(text.encode() for text in key)) in returned]
+        self.copy.read_rows(asked, RememberedChunk(returned, chunk.snapshot, chunk.lsn), time.monotonic())
+        self._note()
+        return len(keys)
+
+    def _encoded(self, chunk: ChunkRows, position: Position) -> tuple[list[bytes], list[bytes]]:
+        """Return keys and values of a chunk's rows, which have their place just after the current position."""
+        encoder = self.encoder_for(chunk.relation)
+        # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
+        prefix = encoder.copy_prefix(
+            lsn=position.commit_lsn, ordinal=position.ordinal + 1, ts_ms=time.time_ns() // 1_000_000
+        )
+        keys, values = encoder.encode_copy_chunk(chunk.data, prefix)
+        if values and max(map(len, values)) + max(map(len, keys)) > self.largest:
+            self._refuse_large(chunk, list(map(len, keys)), list(map(len, values)))
+        return keys, values
+
+    def leaves_out(self, texts: tuple[bytes, ...]) -> None:
+        """Note that the record just published for a key leaves out a value."""
+        self.copy.leaves_out(tuple(text.decode() for text in texts))
+        self._changed = True
+
+    def repeat_for_rows(self, not_before: int) -> None:
+        """Have the whole table read again, since too many of its last records leave out a value."""
+        log.get(**{log.SOURCE: self.source, log.TABLE: self.table.name}).warning(
+            "too many records leave out a value; the table is read again"
+        )
+        self.copy.repeat_for_rows(not_before)
+        self._note()
 
     def settle(self, lsn: Lsn) -> bool:
         """Forget the snapshots of chunks that the stream has passed.
@@ -234,7 +230,7 @@ class TableFeed:
         return changed
 
     def truncated(self, lsn: Lsn) -> None:
-        """Note that the stream, standing at `lsn`, emptied the table while it was judged.
+        """Note that the stream, which is at `lsn`, emptied the table while it was judged.
 
         What it has of the rows from there up to the position of the table's form may be older than the form.
         """
@@ -249,7 +245,7 @@ class TableFeed:
         if not before.columns:
             return None
         return silent_change(
-            before, form, captured=self._followed.keys(), key=self.table.key, copying=self.copy.judging
+            before, form, captured=self.encoders.captured, key=self.table.key, copying=self.copy.judging
         )
 
     def take_form(self, form: FormState, not_before: int) -> SilentChange | None:
@@ -295,7 +291,7 @@ class TableFeed:
             self._changed = True
 
     def read_anew(self, position: Position, not_before: int) -> None:
-        """Empty the topic just behind the stream's standing position, and start the snapshot again."""
+        """Empty the topic just after the stream's current position, and start the snapshot again."""
         encoder = self.encoder_for(self.table.relation)
         now_ms = time.time_ns() // 1_000_000
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)

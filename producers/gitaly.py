@@ -30,6 +30,8 @@ _OPTIONS: Final = (
 )
 
 _SIXTY_FOUR_BITS: Final = 1 << 64
+_FIXED: Final = {1: 8, 5: 4}
+"""Protobuf's wire types of a fixed size → that size in bytes."""
 
 
 class UnknownStorage(UsageError):
@@ -77,31 +79,35 @@ def parse_response(message: bytes) -> Repository:
 
     Raises Malformed when it is no such message.
     """
-    path, modified = b"", 0
+    path, modified = b"", b""
     try:
         for number, value in _fields(message):
             if number == 1 and isinstance(value, bytes):
                 path = value
             elif number == 2 and isinstance(value, bytes):
-                modified = _timestamp(value)
+                modified += value  # of a message that comes twice, protobuf merges the fields
+        return Repository(path, _timestamp(modified))
     except (IndexError, ValueError) as error:
         raise Malformed("a WalkReposResponse that is no protobuf message") from error
-    return Repository(path, modified)
 
 
 def _timestamp(message: bytes) -> int:
     """Return a google.protobuf.Timestamp in microseconds since 1970."""
     parts = {number: value for number, value in _fields(message) if isinstance(value, int)}
-    seconds = parts.get(1, 0)
-    if seconds >= _SIXTY_FOUR_BITS >> 1:
-        seconds -= _SIXTY_FOUR_BITS
-    return seconds * 1_000_000 + parts.get(2, 0) // 1000
+    return _signed(parts.get(1, 0), 64) * 1_000_000 + _signed(parts.get(2, 0), 32) // 1000
+
+
+def _signed(number: int, bits: int) -> int:
+    """Return the lowest bits of a varint as a number of so many bits has them."""
+    number %= 1 << bits
+    return number - (1 << bits) if number >> bits - 1 else number
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a message: a number and the value, as it travels.
+    """Yield the fields of a message that are a varint or have a length: a number and the value, as it travels.
 
-    Raises ValueError or IndexError when the bytes are none.
+    Those of a fixed size, which no field of these messages has, are stepped over, as protobuf does with what it does
+    not know. Raises ValueError or IndexError when the bytes are none.
     """
     position = 0
     while position < len(message):
@@ -111,16 +117,16 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             value, position = _varint(message, position)
             yield tag >> 3, value
             continue
+        length = _FIXED.get(kind)
         if kind == 2:
             length, position = _varint(message, position)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
+        elif length is None:
             raise ValueError("a group, or no such wire type")
         end = position + length
         if end > len(message):
             raise IndexError("a field longer than its message")
-        yield tag >> 3, message[position:end]
+        if kind == 2:
+            yield tag >> 3, message[position:end]
         position = end
 
 

@@ -16,7 +16,7 @@ from infra.options import Config, Json, Yes
 from infra.settings import Settings, load_settings
 from infra.stopping import stop_on_signals
 from producers.move import Move
-from schemas.errors import Refused, UsageError
+from schemas.errors import Refused, UsageError, printable
 from schemas.gitlab_schemas import GITLAB_SHARED
 
 
@@ -161,6 +161,6 @@ def _show(report: dict[str, list[str]], database: str, *, json: bool) -> None:
         return
     for what, tables in report.items():
         for table in tables:
-            typer.echo(f"{what}  {table}")
+            typer.echo(f"{what}  {printable(table)}")
     if not any(report.values()):
         typer.echo(f"no table of database {database} has the guard")

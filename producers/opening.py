@@ -11,25 +11,28 @@ from typing import Any, Final
 
 import psycopg
 
-from infra import log
+from infra import durability, log, topic_requirements
 from infra.control import opened_lsn
 from infra.positions import HandoverState, SnapshotState, StreamState
 from infra.postgres import one_line
 from infra.registry import open_registry
 from infra.settings import Settings
-from infra.topics import largest_records
+from infra.topics import STATE, ensure_topic, ensure_topics, largest_records
 from producers import ownership, slots, startup
-from producers.feed import TableFeed, schemas_of
+from producers.feed import TableFeed
 from producers.ownership import Standing
 from producers.publication import edited, ensure_publication, read_publication
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
 from producers.server_text import stream_encoding
+from producers.stalls import Stalls
 from producers.table_catalog import TableWatch
+from producers.table_encoders import schemas_of
 from producers.tables import CapturedTable
 from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Lsn
+from schemas.topics import positions_topic, schemas_topic
 
 SESSION: Final = "SET synchronous_commit = local"
 """Heartbeats don't wait for a standby that is down; what else a session relies on is set when it is opened."""
@@ -44,6 +47,25 @@ SELECT pid FROM pg_locks
  WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+
+
+def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTable], lines: log.Log) -> dict[str, int]:
+    """Make the topics that are not there; return table → how many partitions its topic has.
+
+    Raises TopicUnfit for one that would lose what it has to keep.
+    """
+    lines.info("preparing", tables=len(tables))
+    positions = positions_topic(settings.prefix)
+    with Stalls(f"{settings.prefix}.{source}") as stalls, stalls.watching("make the topics"):
+        ensure_topic(settings.kafka, positions, partitions=1, config=STATE)
+        made = ensure_topics(settings.kafka, [table.topic for table in tables])
+        topic_requirements.require(settings.kafka, made, (positions, schemas_topic(settings.prefix)))
+    for weakness in durability.weaknesses(settings):
+        fields = {"topics": len(weakness.shown), "first": weakness.shown[0]} if weakness.shown else {}
+        reason = weakness.problem.removeprefix("WARNING: ")
+        lines.warning("Kafka is not set up as it should be", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
+    lines.info("topics are ready", topics=len(made))
+    return {table.name: made[table.topic] for table in tables}
 
 
 def open_feeds(
@@ -67,7 +89,7 @@ def open_feeds(
     for table in fresh:
         registry.forget(f"{table.topic}-key")
         registry.forget(f"{table.topic}-value")
-    # Of a table that goes on, only what can be followed is registered, which its feed knows.
+    # Of a table that continues, only what can be followed is registered, which its feed knows.
     registry.register_all([each for table in fresh for each in schemas_of(table)])
     feeds = [
         TableFeed(
@@ -78,6 +100,7 @@ def open_feeds(
             snapshots.get(table.name) or standing.given.get(table.name),
             not_before=not_before,
             largest=largest[table.topic],
+            complete_rows=settings.database(source).complete_rows,
             now=partial(watch.now, table.relation.oid),
         )
         for table in tables
@@ -149,23 +172,34 @@ def begin_stream(
 def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
     """Let this be the one session that copies for a slot, ending that of a producer that was just fenced.
 
-    One that hangs, or whose machine has gone, would keep its chunk's locks, and whoever alters or truncates the table
-    would wait for them, with everybody else behind. Raises SlotInUse when the session does not end, and Interrupted
-    when stopped meanwhile.
+    One that hangs, or whose machine has gone, would keep its chunk's locks. A session that alters or truncates the
+    table would wait for them, and every other one for that. Raises SlotInUse when the session does not end, and
+    Interrupted when stopped meanwhile.
     """
-    key = zlib.crc32(slot.encode()) - (1 << 31)
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
-        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, key)).fetchone()
+        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, _lock_of(slot))).fetchone()
         if taken == (True,):
             return
-        for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, key % (1 << 32))).fetchall():
+        for pid in sessions_of(connection, slot):
             if time.monotonic() > deadline:
                 raise SlotInUse(slot, pid)
             log.get(**{log.SOURCE: source}).warning("ending the session of an earlier producer", pid=pid)
             connection.execute(_END, (pid,))
         if stop.wait(0.1):
             raise Interrupted(f"stopped while the session of an earlier producer of {source} was ended")
+
+
+def sessions_of(connection: psycopg.Connection[Any], slot: str) -> list[int]:
+    """Return the process ids of the sessions that copy for a slot: none where no producer of it runs.
+
+    A slot may have a reader even so: the server notices only later that a producer has gone.
+    """
+    return [pid for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, _lock_of(slot) % (1 << 32))).fetchall()]
+
+
+def _lock_of(slot: str) -> int:
+    return zlib.crc32(slot.encode()) - (1 << 31)
 
 
 def take_slot(

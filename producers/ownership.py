@@ -19,7 +19,7 @@ from infra.positions import HandoverState, Positions, SnapshotState, SourceState
 from infra.settings import Settings
 from producers import slots, startup
 from producers.feed import TableFeed
-from producers.publication import read_publication
+from producers.publication import Publication, read_publication
 from producers.relay import Relay
 from producers.startup import SilentGap
 from producers.tables import CapturedTable
@@ -144,11 +144,12 @@ def standing(
 
 
 class Found(NamedTuple):
-    """What a start goes by: what is recorded, where the source stands by that, and the server's log."""
+    """What a start goes by: what is recorded, where the source is by that, the server's log, and the publication."""
 
     state: SourceState
     standing: Standing
     server: startup.ServerLog
+    publication: Publication | None
 
 
 def find(
@@ -166,9 +167,9 @@ def find(
     Not `alone`: another producer of it may be running. Raises SilentGap, HandoverAwaited or OwnershipMoved where it may
     not go on now, and Fenced where another process than `instance` (None: whoever) has recorded it last.
     """
-    name = startup.slot_name(settings, source, settings.database(source))
+    slot_name = startup.slot_name(settings, source, settings.database(source))
     # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
-    slot = slots.read(connection, name)
+    slot = slots.read(connection, slot_name)
     if slot is not None and not alone:
         # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
         slot = replace(slot, confirmed_flush=None)
@@ -180,13 +181,14 @@ def find(
     found = standing(source, tables, sources, control.owners(connection))
     # What it was before some came back was of a server that is no more, and that went on after its copy was promoted.
     known = found.of(state)
-    startup.refuse_gaps(known, slot, name, server)
+    startup.refuse_gaps(known, slot, slot_name, server)
+    name = settings.database(source).publication
+    publication = read_publication(connection, name)
     if slot is None or slot.database == connection.info.dbname:  # else preflight names the dsn
         # What it inherits was published from another server, and so table by table is compared later.
         own = SourceState(known.stream, {each: known.snapshots[each] for each in state.snapshots})
-        publication = settings.database(source).publication
-        startup.refuse_other_publication(source, publication, own, read_publication(connection, publication))
-    return Found(state, found, server)
+        startup.refuse_other_publication(source, name, own, publication)
+    return Found(state, found, server, publication)
 
 
 def owned(table: CapturedTable, source: str, owners: Mapping[str, Owner]) -> bool:

@@ -7,11 +7,8 @@ Killed at any moment, the next start goes on from the recorded state and reads a
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -20,7 +17,7 @@ from typing import Any, Final
 import psycopg
 from pydantic import BaseModel
 
-from infra import kafka, log, metrics, topic_requirements
+from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
 from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
@@ -28,7 +25,6 @@ from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
-from infra.topics import STATE, ensure_topic, ensure_topics
 from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
@@ -36,11 +32,10 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
+from producers.opening import SESSION, begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.ownership import Found
 from producers.refusals import TableBusy
 from producers.relay import Relay
-from producers.replication import PublicationMissing
 from producers.requests import Requests
 from producers.schema_changes import TableStopped
 from producers.server_text import server_text
@@ -52,9 +47,9 @@ from producers.tables import CapturedTable, captured_tables
 from producers.topic_watch import TopicWatch
 from producers.visibility_gate import gated
 from schemas import codec
-from schemas.errors import DatabaseUnavailable, Interrupted, Malformed, Unavailable
+from schemas.errors import Malformed
 from schemas.positions import Lsn
-from schemas.topics import positions_topic, schemas_topic
+from schemas.topics import positions_topic
 
 _FRAMES: Final = 5_000
 """Frames handled between two looks at the clock, the stop event and the connection."""
@@ -67,7 +62,6 @@ _COPY_SECONDS: Final = 5.0
 """How long the stream stands at most for a copy phase, so that changes stay fresh while tables are copied."""
 
 _HEARTBEAT_SECONDS: Final = 5.0
-_BACKOFF: Final = (0.5, 1, 2, 5, 10)
 
 _PATIENCE: Final = "SET lock_timeout = '2s'"
 """For what is asked beside a chunk, while which the stream stands; not for what a start has to wait for."""
@@ -75,44 +69,6 @@ _PATIENCE: Final = "SET lock_timeout = '2s'"
 
 class ReadAnew(Exception):
     """A table is to be read anew: its source starts again, with the table as it is now."""
-
-
-def produce(settings: Settings, source: str, stop: threading.Event) -> None:
-    """Run the producer of `source` until `stop` is set.
-
-    A server that stops answering is waited for, once everything has worked a first time, and so is the producer of
-    a database that gave its tables to this one. Raises what preflight refuses, Fenced when another producer took over,
-    and OwnershipMoved when the database has given all its tables away.
-    """
-    instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    lines = log.get(**{log.SOURCE: source})
-    guardian = guardian_of(settings, source, lines)
-    attempt = 0
-    worked = False
-    while not stop.is_set():
-        try:
-            with Session(
-                settings, source, instance, stop, lines, successor_ends_it=worked, guardian=guardian
-            ) as session:
-                worked, attempt = True, 0
-                session.work()
-        except Interrupted:
-            break
-        except PublicationMissing as error:
-            raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
-        except ReadAnew as request:
-            lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
-        except Unavailable as error:
-            awaited = isinstance(error, ownership.HandoverAwaited)
-            if not worked and not awaited:
-                raise
-            pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
-            lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
-            attempt += 1
-            if not isinstance(error, DatabaseUnavailable):
-                guardian.look_from_afar(settings.database(source).dsn.get_secret_value())
-            stop.wait(pause)
-    lines.info("stopped")
 
 
 class Session:
@@ -188,21 +144,16 @@ class Session:
         if not tables:
             raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
-        self._log.info("preparing", tables=len(tables))
-        ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
-        made = ensure_topics(settings.kafka, [table.topic for table in tables])
-        partitions = {table.name: made[table.topic] for table in tables}
-        topic_requirements.require(settings.kafka, made, (topic, schemas_topic(settings.prefix)))
-        self._log.info("topics are ready", topics=len(made))
+        partitions = prepare_topics(settings, source, tables, self._log)
         # Once before, so that a start that is refused leaves the producer that runs alone.
         self._standing(positions, tables, successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
         opened.callback(self._relay.close)
         # Nobody but this process can write the source's records from here on.
-        state, standing, _ = self._standing(positions, tables, successor_ends_it, alone=True)
+        state, standing, _, publication = self._standing(positions, tables, successor_ends_it, alone=True)
         take_session(self._sql, source, self._slot, self._stop)
         known = standing.of(state)
-        snapshots = startup.standing_snapshots(self._sql, settings, source, known, standing.here(tables))
+        snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), publication)
         self._published = opening.open_publication(self._sql, self._database.publication, tables, snapshots, self._log)
         stream = known.stream or begin_stream(
             self._sql, source, self._instance, self._slot, self._server.system, standing.behind(snapshots), self._stop
@@ -290,7 +241,8 @@ class Session:
         if copied is None:
             return None
         self._commit([(feed.table.name, feed.state)])
-        metrics.COPIED.labels(self._source, feed.table.name).inc(copied.rows)
+        counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
+        counter.labels(self._source, feed.table.name).inc(copied.rows)
         self._copy_log.copied(feed, copied)
         return copied.lsn
 
@@ -298,6 +250,7 @@ class Session:
         """Publish the stream's changes until stopped, or until it has passed `until` and some seconds are over.
 
         With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
+        In any case until many rows have to be read by key, so that no more of them wait than can be recorded.
         """
         capture = self._capture
         handle = capture.handle
@@ -310,10 +263,13 @@ class Session:
                 handle(message)
             now = time.monotonic()
             self._send()
-            if pending and (not messages or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS):
+            crowded = any(feed.rows_wait for feed in self._feeds)
+            full = crowded or now > committed + _COMMIT_SECONDS or capture.published >= _COMMIT_EVENTS
+            if pending and (full or not messages):
                 self._commit()
                 committed = now
-                if self._copying if until is None else capture.position.commit_lsn >= until and now >= enough:
+                done = self._copying if until is None else capture.position.commit_lsn >= until and now >= enough
+                if done or crowded:
                     return
             elif not pending:
                 committed = now
@@ -356,6 +312,9 @@ class Session:
         if self._watch.passed(capture.position.commit_lsn):
             capture.reroute()
         capture.strays.missed(self._feeds, capture.handovers, lambda: next_xid(self._sql))
+        for feed in self._feeds:
+            if feed.copy.incomplete.too_many:
+                feed.repeat_for_rows(next_xid(self._sql))
         changed: dict[str, SnapshotState | None] = {}
         for row in capture.take_requests():
             changed.update(self._requests.take(row))

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from infra.control import OWNERSHIP, PUBLISHED
+from infra.control import HEARTBEAT, OWNERSHIP, PUBLISHED, REQUESTS
 from producers.tables import CapturedTable
 from schemas.errors import Refused
 
@@ -46,6 +46,12 @@ those are looked for by name. A partitioned table published as one, via its root
 _IS_THERE: Final = """
 SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s
+"""
+
+_IN_PUBLICATION: Final = """
+SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = %s AND n.nspname = %s AND c.relname = %s
 """
 
 GONE: Final = "does not exist any more"
@@ -179,6 +185,28 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
         if publication.tables.keys() == wanted:
             return not right
         cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, _listed(tables, wanted)))
+    return True
+
+
+def lacking_own(publication: Publication) -> list[tuple[str, str]]:
+    """Return headrace's own tables, (schema, name), that were taken out of a publication; see Publication.version."""
+    return [table for table in (REQUESTS, HEARTBEAT) if ".".join(table) not in publication.tables]
+
+
+def put_back(connection: psycopg.Connection[Any], name: str, own: Sequence[tuple[str, str]]) -> bool:
+    """Publish headrace's `own` tables whole that publication `name` has lost; returns whether that is done.
+
+    False where another role owns the publication, or another session alters it or one of the tables.
+    """
+    try:
+        with connection.transaction():
+            for table in own:
+                filtered = connection.execute(_IN_PUBLICATION, (name, *table)).fetchone() is not None
+                for verb in ("DROP", "ADD") if filtered else ("ADD",):
+                    command = sql.SQL("ALTER PUBLICATION {} {} TABLE ONLY {}")
+                    connection.execute(command.format(sql.Identifier(name), sql.SQL(verb), sql.Identifier(*table)))
+    except (errors.InsufficientPrivilege, errors.LockNotAvailable, errors.UndefinedTable):
+        return False
     return True
 
 

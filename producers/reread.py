@@ -1,9 +1,9 @@
-"""Copying a table while its events go on being published: pure rules, no I/O.
+"""Copying a table whose events continue to be published: pure rules, no I/O.
 
 Used where the ranges of `producers.chunks` cannot be: for a table whose topic has rows already (it is read again on
 demand), and for one whose keys this process cannot compare. No event is dropped for its place in the key order. A
-chunk's rows are published just behind the stream's standing position, and the keys that it returned are remembered
-until the stream has passed the log position noted behind its snapshot. Meanwhile an event
+chunk's rows are published just after the stream's current position, and the keys that it returned are remembered
+until the stream has passed the LSN noted after its snapshot. Meanwhile an event
 
 - on a remembered key is dropped exactly if the chunk's snapshot saw its transaction, since the row shows its effect;
 - on any other key is published, so that a delete which the chunk could not show still arrives.
@@ -16,15 +16,20 @@ the table has, and nothing is left to copy.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from producers.chunks import Key
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 _LENGTH: Final = 4
-"""Bytes that tell the length of a recorded key: a text that compresses well is one of megabytes."""
+"""Bytes that hold the length of a recorded key: a text that compresses well is one of megabytes."""
+
+_MOST_ASKED: Final = 100
+_MOST_ASKED_BYTES: Final = 256 * 1024
+"""So many ranges, or bytes of their ends, may wait, since they are recorded; instead of more the table is read."""
 
 Texts = tuple[str, ...]
 """A key as the texts of its columns, which the database compares."""
@@ -44,7 +49,7 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class RememberedChunk:
-    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted behind."""
+    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted after it."""
 
     keys: frozenset[bytes]
     snapshot: Snapshot
@@ -91,13 +96,50 @@ class Reread:
         return self.chunk is None or self.chunk.publishes(key, xid, commit_lsn)
 
 
+def united(ranges: Iterable[KeyRange], comparable: Callable[[Texts], Key] | None) -> tuple[KeyRange, ...]:
+    """Return ranges that have all keys of these, perhaps more, and are not many.
+
+    Those that touch are one, where keys are `comparable`; too many become the whole table.
+    """
+    whole = KeyRange()
+    kept = list(dict.fromkeys(ranges))
+    if comparable is not None:
+        of_keys = [each for each in kept if each.partition is None]
+        kept = [*_joined(of_keys, comparable), *(each for each in kept if each.partition is not None)]
+    size = sum(len(text) for each in kept for end in (each.first, each.last) for text in end or ())
+    if whole in kept or len(kept) > _MOST_ASKED or size > _MOST_ASKED_BYTES:
+        return (whole,)
+    return tuple(kept)
+
+
+def _joined(ranges: Sequence[KeyRange], comparable: Callable[[Texts], Key]) -> list[KeyRange]:
+    joined: list[KeyRange] = []
+    for each in sorted(ranges, key=lambda range_: () if range_.first is None else (0, *comparable(range_.first))):
+        before = joined[-1] if joined else None
+        if before is None or not _touch(before, each, comparable):
+            joined.append(each)
+        elif before.last is not None and (each.last is None or comparable(each.last) > comparable(before.last)):
+            joined[-1] = replace(before, last=each.last)
+    return joined
+
+
+def _touch(before: KeyRange, after: KeyRange, comparable: Callable[[Texts], Key]) -> bool:
+    """Whether no key is between two ranges, of which `before` does not begin later."""
+    if before.last is None or after.first is None:
+        return True
+    last, first = comparable(before.last), comparable(after.first)
+    if first <= last:
+        return True
+    return len(last) == 1 and isinstance(last[0], int) and isinstance(first[0], int) and first[0] == last[0] + 1
+
+
 def pack_keys(keys: Iterable[bytes]) -> str:
     """Return keys as the text that is recorded: each after its length."""
     return base64.b64encode(b"".join(len(key).to_bytes(_LENGTH) + key for key in sorted(keys))).decode()
 
 
 def unpack_keys(text: str) -> frozenset[bytes]:
-    """Return the keys behind `pack_keys`."""
+    """Return the keys that `pack_keys` was given."""
     raw = base64.b64decode(text)
     keys: list[bytes] = []
     start = 0

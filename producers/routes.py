@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, cast
 
 from producers import pgoutput_messages as pg
 from producers.feed import TableFeed
 from producers.partitions import as_its_table, identity_obstacle
 from producers.schema_changes import TableStopped
+from producers.server_text import ServerText
 from schemas.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import Relation
@@ -17,38 +20,48 @@ from schemas.events import Relation
 class Route(NamedTuple):
     """Where the changes of a relation go; `key` are the places of the key's columns in its rows.
 
-    `order` are the places of a row's columns in the stream's tuples, None where they are the same.
+    `row` turns a tuple of the stream into a row as the encoder takes it; None, for one call a change less, where it is
+    one already.
     """
 
     relation: Relation
     feed: TableFeed
     encoder: Encoder
     key: tuple[int, ...]
-    order: tuple[int, ...] | None
-
-    def row(self, values: pg.Values) -> pg.Values:
-        """Return a tuple in the order that the encoder takes."""
-        return values if self.order is None else [values[place] for place in self.order]
+    row: Callable[[pg.Values], pg.Values] | None
 
 
-def route_of(relation: Relation, named: Relation, feed: TableFeed) -> Route:
+def route_of(relation: Relation, named: Relation, feed: TableFeed, text: ServerText | None = None) -> Route:
     """Return the route of a table, or of a partition of one; raises TableStopped and IncompatibleSchema.
 
-    `named` is the relation with its names in UTF-8.
+    `named` is the relation with its names in UTF-8; `text` converts values that are not.
     """
     table = feed.table.relation
-    places = feed.captured_places(named)
-    shown = named if places is None else _of_columns(named, places)
+    captured_places = feed.encoders.captured_places(named)
+    shown = named if captured_places is None else _of_columns(named, captured_places)
     if relation.oid != table.oid:
         if (reason := identity_obstacle(shown, feed.table.key)) is not None:
             raise TableStopped(reason)
         shown = as_its_table(shown, table)
     encoder = feed.encoder_for(shown)
     names = [column.name for column in named.columns]
-    order = tuple(names.index(column.name) for column in shown.columns)
+    places = tuple(names.index(column.name) for column in shown.columns)
     captured = [column.name for column in shown.columns]
     key = tuple(captured.index(name) for name in feed.table.key)
-    return Route(relation, feed, encoder, key, None if order == tuple(range(len(names))) else order)
+    in_order = places == tuple(range(len(names)))
+    if text is not None:
+        return Route(relation, feed, encoder, key, partial(_converted, text, encoder.relation, key, places))
+    return Route(relation, feed, encoder, key, None if in_order else partial(_in_order, places))
+
+
+def _in_order(places: tuple[int, ...], values: pg.Values) -> pg.Values:
+    return [values[place] for place in places]
+
+
+def _converted(
+    text: ServerText, relation: Relation, key: tuple[int, ...], places: tuple[int, ...], values: pg.Values
+) -> pg.Values:
+    return text.row(relation, _in_order(places, values), key)
 
 
 def key_of(route: Route, values: pg.Values) -> tuple[bytes, ...]:

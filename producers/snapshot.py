@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, LiteralString, cast
 
 import psycopg
 from psycopg import pq, sql
@@ -29,6 +29,11 @@ _MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
 """What is locked is asked for without waiting; the time is for what a query locks beside, such as an index."""
+
+_TYPE_NAMES: Final = """
+SELECT pg_catalog.format_type(oid, -1) FROM pg_catalog.unnest(%s::pg_catalog.oid[]) WITH ORDINALITY AS of (oid, place)
+ORDER BY place
+"""
 
 CHUNK_BYTES: Final = 32 << 20
 """What COPY may send for one chunk, of a row at least: encoded it is as much again, and waits for Kafka once more."""
@@ -111,7 +116,7 @@ def read_chunk(
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
             snapshot, lsn = current_snapshot(connection)
             relation = _relation(connection, table)
-            upto = plan_chunk(connection, table, bounds, rows)
+            upto = None if bounds.keys else plan_chunk(connection, table, bounds, rows)
             bounds = bounds if upto is None else replace(bounds, last=upto)
             _refuse_doubtful_keys(connection, table, bounds)
             lines = _copy(connection, table, relation, bounds, longest)
@@ -194,6 +199,25 @@ def _doubtful(table: CapturedTable) -> sql.Composable:
     return sql.SQL("({})").format(sql.SQL(" OR ").join(changes.format(column) for column in _key(table)))
 
 
+def _among(connection: psycopg.Connection[Any], table: CapturedTable, keys: Sequence[Texts]) -> sql.Composable:
+    """Return the condition that a row has one of the keys. The planner chooses between the index and the whole table.
+
+    The first row of values is cast to the columns' types, by which the server takes the others.
+    """
+    types = {column.name: column.type_oid for column in table.relation.columns}
+    found = connection.execute(_TYPE_NAMES, ([types[name] for name in table.key],)).fetchall()
+    rows: list[list[sql.Composable]] = [[sql.Literal(text) for text in key] for key in keys]
+    # The server's own words for the type, which it has quoted.
+    of_types = [sql.SQL(cast(LiteralString, name)) for (name,) in found]
+    rows[0] = [sql.SQL("CAST({} AS {})").format(*each) for each in zip(rows[0], of_types, strict=True)]
+    names = [sql.Identifier("wanted", f"key{place}") for place in range(len(table.key))]
+    return sql.SQL("EXISTS (SELECT FROM (VALUES {}) AS wanted ({}) WHERE {})").format(
+        sql.SQL(", ").join(sql.SQL("({})").format(sql.SQL(", ").join(row)) for row in rows),
+        sql.SQL(", ").join(sql.Identifier(f"key{place}") for place in range(len(table.key))),
+        compared(_key(table), "=", names, table.order),
+    )
+
+
 def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> sql.Composable:
     """Return the range as row comparisons, which an index on the key serves."""
     comparisons = [
@@ -201,6 +225,8 @@ def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bo
         for bound, sign in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
         if bound is not None
     ]
+    if bounds.keys:
+        comparisons.append(_among(connection, table, bounds.keys))
     if table.partitioned:
         comparisons.append(partitions.within(connection, bounds.partitions))
     return sql.SQL("WHERE ") + sql.SQL(" AND ").join(comparisons) if comparisons else sql.SQL("")

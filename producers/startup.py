@@ -17,7 +17,7 @@ from infra.settings import DatabaseSettings, Settings
 from infra.topics import partition_counts, with_records
 from producers import slots
 from producers.feed import spread
-from producers.publication import GONE, Publication, edited, published_tables, read_publication, replaced
+from producers.publication import GONE, Publication, edited, read_publication, replaced
 from producers.tables import CapturedTable, captured_tables
 from producers.writability import refused_writes
 from schemas.errors import Refused
@@ -196,18 +196,17 @@ def refuse_other_publication(source: str, name: str, state: SourceState, publica
 
 
 def standing_snapshots(
-    connection: psycopg.Connection[Any],
     settings: Settings,
     source: str,
     state: SourceState,
     tables: tuple[CapturedTable, ...],
+    publication: Publication | None,
 ) -> dict[str, SnapshotState]:
     """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
 
     Raises SilentGap for a topic that has rows of which nothing is recorded, since nobody knows what it lacks, and for
     one whose table is not in the publication, since its changes since it was taken out are unknown.
     """
-    published = published_tables(connection, settings.database(source).publication)
     standing: dict[str, SnapshotState] = {}
     filled = with_records(settings.kafka, [table.topic for table in tables])
     for table in tables:
@@ -225,7 +224,7 @@ def standing_snapshots(
                 f"topic {table.topic} has records, but there is no record of how table {table.name} was read",
                 remedy=remedy,
             )
-        if table.name not in (published or ()):
+        if publication is None or table.name not in publication.tables:
             raise SilentGap(
                 f"topic {table.topic} has records, but table {table.name} was taken out of the publication since",
                 remedy=remedy,
@@ -239,20 +238,21 @@ def stopped_tables(
 ) -> dict[str, SnapshotState]:
     """Return the recorded tables of which nothing can be published, by name, each with the reason in `stopped`.
 
-    Those that a producer stopped, and those that have since become what cannot be captured. One whose topic is empty
-    is none: it can be read anew, or is refused like a table that was never captured.
+    Those that a producer stopped, and those that have since become what cannot be captured. One that was stopped before
+    its topic had a record is none if it can be captured now: it is read from nothing.
     """
     database = settings.database(source)
     filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
     recorded = {
         name: snapshot
         for name, snapshot in state.snapshots.items()
-        if any(fnmatchcase(name, pattern) for pattern in database.tables) and snapshot.topic in filled
+        if any(name == pattern or fnmatchcase(name, pattern) for pattern in database.tables)
     }
-    stopped = {name: snapshot for name, snapshot in recorded.items() if snapshot.stopped and not snapshot.anew}
+    begun = {name: snapshot for name, snapshot in recorded.items() if snapshot.topic in filled}
+    stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.anew}
     reasons: dict[str, str] = {}
-    counts = partition_counts(settings.kafka) if recorded else {}
-    for name, snapshot in recorded.items():
+    counts = partition_counts(settings.kafka) if begun else {}
+    for name, snapshot in begun.items():
         before, now = snapshot.topic_partitions, counts.get(snapshot.topic)
         if name not in stopped and not snapshot.anew and before and now and before != now:
             stopped[name] = snapshot.model_copy(update={"stopped": spread(snapshot.topic, before, now)})
@@ -271,8 +271,8 @@ def stopped_tables(
     refused = refused_writes(connection, database.publication, [table.relation.oid for table in tables])
     reasons |= {table.name: refused[table.relation.oid] for table in tables if table.relation.oid in refused}
     publication = read_publication(connection, database.publication)
-    for name in recorded.keys() - stopped.keys() - reasons.keys():
-        snapshot = recorded[name]
+    for name in begun.keys() - stopped.keys() - reasons.keys():
+        snapshot = begun[name]
         if snapshot.anew or replaced(snapshot.published, publication) is not None:
             continue  # of the whole source then: see refuse_other_publication
         if (reason := edited(snapshot.published, name, publication)) is not None:

@@ -14,7 +14,16 @@ from producers import startup
 from producers.feed import TableFeed
 from producers.form_watch import FormWatch
 from producers.partition_watch import PartitionWatch
-from producers.publication import Publication, edited, read_publication, replaced, withdraw
+from producers.publication import (
+    Publication,
+    PublicationOfAnotherRole,
+    edited,
+    lacking_own,
+    put_back,
+    read_publication,
+    replaced,
+    withdraw,
+)
 from producers.schema_changes import TableNow, TableStopped, standing_obstacle
 from producers.tables import UnreadableTable
 from producers.writability import WritesRefused, refused_writes
@@ -74,10 +83,10 @@ def tables_now(
 
 
 class TableWatch:
-    """Notices what no event tells of captured tables: that one was dropped, renamed, left its publication or its key.
+    """Notices what has no event: that a captured table was dropped, renamed, left its publication or its key.
 
     The catalog is asked as it is now, where the stream may be behind; so a table that cannot be followed any more is
-    stopped once the stream has passed the log position behind that look, and all events before it are published.
+    stopped once the stream has passed the LSN noted after that look, and all events before it are published.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], source: str, publication: str, lines: log.Log) -> None:
@@ -90,6 +99,7 @@ class TableWatch:
         self._told: set[str] = set()
         self._unwritable: set[str] = set()
         self._hidden: set[str] = set()
+        self._without_own = False
         self._forms = FormWatch(connection, lines)
         self._partitions = PartitionWatch(connection, lines)
 
@@ -120,6 +130,7 @@ class TableWatch:
         publication = read_publication(self._connection, self._publication)
         now = tables_now(self._connection, publication, oids)
         self._found = []
+        self._lacking_own(publication)
         for feed in feeds:
             oid = feed.table.relation.oid
             self._note_readable(feed, now.get(oid))
@@ -153,7 +164,7 @@ class TableWatch:
         self._partitions.noted(lsn)
 
     def passed(self, lsn: Lsn) -> bool:
-        """Stop the tables whose end the stream has passed, standing at `lsn`, and read others again that need it.
+        """Stop the tables whose end the stream, at `lsn`, has passed, and read others again that need it.
 
         To be called before the tables' states are recorded with that position: every transaction that the stream has
         passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation
@@ -166,6 +177,25 @@ class TableWatch:
                 feed.stop(reason)
         self._ending = [each for each in self._ending if each[0] > lsn]
         return self._partitions.passed(lsn) or bool(ended)
+
+    def _lacking_own(self, publication: Publication | None) -> None:
+        """Put headrace's own tables back that were taken out of the publication.
+
+        Without its heartbeats an idle slot retains WAL, and no request that was made meanwhile is in the stream.
+        """
+        if publication is None or not publication.whole or not (lacking := lacking_own(publication)):
+            self._without_own = False
+            return
+        named = ", ".join(".".join(table) for table in lacking)
+        if put_back(self._connection, self._publication, lacking):
+            self._log.warning("put back into the publication; send requests made meanwhile again", tables=named)
+        elif not self._without_own:
+            self._without_own = True
+            self._log.error(
+                "taken out of the publication: an idle slot retains WAL, and requests do not arrive",
+                tables=named,
+                remedy=PublicationOfAnotherRole.__doc__,
+            )
 
     def _withdraw(self, feed: TableFeed, reason: str) -> None:
         if withdraw(self._connection, self._publication, feed.table):

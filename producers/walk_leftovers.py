@@ -29,7 +29,6 @@ def leftovers(
     # Nobody else writes this one's; what a fenced walk left aborted is at worst removed without having been there.
     with kafka.reading(
         settings,
-        "headrace-walk",
         isolation_level="read_uncommitted",
         enable_partition_eof=True,
         queued_max_messages_kbytes=4096,  # of each partition; by default 64 MB wait where this is slower

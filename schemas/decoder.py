@@ -5,6 +5,7 @@ Every function here raises Malformed, and nothing else, for bytes that are not w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 from typing import Any
 
@@ -55,11 +56,9 @@ class Decoder:
         if before is not None:
             # A delete's record names what its row lacks; an update's leaves it to the schema, and names what
             # the new row lacks.
-            for name in unchanged if op is Op.DELETE else self._lacking:
-                before[name] = UNCHANGED
+            _leave_out(before, unchanged if op is Op.DELETE else self._lacking)
         if after is not None:
-            for name in unchanged:
-                after[name] = UNCHANGED
+            _leave_out(after, unchanged)
         return ChangeEvent(
             op,
             Source(
@@ -79,6 +78,13 @@ class Decoder:
 
     def _row(self, row: dict[str, Any] | None) -> dict[str, object] | None:
         return None if row is None else {name: row[field] for field, name in self._columns.items()}
+
+
+def _leave_out(row: dict[str, object], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in row:
+            raise ValueError("a column is left out that there is not")
+        row[name] = UNCHANGED
 
 
 def read_record(parsed: Any, value: bytes) -> dict[str, Any]:

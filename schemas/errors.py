@@ -22,6 +22,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """Return `text` on one line, with what a terminal would take for a command written out, such as `\\x1b`.
+
+    Names of tables, columns and repositories are whatever somebody chose.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 class HeadraceError(Exception):
     """Look at the log above for the cause."""
 
@@ -35,7 +46,7 @@ class HeadraceError(Exception):
     def __str__(self) -> str:
         """One line: the problem, then the remedy."""
         line = f"{self.problem}; {self.remedy}" if self.remedy else self.problem
-        return " ".join(line.split())
+        return printable(line)
 
 
 class Unavailable(HeadraceError):

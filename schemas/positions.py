@@ -6,7 +6,8 @@ commit order. `Position` does: the LSN of the commit, then the ordinal of the ch
 
 from __future__ import annotations
 
-from typing import NamedTuple, NewType
+import re
+from typing import Final, NamedTuple, NewType
 
 Lsn = NewType("Lsn", int)
 """A 64-bit position in a PostgreSQL write-ahead log, in bytes."""
@@ -29,6 +30,9 @@ class Position(NamedTuple):
         return f"{format_lsn(self.commit_lsn)}+{self.ordinal}"
 
 
+_HALF: Final = re.compile(r"[0-9A-Fa-f]{1,8}").fullmatch
+
+
 def format_lsn(lsn: int) -> str:
     """Return `lsn` as PostgreSQL prints it, such as `16/B374D848`."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
@@ -41,7 +45,7 @@ def parse_lsn(text: str) -> Lsn:
     """
     high, slash, low = text.partition("/")
     try:
-        if not slash or len(high) > 8 or len(low) > 8:
+        if not slash or not _HALF(high) or not _HALF(low):
             raise ValueError
         return Lsn((int(high, 16) << 32) | int(low, 16))
     except ValueError:

@@ -177,6 +177,7 @@ class _Projection:
         self.readers = [reader(field["type"]) for field in row_fields]
         self.wanted = [name in columns for name in names]
         self.all_names = names
+        self.known = frozenset(names)
         identity = writer_schema.get(IDENTITY_PROPERTY)
         self.lacking = [name for name in self.names if identity is not None and name not in identity]
         self.compiled = _compiled(names, self.wanted, [field["type"] for field in row_fields])
@@ -191,9 +192,8 @@ class _Projection:
             b"(" + pattern(avro) + b")" if wanted else pattern(avro)
             for avro, wanted in zip(types, self.wanted, strict=True)
         ]
-        last = max((index for index, wanted in enumerate(self.wanted) if wanted), default=-1)
         unchanged = rb"(\x00|[\x02\x04-\x7e](?:(?!\x00)" + SHORT + rb")*+\x00)"
-        before, after = b"".join(cells), b"".join(cells[: last + 1])
+        row = b"".join(cells)
         return b"".join(
             (
                 b"(",
@@ -203,10 +203,10 @@ class _Projection:
                 b")",
                 unchanged,
                 rb"(?:\x00|(\x02)",
-                before,
+                row,
                 rb")(?:\x00|(\x02)",
-                after,
-                b")",
+                row,
+                rb")\Z",  # a record with more in it was written by another schema
             )
         )
 
@@ -280,14 +280,24 @@ class _Projection:
         after: dict[str, object] | None,
     ) -> ChangeEvent:
         if before is not None:
-            for name in unchanged if op is Op.DELETE else self.lacking:
-                if name in before:
-                    before[name] = UNCHANGED
+            self._leave_out(before, unchanged if op is Op.DELETE else self.lacking)
         if after is not None:
-            for name in unchanged:
-                if name in after:
-                    after[name] = UNCHANGED
+            self._leave_out(after, unchanged)
         return ChangeEvent(op, source, ts_ms, before, after)
+
+    def _leave_out(self, row: dict[str, object], names: Sequence[str]) -> None:
+        for name in names:
+            if name in row:
+                row[name] = UNCHANGED
+            elif name not in self.known:
+                raise ValueError("a column is left out that there is not")
+
+
+_NO_EVENT: Final = (
+    *(KeyError, TypeError, IndexError, AttributeError, StopIteration, ValueError),
+    *(RecursionError, OverflowError, re.error),
+)
+"""What a schema raises that is none of an event: a registry may answer with anything."""
 
 
 def projection(writer_schema: Schema, columns: Sequence[str], optional: Sequence[str] = ()) -> Project:
@@ -298,6 +308,6 @@ def projection(writer_schema: Schema, columns: Sequence[str], optional: Sequence
     """
     try:
         made = _Projection(writer_schema, columns, optional)
-    except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
+    except _NO_EVENT as error:
         raise Malformed("a schema that is not of a headrace event") from error
     return made.generate()

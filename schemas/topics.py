@@ -49,6 +49,11 @@ def schema_prefix(prefix: str, gitlab_schema: str) -> str:
     return _topic(prefix, escape(gitlab_schema)) + "."
 
 
+def shared_prefix(prefix: str, database: str) -> str:
+    """Return what the topics of one database's `gitlab_shared` tables, and no other topics, start with."""
+    return f"{schema_prefix(prefix, GITLAB_SHARED)}{escape(database)}."
+
+
 def table_topic(prefix: str, gitlab_schema: str, database: str, schema: str, table: str) -> str:
     """Return the topic of a table's events.
 

@@ -60,7 +60,6 @@ def stack_of(major: int) -> Iterator[tuple[EmbeddedPostgres, str, Path]]:
         directory = Path(place)
         keeper = Keeper()
         opened.callback(keeper.close)
-        (directory / "kafka").mkdir()
         kafka = EmbeddedKafka(directory / "kafka", keeper)
         kafka.start()
         opened.callback(kafka.kill)

@@ -106,6 +106,11 @@ class MissingRecords(Migration):
         "partitions",
     )
     writes = ("public.repositories", "public.storage_repositories", "public.virtual_storages")
+    privileges: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "public.repositories": ("SELECT", "INSERT"),
+        "public.storage_repositories": ("SELECT", "INSERT"),
+        "public.virtual_storages": ("SELECT", "INSERT", "UPDATE"),
+    }
     own_tables = walk_ledger.TABLES
     options_type = MissingRecordsOptions
     options: MissingRecordsOptions

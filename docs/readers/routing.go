@@ -1,16 +1,12 @@
-// Where a repository is while rehash_moves moves it: the reference reader of docs/routing.md in Go, which needs the
-// standard library alone. Copy the functions; main answers the tests: one question a line, as JSON, one answer a line.
-package main
+// Package routing says where a repository is while rehash_moves moves it: the reference reader of docs/routing.md in
+// Go. It needs the standard library alone, and following.go a driver of database/sql for PostgreSQL, such as lib/pq.
+package routing
 
 import (
-	"bufio"
 	"crypto/md5"
 	"encoding/binary"
-	"encoding/json"
 	"hash/crc32"
-	"log"
 	"math/bits"
-	"os"
 	"path"
 	"regexp"
 	"strings"
@@ -144,31 +140,4 @@ func xxh64(text string) uint64 {
 	hash = (hash ^ hash>>33) * prime2
 	hash = (hash ^ hash>>29) * prime3
 	return hash ^ hash>>32
-}
-
-func main() {
-	questions, answers := bufio.NewReader(os.Stdin), json.NewEncoder(os.Stdout)
-	decoder := json.NewDecoder(questions)
-	for decoder.More() {
-		var question struct {
-			Name    string            `json:"name"`
-			Nodes   []string          `json:"nodes"`
-			Pins    map[string]string `json:"pins"`
-			Cursors []Cursor          `json:"cursors"`
-		}
-		if err := decoder.Decode(&question); err != nil {
-			log.Fatal(err)
-		}
-		key := NormalForm(question.Name)
-		answer := map[string]any{
-			"normal_form": key,
-			"partition":   Partition(key),
-			"md5":         MD5Home(key, question.Nodes),
-			"rendezvous":  RendezvousHome(key, question.Nodes),
-			"homes":       Homes(question.Name, question.Nodes, question.Pins, question.Cursors),
-		}
-		if err := answers.Encode(answer); err != nil {
-			log.Fatal(err)
-		}
-	}
 }

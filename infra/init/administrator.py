@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.control import PUBLISHED, control_sql, tables_made
+from infra import acls, planted, privileges, programs, table_format
+from infra.control import PUBLISHED, control_sql
+from infra.programs import Program
 from infra.settings import DatabaseSettings, Settings
-
-OwnTables = Mapping[str, str]
-"""gitlab schema → the statements that make the tables of the migrations that write it."""
+from schemas import formats
 
 
-def administrator_script(settings: Settings, own_tables: OwnTables = {}) -> str:  # noqa: B006 - read only
-    """Return SQL for each database, and the Kafka ACL commands as comments behind it.
+def administrator_script(settings: Settings, wanted: Sequence[Program]) -> str:
+    """Return SQL for each database of the programs, and the Kafka ACL commands as comments after it.
 
-    The producer's role may replicate and read the captured tables; the consumer's may keep its ledger and update the
-    captured tables. With one role in the dsn for both, it gets both sets.
+    The role of a database's dsn gets what the programs of that database need together. So a role each for producer and
+    consumers is one script each: with the names of some programs, and the dsn of their role.
     """
     parts = [
         line
         for name, database in settings.databases.items()
-        for line in _database(name, database, own_tables, settings.prefix)
+        if (own := [program for program in wanted if program.database == name])
+        for line in _database(name, database, own, settings.prefix)
     ]
-    return "\n".join([*parts, "", *_kafka(settings)])
+    return "\n".join([*parts, "", *_kafka(settings, wanted)])
 
 
-def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, prefix: str) -> Iterator[str]:
+def _database(name: str, database: DatabaseSettings, own: Sequence[Program], prefix: str) -> Iterator[str]:
     parts = conninfo_to_dict(database.dsn.get_secret_value())
     role = str(parts.get("user") or "headrace")
     where = str(parts.get("dbname") or role)
+    replicates = any(program.replicates for program in own)
     yield f"-- Database {name}: run in {where}, as a superuser. May be run again."
+    yield "-- Nothing that somebody made in another schema is found by a bare name, or run."
+    yield "SET search_path = pg_catalog, pg_temp;"
+    yield planted.script()
+    yield f"-- For {', '.join(dict.fromkeys(program.name for program in own))}."
     yield _text(
         "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal}) THEN "
         "CREATE ROLE {role} LOGIN; END IF; END $$;",
         literal=sql.Literal(role),
         role=sql.Identifier(role),
     )
-    yield _text("ALTER ROLE {role} REPLICATION;", role=sql.Identifier(role))
+    if replicates:
+        yield _text("ALTER ROLE {role} REPLICATION;", role=sql.Identifier(role))
+        yield _text(
+            "DO $$ BEGIN IF to_regprocedure('pg_log_standby_snapshot()') IS NOT NULL THEN "
+            "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO {role}; END IF; END $$;",
+            role=sql.Identifier(role),
+        )
     # The health indicators look at other sessions, standbys and the archive, and a slot's guardian at what it keeps.
     yield _text("GRANT pg_monitor TO {role};", role=sql.Identifier(role))
-    yield _text(
-        "DO $$ BEGIN IF to_regprocedure('pg_log_standby_snapshot()') IS NOT NULL THEN "
-        "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO {role}; END IF; END $$;",
-        role=sql.Identifier(role),
-    )
     yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
+    yield from table_format.statements()
     yield control_sql().strip()
-    made = "\n".join(own_tables[label].strip() for label in database.gitlab_schemas if own_tables.get(label))
-    if made:
-        yield made
+    yield from dict.fromkeys(program.own_tables for program in own if program.own_tables)
     yield _text(
-        "INSERT INTO headrace.database AS d (name, prefix) VALUES ({name}, {prefix})"
+        "INSERT INTO headrace.database AS d (name, prefix, format, format_by)"
+        " VALUES ({name}, {prefix}, {format}, {program})"
         " ON CONFLICT (only_row) DO UPDATE SET prefix = coalesce(d.prefix, excluded.prefix);",
         name=sql.Literal(name),
         prefix=sql.Literal(prefix),
+        format=sql.Literal(formats.TABLES.version),
+        program=sql.Literal(formats.PROGRAM),
     )
     for gitlab_schema in database.gitlab_schemas:
         yield _text(
@@ -71,33 +79,20 @@ def _database(name: str, database: DatabaseSettings, own_tables: OwnTables, pref
     )
     yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
     yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
-    yield _text(
-        "GRANT INSERT, UPDATE ON headrace.migrations, headrace.progress, headrace.heartbeat TO {role};",
-        role=sql.Identifier(role),
-    )
-    # Whoever may insert here may have a topic emptied: no role but headrace's own.
-    yield _text("GRANT INSERT, DELETE ON headrace.snapshot_requests TO {role};", role=sql.Identifier(role))
-    yield _text(
-        "GRANT INSERT, UPDATE, DELETE ON headrace.selections, headrace.dead_letters, headrace.holds,"
-        " headrace.failures TO {role};",
-        role=sql.Identifier(role),
-    )
-    for table in tables_made(made):
-        yield _text(
-            "GRANT INSERT, UPDATE, DELETE ON headrace.{table} TO {role};",
-            table=sql.Identifier(table),
-            role=sql.Identifier(role),
-        )
+    yield from privileges.grants(role, programs.privileges(own))
+    if replicates:
+        yield from _publication(database)
+    yield "RESET search_path;"
+
+
+def _publication(database: DatabaseSettings) -> Iterator[str]:
     # A pattern stays a pattern: only an administrator can say which tables it means today.
     patterns = sorted(table for table in database.tables if set(table) & set("*?["))
     named = sorted(set(database.tables) - set(patterns))
     for pattern in patterns:
-        yield f"-- {pattern} is a pattern: grant SELECT, UPDATE and add to the publication each table that it means."
+        yield f"-- {pattern} is a pattern: grant SELECT and add to the publication each table that it means."
     if named:
         tables = sql.SQL(", ").join(sql.Identifier(*table.split(".", 1)) for table in named)
-        schemas = sql.SQL(", ").join(map(sql.Identifier, sorted({table.split(".", 1)[0] for table in named})))
-        yield _text("GRANT USAGE ON SCHEMA {schemas} TO {role};", schemas=schemas, role=sql.Identifier(role))
-        yield _text("GRANT SELECT, UPDATE ON {tables} TO {role};", tables=tables, role=sql.Identifier(role))
         yield _text(
             "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = {literal}) THEN "
             "CREATE PUBLICATION {publication} WITH (publish_via_partition_root = false); END IF; END $$;",
@@ -138,43 +133,11 @@ def _add_tables(publication: str, tables: list[str]) -> Iterator[str]:
         )
 
 
-def _kafka(settings: Settings) -> Iterator[str]:
-    server = f"--bootstrap-server {shlex.quote(settings.kafka.bootstrap_servers)}"
-    prefix = shlex.quote(settings.prefix)
-    yield "-- Kafka, where ACLs are on; kafka-acls.sh is in Kafka's own bin directory:"
-    producer = (
-        f"--operation Read --operation Write --operation Create --operation Describe --operation DescribeConfigs"
-        f" --topic {prefix}. --resource-pattern-type prefixed"
-    )
-    yield f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer {producer}"
-    transactional = f"--operation Write --operation Describe --transactional-id {prefix}."
-    yield (
-        f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer {transactional}"
-        " --resource-pattern-type prefixed"
-    )
-    yield (
-        f"--   kafka-acls.sh {server} --add --allow-principal User:headrace-producer --operation Read"
-        f" --group {prefix}. --resource-pattern-type prefixed"
-    )
-    for gitlab_schema in sorted({each for database in settings.databases.values() for each in database.gitlab_schemas}):
-        who = f"User:headrace-consumer-{gitlab_schema}"
-        yield (
-            f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Describe"
-            f" --topic {prefix}.{gitlab_schema}. --resource-pattern-type prefixed"
-        )
-        for topic in ("positions", "schemas"):
-            yield (
-                f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Describe"
-                f" --topic {prefix}.{topic}"
-            )
-        yield (
-            f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Write"
-            f" --operation Create --operation Describe --topic {prefix}.parked. --resource-pattern-type prefixed"
-        )
-        yield (
-            f"--   kafka-acls.sh {server} --add --allow-principal {who} --operation Read --operation Describe"
-            f" --operation Delete --group {prefix}. --resource-pattern-type prefixed"
-        )
+def _kafka(settings: Settings, wanted: Sequence[Program]) -> Iterator[str]:
+    yield "-- Kafka, where ACLs are on: `headrace init --acls` prints them for Terraform, with --apply it makes them."
+    yield "-- Else by kafka-acls.sh of Kafka's bin directory; admin.properties has an administrator's credentials:"
+    for line in acls.commands(settings.kafka, programs.acls(wanted)):
+        yield f"--   {' '.join(line.splitlines())}"
 
 
 def _text(template: str, **parts: sql.Composable) -> str:

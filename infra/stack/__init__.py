@@ -22,13 +22,15 @@ __all__ = [
 ]
 
 
-def embedded_stack(directory: Path | None = None) -> EmbeddedStack:
+def embedded_stack(directory: Path | None = None, *, brokers: int = 1) -> EmbeddedStack:
     """Start Kafka and PostgreSQL as child processes, with `directory` for their data, or one of their own.
 
-    A directory of their own is removed at the end, also when this process is killed. Use it as a context manager,
-    or call close(). Raises Unavailable or UsageError, in one line, when one of them does not start.
+    Of several brokers (3 or 5) each record is on three, and on two before it counts; `stack.kafka.brokers` has each by
+    its number, to be killed, frozen and restarted. A directory of their own is removed at the end, also when this
+    process is killed. Use it as a context manager, or call close(). Raises Unavailable or UsageError, in one line,
+    when one of them does not start.
     """
-    return EmbeddedStack.started(directory)
+    return EmbeddedStack.started(directory, kafka_ports=(0,) * brokers)
 
 
 def container_stack() -> Stack:

@@ -12,19 +12,21 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import psutil  # type: ignore[import-untyped]  # it ships no types
 
+from infra.stack.broker_settings import COUNTS
 from infra.stack.embedded import EmbeddedStack, translated
 from infra.stack.interface import Endpoints
+from infra.stack.kafka import brokers_in
 from infra.stack.ports import is_free
 from infra.stack.processes import Identity, unprivileged_account, wait_gone
-from schemas.errors import HeadraceError, UsageError
+from schemas import formats
+from schemas.errors import HeadraceError, Malformed, UsageError
 
 RECORD = "stack.json"
 PORTS = "ports.json"
@@ -47,10 +49,19 @@ class Record:
     def endpoints(self) -> Endpoints:
         return Endpoints(self.bootstrap_servers, self.dsn)
 
+    @property
+    def brokers(self) -> int:
+        return len(self.bootstrap_servers.split(","))
+
     def alive(self) -> dict[str, psutil.Process]:
         """Return those of its processes that still run."""
         found = {name: identity.find() for name, identity in self.processes.items()}
         return {name: process for name, process in found.items() if process is not None}
+
+
+def broker_names(count: int) -> list[str]:
+    """Return what so many brokers are called where processes and ports are listed."""
+    return ["kafka"] if count == 1 else [f"kafka-{number}" for number in range(1, count + 1)]
 
 
 def default_directory() -> Path:
@@ -63,36 +74,54 @@ def default_directory() -> Path:
     return Path(platformdirs.user_data_dir("headrace")) / "stack"
 
 
-def bring_up(directory: Path, *, kafka_port: int = 0, postgres_port: int = 0) -> Record:
+def bring_up(directory: Path, *, brokers: int | None = None, kafka_port: int = 0, postgres_port: int = 0) -> Record:
     """Start a stack that outlives this process, or return the one that is up in `directory` already.
 
-    Ports are those asked for; 0 is the port of the last time if it is still free, else any free one. Data of an
-    earlier time is taken up again. Raises UsageError, in one line, when a port is taken or the space is not enough.
+    Ports are those asked for, of several brokers one after the other; 0 is the port of the last time if it is still
+    free, else any free one. Data of an earlier time is taken up again, and with it the number of brokers; without any,
+    None is one broker. Raises UsageError, in one line, when there is another number of brokers already, a port is taken
+    or the space is not enough.
     """
+    if brokers is not None and brokers not in COUNTS:
+        raise UsageError(
+            f"a stack has {', '.join(map(str, COUNTS))} brokers, not {brokers}",
+            remedy="each is a controller too, and of an even number one more may not fail",
+        )
     with _locked(directory):
         record = read_record(directory)
         if record is not None:
             alive = record.alive()
             if alive.keys() == record.processes.keys():
+                _require_same(directory, record.brokers, brokers)
                 return record
             _stop(alive)  # half of it was killed: the other half is of no use
             (directory / RECORD).unlink()
+        there = brokers_in(directory / "kafka")
+        if there:
+            _require_same(directory, there, brokers)
         remembered = _remembered_ports(directory)
+        names = broker_names(there or brokers or 1)
         stack = EmbeddedStack.started(
             directory,
-            kafka_port=kafka_port or remembered.get("kafka", 0),
+            kafka_ports=[
+                kafka_port + place if kafka_port else remembered.get(name, 0) for place, name in enumerate(names)
+            ],
             postgres_port=postgres_port or remembered.get("postgres", 0),
         )
+        processes = {
+            **{name: broker.process for name, broker in zip(names, stack.kafka.brokers.values(), strict=True)},
+            "postgres": stack.postgres.process,
+        }
         try:
             record = Record(
                 stack.endpoints.bootstrap_servers,
                 stack.endpoints.dsn,
                 str(directory),
-                {"kafka": stack.kafka.process.identity, "postgres": stack.postgres.process.identity},
+                {name: process.identity for name, process in processes.items()},
             )
-            ports = {"kafka": stack.kafka.port, "postgres": stack.postgres.port}
+            ports = dict(zip(names, stack.kafka.ports, strict=True)) | {"postgres": stack.postgres.port}
             write_private(directory / PORTS, ports)
-            write_private(directory / RECORD, asdict(record))
+            write_private(directory / RECORD, formats.STACKS.write(asdict(record)))
         except BaseException:
             stack.close()
             raise
@@ -127,12 +156,12 @@ def bring_down(directory: Path, *, remove_data: bool = False) -> bool:
 
 
 def read_record(directory: Path) -> Record | None:
-    """Return what is recorded in `directory`; None when nothing is, or nothing that can be read."""
+    """Return what is recorded in `directory`; None when nothing is, or nothing that can be read. Raises NewerFormat."""
     try:
-        raw: dict[str, Any] = json.loads((directory / RECORD).read_text())
+        raw = formats.STACKS.read(json.loads((directory / RECORD).read_text()), f"file {directory / RECORD}")
         processes = {name: Identity(**identity) for name, identity in raw.pop("processes").items()}
         return Record(**raw, processes=processes)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, Malformed):
         return None
 
 
@@ -153,13 +182,20 @@ def _remembered_ports(directory: Path) -> dict[str, int]:
         return {}
 
 
-def _stop(alive: dict[str, psutil.Process]) -> None:
-    orderly = {"kafka": signal.SIGTERM, "postgres": signal.SIGINT}
+def _require_same(directory: Path, there: int, wanted: int | None) -> None:
+    if wanted not in (None, there):
+        raise UsageError(
+            f"the stack in {directory} has {there} broker{'s'[: there > 1]}, and not {wanted}",
+            remedy="leave out --brokers, choose another directory with --dir, or remove it with down --remove-data",
+        )
+
+
+def _stop(alive: Mapping[str, psutil.Process]) -> None:
     everything = list(alive.values())
     for name, process in alive.items():
         with contextlib.suppress(psutil.NoSuchProcess):
             everything += process.children(recursive=True)
-            process.send_signal(orderly[name])
+            process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
     for process in wait_gone(everything, STOP_SECONDS):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -16,23 +16,37 @@ Directory = Annotated[
     Path | None,
     typer.Option("--dir", help="Where the stack lives; by default in your data directory.", show_default=False),
 ]
+Brokers = Annotated[
+    int | None,
+    typer.Option(help="How many brokers: 1, 3 or 5; by default as many as there were, or 1.", show_default=False),
+]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 RemoveData = Annotated[bool, typer.Option("--remove-data", help="Also delete what the servers stored.")]
 
 
-def up(directory: Directory = None, as_json: AsJson = False, kafka_port: Port = 0, postgres_port: Port = 0) -> None:
-    """Start Kafka and PostgreSQL in the background, until `headrace down`; say where they listen."""
+def up(
+    directory: Directory = None,
+    as_json: AsJson = False,
+    brokers: Brokers = None,
+    kafka_port: Port = 0,
+    postgres_port: Port = 0,
+) -> None:
+    """Start Kafka and PostgreSQL in the background, until `headrace down`; say where they listen.
+
+    With `--brokers 3` each record is on three brokers, and on two before it counts; their ports follow one another
+    where one is asked for.
+    """
     place = _place(directory)
     with Console(stderr=True).status("Starting Kafka and PostgreSQL"):
-        record = bring_up(place, kafka_port=kafka_port, postgres_port=postgres_port)
+        record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
     if as_json:
         typer.echo(json.dumps(report(record)))
         return
     typer.echo(f"kafka     {record.bootstrap_servers}")
     typer.echo(f"postgres  {record.dsn}")
     typer.echo(f"data      {record.data_dir}")
-    typer.echo("Both stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
+    typer.echo("They stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
 
 
 def down(directory: Directory = None, remove_data: RemoveData = False, as_json: AsJson = False) -> None:

@@ -17,11 +17,11 @@ import psycopg
 from docker.errors import DockerException  # type: ignore[import-untyped]  # it ships no types
 from testcontainers.core.container import DockerContainer
 
+from infra.stack.broker import serving
+from infra.stack.broker_settings import SETTINGS as KAFKA_SETTINGS
 from infra.stack.databases import SUPERUSER, DatabaseServer
 from infra.stack.interface import Endpoints
 from infra.stack.jars import KAFKA_VERSION
-from infra.stack.kafka import SETTINGS as KAFKA_SETTINGS
-from infra.stack.kafka import cluster_id
 from infra.stack.ports import free_port
 from infra.stack.postgres import SETTINGS as POSTGRES_SETTINGS
 from schemas.errors import Unavailable
@@ -93,7 +93,7 @@ class ContainerKafka(_Container):
         return f"{self._host}:{self._port}"
 
     def serves(self) -> bool:
-        return cluster_id(self.bootstrap_servers) is not None
+        return serving(self.bootstrap_servers) is not None
 
 
 class ContainerPostgres(_Container, DatabaseServer):
@@ -175,7 +175,7 @@ def kafka_environment(advertised: str) -> dict[str, str]:
 
     Clients come by `advertised`; the broker itself, which cannot reach that from inside, by a listener of its own.
     """
-    settings = KAFKA_SETTINGS | {
+    settings = dict(KAFKA_SETTINGS) | {
         "controller.quorum.voters": "1@localhost:9093",
         "listeners": "PLAINTEXT://0.0.0.0:9092,BROKER://localhost:29092,CONTROLLER://localhost:9093",
         "advertised.listeners": f"PLAINTEXT://{advertised},BROKER://localhost:29092",

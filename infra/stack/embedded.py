@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from infra.stack.interface import Endpoints
-from infra.stack.kafka import EmbeddedKafka
+from infra.stack.kafka import EmbeddedKafka, at_once
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from schemas.errors import HeadraceError, UsageError
@@ -21,14 +20,20 @@ FREE_BYTES_NEEDED = 512 * 1024 * 1024
 
 
 class EmbeddedStack:
-    """A broker and a database server in `directory`; made by `started`."""
+    """A Kafka, of as many brokers as `kafka_ports`, and a database server in `directory`; made by `started`."""
 
     def __init__(
-        self, directory: Path, keeper: Keeper, *, kafka_port: int = 0, postgres_port: int = 0, fsync: bool = True
+        self,
+        directory: Path,
+        keeper: Keeper,
+        *,
+        kafka_ports: Sequence[int] = (0,),
+        postgres_port: int = 0,
+        fsync: bool = True,
     ) -> None:
         self.directory = directory
         self.keeper = keeper
-        self.kafka = EmbeddedKafka(directory / "kafka", keeper, port=kafka_port)
+        self.kafka = EmbeddedKafka(directory / "kafka", keeper, ports=kafka_ports)
         self.postgres = EmbeddedPostgres(directory / "postgres", keeper, port=postgres_port, fsync=fsync)
         self._standbys: list[EmbeddedPostgres] = []
         self._temporary = False
@@ -38,7 +43,7 @@ class EmbeddedStack:
         cls,
         directory: Path | None = None,
         *,
-        kafka_port: int = 0,
+        kafka_ports: Sequence[int] = (0,),
         postgres_port: int = 0,
         fsync: bool = True,
     ) -> Self:
@@ -46,7 +51,7 @@ class EmbeddedStack:
         temporary = directory is None
         place = Path(tempfile.mkdtemp(prefix="headrace-")) if directory is None else directory
         keeper = Keeper(remove=place if temporary else None)
-        stack = cls(place, keeper, kafka_port=kafka_port, postgres_port=postgres_port, fsync=fsync)
+        stack = cls(place, keeper, kafka_ports=kafka_ports, postgres_port=postgres_port, fsync=fsync)
         stack._temporary = temporary
         try:
             stack.start()
@@ -69,7 +74,7 @@ class EmbeddedStack:
             require_space(self.directory)
             self.kafka.check()
             self.postgres.check()
-            both([self.kafka.start, self.postgres.start])
+            at_once([self.kafka.start, self.postgres.start])
         except OSError as error:
             raise translated(error, self.directory) from error
         except HeadraceError as error:
@@ -93,7 +98,7 @@ class EmbeddedStack:
             stops = [self.kafka.kill, self.postgres.abandon, *(standby.abandon for standby in self._standbys)]
         else:
             stops = [self.kafka.stop, self.postgres.stop, *(standby.stop for standby in self._standbys)]
-        both(stops)
+        at_once(stops)
         self.keeper.close()
 
     def __enter__(self) -> Self:
@@ -103,16 +108,6 @@ class EmbeddedStack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def both(actions: list[Callable[[], None]]) -> None:
-    """Run the actions at once, each to its end, then raise the first error."""
-    with ThreadPoolExecutor(len(actions)) as pool:
-        running = [pool.submit(action) for action in actions]
-        # inside: a Ctrl-C here still lets both come to their end before anything is stopped
-        wait(running)
-    for action in running:
-        action.result()
 
 
 def require_space(directory: Path) -> None:

@@ -14,6 +14,7 @@ import pwd
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ class Keeper:
 
     def __init__(self, remove: Path | None = None) -> None:
         self._started: list[Guarded] = []
+        self._starting = threading.Lock()
         self._remover: subprocess.Popen[bytes] | None = None
         if remove is not None:
             self._remover = subprocess.Popen(
@@ -229,7 +231,8 @@ class Keeper:
                 remedy="check that the program is there and may be executed",
             )
         guarded = Guarded(watcher, int(first), log)
-        self._started = [one for one in self._started if one.poll() is None] + [guarded]
+        with self._starting:  # several servers start at once
+            self._started = [one for one in self._started if one.poll() is None] + [guarded]
         return guarded
 
     def run(

@@ -33,7 +33,7 @@ class Halves:
     @contextlib.contextmanager
     def between(self, bench: Bench) -> Iterator[None]:
         """Divide what runs; what the benchmark starts from now on is headrace's, unless it is moved."""
-        postgres, kafka = bench.stack.postgres.process.pid, bench.stack.kafka.process.pid
+        postgres, kafka = bench.stack.postgres.process.pid, bench.stack.kafka.brokers[1].process.pid
         self._keep_to(postgres, self._database)
         self._keep_to(kafka, self._headrace)
         self._keep_to(os.getpid(), self._headrace, children=False)

@@ -129,7 +129,7 @@ def _timed(
 
 def servers(bench: Bench) -> dict[str, int]:
     """Return the process ids of the servers, by name."""
-    return {"PostgreSQL": bench.stack.postgres.process.pid, "Kafka": bench.stack.kafka.process.pid}
+    return {"PostgreSQL": bench.stack.postgres.process.pid, "Kafka": bench.stack.kafka.brokers[1].process.pid}
 
 
 def write_position(connection: psycopg.Connection[Any]) -> Lsn:

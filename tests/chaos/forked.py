@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,13 @@ _SESSION_MS: Final = 2_000
 _RESTART_SECONDS: Final = 0.3
 
 
-def _become(arguments: tuple[str, ...], output: str, errors: str, environment: dict[str, str]) -> None:
+def _become(
+    arguments: tuple[str, ...],
+    output: str,
+    errors: str,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
     """Be the command, in the forked process."""
     for path, number in ((output, 1), (errors, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -36,6 +42,8 @@ def _become(arguments: tuple[str, ...], output: str, errors: str, environment: d
         os.close(file)
     sys.stdin = open(os.devnull)  # noqa: SIM115  # for as long as the process lives
     os.environ.update(environment)
+    if prepare is not None:
+        prepare()
     sys.argv = ["headrace", *arguments]
     # Imported by the server of forks before.
     import consumers.group  # noqa: PLC0415
@@ -52,8 +60,13 @@ class Command:
     _made = 0
 
     def __init__(
-        self, directory: Path, arguments: tuple[str, ...], environment: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
+        """`prepare` is called in the new process before anything else; it is a function of a module, or a partial."""
         Command._made += 1
         self.arguments = arguments
         words = "-".join(word for word in arguments[:3] if not word.startswith(("-", "/")))
@@ -63,7 +76,7 @@ class Command:
             file.touch()
         self._process = _FORKS.Process(
             target=_become,
-            args=(arguments, str(self._output), str(self._errors), dict(environment or {})),
+            args=(arguments, str(self._output), str(self._errors), dict(environment or {}), prepare),
             daemon=True,
         )
         self.began = time.monotonic()
@@ -117,11 +130,12 @@ class Command:
 class Service:
     """A command that is started again whenever it ends, as a service manager does it."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> None:
         self.arguments = arguments
         self.ends: list[tuple[float, int | None, str]] = []
         """Of each process: when it ended, its exit code, and its last line."""
         self._directory = directory
+        self._prepare = prepare
         self._stop = threading.Event()
         self._starting = threading.Lock()
         self._command: Command | None = None
@@ -153,7 +167,7 @@ class Service:
             with self._starting:
                 if self._stop.is_set():
                     return
-                self._command = Command(self._directory, self.arguments)
+                self._command = Command(self._directory, self.arguments, prepare=self._prepare)
             while (code := self._command.wait()) is None:
                 pass
             self.ends.append((time.time(), code, self._command.message))

@@ -1,4 +1,4 @@
-"""A history of every write and of every move of the ledger, kept by triggers; and what is wrong with one.
+"""A history of every write, kept by triggers, and of every move of the ledger, from the WAL; and its faults.
 
 Pure but for reading it: what was found is judged here, so that each fault can be shown to be found.
 """
@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
+from tests.chaos import witness
 from tests.chaos.writing import Row
 
 HISTORY: Final = """
@@ -38,26 +39,6 @@ HISTORY: Final = """
         FOR EACH ROW EXECUTE FUNCTION history.log_write('migration_state', 'migration_skipped_reason');
     CREATE TRIGGER log_write AFTER INSERT OR UPDATE ON public.repositories
         FOR EACH ROW EXECUTE FUNCTION history.log_write('migration_status');
-"""
-LEDGER_HISTORY: Final = """
-    CREATE TABLE history.moves (
-        sequence bigint GENERATED ALWAYS AS IDENTITY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
-        xid bigint NOT NULL, migration text NOT NULL, run int NOT NULL, topic text NOT NULL, part int NOT NULL,
-        old_offset bigint, new_offset bigint NOT NULL
-    );
-    CREATE FUNCTION history.log_move() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            INSERT INTO history.moves (xid, migration, run, topic, part, old_offset, new_offset)
-            VALUES (
-                pg_current_xact_id()::text::bigint, NEW.migration, NEW.run, NEW.topic, NEW.partition,
-                CASE WHEN TG_OP = 'UPDATE' THEN OLD.next_offset END, NEW.next_offset
-            );
-            RETURN NULL;
-        END $$;
-    CREATE TRIGGER first_move AFTER INSERT ON headrace.progress
-        FOR EACH ROW EXECUTE FUNCTION history.log_move();
-    CREATE TRIGGER next_move AFTER UPDATE ON headrace.progress
-        FOR EACH ROW WHEN (OLD.next_offset <> NEW.next_offset) EXECUTE FUNCTION history.log_move();
 """
 
 
@@ -112,7 +93,7 @@ class Moves:
 
 
 class History:
-    """What the triggers logged."""
+    """What the triggers logged, and the WAL says of the ledger."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.effects: dict[str, dict[int, list[Effect]]] = defaultdict(lambda: defaultdict(list))
@@ -127,10 +108,9 @@ class History:
                 self.effects[table][key].append(Effect(at, xid, old, new))
             elif application.startswith("application"):
                 self.logged.add((table, key))
-        for migration, run, partition, old, new, xid in connection.execute(
-            "SELECT migration, run, part, old_offset, new_offset, xid FROM history.moves ORDER BY sequence"
-        ):
-            self.moves[migration].add(run, partition, old, new, xid)
+        for migration, moves in witness.read(connection).moves.items():
+            for move in moves:
+                self.moves[migration].add(move.run, move.partition, move.old, move.new, move.xid)
 
 
 class Fault(NamedTuple):

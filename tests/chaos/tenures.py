@@ -42,21 +42,6 @@ HISTORY: Final = """
               LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = TG_ARGV[0];
             RETURN NULL;
         END $$;
-    CREATE TABLE history.changes (
-        sequence bigint GENERATED ALWAYS AS IDENTITY,
-        at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
-        server text NOT NULL DEFAULT current_setting('cluster_name'),
-        what text NOT NULL, application text NOT NULL DEFAULT current_setting('application_name')
-    );
-    CREATE FUNCTION history.log_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
-        BEGIN
-            INSERT INTO history.changes (what) VALUES (TG_TABLE_NAME || ' ' || to_jsonb(NEW)::text);
-            RETURN NULL;
-        END $$;
-    CREATE TRIGGER log_change AFTER INSERT OR UPDATE ON headrace.database
-        FOR EACH ROW EXECUTE FUNCTION history.log_change();
-    CREATE TRIGGER log_change AFTER INSERT OR UPDATE ON headrace.schema_ownership
-        FOR EACH ROW EXECUTE FUNCTION history.log_change();
 """
 """To be made behind headrace's own tables; then `log_writes` for each table."""
 

@@ -17,5 +17,11 @@ _SOME = ("plain", "packed_refs", "head_is_a_symbolic_link", "lfs", "leftover_who
 
 def test_no_only_copy_is_lost_while_members_are_killed(stack: Stack, tmp_path: Path) -> None:
     story = play(stack, tmp_path, 1, kinds=[KINDS[each] for each in _SOME], kills=6)
-    assert story["kills"] >= 12
+    assert story["kills"] >= 6
     assert story["pushes"] > 0
+
+
+@pytest.mark.parametrize("plant", ["late_pushes_are_not_carried_over", "deletions_are_not_carried_over"])
+def test_a_fault_of_the_moves_is_found(stack: Stack, tmp_path: Path, plant: str) -> None:
+    with pytest.raises(AssertionError, match="refs/heads/pushed/"):
+        play(stack, tmp_path, 1, kinds=[KINDS[each] for each in _SOME], kills=60, plant=plant)

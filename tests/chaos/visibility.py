@@ -37,7 +37,8 @@ from schemas.events import ChangeEvent
 from schemas.projection import projection
 from schemas.topics import table_topic
 from schemas.wire import HEADER_BYTES, split_wire
-from tests.chaos.history import HISTORY, LEDGER_HISTORY, Effect, Event, Fault, History, Poll, find_faults
+from tests.chaos import witness
+from tests.chaos.history import HISTORY, Effect, Event, Fault, History, Poll, find_faults
 from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
 from tests.consumers import registry, repositories
@@ -111,6 +112,7 @@ class World:
             connection.execute(repositories.TABLE.partition("CREATE TABLE public.writes")[0].encode())
             connection.execute((registry.TABLE + registry.EXPANDED).encode())
             connection.execute(HISTORY.encode())
+            witness.begin(connection)
             self._first = _fill(connection)
         self.pauses = 0
         self.standby = ComingAndGoing(stack, name, random.Random(draw.random()), self._rebalance_in_a_pause)
@@ -155,7 +157,7 @@ class World:
         self._serve(_PRODUCE)
         with self.connect() as connection:
             until(lambda: _there(connection, "headrace.progress"), "the ledger is there")
-            connection.execute(LEDGER_HISTORY.encode())
+            witness.follow_ledger(connection)
         for arguments in _SERVICES:
             self._serve(arguments)
         until(self._published_first, "the first rows are published")
@@ -340,7 +342,7 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
     read: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
     events: dict[int, list[Event]] = defaultdict(list)
     left = {partition for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    with kafka.reading(settings.kafka, f"history-{topic}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(10_000, 1.0):

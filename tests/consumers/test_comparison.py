@@ -16,7 +16,7 @@ from infra import kafka
 from infra.control import ensure_control_schema
 from infra.positions import read_sources
 from infra.settings import Settings, load_settings
-from producers.producer import produce
+from producers.service import produce
 from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
 from schemas.varints import encode_long
@@ -94,7 +94,7 @@ def poison(settings: Settings, connection: Connection) -> None:
     del connection
     topic = table_topic(settings.prefix, "gitlab_main", "main", "public", "container_repositories")
     found: dict[bytes, tuple[bytes, int]] = {}
-    with kafka.reading(settings.kafka, "poison") as client:
+    with kafka.reading(settings.kafka) as client:
         client.subscribe([topic])
         while len(found) < 5_000:
             for record in client.consume(5_000, timeout=1):
@@ -206,7 +206,7 @@ def topic_of(settings: Settings) -> str:
 
 def last_record_of(settings: Settings, number: int, text: bytes) -> tuple[bytes, bytes, int]:
     """Wait for a record of the row with `text` in it; return key, value and partition."""
-    with kafka.reading(settings.kafka, "looking") as client:
+    with kafka.reading(settings.kafka) as client:
         client.subscribe([topic_of(settings)])
         while True:
             for record in client.consume(5_000, timeout=1):

@@ -27,9 +27,9 @@ from consumers.group import group_name
 from consumers.indicators import indicators
 from consumers.status import gather
 from infra import kafka
-from infra.init.administrator import administrator_script
 from infra.settings import Settings, load_settings
 from infra.stack.postgres import EmbeddedPostgres
+from tests.administering import whole_script
 from tests.consumers.repositories import MEMBER, TABLE, TOO_MANY_TAGS, Feed, fill, write_settings, written
 from tests.consumers.services import PATIENCE, until
 from tests.producers.servers import own_server
@@ -87,7 +87,7 @@ class World:
             },
         )
         self.settings: Settings = load_settings(self.config)
-        self.sql.execute(administrator_script(self.settings).encode())
+        self.sql.execute(whole_script(self.settings).encode())
         self.sql.execute(_RELEASES.encode())
         self.sql.execute(f"ALTER ROLE {ROLE} PASSWORD 'p'".encode())
         # The table of the tests logs its writes, and the query is the operator's own: theirs to grant.

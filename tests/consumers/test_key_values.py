@@ -113,3 +113,16 @@ def test_what_is_no_value_of_the_type_is_refused_with_column_kind_and_example(
 def test_without_an_event_a_text_is_a_text() -> None:
     key = key_schema(relation(DATE, -1), "gitlab_main", ["the key"])
     assert key_kinds(key, None) == {"the key": KeyKind("string")}
+
+
+@pytest.mark.parametrize("wrong", ["1e999999999999", "-1e999999", "1e-999999999999", "1E+99999999999999999999"])
+def test_decimal_beyond_all_exponents_is_refused(wrong: str) -> None:
+    with pytest.raises(UsageError, match="is not a decimal number"):
+        typed("price", wrong, KeyKind("decimal", 10, 2))
+
+
+def test_decimal_of_many_digits_is_not_rounded() -> None:
+    digits = "1234567890123456789012345678901234567"
+    assert typed("price", f"{digits}.25", KeyKind("decimal", 40, 2)) == f"{digits}.25"
+    with pytest.raises(UsageError):
+        typed("price", f"{digits}.255", KeyKind("decimal", 40, 2))

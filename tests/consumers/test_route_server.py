@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -113,20 +114,49 @@ def test_many_ask_at_once_and_again_by_the_same_connection(server: RouteServer) 
         assert list(threads.map(several, range(16))) == [{"old:1"}] * 16
 
 
+@contextmanager
+def answering_one(known: Known) -> Iterator[RouteServer]:
+    with RouteServer("127.0.0.1", 0, known) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def begun(server: RouteServer) -> socket.socket:
+    """Return a connection whose request never arrives as a whole."""
+    opened = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    opened.sendall(b"GET /homes?name=a HTTP/1.1\r\n")
+    while not server._asking:
+        threading.Event().wait(0.01)
+    return opened
+
+
 def test_one_connection_too_many_is_closed(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
-    with RouteServer("127.0.0.1", 0, known) as server:
-        answering = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        answering.start()
-        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as first:
-            first.request("GET", "/homes?name=a")
-            first.getresponse().read()
-            with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
-                ask(server, "/homes?name=a")
-            first.request("GET", "/homes?name=a")
-            assert first.getresponse().status == 200
-        server.shutdown()
-        answering.join()
+    with answering_one(known) as server, closing(begun(server)) as first:
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            ask(server, "/homes?name=a")
+        first.sendall(b"\r\n")
+        assert first.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_one_that_asks_nothing_makes_room_for_one_that_does(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
+    monkeypatch.setattr(route_server, "_MAKING_ROOM_SECONDS", 120.0)
+    with answering_one(known) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
+        first.request("GET", "/homes?name=a")
+        first.getresponse().read()
+        while not server._idle:
+            threading.Event().wait(0.01)
+        assert ask(server, "/homes?name=a")[0] == 200
+
+
+def test_a_request_that_never_ends_is_cut_off(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_server, "_REQUEST_SECONDS", 0.1)
+    with answering_one(known) as server, closing(begun(server)) as slow:
+        assert slow.recv(1) == b"", "cut off, and not answered"
 
 
 def test_a_port_that_is_taken_is_a_mistake(server: RouteServer, known: Known) -> None:

@@ -115,7 +115,7 @@ def _produce(
 ) -> None:
     from infra import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
     from infra.stopping import stop_on_signals  # noqa: PLC0415
-    from producers.producer import produce  # noqa: PLC0415
+    from producers.service import produce  # noqa: PLC0415
     from schemas import codec  # noqa: PLC0415
     from schemas.errors import HeadraceError  # noqa: PLC0415
     from tests.fuzz import planted  # noqa: PLC0415

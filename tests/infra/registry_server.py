@@ -75,10 +75,8 @@ class RegistryServer:
         return header == f"Basic {base64.b64encode(self.credentials.encode()).decode()}"
 
 
-@contextmanager
-def registry_server() -> Iterator[RegistryServer]:
-    """Serve a registry on a free port until the end."""
-    registry = RegistryServer()
+def handler_of(registry: RegistryServer) -> type[BaseHTTPRequestHandler]:
+    """Return what answers HTTP requests from a registry."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -99,7 +97,14 @@ def registry_server() -> Iterator[RegistryServer]:
         def log_message(self, format: str, *args: object) -> None:
             """Keep the test's output to itself."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    return Handler
+
+
+@contextmanager
+def registry_server() -> Iterator[RegistryServer]:
+    """Serve a registry on a free port until the end."""
+    registry = RegistryServer()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler_of(registry)) as server:
         registry.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

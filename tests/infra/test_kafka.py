@@ -11,8 +11,9 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from infra import kafka, topics
+from infra.kafka_access import AccessDenied
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, SettingsError
 
 SECRET = "s3cret-of-the-test"
 
@@ -79,7 +80,7 @@ def test_a_consumer_reads_committed_records_from_the_beginning_and_commits_nothi
         producer.flush(120)
         end(30)
     seen = []
-    with kafka.reading(settings, prefix, enable_partition_eof=True) as client:
+    with kafka.reading(settings, enable_partition_eof=True) as client:
         client.assign([TopicPartition(prefix, 0)])
         while (message := client.poll(120)) is not None and message.error() is None:
             seen.append(message.value())
@@ -110,7 +111,7 @@ def test_one_that_cannot_be_closed_is_left_to_itself() -> None:
 
 
 def test_a_reader_leaves_and_what_it_raises_is_ours(settings: KafkaSettings, prefix: str) -> None:
-    with pytest.raises(BrokerUnavailable), kafka.reading(settings, prefix) as client:
+    with pytest.raises(BrokerUnavailable), kafka.reading(settings) as client:
         raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     with pytest.raises(RuntimeError, match="closed"):
         client.poll(0)
@@ -177,8 +178,8 @@ def test_ends_are_of_what_is_committed_and_what_is_written(settings: KafkaSettin
         (KafkaError.COORDINATOR_NOT_AVAILABLE, BrokerUnavailable),
         (KafkaError._FENCED, Fenced),
         (KafkaError.INVALID_PRODUCER_EPOCH, Fenced),
-        (KafkaError.TOPIC_AUTHORIZATION_FAILED, PreflightFailed),
-        (KafkaError.GROUP_AUTHORIZATION_FAILED, PreflightFailed),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessDenied),
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, AccessDenied),
         (KafkaError._INVALID_ARG, SettingsError),
         (KafkaError.UNKNOWN_TOPIC_OR_PART, HeadraceError),
     ],

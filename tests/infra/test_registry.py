@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from infra import topics
-from infra.registry import IncompatibleSchema, Registry, TopicRegistry, UnknownSchema, UrlRegistry, open_registry
+from infra.registry import IncompatibleSchema, Registry, TopicRegistry, UnknownSchema, open_registry
 from infra.settings import KafkaSettings, RegistrySettings, Settings
+from infra.url_registry import UrlRegistry
 from schemas.avro import key_schema, value_schema
 from schemas.errors import HeadraceError, Unavailable
 from schemas.events import Column, Relation
@@ -221,3 +224,11 @@ def test_a_registry_that_does_not_answer() -> None:
 def test_something_else_that_answers_there(server: RegistryServer) -> None:
     with pytest.raises(HeadraceError, match=r"registry at .*/elsewhere: "):
         UrlRegistry(RegistrySettings(url=f"{server.url}/elsewhere")).register("t-value", NAMED)
+
+
+def test_a_command_does_not_load_the_client_of_a_registry_before_it_needs_one() -> None:
+    program = (
+        "import headrace, producers.cli, consumers.cli, sys; print('confluent_kafka.schema_registry' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"

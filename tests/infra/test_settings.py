@@ -141,6 +141,10 @@ def test_an_empty_file_has_every_default(file: Path) -> None:
     assert settings.migration("skip_resets").model_dump() == MigrationSettings().model_dump()
 
 
+def test_a_password_in_the_registrys_url_is_in_no_repr(file: Path) -> None:
+    assert SECRET not in repr(load(file, f'[registry]\nurl = "http://me:{SECRET}@127.0.0.1:1"\n'))
+
+
 def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
     settings = load(file, COMPLETE)
     shown = [repr(settings), str(settings), repr(settings.database("main")), repr(settings.kafka)]

@@ -38,6 +38,11 @@ class Dying:
         """Fail when it has ended."""
         assert self._process.exitcode is None, self.log.read_text()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone already."""
+        return self._process.exitcode is not None
+
     def waited(self, seconds: float) -> int | None:
         """Wait so long for the end; return the exit code (negative: the signal's number), None when it still runs."""
         self._process.join(seconds)

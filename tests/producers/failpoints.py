@@ -42,6 +42,10 @@ def _all_copied(_session: Any, until: Any, *_: Any, **__: Any) -> bool:
     return until is None
 
 
+def _by_key(_connection: Any, _table: Any, bounds: Any, *_: Any, **__: Any) -> bool:
+    return bool(bounds.keys)
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """A call, `module:function` or `module:Class.method` as its caller finds it, and whether to die behind it.
@@ -69,6 +73,9 @@ POINTS: Final[Mapping[str, Point]] = {
     # A copy phase.
     "chunk read": Point("producers.copy_phase:read_chunk", behind=True),
     "chunk added, not committed": Point("producers.feed:TableFeed.add_chunk", behind=True),
+    # A row that is read by key.
+    "row noted, not read": Point("producers.copy_phase:read_chunk", when=_by_key),
+    "row read, not committed": Point("producers.feed:TableFeed.add_rows", behind=True),
     # The way into Kafka, and back to the slot.
     "before Kafka's commit": Point("producers.relay:Relay.commit", when=_has_records),
     "after Kafka's commit": Point("producers.relay:Relay.commit", behind=True),

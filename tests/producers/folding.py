@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from psycopg import sql
 
 from infra import kafka
-from infra.registry import Registry, open_registry
+from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import end_offsets
 from schemas.decoder import Decoder, KeyDecoder
@@ -62,11 +62,11 @@ def read_topics(settings: Settings, topics: Sequence[str]) -> dict[str, list[Rec
 
 
 def _records(settings: Settings, topics: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    decoders = _Decoders(open_registry(settings))
+    decoders = Decoders(settings)
     left = {
         (topic, partition) for topic in topics for partition, end in end_offsets(settings.kafka, topic).items() if end
     }
-    with kafka.reading(settings.kafka, f"fold-{topics[0]}", enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for topic, partition in sorted(left)])
         while left:
             message = client.poll(120)
@@ -81,9 +81,11 @@ def _records(settings: Settings, topics: Sequence[str]) -> Iterator[tuple[str, R
             yield topic, record
 
 
-class _Decoders:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Decoders:
+    """Decodes a topic's records by the schemas that they name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._registry = open_registry(settings)
         self._values: dict[int, Decoder] = {}
         self._keys: dict[int, KeyDecoder] = {}
 

@@ -140,11 +140,9 @@ class ModelDatabase:
         n = self._written
         if key not in state:
             self._change(transaction, Change(None, key, n, n))
-        elif other is None or other == key or other in state:
-            big = state[key][1] if keeps_big else n
-            self._change(transaction, Change(key, key, n, big, keeps_big))
         else:
-            self._change(transaction, Change(key, other, n, n))
+            moved = key if other is None or other in state else other
+            self._change(transaction, Change(key, moved, n, state[key][1] if keeps_big else n, keeps_big))
         return True
 
     def delete(self, transaction: Transaction, key: int) -> bool:

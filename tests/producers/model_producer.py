@@ -6,7 +6,8 @@ What a commit publishes is checked at once: see `ModelProducer.commit` and `Mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -64,6 +65,8 @@ class ModelProducer:
         """The requests that were recorded as taken."""
         self._published: dict[int, Position] = {}
         self._content: dict[int, Position] = {}
+        self._lacking: set[int] = set()
+        """The keys whose last record leaves out a value."""
         self.start()
 
     # Its life.
@@ -72,7 +75,9 @@ class ModelProducer:
         """Begin with what is recorded; called again, the producer was killed and remembers nothing else."""
         stream = StreamState.model_validate_json(self.stream_record)
         snapshot = SnapshotState.model_validate_json(self.table_record) if self.table_record else None
-        self.feed = TableFeed("main", self.table, 1, REGISTRY, snapshot, not_before=self.database.next_xid())
+        self.feed = TableFeed(
+            "main", self.table, 1, REGISTRY, snapshot, not_before=self.database.next_xid(), complete_rows=True
+        )
         self.capture = Capture([self.feed], stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._messages: deque[pg.Message] = deque()
         self._told = sum(each.end_lsn <= self.slot for each in self.database.log)
@@ -102,18 +107,24 @@ class ModelProducer:
         database, feed = self.database, self.feed
         seen = database.snapshot()
         visible = self.capture.unseen.visible_in(seen)
-        if database.locked_whole or not (visible and feed.copy.ready and feed.state.not_before <= seen.xmin):
+        by_key = feed.rows_due
+        begun = by_key or feed.state.not_before <= seen.xmin
+        if database.locked_whole or not (visible and feed.readable and begun):
             return
         snapshot = database.snapshot()
-        bounds = feed.copy.bounds
+        bounds = feed.copy.bounds_of_rows if by_key else feed.copy.bounds
         state = database.state_at(Position(Lsn(0), 0), snapshot)
         keys = sorted((key for key in state if self._within(key, bounds)), key=self._order)
-        upto = (str(keys[rows - 1]),) if len(keys) >= rows else None
+        # A read by key ends only where there are too many bytes.
+        upto = (str(keys[rows - 1]),) if len(keys) > rows or (len(keys) == rows and not by_key) else None
         keys = keys[:rows]
         data = b"".join(b"%d\t%d\t%d\n" % (key, *state[key]) for key in keys)
         chunk = ChunkRows(data, len(keys), RELATION, snapshot, Lsn(database.insert_lsn))
         self._read_versions = {key: database.versions(snapshot)[key] for key in keys}
-        feed.add_chunk(upto, chunk, self.capture.position, rows)
+        if by_key:
+            feed.add_rows(bounds.keys, replace(chunk, upto=upto), self.capture.position)
+        else:
+            feed.add_chunk(upto, chunk, self.capture.position, rows)
         self.commit()
 
     def commit(self, *, confirms: bool = True) -> None:
@@ -169,6 +180,7 @@ class ModelProducer:
                 snapshot = Snapshot.parse(chunk.snapshot) if chunk.snapshot else None
                 shown = self.database.state_at(position, snapshot)
                 expected.update({key: value for key, value in shown.items() if self._within(key, bounds)})
+        expected = self._with_rows(expected, rows)
         if state.reread is not None and not state.done:
             # Beyond what is read of a first snapshot the topic has what happened to be written since.
             bounds = Bounds(last=state.reread.after)
@@ -177,8 +189,29 @@ class ModelProducer:
             rows = {key: row for key, row in rows.items() if copied and self._within(key, bounds)}
         assert rows == expected, f"at {position} the topic is not the table: {rows} != {expected}"
 
+    def _with_rows(self, expected: State, rows: Mapping[int, tuple[object, object]]) -> State:
+        """Return what the topic has to have once rows were read by key, and while some are still to be."""
+        incomplete, position = self.feed.copy.incomplete, self.capture.position
+        with_rows = dict(expected)
+        gone: set[int] = set()
+        if incomplete.remembered is not None:
+            seen = self.database.state_at(position, incomplete.remembered.snapshot)
+            known = {key for key in range(100) if self._message_key(key) in incomplete.remembered.keys}
+            of_copy = self.feed.copy.remembered
+            if of_copy is not None and of_copy.lsn > incomplete.remembered.lsn:
+                known = {key for key in known if self._message_key(key) not in of_copy.keys}
+            with_rows = {key: value for key, value in with_rows.items() if key not in known}
+            with_rows.update({key: value for key, value in seen.items() if key in known})
+            gone = set(range(100)) - seen.keys()
+        for key, row in rows.items():
+            if UNCHANGED in row and key in with_rows:
+                assert (str(key),) in incomplete.state.keys or key in gone, f"row {key} is not to be read"
+                with_rows[key] = (with_rows[key][0], UNCHANGED)  # type: ignore[assignment]
+        return with_rows
+
     def require_equal(self) -> None:
-        """Fail unless the topic, folded, is the table."""
+        """Fail unless the topic, folded, is the table, and the last record of each key is the row."""
+        assert not self._lacking, f"the last records of {self._lacking} lack a value"
         table = self.database.state(lambda _: True)
         assert self.rows == table, f"the topic is {self.rows}, the table {table}"
 
@@ -191,21 +224,25 @@ class ModelProducer:
         if event.op is Op.TRUNCATE:
             self.rows.clear()
             self._content.clear()
+            self._lacking.clear()
             return
         key = decoded["id"]
         assert isinstance(key, int)
         self._require_order(key, event)
+        self._lacking.discard(key)
         if event.op is Op.DELETE:
             self.rows.pop(key, None)
         else:
             assert event.after is not None
             before = self.rows.get(key, (UNCHANGED, UNCHANGED))
             n, big = event.after["n"], event.after["big"]
+            if big is UNCHANGED:
+                self._lacking.add(key)
+            known = big is not UNCHANGED or before[1] is not UNCHANGED
             self.rows[key] = (n, before[1] if big is UNCHANGED else int(str(big)))
             # Without ranges, an update may come before the chunk, or be of a row that no chunk shows any more.
-            assert not self.table.ordered or self.rows[key][1] is not UNCHANGED, (
-                f"a value of {key} that the topic never had"
-            )
+            moved = event.op is Op.CREATE or before[0] is not UNCHANGED
+            assert not self.table.ordered or known or moved, f"a value of {key} that the topic never had"
 
     def _require_order(self, key: int, event: ChangeEvent) -> None:
         """Fail unless a key's positions grow, and what its records show never goes back in time."""
@@ -225,7 +262,8 @@ class ModelProducer:
     def _within(self, key: int, bounds: Bounds) -> bool:
         order = self._order
         return (
-            (bounds.first is None or order(key) >= order(int(bounds.first[0])))
+            (not bounds.keys or (str(key),) in bounds.keys)
+            and (bounds.first is None or order(key) >= order(int(bounds.first[0])))
             and (bounds.after is None or order(key) > order(int(bounds.after[0])))
             and (bounds.last is None or order(key) <= order(int(bounds.last[0])))
         )

@@ -16,7 +16,8 @@ from infra.heartbeat import beat
 from infra.positions import SourceState, read_sources
 from infra.settings import DatabaseSettings, KafkaSettings, Settings
 from producers import slots, startup
-from producers.producer import Session, produce
+from producers.producer import Session
+from producers.service import produce
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows

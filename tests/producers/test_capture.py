@@ -14,7 +14,7 @@ from producers.feed import TableFeed
 from producers.requests import read_request
 from producers.snapshot import ChunkRows
 from schemas.errors import Malformed
-from schemas.events import Column, Relation
+from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Snapshot
 from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken
@@ -176,6 +176,31 @@ def test_nothing_is_noted_as_unseen_when_no_table_is_copied(table: TableFeed) ->
     into.settle()
     handle(into, transaction(100, insert(1), xid=9))
     assert into.unseen.xids == ()
+
+
+def test_transactions_are_noted_from_a_record_on_that_leaves_out_a_value(table: TableFeed) -> None:
+    """A read of the row waits for all that may have written it since."""
+    into = capture(table)
+    into.settle()
+    handle(into, transaction(100, insert(1), xid=9))
+    moved = pg.Update(RELATION, [b"1", UNCHANGED], [b"2", UNCHANGED], None)
+    handle(into, transaction(110, moved, xid=10))
+    handle(into, transaction(120, insert(3), xid=11))
+    assert table in into.settle()
+    handle(into, transaction(130, insert(4), xid=12))
+    assert table.state.incomplete.keys == (("2",),)
+    assert into.unseen.xids == (10, 11, 12)
+
+
+def test_only_a_record_with_a_new_key_is_noted_without_complete_rows(table: TableFeed) -> None:
+    into = capture(table)
+    handle(into, transaction(100, pg.Update(RELATION, None, [b"1", UNCHANGED], None)))
+    assert not table.copy.incomplete.noted
+    table.complete_rows = True
+    handle(into, transaction(110, pg.Update(RELATION, None, [b"1", UNCHANGED], None)))
+    handle(into, transaction(120, pg.Update(RELATION, [b"2", UNCHANGED], [b"2", UNCHANGED], None)))
+    handle(into, transaction(130, pg.Update(RELATION, [b"3", b"v"], [b"3", UNCHANGED], None)))
+    assert table.state.incomplete.keys == (("1",), ("2",))
 
 
 def test_a_change_outside_of_a_transaction(table: TableFeed) -> None:

@@ -238,6 +238,16 @@ def test_a_message_with_fields_of_a_later_version() -> None:
     assert parse_response(b"") == Repository(b"", 0)
 
 
+def test_known_fields_of_another_wire_type_are_stepped_over_as_protobuf_does() -> None:
+    fixed = b"\x15" + bytes(4) + b"\x11" + bytes(8) + b"\x0d" + bytes(4)
+    assert parse_response(fixed + RESPONSE + fixed) == REPOSITORY
+
+
+def test_a_time_that_comes_twice_is_merged_and_its_nanoseconds_have_32_bits() -> None:
+    seconds, nanos = b"\x12\x02\x08\x05", b"\x12\x0b\x10" + b"\xff" * 9 + b"\x01"
+    assert parse_response(seconds + nanos) == Repository(b"", 5_000_000 - 1)
+
+
 def test_a_time_before_1970() -> None:
     minus_one_second = b"\x12\x0b\x08" + b"\xff" * 9 + b"\x01"
     assert parse_response(minus_one_second) == Repository(b"", -1_000_000)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from infra.init.administrator import administrator_script
 from infra.positions import Positions
 from infra.postgres import connect
 from infra.snapshot_requests import SnapshotRequest
@@ -18,6 +17,7 @@ from producers.checking import hindrances
 from producers.producer import Session
 from producers.tables import UnreadableTable
 from schemas.errors import PreflightFailed
+from tests.administering import whole_script
 from tests.conftest import Database
 from tests.producers.sources import Running, Source, copy_all, database_section, running, until
 
@@ -51,7 +51,7 @@ def source(new_source: NewSource, database: Database, monkeypatch: pytest.Monkey
     dsn = database_section(make_conninfo(database.dsn, user=role, password="x")).dsn
     section = made.settings.database("main").model_copy(update={"dsn": dsn})
     made.settings = made.settings.model_copy(update={"databases": {"main": section}})
-    made.connection.execute(administrator_script(made.settings).encode())
+    made.connection.execute(whole_script(made.settings).encode())
     made.connection.execute(f"ALTER ROLE {role} PASSWORD 'x'".encode())
     yield made
     made.drop_slot()

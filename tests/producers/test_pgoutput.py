@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import struct
 
 import pytest
@@ -15,7 +14,7 @@ from producers.pgoutput import Decoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn
-from tests.fuzz.messages import CORPUS, MS, TABLE, WHOLE, mutate, run
+from tests.fuzz.parsers.targets.pgoutput import MS, SESSIONS, TABLE, WHOLE
 from tests.producers.pgoutput_encoder import encode
 
 # 2023-11-14 22:13:20.123456 UTC on both clocks.
@@ -249,7 +248,7 @@ def test_an_error_tells_no_values() -> None:
 
 
 def test_every_prefix_of_every_message_is_refused() -> None:
-    for corpus in CORPUS:
+    for corpus in SESSIONS:
         made = Decoder()
         for payload in corpus:
             for end in range(len(payload)):
@@ -359,19 +358,3 @@ def test_random_bytes(garbage: bytes, kind: bytes) -> None:
     for made in (decoder(TABLE_BYTES), in_stream()):
         with contextlib.suppress(Malformed):
             made.decode(kind + garbage)
-
-
-@given(st.randoms(use_true_random=False), st.sampled_from(CORPUS))
-def test_mutated_messages(rng: random.Random, corpus: list[bytes]) -> None:
-    made = Decoder()
-    for payload in corpus:
-        with contextlib.suppress(Malformed):
-            made.decode(mutate(rng, payload))
-        with contextlib.suppress(Malformed):
-            made.decode(payload)
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_fuzzed_sessions(seed: int) -> None:
-    tried, refused = run(random.Random(seed))
-    assert 0 <= refused <= tried

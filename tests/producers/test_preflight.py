@@ -11,13 +11,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from infra.init.administrator import administrator_script
 from infra.settings import DatabaseSettings
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from producers import preflight, slots
 from producers.startup import SilentGap
 from schemas.errors import PreflightFailed
+from tests.administering import whole_script
 from tests.conftest import Database
 from tests.producers.processes import producing, write_settings
 from tests.producers.sources import Running, Source, copy_all, database_section, running
@@ -111,7 +111,7 @@ def test_the_least_rights_are_enough(new_source: NewSource, database: Database) 
     section = source.settings.database("main").model_copy(update={"dsn": type_of_secret(dsn)})
     source.settings = source.settings.model_copy(update={"databases": {"main": section}})
     # What `headrace init --sql` prints is all that the role gets.
-    source.connection.execute(administrator_script(source.settings))
+    source.connection.execute(whole_script(source.settings))
     source.connection.execute(f"ALTER ROLE {name} PASSWORD 'x'")
     try:
         with running(source) as producer:

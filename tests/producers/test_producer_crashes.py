@@ -12,9 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from infra.positions import IncompleteState
 from infra.snapshot_requests import SnapshotRequest
 from infra.stack import EmbeddedStack, embedded_stack
 from producers import slots
+from schemas.events import UNCHANGED
 from tests.conftest import Database
 from tests.producers.crashes import TABLE, Crashes
 from tests.producers.dying import chunks_read_again, dying
@@ -85,6 +87,13 @@ READ_ANEW = (
 )
 
 
+ROWS_BY_KEY = (
+    Arming("row noted, not read"),
+    Arming("row read, not committed"),
+    Arming("after Kafka's commit", 6),
+)
+
+
 def test_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
     with crashes.work(1):
         for arming in FIRST_SNAPSHOT:
@@ -116,8 +125,35 @@ def test_killed_at_every_point_of_a_table_that_is_read_again(crashes: Crashes) -
 
 
 def test_no_named_point_is_left_out() -> None:
-    reached = (*FIRST_SNAPSHOT, *LARGE_TRANSACTIONS, *READ_AGAIN, *READ_ANEW)
+    reached = (*FIRST_SNAPSHOT, *LARGE_TRANSACTIONS, *READ_AGAIN, *READ_ANEW, *ROWS_BY_KEY)
     assert {arming.point for arming in reached} == POINTS.keys()
+
+
+def test_killed_before_a_row_is_read_whose_record_leaves_out_a_value(
+    new_source: NewSource, config: Path, tmp_path: Path
+) -> None:
+    large = "SELECT i, 0, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200) WHERE i > 0)"
+    source = new_source(f"{SCHEMA}; INSERT INTO t {large} FROM generate_series(1, 20) i", "public.t")
+    write_settings(source.settings, config)
+    journal = tmp_path / "journal"
+    with dying(config, journal) as process:
+        source.caught_up(process.check)
+    for number, arming in enumerate(ROWS_BY_KEY):
+        with dying(config, journal, arming) as process:
+            until(lambda: process.has_ended or source.slot_state().active_pid is not None, "it to read")
+            for key in (number, number + 10):
+                source.connection.execute("UPDATE t SET id = id + 100 WHERE id = %s", (key + 1,))
+            assert process.ended() == -signal.SIGKILL, process.log.read_text()
+        # What is written before the next start has to come after the row, and what is gone not at all.
+        source.connection.execute("UPDATE t SET n = n + 1, v = 'small' WHERE id = %s", (number + 101,))
+        source.connection.execute("DELETE FROM t WHERE id = %s", (number + 111,))
+    with dying(config, journal) as process:
+        source.caught_up(process.check)
+        until(lambda: source.state().snapshots["public.t"].incomplete == IncompleteState(), "the rows")
+        process.check()
+    records = source.require_equal("public.t")
+    last = {record.raw_key: record.event for record in records}
+    assert not [event for event in last.values() if event and event.after and UNCHANGED in event.after.values()]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -261,7 +297,7 @@ def unless_the_broker_forgot(process: Process, broker: EmbeddedStack) -> Iterato
         yield
     except AssertionError:
         refused = process.has_ended and "ahead of the topics" in process.log.read_text()
-        if refused and "these partitions are likely deleted already" in broker.kafka.log.read_text():
+        if refused and "these partitions are likely deleted already" in broker.kafka.brokers[1].log.read_text():
             pytest.skip("the broker that was killed does not show what it had committed, and the producer refused")
         raise
 

@@ -16,14 +16,19 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from infra.positions import IncompleteState
 from infra.snapshot_requests import SnapshotRequest
-from producers import copying, feed
+from producers import copying, feed, incomplete_rows
+from producers import pgoutput_messages as pg
 from producers.capture import Capture
 from producers.chunks import Key, TableChunks, Unseen
 from producers.copying import TableCopy
 from producers.feed import TableFeed
+from producers.incomplete_rows import IncompleteRows
 from producers.requests import Told
 from producers.reread import KeyRange, RememberedChunk, Reread
+from producers.routes import Route, key_of
+from schemas.events import UNCHANGED, Op
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Snapshot
 from tests.producers import model_producer
@@ -195,7 +200,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         for _ in range(200):
             self.heartbeat()
             self._read_on()
-            if self.producer.feed.copy.complete:
+            if self.producer.feed.copy.complete and not self.producer.feed.copy.incomplete.noted:
                 return
             self.producer.copy(3)
         raise AssertionError("the snapshot never ends")
@@ -205,6 +210,12 @@ class UnorderedMachine(SnapshotMachine):
     """The table's keys can't be compared by the producer."""
 
     ordered = False
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose records leave out a value are read as soon as the rules allow."""
+    monkeypatch.setattr(incomplete_rows, "READ_SECONDS", 0)
 
 
 def explore(machine: type[SnapshotMachine], examples: int) -> None:
@@ -332,6 +343,47 @@ class HoldsRequestsBack(Capture):
         return [] if self._begin is not None else super().take_requests()
 
 
+class PublishesWhatRowsShow(IncompleteRows):
+    """Publishes what the rows that were read by key show already."""
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        del key, xid, commit_lsn
+        return True
+
+
+class ForgetsRowsAtOnce(IncompleteRows):
+    def passed(self, lsn: Lsn) -> bool:
+        return super().passed(Lsn(max(lsn, 1 << 63)))
+
+
+class LosesKeysWhenKilled(IncompleteRows):
+    @property
+    def state(self) -> IncompleteState:
+        return super().state.model_copy(update={"keys": ()})
+
+
+class LosesRowsWhenKilled(IncompleteRows):
+    @property
+    def state(self) -> IncompleteState:
+        return super().state.model_copy(update={"snapshot": None, "lsn": None, "read": ""})
+
+
+class ReadsRowsWithoutWaiting(Capture):
+    """Does not wait until the transaction is visible that left the value out."""
+
+    def _require_whole(self, route: Route, values: pg.Values) -> None:
+        if UNCHANGED in values:
+            route.feed.leaves_out(key_of(route, values))
+
+
+class NotesWhatIsNotPublished(Capture):
+    """Reads rows by key where no chunk was read yet, so that their delete is not published."""
+
+    def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
+        super()._write(op, route, values)
+        return True
+
+
 def forgets_keys_when_killed(keys: Iterable[bytes]) -> str:
     del keys
     return ""
@@ -355,6 +407,12 @@ LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
     (feed, "TableCopy", AsksWithoutWaiting, SnapshotMachine),
     (model_producer, "Capture", ReadsWhatIsRecordedAgain, SnapshotMachine),
     (model_producer, "Capture", HoldsRequestsBack, SnapshotMachine),
+    (copying, "IncompleteRows", PublishesWhatRowsShow, SnapshotMachine),
+    (copying, "IncompleteRows", ForgetsRowsAtOnce, SnapshotMachine),
+    (copying, "IncompleteRows", LosesKeysWhenKilled, SnapshotMachine),
+    (copying, "IncompleteRows", LosesRowsWhenKilled, SnapshotMachine),
+    (model_producer, "Capture", ReadsRowsWithoutWaiting, SnapshotMachine),
+    (model_producer, "Capture", NotesWhatIsNotPublished, SnapshotMachine),
 ]
 """Where a rule is, what leaves it out, and the machine that needs it."""
 

@@ -204,6 +204,22 @@ def test_after_an_incompatible_change_a_new_topic_is_the_way_out(new_source: New
 
 
 @pytest.mark.stack
+def test_a_table_that_lost_its_key_while_its_topic_is_empty_stops_alone(new_source: NewSource) -> None:
+    source = new_source(f"{TWO}; DELETE FROM u", "public.t", "public.u")
+    copy_all(source)
+    source.connection.execute("ALTER TABLE u DROP CONSTRAINT u_pkey; INSERT INTO t VALUES (3, 3)")
+    for _ in range(2):
+        with running(source) as producer:
+            producer.caught_up()
+            stopped = source.state().snapshots["public.u"].stopped
+        assert stopped == "table public.u has neither a primary key nor a replica identity index"
+    source.connection.execute("INSERT INTO u VALUES (7); ALTER TABLE u ADD PRIMARY KEY (id); INSERT INTO u VALUES (8)")
+    copy_all(source)
+    source.require_equal("public.t")
+    assert states(source.require_equal("public.u")) == {"r": 2}
+
+
+@pytest.mark.stack
 def test_rows_that_nobody_recorded(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u")
     source.settings = capturing(source.settings, "public.u")

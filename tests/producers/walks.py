@@ -73,5 +73,5 @@ class Walks:
 
 def ends(settings: Settings, topic: str) -> list[int]:
     """Return each partition's end, with what is not committed."""
-    with kafka.reading(settings.kafka, "ends", isolation_level="read_uncommitted") as client:
+    with kafka.reading(settings.kafka, isolation_level="read_uncommitted") as client:
         return [client.get_watermark_offsets(TopicPartition(topic, each), 30)[1] for each in range(PARTITIONS)]

@@ -153,3 +153,21 @@ def test_a_count_of_names_beyond_the_record_ends() -> None:
         for read in (Decoder(encoder.value_schema).decode, projection(encoder.value_schema, ["id"])):
             with pytest.raises(Malformed):
                 read(start + count + b"\0" * 40)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_record_of_another_schema_is_refused_by_every_reader(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with more in it than the schema says, and one that leaves out a column that there is not."""
+    if not compiled:
+        monkeypatch.setattr("schemas.codec.compiled", None)
+    encoder = notes()
+    prefix = encoder.event_prefix(Op.CREATE, lsn=LSN, xid=1, ts_ms=COMMITTED)
+    _, longer = encoder.change(prefix, 0, SEEN, [b"1", b"a note", b"open"])
+    _, lacking = encoder.change(prefix, 0, SEEN, [b"1", UNCHANGED, b"open"])
+    for wanted in (["id", "note", "state"], ["id"]):
+        for read in (Decoder(encoder.value_schema).decode, projection(encoder.value_schema, wanted)):
+            read(longer)
+            read(lacking)
+            for broken in (longer + b"\0", lacking.replace(b"note", b"gone")):
+                with pytest.raises(Malformed):
+                    read(broken)

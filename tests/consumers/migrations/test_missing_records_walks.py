@@ -14,18 +14,17 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from consumers.catalog import configured
-from consumers.migrations.missing_records import MissingRecords
 from consumers.parking import read_parked
 from consumers.row_keys import RowKeys
 from consumers.runtime import Runtime
 from consumers.status import gather
 from consumers.totals import Totals
 from infra import topics
-from infra.init.administrator import administrator_script
 from infra.settings import Settings
 from infra.stack import Stack
 from producers.walk import StorageUnreadable
 from producers.walk_producer import WalkIncomplete, WalksFailed, storage_walk_topic, walk
+from tests.administering import whole_script
 from tests.chaos import missing_records as chaos
 from tests.conftest import Database
 from tests.consumers.praefect import SCHEMAS, checksum, flags, hosts, records, track
@@ -131,10 +130,10 @@ def test_the_rights_that_the_documentation_names_are_enough(cluster: Cluster) ->
     cluster.connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
     try:
         cluster.role = role
-        script = administrator_script(cluster.settings, {"praefect": MissingRecords.own_tables})
+        script = whole_script(cluster.settings)
         cluster.connection.execute(script.partition("-- Kafka")[0].encode())
         grants = document.rpartition("```sql")[2].partition("```")[0]
-        assert grants.count("TO headrace;") == 3
+        assert grants.count("TO headrace;") == 1
         cluster.connection.execute(grants.replace("TO headrace;", f"TO {role};").encode())
         cluster.host(*PATHS)
         cluster.walk()

@@ -145,6 +145,20 @@ class World:
         self.connection.execute("UPDATE headrace.migrations SET run = run + 1")
 
 
+def with_direction(config: Path, direction: str) -> Settings:
+    """Return the settings of a file with the direction of the moves in place of its own."""
+    settings = load_settings(config)
+    section = settings.migration("rehash_moves").model_copy(update={"direction": direction})
+    return settings.model_copy(update={"migrations": {"rehash_moves": section}})
+
+
+def open_to_owners(directory: Path) -> None:
+    """Let owners of repositories who are not this process's reach them, where it is root that made the directory."""
+    for each in (directory, *directory.parents):
+        if os.geteuid() == 0 and each.stat().st_mode & 0o011 == 0:
+            each.chmod(0o711)
+
+
 def end_at(point: str, number: int, with_signal: signal.Signals) -> None:
     """Have this process end, or stop, the so manieth time that it comes to a point; see above."""
     module_name, function, when = point.split(":")

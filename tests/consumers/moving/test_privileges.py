@@ -7,9 +7,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from consumers.catalog import own_tables
 from consumers.placement import md5_home, rendezvous_home
-from infra.init.administrator import administrator_script
+from tests.administering import whole_script
 from tests.consumers.gitservers import NODES, shards
 from tests.consumers.moving.driver import World, drive
 
@@ -32,7 +31,7 @@ def test_the_role_of_the_administrators_script_can_do_all_of_it(world: World) ->
     # The log of the tests' trigger is the application's to grant.
     world.connection.execute("DROP TRIGGER log_shard ON gitserver_repos")
     try:
-        world.connection.execute(administrator_script(settings, own_tables()))
+        world.connection.execute(whole_script(settings))
         world.connection.execute(sql.SQL("ALTER ROLE {} PASSWORD 's3cret'").format(name))
         world.add([NAME])
         drive(settings)

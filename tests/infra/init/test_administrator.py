@@ -16,7 +16,6 @@ from consumers.ledger import Advance, Ledger, Place
 from consumers.migrations.skip_resets import SkipResets
 from infra.control import PUBLISHED, ensure_control_schema
 from infra.heartbeat import beat
-from infra.init.administrator import administrator_script
 from infra.postgres import connect
 from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
@@ -25,6 +24,7 @@ from producers import preflight, slots, startup
 from producers.publication import ensure_publication, read_publication
 from producers.tables import captured_tables
 from schemas.positions import Offset
+from tests.administering import whole_script
 from tests.conftest import Database
 from tests.consumers.repositories import TABLE
 
@@ -64,13 +64,14 @@ def prepared(stack: Stack, database: Database) -> Iterator[Prepared]:
                 slot=database.name,
             )
         },
+        migrations={"skip_resets": MigrationSettings()},
     )
     with database.connect() as superuser:
         superuser.execute(TABLE)
         superuser.execute("CREATE SCHEMA stock; CREATE TABLE stock.odd_name (id bigint PRIMARY KEY)")
         superuser.execute("CREATE TABLE public.secrets (id bigint PRIMARY KEY)")
         superuser.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database.name)))
-        script = administrator_script(settings)
+        script = whole_script(settings)
         superuser.execute(script)
         superuser.execute(script)  # may be run again
         name = sql.Identifier(role)
@@ -82,7 +83,7 @@ def prepared(stack: Stack, database: Database) -> Iterator[Prepared]:
 
 
 def test_no_password_passes_through_the_script(prepared: Prepared) -> None:
-    assert PASSWORD not in administrator_script(prepared.settings)
+    assert PASSWORD not in whole_script(prepared.settings)
 
 
 def test_the_role_passes_the_producers_preflight_and_can_do_its_work(prepared: Prepared) -> None:
@@ -157,22 +158,22 @@ def test_run_again_the_script_alters_nothing_of_the_publication(prepared: Prepar
     before = read_publication(prepared.superuser, "headrace")
     assert before is not None
     assert before.generated, "with a generated column in its replica identity a table could not be updated"
-    prepared.superuser.execute(administrator_script(prepared.settings))
+    prepared.superuser.execute(whole_script(prepared.settings))
     assert read_publication(prepared.superuser, "headrace") == before
 
 
 def test_a_table_added_to_the_settings_is_added_to_the_publication(prepared: Prepared) -> None:
     main = prepared.main.model_copy(update={"tables": (*prepared.main.tables, "public.secrets")})
     wider = prepared.settings.model_copy(update={"databases": {"main": main}})
-    prepared.superuser.execute(administrator_script(wider))
+    prepared.superuser.execute(whole_script(wider))
     assert published(prepared) == {"public.container_repositories", "stock.odd_name", "public.secrets"}
-    prepared.superuser.execute(administrator_script(prepared.settings))
+    prepared.superuser.execute(whole_script(prepared.settings))
     assert published(prepared) == {"public.container_repositories", "stock.odd_name"}
 
 
 def test_a_pattern_is_left_to_the_administrator_and_what_was_added_for_it_stays(prepared: Prepared) -> None:
     main = prepared.main.model_copy(update={"tables": ("public.container_repositories", "public.secret*")})
-    script = administrator_script(prepared.settings.model_copy(update={"databases": {"main": main}}))
+    script = whole_script(prepared.settings.model_copy(update={"databases": {"main": main}}))
     assert "-- public.secret* is a pattern" in script
     prepared.superuser.execute("ALTER PUBLICATION headrace ADD TABLE public.secrets")
     prepared.superuser.execute("ALTER PUBLICATION headrace DROP TABLE public.container_repositories")
@@ -191,12 +192,24 @@ def published(prepared: Prepared) -> set[str]:
     return tables - own
 
 
-def test_kafka_gets_an_acl_for_each_gitlab_schemas_consumer_and_no_other_topics(prepared: Prepared) -> None:
-    script = administrator_script(prepared.settings)
-    commands = [line for line in script.splitlines() if "kafka-acls.sh --bootstrap-server" in line]
-    assert all(line.startswith("--   ") for line in commands), "comments, since the rest is SQL"
-    for gitlab_schema in ("gitlab_main", "gitlab_shared"):
-        own = [line for line in commands if f"User:headrace-consumer-{gitlab_schema} " in line]
-        writes = [line for line in own if "--operation Write" in line]
-        assert any(f"--topic t.{gitlab_schema}. --resource-pattern-type prefixed" in line for line in own)
-        assert ["--topic t.parked. " in line for line in writes] == [True]
+def test_the_kafka_commands_are_comments_with_an_administrators_credentials(prepared: Prepared) -> None:
+    settings = prepared.settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers="a:9092\nDROP TABLE t;")})
+    lines = whole_script(settings).splitlines()
+    commands = [line for line in lines if "kafka-acls.sh --bootstrap-server" in line]
+    assert all(line.startswith("--   ") for line in commands), "since the rest is SQL"
+    assert all("--command-config admin.properties" in line for line in commands)
+    assert not [line for line in lines if line.startswith("DROP")], "a value of the settings ends no comment"
+
+
+def test_consumers_get_exact_names_of_dead_letters_and_groups(prepared: Prepared) -> None:
+    mine = [
+        line for line in whole_script(prepared.settings).splitlines() if "User:headrace-consumer-gitlab_main " in line
+    ]
+    written = [line.partition("--topic ")[2] for line in mine if "--operation Write" in line]
+    assert written == ["t.parked.skip_resets --resource-pattern-type literal"]
+    assert [line.partition("--group ")[2].split()[0] for line in mine if "--group" in line] == [
+        "t.skip_resets",
+        "headrace-readers",
+    ]
+    prefixed = [line for line in mine if line.endswith(" prefixed")]
+    assert [line.partition("--topic ")[2] for line in prefixed] == ["t.gitlab_main. --resource-pattern-type prefixed"]

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 
+from infra.acls import Acl, Kind, Operation
 from infra.init.cli import commands
-from infra.settings import load_settings
-from schemas.errors import Refused, SettingsError
+from infra.privileges import TablePrivileges
+from infra.programs import Program
+from infra.settings import Settings, load_settings
+from schemas.errors import Refused, SettingsError, UsageError
 
-OWN_TABLES = {
-    "gitlab_main": "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);",
-    "praefect": "CREATE TABLE IF NOT EXISTS headrace.others (id bigint PRIMARY KEY);",
-}
+MINE = "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);"
+READS = Acl("User:me", Kind.TOPIC, "headrace.gitlab_main.", (Operation.READ, Operation.DESCRIBE), prefixed=True)
+WRITES = Acl("User:you", Kind.GROUP, "headrace.mine", (Operation.READ,))
 
-(init,) = commands(lambda: OWN_TABLES)
+
+def programs(_settings: Settings) -> list[Program]:
+    return [
+        Program("main", "main", (READS,), (), replicates=True),
+        Program("mine", "main", (WRITES,), (TablePrivileges("headrace", "mine", ("SELECT", "DELETE")),), MINE),
+        Program("others", "another", (), (TablePrivileges("headrace", "others", ("SELECT",)),)),
+    ]
+
+
+(init,) = commands(programs)
 
 
 def test_it_writes_a_file_that_loads_with_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.toml"
-    init(path)
+    init(config=path)
     assert f"wrote {path}; edit it, then run `headrace check`" in capsys.readouterr().out
     settings = load_settings(path)
     assert settings.database("main").tables == ("public.container_repositories",)
@@ -30,7 +42,7 @@ def test_it_writes_a_file_that_loads_with_what_it_says(tmp_path: Path, capsys: p
 
 def test_what_it_comments_out_would_load_too(tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
-    init(path)
+    init(config=path)
     lines = path.read_text().splitlines()
     shown = [line.removeprefix("# ") for line in lines if line.startswith("# ") and ("=" in line or line[2] == "[")]
     plain = [line for line in lines if not line.startswith("#")]
@@ -53,7 +65,7 @@ def test_what_it_comments_out_would_load_too(tmp_path: Path) -> None:
 
 def test_it_is_the_owners_alone_since_a_dsn_may_have_a_password(tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
-    init(path)
+    init(config=path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -61,13 +73,13 @@ def test_it_never_overwrites(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("mine")
     with pytest.raises(Refused, match=r"mine\.toml exists already; name another with --config, or edit that one"):
-        init(path)
+        init(config=path)
     assert path.read_text() == "mine"
 
 
 def test_it_says_where_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"not_there/new\.toml cannot be written: No such file or directory"):
-        init(tmp_path / "not_there" / "new.toml")
+        init(config=tmp_path / "not_there" / "new.toml")
 
 
 def test_it_writes_where_the_settings_would_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,14 +94,57 @@ def test_it_writes_where_the_settings_would_be_read(tmp_path: Path, monkeypatch:
 def test_the_sql_is_of_these_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.toml"
     with pytest.raises(SettingsError, match="does not exist"):
-        init(path, sql=True)
-    init(path)
+        init(config=path, sql=True)
+    init(config=path)
     capsys.readouterr()
-    init(path, sql=True)
+    init(config=path, sql=True)
     out = capsys.readouterr().out
     assert "-- Database main: run in gitlabhq, as a superuser. May be run again." in out
-    assert 'ON "public"."container_repositories" TO "headrace"' in out
     assert "CREATE SCHEMA IF NOT EXISTS headrace;" in out
-    assert "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);" in out
-    assert 'GRANT INSERT, UPDATE, DELETE ON headrace."mine" TO "headrace";' in out
-    assert "headrace.others" not in out, "of a gitlab schema that this database does not have"
+    assert 'ALTER ROLE "headrace" REPLICATION;' in out
+    assert MINE in out
+    assert 'GRANT SELECT, DELETE ON "headrace"."mine" TO "headrace";' in out
+    assert "headrace.others" not in out, "of another database"
+
+
+def test_with_names_it_is_for_these_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    capsys.readouterr()
+    init(["mine"], config=path, sql=True)
+    consumers = capsys.readouterr().out
+    assert "REPLICATION" not in consumers
+    assert "PUBLICATION" not in consumers
+    assert MINE in consumers
+    assert "--group headrace.mine --resource-pattern-type literal" in consumers
+    assert "User:me" not in consumers
+    init(["main"], config=path, sql=True)
+    producer = capsys.readouterr().out
+    assert MINE not in producer
+    assert "User:you" not in producer
+    with pytest.raises(UsageError, match="these settings run nothing called 'nobody'; there: main, mine, others"):
+        init(["nobody"], config=path, sql=True)
+    with pytest.raises(UsageError, match="a settings file is written for everything"):
+        init(["mine"], config=path)
+
+
+def test_the_acls_are_a_file_for_terraform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    capsys.readouterr()
+    init(["mine"], config=path, acls=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "resource": {
+            "kafka_acl": {
+                "headrace_001": {
+                    "resource_name": "headrace.mine",
+                    "resource_type": "Group",
+                    "resource_pattern_type_filter": "Literal",
+                    "acl_principal": "User:you",
+                    "acl_host": "*",
+                    "acl_operation": "Read",
+                    "acl_permission_type": "Allow",
+                }
+            }
+        }
+    }

@@ -99,6 +99,21 @@ def test_up_after_a_crash_cleans_up_and_starts_anew(directory: Path) -> None:
     assert again["dsn"] == first["dsn"]
 
 
+def test_a_stack_of_three_brokers_stays_one(directory: Path) -> None:
+    refused = headrace("up", "--dir", directory, "--brokers", "2")
+    assert refused[0] == 2
+    assert refused[2].startswith("a stack has 1, 3, 5 brokers, not 2; ")
+    first = up(directory, "--brokers", "3")
+    assert set(first["pids"]) == {"kafka-1", "kafka-2", "kafka-3", "postgres"}
+    assert len(first["bootstrap_servers"].split(",")) == 3
+    assert up(directory) == first
+    other = f"the stack in {directory} has 3 brokers, and not 1; "
+    assert headrace("up", "--dir", directory, "--brokers", "1")[2].startswith(other)
+    assert headrace("down", "--dir", directory)[0] == 0
+    assert not any(psutil.pid_exists(pid) and runs(psutil.Process(pid)) for pid in first["pids"].values())
+    assert headrace("up", "--dir", directory, "--brokers", "1")[2].startswith(other)
+
+
 def test_two_at_once_start_one_stack(directory: Path) -> None:
     both = [start("up", "--json", "--dir", directory) for _ in range(2)]
     said = [json.loads(process.communicate(timeout=400)[0]) for process in both]

@@ -134,7 +134,7 @@ def test_killing_postgres_leaves_no_backend(own: EmbeddedStack) -> None:
 
 def test_close_leaves_nothing_and_may_be_called_twice() -> None:
     running = embedded_stack()
-    processes = [running.kafka.process.identity, running.postgres.process.identity]
+    processes = [running.kafka.brokers[1].process.identity, running.postgres.process.identity]
     running.close()
     running.close()
     assert not running.directory.exists()

@@ -24,7 +24,7 @@ import json, sys
 from infra.stack import embedded_stack
 with embedded_stack() as stack:
     standby = stack.standby("replica")
-    servers = [stack.kafka.process, stack.postgres.process, standby.process]
+    servers = [stack.kafka.brokers[1].process, stack.postgres.process, standby.process]
     print(json.dumps({"directory": str(stack.directory), "pids": [server.pid for server in servers]}), flush=True)
     sys.stdin.read()
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import tempfile
@@ -19,6 +20,9 @@ from tests.consumers.gitservers import make_repository
 
 Make = Callable[[Path], None]
 Leave = Callable[[Path, Path], None]
+
+_WORK = re.compile(rb"([^/]*|(refs|logs)/.*)\.lock|gc\.(pid|log)|objects/(.*/)?(tmp_|incoming-)[^/]*", re.DOTALL)
+_GITS = re.compile(rb"(objects|refs)/.*|packed-refs|HEAD", re.DOTALL)
 
 MARK = "a-command-ran"
 """The file, in the directory above all roots, that a hostile repository's commands make."""
@@ -93,15 +97,18 @@ def configure(place: Path, text: str) -> None:
 
 
 def inventory(place: Path) -> dict[str, Any]:
-    """Return everything that is in a repository's directory."""
-    return {
-        "refs": _refs(place),
-        "objects": _objects(place),
-        "files": {
-            os.fsdecode(path): _file(Path(os.fsdecode(os.path.join(os.fsencode(place), path))))
-            for path in _paths(os.fsencode(place))
-        },
-    }
+    """Return everything that is in a repository's directory, but for what a process keeps there while it works.
+
+    `refs` and `objects` are what there is of them, however git keeps it; `stored` is each of the files in which it
+    does, the same as long as git does not write to the repository; `files` are all others.
+    """
+    files: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
+    for path in _paths(os.fsencode(place)):
+        if not _WORK.fullmatch(path):
+            found = _file(Path(os.fsdecode(os.path.join(os.fsencode(place), path))))
+            (stored if _GITS.fullmatch(path) else files)[os.fsdecode(path)] = found
+    return {"refs": _refs(place), "objects": _objects(place), "files": files, "stored": stored}
 
 
 def _refs(place: Path) -> dict[str, str]:
@@ -149,38 +156,20 @@ def _objects(place: Path) -> frozenset[str]:
 
 
 def _paths(place: bytes) -> list[bytes]:
-    found = []
+    found = [b"."]
     for directory, directories, names in os.walk(place):
         here = os.path.relpath(directory, place)
-        directories[:], counted = _counted(here, directories, names)
-        links = [each for each in directories if os.path.islink(os.path.join(directory, each))]
-        found += [os.path.normpath(os.path.join(here, each)) for each in [*counted, *links]]
-        found.append(here)
+        found += [os.path.normpath(os.path.join(here, each)) for each in [*directories, *names]]
     return found
 
 
-def _counted(here: bytes, directories: list[bytes], names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Return what counts as files: how git keeps objects and refs, and what it derives from them, is its own matter."""
-    if here == b"objects":
-        return [each for each in directories if each in (b"pack", b"info")], []
-    if here.startswith(b"objects"):
-        return [], [each for each in names if each == b"alternates"]
-    if here == b"refs":
-        return [b"heads"], []
-    if here.startswith(b"refs/"):
-        return [], []
-    if here == b".":
-        gits = (b"packed-refs", b"HEAD", b"gc.pid", b"gc.log")
-        return directories, [each for each in names if each not in gits and not each.endswith(b".lock")]
-    return directories, names
-
-
 def _file(path: Path) -> tuple[Any, ...]:
+    """Return kind, mode, owner, group, what is in it, when it was changed and what extends it (access lists too)."""
     status = path.lstat()
-    what: Any = None
+    what, when = None, None
     if stat.S_ISLNK(status.st_mode):
-        return ("link", str(path.readlink()), status.st_uid, status.st_gid)
+        return ("link", status.st_uid, status.st_gid, str(path.readlink()), status.st_mtime_ns)
     if stat.S_ISREG(status.st_mode):
-        what = hashlib.sha256(path.read_bytes()).hexdigest()
+        what, when = hashlib.sha256(path.read_bytes()).hexdigest(), status.st_mtime_ns
     extended = {name: os.getxattr(path, name) for name in os.listxattr(path)} if hasattr(os, "listxattr") else {}
-    return (oct(status.st_mode), status.st_uid, status.st_gid, what, tuple(sorted(extended.items())))
+    return (oct(status.st_mode), status.st_uid, status.st_gid, what, when, tuple(sorted(extended.items())))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import struct
 from pathlib import Path
 
 from tests.consumers.gitservers import git, make_repository, push
@@ -268,10 +270,19 @@ def another_owner(place: Path) -> None:
 def extended_attributes(place: Path) -> None:
     write(place / "noted")
     if hasattr(os, "setxattr"):
-        try:
+        with contextlib.suppress(OSError):
             os.setxattr(place / "noted", "user.origin", b"elsewhere")
-        except OSError:
-            return
+
+
+@kind()
+def access_lists(place: Path) -> None:
+    noted = write(place / "noted")
+    if hasattr(os, "setxattr"):
+        # Version 2; the owner may all, user 12345 read, the owner's group read, at most read, all others nothing.
+        entries = ((1, 6, -1), (2, 4, 12_345), (4, 4, -1), (16, 4, -1), (32, 0, -1))
+        value = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *each) for each in entries)
+        with contextlib.suppress(OSError):
+            os.setxattr(noted, "system.posix_acl_access", value)
 
 
 @kind()

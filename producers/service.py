@@ -1,0 +1,59 @@
+"""A source's producer as a service: one session after the other until it is stopped, with pauses for servers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from typing import Final
+
+from infra import kafka, log
+from infra.settings import Settings
+from producers import ownership, startup
+from producers.guardian import guardian_of
+from producers.producer import ReadAnew, Session
+from producers.replication import PublicationMissing
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, Interrupted, Unavailable
+
+_BACKOFF: Final = (0.5, 1, 2, 5, 10)
+"""Seconds until the next session, after the first that a server ended, the second, …"""
+
+
+def produce(settings: Settings, source: str, stop: threading.Event) -> None:
+    """Run the producer of `source` until `stop` is set.
+
+    A server that stops answering is waited for: Kafka once a broker has answered, the database once everything has
+    worked a first time. So is the producer of a database that gave its tables to this one. Raises what preflight
+    refuses, Fenced when another producer took over, and OwnershipMoved when the database has given all its tables away.
+    """
+    instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    lines = log.get(**{log.SOURCE: source})
+    guardian = guardian_of(settings, source, lines)
+    kafka.ensure_reachable(settings.kafka)
+    attempt = 0
+    worked = False
+    while not stop.is_set():
+        try:
+            with Session(
+                settings, source, instance, stop, lines, successor_ends_it=worked, guardian=guardian
+            ) as session:
+                worked, attempt = True, 0
+                session.work()
+        except Interrupted:
+            break
+        except PublicationMissing as error:
+            raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
+        except ReadAnew as request:
+            lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
+        except Unavailable as error:
+            awaited = isinstance(error, ownership.HandoverAwaited)
+            if not worked and not awaited and not isinstance(error, BrokerUnavailable):
+                raise
+            pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
+            lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
+            attempt += 1
+            if not isinstance(error, DatabaseUnavailable):
+                guardian.look_from_afar(settings.database(source).dsn.get_secret_value())
+            stop.wait(pause)
+    lines.info("stopped")

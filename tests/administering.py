@@ -1,0 +1,12 @@
+"""The script that an administrator runs for all that some settings run."""
+
+from __future__ import annotations
+
+from headrace import programs
+from infra.init.administrator import administrator_script
+from infra.settings import Settings
+
+
+def whole_script(settings: Settings) -> str:
+    """Return what `headrace init --sql` prints."""
+    return administrator_script(settings, programs(settings))

@@ -1,0 +1,108 @@
+"""Members of `rehash_moves` that are killed again and again, until all is moved one way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any, Final
+
+from consumers.moving import mover
+from consumers.placement import PARTITIONS
+from tests.consumers.moving.driver import World, drive, end_at, with_direction
+from tests.consumers.moving.faults import FAULTS
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.consumers.moving.driver", "tests.chaos.movers"])
+_MEMBERS: Final = 2
+_PATIENCE_SECONDS: Final = 900.0
+_POINTS: Final = tuple(
+    f"consumers.moving.{point}:{when}"
+    for point in (
+        "copying:write_base",
+        "moves:prove",
+        "moves:carry",
+        "moves:keep_up",
+        "moves:remove",
+        "moves:finish",
+        "moves:_put_by",
+        "carrying:set_refs",
+        "carrying:write_base",
+        "carrying:bring_objects",
+        "places:Root.install",
+        "places:Root.take_away",
+        "states:advance",
+        "states:remark",
+        "cursors:move",
+        "cursors:mark_passed",
+    )
+    for when in ("before", "after")
+)
+
+
+def move_under_kills(
+    world: World,
+    direction: str,
+    chance: random.Random,
+    *,
+    most: int = 60,
+    plant: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
+    """Move all in one direction; return how many members were killed while something was left to move, `most` or less.
+
+    A member is killed at a random moment, or at a step of its work drawn by lot. `plant` is a fault that they have
+    (tests/consumers/moving/faults.py). `meanwhile` is called all the time, and ends it by raising. Raises
+    AssertionError when it does not go on.
+    """
+    members: list[Any] = []
+    killed = 0
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        while not _is_done(world, direction):
+            assert time.monotonic() < deadline, f"it does not go on: {world.states()}"
+            meanwhile()
+            for each in [each for each in members if not each.is_alive()]:
+                killed += each.exitcode == -SIGKILL
+                members.remove(each)
+            while len(members) < _MEMBERS:
+                point = chance.choice(_POINTS) if killed < most and chance.random() < 0.5 else ""
+                arguments = (str(world.config), direction, plant, point, chance.choice((1, 1, 2, 5)))
+                members.append(_FORKS.Process(target=_member, args=arguments, daemon=True))
+                members[-1].start()
+            members[0].join(chance.uniform(0.05, 1.5))
+            if killed < most:
+                members[0].kill()
+                members[0].join()
+    finally:
+        for each in members:
+            each.kill()
+            each.join()
+    return killed
+
+
+def _member(config: str, direction: str, plant: str, point: str, number: int) -> None:
+    """Move until there is nothing left to do; with a point, be killed there."""
+    vars(mover)["_SLOW_SECONDS"] = 0.01
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    if plant:
+        FAULTS[plant].put_back(setattr)
+    if point:
+        end_at(point, number, SIGKILL)
+    drive(with_direction(Path(config), direction))
+
+
+def _is_done(world: World, direction: str) -> bool:
+    query = (
+        "SELECT (SELECT count(*) FROM headrace.rehash_moves WHERE state NOT IN ('settled', 'failed')),"
+        " (SELECT count(*) FROM headrace.rehash_cursors WHERE finished),"
+        " (SELECT max(direction) FROM headrace.rehash_runs)"
+    )
+    finished = PARTITIONS if direction == "forward" else 0
+    return world.connection.execute(query).fetchone() == (0, finished, direction)

@@ -1,0 +1,172 @@
+"""The harness's own test build of headrace: its commands with the harness's migration, in a network namespace, and with
+a violation planted where a run is to show that the checker finds it.
+
+Each violation is a switch: a function that changes the code of the process that it is called in, and of no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from tests.chaos.path import namespaces
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+def prepare(namespace: str | None, violation: str | None) -> None:
+    """Make this process one of the test build; called in it before anything else."""
+    if namespace is not None:
+        namespaces.enter(namespace)
+    add_migrations()
+    if violation is not None:
+        VIOLATIONS[violation]()
+
+
+def add_migrations() -> None:
+    """Have the harness's migrations found beside headrace's."""
+    import consumers.migrations  # noqa: PLC0415
+
+    if str(_MIGRATIONS) not in consumers.migrations.__path__:
+        consumers.migrations.__path__.append(str(_MIGRATIONS))
+
+
+def _skip_an_event() -> None:
+    """The producer leaves out a change now and then."""
+    from producers.capture import Capture  # noqa: PLC0415
+
+    add, numbers = Capture._add, itertools.count(1)
+
+    def skipping(self: Any, route: Any, key: bytes, value: bytes) -> None:
+        if next(numbers) % 150:
+            add(self, route, key, value)
+
+    _replace(Capture, "_add", skipping)
+
+
+def _apply_twice() -> None:
+    """A consumer applies some changes twice in their transaction."""
+    from consumers import contract_checks  # noqa: PLC0415
+
+    apply, numbers = contract_checks.apply, itertools.count(1)
+
+    def twice(migration: Any, cursor: Any, changes: Any) -> int:
+        if next(numbers) % 10 == 0:
+            apply(migration, cursor, changes[-1:])
+        return apply(migration, cursor, changes)
+
+    _replace(contract_checks, "apply", twice)
+
+
+def _apply_before_visible() -> None:
+    """A consumer asks nothing about the transactions of its events."""
+    from consumers.batches import SubBatch  # noqa: PLC0415
+
+    _replace(SubBatch, "waiting", lambda *_: {})
+
+
+def _commit_the_offset_early() -> None:
+    """A consumer commits in Kafka what it read, and applies it then."""
+    from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415
+
+    from consumers.applying import Applying  # noqa: PLC0415
+
+    process = Applying.process
+
+    def early(self: Any, records: Any) -> None:
+        ends = {
+            (record.topic(), record.partition()): record.offset() + 1 for record in records if record.error() is None
+        }
+        if ends:
+            offsets = [TopicPartition(*place, offset) for place, offset in ends.items()]
+            with contextlib.suppress(KafkaException):
+                self._group._consumer.commit(offsets=offsets, asynchronous=False)
+        process(self, records)
+
+    _replace(Applying, "process", early)
+
+
+def _confirm_the_lsn_early() -> None:
+    """The producer lets the slot forget what it read, and publishes it then."""
+    from producers.producer import Session  # noqa: PLC0415
+
+    commit = Session._commit
+
+    def early(self: Any, *arguments: Any, **named: Any) -> None:
+        if hasattr(self, "_stream"):
+            self._stream.confirm(self._capture.confirmed)
+        commit(self, *arguments, **named)
+
+    _replace(Session, "_commit", early)
+
+
+def _ignore_the_fence() -> None:
+    """A consumer asks neither who owns the gitlab schema nor whether it is paused."""
+    from consumers import fence  # noqa: PLC0415
+    from consumers.ledger import Ledger  # noqa: PLC0415
+    from schemas.xid_snapshot import Hidden, Snapshot  # noqa: PLC0415
+
+    def hold(cursor: Any, *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
+        _, look = fence._statements(migration, gitlab_schema)
+        row = cursor.execute(look).fetchone()
+        return Hidden(Snapshot.parse(row[6]), row[7])
+
+    _replace(fence, "hold", hold)
+    _replace(Ledger, "pausing", lambda *_: lambda *_: False)
+
+
+def _lose_the_ledgers_last_commit() -> None:
+    """The ledger of a consumer that was killed is where it was a moment before."""
+    from consumers.ledger import Ledger  # noqa: PLC0415
+
+    begin, starts = Ledger.begin, itertools.count()
+
+    def behind(self: Any, connection: Any) -> int:
+        run = begin(self, connection)
+        if next(starts):
+            return run
+        connection.execute(
+            "UPDATE headrace.progress SET next_offset = greatest(0, next_offset - 3) WHERE migration = %s",
+            (self._migration,),
+        )
+        return run
+
+    _replace(Ledger, "begin", behind)
+
+
+def _repair_silently() -> None:
+    """skip_resets leaves out a row now and then, and mends all that it left out when it next comes by."""
+    from consumers.migrations.skip_resets import SkipResets  # noqa: PLC0415
+
+    apply, numbers = SkipResets.apply, itertools.count(1)
+
+    def sweeping(self: Any, cursor: Any, changes: Any) -> int:
+        if next(numbers) % 5 == 0:
+            cursor.execute(
+                "UPDATE public.container_repositories SET migration_state = 'default', migration_skipped_reason = NULL"
+                " WHERE migration_state = 'import_skipped' AND migration_skipped_reason = 2"
+            )
+            return min(len(changes), int(cursor.rowcount))
+        return apply(self, cursor, changes[1:]) if len(changes) > 1 else apply(self, cursor, changes)
+
+    _replace(SkipResets, "apply", sweeping)
+
+
+VIOLATIONS: Final[dict[str, Callable[[], None]]] = {
+    "skip an event": _skip_an_event,
+    "apply twice": _apply_twice,
+    "apply before visible": _apply_before_visible,
+    "commit the offset early": _commit_the_offset_early,
+    "confirm the LSN early": _confirm_the_lsn_early,
+    "ignore the fence": _ignore_the_fence,
+    "lose the ledger's last commit": _lose_the_ledgers_last_commit,
+    "repair silently": _repair_silently,
+}
+
+
+def _replace(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+    setattr(owner, name, functools.wraps(getattr(owner, name))(replacement))

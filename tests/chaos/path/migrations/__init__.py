@@ -1,0 +1,1 @@
+"""Migrations of the harness's own, found beside headrace's in its test build (build.py)."""

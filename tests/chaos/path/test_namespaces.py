@@ -1,0 +1,84 @@
+"""A server in a namespace is found at 127.0.0.1 by all others, unless packets are dropped on the way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.path.namespaces import Network, entered, missing
+
+PORT = 19_999
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    if (lacking := missing()) is not None:
+        pytest.skip(lacking)
+    network = Network({"server": [PORT], "client": []})
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+@pytest.fixture
+def served(network: Network) -> Iterator[None]:
+    with entered(network.namespace("server")):
+        server = socket.create_server(("127.0.0.1", PORT))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(b"hello")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+def ask(namespace: str, seconds: float = 10.0) -> bytes:
+    with entered(namespace), socket.create_connection(("127.0.0.1", PORT), timeout=seconds) as connection:
+        return connection.recv(16)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_server_is_found_at_its_own_address_from_everywhere(network: Network) -> None:
+    for namespace in (network.namespace("client"), network.namespace("server"), network.hub):
+        assert ask(namespace) == b"hello"
+
+
+@pytest.mark.parametrize("node", ["server", "client"])
+@pytest.mark.usefixtures("served")
+def test_one_that_is_cut_off_is_not_reached_until_it_is_healed(network: Network, node: str) -> None:
+    network.cut(node)
+    with pytest.raises(TimeoutError):
+        ask(network.namespace("client"), 0.3)
+    network.heal(node)
+    assert ask(network.namespace("client")) == b"hello"
+
+
+@pytest.mark.usefixtures("served")
+def test_packets_get_through_a_lossy_and_slow_link(network: Network) -> None:
+    network.lose("client", 10)
+    network.slow("client", 200, 400)
+    assert ask(network.namespace("client"), 60.0) == b"hello"
+    network.heal("client")
+    network.heal("client")
+
+
+def test_a_thread_that_was_in_a_namespace_is_back(network: Network) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    with entered(network.hub):
+        assert os.readlink("/proc/thread-self/ns/net") != before
+    assert os.readlink("/proc/thread-self/ns/net") == before

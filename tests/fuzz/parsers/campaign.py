@@ -1,0 +1,215 @@
+"""Runs one target in this process: `python -m tests.fuzz.parsers.campaign TARGET …`; `tests.fuzz.parsers` starts it.
+
+With atheris (libFuzzer for Python; its wheel needs no compiler) mutations are guided by the coverage of headrace's own
+modules, which are instrumented as they are imported: so nothing of headrace is imported before. Without it, inputs are
+mutations of the kept ones, drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tests.fuzz.parsers.target import Target
+
+HERE: Final = Path(__file__).parent
+CORPORA: Final = HERE / "corpora"
+REGRESSIONS: Final = HERE / "regressions"
+
+SECONDS_A_CASE: Final = 10
+"""A case that takes more of the processor's time hangs."""
+
+MEGABYTES_A_CASE: Final = 64
+"""A case that makes the process grow by more has unbounded memory: inputs have a few kilobytes."""
+
+_PACKAGES: Final = ["schemas", "infra", "producers", "consumers"]
+_PROCESS_MEGABYTES: Final = 4096
+_STUCK_SECONDS: Final = 900
+"""After so long libFuzzer ends the process: no exception reaches a loop in C. Long, since a machine may be busy."""
+_NASTY: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
+"""Numbers at which counts, lengths and signs turn over."""
+
+
+class Hangs(Exception):
+    """A case took more than SECONDS_A_CASE of the processor's time."""
+
+
+class Grew(MemoryError):
+    """The process grew by more than MEGABYTES_A_CASE in one case."""
+
+
+def load_target(name: str) -> Target:
+    """Return the target in tests/fuzz/parsers/targets/<name>.py."""
+    found: Target = importlib.import_module(f"tests.fuzz.parsers.targets.{name}").TARGET
+    return found
+
+
+def kept(name: str) -> list[bytes]:
+    """Return the inputs in the tree for a target: its corpus, and what once broke its parser."""
+    folders = (CORPORA / name, REGRESSIONS / name)
+    return [path.read_bytes() for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
+
+
+def bounded(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Return `run`, raising Hangs or Grew for a case that takes too much; to be called in the main thread."""
+    peak = 0
+
+    def hangs(number: int, frame: object) -> None:
+        del number, frame
+        raise Hangs(f"a case took more than {SECONDS_A_CASE} s of the processor's time")
+
+    def watched(data: bytes) -> None:
+        nonlocal peak
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS_A_CASE)
+        run(data)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if peak and now - peak > MEGABYTES_A_CASE << 10:
+            raise Grew(f"one case took {(now - peak) >> 10} MiB")
+        peak = now
+
+    signal.signal(signal.SIGVTALRM, hangs)
+    return watched
+
+
+def mutations(target: Target, inputs: list[bytes], seed: object) -> Iterator[bytes]:
+    """Yield mutations of `inputs` without end, the same ones for the same seed."""
+    rng = random.Random(f"{seed}")
+    inputs = [each for each in inputs if each] or [b"\0"]
+    while True:
+        data = rng.choice(inputs)
+        for _ in range(rng.randint(1, 4)):
+            data = _mutate(rng, data, inputs, target.dictionary)
+        yield data[: target.longest]
+
+
+def _mutate(rng: random.Random, data: bytes, inputs: list[bytes], dictionary: tuple[bytes, ...]) -> bytes:
+    """Replace a stretch of `data`, of any length and perhaps none, by something else or nothing."""
+    start = rng.randint(0, len(data))
+    end = rng.choice((start, start + 1, start + 4, rng.randint(start, len(data))))
+    match rng.randrange(8):
+        case 0:
+            new = b""
+        case 1:
+            new = rng.randbytes(rng.randint(1, 4))
+        case 2 | 3:
+            width = rng.choice((1, 2, 4))
+            new = (rng.choice(_NASTY) & ((1 << 8 * width) - 1)).to_bytes(width, "big")
+        case 4:
+            other = rng.choice(inputs)
+            new = other[rng.randint(0, len(other)) :]
+        case 5:
+            new = data[rng.randint(0, start) : start]
+        case 6:
+            new = bytes(byte ^ 1 << rng.randrange(8) for byte in data[start:end])
+        case _:
+            new = rng.choice(dictionary or (b"\0",))
+    return data[:start] + new + data[end:]
+
+
+def _sanitized(path: Path) -> None:
+    """Put another build of the codec where headrace looks for it."""
+    package = importlib.import_module("schemas")
+    spec = importlib.util.spec_from_file_location("schemas._codec", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["schemas._codec"] = package._codec = module  # type: ignore[attr-defined]  # a module's attribute
+    spec.loader.exec_module(module)
+
+
+def _guide() -> Any | None:
+    """Return atheris, None where it is not installed."""
+    if importlib.util.find_spec("atheris") is None:
+        return None
+    guide: ModuleType = importlib.import_module("atheris")
+    return guide
+
+
+def _guided(guide: Any, target: Target, arguments: argparse.Namespace, work: Path) -> None:
+    """Let libFuzzer choose the inputs; it ends this process."""
+    broken = REGRESSIONS / arguments.target
+    broken.mkdir(parents=True, exist_ok=True)
+    tokens = work.with_suffix(".dict")
+    tokens.write_text("".join(f'"{_escaped(token)}"\n' for token in target.dictionary))
+    folders = [str(work), *(str(folder) for folder in (CORPORA / arguments.target, broken) if folder.is_dir())]
+    options = [
+        f"-runs={arguments.cases or -1}",
+        f"-max_total_time={arguments.seconds}",
+        f"-timeout={_STUCK_SECONDS}",
+        f"-report_slow_units={_STUCK_SECONDS}",
+        f"-rss_limit_mb={_PROCESS_MEGABYTES}",
+        f"-max_len={target.longest}",
+        f"-seed={arguments.seed or 0}",
+        f"-artifact_prefix={broken}/",
+        f"-dict={tokens}",
+        "-print_final_stats=1",
+    ]
+    guide.Setup([sys.argv[0], *folders, *options], bounded(target.run))
+    guide.Fuzz()
+
+
+def _escaped(token: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def _unguided(target: Target, arguments: argparse.Namespace) -> None:
+    run = bounded(target.run)
+    inputs = [*target.seeds(), *kept(arguments.target)]
+    ends = time.monotonic() + (arguments.seconds or float("inf"))
+    cases = 0
+    for data in mutations(target, inputs, arguments.seed):
+        if cases == arguments.cases or time.monotonic() > ends:
+            break
+        cases += 1
+        try:
+            run(data)
+        except Exception:
+            folder = REGRESSIONS / arguments.target
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"crash-{arguments.seed}-{cases}").write_bytes(data)
+            raise
+    print(f"stat::number_of_executed_units: {cases}", file=sys.stderr)
+
+
+def main() -> int:
+    """Run the campaign; what breaks a property ends it, and its input is kept among the regressions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target")
+    parser.add_argument("--cases", type=int, default=0)
+    parser.add_argument("--seconds", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True, help="where inputs of new coverage are kept")
+    parser.add_argument("--codec", type=Path, help="another build of the compiled codec")
+    parser.add_argument("--unguided", action="store_true", help="take mutations of the kept inputs alone")
+    arguments = parser.parse_args()
+    if arguments.codec is not None:
+        _sanitized(arguments.codec)
+    guide = None if arguments.unguided else _guide()
+    instrumented = contextlib.nullcontext() if guide is None else guide.instrument_imports(include=_PACKAGES)
+    with instrumented:
+        target = load_target(arguments.target)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if guide is None:
+        _unguided(target, arguments)
+        return 0
+    for number, seed in enumerate(target.seeds()):
+        (arguments.work / f"seed-{number}").write_bytes(seed)
+    _guided(guide, target, arguments, arguments.work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

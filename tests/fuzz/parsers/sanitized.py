@@ -1,0 +1,77 @@
+"""Builds the compiled codec with AddressSanitizer and UndefinedBehaviorSanitizer, for a process that is fuzzed.
+
+With clang its coverage guides the mutations, too: atheris brings the runtime that clang's checks and libFuzzer share.
+With gcc, whose runtime takes the place of libFuzzer's hooks, inputs are mutations of the kept ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from schemas.errors import UsageError
+
+_BUILD: Final = Path("build/sanitized")
+_FLAGS: Final = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
+_CHECKS: Final = "-fsanitize=address,undefined"
+_OPTIONS: Final = {
+    # Python keeps what it has until the process ends, and asks for what there is not of a length that lies.
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:malloc_context_size=0:quarantine_size_mb=4",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    # Python's own allocator would hide what is read past an object's end.
+    "PYTHONMALLOC": "malloc",
+}
+
+
+@dataclass(frozen=True)
+class Sanitized:
+    """A build of the codec, and the environment that a process needs to load it."""
+
+    module: Path
+    environment: Mapping[str, str]
+    guided: bool
+
+
+def build() -> Sanitized:
+    """Compile the codec again, with its checks. Raises UsageError where no compiler here can."""
+    runtime = _atheris_runtime()
+    if (
+        runtime is not None
+        and shutil.which("clang")
+        and (module := _compiled("clang", f"{_CHECKS},fuzzer-no-link")) is not None
+    ):
+        return Sanitized(module, {**_OPTIONS, "LD_PRELOAD": str(runtime)}, guided=True)
+    if shutil.which("gcc") and (module := _compiled("gcc", _CHECKS)) is not None:
+        libraries = [_library("gcc", name) for name in ("libasan.so", "libubsan.so")]
+        return Sanitized(module, {**_OPTIONS, "LD_PRELOAD": ":".join(libraries)}, guided=False)
+    raise UsageError(
+        "no compiler here builds the codec with the sanitizers",
+        remedy="install gcc, or clang with its compiler-rt, and Python's headers; or leave SANITIZE=1 out",
+    )
+
+
+def _atheris_runtime() -> Path | None:
+    spec = importlib.util.find_spec("atheris")
+    if spec is None or spec.origin is None:
+        return None
+    runtime = Path(spec.origin).parent.parent / "asan_with_fuzzer.so"
+    return runtime if runtime.exists() else None
+
+
+def _compiled(compiler: str, checks: str) -> Path | None:
+    _BUILD.mkdir(parents=True, exist_ok=True)
+    module = _BUILD / f"_codec.{compiler}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = sysconfig.get_path("include")
+    command = [compiler, "-shared", "-fPIC", checks, *_FLAGS, f"-I{include}", "schemas/_codec.c", "-o", str(module)]
+    return module if subprocess.run(command, check=False).returncode == 0 else None
+
+
+def _library(compiler: str, name: str) -> str:
+    command = [compiler, f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,76 @@
+"""Readers of repositories in Python, Go and Ruby, each a program of its own that reads by docs/routing.md.
+
+A reader is given a file that says what to read (`Work`), and reads until its standard input ends: it chooses a name,
+asks the homes in their order, and has git print a file of main's commit. It prints a line of JSON for each read:
+
+    name    what it read
+    asked   when the cursors that it went by were asked for, in seconds of the epoch; nothing that they say is older
+    began   when it began to read, after that
+    ended   when it had read
+    tried   the nodes that it asked, in this order
+    value   what git printed, empty where that failed
+    error   why it failed, empty where it did not
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+READERS: Final = ("http", "query", "go", "ruby")
+"""Python by `headrace route --serve`, Python by the query, and the reference readers of docs/readers."""
+
+_HERE: Final = Path(__file__).parent
+_DOCS: Final = _HERE.parents[1] / "docs" / "readers"
+_MODULE: Final = "module headrace/readers\n\ngo 1.21\n"
+
+
+class NotInstalled(Exception):
+    """What a reader needs is not on this machine, or cannot be had from it."""
+
+
+def command(reader: str, directory: Path) -> list[str]:
+    """Return the command of a reader, to which the file of its work is added. Raises NotInstalled with the reason."""
+    if reader == "go":
+        return build_go("reader", directory)
+    if reader == "ruby":
+        tool = _installed("ruby")
+        if subprocess.run([tool, "-e", "require 'pg'"], capture_output=True, check=False).returncode != 0:
+            raise NotInstalled("Ruby has no pg: `gem install pg`, or Debian's ruby-pg")
+        return [tool, str(_HERE / "reader.rb")]
+    return [sys.executable, "-m", "tests.readers.reader", reader]
+
+
+def build_go(program: str, directory: Path) -> list[str]:
+    """Build a program of this directory with the packages of docs/readers; see `command`."""
+    tool = _installed("go")
+    place = directory / f"go-{program}"
+    (place / "routing").mkdir(parents=True)
+    shutil.copy(_HERE / f"{program}.go", place / "main.go")
+    shutil.copy(_DOCS / "routing.go", place / "routing")
+    if program == "reader":
+        shutil.copy(_DOCS / "following.go", place / "routing")
+        for name in ("go.mod", "go.sum"):
+            shutil.copy(_HERE / name, place)
+    else:
+        (place / "go.mod").write_text(_MODULE, encoding="ascii")
+    environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    environment.setdefault("GOCACHE", str(directory / "cache"))
+    built = subprocess.run(
+        [tool, "build", "-o", "built", "."], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    if "dial tcp" in built.stderr or "module lookup disabled" in built.stderr:
+        raise NotInstalled(f"Go's module for PostgreSQL cannot be had: {built.stderr.strip()[:300]}")
+    assert built.returncode == 0, built.stderr
+    return [str(place / "built")]
+
+
+def _installed(program: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise NotInstalled(f"{program} is not installed")
+    return found

@@ -1,0 +1,60 @@
+"""A PostgreSQL server that lets nobody but its superuser in without TLS and a client's certificate.
+
+The wheel's server is built without OpenSSL: this is the newest of tests/server_versions.py that has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.processes import unprivileged_account
+from tests.security.authority import Authority, Certificate
+from tests.server_versions import MAJORS, NoSuchServer, server_of
+
+MAJOR: Final = MAJORS[-2]
+_ACCESS: Final = """\
+local   all postgres              scram-sha-256
+hostssl all postgres 127.0.0.1/32 scram-sha-256
+hostssl all all      127.0.0.1/32 cert
+hostssl all all      ::1/128      cert
+"""
+
+
+@contextmanager
+def secured_server(authority: Authority) -> Iterator[EmbeddedPostgres]:
+    """A server whose certificate is for 127.0.0.1; a test that needs it is skipped where there is no such server."""
+    directory = authority.certificate.parent
+    certificate = authority.server("postgres")
+    access = directory / "pg_hba.conf"
+    access.write_text(_ACCESS)
+    account = unprivileged_account()
+    if account is not None:
+        os.chown(certificate.key, account.uid, account.gid)
+    try:
+        with server_of(
+            MAJOR,
+            ssl="on",
+            ssl_cert_file=str(certificate.certificate),
+            ssl_key_file=str(certificate.key),
+            ssl_ca_file=str(authority.certificate),
+            hba_file=str(access),
+        ) as server:
+            yield server
+    except NoSuchServer as error:
+        pytest.skip(f"no PostgreSQL with TLS: {error}")
+
+
+def secured_dsn(dsn: str, role: str, certificate: Certificate | None, trusted: Path, **options: str) -> str:
+    """Return a superuser's dsn as that of `role`, which shows `certificate` and no password."""
+    parts: dict[str, str | None] = {"sslmode": "verify-full", "sslrootcert": str(trusted)}
+    if certificate is not None:
+        parts |= {"sslcert": str(certificate.certificate), "sslkey": str(certificate.key)}
+    return make_conninfo(dsn, user=role, password=None, **(parts | options))

@@ -1,0 +1,163 @@
+"""A secret planted in every setting that may have one, and looked for wherever headrace writes: it is in none.
+
+Each place is seen to show what is not secret, so that looking in the wrong place is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # it ships no types
+import pytest
+
+import headrace
+from infra import kafka, kafka_access
+from infra.settings import Settings, load_settings
+from tests.consumers.services import ROOT
+
+COMMANDS = (
+    ("check", "--json"),
+    ("init", "--sql"),
+    ("init", "--acls"),
+    ("verify", "skip_resets"),
+    ("parked", "list", "skip_resets"),
+    ("produce", "main"),
+    ("consume", "skip_resets"),
+    ("route", "github.com/a/b"),
+)
+"""Commands that read settings and meet each kind of server."""
+
+
+class Planted:
+    """A settings file, or an environment, with a secret of its own in each place; everything else is wrong or away."""
+
+    def __init__(self, port: int) -> None:
+        self.secrets = [f"s3cret-{secrets.token_hex(6)}" for _ in range(8)]
+        dsn, kafka, key, registry, in_url, token, oauth, keystore = self.secrets
+        self.values = {
+            "KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{port}",
+            "KAFKA__OPTIONS__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "KAFKA__OPTIONS__SASL_MECHANISMS": "PLAIN",
+            "KAFKA__OPTIONS__SASL_USERNAME": "shown-user",
+            "KAFKA__OPTIONS__SASL_PASSWORD": kafka,
+            "KAFKA__OPTIONS__SSL_KEY_PASSWORD": key,
+            "KAFKA__OPTIONS__SASL_OAUTHBEARER_CLIENT_SECRET": oauth,
+            "KAFKA__OPTIONS__SSL_KEYSTORE_PASSWORD": keystore,
+            "REGISTRY__URL": f"http://someone:{in_url}@127.0.0.1:{port}",
+            "REGISTRY__USER": "someone",
+            "REGISTRY__PASSWORD": registry,
+            "DATABASES__MAIN__DSN": f"postgresql://shown_role:{dsn}@127.0.0.1:{port}/shown_database",
+            "DATABASES__MAIN__GITLAB_SCHEMAS": '["gitlab_main", "praefect", "gitserver"]',
+            "DATABASES__MAIN__TABLES": '["public.container_repositories"]',
+            "VIRTUAL_STORAGES__DEFAULT": json.dumps(
+                {
+                    "database": "main",
+                    "primary": "gitaly-0",
+                    "storages": {"gitaly-0": {"address": f"tcp://127.0.0.1:{port}", "token": token}},
+                }
+            ),
+            "MIGRATIONS__SKIP_RESETS__BATCH_SIZE": "10",
+        }
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that have all of it."""
+        return {f"HEADRACE_{name}": value for name, value in self.values.items()}
+
+    def found_in(self, text: str) -> list[str]:
+        return [secret for secret in self.secrets if secret in text]
+
+
+@pytest.fixture
+def planted() -> Iterator[Planted]:
+    """With the address of a port on which nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield Planted(held.getsockname()[1])
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs a command as `headrace` does, with an empty file; returns its code and all that it said."""
+    (tmp_path / "empty.toml").write_text("")
+    monkeypatch.setenv("HEADRACE_CONFIG", str(tmp_path / "empty.toml"))
+    # Nobody answers there: how long that is waited for is not what is tested.
+    monkeypatch.setattr(kafka, "ensure_reachable", partial(kafka.ensure_reachable, timeout=0.2))
+    monkeypatch.setattr(kafka_access, "_SECONDS", 0.2)
+    for name, value in planted.variables().items():
+        monkeypatch.setenv(name, value)
+
+    def ended(*words: str, **others: str) -> tuple[int, str]:
+        with monkeypatch.context() as patched:
+            for name, value in others.items():
+                patched.setenv(name, value)
+            patched.setattr(sys, "argv", ["headrace", *words])
+            with pytest.raises(SystemExit) as caught:
+                headrace.main()
+        said = capsys.readouterr()
+        return int(caught.value.code or 0), said.out + said.err
+
+    return ended
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_command_shows_one(planted: Planted, run: Run, words: tuple[str, ...]) -> None:
+    _, said = run(*words)
+    assert "shown" in said or "127.0.0.1" in said or "kafka_acl" in said, f"it says nothing of what it met: {said}"
+    assert planted.found_in(said) == []
+
+
+def test_no_mistake_in_the_settings_shows_one(planted: Planted, run: Run) -> None:
+    secret = planted.secrets[0]
+    for name, wrong in (
+        ("HEADRACE_DATABASES__MAIN__DSN", f"postgresql://u:{secret}/{secret}@h:x/d"),
+        ("HEADRACE_DATABASES__MAIN__DSN", f"host=a password={secret} nonsense={secret}"),
+        ("HEADRACE_DATABASES__MAIN__TABLES", secret),
+        ("HEADRACE_KAFKA__OPTIONS__SASL_PASSWORDS", secret),
+        ("HEADRACE_KAFKA__OPTIONS__SSL_KEY_PEM", secret),
+        ("HEADRACE_REGISTRY__PASSWORDS", secret),
+        ("HEADRACE_VIRTUAL_STORAGES__DEFAULT", secret),
+        ("HEADRACE_METRICS__PORT", secret),
+    ):
+        code, said = run("check", **{name: wrong})
+        assert planted.found_in(said) == [], name
+        assert code in (2, 3), name
+
+
+def test_the_settings_themselves_show_none(planted: Planted, run: Run) -> None:
+    del run  # which has set the variables
+    settings = load_settings()
+    for text in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "shown-user" in text or "gitaly-0" in text
+        assert planted.found_in(text) == []
+    # The twin: they are there, for those who ask for them.
+    assert planted.found_in(settings.databases["main"].dsn.get_secret_value()) == planted.secrets[:1]
+    assert planted.found_in(str(settings.kafka.options["sasl.password"])) == planted.secrets[1:2]
+    # A section that goes into other settings as a whole keeps them.
+    again = Settings(kafka=settings.kafka, registry=settings.registry)
+    assert again.kafka.options == settings.kafka.options
+    assert again.registry.url == settings.registry.url
+
+
+def test_ps_shows_none(planted: Planted, run: Run) -> None:
+    del run
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace", "consume", "skip_resets"], stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    try:
+        seen = psutil.Process(process.pid).cmdline()
+        assert "consume" in seen
+        assert planted.found_in(" ".join(seen)) == []
+    finally:
+        _, said = process.communicate(timeout=300)
+    assert "headrace: error: PostgreSQL at 127.0.0.1" in said
+    assert planted.found_in(said) == []
