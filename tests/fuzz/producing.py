@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +21,8 @@ _FORKS: Final = multiprocessing.get_context("forkserver")
 # With all that the module which runs the rounds imports, since each fork imports that one too.
 _FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
 
-_TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 0.4, "producers.producer:_COPY_SECONDS": 0.3}
-"""What comes every few seconds comes several times in a round."""
+_TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 2.0, "producers.producer:_COPY_SECONDS": 0.3}
+"""What comes every few seconds comes several times in a round; see also `Producer.hurry`."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,15 @@ class Producer:
         self._end = log.with_suffix(".end")
         self._end.unlink(missing_ok=True)
         log.touch()
-        self._process = _FORKS.Process(target=_produce, args=(settings, log, self._end, python_codec, plant))
+        heard, self._hurry = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_produce, args=(settings, log, self._end, heard, python_codec, plant))
         self._process.start()
+        heard.close()
+
+    def hurry(self) -> None:
+        """Have it look at the catalog and write a heartbeat now, for which a round would wait otherwise."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._hurry.send(None)
 
     @property
     def ended(self) -> End | None:
@@ -75,9 +85,34 @@ class Producer:
         self._process.kill()
         self._process.join()
         self._process.close()
+        self._hurry.close()
 
 
-def _produce(settings: Settings, log: Path, end: Path, python_codec: bool, plant: str | None) -> None:
+def _hear(heard: Connection) -> None:
+    """Hurry the session that this process then has, each time it is asked to."""
+    from producers import producer  # noqa: PLC0415
+
+    sessions: list[producer.Session] = []
+
+    class Hurried(producer.Session):
+        def _open(self, *arguments: Any) -> None:
+            super()._open(*arguments)
+            sessions[:] = [self]
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                heard.recv()
+                for session in sessions:
+                    session._heartbeat_due = 0.0
+
+    producer.Session = Hurried  # type: ignore[misc]
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def _produce(
+    settings: Settings, log: Path, end: Path, heard: Connection, python_codec: bool, plant: str | None
+) -> None:
     from infra import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
     from infra.stopping import stop_on_signals  # noqa: PLC0415
     from producers.service import produce  # noqa: PLC0415
@@ -96,6 +131,7 @@ def _produce(settings: Settings, log: Path, end: Path, python_codec: bool, plant
     if plant is not None:
         planted.plant(plant)
     lines.configure()
+    _hear(heard)
     try:
         with stop_on_signals() as stop:
             produce(settings, "main", stop)

@@ -33,6 +33,8 @@ _SETTLES: Final = 20.0
 _LOOKS: Final = 10
 """After so many seconds and catch-ups a table that is neither right nor stopped will not be."""
 
+_HURRY_SECONDS: Final = 0.5
+
 
 @dataclass
 class Outcome:
@@ -188,7 +190,11 @@ class Round:
         deadline = time.monotonic() + self.world.patience
         self._application.finish_prepared()  # a first start waits for them
         pause = 0.02
+        hurried = 0.0
         while not self._there(lsn, copied=copied):
+            if self._producer is not None and time.monotonic() > hurried + _HURRY_SECONDS:
+                self._producer.hurry()
+                hurried = time.monotonic()
             if self._producer is not None and (ended := self._producer.ended) is not None:
                 if ended.in_order:
                     raise Broken("it ended by itself")
