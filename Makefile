@@ -24,10 +24,14 @@ CASES ?=
 SANITIZE ?=
 KEEP ?=
 INPUT ?=
+# A fault of tests/fuzz/planted.py that the fuzz of tables is to find, or all.
+PLANT ?=
+# A rule of a model that is left out.
+RULE ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
-.PHONY: demo test lint bench fuzz types chaos faults audit clean
+.PHONY: demo test lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -65,7 +69,7 @@ ifeq ($(filter-out tables,$(ONLY)),)
 fuzz: $(STAMP)  ## random tables, for SECONDS or ROUNDS; ONLY=parsers, or one of tests/fuzz/parsers/targets: for SECONDS or CASES
 	$(BIN)/python -m tests.fuzz.tables --seconds $(SECONDS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(VERSION),--version $(VERSION)) $(if $(CHANGE),--change $(CHANGE)) \
-	  $(if $(SHRINK),--shrink)
+	  $(if $(SHRINK),--shrink) $(if $(PLANT),--plant $(PLANT)) --jobs $(JOBS)
 else
 fuzz: $(FUZZER)
 	$(BIN)/python -m tests.fuzz.parsers $(if $(filter-out parsers,$(ONLY)),--only $(ONLY)) \
@@ -95,6 +99,9 @@ $(AUDIT)/.installed: $(STAMP) tests/audit_constraints.txt
 
 audit: $(AUDIT)/.installed  ## packages and jars against their hashes, an SBOM, known vulnerabilities where they can be had
 	$(BIN)/python -m tests.audit --tools $(AUDIT)/bin $(if $(WRITE),--write)
+
+model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY one, RULE left out alone)
+	$(BIN)/python -m tests.models $(if $(ONLY),--only $(ONLY)) $(if $(RULE),--rule $(RULE))
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

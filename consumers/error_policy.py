@@ -14,7 +14,7 @@ import psycopg
 
 from consumers.fence import Failed, Paused, RunReplaced
 from consumers.ledger import LedgerMoved
-from infra.postgres import hidden_rows
+from infra.postgres import hidden_rows, one_line
 from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, Unavailable
 
 
@@ -201,6 +201,9 @@ def stopped(error: BaseException, rule: Rule, database: str) -> HeadraceError:
         return error
     if (refused := hidden_rows(error)) is not None:
         return refused
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and error.diag.source_function == "aclcheck_error":
+        # PostgreSQL's own words, not a trigger's: they name the object, and no value of a row.
+        return HeadraceError(f"database {database}: {rule.what}: {one_line(error)}", remedy=rule.hint)
     if isinstance(error, psycopg.Error):
         described = " ".join((reason_of(error), *getattr(error, "__notes__", ())))
         return HeadraceError(f"database {database}: {rule.what}: {described}", remedy=rule.hint)

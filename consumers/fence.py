@@ -14,6 +14,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from infra import table_format
 from infra.locks import migration_key, ownership_key
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.xid_snapshot import Hidden, Snapshot
@@ -22,7 +23,7 @@ _SHARE: Final = sql.SQL("SELECT pg_advisory_xact_lock_shared({}), pg_advisory_xa
 """The gitlab schema's before the migration's, always: who waits for the one holds the other up for nobody."""
 _SHARE_OWNERSHIP: Final = "SELECT pg_advisory_xact_lock_shared(%s)"
 _LOOK: Final = sql.SQL("""
-    SELECT d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
+    SELECT d.format, d.format_by, d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
            pg_current_snapshot()::text, pg_current_xact_id()::text::bigint,
            set_config('headrace.fenced', 'yes', true)
       FROM (SELECT) AS always
@@ -35,7 +36,7 @@ _LOOK: Final = sql.SQL("""
 The setting ends with the transaction: `contract_checks.require_held` asks for it after a migration's writes.
 """
 _OWNER: Final = """
-    SELECT d.name, o.owner
+    SELECT d.format, d.format_by, d.name, o.owner
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
       LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
@@ -62,7 +63,8 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     """Lock, within the cursor's transaction, what makes a write of `migration` right at this instant.
 
     Called first in each apply transaction, at READ COMMITTED. Returns the transactions that this one does not see yet:
-    an event of one of them must not be applied by it. Raises OwnershipMoved when this is not the database called
+    an event of one of them must not be applied by it. Raises NewerFormat when the tables have been upgraded by a newer
+    headrace, OwnershipMoved when this is not the database called
     `database` or it does not own `gitlab_schema`, DeclarationChanged when the migration was begun for another one,
     Paused when an operator paused it, Failed when it failed (see
     circuit_breaker), RunReplaced when `run` is not the current one.
@@ -72,7 +74,8 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     cursor.execute(share, prepare=True)
     row = cursor.execute(look, prepare=True).fetchone()
     assert row is not None
-    name, owner, declared, current, paused, failed, snapshot, xid, _ = row
+    version, by, name, owner, declared, current, paused, failed, snapshot, xid, _ = row
+    table_format.known(version, by, database)
     require_owner(name, owner, gitlab_schema, database)
     require_declaration(migration, declared, gitlab_schema)
     if paused:
@@ -95,12 +98,13 @@ def _statements(migration: str, gitlab_schema: str) -> tuple[bytes, bytes]:
 def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> None:
     """Lock the ownership alone within the cursor's transaction, for what is no write of a run's events.
 
-    Raises OwnershipMoved as `hold` does.
+    Raises NewerFormat and OwnershipMoved as `hold` does.
     """
     cursor.execute(_SHARE_OWNERSHIP, (ownership_key(gitlab_schema),))
     row = cursor.execute(_OWNER, {"gitlab_schema": gitlab_schema}).fetchone()
     assert row is not None
-    name, owner = row
+    version, by, name, owner = row
+    table_format.known(version, by, database)
     require_owner(name, owner, gitlab_schema, database)
 
 

@@ -16,11 +16,6 @@ from schemas.positions import Offset
 
 _REQUEST_SECONDS: Final = 10.0
 _TICK: Final = 0.1
-_COORDINATOR_STARTING: Final = {
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-}
 
 
 def members(settings: KafkaSettings, group: str) -> list[str]:
@@ -37,7 +32,7 @@ def members(settings: KafkaSettings, group: str) -> list[str]:
                 if code == KafkaError.GROUP_ID_NOT_FOUND:
                     return []
                 # A broker that just started takes a moment until it knows its groups.
-                if code not in _COORDINATOR_STARTING or time.monotonic() > deadline:
+                if code not in kafka.COORDINATOR_STARTING or time.monotonic() > deadline:
                     raise
                 client.poll(_TICK)
 
@@ -50,7 +45,7 @@ def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Of
     deadline = time.monotonic() + _REQUEST_SECONDS
     while (refusal := _set_offsets(settings, group, wanted)) is not None:
         # A broker that has just started, or never had a group, needs a moment to find the group's coordinator.
-        if refusal.code() not in _COORDINATOR_STARTING or time.monotonic() > deadline:
+        if refusal.code() not in kafka.COORDINATOR_STARTING or time.monotonic() > deadline:
             raise HeadraceError(f"offsets of group {group} cannot be set: {refusal.str()}")
         time.sleep(_TICK)
 
@@ -65,7 +60,7 @@ def _set_offsets(settings: KafkaSettings, group: str, wanted: list[TopicPartitio
         try:
             partitions = kafka.answer(futures[group]).topic_partitions
         except KafkaException as error:
-            if error.args[0].code() in _COORDINATOR_STARTING:
+            if error.args[0].code() in kafka.COORDINATOR_STARTING:
                 refused: KafkaError = error.args[0]
                 return refused
             raise

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from consumers import fence
 from consumers.versions import Declared, agree
+from infra import table_format
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
@@ -86,7 +87,7 @@ _ADVANCE: Final = """
 
 
 _STANDS: Final = """
-    SELECT d.name, o.owner, m.paused
+    SELECT d.format, d.format_by, d.name, o.owner, m.paused
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
       LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
@@ -228,12 +229,14 @@ class Ledger:
         """Return what asks `database` whether an operator paused the migration.
 
         It raises OwnershipMoved once the database has given the schema away: a member that is paused, and one that has
-        nothing to apply, would not notice it otherwise, and keep its partitions from those of the new owner.
+        nothing to apply, would not notice it otherwise, and keep its partitions from those of the new owner. It raises
+        NewerFormat once a newer headrace has upgraded the tables.
         """
 
         def paused(connection: Connection) -> bool:
             names = {"gitlab_schema": self._gitlab_schema, "migration": self._migration}
-            name, owner, asked = connection.execute(_STANDS, names).fetchone() or (None, None, None)
+            version, by, name, owner, asked = connection.execute(_STANDS, names).fetchone() or (None,) * 5
+            table_format.known(version, by, database)
             fence.require_owner(name, owner, self._gitlab_schema, database)
             return bool(asked)
 

@@ -18,12 +18,14 @@ from consumers.batches import Parked
 from consumers.ledger import Place
 from infra import kafka, log, topics
 from infra.settings import Settings
-from schemas.errors import BrokerUnavailable
+from schemas import formats
+from schemas.errors import BrokerUnavailable, Malformed
 from schemas.positions import Offset
 from schemas.topics import parked_topic
 
 REASON_HEADER: Final = "reason"
 RUN_HEADER: Final = "run"
+FORMAT_HEADER: Final = "format"
 KEY_HEADER: Final = "key"
 """The key that the event has in its own topic."""
 
@@ -64,7 +66,7 @@ def read_parked(settings: Settings, migration: str) -> list[Entry]:
     """Return every event that is in the topic, in the order of topic, partition and offset.
 
     Among them are some that are not open: settled lately, or applied after all by the consumer that parked them. A
-    record that no consumer of headrace's wrote is left out, and said in the log.
+    record that no consumer of headrace's wrote is left out, and said in the log. Raises NewerFormat.
     """
     entries: dict[bytes, Entry] = {}
     topic = parked_topic(settings.prefix, migration)
@@ -74,9 +76,11 @@ def read_parked(settings: Settings, migration: str) -> list[Entry]:
             entries.pop(key, None)
             continue
         try:
-            entries[key] = _entry(key.decode(), record)
-        except (ValueError, OverflowError):
-            log.get(migration=migration).warning("not a dead letter: left out", topic=topic, offset=record.offset())
+            entries[key] = _entry(key, record)
+        except Malformed as error:
+            log.get(migration=migration).warning(
+                "not a dead letter: left out", topic=topic, offset=record.offset(), **{log.REASON: error.problem}
+            )
     return sorted(entries.values(), key=lambda entry: (entry.place, entry.offset, entry.run))
 
 
@@ -90,19 +94,24 @@ def _record_key(database: str, place: Place, offset: Offset, run: int) -> bytes:
     return f"{database}/{place.topic}/{place.partition}/{offset}/{run}".encode()
 
 
-def _entry(key: str, record: Message) -> Entry:
-    database, topic, partition, offset, run = key.split("/")
+def _entry(key: bytes, record: Message) -> Entry:
     headers = dict(_headers(record))
-    return Entry(
-        database,
-        Place(topic, int(partition)),
-        Offset(int(offset)),
-        int(run),
-        headers.get(REASON_HEADER, b"").decode(errors="replace"),
-        datetime.fromtimestamp(record.timestamp()[1] // 1000, UTC),
-        bytes(record.value() or b""),
-        headers.get(KEY_HEADER, b""),
-    )
+    where = f"dead letter {key.decode(errors='backslashreplace')}"
+    try:
+        formats.DEAD_LETTERS.require(int(headers.get(FORMAT_HEADER, b"1")), where)
+        database, topic, partition, offset, run = key.decode().split("/")
+        return Entry(
+            database,
+            Place(topic, int(partition)),
+            Offset(int(offset)),
+            int(run),
+            headers.get(REASON_HEADER, b"").decode(errors="replace"),
+            datetime.fromtimestamp(record.timestamp()[1] // 1000, UTC),
+            bytes(record.value() or b""),
+            headers.get(KEY_HEADER, b""),
+        )
+    except (ValueError, OverflowError) as error:
+        raise Malformed(f"{where} is not one of headrace's", remedy="take away what else writes that topic") from error
 
 
 class Parking:
@@ -137,7 +146,12 @@ class Parking:
                 {
                     "key": _record_key(self._database, event.place, event.offset, run),
                     "value": event.value,
-                    "headers": {REASON_HEADER: event.reason, RUN_HEADER: str(run), KEY_HEADER: event.key},
+                    "headers": {
+                        FORMAT_HEADER: str(formats.DEAD_LETTERS.version),
+                        REASON_HEADER: event.reason,
+                        RUN_HEADER: str(run),
+                        KEY_HEADER: event.key,
+                    },
                 }
                 for event in parked
             ),

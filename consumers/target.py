@@ -166,6 +166,8 @@ class Target:
     def _pause(self, error: Exception, attempt: int) -> Action:
         rule = rule_for(error)
         if rule.action not in (Action.RECONNECT, Action.RETRY):
+            if isinstance(error, psycopg.Error):
+                postgres.require_known_tables(self._dsn, error)
             raise stopped(error, rule, self._database) from error
         if self._stopping.is_set():
             raise Interrupted(f"{self._migration} was stopped while {self._database} did not answer") from error

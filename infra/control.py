@@ -12,7 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
+from infra import table_format
 from infra.planted import require_own_schema
+from schemas import formats
 from schemas.errors import PreflightFailed, Refused
 from schemas.positions import Lsn, parse_lsn
 
@@ -82,13 +84,14 @@ def ensure_control_schema(
     *,
     prefix: str | None = None,
 ) -> None:
-    """Make what is missing of the `headrace` schema, name the database, claim what nobody owns.
+    """Make what is missing of the `headrace` schema, upgrade what is older, name the database, claim what nobody owns.
 
     Called when a producer or a consumer starts, with `database_name`, `gitlab_schemas` and the topics' `prefix` as the
     settings have them and a migration's `own_tables`; again, or by two processes at once, it changes nothing more. A
     gitlab schema that has an owner keeps it. Without a prefix, that on record is neither set nor looked at.
 
-    Raises PreflightFailed when the role may not do what is missing, SchemaPlanted when somebody else made the schema,
+    Raises NewerFormat when a newer headrace made the tables, UpgradeWaits when older ones are in use for too long,
+    SchemaPlanted when somebody else made the schema, PreflightFailed when the role may not do what is missing,
     WrongDatabase when the database already has another name, and OtherPrefix when its ledger speaks of topics with
     another prefix; then nothing was changed.
     """
@@ -99,6 +102,7 @@ def ensure_control_schema(
             # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             require_own_schema(connection)
+            table_format.upgrade(connection, database_name)
             if _missing(connection, _TABLES):
                 connection.execute(control_sql())
             if _missing(connection, tables_made(own_tables)):
@@ -120,7 +124,7 @@ def ensure_control_schema(
 
 def database_name(connection: Connection) -> str | None:
     """Return the name that the database has on record, None while it has none or the table is not there."""
-    if connection.execute("SELECT to_regclass('headrace.database')").fetchone() == (None,):
+    if not table_format.present(connection):
         return None
     row = connection.execute("SELECT name FROM headrace.database").fetchone()
     return None if row is None else str(row[0])
@@ -131,7 +135,7 @@ def opened_lsn(connection: Connection) -> Lsn | None:
 
     Whatever the database owns by that switchover is written after it, and a slot that begins at or before it has all.
     """
-    if connection.execute("SELECT to_regclass('headrace.database')").fetchone() == (None,):
+    if not table_format.present(connection):
         return None
     row = connection.execute("SELECT opened_lsn::text FROM headrace.database").fetchone()
     return None if row is None or row[0] is None else parse_lsn(row[0])
@@ -139,7 +143,7 @@ def opened_lsn(connection: Connection) -> Lsn | None:
 
 def recorded_prefix(connection: Connection) -> str | None:
     """Return the prefix of the topics that the ledger speaks of, None while there is none or the table is not there."""
-    if connection.execute("SELECT to_regclass('headrace.database')").fetchone() == (None,):
+    if not table_format.present(connection):
         return None
     row = connection.execute("SELECT prefix FROM headrace.database").fetchone()
     return None if row is None or row[0] is None else str(row[0])
@@ -157,7 +161,7 @@ def require_prefix(connection: Connection, database_name: str, prefix: str) -> N
 
 def owners(connection: Connection) -> dict[str, Owner]:
     """Return gitlab schema → its owner as this database has it, empty where the table is not there."""
-    if connection.execute("SELECT to_regclass('headrace.schema_ownership')").fetchone() == (None,):
+    if not table_format.present(connection):
         return {}
     found = connection.execute("SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership")
     return {gitlab_schema: Owner(owner, epoch) for gitlab_schema, owner, epoch in found}
@@ -176,7 +180,10 @@ def _missing(connection: Connection, tables: Sequence[str]) -> set[str]:
 def _name_database(connection: Connection, wanted: str, prefix: str | None) -> None:
     row = connection.execute("SELECT name, prefix FROM headrace.database").fetchone()
     if row is None:
-        connection.execute("INSERT INTO headrace.database (name, prefix) VALUES (%s, %s)", (wanted, prefix))
+        connection.execute(
+            "INSERT INTO headrace.database (name, prefix, format, format_by) VALUES (%s, %s, %s, %s)",
+            (wanted, prefix, formats.TABLES.version, formats.PROGRAM),
+        )
         return
     name, recorded = row
     if name != wanted:

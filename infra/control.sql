@@ -8,7 +8,10 @@ CREATE TABLE IF NOT EXISTS headrace.database (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     name text NOT NULL,
     prefix text,  -- of the topics that the ledger below speaks of: one database, one prefix
-    opened_lsn pg_lsn  -- the end of WAL when a switchover gave it this name, in that transaction; else null
+    opened_lsn pg_lsn,  -- the end of WAL when a switchover gave it this name, in that transaction; else null
+    -- The form of all tables here, and which version of headrace made them so. No format changes these two columns.
+    format integer NOT NULL DEFAULT 1,
+    format_by text
 );
 
 -- Which database may write the tables of a gitlab schema. Part of the publication: a change of owner

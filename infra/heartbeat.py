@@ -9,20 +9,25 @@ from typing import Any, Final
 
 import psycopg
 
+from infra import table_format
 from schemas.positions import Lsn, parse_lsn
 
 _BEAT: Final = """
 INSERT INTO headrace.heartbeat AS h (beaten_at) VALUES (pg_catalog.clock_timestamp())
 ON CONFLICT (only_row) DO UPDATE SET beaten_at = excluded.beaten_at
-RETURNING pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text
+RETURNING pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text,
+          (SELECT d.format FROM headrace.database d), (SELECT d.format_by FROM headrace.database d)
 """
 
 
 def beat(connection: psycopg.Connection[Any]) -> Lsn:
     """Write a heartbeat; return a position behind all that was committed before, and at or before its own commit.
 
-    To be called outside of a transaction: until it ends, every other heartbeat waits. Driver errors pass through.
+    To be called outside of a transaction: until it ends, every other heartbeat waits. Raises NewerFormat when a newer
+    headrace has upgraded the tables. Driver errors pass through.
     """
     row = connection.execute(_BEAT).fetchone()
     assert row is not None
-    return parse_lsn(row[0])
+    lsn, version, by = row
+    table_format.known(version, by, connection.info.dbname)
+    return parse_lsn(lsn)

@@ -13,9 +13,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from infra import kafka_access, log
+from infra.kafka_errors import MEANINGS, SILENT, UNKNOWN, Course
 from infra.kafka_options import CONSUMER, PRODUCER, given_to, primary
 from infra.settings import KafkaSettings
-from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, Interrupted, SettingsError
+from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, Interrupted, PreflightFailed, SettingsError
 
 RECORD_BYTES: Final = 104_000_000
 """The largest record unless the settings say otherwise: a broker takes no request of more than 100 MiB by default."""
@@ -29,25 +30,38 @@ A client without a group is none that confluent-kafka makes; it asks for the gro
 _BESIDE: Final = 64 << 20
 """What a broker may answer with beside one such record: a fetch asks for 50 MiB."""
 
+_FAILOVER: Final[Mapping[str, Any]] = {
+    "reconnect.backoff.max.ms": 500,
+    "topic.metadata.refresh.interval.ms": 2_000,
+    "api.version.request.timeout.ms": 3_000,
+    "socket.connection.setup.timeout.ms": 5_000,
+}
+"""How a client soon learns which brokers are there, and who leads: within a moment of the cluster itself.
+
+librdkafka asks for the coordinator of a transaction only when the connection to the last one changes its state: between
+two attempts to connect to a dead broker that may be 10 s, and where a broker hangs the attempt itself lasts as long. An
+administrative request waits for the broker that it was to go to until the metadata have another one: 5 minutes.
+"""
+
+_HANGS: Final[Mapping[str, Any]] = {"socket.timeout.ms": 6_000}
+"""What a transactional producer has beside that: a broker that hangs keeps a request 60 s, or a transaction's life."""
+
+COORDINATOR_STARTING: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+"""What is said of a group by brokers that have just started, or never had one: asked a moment later they know it."""
+
 T = TypeVar("T")
 _TICK: Final = 0.1
 _LEAVE_SECONDS: Final = 5.0
 _NONE: Final[Mapping[str, Any]] = {}
 
-_UNREACHABLE = {
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TRANSPORT,
-    KafkaError._TIMED_OUT,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT_QUEUE,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NETWORK_EXCEPTION,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-}
-_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
-_INVALID = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
-_QUOTED_VALUE = re.compile(r'value "[^"]*"')
-_PERMANENT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD}
+_INVALID: Final = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
+_QUOTED_VALUE: Final = re.compile(r'value "[^"]*"')
 
 
 def producer(settings: KafkaSettings, *, defaults: Mapping[str, Any] = _NONE, **options: Any) -> Producer:
@@ -61,6 +75,7 @@ def producer(settings: KafkaSettings, *, defaults: Mapping[str, Any] = _NONE, **
         "linger.ms": 5,
         "message.max.bytes": RECORD_BYTES,
         "partitioner": "murmur2_random",  # the Java client's, so that every producer agrees on a key's partition
+        **(_HANGS if "transactional_id" in options else {}),
     }
     with translated(settings):
         return Producer(_configuration(settings, PRODUCER, {**_primary(usual), **_primary(defaults)}, options))
@@ -174,22 +189,32 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
 
 
 def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
-    """Return headrace's error for librdkafka's."""
+    """Return headrace's error for librdkafka's, by the table of infra/kafka_errors.py."""
     code, text = error.code(), " ".join(error.str().split())
+    place = f"Kafka at {settings.bootstrap_servers}"
+    course, why = _meaning(error)
     if code in _INVALID:
         # librdkafka quotes the value, which may be a secret.
         return SettingsError(
             f"kafka.options: {_QUOTED_VALUE.sub('value', text)}", remedy="correct or remove it in the settings"
         )
-    if code in _FENCED:
+    if course is Course.FENCED:
         return Fenced(f"this process was fenced: {text}")
-    if code in kafka_access.DENIALS:
-        return kafka_access.denied(error, settings)
-    if code in _UNREACHABLE:
+    if course is Course.REFUSED:
+        denied = code in kafka_access.DENIALS
+        return kafka_access.denied(error, settings) if denied else PreflightFailed(f"{place}: {text}", remedy=why)
+    if code in SILENT:
         return _unreachable(text, settings)
-    if code not in _PERMANENT and (error.retriable() or error.txn_requires_abort()):
-        return BrokerUnavailable(f"Kafka at {settings.bootstrap_servers} did not take it: {text}")
-    return HeadraceError(f"Kafka at {settings.bootstrap_servers}: {text}")
+    if course is Course.WAITED:
+        return BrokerUnavailable(f"{place} cannot do it now: {text} ({why})")
+    return HeadraceError(f"{place}: {text}", remedy=why)
+
+
+def _meaning(error: KafkaError) -> tuple[Course, str]:
+    """Return what is done at an error, and why; one that aborted a transaction of the producer is worth another."""
+    meaning = MEANINGS.get(error.code(), UNKNOWN)
+    redone = meaning.course is Course.REDONE and (error.retriable() or error.txn_requires_abort())
+    return Course.WAITED if redone else meaning.course, meaning.why
 
 
 def _unreachable(text: str, settings: KafkaSettings) -> BrokerUnavailable:
@@ -204,6 +229,7 @@ def _configuration(
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": "headrace",
         "error_cb": _log_client_error,
+        **_FAILOVER,
         **defaults,
         **given_to(client, settings.options),
         **_primary(_dotted(options)),

@@ -28,6 +28,10 @@ RETAINED_LOG: Final = Gauge("headrace_retained_log_bytes", "Log that the source'
 STANDBY_AWAITED: Final = Gauge(
     "headrace_standby_awaited", "1 while the source's stream waits for a standby to confirm.", ["source"]
 )
+STALLS: Final = Counter(
+    "headrace_kafka_stalls", "Calls of a producer that Kafka kept waiting for over a second.", ["transactional_id"]
+)
+STALLED: Final = Counter("headrace_kafka_stalled_seconds", "How long those calls took.", ["transactional_id"])
 
 APPLIED: Final = Counter("headrace_applied_rows", "Rows that a migration changed.", ["migration"])
 SKIPPED: Final = Counter("headrace_skipped_events", "Events that needed nothing.", ["migration"])

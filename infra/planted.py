@@ -20,10 +20,6 @@ SELECT pg_catalog.format('%s is of role %I', found.what, r.rolname)
         UNION ALL
         SELECT pg_catalog.format('headrace.%I', c.relname), c.relowner
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-         WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace'
-        UNION ALL
-        SELECT pg_catalog.format('function headrace.%I', p.proname), p.proowner
-          FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
          WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace') AS found (what, owner)
   JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) found.owner
  WHERE NOT (r.rolsuper OR r.rolcreaterole OR r.rolname OPERATOR(pg_catalog.=) current_user
@@ -41,7 +37,10 @@ SELECT pg_catalog.format('headrace.%I has the rule %I', c.relname, w.rulename)
  WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace'
  LIMIT 1
 """
-"""Whoever may make roles, or owns the database, is an administrator here: a managed server has no superusers."""
+"""Whoever may make roles, or owns the database, is an administrator here: a managed server has no superusers.
+
+A function runs only where something calls it, as no statement of headrace's does; a table's owner may have the guard's.
+"""
 
 
 class SchemaPlanted(Refused):

@@ -3,18 +3,22 @@
 A producer writes them in the same Kafka transaction as the events they speak of, so they are never ahead of the
 events or behind them. Keys are the source's name, `source/table` for a table's snapshot, `source//gitlab schema` for
 a gitlab schema that the source's database gave away, and `source///table` for what was written to a table after that.
+Each says its format (schemas/formats.py): a record of a newer one is refused, of an older one brought forward.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.settings import KafkaSettings, Settings
 from infra.topics import LogReader
+from schemas import formats
+from schemas.errors import Malformed
 from schemas.positions import Lsn, Position
 from schemas.topics import positions_topic
 
@@ -250,6 +254,27 @@ class SourceState:
     strays: Mapping[str, StrayState] = field(default_factory=dict)
 
 
+def encode(state: BaseModel) -> bytes:
+    """Return the value of a state's record."""
+    document = formats.POSITIONS.write(state.model_dump(mode="json"))
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+S = TypeVar("S", StreamState, SnapshotState, HandoverState, StrayState)
+
+
+def decode(kind: type[S], key: str, value: bytes) -> S:
+    """Return the state in a record's value, whichever format it was written in.
+
+    Raises NewerFormat, and Malformed for what is no such record.
+    """
+    where = f"record {key} of the positions topic"
+    try:
+        return kind.model_validate(formats.POSITIONS.read(json.loads(value), where))
+    except ValueError as error:
+        raise Malformed(f"{where} is not one of headrace's", remedy="take away what else writes that topic") from error
+
+
 class Positions:
     """Reads `<prefix>.positions`; each call to `sources` reads on from where the last one stopped."""
 
@@ -263,30 +288,31 @@ class Positions:
     def sources(self) -> dict[str, SourceState]:
         """Return source name → its state, as committed now."""
         for message in self._log.read():
-            source, _, table = (message.key() or b"").decode().partition("/")
+            key = (message.key() or b"").decode(errors="replace")
+            source, _, table = key.partition("/")
             value = message.value()
             if table.startswith("//"):
                 strays = self._strays.setdefault(source, {})
                 if value is None:
                     strays.pop(table[2:], None)
                 else:
-                    strays[table[2:]] = StrayState.model_validate_json(value)
+                    strays[table[2:]] = decode(StrayState, key, value)
             elif table.startswith("/"):
                 given = self._handovers.setdefault(source, {})
                 if value is None:
                     given.pop(table[1:], None)
                 else:
-                    given[table[1:]] = HandoverState.model_validate_json(value)
+                    given[table[1:]] = decode(HandoverState, key, value)
             elif table:
                 tables = self._snapshots.setdefault(source, {})
                 if value is None:
                     tables.pop(table, None)
                 else:
-                    tables[table] = SnapshotState.model_validate_json(value)
+                    tables[table] = decode(SnapshotState, key, value)
             elif value is None:
                 self._streams.pop(source, None)
             else:
-                self._streams[source] = StreamState.model_validate_json(value)
+                self._streams[source] = decode(StreamState, key, value)
         return {
             name: SourceState(
                 self._streams.get(name),

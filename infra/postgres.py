@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,7 +11,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from infra import table_format
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
+from schemas.formats import NewerFormat
 
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
 """What a name without a schema means: PostgreSQL's own, else a temporary table, which would come first if unnamed."""
@@ -136,7 +139,24 @@ def translated(dsn: str) -> Iterator[None]:
         # A connection that is lost in a COPY has neither an error class nor a state of its own.
         if type(error) is psycopg.DatabaseError and error.sqlstate is None:
             raise _unavailable(dsn, error) from error
+        require_known_tables(dsn, error)
         raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
+
+
+_ASK_SECONDS: Final = 10
+
+
+def require_known_tables(dsn: str, error: psycopg.Error) -> None:
+    """Raise NewerFormat where a statement failed because a newer headrace has upgraded headrace's tables meanwhile.
+
+    To be asked before a process ends with the statement's own error. It takes a connection of its own, and none of
+    `connect`, whose errors ask this.
+    """
+    with contextlib.suppress(psycopg.Error), psycopg.connect(dsn, connect_timeout=_ASK_SECONDS) as connection:
+        try:
+            table_format.require(connection, connection.info.dbname)
+        except NewerFormat as newer:
+            raise newer from error
 
 
 class RowsHidden(PreflightFailed):

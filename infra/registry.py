@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 from infra import kafka, log, topics
 from infra.settings import Settings
+from schemas import formats
+from schemas.avro import FORMAT_PROPERTY
 from schemas.compatibility import incompatibilities
-from schemas.errors import HeadraceError, Refused
+from schemas.errors import HeadraceError, Malformed, Refused
 from schemas.topics import schemas_topic
 
 AvroSchema = dict[str, Any]
@@ -43,7 +45,7 @@ class Registry(Protocol):
         """
 
     def schema(self, schema_id: int) -> AvroSchema:
-        """Return the schema with that id. Raises UnknownSchema."""
+        """Return the schema with that id. Raises UnknownSchema, and NewerFormat for one of newer events."""
 
 
 class IncompatibleSchema(Refused):
@@ -123,7 +125,7 @@ class TopicRegistry:
         if schema_id not in self._schemas:
             self._catch_up()
         try:
-            return self._schemas[schema_id]
+            return readable(self._schemas[schema_id], schema_id)
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
 
@@ -151,7 +153,7 @@ class TopicRegistry:
                     partition=topics.ONLY_PARTITION,
                     # The key is unique, so that compaction never removes a record whose offset is somebody's id.
                     key=f"{subject}/{uuid.uuid4()}".encode(),
-                    value=json.dumps({"subject": subject, "schema": text}).encode(),
+                    value=json.dumps(formats.SCHEMAS.write({"subject": subject, "schema": text})).encode(),
                     on_delivery=lambda error, _: failures.append(error) if error else None,
                 )
                 client.poll(0)
@@ -164,16 +166,34 @@ class TopicRegistry:
         for message in self._log.read():
             registered = (message.offset() or 0) + 1
             try:
-                entry = json.loads(message.value() or b"")
-                identity = (str(entry["subject"]), str(entry["schema"]))
-                schema = json.loads(identity[1])
-            except (ValueError, LookupError, TypeError, RecursionError):
+                entry = _entry(message.value() or b"", f"record {registered - 1} of topic {self._topic}")
+            except Malformed as error:
                 # Events that name it are dead letters; nothing else of the topic is lost.
-                log.get(topic=self._topic).warning("not a schema: left out", offset=message.offset())
+                log.get(topic=self._topic).warning("not a schema: left out", **{log.REASON: error.problem})
                 continue
-            self._schemas[registered] = schema
+            identity = (entry["subject"], entry["schema"])
+            self._schemas[registered] = json.loads(entry["schema"])
             self._ids.setdefault(identity, registered)
             self._latest[identity[0]] = self._ids[identity]
+
+
+def readable(schema: AvroSchema, schema_id: int) -> AvroSchema:
+    """Return a schema; raise NewerFormat where its events are in a form that this headrace does not know."""
+    if isinstance(schema, dict):  # a registry may have anything under an id
+        formats.EVENTS.require(schema.get(FORMAT_PROPERTY, 1), f"schema {schema_id}")
+    return schema
+
+
+def _entry(value: bytes, where: str) -> dict[str, Any]:
+    """Return the subject and the schema's text, and what else a record of the topic has."""
+    try:
+        entry = formats.SCHEMAS.read(json.loads(value), where)
+        json.loads(entry["schema"])
+        if isinstance(entry["subject"], str):
+            return entry
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise Malformed(f"{where} is no schema of headrace's", remedy="take away what else writes that topic")
 
 
 def canonical(schema: AvroSchema) -> str:

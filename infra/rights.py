@@ -6,6 +6,7 @@ be made; and which transactional ids a client may use is known once it has used 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from infra.settings import KafkaSettings
 from schemas.errors import Fenced, HeadraceError
 
 _SECONDS: Final = 20.0
+_TICK: Final = 0.1
 _PROBE: Final = "-check"
 """No source or storage has a name that begins so: nobody is fenced."""
 
@@ -119,18 +121,30 @@ def _creatable(client: AdminClient, names: Sequence[str]) -> Iterator[Lacking]:
 
 def _groups(client: AdminClient, acls: Sequence[Acl]) -> Iterator[Lacking]:
     for acl in acls:
-        described = client.describe_consumer_groups(
-            [acl.name], include_authorized_operations=True, request_timeout=_SECONDS
-        )
-        allowed, there = _allowed(described[acl.name], KafkaError.GROUP_ID_NOT_FOUND)
+        allowed, there = _allowed_of_group(client, acl.name)
         if there and (left := tuple(each for each in acl.operations if each not in allowed)):
             yield Lacking(Kind.GROUP, acl.name, left)
+
+
+def _allowed_of_group(client: AdminClient, name: str) -> tuple[Collection[Operation], bool]:
+    """Return what `_allowed` does, asking again while the brokers do not know who has the group."""
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        described = client.describe_consumer_groups(
+            [name], include_authorized_operations=True, request_timeout=_SECONDS
+        )
+        try:
+            return _allowed(described[name], KafkaError.GROUP_ID_NOT_FOUND)
+        except KafkaException as error:
+            if error.args[0].code() not in kafka.COORDINATOR_STARTING or time.monotonic() > deadline:
+                raise
+        client.poll(_TICK)
 
 
 def _allowed(future: Any, not_there: int) -> tuple[Collection[Operation], bool]:
     """Return what a broker says may be done to a resource, and whether there is one."""
     try:
-        operations = kafka.answer(future).authorized_operations or ()
+        operations = kafka.answer(future).authorized_operations
     except KafkaException as error:
         code = error.args[0].code()
         if code == not_there:
@@ -138,6 +152,8 @@ def _allowed(future: Any, not_there: int) -> tuple[Collection[Operation], bool]:
         if code in DENIALS:
             return (), True
         raise
+    if operations is None:  # a broker that does not tell denies it when it is done
+        return list(Operation), True
     names = {operation.name for operation in operations}
     return [each for each in Operation if each.name in names], True
 

@@ -35,8 +35,9 @@ from infra import kafka_options
 from infra.gitserver_settings import NODE, NODE_WORDS, GitserverSettings
 from infra.mistakes import Location, Mistakes, close_to
 from infra.section import Section
+from schemas import formats
 from schemas import gitlab_schemas as labels
-from schemas.errors import SettingsError, UsageError
+from schemas.errors import Malformed, SettingsError, UsageError
 
 DEFAULT_FILE = Path("headrace.toml")
 
@@ -94,7 +95,8 @@ class KafkaSettings(Section):
         """An environment variable's name has no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD is sasl.password."""
         return kafka_options.checked(value)
 
-    @field_serializer("options")
+    # As JSON alone, which is for people: pydantic-settings builds Settings from its sections' dumps as Python.
+    @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
 
@@ -107,7 +109,7 @@ class RegistrySettings(Section):
     user: str = ""
     password: SecretStr = SecretStr("")
 
-    @field_serializer("url")
+    @field_serializer("url", when_used="json")
     def _without_credentials(self, value: str) -> str:
         return re.sub(r"(?<=://)[^/]*@", f"{HIDDEN}@", value)
 
@@ -355,7 +357,8 @@ def settings_path(path: Path | None) -> Path:
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
 
-    Raises SettingsError, one line that names the file, the key and the remedy.
+    Raises SettingsError, one line that names the file, the key and the remedy, and NewerFormat for a file that was
+    written for a newer headrace.
     """
     chosen = settings_path(path)
     try:
@@ -375,6 +378,13 @@ def load_settings(path: Path | None = None) -> Settings:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
+    try:
+        values = formats.SETTINGS.read(values, f"settings file {chosen}")
+    except Malformed as error:
+        raise SettingsError(
+            f"settings file {chosen}: format must be a whole number, from 1",
+            remedy=f"set it to {formats.SETTINGS.version}, or leave it out for 1",
+        ) from error
     mistakes = Mistakes(Settings, _PATTERN_WORDS)
     # Here and not by pydantic-settings, to which some words, such as _env_file, are arguments of its own.
     for key in sorted(values.keys() - Settings.model_fields.keys()):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from infra.registry import AvroSchema, UnknownSchema, canonical, refuse_incompatible
+from infra.registry import AvroSchema, UnknownSchema, canonical, readable, refuse_incompatible
 from infra.settings import RegistrySettings
 from schemas.errors import HeadraceError, Unavailable
 
@@ -61,7 +61,7 @@ class UrlRegistry:
                 if error.http_status_code != 404:
                     raise
                 raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
-            return found
+            return readable(found, schema_id)
 
     def ensure_answers(self) -> None:
         """Raise HeadraceError unless a registry answers there: one question, not repeated."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 
 from infra import kafka
-from infra.positions import Positions, SnapshotState, SourceState, record_key
+from infra.positions import Positions, SnapshotState, SourceState, encode, record_key
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
@@ -139,7 +139,7 @@ def _note(settings: Settings, state: SnapshotState) -> None:
             positions_topic(settings.prefix),
             partition=ONLY_PARTITION,
             key=record_key(state.source, state.table),
-            value=state.model_dump_json().encode(),
+            value=encode(state),
         )
         if client.flush(_SECONDS):
             raise BrokerUnavailable(f"Kafka at {settings.kafka.bootstrap_servers} took no record in {_SECONDS:.0f} s")

@@ -203,7 +203,7 @@ class Capture:
         return feed.table.name if feed is not None and feed.away else None
 
     def _stop(self, feed: TableFeed, error: TableStopped | IncompatibleSchema | Malformed) -> None:
-        """Publish nothing more of one table, whose topic would be wrong; the others go on."""
+        """Publish nothing more of one table, whose topic would be wrong; the others continue."""
         feed.stop(error.problem)
         self._routes = {oid: route for oid, route in self._routes.items() if route.feed is not feed}
         self.moved = True
@@ -289,7 +289,7 @@ class Capture:
         try:
             return self._text.row(message.relation, message.after, ())
         except Malformed:
-            return message.after  # no text at all, as whoever takes the request will find
+            return message.after  # no text at all, as the one that takes the request will find
 
     def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
         """Add the record of a new row; returns whether it goes to the topic."""
@@ -335,7 +335,7 @@ class Capture:
                 route.feed.truncated(self.position.commit_lsn)
         for feed, others in left.items():
             if others:
-                # The keys that went are those of some partitions alone, and nobody knows them any more.
+                # The keys that went are those of some partitions alone, and which they were is not known any more.
                 log.get(**{log.SOURCE: feed.source}).warning(
                     "partitions were truncated: their table is read anew", **{log.TABLE: feed.table.name}
                 )

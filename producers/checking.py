@@ -36,6 +36,8 @@ def hindrances(
     `positions` is None where Kafka cannot be reached: then what is recorded of the source is left out.
     """
     database = settings.database(source)
+    if not database.tables and any(each.database == source for each in settings.virtual_storages.values()):
+        return list(_of_another_name(connection, source))  # walks are recorded in it, and it is no source itself
     name = startup.slot_name(settings, source, database)
     denied = list(_rights(connection, settings, source, positions))
     if denied:

@@ -1,11 +1,11 @@
 """Which stream events a snapshot in progress lets through: pure rules, no I/O.
 
-A table is copied in chunks of its key order while the stream goes on. Each chunk is read under a snapshot of its
-own, and its rows are published at the stream's standing position. An event of the stream, judged by its key:
+A table is copied in chunks of its key order while the stream continues. Each chunk is read under a snapshot of its
+own, and its rows are published at the stream's current position. An event of the stream, judged by its key:
 
 - in a range that is not copied yet: dropped, since the chunk to come will show its effect;
 - in a copied range: dropped exactly if the chunk's snapshot saw its transaction, published otherwise;
-- committed at or after the log position noted behind the chunk's snapshot: published, since that snapshot cannot
+- committed at or after the LSN noted after the chunk's snapshot: published, since that snapshot cannot
   have seen it. Once the stream stands there, the chunk's snapshot is forgotten and done neighbours merge.
 
 What makes the first rule true is a barrier: no chunk is read before every transaction that the stream has passed is
@@ -29,7 +29,7 @@ Key = tuple[int | bytes, ...]
 class Chunk:
     """A copied range of keys, `after` exclusive to `upto` inclusive; None is the end of the key space.
 
-    `snapshot` and `lsn` (the insert position noted behind it) are None once the stream has passed the chunk.
+    `snapshot` and `lsn` (the insert position noted after it) are None once the stream has passed the chunk.
     """
 
     after: Key | None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra import given_away, kafka, kafka_access, log, metrics, rights, topic_requirements
+from infra import durability, given_away, kafka, kafka_access, log, metrics, rights, topic_requirements
 from infra.advice import Advice, Adviser
 from infra.options import Config, Json, Yes
 from infra.positions import Positions, read_sources
@@ -179,6 +179,7 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
         topics = [snapshot.topic for snapshot in state.snapshots.values()]
         for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
             yield Advice(f"databases.{name}", problem, (), remedy)
+    yield from durability.weaknesses(settings)
     yield from given_away.advise(settings, sources)
 
 

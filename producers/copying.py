@@ -22,7 +22,7 @@ Comparable = Callable[[tuple[bytes, ...]], Key]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The keys that are to be read next: from `first` on, behind `after`, up to and including `last`.
+    """The keys that are to be read next: from `first` on, after `after`, up to and including `last`.
 
     With `keys`, these and no others. Of a partitioned table, those that are in one of `partitions`, given by oid: the
     changes of any other are not published yet, so that a row of it which is deleted meanwhile would stay in the topic.
@@ -129,7 +129,7 @@ class TableCopy:
         self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
 
     def note(self, **changes: object) -> None:
-        """Change what is recorded of the table beside its copy."""
+        """Change what else is recorded of the table than its copy."""
         self._state = self._state.model_copy(update=changes)
 
     def expect(self, chunks: int) -> None:
@@ -162,7 +162,7 @@ class TableCopy:
     def truncated(self) -> None:
         """Note that the stream has emptied the table: the topic has all that comes after, and nothing to copy is left.
 
-        Nobody else can have had changes of the table in progress, and no snapshot shows truly what was before.
+        No other session can have had changes of the table in progress, and no snapshot shows truly what was before.
         """
         self._chunks = TableChunks([Chunk(None, None)])
         self._reread = None
@@ -216,7 +216,7 @@ class TableCopy:
             self.note(not_before=not_before)
 
     def anew(self, not_before: int) -> None:
-        """Start from nothing: the topic is emptied at the stream's standing position."""
+        """Start from nothing: the topic is emptied at the stream's current position."""
         state = self.state
         fresh = SnapshotState(
             source=state.source,
@@ -263,7 +263,7 @@ class TableCopy:
             self._update()
 
     def _finish(self) -> None:
-        """End a copy and go on with what was asked for meanwhile, if anything."""
+        """End a copy, and begin what was asked for meanwhile, if anything."""
         self._chunks = TableChunks([Chunk(None, None)])
         self._reread = None
         if self.state.asked:

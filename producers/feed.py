@@ -107,7 +107,7 @@ class TableFeed:
         if before not in (None, partitions) and not self.state.stopped:
             self.stop(spread(table.topic, before, partitions))
         self.judging = self.copy.judging
-        """Whether events of this table have to be judged; false once its snapshot is behind the stream."""
+        """Whether events of this table have to be judged; false once the stream has passed its snapshot."""
         self.away = False
         """Whether another database owns the table now: nothing of it is published here."""
         self.hidden = table.hidden is not None
@@ -158,12 +158,12 @@ class TableFeed:
         return encoder
 
     def stop(self, reason: str) -> None:
-        """Publish nothing more of the table: what is left out from here on makes its topic one to read anew."""
+        """Publish nothing more of the table: what is left out from here on is missing in its topic."""
         self.copy.note(stopped=reason)
         self._changed = True
 
     def add_chunk(self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int) -> int:
-        """Publish a chunk's rows just behind the stream's standing position, and note it as copied up to `upto`.
+        """Publish a chunk's rows just after the stream's current position, and note it as copied up to `upto`.
 
         Returns how many rows: where keys have to be remembered, as many as their record has room for. `size` is the
         rows a full chunk has, for the estimate of how many there will be.
@@ -180,7 +180,7 @@ class TableFeed:
         return len(keys)
 
     def add_rows(self, asked: Iterable[Texts], chunk: ChunkRows, position: Position) -> int:
-        """Publish rows that were read by key just behind the stream's standing position; return how many.
+        """Publish rows that were read by key just after the stream's current position; return how many.
 
         `asked` are the keys that were looked for.
         """
@@ -195,7 +195,7 @@ class TableFeed:
         return len(keys)
 
     def _encoded(self, chunk: ChunkRows, position: Position) -> tuple[list[bytes], list[bytes]]:
-        """Return keys and values of a chunk's rows, which have their place just behind the standing position."""
+        """Return keys and values of a chunk's rows, which have their place just after the current position."""
         encoder = self.encoder_for(chunk.relation)
         # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
         prefix = encoder.copy_prefix(
@@ -230,7 +230,7 @@ class TableFeed:
         return changed
 
     def truncated(self, lsn: Lsn) -> None:
-        """Note that the stream, standing at `lsn`, emptied the table while it was judged.
+        """Note that the stream, which is at `lsn`, emptied the table while it was judged.
 
         What it has of the rows from there up to the position of the table's form may be older than the form.
         """
@@ -291,7 +291,7 @@ class TableFeed:
             self._changed = True
 
     def read_anew(self, position: Position, not_before: int) -> None:
-        """Empty the topic just behind the stream's standing position, and start the snapshot again."""
+        """Empty the topic just after the stream's current position, and start the snapshot again."""
         encoder = self.encoder_for(self.table.relation)
         now_ms = time.time_ns() // 1_000_000
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psycopg
 
+from infra import table_format
 from infra.control import Owner
 from infra.settings import Settings
 from producers import startup
@@ -124,8 +125,9 @@ def require_settings(settings: Settings, move: Move) -> None:
 def side(connection: psycopg.Connection[Any], database: str) -> Side:
     """Return what `database` says of itself, within the connection's transaction.
 
-    Raises NotMovable where headrace's own tables are not there, or are of another version.
+    Raises NewerFormat where a newer headrace made its tables, and NotMovable where they are not there.
     """
+    table_format.require(connection, database)
     try:
         row = connection.execute(_SIDE).fetchone()
         assert row is not None

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import psycopg
 
-from infra import log
+from infra import durability, log, topic_requirements
 from infra.control import opened_lsn
 from infra.positions import HandoverState, SnapshotState, StreamState
 from infra.postgres import one_line
 from infra.registry import open_registry
 from infra.settings import Settings
-from infra.topics import largest_records
+from infra.topics import STATE, ensure_topic, ensure_topics, largest_records
 from producers import ownership, slots, startup
 from producers.feed import TableFeed
 from producers.ownership import Standing
@@ -26,11 +26,13 @@ from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
 from producers.server_text import stream_encoding
+from producers.stalls import Stalls
 from producers.table_catalog import TableWatch
 from producers.table_encoders import schemas_of
 from producers.tables import CapturedTable
 from schemas.errors import HeadraceError, Interrupted
 from schemas.positions import Lsn
+from schemas.topics import positions_topic, schemas_topic
 
 SESSION: Final = "SET synchronous_commit = local"
 """Heartbeats don't wait for a standby that is down; what else a session relies on is set when it is opened."""
@@ -45,6 +47,25 @@ SELECT pid FROM pg_locks
  WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+
+
+def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTable], lines: log.Log) -> dict[str, int]:
+    """Make the topics that are not there; return table → how many partitions its topic has.
+
+    Raises TopicUnfit for one that would lose what it has to keep.
+    """
+    lines.info("preparing", tables=len(tables))
+    positions = positions_topic(settings.prefix)
+    with Stalls(f"{settings.prefix}.{source}") as stalls, stalls.watching("make the topics"):
+        ensure_topic(settings.kafka, positions, partitions=1, config=STATE)
+        made = ensure_topics(settings.kafka, [table.topic for table in tables])
+        topic_requirements.require(settings.kafka, made, (positions, schemas_topic(settings.prefix)))
+    for weakness in durability.weaknesses(settings):
+        fields = {"topics": len(weakness.shown), "first": weakness.shown[0]} if weakness.shown else {}
+        reason = weakness.problem.removeprefix("WARNING: ")
+        lines.warning("Kafka is not set up as it should be", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
+    lines.info("topics are ready", topics=len(made))
+    return {table.name: made[table.topic] for table in tables}
 
 
 def open_feeds(
@@ -68,7 +89,7 @@ def open_feeds(
     for table in fresh:
         registry.forget(f"{table.topic}-key")
         registry.forget(f"{table.topic}-value")
-    # Of a table that goes on, only what can be followed is registered, which its feed knows.
+    # Of a table that continues, only what can be followed is registered, which its feed knows.
     registry.register_all([each for table in fresh for each in schemas_of(table)])
     feeds = [
         TableFeed(
@@ -151,9 +172,9 @@ def begin_stream(
 def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
     """Let this be the one session that copies for a slot, ending that of a producer that was just fenced.
 
-    One that hangs, or whose machine has gone, would keep its chunk's locks, and whoever alters or truncates the table
-    would wait for them, with everybody else behind. Raises SlotInUse when the session does not end, and Interrupted
-    when stopped meanwhile.
+    One that hangs, or whose machine has gone, would keep its chunk's locks. A session that alters or truncates the
+    table would wait for them, and every other one for that. Raises SlotInUse when the session does not end, and
+    Interrupted when stopped meanwhile.
     """
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:

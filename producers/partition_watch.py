@@ -1,4 +1,4 @@
-"""Notices what no event tells of a partitioned table: a partition that came, went, or was written without the WAL."""
+"""Notices what has no event in a partitioned table: a partition that came, went, or was written without the WAL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PartitionWatch:
     """Compares the partitions that there are with those whose rows a topic has, and has the topic put right.
 
     As for producers.table_catalog.TableWatch, what a look sees counts once the stream has passed the log position
-    behind it. Not before: until then the stream tells of the table as it was, and a new partition's earlier changes may
+    behind it. Not before: until then the stream has the table as it was, and a new partition's earlier changes may
     be those of another table.
     """
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import psycopg
 from pydantic import BaseModel
 
-from infra import kafka, log, metrics, topic_requirements
+from infra import kafka, log, metrics
 from infra.control import ensure_control_schema
 from infra.heartbeat import beat
 from infra.positions import Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
@@ -25,7 +25,6 @@ from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
-from infra.topics import STATE, ensure_topic, ensure_topics
 from producers import copy_phase, opening, ownership, preflight, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
@@ -33,7 +32,7 @@ from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
 from producers.feed import TableFeed
 from producers.guardian import Guardian, guardian_of
 from producers.in_progress import Incoming
-from producers.opening import SESSION, begin_stream, open_feeds, take_session, take_slot
+from producers.opening import SESSION, begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.ownership import Found
 from producers.refusals import TableBusy
 from producers.relay import Relay
@@ -50,7 +49,7 @@ from producers.visibility_gate import gated
 from schemas import codec
 from schemas.errors import Malformed
 from schemas.positions import Lsn
-from schemas.topics import positions_topic, schemas_topic
+from schemas.topics import positions_topic
 
 _FRAMES: Final = 5_000
 """Frames handled between two looks at the clock, the stop event and the connection."""
@@ -145,12 +144,7 @@ class Session:
         if not tables:
             raise opening.all_stopped(source, stopped.values())
         topic = positions_topic(settings.prefix)
-        self._log.info("preparing", tables=len(tables))
-        ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
-        made = ensure_topics(settings.kafka, [table.topic for table in tables])
-        partitions = {table.name: made[table.topic] for table in tables}
-        topic_requirements.require(settings.kafka, made, (topic, schemas_topic(settings.prefix)))
-        self._log.info("topics are ready", topics=len(made))
+        partitions = prepare_topics(settings, source, tables, self._log)
         # Once before, so that a start that is refused leaves the producer that runs alone.
         self._standing(positions, tables, successor_ends_it, alone=False)
         self._relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)

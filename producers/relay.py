@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 from pydantic import BaseModel
 
 from infra import kafka
+from infra.positions import encode
 from infra.settings import KafkaSettings
 from infra.topics import ONLY_PARTITION
+from producers.stalls import Stalls
 from schemas.errors import BrokerUnavailable, HeadraceError
 
 _INIT_SECONDS = 30.0
@@ -32,9 +34,17 @@ class Relay:
         self._settings = settings
         self._positions_topic = positions_topic
         self._open = False
-        with kafka.translated(settings):
-            self._producer = kafka.producer(
-                settings,
+        self._stalls = Stalls(transactional_id)
+        try:
+            self._producer = self._opened(transactional_id)
+        except BaseException:
+            self._stalls.close()
+            raise
+
+    def _opened(self, transactional_id: str) -> Producer:
+        with kafka.translated(self._settings):
+            producer = kafka.producer(
+                self._settings,
                 transactional_id=transactional_id,
                 transaction_timeout_ms=60_000,
                 defaults={
@@ -45,7 +55,9 @@ class Relay:
                     "batch.size": 1_000_000,
                 },
             )
-            self._producer.init_transactions(_INIT_SECONDS)
+            with self._stalls.watching("end an earlier producer's transaction"):
+                producer.init_transactions(_INIT_SECONDS)
+            return producer
 
     @property
     def pending(self) -> bool:
@@ -70,22 +82,20 @@ class Relay:
         """Add records of the positions topic; None removes one."""
         self.send(
             self._positions_topic,
-            [
-                {"key": key, "value": state and state.model_dump_json().encode(), "partition": ONLY_PARTITION}
-                for key, state in states
-            ],
+            [{"key": key, "value": state and encode(state), "partition": ONLY_PARTITION} for key, state in states],
         )
 
     def commit(self) -> None:
         """Make the transaction's records visible, all at once; returns when the broker has it so."""
         if not self._open:
             return
-        with kafka.translated(self._settings):
+        with kafka.translated(self._settings), self._stalls.watching("commit a transaction"):
             self._producer.commit_transaction(_COMMIT_SECONDS)
         self._open = False
 
     def close(self) -> None:
         """Abort what is open, as far as the broker still answers; never raises."""
+        self._stalls.close()
         try:
             if self._open:
                 self._producer.purge()
@@ -95,10 +105,19 @@ class Relay:
         self._open = False
 
     def _queue(self, topic: str, records: list[dict[str, Any]], partition: int) -> None:
-        left = records
-        while self._producer.produce_batch(topic, left, partition) != len(left):
-            left = [record for record in left if self._refused(topic, record)]
-            self._producer.poll(0.05)
+        left = self._not_taken(topic, records, partition)
+        while left:
+            with self._stalls.watching("take records"):
+                before = len(left)
+                while len(left) == before:
+                    self._producer.poll(0.05)
+                    left = self._not_taken(topic, left, partition)
+
+    def _not_taken(self, topic: str, records: list[dict[str, Any]], partition: int) -> list[dict[str, Any]]:
+        """Queue the records; return those that did not fit."""
+        if self._producer.produce_batch(topic, records, partition) == len(records):
+            return []
+        return [record for record in records if self._refused(topic, record)]
 
     def _begin(self) -> None:
         if not self._open:

@@ -1,7 +1,7 @@
 """What a producer makes of a request to re-snapshot a table: taken exactly once, or refused, and never its end.
 
 A row of headrace.snapshot_requests is streamed in order with the data, and what it starts is recorded in the same Kafka
-transaction as the position behind it. One that cannot be done, whoever wrote it, is refused: it changes nothing.
+transaction as the position after it. One that cannot be done is refused: it changes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RequestRefused(Refused):
 
 
 class Requests:
-    """Takes the requests that the stream has told, for a producer's session."""
+    """Takes the requests that the stream has brought, for a producer's session."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Requests:
     def take(self, row: Told) -> dict[str, SnapshotState]:
         """Note in its feed what was asked for; return what is to be recorded of a table that is left out.
 
-        To be called once for each request, and its outcome recorded with the position behind it.
+        To be called once for each request, and its outcome recorded with the position after it.
         """
         try:
             changed = self._accept(read_request(row))
@@ -84,15 +84,13 @@ class Requests:
             raise RequestRefused(f"table {request.table} was to be re-snapshot, and is not captured here")
         if feed.away:
             raise RequestRefused(f"table {request.table} was to be re-snapshot, and another database owns it now")
-        if not request.anew:
-            if feed.state.stopped:
-                raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
-            require_keys(self._connection, feed.table, request)
-        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
         if request.anew:
             feed.ask_anew()
+        elif feed.state.stopped:
+            raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
         else:
-            feed.ask(KeyRange(request.first, request.last), next_xid(self._connection))
+            feed.ask(require_keys(self._connection, feed.table, request), next_xid(self._connection))
+        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
         return {}
 
 
@@ -117,8 +115,11 @@ def read_request(row: Told) -> SnapshotRequest:
         raise RequestRefused("a row of headrace.snapshot_requests is no request") from error
 
 
-def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> None:
-    """Raise RequestRefused where an end of the range is no key of the table. Waits for no lock on the table."""
+def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> KeyRange:
+    """Return the range that is asked for, its keys as the server writes them, so that ranges can be compared.
+
+    Raises RequestRefused where an end of it is no key of the table. Waits for no lock on the table.
+    """
     named = f"the key of {table.name} is ({', '.join(table.key)})"
     keys = [key for key in (request.first, request.last) if key is not None]
     for key in keys:
@@ -127,23 +128,26 @@ def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, requ
     if sum(len(text.encode()) for key in keys for text in key) > _KEY_BYTES:
         raise RequestRefused(f"a key of more than {_KEY_BYTES} bytes was given for {table.name}")
     if not keys:
-        return
+        return KeyRange()
     types = dict(connection.execute(_TYPES, (table.relation.oid,)).fetchall())
     if not types.keys() >= set(table.key):
         raise RequestRefused(f"{named}, and the table has no such column any more")
     casts = [
         # The server's own words for the type, which it has quoted.
-        sql.SQL("CAST({} AS {})").format(sql.Literal(text), sql.SQL(cast(LiteralString, types[name])))
+        sql.SQL("CAST({} AS {})::pg_catalog.text").format(sql.Literal(text), sql.SQL(cast(LiteralString, types[name])))
         for key in keys
         for name, text in zip(table.key, key, strict=True)
     ]
     try:
-        connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(casts)))
+        row = connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(casts))).fetchone()
     except psycopg.OperationalError:
         raise
     except psycopg.Error as error:
         # Its message has the value, which may be a row's.
         raise RequestRefused(f"a key that is none of its columns' types was given, and {named}") from error
+    texts = list(row or ())
+    first = tuple(texts[: len(table.key)]) if request.first is not None else None
+    return KeyRange(first, tuple(texts[-len(table.key) :]) if request.last is not None else None)
 
 
 def _key(text: bytes | None) -> tuple[str, ...] | None:

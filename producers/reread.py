@@ -1,9 +1,9 @@
-"""Copying a table while its events go on being published: pure rules, no I/O.
+"""Copying a table whose events continue to be published: pure rules, no I/O.
 
 Used where the ranges of `producers.chunks` cannot be: for a table whose topic has rows already (it is read again on
 demand), and for one whose keys this process cannot compare. No event is dropped for its place in the key order. A
-chunk's rows are published just behind the stream's standing position, and the keys that it returned are remembered
-until the stream has passed the log position noted behind its snapshot. Meanwhile an event
+chunk's rows are published just after the stream's current position, and the keys that it returned are remembered
+until the stream has passed the LSN noted after its snapshot. Meanwhile an event
 
 - on a remembered key is dropped exactly if the chunk's snapshot saw its transaction, since the row shows its effect;
 - on any other key is published, so that a delete which the chunk could not show still arrives.
@@ -25,7 +25,7 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 _LENGTH: Final = 4
-"""Bytes that tell the length of a recorded key: a text that compresses well is one of megabytes."""
+"""Bytes that hold the length of a recorded key: a text that compresses well is one of megabytes."""
 
 _MOST_ASKED: Final = 100
 _MOST_ASKED_BYTES: Final = 256 * 1024
@@ -49,7 +49,7 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class RememberedChunk:
-    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted behind."""
+    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted after it."""
 
     keys: frozenset[bytes]
     snapshot: Snapshot
@@ -139,7 +139,7 @@ def pack_keys(keys: Iterable[bytes]) -> str:
 
 
 def unpack_keys(text: str) -> frozenset[bytes]:
-    """Return the keys behind `pack_keys`."""
+    """Return the keys that `pack_keys` was given."""
     raw = base64.b64decode(text)
     keys: list[bytes] = []
     start = 0

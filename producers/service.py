@@ -8,13 +8,13 @@ import threading
 import uuid
 from typing import Final
 
-from infra import log
+from infra import kafka, log
 from infra.settings import Settings
 from producers import ownership, startup
 from producers.guardian import guardian_of
 from producers.producer import ReadAnew, Session
 from producers.replication import PublicationMissing
-from schemas.errors import DatabaseUnavailable, Interrupted, Unavailable
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, Interrupted, Unavailable
 
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
 """Seconds until the next session, after the first that a server ended, the second, …"""
@@ -23,13 +23,14 @@ _BACKOFF: Final = (0.5, 1, 2, 5, 10)
 def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     """Run the producer of `source` until `stop` is set.
 
-    A server that stops answering is waited for, once everything has worked a first time, and so is the producer of
-    a database that gave its tables to this one. Raises what preflight refuses, Fenced when another producer took over,
-    and OwnershipMoved when the database has given all its tables away.
+    A server that stops answering is waited for: Kafka once a broker has answered, the database once everything has
+    worked a first time. So is the producer of a database that gave its tables to this one. Raises what preflight
+    refuses, Fenced when another producer took over, and OwnershipMoved when the database has given all its tables away.
     """
     instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     lines = log.get(**{log.SOURCE: source})
     guardian = guardian_of(settings, source, lines)
+    kafka.ensure_reachable(settings.kafka)
     attempt = 0
     worked = False
     while not stop.is_set():
@@ -47,7 +48,7 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except Unavailable as error:
             awaited = isinstance(error, ownership.HandoverAwaited)
-            if not worked and not awaited:
+            if not worked and not awaited and not isinstance(error, BrokerUnavailable):
                 raise
             pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)

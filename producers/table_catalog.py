@@ -83,10 +83,10 @@ def tables_now(
 
 
 class TableWatch:
-    """Notices what no event tells of captured tables: that one was dropped, renamed, left its publication or its key.
+    """Notices what has no event: that a captured table was dropped, renamed, left its publication or its key.
 
     The catalog is asked as it is now, where the stream may be behind; so a table that cannot be followed any more is
-    stopped once the stream has passed the log position behind that look, and all events before it are published.
+    stopped once the stream has passed the LSN noted after that look, and all events before it are published.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], source: str, publication: str, lines: log.Log) -> None:
@@ -164,7 +164,7 @@ class TableWatch:
         self._partitions.noted(lsn)
 
     def passed(self, lsn: Lsn) -> bool:
-        """Stop the tables whose end the stream has passed, standing at `lsn`, and read others again that need it.
+        """Stop the tables whose end the stream, at `lsn`, has passed, and read others again that need it.
 
         To be called before the tables' states are recorded with that position: every transaction that the stream has
         passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from schemas import formats
 from schemas.column_types import ColumnType, Schema, column_type
 from schemas.errors import UsageError
 from schemas.events import Column, Relation
@@ -19,6 +20,9 @@ COLUMN_PROPERTY: Final = "headrace.column"
 
 IDENTITY_PROPERTY: Final = "headrace.identity"
 """The envelope property with the columns that `before` tells of an update; absent: all of them."""
+
+FORMAT_PROPERTY: Final = "headrace.format"
+"""The envelope property with the format of its events (schemas.formats.EVENTS); absent: 1."""
 
 
 def _namespace(relation: Relation, gitlab_schema: str) -> str:
@@ -85,6 +89,7 @@ def value_schema(relation: Relation, gitlab_schema: str) -> Schema:
             {"name": "after", "type": ["null", "Row"], "default": None},
         ],
     }
+    envelope[FORMAT_PROPERTY] = formats.EVENTS.version
     if relation.replica_identity != "f":
         envelope[IDENTITY_PROPERTY] = list(relation.identity_columns)
     return envelope

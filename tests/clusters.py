@@ -55,6 +55,15 @@ def transaction_coordinator(kafka: EmbeddedKafka | str, transactional_id: str, p
     return leader(kafka, "__transaction_state", abs(code) % partitions)
 
 
+def all_in_sync(kafka: EmbeddedKafka) -> bool:
+    """Return whether every replica of every partition has what its leader has."""
+    with suppress(KafkaException):
+        client = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
+        topics = client.list_topics(timeout=10).topics.values()
+        return all(len(each.isrs) == len(each.replicas) for topic in topics for each in topic.partitions.values())
+    return False
+
+
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + PATIENCE

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from consumers.moving.places import Copy
 from consumers.moving.trees import Entry
+from schemas import formats
+from schemas.errors import Malformed
 
 BASE: Final = "headrace-moving"
 """The file's name."""
@@ -28,6 +30,8 @@ class Base:
     files: Mapping[str, Entry]
     keystones: tuple[str, ...] = ()
     """What the other copy has as long as nobody is removing it."""
+    fingerprint: str = ""
+    """That of the other copy (fingerprint.py) before it was read, empty where none was to be had."""
 
 
 def shared_base(source: Copy, target: Copy) -> Base | None:
@@ -36,7 +40,7 @@ def shared_base(source: Copy, target: Copy) -> Base | None:
         found = _read(one.path)
         if found is not None and found["pair"] == [number(one.path), number(other.path)]:
             files = {path: Entry(*fields) for path, fields in found["files"].items()}
-            return Base(found["refs"], files, tuple(found["keystones"]))
+            return Base(found["refs"], files, tuple(found["keystones"]), found["fingerprint"])
     return None
 
 
@@ -50,6 +54,7 @@ def write_base(at: Path, source: Path, base: Base) -> None:
             "refs": dict(base.refs),
             "files": {path: astuple(each) for path, each in base.files.items()},
             "keystones": base.keystones,
+            "fingerprint": base.fingerprint,
             "proof": known["proof"] if known is not None else "",
         },
     )
@@ -78,18 +83,21 @@ def number(path: Path) -> int:
 
 
 def _read(at: Path) -> dict[str, Any] | None:
-    """Return a copy's base, None where it has none of its own: one may have been copied with all else."""
+    """Return a copy's base, None where it has none of its own: one may have been copied with all else.
+
+    Raises NewerFormat.
+    """
     try:
-        found = json.loads((at / BASE).read_text(encoding="ascii"))
+        found = formats.MOVES.read(json.loads((at / BASE).read_text(encoding="ascii")), f"{at.name}/{BASE}")
         return found if found["pair"][0] == number(at) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, Malformed):
         return None
 
 
 def _write(at: Path, content: dict[str, Any]) -> None:
     made = at / f"{BASE}.new"
     with made.open("w", encoding="ascii") as file:
-        json.dump(content, file)
+        json.dump(formats.MOVES.write(content), file)
         file.flush()
         os.fsync(file.fileno())
     made.replace(at / BASE)

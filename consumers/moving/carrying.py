@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from consumers.moving.base import Base, shared_base, write_base
+from consumers.moving.fingerprint import fingerprint
 from consumers.moving.git import GitFailed, Steps, View, git
 from consumers.moving.objects import bring_objects
 from consumers.moving.places import Copy, sync_directory
+from consumers.moving.proof import is_untouched
 from consumers.moving.refs import KEPT, Carry, Clash, Refs, plan, read_refs, set_refs, symbolic
 from consumers.moving.trees import Entry, copy_file, dress, entry, walk
 from consumers.moving.views import view
@@ -54,6 +56,19 @@ def carry(source: Copy, target: Copy, *, seconds: float, tell: Tell) -> Steps[No
                 raise
 
 
+def keep_up(source: Copy, target: Copy, *, seconds: float, tell: Tell) -> Steps[None]:
+    """Bring `target` up to `source` as `carry` does; where neither has changed since, that costs no process."""
+    base = shared_base(source, target)
+    if (
+        base is None
+        or base.fingerprint == ""
+        or base.fingerprint != (yield from fingerprint(source.path))
+        or base.files != (yield from walk(source.path, files_only=True))
+        or not (yield from is_untouched(target))
+    ):
+        yield from carry(source, target, seconds=seconds, tell=tell)
+
+
 def keystones(copy: Copy) -> tuple[str, ...]:
     """Return those parts of a repository that git never removes, and that are gone soon when somebody deletes it."""
     return tuple(each for each in _KEYSTONES if os.path.lexists(copy.path / each))
@@ -61,6 +76,7 @@ def keystones(copy: Copy) -> tuple[str, ...]:
 
 def _carry(source: Copy, target: Copy, seconds: float, tell: Tell) -> Steps[None]:
     base = shared_base(source, target)
+    before = yield from fingerprint(source.path)
     theirs = yield from read_refs(source)
     files = yield from walk(source.path, files_only=True)
     yield from bring_objects(source, target, seconds)
@@ -79,7 +95,7 @@ def _carry(source: Copy, target: Copy, seconds: float, tell: Tell) -> Steps[None
     if count := sum(each.name.startswith(KEPT) for each in carries):
         tell(f"both copies were written to; {count} refs have their other value under {KEPT.rstrip('/')}")
     yield from set_refs(target, carries)
-    write_base(target.path, source.path, Base(theirs, files, keystones(source)))
+    write_base(target.path, source.path, Base(theirs, files, keystones(source), before))
 
 
 def _be_sure(source: Copy, theirs: Refs) -> Steps[None]:

@@ -16,6 +16,7 @@ from typing import Final
 
 from consumers.moving.base import Base, write_base
 from consumers.moving.carrying import keystones
+from consumers.moving.fingerprint import fingerprint
 from consumers.moving.git import GitFailed, Steps, failure, run
 from consumers.moving.places import Copy, NotAPlace, Root, sync_directory
 from consumers.moving.proof import prove
@@ -41,12 +42,13 @@ def copy(source: Copy, root: Root, *, seconds: float) -> Steps[Copy]:
     made = Copy(root, source.name, root.coming(source.name))
     try:
         refuse(source)
+        before = yield from fingerprint(source.path)
         files = yield from _copied(source, made.path, seconds)
         if not source.is_there:
             raise GitFailed("somebody is removing it")
         # What the copy has is the base: whatever the source has besides, it got meanwhile.
         arrived = yield from read_refs(made)
-        write_base(made.path, source.path, Base(arrived, files, keystones(source)))
+        write_base(made.path, source.path, Base(arrived, files, keystones(source), before))
         yield from prove(made, seconds=seconds, content=True)
         yield from _sync(made.path)
     except BaseException:

@@ -15,7 +15,7 @@ from typing import Final
 
 from consumers.moving import copying, cursors, states
 from consumers.moving.base import finish, shared_base
-from consumers.moving.carrying import Tell, carry
+from consumers.moving.carrying import Tell, carry, keep_up
 from consumers.moving.cursors import Cursor, Direction
 from consumers.moving.git import GitFailed, Steps, remove
 from consumers.moving.lenders import Lenders
@@ -60,7 +60,8 @@ class Moves:
         """Get a copy to the new home: wanted → copied."""
         if self._is_gone(move):
             return True
-        yield from self._tidy(move)
+        if not (yield from self._tidy(move)):
+            return False
         old, new = self._ends(move)
         if not old.is_there:
             if os.path.lexists(old.path):
@@ -96,7 +97,7 @@ class Moves:
         elif move.state is State.COPIED and shared_base(old, new) is None:
             self._record(move, State.WANTED)
         else:
-            yield from carry(old, new, seconds=self._seconds, tell=self._tell(move))
+            yield from keep_up(old, new, seconds=self._seconds, tell=self._tell(move))
             if move.tries > 0:
                 self._record(move, move.state)  # the cursor may pass it again
         return True
@@ -112,7 +113,9 @@ class Moves:
 
     def _leave(self, move: Move) -> Steps[bool]:
         """Take the old copy out of reach, once no reader is sent there any more: passed → leaving."""
-        yield from self._tidy(move)
+        if not (yield from self._tidy(move)):
+            self._record(move, State.PASSED, after=_BUSY_SECONDS)
+            return False
         old, new = self._ends(move)
         if not old.is_there:
             self._settle(move)
@@ -137,12 +140,10 @@ class Moves:
 
     def delete(self, move: Move) -> Steps[bool]:
         """Delete the old copy, after it gave all that a late push brought it: leaving → settled."""
-        old, new = self._ends(move)
-        leaving = old.root.leaving(move.name)
-        if leaving.exists() and in_use(leaving):
+        _, new = self._ends(move)
+        if not (yield from self._tidy(move)):
             self._record(move, State.LEAVING, after=_BUSY_SECONDS)
             return False
-        yield from self._tidy(move)
         if new.is_there:
             self._settle(move)
         else:
@@ -243,12 +244,16 @@ class Moves:
         return True
 
     def _install(self, move: Move, made: Copy, new: Copy, like: Copy) -> bool:
-        """Put a copy into its place; return False when the application has given the repository up meanwhile."""
+        """Put a copy into its place; return False when the application has given the repository up meanwhile.
+
+        It stays there if the transaction fails: another member may have gone on with it, and have sent readers there.
+        One that lost its session before the renaming finds nothing left to rename: see _tidy.
+        """
         try:
             if self._is_gone(move):
                 return False
             self._set_aside(move, new, "what lay at its new home")
-            with self._guarded(lambda: _back(new.path, made.path)):
+            with self._outside.transaction():
                 if not new.root.install(made.path, made.name, like.path):
                     raise GitFailed("somebody made a repository at its new home meanwhile")
             return True
@@ -256,8 +261,11 @@ class Moves:
             shutil.rmtree(made.path, ignore_errors=True)
             raise
 
-    def _tidy(self, move: Move) -> Steps[None]:
-        """Do away with what lies about of a move that was broken off, at both homes; nothing that is worth anything."""
+    def _tidy(self, move: Move) -> Steps[bool]:
+        """Do away with what lies about of a move that was broken off, at both homes; nothing that is worth anything.
+
+        Returns False while a push is at work in an old copy that is out of reach: what it adds has to be carried over.
+        """
         old, new = self._ends(move)
         for here, there in ((old, new), (new, old)):
             leaving = here.root.left(move.name)
@@ -265,13 +273,19 @@ class Moves:
                 home = next((each for each in (there, here) if each.is_there), None)
                 if home is None:
                     here.root.install(leaving.path, move.name)
+                elif in_use(leaving.path):
+                    return False
                 else:
                     yield from carry(leaving, home, seconds=self._seconds, tell=self._tell(move))
                     yield from prove(home, seconds=self._seconds)
                     with self._outside.transaction():  # so that nobody does it who may not write any more
                         _put_by(leaving.path, here.root.gone(move.name))
             for worthless in here.root.worthless(move.name):
-                yield from remove(worthless)
+                # Renamed first: a member that is frozen right before it installs the copy must not install half of it.
+                gone = here.root.gone(move.name)
+                worthless.rename(gone)
+                yield from remove(gone)
+        return True
 
     def _set_aside(self, move: Move, copy: Copy, what: str) -> None:
         """Put by what is not headrace's to delete, and report it; nothing where nothing lies."""

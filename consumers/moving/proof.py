@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from consumers.moving.base import read_proof, write_proof
+from consumers.moving.fingerprint import fingerprint
 from consumers.moving.git import GitFailed, NoRoom, Steps, asked, failure
 from consumers.moving.places import Copy
 from consumers.moving.views import promising_view
-from consumers.outside import Pace
 
 _LINT: Final = (b"error in ", b"warning in ", b"warning: ", b"dangling ", b"notice: ", b"unreachable ")
 """What git finds fault with in the content of objects, as they were when they were made; nothing is damaged."""
 _DANGLING: Final = re.compile(rb"error: (refs/.*): invalid sha1 pointer 0+")
-_ENTRIES_AT_ONCE: Final = 2_000
 
 
 def prove(copy: Copy, *, seconds: float, content: bool = False) -> Steps[None]:
@@ -29,7 +25,7 @@ def prove(copy: Copy, *, seconds: float, content: bool = False) -> Steps[None]:
     """
     if not content and (yield from is_untouched(copy)):
         return
-    before = yield from _standing(copy.path)
+    before = yield from fingerprint(copy.path)
     opened = yield from promising_view(copy)
     try:
         how = () if content else ("--connectivity-only",)
@@ -61,33 +57,4 @@ def _dangles(copy: Copy, line: bytes) -> bool:
 def is_untouched(copy: Copy) -> Steps[bool]:
     """Return whether a copy has what it had when it was proven to be whole in this move, and nothing else."""
     proof = read_proof(copy.path)
-    return proof != "" and proof == (yield from _standing(copy.path))
-
-
-def _standing(repository: Path) -> Steps[str]:
-    """Return what changes whenever an object comes or goes, or a ref is set."""
-    found = hashlib.sha256()
-    for number, line in enumerate(_files(repository)):
-        found.update(line)
-        if number % _ENTRIES_AT_ONCE == 0:
-            yield Pace.BUSY
-    return found.hexdigest()
-
-
-def _files(repository: Path) -> Iterator[bytes]:
-    for top in ("objects", "refs", "reftable", "worktrees"):
-        for directory, directories, names in os.walk(repository / top):
-            directories.sort()
-            for name in sorted(names):
-                yield _line(os.path.join(directory, name), repository)
-    for name in ("HEAD", "packed-refs", "shallow"):
-        yield _line(str(repository / name), repository)
-
-
-def _line(path: str, repository: Path) -> bytes:
-    relative = os.path.relpath(path, repository)
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return os.fsencode(f"{relative}\n")
-    return os.fsencode(f"{relative}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}\n")
+    return proof != "" and proof == (yield from fingerprint(copy.path))

@@ -30,7 +30,7 @@ _GITS: Final = re.compile(r"(objects|refs|reftable)(/.*)?|packed-refs|HEAD", re.
 _BLOCK: Final = 1 << 20
 _BLOCKS_AT_ONCE: Final = 16
 _ENTRIES_AT_ONCE: Final = 500
-_TICK_SECONDS: Final = 0.02
+TICK_SECONDS: Final = 0.02
 """A file system's clock goes in steps: what is written within one of them leaves no trace."""
 _TRIES: Final = 5
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
@@ -136,8 +136,8 @@ def copy_file(source: Path, target: Path, seconds: float) -> Steps[Entry]:
             os.symlink(before.link, target)
             dress(source, target)
             return before
-        while 0 <= time.time() - before.mtime_ns / 1e9 < _TICK_SECONDS:
-            time.sleep(_TICK_SECONDS / 4)
+        while 0 <= time.time() - before.mtime_ns / 1e9 < TICK_SECONDS:
+            time.sleep(TICK_SECONDS / 4)
         try:
             yield from _copy_content(source, target, deadline)
             dress(source, target)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from infra import acls, planted, privileges, programs
+from infra import acls, planted, privileges, programs, table_format
 from infra.control import PUBLISHED, control_sql
 from infra.programs import Program
 from infra.settings import DatabaseSettings, Settings
+from schemas import formats
 
 
 def administrator_script(settings: Settings, wanted: Sequence[Program]) -> str:
@@ -54,13 +55,17 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
     # The health indicators look at other sessions, standbys and the archive, and a slot's guardian at what it keeps.
     yield _text("GRANT pg_monitor TO {role};", role=sql.Identifier(role))
     yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
+    yield from table_format.statements()
     yield control_sql().strip()
     yield from dict.fromkeys(program.own_tables for program in own if program.own_tables)
     yield _text(
-        "INSERT INTO headrace.database AS d (name, prefix) VALUES ({name}, {prefix})"
+        "INSERT INTO headrace.database AS d (name, prefix, format, format_by)"
+        " VALUES ({name}, {prefix}, {format}, {program})"
         " ON CONFLICT (only_row) DO UPDATE SET prefix = coalesce(d.prefix, excluded.prefix);",
         name=sql.Literal(name),
         prefix=sql.Literal(prefix),
+        format=sql.Literal(formats.TABLES.version),
+        program=sql.Literal(formats.PROGRAM),
     )
     for gitlab_schema in database.gitlab_schemas:
         yield _text(

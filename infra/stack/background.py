@@ -15,7 +15,6 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import psutil  # type: ignore[import-untyped]  # it ships no types
@@ -26,7 +25,8 @@ from infra.stack.interface import Endpoints
 from infra.stack.kafka import brokers_in
 from infra.stack.ports import is_free
 from infra.stack.processes import Identity, unprivileged_account, wait_gone
-from schemas.errors import HeadraceError, UsageError
+from schemas import formats
+from schemas.errors import HeadraceError, Malformed, UsageError
 
 RECORD = "stack.json"
 PORTS = "ports.json"
@@ -121,7 +121,7 @@ def bring_up(directory: Path, *, brokers: int | None = None, kafka_port: int = 0
             )
             ports = dict(zip(names, stack.kafka.ports, strict=True)) | {"postgres": stack.postgres.port}
             write_private(directory / PORTS, ports)
-            write_private(directory / RECORD, asdict(record))
+            write_private(directory / RECORD, formats.STACKS.write(asdict(record)))
         except BaseException:
             stack.close()
             raise
@@ -156,12 +156,12 @@ def bring_down(directory: Path, *, remove_data: bool = False) -> bool:
 
 
 def read_record(directory: Path) -> Record | None:
-    """Return what is recorded in `directory`; None when nothing is, or nothing that can be read."""
+    """Return what is recorded in `directory`; None when nothing is, or nothing that can be read. Raises NewerFormat."""
     try:
-        raw: dict[str, Any] = json.loads((directory / RECORD).read_text())
+        raw = formats.STACKS.read(json.loads((directory / RECORD).read_text()), f"file {directory / RECORD}")
         processes = {name: Identity(**identity) for name, identity in raw.pop("processes").items()}
         return Record(**raw, processes=processes)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, Malformed):
         return None
 
 

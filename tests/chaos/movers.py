@@ -26,6 +26,7 @@ _POINTS: Final = tuple(
         "copying:write_base",
         "moves:prove",
         "moves:carry",
+        "moves:keep_up",
         "moves:remove",
         "moves:finish",
         "moves:_put_by",

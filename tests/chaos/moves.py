@@ -1,8 +1,9 @@
-"""`python -m tests.chaos.moves`: repositories move while they are read and pushed to, and members are killed.
+"""`make chaos ONLY=moves`: repositories move while they are read and pushed to, and members are killed.
 
 Readers resolve and open repositories all the time, and none may ever fail to find one whole. A writer pushes to
 wherever a repository's home is. Members are killed by SIGKILL, spread over the whole migration. At the end there is one
 copy of each repository, at its new home, whole, with the refs that it had and all that was pushed.
+`python -m tests.chaos.moves` plays once, with as many repositories and kills as one likes.
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ class Ordeal:
         with (self.directory / "log").open("ab") as log:
             self.processes.append(subprocess.Popen(command, cwd=CHECKOUT, stdout=stdout, stderr=log))
         return self.processes[-1]
+
+
+def play_round(stack: Stack, directory: Path, seed: int) -> Mapping[str, Any]:
+    """Play with 100 repositories, ten members killed and one crash of the database server."""
+    return play(stack, directory, seed, crashes=1)
 
 
 def play(

@@ -20,10 +20,9 @@ import psycopg
 from psycopg import sql
 
 from infra.stack.databases import SUPERUSER, DatabaseServer, drop_slots
-from infra.stack.postgres_programs import hand_over, installed_programs, reachable_programs
+from infra.stack.postgres_programs import hand_over, installed_programs, reachable_programs, runs_as
 from infra.stack.processes import Guarded, Keeper, unprivileged_account
 from tests.consumers.services import until
-from tests.producers.installed_postgres import installed_versions
 
 SYNCHRONIZES_SLOTS: Final = 17
 """The first version whose standbys can have the slots of a primary's producers."""
@@ -47,9 +46,16 @@ _SETTINGS: Final = {
 _STOP_SECONDS: Final = 30.0
 
 
+def installed_versions() -> dict[int, Path]:
+    """Return major version → the directory of the programs that a package has installed, for those that run here."""
+    account = unprivileged_account()
+    found = Path("/usr/lib/postgresql").glob("*/bin")
+    return {int(path.parent.name): path for path in found if runs_as(account, path / "postgres")}
+
+
 def versions() -> dict[int, Path]:
     """Return major version → programs, of the wheel and of what a package has installed."""
-    found = dict(installed_versions())
+    found = installed_versions()
     programs = installed_programs()
     text = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
     found[int(text.split()[-1].partition(".")[0])] = programs

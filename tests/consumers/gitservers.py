@@ -16,13 +16,14 @@ import psycopg
 from consumers.moving.places import OWN, Root
 from consumers.placement import md5_home, normalised, rendezvous_home
 from infra import kafka, topics
+from infra.positions import SnapshotState, record_key
 from infra.registry import open_registry
 from infra.settings import Settings
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Column, Op, Relation
 from schemas.positions import Lsn
-from schemas.topics import table_topic
+from schemas.topics import positions_topic, table_topic
 from tests.settling import until_shown
 
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")
@@ -261,6 +262,17 @@ class Application:
             records.append(self._record("repo", op, [number, name.encode()]))
             records.append(self._record("gitserver_repos", op, [number, status.encode(), None, shard.encode(), None]))
         self._send(records)
+
+    def snapshot_done(self) -> None:
+        """Record that the tables were read to their end, as a producer does."""
+        topic = positions_topic(self._settings.prefix)
+        topics.ensure_topic(self._settings.kafka, topic, partitions=1)
+        producer = kafka.producer(self._settings.kafka)
+        for table, (of, _) in self._encoders.items():
+            name = f"public.{table}"
+            state = SnapshotState(source="main", table=name, topic=of, done=True, chunks_done=1, chunks=1)
+            producer.produce(topic, key=record_key("main", name), value=state.model_dump_json())
+        assert producer.flush(120) == 0
 
     def publish_deleted(self, keys: Iterable[int]) -> None:
         """Produce the events of rows that are gone."""

@@ -21,8 +21,9 @@ class Ending(Enum):
 class Act:
     """A transaction, or (without statements) something done to the producer: see `rounds.Round`.
 
-    `justifies` are regular expressions: a table that is stopped for a reason that has one of them is stopped rightly,
-    once the act has happened. `table` is the one that it is about, None: any.
+    `justifies` are patterns (see `reasons`): once the act has happened, `table` (None: any) may be stopped, or a start
+    refused, for a reason that is one of them, and for no other. `mends` are statements with which the application then
+    puts the table right. `unwritable` says that PostgreSQL may refuse to write the table while it is published.
     """
 
     what: str
@@ -30,9 +31,14 @@ class Act:
     ending: Ending = Ending.COMMIT
     table: str | None = None
     justifies: tuple[str, ...] = ()
+    mends: tuple[str, ...] = ()
+    unwritable: bool = False
 
 
 START = Act("start the producer")
 STOP = Act("stop the producer")
 KILL = Act("kill the producer")
+RESTART = Act("kill the producer if it runs, and start it again")
 CATCH_UP = Act("let it catch up")
+PASS = Act("let the stream pass")
+"""Unlike CATCH_UP, no table has to be copied by then."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
+from tests.fuzz import reasons
 from tests.fuzz.acts import Act
 from tests.fuzz.changes import Change, Setting, acts
 from tests.fuzz.shapes import STEP, Partition, Table, bounds, row
-
-_SAYS: Final = "partition"
 
 
 def detach_and_attach(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -23,10 +22,10 @@ def detach_and_attach(random: Random, table: Table, setting: Setting) -> list[Ac
     edits = [f"DELETE FROM {leaf} WHERE {key} % 2 = 0", f"UPDATE {leaf} SET {key} = {key} + 1 WHERE {key} % 10 = 3"]
     if random.random() < 0.7:
         steps.insert(1, random.choice(edits))
-    if random.random() < 0.3:
+    if random.random() < 0.3 and len(table.partitions) > 1:
         del steps[-1]
         table.partitions.remove(partition)
-    return acts(random, "detach a partition", table, setting, steps, _SAYS)
+    return acts(random, "detach a partition", table, setting, steps)
 
 
 def attach(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -44,32 +43,66 @@ def attach(random: Random, table: Table, setting: Setting) -> list[Act]:
         f"ALTER TABLE {table.sql} ATTACH PARTITION {leaf} {bounds(partition)}",
     ]
     table.partitions.append(partition)
-    made = acts(random, f"attach {'an unlogged' if unlogged else 'a'} partition", table, setting, steps, _SAYS)
+    justified = _unlogged(table, partition) if unlogged else ()
+    mends = [f"ALTER TABLE {leaf} SET LOGGED"] if unlogged else []
+    what = f"attach {'an unlogged' if unlogged else 'a'} partition"
+    made = acts(random, what, table, setting, steps, *justified, mends=mends)
     insert = f"INSERT INTO {table.sql} ({columns}) VALUES ({row(random, table, setting.codec)}) ON CONFLICT DO NOTHING"
     return [*made, Act("write", (insert,))]
 
 
 def drop_partition(random: Random, table: Table, setting: Setting) -> list[Act]:
     partition = random.choice(table.partitions)
-    table.partitions.remove(partition)
-    return acts(random, "drop a partition", table, setting, [f"DROP TABLE {table.leaf(partition)}"], _SAYS)
+    if len(table.partitions) > 1:
+        table.partitions.remove(partition)
+    return acts(random, "drop a partition", table, setting, [f"DROP TABLE {table.leaf(partition)}"])
 
 
 def truncate_partition(random: Random, table: Table, setting: Setting) -> list[Act]:
     leaf = table.leaf(random.choice(table.partitions))
-    return acts(random, "truncate a partition", table, setting, [f"TRUNCATE {leaf}"], _SAYS, "truncate")
+    return acts(random, "truncate a partition", table, setting, [f"TRUNCATE {leaf}"])
 
 
 def change_partition_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
     leaf = table.leaf(random.choice(table.partitions))
-    steps = [f"ALTER TABLE {leaf} REPLICA IDENTITY {random.choice(('FULL', 'DEFAULT'))}"]
-    return acts(random, "change a partition's identity", table, setting, steps, _SAYS, "identity")
+    identity = random.choice(("FULL", "DEFAULT"))
+    step = f"ALTER TABLE {leaf} REPLICA IDENTITY {identity}"
+    justified: tuple[str, ...] = ()
+    if identity == "FULL":
+        justified = reasons.virtual_in_identity(table.qualified, [column.name for column in table.virtual])
+    mends = [f"ALTER TABLE {leaf} REPLICA IDENTITY DEFAULT"]
+    what = "change a partition's identity"
+    return acts(random, what, table, setting, [step], *justified, mends=mends, unwritable=bool(justified))
+
+
+def lose_partition_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
+    leaf = table.leaf(random.choice(table.partitions))
+    steps = [f"ALTER TABLE {leaf} REPLICA IDENTITY {identity}" for identity in ("NOTHING", "DEFAULT")]
+    justified = reasons.partition_without_identity(table.qualified, [column.name for column in table.keys])
+    return acts(
+        random,
+        "lose a partition's identity",
+        table,
+        setting,
+        steps[: random.randrange(1, 3)],
+        *justified,
+        mends=steps[1:],
+        unwritable=True,
+        undone=True,
+    )
 
 
 def unlog_partition(random: Random, table: Table, setting: Setting) -> list[Act]:
-    leaf = table.leaf(random.choice(table.partitions))
+    partition = random.choice(table.partitions)
+    leaf = table.leaf(partition)
     steps = [f"ALTER TABLE {leaf} SET UNLOGGED", f"ALTER TABLE {leaf} SET LOGGED"]
-    return acts(random, "unlog a partition", table, setting, steps[: random.randrange(1, 3)], _SAYS, "unlogged")
+    justified = _unlogged(table, partition)
+    kept = steps[: random.randrange(1, 3)]
+    return acts(random, "unlog a partition", table, setting, kept, *justified, mends=steps[1:], undone=True)
+
+
+def _unlogged(table: Table, partition: Partition) -> tuple[str, ...]:
+    return reasons.not_followed(table.qualified, reasons.unlogged(f"{table.schema}.{partition.name}"))
 
 
 PARTITION_CHANGES: Final[tuple[Change, ...]] = (
@@ -79,5 +112,6 @@ PARTITION_CHANGES: Final[tuple[Change, ...]] = (
     drop_partition,
     truncate_partition,
     change_partition_identity,
+    lose_partition_identity,
     unlog_partition,
 )

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from infra.settings import Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["headrace", __name__])
+# With all that the module which runs the rounds imports, since each fork imports that one too.
+_FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
 
-_TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 0.3, "producers.producer:_COPY_SECONDS": 0.3}
+_TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 0.4, "producers.producer:_COPY_SECONDS": 0.3}
 """What comes every few seconds comes several times in a round."""
 
 
-class Producer:
-    """`headrace produce main`, as far as its settings are given."""
+@dataclass(frozen=True)
+class End:
+    """How a producer ended by itself: in order, refused by an error of headrace's, or otherwise (`error` is empty)."""
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    code: int
+    error: str = ""
+    problem: str = ""
+    remedy: str = ""
+
+    @property
+    def in_order(self) -> bool:
+        return self.code in (0, -signal.SIGTERM)
+
+    def __str__(self) -> str:
+        return f"it ended with {self.code}: {self.error} {self.problem}; {self.remedy}"
+
+
+class Producer:
+    """`headrace produce main`, as far as its settings are given.
+
+    With `python_codec` rows are encoded as where there is no compiler. `plant` is a fault of `planted` that it has.
+    """
+
+    def __init__(self, settings: Settings, log: Path, *, python_codec: bool = False, plant: str | None = None) -> None:
         self.log = log
+        self._end = log.with_suffix(".end")
+        self._end.unlink(missing_ok=True)
         log.touch()
-        self._process = _FORKS.Process(target=_produce, args=(settings, log))
+        self._process = _FORKS.Process(target=_produce, args=(settings, log, self._end, python_codec, plant))
         self._process.start()
 
     @property
-    def ended(self) -> str | None:
-        """What it said last, where it ended by itself."""
-        if self._process.exitcode is None:
+    def ended(self) -> End | None:
+        """How it ended, None while it runs."""
+        code = self._process.exitcode
+        if code is None:
             return None
-        return f"it ended with {self._process.exitcode}: {self.last_words}"
-
-    @property
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else ""
+        if self._end.exists():
+            return End(code, **json.loads(self._end.read_text()))
+        return End(code, problem=self.log.read_text(errors="replace").rpartition("Traceback")[2][-1500:])
 
     def stop(self, seconds: float) -> bool:
         """Stop it in order; return whether it did."""
@@ -54,11 +77,13 @@ class Producer:
         self._process.close()
 
 
-def _produce(settings: Settings, log: Path) -> None:
+def _produce(settings: Settings, log: Path, end: Path, python_codec: bool, plant: str | None) -> None:
     from infra import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
     from infra.stopping import stop_on_signals  # noqa: PLC0415
     from producers.service import produce  # noqa: PLC0415
+    from schemas import codec  # noqa: PLC0415
     from schemas.errors import HeadraceError  # noqa: PLC0415
+    from tests.fuzz import planted  # noqa: PLC0415
 
     with log.open("a") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
@@ -66,9 +91,17 @@ def _produce(settings: Settings, log: Path) -> None:
     for name, value in _TUNES.items():
         module, _, constant = name.partition(":")
         setattr(importlib.import_module(module), constant, value)
+    if python_codec:
+        codec.compiled = None  # type: ignore[misc]  # as where there is no compiler
+    if plant is not None:
+        planted.plant(plant)
     lines.configure()
     try:
         with stop_on_signals() as stop:
             produce(settings, "main", stop)
     except HeadraceError as error:
-        sys.exit(f"headrace: error: {error}")
+        told = {"error": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
+        written = end.with_suffix(".written")
+        written.write_text(json.dumps(told))
+        written.rename(end)  # it may be killed at any moment
+        sys.exit(error.exit_code)

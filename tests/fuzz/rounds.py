@@ -3,89 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import count
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from infra.positions import Positions, SnapshotState, read_sources
 from infra.postgres import connect
 from infra.settings import Settings
-from infra.snapshot_requests import SnapshotRequest, send_request
-from infra.stack import PostgresServer
 from infra.topics import delete_topics
+from producers.startup import slot_name
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
-from tests.fuzz.acts import CATCH_UP, KILL, START, STOP, Act, Ending
+from tests.fuzz.acts import CATCH_UP, KILL, PASS, RESTART, START, STOP, Act
+from tests.fuzz.application import Application
+from tests.fuzz.operator import Operator
 from tests.fuzz.producing import Producer
 from tests.fuzz.script import Script
-from tests.fuzz.topics import INCOMPLETE, difference
-from tests.fuzz.values import PRELUDE
+from tests.fuzz.source_changes import TWO_PHASE
+from tests.fuzz.topics import INCOMPLETE, compared
+from tests.fuzz.world import Broken, World
+from tests.producers.folding import Record, read_topics
 from tests.producers.sources import settings_for
 
-_OUR_DOING: Final = re.compile(r"publishes|replica identity", re.IGNORECASE)
-"""In the message of an application's statement that failed: it would have worked, had nothing been published."""
-
 _SETTLES: Final = 20.0
-"""Seconds after which a table that is neither right nor stopped will not be."""
-
-
-class Broken(AssertionError):
-    """A promise that a round broke."""
-
-
-@dataclass
-class World:
-    """Servers on which rounds are played, one database after the other."""
-
-    server: PostgresServer
-    bootstrap_servers: str
-    directory: Path
-    patience: float = 120.0
-    _templates: dict[str, str] = field(default_factory=dict)
-
-    def database(self, name: str, encoding: str) -> str:
-        """Create a database of this encoding with everything that tables refer to; return its dsn."""
-        if encoding not in self._templates:
-            template = f"fuzz_{encoding.lower()}_{time.monotonic_ns() % 10**9}"
-            self._create(template, encoding, "template0")
-            with psycopg.connect(self.server.dsn(template), autocommit=True, client_encoding="UTF8") as connection:
-                connection.execute(PRELUDE.encode())
-            self._templates[encoding] = template
-        self._create(name, encoding, self._templates[encoding])
-        return self.server.dsn(name)
-
-    def close(self) -> None:
-        """Drop what its rounds had in common."""
-        for template in self._templates.values():
-            self.server.drop_database(template)
-
-    def _create(self, name: str, encoding: str, template: str) -> None:
-        with self.server.connect() as connection:
-            provider = sql.SQL("LOCALE_PROVIDER libc" if connection.info.server_version >= 150_000 else "")
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C' {}").format(
-                    sql.Identifier(name), sql.Identifier(template), encoding, provider
-                )
-            )
+_LOOKS: Final = 10
+"""After so many seconds and catch-ups a table that is neither right nor stopped will not be."""
 
 
 @dataclass
 class Outcome:
     """What came of a round that broke nothing."""
 
-    equal: int = 0
-    stopped: list[str] = field(default_factory=list)
-    refused: str = ""
-    """Why the source could not be read from the first, if so."""
-    failed: list[str] = field(default_factory=list)
-    """Statements that their database refused, as it may."""
+    equal: dict[str, int] = field(default_factory=dict)
+    """Tables whose topics are equal to them at the end → rows."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Tables that were stopped when all was done → the reason, whatever came of their remedies."""
+    still: dict[str, str] = field(default_factory=dict)
+    """Those that are stopped after their remedies."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Tables that could not be captured any more."""
+    refusals: list[str] = field(default_factory=list)
+    """Reasons for which starts were refused, before their remedies."""
 
 
 def play(world: World, script: Script) -> Outcome:
@@ -96,7 +58,7 @@ def play(world: World, script: Script) -> Outcome:
         world.bootstrap_servers,
         name,
         # Large transactions are streamed before their end.
-        make_conninfo(dsn, options="-c logical_decoding_work_mem=64kB"),
+        make_conninfo(world.owners_dsn(dsn) if script.owned else dsn, options="-c logical_decoding_work_mem=64kB"),
         *script.tables,
         snapshot={"chunk_rows": script.chunk_rows},
         allow_unlimited_wal=True,
@@ -105,6 +67,8 @@ def play(world: World, script: Script) -> Outcome:
     played = Round(world, script, settings, dsn)
     try:
         return played.play()
+    except Broken as error:
+        raise Broken(f"{error}\n{played.tail()}") from error
     finally:
         played.close()
         world.server.drop_database(name)
@@ -118,248 +82,195 @@ class Round:
     """A round while it is played."""
 
     def __init__(self, world: World, script: Script, settings: Settings, dsn: str) -> None:
-        self.world, self.script, self.settings = world, script, settings
-        # The database's own settings are for headrace; the application has what it expects.
-        options = "-c statement_timeout=0 -c lock_timeout=20s -c default_transaction_read_only=off -c DateStyle=ISO"
-        options += " -c idle_in_transaction_session_timeout=0 -c search_path=public,ext -c array_nulls=on"
-        options += " -c default_transaction_isolation=read\\ committed -c standard_conforming_strings=on"
-        options += " -c idle_session_timeout=0 -c session_replication_role=origin -c xmloption=content"
-        options += " -c default_transaction_deferrable=off -c transform_null_equals=off -c IntervalStyle=postgres"
-        self._dsn = make_conninfo(dsn, options=options, client_encoding="UTF8")
-        self._writer = psycopg.connect(self._dsn, autocommit=True)
-        if self._writer.info.server_version >= 170_000:
-            self._writer.execute("SET transaction_timeout = 0")
+        self.world, self.script = world, script
+        self._application = Application(dsn, settings.prefix, owned=script.owned)
+        self._operator = Operator(settings, self._application.alter, self._application.happened)
         self._producer: Producer | None = None
         self._positions = Positions(settings.prefix, settings.kafka)
         self._log = world.directory / f"{settings.prefix}.log"
-        self._happened: list[Act] = []
-        self._prepared: list[str] = []
+        self._slot = slot_name(settings, "main", settings.database("main"))
         self._completed: set[str] = set()
         """Tables that were read again for values that the stream left out."""
         self.outcome = Outcome()
 
+    @property
+    def settings(self) -> Settings:
+        return self._operator.settings
+
     def close(self) -> None:
         if self._producer is not None:
             self._producer.kill()
-        with contextlib.suppress(psycopg.Error):
-            self._writer.execute("ROLLBACK")  # of what broke in the midst of a transaction
-            self._finish_prepared()
-        self._writer.close()
-        self._log.unlink(missing_ok=True)
+        self._application.close()
+        for path in (self._log, self._log.with_suffix(".end")):
+            path.unlink(missing_ok=True)
 
     def play(self) -> Outcome:
         for act in self.script.first:
             self._carry_out(act)
-        database = f'DATABASE "{self._writer.info.dbname}"'
-        for setting in self.script.settings:
-            self._writer.execute(f"ALTER {database} SET {setting}".encode())
-        for setting in self.script.role_settings:
-            self._writer.execute(f"ALTER ROLE CURRENT_USER IN {database} SET {setting}".encode())
+        if refused := [each for each in self._application.failed if "CREATE TABLE" in each]:
+            raise Broken(f"the fuzz drew a table that there cannot be: {refused}")
+        self._application.configure(self.script.settings, self.script.role_settings)
         for act in self.script.acts:
             self._carry_out(act)
-            if self.outcome.refused:
-                return self.outcome
-        self._finish_prepared()
+        self._application.finish_prepared()
         self._carry_out(START)
-        self._carry_out(CATCH_UP)
-        if not self.outcome.refused:
-            self._prove()
-            if self.script.read_anew and self.outcome.stopped:
-                self._read_anew()
-            self._carry_out(STOP)
+        self._catch_up()
+        self._prove(frozenset())
+        self.outcome.stopped = dict(self.outcome.still)
+        if self.outcome.still:
+            self._follow_remedies()
+        for table in self._operator.tables:
+            schema, _, name = table.partition(".")
+            self._application.require_writable((schema, name))
+        if self.script.checked and not self.outcome.still and (found := self._operator.checked()):
+            raise Broken(f"every topic is its table, and `headrace check` says: {found}")
+        self._carry_out(STOP)
+        self.outcome.refusals, self.outcome.left_out = self._operator.refusals, self._operator.left_out
         return self.outcome
 
     def _carry_out(self, act: Act) -> None:
-        if act == START:
-            self._producer = Producer(self.settings, self._log)
+        if act == START and self._producer is None:
+            self._start()
         elif act == STOP and self._producer is not None:
             if not self._producer.stop(self.world.patience):
                 raise Broken("the producer did not stop")
-            self._require_running(stopped=True)
             self._end_producer()
         elif act == KILL and self._producer is not None:
-            self._require_running()
             self._end_producer()
-        elif act == CATCH_UP and self._producer is not None:
-            self._catch_up()
+        elif act == RESTART and self._producer is not None:
+            self._end_producer()
+            self._start()
+        elif act == TWO_PHASE:
+            self._make_slot_two_phase()
+        elif act in (CATCH_UP, PASS) and self._producer is not None:
+            self._catch_up(copied=act == CATCH_UP)
         elif act.what == "read it again" and act.table is not None:
-            with self._tolerated("a request"):
-                send_request(self._writer, SnapshotRequest(table=act.table))
+            self._application.request(act.table)
         elif act.statements:
-            self._write(act)
+            self._application.write(act)
+
+    def _start(self) -> None:
+        self._producer = Producer(
+            self.settings, self._log, python_codec=self.script.python_codec, plant=self.world.plant
+        )
 
     def _end_producer(self) -> None:
-        if self._producer is not None:
-            self._producer.kill()
-            self._producer = None
+        """Kill the producer; one that was refused before has its remedy followed."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        ended = producer.ended
+        producer.kill()
+        if ended is not None and not ended.in_order:
+            self._operator.follow(ended)
 
-    def _write(self, act: Act) -> None:
-        """Carry out the transaction, as far as the database lets it; one that is refused did not happen."""
-        if act.ending is Ending.ALONE:
-            # One after the other, whatever became of those before.
-            happened = max(list(map(self._statement, act.statements)))
-        else:
-            self._writer.execute("BEGIN")
-            # A row that is refused leaves the others of its transaction; a change is made whole or not at all.
-            if act.what in ("write", "rows", "large transaction"):
-                for statement in act.statements:
-                    self._row(statement)
-                whole = True
-            else:
-                whole = all(map(self._statement, act.statements))
-            happened = self._end(act.ending if whole else Ending.ROLLBACK)
-        if happened:
-            self._happened.append(act)
-
-    def _end(self, ending: Ending) -> bool:
-        """End the transaction; return whether what it did is there to stay."""
-        if ending is Ending.PREPARE:
-            gid = f"{self.settings.prefix}-{len(self._happened)}"
-            with self._tolerated(ending.value):
-                self._writer.execute(f"PREPARE TRANSACTION '{gid}'".encode())
-                self._prepared.append(gid)
-                return True
-        elif ending is Ending.COMMIT:
-            with self._tolerated(ending.value):
-                self._writer.execute("COMMIT")
-                return True
-        if self._writer.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            self._writer.execute("ROLLBACK")
-        return False
-
-    def _finish_prepared(self) -> None:
-        while self._prepared:
-            self._writer.execute(f"COMMIT PREPARED '{self._prepared.pop()}'".encode())
-
-    def _row(self, statement: str) -> bool:
-        if statement.startswith(("SAVEPOINT", "ROLLBACK")):
-            self._writer.execute(statement.encode())
-            return True
-        self._writer.execute("SAVEPOINT statement")
-        if self._statement(statement):
-            return True
-        self._writer.execute("ROLLBACK TO statement")
-        return False
-
-    def _statement(self, statement: str) -> bool:
-        if self._prepared and not statement.startswith(("INSERT", "UPDATE", "DELETE")):
-            # What alters a table would wait for the prepared transaction.
-            if self._writer.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-                self._finish_prepared()
-            else:
-                return False
-        with self._tolerated(statement):
-            self._writer.execute(statement.encode())
-            return True
-        return False
-
-    @contextlib.contextmanager
-    def _tolerated(self, statement: str) -> Iterator[None]:
-        """Note what the database refuses; raises Broken where that is our doing."""
-        try:
-            yield
-        except psycopg.Error as error:
-            message = str(error).splitlines()[0]
-            self.outcome.failed.append(f"{message} ({statement[:80]})")
-            writes = statement.startswith(("INSERT", "UPDATE", "DELETE", "TRUNCATE"))
-            if writes and _OUR_DOING.search(f"{error}") and not self._own_identity_lost():
-                raise Broken(f"a write of the application failed: {error} ({statement[:200]})") from error
-
-    def _own_identity_lost(self) -> bool:
-        """Whether the application took an identity or a key from a table itself."""
-        return any(set(act.justifies) & {"identity", "key|unique|identity"} for act in self._happened)
-
-    def _catch_up(self) -> None:
-        # The producer's next heartbeat is behind everything that was written.
-        row = self._writer.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
-        assert row is not None
-        lsn = parse_lsn(row[0])
+    def _make_slot_two_phase(self) -> None:
+        running = self._producer is not None
+        self._end_producer()
+        self._application.finish_prepared()  # a slot waits for them
         deadline = time.monotonic() + self.world.patience
-        self._finish_prepared()  # a first start waits for them
-        while not self._there(lsn):
-            if self._producer is not None and (ended := self._producer.ended) is not None:
-                self._judge_end(ended)
-                return
+        drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        while self._application.ask("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", self._slot):
+            self._application.ask(f"{drop} WHERE slot_name = %s AND active_pid IS NULL", self._slot)
             if time.monotonic() > deadline:
-                raise Broken(f"it never caught up; {self._tail()}")
-            time.sleep(0.05)
+                raise Broken(f"slot {self._slot} is still read")
+            time.sleep(0.02)
+        made = "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput', false, true)"
+        self._application.ask(made, self._slot)
+        self._application.happened.append(TWO_PHASE)
+        if running:
+            self._start()
 
-    def _there(self, lsn: Lsn) -> bool:
+    def _catch_up(self, *, copied: bool = True) -> None:
+        """Wait until all that was written is published and, with `copied`, no table is left to copy."""
+        # The producer's next heartbeat is behind everything that was written.
+        lsn = parse_lsn(self._application.ask("SELECT pg_current_wal_insert_lsn()::text"))
+        deadline = time.monotonic() + self.world.patience
+        self._application.finish_prepared()  # a first start waits for them
+        pause = 0.02
+        while not self._there(lsn, copied=copied):
+            if self._producer is not None and (ended := self._producer.ended) is not None:
+                if ended.in_order:
+                    raise Broken("it ended by itself")
+                self._end_producer()
+                self._start()
+                pause = 0.02
+            if time.monotonic() > deadline:
+                raise Broken(f"it never caught up; {self.tail()}")
+            time.sleep(pause := min(0.2, 1.5 * pause))
+
+    def _there(self, lsn: Lsn, *, copied: bool) -> bool:
+        # The slot is asked first, which costs less: it is confirmed after the position is recorded.
+        found = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = %s"
+        confirmed = self._application.ask(found, self._slot)
+        if confirmed is None or parse_lsn(confirmed) < lsn:
+            return False
         state = self._positions.sources().get("main")
         if state is None or state.stream is None or state.stream.commit_lsn < lsn:
             return False
-        return all(each.stopped or not each.under_way for each in state.snapshots.values())
+        return not copied or all(each.stopped or not each.under_way for each in state.snapshots.values())
 
-    def _require_running(self, *, stopped: bool = False) -> None:
-        ended = self._producer.ended if self._producer is not None else None
-        if ended is not None and not (stopped and ended.startswith(("it ended with 0", "it ended with -15"))):
-            self._judge_end(ended)
+    def _prove(self, mended: frozenset[str]) -> None:
+        """Raise Broken unless each topic is its table, or the table is stopped for a reason that is true.
 
-    def _judge_end(self, ended: str) -> None:
-        """Raise Broken unless something that happened to all tables, or to every table, justifies the end."""
-        if self._justified(ended, None):
-            self.outcome.refused = ended
-            return
-        raise Broken(f"{ended} {self._tail()}")
-
-    def _justified(self, reason: str, table: str | None) -> bool:
-        return any(
-            re.search(pattern, reason, re.IGNORECASE)
-            for act in self._happened
-            if act.table in (None, table) or table is None
-            for pattern in act.justifies
-        )
-
-    def _prove(self) -> None:
-        """Raise Broken unless each topic is its table, or the table is stopped for a reason that is true."""
-        with connect(self._dsn, name="fuzz", reading=True) as connection:
-            left = dict.fromkeys(self.script.tables, "")
+        Those that were `mended` have to be equal.
+        """
+        self.outcome.still.clear()
+        with connect(self._application.dsn, name="fuzz", reading=True) as connection:
+            left = dict.fromkeys(self._operator.tables, "")
             deadline = time.monotonic() + _SETTLES
-            while True:
-                states = self._states()
-                left = {table: how for table in left if (how := self._judge(connection, table, states.get(table)))}
+            for looks in count(1):
+                left = self._judged(connection, [table for table in left if table in self._operator.tables], mended)
                 if not left:
                     return
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline and looks >= _LOOKS:
                     raise Broken("; ".join(f"{table}: {how}" for table, how in left.items()))
                 time.sleep(0.3)
                 self._catch_up()
-                if self.outcome.refused:
-                    return
 
-    def _read_anew(self) -> None:
-        """Follow the remedy of tables that are stopped; one may be stopped again, for the same reason."""
-        for table, state in self._states().items():
-            if state.stopped is not None:
-                with self._tolerated("a request"):
-                    send_request(self._writer, SnapshotRequest(table=table, anew=True))
+    def _follow_remedies(self) -> None:
+        """Follow the remedies of tables that are stopped; each is then equal, unless it could not be put right."""
+        mended = {table for table, reason in self.outcome.still.items() if self._operator.read_anew(table, reason)}
+        if self._operator.left_out and self._producer is not None:
+            self._carry_out(RESTART)
         self._catch_up()
-        if not self.outcome.refused:
-            self._prove()
+        self._prove(frozenset(mended))
 
     def _states(self) -> dict[str, SnapshotState]:
         state = self._positions.sources().get("main")
         return {} if state is None else dict(state.snapshots)
 
-    def _judge(self, connection: psycopg.Connection[Any], table: str, state: SnapshotState | None) -> str:
-        """Return what is wrong with a table, nothing where it is right."""
-        if state is None:
-            return "nothing is recorded of it"
-        if state.stopped is not None:
-            if not self._justified(state.stopped, table):
-                return f"it was stopped, and nothing that happened to it was a reason to: {state.stopped}"
-            self.outcome.stopped.append(state.stopped)
-            return ""
+    def _judged(self, connection: psycopg.Connection[Any], tables: list[str], mended: frozenset[str]) -> dict[str, str]:
+        """Return what is wrong with tables, leaving out those that are right."""
+        states = self._states()
+        going = {table: state for table, state in states.items() if table in tables and state.stopped is None}
+        records = read_topics(self.settings, [state.topic for state in going.values()]) if going else {}
+        found: dict[str, str] = {}
+        for table in tables:
+            if table not in states:
+                found[table] = "nothing is recorded of it"
+            elif (reason := states[table].stopped) is not None:
+                self._operator.require_justified(reason, table)
+                self.outcome.still[table] = reason
+                if table in mended:
+                    found[table] = f"it was put right and read anew, and is stopped: {reason}"
+            elif how := self._difference(connection, table, records[states[table].topic]):
+                found[table] = how
+        return found
+
+    def _difference(self, connection: psycopg.Connection[Any], table: str, records: list[Record]) -> str:
         schema, _, name = table.partition(".")
         try:
-            how = difference(connection, self.settings, state.topic, (schema, name))
+            how, rows = compared(connection, records, (schema, name))
         except psycopg.Error as error:
-            how = str(error)
+            how, rows = str(error), 0
         if how == INCOMPLETE and table not in self._completed:
             self._completed.add(table)
-            send_request(self._writer, SnapshotRequest(table=table))
-        self.outcome.equal += not how
+            self._application.request(table)
+        if not how:
+            self.outcome.equal[table] = rows
         return how
 
-    def _tail(self) -> str:
+    def tail(self) -> str:
+        """Return the last lines of the producer's log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-6:])

@@ -7,9 +7,12 @@ from random import Random
 from typing import Final
 
 from tests.fuzz.acts import CATCH_UP, KILL, START, STOP, Act
-from tests.fuzz.changes import CHANGES, Setting
+from tests.fuzz.changes import COLUMN_CHANGES, Change, Setting
 from tests.fuzz.partition_changes import PARTITION_CHANGES
-from tests.fuzz.shapes import Table, random_table, statements
+from tests.fuzz.reasons import not_validated, virtual_in_identity
+from tests.fuzz.shapes import Table, random_table, statements, validated
+from tests.fuzz.source_changes import SOURCE_CHANGES
+from tests.fuzz.table_changes import TABLE_CHANGES
 from tests.fuzz.values import CODECS
 from tests.fuzz.writes import large_transaction, rows, transaction
 
@@ -17,7 +20,7 @@ _SETTINGS: Final = (
     "statement_timeout = '30ms'",
     "lock_timeout = '10ms'",
     "idle_in_transaction_session_timeout = '20ms'",
-    "idle_session_timeout = '100ms'",
+    "idle_session_timeout = '300ms'",
     "default_transaction_read_only = on",
     "default_transaction_isolation = 'serializable'",
     "default_transaction_deferrable = on",
@@ -46,13 +49,15 @@ _SETTINGS: Final = (
 )
 _SETTINGS_SINCE_17: Final = ("transaction_timeout = '50ms'",)
 
+_CHANGES: Final = (*COLUMN_CHANGES, *TABLE_CHANGES, *SOURCE_CHANGES, *PARTITION_CHANGES)
+
 
 @dataclass(frozen=True)
 class Script:
     """What a round does. `tables` are the names of those that are captured, `first` makes them and their rows.
 
-    `settings` are the database's, `role_settings` the role's in it. With `read_anew`, tables that are stopped in the
-    end are re-snapshot, as their remedy says.
+    `settings` are the database's, `role_settings` the role's in it. With `owned` the producer's role owns the tables
+    and is no superuser; with `python_codec` it encodes rows as where there is no compiler.
     """
 
     seed: int
@@ -63,11 +68,15 @@ class Script:
     acts: tuple[Act, ...]
     chunk_rows: int
     role_settings: tuple[str, ...] = ()
-    read_anew: bool = False
+    owned: bool = False
+    python_codec: bool = False
+    checked: bool = True
+    """Whether `headrace check` is asked in the end; it is in any case where a start is refused."""
 
     def described(self) -> str:
         settings = "; ".join(self.settings + self.role_settings)
-        lines = [f"-- database: {self.encoding}, chunks of {self.chunk_rows} rows; {settings}"]
+        role = "the tables' owner" if self.owned else "a superuser"
+        lines = [f"-- database: {self.encoding}, chunks of {self.chunk_rows} rows, role: {role}; {settings}"]
         for act in (*self.first, *self.acts):
             lines.append(f"-- {act.what}{f' ({act.table})' if act.table else ''} {act.ending.value}".rstrip())
             lines += [f"{statement};" for statement in act.statements]
@@ -78,25 +87,25 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     """Return the round of a seed; `only` are the names of the changes that it may have, by default all."""
     random = Random(f"{seed} on {version}")
     encoding = random.choice(("UTF8", "UTF8", "UTF8", "UTF8", *CODECS))
-    collations = ('"C"', '"POSIX"', *(('"und-x-icu"', '"unicode_ext"') if encoding == "UTF8" and version < 18 else ()))
+    collations = ('"C"', '"POSIX"', *(('"und-x-icu"', '"en-x-icu"') if encoding == "UTF8" and version < 18 else ()))
     codec = CODECS[encoding]
     # The first is never changed, so that there is always one that goes on.
     tables = [random_table(random, number, version, collations) for number in range(random.choice((2, 3, 3, 4)))]
     names = tuple(table.qualified for table in tables)
-    setting = Setting(version, codec, tables)
-    first = [Act("make a table", tuple(statements(random, table)), table=table.qualified) for table in tables]
-    first += [rows(random, table, codec, random.choice((0, 3, 20, 40))) for table in tables]
+    setting = Setting(version, encoding, codec, tables)
+    first = [_made(random, table) for table in tables]
+    first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 12, 25)))]
     known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
     settings = random.sample(known, random.choice((0, 1, 1, 2, 3)))
     acts: list[Act] = []
-    changes = random.choice((0, 1, 1, 2))
+    changes = random.choice((0, 1, 2, 3))
     sessions = random.choice((1, 2, 2, 3))
     for session in range(sessions):
         acts.append(START)
         acts += _work(random, setting, changes, only)
         acts.append(random.choice((STOP, KILL, KILL)))
         if session + 1 < sessions:
-            acts += _work(random, setting, random.choice((0, 0, 1)), only)
+            acts += _work(random, setting, random.choice((0, 1, 1)), only)
     return Script(
         seed,
         encoding,
@@ -104,10 +113,25 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
         names,
         tuple(first),
         tuple(acts),
-        random.choice((1, 2, 3, 7, 50)),
+        random.choice((1, 2, 3, 3, 7, 50)),
         tuple(settings[1::2]),
-        random.random() < 0.5,
+        owned=random.random() < 0.4,
+        python_codec=random.random() < 0.2,
+        checked=random.random() < 0.3,
     )
+
+
+def _made(random: Random, table: Table) -> Act:
+    steps = tuple(statements(random, table))
+    justified: list[str] = []
+    mends: list[str] = []
+    if table.virtual and any("REPLICA IDENTITY FULL" in step for step in steps):
+        justified += virtual_in_identity(table.qualified, [column.name for column in table.virtual])
+        mends += table.defaults
+    if table.null_key:
+        justified += not_validated(table.qualified, [column.name for column in table.keys])
+        mends += validated(table)
+    return Act("make a table", steps, table=table.qualified, justifies=tuple(justified), mends=tuple(mends))
 
 
 def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...]) -> list[Act]:
@@ -128,8 +152,10 @@ def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...])
 def change(random: Random, setting: Setting, only: tuple[str, ...]) -> list[Act]:
     """Return one change of a table that may be changed, and the writes in between."""
     table: Table = random.choice(setting.tables[1:])
-    usual = PARTITION_CHANGES if table.partitioned and random.random() < 0.7 else CHANGES
-    wanted = tuple(each for each in CHANGES + PARTITION_CHANGES if each.__name__ in only) if only else usual
+    wanted: tuple[Change, ...] = tuple(each for each in _CHANGES if each.__name__ in only)
+    if not only:
+        usual = random.choices((COLUMN_CHANGES, TABLE_CHANGES, SOURCE_CHANGES), (5, 2, 3))[0]
+        wanted = PARTITION_CHANGES if table.partitioned and random.random() < 0.6 else usual
     possible = [each for each in wanted if table.partitioned or each not in PARTITION_CHANGES]
     for _ in range(4 if possible else 0):  # not every table has what a change needs
         if made := random.choice(possible)(random, table, setting):

@@ -6,7 +6,20 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from tests.fuzz.values import KEYS, LARGE, MOOD, PAIR, RETYPED, SMALL, WIDENED, Kind, identifier, plain_kinds, quoted
+from tests.fuzz.values import (
+    FAR,
+    KEYS,
+    LARGE,
+    MOOD,
+    PAIR,
+    RETYPED,
+    SMALL,
+    WIDENED,
+    Kind,
+    identifier,
+    plain_kinds,
+    quoted,
+)
 
 SCHEMAS: Final = ("public", "public", "Sch-ema", 's"q')
 _NAMES: Final = ("t", "MiXed", "semi;colon", 'quo"te', "o'clock", "select", "x%y", "_1", "$d", "café", "order")
@@ -22,6 +35,7 @@ class Column:
     type: str
     not_null: bool = False
     generated: bool = False
+    virtual: bool = False
     key: bool = False
 
     @property
@@ -47,6 +61,8 @@ class Table:
     identity: str = "DEFAULT"
     unique_only: bool = False
     """Whether its key is that of a replica identity's index, for want of a primary key."""
+    null_key: bool = False
+    """Whether it has a row without a key, from before its columns were NOT NULL (NOT VALID, since 18)."""
     key_name: str = "pk"
     partitions: list[Partition] = field(default_factory=list)
     made: int = 0
@@ -59,6 +75,39 @@ class Table:
     @property
     def sql(self) -> str:
         return f"{identifier(self.schema)}.{identifier(self.name)}"
+
+    @property
+    def schema_sql(self) -> str:
+        return identifier(self.schema)
+
+    @property
+    def name_sql(self) -> str:
+        return identifier(self.name)
+
+    @property
+    def index_sql(self) -> str:
+        """The index of one that is `unique_only`."""
+        return identifier(f"{self.name}_index")
+
+    @property
+    def safe_identity(self) -> str:
+        """The replica identity that has its key and nothing else."""
+        return f"USING INDEX {self.index_sql}" if self.unique_only else "DEFAULT"
+
+    @property
+    def given_identity(self) -> str:
+        """The replica identity that it was made with."""
+        return self.safe_identity if self.identity == "DEFAULT" else self.identity
+
+    @property
+    def defaults(self) -> list[str]:
+        """The statements that give it, and each partition, the identity that has its key and nothing else."""
+        mine = [f"ALTER TABLE {self.sql} REPLICA IDENTITY {self.safe_identity}"]
+        return mine + [f"ALTER TABLE {self.leaf(each)} REPLICA IDENTITY DEFAULT" for each in self.partitions]
+
+    @property
+    def virtual(self) -> list[Column]:
+        return [column for column in self.columns if column.virtual]
 
     @property
     def partitioned(self) -> bool:
@@ -92,27 +141,30 @@ def random_table(random: Random, number: int, version: int, collations: tuple[st
         columns.append(_key_column(random, random.choice(("Key 2", "k")), collations))
     partitioned = random.random() < 0.25
     if partitioned:
-        columns[0] = Column("id", KEYS_OF_PARTITIONS, "int4", key=True)
+        columns[0] = Column("id", KEYS_OF_PARTITIONS, "int4", not_null=True, key=True)
     if random.random() < 0.15:
         columns.reverse()
     kinds = plain_kinds(version)
     names = random.sample(COLUMN_NAMES, random.randrange(1, 6))
     for name in names:
         changing = random.choice(RETYPED + WIDENED)[0]
-        kind = random.choice((random.choice(kinds), random.choice(kinds), changing, changing, MOOD, PAIR, LARGE, SMALL))
+        kind = random.choice(
+            (random.choice(kinds), random.choice(kinds), changing, changing, MOOD, PAIR, LARGE, SMALL, FAR)
+        )
         columns.insert(random.randrange(len(columns) + 1), Column(name, kind, kind.name))
     if random.random() < 0.7:
         columns.append(Column("large", LARGE, "text"))
     if random.random() < 0.2:
         stored = version < 18 or random.random() < 0.5
         made = "GENERATED ALWAYS AS (41 + 1) " + ("STORED" if stored else "VIRTUAL")
-        columns.append(Column("made", SMALL, f"int {made}", generated=True))
+        columns.append(Column("made", SMALL, f"int {made}", generated=True, virtual=not stored))
     name = f"{random.choice(_NAMES)}{number}"
     table = Table(random.choice(SCHEMAS), name, columns, key_name=f"pk{number}")
     if partitioned:
         ranges: list[int | None] = [0, 1, 2] if random.random() < 0.5 else [0, 1, None]
         table.partitions = [Partition(f"{name}_p{place}", place) for place in ranges]
-    table.unique_only = not partitioned and random.random() < 0.1
+    table.unique_only = not partitioned and random.random() < 0.15
+    table.null_key = table.unique_only and version >= 18 and random.random() < 0.3
     table.identity = "DEFAULT" if table.unique_only or random.random() < 0.6 else "FULL"
     return table
 
@@ -128,12 +180,18 @@ def _key_column(random: Random, name: str, collations: tuple[str, ...]) -> Colum
 
 def statements(random: Random, table: Table) -> list[str]:
     """Return what makes the table."""
-    listed = [f"{column.sql} {column.type}{' NOT NULL' if column.not_null else ''}" for column in table.columns]
+    listed = [
+        f"{column.sql} {column.type}{' NOT NULL' if column.not_null and not table.null_key else ''}"
+        for column in table.columns
+    ]
     key = ", ".join(column.sql for column in table.keys)
     if not table.unique_only:
         listed.append(f"CONSTRAINT {table.key_name} PRIMARY KEY ({key})")
     by = f" PARTITION BY RANGE ({identifier('id')})" if table.partitioned else ""
     made = [f"CREATE TABLE {table.sql} ({', '.join(listed)}){by}"]
+    if table.null_key:
+        made.append(f"INSERT INTO {table.sql} DEFAULT VALUES")
+        made += [f"ALTER TABLE {table.sql} ADD {each}" for each in not_valid(table)]
     for column in table.columns:
         if column.kind is LARGE:
             made.append(f"ALTER TABLE {table.sql} ALTER {column.sql} SET STORAGE EXTERNAL")
@@ -142,12 +200,27 @@ def statements(random: Random, table: Table) -> list[str]:
         if table.identity == "FULL" and random.random() < 0.5:
             made.append(f"ALTER TABLE {table.leaf(partition)} REPLICA IDENTITY FULL")
     if table.unique_only:
-        index = identifier(f"{table.name}_index")
-        made.append(f"CREATE UNIQUE INDEX {index} ON {table.sql} ({key})")
-        made.append(f"ALTER TABLE {table.sql} REPLICA IDENTITY USING INDEX {index}")
-    elif table.identity == "FULL":
-        made.append(f"ALTER TABLE {table.sql} REPLICA IDENTITY FULL")
+        made.append(f"CREATE UNIQUE INDEX {table.index_sql} ON {table.sql} ({key})")
+    if table.unique_only or table.identity == "FULL":
+        made.append(f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.given_identity}")
     return made
+
+
+def not_valid(table: Table) -> list[str]:
+    """Return the constraints by which rows from before may have no key, and later ones have one."""
+    return [
+        f"CONSTRAINT {identifier(f'not null {place}')} NOT NULL {column.sql} NOT VALID"
+        for place, column in enumerate(table.keys)
+    ]
+
+
+def validated(table: Table) -> list[str]:
+    """Return what makes them valid: the remedy that headrace names."""
+    none = " OR ".join(f"{column.sql} IS NULL" for column in table.keys)
+    return [f"DELETE FROM {table.sql} WHERE {none}"] + [
+        f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {identifier(f'not null {place}')}"
+        for place, _ in enumerate(table.keys)
+    ]
 
 
 def bounds(partition: Partition) -> str:

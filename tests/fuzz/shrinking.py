@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Final
 
 from tests.fuzz.acts import Act
-from tests.fuzz.rounds import World, play
+from tests.fuzz.rounds import play
 from tests.fuzz.script import Script
+from tests.fuzz.world import World
 
 _TRIES: Final = 40
 

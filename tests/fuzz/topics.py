@@ -12,9 +12,8 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.settings import Settings
 from schemas.events import UNCHANGED
-from tests.producers.folding import fold, read_topic
+from tests.producers.folding import Record, fold, require_order
 
 _COLUMNS: Final = """
 SELECT attname::text, atttypid::bigint,
@@ -35,28 +34,30 @@ INCOMPLETE: Final = "values that the stream left out are in no record of their k
 Printed = tuple[str | None, ...]
 
 
-def difference(connection: psycopg.Connection[Any], settings: Settings, topic: str, table: tuple[str, str]) -> str:
-    """Return how the topic, folded, differs from the table: nothing where it does not.
+def compared(connection: psycopg.Connection[Any], records: list[Record], table: tuple[str, str]) -> tuple[str, int]:
+    """Return how a topic, folded, differs from the table (nothing where it does not), and how many rows that has.
 
     `connection` shows values in the text that headrace encodes.
     """
     columns = connection.execute(_COLUMNS, table).fetchall()
-    try:
-        folded = fold(read_topic(settings, topic)).values()
-    except AssertionError as error:
-        return str(error)
     expected = Counter(_table_rows(connection, table, [(name, kind) for name, kind, _ in columns]))
+    rows = sum(expected.values())
+    try:
+        require_order(records)
+        folded = fold(records).values()
+    except AssertionError as error:
+        return str(error), rows
     found = Counter(tuple(_printed(row, *column) for column in columns) for row in folded)
     missing, surplus = list((expected - found).elements()), list((found - expected).elements())
     if not missing and not surplus:
-        return ""
+        return "", rows
     if _same_but_for_what_is_unknown(missing, surplus):
-        return INCOMPLETE
+        return INCOMPLETE, rows
     names = [name for name, *_ in columns]
     return (
-        f"{sum(expected.values())} rows in the table, {sum(found.values())} in the topic; columns {names};"
+        f"{rows} rows in the table, {sum(found.values())} in the topic; columns {names};"
         f" only in the table: {_shown(missing)}; only in the topic: {_shown(surplus)}"
-    )
+    ), rows
 
 
 def _same_but_for_what_is_unknown(missing: list[Printed], surplus: list[Printed]) -> bool:

@@ -68,7 +68,7 @@ def _update(random: Random, table: Table, codec: str, count: int) -> str:
         return _delete(random, table, 1)
     chosen = random.sample(table.others, min(len(table.others), random.choice((1, 1, 2))))
     changes = ", ".join(f"{column.sql} = {value(random, column, codec)}" for column in chosen)
-    return f"UPDATE {table.sql} SET {changes} WHERE {_picked(random, table, count)}"
+    return f"UPDATE {table.sql} SET {changes} WHERE {picked(random, table, count)}"
 
 
 def _move(random: Random, table: Table, codec: str) -> str:
@@ -76,14 +76,14 @@ def _move(random: Random, table: Table, codec: str) -> str:
     new = value(random, column, codec)
     if column.kind.respelled and random.random() < 0.5:
         new = column.kind.respelled.format(column.sql)
-    return f"UPDATE {table.sql} SET {column.sql} = {new} WHERE {_picked(random, table, 1)}"
+    return f"UPDATE {table.sql} SET {column.sql} = {new} WHERE {picked(random, table, 1)}"
 
 
 def _delete(random: Random, table: Table, count: int) -> str:
-    return f"DELETE FROM {table.sql} WHERE {_picked(random, table, count)}"
+    return f"DELETE FROM {table.sql} WHERE {picked(random, table, count)}"
 
 
-def _picked(random: Random, table: Table, count: int) -> str:
+def picked(random: Random, table: Table, count: int) -> str:
     """Return a condition for some rows, the same ones whatever their places in the file are."""
     order = ", ".join(f'{column.sql}::text COLLATE "C"' for column in table.keys)
     start = f"(SELECT {random.randrange(997)} % greatest(count(*), 1) FROM {table.sql})"

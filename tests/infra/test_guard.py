@@ -19,7 +19,7 @@ from infra.stack import PostgresServer, Stack
 from schemas.errors import Interrupted, PreflightFailed
 from tests.conftest import Database, new_database
 from tests.consumers.services import advisory_lock_is_waited_for, until
-from tests.producers.installed_postgres import installed_postgres, installed_versions
+from tests.server_versions import MAJORS, server_or_skip
 
 pytestmark = pytest.mark.stack
 
@@ -43,15 +43,12 @@ OF_CI = ["public.moves", "public.part_1", "public.part_1_1", "public.parts"]
 GIVE = "UPDATE headrace.schema_ownership SET owner = 'other', epoch = epoch + 1 WHERE gitlab_schema = 'gitlab_ci'"
 
 
-@pytest.fixture(scope="module", params=["the stack's", "the system's"])
+@pytest.fixture(scope="module", params=["the stack's", "the oldest"])
 def server(request: pytest.FixtureRequest, stack: Stack) -> Iterator[PostgresServer | Any]:
     if request.param == "the stack's":
         yield stack.postgres
         return
-    versions = installed_versions()
-    if not versions:
-        pytest.skip("no PostgreSQL package is installed")
-    with installed_postgres(versions[min(versions)]) as running:
+    with server_or_skip(MAJORS[0]) as running:
         yield running
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from datetime import time as time_of_day
@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from psycopg import sql
 
 from infra import kafka
-from infra.registry import Registry, open_registry
+from infra.registry import open_registry
 from infra.settings import Settings
 from infra.topics import end_offsets
 from schemas.decoder import Decoder, KeyDecoder
@@ -47,30 +47,45 @@ def read_topic(settings: Settings, topic: str) -> list[Record]:
 
     Waits for the end of open transactions: a commit returns a moment before all partitions show it.
     """
-    until_shown(settings.kafka, topic)
-    return sorted(_records(settings, topic), key=lambda record: (record.partition, record.offset))
+    return read_topics(settings, (topic,))[topic]
 
 
-def _records(settings: Settings, topic: str) -> Iterator[Record]:
-    decoders = _Decoders(open_registry(settings))
-    ends = {partition: end for partition, end in end_offsets(settings.kafka, topic).items() if end}
+def read_topics(settings: Settings, topics: Sequence[str]) -> dict[str, list[Record]]:
+    """Return topic → its records, as `read_topic` does, with one reader for all of them."""
+    until_shown(settings.kafka, *topics)
+    read: dict[str, list[Record]] = {topic: [] for topic in topics}
+    for topic, record in _records(settings, topics):
+        read[topic].append(record)
+    for records in read.values():
+        records.sort(key=lambda record: (record.partition, record.offset))
+    return read
+
+
+def _records(settings: Settings, topics: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    decoders = Decoders(settings)
+    left = {
+        (topic, partition) for topic in topics for partition, end in end_offsets(settings.kafka, topic).items() if end
+    }
     with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
-        client.assign([TopicPartition(topic, partition, 0) for partition in ends])
-        left = set(ends)
+        client.assign([TopicPartition(topic, partition, 0) for topic, partition in sorted(left)])
         while left:
             message = client.poll(120)
-            assert message is not None, f"{topic} stopped answering"
-            partition = message.partition()
+            assert message is not None, f"{', '.join(topics)} stopped answering"
+            topic, partition = message.topic(), message.partition()
+            assert topic is not None
             assert partition is not None
             if message.error() is not None:
-                left.discard(partition)  # the end of the partition
+                left.discard((topic, partition))  # the end of the partition
                 continue
-            yield decoders.record(partition, message.offset() or 0, message.key() or b"", message.value())
+            record = decoders.record(partition, message.offset() or 0, message.key() or b"", message.value())
+            yield topic, record
 
 
-class _Decoders:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+class Decoders:
+    """Decodes a topic's records by the schemas that they name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._registry = open_registry(settings)
         self._values: dict[int, Decoder] = {}
         self._keys: dict[int, KeyDecoder] = {}
 

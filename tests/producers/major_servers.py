@@ -10,8 +10,7 @@ from pathlib import Path
 
 from infra.stack.databases import DatabaseServer
 from infra.stack.processes import Keeper
-from tests.chaos.server_pairs import Server, Template
-from tests.producers.installed_postgres import installed_versions
+from tests.chaos.server_pairs import Server, Template, installed_versions
 
 
 class MajorServer(DatabaseServer):

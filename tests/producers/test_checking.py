@@ -6,68 +6,27 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 
 from consumers.status import gather
-from infra.positions import Positions
-from infra.settings import DatabaseSettings, Settings
+from infra.settings import DatabaseSettings, VirtualStorageSettings
 from infra.stack.postgres import EmbeddedPostgres
 from producers import guardian, slots
 from producers.checking import hindrances, outlook
 from producers.guardian import Forecast
-from producers.preflight import Finding
-from producers.start_over import start_over
 from producers.transactions import blocking
 from tests.conftest import Database
+from tests.producers.checks import AGAIN, TABLE, at, copied, findings, forecast_of, read_anew, set_to, the_finding
 from tests.producers.processes import ROOT, write_settings
 from tests.producers.servers import own_server
-from tests.producers.sources import PATIENCE, Source, copy_all, running, settings_for, until
+from tests.producers.sources import PATIENCE, Source, copy_all, running, until
 
 pytestmark = pytest.mark.stack
 
 NewSource = Callable[..., Source]
-TABLE = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)"
-AGAIN = "start over with `headrace produce main --start-over`: with a new slot it reads all tables anew"
-
-
-def findings(source: Source) -> list[Finding]:
-    positions = Positions(source.settings.prefix, source.settings.kafka)
-    return hindrances(source.connection, source.settings, "main", positions)
-
-
-def the_finding(source: Source) -> Finding:
-    (finding,) = findings(source)
-    return finding
-
-
-def forecast_of(source: Source) -> Forecast:
-    positions = Positions(source.settings.prefix, source.settings.kafka)
-    found = outlook(source.connection, source.settings, "main", positions)
-    assert found is not None
-    return found
-
-
-def at(source: Source, server: EmbeddedPostgres, database: str | None = None) -> Source:
-    """Return the same source with the dsn of another server, for the database of the same name unless told."""
-    database = database or source.settings.prefix
-    section = {**source.settings.database("main").model_dump(), "dsn": server.dsn(database)}
-    databases = {"main": DatabaseSettings.model_validate(section)}
-    settings = source.settings.model_copy(update={"databases": databases})
-    return Source(settings, psycopg.connect(server.dsn(database), autocommit=True))
-
-
-def read_anew(source: Source, finding: Finding) -> None:
-    """Do what the remedy says, and fail unless it was the way out."""
-    assert "headrace produce main --start-over" in finding.remedy
-    start_over(source.settings, "main")
-    copy_all(source)
-    source.require_equal("public.t")
-    assert findings(source) == []
 
 
 def test_nothing_is_in_the_way_before_the_first_start_while_it_runs_and_after_it(new_source: NewSource) -> None:
@@ -85,6 +44,20 @@ def test_nothing_is_in_the_way_before_the_first_start_while_it_runs_and_after_it
     assert forecast.rate is not None, "measured, where nobody recorded it"
     (seen,) = gather(source.settings)["sources"]
     assert (seen["slot_status"], seen["lag_bytes"] >= 0, seen["retained_bytes"] > 0) == ("reserved", True, True)
+
+
+def test_a_database_of_a_virtual_storage_has_no_tables_to_capture(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    main = source.settings.database("main").model_copy(update={"tables": ()})
+    storage = VirtualStorageSettings.model_validate(
+        {"database": "main", "primary": "gitaly-0", "storages": {"gitaly-0": {"path": "/nowhere"}}}
+    )
+    walked = source.settings.model_copy(update={"databases": {"main": main}})
+    assert "databases.main.tables is empty" in [
+        each.problem for each in hindrances(source.connection, walked, "main", None)
+    ]
+    walked = walked.model_copy(update={"virtual_storages": {"default": storage}})
+    assert hindrances(source.connection, walked, "main", None) == []
 
 
 def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
@@ -208,17 +181,6 @@ def test_a_topic_of_which_nothing_is_recorded(new_source: NewSource) -> None:
 # On servers of their own, which are made to suffer.
 
 
-@contextmanager
-def copied(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterator[Source]:
-    """A source on a server, whose table is copied."""
-    dsn = server.create_database(prefix)
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(TABLE)
-        source = Source(settings_for(bootstrap_servers, prefix, dsn, "public.t"), connection)
-        copy_all(source)
-        yield source
-
-
 @pytest.fixture(scope="module")
 def other_server() -> Iterator[EmbeddedPostgres]:
     with own_server() as running_server:
@@ -233,28 +195,6 @@ def elsewhere(other_server: EmbeddedPostgres, bootstrap_servers: str, prefix: st
         for name in ("max_slot_wal_keep_size", "idle_replication_slot_timeout"):
             source.connection.execute(f"ALTER SYSTEM RESET {name}".encode())
         source.connection.execute("SELECT pg_reload_conf()")
-
-
-@pytest.fixture
-def server() -> Iterator[EmbeddedPostgres]:
-    """A server to be killed, set back and copied."""
-    with own_server() as running_server:
-        yield running_server
-
-
-@pytest.fixture
-def own(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterator[Source]:
-    """A source on that server."""
-    with copied(server, bootstrap_servers, prefix) as source:
-        yield source
-
-
-def set_to(connection: psycopg.Connection[Any], name: str, value: str) -> None:
-    connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
-    connection.execute("SELECT pg_reload_conf()")
-    # The server's processes hear of it one after the other, this one among them.
-    shown = "SELECT current_setting(%s)"
-    until(lambda: connection.execute(shown, (name,)).fetchone() == (value,), f"{name} = {value}")
 
 
 def lost(source: Source) -> bool:
@@ -318,120 +258,3 @@ def test_another_cluster(new_source: NewSource, other_server: EmbeddedPostgres) 
         finding = the_finding(other)
     assert "the topics of main are of database system" in finding.problem
     assert finding.remedy == f"correct databases.main.dsn, or {AGAIN}"
-
-
-def test_a_server_that_was_set_back_by_a_copy_of_its_files(own: Source, server: EmbeddedPostgres) -> None:
-    own.connection.close()
-    server.stop()
-    kept = server.directory / "kept"
-    subprocess.run(["cp", "-a", server.data, kept], check=True)
-    server.start()
-    with at(own, server).connection as connection:
-        own.connection = connection
-        connection.execute("INSERT INTO t VALUES (3)")
-        copy_all(own)
-    server.stop()
-    subprocess.run(["rm", "-r", server.data], check=True)
-    kept.rename(server.data)
-    server.start()
-    with at(own, server).connection as connection:
-        own.connection = connection
-        finding = the_finding(own)
-        assert "it was set back, as by a backup" in finding.problem
-        assert finding.remedy == AGAIN
-        read_anew(own, finding)
-
-
-def test_a_failover_to_a_standby_that_was_behind_and_back_to_the_server_it_left(
-    own: Source, server: EmbeddedPostgres
-) -> None:
-    standby = server.standby("behind")
-    set_to(own.connection, "synchronized_standby_slots", "")
-    standby.stop()
-    own.connection.execute("INSERT INTO t VALUES (3)")
-    copy_all(own)
-    server.kill()
-    standby.start()
-    try:
-        standby.promote()
-        promoted = at(own, standby)
-        finding = the_finding(promoted)
-        assert "it was promoted, or restored, without the last changes" in finding.problem
-        assert finding.remedy == AGAIN
-        # What is written now stands where the topics have been already.
-        promoted.connection.execute("INSERT INTO t VALUES (4)")
-        read_anew(promoted, finding)
-        server.start()
-        with at(own, server).connection as connection:
-            own.connection = connection
-            finding = the_finding(own)
-            assert "are of timeline 2, and this server's log, of timeline 1, has never been on it" in finding.problem
-            assert finding.remedy.startswith("correct databases.main.dsn")
-        promoted.connection.close()
-    finally:
-        standby.abandon()
-
-
-def test_a_failover_before_the_slot_was_on_the_standby(own: Source, server: EmbeddedPostgres) -> None:
-    standby = server.standby("early")
-    try:
-        with standby.connect() as connection:
-            set_to(connection, "sync_replication_slots", "off")
-            until(lambda: replayed(own.connection, connection), "the standby has all")
-        server.kill()
-        standby.promote()
-        with at(own, standby).connection as connection:
-            finding = the_finding(Source(at_settings(own, standby), connection))
-            assert f"slot {own.slot} had not been synchronized to this server when it was promoted" in finding.problem
-            assert finding.remedy.startswith(
-                f"{AGAIN}; so that the next failover keeps it: sync_replication_slots = on"
-            )
-            read_anew(Source(at_settings(own, standby), connection), finding)
-    finally:
-        standby.abandon()
-
-
-def test_a_failover_with_the_slot_goes_on_where_it_was(own: Source, server: EmbeddedPostgres) -> None:
-    standby = server.standby("ready")
-    try:
-        with standby.connect() as connection:
-            with running(own) as producer:
-                until(lambda: synchronized(own, connection, producer.caught_up), "the slot is on the standby")
-            own.connection.execute("INSERT INTO t VALUES (3)")
-            until(lambda: replayed(own.connection, connection), "the standby has all")
-        server.kill()
-        standby.promote()
-        promoted = at(own, standby)
-        with promoted.connection:
-            set_to(promoted.connection, "synchronized_standby_slots", "")
-            assert findings(promoted) == []
-            promoted.connection.execute("INSERT INTO t VALUES (4)")
-            copy_all(promoted)
-            assert len(promoted.require_equal("public.t")) == 4, "read on, and not anew"
-            stream = promoted.state().stream
-            assert stream is not None
-            assert stream.timeline == 2
-    finally:
-        standby.abandon()
-
-
-def at_settings(source: Source, server: EmbeddedPostgres) -> Settings:
-    moved = at(source, server)
-    moved.connection.close()
-    return moved.settings
-
-
-def replayed(primary: psycopg.Connection[Any], standby: psycopg.Connection[Any]) -> bool:
-    row = primary.execute("SELECT pg_current_wal_lsn()::text").fetchone()
-    assert row is not None
-    return standby.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", row).fetchone() == (True,)
-
-
-def synchronized(source: Source, standby: psycopg.Connection[Any], caught_up: Callable[[], None]) -> bool:
-    source.connection.execute("SELECT pg_log_standby_snapshot()")
-    caught_up()
-    state = slots.read(standby, source.slot)
-    found = standby.execute(
-        "SELECT temporary FROM pg_replication_slots WHERE slot_name = %s", (source.slot,)
-    ).fetchone()
-    return state is not None and state.synced and found == (False,)

@@ -22,24 +22,21 @@ from schemas.errors import OwnershipMoved
 from schemas.positions import Lsn
 from schemas.topics import table_topic
 from tests.producers.folding import folded_rows, read_topic, states
-from tests.producers.installed_postgres import installed_postgres, installed_versions
 from tests.producers.moves import Moves, give, make_slot, open_as, write
 from tests.producers.sources import Running, Source, copy_all, running, until
+from tests.server_versions import MAJORS, server_or_skip
 
 pytestmark = pytest.mark.stack
 
 
-@pytest.fixture(scope="module", params=["installed", "embedded"])
+@pytest.fixture(scope="module", params=["oldest", "embedded"])
 def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """PostgreSQL 15 as packages have it, and the stack's own."""
+    """The oldest PostgreSQL that is supported, and the stack's own."""
     if request.param == "embedded":
         yield request.getfixturevalue("stack").postgres
         return
-    versions = installed_versions()
-    if not versions:
-        pytest.skip("no other PostgreSQL is installed")
-    with installed_postgres(versions[min(versions)]) as installed:
-        yield installed
+    with server_or_skip(MAJORS[0]) as oldest:
+        yield oldest
 
 
 @pytest.fixture

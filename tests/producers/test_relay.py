@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from infra.positions import StreamState
+from infra.positions import StreamState, encode
 from infra.settings import KafkaSettings
 from infra.topics import LogReader, end_offsets, ensure_topic
 from producers import relay as relay_module
@@ -67,7 +67,7 @@ def test_records_are_there_when_committed_with_the_position(
     relay.commit()
     assert not relay.pending
     shown(settings, topic, [b"1", None])
-    shown(settings, f"{prefix}.positions", [state.model_dump_json().encode(), None])
+    shown(settings, f"{prefix}.positions", [encode(state), None])
 
 
 def write(relay: Relay, topic: str) -> None:

@@ -18,6 +18,7 @@ from infra.postgres import connect
 from infra.snapshot_requests import SnapshotRequest, send_request
 from producers.replication import ReplicationStream
 from producers.requests import RequestRefused, read_request, require_keys
+from producers.reread import KeyRange
 from producers.tables import captured_tables
 from tests.conftest import Database
 from tests.producers.folding import ops, states
@@ -136,6 +137,22 @@ def test_what_is_no_key_of_the_table_is_refused_without_waiting_for_its_lock(new
             ):
                 with pytest.raises(RequestRefused, match=reason):
                     require_keys(connection, table, request)
+
+
+@pytest.mark.stack
+def test_keys_of_a_request_are_written_as_the_server_writes_them(new_source: NewSource) -> None:
+    """Ranges that touch are joined by comparing these texts."""
+    source = new_source("CREATE TABLE t (id uuid, n int, PRIMARY KEY (id, n))", "public.t")
+    (table,) = captured_tables(source.connection, "main", source.settings.database("main"), source.settings.prefix)
+    low, high = "{A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11}", "b0eebc999c0b4ef8bb6d6bb9bd380a11"
+    asked = SnapshotRequest(table="public.t", first=(low, " 007"), last=(high, "+8"))
+    whole = KeyRange(("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "7"), ("b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "8"))
+    assert require_keys(source.connection, table, asked) == whole
+    only_last = asked.model_copy(update={"first": None})
+    assert require_keys(source.connection, table, only_last) == KeyRange(None, whole.last)
+    only_first = asked.model_copy(update={"last": None})
+    assert require_keys(source.connection, table, only_first) == KeyRange(whole.first, None)
+    assert require_keys(source.connection, table, SnapshotRequest(table="public.t")) == KeyRange()
 
 
 @pytest.mark.stack

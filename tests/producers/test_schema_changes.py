@@ -251,6 +251,7 @@ def test_a_change_that_stops_the_table_between_two_chunks(source: Source, name: 
     case = STOPPED[name]
     with running(source, between_chunks(source, case)) as producer:
         until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
+        until_checked(producer, lambda: source.state().snapshots["public.u"].done, "the other table to be copied")
         source.passes(producer.check)
     changed = {(1, "updated"), (100, "new"), (100, None)}
     copied = {(row["id"], row["v"]) for row in fold(source.records("public.t")).values()}

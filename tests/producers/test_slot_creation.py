@@ -24,10 +24,10 @@ from producers import slots
 from producers.transactions import blocking
 from schemas.errors import Interrupted
 from schemas.positions import Lsn
-from tests.producers.installed_postgres import installed_postgres, installed_versions
 from tests.producers.processes import ROOT, producing, write_settings
 from tests.producers.servers import own_server
 from tests.producers.sources import PATIENCE, Source, running, settings_for, until
+from tests.server_versions import MAJORS, server_or_skip
 
 pytestmark = pytest.mark.stack
 
@@ -43,20 +43,17 @@ with connect(sys.argv[1], name="maker") as connection:
 """
 
 
-@pytest.fixture(scope="module", params=["installed", "embedded"])
+@pytest.fixture(scope="module", params=["oldest", "embedded"])
 def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """PostgreSQL 15 as packages have it, and the stack's own; each is the test's, since a test here crashes it."""
+    """The oldest PostgreSQL that is supported, and the stack's version; a test here crashes it."""
     if request.param == "embedded":
         with own_server() as running:
             running.connect().execute("CREATE TABLE t (id int)").connection.close()
             yield running
         return
-    versions = installed_versions()
-    if not versions:
-        pytest.skip("no other PostgreSQL is installed")
-    with installed_postgres(versions[min(versions)]) as installed:
-        installed.connect().execute("CREATE TABLE t (id int)").connection.close()
-        yield installed
+    with server_or_skip(MAJORS[0]) as oldest:
+        oldest.connect().execute("CREATE TABLE t (id int)").connection.close()
+        yield oldest
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from consumers.parking import Parking, read_parked
 from infra import kafka, topics
 from infra.registry import TopicRegistry, UnknownSchema
 from infra.settings import KafkaSettings, Settings
+from schemas.avro import COLUMN_PROPERTY
 from schemas.errors import Malformed
 from schemas.projection import projection
 from schemas.topics import parked_topic, schemas_topic
@@ -23,25 +24,26 @@ def settings(bootstrap_servers: str, prefix: str) -> Settings:
     return Settings(prefix=prefix, kafka=KafkaSettings(bootstrap_servers=bootstrap_servers))
 
 
-def send(settings: Settings, topic: str, records: list[tuple[bytes | None, bytes | None]]) -> None:
+def send(settings: Settings, topic: str, records: list[tuple[bytes, bytes | None]]) -> None:
+    """Write records; a compacted topic takes none without a key."""
+    failures: list[object] = []
     topics.ensure_topic(settings.kafka, topic, partitions=1)
     producer = kafka.producer(settings.kafka)
     for key, value in records:
-        producer.produce(topic, value, key=key, headers={"reason": b"\xff\xfe", "run": b"x"})
+        producer.produce(
+            topic,
+            value,
+            key=key,
+            headers={"reason": b"\xff\xfe", "run": b"x"},
+            on_delivery=lambda error, _: failures.append(error) if error else None,
+        )
     assert producer.flush(120) == 0
+    assert failures == []
 
 
 def test_what_is_no_dead_letter_is_left_out_with_a_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     topic = parked_topic(settings.prefix, "skip_resets")
-    hostile = [
-        b"",
-        b"x",
-        b"\xff/a/0/0/1",
-        b"main/a/zero/0/1",
-        b"main/a/0/0/1/2",
-        b"main/a/0/" + b"9" * 5000 + b"/1",
-        None,
-    ]
+    hostile = [b"", b"x", b"\xff/a/0/0/1", b"main/a/zero/0/1", b"main/a/0/0/1/2", b"main/a/0/" + b"9" * 5000 + b"/1"]
     send(settings, topic, [(b"main/t/0/7/1", b"event"), *((key, b"event") for key in hostile)])
     found = read_parked(settings, "skip_resets")
     assert [entry.name for entry in found] == ["main/t/0/7"]
@@ -70,7 +72,6 @@ def test_what_is_no_schema_is_left_out_and_its_id_is_nobodys(settings: Settings)
         [],
         {"fields": []},
         {"fields": [{"name": "before", "type": ["null", {"fields": [{"name": "a", "type": {"type": "x" * 1000}}]}]}]},
-        {"fields": [{"name": "before", "type": ["null", {"fields": [{"name": ["a"], "type": "int"}]}]}]},
     ],
 )
 def test_what_a_registry_answers_becomes_no_code(schema: object) -> None:
@@ -80,8 +81,8 @@ def test_what_a_registry_answers_becomes_no_code(schema: object) -> None:
 
 def test_a_column_whose_name_is_code_is_a_column() -> None:
     name = 'a"]; import os; os._exit(3) #'
-    row = {"type": "record", "name": "row", "fields": [{"name": "c", "column": name, "type": ["null", "int"]}]}
-    envelope = {"fields": [{"name": "before", "type": ["null", row]}]}
-    project = projection(envelope, ["c"])
+    column = {"name": "c", COLUMN_PROPERTY: name, "type": ["null", "int"]}
+    row = {"type": "record", "name": "row", "fields": [column]}
+    project = projection({"fields": [{"name": "before", "type": ["null", row]}]}, [name])
     with pytest.raises(Malformed):
         project(struct.pack("!xI", 1))

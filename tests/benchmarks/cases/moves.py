@@ -1,5 +1,6 @@
-"""Moving 1,000 small repositories by one member: seconds, next to another checkout of headrace where there is one.
+"""Moving small repositories by one member: seconds, next to another checkout of headrace where there is one.
 
+There are 1,000 of them, or one for each thousand of the --rows that the other benchmarks have.
 With HEADRACE_PEER, the directory of a checkout that has its own .venv (as `git worktree add` and make leave it), the
 two take turns on the same servers and disks.
 """
@@ -28,7 +29,7 @@ from tests.benchmarks.machine import cpu_seconds
 from tests.consumers.gitservers import NODES, add_rows, make_repository, make_tables
 from tests.consumers.moving.driver import moving
 
-_REPOSITORIES: Final = 1_000
+_ROWS_EACH: Final = 1_000
 _HERE: Final = Path(__file__).parents[3]
 _PEER: Final = "HEADRACE_PEER"
 _STOP_SECONDS: Final = 20.0
@@ -57,6 +58,7 @@ class Moved:
 
 def figures(bench: Bench) -> Iterator[Figure]:
     """Measure both checkouts in turn."""
+    count = bench.rows // _ROWS_EACH
     template = bench.place / "template"
     make_repository(template, commits=3, branches=("main", "next"))
     peer = os.environ.get(_PEER)
@@ -65,13 +67,13 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
     def run(number: int) -> Moved:
         if peer:
-            theirs.append(_moved(bench, Path(peer), template, f"peer_{number}"))
+            theirs.append(_moved(bench, Path(peer), template, f"peer_{number}", count))
             bench.say(f"the peer: {theirs[-1]}")
-        ours.append(_moved(bench, _HERE, template, f"ours_{number}"))
+        ours.append(_moved(bench, _HERE, template, f"ours_{number}", count))
         return ours[-1]
 
-    bench.repeated(f"{_REPOSITORIES:,} repositories", run, str)
-    for name, attribute in ((f"moves of {_REPOSITORIES:,}", "seconds"), ("moves, CPU", "cpu")):
+    bench.repeated(f"{count:,} repositories", run, str)
+    for name, attribute in ((f"moves of {count:,}", "seconds"), ("moves, CPU", "cpu")):
         yield Figure(
             name, median(getattr(each, attribute) for each in ours), "s",
             peer=median_or_none(getattr(each, attribute) for each in theirs),
@@ -79,11 +81,11 @@ def figures(bench: Bench) -> Iterator[Figure]:
         )  # fmt: skip
 
 
-def _moved(bench: Bench, checkout: Path, template: Path, name: str) -> Moved:
+def _moved(bench: Bench, checkout: Path, template: Path, name: str, count: int) -> Moved:
     """Make all repositories, have a checkout's producer publish their rows, and its member move them."""
     disks = bench.place / name
     roots = {node: disks / node.partition(":")[0] for node in NODES}
-    names = moving(f"github.com/team-{number % 50}/{number}" for number in range(2 * _REPOSITORIES))[:_REPOSITORIES]
+    names = moving(f"github.com/team-{number % 50}/{number}" for number in range(2 * count))[:count]
     for each in names:
         place = roots[md5_home(each, NODES)] / normalised(each) / ".git"
         place.parent.mkdir(parents=True)
@@ -97,7 +99,7 @@ def _moved(bench: Bench, checkout: Path, template: Path, name: str) -> Moved:
     member = None
     try:
         member = _started(bench, checkout, name, file, "consume", "rehash_moves")
-        return _timed(bench, dsn, member, producer)
+        return _timed(bench, dsn, member, producer, count)
     finally:
         for process in filter(None, (member, producer)):
             process.stop(signal.SIGTERM, _STOP_SECONDS)
@@ -138,7 +140,7 @@ def _started(bench: Bench, checkout: Path, name: str, file: Path, *words: str) -
     return bench.stack.keeper.start(command, log=bench.place / f"{words[0]}-{name}.log", cwd=checkout)
 
 
-def _timed(bench: Bench, dsn: str, member: Guarded, producer: Guarded) -> Moved:
+def _timed(bench: Bench, dsn: str, member: Guarded, producer: Guarded, count: int) -> Moved:
     began: float | None = None
     with bench.sql(dsn) as connection:
         for _ in bench.watched("the moves", member, producer, every=0.05):
@@ -149,6 +151,6 @@ def _timed(bench: Bench, dsn: str, member: Guarded, producer: Guarded) -> Moved:
             noted, settled, finished = row
             if began is None and noted:
                 began = time.monotonic()
-            if began is not None and settled == _REPOSITORIES and finished == PARTITIONS:
+            if began is not None and settled == count and finished == PARTITIONS:
                 return Moved(time.monotonic() - began, cpu_seconds(member.pid))
     raise HeadraceError("the moves never came to an end", remedy="")

@@ -108,6 +108,7 @@ def copies_are_not_proven(patch: Patch) -> None:
 def what_lies_at_the_new_home_is_believed(patch: Patch) -> None:
     what_lies_at_the_new_home_is_ours(patch)
     patch(moves, "carry", _nothing)
+    patch(moves, "keep_up", _nothing)
     patch(moves, "prove", _nothing)
     patch(moves, "shared_base", lambda *_: Base({}, {}))
 
@@ -167,11 +168,9 @@ def links_that_lead_elsewhere_are_copied(patch: Patch) -> None:
 
 @fault(
     4,
-    "commands_wherever_git_takes_one",
     "it_includes_what_is_not_there_and_what_is_no_config",
     "it_is_no_config_at_all",
     "it_says_that_nothing_is_wrong_with_it",
-    "an_object_is_missing",
 )
 def settings_of_the_repository_act(patch: Patch) -> None:
     class Itself(View):
@@ -264,11 +263,13 @@ def only_what_refs_lead_to_arrives(patch: Patch) -> None:
 
     patch(copying, "_copied", copied)
     patch(moves, "carry", _nothing)
+    patch(moves, "keep_up", _nothing)
 
 
 @fault(6)
 def late_pushes_are_not_carried_over(patch: Patch) -> None:
     patch(moves, "carry", _nothing)
+    patch(moves, "keep_up", _nothing)
 
 
 @fault(6)

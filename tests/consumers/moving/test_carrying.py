@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from consumers.moving import carrying
-from consumers.moving.carrying import KEPT_FILES, carry
+from consumers.moving.carrying import KEPT_FILES, carry, keep_up
 from consumers.moving.copying import copy
-from consumers.moving.git import GitFailed
+from consumers.moving.git import GitFailed, Steps
 from consumers.moving.places import Copy, Root
 from consumers.moving.proof import is_untouched, prove
 from consumers.moving.refs import KEPT, read_refs
@@ -224,3 +225,54 @@ def test_git_runs_as_the_owner_and_leaves_files_of_the_owners(pair: Callable[...
     for directory, _, names in os.walk(new.path.parent):
         for path in (directory, *(os.path.join(directory, name) for name in names if name != "headrace-moving")):
             assert os.lstat(path).st_uid == 12_345, path
+
+
+def _settled(repository: Path) -> None:
+    """Let what was written be older than one step of a file system's clock."""
+    for directory, _, names in os.walk(repository):
+        for name in names:
+            os.utime(os.path.join(directory, name), (1, 1), follow_symlinks=False)
+
+
+CHANGES: dict[str, Callable[[Copy, Copy], object]] = {
+    "a push to the old copy": lambda old, _: push(old.path, "main", "late"),
+    "a branch that is set back": lambda old, _: git(old.path, "update-ref", "refs/heads/main", "refs/heads/main~1"),
+    "a deletion": lambda old, _: git(old.path, "update-ref", "-d", "refs/heads/next"),
+    "another HEAD": lambda old, _: git(old.path, "symbolic-ref", "HEAD", "refs/heads/next"),
+    "an object that nothing leads to": lambda old, _: commit(old.path, "nothing leads to it"),
+    "packed refs": lambda old, _: git(old.path, "pack-refs", "--all"),
+    "a file": lambda old, _: write(old.path / "lfs/objects/aa/bb/x", "later"),
+    "a setting": lambda old, _: configure(old.path, "[new]\n\tsetting = 1\n"),
+    "a mode": lambda old, _: (old.path / "config").chmod(0o600),
+    "a push to the new copy": lambda _, new: push(new.path, "new", "new"),
+    "an object that the new copy lost": lambda _, new: shutil.rmtree(next(new.path.glob("objects/??"))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_keeping_up_carries_over_whatever_changed_and_nothing_where_nothing_did(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def two_branches(place: Path) -> None:
+        push(place, "main", "second")
+        push(place, "next", "next")
+        loosen(place)
+        _settled(place)
+
+    old, new = pair(two_branches)
+    looked = []
+    original = carrying._carry
+
+    def look(source: Copy, *given: Any) -> Steps[None]:
+        looked.append(source)
+        yield from original(source, *given)
+
+    monkeypatch.setattr(carrying, "_carry", look)
+    result(keep_up(old, new, seconds=60, tell=print))
+    assert looked == []
+    CHANGES[change](old, new)
+    result(keep_up(old, new, seconds=60, tell=print))
+    assert looked == [old]
+    if "new copy" not in change:
+        assert inventory(new.path)["refs"] == inventory(old.path)["refs"]
+    assert inventory(old.path)["objects"] <= inventory(new.path)["objects"]

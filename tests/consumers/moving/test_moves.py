@@ -47,7 +47,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise GitFailed(words[0])
         yield from original(source, target, **named)
 
-    monkeypatch.setattr(moves, "carry", carry)
+    for name in ("carry", "keep_up"):
+        monkeypatch.setattr(moves, name, carry)
     return words
 
 

@@ -22,7 +22,7 @@ from consumers.status import gather
 from infra import log
 from infra.gitserver_settings import GitserverSettings
 from infra.settings import Settings
-from tests.consumers.gitservers import NODES, Disks, is_whole, make_repository
+from tests.consumers.gitservers import NODES, Application, Disks, is_whole, make_repository
 from tests.consumers.moving.driver import NAMES, World, broken, drive
 
 NOBODY = 65534
@@ -244,3 +244,24 @@ def test_what_was_given_up_is_in_the_status_and_in_the_way_of_complete(
     world.connection.execute("UPDATE headrace.migrations SET completed_at = now()")
     (shown,) = [each for each in gather(world.settings)["migrations"] if each["name"] == "rehash_moves"]
     assert (shown["state"], shown["complete"], shown["given_up"], shown["reported"]) == ("complete", True, 0, 1)
+
+
+@pytest.mark.stack
+def test_finalize_fails_when_something_was_given_up_and_says_how_much(
+    world: World, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "configure", lambda: None)  # see above
+    bad, good = NAMES[:2]
+    broken(world.disks.old(bad))
+    make_repository(world.disks.old(good))
+    application.add({name: md5_home(name, NODES) for name in (bad, good)})
+    application.publish()
+    application.snapshot_done()
+
+    finalized = CliRunner().invoke(headrace.app, ["finalize", "rehash_moves", "--json", "--config", str(world.config)])
+
+    told = json.loads(next(line for line in finalized.output.splitlines() if line.startswith("{")))
+    assert (told["complete"], told["given_up"]) == (False, 1)
+    assert str(finalized.exception).startswith("rehash_moves has ended, and 1 were given up; See `headrace parked list")
+    assert world.disks.copies(bad) == [world.disks.old(bad)]
+    assert world.disks.copies(good) == [world.disks.new(good)]

@@ -149,6 +149,7 @@ def _guided(guide: Any, target: Target, arguments: argparse.Namespace, work: Pat
         f"-runs={arguments.cases or -1}",
         f"-max_total_time={arguments.seconds}",
         f"-timeout={_STUCK_SECONDS}",
+        f"-report_slow_units={_STUCK_SECONDS}",
         f"-rss_limit_mb={_PROCESS_MEGABYTES}",
         f"-max_len={target.longest}",
         f"-seed={arguments.seed or 0}",

@@ -45,20 +45,6 @@ def test_topics_are_on_three_brokers_and_need_two(kafka: EmbeddedKafka, prefix: 
         assert (found["min.insync.replicas"].value, found["unclean.leader.election.enable"].value) == ("2", "false")
 
 
-def test_the_others_take_over_from_one_that_is_killed(kafka: EmbeddedKafka, prefix: str) -> None:
-    make(kafka, prefix)
-    produce_committed(kafka.bootstrap_servers, prefix, [b"before"])
-    killed = leader(kafka, prefix)
-    assert killed is not None
-    kafka.brokers[killed].kill()
-    assert not kafka.running
-    until(lambda: leader(kafka, prefix) not in (None, killed), "another broker leads")
-    produce_committed(kafka.bootstrap_servers, prefix, [b"after"])
-    kafka.brokers[killed].start()
-    assert kafka.running
-    assert read(kafka.bootstrap_servers, prefix, 2) == [b"before", b"after"]
-
-
 def test_the_others_take_over_from_one_that_is_frozen(kafka: EmbeddedKafka, prefix: str) -> None:
     make(kafka, prefix)
     frozen = leader(kafka, prefix)

@@ -1,0 +1,91 @@
+"""The formats of everything that headrace stores: what is newer is refused by name, what is older is brought forward.
+
+Each stored thing says its format, a whole number, and which version of headrace wrote it; without a mark it has format
+1. A format rises when an older headrace would misread or damage what is written, and not for what it may leave
+unread. Whoever changes one raises its version and adds the upgrade from the version before
+(docs/how-to/upgrading.md): a pure function of a document here, SQL in a file of infra for tables.
+
+Callers name a format through this module (`formats.POSITIONS`), so that a build with higher ones can be tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Final
+
+from schemas.errors import Malformed, Refused
+
+VERSION_MARK: Final = "format"
+PROGRAM_MARK: Final = "written_by"
+
+PROGRAM: Final = metadata.version("headrace")
+"""The version of this headrace."""
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""A document in one format → the same in the next; it may change its argument."""
+
+
+class NewerFormat(Refused):
+    """Run the version of headrace that wrote it, or a later one: nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """The form of one kind of stored thing.
+
+    `what` names it for people. `upgrades` are those of documents, each under the version that it starts from.
+    """
+
+    what: str
+    version: int = 1
+    upgrades: Mapping[int, Upgrade] = field(default_factory=dict)
+
+    def write(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the document with its mark."""
+        return {**document, VERSION_MARK: self.version, PROGRAM_MARK: PROGRAM}
+
+    def read(self, document: object, where: str) -> dict[str, Any]:
+        """Return a stored document in the present form, without its mark; `where` says which one it is.
+
+        Raises NewerFormat, and Malformed for what is no document.
+        """
+        if not isinstance(document, dict):
+            raise Malformed(f"{where} is not a document of {self.what}")
+        found = dict(document)
+        by = found.pop(PROGRAM_MARK, None)
+        version = self.require(found.pop(VERSION_MARK, 1), where, by)
+        for step in range(version, self.version):
+            found = self.upgrades[step](found)
+        return found
+
+    def require(self, version: object, where: str, by: object = None) -> int:
+        """Return the format of something stored; raise NewerFormat when this headrace does not know it.
+
+        `by` is the version of headrace that wrote it, where that is known. Raises Malformed for what is no format.
+        """
+        if type(version) is not int or version < 1:
+            raise Malformed(f"{where} has no readable format", remedy=f"restore it: {self.what} have a whole number")
+        if version > self.version:
+            wrote = f", written by headrace {by}" if isinstance(by, str) else ""
+            raise NewerFormat(
+                f"{where} has format {version}{wrote}; this is headrace {PROGRAM}, which reads {self.what} up to format"
+                f" {self.version}"
+            )
+        return version
+
+
+POSITIONS = Format("records of the positions topic")
+TABLES = Format("headrace's own tables")
+EVENTS = Format("events of tables and storage walks")
+DEAD_LETTERS = Format("dead letters")
+SCHEMAS = Format("records of the schemas topic")
+SETTINGS = Format("settings files")
+STACKS = Format("records of a local stack")
+MOVES = Format("notes of moving repositories")
+
+
+def every() -> dict[str, Format]:
+    """Return name → format of all there are."""
+    return {name.lower(): found for name, found in globals().items() if isinstance(found, Format)}

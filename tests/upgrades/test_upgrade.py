@@ -1,0 +1,264 @@
+"""An upgrade under load: consumers and a producer of this version, then of the next one, whose formats are one higher.
+
+Everything here happens in one run, which the tests look at: starting services is what takes long.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.positions import read_sources
+from infra.settings import Settings, load_settings
+from infra.stack import Stack
+from infra.topics import LogReader
+from schemas import formats
+from schemas.topics import positions_topic
+from tests.conftest import new_database
+from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, fill, states, write_settings, written
+from tests.consumers.services import PATIENCE, ROOT, until
+from tests.upgrades.next_version import PROGRAM
+from tests.upgrades.states import RELEASED, restore, save
+
+pytestmark = pytest.mark.stack
+
+PRESENT = "headrace"
+NEXT = "tests.upgrades.next_version"
+
+
+@dataclass
+class Upgraded:
+    """What happened: exit codes and logs by name of the service, and what was stored at which moment."""
+
+    settings: Settings
+    config: Path
+    saved: Path
+    connection: psycopg.Connection[Any]
+    codes: dict[str, int] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
+    before: list[dict[str, Any]] = field(default_factory=list)
+    after: list[dict[str, Any]] = field(default_factory=list)
+    resets_before: int = 0
+    rows: int = 0
+
+
+class Writer:
+    """An application that inserts rows to be reset, and changes others, until it is stopped."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.rows = 0
+        self._connection = connection
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        while not self._stop.wait(0.01):
+            fill(self._connection, {self.rows + each: TOO_MANY_TAGS for each in range(5)})
+            self.rows += 5
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE)
+
+
+def start(made: ExitStack, log: Path, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    file = made.enter_context(log.open("ab"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", program, *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+    )
+    made.callback(process.wait)
+    made.callback(process.kill)
+    return process
+
+
+def stored(settings: Settings) -> list[dict[str, Any]]:
+    """Return the last record of each key of the positions topic, as it stands there."""
+    found: dict[bytes, dict[str, Any]] = {}
+    for message in LogReader(settings.kafka, positions_topic(settings.prefix)).read():
+        found[message.key() or b""] = json.loads(message.value() or b"{}")
+    return list(found.values())
+
+
+def format_of(connection: psycopg.Connection[Any]) -> object:
+    return connection.execute("SELECT format, format_by FROM headrace.database").fetchone()
+
+
+@pytest.fixture(scope="module")
+def upgraded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
+    folder = tmp_path_factory.mktemp("upgrade")
+    with ExitStack() as made:
+        database = made.enter_context(new_database(stack.postgres))
+        config = write_settings(
+            folder / "headrace.toml",
+            {
+                "prefix": f"u{database.name[-6:]}",
+                "kafka": {"bootstrap_servers": stack.endpoints.bootstrap_servers},
+                "databases": {
+                    "main": {
+                        "dsn": database.dsn,
+                        "gitlab_schemas": ["gitlab_main"],
+                        "tables": ["public.container_repositories"],
+                        "allow_unlimited_wal": True,
+                    }
+                },
+                "migrations": {"skip_resets": {"sub_batch_size": 10, "continuous": True}},
+            },
+        )
+        connection = database.connect()
+        connection.execute(TABLE)
+        run = Upgraded(load_settings(config), config, folder / "saved", connection)
+        play(made, folder, run, Writer(database.connect()))
+        yield run
+
+
+def play(made: ExitStack, folder: Path, run: Upgraded, writer: Writer) -> None:
+    produce = ("produce", "main", "--config", str(run.config))
+    consume = ("consume", "skip_resets", "--config", str(run.config))
+
+    def resets() -> int:
+        return len(written(run.connection))
+
+    def service(name: str, program: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        return start(made, folder / f"{name}.log", program, *arguments)
+
+    def ends(name: str, process: subprocess.Popen[bytes]) -> None:
+        run.codes[name] = process.wait(PATIENCE)
+        run.logs[name] = (folder / f"{name}.log").read_text()
+
+    def shows(condition: Callable[[], bool], what: str, *running: str) -> None:
+        try:
+            until(condition, what)
+        except AssertionError as error:
+            logs = "".join((folder / f"{name}.log").read_text()[-2000:] for name in running)
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    older = {
+        "old producer": service("old producer", PRESENT, produce),
+        "old consumer": service("old consumer", PRESENT, consume),
+        "other old consumer": service("other old consumer", PRESENT, consume),
+    }
+    shows(lambda: resets() > 50, "resets by the present version", *older)
+    run.before = stored(run.settings)
+    save(run.config, run.saved)
+    newer = [service("new consumer", NEXT, consume)]
+    for name, process in older.items():
+        ends(name, process)
+    run.resets_before = resets()
+    newer.append(service("new producer", NEXT, produce))
+    shows(lambda: resets() > run.resets_before + 50, "resets by the next version", "new consumer", "new producer")
+    writer.stop()
+    run.rows = writer.rows
+    shows(lambda: resets() >= run.rows, "all rows to be reset", "new consumer", "new producer")
+    for process in newer:
+        process.terminate()
+    for name, process in zip(("new consumer", "new producer"), newer, strict=True):
+        ends(name, process)
+    run.after = stored(run.settings)
+
+
+def test_nothing_is_lost_or_done_twice(upgraded: Upgraded) -> None:
+    assert set(states(upgraded.connection).values()) == {("default", None)}
+    assert sorted(written(upgraded.connection)) == list(range(upgraded.rows))
+    assert [upgraded.codes[name] for name in ("new consumer", "new producer")] == [0, 0]
+
+
+def test_services_of_the_older_version_end_by_name_when_the_first_newer_one_starts(upgraded: Upgraded) -> None:
+    for name in ("old producer", "old consumer", "other old consumer"):
+        assert upgraded.codes[name] == 3, upgraded.logs[name]
+        assert f"has format 2, written by headrace {PROGRAM}" in upgraded.logs[name]
+        assert "Run the version of headrace that wrote it, or a later one" in upgraded.logs[name]
+
+
+def test_what_the_older_version_stored_was_brought_forward(upgraded: Upgraded) -> None:
+    assert {record["format"] for record in upgraded.before} == {1}
+    assert {record["format"] for record in upgraded.after} == {2}
+    assert all("confirmed_lsn" in record or "chunks_done" in record for record in upgraded.before)
+    assert all("flushed_lsn" in record or "chunks_copied" in record for record in upgraded.after)
+    assert format_of(upgraded.connection) == (2, PROGRAM)
+    assert upgraded.connection.execute("SELECT sum(read_up_to) > 0 FROM headrace.progress").fetchone() == (True,)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("consume", "skip_resets"),
+        ("produce", "main"),
+        ("pause", "skip_resets"),
+        ("status",),
+        ("check",),
+    ],
+)
+def test_older_version_refuses_what_the_newer_one_wrote(upgraded: Upgraded, arguments: tuple[str, ...]) -> None:
+    before = stored(upgraded.settings)
+    done = subprocess.run(
+        [sys.executable, "-m", PRESENT, *arguments, "--config", str(upgraded.config)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert f"written by headrace {PROGRAM}" in " ".join(said.split()), said
+    assert done.returncode == 3, said
+    assert format_of(upgraded.connection) == (2, PROGRAM)
+    assert stored(upgraded.settings) == before
+
+
+def require_readable(state: Path, folder: Path, stack: Stack, program: str) -> None:
+    """Fail unless `program` takes over a state that was saved as files: its status shows what the files say."""
+    with ExitStack() as made:
+        database = made.enter_context(new_database(stack.postgres))
+        written = tomllib.loads((state / "headrace.toml").read_text())
+        written |= {
+            "prefix": f"r{database.name[-6:]}",
+            "kafka": {"bootstrap_servers": stack.endpoints.bootstrap_servers},
+        }
+        written["databases"]["main"]["dsn"] = database.dsn
+        config = write_settings(folder / "headrace.toml", written)
+        connection = database.connect()
+        restore(state, load_settings(config), connection)
+        for arguments in (("pause", "skip_resets"), ("status", "--json")):
+            done = subprocess.run(
+                [sys.executable, "-m", program, *arguments, "--config", str(config)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        (shown,) = [each for each in json.loads(done.stdout)["migrations"] if each["name"] == "skip_resets"]
+        rows = json.loads((state / "rows.json").read_text())["progress"]
+        assert (shown["state"], shown["applied"]) == ("paused", sum(row["applied"] for row in rows))
+        (source,) = json.loads(done.stdout)["sources"]
+        assert source["name"] == "main"
+
+
+def test_state_saved_as_files_is_taken_over_by_the_next_version(
+    upgraded: Upgraded, stack: Stack, tmp_path: Path
+) -> None:
+    require_readable(upgraded.saved, tmp_path, stack, NEXT)
+
+
+@pytest.mark.parametrize("state", sorted(RELEASED.glob("*")), ids=lambda state: state.name)
+def test_state_of_a_release_is_taken_over_by_this_version(state: Path, stack: Stack, tmp_path: Path) -> None:
+    require_readable(state, tmp_path, stack, PRESENT)
+
+
+def test_positions_of_the_newer_version_are_refused_when_they_are_read(upgraded: Upgraded) -> None:
+    with pytest.raises(formats.NewerFormat, match=r"record main.* of the positions topic has format 2, written by"):
+        read_sources(upgraded.settings)
