@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from tests.chaos.path import namespaces
 
+_EARLY_SECONDS: Final = 0.2
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -91,7 +93,7 @@ def _commit_the_offset_early() -> None:
 
 
 def _confirm_the_lsn_early() -> None:
-    """The producer lets the slot forget what it read, and publishes it then."""
+    """The producer lets the slot forget what it read, and publishes it a moment later."""
     from producers.producer import Session  # noqa: PLC0415
 
     commit = Session._commit
@@ -99,6 +101,7 @@ def _confirm_the_lsn_early() -> None:
     def early(self: Any, *arguments: Any, **named: Any) -> None:
         if hasattr(self, "_stream"):
             self._stream.confirm(self._capture.confirmed)
+            time.sleep(_EARLY_SECONDS)
         commit(self, *arguments, **named)
 
     _replace(Session, "_commit", early)

@@ -146,7 +146,7 @@ class Evidence:
     copied: Lsn = BEGINNING
     """The first snapshot was seen to be complete at this position of the WAL."""
     rereads: int = 0
-    """How often a table was asked to be read again."""
+    """How often the table was asked to be read again, or its form was changed, which may have the same effect."""
     ends: Mapping[int, int] = field(default_factory=dict)
     """Partition → its end when everything had settled."""
     ledger: Mapping[str, Mapping[int, int]] = field(default_factory=dict)

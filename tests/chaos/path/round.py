@@ -322,7 +322,7 @@ def _evidence(
             settled=settled.lsn,
             given_away=seen.commits[farewell.xid] if farewell else None,
             copied=copied,
-            rereads=rereads,
+            rereads=rereads + application.forms,
             ends=settled.ends,
             ledger=settled.ledger,
             committed=settled.committed,
