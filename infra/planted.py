@@ -20,16 +20,17 @@ SELECT pg_catalog.format('%s is of role %I', found.what, r.rolname)
         UNION ALL
         SELECT pg_catalog.format('headrace.%I', c.relname), c.relowner
           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-         WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace') AS found (what, owner)
+         WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace'
+        UNION ALL
+        SELECT pg_catalog.format('the function of trigger %I on headrace.%I', t.tgname, c.relname), f.proowner
+          FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
+          JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          JOIN pg_catalog.pg_proc f ON f.oid OPERATOR(pg_catalog.=) t.tgfoid
+         WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace' AND NOT t.tgisinternal) AS found (what, owner)
   JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) found.owner
  WHERE NOT (r.rolsuper OR r.rolcreaterole OR r.rolname OPERATOR(pg_catalog.=) current_user
             OR r.oid OPERATOR(pg_catalog.=) (SELECT d.datdba FROM pg_catalog.pg_database d
                                               WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()))
-UNION ALL
-SELECT pg_catalog.format('headrace.%I has the trigger %I', c.relname, t.tgname)
-  FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
-  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
- WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace' AND NOT t.tgisinternal
 UNION ALL
 SELECT pg_catalog.format('headrace.%I has the rule %I', c.relname, w.rulename)
   FROM pg_catalog.pg_rewrite w JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) w.ev_class
@@ -50,7 +51,7 @@ class SchemaPlanted(Refused):
 def require_own_schema(connection: psycopg.Connection[Any]) -> None:
     """Raise SchemaPlanted where schema `headrace` has what another role than this one or an administrator owns.
 
-    Also for a trigger or a rule on its tables, whoever owns them: headrace makes none there.
+    That holds for the function of a trigger on its tables as well, and for every rule on them, whoever made it.
     """
     row = connection.execute(_FOREIGN).fetchone()
     if row is not None:

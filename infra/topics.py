@@ -267,10 +267,9 @@ class LogReader:
         # At the end a broker answers only after this wait, half a second by default.
         options = {"enable_partition_eof": True, "fetch_wait_max_ms": 10}
         with kafka.reading(self._settings, **options) as client:
-            found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
-            if not is_there(found):
+            deadline = time.monotonic() + _TIMEOUT
+            if not self._assigned(client):
                 return
-            client.assign([TopicPartition(self._topic, ONLY_PARTITION, self._next)])
             while True:
                 # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
                 message = client.poll(_TIMEOUT)
@@ -282,5 +281,18 @@ class LogReader:
                     yield message
                 elif error.code() == KafkaError._PARTITION_EOF:
                     return
-                else:
+                elif error.code() not in _SETTLING or time.monotonic() > deadline:
                     raise KafkaException(error)
+                else:
+                    # One broker knows the topic, and the one that is to lead it does not yet, or not any more.
+                    time.sleep(0.05)
+                    if not self._assigned(client):
+                        return
+
+    def _assigned(self, client: Consumer) -> bool:
+        """Have the client read on; return whether there is such a topic. Raises KafkaException if it may not be seen."""
+        found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
+        if not is_there(found):
+            return False
+        client.assign([TopicPartition(self._topic, ONLY_PARTITION, self._next)])
+        return True

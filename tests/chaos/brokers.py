@@ -39,7 +39,7 @@ from tests.producers.sources import Source, settings_for, topic_of
 _TABLE: Final = "public.t"
 _PARTITIONS: Final = 4
 _CALM_SECONDS: Final = 3.0
-_TOLD: Final = re.compile(r"Kafka kept the producer waiting.*seconds=([\d.]+)")
+_TOLD: Final = re.compile(r"^(?=.*Kafka kept the producer waiting).*\bseconds\W+([\d.]+)", re.MULTILINE)
 
 
 @dataclass
