@@ -290,7 +290,7 @@ class LogReader:
                         return
 
     def _assigned(self, client: Consumer) -> bool:
-        """Have the client read on; return whether there is such a topic. Raises KafkaException if it may not be seen."""
+        """Have the client read on; return whether there is such a topic, and raise KafkaException if it is hidden."""
         found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
         if not is_there(found):
             return False
