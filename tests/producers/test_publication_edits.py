@@ -274,8 +274,10 @@ def test_an_edit_while_a_table_is_about_to_be_read_anew_has_it_read_anew_after_a
         return opened(settings, name, tables, *arguments, **more)
 
     monkeypatch.setattr(producer_module, "open_feeds", open_feeds)
-    copy_all(source)
-    assert not edits
+    with running(source) as producer:
+        until(lambda: not edits or producer.error is not None, "the session that reads it anew")
+        until(lambda: not source.state().snapshots["public.a"].anew or producer.error is not None, "the next one")
+        producer.check()
     source.connection.execute("INSERT INTO a VALUES (3, 'later')")
     copy_all(source)
     source.require_equal("public.a")
