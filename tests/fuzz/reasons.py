@@ -63,6 +63,9 @@ def other_key_type(column: str) -> tuple[str, ...]:
     )
 
 
+SORTS_OTHERWISE: Final = reason("its key ({}) sorts otherwise than when its copy began", ANY)
+
+
 def renamed_column(old: str) -> str:
     return reason("column {} is called {} now", old, ANY)
 
