@@ -21,7 +21,8 @@ from infra.topics import STATE, ensure_topic, ensure_topics, largest_records
 from producers import ownership, slots, startup
 from producers.feed import TableFeed
 from producers.ownership import Standing
-from producers.publication import edited, ensure_publication, read_publication
+from producers.partitions import NOTICES_ATTACHED
+from producers.publication import edited, ensure_publication, read_publication, withdraw
 from producers.replication import ReplicationStream, SlotInUse
 from producers.replication_command import Streaming
 from producers.schema_changes import TableStopped
@@ -132,6 +133,11 @@ def open_publication(
     Stops those of `snapshots` whose publication was edited since they were recorded. What is right already keeps its
     version here, so that an edit up to this moment shows, be it undone.
     """
+    if connection.info.server_version < NOTICES_ATTACHED:
+        # The stream may be before a partition was attached: published anew, its changes are sent from here on.
+        for each in tables:
+            if each.partitioned and (each.name not in snapshots or snapshots[each.name].anew):
+                withdraw(connection, name, each)
     if ensure_publication(connection, name, tables):
         lines.info("publication set", publication=name, tables=len(tables))
     publication = read_publication(connection, name)

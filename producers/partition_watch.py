@@ -10,7 +10,7 @@ import psycopg
 
 from infra import log
 from producers.feed import TableFeed
-from producers.partitions import Partitions, compared, kept_rows, obstacle, read_partitions
+from producers.partitions import NOTICES_ATTACHED, Partitions, compared, kept_rows, obstacle, read_partitions
 from producers.reread import KeyRange
 from producers.snapshot import next_xid
 from schemas.positions import Lsn
@@ -39,6 +39,8 @@ class PartitionWatch:
         self._found: list[_Seen] = []
         self._pending: list[tuple[Lsn, _Seen]] = []
         self._kept: dict[tuple[int, int], bool] = {}
+        self.lacks_added = False
+        """Whether the stream may lack the changes of partitions that were added, until it begins again."""
 
     def look(self, feeds: Sequence[TableFeed]) -> list[tuple[TableFeed, str]]:
         """Look at the tables' partitions; return those that cannot be followed with them, each with the reason."""
@@ -112,6 +114,7 @@ class PartitionWatch:
                 **{log.TABLE: feed.table.name},
                 partitions=sorted(names[oid] for oid in change.added),
             )
+            self.lacks_added = self._connection.info.server_version < NOTICES_ATTACHED
             not_before = next_xid(self._connection)
             for oid in sorted(change.added):
                 feed.ask(KeyRange(partition=oid), not_before)

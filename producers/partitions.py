@@ -24,6 +24,13 @@ _HALF: Final = 1 << 31
 
 _SEARCHED_PAGES: Final = 1 << 17
 
+NOTICES_ATTACHED: Final = 150_000
+"""The first server version whose pgoutput asks again what publishes a table once that is attached to another.
+
+An older one keeps what it found at the first change of the table that it decoded, until the publication is altered or
+the stream begins again: all that is written after the attach would be missing, since the table was published by none.
+"""
+
 PARTITION_TREE: Final = sql.SQL("""
 WITH RECURSIVE tree(root, node, links) AS (
     SELECT captured, captured, '' FROM pg_catalog.unnest(%(oids)s::oid[]) AS captured

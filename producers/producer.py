@@ -71,6 +71,10 @@ class ReadAnew(Exception):
     """A table is to be read anew: its source starts again, with the table as it is now."""
 
 
+class StreamLacksPartitions(Exception):
+    """Partitions were added of which the server would send no changes: the stream begins again, behind that."""
+
+
 class Session:
     """One connection to everything: opened, it has fenced every earlier producer of its source."""
 
@@ -198,7 +202,7 @@ class Session:
         """Record this process as the source's producer, and the tables as they are captured from now on."""
         captured = {feed.table.name for feed in self._feeds}
         for feed in self._feeds:
-            if feed.state.anew:
+            if feed.state.anew and not feed.state.stopped:
                 feed.read_anew(self._capture.position, feed.state.not_before)
             if not feed.state.stopped:
                 feed.copy.note(published=self._published.get(feed.table.name))
@@ -352,6 +356,8 @@ class Session:
             ownership.require_any_here(self._source, self._feeds)
         if anew:
             raise ReadAnew(anew[0])
+        if self._watch.stream_lacks_partitions:
+            raise StreamLacksPartitions
 
     def _stream_state(self) -> StreamState:
         capture, rate = self._capture, self._guardian.rate

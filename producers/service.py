@@ -12,7 +12,7 @@ from infra import kafka, log
 from infra.settings import Settings
 from producers import ownership, startup
 from producers.guardian import guardian_of
-from producers.producer import ReadAnew, Session
+from producers.producer import ReadAnew, Session, StreamLacksPartitions
 from producers.replication import PublicationMissing
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, Interrupted, Unavailable
 
@@ -46,6 +46,8 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
             raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
         except ReadAnew as request:
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
+        except StreamLacksPartitions:
+            lines.info("starting again, for the changes of partitions that were added")
         except Unavailable as error:
             awaited = isinstance(error, ownership.HandoverAwaited)
             if not worked and not awaited and not isinstance(error, BrokerUnavailable):

@@ -163,6 +163,11 @@ class TableWatch:
         self._found = []
         self._partitions.noted(lsn)
 
+    @property
+    def stream_lacks_partitions(self) -> bool:
+        """Whether the stream has to begin again, after what it has passed, for the changes of added partitions."""
+        return self._partitions.lacks_added
+
     def passed(self, lsn: Lsn) -> bool:
         """Stop the tables whose end the stream, at `lsn`, has passed, and read others again that need it.
 

@@ -164,9 +164,10 @@ def change_values(random: Random, table: Table, setting: Setting) -> list[Act]:
 
 def retype_key(random: Random, table: Table, setting: Setting) -> list[Act]:
     column = random.choice(table.keys)
-    justified = reasons.other_key_type(column.name)
-    if column.type.partition(" ")[0].startswith(("text", "varchar")):
-        justified = ()
+    # Also where only its collation is another.
+    justified = [reasons.SORTS_OTHERWISE]
+    if column.type.partition(" ")[0] not in ("text", "varchar(20)"):
+        justified += reasons.other_key_type(column.name)
     step = f"ALTER TABLE {table.sql} ALTER COLUMN {column.sql} TYPE text"
     return acts(random, "retype the key", table, setting, [step], *justified)
 

@@ -90,7 +90,7 @@ class Producer:
 
 def _hear(heard: Connection) -> None:
     """Hurry the session that this process then has, each time it is asked to."""
-    from producers import producer  # noqa: PLC0415
+    from producers import producer, service  # noqa: PLC0415
 
     sessions: list[producer.Session] = []
 
@@ -106,7 +106,7 @@ def _hear(heard: Connection) -> None:
                 for session in sessions:
                     session._heartbeat_due = 0.0
 
-    producer.Session = Hurried  # type: ignore[misc]
+    service.Session = Hurried  # type: ignore[attr-defined]
     threading.Thread(target=listen, daemon=True).start()
 
 

@@ -63,6 +63,9 @@ def other_key_type(column: str) -> tuple[str, ...]:
     )
 
 
+SORTS_OTHERWISE: Final = reason("its key ({}) sorts otherwise than when its copy began", ANY)
+
+
 def renamed_column(old: str) -> str:
     return reason("column {} is called {} now", old, ANY)
 
@@ -188,7 +191,11 @@ def without_text(table: str, column: str, bytes_: str, encoding: str) -> tuple[s
     if encoding == "SQL_ASCII":
         unknown = "has bytes that are not UTF-8, and its database (SQL_ASCII) does not say which encoding they are in"
         read = f'invalid byte sequence for encoding "UTF8": {shown}'
-        return reason("{}", told + unknown), reason("PostgreSQL cannot read its rows: {}{} (SQLSTATE 22021)", read, ANY)
+        return (
+            reason("{}", told + unknown),
+            reason("PostgreSQL cannot read its rows: {} (SQLSTATE 22021)", read),
+            reason("PostgreSQL cannot read its rows: {} {} (SQLSTATE 22021)", read, ANY),  # the bytes after it
+        )
     none = f"has the bytes {bytes.fromhex(bytes_).hex(' ')}, which are no character of {encoding}"
     read = f'character with byte sequence {shown} in encoding "{encoding}" has no equivalent in encoding "UTF8"'
     return reason("{}", told + none), reason("PostgreSQL cannot read its rows: {} (SQLSTATE 22P05)", read)

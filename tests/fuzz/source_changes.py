@@ -24,7 +24,9 @@ def edit_publication_of_table(random: Random, table: Table, setting: Setting) ->
         part = random.choice((" WHERE (false)", f" ({key})"))
         steps = [drop, f"{add}{part}", drop, add]
     justified = (reasons.TAKEN_OUT, reasons.EDITED, reasons.taken_out_since(table.qualified))
-    return acts(random, "edit the publication of a table", table, setting, steps, *justified)
+    # With a list of columns that lacks some of its identity, PostgreSQL refuses to update it.
+    what, unwritable = "edit the publication of a table", len(steps) > 2
+    return acts(random, what, table, setting, steps, *justified, unwritable=unwritable)
 
 
 def edit_publication(random: Random, table: Table, setting: Setting) -> list[Act]:

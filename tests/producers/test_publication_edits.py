@@ -9,6 +9,7 @@ import pytest
 
 from infra.positions import Positions
 from infra.snapshot_requests import SnapshotRequest
+from producers import opening
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
@@ -253,4 +254,30 @@ def test_a_slot_of_two_phase_is_refused_before_it_is_read(source: Source) -> Non
             source.connection.execute("BEGIN; INSERT INTO a VALUES (7, 'p'); PREPARE TRANSACTION 'one'")
             source.connection.execute("COMMIT PREPARED 'one'")
         producer.caught_up()
+    source.require_equal("public.a")
+
+
+def test_an_edit_while_a_table_is_about_to_be_read_anew_has_it_read_anew_after_all(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the end of the source, with a reason that names no table."""
+    copy_all(source)
+    ask(source.settings, "main", SnapshotRequest(table="public.a", anew=True))
+    opened = opening.open_feeds
+    edits = ["ALTER PUBLICATION headrace DROP TABLE a"]
+
+    def open_feeds(settings, name, tables, *arguments, **more):  # type: ignore[no-untyped-def]
+        # The first session takes the request, the second is the one that reads the table anew.
+        snapshots = arguments[1]
+        if edits and snapshots["public.a"].anew:
+            edit(source, edits.pop())
+        return opened(settings, name, tables, *arguments, **more)
+
+    monkeypatch.setattr(producer_module, "open_feeds", open_feeds)
+    with running(source) as producer:
+        until(lambda: not edits or producer.error is not None, "the session that reads it anew")
+        until(lambda: not source.state().snapshots["public.a"].anew or producer.error is not None, "the next one")
+        producer.check()
+    source.connection.execute("INSERT INTO a VALUES (3, 'later')")
+    copy_all(source)
     source.require_equal("public.a")
