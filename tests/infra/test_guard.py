@@ -121,12 +121,15 @@ def refused(connection: Connection, statement: str) -> bool:
 
 def test_every_way_to_write_is_refused_once_another_database_is_the_owner(guarded: Guarded) -> None:
     application = guarded.application()
-    for statement in WRITES.values():
+    writes = dict(WRITES)
+    if application.info.server_version < 150_000:
+        del writes["merge"]  # a command since PostgreSQL 15
+    for statement in writes.values():
         with application.transaction(force_rollback=True):
             application.execute(statement.encode())
     guarded.give_away()
     before = guarded.rows()
-    assert [name for name, statement in WRITES.items() if not refused(application, statement)] == []
+    assert [name for name, statement in writes.items() if not refused(application, statement)] == []
     with pytest.raises(errors.ReadOnlySqlTransaction), application.cursor().copy("COPY moves FROM STDIN") as copy:
         copy.write("7\t\\N\t0\n")
     with pytest.raises(errors.ReadOnlySqlTransaction) as error:
