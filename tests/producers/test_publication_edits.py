@@ -13,6 +13,7 @@ from producers import opening
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
+from producers.opening import sessions_of
 from producers.producer import Session
 from producers.replication import ReplicationStream
 from producers.schema_changes import TableStopped
@@ -136,6 +137,7 @@ def test_where_all_tables_were_edited_each_can_be_read_anew(new_source: NewSourc
     assert stream is not None
     dsn = source.settings.database("main").dsn.get_secret_value()
     until(lambda: source.slot_state().active_pid is None, "the slot to be free")
+    until(lambda: not sessions_of(source.connection, source.slot), "the refused producer's session to be over")
     reader = ReplicationStream(dsn, source.slot, "headrace", stream.confirmed_lsn)
     try:
         answer = ask(source.settings, "main", SnapshotRequest(table="public.a", anew=True))
