@@ -66,5 +66,10 @@ def test_a_read_that_failed_counts_unless_the_machine_let_the_reader_lie() -> No
     assert _judged(asked=12.0, ended=14.0, value="", error="no such repository").stalled == 1
 
 
+def test_a_read_by_cursors_that_are_old_is_counted_as_such() -> None:
+    assert _judged(asked=12.0, began=13.0, ended=13.1, value="1").old == 0
+    assert _judged(asked=12.0, began=14.0, ended=14.1, value="1").old == 1
+
+
 def test_a_read_falls_within_a_move_when_the_two_have_a_moment_in_common() -> None:
     assert [_judged(asked=asked, value="9").in_moves for asked in (13.0, 14.5, 20.0, 28.5)] == [0, 1, 1, 0]

@@ -59,7 +59,8 @@ def build_go(program: str, directory: Path) -> list[str]:
     else:
         (place / "go.mod").write_text(_MODULE, encoding="ascii")
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
-    environment.setdefault("GOCACHE", str(directory / "cache"))
+    if not environment.keys() & {"HOME", "XDG_CACHE_HOME", "GOCACHE"}:
+        environment["GOCACHE"] = str(directory / "cache")  # elsewhere the standard library is compiled once for all
     built = subprocess.run(
         [tool, "build", "-o", "built", "."], cwd=place, env=environment, capture_output=True, text=True, check=False
     )
