@@ -79,7 +79,9 @@ DROPPED = Act("drop the publication", ("DROP PUBLICATION headrace",))
 
 @stack
 def test_a_refused_start_has_its_remedy_followed_if_something_that_happened_is_the_reason(world: World) -> None:
-    with pytest.raises(Broken, match=r"nothing .* was a reason .*: publication headrace of main (was dropped|does not exist)"):
+    with pytest.raises(
+        Broken, match=r"nothing .* was a reason .*: publication headrace of main (was dropped|does not exist)"
+    ):
         play(world, script(PASS, DROPPED, PASS))
     justified = replace(DROPPED, justifies=(publication("was dropped"), publication("does not exist any more")))
     outcome = play(world, script(PASS, justified, PASS))

@@ -155,6 +155,12 @@ class SnapshotMachine(RuleBasedStateMachine):
         if at_once:
             self._read_on()
 
+    @rule(session=SESSIONS, key=KEYS)
+    def ask_while_what_is_decoded_is_not_visible(self, session: int, key: int) -> None:
+        self.write_what_is_decoded_before_it_is_visible(session, key)
+        self.ask(None, None, at_once=True)
+        self.producer.copy(5)
+
     @rule()
     def ask_anew(self) -> None:
         self._alone(SnapshotRequest(table="public.t", anew=True))
@@ -423,4 +429,4 @@ def test_no_rule_can_be_left_out(
 ) -> None:
     monkeypatch.setattr(module, name, without)
     with pytest.raises(AssertionError):
-        explore(machine, 1500)
+        explore(machine, 3000)

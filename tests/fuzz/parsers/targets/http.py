@@ -27,7 +27,18 @@ class _Routes:
 
 
 class _Server:
+    """A server of one connection, which is never cut off."""
+
     routes = _Routes()
+
+    def idle(self, connection: object) -> None:
+        """See RouteServer.idle."""
+
+    def asking(self, connection: object) -> None:
+        """See RouteServer.asking."""
+
+    def done(self, connection: object) -> None:
+        """See RouteServer.done."""
 
 
 class _Connection:
