@@ -113,6 +113,8 @@ def brokers_in(directory: Path) -> int:
 
 def at_once(actions: Sequence[Callable[[], None]]) -> None:
     """Run the actions at once, each to its end, then raise the first error."""
+    if not actions:
+        return
     with ThreadPoolExecutor(len(actions)) as pool:
         running = [pool.submit(action) for action in actions]
         # inside: a Ctrl-C here still lets all come to their end before anything is stopped

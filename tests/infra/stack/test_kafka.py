@@ -45,6 +45,12 @@ def test_topics_are_on_three_brokers_and_need_two(kafka: EmbeddedKafka, prefix: 
         assert (found["min.insync.replicas"].value, found["unclean.leader.election.enable"].value) == ("2", "false")
 
 
+def test_a_start_of_what_runs_changes_nothing(kafka: EmbeddedKafka) -> None:
+    before = kafka.ports, [broker.process.identity for broker in kafka.brokers.values()]
+    kafka.start()
+    assert (kafka.ports, [broker.process.identity for broker in kafka.brokers.values()]) == before
+
+
 def test_the_others_take_over_from_one_that_is_frozen(kafka: EmbeddedKafka, prefix: str) -> None:
     make(kafka, prefix)
     frozen = leader(kafka, prefix)
