@@ -164,6 +164,8 @@ class SnapshotState(_Record):
     it is copied by the rules of producers.reread, be it again or (not `done`) for the first time, and `asked` are the
     ranges to be read after that. `incomplete` are rows that are read besides. `anew` says that the topic is to be
     emptied, and then read again.
+    `from_nothing` says that the topic has no row of a copy by those rules yet, or only rows of its first chunk, which
+    the stream has not passed.
     `published` is how its stream was published all along; see producers.publication. `partitions` are those of which
     the topic has the rows, as the catalog had them once all transactions below the 64-bit id `partitions_seen` ended.
     `order` names what its ranges are compared by (infra.key_order.order_name).
@@ -183,6 +185,7 @@ class SnapshotState(_Record):
     form: FormState = FormState()
     stopped: str | None = None
     reread: RereadState | None = None
+    from_nothing: bool = False
     asked: tuple[RangeState, ...] = ()
     incomplete: IncompleteState = IncompleteState()
     anew: bool = False

@@ -1,7 +1,9 @@
 """How far one table is copied, by which rules its events are judged, and the record of both. Pure: no I/O.
 
 A first snapshot of a table whose keys can be compared here goes by `producers.chunks`; every other copy goes by
-`producers.reread`. A truncate ends any of them: whatever the table has from then on comes after it in the stream.
+`producers.reread`. Into an empty topic that begins with a chunk that shows all that its snapshot sees: no event of it
+is published, since a row that it lacks may have gone without one, such as while the table was out of the publication.
+A truncate ends any of them: whatever the table has from then on comes after it in the stream.
 """
 
 from __future__ import annotations
@@ -154,6 +156,7 @@ class TableCopy:
             if after is self._reread:
                 return False
             self._reread = after
+            self.note(from_nothing=False)
             if after.complete:
                 self._finish()
         self._update()
@@ -168,7 +171,7 @@ class TableCopy:
         self._reread = None
         self.incomplete = IncompleteRows(IncompleteState())
         self._rows_changed = True
-        self._update(asked=())
+        self._update(asked=(), from_nothing=False)
 
     def leaves_out(self, key: Texts) -> None:
         """Note that the last record of a key leaves out a value, and was published."""
@@ -239,7 +242,10 @@ class TableCopy:
         if self.incomplete.remembered is not None and not self.incomplete.publishes(key(), xid, commit_lsn):
             return False
         if self._reread is not None:
-            return self._reread.chunk is None or self._reread.publishes(key(), xid, commit_lsn)
+            chunk = self._reread.chunk
+            if self._state.from_nothing:
+                return chunk is not None and (commit_lsn >= chunk.lsn or not chunk.snapshot.sees(xid))
+            return chunk is None or self._reread.publishes(key(), xid, commit_lsn)
         return self._comparable is None or self._chunks.publishes(self._comparable(texts), xid, commit_lsn)
 
     def _load(self, state: SnapshotState) -> None:
@@ -260,7 +266,7 @@ class TableCopy:
             self._reread = _loaded(state.reread)
         elif self._comparable is None and not state.done:
             self._reread = Reread()
-            self._update()
+            self._update(from_nothing=True)
 
     def _finish(self) -> None:
         """End a copy, and begin what was asked for meanwhile, if anything."""
