@@ -117,7 +117,8 @@ def test_a_chunk_is_cut_where_its_keys_would_not_fit_their_record(registry: Memo
 
 
 def test_the_keys_of_the_last_chunk_are_recorded_until_the_stream_has_passed_it(registry: MemoryRegistry) -> None:
-    table = feed(registry, ordered=False)
+    table = feed(registry, done(), ordered=False)
+    table.ask(KeyRange(), 20)
     assert table.publishes((b"1",), 99, Lsn(900))
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     again = feed(registry, SnapshotState.model_validate_json(table.state.model_dump_json()), ordered=False)
@@ -130,6 +131,19 @@ def test_the_keys_of_the_last_chunk_are_recorded_until_the_stream_has_passed_it(
         assert each.copy.ready
         assert each.publishes((b"1",), 99, Lsn(1001))
         assert each.copy.bounds == Bounds(after=("2",))
+
+
+def test_into_an_empty_topic_the_first_chunk_shows_all_that_its_snapshot_sees(registry: MemoryRegistry) -> None:
+    table = feed(registry, ordered=False)
+    assert not table.publishes((b"1",), 99, Lsn(900))
+    table.add_chunk(("2",), rows(1, 2), STANDING, 2)
+    again = feed(registry, SnapshotState.model_validate_json(table.state.model_dump_json()), ordered=False)
+    for each in (table, again):
+        assert not each.publishes((b"3",), 99, Lsn(900)), "a later chunk has the row, or it is gone"
+        assert each.publishes((b"3",), 105, Lsn(900))
+        assert each.publishes((b"3",), 99, Lsn(1000))
+        assert each.settle(Lsn(1000))
+        assert each.publishes((b"3",), 99, Lsn(1001))
 
 
 def test_what_is_asked_for_waits_for_chunks_that_the_stream_has_not_passed(registry: MemoryRegistry) -> None:
