@@ -151,11 +151,19 @@ def _other_type(name: str) -> str:
 
 
 def _renamed(names: set[str], followed: Followed, now: TableNow | None) -> str | None:
+    """Return which followed column has another name, None when those that are not in `names` are gone.
+
+    The catalog may be further on than `names`, and lack what has been added to them.
+    """
     added = sorted(names - followed.keys())
     for old in sorted(followed.keys() - names):
-        for new in added:
-            number = None if now is None else now.numbers.get(new)
-            # Where the catalog is further on and cannot tell, a column gone and another come may be a rename.
-            if number == followed[old].number or number is None:
-                return f"column {old} is called {new} now"
+        number = followed[old].number
+        called = None if now is None else next((name for name, each in now.numbers.items() if each == number), None)
+        if called not in (None, old):
+            return f"column {old} is called {called} now"
+        # It was renamed for a while, or what became of it is not known: to one whose number cannot be told.
+        if (called == old or now is None or not number) and (
+            found := [name for name in added if now is None or name not in now.numbers]
+        ):
+            return f"column {old} is called {found[0]} now"
     return None

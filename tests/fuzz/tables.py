@@ -36,15 +36,17 @@ def main() -> int:
         world = World(server, bootstrap_servers, directory)
         if chosen.plant:
             names = list(PLANTS) if "all" in chosen.plant else chosen.plant
-            return 1 if hunt(world, names, chosen.version, first, chosen.rounds or WITHIN, chosen.jobs) else 0
+            seeds = range(first, first + (chosen.rounds or WITHIN))
+            missed = hunt(world, names, chosen.version, seeds, jobs=chosen.jobs, only=tuple(chosen.change))
+            return 1 if missed else 0
         series = Series(world, chosen)
         last = first + chosen.rounds if chosen.rounds else None
         deadline = None if chosen.rounds else time.monotonic() + chosen.seconds
-        seeds = takewhile(lambda seed: seed != last and not (deadline and time.monotonic() > deadline), count(first))
+        drawn = takewhile(lambda seed: seed != last and not (deadline and time.monotonic() > deadline), count(first))
         # Each round waits more than it works.
         with ThreadPoolExecutor(chosen.jobs) as pool:
             for _ in range(chosen.jobs):
-                pool.submit(series.play, seeds)
+                pool.submit(series.play, drawn)
     print(f"PostgreSQL {chosen.version}: {series}")
     if not series.failed and not series.rows:
         print("no table with rows was compared: nothing was shown")

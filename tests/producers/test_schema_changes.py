@@ -48,6 +48,12 @@ FOLLOWED = {
     "a column added not null": Case("ALTER TABLE t ADD more int NOT NULL DEFAULT 5", lacking=frozenset({"more"})),
     "a column dropped": Case("ALTER TABLE t DROP n"),
     "one dropped and another added": Case("ALTER TABLE t DROP n; ALTER TABLE t ADD m int"),
+    "one dropped and another added, and dropped": Case(
+        "ALTER TABLE t DROP n; ALTER TABLE t ADD m int; INSERT INTO t (id, m) VALUES (99, 1); ALTER TABLE t DROP m"
+    ),
+    "one renamed and dropped": Case(
+        "ALTER TABLE t RENAME n TO m; INSERT INTO t (id, m) VALUES (99, 1); ALTER TABLE t DROP m"
+    ),
     "a wider number": Case("ALTER TABLE t ALTER n TYPE bigint", "INSERT INTO t VALUES (100, 5000000000, 'x')"),
     "decimals of a second dropped": Case("ALTER TABLE t ALTER at TYPE timestamp(0)"),
     "a longer text": Case("ALTER TABLE t ALTER v TYPE varchar(100)"),
@@ -62,6 +68,16 @@ FOLLOWED = {
 STOPPED = {
     "a column renamed": Case(
         "ALTER TABLE t RENAME v TO w", "INSERT INTO t (id, w) VALUES (100, 'new')", "column v is called w now"
+    ),
+    "a column renamed twice": Case(
+        "ALTER TABLE t RENAME v TO w; INSERT INTO t (id, w) VALUES (99, 'w'); ALTER TABLE t RENAME w TO x",
+        "INSERT INTO t (id, x) VALUES (100, 'new')",
+        "column v is called x now",
+    ),
+    "a column renamed and renamed back": Case(
+        "ALTER TABLE t RENAME v TO w; INSERT INTO t (id, w) VALUES (99, 'w'); ALTER TABLE t RENAME w TO v",
+        stopped="column v is called w now",
+        copied=True,
     ),
     "a number made text": Case("ALTER TABLE t ALTER n TYPE text", stopped="column n"),
     "the key made wider": Case("ALTER TABLE t ALTER id TYPE bigint", stopped="key column id"),
@@ -253,7 +269,7 @@ def test_a_change_that_stops_the_table_between_two_chunks(source: Source, name: 
         until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
         until_checked(producer, lambda: source.state().snapshots["public.u"].done, "the other table to be copied")
         source.passes(producer.check)
-    changed = {(1, "updated"), (100, "new"), (100, None)}
+    changed = {(1, "updated"), (99, "w"), (100, "new"), (100, None)}
     copied = {(row["id"], row["v"]) for row in fold(source.records("public.t")).values()}
     before = {(i, f"v{i}") for i in range(1, 31)}
     assert copied == {row for row in before if row[0] <= 10} or (case.copied and copied - before <= changed)
