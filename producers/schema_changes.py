@@ -159,11 +159,11 @@ def _renamed(names: set[str], followed: Followed, now: TableNow | None) -> str |
     for old in sorted(followed.keys() - names):
         number = followed[old].number
         called = None if now is None else next((name for name, each in now.numbers.items() if each == number), None)
+        unknown = [name for name in added if now is None or name not in now.numbers]
         if called not in (None, old):
             return f"column {old} is called {called} now"
-        # It was renamed for a while, or what became of it is not known: to one whose number cannot be told.
-        if (called == old or now is None or not number) and (
-            found := [name for name in added if now is None or name not in now.numbers]
-        ):
-            return f"column {old} is called {found[0]} now"
+        if called == old and unknown:
+            return f"column {old} was called {unknown[0]} when a change in the stream was written"
+        if unknown and (now is None or not number):
+            return f"column {old} is called {unknown[0]} now"
     return None

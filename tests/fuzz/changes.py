@@ -90,12 +90,16 @@ def drop_column(random: Random, table: Table, setting: Setting) -> list[Act]:
 
 
 def drop_and_add_column(random: Random, table: Table, setting: Setting) -> list[Act]:
+    """Also of the type that it had, without the values that it had."""
     if (column := _any(random, table.others)) is None:
         return []
-    justified = () if column.type in _UP_TO_INT4 else reasons.other_type(column.name)
-    column.kind, column.type = SMALL, "int4"
-    filled = random.choice(("", " DEFAULT 7"))
-    steps = [f"DROP COLUMN {column.sql}", f"ADD COLUMN {column.sql} int4{filled}"]
+    justified: tuple[str, ...] = ()
+    filled = ""
+    if random.random() < 0.5:
+        justified = () if column.type in _UP_TO_INT4 else reasons.other_type(column.name)
+        column.kind, column.type = SMALL, "int4"
+        filled = random.choice(("", " DEFAULT 7"))
+    steps = [f"DROP COLUMN {column.sql}", f"ADD COLUMN {column.sql} {column.type}{filled}"]
     whole = [f"ALTER TABLE {table.sql} {step}" for step in steps]
     if random.random() < 0.3:
         whole = [f"ALTER TABLE {table.sql} {', '.join(steps)}"]
@@ -106,14 +110,14 @@ def drop_and_add_column(random: Random, table: Table, setting: Setting) -> list[
 def rename_column(random: Random, table: Table, setting: Setting) -> list[Act]:
     column = random.choice(table.written)
     old, new = column.sql, f'"{table.new_name("renamed ")}"'
-    justified = [reasons.renamed_column(column.name)]
+    justified = [*reasons.renamed_column(column.name)]
     if column.key:
         justified += reasons.key_column_gone(table.qualified, column.name)
     steps = [f"ALTER TABLE {table.sql} RENAME COLUMN {old} TO {new}"]
     if undone := random.random() < 0.5:
         steps.append(f"ALTER TABLE {table.sql} RENAME COLUMN {new} TO {old}")
-        # Where it was read anew in between.
-        justified.append(reasons.renamed_column(new[1:-1]))
+        # Where it was read anew in between, or met by the stream only after it.
+        justified += reasons.renamed_column(new[1:-1])
     else:
         column.name = new[1:-1]
     return acts(random, "rename a column", table, setting, steps, *justified, undone=undone)

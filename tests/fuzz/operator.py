@@ -15,7 +15,7 @@ from producers.start_over import start_over
 from schemas.errors import Refused
 from tests.fuzz.acts import Act
 from tests.fuzz.producing import End
-from tests.fuzz.reasons import TAKEN_OUT, is_one_of, reasons_of, taken_out_since
+from tests.fuzz.reasons import ANY, TAKEN_OUT, hidden, is_one_of, reasons_of, taken_out_since
 from tests.fuzz.world import Broken
 from tests.producers.sources import capturing
 
@@ -41,7 +41,12 @@ class Operator:
         return self.settings.database("main").tables
 
     def require_justified(self, reason: str, table: str | None) -> None:
-        """Raise Broken unless something that happened to the table, or (None) to any table, is the reason."""
+        """Raise Broken unless something that happened to the table, or (None) to any table, is the reason.
+
+        A table is stopped for it; with None a start is refused, or a request.
+        """
+        if table is not None and is_one_of(reason, hidden(ANY)):
+            raise Broken(f"{table} is stopped for good for what ends with a GRANT: {reason}")
         if not self._blamed(reason, table):
             raise Broken(f"nothing that happened to {table or 'any table'} was a reason to stop for: {reason}")
 

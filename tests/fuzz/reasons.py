@@ -66,8 +66,12 @@ def other_key_type(column: str) -> tuple[str, ...]:
 SORTS_OTHERWISE: Final = reason("its key ({}) sorts otherwise than when its copy began", ANY)
 
 
-def renamed_column(old: str) -> str:
-    return reason("column {} is called {} now", old, ANY)
+def renamed_column(old: str) -> tuple[str, ...]:
+    """Of a table with a column that was called `old`, by its last records or by a change that is still to come."""
+    return (
+        reason("column {} is called {} now", old, ANY),
+        reason("column {} was called {} when a change in the stream was written", ANY, old),
+    )
 
 
 def no_key(table: str) -> tuple[str, ...]:

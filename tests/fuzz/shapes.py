@@ -139,7 +139,7 @@ def random_table(random: Random, number: int, version: int, collations: tuple[st
     columns = [_key_column(random, "id", collations)]
     if random.random() < 0.3:
         columns.append(_key_column(random, random.choice(("Key 2", "k")), collations))
-    partitioned = random.random() < 0.25
+    partitioned = random.random() < 0.35
     if partitioned:
         columns[0] = Column("id", KEYS_OF_PARTITIONS, "int4", not_null=True, key=True)
     if random.random() < 0.15:
