@@ -35,6 +35,7 @@ class Operator:
         self.left_out: dict[str, str] = {}
         """Tables that were taken out of the settings, each with the reason for which it cannot be captured."""
         self._mended: set[tuple[str, str]] = set()
+        self._undone: set[str] = set()
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -61,7 +62,11 @@ class Operator:
         if len(self.refusals) > _MOST:
             raise Broken(f"it is refused again and again: {end}")
         if not self.checked():
-            raise Broken(f"`headrace check` says ready, and a start: {end}")
+            # What was in the way may be undone since; then the next start is not refused for it.
+            if end.problem in self._undone:
+                raise Broken(f"`headrace check` says ready, and a start: {end}")
+            self._undone.add(end.problem)
+            return
         if "--start-over" in end.remedy:
             self._start_over()
         elif blamed and blamed[0][0] is not None:

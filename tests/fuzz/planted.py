@@ -205,7 +205,8 @@ PLANTS: Final[dict[str, Plant]] = {
             Edit(
                 "producers.capture:Capture._update",
                 "if key_of(route, before) != key_of(route, after):",
-                "if [x.lower() for x in key_of(route, before)] != [x.lower() for x in key_of(route, after)]:",
+                "if [x.lower().rstrip(b'0') if b'.' in x else x.lower() for x in key_of(route, before)]"
+                " != [x.lower().rstrip(b'0') if b'.' in x else x.lower() for x in key_of(route, after)]:",
             ),
         ),
     ),

@@ -100,11 +100,13 @@ def _hear(heard: Connection) -> None:
             sessions[:] = [self]
 
     def listen() -> None:
-        with contextlib.suppress(EOFError):
-            while True:
+        while True:
+            try:
                 heard.recv()
-                for session in sessions:
-                    session._heartbeat_due = 0.0
+            except EOFError:  # whoever played the round is gone, without having stopped it
+                os._exit(1)
+            for session in sessions:
+                session._heartbeat_due = 0.0
 
     service.Session = Hurried  # type: ignore[attr-defined]
     threading.Thread(target=listen, daemon=True).start()

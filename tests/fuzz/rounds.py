@@ -11,7 +11,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from infra.positions import Positions, SnapshotState, read_sources
+from infra.positions import SnapshotState, read_sources
 from infra.postgres import connect
 from infra.settings import Settings
 from infra.topics import delete_topics
@@ -22,6 +22,7 @@ from tests.fuzz.acts import CATCH_UP, KILL, PASS, RESTART, START, STOP, Act
 from tests.fuzz.application import Application
 from tests.fuzz.operator import Operator
 from tests.fuzz.producing import Producer
+from tests.fuzz.recorded import Recorded
 from tests.fuzz.script import Script
 from tests.fuzz.source_changes import TWO_PHASE
 from tests.fuzz.topics import INCOMPLETE, compared
@@ -88,7 +89,7 @@ class Round:
         self._application = Application(dsn, settings.prefix, owned=script.owned)
         self._operator = Operator(settings, self._application.alter, self._application.happened)
         self._producer: Producer | None = None
-        self._positions = Positions(settings.prefix, settings.kafka)
+        self._positions = Recorded(settings.prefix, settings.kafka)
         self._log = world.directory / f"{settings.prefix}.log"
         self._slot = slot_name(settings, "main", settings.database("main"))
         self._completed: set[str] = set()
@@ -102,6 +103,7 @@ class Round:
     def close(self) -> None:
         if self._producer is not None:
             self._producer.kill()
+        self._positions.close()
         self._application.close()
         for path in (self._log, self._log.with_suffix(".end")):
             path.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""What a producer has recorded, asked many times a round: by one client, where headrace makes one each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from infra import kafka
+from infra.kafka import READERS
+from infra.positions import Positions
+from infra.settings import KafkaSettings
+from infra.topics import is_there
+from schemas.topics import positions_topic
+
+_SECONDS: Final = 20.0
+
+
+class Recorded(Positions):
+    """As `Positions`; to be closed."""
+
+    def __init__(self, prefix: str, settings: KafkaSettings) -> None:
+        super().__init__(prefix, settings)
+        self._kept = self._log = _Kept(settings, positions_topic(prefix))  # type: ignore[assignment]
+
+    def close(self) -> None:
+        self._kept.close()
+
+
+class _Kept:
+    """As LogReader, with one client for all reads."""
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._client: Consumer | None = None
+        self._next = 0
+
+    def read(self) -> Iterator[Message]:
+        """Yield every committed record from the last one read up to the end as it is now."""
+        place = TopicPartition(self._topic, 0, OFFSET_BEGINNING)
+        client = self._client
+        if client is None:
+            client = self._client = kafka.consumer(
+                self._settings, READERS, enable_partition_eof=True, fetch_wait_max_ms=100
+            )
+            if not is_there(client.list_topics(self._topic, timeout=_SECONDS).topics.get(self._topic)):
+                self.close()
+                return
+            client.assign([place])
+        _, end = client.get_watermark_offsets(place, timeout=_SECONDS)
+        while self._next < end:
+            message = client.poll(_SECONDS)
+            assert message is not None, "Kafka does not answer"
+            error = message.error()
+            if error is None:
+                self._next = (message.offset() or 0) + 1
+                yield message
+            elif error.code() == KafkaError._PARTITION_EOF:
+                # Behind the markers of transactions, too.
+                self._next = message.offset() or 0
+            else:
+                raise KafkaException(error)
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            kafka.leave(client, _SECONDS)
