@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -131,10 +132,36 @@ def _fetch_bytes(settings: KafkaSettings) -> int:
     return int(settings.options.get("fetch.max.bytes", 0))
 
 
+class _Admin:
+    """This process's admin client, for the settings that were last asked for.
+
+    One, since each has connections and threads of its own, and to make one takes longer than most questions: a start of
+    a producer asks thirteen.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client: AdminClient | None = None
+        self._of: tuple[int, KafkaSettings] | None = None
+
+    def client(self, settings: KafkaSettings) -> AdminClient:
+        asked = os.getpid(), settings
+        with self._lock:
+            before = self._client  # let go of outside of the lock: librdkafka's destructor may take its time
+            if before is not None and self._of == asked:
+                return before
+            client = self._client = AdminClient(_configuration(settings, PRODUCER, {}, {}))
+            self._of = asked
+        return client
+
+
+_ADMIN: Final = _Admin()
+
+
 def admin(settings: KafkaSettings) -> AdminClient:
-    """Return an admin client."""
+    """Return the admin client of this process; to be kept while a request is under way, which else fails."""
     with translated(settings):
-        return AdminClient(_configuration(settings, PRODUCER, {}, {}))
+        return _ADMIN.client(settings)
 
 
 def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
