@@ -149,6 +149,7 @@ class _Admin:
         with self._lock:
             before = self._client  # let go of outside of the lock: librdkafka's destructor may take its time
             if before is not None and self._of == asked:
+                before.poll(0)  # its log lines wait for that, and the renewal of a token
                 return before
             client = self._client = AdminClient(_configuration(settings, PRODUCER, {}, {}))
             self._of = asked

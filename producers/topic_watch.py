@@ -20,7 +20,6 @@ class TopicWatch:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._client = kafka.admin(settings)
         self._asked: dict[str, Future[Any]] = {}
 
     def look(self, feeds: Sequence[TableFeed]) -> None:
@@ -29,7 +28,8 @@ class TopicWatch:
         names = [feed.table.topic for feed in _live(feeds)]
         if names and not self._asked:
             with kafka.translated(self._settings):
-                self._asked = self._client.describe_topics(TopicCollection(names), request_timeout=_SECONDS)
+                client = kafka.admin(self._settings)
+                self._asked = client.describe_topics(TopicCollection(names), request_timeout=_SECONDS)
 
     def _act(self, feeds: Iterable[TableFeed]) -> None:
         if not all(future.done() for future in self._asked.values()):
