@@ -40,5 +40,7 @@ STOP = Act("stop the producer")
 KILL = Act("kill the producer")
 RESTART = Act("kill the producer if it runs, and start it again")
 CATCH_UP = Act("let it catch up")
+BEGIN = Act("let it begin to read")
+"""Until then nothing is copied: what is written at once after it is written while tables are."""
 PASS = Act("let the stream pass")
 """Unlike CATCH_UP, no table has to be copied by then."""

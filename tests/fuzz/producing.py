@@ -53,6 +53,7 @@ class Producer:
         self._end = log.with_suffix(".end")
         self._end.unlink(missing_ok=True)
         log.touch()
+        self._from = log.stat().st_size
         heard, self._hurry = _FORKS.Pipe(duplex=False)
         self._process = _FORKS.Process(target=_produce, args=(settings, log, self._end, heard, python_codec, plant))
         self._process.start()
@@ -62,6 +63,13 @@ class Producer:
         """Have it look at the catalog and write a heartbeat now, for which a round would wait otherwise."""
         with contextlib.suppress(OSError):  # it has ended
             self._hurry.send(None)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has come as far as to read the log."""
+        with self.log.open("rb") as lines:
+            lines.seek(self._from)
+            return b'"event": "reading"' in lines.read()
 
     @property
     def ended(self) -> End | None:

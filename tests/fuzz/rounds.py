@@ -18,7 +18,7 @@ from infra.topics import delete_topics
 from producers.startup import slot_name
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
-from tests.fuzz.acts import CATCH_UP, KILL, PASS, RESTART, START, STOP, Act
+from tests.fuzz.acts import BEGIN, CATCH_UP, KILL, PASS, RESTART, START, STOP, Act
 from tests.fuzz.application import Application
 from tests.fuzz.operator import Operator
 from tests.fuzz.producing import Producer
@@ -148,6 +148,8 @@ class Round:
             self._make_slot_two_phase()
         elif act in (CATCH_UP, PASS) and self._producer is not None:
             self._catch_up(copied=act == CATCH_UP)
+        elif act == BEGIN and self._producer is not None:
+            self._until_it_reads(self._producer)
         elif act.what == "read it again" and act.table is not None:
             self._application.request(act.table)
         elif act.statements:
@@ -157,6 +159,15 @@ class Round:
         self._producer = Producer(
             self.settings, self._log, python_codec=self.script.python_codec, plant=self.world.plant
         )
+
+    def _until_it_reads(self, producer: Producer) -> None:
+        """Wait until the producer reads, or has ended: a later act hears of that."""
+        self._application.finish_prepared()  # a first start waits for them
+        deadline = time.monotonic() + self.world.patience
+        while not producer.reads and producer.ended is None:
+            if time.monotonic() > deadline:
+                raise Broken(f"it never began to read; {self.tail()}")
+            time.sleep(0.02)
 
     def _end_producer(self) -> None:
         """Kill the producer; one that was refused before has its remedy followed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from tests.fuzz.acts import CATCH_UP, KILL, START, STOP, Act
+from tests.fuzz.acts import BEGIN, CATCH_UP, KILL, START, STOP, Act
 from tests.fuzz.changes import COLUMN_CHANGES, Change, Setting
 from tests.fuzz.partition_changes import PARTITION_CHANGES
 from tests.fuzz.reasons import not_validated, virtual_in_identity
@@ -94,7 +94,7 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     names = tuple(table.qualified for table in tables)
     setting = Setting(version, encoding, codec, tables)
     first = [_made(random, table) for table in tables]
-    first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 12, 25)))]
+    first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 12, 25, 60)))]
     known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
     settings = random.sample(known, random.choice((0, 1, 1, 2, 3)))
     acts: list[Act] = []
@@ -135,7 +135,7 @@ def _made(random: Random, table: Table) -> Act:
 
 
 def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...]) -> list[Act]:
-    made: list[Act] = [CATCH_UP] if random.random() < 0.6 else []
+    made: list[Act] = random.choices(([CATCH_UP], [BEGIN], []), (5, 3, 2))[0][:]
     for _ in range(random.choice((2, 4, 8))):
         made.append(transaction(random, setting.tables, setting.codec))
         if random.random() < 0.15:
