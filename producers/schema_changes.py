@@ -7,7 +7,7 @@ table of all changes is in docs/events.md, section "Schema changes".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +85,7 @@ def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: 
         was = followed.get(column.name)
         if was is not None and not _same_type(was.type_oid, column.type_oid):
             return _other_type(column.name)
-    if (renamed := _renamed(names, followed, now)) is not None:
+    if (renamed := _renamed([column.name for column in relation.columns], followed, now)) is not None:
         return renamed
     # Last, since it may speak of a later change than the one at hand.
     return None if now is None else standing_obstacle(table, now)
@@ -150,20 +150,30 @@ def _other_type(name: str) -> str:
     return f"column {name} changed its type, and with it the values that stand in the topic"
 
 
-def _renamed(names: set[str], followed: Followed, now: TableNow | None) -> str | None:
+def _renamed(names: Sequence[str], followed: Followed, now: TableNow | None) -> str | None:
     """Return which followed column has another name, None when those that are not in `names` are gone.
 
-    The catalog may be further on than `names`, and lack what has been added to them.
+    The catalog may be further on than `names`, and lack what has been added to them; or what is followed was read from
+    the catalog, and the stream is behind it. `names` are in the order of their numbers, but in a partition.
     """
-    added = sorted(names - followed.keys())
-    for old in sorted(followed.keys() - names):
+    for old in sorted(followed.keys() - set(names)):
         number = followed[old].number
         called = None if now is None else next((name for name, each in now.numbers.items() if each == number), None)
-        unknown = [name for name in added if now is None or name not in now.numbers]
         if called not in (None, old):
             return f"column {old} is called {called} now"
-        if called == old and unknown:
-            return f"column {old} was called {unknown[0]} when a change in the stream was written"
-        if unknown and (now is None or not number):
-            return f"column {old} is called {unknown[0]} now"
+        for new in sorted(set(names) - followed.keys()):
+            if now is not None and new in now.numbers:
+                continue
+            if now is None or not number:
+                return f"column {old} is called {new} now"
+            if called == old and _may_be(number, names, new, now):
+                return f"a change in the stream has column {new} in the place of {old}: one may be the other, renamed"
     return None
+
+
+def _may_be(number: int, names: Sequence[str], name: str, now: TableNow) -> bool:
+    """Whether a column that the catalog lacks may have the number, by those beside it."""
+    place = names.index(name)
+    before = [now.numbers[each] for each in names[:place] if each in now.numbers]
+    after = [now.numbers[each] for each in names[place:] if each in now.numbers]
+    return max(before, default=0) < number and all(number < each for each in after)

@@ -86,7 +86,8 @@ def drop_column(random: Random, table: Table, setting: Setting) -> list[Act]:
     if (column := _any(random, table.others)) is None:
         return []
     table.columns.remove(column)
-    return acts(random, "drop a column", table, setting, [f"ALTER TABLE {table.sql} DROP COLUMN {column.sql}"])
+    step = f"ALTER TABLE {table.sql} DROP COLUMN {column.sql}"
+    return acts(random, "drop a column", table, setting, [step], reasons.had_column(column.name))
 
 
 def drop_and_add_column(random: Random, table: Table, setting: Setting) -> list[Act]:
