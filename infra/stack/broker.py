@@ -27,7 +27,8 @@ from infra.stack.ports import free_port, require_free
 from infra.stack.processes import Guarded, Keeper
 from schemas.errors import BrokerUnavailable
 
-READY_SECONDS: Final = 60.0
+READY_SECONDS: Final = 180.0
+"""A broker that was killed first looks through what it has: on a busy disk that takes a minute."""
 STOP_SECONDS: Final = 30.0
 CHECKPOINT: Final = "bootstrap.checkpoint"
 

@@ -24,7 +24,7 @@ from infra.stack.postgres_programs import hand_over, program_version, reachable_
 from infra.stack.processes import Guarded, Keeper, unprivileged_account
 from schemas.errors import DatabaseUnavailable
 
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 STOP_SECONDS = 30.0
 PORT_TRIES = 5
 IPC_RMID = 0

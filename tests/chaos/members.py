@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,12 @@ def _restart(stack: Stack, crowd: Crowd, draw: random.Random) -> None:
     """Restart the broker, in order or by SIGKILL, while members go on coming and going."""
     if draw.random() < 0.5:
         stack.kafka.kill()
-    restarting = threading.Thread(target=stack.kafka.restart)
-    restarting.start()
-    while restarting.is_alive():
-        crowd.move(draw)
-        restarting.join(0.2)
+    with ThreadPoolExecutor(1) as pool:
+        restarting = pool.submit(stack.kafka.restart)
+        while not restarting.done():
+            crowd.move(draw)
+            wait([restarting], 0.2)
+    restarting.result()
 
 
 def _until_settled(connection: psycopg.Connection[Any], crowd: Crowd, events: int) -> None:

@@ -98,7 +98,7 @@ class Troubles:
         self._world.ended(command, "a switchover after SIGTERM", 20.0)
 
     def _run_short(self, move: Move) -> None:
-        self._world.ended(self._world.switchover(move, "--timeout", "1"), "a switchover with --timeout 1", 30.0)
+        self._world.ended(self._world.switchover(move, "--timeout", "1"), "a switchover with --timeout 1")
 
     def _abort(self, move: Move) -> None:
         command = self._world.switchover(move, "--abort")
@@ -132,7 +132,7 @@ class Troubles:
         options = ("--abort",) if self._draw.random() < 0.3 else ()
         before = world.look(*self._wrong_ends.values())
         command = world.switchover(move, *options, "--timeout", "3", dsn=ends[end])
-        code = world.ended(command, f"a switchover to {end}", 30.0)
+        code = world.ended(command, f"a switchover to {end}")
         after = world.look(*self._wrong_ends.values())
         if code == 0:
             world.fault("a wrong end was taken", f"{end} {options}")
@@ -157,7 +157,7 @@ class Troubles:
         options = draw.choice((("--abort",), ("--abort",), ("--status",), *(((),) if kind == "shared" else ())))
         before = world.look()
         command = world.switchover(replace(move, gitlab_schemas=wrong), *options, "--timeout", "3")
-        code = world.ended(command, f"{options or 'a run'} with {kind}", 30.0)
+        code = world.ended(command, f"{options or 'a run'} with {kind}")
         after = world.look()
         if options == ("--status",) or kind in ("never moved", "shared"):
             for what in changed(before, after, world.servers[move.destination].incarnation):
@@ -202,7 +202,7 @@ class Troubles:
             if self._draw.random() < 0.5:
                 time.sleep(self._draw.uniform(0.1, 1.0))
                 command.send(self._draw.choice((signal.SIGTERM, signal.SIGKILL)))
-            world.ended(command, "a switchover while a transaction is held", 30.0)
+            world.ended(command, "a switchover while a transaction is held")
             connection.rollback()
 
     def _prepared(self, move: Move) -> None:
@@ -244,7 +244,7 @@ class Troubles:
             world.outages.append((move.source, since, time.time()))
         standby.start()
         if command is not None:
-            world.ended(command, "a switchover while the standby was away", 30.0)
+            world.ended(command, "a switchover while the standby was away")
 
     def _primary_away(self, move: Move) -> None:
         """Crash the old owner's server, or restart it, with a switchover under way or without."""
@@ -255,7 +255,7 @@ class Troubles:
         time.sleep(self._draw.uniform(0.0, 0.5))
         primary.start()
         if command is not None:
-            world.ended(command, "a switchover while the old owner was away", 30.0)
+            world.ended(command, "a switchover while the old owner was away")
 
     def _two_at_once(self, move: Move) -> None:
         world = self._world

@@ -31,7 +31,7 @@ from tests.consumers.repositories import write_settings
 from tests.producers.folding import read_topic, text
 
 FIRST, SECOND, THIRD = "first", "second", "third"
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 180.0
 """Seconds until something that is to happen counts as one that does not."""
 _LOOK_SECONDS: Final = 0.05
 
@@ -316,7 +316,7 @@ class World:
             service.stop()
         for server in self.servers.values():
             server.stop(signal.SIGQUIT)
-        names = kafka.admin(self.settings.kafka).list_topics(timeout=30).topics
+        names = kafka.admin(self.settings.kafka).list_topics(timeout=120).topics
         delete_topics(self.settings.kafka, [name for name in names if name.startswith(f"{self.prefix}.")])
 
     def _retire(self, server: Server) -> None:

@@ -82,7 +82,7 @@ def note(journal: Path, **entry: Any) -> None:
 def chunks_read_again(journal: Path) -> list[int]:
     """Return, for each start in the journal, how many chunks it read that one before it had read.
 
-    A `copy` in it begins another copy of the table, whose chunks are all others.
+    A `copy` in it may begin another copy of the table, whose chunks are all others.
     """
     again: list[int] = []
     read: set[tuple[str, ...]] = set()
@@ -123,5 +123,11 @@ def _keep(journal: Path) -> None:
         note(journal, what="chunk", table=table.name, after=bounds.after, rows=chunk.rows)
         return chunk
 
+    def truncated(inner: Any, feed: Any, *arguments: Any) -> Any:
+        # What was copied in front of it may have to be copied again, which is no start's doing.
+        note(journal, what="copy")
+        return inner(feed, *arguments)
+
     wrap("producers.producer:Session._open", started)
+    wrap("producers.feed:TableFeed.truncated", truncated)
     wrap("producers.copy_phase:read_chunk", read)
