@@ -29,6 +29,7 @@ from consumers.migration import Migration
 from consumers.pacing import Pacing
 from consumers.parking import Parking
 from consumers.rates import Rate
+from consumers.sifting import Record
 from consumers.target import Target
 from consumers.totals import Totals
 from consumers.waiting import SHORT_WAITS, NotVisibleYet, WaitingPartitions
@@ -91,7 +92,7 @@ class Applying:
         self._recover = recover
         self._proceed = proceed
         self._ahead = Ahead("plan")
-        self._failing = FailingRows(planner, group.positions, self._try_out)
+        self._failing = FailingRows(self._plan, self._try_out)
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
         self._impatient = False
@@ -199,6 +200,16 @@ class Applying:
             for place in self._target.ask(self.waiting.look):
                 self._group.bring_back(place)
 
+    def _plan(
+        self,
+        records: Sequence[Record],
+        limit: int,
+        overrides: Overrides = {},  # noqa: B006 - read only
+    ) -> Iterator[SubBatch]:
+        """Plan in this thread, while the one that plans ahead rests: no two threads decide at once."""
+        self._ahead.rest()
+        return self._planner.plan(records, self._positions(), limit, overrides)
+
     def _positions(self) -> Mapping[Place, Offset]:
         """Return the offset that each partition needs next, of those that do not wait."""
         # Those that are not read: what is read of any other has to be settled, or the ledger would step over it.
@@ -284,7 +295,7 @@ class Applying:
         outcome = Outcome.SETTLED
         while records:
             left: Sequence[Message] = ()
-            for piece in self._planner.plan(records, self._positions(), limit, overrides or {}):
+            for piece in self._plan(records, limit, overrides or {}):
                 settled = self._settle(piece, records)
                 if settled is Outcome.READ_AGAIN:
                     return settled

@@ -8,13 +8,13 @@ that is up to date already tells nothing: a trigger does not run for it, nor is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Final
 
 import psycopg
 
-from consumers.batches import Planner, SubBatch, origin_of
+from consumers.batches import SubBatch, origin_of
 from consumers.decisions import Change
 from consumers.error_policy import Action, Rule, rule_for
 from consumers.ledger import Place
@@ -45,18 +45,16 @@ class Verdict(Enum):
 class FailingRows:
     """One consumer's judgement of the changes that are refused.
 
-    `try_out` does the transaction of one change in place of those of a sub-batch, and rolls it back; it returns whether
-    that changed something.
+    `plan` plans what was read, with so many changes in each sub-batch at most. `try_out` does the transaction of one
+    change in place of those of a sub-batch, and rolls it back; it returns whether that changed something.
     """
 
     def __init__(
         self,
-        planner: Planner,
-        positions: Mapping[Place, Offset],
+        plan: Callable[[Sequence[Record], int], Iterator[SubBatch]],
         try_out: Callable[[Change, SubBatch], bool],
     ) -> None:
-        self._planner = planner
-        self._positions = positions
+        self._plan = plan
         self._try_out = try_out
         self._records: Sequence[Record] = ()
         self._applied = False
@@ -145,7 +143,7 @@ class FailingRows:
 
     def _others(self, failed: Change) -> Iterator[Change]:
         keys = {failed.key}
-        for sub_batch in self._planner.plan(self._records, self._positions, 2 * _LOOKED_AT):
+        for sub_batch in self._plan(self._records, 2 * _LOOKED_AT):
             for change in sub_batch.changes:
                 if change.key not in keys:
                     keys.add(change.key)

@@ -52,7 +52,8 @@ class Migration(ABC):
     """A named unit of work over the events of some tables.
 
     An instance holds its options and nothing that changes: two members, or a member after a crash, must behave
-    alike. Everything is called from one thread, but for `remaining`, which is called from another at the same time.
+    alike. Its methods are called from three threads: `decide` from one that plans the next transaction while `apply`
+    is at work on the present one in another, and `remaining` from a third. No method is called twice at once.
     """
 
     name: ClassVar[str]

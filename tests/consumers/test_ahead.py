@@ -65,3 +65,25 @@ def test_leaving_off_waits_for_the_item_under_way_and_makes_no_more(ahead: Ahead
     taken.close()
     assert made == [0, 1]
     assert list(ahead.of(iter("ab"))) == ["a", "b"]
+
+
+def test_at_rest_the_item_under_way_is_made_and_none_is_begun(ahead: Ahead) -> None:
+    ahead.rest()
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            if number == 1:
+                begun.set()
+                assert go_on.wait(180)
+            made.append(number)
+            yield number
+
+    with contextlib.closing(ahead.of(items())) as taken:
+        assert next(taken) == 0
+        assert begun.wait(180)
+        threading.Timer(0.05, go_on.set).start()
+        ahead.rest()
+        assert made == [0, 1]
+        assert list(taken) == [1, 2]
+    ahead.rest()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
 
+from consumers.decisions import Decision
 from consumers.migrations.skip_resets import SkipResets
 from consumers.parking import read_parked
 from consumers.retries import retry
 from consumers.runtime import Runtime
 from infra.settings import Settings
 from schemas.errors import HeadraceError
+from schemas.events import ChangeEvent
 from tests.conftest import Database
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.services import PATIENCE
@@ -310,3 +312,37 @@ def test_a_change_that_only_its_own_transaction_refuses_is_parked(
     Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert len(written(connection)) + ledger()["parked"] == len(ROWS)
     assert ledger()["parked"] <= 1
+
+
+class DecidesSlowly(SkipResets):
+    """Notes whether it was called to decide while it decided, and whether by several threads."""
+
+    deciding = threading.Lock()
+    overlapped = False
+    threads: ClassVar[set[int]] = set()
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        self.threads.add(threading.get_ident())
+        if not self.deciding.acquire(blocking=False):
+            type(self).overlapped = True
+            return super().decide(event)
+        try:
+            # The chance that the fault is seen, where it is there; without it nothing depends on this.
+            time.sleep(0.003)
+            return super().decide(event)
+        finally:
+            self.deciding.release()
+
+
+def test_two_threads_never_decide_at_once(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
+) -> None:
+    connection.execute(trigger(raised("GL001")))
+    fill(connection, ROWS)
+    feed.snapshot(ROWS)
+    DecidesSlowly.overlapped = False
+    DecidesSlowly.threads.clear()
+    catch_up(migration=DecidesSlowly.configure(settings.migration("skip_resets")))
+    # The thread that plans ahead, and the one that plans what was refused in pieces.
+    assert len(DecidesSlowly.threads) == 2
+    assert not DecidesSlowly.overlapped
