@@ -46,6 +46,7 @@ _SETTLING = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._UNKNOWN_TOPIC,
+    KafkaError._NOENT,
 }
 """What a broker answers while it takes a partition over: a moment later it knows better."""
 

@@ -18,8 +18,9 @@ _PASSING = {
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._TIMED_OUT,
+    KafkaError._NOENT,
 }
-"""What is answered about a topic that was just made."""
+"""What is answered about a topic that was just made, or whose broker stood still: nobody leads it yet."""
 
 
 def until_shown(settings: KafkaSettings, *topics: str) -> None:

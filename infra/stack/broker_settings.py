@@ -32,8 +32,8 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 
 REPLICATED: Final[Mapping[str, str]] = {
-    # How long the others wait for a broker that is gone, before its partitions have another leader. It is 9 s by default,
-    # which one that is alone keeps: taken for gone because the machine stood still, nothing would be left.
+    # How long the others wait for a broker that is gone, before its partitions have another leader: 9 s by default. One
+    # that is alone keeps to that: taken for gone because the machine stood still, nothing would be left.
     "broker.session.timeout.ms": "2000",
     "default.replication.factor": "3",
     "min.insync.replicas": "2",

@@ -42,7 +42,7 @@ def answer(connection: psycopg.Connection[Any]) -> object:
 
 def test_pauses_double_from_a_tenth_of_a_second_to_fifteen() -> None:
     for attempt, longest in ((1, 0.1), (2, 0.2), (5, 1.6), (9, 15.0), (1_000, 15.0)):
-        assert longest * 0.75 <= backoff(attempt) <= longest
+        assert longest * 0.75 - 0.0005 <= backoff(attempt) <= longest, "to the millisecond"
 
 
 def test_a_lost_connection_is_opened_again_and_the_question_asked_again(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
-from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[attr-defined]  # exported, not by name
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, not by name
+    AdminClient,
+    ConfigResource,
+    OffsetSpec,
+    ResourceType,
+)
 
 from infra import kafka
 from infra.settings import KafkaSettings
-from infra.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic, written_offsets
+from infra.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic, with_records, written_offsets
 from tests.settling import until_shown
 
 
@@ -79,6 +86,36 @@ def test_end_offsets_leave_out_what_is_not_committed(settings: KafkaSettings, pr
     producer.commit_transaction(120)
     until_shown(settings, prefix)
     assert end_offsets(settings, prefix) == {0: 4}, "the record, and the mark of its commit"
+
+
+class LosesItsLeaders:
+    """An admin client to which no partition has a leader at first, as of a broker that stood still for a while."""
+
+    def __init__(self, client: AdminClient) -> None:
+        self._client = client
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def list_offsets(self, places: dict[TopicPartition, OffsetSpec], **options: Any) -> Mapping[Any, Future[Any]]:
+        self.asked += 1
+        if self.asked > 2:
+            return self._client.list_offsets(places, **options)
+        failed: Future[Any] = Future()
+        failed.set_exception(KafkaException(KafkaError(KafkaError._NOENT, "No leaders found")))
+        return dict.fromkeys(places, failed)
+
+
+def test_topics_without_a_leader_are_asked_again(
+    settings: KafkaSettings, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_topic(settings, prefix)
+    send(settings, prefix, [b"there"])
+    client = LosesItsLeaders(kafka.admin(settings))
+    monkeypatch.setattr(kafka, "admin", lambda _: client)
+    assert with_records(settings, [prefix]) == {prefix}
+    assert client.asked > 2
 
 
 def test_reading_a_missing_and_an_empty_topic(settings: KafkaSettings, prefix: str) -> None:
