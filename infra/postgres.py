@@ -85,6 +85,10 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = Fal
         try:
             connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
+        except psycopg.errors.QueryCanceled as error:
+            # By the role's statement_timeout, which holds until this statement has set ours: the server is overloaded.
+            connection.close()
+            raise DatabaseUnavailable(f"{described(dsn)} was too slow to begin a session: {one_line(error)}") from error
         except BaseException:
             connection.close()
             raise

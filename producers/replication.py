@@ -25,6 +25,8 @@ from schemas.positions import Lsn, format_lsn
 _PASSING: Final = frozenset({"", "57P01", "57P02", "57P03", "53300"})
 """SQLSTATEs beside class 08 that another try may not meet: none at all, shutdowns, too many connections."""
 
+_CANCELED: Final = b"57014"
+
 _ANSWER_SECONDS: Final = 0.05
 """How soon after the last status the server may have another for the asking."""
 
@@ -259,6 +261,9 @@ class ReplicationStream:
     def _set_what_it_relies_on(self) -> None:
         """Among it: no transaction_timeout, which ends the decoding of a large transaction, at every start."""
         result = self._connection.exec_(pinned(self._connection.server_version, reading=True))
+        if result.error_field(pq.DiagnosticField.SQLSTATE) == _CANCELED:
+            # By the role's statement_timeout, which holds until this statement has set ours: the server is overloaded.
+            raise self._gone(_line(result))
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise self._error(result, starting=True)
 

@@ -140,6 +140,7 @@ def play(stack: Stack, directory: Path, seed: int, *, most: int, moves: int, res
         return {"seed": seed, **crowd.counts, "broker restarts": restarts, "changed": wanted, "events": events}
     finally:
         crowd.close()
+        stack.kafka.start()  # it runs, unless a restart has failed: other tests have the same one
         stack.postgres.drop_database(name)
 
 

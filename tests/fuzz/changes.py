@@ -120,6 +120,7 @@ def rename_column(random: Random, table: Table, setting: Setting) -> list[Act]:
         # Where it was read anew in between, or met by the stream only after it.
         justified += reasons.renamed_column(new[1:-1])
     else:
+        column.former = (*column.former, column.name)
         column.name = new[1:-1]
     return acts(random, "rename a column", table, setting, steps, *justified, undone=undone)
 

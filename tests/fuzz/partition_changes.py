@@ -8,7 +8,7 @@ from typing import Final
 from tests.fuzz import reasons
 from tests.fuzz.acts import Act
 from tests.fuzz.changes import Change, Setting, acts
-from tests.fuzz.shapes import STEP, Partition, Table, bounds, row
+from tests.fuzz.shapes import STEP, Partition, Table, bounds, names_of, row
 
 
 def detach_and_attach(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -78,7 +78,7 @@ def change_partition_identity(random: Random, table: Table, setting: Setting) ->
 def lose_partition_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
     leaf = table.leaf(random.choice(table.partitions))
     steps = [f"ALTER TABLE {leaf} REPLICA IDENTITY {identity}" for identity in ("NOTHING", "DEFAULT")]
-    justified = reasons.partition_without_identity(table.qualified, [column.name for column in table.keys])
+    justified = reasons.partition_without_identity(table.qualified, names_of(table.keys))
     return acts(
         random,
         "lose a partition's identity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -9,12 +10,14 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from infra import kafka
 from infra.kafka import READERS
+from infra.kafka_errors import MEANINGS, Course
 from infra.positions import Positions
 from infra.settings import KafkaSettings
 from infra.topics import is_there
 from schemas.topics import positions_topic
 
 _SECONDS: Final = 20.0
+_PATIENCE: Final = 120.0
 
 
 class Recorded(Positions):
@@ -49,7 +52,7 @@ class _Kept:
                 self.close()
                 return
             client.assign([place])
-        _, end = client.get_watermark_offsets(place, timeout=_SECONDS)
+        end = self._end(client, place)
         while self._next < end:
             message = client.poll(_SECONDS)
             assert message is not None, "Kafka does not answer"
@@ -62,6 +65,17 @@ class _Kept:
                 self._next = message.offset() or 0
             else:
                 raise KafkaException(error)
+
+    def _end(self, client: Consumer, place: TopicPartition) -> int:
+        """Ask where the topic ends; a broker that is overloaded may lose its connections."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return int(client.get_watermark_offsets(place, timeout=_SECONDS)[1])
+            except KafkaException as error:
+                if MEANINGS[error.args[0].code()].course is not Course.WAITED or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def close(self) -> None:
         client, self._client = self._client, None

@@ -10,7 +10,7 @@ from tests.fuzz.acts import BEGIN, CATCH_UP, KILL, START, STOP, Act
 from tests.fuzz.changes import COLUMN_CHANGES, Change, Setting
 from tests.fuzz.partition_changes import PARTITION_CHANGES
 from tests.fuzz.reasons import not_validated, virtual_in_identity
-from tests.fuzz.shapes import Table, random_table, statements, validated
+from tests.fuzz.shapes import Table, names_of, random_table, statements, validated
 from tests.fuzz.source_changes import SOURCE_CHANGES
 from tests.fuzz.table_changes import TABLE_CHANGES
 from tests.fuzz.values import CODECS
@@ -129,7 +129,7 @@ def _made(random: Random, table: Table) -> Act:
         justified += virtual_in_identity(table.qualified, [column.name for column in table.virtual])
         mends += table.defaults
     if table.null_key:
-        justified += not_validated(table.qualified, [column.name for column in table.keys])
+        justified += not_validated(table.qualified, names_of(table.keys))
         mends += validated(table)
     return Act("make a table", steps, table=table.qualified, justifies=tuple(justified), mends=tuple(mends))
 

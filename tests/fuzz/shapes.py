@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -37,10 +38,17 @@ class Column:
     generated: bool = False
     virtual: bool = False
     key: bool = False
+    former: tuple[str, ...] = ()
+    """What it was called before: its name in the topic, for a producer that has not met the new one yet."""
 
     @property
     def sql(self) -> str:
         return identifier(self.name)
+
+
+def names_of(columns: Iterable[Column]) -> list[str]:
+    """Return every name that a producer may know the columns by."""
+    return [name for column in columns for name in (column.name, *column.former)]
 
 
 @dataclass

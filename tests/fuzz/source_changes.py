@@ -9,7 +9,7 @@ from typing import Final
 from tests.fuzz import reasons
 from tests.fuzz.acts import PASS, RESTART, Act, Ending
 from tests.fuzz.changes import Change, Setting, acts, between
-from tests.fuzz.shapes import Table, not_valid, validated
+from tests.fuzz.shapes import Table, names_of, not_valid, validated
 from tests.fuzz.values import quoted
 from tests.fuzz.writes import picked
 
@@ -145,7 +145,7 @@ def write_null_key(random: Random, table: Table, setting: Setting) -> list[Act]:
         *(f"ALTER TABLE {table.sql} ADD {each}" for each in not_valid(table)),
         f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}",
     ]
-    names = [column.name for column in table.keys]
+    names = names_of(table.keys)
     justified = [*reasons.no_key(table.qualified), *reasons.not_validated(table.qualified, names)]
     justified += reasons.virtual_in_identity(table.qualified, [column.name for column in table.virtual])
     what, mends = "write a key that is null", tuple(validated(table))

@@ -8,7 +8,7 @@ from typing import Final
 from tests.fuzz import reasons
 from tests.fuzz.acts import Act, Ending
 from tests.fuzz.changes import Change, Setting, acts
-from tests.fuzz.shapes import Column, Table
+from tests.fuzz.shapes import Column, Table, names_of
 from tests.fuzz.values import SMALL
 
 
@@ -18,12 +18,12 @@ def change_identity(random: Random, table: Table, setting: Setting) -> list[Act]
     justified: list[str] = []
     # That of a partitioned table does not count: it has no rows.
     if "DEFAULT" in wanted and table.unique_only:
-        justified += reasons.no_identity(table.qualified, _names(table.keys))
+        justified += reasons.no_identity(table.qualified, names_of(table.keys))
         justified += reasons.no_key(table.qualified)
     if "FULL" in wanted and not table.partitioned:
         if table.unique_only:
             justified += reasons.no_key(table.qualified)
-        justified += reasons.virtual_in_identity(table.qualified, _names(table.virtual))
+        justified += reasons.virtual_in_identity(table.qualified, names_of(table.virtual))
     mends = [] if table.partitioned else [f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}"]
     return acts(
         random, "change the identity", table, setting, steps, *justified, mends=mends, unwritable=bool(justified)
@@ -35,7 +35,7 @@ def lose_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
     steps = steps[: random.randrange(1, 3)]
     justified: list[str] = []
     if not table.partitioned:
-        justified += reasons.no_identity(table.qualified, _names(table.keys))
+        justified += reasons.no_identity(table.qualified, names_of(table.keys))
         if table.unique_only:
             justified += reasons.no_key(table.qualified)
     mends = [f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}"]
@@ -59,7 +59,7 @@ def drop_key(random: Random, table: Table, setting: Setting) -> list[Act]:
     drop = f"ALTER TABLE {table.sql} DROP CONSTRAINT {table.key_name}"
     add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {table.key_name} PRIMARY KEY ({key})"
     steps = [drop, add][: random.choice((1, 2, 2))]
-    names = _names(table.keys)
+    names = names_of(table.keys)
     justified = [*reasons.no_key(table.qualified), *reasons.no_identity(table.qualified, names)]
     justified += reasons.partition_without_identity(table.qualified, names) if table.partitioned else ()
     return acts(random, "drop the key", table, setting, steps, *justified, mends=[add], unwritable=True, undone=True)
@@ -68,7 +68,7 @@ def drop_key(random: Random, table: Table, setting: Setting) -> list[Act]:
 def drop_key_column(random: Random, table: Table, setting: Setting) -> list[Act]:
     column = random.choice(table.keys)
     step = f"ALTER TABLE {table.sql} DROP COLUMN {column.sql}"
-    names = _names(table.keys)
+    names = names_of(table.keys)
     justified = [*reasons.no_key(table.qualified), *reasons.no_identity(table.qualified, names)]
     justified += reasons.key_column_gone(table.qualified, column.name)
     justified += reasons.partition_without_identity(table.qualified, names) if table.partitioned else ()
@@ -99,7 +99,7 @@ def replace_table(random: Random, table: Table, setting: Setting) -> list[Act]:
         f"ALTER TABLE ext.other SET SCHEMA {table.schema_sql}",
         f"ALTER TABLE {table.schema_sql}.other RENAME TO {table.name_sql}",
     )
-    names = _names(table.keys)
+    names = names_of(table.keys)
     # What is there now is in no publication, and without the identity, which LIKE leaves out.
     justified = [*reasons.gone(table.qualified), reasons.TAKEN_OUT, reasons.taken_out_since(table.qualified)]
     if table.unique_only:
@@ -170,7 +170,3 @@ TABLE_CHANGES: Final[tuple[Change, ...]] = (
     ungenerate_column,
     leave_it_as_it_is,
 )
-
-
-def _names(columns: list[Column]) -> list[str]:
-    return [column.name for column in columns]

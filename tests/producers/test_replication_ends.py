@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from infra.postgres import pinned
 from infra.stack import Stack
 from producers import pgoutput_messages as m
 from producers import slots
@@ -67,6 +68,23 @@ def test_a_slot_that_is_missing(dsn: str, slot: str, connection: psycopg.Connect
     connection.execute(f"CREATE PUBLICATION {PUBLICATION}")
     with pytest.raises(SlotMissing, match=f'slot {slot}: .*"{slot}" does not exist; Create it'):
         ReplicationStream(dsn, slot, PUBLICATION, Lsn(0))
+
+
+def slowly(version: int, *, reading: bool) -> bytes:
+    """Return the first statement of a session as an overloaded server carries it out."""
+    return pinned(version, reading=reading).replace(b"SELECT ", b"SELECT pg_catalog.pg_sleep(60), ", 1)
+
+
+def test_a_role_whose_timeout_cancels_the_first_statement_is_one_to_try_again(
+    dsn: str, slot: str, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 100', current_database()); END $$"
+    )
+    start = prepare(connection, slot)
+    monkeypatch.setattr("producers.replication.pinned", slowly)
+    with pytest.raises(DatabaseUnavailable, match="canceling statement due to statement timeout"):
+        ReplicationStream(dsn, slot, PUBLICATION, start)
 
 
 def test_a_publication_that_is_missing_is_never_a_silent_gap(
