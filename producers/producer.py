@@ -209,7 +209,9 @@ class Session:
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
-        self._commit([*dropped, *standing], left_out=stopped)
+        # Begun again for these, it would find the same, and begin again.
+        barred = {feed.table.name: feed.state for feed in self._feeds if feed.state.anew and feed.state.stopped}
+        self._commit([*dropped, *standing], left_out={**stopped, **barred})
 
     @property
     def _copying(self) -> bool:
@@ -325,7 +327,7 @@ class Session:
         changed.update(states)
         # Later: what was noted since, by this commit too, is newer than what the caller has.
         changed.update((feed.table.name, feed.state) for feed in capture.settle())
-        anew = [name for name, state in changed.items() if state is not None and state.anew]
+        anew = [name for name, state in changed.items() if state is not None and state.anew and name not in left_out]
         changed = {**left_out, **changed}
         self._watch.tell(state for state in changed.values() if state is not None)
         moved = capture.handovers

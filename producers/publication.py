@@ -28,6 +28,7 @@ SELECT p.oid::text || '.' || p.xmin::text || coalesce(
        p.puballtables AS all_tables,
        p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole,
        coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' AS generated,
+       NOT p.pubviaroot AS by_partition,
        pg_catalog.pg_has_role(p.pubowner, 'USAGE') AS owned,
        (SELECT pg_catalog.json_object_agg(n.nspname || '.' || c.relname, r.oid::text || '.' || r.xmin::text)
         FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
@@ -75,16 +76,18 @@ class PublicationOfAnotherRole(Refused):
 class Publication:
     """A publication as the catalog has it now.
 
-    `whole` says that it leaves out no kind of change, `generated` that stored generated columns are published, `owned`
-    that this role may alter it. `tables` are those that it publishes without a filter: name → version of the
-    publication, a slash, version of the table's row in it. An edit that is undone has other versions. That of the
-    publication has headrace.schema_ownership's in it, without which no change of owner would come.
+    `whole` says that it leaves out no kind of change, `generated` that stored generated columns are published,
+    `by_partition` that each partition is published by itself, `owned` that this role may alter it. `tables` are those
+    that it publishes without a filter: name → version of the publication, a slash, version of the table's row in it. An
+    edit that is undone has other versions. That of the publication has headrace.schema_ownership's in it, without which
+    no change of owner would come.
     """
 
     version: str
     whole: bool
     all_tables: bool
     generated: bool
+    by_partition: bool
     owned: bool
     tables: Mapping[str, str]
 
@@ -179,7 +182,7 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
             return True
         if not publication.owned:
             return False
-        right = publication.whole and publication.generated
+        right = publication.whole and publication.generated and publication.by_partition
         if not right:
             cursor.execute(sql.SQL("ALTER PUBLICATION {} SET ({})").format(identifier, options))
         if publication.tables.keys() == wanted:

@@ -58,9 +58,14 @@ OTHERS = {
 }
 
 
-def test_one_that_publishes_partitions_as_their_table_is_put_right(connection: psycopg.Connection[Any]) -> None:
+@pytest.mark.parametrize("other", ["", ", publish_generated_columns = stored"])
+def test_one_that_publishes_partitions_as_their_table_is_put_right(
+    connection: psycopg.Connection[Any], other: str
+) -> None:
     """It would tell neither a partition's replica identity nor its truncates."""
-    connection.execute(f"CREATE PUBLICATION {NAME} FOR TABLE u, ONLY t WITH (publish_via_partition_root)".encode())
+    connection.execute(
+        f"CREATE PUBLICATION {NAME} FOR TABLE u, ONLY t WITH (publish_via_partition_root{other})".encode()
+    )
     assert published_tables(connection, NAME) == frozenset({"public.t"})
     assert ensure_publication(connection, NAME, tables(connection, "public.u"))
     assert published_tables(connection, NAME) == frozenset({"public.u"})

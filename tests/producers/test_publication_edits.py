@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from infra.positions import Positions
 from infra.snapshot_requests import SnapshotRequest
-from producers import opening
+from producers import opening, schema_changes
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
@@ -19,6 +20,7 @@ from producers.replication import ReplicationStream
 from producers.schema_changes import TableStopped
 from producers.start_over import start_over
 from producers.startup import SilentGap
+from producers.tables import CapturedTable
 from tests.producers.sources import Running, Source, copy_all, running, until
 
 pytestmark = pytest.mark.stack
@@ -297,3 +299,26 @@ def test_an_edit_while_a_table_is_about_to_be_read_anew_has_it_read_anew_after_a
     source.connection.execute("INSERT INTO a VALUES (3, 'later')")
     copy_all(source)
     source.require_equal("public.a")
+
+
+def test_a_table_that_cannot_be_read_anew_at_a_start_keeps_no_other_waiting(
+    new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = new_source(TABLES, "public.a", "public.b")
+    copy_all(source)
+    start_over(source.settings, "main")
+    taken_out = "it was taken out of the publication"
+
+    def obstacle(table: CapturedTable, *arguments: Any) -> str | None:
+        return taken_out if table.name == "public.a" else schema_changes.obstacle(table, *arguments)
+
+    with monkeypatch.context() as taken, running(source) as producer:
+        taken.setattr("producers.table_encoders.obstacle", obstacle)
+        source.connection.execute("INSERT INTO b VALUES (2, 'after')")
+        producer.caught_up()
+    kept = source.recorded().snapshots["public.a"]
+    assert (kept.stopped, kept.anew) == (taken_out, True)
+    copy_all(source)
+    for name in ("a", "b"):
+        source.require_equal(f"public.{name}")
+    assert not stopped(source)
