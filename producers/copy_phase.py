@@ -20,7 +20,7 @@ from infra.positions import SnapshotState
 from producers import ownership
 from producers.chunks import Unseen
 from producers.feed import TableFeed
-from producers.refusals import judged
+from producers.refusals import TableBusy, judged
 from producers.schema_changes import TableStopped
 from producers.snapshot import CHUNK_BYTES, current_snapshot, read_chunk
 from producers.table_catalog import TableWatch
@@ -161,6 +161,9 @@ def copy_chunk(
             raise
         if watch.hides(feed):
             return None
+        if isinstance(of_the_table, TableStopped) and watch.differs(feed):
+            # The end of the chunk before may be no value of its type any more. The next look says what becomes of it.
+            raise TableBusy(f"it has changed meanwhile: {of_the_table.problem}") from error
         raise of_the_table from error
     # Behind the chunk, which may have shown a key twice that was no key any more.
     watch.require(feed)

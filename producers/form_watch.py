@@ -61,6 +61,11 @@ class FormWatch:
             for each in waiting:
                 each.lsn = lsn if each.begun <= snapshot.xmin else None
 
+    def differs(self, feed: TableFeed) -> bool:
+        """Whether the next look will find a change of this table."""
+        form = table_forms(self._connection, [feed.table.relation.oid]).get(feed.table.relation.oid)
+        return form is not None and feed.silent_change(form) is not None
+
     def take(self, passed: Lsn) -> None:
         """Note what was seen, and what has to be read again, right before the tables' states are recorded.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any, Final
@@ -88,11 +88,14 @@ class Session:
         *,
         successor_ends_it: bool,
         guardian: Guardian | None = None,
+        unfit: Collection[str] = (),
     ) -> None:
         """With `successor_ends_it`, another producer's record since this one's last raises Fenced.
 
-        `guardian` is the one of earlier sessions, which knows how fast the log grows.
+        `guardian` is the one of earlier sessions, which knows how fast the log grows. `unfit` are tables that the last
+        one began with, and could not read anew: where this one cannot either, it goes on without them.
         """
+        self._unfit = unfit
         self._settings = settings
         self._database = settings.database(source)
         self._source = source
@@ -209,9 +212,9 @@ class Session:
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
-        # Begun again for these, it would find the same, and begin again.
-        barred = {feed.table.name: feed.state for feed in self._feeds if feed.state.anew and feed.state.stopped}
-        self._commit([*dropped, *standing], left_out={**stopped, **barred})
+        unfit = {feed.table.name: feed.state for feed in self._feeds if feed.table.name in self._unfit}
+        left_out = {name: each for name, each in unfit.items() if each.stopped and each.anew}
+        self._commit([*dropped, *standing], left_out={**stopped, **left_out})
 
     @property
     def _copying(self) -> bool:

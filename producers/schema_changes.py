@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from producers.partitions import key_column_gone
 from producers.tables import CapturedTable
 from schemas.column_types import column_type
 from schemas.errors import Refused
@@ -78,7 +79,7 @@ def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: 
         return f"it was renamed to {relation.qualified_name}"
     names = {column.name for column in relation.columns}
     if gone := [name for name in table.key if name not in names]:
-        return f"column {gone[0]}, which is in its key, is gone"
+        return key_column_gone(gone[0])
     if (reason := _identity(table, relation)) is not None:
         return reason
     for column in relation.columns:

@@ -33,18 +33,23 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     kafka.ensure_reachable(settings.kafka)
     attempt = 0
     worked = False
+    unfit: set[str] = set()
     while not stop.is_set():
+        opened = False
         try:
             with Session(
-                settings, source, instance, stop, lines, successor_ends_it=worked, guardian=guardian
+                settings, source, instance, stop, lines, successor_ends_it=worked, guardian=guardian, unfit=unfit
             ) as session:
-                worked, attempt = True, 0
+                opened, worked, attempt = True, True, 0
+                unfit.clear()
                 session.work()
         except Interrupted:
             break
         except PublicationMissing as error:
             raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
         except ReadAnew as request:
+            if not opened:
+                unfit.add(str(request))
             lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
         except StreamLacksPartitions:
             lines.info("starting again, for the changes of partitions that were added")

@@ -118,6 +118,10 @@ class TableWatch:
         self._note_readable(feed, self.now(feed.table.relation.oid))
         return feed.hidden
 
+    def differs(self, feed: TableFeed) -> bool:
+        """Whether the table's values are made of something else than was noted, which the next look acts on."""
+        return self._forms.differs(feed)
+
     def look(self, feeds: Iterable[TableFeed]) -> None:
         """Look at the tables; to be called before a heartbeat, whose position `noted` then gets.
 
@@ -150,7 +154,10 @@ class TableWatch:
         ending = [feed for feed, _ in self._found]
         live = [feed for feed in feeds if not feed.away and not feed.state.stopped and feed not in ending]
         self._forms.look(live)
-        self._found += self._partitions.look(live)
+        for feed, reason in self._partitions.look(live):
+            # What is said of a partition may come from a change of the whole table, since that was looked at above.
+            now_of = self.now(feed.table.relation.oid)
+            self._found.append((feed, standing_obstacle(feed.table, now_of) or reason))
 
     def begin(self, feeds: Iterable[TableFeed]) -> None:
         """Compare the tables with what was recorded of them, before anything is read of them or published."""

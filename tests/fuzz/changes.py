@@ -119,6 +119,8 @@ def rename_column(random: Random, table: Table, setting: Setting) -> list[Act]:
         steps.append(f"ALTER TABLE {table.sql} RENAME COLUMN {new} TO {old}")
         # Where it was read anew in between, or met by the stream only after it.
         justified += reasons.renamed_column(new[1:-1])
+        if column.key:
+            justified += reasons.key_column_gone(table.qualified, new[1:-1])
     else:
         column.former = (*column.former, column.name)
         column.name = new[1:-1]

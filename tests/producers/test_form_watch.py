@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from producers.producer import Session
+from producers.producer import ReadAnew, Session
 from tests.producers.folding import ops
 from tests.producers.silent_change_cases import (
     CHANGED,
@@ -156,3 +156,25 @@ def test_an_old_key_of_a_transaction_that_runs_on_is_taken_back(new_source: NewS
         becomes_equal(source, producer, "b")
         source.passes(producer.check)
         becomes_equal(source, producer, "b")
+
+
+def test_a_key_whose_form_changes_between_two_chunks_stops_nothing(new_source: NewSource) -> None:
+    # The end of the first chunk is a value of the type as it was; the second one begins behind it.
+    made = "CREATE TYPE pair AS (a int, b text); CREATE TABLE t (id pair PRIMARY KEY, v int);"
+    rows = "INSERT INTO t SELECT (i, 'x')::pair, i FROM generate_series(1, 20) i"
+    source = new_source(made + rows, "public.t", snapshot={"chunk_rows": 3})
+    tried: list[str] = []
+
+    class Changes(Session):
+        def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
+            if len(tried) == 1:
+                source.connection.execute("ALTER TYPE pair ADD ATTRIBUTE c int")
+            tried.append(feed.table.name)
+            return super()._copy_chunk(feed)
+
+    # Its end is that the table is to be read anew, for which produce would start it again.
+    assert isinstance(Running(source, Changes).ended(), ReadAnew)
+    with running(source) as producer:
+        producer.caught_up()
+    assert source.recorded().snapshots["public.t"].stopped is None
+    source.require_equal("public.t")
