@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from producers.partitions import key_column_gone
 from producers.tables import CapturedTable
 from schemas.column_types import column_type
 from schemas.errors import Refused
@@ -79,7 +78,7 @@ def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: 
         return f"it was renamed to {relation.qualified_name}"
     names = {column.name for column in relation.columns}
     if gone := [name for name in table.key if name not in names]:
-        return key_column_gone(gone[0])
+        return _key_column_missing(gone[0], now)
     if (reason := _identity(table, relation)) is not None:
         return reason
     for column in relation.columns:
@@ -110,6 +109,12 @@ def filled_columns(relation: Relation, followed: Followed, now: TableNow | None)
     if not followed or now is None:
         return []
     return [column.name for column in relation.columns if column.name not in followed and column.name in now.filled]
+
+
+def _key_column_missing(column: str, now: TableNow | None) -> str:
+    if now is not None and column in now.numbers:
+        return f"a change in the stream is of before column {column}, which is in its key, was called so"
+    return f"column {column}, which is in its key, is gone"
 
 
 def _identity(table: CapturedTable, relation: Relation) -> str | None:

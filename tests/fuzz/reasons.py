@@ -89,6 +89,7 @@ def no_key(table: str) -> tuple[str, ...]:
 def key_column_gone(table: str, column: str) -> tuple[str, ...]:
     """Of a table of whose key a column has another name, or is gone."""
     return (
+        reason("a change in the stream is of before column {}, which is in its key, was called so", ANY),
         reason("column {}, which is in its key, is gone", column),
         reason("no unique index over not-null columns is on its key ({}) any more", ANY),
         reason("table {} has no column {} any more, which is in its key", table, column),

@@ -25,6 +25,8 @@ from tests.producers.captures import RELATION, TABLE
         pytest.param("id1 v2 n4", "id1 v2 n4", "id v n w", None, id="all are there"),
         pytest.param("id1 v2 n4", "id1 v2 n4", "id w n", "w in the place of v", id="in its place"),
         pytest.param("id1 v2", None, "id w", "column v is called w now", id="the table is gone"),
+        pytest.param("id1 v2", "id1 v2", "k v", "of before column id, which is in its key, was", id="the key, before"),
+        pytest.param("id1 v2", "k1 v2", "k v", "column id, which is in its key, is gone", id="the key, since"),
         pytest.param("id1 v0", "id1 v2", "id w", "column v is called w now", id="a number that was not noted"),
     ],
 )
