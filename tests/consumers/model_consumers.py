@@ -112,6 +112,9 @@ class Consumer:
     def of(self, items: Iterator[Any]) -> Iterator[Any]:
         yield from items
 
+    def rest(self) -> None:
+        """Nothing is planned ahead here."""
+
     def set_aside(self, place: Place, offset: Offset) -> None:
         del offset
         self.aside.add(place)
