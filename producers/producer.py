@@ -212,9 +212,12 @@ class Session:
         # A table that is captured no more loses its record: captured again later, it has to be read anew.
         dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
         standing = [(feed.table.name, None if feed.away else feed.state) for feed in self._feeds]
-        unfit = {feed.table.name: feed.state for feed in self._feeds if feed.table.name in self._unfit}
-        left_out = {name: each for name, each in unfit.items() if each.stopped and each.anew}
-        self._commit([*dropped, *standing], left_out={**stopped, **left_out})
+        unfit = {
+            feed.table.name: feed.state
+            for feed in self._feeds
+            if feed.table.name in self._unfit and feed.state.anew and feed.state.stopped
+        }
+        self._commit([*dropped, *standing], left_out={**stopped, **unfit})
 
     @property
     def _copying(self) -> bool:

@@ -15,6 +15,7 @@ from infra.postgres import connect, described, one_line, pinned, translated
 from infra.stack import Stack
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from tests.conftest import Database
+from tests.overloaded import pinned_slowly
 
 GUESS = "wrong-s3cret"
 
@@ -339,17 +340,12 @@ def test_all_settings_are_sent_in_one_message(database: Database, tmp_path: Path
     assert "\tQuery\t" in sent[0]
 
 
-def slowly(version: int, *, reading: bool) -> bytes:
-    """Return the first statement of a session as an overloaded server carries it out."""
-    return pinned(version, reading=reading).replace(b"SELECT ", b"SELECT pg_catalog.pg_sleep(60), ", 1)
-
-
 def test_a_role_whose_timeout_cancels_a_sessions_first_statement_is_one_to_try_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with database.connect() as connection:
         connection.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '100ms'".encode())
-    monkeypatch.setattr("infra.postgres.pinned", slowly)
+    monkeypatch.setattr("infra.postgres.pinned", pinned_slowly)
     with pytest.raises(DatabaseUnavailable, match=r"too slow to begin a session: canceling statement due to"):
         connect(database.dsn, name="test", reading=True)
 

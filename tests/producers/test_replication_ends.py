@@ -13,7 +13,6 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from infra.postgres import pinned
 from infra.stack import Stack
 from producers import pgoutput_messages as m
 from producers import slots
@@ -27,6 +26,7 @@ from producers.replication import (
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn
 from tests.conftest import Database, start_stack
+from tests.overloaded import pinned_slowly
 from tests.producers.replicas import PATIENCE, PUBLICATION, of, prepare, reading
 from tests.producers.sources import until
 
@@ -70,11 +70,6 @@ def test_a_slot_that_is_missing(dsn: str, slot: str, connection: psycopg.Connect
         ReplicationStream(dsn, slot, PUBLICATION, Lsn(0))
 
 
-def slowly(version: int, *, reading: bool) -> bytes:
-    """Return the first statement of a session as an overloaded server carries it out."""
-    return pinned(version, reading=reading).replace(b"SELECT ", b"SELECT pg_catalog.pg_sleep(60), ", 1)
-
-
 def test_a_role_whose_timeout_cancels_the_first_statement_is_one_to_try_again(
     dsn: str, slot: str, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +77,7 @@ def test_a_role_whose_timeout_cancels_the_first_statement_is_one_to_try_again(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 100', current_database()); END $$"
     )
     start = prepare(connection, slot)
-    monkeypatch.setattr("producers.replication.pinned", slowly)
+    monkeypatch.setattr("producers.replication.pinned", pinned_slowly)
     with pytest.raises(DatabaseUnavailable, match="canceling statement due to statement timeout"):
         ReplicationStream(dsn, slot, PUBLICATION, start)
 

@@ -1,0 +1,10 @@
+"""What an overloaded database server does to a session, made to happen every time."""
+
+from __future__ import annotations
+
+from infra.postgres import pinned
+
+
+def pinned_slowly(version: int, *, reading: bool) -> bytes:
+    """Return the first statement of a session as an overloaded server carries it out."""
+    return pinned(version, reading=reading).replace(b"SELECT ", b"SELECT pg_catalog.pg_sleep(60), ", 1)
