@@ -11,6 +11,7 @@ from psycopg import sql
 
 from infra.copy_out import Lines, copy_lines
 from infra.key_order import ascending, compared, key_order
+from infra.postgres import one_snapshot
 from schemas.avro import row_record
 from schemas.copy_text import unescape
 from schemas.decoder import Decoder, KeyDecoder
@@ -130,8 +131,7 @@ class TableRows:
         found: dict[bytes, bytes] = {}
         size = start = 0
         at_once = _AT_ONCE
-        with self._connection.transaction():
-            self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        with one_snapshot(self._connection):
             row = self._connection.execute(_MOMENT).fetchone()
             assert row is not None
             moment = Moment(str(row[0]), parse_lsn(row[1]))

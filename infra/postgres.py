@@ -118,6 +118,14 @@ def pinned(version: int, *, reading: bool) -> bytes:
 
 
 @contextmanager
+def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Have all that is read see one moment; the connection must be in autocommit mode, and in no transaction."""
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield
+
+
+@contextmanager
 def translated(dsn: str) -> Iterator[None]:
     """Turn what psycopg raises inside into headrace's errors, naming the server of `dsn`."""
     try:

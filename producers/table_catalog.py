@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 
 from infra import log
 from infra.positions import SnapshotState
+from infra.postgres import one_snapshot
 from producers import startup
 from producers.feed import TableFeed
 from producers.form_watch import FormWatch
@@ -105,8 +106,9 @@ class TableWatch:
 
     def now(self, oid: int) -> TableNow | None:
         """Return one table; None when it is gone."""
-        publication = read_publication(self._connection, self._publication, [oid])
-        return tables_now(self._connection, publication, [oid]).get(oid)
+        with one_snapshot(self._connection):
+            publication = read_publication(self._connection, self._publication, [oid])
+            return tables_now(self._connection, publication, [oid]).get(oid)
 
     def require(self, feed: TableFeed) -> None:
         """Raise TableStopped when the table, as it is now, cannot be followed."""
@@ -129,16 +131,18 @@ class TableWatch:
         """
         feeds = list(feeds)
         oids = [feed.table.relation.oid for feed in feeds]
-        # First, and of tables that are stopped, too: their owner's statements fail meanwhile.
-        refused = refused_writes(self._connection, self._publication, oids)
-        publication = read_publication(self._connection, self._publication)
-        now = tables_now(self._connection, publication, oids)
+        # A table that is moved to another schema and back between two of them would be in none of the publication's.
+        with one_snapshot(self._connection):
+            refused = refused_writes(self._connection, self._publication, oids)
+            publication = read_publication(self._connection, self._publication)
+            now = tables_now(self._connection, publication, oids)
         self._found = []
         self._lacking_own(publication)
         for feed in feeds:
             oid = feed.table.relation.oid
             self._note_readable(feed, now.get(oid))
             if oid in refused and publication is not None and feed.table.name in publication.tables:
+                # Also one that is stopped: its owner's statements fail meanwhile.
                 self._withdraw(feed, refused[oid])
             if feed.away or feed.state.stopped:
                 continue

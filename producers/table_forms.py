@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from infra.positions import ColumnForm, FormState
+from infra.postgres import one_snapshot
 from producers.partitions import PARTITION_TREE
 from schemas.positions import parse_lsn
 
@@ -19,9 +20,6 @@ _MOST_PARTS: Final = 200
 
 _FEW: Final = 8
 """How many of the oldest partitions are recorded, and of the newest: one that stays is enough."""
-
-_ISOLATION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
-"""One snapshot for all of it: a column as it was before a rewrite, with the storage after it, would hide that."""
 
 _COLUMNS: Final = """
 SELECT a.attrelid::bigint, a.attname::text, a.attnum::int, a.xmin::text::bigint, a.attcollation::bigint,
@@ -91,8 +89,8 @@ class _Parts:
 def table_forms(connection: psycopg.Connection[Any], oids: Collection[int]) -> dict[int, FormState]:
     """Return oid → what the table's values are made of now, for those that there are."""
     wanted = list(oids)
-    with connection.transaction():
-        connection.execute(_ISOLATION)
+    # A column as it was before a rewrite, with the storage after it, would hide that.
+    with one_snapshot(connection):
         columns = connection.execute(_COLUMNS, (wanted,)).fetchall()
         files = connection.execute(_STORAGE, {"oids": wanted}).fetchall()
         types = {row[-1] for row in columns if row[-1] >= 16384}

@@ -26,6 +26,8 @@ class Setting:
     encoding: str
     codec: str
     tables: list[Table]
+    owned: bool
+    """Whether the producer's role owns the tables, and is no superuser."""
 
 
 Change = Callable[[Random, Table, Setting], list[Act]]

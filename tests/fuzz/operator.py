@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from infra.positions import Positions
+from infra.positions import Positions, SourceState, read_sources
 from infra.postgres import connect
 from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest
@@ -58,6 +58,7 @@ class Operator:
         blamed = reasons_of(end.problem, self.tables)
         for table, reason in blamed:
             self.require_justified(reason, table)
+            self._require_nothing_copied(reason)
         self.refusals.append(end.problem)
         if len(self.refusals) > _MOST:
             raise Broken(f"it is refused again and again: {end}")
@@ -78,6 +79,15 @@ class Operator:
                 self.read_anew(table, end.problem)
         else:
             self._mend_or_leave_out(blamed[0][1])
+
+    def _require_nothing_copied(self, reason: str) -> None:
+        """Raise Broken where a start is refused for hidden rows of a table that was begun: its copy alone waits."""
+        if not is_one_of(reason, hidden(ANY)):
+            return
+        begun = read_sources(self.settings).get("main", SourceState()).snapshots
+        for table, state in begun.items():
+            if not state.anew and is_one_of(reason, hidden(table)):
+                raise Broken(f"a start is refused for rows of {table} that it need not read: {reason}")
 
     def read_anew(self, table: str, reason: str) -> bool:
         """Put a stopped table right, and have it read anew; returns whether it then has to be equal."""

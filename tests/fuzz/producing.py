@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,9 @@ from infra.settings import Settings
 _FORKS: Final = multiprocessing.get_context("forkserver")
 # With all that the module which runs the rounds imports, since each fork imports that one too.
 _FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
+
+_CHILDREN: Final = threading.Lock()
+"""Each start looks after the processes of all threads; of two that look after one at once, one is told 255."""
 
 _TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 2.0, "producers.producer:_COPY_SECONDS": 0.3}
 """What comes every few seconds comes several times in a round; see also `Producer.hurry`."""
@@ -56,7 +59,8 @@ class Producer:
         self._from = log.stat().st_size
         heard, self._hurry = _FORKS.Pipe(duplex=False)
         self._process = _FORKS.Process(target=_produce, args=(settings, log, self._end, heard, python_codec, plant))
-        self._process.start()
+        with _CHILDREN:
+            self._process.start()
         heard.close()
 
     def hurry(self) -> None:
@@ -74,8 +78,7 @@ class Producer:
     @property
     def ended(self) -> End | None:
         """How it ended, None while it runs."""
-        code = self._process.exitcode
-        if code is None:
+        if (code := self._code) is None:
             return None
         if self._end.exists():
             return End(code, **json.loads(self._end.read_text()))
@@ -83,17 +86,25 @@ class Producer:
 
     def stop(self, seconds: float) -> bool:
         """Stop it in order; return whether it did."""
-        if self._process.exitcode is None:
+        if self._code is None:
             assert self._process.pid is not None
             os.kill(self._process.pid, signal.SIGTERM)
-        self._process.join(seconds)
-        return self._process.exitcode is not None
+        wait([self._process.sentinel], seconds)
+        return self._code is not None
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        with _CHILDREN:
+            self._process.kill()
+        wait([self._process.sentinel])
+        with _CHILDREN:
+            self._process.join()
+            self._process.close()
         self._hurry.close()
+
+    @property
+    def _code(self) -> int | None:
+        with _CHILDREN:
+            return self._process.exitcode
 
 
 def _hear(heard: Connection) -> None:

@@ -92,7 +92,7 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
     # The first is never changed, so that there is always one that goes on.
     tables = [random_table(random, number, version, collations) for number in range(random.choice((2, 3, 3, 4)))]
     names = tuple(table.qualified for table in tables)
-    setting = Setting(version, encoding, codec, tables)
+    setting = Setting(version, encoding, codec, tables, owned=random.random() < 0.4)
     first = [_made(random, table) for table in tables]
     first += [rows(random, table, codec, count) for table in tables if (count := random.choice((0, 3, 12, 25, 60)))]
     known = _SETTINGS + (_SETTINGS_SINCE_17 if version >= 17 else ())
@@ -115,7 +115,7 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
         tuple(acts),
         random.choice((1, 2, 3, 3, 7, 50)),
         tuple(settings[1::2]),
-        owned=random.random() < 0.4,
+        owned=setting.owned,
         python_codec=random.random() < 0.2,
         checked=random.random() < 0.3,
     )

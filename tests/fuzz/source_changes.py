@@ -7,7 +7,7 @@ from random import Random
 from typing import Final
 
 from tests.fuzz import reasons
-from tests.fuzz.acts import PASS, RESTART, Act, Ending
+from tests.fuzz.acts import BEGIN, PASS, RESTART, Act, Ending
 from tests.fuzz.changes import Change, Setting, acts, between
 from tests.fuzz.shapes import Table, names_of, not_valid, validated
 from tests.fuzz.values import quoted
@@ -74,6 +74,8 @@ def make_slot_two_phase(random: Random, table: Table, setting: Setting) -> list[
 
 def hide_rows(random: Random, table: Table, setting: Setting) -> list[Act]:
     """Take the right to read from the producer's role for a while; a superuser loses none."""
+    if not setting.owned:
+        return []
     hide, show = random.choice(
         (
             (f"REVOKE SELECT ON {table.sql} FROM CURRENT_USER", f"GRANT SELECT ON {table.sql} TO CURRENT_USER"),
@@ -91,8 +93,8 @@ def hide_rows(random: Random, table: Table, setting: Setting) -> list[Act]:
     name = None if "USAGE" in hide else table.qualified
     made = [Act("hide rows", (hide,), Ending.COMMIT, name, justified, mends=(show,))]
     made += between(random, table, setting, PASS)
-    if random.random() < 0.5:
-        made += [RESTART, *between(random, table, setting, PASS)]
+    if random.random() < 0.7:
+        made += [RESTART, BEGIN, *between(random, table, setting, PASS)]
     return [*made, Act("show rows", (show,), Ending.COMMIT, name)]
 
 
@@ -159,6 +161,7 @@ SOURCE_CHANGES: Final[tuple[Change, ...]] = (
     make_publication_again,
     drop_publication,
     make_slot_two_phase,
+    hide_rows,
     hide_rows,
     hide_rows,
     request_nonsense,
