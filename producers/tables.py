@@ -11,6 +11,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from infra.key_order import Operators, key_order
+from infra.postgres import one_line
 from infra.settings import DatabaseSettings
 from producers import partitions
 from producers.partitions import Partitions
@@ -91,6 +92,10 @@ class MissingTable(PreflightFailed):
     """Create it, or correct databases.<name>.tables in the settings."""
 
 
+class UnusableName(PreflightFailed):
+    """Rename it, or take the table out of databases.<name>.tables if it is named there."""
+
+
 class UnusableKey(PreflightFailed):
     """Give the table a primary key, or name unique not-null columns in databases.<name>.keys."""
 
@@ -152,14 +157,22 @@ def captured_tables(
 ) -> tuple[CapturedTable, ...]:
     """Return what the settings capture of the connected database but for `leave_out`, sorted by name.
 
-    Raises a PreflightFailed that names the table where one is missing, is in no gitlab schema, has no usable key, or
-    has a replica identity that leaves its key out of deletes.
+    Raises a PreflightFailed that names the table where one is missing, is in no gitlab schema, has no usable key or
+    name, or has a replica identity that leaves its key out of deletes.
     """
-    with connection.cursor(row_factory=dict_row) as cursor:
-        found = cursor.execute(_TABLES).fetchall()
+    try:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            found = cursor.execute(_TABLES).fetchall()
+    except psycopg.errors.CharacterNotInRepertoire as error:
+        told = f"the name of a schema, a table or a column of a key is not UTF-8: {one_line(error)}"
+        raise UnusableName(told) from error
     by_name = {f"{each['schema']}.{each['table']}": each for each in found}
     patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
     chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
+    for each in found:
+        # Everywhere else a name is read as `schema.table`, and schema a with table "b.c" would have the same one.
+        if "." in each["schema"] and (name := f"{each['schema']}.{each['table']}") in chosen:
+            raise UnusableName(f"table {name} is in schema {each['schema']}, whose name has a dot")
     captured = {by_name[name]["oid"]: name for name in chosen}
     for name in chosen:
         table = by_name[name]

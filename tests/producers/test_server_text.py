@@ -11,9 +11,11 @@ import psycopg
 import pytest
 
 from infra.positions import SnapshotState
+from infra.postgres import connect
 from infra.snapshot_requests import SnapshotRequest
 from infra.stack.databases import DatabaseServer
 from producers.asking import ask
+from producers.tables import UnusableName, captured_tables
 from tests.producers.sources import Source, running, settings_for, until
 
 pytestmark = pytest.mark.stack
@@ -98,6 +100,20 @@ def test_keys_in_the_servers_order_are_whole_and_bytes_that_are_no_text_stop_the
     source.require_equal(f"public.{name}")
     for each in bad:
         assert re.search(f"{reason}|the bytes {raw}", stopped(source, f"public.{each}"))
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(encoded: Encoded) -> None:
+    """Also one of a table that is not captured: the server sends no list that has it."""
+    source = encoded("SQL_ASCII", "CREATE TABLE t (k text PRIMARY KEY)", "public.t")
+    database = source.settings.database("main")
+    dsn = database.dsn.get_secret_value()
+    with psycopg.connect(dsn, autocommit=True, client_encoding="SQL_ASCII") as writer:
+        writer.execute(b'CREATE TABLE "caf\xe9" (k text PRIMARY KEY)')
+        with connect(dsn, name="test") as connection, pytest.raises(UnusableName, match=r"is not UTF-8: .*0xe9"):
+            captured_tables(connection, "main", database, source.settings.prefix)
+        writer.execute(b'ALTER TABLE "caf\xe9" RENAME TO cafe')
+    with running(source) as producer:
+        producer.caught_up()
 
 
 def done(source: Source, table: str) -> bool:

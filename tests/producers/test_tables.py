@@ -16,6 +16,7 @@ from producers.tables import (
     PartitionTwice,
     UnfollowedPartition,
     UnusableKey,
+    UnusableName,
     captured_tables,
     comparable_key,
 )
@@ -143,6 +144,18 @@ def test_a_partition_and_its_root(connection: psycopg.Connection[Any]) -> None:
         captured(connection, "public.t", "public.t_1")
     assert [table.name for table in captured(connection, "public.t_1")] == ["public.t_1"]
     assert [table.partitioned for table in captured(connection, "public.t")] == [True]
+
+
+def test_a_schema_with_a_dot_in_its_name(connection: psycopg.Connection[Any]) -> None:
+    """Its table could have the name of another one, of which the topic would then be."""
+    connection.execute(
+        'CREATE SCHEMA "a.b"; CREATE SCHEMA a; CREATE TABLE "a.b".t (id int PRIMARY KEY);'
+        'CREATE TABLE a."b.t" (id int PRIMARY KEY); CREATE TABLE a.t (id int PRIMARY KEY)'
+    )
+    for pattern in ("a.b.t", "a.*"):
+        with pytest.raises(UnusableName, match=r"table a\.b\.t is in schema a\.b, whose name has a dot; Rename it"):
+            captured(connection, pattern)
+    assert [table.name for table in captured(connection, "a.t", table_schemas={"a.t": "gitlab_main"})] == ["a.t"]
 
 
 def test_a_table_is_refused_for_a_partition_that_cannot_be_followed(connection: psycopg.Connection[Any]) -> None:
