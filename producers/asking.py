@@ -14,12 +14,12 @@ from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.topics import ONLY_PARTITION
-from producers import slots, startup
+from producers import gaps, slots, startup
 from producers.opening import sessions_of
 from producers.publication import Publication, read_publication
 from producers.requests import RequestRefused, require_keys
-from producers.snapshot import current_snapshot
 from producers.tables import CapturedTable, captured_tables
+from producers.transactions import current_snapshot
 from schemas.errors import BrokerUnavailable, Refused, UsageError
 from schemas.positions import format_lsn
 from schemas.topics import positions_topic
@@ -68,7 +68,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         if table.hidden is not None:
             raise table.hidden
-        slot = startup.slot_name(settings, source, database)
+        slot = slots.slot_name(settings, source, database)
         held = slots.read(connection, slot)
         if held is not None:
             # A producer that runs may have moved it since the record was read.
@@ -108,7 +108,7 @@ def _would_be_refused(
         return False
     try:
         startup.standing_snapshots(settings, source, state, (table,), publication)
-    except startup.SilentGap:
+    except gaps.SilentGap:
         return True
     return False
 

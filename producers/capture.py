@@ -16,9 +16,8 @@ from infra.registry import IncompatibleSchema
 from producers import pgoutput_messages as pg
 from producers.chunks import Unseen
 from producers.feed import TableFeed
-from producers.ownership import owner_in
+from producers.own_tables import Told, owner_in, told
 from producers.refusals import not_utf8
-from producers.requests import Told, told
 from producers.routes import Route, key_of, route_of
 from producers.schema_changes import TableStopped
 from producers.server_text import ServerText

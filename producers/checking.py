@@ -12,7 +12,7 @@ from infra import kafka_access, privileges, rights, standbys, topic_requirements
 from infra.control import database_name, opened_lsn, owners
 from infra.positions import Positions, SnapshotState, SourceState
 from infra.settings import Settings
-from producers import guardian, ownership, preflight, slots, startup
+from producers import gaps, guardian, ownership, preflight, slots, startup
 from producers import rights as producer_rights
 from producers.guardian import Forecast, LogGrowth
 from producers.preflight import Finding
@@ -38,7 +38,7 @@ def hindrances(
     database = settings.database(source)
     if not database.tables and any(each.database == source for each in settings.virtual_storages.values()):
         return list(_of_another_name(connection, source))  # walks are recorded in it, and it is no source itself
-    name = startup.slot_name(settings, source, database)
+    name = slots.slot_name(settings, source, database)
     denied = list(_rights(connection, settings, source, positions))
     if denied:
         positions = None  # what may not be read is left out
@@ -64,7 +64,7 @@ def outlook(
 
     Watches the log for a second where nobody recorded how fast it grows.
     """
-    name = startup.slot_name(settings, source, settings.database(source))
+    name = slots.slot_name(settings, source, settings.database(source))
     state = (positions.sources() if positions else {}).get(source, SourceState())
     reading = guardian.read(connection, name)
     if reading is None:
@@ -156,7 +156,7 @@ def _gaps(
 ) -> Iterator[Finding]:
     """Yield the gap that a start would refuse, with the way out of it."""
     database = settings.database(source)
-    name = startup.slot_name(settings, source, database)
+    name = slots.slot_name(settings, source, database)
     try:
         tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     except Refused:
@@ -165,7 +165,7 @@ def _gaps(
     while True:
         try:
             ownership.find(connection, settings, source, tables, positions)
-        except startup.SilentGap as gap:
+        except gaps.SilentGap as gap:
             slot = slots.read(connection, name)
             if slot is None or slot.active_pid is None or time.monotonic() > deadline:
                 yield Finding(gap.problem, gap.remedy)
@@ -211,7 +211,7 @@ def _unrecorded(
         snapshots = startup.standing_snapshots(settings, source, known, standing.here(tables), publication)
         handover = standing.behind(snapshots)
         if known.stream is None and handover is not None:
-            name = startup.slot_name(settings, source, database)
+            name = slots.slot_name(settings, source, database)
             slot, opened = slots.read(connection, name), opened_lsn(connection)
             ownership.first_state(source, "", name, slot, "", handover, opened)
     except HeadraceError as error:

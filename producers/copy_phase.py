@@ -22,8 +22,9 @@ from producers.chunks import Unseen
 from producers.feed import TableFeed
 from producers.refusals import TableBusy, judged
 from producers.schema_changes import TableStopped
-from producers.snapshot import CHUNK_BYTES, current_snapshot, read_chunk
+from producers.snapshot import CHUNK_BYTES, read_chunk
 from producers.table_catalog import TableWatch
+from producers.transactions import current_snapshot
 from schemas.positions import Lsn, Position
 
 BARRIER_SECONDS: Final = 1.0

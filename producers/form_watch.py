@@ -11,8 +11,8 @@ import psycopg
 from infra import log
 from infra.positions import FormState
 from producers.feed import TableFeed
-from producers.snapshot import current_snapshot, next_xid
 from producers.table_forms import table_forms
+from producers.transactions import current_snapshot, next_xid
 from schemas.positions import Lsn
 
 

@@ -19,7 +19,7 @@ from infra import log, metrics
 from infra.positions import StreamState
 from infra.postgres import connect, translated
 from infra.settings import Settings
-from producers import slots, startup
+from producers import slots
 from producers.standby_watch import StandbyWatch
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn, parse_lsn
@@ -310,7 +310,7 @@ class Guardian:
 def guardian_of(settings: Settings, source: str, lines: log.Log) -> Guardian:
     """Return what looks after the slot of `source`."""
     database = settings.database(source)
-    slot = startup.slot_name(settings, source, database)
+    slot = slots.slot_name(settings, source, database)
     return Guardian(source, slot, database.snapshot.max_retained_wal_mb << 20, lines)
 
 

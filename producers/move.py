@@ -16,7 +16,7 @@ import psycopg
 from infra import table_format
 from infra.control import Owner
 from infra.settings import Settings
-from producers import startup
+from producers import slots
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import GITLAB_SHARED
 
@@ -142,7 +142,7 @@ def side(connection: psycopg.Connection[Any], database: str) -> Side:
             f"database {database} lacks tables of headrace: {error.diag.message_primary}",
             remedy=f"start `headrace produce {database}` once, or run what `headrace init --sql` prints",
         ) from error
-    return Side(name, standby, startup.system_identifier(connection), owners, records)
+    return Side(name, standby, slots.system_identifier(connection), owners, records)
 
 
 def write(connection: psycopg.Connection[Any], changes: Changes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from pydantic import BaseModel
@@ -17,19 +17,16 @@ from infra import control
 from infra.control import Owner
 from infra.positions import HandoverState, Positions, SnapshotState, SourceState, StreamState, handover_key, record_key
 from infra.settings import Settings
-from producers import slots, startup
+from producers import gaps, slots, startup
 from producers.feed import TableFeed
+from producers.gaps import SilentGap
 from producers.publication import Publication, read_publication
 from producers.relay import Relay
-from producers.startup import SilentGap
 from producers.tables import CapturedTable
 from schemas.errors import Fenced, OwnershipMoved, Unavailable
-from schemas.events import UNCHANGED, Relation, Unchanged
 from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.positions import Lsn, format_lsn
 from schemas.topics import positions_topic
-
-_COLUMNS: Final = ("gitlab_schema", "owner", "epoch")
 
 
 class HandoverAwaited(Unavailable):
@@ -167,7 +164,7 @@ def find(
     Not `alone`: another producer of it may be running. Raises SilentGap, HandoverAwaited or OwnershipMoved where it may
     not go on now, and Fenced where another process than `instance` (None: whoever) has recorded it last.
     """
-    slot_name = startup.slot_name(settings, source, settings.database(source))
+    slot_name = slots.slot_name(settings, source, settings.database(source))
     # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
     slot = slots.read(connection, slot_name)
     if slot is not None and not alone:
@@ -315,12 +312,12 @@ def first_state(
     """
     if slot is None:
         raise SilentGap(
-            f"slot {name}, which the switchover made, does not exist any more", remedy=startup.start_over_with(source)
+            f"slot {name}, which the switchover made, does not exist any more", remedy=gaps.start_over_with(source)
         )
     if not slot.made:
         raise SilentGap(
             f"slot {name} is still being made by process {slot.active_pid}, and lacks what is written meanwhile",
-            remedy=f"run `headrace switchover` to its end; if it is complete, {startup.start_over_with(source)}",
+            remedy=f"run `headrace switchover` to its end; if it is complete, {gaps.start_over_with(source)}",
         )
     if slot.confirmed_flush is None or slot.confirmed_flush <= handover.confirmed_lsn:
         return startup.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
@@ -331,20 +328,12 @@ def first_state(
         raise SilentGap(
             f"{begins}, after {handover.gitlab_schema} was given to {source} at {format_lsn(handover.commit_lsn)}, and"
             " headrace.database does not say when it was opened: what was written in between may be in no topic",
-            remedy=startup.start_over_with(source),
+            remedy=gaps.start_over_with(source),
         )
     if slot.confirmed_flush > opened:
         raise SilentGap(
             f"{begins}, after {handover.gitlab_schema} was opened here at {format_lsn(opened)}: what was written in"
             " between is in no topic",
-            remedy=startup.start_over_with(source),
+            remedy=gaps.start_over_with(source),
         )
     return startup.first_state(source, instance, name, system, slot.confirmed_flush)
-
-
-def owner_in(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> tuple[str, Owner]:
-    """Return gitlab schema and owner of a row of headrace.schema_ownership, as the stream has it."""
-    texts = dict(zip((column.name for column in relation.columns), values, strict=True))
-    gitlab_schema, owner, epoch = (text.decode() if isinstance(text := texts[name], bytes) else "" for name in _COLUMNS)
-    assert UNCHANGED not in (texts[name] for name in _COLUMNS), "its values are too short to be stored elsewhere"
-    return gitlab_schema, Owner(owner, int(epoch))

@@ -12,7 +12,7 @@ from infra import log
 from producers.feed import TableFeed
 from producers.partitions import NOTICES_ATTACHED, Partitions, compared, kept_rows, obstacle, read_partitions
 from producers.reread import KeyRange
-from producers.snapshot import next_xid
+from producers.transactions import next_xid
 from schemas.positions import Lsn
 
 

@@ -25,7 +25,7 @@ from infra.postgres import connect, one_line, translated
 from infra.registry import IncompatibleSchema
 from infra.settings import Settings
 from infra.stopping import bounded
-from producers import copy_phase, opening, ownership, preflight, startup
+from producers import copy_phase, opening, ownership, preflight, slots, startup
 from producers.capture import Capture
 from producers.chunks import Unseen
 from producers.copy_phase import BARRIER_SECONDS, CopyLog, Turns
@@ -39,12 +39,13 @@ from producers.relay import Relay
 from producers.requests import Requests
 from producers.schema_changes import TableStopped
 from producers.server_text import server_text
-from producers.snapshot import TableGone, current_snapshot, next_xid
+from producers.snapshot import TableGone
 from producers.spill import SpillDirectory
 from producers.strays import Strays
 from producers.table_catalog import TableWatch
 from producers.tables import CapturedTable, captured_tables
 from producers.topic_watch import TopicWatch
+from producers.transactions import current_snapshot, next_xid
 from producers.visibility_gate import gated
 from schemas import codec
 from schemas.errors import Malformed
@@ -103,7 +104,7 @@ class Session:
         self._stop = stop
         self._log = lines
         self._dsn = self._database.dsn.get_secret_value()
-        self._slot = startup.slot_name(settings, source, self._database)
+        self._slot = slots.slot_name(settings, source, self._database)
         self._guardian = guardian or guardian_of(settings, source, lines)
         self._heartbeat_due = 0.0
         self._waits = False

@@ -18,14 +18,11 @@ from infra import log
 from infra.positions import SnapshotState
 from infra.snapshot_requests import SnapshotRequest
 from producers.feed import TableFeed
+from producers.own_tables import Told
 from producers.reread import KeyRange
-from producers.snapshot import next_xid
 from producers.tables import CapturedTable
+from producers.transactions import next_xid
 from schemas.errors import Refused
-from schemas.events import Relation, Unchanged
-
-Told = Mapping[str, bytes | None]
-"""A row of the table of requests as the stream has it: column → text."""
 
 _TEXTS: Final = 1009
 """The type text[]."""
@@ -92,12 +89,6 @@ class Requests:
             feed.ask(require_keys(self._connection, feed.table, request), next_xid(self._connection))
         self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
         return {}
-
-
-def told(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> Told:
-    """Return a row of the table of requests by its columns."""
-    names = (column.name for column in relation.columns)
-    return {name: text for name, text in zip(names, values, strict=True) if not isinstance(text, Unchanged)}
 
 
 def read_request(row: Told) -> SnapshotRequest:

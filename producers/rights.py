@@ -13,9 +13,8 @@ from infra.privileges import HEADRACE, TablePrivileges
 from infra.programs import Program
 from infra.settings import DatabaseSettings, Settings
 from producers.tables import captured_tables
-from producers.walk_events import GITLAB_SCHEMA as WALKS
 from schemas.errors import Refused
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import GITLAB_SHARED, PRAEFECT
 from schemas.topics import positions_topic, schema_prefix, schemas_topic, shared_prefix
 
 _TOPICS: Final = (
@@ -80,7 +79,7 @@ def acls(settings: Settings, source: str) -> Iterator[Acl]:
             prefix = shared_prefix(settings.prefix, source) if shared else schema_prefix(settings.prefix, label)
             yield Acl(principal, Kind.TOPIC, prefix, _TOPICS, prefixed=True)
     else:
-        yield Acl(principal, Kind.TOPIC, schema_prefix(settings.prefix, WALKS), _TOPICS, prefixed=True)
+        yield Acl(principal, Kind.TOPIC, schema_prefix(settings.prefix, PRAEFECT), _TOPICS, prefixed=True)
     yield Acl(principal, Kind.TOPIC, positions_topic(settings.prefix), _TOPICS)
     if not settings.registry.url:
         yield Acl(principal, Kind.TOPIC, schemas_topic(settings.prefix), _TOPICS)

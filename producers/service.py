@@ -10,7 +10,7 @@ from typing import Final
 
 from infra import kafka, log
 from infra.settings import Settings
-from producers import ownership, startup
+from producers import gaps, ownership
 from producers.guardian import guardian_of
 from producers.producer import ReadAnew, Session, StreamLacksPartitions
 from producers.replication import PublicationMissing
@@ -46,7 +46,7 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
         except Interrupted:
             break
         except PublicationMissing as error:
-            raise startup.publication_gap(source, settings.database(source).publication, "was dropped") from error
+            raise gaps.publication_gap(source, settings.database(source).publication, "was dropped") from error
         except ReadAnew as request:
             if not opened:
                 unfit.add(str(request))

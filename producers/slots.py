@@ -21,6 +21,7 @@ from psycopg.rows import dict_row
 
 from infra import log
 from infra.postgres import connect
+from infra.settings import DatabaseSettings, Settings
 from infra.stopping import bounded
 from producers.transactions import Awaited
 from schemas.errors import HeadraceError, Interrupted, Refused, UsageError
@@ -285,3 +286,15 @@ def drop(connection: psycopg.Connection[Any], slot: str) -> bool:
 
 def _lsn(text: str | None) -> Lsn | None:
     return None if text is None else parse_lsn(text)
+
+
+def slot_name(settings: Settings, source: str, database: DatabaseSettings) -> str:
+    """Return the slot of a source: the settings' own, else one made of prefix and source."""
+    return database.slot or f"{settings.prefix}_{source}".lower().replace("-", "_")
+
+
+def system_identifier(connection: psycopg.Connection[Any]) -> str:
+    """Return what tells one PostgreSQL cluster (with its physical copies) from every other."""
+    row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+    assert row is not None
+    return str(row[0])

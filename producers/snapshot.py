@@ -18,14 +18,12 @@ from producers.reread import Texts
 from producers.schema_changes import TableStopped
 from producers.server_text import DOUBTFUL, doubtful
 from producers.tables import CapturedTable, relation_of
+from producers.transactions import current_snapshot
 from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
-from schemas.positions import Lsn, parse_lsn
+from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
-
-_MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
-"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
 """What is locked is asked for without waiting; the time is for what a query locks beside, such as an index."""
@@ -62,20 +60,6 @@ class ChunkRows:
         names = [column.name for column in self.relation.columns]
         fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
         return tuple(unescape(fields[names.index(name)]).decode() for name in key)
-
-
-def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
-    """Return what a query sees now, and the log's insert position noted behind that."""
-    row = connection.execute(_MOMENT).fetchone()
-    assert row is not None
-    return Snapshot.parse(row[0]), parse_lsn(row[1])
-
-
-def next_xid(connection: psycopg.Connection[Any]) -> int:
-    """Return a transaction id above all that have begun. A snapshot's xmax is none: later ones may run already."""
-    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int) -> Texts | None:

@@ -20,11 +20,11 @@ from infra.positions import Positions, SnapshotState, SourceState, record_key, s
 from infra.postgres import connect, translated
 from infra.settings import Settings
 from infra.topics import STATE, delete_topics, ensure_topic
-from producers import slots, startup
+from producers import slots
 from producers.ownership import owned, seal
 from producers.relay import Relay
-from producers.snapshot import current_snapshot
 from producers.tables import captured_tables
+from producers.transactions import current_snapshot
 from schemas.errors import Refused
 from schemas.positions import Lsn
 from schemas.topics import positions_topic
@@ -41,11 +41,11 @@ def start_over(settings: Settings, source: str) -> None:
     kafka.ensure_reachable(settings.kafka)
     database = settings.database(source)
     dsn = database.dsn.get_secret_value()
-    name = startup.slot_name(settings, source, database)
+    name = slots.slot_name(settings, source, database)
     with connect(dsn, name=f"start-over {source}", reading=True) as connection, translated(dsn):
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
-        system, lsn = startup.system_identifier(connection), current_snapshot(connection)[1]
+        system, lsn = slots.system_identifier(connection), current_snapshot(connection)[1]
         # What another database owns now is that one's to publish, and in its topics.
         owned_by = owners(connection)
         elsewhere = {table.name for table in tables if not owned(table, source, owned_by)}

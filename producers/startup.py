@@ -13,21 +13,18 @@ from psycopg.conninfo import make_conninfo
 
 from infra.positions import SnapshotState, SourceState, StreamState
 from infra.postgres import connect
-from infra.settings import DatabaseSettings, Settings
+from infra.settings import Settings
 from infra.topics import partition_counts, with_records
 from producers import slots
 from producers.feed import spread
-from producers.publication import GONE, Publication, edited, read_publication, replaced
+from producers.gaps import SilentGap, publication_gap, start_over_with
+from producers.publication import Publication, edited, read_publication, replaced
+from producers.slots import system_identifier
 from producers.tables import CapturedTable, captured_tables
 from producers.writability import refused_writes
 from schemas.errors import Refused
 from schemas.gitlab_schemas import UnmappedTable
 from schemas.positions import Lsn, format_lsn, parse_lsn
-
-
-class SilentGap(Refused):
-    """Start over with `headrace produce SOURCE --start-over`: with a new slot it reads all tables anew."""
-
 
 _WHY_LOST: Final = {
     "wal_removed": "raise max_slot_wal_keep_size, or keep its producer running",
@@ -36,18 +33,6 @@ _WHY_LOST: Final = {
     "wal_level_insufficient": "set wal_level = 'logical' and restart PostgreSQL",
 }
 """invalidation_reason → what keeps it from happening again."""
-
-
-def slot_name(settings: Settings, source: str, database: DatabaseSettings) -> str:
-    """Return the slot of a source: the settings' own, else one made of prefix and source."""
-    return database.slot or f"{settings.prefix}_{source}".lower().replace("-", "_")
-
-
-def system_identifier(connection: psycopg.Connection[Any]) -> str:
-    """Return what tells one PostgreSQL cluster (with its physical copies) from every other."""
-    row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
-    assert row is not None
-    return str(row[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +69,6 @@ def _history(dsn: str, timeline: int) -> dict[int, Lsn]:
     text = row[1] if isinstance(row[1], str) else bytes(row[1]).decode()
     fields = (line.split() for line in text.splitlines() if line[:1].isdigit())
     return {int(number): parse_lsn(lsn) for number, lsn, *_ in fields}
-
-
-def start_over_with(source: str) -> str:
-    """Return the remedy for a gap that nothing can fill."""
-    return f"start over with `headrace produce {source} --start-over`: with a new slot it reads all tables anew"
 
 
 def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
@@ -171,20 +151,6 @@ def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, ser
             " something else has read it",
             remedy=start_over_with(stream.source),
         )
-
-
-def publication_gap(source: str, name: str, what: str) -> SilentGap:
-    """Return the refusal of a source whose publication is not the one under which its topics were filled."""
-    again, stays = start_over_with(source), f"so that it stays: change databases.{source}.tables, not the publication"
-    if what == GONE:
-        return SilentGap(
-            f"publication {name} of {source} {what}: what is written now is in no stream",
-            remedy=f"correct databases.{source}.publication if it names another, or {again}; {stays}",
-        )
-    return SilentGap(
-        f"publication {name} of {source} {what} by another session: what was written meanwhile may be in no stream",
-        remedy=f"{again}; {stays}",
-    )
 
 
 def refuse_other_publication(source: str, name: str, state: SourceState, publication: Publication | None) -> None:

@@ -16,7 +16,7 @@ import psycopg
 from infra import log, postgres
 from infra.locks import exclude, holders, ownership_key
 from infra.settings import Settings
-from producers import move_proofs, move_rules, slots, startup
+from producers import move_proofs, move_rules, slots
 from producers.move import Changes, Move, NotMovable, View, require_settings, side, write
 from producers.move_rules import Refusal, Step
 from producers.move_states import EndsState, ends_state
@@ -69,12 +69,12 @@ class Switchover:
     @property
     def source_slot(self) -> str:
         """The slot of the old owner's producer, perhaps synchronized to the copy."""
-        return startup.slot_name(self._settings, self.move.source, self._settings.database(self.move.source))
+        return slots.slot_name(self._settings, self.move.source, self._settings.database(self.move.source))
 
     @property
     def slot(self) -> str:
         """The slot of the new owner's producer."""
-        return startup.slot_name(self._settings, self.move.destination, self._settings.database(self.move.destination))
+        return slots.slot_name(self._settings, self.move.destination, self._settings.database(self.move.destination))
 
     def look(self) -> View:
         """Return how both sides are; what that means is for move_rules. Changes nothing."""

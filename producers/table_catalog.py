@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 from infra import log
 from infra.positions import SnapshotState
 from infra.postgres import one_snapshot
-from producers import startup
+from producers import gaps
 from producers.feed import TableFeed
 from producers.form_watch import FormWatch
 from producers.partition_watch import PartitionWatch
@@ -148,7 +148,7 @@ class TableWatch:
                 continue
             published = feed.state.published
             if (what := replaced(published, publication)) is not None:
-                raise startup.publication_gap(self._source, self._publication, what)
+                raise gaps.publication_gap(self._source, self._publication, what)
             lacking = edited(published, feed.table.name, publication)
             if lacking is not None and oid in now:
                 # What is left of it may have a filter that keeps the table from being updated.

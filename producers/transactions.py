@@ -1,4 +1,4 @@
-"""The transactions that something waits for, each named so that an operator can find and end it."""
+"""Transactions: what a query sees, and those that something waits for, each named so that an operator can end it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from psycopg.conninfo import make_conninfo
 
 from infra.postgres import connect
 from schemas.errors import HeadraceError
+from schemas.positions import Lsn, parse_lsn
+from schemas.xid_snapshot import Snapshot
 
 _LOOK_SECONDS: Final = 1.0
 
@@ -31,6 +33,10 @@ SELECT DISTINCT l.pid, p.gid, coalesce(nullif(a.application_name, ''), 'a sessio
    AND (l.transactionid = w.transactionid OR coalesce(p.prepared, a.xact_start) < w.waitstart)
  ORDER BY 5, 1
 """
+
+
+_MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
+"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
 
 
 def blocking(connection: psycopg.Connection[Any], pid: int) -> list[str]:
@@ -84,3 +90,17 @@ class Awaited:
             self._names = names
             self._tell(str(self))
         self._names = names or self._names
+
+
+def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
+    """Return what a query sees now, and the log's insert position noted behind that."""
+    row = connection.execute(_MOMENT).fetchone()
+    assert row is not None
+    return Snapshot.parse(row[0]), parse_lsn(row[1])
+
+
+def next_xid(connection: psycopg.Connection[Any]) -> int:
+    """Return a transaction id above all that have begun. A snapshot's xmax is none: later ones may run already."""
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    return int(row[0])

@@ -16,7 +16,7 @@ import psycopg
 from infra import log
 from infra.settings import DatabaseSettings
 from producers.pgoutput_messages import Begin, Message
-from producers.snapshot import current_snapshot
+from producers.transactions import current_snapshot
 from schemas.positions import Lsn
 
 _LOOK_SECONDS: Final = 0.01

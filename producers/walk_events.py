@@ -30,10 +30,9 @@ from schemas.avro import key_schema, value_schema
 from schemas.decoder import KeyDecoder
 from schemas.encoder import Encoder
 from schemas.events import Column, Op, Relation
+from schemas.gitlab_schemas import PRAEFECT
 from schemas.positions import Lsn
 from schemas.wire import split_wire
-
-GITLAB_SCHEMA: Final = "praefect"
 
 _BOOLEAN, _BIGINT, _INTEGER, _TEXT, _TIMESTAMPTZ = 16, 20, 23, 25, 1184
 
@@ -99,11 +98,11 @@ class WalkEncoder:
         """Registers the schemas; raises IncompatibleSchema."""
         encoder = Encoder(
             RELATION,
-            GITLAB_SCHEMA,
+            PRAEFECT,
             KEY,
             database=source_name(virtual_storage, storage),
-            key_schema_id=registry.register(f"{topic}-key", key_schema(RELATION, GITLAB_SCHEMA, KEY)),
-            value_schema_id=registry.register(f"{topic}-value", value_schema(RELATION, GITLAB_SCHEMA)),
+            key_schema_id=registry.register(f"{topic}-key", key_schema(RELATION, PRAEFECT, KEY)),
+            value_schema_id=registry.register(f"{topic}-value", value_schema(RELATION, PRAEFECT)),
         )
         self._registry = registry
         self._keys: dict[int, KeyDecoder] = {}

@@ -21,9 +21,10 @@ from infra.topics import STATE, LogReader, ensure_topic
 from producers.gitaly import walk_gitaly
 from producers.relay import Relay
 from producers.walk import Found, walk_directory
-from producers.walk_events import GITLAB_SCHEMA, RELATION, WalkEncoder, source_name
+from producers.walk_events import RELATION, WalkEncoder, source_name
 from producers.walk_leftovers import leftovers
 from schemas.errors import Fenced, HeadraceError, Interrupted, UsageError
+from schemas.gitlab_schemas import PRAEFECT
 from schemas.topics import positions_topic, table_topic
 
 _COMMIT_EVENTS: Final = 10_000
@@ -67,7 +68,7 @@ class Walked:
 
 def storage_walk_topic(settings: Settings) -> str:
     """Return the topic of all storage walks."""
-    return table_topic(settings.prefix, GITLAB_SCHEMA, "", RELATION.schema, RELATION.table)
+    return table_topic(settings.prefix, PRAEFECT, "", RELATION.schema, RELATION.table)
 
 
 def virtual_storage_section(settings: Settings, virtual_storage: str) -> VirtualStorageSettings:

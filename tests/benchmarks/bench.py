@@ -22,7 +22,7 @@ from infra.stack import EmbeddedStack
 from infra.stack.databases import drop_slots
 from infra.stack.processes import Guarded
 from infra.topics import delete_topics
-from producers.startup import slot_name
+from producers.slots import slot_name
 from schemas.errors import HeadraceError
 from schemas.topics import positions_topic, table_topic
 

@@ -15,7 +15,7 @@ from infra.positions import SnapshotState, read_sources
 from infra.postgres import connect
 from infra.settings import Settings
 from infra.topics import delete_topics
-from producers.startup import slot_name
+from producers.slots import slot_name
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
 from tests.fuzz.acts import BEGIN, CATCH_UP, KILL, PASS, RESTART, START, STOP, Act

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from infra.snapshot_requests import SnapshotRequest, send_request
-from producers.snapshot import current_snapshot
+from producers.transactions import current_snapshot
 from schemas.positions import Lsn
 from tests.producers.dying import chunks_read_again, dying, note
 from tests.producers.failpoints import Arming

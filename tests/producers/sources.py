@@ -15,7 +15,7 @@ from infra import log
 from infra.heartbeat import beat
 from infra.positions import SourceState, read_sources
 from infra.settings import DatabaseSettings, KafkaSettings, Settings
-from producers import slots, startup
+from producers import slots
 from producers.producer import Session
 from producers.service import produce
 from schemas.positions import Lsn
@@ -84,7 +84,7 @@ class Source:
 
     @property
     def slot(self) -> str:
-        return startup.slot_name(self.settings, self.name, self.settings.database(self.name))
+        return slots.slot_name(self.settings, self.name, self.settings.database(self.name))
 
     def slot_state(self) -> slots.SlotState:
         state = slots.read(self.connection, self.slot)

@@ -8,7 +8,7 @@ import pytest
 
 from infra.snapshot_requests import SnapshotRequest
 from producers.asking import NotReadYet, ReadAnewOnly, ask, source_of
-from producers.startup import SilentGap
+from producers.gaps import SilentGap
 from schemas.errors import UsageError
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload

@@ -15,9 +15,10 @@ from infra.positions import Positions, StreamState
 from infra.stack.databases import DatabaseServer
 from producers import slots
 from producers.checking import hindrances
+from producers.gaps import SilentGap
 from producers.producer import Session
 from producers.start_over import start_over
-from producers.startup import ServerLog, SilentGap, server_log
+from producers.startup import ServerLog, server_log
 from schemas.errors import OwnershipMoved
 from schemas.positions import Lsn
 from schemas.topics import table_topic

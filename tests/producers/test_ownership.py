@@ -10,9 +10,10 @@ import pytest
 from infra.control import Owner, ensure_control_schema
 from infra.positions import HandoverState, SnapshotState, SourceState, StreamState, read_sources
 from producers import ownership, slots
+from producers.gaps import SilentGap
 from producers.ownership import HandoverAwaited, standing
 from producers.start_over import start_over
-from producers.startup import ServerLog, SilentGap, refuse_gaps
+from producers.startup import ServerLog, refuse_gaps
 from producers.tables import CapturedTable
 from schemas.errors import OwnershipMoved
 from schemas.positions import Lsn

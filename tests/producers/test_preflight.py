@@ -15,7 +15,7 @@ from infra.settings import DatabaseSettings
 from infra.stack.postgres import EmbeddedPostgres
 from infra.stack.processes import Keeper
 from producers import preflight, slots
-from producers.startup import SilentGap
+from producers.gaps import SilentGap
 from schemas.errors import PreflightFailed
 from tests.administering import whole_script
 from tests.conftest import Database

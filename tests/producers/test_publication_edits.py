@@ -14,12 +14,12 @@ from producers import opening, schema_changes
 from producers import producer as producer_module
 from producers.asking import ask
 from producers.checking import hindrances
+from producers.gaps import SilentGap
 from producers.opening import sessions_of
 from producers.producer import Session
 from producers.replication import ReplicationStream
 from producers.schema_changes import TableStopped
 from producers.start_over import start_over
-from producers.startup import SilentGap
 from producers.tables import CapturedTable
 from tests.producers.sources import Running, Source, copy_all, running, until
 

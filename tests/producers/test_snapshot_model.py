@@ -25,7 +25,7 @@ from producers.chunks import Key, TableChunks, Unseen
 from producers.copying import TableCopy
 from producers.feed import TableFeed
 from producers.incomplete_rows import IncompleteRows
-from producers.requests import Told
+from producers.own_tables import Told
 from producers.reread import KeyRange, RememberedChunk, Reread
 from producers.routes import Route, key_of
 from schemas.events import UNCHANGED, Op

@@ -12,8 +12,9 @@ from infra import kafka
 from infra.positions import SourceState, StreamState
 from infra.topics import delete_topics, end_offsets, ensure_topic
 from producers import slots, startup
+from producers.gaps import SilentGap
 from producers.schema_changes import TableStopped
-from producers.startup import ServerLog, SilentGap
+from producers.startup import ServerLog
 from schemas.errors import UsageError
 from schemas.positions import Lsn
 from tests.producers.folding import states

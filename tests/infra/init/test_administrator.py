@@ -20,7 +20,7 @@ from infra.postgres import connect
 from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
 from infra.snapshot_requests import SnapshotRequest, send_request
 from infra.stack import Stack
-from producers import preflight, slots, startup
+from producers import preflight, slots
 from producers.publication import ensure_publication, read_publication
 from producers.tables import captured_tables
 from schemas.positions import Offset
@@ -88,13 +88,13 @@ def test_no_password_passes_through_the_script(prepared: Prepared) -> None:
 
 def test_the_role_passes_the_producers_preflight_and_can_do_its_work(prepared: Prepared) -> None:
     main = prepared.main
-    slot = startup.slot_name(prepared.settings, "main", main)
+    slot = slots.slot_name(prepared.settings, "main", main)
     with prepared.connect() as connection:
         assert list(preflight.findings(connection, "main", main, slot, "t")) == []
         ensure_control_schema(connection, "main", main.gitlab_schemas)
         tables = captured_tables(connection, "main", main, "t")
         assert not ensure_publication(connection, main.publication, tables), "it is right already"
-        assert startup.system_identifier(connection)
+        assert slots.system_identifier(connection)
         slots.create(connection, slot, failover=True)
         try:
             beat(connection)
