@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from consumers import contract_checks
 from consumers.decisions import TOMBSTONE, Change, Decision, Park, Skip
+from consumers.inputs import Schemas
 from consumers.ledger import Advance, Place
 from consumers.migration import Migration
+from consumers.parking import Parked
 from consumers.selection import NOT_SELECTED, Selection
 from consumers.sifting import Record, sift
 from schemas.errors import Malformed
@@ -24,24 +26,6 @@ from schemas.projection import projection
 from schemas.varints import encode_long
 from schemas.wire import HEADER_BYTES, split_wire
 from schemas.xid_snapshot import Hidden
-
-
-class UnknownSchemaId(Malformed):
-    """Check that producer and consumer use the same registry, then `headrace parked retry`."""
-
-
-Schemas = Callable[[int], dict[str, Any]]
-"""Schema id → the schema; raises UnknownSchemaId when there is none."""
-
-
-class Parked(NamedTuple):
-    """An event that is kept for a person."""
-
-    place: Place
-    offset: Offset
-    reason: str
-    key: bytes | None
-    value: bytes
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from consumers import catalog, display, interpreter, parked_cli, pauses, schema_
 from consumers import rights as consumer_rights
 from consumers.cleanup import cleanup
 from consumers.comparison import TopicDiffers, compare, source_of
+from consumers.completion import RowsLeft
 from consumers.dry_run import dry_run
 from consumers.given_up import WorkGivenUp, count_given_up
 from consumers.migration import Migration
@@ -30,7 +31,7 @@ from consumers.runtime import Runtime
 from consumers.selection import parse_selection
 from consumers.starts import parse_start
 from consumers.status import gather
-from consumers.verify import RowsLeft, remaining
+from consumers.verify import remaining
 from infra import log, metrics, postgres, rights
 from infra.options import Config, Json
 from infra.settings import Settings, load_settings

@@ -21,7 +21,6 @@ from consumers.counting import Count, Counter
 from consumers.ledger import LOCALLY_DURABLE, Ledger, Place
 from consumers.migration import Migration
 from consumers.target import Connection, Target
-from consumers.verify import RowsLeft
 from infra import kafka, log
 from infra.positions import Positions, SourceState
 from infra.settings import Settings
@@ -44,6 +43,10 @@ _AGAIN_MS: Final = 500
 _WAIT_SECONDS: Final = 0.1
 _FIRST_PAUSE, _LAST_PAUSE = 60.0, 3600.0
 """How long to leave a count alone that failed, at first and at most."""
+
+
+class RowsLeft(HeadraceError):
+    """Let the consumer catch up, see `headrace status` and `headrace parked list`, then verify again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,9 @@ from typing import Final
 
 import psycopg
 
-from consumers.batches import Parked
 from consumers.ledger import Connection, Cursor, Place
 from consumers.migration import Migration, Shared
-from consumers.parking import Entry, Identity
+from consumers.parking import Entry, Identity, Parked
 from infra.locks import holders, lock_key
 from schemas.errors import Refused
 from schemas.positions import Offset

@@ -14,6 +14,7 @@ from typing import Any, Final
 from consumers.backfill import Backfill
 from consumers.indexes import SuggestedIndex
 from consumers.migration import Migration, Options, Shared
+from consumers.versions import Declared
 from infra.settings import NAME_PATTERN, MigrationSettings
 
 _PRIVILEGES: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
@@ -231,3 +232,11 @@ _CHECKS: Final[Mapping[str, Callable[[Any], Found]]] = {
     "shared": _kind_of(Shared, "a Shared", "shared = Shared.PER_DATABASE"),
     "options_type": _options,
 }
+
+
+def declared(migration: Migration) -> Declared:
+    """Return what `migration` declares in this process, with its options as the settings have them."""
+    options = migration.options
+    # Without what is as by default, so that an option that a later headrace adds is no other option.
+    decide = options.model_dump(mode="json", exclude=set(options.not_deciding), exclude_defaults=True)
+    return Declared(migration.version, decide)

@@ -8,17 +8,24 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from consumers.batches import UnknownSchemaId
 from consumers.migration import Migration
 from infra import log
 from infra.registry import Registry, UnknownSchema
 from infra.settings import Settings
-from schemas.errors import BrokerUnavailable, Interrupted
+from schemas.errors import BrokerUnavailable, Interrupted, Malformed
 from schemas.topics import table_topic
 
 WALKED: Final = "public.storage_walk"
 """What a walk of a git storage produces reads like a table, and is in no database."""
 _AGAIN_SECONDS: Final = 0.5
+
+
+class UnknownSchemaId(Malformed):
+    """Check that producer and consumer use the same registry, then `headrace parked retry`."""
+
+
+Schemas = Callable[[int], dict[str, Any]]
+"""Schema id → the schema; raises UnknownSchemaId when there is none."""
 
 
 def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:

@@ -12,21 +12,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from consumers import contract_checks, fence
+from consumers import fence
 from consumers.pacing import Pacing
-from infra import log, postgres
+from infra import postgres
 from infra.settings import MigrationSettings, Settings
 from infra.stopping import shut_down
 
 if TYPE_CHECKING:
     from consumers.migration import Migration
 
-_DONE_SECONDS: Final = 0.5
-"""How often to look again once nothing was left to do."""
 
 Connection = psycopg.Connection[Any]
 Cursor = psycopg.Cursor[Any]
@@ -140,55 +138,3 @@ class Outside:
         if session is not None:
             with contextlib.suppress(psycopg.Error):
                 session.close()
-
-
-class Working:
-    """Drives one migration's `work`, a step at a time."""
-
-    def __init__(self, settings: Settings, migration: Migration, database: str) -> None:
-        self._migration = migration
-        self._outside = Outside(settings, migration, database)
-        self._steps: Iterator[Pace] | None = None
-        self._not_before = 0.0
-        self._log = log.get(migration=migration.name)
-        self.pace = Pace.BUSY
-        """What the last step said; at first there may be something to do."""
-        self.attempt = 0
-        """How many times in a row it failed."""
-
-    def step(self, run: int) -> None:
-        """Go on until `work` gives control back. Whatever it raises, `stop` has been called and it may begin anew."""
-        if self.pace is Pace.DONE and time.monotonic() < self._not_before:
-            return
-        if self._steps is None or self._outside.run != run:
-            self.stop()
-            self._outside.run = run
-            self._steps = contract_checks.work(self._migration, self._outside, Pace)
-        try:
-            self.pace = next(self._steps, Pace.DONE)
-        except BaseException:
-            self.attempt += 1
-            self.stop()
-            raise
-        self.attempt = 0
-        if self.pace is Pace.DONE:
-            self._not_before = time.monotonic() + _DONE_SECONDS
-
-    def stop(self) -> None:
-        """End what is under way, now; the next step begins anew. A duplicate does nothing."""
-        steps, self._steps = self._steps, None
-        self.pace = Pace.BUSY
-        if steps is not None and hasattr(steps, "close"):
-            try:
-                steps.close()
-            except Exception as error:  # what ends is not to keep the member from ending
-                self._log.warning("the work outside did not end cleanly", detail=type(error).__name__)
-        self._outside.close()
-
-    def cancel(self) -> None:
-        """See Outside.cancel."""
-        self._outside.cancel()
-
-    def cut(self) -> None:
-        """See Outside.cut."""
-        self._outside.cut()

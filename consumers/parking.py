@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Message, Producer
 
-from consumers.batches import Parked
 from consumers.ledger import Place
 from infra import kafka, log, topics
 from infra.settings import Settings
@@ -31,9 +30,18 @@ KEY_HEADER: Final = "key"
 
 _FLUSH_SECONDS: Final = 30.0
 
-
 Identity = tuple[Place, Offset, int]
 """An event and the run that parked it: one parking of a migration, told from the next of the same event."""
+
+
+class Parked(NamedTuple):
+    """An event that is kept for a person."""
+
+    place: Place
+    offset: Offset
+    reason: str
+    key: bytes | None
+    value: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
+from consumers.declarations import declared
 from consumers.group import group_name
 from consumers.group_admin import members, move_offsets
 from consumers.inputs import schemas_of, source_topics
@@ -17,7 +18,7 @@ from consumers.migration import Migration
 from consumers.selection import named
 from consumers.starts import Beginning, Start, first_record, start_offsets
 from consumers.topic_identity import topic_ids
-from consumers.versions import Declared, declared
+from consumers.versions import Declared
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.locks import exclude, migration_key

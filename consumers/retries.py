@@ -22,6 +22,7 @@ from consumers import contract_checks, dead_letters, fence
 from consumers.batches import Judgement, Planner
 from consumers.dead_letters import Exclusion, Row
 from consumers.decisions import Change, Park, Skip
+from consumers.declarations import declared
 from consumers.error_policy import Action, Rule, reason_of, rule_for
 from consumers.group import member_name
 from consumers.inputs import schemas_of
@@ -29,7 +30,6 @@ from consumers.ledger import GUARDED, LOCALLY_DURABLE, Ledger
 from consumers.migration import Migration
 from consumers.parking import Entry, Identity, Parking, read_parked
 from consumers.target import Connection, Target
-from consumers.versions import declared
 from infra import postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry

@@ -19,6 +19,7 @@ from consumers.applying import Applying
 from consumers.batches import Planner
 from consumers.circuit_breaker import CircuitBreaker
 from consumers.completion import Completion
+from consumers.declarations import declared
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule, rule_for, stopped
 from consumers.group import Group, group_name, member_name
@@ -26,7 +27,7 @@ from consumers.holding import Holding
 from consumers.inputs import not_captured, schemas_of, source_topics
 from consumers.ledger import Entry, Ledger, Place
 from consumers.migration import Migration
-from consumers.outside import Pace, Working
+from consumers.outside import Pace
 from consumers.owning import require_not_elsewhere
 from consumers.pacing import Pacing
 from consumers.parking import Parking
@@ -34,7 +35,7 @@ from consumers.selection import Selection
 from consumers.target import Connection, Target, backoff
 from consumers.topic_identity import recreated, topic_ids
 from consumers.totals import Report, Totals
-from consumers.versions import declared
+from consumers.working import Working
 from infra import kafka, log, metrics, postgres
 from infra.control import ensure_control_schema
 from infra.registry import open_registry

@@ -16,12 +16,12 @@ import typer
 from consumers import catalog, display, interpreter, pauses
 from consumers.alterations import Alterations, Done, RowsForbidThis
 from consumers.backfill import Backfill
+from consumers.completion import RowsLeft
 from consumers.group import group_name
 from consumers.group_admin import members
 from consumers.releases import Found, OutOfOrder, Release, refusal
 from consumers.replay import MembersAlive, replay
 from consumers.runtime import Runtime
-from consumers.verify import RowsLeft
 from infra import log, postgres
 from infra.control import ensure_control_schema
 from infra.options import Config, Json, Yes

@@ -13,14 +13,10 @@ from consumers.counting import UNLIMITED
 from consumers.migration import Migration
 from infra import log, postgres
 from infra.settings import Settings
-from schemas.errors import HeadraceError, Interrupted
+from schemas.errors import Interrupted
 
 SAY_AFTER: Final = 5.0
 """Seconds of counting after which it is said that it goes on, and how to end it."""
-
-
-class RowsLeft(HeadraceError):
-    """Let the consumer catch up, see `headrace status` and `headrace parked list`, then verify again."""
 
 
 def remaining(settings: Settings, migration: Migration, database: str, stopping: threading.Event | None = None) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from consumers.migration import Migration
 from schemas.errors import Refused
 
 
@@ -31,14 +30,6 @@ class Declared:
     def document(self) -> Jsonb:
         """Return it as it is recorded."""
         return Jsonb({"version": self.version, "options": dict(self.options)})
-
-
-def declared(migration: Migration) -> Declared:
-    """Return what `migration` declares in this process, with its options as the settings have them."""
-    options = migration.options
-    # Without what is as by default, so that an option that a later headrace adds is no other option.
-    decide = options.model_dump(mode="json", exclude=set(options.not_deciding), exclude_defaults=True)
-    return Declared(migration.version, decide)
 
 
 def agree(connection: Connection[Any], name: str, declared: Declared) -> None:

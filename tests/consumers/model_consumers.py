@@ -9,11 +9,11 @@ from typing import Any
 
 from consumers import retries
 from consumers.applying import Applying
-from consumers.batches import Parked, Planner
+from consumers.batches import Planner
 from consumers.ends import Ends
 from consumers.error_policy import Action, Rule
 from consumers.ledger import Place
-from consumers.parking import Entry
+from consumers.parking import Entry, Parked
 from consumers.topic_identity import TopicRecreated
 from schemas.positions import Offset
 from tests.consumers.model_session import Connection, ModelLedger

@@ -10,10 +10,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from consumers import fence
-from consumers.batches import Parked
 from consumers.decisions import Change
 from consumers.ledger import Advance, LedgerMoved
-from consumers.parking import Entry
+from consumers.parking import Entry, Parked
 from schemas.errors import OwnershipMoved
 from schemas.xid_snapshot import Hidden
 from tests.consumers.model_target import ModelServer, Transaction

@@ -7,8 +7,9 @@ import pytest
 from confluent_kafka import KafkaError
 
 from consumers import batches, sifting
-from consumers.batches import Planner, SubBatch, UnknownSchemaId, origin_of
+from consumers.batches import Planner, SubBatch, origin_of
 from consumers.decisions import Change, Decision, Park
+from consumers.inputs import UnknownSchemaId
 from consumers.ledger import Place
 from consumers.migration import Options
 from consumers.migrations.skip_resets import SkipResets, SkipResetsOptions

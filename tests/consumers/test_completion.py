@@ -13,13 +13,13 @@ import structlog
 from psycopg import sql
 
 from consumers import completion
+from consumers.completion import RowsLeft
 from consumers.migration import Cursor
 from consumers.migrations.skip_resets import SkipResets
 from consumers.replay import replay
 from consumers.runtime import Runtime
 from consumers.status import gather
 from consumers.totals import Totals
-from consumers.verify import RowsLeft
 from infra import kafka, topics
 from infra.positions import SnapshotState, StreamState, record_key
 from infra.settings import MigrationSettings, Settings

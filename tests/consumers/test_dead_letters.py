@@ -14,12 +14,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from consumers import catalog, parked_cli, retries, runtime
-from consumers.batches import Parked
 from consumers.dead_letters import Busy
 from consumers.decisions import Change
 from consumers.migration import Cursor
 from consumers.parked_cli import StillParked
-from consumers.parking import Parking, read_parked
+from consumers.parking import Parked, Parking, read_parked
 from consumers.replay import replay
 from consumers.retries import read_dead_letters
 from consumers.runtime import Runtime

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.batches import Parked
 from consumers.ledger import Place
-from consumers.parking import Parking, read_parked
+from consumers.parking import Parked, Parking, read_parked
 from infra import topics
 from infra.settings import KafkaSettings, Settings
 from schemas.errors import BrokerUnavailable

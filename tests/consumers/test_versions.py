@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import psycopg
 import pytest
 
+from consumers.declarations import declared
 from consumers.ledger import Ledger
 from consumers.migrations.skip_resets import SkipResets, SkipResetsOptions
 from consumers.pauses import set_paused
@@ -17,7 +18,7 @@ from consumers.replay import replay
 from consumers.retries import retry
 from consumers.runtime import Runtime
 from consumers.totals import Totals
-from consumers.versions import Declared, OtherVersion, declared
+from consumers.versions import Declared, OtherVersion
 from infra.settings import MigrationSettings, Settings
 from tests.conftest import Database
 from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, states, written

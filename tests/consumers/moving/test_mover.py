@@ -18,10 +18,10 @@ from consumers.moving.moves import Moves
 from consumers.moving.places import Copy, Root
 from consumers.moving.refs import KEPT
 from consumers.moving.states import Move
-from consumers.outside import Working
 from consumers.placement import Placement, md5_home, rendezvous_home
 from consumers.routing import Database as Cursors
 from consumers.routing import Reading, homes
+from consumers.working import Working
 from schemas.errors import SettingsError
 from tests.consumers.gitservers import NODES, is_whole, make_repository, push, refs, shards
 from tests.consumers.moving.driver import NAMES, World, drive, moving, start
