@@ -86,7 +86,7 @@ chaos: $(STAMP)  ## the whole path under load and faults, for MINUTES or ROUNDS;
 	  $(if $(PLANTED),--planted "$(PLANTED)") $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
 
 faults: $(STAMP)  ## faults of moving repositories that were mended, put back: which kinds find each
-	$(BIN)/python -m tests.consumers.moving.faults
+	$(BIN)/python -m tests.consumers.gitserver.faults
 
 AUDIT := .venv-audit
 WRITE ?=

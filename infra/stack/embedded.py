@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from infra.stack.interface import Endpoints
-from infra.stack.kafka import EmbeddedKafka, at_once
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import Keeper
+from infra.stack.kafka.cluster import EmbeddedKafka, at_once
+from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.processes.keeper import Keeper
 from schemas.errors import HeadraceError, UsageError
 
 FREE_BYTES_NEEDED = 512 * 1024 * 1024

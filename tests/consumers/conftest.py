@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers import group
+from consumers.delivery import group
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime import Runtime
-from consumers.totals import Totals
-from infra.settings import Settings, load_settings
+from consumers.runtime.consumer import Runtime
+from consumers.runtime.totals import Totals
+from infra.settings.model import Settings, load_settings
 from tests.conftest import Database
-from tests.consumers.repositories import TABLE, Feed, start_member, write_settings
+from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
 from tests.consumers.services import PATIENCE
 
 Member = subprocess.Popen[str]

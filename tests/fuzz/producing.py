@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
 # With all that the module which runs the rounds imports, since each fork imports that one too.
@@ -24,7 +24,10 @@ _FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
 _CHILDREN: Final = threading.Lock()
 """Each start looks after the processes of all threads; of two that look after one at once, one is told 255."""
 
-_TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 2.0, "producers.producer:_COPY_SECONDS": 0.3}
+_TUNES: Final[dict[str, Any]] = {
+    "producers.session.loop:_HEARTBEAT_SECONDS": 2.0,
+    "producers.session.loop:_COPY_SECONDS": 0.3,
+}
 """What comes every few seconds comes several times in a round; see also `Producer.hurry`."""
 
 
@@ -109,11 +112,11 @@ class Producer:
 
 def _hear(heard: Connection) -> None:
     """Hurry the session that this process then has, each time it is asked to."""
-    from producers import producer, service  # noqa: PLC0415
+    from producers.session import loop, service  # noqa: PLC0415
 
-    sessions: list[producer.Session] = []
+    sessions: list[loop.Session] = []
 
-    class Hurried(producer.Session):
+    class Hurried(loop.Session):
         def _open(self, *arguments: Any) -> None:
             super()._open(*arguments)
             sessions[:] = [self]
@@ -134,9 +137,9 @@ def _hear(heard: Connection) -> None:
 def _produce(
     settings: Settings, log: Path, end: Path, heard: Connection, python_codec: bool, plant: str | None
 ) -> None:
-    from infra import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
-    from infra.stopping import stop_on_signals  # noqa: PLC0415
-    from producers.service import produce  # noqa: PLC0415
+    from infra.service import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
+    from infra.service.signals import stop_on_signals  # noqa: PLC0415
+    from producers.session.service import produce  # noqa: PLC0415
     from schemas import codec  # noqa: PLC0415
     from schemas.errors import HeadraceError  # noqa: PLC0415
     from tests.fuzz import planted  # noqa: PLC0415

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from infra.positions import SnapshotState
-from producers.feed import TableFeed
-from producers.tables import CapturedTable
+from infra.state.positions import SnapshotState
+from producers.publish.table_publisher import TableFeed
+from producers.source.tables import CapturedTable
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import Column, Relation
 from schemas.positions import Position

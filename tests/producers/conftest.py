@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.postgres.server import EmbeddedPostgres
 from tests.conftest import Database
 from tests.producers.major_servers import MajorServer, major_server, oldest_installed
 from tests.producers.servers import own_server
 from tests.producers.sources import Source, settings_for
-from tests.producers.switchover_ends import Ends
+from tests.producers.switchover.ends import Ends
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 
-from producers import pgoutput_messages as m
-from producers import slots
-from producers.pgoutput import Decoder
-from producers.replication import ReplicationStream
-from producers.replication_command import Streaming
-from producers.replication_frames import Frame, Keepalive, XLogData
+from producers.source import slots
+from producers.stream import messages as m
+from producers.stream.connection import ReplicationStream
+from producers.stream.frames import Frame, Keepalive, XLogData
+from producers.stream.pgoutput import Decoder
+from producers.stream.start_command import Streaming
 from schemas.positions import Lsn, parse_lsn
 
 PUBLICATION = "pub"

@@ -11,13 +11,13 @@ from typing import Any
 
 import psycopg
 
-from infra import log
-from infra.heartbeat import beat
-from infra.positions import SourceState, read_sources
-from infra.settings import DatabaseSettings, KafkaSettings, Settings
-from producers import slots
-from producers.producer import Session
-from producers.service import produce
+from infra.postgres.heartbeat import beat
+from infra.service import log
+from infra.settings.model import DatabaseSettings, KafkaSettings, Settings
+from infra.state.positions import SourceState, read_sources
+from producers.session.loop import Session
+from producers.session.service import produce
+from producers.source import slots
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest.mock import patch
 
-from consumers import fence, interpreter
-from consumers.applying import Applying
-from consumers.batches import Planner, SubBatch
-from consumers.decisions import Change
-from consumers.group import Group
-from consumers.ledger import Ledger
-from consumers.migration import Cursor
+from consumers.contract.decisions import Change
+from consumers.contract.migration import Cursor
+from consumers.delivery.group import Group
+from consumers.ledger import fence
+from consumers.ledger.progress import Ledger
 from consumers.migrations.skip_resets import SkipResets, SkipResetsOptions
-from consumers.runtime import Runtime
+from consumers.planning.planner import Planner, SubBatch
+from consumers.runtime import process_tuning
+from consumers.runtime.applying import Applying
+from consumers.runtime.consumer import Runtime
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import SOURCE, Bench, Site, median
 from tests.benchmarks.cases.resets import UNIT, resets_site, restore
@@ -143,7 +144,7 @@ def _profiled(bench: Bench, site: Site) -> Profile:
             (Ledger, "advance", profile.timed("ledger", Ledger.advance)),
         ):
             patches.enter_context(patch.object(owner, name, wrapped))
-        interpreter.tune()
+        process_tuning.tune()
         totals = runtime.run()
     if totals.applied != bench.rows // 3:
         raise HeadraceError(f"{totals.applied} rows were reset, where {bench.rows // 3} should have been")

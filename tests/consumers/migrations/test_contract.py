@@ -16,14 +16,14 @@ import psycopg
 import pytest
 from prometheus_client import REGISTRY
 
-from consumers.catalog import migrations, target_database
-from consumers.decisions import Decision, Skip
-from consumers.inputs import WALKED
-from consumers.migration import Migration
-from consumers.replay import replay
-from consumers.runtime import Runtime
-from consumers.totals import Totals
-from infra.settings import Settings
+from consumers.contract.decisions import Decision, Skip
+from consumers.contract.migration import Migration
+from consumers.delivery.topics import WALKED
+from consumers.operations.catalog import migrations, target_database
+from consumers.operations.replay import replay
+from consumers.runtime.consumer import Runtime
+from consumers.runtime.totals import Totals
+from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from tests.conftest import Database

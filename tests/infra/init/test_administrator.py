@@ -11,22 +11,22 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from consumers import fence
-from consumers.ledger import Advance, Ledger, Place
+from consumers.ledger import fence
+from consumers.ledger.progress import Advance, Ledger, Place
 from consumers.migrations.skip_resets import SkipResets
-from infra.control import PUBLISHED, ensure_control_schema
-from infra.heartbeat import beat
-from infra.postgres import connect
-from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
-from infra.snapshot_requests import SnapshotRequest, send_request
+from infra.postgres.connect import connect
+from infra.postgres.control import PUBLISHED, ensure_control_schema
+from infra.postgres.heartbeat import beat
+from infra.settings.model import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
 from infra.stack import Stack
-from producers import preflight, slots
-from producers.publication import ensure_publication, read_publication
-from producers.tables import captured_tables
+from infra.state.snapshot_requests import SnapshotRequest, send_request
+from producers.source import preflight, slots
+from producers.source.publication import ensure_publication, read_publication
+from producers.source.tables import captured_tables
 from schemas.positions import Offset
 from tests.administering import whole_script
 from tests.conftest import Database
-from tests.consumers.repositories import TABLE
+from tests.consumers.container_repositories import TABLE
 
 PASSWORD = "s3cret-of-the-test"
 
