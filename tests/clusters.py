@@ -12,7 +12,7 @@ from typing import Final
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from infra.stack.kafka.cluster import EmbeddedKafka
+from infra.stack.brokers.cluster import EmbeddedKafka
 from infra.stack.processes.keeper import Keeper
 
 PATIENCE: Final = 180.0

@@ -18,9 +18,9 @@ from typing import Final
 import platformdirs
 import pytest
 
-from infra.stack.kafka.cluster import EmbeddedKafka
-from infra.stack.kafka.jars import download_from_maven, ensure_jars, listed_jars
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.brokers.cluster import EmbeddedKafka
+from infra.stack.brokers.jars import download_from_maven, ensure_jars, listed_jars
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import Unavailable
 

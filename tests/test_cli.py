@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from headrace import app
 from infra.settings.model import load_settings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper, wait_gone
 from tests.conftest import Database
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import platformdirs
 import psutil  # type: ignore[import-untyped]  # it ships no types
 
+from infra.stack.brokers.broker_settings import COUNTS
+from infra.stack.brokers.cluster import brokers_in
 from infra.stack.embedded import EmbeddedStack, translated
 from infra.stack.interface import Endpoints
-from infra.stack.kafka.broker_settings import COUNTS
-from infra.stack.kafka.cluster import brokers_in
 from infra.stack.processes.keeper import Identity, unprivileged_account, wait_gone
 from infra.stack.processes.ports import is_free
 from schemas import formats

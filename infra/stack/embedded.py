@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from infra.stack.brokers.cluster import EmbeddedKafka, at_once
 from infra.stack.interface import Endpoints
-from infra.stack.kafka.cluster import EmbeddedKafka, at_once
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import HeadraceError, UsageError
 

@@ -19,7 +19,7 @@ from infra.kafka.topics import delete_topics
 from infra.postgres.control import recorded_prefix
 from infra.settings.model import Settings, load_settings
 from infra.stack import EmbeddedStack
-from infra.stack.postgres.databases import drop_slots
+from infra.stack.postgresql.databases import drop_slots
 from infra.stack.processes.keeper import Guarded
 from infra.state.positions import Positions
 from producers.source.slots import slot_name

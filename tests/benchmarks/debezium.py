@@ -18,8 +18,8 @@ import platformdirs
 from psycopg.conninfo import conninfo_to_dict
 
 from infra.kafka.topics import delete_topics, ensure_topic
-from infra.stack.kafka.jars import Jar, download_from_maven, ensure_jars, listed_jars
-from infra.stack.kafka.java import find_java
+from infra.stack.brokers.jars import Jar, download_from_maven, ensure_jars, listed_jars
+from infra.stack.brokers.java import find_java
 from infra.stack.processes.keeper import Guarded
 from infra.stack.processes.ports import free_port
 from schemas.errors import HeadraceError

@@ -27,7 +27,7 @@ from rich.table import Table
 from infra.kafka import clients
 from infra.settings.model import Settings
 from infra.stack import Stack
-from infra.stack.kafka.cluster import EmbeddedKafka
+from infra.stack.brokers.cluster import EmbeddedKafka
 from schemas.events import Op
 from schemas.topics import positions_topic
 from tests.chaos.row_history import HISTORY, faults

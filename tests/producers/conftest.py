@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.conftest import Database
 from tests.producers.major_servers import MajorServer, major_server, oldest_installed
 from tests.producers.servers import own_server

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.stack.postgres.databases import DatabaseServer
+from infra.stack.postgresql.databases import DatabaseServer
 from infra.stack.processes.keeper import Keeper
 from tests.chaos.server_pairs import Server, Template, installed_versions
 

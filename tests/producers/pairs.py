@@ -9,7 +9,7 @@ import psycopg
 
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import KafkaSettings, Settings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.source import slots
 from producers.switchover.endpoints import Move
 from producers.switchover.rules import next_step

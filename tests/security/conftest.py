@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka

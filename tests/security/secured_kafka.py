@@ -24,8 +24,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
 )
 
 from infra.settings.model import KafkaSettings
-from infra.stack.kafka.broker_settings import SETTINGS
-from infra.stack.kafka.cluster import EmbeddedKafka
+from infra.stack.brokers.broker_settings import SETTINGS
+from infra.stack.brokers.cluster import EmbeddedKafka
 from infra.stack.processes.keeper import Keeper
 from infra.stack.processes.ports import free_port
 from tests.consumers.services import until

@@ -15,7 +15,7 @@ import pytest
 
 import headrace
 from infra.settings.model import Settings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, fill, states, write_settings
 from tests.consumers.services import ROOT, until
 from tests.security.authority import Authority

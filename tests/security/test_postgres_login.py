@@ -6,7 +6,7 @@ import pytest
 from psycopg import sql
 
 from infra.postgres.connect import connect
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from schemas.errors import SettingsError
 from tests.security.authority import Authority
 from tests.security.secured_postgres import secured_dsn

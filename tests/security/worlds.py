@@ -21,7 +21,7 @@ from infra.rights import acls, kafka_rights
 from infra.rights.programs import Program, chosen
 from infra.rights.programs import acls as acls_of
 from infra.settings.model import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import TABLE
 from tests.consumers.services import until
 from tests.security.authority import Authority

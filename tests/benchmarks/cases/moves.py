@@ -20,7 +20,7 @@ import psycopg
 import tomli_w
 
 from consumers.routing.placement import PARTITIONS, md5_home, normalised
-from infra.stack.postgres.databases import drop_slots
+from infra.stack.postgresql.databases import drop_slots
 from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import Bench, median, median_or_none

@@ -14,9 +14,9 @@ import psycopg
 from psycopg import sql
 
 from infra.settings.model import Settings, load_settings
-from infra.stack.kafka.broker import Cluster, EmbeddedBroker, kafka_uuid
-from infra.stack.kafka.broker_settings import HEAP, SMALL_HEAP, of_cluster
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.brokers.broker import Cluster, EmbeddedBroker, kafka_uuid
+from infra.stack.brokers.broker_settings import HEAP, SMALL_HEAP, of_cluster
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from infra.stack.processes.ports import free_port
 from schemas.topics import table_topic

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from consumers.health.indicator import BLIND, Fine, Health, Limit, Signal, Stop, Unknown, indicators, limits
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import SettingsError
 

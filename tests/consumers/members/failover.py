@@ -23,7 +23,7 @@ from infra.guard import write_guard
 from infra.postgres.heartbeat import beat
 from infra.settings.model import Settings, load_settings
 from infra.stack import EmbeddedStack
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import read_sources
 from schemas.topics import table_topic
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, write_settings

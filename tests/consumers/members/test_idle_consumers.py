@@ -18,7 +18,7 @@ from consumers.runtime.consumer import Runtime
 from consumers.runtime.totals import Totals
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
-from infra.stack.postgres.databases import DatabaseServer
+from infra.stack.postgresql.databases import DatabaseServer
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.container_repositories import DEFAULT, TABLE, Feed, fill

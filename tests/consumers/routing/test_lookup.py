@@ -33,7 +33,7 @@ from consumers.routing.placement import (
     rendezvous_home,
 )
 from infra.settings.gitserver import GitserverSettings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import DatabaseUnavailable
 from tests.conftest import Database

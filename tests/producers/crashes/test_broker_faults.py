@@ -19,7 +19,7 @@ from infra.kafka import clients
 from infra.kafka.durability import weaknesses
 from infra.kafka.topics import ensure_topic
 from infra.settings.model import KafkaSettings, Settings
-from infra.stack.kafka.cluster import EmbeddedKafka
+from infra.stack.brokers.cluster import EmbeddedKafka
 from schemas.errors import PreflightFailed
 from schemas.topics import parked_topic, positions_topic, schemas_topic
 from tests.clusters import cluster, transaction_coordinator

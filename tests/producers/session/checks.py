@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from infra.settings.model import DatabaseSettings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import Positions
 from producers.session.check import hindrances, outlook
 from producers.session.slot_monitor import Forecast

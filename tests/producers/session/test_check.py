@@ -13,7 +13,7 @@ import pytest
 
 from consumers.operations.status import gather
 from infra.settings.model import DatabaseSettings, VirtualStorageSettings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session import slot_monitor
 from producers.session.check import hindrances, outlook
 from producers.session.slot_monitor import Forecast

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from infra.settings.model import Settings
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.source import slots
 from tests.producers.servers import own_server
 from tests.producers.session.checks import AGAIN, at, copied, findings, read_anew, set_to, the_finding

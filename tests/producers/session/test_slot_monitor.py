@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from infra.service import log
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import StreamState
 from producers.session import slot_monitor
 from producers.session.slot_monitor import DISK, IDLE_TIMEOUT, KEEP_SIZE, Guardian, LogGrowth, Rate, Reading

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from infra.postgres.connect import connect
-from infra.stack.postgres.databases import DatabaseServer
+from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask

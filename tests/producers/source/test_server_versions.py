@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack.postgres.server import FAILOVER_SLOTS_SINCE, EmbeddedPostgres
+from infra.stack.postgresql.server import FAILOVER_SLOTS_SINCE, EmbeddedPostgres
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session import loop
 from producers.session.resnapshot_request import ask

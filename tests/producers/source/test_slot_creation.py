@@ -19,7 +19,7 @@ import pytest
 
 from infra.postgres import standbys
 from infra.postgres.connect import connect
-from infra.stack.postgres.databases import DatabaseServer
+from infra.stack.postgresql.databases import DatabaseServer
 from producers.source import slots
 from producers.source.transactions import blocking
 from schemas.errors import Interrupted

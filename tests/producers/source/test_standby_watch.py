@@ -14,7 +14,7 @@ from structlog.typing import EventDict
 
 from consumers.operations.status import gather
 from infra.postgres import standbys
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import Positions
 from producers.session.check import hindrances
 from producers.source import slots

@@ -12,7 +12,7 @@ import psycopg
 
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import KafkaSettings, Settings
-from infra.stack.postgres.databases import DatabaseServer
+from infra.stack.postgresql.databases import DatabaseServer
 from producers.source import slots
 from tests.producers.sources import Source, database_section, until
 

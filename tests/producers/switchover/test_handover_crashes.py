@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from infra.postgres.control import WrongDatabase
-from infra.stack.postgres.databases import DatabaseServer
+from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.positions import Positions, StreamState
 from producers.session.check import hindrances
 from producers.session.loop import Session

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from infra.postgres.control import database_name, owners
-from infra.stack.postgres.server import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session.start_over import start_over
 from producers.source import slots
 from producers.switchover.endpoints import NotMovable

@@ -19,10 +19,10 @@ from typing import Final
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from infra.stack.kafka.broker_settings import JVM_OPTIONS, LISTENERS, LOG4J
-from infra.stack.kafka.class_archive import ClassArchive
-from infra.stack.kafka.jars import kafka_home
-from infra.stack.kafka.java import find_java
+from infra.stack.brokers.broker_settings import JVM_OPTIONS, LISTENERS, LOG4J
+from infra.stack.brokers.class_archive import ClassArchive
+from infra.stack.brokers.jars import kafka_home
+from infra.stack.brokers.java import find_java
 from infra.stack.processes.keeper import Guarded, Keeper
 from infra.stack.processes.ports import free_port, require_free
 from schemas.errors import BrokerUnavailable

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.stack.embedded import EmbeddedStack
-from infra.stack.postgres.postgres_programs import installed_programs, reachable_programs, require_reachable, runs_as
+from infra.stack.postgresql.postgres_programs import installed_programs, reachable_programs, require_reachable, runs_as
 from infra.stack.processes.keeper import Account, unprivileged_account
 from schemas.errors import UsageError
 

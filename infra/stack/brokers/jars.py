@@ -52,7 +52,7 @@ Download = Callable[[Jar, Path], Path]
 
 def pinned_jars() -> list[Jar]:
     """Return what kafka_jars.txt lists."""
-    return listed_jars(resources.files("infra.stack.kafka").joinpath("kafka_jars.txt").read_text())
+    return listed_jars(resources.files("infra.stack.brokers").joinpath("kafka_jars.txt").read_text())
 
 
 def listed_jars(text: str) -> list[Jar]:

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]  # not declared
 
-from infra.stack.kafka.cluster import EmbeddedKafka, brokers_in
+from infra.stack.brokers.cluster import EmbeddedKafka, brokers_in
 from schemas.errors import BrokerUnavailable
 from tests.clusters import cluster, leader, until
 from tests.infra.stack.test_embedded import produce_committed, read
@@ -78,7 +78,7 @@ def test_all_are_stopped_and_one_alone_does_not_come_up_and_the_whole_does(
     with pytest.raises(KafkaException):
         admin(kafka).list_topics(timeout=1)
     with monkeypatch.context() as patched:
-        patched.setattr("infra.stack.kafka.broker.READY_SECONDS", 3.0)
+        patched.setattr("infra.stack.brokers.broker.READY_SECONDS", 3.0)
         with pytest.raises(BrokerUnavailable, match="did not answer"):
             kafka.brokers[2].start()
     assert not kafka.brokers[2].running

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
-from infra.stack.kafka.broker import Cluster, EmbeddedBroker, PortTaken, cluster_of, kafka_uuid, ports_for
-from infra.stack.kafka.broker_settings import HEAP, SMALL_HEAP, of_cluster
-from infra.stack.kafka.java import find_java
+from infra.stack.brokers.broker import Cluster, EmbeddedBroker, PortTaken, cluster_of, kafka_uuid, ports_for
+from infra.stack.brokers.broker_settings import HEAP, SMALL_HEAP, of_cluster
+from infra.stack.brokers.java import find_java
 from infra.stack.processes.keeper import Keeper
 from infra.stack.processes.ports import require_free
 

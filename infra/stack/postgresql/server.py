@@ -18,8 +18,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from infra.stack.postgres.databases import SUPERUSER, DatabaseServer, drop_slots
-from infra.stack.postgres.postgres_programs import hand_over, program_version, reachable_programs, require_reachable
+from infra.stack.postgresql.databases import SUPERUSER, DatabaseServer, drop_slots
+from infra.stack.postgresql.postgres_programs import hand_over, program_version, reachable_programs, require_reachable
 from infra.stack.processes.keeper import Guarded, Keeper, unprivileged_account
 from infra.stack.processes.ports import free_port, require_free
 from schemas.errors import DatabaseUnavailable

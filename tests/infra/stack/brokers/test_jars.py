@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack.kafka.jars import Jar, ensure_jars, pinned_jars
+from infra.stack.brokers.jars import Jar, ensure_jars, pinned_jars
 from schemas.errors import Malformed, Unavailable
 
 CONTENT = b"a jar, as far as this test is concerned"

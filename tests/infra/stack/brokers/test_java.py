@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack.kafka import java
+from infra.stack.brokers import java
 from schemas.errors import UsageError
 
 

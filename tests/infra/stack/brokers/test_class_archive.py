@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack.kafka.class_archive import LIST, ClassArchive
+from infra.stack.brokers.class_archive import LIST, ClassArchive
 from infra.stack.processes.keeper import Keeper
 
 # Stands for a `java` that makes an archive, or cannot: what this module does with either is tested here, and the
