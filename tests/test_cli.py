@@ -22,7 +22,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from headrace import app
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper, wait_gone
 from tests.conftest import Database

@@ -39,7 +39,8 @@ from infra.postgres import connect
 from infra.rights import kafka_rights
 from infra.service import log, metrics
 from infra.service.signals import stop_on_signals
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from schemas.errors import Interrupted, Refused, UsageError
 
 MigrationArgument = Annotated[

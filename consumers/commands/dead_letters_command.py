@@ -24,7 +24,8 @@ from infra.cli.options import Config, Json, Yes
 from infra.rights import kafka_rights
 from infra.service import log
 from infra.service.signals import stop_on_signals
-from infra.settings.model import MigrationSettings, Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import MigrationSettings, Settings
 from schemas.errors import HeadraceError, Interrupted, UsageError
 
 MigrationName = Annotated[str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)]

@@ -14,7 +14,8 @@ from consumers.routing.route_server import RouteServer
 from infra.cli.options import Config, Json
 from infra.service import log
 from infra.service.signals import stop_on_signals
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from schemas.errors import UsageError
 
 _GITLAB_SCHEMA: Final = "gitserver"

@@ -29,7 +29,8 @@ from infra.postgres import connect
 from infra.postgres.control import ensure_control_schema
 from infra.service import log
 from infra.service.signals import stop_on_signals
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from schemas.errors import Interrupted, Refused, UsageError
 
 app = typer.Typer(

@@ -91,9 +91,9 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
         closing(connect.connect(dsn, name=f"verify {table}", reading=True)) as connection,
     ):
         rows = TableRows(connection, table, gitlab_schema, columns_of(look_up(split_wire(key)[0])))
-        comparing = _Comparing(settings, database, table, connection, rows, TopicRows(settings.kafka, topic, look_up))
-        comparing.decoders = _Decoders(look_up)
-        return comparing.run(stopping)
+        in_topic = TopicRows(settings.kafka, topic, look_up)
+        comparing = _Comparing(settings, database, table, connection, rows, in_topic, _Decoders(look_up), stopping)
+        return comparing.run()
 
 
 def source_of(settings: Settings, table: str) -> str:
@@ -133,8 +133,6 @@ class _Sight:
 
 
 class _Comparing:
-    decoders: _Decoders
-
     def __init__(
         self,
         settings: Settings,
@@ -143,21 +141,24 @@ class _Comparing:
         connection: Connection,
         rows: TableRows,
         topic: TopicRows,
+        decoders: _Decoders,
+        stopping: threading.Event,
     ) -> None:
         self._database = database
         self._connection = connection
         self._rows = rows
         self._topic = topic
+        self._decoders = decoders
+        self._stopping = stopping
         self._positions = Positions(settings.prefix, settings.kafka)
         self._result = Comparison(table, database)
         self._log = log.get(table=table, database=database)
 
-    def run(self, stopping: threading.Event) -> Comparison:
+    def run(self) -> Comparison:
         def told() -> None:
-            if stopping.is_set():
+            if self._stopping.is_set():
                 raise Interrupted("the comparison was stopped")
 
-        self._stopping = stopping
         self._refuse_unread()
         sums = self._topic.checksums(self._topic.ends(), self._rows.row_fields)
         again: list[bytes] = []
@@ -266,7 +267,7 @@ class _Comparing:
         return True
 
     def _event(self, value: bytes) -> ChangeEvent:
-        return self.decoders[split_wire(value)[0]].decode(value)
+        return self._decoders[split_wire(value)[0]].decode(value)
 
 
 def _differing(row: Mapping[str, object], told: Mapping[str, object]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -131,7 +131,7 @@ def work_status(migration: Migration, cursor: Cursor, kind: type[S]) -> S:
     return found
 
 
-def work(migration: Migration, outside: Outside, pace: type[P]) -> Iterator[P]:
+def work(migration: Migration, outside: Outside, pace: type[P]) -> Generator[P]:
     """Yield what the migration's `work` yields, each a `pace`. Raises ContractBroken when it is not."""
     try:
         steps = iter(migration.work(outside))
@@ -151,7 +151,7 @@ def work(migration: Migration, outside: Outside, pace: type[P]) -> Iterator[P]:
                 raise _returned(migration, "work", step, f"a {pace.__name__}", verb="yielded")
             yield step
     finally:
-        if hasattr(steps, "close"):
+        if isinstance(steps, Generator):
             steps.close()
 
 

@@ -107,7 +107,7 @@ def _of_backfill(kind: type[Backfill]) -> Iterator[Mistake]:
         yield Mistake(_said("key", key, "a tuple of pairs of a column and its type"), 'key = (("id", "bigint"),)')
     if not isinstance(column_type, str):
         yield Mistake(_said("column_type", column_type, "a type in SQL"), 'column_type = "text"')
-    if not hasattr(kind, "value"):
+    if getattr(kind, "value", None) is None:
         yield Mistake("declares no value", 'value = "native"')
     if not (isinstance(kind.checks, tuple) and all(_is_pair(each) for each in kind.checks)):
         yield Mistake(

@@ -18,7 +18,8 @@ from infra.cli.options import Config, Json, Yes
 from infra.postgres import connect
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import WrongDatabase, database_name, require_prefix
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 
 _STALE: Final = """

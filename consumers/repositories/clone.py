@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -151,7 +152,7 @@ def _sync(made: Path) -> Steps[None]:
 
 def _begin_writing(path: Path) -> None:
     """Have the kernel write a file without waiting for it: the syncs to come share their commits of the journal."""
-    if hasattr(os, "posix_fadvise") and path.is_file():
+    if sys.platform == "linux" and path.is_file():
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -14,6 +14,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Generator
@@ -173,7 +174,7 @@ def failure(program: str, ended: Ended) -> HeadraceError:
 
 def _ended(process: subprocess.Popen[bytes]) -> int | None:
     """Wait a turn for the process to end; return its code once it has."""
-    if hasattr(os, "pidfd_open"):
+    if sys.platform == "linux":
         # Python's own waiting looks now and then, for up to 50 ms too long, where most commands take five.
         handle = os.pidfd_open(process.pid)
         try:

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def dress(source: Path, target: Path) -> None:
 
 def _copy_attributes(source: Path, target: Path) -> None:
     """Copy extended attributes, access lists among them; a security module's own are for the target's policy."""
-    if not hasattr(os, "listxattr"):
+    if sys.platform != "linux":
         return
     try:
         names = [name for name in os.listxattr(source) if not name.startswith("security.")]

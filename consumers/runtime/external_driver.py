@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final
 
 from consumers.contract import contract_checks
@@ -22,7 +22,7 @@ class Working:
     def __init__(self, settings: Settings, migration: Migration, database: str) -> None:
         self._migration = migration
         self._outside = Outside(settings, migration, database)
-        self._steps: Iterator[Pace] | None = None
+        self._steps: Generator[Pace] | None = None
         self._not_before = 0.0
         self._log = log.get(migration=migration.name)
         self.pace = Pace.BUSY
@@ -52,7 +52,7 @@ class Working:
         """End what is under way, now; the next step begins anew. A duplicate does nothing."""
         steps, self._steps = self._steps, None
         self.pace = Pace.BUSY
-        if steps is not None and hasattr(steps, "close"):
+        if steps is not None:
             try:
                 steps.close()
             except Exception as error:  # what ends is not to keep the member from ending

@@ -15,7 +15,7 @@ from infra.init.administrator import administrator_script
 from infra.rights import acls as kafka_acls
 from infra.rights import programs
 from infra.rights.programs import Programs
-from infra.settings.model import load_settings, settings_path
+from infra.settings.file import load_settings, settings_path
 from schemas.errors import Refused, UsageError
 
 

@@ -56,7 +56,7 @@ class Mistakes:
         """Return what is said of a key that there is not, with one of the same section that is close to it."""
         section: Any = self._model
         for part in location[:-1]:
-            field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+            field = getattr(section, "model_fields", {}).get(part)
             section = field.annotation if field is not None else getattr(section, "__args__", (None,))[-1]
         return f"unknown key {dotted(location)}{close_to(str(location[-1]), getattr(section, 'model_fields', ()))}"
 

@@ -15,7 +15,8 @@ from infra.postgres import connect
 from infra.postgres.control import WrongDatabase, database_name
 from infra.service import log
 from infra.service.signals import stop_on_signals
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from producers.switchover.endpoints import Move
 from schemas.errors import Refused, UsageError, printable
 from schemas.gitlab_schemas import GITLAB_SHARED

@@ -17,7 +17,8 @@ from infra.rights import kafka_rights
 from infra.schema_registry.topic_registry import ensure_answers
 from infra.service import log, metrics
 from infra.service.signals import stop_on_signals
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.state.positions import Positions, read_sources
 from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
@@ -75,8 +76,8 @@ def produce(
             raise UsageError("a walk always starts over", remedy=f"run `headrace produce {source}`")
         if again and until_imported:
             raise UsageError("--again and --until-imported exclude each other")
-        log.configure()
         walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
+        log.configure()
         with stop_on_signals() as stop:
             walks(settings, source, stop, all_storages=all_storages)
         return
@@ -88,9 +89,7 @@ def produce(
     if start_over:
         if not yes:
             typer.confirm(
-                f"Drop the slot of {source}, empty its topics and read every table anew?",
-                abort=True,
-                err=True,
+                f"Drop the slot of {source}, empty its topics and read every table anew?", abort=True, err=True
             )
         forget_source(settings, source)
     metrics.serve(settings.metrics)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.options import Config, Json, Yes
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask, source_of
 from schemas.errors import UsageError

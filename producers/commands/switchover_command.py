@@ -10,7 +10,7 @@ import typer
 from infra.cli.options import Config, Json, Yes
 from infra.service import log
 from infra.service.signals import stop_on_signals
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from producers.commands.guard_command import install_on_both_sides
 from producers.switchover import rules
 from producers.switchover.endpoints import Move, View
@@ -83,7 +83,12 @@ def switchover(
     report = status_report(view)
     if json:
         typer.echo(jsonlib.dumps(report))
-        return
+    else:
+        _tell(report, move, aborted=abort)
+
+
+def _tell(report: dict[str, Any], move: Move, *, aborted: bool) -> None:
+    source, destination = move.source, move.destination
     for step in report["steps"]:
         typer.echo(f"{'done' if step['done'] else 'open'}  {step['name']:8} {step['what']}")
     typer.echo(f"{destination} is {report['ends']}, seen from {source}")
@@ -94,7 +99,7 @@ def switchover(
             f"{destination} owns {', '.join(move.gitlab_schemas)}; let {source} forget its standby"
             " (synchronized_standby_slots, the standby's slot), or its own producer waits for that"
         )
-    elif not abort and report["refused"]:
+    elif not aborted and report["refused"]:
         typer.echo(f"refused: {report['refused']}; {report['remedy']}")
 
 

@@ -226,32 +226,10 @@ def _captured(
         # Its partitions have each their own, and it has no rows.
         has_key = table["immediate"] and set(key) <= set(table["primary_key"])
         replica_identity, identity = ("d", tuple(table["primary_key"])) if has_key else ("f", None)
-    columns = {}
     with connection.cursor(row_factory=dict_row) as cursor:
         described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
-        columns = {column.name: column for column in described}
-        unique = [set(each["columns"]) for each in cursor.execute(_UNIQUE, (table["oid"],)).fetchall()]
-    if not key:
-        raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
-    with connection.cursor() as cursor:
-        generated = {column for (column,) in cursor.execute(_GENERATED, (table["oid"],))}
-    if left_out := [column for column in key if column in generated]:
-        raise UnusableKey(f"column {left_out[0]}, in the key of table {name}, is generated, and so is not captured")
-    if unknown := [column for column in key if column not in columns]:
-        raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
-    order = key_order(connection, table["oid"], key)
-    if set(key) not in unique or order is None:
-        doubtful = connection.execute(_NOT_VALIDATED, (table["oid"], list(key))).fetchone()
-        if doubtful is not None:
-            raise UnusableKey(
-                f"column {doubtful[0]}, which is in the key of table {name}, is NOT NULL by a constraint that is NOT"
-                " VALID: rows may have null there",
-                remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
-            )
-        raise UnusableKey(
-            f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
-            " (a deferrable constraint's does not count)"
-        )
+    columns = {column.name: column for column in described}
+    order = _order(connection, database, name, table["oid"], key, columns)
     if identity is not None and (hidden := [column for column in key if column not in identity]):
         raise IncompleteIdentity(f"the replica identity of table {name} leaves out {hidden[0]}, which is in its key")
     if (reason := partitions.obstacle(parts_now.by_oid.values(), key)) is not None:
@@ -276,6 +254,39 @@ def _captured(
         connection.info.parameter_status("server_encoding") or "UTF8",
         _hidden(name, table),
         parts_now,
+    )
+
+
+def _order(
+    connection: psycopg.Connection[Any],
+    database: str,
+    name: str,
+    oid: int,
+    key: tuple[str, ...],
+    columns: Collection[str],
+) -> tuple[Operators, ...]:
+    """Return the operators that compare the key of a table; raises UnusableKey where it is no key."""
+    if not key:
+        raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
+    generated = {column for (column,) in connection.execute(_GENERATED, (oid,))}
+    if left_out := [column for column in key if column in generated]:
+        raise UnusableKey(f"column {left_out[0]}, in the key of table {name}, is generated, and so is not captured")
+    if unknown := [column for column in key if column not in columns]:
+        raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
+    order = key_order(connection, oid, key)
+    unique = [set(found) for (found,) in connection.execute(_UNIQUE, (oid,))]
+    if set(key) in unique and order is not None:
+        return order
+    doubtful = connection.execute(_NOT_VALIDATED, (oid, list(key))).fetchone()
+    if doubtful is not None:
+        raise UnusableKey(
+            f"column {doubtful[0]}, which is in the key of table {name}, is NOT NULL by a constraint that is NOT"
+            " VALID: rows may have null there",
+            remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
+        )
+    raise UnusableKey(
+        f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
+        " (a deferrable constraint's does not count)"
     )
 
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from infra.demo.gitlab import build
 from infra.kafka.topics import delete_topics
 from infra.postgres.control import recorded_prefix
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
 from infra.stack.postgresql.databases import drop_slots
 from infra.stack.processes.keeper import Guarded

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from consumers.operations.status import gather
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.stack import EmbeddedStack, Stack
 from tests.consumers.container_repositories import (
     TABLE,

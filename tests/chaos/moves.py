@@ -27,7 +27,7 @@ import psycopg
 
 from consumers.routing.lookup import CursorTooOld, Router
 from consumers.routing.placement import PARTITIONS, md5_home, normalised, rendezvous_home
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.stack import Stack, embedded_stack
 from tests.consumers.container_repositories import MEMBER, write_settings
 from tests.consumers.gitservers import (

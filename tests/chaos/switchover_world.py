@@ -18,7 +18,8 @@ import psycopg
 from infra.kafka import clients
 from infra.kafka.topics import delete_topics
 from infra.postgres.heartbeat import beat
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.state.positions import read_sources
 from producers.source import slots
 from schemas.topics import table_topic

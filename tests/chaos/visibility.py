@@ -29,7 +29,8 @@ from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.postgres.heartbeat import beat
 from infra.schema_registry.topic_registry import open_registry
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
 from infra.state.positions import read_sources
 from schemas.errors import HeadraceError

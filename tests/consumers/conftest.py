@@ -17,7 +17,8 @@ from consumers.delivery import group
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime.consumer import Runtime
 from consumers.runtime.totals import Totals
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from tests.conftest import Database
 from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
 from tests.consumers.services import PATIENCE

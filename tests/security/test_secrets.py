@@ -20,7 +20,8 @@ import pytest
 import headrace
 from infra.kafka import clients as kafka
 from infra.kafka import denials
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from tests.consumers.services import ROOT
 
 COMMANDS = (

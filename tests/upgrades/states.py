@@ -22,7 +22,8 @@ from psycopg import sql
 from infra.kafka import clients, topics
 from infra.kafka.topics import ONLY_PARTITION, LogReader
 from infra.postgres.control import control_sql
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 
 RELEASED: Final = Path(__file__).parent / "states"
 

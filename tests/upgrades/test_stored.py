@@ -17,7 +17,7 @@ from consumers.delivery import dead_letter_topic
 from consumers.repositories.base import Base, shared_base, write_base
 from consumers.repositories.storage import Root
 from infra.schema_registry import topic_registry
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.stack import background
 from infra.state.positions import StrayState, decode, encode
 from schemas import formats

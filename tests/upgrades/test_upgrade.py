@@ -20,7 +20,8 @@ import psycopg
 import pytest
 
 from infra.kafka.topics import LogReader
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import Stack
 from infra.state.positions import read_sources
 from schemas import formats

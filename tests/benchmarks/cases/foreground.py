@@ -18,7 +18,7 @@ import psycopg
 import tomli_w
 
 from infra.demo.gitlab import skipped_rows
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from producers.source.slots import slot_name
 from schemas.errors import HeadraceError
 from schemas.topics import table_topic

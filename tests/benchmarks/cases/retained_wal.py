@@ -16,7 +16,7 @@ import psycopg
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
 from infra.kafka import clients
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.stack.processes.keeper import Guarded
 from tests.benchmarks.bench import SOURCE, TABLE, Bench, Site
 from tests.benchmarks.figures import Figure, Target

@@ -13,7 +13,8 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack.brokers.broker import Cluster, EmbeddedBroker, kafka_uuid
 from infra.stack.brokers.broker_settings import HEAP, SMALL_HEAP, of_cluster
 from infra.stack.postgresql.server import EmbeddedPostgres

@@ -14,7 +14,8 @@ from consumers.compare.comparison import Comparison, compare
 from consumers.compare.repair import request_repair
 from infra.kafka import clients
 from infra.postgres.control import ensure_control_schema
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.state.positions import read_sources
 from producers.session.service import produce
 from schemas.errors import HeadraceError, UsageError

@@ -32,7 +32,8 @@ from consumers.routing.placement import md5_home, rendezvous_home
 from consumers.runtime.consumer import Runtime
 from consumers.runtime.totals import Totals
 from infra.postgres.control import ensure_control_schema
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
 from tests.consumers.gitservers import NODES, Disks, add_rows, make_repository

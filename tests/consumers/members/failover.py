@@ -21,7 +21,8 @@ import psycopg
 
 from infra.guard import write_guard
 from infra.postgres.heartbeat import beat
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import read_sources

@@ -19,7 +19,8 @@ from consumers.runtime.consumer import Runtime
 from consumers.runtime.totals import Totals
 from infra.kafka import clients
 from infra.kafka.topics import LogReader
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import Stack, embedded_stack
 from schemas.errors import OwnershipMoved
 from schemas.topics import parked_topic

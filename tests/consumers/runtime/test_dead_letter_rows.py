@@ -28,7 +28,8 @@ from consumers.runtime.dead_letter_rows import Busy
 from infra.kafka import topics
 from infra.postgres.advisory_locks import lock_key
 from infra.service import log
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import EmbeddedStack, embedded_stack
 from schemas.errors import HeadraceError, Refused, UsageError
 from tests.conftest import Database

@@ -12,7 +12,8 @@ from infra.init.init_command import commands
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import TablePrivileges
 from infra.rights.programs import Program
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from schemas.errors import Refused, SettingsError, UsageError
 
 MINE = "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);"

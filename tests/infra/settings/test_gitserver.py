@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from schemas.errors import SettingsError
 
 NODES = '[gitserver]\nnodes = ["node-0", "node-1:3178"]\n'

@@ -11,8 +11,9 @@ import confluent_kafka
 import pytest
 
 from infra.settings import kafka_options
+from infra.settings.file import load_settings
 from infra.settings.kafka_options import OURS, YOURS, Flag, OneOf, Text, Whole
-from infra.settings.model import KafkaSettings, load_settings
+from infra.settings.model import KafkaSettings
 from schemas.errors import SettingsError
 
 SECRET = "s3cret-of-the-test"

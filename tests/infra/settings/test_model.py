@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings.model import MigrationSettings, Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import MigrationSettings, Settings
 from schemas.errors import HeadraceError, SettingsError, UsageError
 
 SECRET = "s3cret-of-the-test"

@@ -15,7 +15,8 @@ import pytest
 from psycopg import sql
 
 from infra.postgres.control import Owner, database_name, ensure_control_schema, owners
-from infra.settings.model import Settings, load_settings
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from producers.commands.switchover_command import status_report
 from producers.switchover.endpoints import Move
 from producers.switchover.rules import next_step

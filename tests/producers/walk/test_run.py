@@ -17,7 +17,7 @@ import pytest
 import tomli_w
 
 from infra.schema_registry.topic_registry import open_registry
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from infra.state.positions import SnapshotState, read_sources
 from producers.publish.kafka_transaction import Relay
 from producers.walk.events import Kind, WalkEncoder
