@@ -147,7 +147,7 @@ def retype_column(random: Random, table: Table, setting: Setting) -> list[Act]:
     if not found:
         return []
     column, new, again = random.choice(found)
-    justified = () if again else reasons.other_type(column.name)
+    justified = (reasons.copied_since(column.name, new),) if again else reasons.other_type(column.name)
     step = f"ALTER TABLE {table.sql} ALTER COLUMN {column.sql} TYPE {new}"
     return acts(random, f"{column.type} becomes {new}", table, setting, [step], *justified)
 
@@ -158,7 +158,8 @@ def widen_column(random: Random, table: Table, setting: Setting) -> list[Act]:
         return []
     column, new = random.choice(found)
     step = f"ALTER TABLE {table.sql} ALTER COLUMN {column.sql} TYPE {new}"
-    return acts(random, f"{column.type} becomes {new}", table, setting, [step])
+    justified = reasons.copied_since(column.name, new)
+    return acts(random, f"{column.type} becomes {new}", table, setting, [step], justified)
 
 
 def change_values(random: Random, table: Table, setting: Setting) -> list[Act]:

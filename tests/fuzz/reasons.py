@@ -55,6 +55,11 @@ def other_type(column: str) -> tuple[str, ...]:
     )
 
 
+def copied_since(column: str, new: str) -> str:
+    """Of a table that was copied after a column was given the type `new`, when a change of before is still to come."""
+    return reason("{}-value changed incompatibly: column {}: {} → {}", ANY, column, new, ANY)
+
+
 def other_key_type(column: str) -> tuple[str, ...]:
     return (
         *other_type(column),
