@@ -15,7 +15,6 @@ import typer
 
 from consumers.commands import display
 from consumers.contract.backfill import Backfill
-from consumers.delivery.group import group_name
 from consumers.operations import catalog, pauses
 from consumers.operations.group_admin import members
 from consumers.operations.replay import MembersAlive, replay
@@ -32,6 +31,7 @@ from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from schemas.errors import Interrupted, Refused, UsageError
+from schemas.topics import group_name
 
 app = typer.Typer(
     help="""Give a table a column with a value in every row, in three releases that hold up nobody.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import datetime
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar

@@ -44,11 +44,6 @@ def member_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def group_name(prefix: str, migration: str) -> str:
-    """Return the name of a migration's consumer group."""
-    return f"{prefix}.{migration}"
-
-
 class Group:
     """One member of a migration's consumer group."""
 
@@ -115,7 +110,9 @@ class Group:
             with clients.translated(self._settings):
                 listed = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
                 unlisted = [name for name in names if name not in listed or listed[name].error is not None]
-                return [name for name in unlisted if not self._there_by_name(name)]
+                # One that the list leaves out may be there all the same.
+                named = {name: self._consumer.list_topics(name, timeout=_REQUEST_SECONDS).topics for name in unlisted}
+                return [name for name, found in named.items() if not topics.is_there(found.get(name))]
 
         while True:
             try:
@@ -127,9 +124,6 @@ class Group:
                 self._wait_for_kafka(error)
         self._there = True
         return absent
-
-    def _there_by_name(self, name: str) -> bool:
-        return topics.is_there(self._consumer.list_topics(name, timeout=_REQUEST_SECONDS).topics.get(name))
 
     def join(self, names: Sequence[str]) -> None:
         """Become a member; partitions arrive during `poll`."""

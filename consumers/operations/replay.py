@@ -10,7 +10,6 @@ from psycopg.types.json import Jsonb
 
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
-from consumers.delivery.group import group_name
 from consumers.delivery.topic_identity import topic_ids
 from consumers.delivery.topics import schemas_of, source_topics
 from consumers.ledger.progress import Place
@@ -26,6 +25,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.errors import Refused, UsageError
 from schemas.positions import Offset
+from schemas.topics import group_name
 from schemas.wire import split_wire
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from consumers.contract.migration import Migration
-from consumers.delivery.group import group_name
 from consumers.delivery.topics import WALKED, source_topics
 from consumers.operations import catalog
 from infra.kafka import clients
@@ -18,7 +17,7 @@ from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import HEADRACE, TablePrivileges
 from infra.rights.programs import Program
 from infra.settings.model import Settings, switches
-from schemas.topics import parked_topic, positions_topic, schema_prefix, schemas_topic
+from schemas.topics import group_name, parked_topic, positions_topic, schema_prefix, schemas_topic
 
 _READING: Final = (Operation.READ, Operation.DESCRIBE)
 _DEAD_LETTERS: Final = (Operation.READ, Operation.WRITE, Operation.CREATE, Operation.DESCRIBE)

@@ -16,7 +16,6 @@ from consumers.contract.discovery import Broken
 from consumers.contract.external import WorkStatus
 from consumers.contract.migration import Migration, Shared
 from consumers.dead_letters.given_up import read_work_status
-from consumers.delivery.group import group_name
 from consumers.delivery.topics import source_topics
 from consumers.ledger.progress import Place
 from consumers.operations import catalog
@@ -28,6 +27,7 @@ from infra.settings.model import Settings
 from infra.state.positions import SourceState, StreamState, read_sources
 from schemas.errors import HeadraceError, OwnershipMoved, UsageError
 from schemas.positions import format_lsn
+from schemas.topics import group_name
 
 _FRESH_SECONDS: Final = 15.0
 """A rate that nobody wrote for so long is that of a member that is gone."""

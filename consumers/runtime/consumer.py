@@ -19,7 +19,7 @@ from consumers.contract.declarations import declared
 from consumers.contract.external import Pace
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import Parking
-from consumers.delivery.group import Group, group_name, member_name
+from consumers.delivery.group import Group, member_name
 from consumers.delivery.topic_identity import recreated, topic_ids
 from consumers.delivery.topics import not_captured, schemas_of, source_topics
 from consumers.ledger.error_policy import Action, Rule, rule_for, stopped
@@ -43,6 +43,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.service import log, metrics
 from infra.settings.model import Settings
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
+from schemas.topics import group_name
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0

@@ -20,6 +20,15 @@ from producers.switchover.step_limit import StepLimit
 from producers.switchover.steps import opened
 from schemas.errors import UsageError
 
+WithoutStandby = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without-standby",
+        metavar="NAME",
+        help="A standby (slot or application_name) that is never promoted, and may lack the change of owner.",
+    ),
+]
+
 
 def switchover(
     gitlab_schemas: Annotated[list[str], typer.Argument(metavar="SCHEMA...", help="What moves, such as gitlab_ci.")],
@@ -37,14 +46,7 @@ def switchover(
         bool, typer.Option("--guard", help="First let their tables refuse writes where they are not owned.")
     ] = False,
     seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--without-standby",
-            metavar="NAME",
-            help="A standby (slot or application_name) that is never promoted, and may lack the change of owner.",
-        ),
-    ] = None,
+    without: WithoutStandby = None,
     json: Json = False,
     yes: Yes = False,
 ) -> None:

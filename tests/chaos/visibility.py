@@ -23,7 +23,6 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import TopicPartition
 
-from consumers.delivery.group import group_name
 from consumers.operations.status import gather
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
@@ -36,7 +35,7 @@ from infra.state.positions import read_sources
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
 from schemas.projection import projection
-from schemas.topics import table_topic
+from schemas.topics import group_name, table_topic
 from schemas.wire import HEADER_BYTES, split_wire
 from tests.chaos import witness
 from tests.chaos.history import HISTORY, Effect, Event, Fault, History, Poll, find_faults

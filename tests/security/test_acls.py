@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Shared
 from consumers.delivery.dead_letter_topic import read_parked
-from consumers.delivery.group import Group, group_name
+from consumers.delivery.group import Group
 from consumers.ledger.progress import Place
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import rights as consumer_rights
@@ -33,7 +33,7 @@ from producers.publish.kafka_transaction import Relay
 from producers.source import rights as producer_rights
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
-from schemas.topics import parked_topic, positions_topic, schemas_topic, table_topic
+from schemas.topics import group_name, parked_topic, positions_topic, schemas_topic, table_topic
 from tests.consumers.services import until
 from tests.security.secured_kafka import SecuredKafka
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Message, TopicPartition
 
-from consumers.delivery.group import Group, group_name
+from consumers.delivery.group import Group
 from consumers.delivery.topic_identity import TopicRecreated, topic_ids
 from consumers.ledger.progress import Entry, Place
 from consumers.operations.group_admin import members, move_offsets
@@ -16,6 +16,7 @@ from infra.kafka import clients, topics
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
+from schemas.topics import group_name
 from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack

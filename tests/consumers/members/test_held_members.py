@@ -23,13 +23,13 @@ import pytest
 from confluent_kafka import KafkaException
 from psycopg.conninfo import make_conninfo
 
-from consumers.delivery.group import group_name
 from consumers.health.indicator import indicators
 from consumers.operations.status import gather
 from infra.kafka import clients
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
+from schemas.topics import group_name
 from tests.administering import whole_script
 from tests.consumers.container_repositories import MEMBER, TABLE, TOO_MANY_TAGS, Feed, fill, write_settings, written
 from tests.consumers.services import PATIENCE, until

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.delivery.group import group_name
 from consumers.operations.group_admin import members as group_members
 from infra.settings.model import Settings
+from schemas.topics import group_name
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, start_impatient_member, states, written

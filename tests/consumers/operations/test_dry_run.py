@@ -6,12 +6,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.delivery.group import group_name
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.dry_run import dry_run
 from infra.kafka import clients
 from infra.settings.model import Settings
 from schemas.errors import UsageError
+from schemas.topics import group_name
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.services import PATIENCE
 

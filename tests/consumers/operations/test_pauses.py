@@ -16,7 +16,6 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from consumers.delivery.group import group_name
 from consumers.ledger import fence
 from consumers.ledger.progress import Ledger
 from consumers.migrations.skip_resets import SkipResets
@@ -30,6 +29,7 @@ from consumers.runtime.totals import Totals
 from infra.postgres.control import OtherPrefix
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
+from schemas.topics import group_name
 from tests.conftest import Database
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, write_settings, written
 from tests.consumers.services import PATIENCE, advisory_lock_is_waited_for, until

@@ -9,7 +9,6 @@ import psycopg
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions
 
-from consumers.delivery.group import group_name
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
 from consumers.operations.replay import MembersAlive, replay
@@ -19,6 +18,7 @@ from infra.kafka import clients
 from infra.settings.model import Settings
 from schemas.errors import UsageError
 from schemas.positions import Lsn
+from schemas.topics import group_name
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.services import PATIENCE

@@ -12,7 +12,6 @@ import pytest
 from confluent_kafka import Message
 
 from consumers.delivery.dead_letter_topic import REASON_HEADER
-from consumers.delivery.group import group_name
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
 from consumers.runtime.consumer import Runtime
@@ -23,7 +22,7 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack import Stack, embedded_stack
 from schemas.errors import OwnershipMoved
-from schemas.topics import parked_topic
+from schemas.topics import group_name, parked_topic
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import (
     DEFAULT,

@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.delivery.group import group_name
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
 from consumers.operations.status import gather
 from consumers.runtime.consumer import Runtime
 from infra.settings.model import MigrationSettings, Settings
+from schemas.topics import group_name
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.services import PATIENCE
 
