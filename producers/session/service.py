@@ -11,8 +11,10 @@ from typing import Final
 from infra.kafka import clients
 from infra.service import log
 from infra.settings.model import Settings
-from producers.session import handover
-from producers.session.loop import ReadAnew, Session, StreamLacksPartitions
+from producers.session import handover, opening
+from producers.session.commits import Restart
+from producers.session.loop import USUAL, Timing
+from producers.session.opening import Start
 from producers.session.slot_monitor import guardian_of
 from producers.source import gaps
 from producers.stream.connection import PublicationMissing
@@ -22,7 +24,7 @@ _BACKOFF: Final = (0.5, 1, 2, 5, 10)
 """Seconds until the next session, after the first that a server ended, the second, …"""
 
 
-def produce(settings: Settings, source: str, stop: threading.Event) -> None:
+def produce(settings: Settings, source: str, stop: threading.Event, timing: Timing | None = None) -> None:
     """Run the producer of `source` until `stop` is set.
 
     A server that stops answering is waited for: Kafka once a broker has answered, the database once everything has
@@ -37,24 +39,24 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
     worked = False
     unfit: set[str] = set()
     while not stop.is_set():
-        opened = False
+        start = Start(
+            settings, source, instance, stop, guardian, successor_ends_it=worked, unfit=unfit, timing=timing or USUAL
+        )
         try:
-            with Session(
-                settings, source, instance, stop, lines, successor_ends_it=worked, guardian=guardian, unfit=unfit
-            ) as session:
-                opened, worked, attempt = True, True, 0
-                unfit.clear()
-                session.work()
+            with opening.open_session(start) as session:
+                if isinstance(session, Restart):
+                    unfit |= {session.table} if session.table else set()
+                    restart: Restart | None = session
+                else:
+                    worked, attempt = True, 0
+                    unfit.clear()
+                    restart = session.work()
+            if restart is not None:
+                _tell(lines, restart)
         except Interrupted:
             break
         except PublicationMissing as error:
             raise gaps.publication_gap(source, settings.database(source).publication, "was dropped") from error
-        except ReadAnew as request:
-            if not opened:
-                unfit.add(str(request))
-            lines.info("starting again to read a table anew", **{log.TABLE: str(request)})
-        except StreamLacksPartitions:
-            lines.info("starting again, for the changes of partitions that were added")
         except Unavailable as error:
             awaited = isinstance(error, handover.HandoverAwaited)
             if not worked and not awaited and not isinstance(error, BrokerUnavailable):
@@ -66,3 +68,10 @@ def produce(settings: Settings, source: str, stop: threading.Event) -> None:
                 guardian.look_from_afar(settings.database(source).dsn.get_secret_value())
             stop.wait(pause)
     lines.info("stopped")
+
+
+def _tell(lines: log.Log, restart: Restart) -> None:
+    if restart.table is None:
+        lines.info("starting again, for the changes of partitions that were added")
+    else:
+        lines.info("starting again to read a table anew", **{log.TABLE: restart.table})

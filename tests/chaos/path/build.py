@@ -94,17 +94,16 @@ def _commit_the_offset_early() -> None:
 
 def _confirm_the_lsn_early() -> None:
     """The producer lets the slot forget what it read, and publishes it a moment later."""
-    from producers.session.loop import Session  # noqa: PLC0415
+    from producers.session.commits import Commits  # noqa: PLC0415
 
-    commit = Session._commit
+    commit = Commits.commit
 
-    def early(self: Any, *arguments: Any, **named: Any) -> None:
-        if hasattr(self, "_stream"):
-            self._stream.confirm(self._capture.confirmed)
-            time.sleep(_EARLY_SECONDS)
-        commit(self, *arguments, **named)
+    def early(self: Any, *arguments: Any, confirm: Any = lambda _: None, **named: Any) -> Any:
+        confirm(self._capture.confirmed)
+        time.sleep(_EARLY_SECONDS)
+        return commit(self, *arguments, confirm=confirm, **named)
 
-    _replace(Session, "_commit", early)
+    _replace(Commits, "commit", early)
 
 
 def _ignore_the_fence() -> None:

@@ -128,6 +128,6 @@ def _keep(journal: Path) -> None:
         note(journal, what="copy")
         return inner(feed, *arguments)
 
-    wrap("producers.session.loop:Session._open", started)
+    wrap("producers.session.opening:open_session", started)
     wrap("producers.publish.table_publisher:TableFeed.truncated", truncated)
     wrap("producers.session.copy_phase:read_chunk", read)

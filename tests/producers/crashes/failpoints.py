@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from producers.session.loop import Timing
+
 Condition = Callable[..., bool]
 
 
@@ -61,15 +63,15 @@ class Point:
     tunes: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SHORT_PHASES: Final = {"producers.session.loop:_COPY_SECONDS": 0.05}
-_SMALL_COMMITS: Final = {"producers.session.loop:_COMMIT_EVENTS": 50}
+_SHORT_PHASES: Final = {"producers.session.service:USUAL": Timing(copy_seconds=0.05)}
+_SMALL_COMMITS: Final = {"producers.session.service:USUAL": Timing(commit_events=50)}
 
 POINTS: Final[Mapping[str, Point]] = {
     # A start.
     "publication set": Point("producers.session.acquire:ensure_publication", behind=True, once=True),
     "slot made, nothing recorded": Point("producers.source.slots:create", behind=True, once=True),
-    "fenced, nothing claimed": Point("producers.session.loop:Session._claim", once=True),
-    "claimed, not reading": Point("producers.session.loop:Session._claim", behind=True, once=True),
+    "fenced, nothing claimed": Point("producers.session.opening:claim", once=True),
+    "claimed, not reading": Point("producers.session.opening:claim", behind=True, once=True),
     # A copy phase.
     "chunk read": Point("producers.session.copy_phase:read_chunk", behind=True),
     "chunk added, not committed": Point("producers.publish.table_publisher:TableFeed.add_chunk", behind=True),

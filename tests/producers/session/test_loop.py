@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from producers.session import loop as producer_module
+from producers.session.loop import Timing
 from schemas.events import UNCHANGED
 from tests.conftest import Database
 from tests.producers.folding import fold, folded_rows, ops, read_topic, states, table_rows
@@ -321,10 +321,9 @@ def test_heartbeats_move_an_idle_slot_up_to_the_recorded_position(new_source: Ne
         until(moved, "the slot to follow the heartbeats")
 
 
-def test_a_transaction_of_more_than_a_kafka_transaction(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer_module, "_FRAMES", 70)
-    monkeypatch.setattr(producer_module, "_COMMIT_EVENTS", 500)
-    source = new_source("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t")
+def test_a_transaction_of_more_than_a_kafka_transaction(new_source: NewSource) -> None:
+    timing = Timing(frames=70, commit_events=500)
+    source = new_source("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t", timing=timing)
     with running(source) as producer:
         producer.caught_up()
         source.connection.execute("INSERT INTO t SELECT i, 'v' FROM generate_series(1, 3000) i")

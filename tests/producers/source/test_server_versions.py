@@ -9,7 +9,6 @@ import pytest
 
 from infra.stack.postgresql.server import FAILOVER_SLOTS_SINCE, EmbeddedPostgres
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session import loop
 from producers.session.resnapshot_request import ask
 from schemas.errors import OwnershipMoved
 from tests.conftest import new_database
@@ -18,7 +17,7 @@ from tests.producers.crashes.killing import Crashes
 from tests.producers.every_type import KEYED
 from tests.producers.folding import states
 from tests.producers.pairs import kept, paired
-from tests.producers.sources import Running, Source, copy_all, running, settings_for, until
+from tests.producers.sources import OFTEN, Running, Source, copy_all, running, settings_for, until
 from tests.producers.type_table import compare_types
 from tests.server_versions import MAJORS, server_or_skip
 
@@ -78,9 +77,9 @@ def test_changes_of_a_partition_that_was_written_before_it_was_attached_are_publ
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL 14 goes on taking it for the table of nobody's that the stream met first."""
-    monkeypatch.setattr(loop, "_HEARTBEAT_SECONDS", 0.3)
     with new_database(server) as database:
-        source = Source(settings_for(bootstrap_servers, prefix, database.dsn, "public.t"), database.connect())
+        settings = settings_for(bootstrap_servers, prefix, database.dsn, "public.t")
+        source = Source(settings, database.connect(), timing=OFTEN)
         source.connection.execute(
             "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"
             "CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (100); CREATE TABLE t_2 (LIKE t INCLUDING ALL)"

@@ -10,7 +10,6 @@ import psycopg
 import pytest
 
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session import loop as producer_module
 from producers.session.resnapshot_request import ask
 from producers.source import preflight
 from producers.source.publication import ensure_publication, read_publication
@@ -18,7 +17,7 @@ from producers.source.tables import captured_tables
 from producers.source.writability import refused_writes
 from tests.conftest import Database
 from tests.producers.folding import ops
-from tests.producers.sources import Running, Source, database_section, running, until
+from tests.producers.sources import OFTEN, Running, Source, database_section, running, until
 
 pytestmark = pytest.mark.stack
 
@@ -75,12 +74,12 @@ def require_captured(source: Source, table: str) -> None:
     assert ops(records, id=2) == ["r", "u", "u"]
 
 
-def test_writes_go_on_at_every_change_while_it_runs(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer_module, "_HEARTBEAT_SECONDS", 0.3)
+def test_writes_go_on_at_every_change_while_it_runs(new_source: NewSource) -> None:
     source = new_source(
         TABLES + "".join(f"INSERT INTO {name} VALUES (1, 'a'), (2, 'b');" for name in NAMES),
         *(f"public.{name}" for name in NAMES),
         keys={"public.parts": ["id"]},
+        timing=OFTEN,
     )
     with running(source) as producer:
         producer.caught_up()

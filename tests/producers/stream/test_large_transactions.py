@@ -10,8 +10,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from infra.state.positions import StreamState
-from producers.session import loop as producer_module
-from producers.session.loop import Session
+from producers.session import opening
+from producers.session.loop import Session, Timing
 from producers.stream.spill import Spill, SpillDirectory, SpillFailed
 from schemas.positions import Lsn
 from tests.conftest import Database
@@ -52,7 +52,7 @@ def begin_large(
 
 
 def test_others_go_on_while_it_is_in_progress(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer_module, "_COMMIT_EVENTS", 1_000)
+    source.timing = Timing(commit_events=1_000)
     with running(source) as producer:
         producer.caught_up()
         with begin_large(source, producer, tmp_path, first=1, last=20_000) as large:
@@ -89,7 +89,7 @@ class FullDisk(SpillDirectory):
 
 def test_a_full_disk_loses_nothing(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as faulty:
-        faulty.setattr(producer_module, "SpillDirectory", FullDisk)
+        faulty.setattr(opening, "SpillDirectory", FullDisk)
         producer = Running(source)
         source.caught_up(producer.check)
         source.connection.execute(ROWS.format(1, 5_000).encode())
@@ -117,7 +117,7 @@ class DiesInTheMiddle(Session):
 def test_one_that_is_cut_in_the_middle_goes_on_there(
     source: Source, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    monkeypatch.setattr(producer_module, "_COMMIT_EVENTS", 1_000)
+    source.timing = Timing(commit_events=1_000)
     with running(source) as producer:
         producer.caught_up()
     source.connection.execute(ROWS.format(1, 60_000).encode())

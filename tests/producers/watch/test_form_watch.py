@@ -5,12 +5,15 @@ All cases are tables of one source. Each is changed twice: once while the produc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 import pytest
 
-from producers.session.loop import ReadAnew, Session
+from producers.publish.table_publisher import TableFeed
+from producers.session import opening
+from producers.session.commits import Restart
+from producers.session.loop import Session
 from tests.producers.folding import ops
 from tests.producers.sources import Running, Source, running, until
 from tests.producers.watch.silent_change_cases import (
@@ -70,7 +73,10 @@ def test_a_change_survives_the_producer_that_noticed_it(new_source: NewSource, d
         producer.caught_up()
     source.connection.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'")
     before = len(source.records("public.t"))
-    assert isinstance(Running(source, type("Dies", (Dies,), {"dies": dies})).ended(), Died)
+    with pytest.MonkeyPatch.context() as killed:
+        if dies == "noticed":
+            killed.setattr(opening, "claim", die)
+        assert isinstance(Running(source, type("Dies", (Dies,), {"after": int(dies == "copied")})).ended(), Died)
     assert source.recorded().snapshots["public.t"].under_way == (dies != "noticed")
     assert len(source.records("public.t")) - before == (10 if dies == "copied" else 0)
     with running(source) as producer:
@@ -83,20 +89,20 @@ class Died(Exception):
     """Stands for the end of the process."""
 
 
-class Dies(Session):
-    """Ends once a table is to be read again: before that is recorded, behind it, or behind its first chunk."""
+def die(_start: object, _commits: object, feeds: Sequence[TableFeed], *_: object) -> None:
+    """Stands for the end of a process that has noticed that a table is to be read again, and not recorded it."""
+    assert all(feed.state.under_way for feed in feeds)
+    raise Died
 
-    dies: str
+
+class Dies(Session):
+    """Ends once it is recorded that a table is to be read again, after so many chunks of it."""
+
+    after: int
     _chunks = 0
 
-    def _claim(self, state, stopped):  # type: ignore[no-untyped-def]
-        if self.dies == "noticed":
-            assert all(feed.state.under_way for feed in self._feeds)
-            raise Died
-        super()._claim(state, stopped)
-
     def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
-        if self._chunks == (self.dies == "copied"):
+        if self._chunks == self.after:
             raise Died
         self._chunks += 1
         return super()._copy_chunk(feed)
@@ -173,7 +179,7 @@ def test_a_key_whose_form_changes_between_two_chunks_stops_nothing(new_source: N
             return super()._copy_chunk(feed)
 
     # Its end is that the table is to be read anew, for which produce would start it again.
-    assert isinstance(Running(source, Changes).ended(), ReadAnew)
+    assert Running(source, Changes).restarts() == Restart("public.t")
     with running(source) as producer:
         producer.caught_up()
     assert source.recorded().snapshots["public.t"].stopped is None

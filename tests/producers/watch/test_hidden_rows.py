@@ -11,7 +11,6 @@ from psycopg.conninfo import make_conninfo
 from infra.postgres.connect import connect
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session import loop as producer_module
 from producers.session.check import hindrances
 from producers.session.loop import Session
 from producers.session.resnapshot_request import ask
@@ -39,7 +38,6 @@ REVOKE, GRANT = HIDES["may not be read by this role"]
 @pytest.fixture
 def source(new_source: NewSource, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
     """A source whose role has the rights that `headrace init --sql` gives, and no others."""
-    monkeypatch.setattr(producer_module, "_HEARTBEAT_SECONDS", 0.3)
     role = f"r_{database.name}"
     made = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 30);"

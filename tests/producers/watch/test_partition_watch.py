@@ -7,15 +7,15 @@ so that what it undoes is undone before anybody looks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 
-from producers.session import loop
-from producers.session.loop import ReadAnew, Session
+from producers.session.loop import Session
 from producers.source.partitions import read_partitions
 from schemas.events import UNCHANGED, Op
 from tests.producers.folding import folded_rows, states, table_rows
-from tests.producers.sources import Running, Source, running, until
+from tests.producers.sources import OFTEN, Running, Source, running, until
 
 pytestmark = pytest.mark.stack
 
@@ -72,9 +72,10 @@ CHANGES = {
 MORE = {"a tree edited in between": f"{SUB}; INSERT INTO {{t}} VALUES (401, 'o')"}
 
 
-@pytest.fixture(autouse=True)
-def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_HEARTBEAT_SECONDS", 0.3)
+@pytest.fixture
+def new_source(new_source: NewSource) -> NewSource:
+    """Its producers look at the catalog often."""
+    return partial(new_source, timing=OFTEN)
 
 
 def run(source: Source, statements: str, table: str) -> None:
@@ -194,7 +195,7 @@ def test_partitions_change_between_two_chunks(new_source: NewSource, key: str) -
             return lsn
 
     # Its end is that a table is to be read anew, for which produce would start it again.
-    assert isinstance(Running(source, Changes).ended(), ReadAnew)
+    assert Running(source, Changes).restarts() is not None
     with running(source) as it:
         settled(source, it, *tables)
     require_right(source, names)

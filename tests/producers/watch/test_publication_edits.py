@@ -10,8 +10,7 @@ import pytest
 
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session import acquire
-from producers.session import loop as producer_module
+from producers.session import acquire, opening
 from producers.session.acquire import sessions_of
 from producers.session.check import hindrances
 from producers.session.loop import Session
@@ -22,7 +21,7 @@ from producers.source.gaps import SilentGap
 from producers.source.schema_changes import TableStopped
 from producers.source.tables import CapturedTable
 from producers.stream.connection import ReplicationStream
-from tests.producers.sources import Running, Source, copy_all, running, until
+from tests.producers.sources import OFTEN, Running, Source, copy_all, running, until
 
 pytestmark = pytest.mark.stack
 
@@ -54,9 +53,8 @@ OF_ALL = {
 
 
 @pytest.fixture
-def source(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> Source:
-    monkeypatch.setattr(producer_module, "_HEARTBEAT_SECONDS", 0.3)
-    return new_source(TABLES, *(f"public.{name}" for name in NAMES))
+def source(new_source: NewSource) -> Source:
+    return new_source(TABLES, *(f"public.{name}" for name in NAMES), timing=OFTEN)
 
 
 def edit(source: Source, statements: str) -> None:
@@ -216,17 +214,16 @@ def test_own_tables_that_were_taken_out_are_put_back(source: Source) -> None:
     assert problems(source) == []
 
 
-class DiesBeforeItRecords(Session):
-    """Publishes its tables, and ends before that is recorded."""
-
-    def _claim(self, *_: object) -> None:
-        raise KeyboardInterrupt
+def die(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager
 def dying(source: Source) -> Iterator[None]:
-    producer = Running(source, DiesBeforeItRecords)
-    assert isinstance(producer.ended(), KeyboardInterrupt)
+    """After a producer that has published its tables, and ended before that was recorded."""
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr(opening, "claim", die)
+        assert isinstance(Running(source, Session).ended(), KeyboardInterrupt)
     yield
 
 
@@ -292,7 +289,7 @@ def test_an_edit_while_a_table_is_about_to_be_read_anew_has_it_read_anew_after_a
             edit(source, edits.pop())
         return opened(settings, name, tables, *arguments, **more)
 
-    monkeypatch.setattr(producer_module, "open_feeds", open_feeds)
+    monkeypatch.setattr(opening, "open_feeds", open_feeds)
     with running(source) as producer:
         until(lambda: not edits or producer.error is not None, "the session that reads it anew")
         until(lambda: not source.state().snapshots["public.a"].anew or producer.error is not None, "the next one")
