@@ -145,9 +145,9 @@ def require_order(records: list[Record], *, broker_died: bool = False) -> None:
             continue
         place = record.partition, record.raw_key
         position = record.event.source.position
-        if record.op is Op.TRUNCATE:
+        if record.event.op is Op.TRUNCATE:
             emptied[record.partition] = position
-        read_anew = record.op is Op.READ and emptied.get(record.partition) == position
+        read_anew = record.event.op is Op.READ and emptied.get(record.partition) == position
         again = last.get(place) == position and (broker_died or read_anew)
         assert place not in last or last[place] < position or again, (
             f"{record.op} of {record.key} at {position} is behind {last[place]}"
