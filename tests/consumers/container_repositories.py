@@ -226,7 +226,7 @@ except HeadraceError as error:
 """
 
 
-IMPATIENT_MEMBER = f"import consumers.delivery.group\nconsumers.group.SESSION_TIMEOUT_MS = 2_000\n{MEMBER}"
+IMPATIENT_MEMBER = f"import consumers.delivery.group\nconsumers.delivery.group.SESSION_TIMEOUT_MS = 2_000\n{MEMBER}"
 """One that the group drops after two seconds of silence, not after ten."""
 
 

@@ -219,7 +219,7 @@ def test_a_bug_in_decide_stops_and_says_where_without_values() -> None:
     options: Options = SkipResetsOptions()
     with pytest.raises(
         HeadraceError,
-        match=r"decide\(\) raised KeyError for an event of .* at 0/0\+0, at .*test_batches\.py:\d+;",
+        match=r"decide\(\) raised KeyError for an event of .* at 0/0\+0, at .*test_planner\.py:\d+;",
     ) as stopped:
         plan(Planner(Confused(options), schemas, "main"), [FakeRecord(0, wanted(0))])
     assert "import_skipped" not in str(stopped.value)

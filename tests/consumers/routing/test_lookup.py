@@ -366,11 +366,11 @@ def test_the_guides_example_runs(
 
 FORKED = """
 import os, sys
-from consumers import routing
+from consumers.routing import lookup
 from consumers.routing.lookup import Router
 from tests.consumers.routing.test_lookup import NAME, gitserver
 
-routing._PATIENCE_SECONDS = 120.0
+lookup._PATIENCE_SECONDS = 120.0
 router = Router(sys.argv[1], gitserver())
 before = router.home(NAME)
 print("ready", flush=True)

@@ -7,9 +7,9 @@ import sys
 
 _TOLD = """
 import gc, sys
-from consumers import interpreter, runtime
+from consumers.runtime import consumer, process_tuning
 before = gc.get_threshold()[0]
-interpreter.tune()
+process_tuning.tune()
 print(gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > before, sys.getswitchinterval() < 0.001)
 """
 

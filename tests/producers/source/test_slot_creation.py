@@ -34,9 +34,9 @@ pytestmark = pytest.mark.stack
 INSERT = "INSERT INTO public.t VALUES (2)"
 MAKES = """
 import sys
-from infra import standbys
+from infra.postgres import standbys
 from infra.postgres.connect import connect
-from producers import slots
+from producers.source import slots
 
 with connect(sys.argv[1], name="maker") as connection:
     slots.create(connection, sys.argv[2], failover=True)
