@@ -7,6 +7,7 @@ replaces rows of the catalog, so the oid and xmin of these rows are recorded and
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -187,8 +188,39 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
             cursor.execute(sql.SQL("ALTER PUBLICATION {} SET ({})").format(identifier, options))
         if publication.tables.keys() == wanted:
             return not right
-        cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, _listed(tables, wanted)))
+        try:
+            with connection.transaction():
+                cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, _listed(tables, wanted)))
+        except errors.InsufficientPrivilege:
+            # Of some schema the role may not use: one of tables that are published already need not be named.
+            _alter_in_part(connection, name, publication, tables, wanted)
     return True
+
+
+def _alter_in_part(
+    connection: psycopg.Connection[Any],
+    name: str,
+    publication: Publication,
+    tables: Sequence[CapturedTable],
+    wanted: frozenset[str],
+) -> None:
+    """Publish what is missing, and take out what is not wanted, as far as the role may name it.
+
+    What it may not stays published: its changes are read, and none of them is one of a captured table.
+    """
+    command = sql.SQL("ALTER PUBLICATION {} {} TABLE {}")
+    missing = wanted - publication.tables.keys()
+    for each in tables:
+        if each.name in missing:
+            with contextlib.suppress(errors.UndefinedObject), connection.transaction():
+                connection.execute(command.format(sql.Identifier(name), sql.SQL("DROP"), _table(each)))
+    added = _listed([each for each in tables if each.name in missing], missing)
+    if missing:
+        connection.execute(command.format(sql.Identifier(name), sql.SQL("ADD"), added))
+    for extra in publication.tables.keys() - wanted:
+        table = sql.Identifier(*extra.split(".", 1))
+        with contextlib.suppress(errors.InsufficientPrivilege, errors.UndefinedTable), connection.transaction():
+            connection.execute(command.format(sql.Identifier(name), sql.SQL("DROP"), table))
 
 
 def lacking_own(publication: Publication) -> list[tuple[str, str]]:

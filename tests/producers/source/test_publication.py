@@ -50,6 +50,38 @@ def test_it_is_made_once_and_follows_the_tables(connection: psycopg.Connection[A
     assert not ensure_publication(connection, NAME, one)
 
 
+def test_a_table_is_added_though_the_schema_of_others_may_not_be_used(connection: psycopg.Connection[Any]) -> None:
+    """The role owns them all, and lost its right to use a schema: what is published there stays so."""
+    role, database = f"r_{connection.info.dbname}", connection.info.dbname
+    connection.execute(
+        f"CREATE ROLE {role}; GRANT CREATE ON DATABASE {database} TO {role}; SET ROLE {role};"
+        "CREATE SCHEMA hidden; CREATE TABLE hidden.a (id int PRIMARY KEY); CREATE TABLE hidden.b (id int PRIMARY KEY);"
+        "CREATE SCHEMA seen; CREATE TABLE seen.c (id int PRIMARY KEY);"
+        " CREATE TABLE seen.d (id int PRIMARY KEY)".encode()
+    )
+    try:
+        ensure_publication(connection, NAME, tables(connection, "hidden.a", "hidden.b", "seen.d"))
+        connection.execute(f"ALTER PUBLICATION {NAME} ADD TABLE seen.c (id)".encode())
+        wanted = tables(connection, "hidden.a", "seen.c")
+        version = published(connection).tables["hidden.a"]
+        connection.execute(f"REVOKE USAGE ON SCHEMA hidden FROM {role}".encode())
+        assert ensure_publication(connection, NAME, wanted)
+        after = published(connection).tables
+        assert after.keys() == {"hidden.a", "hidden.b", "seen.c"}
+        assert after["hidden.a"] == version
+        connection.execute(f"GRANT USAGE ON SCHEMA hidden TO {role}".encode())
+        assert ensure_publication(connection, NAME, wanted)
+        assert published(connection).tables.keys() == {"hidden.a", "seen.c"}
+    finally:
+        connection.execute(f"RESET ROLE; DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
+
+
+def published(connection: psycopg.Connection[Any]) -> Publication:
+    found = read_publication(connection, NAME)
+    assert found is not None
+    return found
+
+
 OTHERS = {
     "fewer changes": "FOR TABLE ONLY t WITH (publish = 'insert')",
     "fewer columns": "FOR TABLE ONLY t (id)",
