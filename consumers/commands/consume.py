@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from consumers.commands import dead_letters_command, display, schema_command
+from consumers.commands import dead_letters_command, display, process_tuning, schema_command
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
 from consumers.compare.comparison import TopicDiffers, compare, source_of
@@ -31,9 +31,8 @@ from consumers.operations.replay import replay as begin_replay
 from consumers.operations.start_offsets import parse_start
 from consumers.operations.status import gather
 from consumers.planning.key_selection import parse_selection
-from consumers.runtime import process_tuning
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.completion import RowsLeft
-from consumers.runtime.consumer import Runtime
 from infra.cli.options import Config, Json
 from infra.postgres import connect
 from infra.rights import kafka_rights
@@ -86,7 +85,7 @@ def consume(
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
-            member = Runtime(
+            member = consumer_of(
                 settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report
             )
             process_tuning.tune()
@@ -255,7 +254,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
         raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
-        member = Runtime(settings, work, database, stopping=stopping, until_complete=True, report=report)
+        member = consumer_of(settings, work, database, stopping=stopping, until_complete=True, report=report)
         process_tuning.tune()
         with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut):
             totals = member.run()

@@ -13,14 +13,13 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from consumers.commands import display
+from consumers.commands import display, process_tuning
 from consumers.contract.backfill import Backfill
 from consumers.operations import catalog, pauses
 from consumers.operations.group_admin import members
 from consumers.operations.replay import MembersAlive, replay
-from consumers.runtime import process_tuning
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.completion import RowsLeft
-from consumers.runtime.consumer import Runtime
 from consumers.schema.executor import Alterations, Done, RowsForbidThis
 from consumers.schema.plan import Found, OutOfOrder, Release, refusal
 from infra.cli.options import Config, Json, Yes
@@ -84,7 +83,7 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
             raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
         _record(site, complete=False)
         with display.progress(migration, site.settings, site.kind, site.database) as report:
-            member = Runtime(
+            member = consumer_of(
                 site.settings,
                 _until_complete(site.kind).configure(site.settings.migration(migration)),
                 site.database,

@@ -22,6 +22,8 @@ from consumers.contract import contract_checks
 from consumers.contract.decisions import Change, Park, Skip
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
+from consumers.delivery import dead_letter_rows
+from consumers.delivery.dead_letter_rows import Exclusion, Row
 from consumers.delivery.dead_letter_topic import Entry, Identity, Parking, read_parked
 from consumers.delivery.group import member_name
 from consumers.delivery.topics import schemas_of
@@ -30,8 +32,6 @@ from consumers.ledger.error_policy import Action, Rule, reason_of, rule_for
 from consumers.ledger.progress import GUARDED, LOCALLY_DURABLE, Ledger
 from consumers.ledger.target import Connection, Target
 from consumers.planning.planner import Judgement, Planner
-from consumers.runtime import dead_letter_rows
-from consumers.runtime.dead_letter_rows import Exclusion, Row
 from infra.postgres import connect
 from infra.postgres.control import ensure_control_schema
 from infra.schema_registry.topic_registry import open_registry

@@ -2,7 +2,7 @@
 
 An event's key is `database/topic/partition/offset/run` and the topic is compacted: what is parked twice in a run is one
 entry, and an entry that is removed is never one of another database or of a later run. The value is the event as it
-was; why and when stand in the headers. See consumers/runtime/dead_letter_rows.py.
+was; why and when stand in the headers. See consumers/delivery/dead_letter_rows.py.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Target:
     def _open(self) -> Connection:
         connection = connect.connect(self._dsn, name=f"consume {self._migration}")
         try:
-            # A lost tail of commits is lost together with its ledger, and read again. See Runtime._close.
+            # A lost tail of commits is lost together with its ledger, and read again. See Consumer._close.
             connection.execute("SET synchronous_commit = off")
             connection.execute(LOCK_TIMEOUT)
             connect.search(connection, self._search_path)

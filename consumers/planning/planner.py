@@ -92,6 +92,10 @@ class Planner:
         """What the present run is limited to; None: nothing."""
         self._unmentioned = f"no {' or '.join(migration.mentions)} in it"
 
+    def limit(self, selection: Mapping[str, Sequence[str]]) -> None:
+        """Limit the plans to what a run is limited to, as the ledger has it; with nothing they are of every event."""
+        self.selection = Selection(selection, self._schemas) if selection else None
+
     def judge(self, value: bytes) -> Judgement:
         """Return what the migration decides about a record's value. An event that cannot be read is parked."""
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Final
 
@@ -18,23 +18,18 @@ from confluent_kafka import Message
 
 from consumers.contract import contract_checks
 from consumers.contract.decisions import Change, Park
-from consumers.contract.migration import Migration
-from consumers.delivery.dead_letter_topic import Parking
-from consumers.delivery.group import Group
+from consumers.delivery import dead_letter_rows
 from consumers.ledger import fence
-from consumers.ledger.error_policy import Rule, locked, reason_of, rule_for, timed_out
-from consumers.ledger.progress import Cursor, Ledger, LedgerMoved, Place
-from consumers.ledger.target import Target
-from consumers.pace.pacing import Pacing
-from consumers.planning.planner import Overrides, Planner, SubBatch, Waiting, origin_of
+from consumers.ledger.error_policy import locked, reason_of, rule_for, timed_out
+from consumers.ledger.progress import Cursor, LedgerMoved, Place
+from consumers.pace.rates import Rate
+from consumers.planning.planner import Overrides, SubBatch, Waiting, origin_of
 from consumers.planning.prefilter import Record
-from consumers.runtime import dead_letter_rows
-from consumers.runtime.circuit_breaker import CircuitBreaker
 from consumers.runtime.failing_rows import FailingRows, Verdict
+from consumers.runtime.interruptions import Interruptions
+from consumers.runtime.parts import Parts
 from consumers.runtime.prefetch import Ahead
-from consumers.runtime.rates import Rate
 from consumers.runtime.set_aside import SHORT_WAITS, NotVisibleYet, WaitingPartitions
-from consumers.runtime.totals import Totals
 from infra.service import metrics
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
@@ -54,54 +49,35 @@ class Outcome(Enum):
     """Not settled, or not known: the position was read anew from the ledger, or the consumer stops."""
 
 
-Recover = Callable[[Exception, Rule, int], bool]
-"""Called with an error, its rule and the number of the attempt; returns whether the same sub-batch may be tried again.
-
-Otherwise the position was read anew from the ledger. Raises what ends the consumer.
-"""
-
-
 class Applying:
-    """Applies one consumer's events. `run` is the migration's current run, which the runtime sets."""
+    """Applies one consumer's events, in the run that its positions are of."""
 
-    def __init__(
-        self,
-        migration: Migration,
-        database: str,
-        *,
-        planner: Planner,
-        ledger: Ledger,
-        group: Group,
-        target: Target,
-        parking: Parking,
-        pacing: Pacing,
-        breaker: CircuitBreaker,
-        stopping: threading.Event,
-        recover: Recover,
-        proceed: Callable[[float], bool],
-    ) -> None:
-        """`proceed` is called between sub-batches with the seconds to rest; False: what was read is read again."""
-        self._migration = migration
-        self._database = database
-        self._planner = planner
-        self._ledger = ledger
-        self._group = group
-        self._target = target
-        self._parking = parking
-        self._pacing = pacing
-        self._breaker = breaker
+    def __init__(self, parts: Parts, stopping: threading.Event, interruptions: Interruptions) -> None:
+        self._migration = parts.migration
+        self._database = parts.database
+        self._planner = parts.planner
+        self._ledger = parts.ledger
+        self._group = parts.group
+        self._target = parts.target
+        self._ledger_positions = parts.positions
+        self._parking = parts.parking
+        self._pacing = parts.pacing
+        self._breaker = parts.breaker
         self._stopping = stopping
-        self._recover = recover
-        self._proceed = proceed
+        self._interruptions = interruptions
         self._ahead = Ahead("plan")
         self._failing = FailingRows(self._plan, self._try_out)
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
         self._impatient = False
         self._generation = 0
-        self.run = 0
-        self.waiting = WaitingPartitions(migration.name)
-        self.totals = Totals()
+        self.waiting = WaitingPartitions(parts.migration.name)
+        self.totals = parts.totals
+
+    @property
+    def run(self) -> int:
+        """The migration's current run."""
+        return self._ledger_positions.run
 
     def process(self, records: Sequence[Message]) -> None:
         """Settle `records`, then let Kafka's offsets follow. Raises what ends the consumer; the ledger is right."""
@@ -120,7 +96,7 @@ class Applying:
                 outcome = Outcome.READ_AGAIN if self._stopping.is_set() else self._settle(sub_batch, records)
                 if outcome is Outcome.READ_AGAIN:
                     return ()
-                if not self._proceed(self._rest):
+                if not self._interruptions.proceed(self._rest):
                     return ()
                 if outcome is Outcome.SET_ASIDE:
                     return records[sub_batch.end :]
@@ -165,7 +141,7 @@ class Applying:
         if locked(error) and len(sub_batch.changes) == 1:
             place, offset = origin_of(sub_batch.origins[0])
             return self._set_aside(sub_batch, records, {place: Waiting(offset, None)})
-        if not self._recover(failure, rule_for(failure), attempt):
+        if not self._interruptions.recover(failure, rule_for(failure), attempt):
             return Outcome.READ_AGAIN
         if timed_out(error) and len(sub_batch.changes) > 1:
             self._pacing.timed_out()

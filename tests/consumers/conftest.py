@@ -15,7 +15,7 @@ import pytest
 
 from consumers.delivery import group
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -70,7 +70,7 @@ def catch_up(settings: Settings) -> Callable[..., Totals]:
 
     def run(chosen: Settings = settings, migration: SkipResets | None = None) -> Totals:
         work = migration or SkipResets.configure(chosen.migration("skip_resets"))
-        return Runtime(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+        return consumer_of(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
 
     return run
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest.mock import patch
 
+from consumers.commands import process_tuning
 from consumers.contract.decisions import Change
 from consumers.contract.migration import Cursor
 from consumers.delivery.group import Group
@@ -21,9 +22,9 @@ from consumers.ledger import fence
 from consumers.ledger.progress import Ledger
 from consumers.migrations.skip_resets import SkipResets, SkipResetsOptions
 from consumers.planning.planner import Planner, SubBatch
-from consumers.runtime import process_tuning
 from consumers.runtime.applying import Applying
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.consumer import Consumer
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import SOURCE, Bench, Site, median
 from tests.benchmarks.cases.resets import UNIT, resets_site, restore
@@ -83,7 +84,7 @@ class Profile:
     def applied(self, apply: Callable[..., None]) -> Callable[..., None]:
         """Return a function that does the same transaction as a stage, noting when it ended."""
 
-        def transaction(runtime: Runtime, sub_batch: SubBatch) -> None:
+        def transaction(runtime: Consumer, sub_batch: SubBatch) -> None:
             with self.stage("transaction"):
                 apply(runtime, sub_batch)
             self.last = time.monotonic()
@@ -131,7 +132,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 def _profiled(bench: Bench, site: Site) -> Profile:
     replay_if_run(site)
     profile = Profile()
-    runtime = Runtime(
+    runtime = consumer_of(
         site.settings, SkipResets(SkipResetsOptions()), SOURCE, stopping=threading.Event(), until_caught_up=True
     )
     with contextlib.ExitStack() as patches:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from consumers.commands import schema_command
 from consumers.migrations.status_backfills import StatusBackfills
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
@@ -78,7 +78,7 @@ def refused(result: Result) -> str:
 def caught_up(settings: Settings) -> Totals:
     """Run a member in this thread until it has caught up."""
     work = StatusBackfills.configure(settings.migration("status_backfills"))
-    return Runtime(settings, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+    return consumer_of(settings, work, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 def complete(connection: psycopg.Connection[Any]) -> bool:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from consumers.commands import schema_command
 from consumers.migrations.status_backfills import StatusBackfills
 from consumers.operations import catalog
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.service import log
 from infra.settings.model import Settings
 from schemas.errors import UsageError
@@ -156,7 +156,7 @@ def test_while_old_style_rows_are_inserted_and_a_report_holds_the_table_nobody_w
                     expanding.stderr.read()
                 assert (b"report" in said, expanding.returncode) == (True, 0)
             member = StatusBackfills.configure(settings.migration("status_backfills"))
-            working = pool.submit(Runtime(settings, member, "main", stopping=stopping).run)
+            working = pool.submit(consumer_of(settings, member, "main", stopping=stopping).run)
             eventually(lambda: writes(connection) > 100, "old rows and new ones are backfilled")
             assert "status_backfills has members alive" in refused(run("expand", "--down", "--yes"))
             writer.stop()

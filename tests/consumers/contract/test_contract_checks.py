@@ -22,7 +22,7 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.dry_run import dry_run
 from consumers.operations.remaining import remaining
 from consumers.operations.status import gather
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
@@ -35,7 +35,7 @@ SECRET = "repository-3"
 
 def run(settings: Settings, kind: type[SkipResets]) -> None:
     migration = kind.configure(settings.migration("skip_resets"))
-    Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 class NoCount(SkipResets):

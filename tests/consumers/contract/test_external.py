@@ -12,7 +12,7 @@ import pytest
 from consumers.contract.external import Outside, Pace
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.pauses import set_paused
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
@@ -58,7 +58,7 @@ def running(settings: Settings, works: type[Works]) -> Iterator[Callable[[], thr
     started: list[threading.Thread] = []
 
     def start() -> threading.Thread:
-        runtime = Runtime(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+        runtime = consumer_of(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
         started.append(threading.Thread(target=runtime.run))
         started[-1].start()
         return started[-1]
@@ -72,7 +72,7 @@ def running(settings: Settings, works: type[Works]) -> Iterator[Callable[[], thr
 
 def run(settings: Settings, works: type[Works]) -> None:
     migration = works.configure(settings.migration("skip_resets"))
-    Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 def test_it_goes_on_beside_the_events_and_has_its_own_table(
@@ -101,7 +101,7 @@ def test_stopping_ends_what_is_under_way(
 ) -> None:
     feed.snapshot({1: DEFAULT})
     stopping = threading.Event()
-    runtime = Runtime(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+    runtime = consumer_of(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
     thread = threading.Thread(target=runtime.run)
     thread.start()
     eventually(lambda: works.steps > 5, "it works")

@@ -11,7 +11,7 @@ import pytest
 
 from consumers.delivery.topics import schemas_of
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.kafka import clients
 from infra.schema_registry.topic_registry import TopicRegistry
 from infra.settings.model import Settings
@@ -32,7 +32,7 @@ class Consumer:
         self.stopping = threading.Event()
         self.error: BaseException | None = None
         work = SkipResets.configure(settings.migration("skip_resets"))
-        self.runtime = Runtime(settings, work, "main", stopping=self.stopping)
+        self.runtime = consumer_of(settings, work, "main", stopping=self.stopping)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -111,7 +111,7 @@ def test_a_first_start_without_kafka_is_told_at_once(
     chosen = settings.model_copy(update={"kafka": nowhere})
     work = SkipResets.configure(settings.migration("skip_resets"))
     with pytest.raises(BrokerUnavailable, match=f"127.0.0.1:{closed_port} does not answer"):
-        Runtime(chosen, work, "main", stopping=threading.Event()).run()
+        consumer_of(chosen, work, "main", stopping=threading.Event()).run()
 
 
 class SilentRegistry(TopicRegistry):

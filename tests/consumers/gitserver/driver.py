@@ -29,7 +29,7 @@ from consumers.ledger.progress import Ledger
 from consumers.migrations.rehash_moves import RehashMoves
 from consumers.repositories.git import Steps, run
 from consumers.routing.placement import md5_home, rendezvous_home
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.postgres.control import ensure_control_schema
 from infra.settings.file import load_settings
@@ -84,7 +84,7 @@ def broken(place: Path) -> None:
 def member(settings: Settings) -> Totals:
     """Run a member in this thread until all is moved."""
     migration = RehashMoves.configure(settings.migration("rehash_moves"))
-    return Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    return consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 def hang(*_: Any, **__: Any) -> Steps[None]:

@@ -27,7 +27,7 @@ from consumers.repositories import clone
 from consumers.repositories.git import NoRoom
 from consumers.repositories.storage import Copy, Root
 from consumers.routing.placement import md5_home, order_key, partition_of
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.service import log
 from schemas.errors import SettingsError
 from tests.consumers.container_repositories import start_member
@@ -177,7 +177,7 @@ def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
     with monkeypatch.context() as patched:
         patched.setattr(clone, "prove", hang)
         running = threading.Thread(
-            target=Runtime(world.settings, migration, "main", stopping=stopping, until_caught_up=True).run
+            target=consumer_of(world.settings, migration, "main", stopping=stopping, until_caught_up=True).run
         )
         running.start()
         eventually(world.disks.leftovers, "a clone is under way")

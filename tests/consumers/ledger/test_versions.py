@@ -17,7 +17,7 @@ from consumers.ledger.versions import Declared, OtherVersion
 from consumers.migrations.skip_resets import SkipResets, SkipResetsOptions
 from consumers.operations.pauses import set_paused
 from consumers.operations.replay import replay
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.settings.model import MigrationSettings, Settings
 from tests.conftest import Database
@@ -85,7 +85,7 @@ def test_a_running_consumer_of_the_old_version_ends_by_name_once_a_newer_one_beg
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
     stopping = threading.Event()
-    old = Runtime(settings, configured(SkipResets), "main", stopping=stopping)
+    old = consumer_of(settings, configured(SkipResets), "main", stopping=stopping)
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(old.run)
         try:

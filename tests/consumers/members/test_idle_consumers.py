@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
@@ -50,7 +50,7 @@ class Idle:
         fill(self.first, {1: DEFAULT})
         Feed(self.settings, database="first").snapshot({1: DEFAULT})
         kind = SkipResets.configure(self.settings.migration("skip_resets"))
-        running = pool.submit(Runtime(self.settings, kind, "first", stopping=self.stopping).run)
+        running = pool.submit(consumer_of(self.settings, kind, "first", stopping=self.stopping).run)
         until(self._has_read, "the only event is read")
         return running
 

@@ -17,7 +17,7 @@ from consumers.dead_letters.row_keys import RowKeys
 from consumers.delivery.dead_letter_topic import read_parked
 from consumers.operations.catalog import configured
 from consumers.operations.status import gather
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.kafka import topics
 from infra.settings.model import Settings
@@ -80,7 +80,7 @@ class Cluster:
 
     def consume(self) -> Totals:
         settings = self.settings
-        member = Runtime(
+        member = consumer_of(
             settings,
             configured(settings, "missing_records"),
             "praefect",

@@ -17,7 +17,7 @@ from consumers.repositories import clone
 from consumers.repositories.storage import Copy
 from consumers.routing.lookup import Router
 from consumers.routing.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from tests.conftest import Build, Database
 from tests.consumers.container_repositories import start_member
 from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
@@ -301,7 +301,7 @@ def test_we_can_quickly_stop_the_migration(
     application.publish()
     stopping = threading.Event()
     migration = RehashMoves.configure(world.settings.migration("rehash_moves"))
-    runtime = Runtime(world.settings, migration, "main", stopping=stopping)
+    runtime = consumer_of(world.settings, migration, "main", stopping=stopping)
     running = threading.Thread(target=runtime.run)
     running.start()
     eventually(world.disks.leftovers, "a clone is under way")

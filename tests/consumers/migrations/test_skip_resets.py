@@ -11,7 +11,7 @@ import pytest
 from consumers.contract.decisions import Change, Skip
 from consumers.contract.migration import Migration
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.settings.model import MigrationSettings, Settings
 from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
 from schemas.positions import Lsn, Position
@@ -132,7 +132,7 @@ def test_each_update_is_of_100_records_at_most_whatever_the_batch_size(
     section = MigrationSettings(batch_size=10_000, sub_batch_size=100, adaptive=False)
     chosen = settings.model_copy(update={"migrations": {"skip_resets": section}})
     work = SkipResets.configure(section)
-    totals = Runtime(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+    totals = consumer_of(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert totals.applied == 1_050
     sizes = connection.execute("SELECT count(*) FROM container_repositories GROUP BY xmin ORDER BY 1 DESC").fetchall()
     assert sizes[0] == (100,)

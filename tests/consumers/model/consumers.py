@@ -15,6 +15,7 @@ from consumers.ledger.progress import Place
 from consumers.planning.planner import Planner
 from consumers.runtime.applying import Applying
 from consumers.runtime.catch_up import Ends
+from consumers.runtime.parts import Parts
 from schemas.positions import Offset
 from tests.consumers.model.session import Connection, ModelLedger
 from tests.consumers.model.target import ModelServer
@@ -25,6 +26,13 @@ from tests.consumers.model.world import Stuck, World
 @dataclass
 class _Position:
     next_offset: int
+
+
+@dataclass
+class Positions:
+    """What LedgerPositions is to Applying."""
+
+    run: int = 0
 
 
 class Consumer:
@@ -44,20 +52,22 @@ class Consumer:
         self.name = str(server.state["control"]["name"])
         self.ends = Ends(world, ("t",))  # type: ignore[arg-type]
         this: Any = self
-        self.applying = Applying(
-            MIGRATION, self.name, planner=Planner(MIGRATION, lambda _: SCHEMA, self.name), ledger=ModelLedger(world),  # type: ignore[arg-type]
-            group=this, target=this, parking=this, pacing=this, breaker=this, stopping=this, recover=self.recover,
-            proceed=lambda _: True,
+        parts = Parts(
+            migration=MIGRATION, database=self.name, topics=("t",),
+            planner=Planner(MIGRATION, lambda _: SCHEMA, self.name), ledger=ModelLedger(world),  # type: ignore[arg-type]
+            group=this, target=this, positions=Positions(), parking=this, pacing=this, breaker=this, holding=this,  # type: ignore[arg-type]
+            working=this, completion=this,
         )  # fmt: skip
+        self.applying = Applying(parts, this, this)
         self.applying._ahead.close()
         self.applying._ahead = this
 
     # Of the group and the runtime.
 
     def assign(self, places: Sequence[Place]) -> None:
-        """Open the ledger in the current run; see Ledger.open and Runtime._assigned."""
+        """Open the ledger in the current run; see Ledger.open and Consumer._assigned."""
         self.generation += 1
-        run = self.applying.run = self.server.state["control"]["run"]
+        run = self.applying._ledger_positions.run = self.server.state["control"]["run"]
         tx = self.server.begin()
         for place in places:
             if (run, place) not in self.server.state["ledger"] and not self.server.locked(tx, "ledger", (run, place)):
@@ -72,6 +82,10 @@ class Consumer:
             if entry[1] != self.topic_id and "id of the topic" not in self.world.without:
                 raise TopicRecreated("t")
             self.positions[place] = Offset(entry[0])
+
+    def proceed(self, _rest: float) -> bool:
+        """Go on at once."""
+        return True
 
     def recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
         if rule.action is Action.RETRY:

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
+from consumers.delivery import dead_letter_rows
 from consumers.ledger import fence
 from consumers.ledger.progress import Place
 from consumers.planning.planner import SubBatch, Waiting, origin_of
 from consumers.planning.prefilter import Record
-from consumers.runtime import applying, catch_up, dead_letter_rows
+from consumers.runtime import applying, catch_up
 from consumers.runtime.applying import Applying
 from consumers.runtime.catch_up import Ends
 from schemas.positions import Offset

@@ -24,7 +24,7 @@ from consumers.operations.group_admin import members as group_members
 from consumers.operations.pauses import Locked, StillUnderWay, is_paused, set_paused
 from consumers.operations.replay import replay
 from consumers.operations.status import gather
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.postgres.control import OtherPrefix
 from infra.settings.model import Settings
@@ -127,7 +127,7 @@ def test_a_paused_member_learns_that_its_schema_has_moved(
     """What is resumed on the new owner is another row than the one that this member looks at."""
     set_paused(settings, SkipResets, "main", True)
     work, stopping = SkipResets.configure(settings.migration("skip_resets")), threading.Event()
-    member = Runtime(settings, work, "main", stopping=stopping)
+    member = consumer_of(settings, work, "main", stopping=stopping)
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:

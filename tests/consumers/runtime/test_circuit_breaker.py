@@ -18,8 +18,8 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.pauses import set_paused
 from consumers.operations.replay import replay
 from consumers.operations.status import gather
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.circuit_breaker import CircuitBreaker
-from consumers.runtime.consumer import Runtime
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
@@ -198,7 +198,7 @@ def test_the_end_of_the_topics_hides_no_failure(
     feed.snapshot(rows)
     migration = SkipResets.configure(settings.migration("skip_resets"))
     with pytest.raises(HeadraceError, match=FAILED):
-        Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+        consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert ledger()["parked"] == 50
 
 

@@ -17,8 +17,9 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.replay import replay
 from consumers.operations.status import gather
 from consumers.runtime import completion
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.completion import RowsLeft
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.consumer import Consumer
 from consumers.runtime.totals import Totals
 from infra.kafka import clients, topics
 from infra.settings.model import MigrationSettings, Settings
@@ -76,9 +77,9 @@ def completed(connection: psycopg.Connection[Any]) -> Callable[[], bool]:
     return lambda: connection.execute("SELECT completed_at IS NOT NULL FROM headrace.migrations").fetchone() == (True,)
 
 
-def finalizer(settings: Settings) -> Runtime:
+def finalizer(settings: Settings) -> Consumer:
     work = SkipResets.configure(settings.migration("skip_resets"))
-    return Runtime(settings, work, "main", stopping=threading.Event(), until_complete=True)
+    return consumer_of(settings, work, "main", stopping=threading.Event(), until_complete=True)
 
 
 def test_it_is_complete_when_the_snapshots_end_is_passed_and_nothing_is_left(
@@ -226,7 +227,7 @@ def test_a_count_that_is_too_slow_or_fails_never_stops_applying(
     fill(connection, dict.fromkeys(range(1, 7), TOO_MANY_TAGS))
     positions.snapshot(done=True)
     stopping = threading.Event()
-    member = Runtime(settings, kind.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+    member = consumer_of(settings, kind.configure(settings.migration("skip_resets")), "main", stopping=stopping)
     with structlog.testing.capture_logs() as lines, ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:
@@ -252,7 +253,7 @@ def test_finalize_says_that_what_is_left_cannot_be_counted(
     positions.snapshot(done=True)
     work = CannotCount.configure(settings.migration("skip_resets"))
     with pytest.raises(HeadraceError, match="what is left cannot be counted: relation"):
-        Runtime(settings, work, "main", stopping=threading.Event(), until_complete=True).run()
+        consumer_of(settings, work, "main", stopping=threading.Event(), until_complete=True).run()
 
 
 class CountsBefore(SkipResets):

@@ -14,7 +14,7 @@ from confluent_kafka import Message
 from consumers.delivery.dead_letter_topic import REASON_HEADER
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.kafka import clients
 from infra.kafka.topics import LogReader
@@ -358,7 +358,7 @@ def test_a_connection_lost_after_the_writes_costs_nothing(
     fill(connection, rows)
     feed.snapshot(rows)
     migration = DiesAfterWriting.configure(settings.migration("skip_resets"))
-    totals = Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    totals = consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert totals.applied == 100
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
 
@@ -370,7 +370,7 @@ def test_an_idle_member_does_again_what_a_failover_took_back(
     fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
     stopping = threading.Event()
-    member = Runtime(settings, SkipResets.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+    member = consumer_of(settings, SkipResets.configure(settings.migration("skip_resets")), "main", stopping=stopping)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(member.run)
         try:

@@ -14,7 +14,7 @@ from consumers.contract.decisions import Decision
 from consumers.dead_letters.settle import retry
 from consumers.delivery.dead_letter_topic import read_parked
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
@@ -187,7 +187,7 @@ def test_a_server_too_slow_for_every_row_is_waited_for(
                 tried.append(changes[0].key)
             return super().apply(cursor, changes)
 
-    runtime = Runtime(
+    runtime = consumer_of(
         settings, Tries.configure(settings.migration("skip_resets")), "main", stopping=stopping, until_caught_up=True
     )
     problems: list[BaseException] = []
@@ -236,7 +236,9 @@ def test_a_table_that_changed_under_a_prepared_statement_is_read_again(
 
     def run() -> None:
         try:
-            Runtime(settings, ReturnsAll.configure(settings.migration("skip_resets")), "main", stopping=stopping).run()
+            consumer_of(
+                settings, ReturnsAll.configure(settings.migration("skip_resets")), "main", stopping=stopping
+            ).run()
         except BaseException as error:
             problems.append(error)
 
@@ -309,7 +311,7 @@ def test_a_change_that_only_its_own_transaction_refuses_is_parked(
     feed.snapshot({BAD: TOO_MANY_TAGS})
     feed.snapshot({key: row for key, row in ROWS.items() if key != BAD})
     migration = RefusedWhenCommitted.configure(settings.migration("skip_resets"))
-    Runtime(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert len(written(connection)) + ledger()["parked"] == len(ROWS)
     assert ledger()["parked"] <= 1
 

@@ -17,7 +17,8 @@ from consumers.ledger.progress import Place
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.status import gather
 from consumers.planning.planner import Waiting
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.consumer import Consumer
 from consumers.runtime.set_aside import WaitingPartitions
 from consumers.runtime.totals import Totals
 from infra.settings.model import Settings
@@ -102,7 +103,7 @@ class Member:
     def __init__(self, settings: Settings) -> None:
         self.stopping = threading.Event()
         work = SkipResets.configure(settings.migration("skip_resets"))
-        self.runtime = Runtime(settings, work, "main", stopping=self.stopping, until_caught_up=True)
+        self.runtime = consumer_of(settings, work, "main", stopping=self.stopping, until_caught_up=True)
         self._pool = ThreadPoolExecutor(1)
         self.running: Future[Totals] = Future()
 
@@ -276,7 +277,7 @@ def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the
     assert set(early) <= set(written(connection))
 
 
-def _turns(runtime: Runtime) -> list[None]:
+def _turns(runtime: Consumer) -> list[None]:
     """Return a list that gets longer with each of the consumer's turns."""
     turns: list[None] = []
     bring_back = runtime._applying.bring_back
@@ -342,7 +343,8 @@ def test_a_rebalance_while_the_database_is_asked_makes_what_was_read_of_no_use(
     feed.xid = 7
     feed.snapshot(dict.fromkeys(late, TOO_MANY_TAGS))
     with member(settings, at_once=False) as consumer:
-        runtime, healthy, rebalanced = consumer.runtime, consumer.runtime._healthy, threading.Event()
+        runtime, rebalanced = consumer.runtime, threading.Event()
+        healthy = runtime._interruptions.healthy
 
         def asked_for_long() -> bool:
             if runtime._group.aside and not rebalanced.is_set():
@@ -352,7 +354,7 @@ def test_a_rebalance_while_the_database_is_asked_makes_what_was_read_of_no_use(
                 _wait_until(runtime, lambda: len(runtime._group.positions) == 4)
             return healthy()
 
-        runtime._healthy = asked_for_long  # type: ignore[method-assign]
+        runtime._interruptions.healthy = asked_for_long  # type: ignore[method-assign]
         consumer.start()
         until(lambda: consumer.running.done() or (rebalanced.is_set() and consumer.waiting() == 4), "all wait again")
         other.execute("COMMIT")
@@ -360,7 +362,7 @@ def test_a_rebalance_while_the_database_is_asked_makes_what_was_read_of_no_use(
     assert sorted(written(connection)) == [*early, *late]
 
 
-def _wait_until(runtime: Runtime, condition: Callable[[], bool]) -> None:
+def _wait_until(runtime: Consumer, condition: Callable[[], bool]) -> None:
     """Wait as a consumer does whose database does not answer: in its group, without a look at what happens there."""
     deadline = time.monotonic() + PATIENCE
     while not condition():

@@ -13,7 +13,7 @@ import pytest
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
 from consumers.operations.status import gather
-from consumers.runtime.consumer import Runtime
+from consumers.runtime.assembly import consumer_of
 from infra.settings.model import MigrationSettings, Settings
 from schemas.topics import group_name
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
@@ -38,7 +38,7 @@ def test_it_is_held_and_says_why_and_goes_on(
     rows = dict.fromkeys(range(2_000), TOO_MANY_TAGS)
     fill(connection, rows)
     stopping = threading.Event()
-    member = Runtime(ill, SkipResets.configure(section), "main", stopping=stopping)
+    member = consumer_of(ill, SkipResets.configure(section), "main", stopping=stopping)
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:

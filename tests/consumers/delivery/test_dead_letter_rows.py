@@ -19,12 +19,12 @@ from consumers.contract.decisions import Change
 from consumers.contract.migration import Cursor
 from consumers.dead_letters import settle
 from consumers.dead_letters.settle import read_dead_letters
+from consumers.delivery.dead_letter_rows import Busy
 from consumers.delivery.dead_letter_topic import Parked, Parking, read_parked
 from consumers.operations import catalog
 from consumers.operations.replay import replay
 from consumers.runtime import consumer
-from consumers.runtime.consumer import Runtime
-from consumers.runtime.dead_letter_rows import Busy
+from consumers.runtime.assembly import consumer_of
 from infra.kafka import topics
 from infra.postgres.advisory_locks import lock_key
 from infra.service import log
@@ -78,7 +78,7 @@ def done(command: Command, config: Path, *arguments: str) -> dict[str, Any]:
 
 def consume(settings: Settings, database: str = "main", kind: type[Unguarded] = Unguarded) -> None:
     migration = kind.configure(settings.migration(NAME))
-    Runtime(settings, migration, database, stopping=threading.Event(), until_caught_up=True).run()
+    consumer_of(settings, migration, database, stopping=threading.Event(), until_caught_up=True).run()
 
 
 def park(connection: Connection, feed: Feed, settings: Settings, keys: Sequence[int]) -> None:

@@ -7,7 +7,8 @@ import sys
 
 _TOLD = """
 import gc, sys
-from consumers.runtime import consumer, process_tuning
+from consumers.commands import process_tuning
+from consumers.runtime import consumer
 before = gc.get_threshold()[0]
 process_tuning.tune()
 print(gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > before, sys.getswitchinterval() < 0.001)

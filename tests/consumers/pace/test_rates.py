@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.runtime.rates import Rate
+from consumers.pace.rates import Rate
 
 
 class Clock:
