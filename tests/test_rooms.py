@@ -1,10 +1,11 @@
-"""The order of packages and rooms, as `make lint` holds it: an import the other way is refused, in every room.
+"""The order of packages and rooms, as `make lint` holds it, and what keeps a module readable.
 
 The rules of pyproject.toml are asked about a copy of the source that has such imports.
 """
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import shutil
@@ -65,6 +66,60 @@ def test_a_folder_can_be_taken_in_and_a_name_means_one_module() -> None:
             str(folder.relative_to(CHECKOUT)) for folder in folders if len(list(folder.glob("*.py"))) > MODULES + 1
         }
         assert crowded <= {"schemas"}, package
+
+
+LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 8
+
+
+def test_modules_functions_and_constructors_are_short() -> None:
+    long: list[str] = []
+    for path, text in sources():
+        if text.count("\n") > LINES:
+            long.append(f"{path} has more than {LINES} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                if (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES:
+                    long.append(f"{path}: {node.name} has more than {FUNCTION_LINES} lines")
+                parameters = len(node.args.args) + len(node.args.kwonlyargs)
+                if node.name == "__init__" and parameters - 1 > PARAMETERS:
+                    long.append(f"{path}:{node.lineno}: __init__ has more than {PARAMETERS} parameters")
+    assert long == []
+
+
+def test_what_an_object_has_is_set_when_it_is_made() -> None:
+    """Of classes that inherit nothing of others; and nothing asks whether something is there."""
+    late: list[str] = []
+    for path, text in sources():
+        tree = ast.parse(text)
+        names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+        late += [f"{path}:{name.lineno}: hasattr" for name in names if name.id == "hasattr"]
+        for made in ast.walk(tree):
+            if not isinstance(made, ast.ClassDef) or made.bases:
+                continue
+            declared = {ast.unparse(each.target) for each in made.body if isinstance(each, ast.AnnAssign)}
+            assigned = {
+                method.name: {
+                    each.attr
+                    for each in ast.walk(method)
+                    if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+                    if isinstance(each.value, ast.Name) and each.value.id == "self"
+                }
+                for method in made.body
+                if isinstance(method, ast.FunctionDef)
+            }
+            known = declared | assigned.get("__init__", set())
+            late += [
+                f"{path}: {made.name}.{name} is first set in {method}"
+                for method, set_there in assigned.items()
+                for name in sorted(set_there - known - assigned.keys())
+            ]
+    assert late == []
+
+
+def sources() -> Iterator[tuple[Path, str]]:
+    for package in (*PACKAGES, "headrace.py"):
+        for path in sorted((CHECKOUT / package).rglob("*.py")) or [CHECKOUT / package]:
+            yield path.relative_to(CHECKOUT), path.read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

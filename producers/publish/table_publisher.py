@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final
@@ -47,6 +48,14 @@ def spread(topic: str, before: int, now: int) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TableTopic:
+    """The topic of a table: its partitions, and how many bytes a record of it may have."""
+
+    partitions: int
+    largest: int = RECORD_BYTES
+
+
 class TableFeed:
     """What a producer knows of one table. Records collect in `waiting` until the producer sends them."""
 
@@ -54,38 +63,27 @@ class TableFeed:
         self,
         source: str,
         table: CapturedTable,
-        partitions: int,
+        topic: TableTopic,
         registry: Registry,
         state: SnapshotState | None,
         *,
         not_before: int,
-        largest: int = RECORD_BYTES,
         complete_rows: bool = False,
         now: Callable[[], TableNow | None] = lambda: None,
     ) -> None:
         """`not_before` is kept with a snapshot that starts now; see SnapshotState.
 
-        `largest` is how many bytes a record may have; `now` asks the catalog, None where it cannot tell. With
+        `now` asks the catalog, None where it cannot tell. With
         `complete_rows` the row of every record that leaves out a value is to be read, without it of one with a new key.
         """
         self.source = source
         self.table = table
-        self.partitions = partitions
+        self.partitions = topic.partitions
         self.waiting: list[Record] = []
         self._changed = False
-        self.largest = largest
+        self.largest = topic.largest
         self.complete_rows = complete_rows
-        if state is not None and state.anew:
-            # What stood in the topic is about to be taken back, and with it all that is to be followed.
-            state = SnapshotState(
-                source=source, table=table.name, topic=table.topic, not_before=not_before, done=True, anew=True
-            )
-        standing = state or SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
-        if state is None or state.anew:
-            # Read before any row: what changes from here on differs from what is recorded.
-            standing = standing.model_copy(update=_recorded(table.partitions))
-        before = None if standing.anew else standing.topic_partitions
-        standing = standing.model_copy(update={"topic_partitions": before or partitions})
+        before, standing = _standing(source, table, topic, state, not_before)
         comparable = partial(comparable_key, table) if table.ordered else None
         self.encoders = TableEncoders(source, table, registry, standing.columns, now)
         self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
@@ -104,8 +102,8 @@ class TableFeed:
         self._seen = standing.partitions_seen
         self.leaves = frozenset(each.oid for each in self.state.partitions)
         """The oids of the partitions whose changes are published as the table's."""
-        if before not in (None, partitions) and not self.state.stopped:
-            self.stop(spread(table.topic, before, partitions))
+        if before not in (None, topic.partitions) and not self.state.stopped:
+            self.stop(spread(table.topic, before, topic.partitions))
         self.judging = self.copy.judging
         """Whether events of this table have to be judged; false once the stream has passed its snapshot."""
         self.away = False
@@ -337,6 +335,20 @@ class TableFeed:
         relation, places = self.table.relation, dict(zip(self.table.key, texts, strict=True))
         row = [places.get(column.name) for column in relation.columns]
         return self.encoder_for(relation).key(row)[HEADER_BYTES:]
+
+
+def _standing(
+    source: str, table: CapturedTable, topic: TableTopic, state: SnapshotState | None, not_before: int
+) -> tuple[int | None, SnapshotState]:
+    """Return how many partitions the topic had when the table was recorded, and what its copy goes by."""
+    fresh = SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
+    # What stood in the topic of one that is read anew is about to be taken back, and with it all that is followed.
+    standing = fresh.model_copy(update={"done": True, "anew": True}) if state and state.anew else state or fresh
+    if state is None or state.anew:
+        # Read before any row: what changes from here on differs from what is recorded.
+        standing = standing.model_copy(update=_recorded(table.partitions))
+    before = None if standing.anew else standing.topic_partitions
+    return before, standing.model_copy(update={"topic_partitions": before or topic.partitions})
 
 
 def _recorded(partitions: Partitions) -> dict[str, object]:

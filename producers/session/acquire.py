@@ -21,7 +21,7 @@ from infra.settings.model import Settings
 from infra.state.positions import HandoverState, SnapshotState, StreamState
 from producers.publish.kafka_stalls import Stalls
 from producers.publish.table_encoders import schemas_of
-from producers.publish.table_publisher import TableFeed
+from producers.publish.table_publisher import TableFeed, TableTopic
 from producers.session import handover as ownership
 from producers.session import resume
 from producers.session.handover import Standing
@@ -31,7 +31,7 @@ from producers.source.publication import edited, ensure_publication, read_public
 from producers.source.schema_changes import TableStopped
 from producers.source.server_text import stream_encoding
 from producers.source.tables import CapturedTable
-from producers.stream.connection import ReplicationStream, SlotInUse
+from producers.stream.connection import ReplicationStream, SlotInUse, StreamOptions
 from producers.stream.start_command import Streaming
 from producers.watch.catalog_watch import TableWatch
 from schemas.errors import HeadraceError, Interrupted
@@ -99,11 +99,10 @@ def open_feeds(
         TableFeed(
             source,
             table,
-            partitions[table.name],
+            TableTopic(partitions[table.name], largest[table.topic]),
             registry,
             snapshots.get(table.name) or standing.given.get(table.name),
             not_before=not_before,
-            largest=largest[table.topic],
             complete_rows=settings.database(source).complete_rows,
             now=partial(watch.now, table.relation.oid),
         )
@@ -229,11 +228,7 @@ def take_slot(
     while True:
         _ensure_failover(connection, source, slot)
         try:
-            return ReplicationStream(
-                dsn,
-                slot,
-                publication,
-                start,
+            options = StreamOptions(
                 # Large transactions then wait on this disk, not on the source's, and are here when they commit.
                 streaming=Streaming.ON,
                 # Any role may write messages, each of up to a gigabyte, which would be read at every start.
@@ -241,6 +236,7 @@ def take_slot(
                 application_name=f"headrace {source}",
                 client_encoding=stream_encoding(connection),
             )
+            return ReplicationStream(dsn, slot, publication, start, options)
         except SlotInUse as error:
             if time.monotonic() > deadline:
                 raise

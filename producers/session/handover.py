@@ -93,10 +93,7 @@ def standing(
     published all of a gitlab schema that this one's database was given, and OwnershipMoved when no table is left.
     """
     state = sources.get(source, SourceState())
-    schemas: dict[str, list[CapturedTable]] = {}
-    for table in tables:
-        if table.gitlab_schema != GITLAB_SHARED:
-            schemas.setdefault(table.gitlab_schema, []).append(table)
+    schemas = _by_gitlab_schema(tables)
 
     def taken_over(gitlab_schema: str) -> HandoverState | None:
         owner, record = owners.get(gitlab_schema), state.handovers.get(gitlab_schema)
@@ -126,11 +123,7 @@ def standing(
                 away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
                 for_good.add(gitlab_schema)
         elif returned and claimed:
-            raise SilentGap(
-                f"{gitlab_schema} was published from another server than this copy, in which"
-                f" {', '.join(sorted(returned))} came back to {source}: its rows here are stale",
-                remedy=f"point databases.{source}.dsn at the server that has it; a copy of another needs its own name",
-            )
+            raise _stale(source, gitlab_schema, returned)
         elif (returned or state.stream is None) and (handover := taken_over(gitlab_schema)) is not None:
             taken[gitlab_schema] = handover
     if tables and all(table.gitlab_schema in for_good for table in tables):
@@ -146,6 +139,23 @@ def standing(
         },
         # Nothing is written between a schema's change of owner and the opening of the new one: the last one counts.
         handover=max(taken.values(), key=lambda each: each.confirmed_lsn, default=None),
+    )
+
+
+def _by_gitlab_schema(tables: Sequence[CapturedTable]) -> dict[str, list[CapturedTable]]:
+    """Return gitlab schema → its tables, of those that move."""
+    schemas: dict[str, list[CapturedTable]] = {}
+    for table in tables:
+        if table.gitlab_schema != GITLAB_SHARED:
+            schemas.setdefault(table.gitlab_schema, []).append(table)
+    return schemas
+
+
+def _stale(source: str, gitlab_schema: str, returned: Iterable[str]) -> SilentGap:
+    return SilentGap(
+        f"{gitlab_schema} was published from another server than this copy, in which"
+        f" {', '.join(sorted(returned))} came back to {source}: its rows here are stale",
+        remedy=f"point databases.{source}.dsn at the server that has it; a copy of another needs its own name",
     )
 
 

@@ -95,10 +95,7 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     # One reader: read from the topic's beginning here, and read on from there each time it is asked again.
     positions = Positions(settings.prefix, settings.kafka)
     recorded = positions.sources().get(source, SourceState())
-    stopped = resume.stopped_tables(sql, settings, source, recorded)
-    preflight.require(sql, source, database, slot, settings.prefix, leave_out=stopped, copied=recorded.snapshots)
-    ensure_control_schema(sql, source, database.gitlab_schemas, prefix=settings.prefix)
-    tables = captured_tables(sql, source, database, settings.prefix, leave_out=stopped)
+    stopped, tables = _captured(start, sql, slot, recorded)
     watch.tell(stopped.values())
     if not tables:
         raise acquire.all_stopped(source, stopped.values())
@@ -113,33 +110,25 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     known = standing.of(state)
     snapshots = resume.standing_snapshots(settings, source, known, standing.here(tables), publication)
     published = acquire.open_publication(sql, database.publication, tables, snapshots, lines)
-    stream_state = known.stream or begin_stream(
-        sql, source, start.instance, slot, server.system, standing.behind(snapshots), start.stop
-    )
+    behind = standing.behind(snapshots)
+    stream_state = known.stream or begin_stream(sql, source, start.instance, slot, server.system, behind, start.stop)
     # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
     not_before = next_xid(sql)
     feeds = open_feeds(settings, source, tables, partitions, snapshots, standing, watch, not_before=not_before)
     lines.info("schemas are registered", tables=len(feeds))
-    capture = Capture(
-        feeds,
-        stream_state.position,
-        stream_state.confirmed_lsn,
-        Unseen(stream_state.unseen),
-        Strays(source, state.strays, feeds),
-        server_text(sql),
-    )
+    unseen, strays = Unseen(stream_state.unseen), Strays(source, state.strays, feeds)
+    capture = Capture(feeds, stream_state.position, stream_state.confirmed_lsn, unseen, strays, server_text(sql))
     capture.commit_ms = stream_state.ts_ms
     capture.handovers = dict.fromkeys(standing.returned)
     requests = Requests(sql, feeds, stopped, lines, stream_state.refused_request)
-    identity = Identity(source, start.instance, slot, server)
-    commits = Commits(sql, identity, feeds, capture, relay, requests, watch, start.guardian)
+    commits = Commits(
+        sql, Identity(source, start.instance, slot, server), feeds, capture, relay, requests, watch, start.guardian
+    )
     watch.begin(feeds)
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
         return restart
     stream, incoming = _take_stream(start, sql, opened, slot, capture)
     lines.info("reading", slot=slot, codec=codec.name, **{log.POSITION: str(capture.position)})
-    copy_log = CopyLog(lines)
-    copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     parts = Parts(
         source=source,
         dsn=database.dsn.get_secret_value(),
@@ -153,9 +142,21 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
         watch=watch,
         topic_watch=TopicWatch(settings.kafka),
         guardian=start.guardian,
-        copy_log=copy_log,
+        copy_log=CopyLog(lines),
     )
+    parts.copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     return kind(parts, start.stop, start.timing)
+
+
+def _captured(
+    start: Start, sql: psycopg.Connection[Any], slot: str, recorded: SourceState
+) -> tuple[Mapping[str, SnapshotState], Sequence[CapturedTable]]:
+    """Return the tables that are stopped, and those that can be captured; what they need is checked and made."""
+    settings, source, database = start.settings, start.source, start.settings.database(start.source)
+    stopped = resume.stopped_tables(sql, settings, source, recorded)
+    preflight.require(sql, source, database, slot, settings.prefix, leave_out=stopped, copied=recorded.snapshots)
+    ensure_control_schema(sql, source, database.gitlab_schemas, prefix=settings.prefix)
+    return stopped, captured_tables(sql, source, database, settings.prefix, leave_out=stopped)
 
 
 def _take_stream(

@@ -47,6 +47,8 @@ class TableCopy:
         self._rows_changed = False
         self._comparable = comparable
         self._reread: Reread | None = None
+        self._chunks = TableChunks([])
+        self.incomplete = IncompleteRows(state.incomplete)
         self._load(state)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import select
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -62,6 +63,26 @@ class PublicationMissing(Refused):
     """Create the publication before the slot: a slot cannot tell what was not published at that time."""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """How a slot is read.
+
+    `proto_version` is by default the lowest that `streaming` needs; `status_interval` is in seconds. With the
+    `client_encoding` SQL_ASCII text comes in the database's own bytes.
+    """
+
+    proto_version: int | None = None
+    streaming: Streaming = Streaming.OFF
+    messages: bool = True
+    binary: bool = False
+    application_name: str | None = None
+    client_encoding: str = "UTF8"
+    status_interval: float = 10.0
+
+
+_USUAL: Final = StreamOptions()
+
+
 class ReplicationStream:
     """A slot that is being read; the connection is its own and used by one thread."""
 
@@ -71,25 +92,16 @@ class ReplicationStream:
         slot: str,
         publication: str,
         start: Lsn,
-        *,
-        proto_version: int | None = None,
-        streaming: Streaming = Streaming.OFF,
-        messages: bool = True,
-        binary: bool = False,
-        application_name: str | None = None,
-        client_encoding: str = "UTF8",
-        status_interval: float = 10.0,
+        options: StreamOptions = _USUAL,
     ) -> None:
         """Connect and start reading `slot` at `start` (or at what the slot has confirmed, if that is later).
 
-        `proto_version` is by default the lowest that `streaming` needs; `status_interval` is in seconds. With the
-        `client_encoding` SQL_ASCII text comes in the database's own bytes.
         Raises UsageError (impossible arguments), DatabaseUnavailable, SlotInUse, SlotMissing, SlotLost,
         PublicationMissing, and HeadraceError with the server's own words for anything else.
         """
         self.slot = slot
         self.publication = publication
-        self._status_interval = status_interval
+        self._status_interval = options.status_interval
         self._received = start
         # Zero says nothing to the server; `start` would be believed, even past the end of its log.
         self._flushed = Lsn(0)
@@ -101,12 +113,12 @@ class ReplicationStream:
             slot,
             publication,
             start,
-            version=proto_version,
-            streaming=streaming,
-            messages=messages,
-            binary=binary,
+            version=options.proto_version,
+            streaming=options.streaming,
+            messages=options.messages,
+            binary=options.binary,
         )
-        self._connection = _connect(conninfo(dsn, application_name, client_encoding))
+        self._connection = _connect(conninfo(dsn, options.application_name, options.client_encoding))
         try:
             self._connection.notice_handler = self._notice
             self._set_what_it_relies_on()

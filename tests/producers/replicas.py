@@ -11,7 +11,7 @@ import psycopg
 
 from producers.source import slots
 from producers.stream import messages as m
-from producers.stream.connection import ReplicationStream
+from producers.stream.connection import ReplicationStream, StreamOptions
 from producers.stream.frames import Frame, Keepalive, XLogData
 from producers.stream.pgoutput import Decoder
 from producers.stream.start_command import Streaming
@@ -76,7 +76,7 @@ def prepare(connection: psycopg.Connection[Any], slot: str, *, publish: str = "F
 
 @contextmanager
 def reading(dsn: str, slot: str, start: Lsn, streaming: Streaming = Streaming.OFF, **options: Any) -> Iterator[Reader]:
-    with ReplicationStream(dsn, slot, PUBLICATION, start, streaming=streaming, **options) as stream:
+    with ReplicationStream(dsn, slot, PUBLICATION, start, StreamOptions(streaming=streaming, **options)) as stream:
         yield Reader(stream)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from infra.postgres.key_order import Operators
 from infra.state.positions import SnapshotState
-from producers.publish.table_publisher import TableFeed, _room
+from producers.publish.table_publisher import TableFeed, TableTopic, _room
 from producers.snapshot.reader import ChunkRows
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.snapshot.table_snapshot import Bounds
@@ -37,11 +37,12 @@ def test_a_copy_stops_whose_key_sorts_otherwise_than_when_it_began(registry: Mem
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     signs = tuple(("ext", sign) for sign in (">", ">=", "=", "<=", "<"))
     backwards = replace(TABLE, order=(Operators(signs),))
-    again = TableFeed("main", replace(backwards, ordered=False), 3, registry, table.state, not_before=7)
+    three = TableTopic(3)
+    again = TableFeed("main", replace(backwards, ordered=False), three, registry, table.state, not_before=7)
     assert again.state.stopped == "its key (id) sorts otherwise than when its copy began"
-    anew = TableFeed("main", backwards, 3, registry, again.state.model_copy(update={"anew": True}), not_before=7)
+    anew = TableFeed("main", backwards, three, registry, again.state.model_copy(update={"anew": True}), not_before=7)
     assert (anew.state.stopped, anew.state.order) == (None, "ext >")
-    whole = TableFeed("main", backwards, 3, registry, done(), not_before=7)
+    whole = TableFeed("main", backwards, three, registry, done(), not_before=7)
     assert (whole.state.stopped, whole.state.order) == (None, "ext >")
 
 

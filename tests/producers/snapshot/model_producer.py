@@ -14,7 +14,7 @@ from typing import Any
 from infra.state.positions import SnapshotState, StreamState
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.publish.capture import Capture
-from producers.publish.table_publisher import Record, TableFeed
+from producers.publish.table_publisher import Record, TableFeed, TableTopic
 from producers.session.snapshot_requests import read_request
 from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import ChunkRows
@@ -76,7 +76,13 @@ class ModelProducer:
         stream = StreamState.model_validate_json(self.stream_record)
         snapshot = SnapshotState.model_validate_json(self.table_record) if self.table_record else None
         self.feed = TableFeed(
-            "main", self.table, 1, REGISTRY, snapshot, not_before=self.database.next_xid(), complete_rows=True
+            "main",
+            self.table,
+            TableTopic(1),
+            REGISTRY,
+            snapshot,
+            not_before=self.database.next_xid(),
+            complete_rows=True,
         )
         self.capture = Capture([self.feed], stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._messages: deque[pg.Message] = deque()

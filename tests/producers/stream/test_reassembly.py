@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from producers.source import slots
 from producers.stream import messages as m
-from producers.stream.connection import ReplicationStream
+from producers.stream.connection import ReplicationStream, StreamOptions
 from producers.stream.frames import Frame, XLogData
 from producers.stream.reassembly import Incoming
 from producers.stream.spill import SpillDirectory
@@ -224,7 +224,7 @@ def test_a_real_servers_messages_are_the_same_either_way(
     dsn = make_conninfo(database.dsn, options=SMALL_MEMORY)
     seen = []
     for slot, how in ((plain, Streaming.OFF), (streamed, streaming)):
-        with ReplicationStream(dsn, slot, PUBLICATION, start, streaming=how) as stream:
+        with ReplicationStream(dsn, slot, PUBLICATION, start, StreamOptions(streaming=how)) as stream:
             incoming = Incoming(stream, spills)
             messages: list[m.Message] = []
             kept = 0

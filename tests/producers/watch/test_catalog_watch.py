@@ -9,7 +9,7 @@ import pytest
 
 from infra.postgres.control import ensure_control_schema
 from infra.service import log
-from producers.publish.table_publisher import TableFeed
+from producers.publish.table_publisher import TableFeed, TableTopic
 from producers.source.publication import ensure_publication
 from producers.source.tables import captured_tables
 from producers.watch.catalog_watch import TableWatch, tables_now
@@ -70,7 +70,7 @@ def test_a_table_that_is_moved_away_and_back_during_a_look_was_not_taken_out(dat
         assert now.published, now.name
         run_rest(other, upcoming)
         upcoming[:] = [*[""] * statements, AWAY, BACK]
-        feed = TableFeed("main", table, 1, MemoryRegistry(), None, not_before=7)
+        feed = TableFeed("main", table, TableTopic(1), MemoryRegistry(), None, not_before=7)
         watch.look([feed])
         run_rest(other, upcoming)
         watch.noted(Lsn(1))
