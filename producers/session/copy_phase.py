@@ -136,9 +136,9 @@ def choose(
 
 def copy_chunk(
     connection: psycopg.Connection[Any],
-    feed: TableFeed,
     watch: TableWatch,
     turns: Turns,
+    feed: TableFeed,
     position: Position,
     rows: int,
 ) -> Copied | None:

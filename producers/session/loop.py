@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psycopg
 
 from infra.postgres.connect import one_line, translated
-from infra.postgres.heartbeat import beat
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log, metrics
 from infra.settings.model import SnapshotSettings
 from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
-from producers.session import copy_phase
 from producers.session.commits import Commits, Restart
-from producers.session.copy_phase import BARRIER_SECONDS, CopyLog, Turns
+from producers.session.copy_phase import BARRIER_SECONDS, Choice, Copied, CopyLog, Turns
 from producers.session.slot_monitor import Guardian
 from producers.snapshot.reader import TableGone
 from producers.source.schema_changes import TableStopped
@@ -35,7 +33,7 @@ from producers.stream.visibility_gate import Messages
 from producers.watch.catalog_watch import TableWatch
 from producers.watch.topic_watch import TopicWatch
 from schemas.errors import Malformed
-from schemas.positions import Lsn
+from schemas.positions import Lsn, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,11 @@ USUAL: Final = Timing()
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a session works with. Two connections: `sql` reads tables, `stream` the slot."""
+    """What a session works with. Two connections: `sql` reads tables, `stream` the slot.
+
+    `choose` waits shortly and returns a table that may be read now, `copy_chunk` reads its next chunk, of about so many
+    rows at most, behind a position of the stream (see producers.session.copy_phase); `beat` writes a heartbeat.
+    """
 
     source: str
     dsn: str = field(repr=False)
@@ -68,6 +70,10 @@ class Parts:
     feeds: Sequence[TableFeed]
     capture: Capture
     commits: Commits
+    choose: Callable[[], Choice]
+    copy_chunk: Callable[[TableFeed, Position, int], Copied | None]
+    turns: Turns
+    beat: Callable[[], Lsn]
     watch: TableWatch
     topic_watch: TopicWatch
     guardian: Guardian
@@ -79,7 +85,6 @@ class Session:
 
     def __init__(self, parts: Parts, stop: threading.Event, timing: Timing) -> None:
         self._parts = parts
-        self._sql = parts.sql
         self._stream = parts.stream
         self._feeds = parts.feeds
         self._capture = parts.capture
@@ -87,7 +92,6 @@ class Session:
         self._stop = stop
         self._pace = timing
         self._log = log.get(**{log.SOURCE: parts.source})
-        self._turns = Turns(self._log)
         self._heartbeat_due = 0.0
         self._waits = False
         self._restart: Restart | None = None
@@ -120,23 +124,23 @@ class Session:
         # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
         bound = self._parts.settings.max_retained_wal_mb << 18
         while self._goes_on and time.monotonic() < deadline:
-            choice = copy_phase.choose(self._sql, self._feeds, self._turns, self._capture.unseen, self._stop, self._log)
+            choice = self._parts.choose()
             self._waits = choice.waits
             if choice.feed is None:
                 return
             try:
                 lsn = self._copy_chunk(choice.feed)
             except (TableBusy, psycopg.errors.LockNotAvailable) as error:
-                self._turns.set_aside(choice.feed, one_line(error))
+                self._parts.turns.set_aside(choice.feed, one_line(error))
                 continue
             if lsn is None or lsn - self._capture.confirmed > bound:
                 return
 
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
-        parts, rows = self._parts, self._parts.settings.chunk_rows
+        parts = self._parts
         try:
-            copied = copy_phase.copy_chunk(self._sql, feed, parts.watch, self._turns, self._capture.position, rows)
+            copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
             self._commit([(feed.table.name, feed.state)])
@@ -191,9 +195,9 @@ class Session:
         self._capture.met_stranger = False
         parts.watch.look(self._feeds)
         parts.topic_watch.look(self._feeds)
-        parts.guardian.look(self._sql, self._capture.position.commit_lsn)
+        parts.guardian.look(parts.sql, self._capture.position.commit_lsn)
         try:
-            lsn = beat(self._sql)
+            lsn = parts.beat()
         except psycopg.errors.LockNotAvailable:
             self._log.warning("headrace.heartbeat is locked; an idle slot retains WAL meanwhile")
             return self._capture.position.commit_lsn

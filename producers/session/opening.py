@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -17,6 +18,7 @@ import psycopg
 from infra.kafka import clients
 from infra.postgres.connect import connect, translated
 from infra.postgres.control import ensure_control_schema
+from infra.postgres.heartbeat import beat
 from infra.service import log
 from infra.service.signals import bounded
 from infra.settings.model import Settings
@@ -28,7 +30,7 @@ from producers.publish.table_publisher import TableFeed
 from producers.session import acquire, handover, resume
 from producers.session.acquire import begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.session.commits import Commits, Identity, Restart
-from producers.session.copy_phase import CopyLog
+from producers.session.copy_phase import CopyLog, Turns, choose, copy_chunk
 from producers.session.handover import Found
 from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.session.slot_monitor import Guardian
@@ -38,10 +40,9 @@ from producers.source import preflight, slots
 from producers.source.server_text import server_text
 from producers.source.tables import CapturedTable, captured_tables
 from producers.source.transactions import next_xid
-from producers.stream.connection import ReplicationStream
 from producers.stream.reassembly import Incoming
 from producers.stream.spill import SpillDirectory
-from producers.stream.visibility_gate import Messages, gated
+from producers.stream.visibility_gate import gated
 from producers.watch.catalog_watch import TableWatch
 from producers.watch.topic_watch import TopicWatch
 from schemas import codec
@@ -127,23 +128,8 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     watch.begin(feeds)
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
         return restart
-    stream, incoming = _take_stream(start, sql, opened, slot, capture)
+    parts = _reading(start, sql, opened, slot, feeds, capture, commits, watch)
     lines.info("reading", slot=slot, codec=codec.name, **{log.POSITION: str(capture.position)})
-    parts = Parts(
-        source=source,
-        dsn=database.dsn.get_secret_value(),
-        settings=database.snapshot,
-        sql=sql,
-        stream=stream,
-        incoming=incoming,
-        feeds=feeds,
-        capture=capture,
-        commits=commits,
-        watch=watch,
-        topic_watch=TopicWatch(settings.kafka),
-        guardian=start.guardian,
-        copy_log=CopyLog(lines),
-    )
     parts.copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     return kind(parts, start.stop, start.timing)
 
@@ -159,17 +145,43 @@ def _captured(
     return stopped, captured_tables(sql, source, database, settings.prefix, leave_out=stopped)
 
 
-def _take_stream(
-    start: Start, sql: psycopg.Connection[Any], opened: ExitStack, slot: str, capture: Capture
-) -> tuple[ReplicationStream, Messages]:
-    database = start.settings.database(start.source)
+def _reading(
+    start: Start,
+    sql: psycopg.Connection[Any],
+    opened: ExitStack,
+    slot: str,
+    feeds: Sequence[TableFeed],
+    capture: Capture,
+    commits: Commits,
+    watch: TableWatch,
+) -> Parts:
+    """Take the slot over, and return what a session then works with."""
+    source, database = start.source, start.settings.database(start.source)
+    lines, dsn = log.get(**{log.SOURCE: source}), database.dsn.get_secret_value()
     spills = opened.enter_context(SpillDirectory(database.spill_directory))
-    dsn = database.dsn.get_secret_value()
-    stream = take_slot(sql, dsn, start.source, slot, database.publication, capture.confirmed, start.stop)
+    stream = take_slot(sql, dsn, source, slot, database.publication, capture.confirmed, start.stop)
     opened.callback(stream.close)
     sql.execute(_PATIENCE)
-    lines = log.get(**{log.SOURCE: start.source})
-    return stream, gated(Incoming(stream, spills), database, sql, stream, lines)
+    turns = Turns(lines)
+    return Parts(
+        source=source,
+        dsn=dsn,
+        settings=database.snapshot,
+        sql=sql,
+        stream=stream,
+        incoming=gated(Incoming(stream, spills), database, sql, stream, lines),
+        feeds=feeds,
+        capture=capture,
+        commits=commits,
+        choose=lambda: choose(sql, feeds, turns, capture.unseen, start.stop, lines),
+        copy_chunk=partial(copy_chunk, sql, watch, turns),
+        turns=turns,
+        beat=partial(beat, sql),
+        watch=watch,
+        topic_watch=TopicWatch(start.settings.kafka),
+        guardian=start.guardian,
+        copy_log=CopyLog(lines),
+    )
 
 
 def _find(
