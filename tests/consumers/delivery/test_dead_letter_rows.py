@@ -23,7 +23,7 @@ from consumers.delivery.dead_letter_rows import Busy
 from consumers.delivery.dead_letter_topic import Parked, Parking, read_parked
 from consumers.operations import catalog
 from consumers.operations.replay import replay
-from consumers.runtime import consumer
+from consumers.runtime import assembly
 from consumers.runtime.assembly import consumer_of
 from infra.kafka import topics
 from infra.postgres.advisory_locks import lock_key
@@ -196,7 +196,7 @@ def test_an_event_that_was_applied_after_all_is_no_dead_letter(
     ledger: Callable[..., Any],
 ) -> None:
     ParksInVain.connection = connection
-    monkeypatch.setattr(consumer, "Parking", ParksInVain)
+    monkeypatch.setattr(assembly, "Parking", ParksInVain)
     connection.execute(FORBID)
     fill(connection, {77: TOO_MANY_TAGS})
     feed.snapshot({77: TOO_MANY_TAGS})
@@ -235,7 +235,7 @@ def test_an_event_is_not_retried_before_the_consumer_is_past_it(
         early.append(done(command, config, "retry", NAME)["applied"])
 
     monkeypatch.setattr(RetriedAtOnce, "retry", staticmethod(retry_early), raising=False)
-    monkeypatch.setattr(consumer, "Parking", RetriedAtOnce)
+    monkeypatch.setattr(assembly, "Parking", RetriedAtOnce)
     connection.execute(FORBID)
     fill(connection, {77: TOO_MANY_TAGS})
     feed.snapshot({77: TOO_MANY_TAGS})

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from infra.settings.model import load_settings
+from infra.settings.file import load_settings
 from producers.switchover.endpoints import Move
 from producers.switchover.steps import opened
 
