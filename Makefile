@@ -31,7 +31,7 @@ RULE ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
-.PHONY: demo test lint bench fuzz types chaos faults model audit clean
+.PHONY: help demo test lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -49,6 +49,9 @@ $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
 $(FUZZER): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[fuzz]'
 	@touch $@
+
+help:  ## what there is
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s%s\n", $$1, $$2 }'
 
 demo: $(STAMP)  ## the whole story on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
@@ -86,7 +89,7 @@ chaos: $(STAMP)  ## the whole path under load and faults, for MINUTES or ROUNDS;
 	  $(if $(PLANTED),--planted "$(PLANTED)") $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
 
 faults: $(STAMP)  ## faults of moving repositories that were mended, put back: which kinds find each
-	$(BIN)/python -m tests.consumers.moving.faults
+	$(BIN)/python -m tests.consumers.gitserver.faults
 
 AUDIT := .venv-audit
 WRITE ?=

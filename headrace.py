@@ -11,16 +11,16 @@ from typing import Annotated, Final, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-import consumers.checking
-import consumers.cli
-import consumers.rights
-import infra.demo.cli
-import infra.init.cli
-import infra.stack.cli
-import producers.cli
-import producers.rights
-from infra.programs import Program
-from infra.settings import Settings
+import consumers.commands.consume
+import consumers.operations.check
+import consumers.operations.rights
+import infra.demo.demo_command
+import infra.init.init_command
+import infra.stack.up_command
+import producers.commands.produce
+import producers.source.rights
+from infra.rights.programs import Program
+from infra.settings.model import Settings
 from schemas.errors import HeadraceError, printable
 
 INTERRUPTED: Final = 130
@@ -44,7 +44,7 @@ app = typer.Typer(
 
 def programs(settings: Settings) -> list[Program]:
     """Return what these settings run as services, and what each of it needs to be allowed."""
-    return [*producers.rights.programs(settings), *consumers.rights.programs(settings)]
+    return [*producers.source.rights.programs(settings), *consumers.operations.rights.programs(settings)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,15 +63,15 @@ def _options(
 
 
 for commands in (
-    infra.demo.cli.COMMANDS,
-    infra.stack.cli.COMMANDS,
-    infra.init.cli.commands(programs),
-    producers.cli.commands(consumers.checking.advise),
-    consumers.cli.COMMANDS,
+    infra.demo.demo_command.COMMANDS,
+    infra.stack.up_command.COMMANDS,
+    infra.init.init_command.commands(programs),
+    producers.commands.produce.commands(consumers.operations.check.advise),
+    consumers.commands.consume.COMMANDS,
 ):
     for command in commands:
         app.command()(command)
-for name, subcommands in consumers.cli.GROUPS.items():
+for name, subcommands in consumers.commands.consume.GROUPS.items():
     app.add_typer(subcommands, name=name)
 
 

@@ -34,7 +34,7 @@ def sift(
     room: int,
     /,
 ) -> tuple[int, int, int, int, list[Any]]:
-    """Return what consumers/sifting.py describes, as a plain tuple."""
+    """Return what consumers/planning/prefilter.py describes, as a plain tuple."""
 
 class Reader:
     """How a migration's columns are read from records of one schema."""

@@ -1,4 +1,4 @@
-/* Stretches of records: what consumers/sifting.py does in Python, step for step, for records of Kafka or the like. */
+/* Stretches of records: what consumers/planning/prefilter.py does in Python, step for step, for records of Kafka or the like. */
 
 #ifndef HEADRACE_CODEC_RECORDS_H
 #define HEADRACE_CODEC_RECORDS_H

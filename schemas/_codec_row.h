@@ -1,4 +1,4 @@
-/* A row of the stream as the message has it: what producers.pgoutput_fields.columns makes a list of, without the list.
+/* A row of the stream as the message has it: what producers.stream.pgoutput_fields.columns makes a list of, without the list.
  *
  * It is a sequence of the same values, made when somebody asks for them. The codec reads the message itself. */
 

@@ -16,6 +16,9 @@ from schemas.errors import Refused
 GITLAB_SHARED: Final = "gitlab_shared"
 """The label of tables that every database has for itself."""
 
+PRAEFECT: Final = "praefect"
+"""The label of what Praefect knows, and of what storage walks find."""
+
 KNOWN: Final = frozenset(
     (
         "gitlab_ci",
@@ -37,7 +40,7 @@ KNOWN: Final = frozenset(
         "gitlab_shared_cell_local",
         "gitlab_shared_org",
         "gitserver",
-        "praefect",
+        PRAEFECT,
         "registry",
     )
 )

@@ -119,7 +119,12 @@ def compile_functions(
         if column.toastable:
             kept[UNCHANGED] = NULL
         scope[f"M{index}"] = Memo(exact, kept)
+    exec(compile(_source(types, key, lacking), "<rows of a relation>", "exec"), scope)  # noqa: S102
+    return {name: scope[name] for name in ("key", "change", "update", "delete")}
 
+
+def _source(types: Sequence[ColumnType], key: Sequence[int], lacking: Collection[int]) -> str:
+    """Return the functions as Python."""
     shared = {index for index in key if not types[index].partial}
     width = len(types)
 
@@ -138,7 +143,7 @@ def compile_functions(
     head = f"prefix, LONGS[ordinal], LONGS[ts_ms], {missing}"
     new, old = cells("n", keyed=True), cells("o", keyed=False)
     new_key, old_key = _key(types, key, "n"), _key(types, key, "o")
-    source = "\n".join(
+    return "\n".join(
         (
             _function("key", "new", ["new"], width, new_key),
             _function(
@@ -165,5 +170,3 @@ def compile_functions(
             ),
         )
     )
-    exec(compile(source, "<rows of a relation>", "exec"), scope)  # noqa: S102
-    return {name: scope[name] for name in ("key", "change", "update", "delete")}

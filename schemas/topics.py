@@ -79,3 +79,8 @@ def schemas_topic(prefix: str) -> str:
 def parked_topic(prefix: str, migration: str) -> str:
     """Return the topic of the events that a migration could not apply."""
     return _topic(prefix, "parked", escape(migration))
+
+
+def group_name(prefix: str, migration: str) -> str:
+    """Return the name of a migration's consumer group."""
+    return f"{prefix}.{migration}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace import programs
 from infra.init.administrator import administrator_script
-from infra.settings import Settings
+from infra.settings.model import Settings
 
 
 def whole_script(settings: Settings) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from infra.stack.jars import Jar, pinned_jars
+from infra.stack.brokers.jars import Jar, pinned_jars
 
 ROOT: Final = Path(__file__).parents[1]
 CONSTRAINTS: Final = ROOT / "infra" / "constraints.txt"

@@ -12,8 +12,8 @@ from typing import Final
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from infra.stack.kafka import EmbeddedKafka
-from infra.stack.processes import Keeper
+from infra.stack.brokers.cluster import EmbeddedKafka
+from infra.stack.processes.keeper import Keeper
 
 PATIENCE: Final = 180.0
 """Seconds until a test that waits for something gives up; nothing is asserted about it."""

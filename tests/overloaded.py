@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.postgres import pinned
+from infra.postgres.connect import pinned
 
 
 def pinned_slowly(version: int, *, reading: bool) -> bytes:

@@ -18,10 +18,10 @@ from typing import Final
 import platformdirs
 import pytest
 
-from infra.stack.jars import download_from_maven, ensure_jars, listed_jars
-from infra.stack.kafka import EmbeddedKafka
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import Keeper
+from infra.stack.brokers.cluster import EmbeddedKafka
+from infra.stack.brokers.jars import download_from_maven, ensure_jars, listed_jars
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.stack.processes.keeper import Keeper
 from schemas.errors import Unavailable
 
 NEWEST: Final = 18

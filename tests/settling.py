@@ -8,8 +8,8 @@ import time
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 
-from infra import kafka
-from infra.settings import KafkaSettings
+from infra.kafka import clients
+from infra.settings.model import KafkaSettings
 
 _PATIENCE = 180.0
 """Seconds until it gives up. The broker itself ends what a producer that died left open, after a minute or so."""
@@ -28,7 +28,7 @@ def until_shown(settings: KafkaSettings, *topics: str) -> None:
 
     What is still being written meanwhile is not waited for.
     """
-    client = kafka.admin(settings)
+    client = clients.admin(settings)
     found = client.list_topics(timeout=_PATIENCE).topics
     places = [TopicPartition(topic, number) for topic in topics if topic in found for number in found[topic].partitions]
     if not places:

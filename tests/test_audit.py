@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from infra.stack.jars import pinned_jars
+from infra.stack.brokers.jars import pinned_jars
 from tests.audit import CONSTRAINTS, HASHES, differences, of_report, parsed, vulnerabilities, with_jars
 
 REPORT = {

@@ -22,9 +22,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from headrace import app
-from infra.settings import load_settings
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import Keeper, wait_gone
+from infra.settings.file import load_settings
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.stack.processes.keeper import Keeper, wait_gone
 from tests.conftest import Database
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)

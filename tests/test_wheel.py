@@ -104,7 +104,7 @@ def test_every_file_of_the_packages_is_in_it(source: Path, wheel: Path) -> None:
         str(path.relative_to(source)) for name in PACKAGES for path in (source / name).rglob("*") if path.is_file()
     }
     assert inside == {"headrace.py"} | {name for name in files if not name.startswith(COMPOSE)}
-    assert {"schemas/gitlab_schemas.toml", "infra/control.sql", "infra/stack/kafka_jars.txt"} <= inside
+    assert {"schemas/gitlab_schemas.toml", "infra/postgres/control.sql", "infra/stack/brokers/kafka_jars.txt"} <= inside
     assert {f"{package}/py.typed" for package in PACKAGES} <= inside
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.indicators import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
 # Who waits for a row waits for a transaction, and holds a tuple lock on the table or a lock on the table itself.
 # Of headrace's own members none counts: they wait for each other now and then.

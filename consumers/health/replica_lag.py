@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.indicators import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
 # By the log and not by replay_lag: that one stands still while a standby replays nothing.
 _BEHIND = """

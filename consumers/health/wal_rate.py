@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from consumers.indicators import Cursor, Fine, Indicator, Signal, Stop, Subject, Unknown, number
+from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, Unknown, number
 
 
 class WalRate(Indicator):

@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
-from consumers import praefect, walk_ledger
-from consumers.decisions import Change, Decision, Park, Skip
-from consumers.migration import Cursor, Migration, Options
-from consumers.walk_ledger import End, Latest, Standing, Walk
-from infra import control, log
-from infra.settings import Settings
+from consumers.contract.decisions import Change, Decision, Park, Skip
+from consumers.contract.migration import Cursor, Migration, Options
+from consumers.praefect import records, walk_ledger
+from consumers.praefect.walk_ledger import End, Latest, Standing, Walk
+from infra.postgres import control
+from infra.service import log
+from infra.settings.model import Settings
 from schemas.errors import UsageError
 from schemas.events import ChangeEvent, Row
 
@@ -31,7 +32,7 @@ _STRANGER: Final = Skip("a virtual storage that the settings do not have")
 _UNKNOWN: Final = Park("a kind of row that this version of headrace does not know")
 _UNNAMEABLE: Final = Park("a repository whose path cannot be text in a database")
 _OUTSIDE: Final = Park("a path that does not stay in the storage")
-_TOO_LONG: Final = Park(f"a path too long for a notification of {praefect.PAYLOAD_BYTES:,} bytes")
+_TOO_LONG: Final = Park(f"a path too long for a notification of {records.PAYLOAD_BYTES:,} bytes")
 _NO_END: Final = Park("an end of a walk without its figures")
 
 _OF_KIND: Final[Mapping[tuple[object, bool], Decision]] = {
@@ -134,7 +135,7 @@ class MissingRecords(Migration):
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
         """Record what is missing, and count it; set the flag behind the last of a walk. See Migration.apply."""
         now = _Moment.of(cursor)
-        settled = praefect.imported(cursor)
+        settled = records.imported(cursor)
         found = [change.values["found"] for change in changes]
         wanted = [
             each
@@ -148,9 +149,9 @@ class MissingRecords(Migration):
             for each in wanted
             if isinstance(each, Sighting) and each.seen_ms >= oldest and not _superseded(each, latest)
         ]
-        schema = praefect.schema_of(cursor)
-        missing = praefect.missing(cursor, schema, _newest(current))
-        changed = sum(praefect.record(cursor, schema, batch) for batch in praefect.statements(missing))
+        schema = records.schema_of(cursor)
+        missing = records.missing(cursor, schema, _newest(current))
+        changed = sum(records.record(cursor, schema, batch) for batch in records.statements(missing))
         walks = Counter(each.walk for each in current)
         walk_ledger.count(cursor, now.run, walks)
         ends = sorted(each for each in wanted if isinstance(each, End))
@@ -176,8 +177,8 @@ class MissingRecords(Migration):
                     remedy="correct database under [virtual_storages]",
                 )
         else:
-            names = praefect.virtual_storages(cursor) | walk_ledger.walked(cursor)
-        return len(names - praefect.imported(cursor))
+            names = records.virtual_storages(cursor) | walk_ledger.walked(cursor)
+        return len(names - records.imported(cursor))
 
     @property
     def remaining_is_all(self) -> bool:
@@ -186,7 +187,7 @@ class MissingRecords(Migration):
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
         """Return the virtual storages whose last walk did not import them, why, and when it began."""
-        imported = praefect.imported(cursor)
+        imported = records.imported(cursor)
         given_up = []
         for walk, run, begun in walk_ledger.last(cursor):
             standing = walk_ledger.standing(cursor, run, walk)
@@ -222,7 +223,7 @@ class MissingRecords(Migration):
             lines.warning("not imported yet: put it right and walk again", reason=reason)
             return 0
         lines.info("all repositories of the primary have records", repositories=standing.applied)
-        flags = praefect.mark_imported(cursor, walk.virtual_storage)
+        flags = records.mark_imported(cursor, walk.virtual_storage)
         for text, names in self._differences(cursor):
             lines.warning(text, virtual_storages=sorted(names))
         return flags
@@ -232,7 +233,7 @@ class MissingRecords(Migration):
         configured = self.options.primaries.keys()
         if not configured:
             return
-        known = praefect.virtual_storages(cursor)
+        known = records.virtual_storages(cursor)
         if strangers := known - configured:
             yield "the database knows virtual storages that the settings do not have; they are left alone", strangers
         if unknown := configured - known - walk_ledger.walked(cursor):
@@ -245,7 +246,7 @@ def _refusal(cursor: Cursor, walk: Walk, standing: Standing) -> str | None:
         return "some directories could not be read; the walk's log names them"
     if standing.problems:
         return f"{standing.problems} repositories cannot be recorded by their names; the walk's log names them"
-    if standing.promised == 0 and praefect.hosts_something(cursor, walk.virtual_storage, walk.storage):
+    if standing.promised == 0 and records.hosts_something(cursor, walk.virtual_storage, walk.storage):
         return "it found no repository, but the database knows some on that storage: is it mounted?"
     if standing.applied != standing.promised:
         return (
@@ -278,7 +279,7 @@ def _found(sighting: Sighting) -> Decision:
     path = sighting.relative_path
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         return _OUTSIDE
-    if not praefect.recordable(sighting.walk.virtual_storage, path):
+    if not records.recordable(sighting.walk.virtual_storage, path):
         return _TOO_LONG
     return Change((sighting.walk.virtual_storage, path), {"found": sighting})
 
@@ -303,12 +304,12 @@ def _superseded(sighting: Sighting, latest: Mapping[tuple[str, str], Latest]) ->
     return last is not None and sighting.walk.walk_id < last.walk_id and sighting.seen_ms < last.begun_ms
 
 
-def _newest(sightings: Sequence[Sighting]) -> list[praefect.Found]:
+def _newest(sightings: Sequence[Sighting]) -> list[records.Found]:
     """Return each repository once, on the storage where it was seen last: its primary may have changed."""
-    newest: dict[tuple[str, str], praefect.Found] = {}
+    newest: dict[tuple[str, str], records.Found] = {}
     for each in sorted(sightings, key=lambda sighting: sighting.seen_ms):
         walk = each.walk
-        newest[walk.virtual_storage, each.relative_path] = praefect.Found(
+        newest[walk.virtual_storage, each.relative_path] = records.Found(
             walk.virtual_storage, each.relative_path, walk.storage
         )
     return list(newest.values())

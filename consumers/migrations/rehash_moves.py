@@ -2,7 +2,7 @@
 
 Seed 002: in the order of their names, each is cloned to its new home, the move is recorded, and the old one is removed
 once no reader is sent there any more. Events say which repositories there are; `consumers.moving` moves them, and
-`consumers.routing` tells applications where to look meanwhile.
+`consumers.routing.lookup` tells applications where to look meanwhile.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import ClassVar, Final
 
 from pydantic import Field
 
-from consumers.decisions import Change, Decision, Skip
-from consumers.migration import Cursor, Migration, Options
-from consumers.moving import cursors, states
-from consumers.moving.cursors import Direction
-from consumers.moving.mover import Mover
-from consumers.moving.readiness import missing
-from consumers.moving.tables import OWN_TABLES
-from consumers.outside import Outside, Pace, WorkStatus
-from infra.settings import Settings
+from consumers.contract.decisions import Change, Decision, Skip
+from consumers.contract.external import Outside, Pace, WorkStatus
+from consumers.contract.migration import Cursor, Migration, Options
+from consumers.gitserver import cursors, states
+from consumers.gitserver.cursors import Direction
+from consumers.gitserver.readiness import missing
+from consumers.gitserver.tables import OWN_TABLES
+from consumers.gitserver.worker import Mover
+from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.events import UNCHANGED, ChangeEvent, Op
 

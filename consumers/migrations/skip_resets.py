@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from consumers.decisions import Change, Decision, Skip
-from consumers.indexes import SuggestedIndex
-from consumers.migration import Cursor, Migration, Options
+from consumers.contract.decisions import Change, Decision, Skip
+from consumers.contract.migration import Cursor, Migration, Options
+from consumers.contract.suggested_index import SuggestedIndex
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
 SKIPPED: Final = "import_skipped"

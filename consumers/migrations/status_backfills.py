@@ -4,7 +4,7 @@ Seed 004: the column comes without a default and may be empty at first; then eve
 be without. A copy of this class with other words is another backfill.
 """
 
-from consumers.backfill import Backfill
+from consumers.contract.backfill import Backfill
 
 
 class StatusBackfills(Backfill):

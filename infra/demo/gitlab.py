@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.postgres import connect
+from infra.postgres.connect import connect
 
 SKIPPED_SHARE: Final = 27_700 / 1_000_000
 """The seed's 27,700 of a million rows were skipped for too many tags."""

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from infra.demo.stage import Line, ProofFailed, Stage, count
-from infra.postgres import connect
+from infra.postgres.connect import connect
 
 _MIGRATION: Final = "status_backfills"
 _ROWS: Final = 20_000

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infra.demo.gitlab import Application, Proof, build, prove, skipped_rows
 from infra.demo.stage import Line, ProofFailed, Stage
-from infra.stack.processes import Guarded
-from infra.topics import end_offsets
+from infra.kafka.topics import end_offsets
+from infra.stack.processes.keeper import Guarded
 
 _MIGRATION: Final = "skip_resets"
 _TABLE: Final = "public.container_repositories"

@@ -19,12 +19,12 @@ import psycopg
 import tomli_w
 from rich.console import Console
 
-from infra import kafka
-from infra.positions import Positions
-from infra.postgres import connect
-from infra.settings import KafkaSettings
+from infra.kafka import clients
+from infra.postgres.connect import connect
+from infra.settings.model import KafkaSettings
 from infra.stack import EmbeddedStack
-from infra.stack.processes import Guarded
+from infra.stack.processes.keeper import Guarded
+from infra.state.positions import Positions
 from schemas.errors import HeadraceError
 
 _PATIENCE: Final = 600.0
@@ -115,8 +115,8 @@ class Stage:
 
     def until_left(self, group: str) -> None:
         """Wait until Kafka counts nobody as a member: one that was killed is one for as long as its session lasts."""
-        with kafka.translated(self.kafka):
-            client = kafka.admin(self.kafka)
+        with clients.translated(self.kafka):
+            client = clients.admin(self.kafka)
             for _ in self.patiently(f"the group {group}"):
                 if not client.describe_consumer_groups([group])[group].result(_PATIENCE).members:
                     return

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from infra import acls, planted, privileges, programs, table_format
-from infra.control import PUBLISHED, control_sql
-from infra.programs import Program
-from infra.settings import DatabaseSettings, Settings
+from infra.postgres import foreign_schema, table_format
+from infra.postgres.control import PUBLISHED, control_sql
+from infra.rights import acls, privileges, programs
+from infra.rights.programs import Program
+from infra.settings.model import DatabaseSettings, Settings
 from schemas import formats
 
 
@@ -37,7 +38,7 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
     yield f"-- Database {name}: run in {where}, as a superuser. May be run again."
     yield "-- Nothing that somebody made in another schema is found by a bare name, or run."
     yield "SET search_path = pg_catalog, pg_temp;"
-    yield planted.script()
+    yield foreign_schema.script()
     yield f"-- For {', '.join(dict.fromkeys(program.name for program in own))}."
     yield _text(
         "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal}) THEN "

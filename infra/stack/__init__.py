@@ -1,7 +1,7 @@
 """The servers that headrace runs on when there are no others: Kafka and PostgreSQL, started and stopped by it.
 
 Two kinds with one interface, `Stack`: `embedded_stack()` (child processes, nothing to install) and
-`container_stack()` (Docker, official images). Neither outlives its owner; `headrace up` (cli.py) is the exception.
+`container_stack()` (Docker, official images). Neither outlives its owner, except that of `headrace up` (up_command.py).
 """
 
 from __future__ import annotations

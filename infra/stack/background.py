@@ -19,12 +19,12 @@ from pathlib import Path
 import platformdirs
 import psutil  # type: ignore[import-untyped]  # it ships no types
 
-from infra.stack.broker_settings import COUNTS
+from infra.stack.brokers.broker_settings import COUNTS
+from infra.stack.brokers.cluster import brokers_in
 from infra.stack.embedded import EmbeddedStack, translated
 from infra.stack.interface import Endpoints
-from infra.stack.kafka import brokers_in
-from infra.stack.ports import is_free
-from infra.stack.processes import Identity, unprivileged_account, wait_gone
+from infra.stack.processes.keeper import Identity, unprivileged_account, wait_gone
+from infra.stack.processes.ports import is_free
 from schemas import formats
 from schemas.errors import HeadraceError, Malformed, UsageError
 

@@ -17,13 +17,13 @@ import psycopg
 from docker.errors import DockerException  # type: ignore[import-untyped]  # it ships no types
 from testcontainers.core.container import DockerContainer
 
-from infra.stack.broker import serving
-from infra.stack.broker_settings import SETTINGS as KAFKA_SETTINGS
-from infra.stack.databases import SUPERUSER, DatabaseServer
+from infra.stack.brokers.broker import serving
+from infra.stack.brokers.broker_settings import SETTINGS as KAFKA_SETTINGS
+from infra.stack.brokers.jars import KAFKA_VERSION
 from infra.stack.interface import Endpoints
-from infra.stack.jars import KAFKA_VERSION
-from infra.stack.ports import free_port
-from infra.stack.postgres import SETTINGS as POSTGRES_SETTINGS
+from infra.stack.postgresql.databases import SUPERUSER, DatabaseServer
+from infra.stack.postgresql.server import SETTINGS as POSTGRES_SETTINGS
+from infra.stack.processes.ports import free_port
 from schemas.errors import Unavailable
 
 KAFKA_IMAGE = f"apache/kafka:{KAFKA_VERSION}"

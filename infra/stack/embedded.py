@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from infra.stack.brokers.cluster import EmbeddedKafka, at_once
 from infra.stack.interface import Endpoints
-from infra.stack.kafka import EmbeddedKafka, at_once
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import Keeper
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.stack.processes.keeper import Keeper
 from schemas.errors import HeadraceError, UsageError
 
 FREE_BYTES_NEEDED = 512 * 1024 * 1024

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.stack.processes import Guarded
+from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import Bench, Site
 

@@ -14,15 +14,16 @@ import psycopg
 import tomli_w
 from rich.console import Console
 
-from infra.control import recorded_prefix
 from infra.demo.gitlab import build
-from infra.positions import Positions
-from infra.settings import Settings, load_settings
+from infra.kafka.topics import delete_topics
+from infra.postgres.control import recorded_prefix
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
-from infra.stack.databases import drop_slots
-from infra.stack.processes import Guarded
-from infra.topics import delete_topics
-from producers.startup import slot_name
+from infra.stack.postgresql.databases import drop_slots
+from infra.stack.processes.keeper import Guarded
+from infra.state.positions import Positions
+from producers.source.slots import slot_name
 from schemas.errors import HeadraceError
 from schemas.topics import positions_topic, table_topic
 

@@ -17,11 +17,11 @@ from typing import Final
 import platformdirs
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.stack.jars import Jar, download_from_maven, ensure_jars, listed_jars
-from infra.stack.java import find_java
-from infra.stack.ports import free_port
-from infra.stack.processes import Guarded
-from infra.topics import delete_topics, ensure_topic
+from infra.kafka.topics import delete_topics, ensure_topic
+from infra.stack.brokers.jars import Jar, download_from_maven, ensure_jars, listed_jars
+from infra.stack.brokers.java import find_java
+from infra.stack.processes.keeper import Guarded
+from infra.stack.processes.ports import free_port
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import TABLE, Bench, Site, drop_slot
 from tests.benchmarks.machine import Meter, peak_megabytes

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from consumers.group import group_name
-from consumers.group_admin import members
-from infra.stack.processes import Guarded
+from consumers.operations.group_admin import members
+from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
+from schemas.topics import group_name
 from tests.benchmarks.bench import PATIENCE, Site
 from tests.benchmarks.machine import peak_megabytes
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import psycopg
 from pydantic import BaseModel
 
-from infra.positions import SnapshotState, StreamState
-from infra.stack.processes import Guarded
+from infra.stack.processes.keeper import Guarded
+from infra.state.positions import SnapshotState, StreamState
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn
 from tests.benchmarks.bench import Bench, Site, median_or_none

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from infra import copy_out
 from infra.demo.gitlab import build
-from infra.postgres import connect
-from infra.settings import DatabaseSettings
+from infra.postgres import copy_out
+from infra.postgres.connect import connect
+from infra.settings.model import DatabaseSettings
 from infra.stack import embedded_stack
-from producers import pgoutput_fields
-from producers.pgoutput import Decoder
-from producers.tables import CapturedTable, captured_tables
+from producers.source.tables import CapturedTable, captured_tables
+from producers.stream import pgoutput_fields
+from producers.stream.pgoutput import Decoder
 from schemas.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn

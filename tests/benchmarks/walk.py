@@ -18,10 +18,10 @@ from typing import Any
 
 import tomli_w
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 from infra.stack import embedded_stack
-from producers.walk import walk_directory
-from producers.walk_producer import storage_walk_topic
+from producers.walk.directory import walk_directory
+from producers.walk.run import storage_walk_topic
 from tests.producers.folding import fold, read_topic
 from tests.producers.storages import hashed, repository
 

@@ -11,11 +11,11 @@ from typing import Final, Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from pydantic import BaseModel
 
-from infra import kafka
-from infra.positions import SnapshotState, StreamState
-from infra.settings import KafkaSettings
-from infra.stack.processes import Guarded
-from infra.topics import STATE, ensure_topic
+from infra.kafka import clients
+from infra.kafka.topics import STATE, ensure_topic
+from infra.settings.model import KafkaSettings
+from infra.stack.processes.keeper import Guarded
+from infra.state.positions import SnapshotState, StreamState
 from schemas.errors import HeadraceError
 from schemas.topics import positions_topic
 from tests.benchmarks.bench import PATIENCE, TABLE, Site
@@ -32,7 +32,7 @@ class PositionsWatch:
         topic = positions_topic(site.prefix)
         settings = site.settings.kafka
         ensure_topic(settings, topic, partitions=1, config=STATE)
-        self._consumer = kafka.consumer(settings, "bench-positions", fetch_wait_max_ms=10)
+        self._consumer = clients.consumer(settings, "bench-positions", fetch_wait_max_ms=10)
         end = _end(self._consumer, TopicPartition(topic, 0))
         self._consumer.assign([TopicPartition(topic, 0, end)])
 
@@ -81,7 +81,7 @@ class EndWatch:
     """Counts the records of a topic by its partitions' ends (markers of transactions count too)."""
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
-        self._consumer = kafka.consumer(settings, "bench-ends", isolation_level="read_uncommitted")
+        self._consumer = clients.consumer(settings, "bench-ends", isolation_level="read_uncommitted")
         found = self._consumer.list_topics(topic, timeout=_TIMEOUT).topics[topic]
         self._partitions = [TopicPartition(topic, partition) for partition in found.partitions]
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 import psycopg
 from psycopg import IsolationLevel
 
-from infra import guard
+from infra.guard import write_guard
 from tests.chaos.tenures import HISTORY, Key, log_writes
-from tests.consumers.repositories import TABLE
+from tests.consumers.container_repositories import TABLE
 from tests.consumers.services import PATIENCE, ROOT
 
 MAIN: Final = "gitlab_main"
@@ -44,7 +44,7 @@ _PLAIN = "CREATE TABLE public.{} (id bigint PRIMARY KEY, name text NOT NULL)"
 def build(connection: psycopg.Connection[Any]) -> None:
     """Make the database `first`, which owns everything."""
     for statement in (
-        (ROOT / "infra" / "control.sql").read_text(),
+        (ROOT / "infra" / "postgres" / "control.sql").read_text(),
         "INSERT INTO headrace.database (name) VALUES ('first')",
         "INSERT INTO headrace.schema_ownership (gitlab_schema, owner)"
         f" SELECT unnest('{{{MAIN},{CI},{SEC},{SHARED}}}'::text[]), 'first'",
@@ -63,7 +63,7 @@ def build(connection: psycopg.Connection[Any]) -> None:
             connection.execute(log_writes(gitlab_schema, table, *VALUE[gitlab_schema]).encode())
         else:
             connection.execute(log_writes(gitlab_schema, table, "name").encode())
-        guard.install(connection, gitlab_schema, [f"public.{table}"])
+        write_guard.install(connection, gitlab_schema, [f"public.{table}"])
 
 
 def filled() -> dict[Key, str]:

@@ -24,10 +24,10 @@ from confluent_kafka import TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from infra import kafka
-from infra.settings import Settings
+from infra.kafka import clients
+from infra.settings.model import Settings
 from infra.stack import Stack
-from infra.stack.kafka import EmbeddedKafka
+from infra.stack.brokers.cluster import EmbeddedKafka
 from schemas.events import Op
 from schemas.topics import positions_topic
 from tests.chaos.row_history import HISTORY, faults
@@ -101,7 +101,7 @@ class Reader:
     def _read(self) -> None:
         decoders = Decoders(self._settings)
         last = time.time()
-        with kafka.reading(self._settings.kafka) as client:
+        with clients.reading(self._settings.kafka) as client:
             client.assign([TopicPartition(self._topic, number, 0) for number in range(_PARTITIONS)])
             while not self._stop.is_set():
                 for message in client.consume(500, 0.1):

@@ -46,11 +46,11 @@ def _become(
         prepare()
     sys.argv = ["headrace", *arguments]
     # Imported by the server of forks before.
-    import consumers.group  # noqa: PLC0415
+    import consumers.delivery.group  # noqa: PLC0415
     import headrace  # noqa: PLC0415
 
     # A consumer that is killed keeps its partitions until then; after many kills several such times follow each other.
-    vars(consumers.group)["SESSION_TIMEOUT_MS"] = _SESSION_MS
+    vars(consumers.delivery.group)["SESSION_TIMEOUT_MS"] = _SESSION_MS
     headrace.main()
 
 

@@ -15,10 +15,17 @@ from typing import Any
 
 import psycopg
 
-from consumers.status import gather
-from infra.settings import load_settings
+from consumers.operations.status import gather
+from infra.settings.file import load_settings
 from infra.stack import EmbeddedStack, Stack
-from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, Feed, fill, start_impatient_member, write_settings
+from tests.consumers.container_repositories import (
+    TABLE,
+    TOO_MANY_TAGS,
+    Feed,
+    fill,
+    start_impatient_member,
+    write_settings,
+)
 from tests.consumers.services import PATIENCE, until
 
 _OTHERS = ("import_skipped", 5)

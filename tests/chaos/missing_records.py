@@ -23,7 +23,7 @@ import psycopg
 import tomli_w
 
 from infra.stack import Stack, embedded_stack
-from tests.consumers.praefect import SCHEMAS, checksum, flags, has_ids, hosts, listening, records, written
+from tests.consumers.praefect_database import SCHEMAS, checksum, flags, has_ids, hosts, listening, records, written
 from tests.producers.storages import hashed, repository
 
 PATIENCE = 1800.0

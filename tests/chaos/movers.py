@@ -11,13 +11,13 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any, Final
 
-from consumers.moving import mover
-from consumers.placement import PARTITIONS
-from tests.consumers.moving.driver import World, drive, end_at, with_direction
-from tests.consumers.moving.faults import FAULTS
+from consumers.gitserver import worker
+from consumers.routing.placement import PARTITIONS
+from tests.consumers.gitserver.driver import World, drive, end_at, with_direction
+from tests.consumers.gitserver.faults import FAULTS
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.consumers.moving.driver", "tests.chaos.movers"])
+_FORKS.set_forkserver_preload(["tests.consumers.gitserver.driver", "tests.chaos.movers"])
 _MEMBERS: Final = 2
 _PATIENCE_SECONDS: Final = 900.0
 _POINTS: Final = tuple(
@@ -56,7 +56,7 @@ def move_under_kills(
     """Move all in one direction; return how many members were killed while something was left to move, `most` or less.
 
     A member is killed at a random moment, or at a step of its work drawn by lot. `plant` is a fault that they have
-    (tests/consumers/moving/faults.py). `meanwhile` is called all the time, and ends it by raising. Raises
+    (tests/consumers/gitserver/faults.py). `meanwhile` is called all the time, and ends it by raising. Raises
     AssertionError when it does not go on.
     """
     members: list[Any] = []
@@ -87,7 +87,7 @@ def move_under_kills(
 
 def _member(config: str, direction: str, plant: str, point: str, number: int) -> None:
     """Move until there is nothing left to do; with a point, be killed there."""
-    vars(mover)["_SLOW_SECONDS"] = 0.01
+    vars(worker)["_SLOW_SECONDS"] = 0.01
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)

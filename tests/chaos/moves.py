@@ -25,10 +25,11 @@ from typing import Any, Final
 
 import psycopg
 
-from consumers.placement import PARTITIONS, md5_home, normalised, rendezvous_home
-from consumers.routing import CursorTooOld, Router
-from infra.settings import load_settings
+from consumers.routing.lookup import CursorTooOld, Router
+from consumers.routing.placement import PARTITIONS, md5_home, normalised, rendezvous_home
+from infra.settings.file import load_settings
 from infra.stack import Stack, embedded_stack
+from tests.consumers.container_repositories import MEMBER, write_settings
 from tests.consumers.gitservers import (
     NODES,
     Application,
@@ -40,7 +41,6 @@ from tests.consumers.gitservers import (
     make_tables,
     refs,
 )
-from tests.consumers.repositories import MEMBER, write_settings
 from tests.consumers.services import PATIENCE
 
 CHECKOUT: Final = Path(__file__).parents[2]

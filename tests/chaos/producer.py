@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import psycopg
 
-from infra.snapshot_requests import SnapshotRequest
 from infra.stack import EmbeddedStack
-from tests.producers.crashes import TABLE, Crashes
-from tests.producers.failpoints import POINTS, Arming
+from infra.state.snapshot_requests import SnapshotRequest
+from tests.producers.crashes.failpoints import POINTS, Arming
+from tests.producers.crashes.killing import TABLE, Crashes
 
 _KILLS: Final = (6, 14)
 _LIVES: Final = 8.0

@@ -23,14 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from consumers.placement import Placement, normalised
-from consumers.routing import Database as Cursors
-from consumers.routing import Reading, homes
+from consumers.routing.lookup import Database as Cursors
+from consumers.routing.lookup import Reading, homes
+from consumers.routing.placement import Placement, normalised
 from infra.stack import Stack
 from tests.chaos.movers import move_under_kills
 from tests.conftest import Database
+from tests.consumers.gitserver.driver import CHECKOUT, World, drive, moving, with_direction
 from tests.consumers.gitservers import NODES, commit_stream, make_repository, make_tables
-from tests.consumers.moving.driver import CHECKOUT, World, drive, moving, with_direction
 from tests.readers import READERS, NotInstalled, command
 
 _NAMES: Final = (

@@ -22,17 +22,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from consumers.moving.places import OWN
-from consumers.placement import Placement
-from consumers.routing import Database as Cursors
-from consumers.routing import Reading, homes
+from consumers.repositories.storage import OWN
+from consumers.routing.lookup import Database as Cursors
+from consumers.routing.lookup import Reading, homes
+from consumers.routing.placement import Placement
 from infra.stack import Stack
 from tests.chaos.movers import move_under_kills
 from tests.conftest import Database
+from tests.consumers.gitserver.comparing import Inventory, differences, make_all, misplaced
+from tests.consumers.gitserver.driver import NAMES, World, drive, open_to_owners, with_direction
+from tests.consumers.gitserver.kinds import KINDS, MARK, Kind, inventory
 from tests.consumers.gitservers import NODES, commit_stream, make_tables
-from tests.consumers.moving.comparing import Inventory, differences, make_all, misplaced
-from tests.consumers.moving.driver import NAMES, World, drive, open_to_owners, with_direction
-from tests.consumers.moving.kinds import KINDS, MARK, Kind, inventory
 
 _PUSHED: Final = "refs/heads/pushed/"
 _QUIET: Final = ("reflogs_with_commits_of_their_own", "partial", "executable_hooks")

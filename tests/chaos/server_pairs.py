@@ -19,9 +19,9 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.stack.databases import SUPERUSER, DatabaseServer, drop_slots
-from infra.stack.postgres_programs import hand_over, installed_programs, reachable_programs, runs_as
-from infra.stack.processes import Guarded, Keeper, unprivileged_account
+from infra.stack.postgresql.databases import SUPERUSER, DatabaseServer, drop_slots
+from infra.stack.postgresql.postgres_programs import hand_over, installed_programs, reachable_programs, runs_as
+from infra.stack.processes.keeper import Guarded, Keeper, unprivileged_account
 from tests.consumers.services import until
 
 SYNCHRONIZES_SLOTS: Final = 17

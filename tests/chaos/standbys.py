@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from infra.stack import EmbeddedStack
-from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.services import until
 
 _AWAY_SECONDS = (0.8, 4.0)

@@ -15,19 +15,20 @@ from typing import Any, Final
 
 import psycopg
 
-from infra import kafka
-from infra.heartbeat import beat
-from infra.positions import read_sources
-from infra.settings import Settings, load_settings
-from infra.topics import delete_topics
-from producers import slots
+from infra.kafka import clients
+from infra.kafka.topics import delete_topics
+from infra.postgres.heartbeat import beat
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.state.positions import read_sources
+from producers.source import slots
 from schemas.topics import table_topic
 from tests.chaos import both_sides
 from tests.chaos.both_sides import CI, MAIN, SEC, SHARED, TABLES, VALUE, Writer
 from tests.chaos.forked import Command, Service
 from tests.chaos.server_pairs import Server, Template
 from tests.chaos.tenures import Event, Fault, Write, find_faults, read_history
-from tests.consumers.repositories import write_settings
+from tests.consumers.container_repositories import write_settings
 from tests.producers.folding import read_topic, text
 
 FIRST, SECOND, THIRD = "first", "second", "third"
@@ -316,7 +317,7 @@ class World:
             service.stop()
         for server in self.servers.values():
             server.stop(signal.SIGQUIT)
-        names = kafka.admin(self.settings.kafka).list_topics(timeout=120).topics
+        names = clients.admin(self.settings.kafka).list_topics(timeout=120).topics
         delete_topics(self.settings.kafka, [name for name in names if name.startswith(f"{self.prefix}.")])
 
     def _retire(self, server: Server) -> None:

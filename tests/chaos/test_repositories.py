@@ -8,7 +8,7 @@ import pytest
 
 from infra.stack import Stack
 from tests.chaos.repositories import play
-from tests.consumers.moving.kinds import KINDS
+from tests.consumers.gitserver.kinds import KINDS
 
 pytestmark = pytest.mark.stack
 

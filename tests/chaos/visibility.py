@@ -23,25 +23,25 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import TopicPartition
 
-from consumers.group import group_name
-from consumers.status import gather
-from infra import kafka
-from infra.heartbeat import beat
-from infra.positions import read_sources
-from infra.registry import open_registry
-from infra.settings import Settings, load_settings
+from consumers.operations.status import gather
+from infra.kafka import clients
+from infra.kafka.topics import end_offsets
+from infra.postgres.heartbeat import beat
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
-from infra.topics import end_offsets
+from infra.state.positions import read_sources
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
 from schemas.projection import projection
-from schemas.topics import table_topic
+from schemas.topics import group_name, table_topic
 from schemas.wire import HEADER_BYTES, split_wire
 from tests.chaos import witness
 from tests.chaos.history import HISTORY, Effect, Event, Fault, History, Poll, find_faults
 from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
-from tests.consumers import registry, repositories
+from tests.consumers import container_repositories, registry
 from tests.consumers.services import PATIENCE, ROOT, Service, run, until
 from tests.settling import until_shown
 
@@ -65,7 +65,7 @@ _STATES: Final = {
 }
 """What a row that is to be changed is, and what it becomes."""
 _COLUMNS: Final = {REPOSITORIES: ("migration_state", "migration_skipped_reason"), STATUSES: ("migration_status",)}
-_WANTED: Final = {REPOSITORIES: repositories.TOO_MANY_TAGS, STATUSES: (None,)}
+_WANTED: Final = {REPOSITORIES: container_repositories.TOO_MANY_TAGS, STATUSES: (None,)}
 """What an event says of a row that is to be changed, and in which columns."""
 _FINISHED: Final = ("caught_up", "complete")
 
@@ -109,14 +109,14 @@ class World:
         self.kills = {"producer": 0, "consumers": 0}
         self._over = threading.Event()
         with self.connect() as connection:
-            connection.execute(repositories.TABLE.partition("CREATE TABLE public.writes")[0].encode())
+            connection.execute(container_repositories.TABLE.partition("CREATE TABLE public.writes")[0].encode())
             connection.execute((registry.TABLE + registry.EXPANDED).encode())
             connection.execute(HISTORY.encode())
             witness.begin(connection)
             self._first = _fill(connection)
         self.pauses = 0
         self.standby = ComingAndGoing(stack, name, random.Random(draw.random()), self._rebalance_in_a_pause)
-        self.config = repositories.write_settings(
+        self.config = container_repositories.write_settings(
             directory / f"{name}.toml",
             {
                 "prefix": name,
@@ -221,7 +221,7 @@ class World:
     def _share_all(self, number: int) -> bool:
         """Whether so many consumers share the partitions, each with one at least."""
         group = group_name(self.settings.prefix, "skip_resets")
-        client = kafka.admin(self.settings.kafka)
+        client = clients.admin(self.settings.kafka)
         members = client.describe_consumer_groups([group])[group].result(PATIENCE).members
         shares = [len(member.assignment.topic_partitions) for member in members]
         return len(shares) == number and all(shares) and sum(shares) == self.settings.kafka.partitions
@@ -342,7 +342,7 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
     read: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
     events: dict[int, list[Event]] = defaultdict(list)
     left = {partition for partition, end in end_offsets(settings.kafka, topic).items() if end}
-    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with clients.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(10_000, 1.0):
@@ -368,11 +368,12 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
 def _fill(connection: psycopg.Connection[Any]) -> dict[Row, float]:
     """Insert the rows that the snapshot reads, a third of which is to be changed; return those."""
     rows = {
-        key: repositories.TOO_MANY_TAGS if key % 3 == 0 else repositories.DEFAULT for key in range(1, _FIRST_ROWS + 1)
+        key: container_repositories.TOO_MANY_TAGS if key % 3 == 0 else container_repositories.DEFAULT
+        for key in range(1, _FIRST_ROWS + 1)
     }
-    repositories.fill(connection, rows)
+    container_repositories.fill(connection, rows)
     now = time.time()
-    return {(REPOSITORIES, key): now for key, row in rows.items() if row == repositories.TOO_MANY_TAGS}
+    return {(REPOSITORIES, key): now for key, row in rows.items() if row == container_repositories.TOO_MANY_TAGS}
 
 
 def _within(seconds: float, condition: Callable[[], bool]) -> bool:

@@ -13,13 +13,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers import group
+from consumers.delivery import group
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime import Runtime
-from consumers.totals import Totals
-from infra.settings import Settings, load_settings
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.totals import Totals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from tests.conftest import Database
-from tests.consumers.repositories import TABLE, Feed, start_member, write_settings
+from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
 from tests.consumers.services import PATIENCE
 
 Member = subprocess.Popen[str]
@@ -69,7 +70,7 @@ def catch_up(settings: Settings) -> Callable[..., Totals]:
 
     def run(chosen: Settings = settings, migration: SkipResets | None = None) -> Totals:
         work = migration or SkipResets.configure(chosen.migration("skip_resets"))
-        return Runtime(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+        return consumer_of(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
 
     return run
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import psycopg
 
-from consumers.moving.places import OWN, Root
-from consumers.placement import md5_home, normalised, rendezvous_home
-from infra import kafka, topics
-from infra.positions import SnapshotState, record_key
-from infra.registry import open_registry
-from infra.settings import Settings
+from consumers.repositories.storage import OWN, Root
+from consumers.routing.placement import md5_home, normalised, rendezvous_home
+from infra.kafka import clients, topics
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.model import Settings
+from infra.state.positions import SnapshotState, record_key
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Column, Op, Relation
@@ -267,7 +267,7 @@ class Application:
         """Record that the tables were read to their end, as a producer does."""
         topic = positions_topic(self._settings.prefix)
         topics.ensure_topic(self._settings.kafka, topic, partitions=1)
-        producer = kafka.producer(self._settings.kafka)
+        producer = clients.producer(self._settings.kafka)
         for table, (of, _) in self._encoders.items():
             name = f"public.{table}"
             state = SnapshotState(source="main", table=name, topic=of, done=True, chunks_done=1, chunks=1)
@@ -294,7 +294,7 @@ class Application:
         return (topic, *encoder.change(prefix, 0, 1_700_000_000_001, row))
 
     def _send(self, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:
-        producer = kafka.producer(self._settings.kafka, transactional_id=f"{self._settings.prefix}-gitservers")
+        producer = clients.producer(self._settings.kafka, transactional_id=f"{self._settings.prefix}-gitservers")
         producer.init_transactions(120)
         producer.begin_transaction()
         for topic, key, value in records:

@@ -10,16 +10,16 @@ from typing import Any
 
 import psycopg
 
-from consumers.decisions import Change
-from consumers.ledger import Ledger
-from consumers.migration import Migration
+from consumers.contract.decisions import Change
+from consumers.contract.migration import Migration
+from consumers.ledger.progress import Ledger
 from consumers.migrations.missing_records import MissingRecords
-from infra.control import ensure_control_schema
-from infra.settings import MigrationSettings, Settings
+from infra.postgres.control import ensure_control_schema
+from infra.settings.model import MigrationSettings, Settings
 from schemas.events import ChangeEvent, Op, Source
 from schemas.positions import Lsn, Position
 from tests.conftest import Database
-from tests.consumers.praefect import SCHEMAS
+from tests.consumers.praefect_database import SCHEMAS
 from tests.producers.storages import hashed
 
 HOUR_MS = 3_600_000

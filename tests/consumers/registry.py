@@ -9,14 +9,14 @@ from typing import Any
 
 import psycopg
 
-from infra import topics
-from infra.registry import open_registry
+from infra.kafka import topics
+from infra.schema_registry.topic_registry import open_registry
 from schemas.avro import key_schema, value_schema
 from schemas.encoder import Encoder
 from schemas.events import Column, Op, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic
-from tests.consumers.repositories import Feed
+from tests.consumers.container_repositories import Feed
 
 _INT8, _TEXT, _TIMESTAMPTZ = 20, 25, 1184
 

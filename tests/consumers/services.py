@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from tests.consumers.repositories import TOO_MANY_TAGS
+from tests.consumers.container_repositories import TOO_MANY_TAGS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0

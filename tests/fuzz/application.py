@@ -10,7 +10,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from infra.snapshot_requests import SnapshotRequest, send_request
+from infra.state.snapshot_requests import SnapshotRequest, send_request
 from tests.fuzz.acts import Act, Ending
 from tests.fuzz.values import identifier
 from tests.fuzz.world import OWNER, Broken

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from infra.positions import Positions, SourceState, read_sources
-from infra.postgres import connect
-from infra.settings import Settings
-from infra.snapshot_requests import SnapshotRequest
-from producers.asking import ask
-from producers.checking import hindrances
-from producers.start_over import start_over
+from infra.postgres.connect import connect
+from infra.settings.model import Settings
+from infra.state.positions import Positions, SourceState, read_sources
+from infra.state.snapshot_requests import SnapshotRequest
+from producers.session.check import hindrances
+from producers.session.resnapshot_request import ask
+from producers.session.start_over import start_over
 from schemas.errors import Refused
 from tests.fuzz.acts import Act
 from tests.fuzz.producing import End

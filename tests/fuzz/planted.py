@@ -44,14 +44,14 @@ PLANTS: Final[dict[str, Plant]] = {
     "unwritable": Plant(
         1,
         "a table that PostgreSQL refuses to update once it is published is published",
-        (Edit("producers.writability:refused_writes", "for row in found}", "for row in found if False}"),),
+        (Edit("producers.source.writability:refused_writes", "for row in found}", "for row in found if False}"),),
     ),
     "unpublished_generated": Plant(
         1,
         "stored generated columns are not published, so that a table with full identity cannot be updated",
         (
-            Edit("producers.publication:ensure_publication", "_WHOLE + (_GENERATED if", '_WHOLE + ("" if'),
-            Edit("producers.publication:ensure_publication", " and publication.generated", ""),
+            Edit("producers.source.publication:ensure_publication", "_WHOLE + (_GENERATED if", '_WHOLE + ("" if'),
+            Edit("producers.source.publication:ensure_publication", " and publication.generated", ""),
         ),
         (18,),
     ),
@@ -59,8 +59,8 @@ PLANTS: Final[dict[str, Plant]] = {
         2,
         "keys are compared by operators that are found by name, and sorted by their type's own",
         (
-            Edit("infra.key_order:Operators.named", 'sql.SQL("OPERATOR({}.{})")', "sql.SQL(name)"),
-            Edit("infra.key_order:ascending", '"{} USING {}"', '"{}"'),
+            Edit("infra.postgres.key_order:Operators.named", 'sql.SQL("OPERATOR({}.{})")', "sql.SQL(name)"),
+            Edit("infra.postgres.key_order:ascending", '"{} USING {}"', '"{}"'),
         ),
     ),
     "partitions_unwatched": Plant(
@@ -68,7 +68,7 @@ PLANTS: Final[dict[str, Plant]] = {
         "a partition that comes or goes is not noticed",
         (
             Edit(
-                "producers.partition_watch:PartitionWatch.look",
+                "producers.watch.partition_watch:PartitionWatch.look",
                 "now = read_partitions(self._connection, partitioned.keys())",
                 "return []",
             ),
@@ -79,13 +79,13 @@ PLANTS: Final[dict[str, Plant]] = {
         "a partitioned table is published via its root, whose identity its partitions may not have",
         (
             Edit(
-                "producers.publication:_WHOLE",
+                "producers.source.publication:_WHOLE",
                 "publish_via_partition_root = false",
                 "publish_via_partition_root = true",
             ),
-            Edit("producers.publication:_PUBLICATION", "AND NOT (p.pubviaroot AND c.relkind = 'p')", ""),
+            Edit("producers.source.publication:_PUBLICATION", "AND NOT (p.pubviaroot AND c.relkind = 'p')", ""),
             Edit(
-                "producers.capture:Capture._feed_of",
+                "producers.publish.capture:Capture._feed_of",
                 "if feed.table.partitioned and feed.table.relation.oid == oid:",
                 "if False:",
             ),
@@ -95,48 +95,58 @@ PLANTS: Final[dict[str, Plant]] = {
         3,
         "a truncate of one partition is not noticed",
         (
-            Edit("producers.capture:Capture._truncate", "for feed, others in left.items():", "for feed, others in ():"),
+            Edit(
+                "producers.publish.capture:Capture._truncate",
+                "for feed, others in left.items():",
+                "for feed, others in ():",
+            ),
             # It has another file then, by which the look at the catalog would notice it a moment later.
-            Edit("producers.partitions:compared", "if now.by_oid[oid].file != before[oid].file)", "if False)"),
+            Edit("producers.source.partitions:compared", "if now.by_oid[oid].file != before[oid].file)", "if False)"),
         ),
     ),
     "attribute_number": Plant(
         4,
         "a column dropped and added again is taken for the one that it was",
-        (Edit("producers.silent_changes:_changed", "if was.number != now.number:", "if False:"),),
+        (Edit("producers.publish.silent_changes:_changed", "if was.number != now.number:", "if False:"),),
     ),
     "publication_edits": Plant(
         5,
         "an edit of the publication that is undone is not noticed",
         (
-            Edit("producers.publication:edited", "if recorded is not None and recorded != now:", "if False:"),
-            Edit("producers.publication:replaced", "if was == now:", "if True:"),
+            Edit("producers.source.publication:edited", "if recorded is not None and recorded != now:", "if False:"),
+            Edit("producers.source.publication:replaced", "if was == now:", "if True:"),
         ),
     ),
     "order_of_bytes": Plant(
         6,
         "text keys of every encoding are taken to sort as the bytes of UTF-8",
-        (Edit("producers.tables:_comparable", "operators.in_bytes and ", ""),),
+        (Edit("producers.source.tables:_comparable", "operators.in_bytes and ", ""),),
     ),
     "stream_in_utf8": Plant(
         6,
         "the server converts the stream, and ends it at a character that UTF-8 does not have",
         (
-            Edit("producers.server_text:server_text", "None if encoding == _UTF8 else", "None if encoding else"),
-            Edit("producers.server_text:stream_encoding", "else _NO_ENCODING", "else _UTF8"),
+            Edit("producers.source.server_text:server_text", "None if encoding == _UTF8 else", "None if encoding else"),
+            Edit("producers.source.server_text:stream_encoding", "else _NO_ENCODING", "else _UTF8"),
         ),
     ),
     "fatal_request": Plant(
         7,
         "a request that cannot be done ends the source, at every start",
-        (Edit("producers.requests:Requests.take", "except RequestRefused as", "except ZeroDivisionError as"),),
+        (
+            Edit(
+                "producers.session.snapshot_requests:Requests.take",
+                "except RequestRefused as",
+                "except ZeroDivisionError as",
+            ),
+        ),
     ),
     "fatal_table": Plant(
         8,
         "an error of PostgreSQL's that one table raises ends the source",
         (
             Edit(
-                "producers.refusals:judged",
+                "producers.source.table_errors:judged",
                 'return TableStopped(f"PostgreSQL cannot read its rows{told} (SQLSTATE {state})")',
                 "return None",
             ),
@@ -145,14 +155,14 @@ PLANTS: Final[dict[str, Plant]] = {
     "rewritten_table": Plant(
         11,
         "a change of a type is followed although it changes values",
-        (Edit("producers.silent_changes:_rewritten", "return bool(before.storage)", "return False"),),
+        (Edit("producers.publish.silent_changes:_rewritten", "return bool(before.storage)", "return False"),),
     ),
     "renamed_label": Plant(
         11,
         "labels of enums and attributes of composites that are changed are not noticed",
         (
             Edit(
-                "producers.silent_changes:_changed",
+                "producers.publish.silent_changes:_changed",
                 "any(now.types.get(part, version) != version for part, version in was.types.items())",
                 "False",
             ),
@@ -161,31 +171,35 @@ PLANTS: Final[dict[str, Plant]] = {
     "session_settings": Plant(
         12,
         "sessions go by the settings of role and database",
-        (Edit("infra.postgres:pinned", "return f\"SELECT {', '.join(calls)}\".encode()", 'return b"SELECT 1"'),),
+        (
+            Edit(
+                "infra.postgres.connect:pinned", "return f\"SELECT {', '.join(calls)}\".encode()", 'return b"SELECT 1"'
+            ),
+        ),
     ),
     "null_key": Plant(
         13,
         "a key that is NOT NULL by a constraint that is NOT VALID is taken",
         (
-            Edit("producers.tables:_UNIQUE", "AND NOT c.convalidated", "AND false"),
-            Edit("producers.table_catalog:_NOW", "AND NOT n.convalidated", "AND false"),
+            Edit("producers.source.tables:_UNIQUE", "AND NOT c.convalidated", "AND false"),
+            Edit("producers.watch.catalog_watch:_NOW", "AND NOT n.convalidated", "AND false"),
         ),
         (18,),
     ),
     "hidden_rows": Plant(
         13,
         "a table whose rows may not be read at one start is stopped for good",
-        (Edit("producers.tables:_hidden", "return UnreadableTable(", "raise UnreadableTable("),),
+        (Edit("producers.source.tables:_hidden", "return UnreadableTable(", "raise UnreadableTable("),),
     ),
     "two_phase": Plant(
         13,
         "a slot that was made with two_phase is read",
-        (Edit("producers.preflight:_of_slot", "if state is not None and state.two_phase:", "if False:"),),
+        (Edit("producers.source.preflight:_of_slot", "if state is not None and state.two_phase:", "if False:"),),
     ),
     "says_ready": Plant(
         13,
         "`headrace check` says ready although a start is refused",
-        (Edit("producers.checking:_gaps", "yield Finding(gap.problem, gap.remedy)", "pass"),),
+        (Edit("producers.session.check:_gaps", "yield Finding(gap.problem, gap.remedy)", "pass"),),
     ),
     "long_years": Plant(
         16,
@@ -195,7 +209,7 @@ PLANTS: Final[dict[str, Plant]] = {
     "no_locale_provider": Plant(
         17,
         "PostgreSQL 14 is asked for a column that it does not have",
-        (Edit("infra.key_order:_BY_INDEX", "to_jsonb(d)->>'datlocprovider'", "d.datlocprovider::text"),),
+        (Edit("infra.postgres.key_order:_BY_INDEX", "to_jsonb(d)->>'datlocprovider'", "d.datlocprovider::text"),),
         (14,),
     ),
     "equal_keys": Plant(
@@ -203,7 +217,7 @@ PLANTS: Final[dict[str, Plant]] = {
         "a key that is changed to an equal text is no other key",
         (
             Edit(
-                "producers.capture:Capture._update",
+                "producers.publish.capture:Capture._update",
                 "if key_of(route, before) != key_of(route, after):",
                 "if [x.lower().rstrip(b'0') if b'.' in x else x.lower() for x in key_of(route, before)]"
                 " != [x.lower().rstrip(b'0') if b'.' in x else x.lower() for x in key_of(route, after)]:",
@@ -214,8 +228,9 @@ PLANTS: Final[dict[str, Plant]] = {
 """Name → fault.
 
 Of points 9, 10, 14 and 19, which are about time, memory and topics made beforehand, a round shows nothing: they are in
-tests/producers/test_refusals.py and test_copy_phase.py, tests/infra/test_copy_out.py and `make bench ONLY=wide_memory`,
-tests/producers/test_topic_watch.py, tests/producers/test_opening.py. Point 15 is a limit that docs/events.md names.
+tests/producers/source/test_table_errors.py and test_copy_phase.py, tests/infra/postgres/test_copy_out.py and `make
+bench ONLY=wide_memory`, tests/producers/watch/test_topic_watch.py, tests/producers/session/test_acquire.py. Point 15 is
+a limit that docs/events.md names.
 """
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
 # With all that the module which runs the rounds imports, since each fork imports that one too.
@@ -23,9 +23,6 @@ _FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
 
 _CHILDREN: Final = threading.Lock()
 """Each start looks after the processes of all threads; of two that look after one at once, one is told 255."""
-
-_TUNES: Final[dict[str, Any]] = {"producers.producer:_HEARTBEAT_SECONDS": 2.0, "producers.producer:_COPY_SECONDS": 0.3}
-"""What comes every few seconds comes several times in a round; see also `Producer.hurry`."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +106,16 @@ class Producer:
 
 def _hear(heard: Connection) -> None:
     """Hurry the session that this process then has, each time it is asked to."""
-    from producers import producer, service  # noqa: PLC0415
+    from producers.session import opening  # noqa: PLC0415
+    from producers.session.loop import Session  # noqa: PLC0415
 
-    sessions: list[producer.Session] = []
+    open_session, sessions = opening.open_session, list[Session]()
 
-    class Hurried(producer.Session):
-        def _open(self, *arguments: Any) -> None:
-            super()._open(*arguments)
-            sessions[:] = [self]
+    @contextlib.contextmanager
+    def opened(*arguments: Any) -> Iterator[Any]:
+        with open_session(*arguments) as session:
+            sessions[:] = [session] if isinstance(session, Session) else []
+            yield session
 
     def listen() -> None:
         while True:
@@ -127,16 +126,17 @@ def _hear(heard: Connection) -> None:
             for session in sessions:
                 session._heartbeat_due = 0.0
 
-    service.Session = Hurried  # type: ignore[attr-defined]
+    opening.open_session = opened  # type: ignore[assignment]
     threading.Thread(target=listen, daemon=True).start()
 
 
 def _produce(
     settings: Settings, log: Path, end: Path, heard: Connection, python_codec: bool, plant: str | None
 ) -> None:
-    from infra import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
-    from infra.stopping import stop_on_signals  # noqa: PLC0415
-    from producers.service import produce  # noqa: PLC0415
+    from infra.service import log as lines  # noqa: PLC0415  # imported once, in the process that this one is forked from
+    from infra.service.signals import stop_on_signals  # noqa: PLC0415
+    from producers.session.loop import Timing  # noqa: PLC0415
+    from producers.session.service import produce  # noqa: PLC0415
     from schemas import codec  # noqa: PLC0415
     from schemas.errors import HeadraceError  # noqa: PLC0415
     from tests.fuzz import planted  # noqa: PLC0415
@@ -144,9 +144,6 @@ def _produce(
     with log.open("a") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
-    for name, value in _TUNES.items():
-        module, _, constant = name.partition(":")
-        setattr(importlib.import_module(module), constant, value)
     if python_codec:
         codec.compiled = None  # type: ignore[misc]  # as where there is no compiler
     if plant is not None:
@@ -155,7 +152,8 @@ def _produce(
     _hear(heard)
     try:
         with stop_on_signals() as stop:
-            produce(settings, "main", stop)
+            # What comes every few seconds comes several times in a round; see also `Producer.hurry`.
+            produce(settings, "main", stop, Timing(heartbeat_seconds=2.0, copy_seconds=0.3))
     except HeadraceError as error:
         told = {"error": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
         written = end.with_suffix(".written")

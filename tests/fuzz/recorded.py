@@ -8,12 +8,12 @@ from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from infra import kafka
-from infra.kafka import READERS
-from infra.kafka_errors import MEANINGS, Course
-from infra.positions import Positions
-from infra.settings import KafkaSettings
-from infra.topics import is_there
+from infra.kafka import clients
+from infra.kafka.clients import READERS
+from infra.kafka.kafka_errors import MEANINGS, Course
+from infra.kafka.topics import is_there
+from infra.settings.model import KafkaSettings
+from infra.state.positions import Positions
 from schemas.topics import positions_topic
 
 _SECONDS: Final = 20.0
@@ -45,7 +45,7 @@ class _Kept:
         place = TopicPartition(self._topic, 0, OFFSET_BEGINNING)
         client = self._client
         if client is None:
-            client = self._client = kafka.consumer(
+            client = self._client = clients.consumer(
                 self._settings, READERS, enable_partition_eof=True, fetch_wait_max_ms=100
             )
             if not is_there(client.list_topics(self._topic, timeout=_SECONDS).topics.get(self._topic)):
@@ -80,4 +80,4 @@ class _Kept:
     def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            kafka.leave(client, _SECONDS)
+            clients.leave(client, _SECONDS)

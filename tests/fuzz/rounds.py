@@ -11,11 +11,11 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from infra.positions import SnapshotState, read_sources
-from infra.postgres import connect
-from infra.settings import Settings
-from infra.topics import delete_topics
-from producers.startup import slot_name
+from infra.kafka.topics import delete_topics
+from infra.postgres.connect import connect
+from infra.settings.model import Settings
+from infra.state.positions import SnapshotState, read_sources
+from producers.source.slots import slot_name
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
 from tests.fuzz.acts import BEGIN, CATCH_UP, KILL, PASS, RESTART, START, STOP, Act

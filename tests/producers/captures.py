@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from infra.positions import SnapshotState
-from producers.feed import TableFeed
-from producers.tables import CapturedTable
+from infra.state.positions import SnapshotState
+from producers.publish.table_publisher import TableFeed, TableTopic
+from producers.source.tables import CapturedTable
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import Column, Relation
 from schemas.positions import Position
@@ -45,7 +45,7 @@ class MemoryRegistry:
 def feed(
     registry: MemoryRegistry, state: SnapshotState | None = None, *, partitions: int = 3, ordered: bool = True
 ) -> TableFeed:
-    return TableFeed("main", replace(TABLE, ordered=ordered), partitions, registry, state, not_before=7)
+    return TableFeed("main", replace(TABLE, ordered=ordered), TableTopic(partitions), registry, state, not_before=7)
 
 
 def done() -> SnapshotState:

@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 
-from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
+from producers.session.loop import USUAL, Timing
 from tests.conftest import Database
 from tests.producers.major_servers import MajorServer, major_server, oldest_installed
 from tests.producers.servers import own_server
 from tests.producers.sources import Source, settings_for
-from tests.producers.switchover_ends import Ends
+from tests.producers.switchover.ends import Ends
 
 
 @pytest.fixture
 def new_source(bootstrap_servers: str, prefix: str, database: Database) -> Callable[..., Source]:
-    """A function `(ddl, *tables, **more)` that runs `ddl` and returns the source that captures `tables`."""
+    """A function `(ddl, *tables, timing, **more)` that runs `ddl` and returns the source that captures `tables`."""
 
-    def make(ddl: str, *tables: str, **more: Any) -> Source:
+    def make(ddl: str, *tables: str, timing: Timing = USUAL, **more: Any) -> Source:
         connection = database.connect()
         connection.execute(ddl.encode())
-        return Source(settings_for(bootstrap_servers, prefix, database.dsn, *tables, **more), connection)
+        return Source(settings_for(bootstrap_servers, prefix, database.dsn, *tables, **more), connection, timing=timing)
 
     return make
 

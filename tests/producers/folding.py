@@ -13,10 +13,10 @@ import psycopg
 from confluent_kafka import TopicPartition
 from psycopg import sql
 
-from infra import kafka
-from infra.registry import open_registry
-from infra.settings import Settings
-from infra.topics import end_offsets
+from infra.kafka import clients
+from infra.kafka.topics import end_offsets
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.model import Settings
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Position
@@ -66,7 +66,7 @@ def _records(settings: Settings, topics: Sequence[str]) -> Iterator[tuple[str, R
     left = {
         (topic, partition) for topic in topics for partition, end in end_offsets(settings.kafka, topic).items() if end
     }
-    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with clients.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for topic, partition in sorted(left)])
         while left:
             message = client.poll(120)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.stack.databases import DatabaseServer
-from infra.stack.processes import Keeper
+from infra.stack.postgresql.databases import DatabaseServer
+from infra.stack.processes.keeper import Keeper
 from tests.chaos.server_pairs import Server, Template, installed_versions
 
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import psycopg
 
-from infra.control import ensure_control_schema
-from infra.settings import KafkaSettings, Settings
-from infra.stack.postgres import EmbeddedPostgres
-from producers import slots
-from producers.move import Move
-from producers.move_rules import next_step
-from producers.switchover import opened
+from infra.postgres.control import ensure_control_schema
+from infra.settings.model import KafkaSettings, Settings
+from infra.stack.postgresql.server import EmbeddedPostgres
+from producers.source import slots
+from producers.switchover.endpoints import Move
+from producers.switchover.rules import next_step
+from producers.switchover.steps import opened
 from tests.producers.sources import Source, database_section
 
 MOVE = Move(("gitlab_main",), "first", "second")

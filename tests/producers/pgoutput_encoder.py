@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from producers import pgoutput_messages as m
+from producers.stream import messages as m
 from schemas.events import Relation, Unchanged
 
 PG_EPOCH_MS = 946_684_800_000

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 from tests.producers.sources import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 
-from producers import pgoutput_messages as m
-from producers import slots
-from producers.pgoutput import Decoder
-from producers.replication import ReplicationStream
-from producers.replication_command import Streaming
-from producers.replication_frames import Frame, Keepalive, XLogData
+from producers.source import slots
+from producers.stream import messages as m
+from producers.stream.connection import ReplicationStream, StreamOptions
+from producers.stream.frames import Frame, Keepalive, XLogData
+from producers.stream.pgoutput import Decoder
+from producers.stream.start_command import Streaming
 from schemas.positions import Lsn, parse_lsn
 
 PUBLICATION = "pub"
@@ -76,7 +76,7 @@ def prepare(connection: psycopg.Connection[Any], slot: str, *, publish: str = "F
 
 @contextmanager
 def reading(dsn: str, slot: str, start: Lsn, streaming: Streaming = Streaming.OFF, **options: Any) -> Iterator[Reader]:
-    with ReplicationStream(dsn, slot, PUBLICATION, start, streaming=streaming, **options) as stream:
+    with ReplicationStream(dsn, slot, PUBLICATION, start, StreamOptions(streaming=streaming, **options)) as stream:
         yield Reader(stream)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.server_versions import NEWEST, server_of
 
 

@@ -11,13 +11,16 @@ from typing import Any
 
 import psycopg
 
-from infra import log
-from infra.heartbeat import beat
-from infra.positions import SourceState, read_sources
-from infra.settings import DatabaseSettings, KafkaSettings, Settings
-from producers import slots, startup
-from producers.producer import Session
-from producers.service import produce
+from infra.postgres.heartbeat import beat
+from infra.service import log
+from infra.settings.model import DatabaseSettings, KafkaSettings, Settings
+from infra.state.positions import SourceState, read_sources
+from producers.session.commits import Restart
+from producers.session.loop import USUAL, Session, Timing
+from producers.session.opening import Start, open_session
+from producers.session.service import produce
+from producers.session.slot_monitor import guardian_of
+from producers.source import slots
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
@@ -65,6 +68,10 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+OFTEN = Timing(heartbeat_seconds=0.3)
+"""That of a producer which looks at the catalog often."""
+
+
 @dataclass
 class Source:
     """A source as its test sees it: what it writes, what is in Kafka of it."""
@@ -72,6 +79,7 @@ class Source:
     settings: Settings
     connection: psycopg.Connection[Any]
     name: str = "main"
+    timing: Timing = USUAL
 
     def state(self) -> SourceState:
         """Return what Kafka shows now, to be asked again and again; once a producer has ended, ask `recorded`."""
@@ -84,7 +92,7 @@ class Source:
 
     @property
     def slot(self) -> str:
-        return startup.slot_name(self.settings, self.name, self.settings.database(self.name))
+        return slots.slot_name(self.settings, self.name, self.settings.database(self.name))
 
     def slot_state(self) -> slots.SlotState:
         state = slots.read(self.connection, self.slot)
@@ -151,17 +159,20 @@ class Running:
         self._session = session
         self.stop = threading.Event()
         self.error: BaseException | None = None
+        self.restart: Restart | None = None
         self._thread = threading.Thread(target=self._run, name=f"produce {source.name}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             if self._session is None:
-                produce(self.source.settings, self.source.name, self.stop)
+                produce(self.source.settings, self.source.name, self.stop, self.source.timing)
                 return
-            arguments = self.source.settings, self.source.name, "a test", self.stop, log.get()
-            with self._session(*arguments, successor_ends_it=False) as session:
-                session.work()
+            guardian = guardian_of(self.source.settings, self.source.name, log.get())
+            settings, timing = self.source.settings, self.source.timing
+            start = Start(settings, self.source.name, "a test", self.stop, guardian, timing=timing)
+            with open_session(start, self._session) as session:
+                self.restart = session if isinstance(session, Restart) else session.work()
         except BaseException as error:
             self.error = error
 
@@ -179,6 +190,11 @@ class Running:
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         return self.error
+
+    def restarts(self) -> Restart | None:
+        """Wait for the end of the session; return why another one has to begin."""
+        assert self.ended() is None
+        return self.restart
 
 
 @contextmanager

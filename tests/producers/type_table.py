@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.postgres import connect
+from infra.postgres.connect import connect
 from tests.producers.every_type import DOMAIN_TYPES, KEYED, OWN_TYPES, WITHOUT_VALUES, own_samples, samples
 from tests.producers.folding import Record, text
 from tests.producers.sources import Source, running, settings_for

@@ -1,4 +1,4 @@
-// Answers for tests/consumers/test_readers.py: one question a line, as JSON, one answer a line.
+// Answers for tests/consumers/routing/test_readers.py: one question a line, as JSON, one answer a line.
 package main
 
 import (

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from consumers.placement import Placement, normalised
-from consumers.routing import Database, Reading, homes
+from consumers.routing.lookup import Database, Reading, homes
+from consumers.routing.placement import Placement, normalised
 
 Work = Mapping[str, Any]
 Choice = tuple[float, Iterable[str]]

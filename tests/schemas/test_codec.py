@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producers.pgoutput_fields import columns_in_python
+from producers.stream.pgoutput_fields import columns_in_python
 from schemas import codec
 from schemas.encoder import Encoder
 from schemas.errors import Malformed

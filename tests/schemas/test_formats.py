@@ -58,7 +58,7 @@ def test_what_is_no_document_is_malformed_by_name(broken: object) -> None:
 
 def test_every_format_has_the_steps_from_the_first_one() -> None:
     for name, found in formats.every().items():
-        if name != "tables":  # whose steps are files, see tests/infra/test_table_format.py
+        if name != "tables":  # whose steps are files, see tests/infra/postgres/test_table_format.py
             assert sorted(found.upgrades) == list(range(1, found.version))
 
 

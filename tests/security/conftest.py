@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import Keeper
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.stack.processes.keeper import Keeper
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
 from tests.security.secured_postgres import secured_server

@@ -23,11 +23,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
     UserScramCredentialUpsertion,
 )
 
-from infra.settings import KafkaSettings
-from infra.stack.broker_settings import SETTINGS
-from infra.stack.kafka import EmbeddedKafka
-from infra.stack.ports import free_port
-from infra.stack.processes import Keeper
+from infra.settings.model import KafkaSettings
+from infra.stack.brokers.broker_settings import SETTINGS
+from infra.stack.brokers.cluster import EmbeddedKafka
+from infra.stack.processes.keeper import Keeper
+from infra.stack.processes.ports import free_port
 from tests.consumers.services import until
 from tests.security.authority import Authority, Certificate
 

@@ -14,8 +14,8 @@ from typing import Final
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import unprivileged_account
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.stack.processes.keeper import unprivileged_account
 from tests.security.authority import Authority, Certificate
 from tests.server_versions import MAJORS, NoSuchServer, server_of
 

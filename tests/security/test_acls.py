@@ -16,23 +16,24 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # exported, but not by name
 from pydantic import SecretStr
 
-from consumers import rights as consumer_rights
-from consumers.decisions import Change, Decision, Skip
-from consumers.group import Group, group_name
-from consumers.group_admin import members, move_offsets
-from consumers.ledger import Place
-from consumers.migration import Cursor, Migration, Shared
+from consumers.contract.decisions import Change, Decision, Skip
+from consumers.contract.migration import Cursor, Migration, Shared
+from consumers.delivery.dead_letter_topic import read_parked
+from consumers.delivery.group import Group
+from consumers.ledger.progress import Place
 from consumers.migrations.skip_resets import SkipResets
-from consumers.parking import read_parked
-from infra import acls, kafka, rights, topics
-from infra.acls import Acl, Kind, Operation
-from infra.kafka_access import AccessDenied
-from infra.settings import DatabaseSettings, KafkaSettings, Settings
-from producers import rights as producer_rights
-from producers.relay import Relay
+from consumers.operations import rights as consumer_rights
+from consumers.operations.group_admin import members, move_offsets
+from infra.kafka import clients, topics
+from infra.kafka.denials import AccessDenied
+from infra.rights import acls, kafka_rights
+from infra.rights.acls import Acl, Kind, Operation
+from infra.settings.model import DatabaseSettings, KafkaSettings, Settings
+from producers.publish.kafka_transaction import Relay
+from producers.source import rights as producer_rights
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
-from schemas.topics import parked_topic, positions_topic, schemas_topic, table_topic
+from schemas.topics import group_name, parked_topic, positions_topic, schemas_topic, table_topic
 from tests.consumers.services import until
 from tests.security.secured_kafka import SecuredKafka
 
@@ -113,7 +114,7 @@ def world(secured_kafka: SecuredKafka, prefix: str) -> Iterator[World]:
     names = [made.table, made.shared_table, made.dead_letters, parked_topic(prefix, "shared_notes")]
     names += [positions_topic(prefix), schemas_topic(prefix)]
     topics.ensure_topics(settings.kafka, names, partitions=1)
-    producer = kafka.producer(settings.kafka)
+    producer = clients.producer(settings.kafka)
     for name in names:
         producer.produce(name, b"a row's values", key=f"main/{made.table}/0/0/1".encode())
     assert producer.flush(SECONDS) == 0
@@ -124,7 +125,7 @@ def world(secured_kafka: SecuredKafka, prefix: str) -> Iterator[World]:
 
 def read_one(settings: KafkaSettings, topic: str) -> bytes | None:
     """Return the value of a topic's first record."""
-    with kafka.reading(settings) as client:
+    with clients.reading(settings) as client:
         assert topics.is_there(client.list_topics(topic, timeout=SECONDS).topics.get(topic))
         client.assign([TopicPartition(topic, 0, 0)])
         message = client.poll(SECONDS)
@@ -137,34 +138,34 @@ def read_one(settings: KafkaSettings, topic: str) -> bytes | None:
 def write_one(settings: KafkaSettings, topic: str, value: bytes | None) -> None:
     """Write a record, or a tombstone, to a topic."""
     failures: list[KafkaError] = []
-    producer = kafka.producer(settings, message_timeout_ms=20_000)
+    producer = clients.producer(settings, message_timeout_ms=20_000)
     producer.produce(topic, value, key=b"k", on_delivery=lambda error, _: failures.append(error) if error else None)
     assert producer.flush(SECONDS) == 0
     for failure in failures:
-        raise kafka.translate(failure, settings)
+        raise clients.translate(failure, settings)
 
 
 def join(settings: KafkaSettings, group: str, topic: str) -> None:
     """Become a member of a group, and leave it."""
     joined: list[object] = []
-    client: Consumer = kafka.consumer(settings, group)
+    client: Consumer = clients.consumer(settings, group)
     try:
         client.subscribe([topic], on_assign=lambda *_: joined.append(True))
-        with kafka.translated(settings):
+        with clients.translated(settings):
             while not joined:
                 message = client.poll(0.2)
                 if message is not None and message.error() is not None:
                     raise KafkaException(message.error())
     finally:
-        kafka.leave(client, 10)
+        clients.leave(client, 10)
 
 
 def administer(ask: Callable[[AdminClient], Mapping[Any, Future[Any]]]) -> Callable[[KafkaSettings], None]:
     def act(settings: KafkaSettings) -> None:
-        with kafka.translated(settings):
-            client = kafka.admin(settings)
+        with clients.translated(settings):
+            client = clients.admin(settings)
             for future in ask(client).values():
-                kafka.answer(future, SECONDS)
+                clients.answer(future, SECONDS)
 
     return act
 
@@ -200,7 +201,7 @@ TOO_MUCH = {
 def test_a_consumer_of_one_gitlab_schema_gets_nothing_of_another(world: World) -> None:
     acls.apply(world.settings.kafka, world.granted())
     user = world.as_user(SHARED).kafka
-    until(lambda: not rights.lacking(user, *needed(world, SharedNotes)), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(user, *needed(world, SharedNotes)), "the broker has the ACLs")
     possible = []
     for name, attack in attacks(world).items():
         try:
@@ -220,16 +221,16 @@ def test_with_rights_to_everything_with_the_prefix_all_of_that_is_possible(world
         Acl(f"User:{SHARED}", kind, f"{world.settings.prefix}.", wide, prefixed=True) for kind, wide in TOO_MUCH.items()
     ]
     acls.apply(world.settings.kafka, [*every, *world.granted()])
-    until(lambda: not rights.lacking(user, every, [world.table]), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(user, every, [world.table]), "the broker has the ACLs")
     for attack in attacks(world).values():
         attack(user)
 
 
-def needed(world: World, kind: type[Migration]) -> rights.Needed:
+def needed(world: World, kind: type[Migration]) -> kafka_rights.Needed:
     return consumer_rights.needed(world.settings, kind, "main")
 
 
-def of_producer(world: World) -> rights.Needed:
+def of_producer(world: World) -> kafka_rights.Needed:
     return list(producer_rights.acls(world.settings, "main")), [world.table, world.shared_table]
 
 
@@ -250,10 +251,10 @@ def resources(acl: Acl, names: Iterable[str]) -> list[str]:
     return sorted(f"{acl.kind.value} {name}" for name in covered)
 
 
-def until_lacking(client: KafkaSettings, wanted: rights.Needed, expected: list[str]) -> None:
+def until_lacking(client: KafkaSettings, wanted: kafka_rights.Needed, expected: list[str]) -> None:
     """Wait until these resources are named, and no other: an ACL takes a moment to reach a broker."""
     until(
-        lambda: sorted(str(each).rpartition(" on ")[2] for each in rights.lacking(client, *wanted)) == expected,
+        lambda: sorted(str(each).rpartition(" on ")[2] for each in kafka_rights.lacking(client, *wanted)) == expected,
         f"lacking: {expected}",
     )
 
@@ -266,7 +267,7 @@ def test_of_several_operations_the_one_that_lacks_is_named(world: World) -> None
 
     def until_only(operation: Operation) -> None:
         text = f"{operation.value} on topic {world.dead_letters}"
-        until(lambda: rights.listed(rights.lacking(client, own, names)) == text, text)
+        until(lambda: kafka_rights.listed(kafka_rights.lacking(client, own, names)) == text, text)
 
     until_only(Operation.WRITE)
     world.broker.remove_acls(name=world.dead_letters)
@@ -294,7 +295,7 @@ def test_what_may_not_be_seen_is_not_taken_for_what_is_not_there(world: World) -
             ask()
     acls.apply(world.settings.kafka, consumer_rights.acls(world.settings, SkipResets))
     allowed = world.as_user(MAIN).kafka
-    until(lambda: not rights.lacking(allowed, *needed(world, SkipResets)), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(allowed, *needed(world, SkipResets)), "the broker has the ACLs")
     assert missing(allowed, world) == []
     assert missing(allowed, world, f"{world.table}_later") == [f"{world.table}_later"]
     assert topics.end_offsets(allowed, world.table) == {0: 1}
@@ -315,7 +316,7 @@ def test_a_denial_names_principal_operation_and_resource(world: World) -> None:
         world.settings.kafka,
         [acl for acl in consumer_rights.acls(world.settings, SkipResets) if acl.kind is not Kind.GROUP],
     )
-    with pytest.raises(AccessDenied) as caught, rights.named(user, lambda: needed(world, SkipResets)):
+    with pytest.raises(AccessDenied) as caught, kafka_rights.named(user, lambda: needed(world, SkipResets)):
         join(user, world.group, world.table)
     assert str(caught.value) == (
         f"Kafka at {user.bootstrap_servers} denies User:{MAIN} what it needs: Read, Describe on group {world.group};"
@@ -327,8 +328,8 @@ def test_a_denial_names_principal_operation_and_resource(world: World) -> None:
 def test_the_first_denial_stays_where_nothing_lacks_any_more(world: World) -> None:
     acls.apply(world.settings.kafka, world.granted())
     user = world.as_user(MAIN).kafka
-    until(lambda: not rights.lacking(user, *needed(world, SkipResets)), "the broker has the ACLs")
-    with pytest.raises(AccessDenied, match="lately"), rights.named(user, lambda: needed(world, SkipResets)):
+    until(lambda: not kafka_rights.lacking(user, *needed(world, SkipResets)), "the broker has the ACLs")
+    with pytest.raises(AccessDenied, match="lately"), kafka_rights.named(user, lambda: needed(world, SkipResets)):
         raise AccessDenied("lately")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from consumers.catalog import migrations
-from infra.stack.postgres import EmbeddedPostgres
+from consumers.operations.catalog import migrations
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.cases import case_of
 from tests.consumers.migrations import test_contract
 from tests.consumers.migrations.test_contract import World

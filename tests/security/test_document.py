@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from consumers import rights as consumer_rights
 from consumers.migrations.skip_resets import SkipResets
-from infra.acls import Acl
-from infra.settings import DatabaseSettings, Settings
-from producers import rights as producer_rights
+from consumers.operations import rights as consumer_rights
+from infra.rights.acls import Acl
+from infra.settings.model import DatabaseSettings, Settings
+from producers.source import rights as producer_rights
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")

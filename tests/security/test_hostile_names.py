@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from consumers import display
-from infra import log
-from infra.advice import Advice
+from consumers.commands import display
+from infra.cli.advice import Advice
+from infra.service import log
 from schemas.errors import HeadraceError, printable
 
 HOSTILE = "public.t\x1b]0;owned\x07\x1b[2J\r\nheadrace: error: forged \u202e[red]x[/blink]\x9b1m"

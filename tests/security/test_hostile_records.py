@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from consumers.parking import Parking, read_parked
-from infra import kafka, topics
-from infra.registry import TopicRegistry, UnknownSchema
-from infra.settings import KafkaSettings, Settings
+from consumers.delivery.dead_letter_topic import Parking, read_parked
+from infra.kafka import clients, topics
+from infra.schema_registry.topic_registry import TopicRegistry, UnknownSchema
+from infra.settings.model import KafkaSettings, Settings
 from schemas.avro import COLUMN_PROPERTY
 from schemas.errors import Malformed
 from schemas.projection import projection
@@ -28,7 +28,7 @@ def send(settings: Settings, topic: str, records: list[tuple[bytes, bytes | None
     """Write records; a compacted topic takes none without a key."""
     failures: list[object] = []
     topics.ensure_topic(settings.kafka, topic, partitions=1)
-    producer = kafka.producer(settings.kafka)
+    producer = clients.producer(settings.kafka)
     for key, value in records:
         producer.produce(
             topic,

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from infra import kafka
-from infra.kafka_access import LoginRefused
-from infra.settings import KafkaSettings
+from infra.kafka import clients
+from infra.kafka.denials import LoginRefused
+from infra.settings.model import KafkaSettings
 from schemas.errors import BrokerUnavailable
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.stack
 
 def refused(settings: KafkaSettings) -> str:
     with pytest.raises(LoginRefused) as caught:
-        kafka.ensure_reachable(settings, timeout=2.0)
+        clients.ensure_reachable(settings, timeout=2.0)
     assert "kafka.options" in caught.value.remedy
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -26,7 +26,7 @@ def refused(settings: KafkaSettings) -> str:
 
 def test_scram_over_tls(secured_kafka: SecuredKafka) -> None:
     secured_kafka.add_users(["somebody"])
-    kafka.ensure_reachable(secured_kafka.scram("somebody"))
+    clients.ensure_reachable(secured_kafka.scram("somebody"))
     said = refused(secured_kafka.scram("somebody", sasl_password="wrong-s3cret"))
     assert "does not let User:somebody in" in said
     assert "Authentication failed" in said
@@ -44,7 +44,7 @@ def test_a_broker_that_another_authority_signed_is_none_of_ours(
 
 
 def test_mutual_tls(secured_kafka: SecuredKafka, authority: Authority) -> None:
-    kafka.ensure_reachable(secured_kafka.mutual(authority.client("a-client")))
+    clients.ensure_reachable(secured_kafka.mutual(authority.client("a-client")))
     assert "certificate required" in refused(secured_kafka.mutual(None))
     stranger = Authority(authority.certificate.parent, "stranger").client("a-stranger")
     said = refused(secured_kafka.mutual(stranger))
@@ -57,5 +57,5 @@ def test_a_client_that_does_not_speak_tls_is_told_apart_from_a_broker_that_is_do
         held.bind(("127.0.0.1", 0))
         nowhere = KafkaSettings(bootstrap_servers=f"127.0.0.1:{held.getsockname()[1]}")
         with pytest.raises(BrokerUnavailable, match="Connection refused") as caught:
-            kafka.ensure_reachable(nowhere, timeout=1.0)
+            clients.ensure_reachable(nowhere, timeout=1.0)
     assert not isinstance(caught.value, LoginRefused)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import headrace
-from infra.settings import Settings
-from infra.stack.postgres import EmbeddedPostgres
-from tests.consumers.repositories import DEFAULT, TOO_MANY_TAGS, fill, states, write_settings
+from infra.settings.model import Settings
+from infra.stack.postgresql.server import EmbeddedPostgres
+from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, fill, states, write_settings
 from tests.consumers.services import ROOT, until
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka

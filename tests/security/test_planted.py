@@ -10,13 +10,13 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from infra.control import ensure_control_schema
-from infra.planted import SchemaPlanted
-from infra.postgres import connect
-from infra.settings import DatabaseSettings, Settings
+from infra.postgres.connect import connect
+from infra.postgres.control import ensure_control_schema
+from infra.postgres.foreign_schema import SchemaPlanted
+from infra.settings.model import DatabaseSettings, Settings
 from tests.administering import whole_script
 from tests.conftest import Database
-from tests.consumers.repositories import TABLE
+from tests.consumers.container_repositories import TABLE
 
 pytestmark = pytest.mark.stack
 

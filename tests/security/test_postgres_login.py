@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from psycopg import sql
 
-from infra.postgres import connect
-from infra.stack.postgres import EmbeddedPostgres
+from infra.postgres.connect import connect
+from infra.stack.postgresql.server import EmbeddedPostgres
 from schemas.errors import SettingsError
 from tests.security.authority import Authority
 from tests.security.secured_postgres import secured_dsn

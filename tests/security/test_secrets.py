@@ -18,8 +18,10 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 import headrace
-from infra import kafka, kafka_access
-from infra.settings import Settings, load_settings
+from infra.kafka import clients as kafka
+from infra.kafka import denials
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from tests.consumers.services import ROOT
 
 COMMANDS = (
@@ -92,7 +94,7 @@ def run(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("HEADRACE_CONFIG", str(tmp_path / "empty.toml"))
     # Nobody answers there: how long that is waited for is not what is tested.
     monkeypatch.setattr(kafka, "ensure_reachable", partial(kafka.ensure_reachable, timeout=0.2))
-    monkeypatch.setattr(kafka_access, "_SECONDS", 0.2)
+    monkeypatch.setattr(denials, "_SECONDS", 0.2)
     for name, value in planted.variables().items():
         monkeypatch.setenv(name, value)
 

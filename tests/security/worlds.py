@@ -16,13 +16,13 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from headrace import programs
-from infra import acls, rights
 from infra.init.administrator import administrator_script
-from infra.programs import Program, chosen
-from infra.programs import acls as acls_of
-from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
-from infra.stack.postgres import EmbeddedPostgres
-from tests.consumers.repositories import TABLE
+from infra.rights import acls, kafka_rights
+from infra.rights.programs import Program, chosen
+from infra.rights.programs import acls as acls_of
+from infra.settings.model import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
+from infra.stack.postgresql.server import EmbeddedPostgres
+from tests.consumers.container_repositories import TABLE
 from tests.consumers.services import until
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
@@ -99,7 +99,7 @@ def secured_world(
             acls.apply(plain, acls_of(programs(world.administrator)))
             for user, wanted in ((world.producer, SOURCE), (world.consumer, MIGRATION)):
                 granted = world.program(wanted).acls
-                until(lambda: not rights.lacking(user.kafka, granted, ()), "the broker has the ACLs")  # noqa: B023
+                until(lambda: not kafka_rights.lacking(user.kafka, granted, ()), "the broker has the ACLs")  # noqa: B023
             yield world
         finally:
             broker.remove_acls()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra import control, table_format
+from infra.postgres import control, table_format
 from schemas import formats
 from schemas.formats import Format
 

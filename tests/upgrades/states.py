@@ -19,10 +19,11 @@ import tomli_w
 from confluent_kafka import Producer
 from psycopg import sql
 
-from infra import kafka, topics
-from infra.control import control_sql
-from infra.settings import Settings, load_settings
-from infra.topics import ONLY_PARTITION, LogReader
+from infra.kafka import clients, topics
+from infra.kafka.topics import ONLY_PARTITION, LogReader
+from infra.postgres.control import control_sql
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 
 RELEASED: Final = Path(__file__).parent / "states"
 
@@ -58,7 +59,7 @@ def restore(directory: Path, settings: Settings, connection: psycopg.Connection[
         if rows:
             connection.execute(insert, (json.dumps(rows),))
     connection.execute("UPDATE headrace.database SET prefix = %s", (settings.prefix,))
-    client = kafka.producer(settings.kafka)
+    client = clients.producer(settings.kafka)
     for name, records in json.loads((directory / "topics.json").read_text()).items():
         _fill(client, settings, f"{settings.prefix}.{name}", records)
     client.flush()

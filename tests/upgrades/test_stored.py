@@ -1,6 +1,6 @@
 """Each kind of stored document, written by a build whose formats are one higher, is refused where it is read.
 
-headrace's tables are in tests/infra/test_table_format.py.
+headrace's tables are in tests/infra/postgres/test_table_format.py.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from consumers import parking
-from consumers.moving.base import Base, shared_base, write_base
-from consumers.moving.places import Root
-from infra import registry
-from infra.positions import StrayState, decode, encode
-from infra.settings import load_settings
+from consumers.delivery import dead_letter_topic
+from consumers.repositories.base import Base, shared_base, write_base
+from consumers.repositories.storage import Root
+from infra.schema_registry import topic_registry
+from infra.settings.file import load_settings
 from infra.stack import background
+from infra.state.positions import StrayState, decode, encode
 from schemas import formats
 from schemas.avro import value_schema
 from schemas.errors import SettingsError
@@ -40,7 +40,7 @@ class Letter:
         self.format = str(formats.DEAD_LETTERS.version).encode()
 
     def headers(self) -> list[tuple[str, bytes]]:
-        return [(parking.FORMAT_HEADER, self.format)]
+        return [(dead_letter_topic.FORMAT_HEADER, self.format)]
 
     def timestamp(self) -> tuple[int, int]:
         return 1, 0
@@ -56,17 +56,17 @@ def positions(folder: Path) -> Callable[[], object]:
 
 def schemas(folder: Path) -> Callable[[], object]:
     value = json.dumps(formats.SCHEMAS.write({"subject": "t-value", "schema": "{}"})).encode()
-    return lambda: registry._entry(value, "record 1 of topic p.schemas")
+    return lambda: topic_registry._entry(value, "record 1 of topic p.schemas")
 
 
 def events(folder: Path) -> Callable[[], object]:
     schema = value_schema(RELATION, "gitlab_main")
-    return lambda: registry.readable(schema, 7)
+    return lambda: topic_registry.readable(schema, 7)
 
 
 def dead_letters(folder: Path) -> Callable[[], object]:
     letter: Any = Letter()
-    return lambda: parking._entry(b"main/t/0/5/1", letter)
+    return lambda: dead_letter_topic._entry(b"main/t/0/5/1", letter)
 
 
 def moves(folder: Path) -> Callable[[], object]:

@@ -19,14 +19,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from infra.positions import read_sources
-from infra.settings import Settings, load_settings
+from infra.kafka.topics import LogReader
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
 from infra.stack import Stack
-from infra.topics import LogReader
+from infra.state.positions import read_sources
 from schemas import formats
 from schemas.topics import positions_topic
 from tests.conftest import new_database
-from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, fill, states, write_settings, written
+from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, states, write_settings, written
 from tests.consumers.services import PATIENCE, ROOT, until
 from tests.upgrades.next_version import PROGRAM
 from tests.upgrades.states import RELEASED, restore, save

@@ -3,7 +3,7 @@
  * A member moves it, and may be killed at any step, as often as it likes. Its session may be lost at any moment while it
  * is frozen: then another one takes the partition's lock, and the first goes on as a zombie. The reader knows a cursor that may be
  * as old as it likes. A repository may be cloned at any moment, by somebody whose cursor is young enough. The run may be
- * turned round once. Modelled after consumers/moving/{mover,moves,states,cursors}.py and consumers/routing.py.
+ * turned round once. Modelled after consumers/gitserver/{worker,moves,states,cursors}.py and consumers/routing/lookup.py.
  *
  * Abstractions: one name (which names the cursor passes at a time is cursors.move); what a repository has is the set of its pushes; carrying over is one
  * step, after which the target has all that the source had; a push under way is seen in the directory that it is in.

@@ -2,7 +2,7 @@
  *
  * Sessions write two keys of one table. A producer copies the table a key at a time, and follows the stream; at some
  * moment a second producer takes over, and the first, if it is not dead, goes on as a zombie. Modelled after
- * producers/chunks.py, reread.py, copying.py, capture.py, snapshot.py, copy_phase.py and producer.py.
+ * producers/snapshot/{chunk_rules,resnapshot_rules,table_snapshot,reader}.py, publish/capture.py, session/copy_phase.py and producer.py.
  *
  * Abstractions: a snapshot is the set of transactions that have ended when it is taken (which ids those are is
  * schemas/xid_snapshot.py's matter); an LSN is the number of commits before it; a chunk is one key; a re-snapshot ends
@@ -121,7 +121,7 @@ inline publish(me, its_version, is_present, read_again) {
     waits[me * 2 + k].any = true
 }
 
-/* Whether the event of `wal[own.at]` on key `k` is published: producers.chunks and producers.reread. */
+/* Whether the event of `wal[own.at]` on key `k` is published: producers.snapshot.chunk_rules and producers.snapshot.resnapshot_rules. */
 #ifdef NO_SNAPSHOT_RULE                 /* what a chunk shows is published as well */
 #define shown(me, k) false
 #else

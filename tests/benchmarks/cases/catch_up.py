@@ -14,7 +14,7 @@ from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.stack.postgres_programs import installed_programs
+from infra.stack.postgresql.postgres_programs import installed_programs
 from schemas.positions import Lsn, format_lsn
 from tests.benchmarks.bench import PATIENCE, TABLE, Bench, Site, drop_slot, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium

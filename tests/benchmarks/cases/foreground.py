@@ -18,8 +18,8 @@ import psycopg
 import tomli_w
 
 from infra.demo.gitlab import skipped_rows
-from infra.settings import load_settings
-from producers.startup import slot_name
+from infra.settings.file import load_settings
+from producers.source.slots import slot_name
 from schemas.errors import HeadraceError
 from schemas.topics import table_topic
 from tests.benchmarks.applications import Application, Window, lock_waits, reading, working

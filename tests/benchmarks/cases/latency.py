@@ -17,8 +17,8 @@ from typing import Final
 
 from confluent_kafka import OFFSET_END, TopicPartition
 
-from infra import kafka
-from infra.stack.processes import Guarded
+from infra.kafka import clients
+from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
 from schemas.header import HeaderReader
 from tests.benchmarks.bench import Bench, Site, median, median_or_none
@@ -114,7 +114,7 @@ def _theirs(bench: Bench, site: Site, peer: Debezium, rows: int) -> Latency:
 
 def _measured(bench: Bench, site: Site, topic: str, rows: int, clock: Clock, process: Guarded) -> Latency:
     """Write at the rate and consume meanwhile; every change has to arrive."""
-    consumer = kafka.consumer(site.settings.kafka, "bench-latency", fetch_wait_max_ms=10)
+    consumer = clients.consumer(site.settings.kafka, "bench-latency", fetch_wait_max_ms=10)
     found = consumer.list_topics(topic, timeout=30).topics[topic]
     ready: list[bool] = []
     consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in found.partitions])

@@ -19,15 +19,15 @@ from typing import Any, Final
 import psycopg
 import tomli_w
 
-from consumers.placement import PARTITIONS, md5_home, normalised
-from infra.stack.databases import drop_slots
-from infra.stack.processes import Guarded
+from consumers.routing.placement import PARTITIONS, md5_home, normalised
+from infra.stack.postgresql.databases import drop_slots
+from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import Bench, median, median_or_none
 from tests.benchmarks.figures import Figure, Target
 from tests.benchmarks.machine import cpu_seconds
+from tests.consumers.gitserver.driver import moving
 from tests.consumers.gitservers import NODES, add_rows, make_repository, make_tables
-from tests.consumers.moving.driver import moving
 
 _ROWS_EACH: Final = 1_000
 _HERE: Final = Path(__file__).parents[3]
@@ -110,7 +110,7 @@ def _moved(bench: Bench, checkout: Path, template: Path, name: str, count: int) 
 
 
 def _settings(bench: Bench, checkout: Path, dsn: str, roots: dict[str, Path], name: str) -> dict[str, Any]:
-    known = (checkout / "infra" / "gitserver_settings.py").read_text(encoding="utf-8")
+    known = next((checkout / "infra").rglob("gitserver*.py")).read_text(encoding="utf-8")  # also of an earlier layout
     for root in roots.values():
         root.mkdir(parents=True, exist_ok=True)
     return {

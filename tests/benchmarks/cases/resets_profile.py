@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest.mock import patch
 
-from consumers import fence, interpreter
-from consumers.applying import Applying
-from consumers.batches import Planner, SubBatch
-from consumers.decisions import Change
-from consumers.group import Group
-from consumers.ledger import Ledger
-from consumers.migration import Cursor
+from consumers.commands import process_tuning
+from consumers.contract.decisions import Change
+from consumers.contract.migration import Cursor
+from consumers.delivery.group import Group
+from consumers.ledger import fence
+from consumers.ledger.progress import Ledger
 from consumers.migrations.skip_resets import SkipResets, SkipResetsOptions
-from consumers.runtime import Runtime
+from consumers.planning.planner import Planner, SubBatch
+from consumers.runtime.applying import Applying
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.consumer import Consumer
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import SOURCE, Bench, Site, median
 from tests.benchmarks.cases.resets import UNIT, resets_site, restore
@@ -82,7 +84,7 @@ class Profile:
     def applied(self, apply: Callable[..., None]) -> Callable[..., None]:
         """Return a function that does the same transaction as a stage, noting when it ended."""
 
-        def transaction(runtime: Runtime, sub_batch: SubBatch) -> None:
+        def transaction(runtime: Consumer, sub_batch: SubBatch) -> None:
             with self.stage("transaction"):
                 apply(runtime, sub_batch)
             self.last = time.monotonic()
@@ -130,7 +132,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 def _profiled(bench: Bench, site: Site) -> Profile:
     replay_if_run(site)
     profile = Profile()
-    runtime = Runtime(
+    runtime = consumer_of(
         site.settings, SkipResets(SkipResetsOptions()), SOURCE, stopping=threading.Event(), until_caught_up=True
     )
     with contextlib.ExitStack() as patches:
@@ -143,7 +145,7 @@ def _profiled(bench: Bench, site: Site) -> Profile:
             (Ledger, "advance", profile.timed("ledger", Ledger.advance)),
         ):
             patches.enter_context(patch.object(owner, name, wrapped))
-        interpreter.tune()
+        process_tuning.tune()
         totals = runtime.run()
     if totals.applied != bench.rows // 3:
         raise HeadraceError(f"{totals.applied} rows were reset, where {bench.rows // 3} should have been")

@@ -15,9 +15,9 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
-from infra import kafka
-from infra.settings import load_settings
-from infra.stack.processes import Guarded
+from infra.kafka import clients
+from infra.settings.file import load_settings
+from infra.stack.processes.keeper import Guarded
 from tests.benchmarks.bench import SOURCE, TABLE, Bench, Site
 from tests.benchmarks.figures import Figure, Target
 from tests.benchmarks.producing import producing
@@ -78,7 +78,7 @@ def _stalled(bench: Bench, site: Site, rows: int) -> Retained:
         watch = opened.enter_context(PositionsWatch(site))
         process = opened.enter_context(producing(site))
         watch.until_copied(process)
-        consumer = kafka.consumer(site.settings.kafka, f"{site.prefix}-stalled")
+        consumer = clients.consumer(site.settings.kafka, f"{site.prefix}-stalled")
         opened.callback(consumer.close)
         consumer.assign([TopicPartition(site.topic, 0, OFFSET_BEGINNING)])
         consumer.poll(30)

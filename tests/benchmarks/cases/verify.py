@@ -12,7 +12,7 @@ from typing import Final
 
 from confluent_kafka import TopicPartition
 
-from infra import kafka
+from infra.kafka import clients
 from schemas.errors import HeadraceError
 from schemas.varints import encode_long
 from schemas.wire import HEADER_BYTES
@@ -57,7 +57,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 def _spoil(site: Site) -> dict[str, set[int]]:
     """Put five wrong records into the topic; return which keys have to be found, by what is wrong with them."""
     known: list[tuple[bytes, bytes, int]] = []
-    with closing(kafka.consumer(site.settings.kafka, f"{site.prefix}.spoiling")) as reader:
+    with closing(clients.consumer(site.settings.kafka, f"{site.prefix}.spoiling")) as reader:
         partitions = reader.list_topics(site.topic).topics[site.topic].partitions
         reader.assign([TopicPartition(site.topic, number, 0) for number in partitions])
         for _ in site.bench.watched("the topic"):
@@ -68,7 +68,7 @@ def _spoil(site: Site) -> dict[str, set[int]]:
                     )
             if len(known) == 5:
                 break
-    writer = kafka.producer(site.settings.kafka)
+    writer = clients.producer(site.settings.kafka)
     (first, second, third, fourth, fifth) = known
     for (key, _, partition), value in ((first, None), (second, None), (third, fifth[1]), (fourth, fifth[1])):
         writer.produce(site.topic, key=key, value=value, partition=partition)

@@ -16,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from infra import log
+from infra.service import log
 from tests.chaos.path import reliability
 from tests.chaos.path.build import VIOLATIONS
 from tests.chaos.path.faults import Faults

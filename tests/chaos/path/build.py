@@ -39,7 +39,7 @@ def add_migrations() -> None:
 
 def _skip_an_event() -> None:
     """The producer leaves out a change now and then."""
-    from producers.capture import Capture  # noqa: PLC0415
+    from producers.publish.capture import Capture  # noqa: PLC0415
 
     add, numbers = Capture._add, itertools.count(1)
 
@@ -52,7 +52,7 @@ def _skip_an_event() -> None:
 
 def _apply_twice() -> None:
     """A consumer applies some changes twice in their transaction."""
-    from consumers import contract_checks  # noqa: PLC0415
+    from consumers.contract import contract_checks  # noqa: PLC0415
 
     apply, numbers = contract_checks.apply, itertools.count(1)
 
@@ -66,7 +66,7 @@ def _apply_twice() -> None:
 
 def _apply_before_visible() -> None:
     """A consumer asks nothing about the transactions of its events."""
-    from consumers.batches import SubBatch  # noqa: PLC0415
+    from consumers.planning.planner import SubBatch  # noqa: PLC0415
 
     _replace(SubBatch, "waiting", lambda *_: {})
 
@@ -75,7 +75,7 @@ def _commit_the_offset_early() -> None:
     """A consumer commits in Kafka what it read, and applies it then."""
     from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415
 
-    from consumers.applying import Applying  # noqa: PLC0415
+    from consumers.runtime.applying import Applying  # noqa: PLC0415
 
     process = Applying.process
 
@@ -94,23 +94,22 @@ def _commit_the_offset_early() -> None:
 
 def _confirm_the_lsn_early() -> None:
     """The producer lets the slot forget what it read, and publishes it a moment later."""
-    from producers.producer import Session  # noqa: PLC0415
+    from producers.session.commits import Commits  # noqa: PLC0415
 
-    commit = Session._commit
+    commit = Commits.commit
 
-    def early(self: Any, *arguments: Any, **named: Any) -> None:
-        if hasattr(self, "_stream"):
-            self._stream.confirm(self._capture.confirmed)
-            time.sleep(_EARLY_SECONDS)
-        commit(self, *arguments, **named)
+    def early(self: Any, *arguments: Any, confirm: Any = lambda _: None, **named: Any) -> Any:
+        confirm(self._capture.confirmed)
+        time.sleep(_EARLY_SECONDS)
+        return commit(self, *arguments, confirm=confirm, **named)
 
-    _replace(Session, "_commit", early)
+    _replace(Commits, "commit", early)
 
 
 def _ignore_the_fence() -> None:
     """A consumer asks neither who owns the gitlab schema nor whether it is paused."""
-    from consumers import fence  # noqa: PLC0415
-    from consumers.ledger import Ledger  # noqa: PLC0415
+    from consumers.ledger import fence  # noqa: PLC0415
+    from consumers.ledger.progress import Ledger  # noqa: PLC0415
     from schemas.xid_snapshot import Hidden, Snapshot  # noqa: PLC0415
 
     def hold(cursor: Any, *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
@@ -124,7 +123,7 @@ def _ignore_the_fence() -> None:
 
 def _lose_the_ledgers_last_commit() -> None:
     """The ledger of a consumer that was killed is where it was a moment before."""
-    from consumers.ledger import Ledger  # noqa: PLC0415
+    from consumers.ledger.progress import Ledger  # noqa: PLC0415
 
     begin, starts = Ledger.begin, itertools.count()
 

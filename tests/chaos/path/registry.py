@@ -9,7 +9,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.infra.registry_server import RegistryServer, handler_of
+from tests.infra.schema_registry.registry_server import RegistryServer, handler_of
 
 
 class LastingRegistry(RegistryServer):

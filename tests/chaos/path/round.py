@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 
-from consumers import pauses
-from consumers.catalog import migration_class
-from infra.heartbeat import beat
-from infra.locks import exclude, ownership_key
-from infra.positions import read_sources
-from infra.snapshot_requests import SnapshotRequest, send_request
-from infra.topics import end_offsets
+from consumers.operations import pauses
+from consumers.operations.catalog import migration_class
+from infra.kafka.topics import end_offsets
+from infra.postgres.advisory_locks import exclude, ownership_key
+from infra.postgres.heartbeat import beat
+from infra.state.positions import read_sources
+from infra.state.snapshot_requests import SnapshotRequest, send_request
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn
 from tests.chaos import witness

@@ -8,7 +8,7 @@ from typing import Any, Final
 import psycopg
 
 from tests.chaos.path.histories import Effect, Write
-from tests.consumers import repositories
+from tests.consumers import container_repositories
 
 TABLE: Final = "container_repositories"
 VALUE: Final = ("name", "migration_state", "migration_skipped_reason")
@@ -23,7 +23,7 @@ _STANDING: Final = """
 """
 
 TABLES: Final = f"""
-    {repositories.TABLE.partition("CREATE TABLE public.writes")[0]}
+    {container_repositories.TABLE.partition("CREATE TABLE public.writes")[0]}
     CREATE TABLE public.copies (id bigint PRIMARY KEY, op text, lsn bigint, ordinal bigint, xid bigint);
     CREATE SCHEMA history;
     CREATE TABLE history.transactions (name text PRIMARY KEY);

@@ -14,7 +14,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Final, Protocol
 
-from infra.stack.processes import Guarded, Keeper
+from infra.stack.processes.keeper import Guarded, Keeper
 from tests.chaos.forked import Command, Service
 from tests.chaos.path import build
 from tests.chaos.path.namespaces import entered

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 from confluent_kafka import Message, TopicPartition
 
-from infra import kafka
-from infra.registry import open_registry
-from infra.settings import Settings
-from infra.topics import end_offsets
+from infra.kafka import clients
+from infra.kafka.topics import end_offsets
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.model import Settings
 from schemas.events import ChangeEvent
 from schemas.projection import projection
 from schemas.wire import HEADER_BYTES, split_wire
@@ -27,7 +27,7 @@ def events(settings: Settings, topic: str) -> Iterator[Event]:
     read = _Reader(settings)
     found: dict[int, list[Event]] = {partition: [] for partition in sorted(end_offsets(settings.kafka, topic))}
     left = set(found)
-    with kafka.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
+    with clients.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         client.assign([TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(1_000, 0.1):

@@ -16,11 +16,10 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from consumers.group import group_name
-from infra import kafka
-from infra.positions import Positions
+from infra.kafka import clients as kafka
+from infra.state.positions import Positions
 from schemas.errors import HeadraceError
-from schemas.topics import positions_topic
+from schemas.topics import group_name, positions_topic
 from tests.chaos.forked import Command
 from tests.chaos.path.histories import MIGRATIONS, Lead, Said
 from tests.chaos.path.world import World

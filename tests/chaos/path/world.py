@@ -13,12 +13,13 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from infra.settings import Settings, load_settings
-from infra.stack.broker import Cluster, EmbeddedBroker, kafka_uuid
-from infra.stack.broker_settings import HEAP, SMALL_HEAP, of_cluster
-from infra.stack.ports import free_port
-from infra.stack.postgres import EmbeddedPostgres
-from infra.stack.processes import Keeper
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.stack.brokers.broker import Cluster, EmbeddedBroker, kafka_uuid
+from infra.stack.brokers.broker_settings import HEAP, SMALL_HEAP, of_cluster
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.stack.processes.keeper import Keeper
+from infra.stack.processes.ports import free_port
 from schemas.topics import table_topic
 from tests.chaos import witness
 from tests.chaos.forked import Service
@@ -38,7 +39,7 @@ from tests.chaos.path.targets import (
     Target,
     preparing,
 )
-from tests.consumers.repositories import write_settings
+from tests.consumers.container_repositories import write_settings
 from tests.consumers.services import until
 
 DATABASE: Final = "gitlabhq"

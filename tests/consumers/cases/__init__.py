@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 
 Rows = Mapping[object, object]
 

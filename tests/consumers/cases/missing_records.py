@@ -7,14 +7,14 @@ from typing import Any
 import psycopg
 from confluent_kafka import Producer
 
-from infra import kafka, topics
-from infra.registry import open_registry
-from infra.settings import Settings
-from producers.walk import Repository
-from producers.walk_events import WalkEncoder
-from producers.walk_producer import storage_walk_topic
+from infra.kafka import clients, topics
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.model import Settings
+from producers.walk.directory import Repository
+from producers.walk.events import WalkEncoder
+from producers.walk.run import storage_walk_topic
 from tests.consumers import cases
-from tests.consumers.praefect import SCHEMAS, flags, hosts, records, track
+from tests.consumers.praefect_database import SCHEMAS, flags, hosts, records, track
 from tests.producers.storages import hashed
 from tests.settling import until_shown
 
@@ -56,7 +56,7 @@ class Case(cases.Case):
         self._send([*encoder.start(), *found, *encoder.end()])
 
     def _send(self, sent: list[dict[str, Any]]) -> None:
-        producer: Producer = kafka.producer(self._settings.kafka, transactional_id=f"{self._settings.prefix}-walks")
+        producer: Producer = clients.producer(self._settings.kafka, transactional_id=f"{self._settings.prefix}-walks")
         producer.init_transactions(120)
         producer.begin_transaction()
         for each in sent:

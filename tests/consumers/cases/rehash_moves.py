@@ -7,8 +7,8 @@ from typing import Any
 
 import psycopg
 
-from consumers.placement import md5_home, rendezvous_home
-from infra.settings import Settings
+from consumers.routing.placement import md5_home, rendezvous_home
+from infra.settings.model import Settings
 from tests.consumers import cases
 from tests.consumers.gitservers import NODES, TABLES, Application, Disks, make_repository, shards
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import psycopg
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 from tests.consumers import cases
-from tests.consumers.repositories import DEFAULT, TABLE, TOO_MANY_TAGS, Feed, fill, states
+from tests.consumers.container_repositories import DEFAULT, TABLE, TOO_MANY_TAGS, Feed, fill, states
 
 ROWS = {key: (TOO_MANY_TAGS, DEFAULT, ("import_skipped", 5), ("importing", 2))[key % 4] for key in range(60)}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from infra.settings import Settings
+from infra.settings.model import Settings
 from tests.consumers import cases
 from tests.consumers.registry import EXPANDED, LOG, TABLE, Key, RegistryFeed, insert_with_status, statuses, writes
 

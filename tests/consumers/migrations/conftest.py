@@ -10,7 +10,7 @@ import pytest
 from infra.stack import Stack
 from tests.conftest import new_database
 from tests.consumers.importing import World, emptied, made
-from tests.consumers.praefect import SCHEMAS
+from tests.consumers.praefect_database import SCHEMAS
 
 
 @pytest.fixture(scope="module")

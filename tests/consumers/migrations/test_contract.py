@@ -16,14 +16,14 @@ import psycopg
 import pytest
 from prometheus_client import REGISTRY
 
-from consumers.catalog import migrations, target_database
-from consumers.decisions import Decision, Skip
-from consumers.inputs import WALKED
-from consumers.migration import Migration
-from consumers.replay import replay
-from consumers.runtime import Runtime
-from consumers.totals import Totals
-from infra.settings import Settings
+from consumers.contract.decisions import Decision, Skip
+from consumers.contract.migration import Migration
+from consumers.delivery.topics import WALKED
+from consumers.operations.catalog import migrations, target_database
+from consumers.operations.replay import replay
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.totals import Totals
+from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from tests.conftest import Database
@@ -63,7 +63,7 @@ class World:
     def run(self, kind: Callable[[], Migration] | None = None) -> Totals:
         migration = kind() if kind else self.configured()
         database = target_database(self.settings, self.kind)
-        return Runtime(self.settings, migration, database, stopping=threading.Event(), until_caught_up=True).run()
+        return consumer_of(self.settings, migration, database, stopping=threading.Event(), until_caught_up=True).run()
 
     def configured(self) -> Migration:
         return self.kind.configure(self.settings.migration(self.kind.name))

@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.decisions import Skip
+from consumers.contract.decisions import Skip
 from consumers.migrations.missing_records import MissingRecords
 from tests.conftest import Database
 from tests.consumers.importing import World, configured, end, event, made, member_of, paths, wait_for_a_lock
-from tests.consumers.praefect import checksum, flags, hosts, records, track, written
+from tests.consumers.praefect_database import checksum, flags, hosts, records, track, written
 
 # "In the past, Praefect did not create a database records for hosted repositories. … The importer walks the primary
 # storage of each virtual storage and creates a record for each repository existing on the primary."

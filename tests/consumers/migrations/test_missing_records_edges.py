@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from consumers.decisions import Change, Park, Skip
+from consumers.contract.decisions import Change, Park, Skip
 from schemas.errors import SettingsError, UsageError
 from schemas.events import ChangeEvent, Op
 from tests.consumers.importing import HOUR_MS, World, configured, end, event, paths
-from tests.consumers.praefect import flags, listening, records, track
+from tests.consumers.praefect_database import flags, listening, records, track
 
 # What a walk saw may not be so any more.
 

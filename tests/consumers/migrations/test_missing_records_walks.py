@@ -13,21 +13,21 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from consumers.catalog import configured
-from consumers.parking import read_parked
-from consumers.row_keys import RowKeys
-from consumers.runtime import Runtime
-from consumers.status import gather
-from consumers.totals import Totals
-from infra import topics
-from infra.settings import Settings
+from consumers.dead_letters.row_keys import RowKeys
+from consumers.delivery.dead_letter_topic import read_parked
+from consumers.operations.catalog import configured
+from consumers.operations.status import gather
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.totals import Totals
+from infra.kafka import topics
+from infra.settings.model import Settings
 from infra.stack import Stack
-from producers.walk import StorageUnreadable
-from producers.walk_producer import WalkIncomplete, WalksFailed, storage_walk_topic, walk
+from producers.walk.directory import StorageUnreadable
+from producers.walk.run import WalkIncomplete, WalksFailed, storage_walk_topic, walk
 from tests.administering import whole_script
 from tests.chaos import missing_records as chaos
 from tests.conftest import Database
-from tests.consumers.praefect import SCHEMAS, checksum, flags, hosts, records, track
+from tests.consumers.praefect_database import SCHEMAS, checksum, flags, hosts, records, track
 from tests.producers.storages import drop_rights, hashed, regain_rights, repository, without_rights
 
 pytestmark = pytest.mark.stack
@@ -80,7 +80,7 @@ class Cluster:
 
     def consume(self) -> Totals:
         settings = self.settings
-        member = Runtime(
+        member = consumer_of(
             settings,
             configured(settings, "missing_records"),
             "praefect",

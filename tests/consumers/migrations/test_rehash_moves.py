@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
+from consumers.gitserver import worker
+from consumers.gitserver.cursors import reached
 from consumers.migrations.rehash_moves import RehashMoves
-from consumers.moving import copying, mover
-from consumers.moving.cursors import reached
-from consumers.moving.places import Copy
-from consumers.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
-from consumers.routing import Router
-from consumers.runtime import Runtime
+from consumers.repositories import clone
+from consumers.repositories.storage import Copy
+from consumers.routing.lookup import Router
+from consumers.routing.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
+from consumers.runtime.assembly import consumer_of
 from tests.conftest import Build, Database
+from tests.consumers.container_repositories import start_member
+from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.gitservers import NODES, Application, is_whole, make_repository, make_tables, refs, shards
-from tests.consumers.moving.driver import NAMES, World, broken, drive, hang, member
-from tests.consumers.repositories import start_member
 from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
@@ -51,20 +52,20 @@ def application(world: World) -> Application:
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The sources of all copies that this process begins, in their order."""
     made: list[Path] = []
-    original = copying.copy
+    original = clone.copy
 
     def copy(source: Copy, *arguments: Any, **named: Any) -> Any:
         made.append(source.path)
         return original(source, *arguments, **named)
 
-    monkeypatch.setattr(copying, "copy", copy)
+    monkeypatch.setattr(clone, "copy", copy)
     return made
 
 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every clone of this process hang for longer than any test."""
-    monkeypatch.setattr(copying, "prove", hang)
+    monkeypatch.setattr(clone, "prove", hang)
 
 
 def test_repos_need_to_be_moved_from_one_instance_of_gitserver_to_another(
@@ -124,7 +125,7 @@ def test_clone_the_repo_to_its_new_location_whole_with_its_head_settings_and_sym
 
 def test_record_that_the_repo_has_been_moved(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each step of the cursor is looked for, however long the machine took to look for what is not on record.
-    monkeypatch.setattr(mover, "_LOOK_SHARE", 0.0)
+    monkeypatch.setattr(worker, "_LOOK_SHARE", 0.0)
     first, *rest = sorted(ONE_PARTITION[:3], key=order_key)
     world.add([first, *rest])
     cursor = "SELECT upto, finished FROM headrace.rehash_cursors WHERE partition = %s"
@@ -224,7 +225,7 @@ def test_a_blocking_clone_never_exceeds_the_limit_that_all_members_share(
     settings = world.settings.model_copy(update={"gitserver": one})
     under_way: set[int] = set()
     most: list[int] = []
-    original = copying.copy
+    original = clone.copy
 
     def copy(*arguments: Any, **named: Any) -> Any:
         under_way.add(threading.get_ident())
@@ -240,7 +241,7 @@ def test_a_blocking_clone_never_exceeds_the_limit_that_all_members_share(
         finally:
             under_way.discard(threading.get_ident())
 
-    monkeypatch.setattr(copying, "copy", copy)
+    monkeypatch.setattr(clone, "copy", copy)
     members = [threading.Thread(target=drive, args=(settings,)) for _ in range(2)]
     for each in members:
         each.start()
@@ -300,7 +301,7 @@ def test_we_can_quickly_stop_the_migration(
     application.publish()
     stopping = threading.Event()
     migration = RehashMoves.configure(world.settings.migration("rehash_moves"))
-    runtime = Runtime(world.settings, migration, "main", stopping=stopping)
+    runtime = consumer_of(world.settings, migration, "main", stopping=stopping)
     running = threading.Thread(target=runtime.run)
     running.start()
     eventually(world.disks.leftovers, "a clone is under way")

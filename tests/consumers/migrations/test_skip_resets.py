@@ -8,14 +8,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.decisions import Change, Skip
-from consumers.migration import Migration
+from consumers.contract.decisions import Change, Skip
+from consumers.contract.migration import Migration
 from consumers.migrations.skip_resets import SkipResets
-from consumers.runtime import Runtime
-from infra.settings import MigrationSettings, Settings
+from consumers.runtime.assembly import consumer_of
+from infra.settings.model import MigrationSettings, Settings
 from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
 from schemas.positions import Lsn, Position
-from tests.consumers.repositories import TABLE, TOO_MANY_TAGS, Feed, fill, states, written
+from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, Feed, fill, states, written
 
 STATES = (
     "default",
@@ -132,7 +132,7 @@ def test_each_update_is_of_100_records_at_most_whatever_the_batch_size(
     section = MigrationSettings(batch_size=10_000, sub_batch_size=100, adaptive=False)
     chosen = settings.model_copy(update={"migrations": {"skip_resets": section}})
     work = SkipResets.configure(section)
-    totals = Runtime(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
+    totals = consumer_of(chosen, work, "main", stopping=threading.Event(), until_caught_up=True).run()
     assert totals.applied == 1_050
     sizes = connection.execute("SELECT count(*) FROM container_repositories GROUP BY xmin ORDER BY 1 DESC").fetchall()
     assert sizes[0] == (100,)
@@ -158,7 +158,7 @@ def sequential_scans(connection: psycopg.Connection[Any]) -> tuple[int, ...] | N
 
 
 def test_the_index_of_the_additional_note_is_suggested_and_not_necessary() -> None:
-    # `headrace check` offers it where it would help: tests/consumers/test_indexes.py.
+    # `headrace check` offers it where it would help: tests/consumers/contract/test_suggested_index.py.
     (index,) = SkipResets.suggested_indexes
     assert index.columns == ("migration_state", "migration_skipped_at", "id")
 

@@ -9,18 +9,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.backfill import NotExpanded
-from consumers.decisions import Change, Skip
-from consumers.migration import Migration
+from consumers.contract.backfill import NotExpanded
+from consumers.contract.decisions import Change, Skip
+from consumers.contract.migration import Migration
 from consumers.migrations.status_backfills import StatusBackfills
-from consumers.pauses import set_paused
-from infra import log
-from infra.settings import MigrationSettings, Settings
+from consumers.operations.pauses import set_paused
+from infra.service import log
+from infra.settings.model import MigrationSettings, Settings
 from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
 from schemas.positions import Lsn, Position
 from tests.conftest import Database
+from tests.consumers.commands.schema_commands import Run, caught_up, done, refused, registry_settings, runner
 from tests.consumers.registry import EXPANDED, LOG, TABLE, RegistryFeed, insert, insert_with_status, statuses, writes
-from tests.consumers.schema_commands import Run, caught_up, done, refused, registry_settings, runner
 
 STATUSES = ("native", "import_in_progress", "import_complete", "import_failed", "pre_import_canceled")
 

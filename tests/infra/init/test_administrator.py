@@ -11,22 +11,22 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from consumers import fence
-from consumers.ledger import Advance, Ledger, Place
+from consumers.ledger import fence
+from consumers.ledger.progress import Advance, Ledger, Place
 from consumers.migrations.skip_resets import SkipResets
-from infra.control import PUBLISHED, ensure_control_schema
-from infra.heartbeat import beat
-from infra.postgres import connect
-from infra.settings import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
-from infra.snapshot_requests import SnapshotRequest, send_request
+from infra.postgres.connect import connect
+from infra.postgres.control import PUBLISHED, ensure_control_schema
+from infra.postgres.heartbeat import beat
+from infra.settings.model import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
 from infra.stack import Stack
-from producers import preflight, slots, startup
-from producers.publication import ensure_publication, read_publication
-from producers.tables import captured_tables
+from infra.state.snapshot_requests import SnapshotRequest, send_request
+from producers.source import preflight, slots
+from producers.source.publication import ensure_publication, read_publication
+from producers.source.tables import captured_tables
 from schemas.positions import Offset
 from tests.administering import whole_script
 from tests.conftest import Database
-from tests.consumers.repositories import TABLE
+from tests.consumers.container_repositories import TABLE
 
 PASSWORD = "s3cret-of-the-test"
 
@@ -88,13 +88,13 @@ def test_no_password_passes_through_the_script(prepared: Prepared) -> None:
 
 def test_the_role_passes_the_producers_preflight_and_can_do_its_work(prepared: Prepared) -> None:
     main = prepared.main
-    slot = startup.slot_name(prepared.settings, "main", main)
+    slot = slots.slot_name(prepared.settings, "main", main)
     with prepared.connect() as connection:
         assert list(preflight.findings(connection, "main", main, slot, "t")) == []
         ensure_control_schema(connection, "main", main.gitlab_schemas)
         tables = captured_tables(connection, "main", main, "t")
         assert not ensure_publication(connection, main.publication, tables), "it is right already"
-        assert startup.system_identifier(connection)
+        assert slots.system_identifier(connection)
         slots.create(connection, slot, failover=True)
         try:
             beat(connection)

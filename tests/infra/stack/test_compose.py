@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings import load_settings
+from infra.settings.file import load_settings
 from infra.stack.containers import KAFKA_IMAGE, POSTGRES_IMAGE
 
 ROOT = Path(__file__).parents[3]

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from infra.stack import guard
-from infra.stack.processes import Keeper, runs
+from infra.stack.processes import guardian
+from infra.stack.processes.keeper import Keeper, runs
 from schemas.errors import HeadraceError, Unavailable
 
 ROOT = Path(__file__).parents[3]
@@ -78,7 +78,7 @@ def test_owner_s_pipe_is_the_server_s_life(tmp_path: Path) -> None:
         "grace": 60,
     }
     with subprocess.Popen(
-        [sys.executable, guard.__file__, "run", json.dumps(spec)],
+        [sys.executable, guardian.__file__, "run", json.dumps(spec)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from infra.stack import embedded_stack
-from infra.stack.postgres import EmbeddedPostgres
+from infra.stack.postgresql.server import EmbeddedPostgres
 
 pytestmark = pytest.mark.stack
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from consumers.decisions import Change, Decision, Skip
-from consumers.migration import Cursor, Migration
+from consumers.contract.decisions import Change, Decision, Skip
+from consumers.contract.migration import Cursor, Migration
 from schemas.events import ChangeEvent
 
 _WRITE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from producers.replication_frames import XLogData, parse
+from producers.stream.frames import XLogData, parse
 from schemas import codec
 from schemas.errors import Malformed
 from tests.fuzz.parsers.target import Target, Violation, agree, outcome

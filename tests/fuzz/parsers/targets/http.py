@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from consumers.placement import Algorithm, Placement
-from consumers.route_server import _Answer
-from consumers.routing import CursorTooOld
+from consumers.routing.lookup import CursorTooOld
+from consumers.routing.placement import Algorithm, Placement
+from consumers.routing.route_server import _Answer
 from tests.fuzz.parsers.target import Target, Violation
 
 _NODES: Final = Placement(("a:1", "b:1"))

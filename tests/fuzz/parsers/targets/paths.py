@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from consumers.moving.places import NotAPlace, Root
-from consumers.placement import Algorithm, Placement, normalised, order_key, partition_of
-from producers.walk_events import escaped
+from consumers.repositories.storage import NotAPlace, Root
+from consumers.routing.placement import Algorithm, Placement, normalised, order_key, partition_of
+from producers.walk.events import escaped
 from tests.fuzz.parsers.target import Target, Violation, agree, outcome
 
 _ROOT: Final = Root(Path("/nowhere/root"))

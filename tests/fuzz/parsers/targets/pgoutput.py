@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from producers import pgoutput
-from producers import pgoutput_messages as m
-from producers.pgoutput import Decoder
-from producers.pgoutput_fields import NAMES, columns, columns_in_python
+from producers.stream import messages as m
+from producers.stream import pgoutput
+from producers.stream.pgoutput import Decoder
+from producers.stream.pgoutput_fields import NAMES, columns, columns_in_python
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn

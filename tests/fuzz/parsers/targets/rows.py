@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from producers.pgoutput_fields import columns, columns_in_python
+from producers.stream.pgoutput_fields import columns, columns_in_python
 from schemas.errors import Malformed
 from schemas.events import Op
 from tests.fuzz.parsers import sample_tables

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from infra.settings import load_settings
+from infra.settings.file import load_settings
 from schemas.errors import UsageError
 from tests.fuzz.parsers.target import Target, Violation, outcome
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from consumers.sifting import sift, sift_in_python
+from consumers.planning.prefilter import sift, sift_in_python
 from schemas.positions import Offset
 from tests.fuzz.parsers.target import Target, agree, pack, unpack
 

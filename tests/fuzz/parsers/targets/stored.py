@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from consumers import parking
-from infra.positions import HandoverState, PartitionState, SnapshotState, StrayState, StreamState, decode, encode
-from infra.registry import _entry
+from consumers.delivery import dead_letter_topic
+from infra.schema_registry.topic_registry import _entry
+from infra.state.positions import HandoverState, PartitionState, SnapshotState, StrayState, StreamState, decode, encode
 from schemas.errors import HeadraceError, Malformed
 from schemas.formats import NewerFormat
 from schemas.positions import Lsn
@@ -49,7 +49,12 @@ class _Letter:
         self._parts = parts
 
     def headers(self) -> list[tuple[str, bytes]]:
-        names = (parking.FORMAT_HEADER, parking.REASON_HEADER, parking.RUN_HEADER, parking.KEY_HEADER)
+        names = (
+            dead_letter_topic.FORMAT_HEADER,
+            dead_letter_topic.REASON_HEADER,
+            dead_letter_topic.RUN_HEADER,
+            dead_letter_topic.KEY_HEADER,
+        )
         return list(zip(names, self._parts, strict=False))
 
     def timestamp(self) -> tuple[int, int]:
@@ -68,7 +73,7 @@ def _run(data: bytes) -> None:
     elif number % 6 == 5:
         key, *parts = unpack(value) or [b""]
         letter: Any = _Letter(parts)
-        outcome(HeadraceError, parking._entry, key, letter)
+        outcome(HeadraceError, dead_letter_topic._entry, key, letter)
     else:
         _position(type(_STATES[number % 6 % 4]), value)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from consumers.key_values import KeyKind, typed
-from consumers.starts import SinceLsn, parse_start
+from consumers.operations.start_offsets import SinceLsn, parse_start
+from consumers.planning.key_values import KeyKind, typed
 from schemas.errors import UsageError
 from schemas.positions import format_lsn, parse_lsn
 from schemas.xid_snapshot import Snapshot

@@ -9,9 +9,9 @@ from typing import Any, Final
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from google.protobuf.message import DecodeError
 
-from infra.registry import AvroSchema
-from producers.gitaly import parse_response
-from producers.walk_events import WalkEncoder, path_text
+from infra.schema_registry.topic_registry import AvroSchema
+from producers.walk.events import WalkEncoder, path_text
+from producers.walk.gitaly import parse_response
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.errors import Malformed
 from tests.fuzz.parsers.target import Target, Violation, agree

@@ -1,0 +1,315 @@
+"""The commands of a migration's life: consume, status, pause, resume, replay, verify, finalize; and of parked events.
+
+Plain functions for headrace.py to mount; each raises HeadraceError and leaves it to headrace.py to say so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from consumers.commands import dead_letters_command, display, process_tuning, schema_command
+from consumers.commands.place_command import place
+from consumers.commands.route_command import route
+from consumers.compare.comparison import TopicDiffers, compare, source_of
+from consumers.compare.repair import request_repair
+from consumers.contract.migration import Migration
+from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
+from consumers.operations import catalog, pauses
+from consumers.operations import rights as consumer_rights
+from consumers.operations.cleanup import cleanup
+from consumers.operations.dry_run import dry_run
+from consumers.operations.remaining import remaining
+from consumers.operations.replay import replay as begin_replay
+from consumers.operations.start_offsets import parse_start
+from consumers.operations.status import gather
+from consumers.planning.key_selection import parse_selection
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.completion import RowsLeft
+from infra.cli.options import Config, Json
+from infra.postgres import connect
+from infra.rights import kafka_rights
+from infra.service import log, metrics
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from schemas.errors import Interrupted, Refused, UsageError
+
+MigrationArgument = Annotated[
+    str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)
+]
+
+
+def consume(
+    migration: MigrationArgument,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be done; write nothing, join no group.")
+    ] = False,
+    until_caught_up: Annotated[
+        bool,
+        typer.Option("--until-caught-up", help="End once the whole group has done what is in the topics now."),
+    ] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Run a member of a migration's consumer group, until it is stopped.
+
+    Start as many as there are partitions, on any machines: they share the work. Stop or kill one at any moment: the
+    others take over, and it goes on where it was. Progress is kept in the database that is written, in the same
+    transaction as the effects, so each effect happens once. A migration that is complete returns at once.
+    `HEADRACE_<MIGRATION>_ENABLED=false` switches it off.
+    """
+    settings = load_settings(config)
+    kind = catalog.migration_class(migration)
+    work = kind.configure(settings.migration(migration))
+    database = catalog.target_database(settings, kind)
+    log.configure()
+    if not settings.migration(migration).enabled:
+        log.get(migration=migration).info("switched off by its settings or environment; nothing was done")
+        return
+    if dry:
+        _dry(settings, work, database, as_json)
+        return
+    # A first connection that fails is somebody's mistake and told at once; one that is lost later is waited for.
+    dsn = settings.database(database).dsn.get_secret_value()
+    with connect.translated(dsn), connect.connect(dsn, name=f"consume {migration}") as connection:
+        connect.require_all_rows(connection, (*kind.tables, *kind.writes))
+    metrics.serve(settings.metrics)
+    stopping = threading.Event()
+    with display.progress(migration, settings, kind, database) as report:
+        with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
+            member = consumer_of(
+                settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report
+            )
+            process_tuning.tune()
+            with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):
+                totals = member.run()
+    if as_json:
+        print(json.dumps({"migration": migration, **asdict(totals)}))
+    else:
+        log.get(migration=migration).info("stopped" if stopping.is_set() else "caught up", **asdict(totals))
+
+
+def status(as_json: Json = False, config: Config = None) -> None:
+    """Show every migration's progress, rate, time left and members, and where every source stands."""
+    settings = load_settings(config)
+    log.configure()
+    found = gather(settings)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        display.show_status(found)
+
+
+def pause(migration: MigrationArgument, config: Config = None) -> None:
+    """Hold a migration: when this returns, nothing of it is under way. Its members stay, and wait."""
+    settings, kind, database = _chosen(migration, config)
+    pauses.set_paused(settings, kind, database, True)
+    print(f"{migration} is paused; go on with: headrace resume {migration}")
+
+
+def resume(migration: MigrationArgument, config: Config = None) -> None:
+    """Let a paused or failed migration go on; its members notice within a second."""
+    settings, kind, database = _chosen(migration, config)
+    pauses.set_paused(settings, kind, database, False)
+    print(f"{migration} goes on")
+
+
+def replay(
+    migration: MigrationArgument,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="START",
+            help="beginning, timestamp:2026-01-31T12:00:00Z (all committed since then) or lsn:16/B374D848.",
+        ),
+    ] = "beginning",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="COLUMN=VALUE[,VALUE...]",
+            help="Only events whose key has such a value; a text with a comma in double quotes. Repeat it for more.",
+        ),
+    ] = None,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--keys", metavar="VALUE[,VALUE...]", help="The same, where the key is one column."),
+    ] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Begin a new run over what the topics hold; start a consumer to carry it out.
+
+    The database that was read is not needed. Rows that are right already stay untouched. Refused, with exit code 3,
+    while members are alive.
+    """
+    settings, kind, database = _chosen(migration, config)
+    begun = begin_replay(
+        settings, kind, database, start=parse_start(start), selection=parse_selection(where or [], keys or [])
+    )
+    if as_json:
+        starts = [
+            {"topic": place.topic, "partition": place.partition, "offset": at} for place, at in begun.starts.items()
+        ]
+        print(
+            json.dumps(
+                {
+                    "migration": migration,
+                    "run": begun.run,
+                    "partitions": len(begun.starts),
+                    "starts": starts,
+                    "selection": begun.selection,
+                }
+            )
+        )
+    else:
+        print(f"{migration} begins run {begun.run}; carry it out with: headrace consume {migration}")
+
+
+def verify(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="MIGRATION|TABLE", help="A migration; with --rows also a table.", show_default=False),
+    ],
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Compare the source's table with its topic instead, row by row.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --rows: have the producer read the rows that differ again.")
+    ] = False,
+    database: Annotated[
+        str | None, typer.Option("--database", help="With --rows: the source, where several have the table.")
+    ] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Ask how many rows a migration has left to change; exit code 1 when there are any, or when it gave something up.
+
+    With --rows, compare each row of the source's table (of every table of a migration) with what its topic says, and
+    name the keys that differ; exit code 1 when there are any. Both may be in use meanwhile: the producer has to run.
+    """
+    if repair and not rows:
+        raise UsageError("--repair needs --rows", remedy="a migration repairs itself: start its consumer")
+    if rows:
+        _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
+        return
+    settings, kind, target = _chosen(what, config)
+    migration = kind.configure(settings.migration(what))
+    with stop_on_signals() as stopping:
+        left = remaining(settings, migration, target, stopping)
+    given_up = count_given_up(settings, migration, target)
+    if as_json:
+        print(json.dumps({"migration": what, "database": target, "remaining": left, "given_up": given_up}))
+    elif left == 0:
+        print(f"{what}: nothing is left to change in {target}")
+    if left:
+        raise RowsLeft(f"{what}: {left} rows are left to change in {target}")
+    if given_up:
+        raise WorkGivenUp(f"{what}: {given_up:,} were given up")
+
+
+def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
+    log.configure()
+    if "." in what:
+        tables, source = [what], database or source_of(settings, what)
+    else:
+        kind = catalog.migration_class(what)
+        tables, source = list(kind.tables), database or catalog.target_database(settings, kind)
+    with stop_on_signals() as stopping:
+        found = [compare(settings, source, table, stopping) for table in tables]
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], default=str))
+    else:
+        display.show_comparisons(found)
+    asked = sum(request_repair(settings, one) for one in found if not one.same) if repair else 0
+    for one in found:
+        if asked and not one.extra:
+            print(f"{asked} rows are read again by their producer; verify once more when it has", file=sys.stderr)
+            return
+        if not one.same:
+            count = len(one.missing) + len(one.extra) + len(one.differing)
+            raise TopicDiffers(f"{count} rows of {one.table} in {source} are not in its topic as they are")
+
+
+def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
+    """Carry a migration out to its end: work as a member until it is complete, beside those that run.
+
+    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings, and
+    when the migration has failed; 3 while it is paused.
+    """
+    settings, kind, database = _chosen(migration, config)
+    work = kind.configure(settings.migration(migration))
+    if work.continuous or settings.migration(migration).continuous:
+        raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its members")
+    if pauses.is_paused(settings, kind, database):
+        raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
+    stopping = threading.Event()
+    with display.progress(migration, settings, kind, database) as report:
+        member = consumer_of(settings, work, database, stopping=stopping, until_complete=True, report=report)
+        process_tuning.tune()
+        with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut):
+            totals = member.run()
+    if stopping.is_set():
+        raise Interrupted(f"{migration} is not complete yet")
+    given_up = count_given_up(settings, work, database)
+    if as_json:
+        print(json.dumps({"migration": migration, "complete": not given_up, "given_up": given_up, **asdict(totals)}))
+    if given_up:
+        raise WorkGivenUp(f"{migration} has ended, and {given_up:,} were given up")
+    if not as_json:
+        print(f"{migration} is complete: later starts of its consumer return at once")
+
+
+def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
+    settings = load_settings(config)
+    kind = catalog.migration_class(migration)
+    log.configure()
+    return settings, kind, catalog.target_database(settings, kind)
+
+
+def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
+    with stop_on_signals() as stopping:
+        outcome = dry_run(settings, migration, database, stopping=stopping)
+        left = 0 if stopping.is_set() else remaining(settings, migration, database, stopping)
+    if stopping.is_set():
+        raise Interrupted(f"the dry run of {migration.name} was stopped before the end of its topics")
+    result: dict[str, Any] = {
+        "migration": migration.name,
+        "database": database,
+        "dry_run": True,
+        "events": outcome.events,
+        "changes": outcome.changes,
+        "skipped": dict(outcome.skipped),
+        "parked": dict(outcome.parked),
+        "remaining": left,
+    }
+    if as_json:
+        print(json.dumps(result))
+    else:
+        display.show_dry_run(result)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    consume,
+    status,
+    pause,
+    resume,
+    replay,
+    verify,
+    finalize,
+    cleanup,
+    place,
+    route,
+)
+
+GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": dead_letters_command.app, "schema": schema_command.app}
+"""Commands with sub-commands of their own."""

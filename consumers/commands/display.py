@@ -1,0 +1,214 @@
+"""What people see: tables of status, and a progress bar where a terminal is attached."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from consumers.compare.comparison import Comparison
+from consumers.contract.migration import Migration
+from consumers.dead_letters.given_up import GivenUp
+from consumers.delivery.dead_letter_topic import Entry
+from consumers.delivery.topics import source_topics
+from consumers.ledger.progress import Place
+from consumers.runtime.totals import Report, Totals
+from infra.guard import given_away
+from infra.kafka import topics
+from infra.settings.model import Settings
+from schemas.errors import printable
+from schemas.positions import Offset
+
+_SLOTS_IN_TROUBLE: Final = ("unreserved", "lost", "missing")
+_UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@contextmanager
+def progress(migration: str, settings: Settings, kind: type[Migration], database: str) -> Iterator[Report | None]:
+    """Yield what draws a member's progress on standard error; None when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    ends: dict[Place, int] = {}
+    names = source_topics(settings, kind, database)
+    with bar:
+        task = bar.add_task(migration, total=None, counts="")
+
+        def report(totals: Totals, positions: Mapping[Place, Offset]) -> None:
+            if any(position > ends.get(place, -1) for place, position in positions.items()):
+                for topic in names:
+                    for partition, end in topics.end_offsets(settings.kafka, topic).items():
+                        ends[Place(topic, partition)] = end
+            bar.update(
+                task,
+                completed=sum(positions.values()),
+                total=sum(ends[place] for place in positions if place in ends) or None,
+                counts=f"{totals.applied:,} applied  {totals.skipped:,} skipped  {totals.parked:,} parked",
+            )
+
+        yield report
+
+
+def show_status(document: Mapping[str, Any]) -> None:
+    """Print the document of `status --json` as tables."""
+    console = Console()
+    # Seven narrow columns fit 80 characters; what else there is stands below, where there is something to say.
+    table = Table(title="migrations", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading, justify in (
+        ("migration", "left"), ("state", "left"), ("done", "right"), ("applied", "right"), ("remaining", "right"),
+        ("events/s", "right"), ("time left", "right"),
+    ):  # fmt: skip
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    names = [one["name"] for one in document["migrations"]]
+    for one in document["migrations"]:
+        end = sum(partition["end_offset"] for partition in one["partitions"])
+        at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
+        table.add_row(
+            one["name"] if names.count(one["name"]) == 1 else f"{one['name']} ({one['database']})",
+            "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
+            f"{at / end:.1%}" if end else "",
+            f"{one['applied']:,}",
+            "?" if one["remaining"] is None else f"{'~' if one.get('remaining_estimated') else ''}{one['remaining']:,}",
+            f"{one['rate']:,.0f}",
+            _duration(one["eta_seconds"]),
+        )
+    console.print(table)
+    for one in document["migrations"]:
+        for line in _details(one):
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+    sources = Table(title="sources", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("source", "log position", "behind", "seconds", "snapshot"):
+        sources.add_column(heading, no_wrap=heading != "snapshot")
+    for one in document["sources"]:
+        snapshot = one["snapshot"]
+        sources.add_row(
+            one["name"],
+            one["lsn"] or "",
+            "?" if one["lag_bytes"] is None else _size(one["lag_bytes"]),
+            "?" if one["lag_seconds"] is None else f"{one['lag_seconds']:,.1f}",
+            _cell(f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}") if snapshot else "",
+        )
+    console.print(sources)
+    for one in document["sources"]:
+        if one.get("slot_status") in _SLOTS_IN_TROUBLE:
+            line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+        if one.get("waits_for"):
+            line = f"{one['name']}: its stream waits: {', '.join(one['waits_for'])}; see `headrace check`"
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+    for one in document.get("given_away", ()):
+        for line in given_away.lines(one):
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def show_parked(
+    migration: str,
+    entries: Sequence[Entry],
+    given_up: Sequence[GivenUp] = (),
+    keys: Mapping[str, Mapping[str, object]] = {},
+) -> None:
+    """Print the parked events, one a line: names may be longer than a terminal is wide, and have to be copied.
+
+    `keys` has the columns of the rows' keys by the events' names, for those whose key can be read.
+    """
+    if not entries and not given_up:
+        print(f"{migration}: nothing is parked")
+    for entry in entries:
+        key = _key(keys.get(entry.name, {}))
+        line = f"{entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {printable(entry.reason)}"
+        print(f"{printable(entry.name)}  {line}{f'  {key}' if key else ''}")
+    for one in given_up:
+        name = one.name if one.name.isprintable() else repr(one.name)
+        print(f"{name}  {one.since.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z  {printable(one.reason)}")
+
+
+def show_comparisons(found: Sequence[Comparison]) -> None:
+    """Print what differs between tables and their topics, a key a line."""
+    for one in found:
+        for what, keys in (("missing in the topic", one.missing), ("extra in the topic", one.extra)):
+            for key in keys:
+                print(f"{_key(key)}  {what}")
+        for key, columns in zip(one.differing, one.columns, strict=True):
+            print(f"{_key(key)}  differs in {printable(', '.join(columns))}")
+        busy = f"; {one.unsettled:,} changed each time they were looked at" if one.unsettled else ""
+        print(
+            f"{printable(one.table)} in {one.database}: {one.rows:,} rows compared, {len(one.missing):,} missing"
+            f" in the topic, {len(one.extra):,} extra, {len(one.differing):,} differing{busy}"
+        )
+
+
+def _key(columns: Mapping[str, object]) -> str:
+    texts = ((printable(name), str(value)) for name, value in columns.items())
+    return " ".join(f"{name}={text if text.isprintable() else repr(text)}" for name, text in texts)
+
+
+def show_dry_run(result: Mapping[str, Any]) -> None:
+    """Print what a dry run counted."""
+    console = Console()
+    console.print(
+        f"{result['migration']}: of {result['events']:,} events {result['changes']:,} ask for a change; "
+        f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written."
+    )
+    table = Table("skipped or parked because", "events")
+    for reason, count in sorted(result["skipped"].items()):
+        table.add_row(_cell(reason), f"{count:,}")
+    for reason, count in sorted(result["parked"].items()):
+        table.add_row(_cell(f"parked: {reason}"), f"{count:,}")
+    console.print(table)
+
+
+def _cell(text: str) -> str:
+    """Return what stands in a table for `text`, to which brackets are no markup and escapes no commands."""
+    return escape(printable(text))
+
+
+def _details(one: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines on one migration that stand below the table."""
+    if one.get("error"):
+        yield f"{one['name']}: {one['error']}"
+    if one.get("held_by"):
+        yield f"{one['name']}: held by {one['held_by']}"
+    if one["parked"]:
+        yield f"{one['name']}: {one['parked']:,} parked, see `headrace parked list {one['name']}`"
+    told = {"given up": one.get("given_up", 0), "with something to report": one.get("reported", 0)}
+    if any(told.values()):
+        counts = ", ".join(f"{count:,} {what}" for what, count in told.items() if count)
+        yield f"{one['name']}: {counts}, see `headrace parked list {one['name']}`"
+    partitions: dict[str, list[str]] = {}
+    for partition, far in one.get("reached", {}).items():
+        partitions.setdefault(far if far.isprintable() else repr(far), []).append(partition)
+    for far, those in partitions.items():
+        yield f"{one['name']}: passed {far} of partition {', '.join(those)}"
+    if one["skipped"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(one["skip_reasons"].items()))
+        yield f"{one['name']}: {one['skipped']:,} skipped ({reasons})"
+    if one["run"]:
+        members = f"members {', '.join(one['members'])}" if one["members"] else "no members"
+        yield f"{one['name']}: run {one['run']} in database {one['database']}, {members}"
+
+
+def _size(count: float) -> str:
+    unit = next((unit for unit, limit in _UNITS.items() if count < 1000 * limit), "GB")
+    return f"{count / _UNITS[unit]:,.0f} {unit}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,109 @@
+"""`headrace place`: which node each repository of a list lives on."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Final, Protocol, cast
+
+import typer
+
+from consumers.routing.placement import Algorithm, Placement
+from infra.settings.gitserver import NODE, NODE_WORDS
+from infra.settings.mistakes import close_to
+from schemas.errors import UsageError
+
+_CHUNK_BYTES: Final = 1 << 16
+_LONGEST_NAME: Final = 1 << 16
+"""In bytes; a longer line is no list of names, and would be held in memory."""
+
+
+def place(
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes", metavar="NODE,NODE...", help="The nodes, in the application's own order: md5 needs it."
+        ),
+    ],
+    algorithm: Annotated[
+        Algorithm, typer.Option("--algorithm", help="md5 is where they were, rendezvous where they will be.")
+    ] = Algorithm.RENDEZVOUS,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option("--pin", metavar="NAME=NODE", help="A repository that stays on a node whatever the hash says."),
+    ] = None,
+) -> None:
+    """Tell which gitserver node each repository lives on: names on standard input, NAME, a tab and NODE on output.
+
+    One name a line, such as github.com/gitlab-org/gitlab; empty lines are passed over. A name is printed as it came
+    and placed by its normal form, as gitserver does: without .git, its host in lower case. For example, how many move
+    when a third node is added:
+
+        headrace place --nodes a,b < names > before; headrace place --nodes a,b,c < names | diff before - | grep -c '^>'
+    """
+    chosen = Placement(tuple(_nodes(nodes)), dict(_pins(pin or [], nodes.split(","))))
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", remedy="give the names there, one a line")
+    if sys.stdin.isatty():
+        print("names from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
+    for placed in place_lines(chosen, algorithm, cast(Readable, sys.stdin.buffer)):
+        sys.stdout.buffer.write(placed)
+        sys.stdout.buffer.flush()
+
+
+class Readable(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
+
+
+def place_lines(placement: Placement, algorithm: Algorithm, names: Readable) -> Iterator[bytes]:
+    """Yield `name<TAB>node<LF>` for every line, as many at a time as were there to read.
+
+    Raises UsageError, which names the line, for one that is too long.
+    """
+    before = 0
+    for lines in _whole_lines(names):
+        placed = []
+        for number, line in enumerate(lines, before + 1):
+            if len(line) > _LONGEST_NAME:
+                raise UsageError(f"line {number} has more than {_LONGEST_NAME:,} bytes", remedy="give one name a line")
+            if name := line.removesuffix(b"\r"):
+                node = placement.home(name.decode("utf-8", "surrogateescape"), algorithm)
+                placed.append(b"%b\t%b\n" % (name, node.encode("utf-8", "surrogateescape")))
+        before += len(lines)
+        yield b"".join(placed)
+
+
+def _whole_lines(stream: Readable) -> Iterator[list[bytes]]:
+    rest = b""
+    while chunk := stream.read1(_CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        # A line that does not end is handed on as it is, to be refused by its number.
+        if len(rest) > _LONGEST_NAME:
+            lines, rest = [*lines, rest], b""
+        yield lines
+    yield [rest]
+
+
+def _nodes(text: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for node in text.split(","):
+        if re.fullmatch(NODE, node) is None:
+            raise UsageError(f"--nodes: {node!r} is not a node: {NODE_WORDS}", remedy="write --nodes a,b,c")
+        if node in seen:
+            raise UsageError(f"--nodes: {node} is there twice", remedy="name each node once")
+        seen.add(node)
+        yield node
+
+
+def _pins(texts: Iterable[str], nodes: list[str]) -> Iterator[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    for text in texts:
+        name, equals, node = text.rpartition("=")
+        if not equals or not name:
+            raise UsageError(f"--pin: {text!r} is not NAME=NODE", remedy="write --pin github.com/a/b=node")
+        if node not in nodes:
+            raise UsageError(f"--pin: no node is called {node}{close_to(node, nodes)}", remedy="pin to one of --nodes")
+        if seen.setdefault(name, node) != node:
+            raise UsageError(f"--pin: {name} is pinned to two nodes", remedy="pin it once")
+        yield name, node

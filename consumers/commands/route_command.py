@@ -1,0 +1,81 @@
+"""`headrace route`: on which node a repository is to be looked for now, while `rehash_moves` moves them."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import threading
+from typing import Annotated, Final
+
+import typer
+
+from consumers.ledger.owner_lookup import owning_database
+from consumers.routing.lookup import Database, Router
+from consumers.routing.route_server import RouteServer
+from infra.cli.options import Config, Json
+from infra.service import log
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from schemas.errors import UsageError
+
+_GITLAB_SCHEMA: Final = "gitserver"
+
+
+def route(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Repositories, such as github.com/a/b.")
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Answer GET /homes?name=NAME, as a service.")] = False,
+    address: Annotated[str, typer.Option("--address", help="Where --serve listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 chooses a free one.", min=0, max=65535)] = 7878,
+    database: Annotated[
+        str | None, typer.Option("--database", metavar="NAME", help="The one that has the cursors.")
+    ] = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Tell on which node to look for a repository while repositories move: one, or two in their order.
+
+    Ask the second only if the first does not have it. With --serve it answers over HTTP until it is stopped, read-only,
+    for readers in any language: GET /homes?name=github.com%2Fa%2Fb. docs/routing.md has the contract. For example:
+
+        headrace route github.com/gitlab-org/gitlab
+    """
+    if serve == bool(names):
+        raise UsageError("give the names of repositories, or --serve", remedy="see `headrace route --help`")
+    settings = load_settings(config)
+    log.configure()
+    dsn = settings.database(database or _owner(settings)).dsn.get_secret_value()
+    asked = Database(dsn)
+    try:
+        asked.ask()  # a mistake in the settings is told at once, and not by each answer
+    finally:
+        asked.close()
+    with Router(dsn, settings.gitserver) as router:
+        if serve:
+            _serve(RouteServer(address, port, router))
+        for name in names or ():
+            homes = router.homes(name)
+            typer.echo(jsonlib.dumps({"name": name, "homes": homes}) if json else "\t".join((name, *homes)))
+
+
+def _owner(settings: Settings) -> str:
+    """Return the database that owns the gitlab schema of the cursors, by its own rows where several may."""
+    listed = [name for name, section in settings.databases.items() if _GITLAB_SCHEMA in section.gitlab_schemas]
+    if not listed:
+        raise UsageError(
+            f"no database of the settings lists the gitlab schema {_GITLAB_SCHEMA}",
+            remedy="add it to the gitlab_schemas of the one that rehash_moves writes, or name that with --database",
+        )
+    if len(listed) == 1:
+        return listed[0]
+    return owning_database(settings, listed, _GITLAB_SCHEMA) or listed[0]
+
+
+def _serve(server: RouteServer) -> None:
+    with server, stop_on_signals() as stop:
+        answering = threading.Thread(target=server.serve_forever, name="route", daemon=True)
+        answering.start()
+        log.get().info("answering", address=str(server.server_address[0]), port=server.port)
+        stop.wait()
+        server.shutdown()

@@ -1,0 +1,233 @@
+"""The commands of a backfill's three releases: expand, backfill, contract; each takes itself back with --down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from consumers.commands import display, process_tuning
+from consumers.contract.backfill import Backfill
+from consumers.operations import catalog, pauses
+from consumers.operations.group_admin import members
+from consumers.operations.replay import MembersAlive, replay
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.completion import RowsLeft
+from consumers.schema.executor import Alterations, Done, RowsForbidThis
+from consumers.schema.plan import Found, OutOfOrder, Release, refusal
+from infra.cli.options import Config, Json, Yes
+from infra.postgres import connect
+from infra.postgres.control import ensure_control_schema
+from infra.service import log
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from schemas.errors import Interrupted, Refused, UsageError
+from schemas.topics import group_name
+
+app = typer.Typer(
+    help="""Give a table a column with a value in every row, in three releases that hold up nobody.
+
+    `expand` adds the column, empty. `backfill` gives every row its value, by events. `contract` forbids rows without
+    one. Deploy the application that writes the column after `expand` and before `contract`. Each may be run again, goes
+    on where it was killed, and takes itself back with --down; out of order it is refused, with exit code 3.
+    """,
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(metavar="MIGRATION", help="A backfill's name.", show_default=False)]
+Down = Annotated[bool, typer.Option("--down", help="Take it back.")]
+
+
+@app.command()
+def expand(migration: Name, down: Down = False, yes: Yes = False, as_json: Json = False, config: Config = None) -> None:
+    """Add the column, without a default and without NOT NULL, and the checks on it.
+
+    A statement of ours that waits for the table holds up everybody behind it, so none waits longer than the
+    migration's `lock_timeout_ms`; it is tried again, for `patience_seconds`. With --down, drop the column, unless it
+    has other values than the backfill's. Asks.
+    """
+    with _opened(migration, config) as site:
+        if down:
+            _require_nobody(site)
+            if not yes:
+                typer.confirm(
+                    f"Drop column {site.kind.column} of {site.kind.table} in {site.database}?", abort=True, err=True
+                )
+        _tell(site, Release.EXPAND_DOWN if down else Release.EXPAND, as_json)
+
+
+@app.command()
+def backfill(migration: Name, down: Down = False, as_json: Json = False, config: Config = None) -> None:
+    """Give every row its value: work as a member until none is without, beside those that run.
+
+    Waits for the producer to have read all. Members that run as services (`headrace consume MIGRATION`) go on after
+    it, and fill what an application still writes without a value. With --down, the next backfill reads all events
+    again; the values stay, since nobody could tell the application's from ours.
+    """
+    with _opened(migration, config) as site:
+        if down:
+            _withdraw(site, as_json)
+            return
+        _require(site, Release.BACKFILL)
+        if not site.settings.migration(migration).enabled:
+            raise Refused(f"{migration} is switched off", remedy="switch it on in its settings or environment")
+        if pauses.is_paused(site.settings, site.kind, site.database):
+            raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
+        _record(site, complete=False)
+        with display.progress(migration, site.settings, site.kind, site.database) as report:
+            member = consumer_of(
+                site.settings,
+                _until_complete(site.kind).configure(site.settings.migration(migration)),
+                site.database,
+                stopping=site.stopping,
+                until_complete=True,
+                report=report,
+            )
+            process_tuning.tune()
+            try:
+                with stop_on_signals(site.stopping, overdue=member.cancel, cut=member.cut):
+                    totals = member.run()
+            except RowsLeft as error:
+                raise RowsLeft(
+                    error.problem,
+                    remedy=f"if an application still writes such rows, leave `headrace consume {migration}` running;"
+                    f" else see `headrace parked list {migration}`, or `headrace snapshot {site.kind.table}`",
+                ) from None
+        if site.stopping.is_set():
+            raise Interrupted(f"{migration} is not complete yet")
+        _record(site, complete=False)
+        if as_json:
+            print(json.dumps({**site.document(Release.BACKFILL), **asdict(totals)}))
+        else:
+            print(f"every row of {site.kind.table} has a {site.kind.column}; {totals.applied:,} were given theirs")
+
+
+@app.command()
+def contract(migration: Name, down: Down = False, as_json: Json = False, config: Config = None) -> None:
+    """Forbid rows without a value, now that there are none; first every application has to write the column.
+
+    Refused while there are rows without. Where one was written in the last moment, the check is taken back. Afterwards
+    the migration is complete, and its members may be stopped. With --down, allow such rows again.
+    """
+    with _opened(migration, config) as site:
+        if down:
+            _record(site, complete=False)
+            _tell(site, Release.CONTRACT_DOWN, as_json)
+            return
+        try:
+            _tell(site, Release.CONTRACT, as_json)
+        except RowsForbidThis as error:
+            _carry_out(site, Release.CONTRACT_DOWN, lambda _done: None)
+            raise OutOfOrder(
+                f"{error.problem}: they were written while it was added, and it was taken back",
+                remedy=f"deploy the application that writes {site.kind.column} everywhere,"
+                f" run `headrace schema backfill {migration}`, then this again",
+            ) from None
+        _record(site, complete=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A backfill with the database that it alters."""
+
+    settings: Settings
+    kind: type[Backfill]
+    database: str
+    connection: psycopg.Connection[Any]
+    stopping: threading.Event
+
+    def alterations(self, say: Callable[[Done], object]) -> Alterations:
+        migration = self.kind.configure(self.settings.migration(self.kind.name))
+        assert isinstance(migration, Backfill)
+        return Alterations(self.connection, migration, self.database, stopping=self.stopping, say=say)
+
+    def found(self) -> Found:
+        return self.alterations(lambda _done: None).found()
+
+    def document(self, release: Release) -> dict[str, object]:
+        return {"migration": self.kind.name, "database": self.database, "table": self.kind.table, "release": release}
+
+
+@contextlib.contextmanager
+def _opened(name: str, config: Path | None) -> Iterator[_Site]:
+    """Give the backfill its database, where headrace's own tables are made first."""
+    settings = load_settings(config)
+    kind = catalog.migration_class(name)
+    if not issubclass(kind, Backfill):
+        there = ", ".join(sorted(name for name, each in catalog.migrations().items() if issubclass(each, Backfill)))
+        raise UsageError(f"{name} alters no table", remedy=f"those that do: {there or 'none'}")
+    log.configure()
+    database = catalog.target_database(settings, kind)
+    section = settings.database(database)
+    dsn = section.dsn.get_secret_value()
+    with connect.connect(dsn, name=f"schema {name}") as connection:
+        ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
+        with connect.translated(dsn):
+            yield _Site(settings, kind, database, connection, threading.Event())
+
+
+def _require(site: _Site, release: Release) -> None:
+    if refused := refusal(release, site.kind, site.found()):
+        raise refused
+
+
+def _require_nobody(site: _Site) -> None:
+    if alive := members(site.settings.kafka, group_name(site.settings.prefix, site.kind.name)):
+        raise MembersAlive(f"{site.kind.name} has members alive: {', '.join(alive)}")
+
+
+def _record(site: _Site, *, complete: bool) -> None:
+    """Record whether the migration is complete: only once rows without a value are forbidden can none come any more."""
+    site.connection.execute(
+        "UPDATE headrace.migrations SET completed_at = CASE WHEN %s THEN coalesce(completed_at, now()) END"
+        " WHERE name = %s",
+        (complete, site.kind.name),
+    )
+
+
+def _withdraw(site: _Site, as_json: bool) -> None:
+    _require(site, Release.BACKFILL_DOWN)
+    begun = site.found().begun
+    run = replay(site.settings, site.kind, site.database, reason="backfill --down").run if begun else None
+    if as_json:
+        print(json.dumps({**site.document(Release.BACKFILL_DOWN), "run": run}))
+    elif begun:
+        print(f"the next backfill of {site.kind.table} is run {run}, and reads all events again; the values stay")
+    else:
+        print(f"nothing to take back: no run of {site.kind.name} has read events")
+
+
+def _tell(site: _Site, release: Release, as_json: bool) -> None:
+    """Carry a release out and say what was done: as it is done, or in JSON at the end."""
+    if as_json:
+        done = _carry_out(site, release, lambda _done: None)
+        print(json.dumps({**site.document(release), "done": [asdict(each) for each in done]}))
+    elif not _carry_out(site, release, _say):
+        print(f"{release} of {site.kind.name}: nothing was left to do")
+
+
+def _carry_out(site: _Site, release: Release, say: Callable[[Done], object]) -> list[Done]:
+    alterations = site.alterations(say)
+    with stop_on_signals(site.stopping, overdue=alterations.cancel, cut=alterations.cut):
+        return alterations.carry_out(release)
+
+
+def _say(done: Done) -> None:
+    print(f"{done.what} ({done.seconds:.1f} s, {done.tries} {'try' if done.tries == 1 else 'tries'})", flush=True)
+
+
+def _until_complete(kind: type[Backfill]) -> type[Backfill]:
+    """Return the backfill as one that has an end: when no row is without a value."""
+
+    class UntilComplete(kind):  # type: ignore[valid-type, misc]
+        continuous = False
+
+    return UntilComplete

@@ -1,0 +1,1 @@
+"""Comparing topics with tables."""

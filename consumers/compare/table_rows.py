@@ -1,0 +1,186 @@
+"""A table's rows as its producer would encode them, read in key ranges, each in a short transaction of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from infra.postgres.connect import one_snapshot
+from infra.postgres.copy_out import Lines, copy_lines
+from infra.postgres.key_order import ascending, compared, key_order
+from schemas.avro import row_record
+from schemas.copy_text import unescape
+from schemas.decoder import Decoder, KeyDecoder
+from schemas.encoder import Encoder
+from schemas.errors import UsageError
+from schemas.events import Column, Relation
+from schemas.positions import Lsn, parse_lsn
+from schemas.wire import HEADER_BYTES
+
+Connection = psycopg.Connection[Any]
+
+_FIND: Final = """
+    SELECT c.oid::bigint, c.relkind = 'p' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+"""
+_COLUMNS: Final = """
+    SELECT attname, atttypid::bigint, atttypmod, format_type(atttypid, atttypmod) FROM pg_attribute
+     WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
+"""
+_MOMENT: Final = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
+"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
+_AT_ONCE: Final = 5_000
+RANGE_BYTES: Final = 32 << 20
+"""What COPY may send at once, of a row at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a transaction saw (pg_snapshot's text form), and the log's insert position noted behind that."""
+
+    snapshot: str
+    lsn: Lsn
+
+
+class TableRows:
+    """One table. Keys are message keys without the schema's id. Raises UsageError when there is no such table."""
+
+    def __init__(self, connection: Connection, table: str, gitlab_schema: str, key: Sequence[str]) -> None:
+        self._connection = connection
+        schema, _, name = table.partition(".")
+        found = connection.execute(_FIND, (schema, name)).fetchone()
+        if found is None:
+            raise UsageError(f"there is no table {table} in the database", remedy="name it as schema.table")
+        oid, partitioned = found
+        columns = connection.execute(_COLUMNS, (oid,)).fetchall()
+        self._types = {name: kind for name, _, _, kind in columns}
+        relation = Relation(
+            oid,
+            schema,
+            name,
+            "d",
+            tuple(Column(name, kind, modifier) for name, kind, modifier, _ in columns),
+            tuple(key),
+        )
+        self._encoder = Encoder(relation, gitlab_schema, key, database="", value_schema_id=0, key_schema_id=0)
+        self._prefix = self._encoder.copy_prefix(lsn=Lsn(0), ordinal=0, ts_ms=0)
+        self._decoder = Decoder(self._encoder.value_schema)
+        self._keys = KeyDecoder(self._encoder.key_schema)
+        self._key = list(key)
+        # A table has its own rows alone in the stream, not those of tables that inherit from it.
+        self._from = sql.SQL("" if partitioned else "ONLY ") + sql.Identifier(schema, name)
+        self._key_columns = [sql.Identifier("t", column) for column in key]
+        order = key_order(connection, oid, key)
+        if order is None:
+            raise UsageError(
+                f"the key ({', '.join(key)}) of the topic of {table} has no unique index any more",
+                remedy="make one, or see with `headrace check` what becomes of the table",
+            )
+        self._order = order
+        self._ascending = ascending(self._key_columns, order)
+        self._list = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns)
+
+    @property
+    def row_fields(self) -> object:
+        """The fields of a row's Avro record, by which events of another shape are told."""
+        return row_record(self._encoder.value_schema)["fields"]
+
+    def key_of(self, key: bytes) -> dict[str, object]:
+        """Return a key's columns."""
+        return self._keys.decode_key(bytes(HEADER_BYTES) + key)
+
+    def row_of(self, row: bytes) -> dict[str, object]:
+        """Return a row's columns."""
+        return dict(self._decoder.decode(self._prefix + row).after or {})
+
+    def ranges(self, rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Yield the keys and the encoded rows of range after range: `rows` of them, fewer where they are wide."""
+        after: Sequence[str] | None = None
+        planned = rows
+        while True:
+            upto = self._connection.execute(
+                sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
+                    sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in self._key),
+                    self._from,
+                    self._where(after, None),
+                    self._ascending,
+                    sql.Literal(planned - 1),
+                )
+            ).fetchone()
+            range_ = sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
+            lines = self._copy(range_)
+            yield self._encoded(lines)
+            if not lines.whole:
+                upto = self._last_key(lines)
+            if upto is None:
+                return
+            after = upto
+            if lines.rows:
+                planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
+
+    def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
+        """Return those of the first of `keys` that have a row, how many keys those are, and what snapshot saw them.
+
+        They are all of them, unless their rows are too large to be held at once. `told` is called before each part of
+        it, and stops all by raising.
+        """
+        found: dict[bytes, bytes] = {}
+        size = start = 0
+        at_once = _AT_ONCE
+        with one_snapshot(self._connection):
+            row = self._connection.execute(_MOMENT).fetchone()
+            assert row is not None
+            moment = Moment(str(row[0]), parse_lsn(row[1]))
+            while start < len(keys) and size < RANGE_BYTES:
+                told()
+                part = keys[start : start + at_once]
+                # A query that is canceled would end the transaction, and with it the snapshot.
+                self._connection.execute("SAVEPOINT part")
+                lines = self._copy(self._wanted(part))
+                self._connection.execute("ROLLBACK TO SAVEPOINT part")
+                if not lines.whole:
+                    at_once = max(1, len(part) // 2)
+                    continue
+                found.update(zip(*self._encoded(lines), strict=True))
+                start += len(part)
+                size += len(lines.data)
+        return found, start, moment
+
+    def _wanted(self, keys: Sequence[bytes]) -> sql.Composable:
+        decoded = [self.key_of(key) for key in keys]
+        names = [sql.Identifier("wanted", name) for name in self._key]
+        return sql.SQL("JOIN (SELECT {} FROM unnest({}) AS wanted({})) AS wanted ON {}").format(
+            sql.SQL(", ").join(
+                sql.SQL("{}::{} AS {}").format(each, sql.SQL(self._types[name]), sql.Identifier(name))
+                for name, each in zip(self._key, names, strict=True)
+            ),
+            sql.SQL(", ").join(
+                sql.SQL("{}::text[]").format(sql.Literal([str(each[name]) for each in decoded])) for name in self._key
+            ),
+            sql.SQL(", ").join(map(sql.Identifier, self._key)),
+            compared(self._key_columns, "=", names, self._order),
+        )
+
+    def _copy(self, where: sql.Composable) -> Lines:
+        query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
+        return copy_lines(self._connection, query.as_bytes(self._connection), most=RANGE_BYTES)
+
+    def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:
+        keys, rows = self._encoder.encode_copy_chunk(lines.data, b"")
+        return [key[HEADER_BYTES:] for key in keys], rows
+
+    def _last_key(self, lines: Lines) -> list[str]:
+        names = list(self._types)
+        return [unescape(field).decode() for field in lines.last([names.index(name) for name in self._key])]
+
+    def _where(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
+        bounds = [
+            compared(self._key_columns, sign, list(map(sql.Literal, bound)), self._order)
+            for bound, sign in ((after, ">"), (upto, "<="))
+            if bound is not None
+        ]
+        return sql.SQL("WHERE ") + sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("")

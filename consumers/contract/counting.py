@@ -1,0 +1,227 @@
+"""Counts what a migration has left to change, within a set time; where that is too short, the planner's estimate.
+
+A count is a read-only transaction of its own that holds no lock of ours, so that it never stands in the way of a write,
+a pause or a switchover. Its time limit is set in the transaction: the role's or the database's own does not apply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import Query
+
+from consumers.contract import contract_checks
+from consumers.contract.migration import Migration
+from consumers.contract.suggested_index import creation
+from infra.postgres import connect
+from schemas.errors import HeadraceError
+from schemas.positions import Lsn, parse_lsn
+
+UNLIMITED: Final = 0
+"""As PostgreSQL has it: a timeout of zero is none."""
+
+_EXPLAIN_MS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many rows are left: `rows` is None where it is not known, and a guess where it is `estimated`.
+
+    `at` is a log position that everything counted was written before, None where nothing was counted.
+    `plan` is how the server looks for the rows, where that took too long.
+    """
+
+    rows: int | None
+    estimated: bool = False
+    at: Lsn | None = None
+    plan: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> int | None:
+        """How many rows are left, None where that was not counted to its end."""
+        return None if self.estimated else self.rows
+
+
+def count(connection: psycopg.Connection[Any], migration: Migration, *, limit_ms: int, estimate: bool = True) -> Count:
+    """Count within `limit_ms` milliseconds for each statement; with `estimate`, else ask the planner. Writes nothing.
+
+    Raises psycopg.Error for all but the time limit, and what `remaining` raises.
+    """
+    with _Remembering(connection) as cursor:
+        try:
+            with connection.transaction():
+                _bound(connection, limit_ms)
+                return Count(contract_checks.remaining(migration, cursor), at=_insert_lsn(connection))
+        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable):
+            if limit_ms == UNLIMITED:
+                raise
+        return _estimate(connection, cursor) if estimate else Count(None)
+
+
+def any_left(connection: psycopg.Connection[Any], migration: Migration, *, limit_ms: int) -> bool | None:
+    """Look whether anything is left, within a transaction that is open; None where that is not known in time."""
+    try:
+        # Rolled back, so that neither the limit nor the ban on writes stays for the rest of the transaction.
+        with connection.transaction(force_rollback=True), connection.cursor() as cursor:
+            _bound(connection, limit_ms)
+            return contract_checks.remaining(migration, cursor) > 0
+    except psycopg.Error:
+        if connection.closed:
+            raise
+        return None
+
+
+def too_slow(migration: Migration, limit_ms: int) -> tuple[str, str]:
+    """Return what is said of a count that took too long, and the hint: an index, where the migration knows one."""
+    statements = " ".join(creation(index) for index in migration.suggested_indexes)
+    hint = (
+        f"an index that may help: {statements} " if statements else "an index on what `remaining` asks for may help; "
+    )
+    return (
+        f"counting what is left takes longer than {limit_ms / 1000:g} seconds",
+        f"{hint}`headrace check` shows the plan",
+    )
+
+
+def cancel(connection: psycopg.Connection[Any]) -> None:
+    """Cancel what runs over `connection`; called from another thread than the one that waits for it."""
+    if not connection.closed:
+        with contextlib.suppress(psycopg.Error):
+            connection.cancel_safe(timeout=1.0)
+
+
+class _Remembering(psycopg.Cursor[Any]):
+    """A cursor that knows the last statement it was given, to be explained if it takes too long."""
+
+    last: tuple[Query, Any] | None = None
+
+    def execute(self, query: Query, params: Any = None, **options: Any) -> _Remembering:
+        self.last = (query, params)
+        super().execute(query, params, **options)  # type: ignore[arg-type]
+        return self
+
+
+def _bound(connection: psycopg.Connection[Any], limit_ms: int) -> None:
+    connection.execute("SET TRANSACTION READ ONLY")
+    connection.execute(
+        "SELECT pg_catalog.set_config('statement_timeout', %s, true), pg_catalog.set_config('lock_timeout', %s, true)",
+        (str(limit_ms), str(limit_ms)),
+    )
+
+
+def _insert_lsn(connection: psycopg.Connection[Any]) -> Lsn | None:
+    row = connection.execute(
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL"
+        " ELSE pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text END"
+    ).fetchone()
+    return parse_lsn(row[0]) if row and row[0] else None
+
+
+def _estimate(connection: psycopg.Connection[Any], cursor: _Remembering) -> Count:
+    """Return what the planner thinks that the last statement would count."""
+    if cursor.last is None:
+        return Count(None)
+    query, params = cursor.last
+    try:
+        with connection.transaction():
+            _bound(connection, _EXPLAIN_MS)
+            # In a parallel plan the rows are those of one worker.
+            connection.execute("SELECT pg_catalog.set_config('max_parallel_workers_per_gather', '0', true)")
+            row = connection.execute(_explained("EXPLAIN (FORMAT JSON) ", query, connection), params).fetchone()
+            lines = connection.execute(_explained("EXPLAIN ", query, connection), params).fetchall()
+    except psycopg.Error:
+        return Count(None)
+    plan: dict[str, Any] = row[0][0]["Plan"] if row else {"Node Type": ""}
+    # count(*) is the one row of an aggregate; what it counts are the rows of the node below.
+    while plan["Node Type"] == "Limit" and plan.get("Plans"):
+        plan = plan["Plans"][0]
+    if plan["Node Type"] != "Aggregate" or "Group Key" in plan or not plan.get("Plans"):
+        return Count(None, plan=tuple(str(line) for (line,) in lines))
+    rows = round(plan["Plans"][0]["Plan Rows"])
+    return Count(rows, estimated=True, plan=tuple(str(line) for (line,) in lines))
+
+
+def _explained(how: LiteralString, query: Query, connection: psycopg.Connection[Any]) -> bytes:
+    text = query.as_bytes(connection) if isinstance(query, sql.Composable) else query
+    return how.encode() + (text if isinstance(text, bytes) else str(text).encode())
+
+
+class Counter:
+    """Counts in a thread of its own, over a connection of its own: whoever asks goes on working meanwhile.
+
+    `dsn` is the migration's database. One count at a time; the thread never keeps the process from ending.
+    """
+
+    def __init__(self, dsn: str, migration: Migration) -> None:
+        self._dsn = dsn
+        self._migration = migration
+        self._thread: threading.Thread | None = None
+        self._connection: psycopg.Connection[Any] | None = None
+        self._outcome: Count | Exception | None = None
+        self._closed = False
+
+    def begin(self, limit_ms: int) -> None:
+        """Begin to count; nothing is done while a count is under way."""
+        if self._thread is None and not self._closed:
+            self._outcome = None
+            self._thread = threading.Thread(target=self._run, args=(limit_ms,), name="count", daemon=True)
+            self._thread.start()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a count was begun whose outcome was not taken yet."""
+        return self._thread is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an outcome to take."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def take(self, seconds: float = 0.0) -> Count | None:
+        """Return the outcome, waiting for it so long; None while there is none. Raises what the count raised."""
+        thread = self._thread
+        if thread is None:
+            return None
+        thread.join(seconds)
+        if thread.is_alive():
+            return None
+        self._thread = None
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def cancel(self) -> None:
+        """Cancel what is under way; called from any thread."""
+        connection = self._connection
+        if connection is not None:
+            cancel(connection)
+
+    def close(self) -> None:
+        """Cancel what is under way, without waiting for its end; nothing can be begun afterwards."""
+        self._closed = True
+        if self._thread is not None and self._thread.is_alive():
+            self.cancel()
+
+    def _run(self, limit_ms: int) -> None:
+        try:
+            with connect.connect(self._dsn, name=f"count {self._migration.name}") as connection:
+                self._connection = connection
+                if not self._closed:
+                    self._outcome = count(connection, self._migration, limit_ms=limit_ms)
+        except Exception as error:  # whatever it is, the thread that asks has to hear of it
+            self._outcome = error
+        finally:
+            self._connection = None
+
+
+def failed(error: Exception) -> str:
+    """Return what is said of a count that failed, on one line and without values of rows."""
+    if (named := error if isinstance(error, HeadraceError) else connect.hidden_rows(error)) is not None:
+        return str(named)
+    said = connect.one_line(error) if isinstance(error, psycopg.Error) else type(error).__name__
+    return f"what is left cannot be counted: {said}"

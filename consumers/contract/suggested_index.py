@@ -1,0 +1,89 @@
+"""Indexes that a migration's guard could use: offered by `headrace check` where the guard is slow, never created."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from infra.cli.advice import Advice
+
+LIMIT_MS: Final = 1000
+"""How long a guard may take; GitLab's own limit for the queries of a background migration (seed 003)."""
+
+_EXISTING: Final = """
+    SELECT n.nspname, i.relname, x.indisvalid AND x.indisready
+           OR EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = x.indexrelid)
+      FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
+     WHERE x.indrelid = %(table)s::regclass AND x.indpred IS NULL
+       AND (SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(x.indkey) WITH ORDINALITY AS k(number, n)
+              LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.number
+             WHERE k.n <= cardinality(%(columns)s::text[])) = %(columns)s::text[]
+"""
+"""The indexes that begin with these columns; whether each is of use, or being made at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuggestedIndex:
+    """A btree index over `columns` of `table`, for those who ask which rows `guard`, a condition in SQL, holds for."""
+
+    table: str
+    columns: tuple[str, ...]
+    guard: LiteralString
+
+    def identifier(self) -> sql.Identifier:
+        """Return the table's name for a statement."""
+        return sql.Identifier(*self.table.split(".", 1))
+
+
+def offer(
+    connection: psycopg.Connection[Any], where: str, index: SuggestedIndex, limit_ms: int = LIMIT_MS
+) -> Advice | None:
+    """Return what would help if the server takes longer than the limit to find the guard's rows; else None.
+
+    `where` is the migration's place in the settings; the guard's plan is shown. Nothing is offered
+    where such an index is there already. Changes nothing. Raises psycopg.Error when the guard cannot be asked.
+    """
+    named = {"table": index.identifier().as_string(None), "columns": list(index.columns)}
+    existing = connection.execute(_EXISTING, named).fetchall()
+    if any(of_use for _, _, of_use in existing):
+        return None
+    question = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(index.identifier(), sql.SQL(index.guard))
+    if not _slow(connection, question, limit_ms):
+        return None
+    plan = tuple(str(line) for (line,) in connection.execute(sql.SQL("EXPLAIN ") + question))
+    return Advice(
+        where,
+        f"the server takes more than {limit_ms} ms to find the rows of {index.table} that are left",
+        plan,
+        " ".join(_statements(index, [sql.Identifier(schema, name) for schema, name, _ in existing])),
+    )
+
+
+def _slow(connection: psycopg.Connection[Any], question: sql.Composed, limit_ms: int) -> bool:
+    try:
+        with connection.transaction():
+            connection.execute("SET TRANSACTION READ ONLY")
+            # A table that is locked says nothing of its guard: that ends as another error.
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{max(1, limit_ms // 2)}ms",))
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{limit_ms}ms",))
+            connection.execute(question)
+    except psycopg.errors.QueryCanceled:
+        return True
+    return False
+
+
+def _statements(index: SuggestedIndex, broken: list[sql.Identifier]) -> Iterator[str]:
+    # What CREATE INDEX CONCURRENTLY leaves behind when it fails is of no use, and costs every writer.
+    for name in broken:
+        yield sql.SQL("DROP INDEX CONCURRENTLY {};").format(name).as_string(None)
+    yield creation(index)
+
+
+def creation(index: SuggestedIndex) -> str:
+    """Return the statement that makes an index."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, index.columns))
+    return sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({});").format(index.identifier(), columns).as_string(None)

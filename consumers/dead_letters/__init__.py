@@ -1,0 +1,1 @@
+"""Dead letters, and what was given up: shown, tried again, dropped."""

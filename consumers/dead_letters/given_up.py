@@ -1,0 +1,100 @@
+"""What a migration gave up outside of the database: shown with the parked events, taken up again by a person's word.
+
+It is no event and stands in no topic: the migration keeps it in its own tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import Connection
+
+from consumers.contract import contract_checks
+from consumers.contract.external import WorkStatus
+from consumers.contract.migration import Migration
+from consumers.ledger import fence
+from consumers.ledger.progress import LOCALLY_DURABLE, Ledger
+from infra.postgres import connect
+from infra.postgres.control import tables_made
+from infra.settings.model import Settings
+from schemas.errors import HeadraceError
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """One thing: its name, by which a person chooses it, why, and since when."""
+
+    name: str
+    reason: str
+    since: datetime
+
+
+class WorkGivenUp(HeadraceError):
+    """See `headrace parked list`, put right what it names, then `headrace parked retry`."""
+
+
+def read_work_status(connection: Connection, migration: Migration) -> WorkStatus:
+    """Return how far a migration's work outside of the database is, nothing where it never ran. Writes nothing."""
+    if not migration.own_tables:
+        return WorkStatus()
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION READ ONLY")
+        if not _has_run(connection, migration):
+            return WorkStatus()
+        return contract_checks.work_status(migration, cursor, WorkStatus)
+
+
+def count_given_up(settings: Settings, migration: Migration, database: str) -> int:
+    """Return how much of a migration's work ended without being done. Writes nothing."""
+    dsn = settings.database(database).dsn.get_secret_value()
+    with connect.translated(dsn), connect.connect(dsn, name=f"verify {migration.name}") as connection:
+        return read_work_status(connection, migration).given_up
+
+
+def read_given_up(settings: Settings, migration: Migration, database: str) -> list[GivenUp]:
+    """Return what `migration` gave up, none where it never ran. Writes nothing."""
+    if not migration.own_tables:
+        return []
+    dsn = settings.database(database).dsn.get_secret_value()
+    with (
+        connect.translated(dsn),
+        connect.connect(dsn, name=f"parked {migration.name}") as connection,
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SET TRANSACTION READ ONLY")
+        if not _has_run(connection, migration):
+            return []
+        return [GivenUp(*row) for row in contract_checks.given_up(migration, cursor)]
+
+
+def take_up(settings: Settings, migration: Migration, database: str, names: Sequence[str]) -> int:
+    """Have members try these again, and return how many there were; a duplicate changes nothing.
+
+    Raises OwnershipMoved or Paused as an apply transaction does; then nothing was changed.
+    """
+    dsn = settings.database(database).dsn.get_secret_value()
+    with connect.translated(dsn), connect.connect(dsn, name=f"parked {migration.name}") as connection:
+        run = Ledger(migration.name, migration.gitlab_schema, "").begin(connection)
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute(LOCALLY_DURABLE)
+            fence.hold(
+                cursor,
+                migration=migration.name,
+                run=run,
+                gitlab_schema=migration.gitlab_schema,
+                database=database,
+            )
+            taken = contract_checks.take_up(migration, connection.cursor(), names)
+            if taken:
+                # There is something to do again: a member that starts must not think that all is done.
+                cursor.execute("UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (migration.name,))
+            return taken
+
+
+def _has_run(connection: Connection, migration: Migration) -> bool:
+    tables = [f"headrace.{table}" for table in tables_made(migration.own_tables)]
+    row = connection.execute("SELECT count(to_regclass(t)) FROM unnest(%s::text[]) AS t", (tables,)).fetchone()
+    return row == (len(tables),)

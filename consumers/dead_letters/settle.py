@@ -1,0 +1,299 @@
+"""What becomes of dead letters by a person's word: applied after all, or discarded.
+
+Each is settled in one database transaction, like any event: fence, effect, its row in `headrace.dead_letters`, counts.
+Whatever dies before the commit did nothing, and what is committed is not done again. The events leave Kafka much later
+(dead_letters.REMOVED_AFTER): a failover that loses the commit opens the dead letter again.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+import psycopg
+
+from consumers.contract import contract_checks
+from consumers.contract.decisions import Change, Park, Skip
+from consumers.contract.declarations import declared
+from consumers.contract.migration import Migration
+from consumers.delivery import dead_letter_rows
+from consumers.delivery.dead_letter_rows import Exclusion, Row
+from consumers.delivery.dead_letter_topic import Entry, Identity, Parking, read_parked
+from consumers.delivery.group import member_name
+from consumers.delivery.topics import schemas_of
+from consumers.ledger import fence
+from consumers.ledger.error_policy import Action, Rule, reason_of, rule_for
+from consumers.ledger.progress import GUARDED, LOCALLY_DURABLE, Ledger
+from consumers.ledger.target import Connection, Target
+from consumers.planning.planner import Judgement, Planner
+from infra.postgres import connect
+from infra.postgres.control import ensure_control_schema
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.model import Settings
+from schemas.errors import UsageError
+from schemas.topics import parked_topic
+
+DISCARDED: Final = "discarded"
+"""The reason under which the ledger counts what a person discarded."""
+
+NOT_VISIBLE: Final = "its transaction is not visible yet: retry it later"
+
+_RECOUNT: Final = """
+    UPDATE headrace.progress
+       SET parked = parked - 1, applied = applied + %(applied)s, skipped = skipped + %(skipped)s,
+           skip_reasons = CASE WHEN %(skipped)s = 0 THEN skip_reasons ELSE
+               skip_reasons || jsonb_build_object(%(reason)s::text,
+                                                  coalesce((skip_reasons ->> %(reason)s)::bigint, 0) + 1) END
+     WHERE migration = %(migration)s AND run = %(run)s AND topic = %(topic)s AND partition = %(partition)s
+       AND parked > 0
+"""
+
+_DISCOUNT: Final = """
+    UPDATE headrace.failures f
+       SET parked = greatest(0, f.parked - 1), tried = greatest(0, f.tried - %(untried)s)
+      FROM headrace.dead_letters d
+     WHERE f.migration = %(migration)s AND f.run = %(run)s AND f.failed_at >= d.parked_at
+       AND d.migration = f.migration AND d.run = f.run AND d.topic = %(topic)s AND d.partition = %(partition)s
+       AND d.event_offset = %(offset)s
+"""
+"""The circuit breaker counts from where the run failed last: what was counted there is counted there no more."""
+
+
+class Outcome(Enum):
+    """What became of one entry."""
+
+    APPLIED = "applied"
+    UNNEEDED = "unneeded"
+    """Its row is right already, or the event asks for nothing."""
+    DISCARDED = "discarded"
+    BEFORE = "settled before"
+    """By another call, or by this one when it lost its connection in the commit."""
+    STAYS = "still parked"
+
+
+@dataclass(slots=True)
+class Settled:
+    """What a call did; `stays` has the reasons of the events that are still parked, by their names."""
+
+    applied: int = 0
+    unneeded: int = 0
+    discarded: int = 0
+    before: int = 0
+    stays: dict[str, str] = field(default_factory=dict)
+
+
+def read_dead_letters(settings: Settings, migration: type[Migration] | Migration, database: str) -> list[Entry]:
+    """Return the migration's dead letters in `database`, in the order of topic, partition and offset; writes nothing.
+
+    Raises DatabaseUnavailable or BrokerUnavailable: without both it is not known what is one.
+    """
+    dsn = settings.database(database).dsn.get_secret_value()
+    with connect.translated(dsn), connect.connect(dsn, name=f"list {migration.name}") as connection:
+        rows = dead_letter_rows.open_rows(connection, migration, database)
+    return dead_letter_rows.entries_of(rows, read_parked(settings, migration.name) if rows else [])
+
+
+def chosen(migration: str, entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
+    """Return those of `entries` called `names`, all without names. Raises UsageError for one that is not there."""
+    if not names:
+        return list(entries)
+    missing = set(names) - {entry.name for entry in entries}
+    if missing:
+        raise UsageError(
+            f"{migration} has no parked event {min(missing)}", remedy=f"see `headrace parked list {migration}`"
+        )
+    return [entry for entry in entries if entry.name in names]
+
+
+def retry(
+    settings: Settings, migration: Migration, database: str, names: Sequence[str], stopping: threading.Event
+) -> Settled:
+    """Decide and apply dead letters again, each in a transaction of its own; those that fail again stay parked.
+
+    Those called `names`, all without names: read once nobody else settles any. A second call applies nothing twice.
+    Raises Busy when another process is at it, UsageError for a name that is not there, OwnershipMoved or Paused, with
+    every event not settled yet still parked; and what waiting cannot mend.
+    """
+    planner = Planner(migration, schemas_of(open_registry(settings)), database)
+    lost = Park(f"its event is gone from {parked_topic(settings.prefix, migration.name)}: discard it, and replay")
+    return _settle_all(
+        settings,
+        migration,
+        database,
+        lambda entries: chosen(migration.name, entries, names),
+        stopping,
+        lambda entry: (lost, None) if entry.value is None else planner.judge(entry.value),
+    )
+
+
+def discard(
+    settings: Settings, migration: Migration, database: str, entries: Sequence[Entry], stopping: threading.Event
+) -> Settled:
+    """Take dead letters out for good, and count them as skipped; a second call does nothing. Raises as `retry`."""
+    return _settle_all(settings, migration, database, lambda _: list(entries), stopping, None)
+
+
+def _settle_all(
+    settings: Settings,
+    migration: Migration,
+    database: str,
+    choose: Callable[[Sequence[Entry]], list[Entry]],
+    stopping: threading.Event,
+    decide: Callable[[Entry], Judgement] | None,
+) -> Settled:
+    result = Settled()
+    with _target(settings, migration, database, stopping) as target:
+        lock = Exclusion(migration.name)
+
+        def begin(connection: Connection) -> tuple[int, list[Row], set[Identity]]:
+            lock.hold(connection)
+            run = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration)).begin(connection)
+            rows = dead_letter_rows.open_rows(connection, migration, database)
+            return run, rows, dead_letter_rows.removable(connection, migration, database)
+
+        run, rows, old = target.ask(begin)
+        kept = read_parked(settings, migration.name) if rows or old else []
+        if old:
+            Parking(settings, migration.name, database).remove(entry for entry in kept if entry.identity in old)
+            target.ask(lambda connection: dead_letter_rows.forget(connection, migration.name, old))
+        settler = _Settler(migration, database, run, decide, lock)
+        outcomes: dict[Identity, tuple[str, Outcome, str]] = {}
+        pending = choose(dead_letter_rows.entries_of(rows, kept))
+        while pending:
+            sessions = lock.sessions
+            for entry in pending:
+                if stopping.is_set():
+                    break
+                settled = target.ask(lambda connection, entry=entry: settler.settle(connection, entry))  # type: ignore[misc]
+                outcomes[entry.identity] = (entry.name, *settled)
+            if stopping.is_set() or lock.sessions == sessions:
+                break
+            # With the session that was lost, a failover may have lost what it had settled: that is open again.
+            open_again = target.ask(settler.still_open)
+            pending = [entry for entry in pending if entry.identity in open_again]
+    for name, outcome, reason in outcomes.values():
+        _tally(result, name, outcome, reason)
+    return result
+
+
+class _Settler:
+    """Settles one entry at a time, for `Target.ask`, which may call again after an error."""
+
+    def __init__(
+        self,
+        migration: Migration,
+        database: str,
+        run: int,
+        decide: Callable[[Entry], Judgement] | None,
+        lock: Exclusion,
+    ) -> None:
+        self._migration = migration
+        self._database = database
+        self._run = run
+        self._decide = decide
+        self._lock = lock
+        self._tries: Counter[str] = Counter()
+
+    def settle(self, connection: Connection, entry: Entry) -> tuple[Outcome, str]:
+        """Return what became of the entry, and the reason where there is one."""
+        self._lock.hold(connection)
+        decision, xid = self._decide(entry) if self._decide else (Skip(DISCARDED), None)
+        if isinstance(decision, Park):
+            return Outcome.STAYS, decision.reason
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                return self._write(cursor, entry, decision, xid)
+        except psycopg.Error as error:
+            if not self._fails_for_good(entry, rule_for(error)):
+                raise
+            return Outcome.STAYS, reason_of(error)
+
+    def _fails_for_good(self, entry: Entry, rule: Rule) -> bool:
+        """Whether the entry stays, whatever else is retried: one that passes by itself, mostly, has had its tries."""
+        self._tries[entry.name] += 1
+        return rule.action in (Action.SPLIT, Action.DOUBT) or self._tries[entry.name] >= (rule.tries or math.inf)
+
+    def still_open(self, connection: Connection) -> set[Identity]:
+        """Return which of the migration's dead letters are open."""
+        self._lock.hold(connection)
+        rows = dead_letter_rows.open_rows(connection, self._migration, self._database)
+        return {entry.identity for entry in dead_letter_rows.entries_of(rows, ())}
+
+    def _write(
+        self, cursor: psycopg.Cursor[Any], entry: Entry, decision: Change | Skip, xid: int | None
+    ) -> tuple[Outcome, str]:
+        cursor.execute(LOCALLY_DURABLE)
+        with suppress(*([] if self._decide else [fence.Paused, fence.Failed])):
+            hidden = fence.hold(
+                cursor,
+                migration=self._migration.name,
+                run=self._run,
+                gitlab_schema=self._migration.gitlab_schema,
+                database=self._database,
+            )
+            if isinstance(decision, Change) and hidden.full(xid) is not None:
+                return Outcome.STAYS, NOT_VISIBLE
+        if not dead_letter_rows.settle(cursor, self._migration.name, entry):
+            return Outcome.BEFORE, ""
+        applied = 0
+        if isinstance(decision, Change):
+            applied = contract_checks.apply(self._migration, cursor, [decision])
+            contract_checks.require_held(self._migration, contract_checks.still_held(cursor))
+        reason = decision.reason if isinstance(decision, Skip) else GUARDED
+        counted = {
+            "applied": applied,
+            "skipped": 0 if applied else 1,
+            "reason": reason,
+            "untried": 1 if isinstance(decision, Skip) else 0,
+            "migration": self._migration.name,
+            "run": entry.run,
+            "topic": entry.place.topic,
+            "partition": entry.place.partition,
+            "offset": entry.offset,
+        }
+        cursor.execute(_RECOUNT, counted)
+        cursor.execute(_DISCOUNT, counted)
+        if applied:
+            return Outcome.APPLIED, ""
+        return (Outcome.UNNEEDED if self._decide else Outcome.DISCARDED), reason
+
+
+def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:
+    if outcome is Outcome.STAYS:
+        result.stays[name] = reason
+    elif outcome is Outcome.APPLIED:
+        result.applied += 1
+    elif outcome is Outcome.UNNEEDED:
+        result.unneeded += 1
+    elif outcome is Outcome.DISCARDED:
+        result.discarded += 1
+    else:
+        result.before += 1
+
+
+@contextmanager
+def _target(settings: Settings, migration: Migration, database: str, stopping: threading.Event) -> Iterator[Target]:
+    section = settings.database(database)
+    dsn = section.dsn.get_secret_value()
+    with connect.translated(dsn), connect.connect(dsn, name=f"parked {migration.name}") as connection:
+        ensure_control_schema(
+            connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
+        )
+    target = Target(
+        dsn,
+        database=database,
+        migration=migration.name,
+        stopping=stopping,
+        wait=stopping.wait,
+        search_path=section.search_path,
+    )
+    try:
+        yield target
+    finally:
+        target.close()

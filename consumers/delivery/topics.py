@@ -1,0 +1,80 @@
+"""Where a migration's events come from: its topics, and the schemas that their records name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from consumers.contract.migration import Migration
+from infra.schema_registry.topic_registry import Registry, UnknownSchema
+from infra.service import log
+from infra.settings.model import Settings
+from schemas.errors import BrokerUnavailable, Interrupted, Malformed
+from schemas.topics import table_topic
+
+WALKED: Final = "public.storage_walk"
+"""What a walk of a git storage produces reads like a table, and is in no database."""
+_AGAIN_SECONDS: Final = 0.5
+
+
+class UnknownSchemaId(Malformed):
+    """Check that producer and consumer use the same registry, then `headrace parked retry`."""
+
+
+Schemas = Callable[[int], dict[str, Any]]
+"""Schema id → the schema; raises UnknownSchemaId when there is none."""
+
+
+def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
+    """Return the topics that the migration reads."""
+    topics = []
+    for table in migration.tables:
+        schema, _, name = table.partition(".")
+        topics.append(table_topic(settings.prefix, migration.gitlab_schema, database, schema, name))
+    return topics
+
+
+def captured(table: str, patterns: Sequence[str]) -> bool:
+    """Whether `table` (`schema.table`) is among those that the settings' patterns mean."""
+    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+
+
+def not_captured(settings: Settings, migration: Migration, database: str) -> list[str]:
+    """Return the tables that the migration reads and that these settings have no producer capture."""
+    patterns = settings.database(database).tables
+    tables = [table for table in migration.tables if table != WALKED]
+    return [table for table in tables if patterns and not captured(table, patterns)]
+
+
+def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> Callable[[int], dict[str, Any]]:
+    """Return the registry as the planner asks it; an id that it does not know is an event's fault.
+
+    With `stopping`, of a running consumer, it waits for a Kafka that does not answer; raises Interrupted when stopped.
+    """
+    unknown: dict[int, float] = {}
+
+    def asked(schema_id: int) -> dict[str, Any]:
+        while True:
+            try:
+                return registry.schema(schema_id)
+            except BrokerUnavailable as error:
+                if stopping is None:
+                    raise
+                log.get().warning("waiting for Kafka", reason=str(error))
+                if stopping.wait(_AGAIN_SECONDS):
+                    raise Interrupted("stopped while Kafka did not answer") from error
+
+    def schema(schema_id: int) -> dict[str, Any]:
+        # Each look-up of an unknown id reads the registry: a topic full of them must not ask for each event.
+        if unknown.get(schema_id, 0.0) > time.monotonic():
+            raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
+        try:
+            return asked(schema_id)
+        except UnknownSchema as error:
+            unknown[schema_id] = time.monotonic() + 60.0
+            raise UnknownSchemaId(f"schema id {schema_id} is in no registry") from error
+
+    return schema

@@ -1,0 +1,1 @@
+"""Moving repositories between gitservers: the worker, its states, and what is recorded."""

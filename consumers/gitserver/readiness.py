@@ -1,0 +1,159 @@
+"""What has to be so before repositories are moved: the same at a start, and for `headrace check`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from consumers.repositories.storage import OWN, Root, is_repository, root_of
+from infra.settings.gitserver import GitserverSettings
+from schemas.errors import HeadraceError, PreflightFailed, SettingsError
+
+_GIT: Final = (2, 36)
+"""The first that has core.fsync: a copy is durable before the other one goes."""
+_GIT_SAYS: Final = re.compile(r"git version (\d+)\.(\d+)\S*")
+_PATIENCE_SECONDS: Final = 30.0
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+_MOUNT_POINT: Final = 4
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+_EFFECTIVE: Final = os.access in os.supports_effective_ids
+_LOOKED_AT: Final = 2_000
+_OWNERS: Final = 20
+"""How many directories to look at for so many repositories, whose owners tell who should run this."""
+
+
+class JanitorNotConfirmed(SettingsError):
+    """See "Before the start" in docs/moving-repositories.md, then set gitserver.wrong_shard_deletion."""
+
+
+class GitUnusable(PreflightFailed):
+    """Install git 2.36 or newer, where it is found first in PATH."""
+
+
+class RootUnusable(PreflightFailed):
+    """Run as the user that owns the repositories, or as root."""
+
+
+class RootInParts(PreflightFailed):
+    """Give each node one file system: a copy is put in its place by a rename, which is atomic within one only."""
+
+
+def missing(gitserver: GitserverSettings) -> Iterator[HeadraceError]:
+    """Yield what keeps repositories from being moved, the gravest first. Changes nothing."""
+    yield from _of_janitor(gitserver)
+    yield from _of_git()
+    if not gitserver.nodes:
+        yield SettingsError("there are no nodes to move repositories between", remedy="list them as gitserver.nodes")
+    roots: dict[str, Root] = {}
+    for node in gitserver.nodes:
+        try:
+            roots[node] = root_of(gitserver, node)
+        except SettingsError as error:
+            yield error
+    yield from _of_overlaps(roots)
+    for node, root in roots.items():
+        yield from _of_root(node, root)
+
+
+def require(gitserver: GitserverSettings) -> None:
+    """Raise the first of what is missing."""
+    for error in missing(gitserver):
+        raise error
+
+
+def _of_janitor(gitserver: GitserverSettings) -> Iterator[HeadraceError]:
+    if gitserver.wrong_shard_deletion is None:
+        yield JanitorNotConfirmed(
+            "gitserver deletes what lies on another node than md5 gives, and so every moved repository,"
+            " unless gitserver.wrong_shard_deletion says otherwise",
+            remedy='switch that off on every node, then set it to "off"; or to "follows_cursor" where it asks as'
+            ' readers do (docs/moving-repositories.md, "Before the start")',
+        )
+
+
+def _of_git() -> Iterator[HeadraceError]:
+    if (git := shutil.which("git")) is None:
+        yield GitUnusable("there is no git on this machine")
+        return
+    try:
+        ended = subprocess.run([git, "--version"], capture_output=True, timeout=_PATIENCE_SECONDS, check=False)
+        said = ended.stdout.decode("utf-8", "replace").strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield GitUnusable(f"{git} does not run: {error}")
+        return
+    found = _GIT_SAYS.match(said)
+    if found is None:
+        yield GitUnusable(f"{git} does not say its version: {said[:100]!r}")
+    elif (int(found[1]), int(found[2])) < _GIT:
+        yield GitUnusable(f"{git} is {found[0].removeprefix('git version ')}, which is too old")
+
+
+def _of_overlaps(roots: Mapping[str, Root]) -> Iterator[HeadraceError]:
+    for (one, first), (other, second) in itertools.combinations(roots.items(), 2):
+        if first.path.is_relative_to(second.path) or second.path.is_relative_to(first.path):
+            yield SettingsError(
+                f"the roots of {one} and {other} are one directory, or one within the other",
+                remedy="give each node the directory of its own repositories",
+            )
+
+
+def _of_root(node: str, root: Root) -> Iterator[HeadraceError]:
+    own = root.path / OWN
+    # In this order: what is in a directory can be looked at only by who may enter it.
+    for path in (root.path, own, *(own / kind for kind in ("coming", "leaving", "gone", "set-aside"))):
+        if not os.path.lexists(path):
+            continue
+        if path.is_symlink() or not path.is_dir():
+            remedy = "remove it: headrace keeps its copies under way there"
+            yield RootUnusable(f"{path} on node {node} is not a directory", remedy=remedy)
+            return
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
+            yield RootUnusable(f"user {os.geteuid()} cannot write {path}, on node {node}")
+            return
+    for mount in _mounts_below(root.path):
+        yield RootInParts(f"another file system is mounted at {mount}, below the root of node {node}")
+    owners = set(itertools.islice(_owners(root.path), _OWNERS))
+    if owners and os.geteuid() not in (0, *owners):
+        yield RootUnusable(
+            f"the repositories of node {node} belong to user {min(owners)}, and user {os.geteuid()} could not give"
+            " their copies that owner"
+        )
+
+
+def _mounts_below(root: Path) -> Iterator[Path]:
+    """Yield where something is mounted below a directory, as Linux says; elsewhere nothing."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        mount = Path(_ESCAPED.sub(lambda found: chr(int(found[1], 8)), line.split(" ")[_MOUNT_POINT]))
+        if mount != root and mount.is_relative_to(root):
+            yield mount
+
+
+def _owners(root: Path) -> Iterator[int]:
+    """Yield the owners of some repositories."""
+    directories = [root]
+    for _ in range(_LOOKED_AT):
+        if not directories:
+            return
+        at = directories.pop()
+        try:
+            if is_repository(at / ".git"):
+                yield (at / ".git").stat().st_uid
+            with os.scandir(at) as entries:
+                below = [
+                    Path(each)
+                    for each in entries
+                    if each.is_dir(follow_symlinks=False) and each.name not in (OWN, ".git")
+                ]
+        except OSError:
+            continue
+        directories += below

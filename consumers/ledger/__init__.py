@@ -1,0 +1,1 @@
+"""What the target database knows of consumers: ledger, fence, owners; and how it fails."""

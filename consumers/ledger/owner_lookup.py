@@ -1,0 +1,114 @@
+"""Which of several databases owns a gitlab schema now: each is asked for its own rows, as the fence reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from infra.postgres import connect, control
+from infra.postgres.control import Owner
+from infra.settings.model import Settings
+from schemas.errors import OwnershipMoved, SettingsError, Unavailable
+from schemas.gitlab_schemas import GITLAB_SHARED
+
+
+class TwoOwners(OwnershipMoved):
+    """Stop what writes to one of them, and correct headrace.schema_ownership there (docs/how-to/switchover.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a database says: the name it has on record, gitlab schema → owner, and whether it can write."""
+
+    database: str
+    name: str | None
+    owners: Mapping[str, Owner]
+    standby: bool
+
+    def owns(self, gitlab_schema: str) -> bool:
+        owner = self.owners.get(gitlab_schema)
+        return owner is not None and self.name == self.database == owner.name and not self.standby
+
+    def says(self, gitlab_schema: str) -> str:
+        """Return the owner as this database has it, and what keeps it from being that one itself."""
+        said = f"{self.database} says {self.owners[gitlab_schema].name}"
+        if self.name != self.database:
+            return f"{said} but is on record as {self.name}"
+        return f"{said} but is a standby" if self.standby else said
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What databases say that were asked at the same time; `silent` are those that did not answer."""
+
+    given: tuple[Answer, ...]
+    silent: tuple[str, ...]
+
+    def owner(self, gitlab_schema: str) -> str | None:
+        """Return the one that owns `gitlab_schema` by its own rows; None where nobody ever claimed it.
+
+        Raises TwoOwners when several say that they do, and OwnershipMoved when those that answer say that it is
+        another one: a switchover is under way, or the one that has it now does not answer.
+        """
+        owning = [each for each in self.given if each.owns(gitlab_schema)]
+        if len(owning) > 1:
+            named = " and ".join(f"{each.database} (epoch {each.owners[gitlab_schema].epoch})" for each in owning)
+            raise TwoOwners(f"{named} {'both' if len(owning) == 2 else 'all'} say that they own {gitlab_schema}")
+        if owning:
+            return owning[0].database
+        if any(gitlab_schema in each.owners for each in self.given):
+            said = ", ".join(each.says(gitlab_schema) for each in self.given if gitlab_schema in each.owners)
+            silent = f"; {', '.join(self.silent)} does not answer" if self.silent else ""
+            raise OwnershipMoved(
+                f"no database that answers owns {gitlab_schema} at this moment ({said}{silent})",
+                remedy="start again once `headrace switchover` is complete and the owner answers",
+            )
+        return None
+
+
+def ask(settings: Settings, databases: Iterable[str]) -> Answers:
+    """Ask each of `databases`, names in the settings, for the owners that it has on record."""
+    asked = {name: _ask(settings, name) for name in databases}
+    return Answers(
+        tuple(answer for answer in asked.values() if answer is not None),
+        tuple(name for name, answer in asked.items() if answer is None),
+    )
+
+
+def owning_database(settings: Settings, databases: Iterable[str], gitlab_schema: str) -> str | None:
+    """Return the one of `databases` that owns `gitlab_schema`; None where nobody ever claimed it.
+
+    Raises TwoOwners and OwnershipMoved as `Answers.owner` does.
+    """
+    return ask(settings, databases).owner(gitlab_schema)
+
+
+def _ask(settings: Settings, database: str) -> Answer | None:
+    dsn = settings.database(database).dsn.get_secret_value()
+    try:
+        with connect.connect(dsn, name="ask for the owner") as connection, connect.translated(dsn):
+            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            return Answer(database, control.database_name(connection), control.owners(connection), row == (True,))
+    except (Unavailable, SettingsError):
+        return None
+
+
+def require_not_elsewhere(settings: Settings, database: str, gitlab_schema: str) -> None:
+    """Raise OwnershipMoved when `database`, which does not answer, was followed by another as the owner.
+
+    For a member that waits for its database: the one that owns the gitlab schema now is not there to be waited for.
+    """
+    others = [
+        name
+        for name, section in settings.databases.items()
+        if name != database and gitlab_schema in section.gitlab_schemas and gitlab_schema != GITLAB_SHARED
+    ]
+    try:
+        owner = owning_database(settings, others, gitlab_schema)
+    except OwnershipMoved:
+        return
+    if owner is not None:
+        raise OwnershipMoved(
+            f"{database} does not answer, and {gitlab_schema} is owned by {owner}",
+            remedy="start it again: it follows the owner, unless its settings name a database",
+        )

@@ -1,0 +1,267 @@
+"""Where each partition of a migration stands, in the target database, moved together with the effects.
+
+Every move is a compare-and-set: who expects another offset than the recorded one is a zombie, or re-reads what was
+already done, and its transaction rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from consumers.ledger import fence
+from consumers.ledger.versions import Declared, agree
+from infra.postgres import table_format
+from schemas.errors import HeadraceError
+from schemas.positions import Offset
+
+Connection = psycopg.Connection[Any]
+Cursor = psycopg.Cursor[Any]
+
+
+LOCALLY_DURABLE: Final = "SET LOCAL synchronous_commit = local"
+"""For a commit that a crash of the server must not take back, and that holds locks which consumers or a pause need.
+
+It waits for no synchronous standby, which may be away, and would keep its locks as long. A failover that takes it back
+takes back what belongs to it, and it is done again.
+"""
+
+
+class Place(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+class LedgerMoved(HeadraceError):
+    """Another member has this partition now; nothing was written, the position is read anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger says of one partition in one run."""
+
+    place: Place
+    next_offset: Offset
+    topic_id: str
+
+
+@dataclass(slots=True)
+class Advance:
+    """One partition's move within a transaction, from `expected` to `next_offset`, and what was counted on the way."""
+
+    place: Place
+    expected: Offset
+    next_offset: Offset
+    changes: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    parked: int = 0
+    rate: float = 0.0
+
+    @property
+    def events(self) -> int:
+        """How many events lie between."""
+        return self.changes + self.parked + sum(self.skipped.values())
+
+
+_ADVANCE: Final = """
+    UPDATE headrace.progress p
+       SET next_offset = a.next_offset, applied = p.applied + a.applied, skipped = p.skipped + a.skipped,
+           parked = p.parked + a.parked, rate = a.rate, member = %(member)s, updated_at = now(),
+           skip_reasons = CASE WHEN a.reasons = '{}' THEN p.skip_reasons ELSE p.skip_reasons || (
+               SELECT jsonb_object_agg(r.key, r.value::bigint + coalesce((p.skip_reasons ->> r.key)::bigint, 0))
+                 FROM jsonb_each_text(a.reasons) r) END
+      FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(expected)s::bigint[], %(next)s::bigint[],
+                  %(applied)s::bigint[], %(skipped)s::bigint[], %(parked)s::bigint[], %(rates)s::float8[],
+                  %(reasons)s::jsonb[])
+           AS a(topic, partition, expected, next_offset, applied, skipped, parked, rate, reasons)
+     WHERE p.migration = %(migration)s AND p.run = %(run)s AND p.topic = a.topic AND p.partition = a.partition
+       AND p.next_offset = a.expected
+ RETURNING pg_catalog.current_setting('headrace.fenced', true)
+"""
+
+
+_STANDS: Final = """
+    SELECT d.format, d.format_by, d.name, o.owner, m.paused
+      FROM (SELECT) AS always
+      LEFT JOIN headrace.database d ON true
+      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
+      LEFT JOIN headrace.migrations m ON m.name = %(migration)s
+"""
+
+
+class Ledger:
+    """The ledger of one migration."""
+
+    def __init__(self, migration: str, gitlab_schema: str, member: str, declared: Declared | None = None) -> None:
+        self._migration = migration
+        self._gitlab_schema = gitlab_schema
+        self._member = member
+        self._declared = declared
+
+    def begin(self, connection: Connection) -> int:
+        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing.
+
+        Raises DeclarationChanged when the migration was begun for another gitlab schema than it declares now, and
+        OtherVersion where the run was begun with another version or other options than are declared here.
+        """
+        with connection.transaction():
+            if (found := self._begun(connection)) is None:
+                connection.execute(
+                    "INSERT INTO headrace.migrations (name, gitlab_schema) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    (self._migration, self._gitlab_schema),
+                )
+                found = self._begun(connection)
+            assert found is not None
+            run, gitlab_schema = found
+            fence.require_declaration(self._migration, gitlab_schema, self._gitlab_schema)
+            if self._declared is not None:
+                agree(connection, self._migration, self._declared)
+        return run
+
+    def _begun(self, connection: Connection) -> tuple[int, str] | None:
+        row = connection.execute(
+            "SELECT run, gitlab_schema FROM headrace.migrations WHERE name = %s", (self._migration,)
+        ).fetchone()
+        return (int(row[0]), str(row[1])) if row is not None else None
+
+    def selection(self, connection: Connection, run: int) -> dict[str, list[str]]:
+        """Return the key columns and values that `run` is limited to; empty: it is not."""
+        row = connection.execute(
+            "SELECT selection FROM headrace.selections WHERE migration = %s AND run = %s", (self._migration, run)
+        ).fetchone()
+        return dict(row[0]) if row else {}
+
+    def open(self, connection: Connection, run: int, places: Mapping[Place, str]) -> dict[Place, Entry]:
+        """Return where `run` stands in each of `places`, whose values are the topics' ids.
+
+        Called at each assignment. A partition that the run has not seen starts at offset 0, on record.
+        Again, or by another member, it only changes whose the partition is said to be.
+        """
+        ordered = sorted(places)
+        with connection.transaction():
+            connection.execute(
+                "INSERT INTO headrace.progress (migration, run, topic, partition, topic_id, member)"
+                " SELECT %s, %s, topic, partition, topic_id, %s"
+                " FROM unnest(%s::text[], %s::int[], %s::text[]) AS places(topic, partition, topic_id)"
+                " ON CONFLICT (migration, run, topic, partition) DO UPDATE SET member = excluded.member",
+                (
+                    self._migration,
+                    run,
+                    self._member,
+                    [place.topic for place in ordered],
+                    [place.partition for place in ordered],
+                    [places[place] for place in ordered],
+                ),
+            )
+            entries = self.read(connection, run)
+        return {place: entries[place] for place in ordered}
+
+    def read(self, connection: Connection, run: int) -> dict[Place, Entry]:
+        """Return every partition of `run` that has a position."""
+        found = connection.execute(
+            "SELECT topic, partition, next_offset, topic_id FROM headrace.progress WHERE migration = %s AND run = %s",
+            (self._migration, run),
+        )
+        return {
+            Place(topic, partition): Entry(Place(topic, partition), Offset(next_offset), topic_id)
+            for topic, partition, next_offset, topic_id in found
+        }
+
+    def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> bool:
+        """Move every partition of `advances` within the cursor's transaction, after the effects.
+
+        `applied` is how many rows the transaction changed. Returns whether the transaction is still the one that took
+        the fence, which an `apply` may have ended. Raises LedgerMoved when a partition is not where it
+        was expected: the caller must roll back, and with it goes what it wrote.
+        """
+        shares = _shares(applied, [advance.changes for advance in advances])
+        cursor.execute(
+            _ADVANCE,
+            {
+                "migration": self._migration,
+                "run": run,
+                "member": self._member,
+                "topics": [advance.place.topic for advance in advances],
+                "partitions": [advance.place.partition for advance in advances],
+                "expected": [advance.expected for advance in advances],
+                "next": [advance.next_offset for advance in advances],
+                "applied": shares,
+                # A change that found its row right already was skipped by the guard.
+                "skipped": [
+                    sum(advance.skipped.values()) + advance.changes - share
+                    for advance, share in zip(advances, shares, strict=True)
+                ],
+                "parked": [advance.parked for advance in advances],
+                "rates": [advance.rate for advance in advances],
+                "reasons": [Jsonb(_reasons(advance, share)) for advance, share in zip(advances, shares, strict=True)],
+            },
+            prepare=True,
+        )
+        if cursor.rowcount != len(advances):
+            raise LedgerMoved(
+                f"{self._migration}: the ledger is not at "
+                + ", ".join(f"{a.place.topic}/{a.place.partition}@{a.expected}" for a in advances)
+            )
+        return cursor.fetchone() != ("",)
+
+    def leave(self, connection: Connection, run: int, places: Iterable[Place]) -> None:
+        """Record that nobody works on `places` any more, so that no rate is shown for them."""
+        ordered = sorted(places)
+        connection.execute(
+            "UPDATE headrace.progress SET rate = 0 WHERE migration = %s AND run = %s AND member = %s"
+            " AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::int[]))",
+            (
+                self._migration,
+                run,
+                self._member,
+                [place.topic for place in ordered],
+                [place.partition for place in ordered],
+            ),
+        )
+
+    def pausing(self, database: str) -> Callable[[Connection], bool]:
+        """Return what asks `database` whether an operator paused the migration.
+
+        It raises OwnershipMoved once the database has given the schema away: a member that is paused, and one that has
+        nothing to apply, would not notice it otherwise, and keep its partitions from those of the new owner. It raises
+        NewerFormat once a newer headrace has upgraded the tables.
+        """
+
+        def paused(connection: Connection) -> bool:
+            names = {"gitlab_schema": self._gitlab_schema, "migration": self._migration}
+            version, by, name, owner, asked = connection.execute(_STANDS, names).fetchone() or (None,) * 5
+            table_format.known(version, by, database)
+            fence.require_owner(name, owner, self._gitlab_schema, database)
+            return bool(asked)
+
+        return paused
+
+
+GUARDED: Final = "right already"
+"""The reason under which changes are counted that the guard in the write found nothing to do for."""
+
+
+def _reasons(advance: Advance, applied: int) -> dict[str, int]:
+    guarded = advance.changes - applied
+    return {**advance.skipped, GUARDED: guarded} if guarded else advance.skipped
+
+
+def _shares(applied: int, changes: Sequence[int]) -> list[int]:
+    """Spread a transaction's count of changed rows over its partitions, none getting more than its changes.
+
+    A statement says only how many rows it changed in all; the sum over the partitions is exact.
+    """
+    shares = []
+    for count in changes:
+        share = min(applied, count)
+        shares.append(share)
+        applied -= share
+    if shares and applied:
+        shares[0] += applied
+    return shares

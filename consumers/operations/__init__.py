@@ -1,0 +1,1 @@
+"""What an operator does beside running consumers: replay, pause, status, checks."""

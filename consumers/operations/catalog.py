@@ -1,0 +1,123 @@
+"""Which migrations there are: every module in consumers/migrations is looked at, no list is kept."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from functools import cache
+
+import consumers.migrations
+from consumers.contract.discovery import Broken, BrokenMigration, Discovered, discover, place_of
+from consumers.contract.migration import Migration, Shared
+from consumers.ledger import owner_lookup
+from infra.settings.mistakes import close_to
+from infra.settings.model import Settings
+from schemas import gitlab_schemas as labels
+from schemas.errors import UsageError
+from schemas.gitlab_schemas import GITLAB_SHARED
+
+
+@cache
+def _discovered() -> Discovered:
+    return discover(consumers.migrations)
+
+
+def migrations() -> Mapping[str, type[Migration]]:
+    """Return name → class of every migration that can be run."""
+    return _discovered().migrations
+
+
+def broken(settings: Settings | None = None) -> Mapping[str, Broken]:
+    """Return name → what is wrong with every migration that cannot be run, wherever it would be run.
+
+    With `settings`, those too whose gitlab schema neither headrace nor the settings know.
+    """
+    found = dict(_discovered().broken)
+    if settings is None:
+        return found
+    listed = {label for database in settings.databases.values() for label in database.gitlab_schemas}
+    known = labels.KNOWN | listed
+    for name, kind in migrations().items():
+        if kind.gitlab_schema not in known:
+            found[name] = _of_unknown_schema(kind, known)
+    return found
+
+
+def _of_unknown_schema(kind: type[Migration], known: Collection[str]) -> Broken:
+    label = kind.gitlab_schema
+    return Broken(
+        kind.name,
+        place_of(kind),
+        f"class {kind.__name__}: no gitlab schema is called {label}{close_to(label, known)}",
+        'for example: gitlab_schema = "gitlab_main"; list one of your own in gitlab_schemas of its database',
+    )
+
+
+def migration_class(name: str) -> type[Migration]:
+    """Return the migration called `name`; raises UsageError, listing those there are, and BrokenMigration."""
+    known = migrations()
+    try:
+        return known[name]
+    except KeyError:
+        if (entry := broken().get(name)) is not None:
+            raise BrokenMigration(f"migration {name}: {entry.place}: {entry.problem}", remedy=entry.remedy) from None
+        close = difflib.get_close_matches(name, [*known, *broken()], n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"no migration is called {name!r}", remedy=f"{hint}there: {', '.join(sorted(known)) or 'none'}"
+        ) from None
+
+
+def configured(settings: Settings, name: str) -> Migration:
+    """Return the migration called `name` with its options. Raises UsageError or SettingsError."""
+    return migration_class(name).configure(settings.migration(name))
+
+
+def listing(settings: Settings, gitlab_schema: str) -> list[str]:
+    """Return the names of the databases whose settings list `gitlab_schema`."""
+    return [name for name, database in settings.databases.items() if gitlab_schema in database.gitlab_schemas]
+
+
+def target_database(settings: Settings, migration: type[Migration]) -> str:
+    """Return the name of the database that the migration writes.
+
+    It is the one in the migration's settings, else the only one whose `gitlab_schemas` has the migration's, else of
+    several the one that owns it by its own rows: so a member that is started again follows a switchover. Raises
+    UsageError, naming the choices, when that is none or several, and OwnershipMoved while a switchover is under way.
+    """
+    name, wanted = migration.name, migration.gitlab_schema
+    if wanted == GITLAB_SHARED and migration.shared is Shared.REFUSED:
+        raise UsageError(
+            f"{name} works on gitlab_shared tables, which every database has, and does not say that it may run "
+            "once for each",
+            remedy="declare `shared = Shared.PER_DATABASE` in the migration if that is what it should do",
+        )
+    chosen = settings.migration(name).database
+    if chosen is not None:
+        if wanted not in settings.database(chosen).gitlab_schemas:
+            raise UsageError(
+                f"{name} writes {wanted}, which database {chosen} does not list",
+                remedy=f"add {wanted} to databases.{chosen}.gitlab_schemas or set migrations.{name}.database",
+            )
+        return chosen
+    choices = listing(settings, wanted)
+    if len(choices) == 1:
+        return choices[0]
+    if choices and (owner := owner_lookup.owning_database(settings, choices, wanted)) is not None:
+        return owner
+    if not choices:
+        raise UsageError(
+            f"no database in the settings lists {wanted}, which {name} writes",
+            remedy=f"{_meant(wanted)}add it to gitlab_schemas of the database that owns it "
+            f"(databases there: {', '.join(sorted(settings.databases)) or 'none'})",
+        )
+    raise UsageError(
+        f"{wanted}, which {name} writes, is listed by several databases: {', '.join(sorted(choices))}",
+        remedy=f"set migrations.{name}.database to one of them",
+    )
+
+
+def _meant(label: str) -> str:
+    """Return what was perhaps meant by a gitlab schema that headrace does not know, as the beginning of a remedy."""
+    close = difflib.get_close_matches(label, sorted(labels.KNOWN), n=1) if label not in labels.KNOWN else []
+    return f"did you mean {close[0]}? Else " if close else ""

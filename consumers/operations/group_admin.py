@@ -1,0 +1,68 @@
+"""What Kafka knows of a consumer group: its members that are alive, and its offsets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+
+from consumers.ledger.progress import Place
+from infra.kafka import clients
+from infra.settings.model import KafkaSettings
+from schemas.errors import HeadraceError
+from schemas.positions import Offset
+
+_REQUEST_SECONDS: Final = 10.0
+_TICK: Final = 0.1
+
+
+def members(settings: KafkaSettings, group: str) -> list[str]:
+    """Return the names of the group's members that Kafka counts as alive, as `host:pid`."""
+    deadline = time.monotonic() + _REQUEST_SECONDS
+    with clients.translated(settings):
+        client = clients.admin(settings)
+        while True:
+            futures: dict[str, Any] = client.describe_consumer_groups([group], request_timeout=_REQUEST_SECONDS)
+            try:
+                return sorted(member.client_id for member in clients.answer(futures[group]).members)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.GROUP_ID_NOT_FOUND:
+                    return []
+                # A broker that just started takes a moment until it knows its groups.
+                if code not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
+                    raise
+                client.poll(_TICK)
+
+
+def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Offset]) -> None:
+    """Set what Kafka has as the group's offsets. Raises HeadraceError when the group has members."""
+    wanted = [TopicPartition(*place, offset) for place, offset in sorted(offsets.items())]
+    if not wanted:
+        return
+    deadline = time.monotonic() + _REQUEST_SECONDS
+    while (refusal := _set_offsets(settings, group, wanted)) is not None:
+        # A broker that has just started, or never had a group, needs a moment to find the group's coordinator.
+        if refusal.code() not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
+            raise HeadraceError(f"offsets of group {group} cannot be set: {refusal.str()}")
+        time.sleep(_TICK)
+
+
+def _set_offsets(settings: KafkaSettings, group: str, wanted: list[TopicPartition]) -> KafkaError | None:
+    """Ask once; return why the broker would not, None when it did."""
+    with clients.translated(settings):
+        client = clients.admin(settings)  # kept: a client that is forgotten fails the requests under way
+        futures = client.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=_REQUEST_SECONDS
+        )
+        try:
+            partitions = clients.answer(futures[group]).topic_partitions
+        except KafkaException as error:
+            if error.args[0].code() in clients.COORDINATOR_STARTING:
+                refused: KafkaError = error.args[0]
+                return refused
+            raise
+    errors: list[KafkaError] = [partition.error for partition in partitions if partition.error is not None]
+    return errors[0] if errors else None

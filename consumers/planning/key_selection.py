@@ -1,0 +1,106 @@
+"""Which keys a run is limited to, by the columns of the message key.
+
+Values are typed by people and compared as the key has them: a uuid in capitals, `t` for true, a time in ISO form are
+brought into the one text of their type first, and what is no value of the type is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from consumers.planning.key_values import KeyKind, text_of, typed
+from schemas.decoder import KeyDecoder
+from schemas.errors import Malformed, UsageError
+from schemas.wire import HEADER_BYTES, split_wire
+
+NOT_SELECTED: Final = "not selected"
+"""The reason of an event that the run leaves out."""
+
+
+class Selection:
+    """Key column → the values, as `named` gives them, of which the key must have one.
+
+    A truncate has no key and is left out.
+    """
+
+    def __init__(self, wanted: Mapping[str, Sequence[str]], schemas: Callable[[int], dict[str, Any]]) -> None:
+        self._wanted = {column: frozenset(values) for column, values in wanted.items()}
+        self._schemas = schemas
+        self._decoders: dict[bytes, KeyDecoder] = {}
+
+    def has(self, key: object) -> bool:
+        """Whether the event with this key is selected. One whose key cannot be read is: it is decided, or parked.
+
+        Raises UsageError when the key has no such column.
+        """
+        if not isinstance(key, bytes):
+            return True
+        try:
+            columns = self._decoder(key).decode_key(key)
+        except Malformed:
+            return True
+        if not columns:
+            return False
+        for column in self._wanted.keys() - columns.keys():
+            raise UsageError(f"the events have no key column {column}", remedy=f"there: {', '.join(columns)}")
+        return all(text_of(columns[column]) in values for column, values in self._wanted.items())
+
+    def _decoder(self, key: bytes) -> KeyDecoder:
+        head = key[:HEADER_BYTES]
+        if head not in self._decoders:
+            self._decoders[head] = KeyDecoder(self._schemas(split_wire(key)[0]))
+        return self._decoders[head]
+
+
+def parse_selection(where: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
+    """Return column → values of `--where id=1,2` options; `--keys 1,2` stands under the empty name: the only column.
+
+    A value in double quotes may have commas, and blanks at its ends; a quote in it is doubled. It keeps its quotes
+    here. An option may be given several times. Raises UsageError.
+    """
+    found: dict[str, list[str]] = {}
+    for each in where:
+        column, equals, values = each.partition("=")
+        if not equals or not column.strip() or not values:
+            raise UsageError(
+                f"--where {each} is not COLUMN=VALUE[,VALUE…]",
+                remedy='for example --where id=5,7 or --where \'name="a, b"\'; an empty text is ""',
+            )
+        found.setdefault(column.strip(), []).extend(_split(values, f"--where {each}"))
+    if keys:
+        found[""] = [value for each in keys for value in _split(each, f"--keys {each}") if value.strip()]
+    return found
+
+
+def named(selection: Mapping[str, Sequence[str]], key: Mapping[str, KeyKind]) -> dict[str, list[str]]:
+    """Return the selection with the key's own column for the empty name, its values in the form of their type.
+
+    `key` is column → kind. Raises UsageError for a wrong column, or a value that is none of the column's type.
+    """
+    result: dict[str, list[str]] = {}
+    for column, values in selection.items():
+        if not column and len(key) != 1:
+            raise UsageError(f"the key has {len(key)} columns: {', '.join(key)}", remedy="use --where, not --keys")
+        if column and column not in key:
+            raise UsageError(f"the events have no key column {column}", remedy=f"there: {', '.join(key)}")
+        name = column or next(iter(key))
+        result.setdefault(name, []).extend(typed(name, value, key[name]) for value in values)
+    return result
+
+
+def _split(values: str, option: str) -> list[str]:
+    """Return the values between commas; a comma in double quotes is part of one."""
+    found, value, quoted = [], "", False
+    for character in values:
+        if character == "," and not quoted:
+            found.append(value)
+            value = ""
+            continue
+        # A quote means something only in a value that begins with one.
+        if character == '"' and value.lstrip()[:1] in ("", '"'):
+            quoted = not quoted
+        value += character
+    if quoted:
+        raise UsageError(f"{option} has a quote that is not closed", remedy='a quote within a quoted value is ""')
+    return [*found, value]

@@ -1,0 +1,1 @@
+"""Praefect's records, and the walks that they are compared with."""

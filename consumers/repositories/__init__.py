@@ -1,0 +1,1 @@
+"""Git repositories on disk: copies, and what is carried over into them."""

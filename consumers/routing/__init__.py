@@ -1,0 +1,1 @@
+"""Where an application finds a repository while it moves."""

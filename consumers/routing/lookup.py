@@ -1,0 +1,240 @@
+"""Where an application finds a repository while `rehash_moves` moves it from its md5 home to its rendezvous home.
+
+The migration goes through the names in order, in each of the partitions of `consumers.routing.placement`, and says in
+`headrace.rehash_cursors` how far it is. A reader keeps what the table said, asks again once a second, whatever the
+number of its threads, and never for a name.
+
+The rule, which docs/routing.md explains: ask the first of `homes(name)`; if it has no such repository, ask the
+second, once. A repository that is there is then found at every moment, however old the cursors are.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, Self
+
+import psycopg
+
+from consumers.routing.placement import PARTITIONS, Algorithm, Placement, order_key, partition_of
+from infra.postgres import connect as postgres
+from infra.settings.gitserver import GitserverSettings
+from schemas.errors import HeadraceError, SettingsError, Unavailable
+
+_QUERY: Final = "SELECT partition, upto, finished FROM headrace.rehash_cursors"
+
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a first question waits for the database's first answer, and a close for the end of one under way."""
+
+_LOG: Final = logging.getLogger(__name__)
+"""Python's own, which an application has set up: headrace's log is that of headrace's commands."""
+
+
+class CursorTooOld(Unavailable):
+    """Ask the two of `homes(name)`, which are right at any time, or wait for the database."""
+
+
+class Cursor(NamedTuple):
+    """How far one partition is: every name up to and with `upto` was passed, or all of them."""
+
+    upto: bytes | None
+    finished: bool
+
+    def passed(self, key: bytes) -> bool:
+        return self.finished or (self.upto is not None and key <= self.upto)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the table said at `asked_at`, by the reader's clock, in seconds; nothing is older than that."""
+
+    asked_at: float
+    cursors: Mapping[int, Cursor] = field(default_factory=dict)
+    """By partition; one that is not there has passed nothing."""
+
+    def algorithm(self, name: str) -> Algorithm:
+        """Return what the name is placed by: rendezvous once its partition's cursor has passed it."""
+        cursor = self.cursors.get(partition_of(name))
+        return Algorithm.RENDEZVOUS if cursor is not None and cursor.passed(order_key(name)) else Algorithm.MD5
+
+
+NEVER: Final = Reading(asked_at=float("-inf"))
+"""The reading of a reader that could not ask yet."""
+
+
+def homes(placement: Placement, name: str, reading: Reading) -> tuple[str, ...]:
+    """Return the two nodes to ask for a repository, in this order; one where both are the same.
+
+    The second counts when the first has no such repository: it is on its way, was cloned there by somebody whose
+    cursors were older or newer, or could not be moved.
+    """
+    chosen = reading.algorithm(name)
+    first = placement.home(name, chosen)
+    other = placement.home(name, Algorithm.MD5 if chosen is Algorithm.RENDEZVOUS else Algorithm.RENDEZVOUS)
+    return (first,) if other == first else (first, other)
+
+
+class Asker(Protocol):
+    """Reads the cursors. `ask` raises HeadraceError; `close` may be called at any time."""
+
+    def ask(self) -> Mapping[int, Cursor]:
+        """Return the cursors by partition."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Database:
+    """Asks the table, by a connection that it keeps; its role needs SELECT on that table and nothing else."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: psycopg.Connection | None = None
+
+    def ask(self) -> Mapping[int, Cursor]:
+        """Return the cursors, none where the migration never ran.
+
+        Raises DatabaseUnavailable, SettingsError, or PreflightFailed where the role may not read them.
+        """
+        try:
+            with postgres.translated(self._dsn):
+                connection = self._connected()
+                try:
+                    found = connection.execute(_QUERY, prepare=False).fetchall()
+                except psycopg.errors.UndefinedTable:
+                    return {}
+        except HeadraceError:
+            self.close()
+            raise
+        return {
+            partition: Cursor(None if upto is None else upto.encode(), finished)
+            for partition, upto, finished in found
+            if 0 <= partition < PARTITIONS
+        }
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None:
+            self._connection = postgres.connect(self._dsn, name="routing")
+            self._connection.execute("SET statement_timeout = '5s'")
+            if self._connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+                raise SettingsError(
+                    f"{postgres.described(self._dsn)} is a standby, whose cursors may be older than they look",
+                    remedy="give routing the dsn of the primary",
+                )
+        return self._connection
+
+
+class Router:
+    """Answers for an application where a repository is. Thread-safe; close it, or use it in a `with`.
+
+    Asking for a name does no I/O: one thread of its own reads the cursors every `refresh_seconds`, from the first
+    question on; in a process that was forked it begins anew. While the database is away the router goes on with what
+    it knew, says so once in the log, and `homes` stays right.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        gitserver: GitserverSettings,
+        *,
+        connect: Callable[[str], Asker] = Database,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._placement = Placement(gitserver.nodes, gitserver.pins)
+        self._refresh_seconds = gitserver.refresh_seconds
+        self._sure_seconds = gitserver.grace_seconds / 2
+        self._connect = partial(connect, dsn)
+        self._clock = clock
+        self._reading = NEVER
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._asked = threading.Event()
+        self._stopping = threading.Event()
+        self._problem: str | None = None
+
+    def homes(self, name: str) -> tuple[str, ...]:
+        """Return the one or two nodes to ask for a repository: the second, once, when the first does not have it."""
+        return homes(self._placement, name, self._latest())
+
+    def home(self, name: str) -> str:
+        """Return the node that a repository belongs to now, such as for a new clone.
+
+        Raises CursorTooOld when that is not sure, since the database did not answer for half of `grace_seconds`.
+        """
+        reading = self._latest()
+        if self._clock() - reading.asked_at > self._sure_seconds:
+            raise CursorTooOld(
+                f"how far rehash_moves is was known {self._age(reading)}: {self._problem or 'no answer'}"
+            )
+        return self._placement.home(name, reading.algorithm(name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop asking the database. What is asked of the router later starts it again."""
+        with self._lock:
+            self._stopping.set()
+            if self._thread is not None:
+                self._thread.join(_PATIENCE_SECONDS)
+            self._thread = None
+
+    def _age(self, reading: Reading) -> str:
+        return "never" if reading is NEVER else f"{self._clock() - reading.asked_at:.0f} seconds ago"
+
+    def _latest(self) -> Reading:
+        # A process that was forked has the object and not the thread.
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+        asked = self._asked
+        if not asked.wait(_PATIENCE_SECONDS):
+            asked.set()  # nobody else waits
+        return self._reading
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._stopping = threading.Event()
+                self._asked = threading.Event()
+                self._thread = threading.Thread(target=self._follow, name="headrace routing", daemon=True)
+                self._thread.start()
+
+    def _follow(self) -> None:
+        stopping, asked = self._stopping, self._asked
+        try:
+            with closing(self._connect()) as table:
+                while not stopping.is_set():
+                    self._ask(table)
+                    asked.set()
+                    stopping.wait(self._refresh_seconds)
+        finally:
+            asked.set()
+
+    def _ask(self, table: Asker) -> None:
+        at = self._clock()
+        try:
+            cursors = table.ask()
+        except Exception as error:  # whatever it is, the application's reads go on
+            if str(error) != self._problem:
+                _LOG.warning("routing goes on with the cursors that it knows: %s", error)
+            self._problem = str(error)
+        else:
+            if self._problem is not None:
+                _LOG.info("routing knows the cursors again")
+            self._problem = None
+            if at >= self._reading.asked_at:  # of a thread that was told to end and did not yet, it may be older
+                self._reading = Reading(at, cursors)

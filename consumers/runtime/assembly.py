@@ -1,0 +1,87 @@
+"""Composes a consumer: opens its clients of Kafka and of the registry, and gives it what it works with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from consumers.contract.declarations import declared
+from consumers.contract.migration import Migration
+from consumers.delivery.dead_letter_topic import Parking
+from consumers.delivery.group import Group, member_name
+from consumers.delivery.topics import schemas_of, source_topics
+from consumers.ledger.owner_lookup import require_not_elsewhere
+from consumers.ledger.progress import Entry, Ledger, Place
+from consumers.ledger.target import Target
+from consumers.pace.pacing import Pacing
+from consumers.planning.planner import Planner
+from consumers.runtime.circuit_breaker import CircuitBreaker
+from consumers.runtime.completion import Completion
+from consumers.runtime.consumer import Consumer
+from consumers.runtime.external_driver import Working
+from consumers.runtime.ledger_positions import LedgerPositions
+from consumers.runtime.parts import Parts
+from consumers.runtime.throttle import Holding
+from consumers.runtime.totals import Report
+from infra.schema_registry.topic_registry import open_registry
+from infra.settings.model import Settings
+from schemas.topics import group_name
+
+
+def consumer_of(
+    settings: Settings,
+    migration: Migration,
+    database: str,
+    *,
+    stopping: threading.Event,
+    until_caught_up: bool = False,
+    until_complete: bool = False,
+    report: Report | None = None,
+) -> Consumer:
+    """Return a consumer of `migration` that runs until it is stopped, caught up or complete; see Consumer."""
+    parts = assembled(settings, migration, database, stopping, ends=until_caught_up or until_complete)
+    return Consumer(
+        settings, parts, stopping, until_caught_up=until_caught_up, until_complete=until_complete, report=report
+    )
+
+
+def assembled(
+    settings: Settings, migration: Migration, database: str, stopping: threading.Event, *, ends: bool
+) -> Parts:
+    """Return what a consumer works with; it `ends` where it is not a service."""
+    section, target_settings = settings.migration(migration.name), settings.database(database)
+    topics = source_topics(settings, migration, database)
+    planner = Planner(migration, schemas_of(open_registry(settings), stopping), database)
+    ledger = Ledger(migration.name, migration.gitlab_schema, member_name(), declared(migration))
+
+    def assigned(places: Sequence[Place]) -> Mapping[Place, Entry]:
+        return positions.assigned(places)
+
+    group = Group(settings.kafka, group_name(settings.prefix, migration.name), assigned=assigned, stopping=stopping)
+    target = Target(
+        target_settings.dsn.get_secret_value(),
+        database=database,
+        migration=migration.name,
+        stopping=stopping,
+        wait=group.wait,
+        search_path=target_settings.search_path,
+        missed=partial(require_not_elsewhere, settings, database, migration.gitlab_schema),
+    )
+    positions = LedgerPositions(settings.kafka, ledger, target, planner, stopping)
+    return Parts(
+        migration=migration,
+        database=database,
+        topics=topics,
+        planner=planner,
+        ledger=ledger,
+        group=group,
+        target=target,
+        positions=positions,
+        parking=Parking(settings, migration.name, database),
+        pacing=Pacing(section),
+        breaker=CircuitBreaker(migration.name, target, group, ends=ends),
+        holding=Holding(section, migration, member_name()),
+        working=Working(settings, migration, database),
+        completion=Completion(settings, migration, database, topics, ledger, stopping),
+    )

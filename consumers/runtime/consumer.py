@@ -1,0 +1,242 @@
+"""One consumer of a migration's group: consume, decide, apply with the ledger in one transaction, repeat.
+
+The ledger in the target database is the truth about progress. Wherever it is not known what became of a
+transaction, the consumer asks the ledger and reads on from there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Final
+
+import psycopg
+
+from consumers.contract.external import Pace
+from consumers.delivery.topics import not_captured
+from consumers.ledger.error_policy import rule_for
+from consumers.ledger.progress import Place
+from consumers.ledger.target import Connection
+from consumers.runtime.applying import Applying
+from consumers.runtime.catch_up import Ends
+from consumers.runtime.interruptions import Interruptions
+from consumers.runtime.parts import Parts
+from consumers.runtime.totals import Report, Totals
+from infra.postgres import connect
+from infra.postgres.control import ensure_control_schema
+from infra.service import log
+from infra.settings.model import Settings
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
+
+_POLL_SECONDS: Final = 0.1
+_CHECK_SECONDS: Final = 1.0
+"""How often the database is asked whether the migration is paused, and the ledger whether all is done."""
+_TOPIC_SECONDS: Final = 1.0
+_REPORT_SECONDS: Final = 0.2
+_LOG_SECONDS: Final = 10.0
+
+
+class Consumer:
+    """Runs a migration until it is stopped, or until it has caught up or is complete, if that was asked.
+
+    `stopping` is set from outside, by a signal handler; `run` then returns within about a second.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        parts: Parts,
+        stopping: threading.Event,
+        *,
+        until_caught_up: bool = False,
+        until_complete: bool = False,
+        report: Report | None = None,
+    ) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._migration = parts.migration
+        self._group = parts.group
+        self._target = parts.target
+        self._ledger = parts.ledger
+        self._positions = parts.positions
+        self._working = parts.working
+        self._completion = parts.completion
+        self._stopping = stopping
+        self._until_caught_up = until_caught_up
+        self._until_complete = until_complete
+        self._report = report
+        self._read_all = False
+        self._log = log.get(migration=parts.migration.name)
+        self._next_check = self._next_report = self._next_log = 0.0
+        self._interruptions = Interruptions(parts, self._tell)
+        self._applying = Applying(parts, stopping, self._interruptions)
+        self.totals = parts.totals
+
+    def run(self) -> Totals:
+        """Work until stopped, or caught up if that was asked; return what was done.
+
+        With `until_caught_up` that is when the ledger, whoever moves it, has reached the ends that the topics
+        had when this member started, once they all existed. A migration that is complete already returns at once.
+        Raises HeadraceError for what waiting cannot mend, and RowsLeft with `until_complete` when all was read twice
+        and rows are left; the ledger is right even then.
+        """
+        try:
+            self._prepare()
+            if self._completion.complete:
+                self._log.info("complete already; to run it again: headrace replay", run=self._positions.run)
+                return self.totals
+            self._wait_for_topics()
+            ends = Ends(self._settings.kafka, self._parts.topics) if self._until_caught_up else None
+            self._group.join(self._parts.topics)
+            while not self._stopping.is_set():
+                self._turn()
+                if self._reached(ends):
+                    self._parts.breaker.hold(self._working.stop)
+                    self._look(patiently=True)
+                    if self._positions.current:
+                        break
+                if self._until_complete and self._completion.complete:
+                    break
+        except Interrupted:
+            if not self._stopping.is_set():
+                raise
+        finally:
+            durable = self._close()
+        if self._until_caught_up and not durable and not self._stopping.is_set():
+            raise DatabaseUnavailable(f"the last commits of {self._migration.name} may be lost: run it again")
+        return self.totals
+
+    def cancel(self) -> None:
+        """Cancel the statement under way, if any; called from another thread when stopping takes too long."""
+        self._target.cancel()
+        self._working.cancel()
+        self._completion.cancel()
+
+    def cut(self) -> None:
+        """Shut the connections down; called from another thread when cancelling did not help."""
+        self._target.cut()
+        self._working.cut()
+
+    def _prepare(self) -> None:
+        database = self._settings.database(self._parts.database)
+        dsn = database.dsn.get_secret_value()
+
+        def prepare(connection: Connection) -> None:
+            with connect.translated(dsn):
+                ensure_control_schema(
+                    connection,
+                    self._parts.database,
+                    database.gitlab_schemas,
+                    self._migration.own_tables,
+                    prefix=self._settings.prefix,
+                )
+            self._positions.begin(connection)
+            self._completion.complete_already(connection)
+
+        self._target.ask(prepare)
+        # One that was killed may have parked the change that the breaker trips at.
+        self._parts.breaker.look(self._positions.run)
+
+    def _wait_for_topics(self) -> None:
+        told = False
+        while missing := self._group.missing(self._parts.topics):
+            if not told:
+                uncaptured = not_captured(self._settings, self._migration, self._parts.database)
+                self._log.info("waiting for the producer to make the topics", topics=missing, not_captured=uncaptured)
+                told = True
+            if self._stopping.wait(_TOPIC_SECONDS):
+                raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_SECONDS
+            if not self._interruptions.unpaused():
+                self._interruptions.read_again()
+        if not self._interruptions.healthy():
+            self._interruptions.read_again()
+        if not self._positions.current:
+            self._read_all = False
+            self._interruptions.read_again()
+        self._applying.bring_back()
+        busy = self._working.pace is Pace.BUSY
+        records = self._group.poll(
+            self._parts.pacing.records, 0.0 if busy else self._applying.waiting.seconds(_POLL_SECONDS)
+        )
+        if records:
+            self._applying.process(records)
+        self._work()
+        if self._completion.due(idle=not records):
+            self._look()
+        self._tell()
+
+    def _look(self, *, patiently: bool = False) -> None:
+        """See whether the migration is complete, counting beside the work; a member that is about to end waits.
+
+        One that goes on afterwards serves what still changes.
+        """
+        if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
+            return
+        wait = self._stopping if patiently else None
+        try:
+            if self._group.confirm():
+                self._completion.look(self._target, self._positions.run, wait=wait, strict=self._until_complete)
+        except BrokerUnavailable as error:
+            self._log.warning("waiting for Kafka", reason=str(error))
+
+    def _work(self) -> None:
+        """Let the migration do a step of what lies outside of the database."""
+        if self._stopping.is_set():
+            return
+        try:
+            self._working.step(self._positions.run)
+        except (psycopg.Error, HeadraceError) as error:
+            self._interruptions.recover(error, rule_for(error), self._working.attempt)
+
+    def _reached(self, ends: Ends | None) -> bool:
+        if ends is None or self._working.pace is not Pace.DONE:
+            return False
+        if self._read_all:
+            return True
+        self._read_all = (
+            ends.reached(
+                self._group.positions,
+                lambda: self._target.ask(lambda connection: self._ledger.read(connection, self._positions.run)),
+            )
+            and self._group.confirm()
+        )
+        if self._read_all:
+            self._working.stop()  # and begin anew: the last events may have asked for more
+        return False
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._report is not None and now >= self._next_report:
+            self._next_report = now + _REPORT_SECONDS
+            self._report(self.totals, self._group.positions)
+        if now >= self._next_log:
+            self._next_log = now + _LOG_SECONDS
+            if self.totals.events:
+                self._log.info("progress", **asdict(self.totals))
+
+    def _close(self) -> bool:
+        """End everything; return whether all that was committed is durable."""
+        places = list(self._group.positions)
+        self._completion.close()
+        self._working.stop()
+        try:
+            durable = self._target.finish(lambda connection: self._leave(connection, places))
+            self._group.commit()
+            if self._report is not None:
+                self._report(self.totals, self._group.positions)
+        finally:
+            self._group.close()
+            self._target.close()
+            self._applying.close()
+        return durable
+
+    def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
+        self._ledger.leave(connection, self._positions.run, places)
+        self._parts.holding.leave(connection)

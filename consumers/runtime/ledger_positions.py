@@ -1,0 +1,75 @@
+"""Where a consumer's group reads on: by the ledger in the target database, in the migration's current run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from consumers.delivery.group import Group
+from consumers.delivery.topic_identity import recreated, topic_ids
+from consumers.ledger.progress import Entry, Ledger, Place
+from consumers.ledger.target import Connection, Target
+from consumers.planning.planner import Planner
+from infra.kafka import clients
+from infra.settings.model import KafkaSettings
+
+
+class LedgerPositions:
+    """One consumer's; the planner is given what the run is limited to."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        ledger: Ledger,
+        target: Target,
+        planner: Planner,
+        stopping: threading.Event,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._target = target
+        self._planner = planner
+        self._stopping = stopping
+        self._session = 0
+        """The number of the target's session in which the group's positions were read."""
+        self.run = 0
+        """The current run, 0 before `begin`."""
+
+    @property
+    def current(self) -> bool:
+        """Whether the target's session is still the one in which the group's positions were read."""
+        return self._target.sessions == self._session
+
+    def begin(self, connection: Connection) -> None:
+        """Take up the current run, with what it is limited to."""
+        run = self._ledger.begin(connection)
+        if run != self.run:
+            self._planner.limit(self._ledger.selection(connection, run))
+            self.run = run
+
+    def assigned(self, places: Sequence[Place]) -> Mapping[Place, Entry]:
+        """Return where the ledger is in `places`; see group.Assigned."""
+        if not places:
+            return {}
+
+        def opened(connection: Connection) -> tuple[dict[str, str], dict[Place, Entry]]:
+            topics = [place.topic for place in places]
+            ids = clients.ask(lambda: topic_ids(self._settings, topics), self._stopping)
+            self.begin(connection)
+            wanted = {place: ids[place.topic] for place in places}
+            return ids, self._ledger.open(connection, self.run, wanted)
+
+        ids, entries = self._target.ask(opened)
+        for place, entry in entries.items():
+            if entry.topic_id != ids[place.topic]:
+                raise recreated(place.topic, entry.topic_id, ids[place.topic])
+        return entries
+
+    def read_again(self, group: Group) -> None:
+        """Have the group read on from the ledger: what was read and not applied arrives again."""
+        while not self._stopping.is_set():
+            entries = self.assigned(list(group.positions))
+            session = self._target.sessions
+            if group.reposition(entries):
+                self._session = session
+                return

@@ -1,0 +1,41 @@
+"""What a consumer consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from consumers.contract.migration import Migration
+from consumers.delivery.dead_letter_topic import Parking
+from consumers.delivery.group import Group
+from consumers.ledger.progress import Ledger
+from consumers.ledger.target import Target
+from consumers.pace.pacing import Pacing
+from consumers.planning.planner import Planner
+from consumers.runtime.circuit_breaker import CircuitBreaker
+from consumers.runtime.completion import Completion
+from consumers.runtime.external_driver import Working
+from consumers.runtime.ledger_positions import LedgerPositions
+from consumers.runtime.throttle import Holding
+from consumers.runtime.totals import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one consumer of a migration works with, in `database`; `consumers.runtime.assembly` makes it."""
+
+    migration: Migration
+    database: str
+    topics: Sequence[str]
+    planner: Planner
+    ledger: Ledger
+    group: Group
+    target: Target
+    positions: LedgerPositions
+    parking: Parking
+    pacing: Pacing
+    breaker: CircuitBreaker
+    holding: Holding
+    working: Working
+    completion: Completion
+    totals: Totals = field(default_factory=Totals)

@@ -1,0 +1,283 @@
+"""Altering a table that is in use: nobody waits behind a statement of ours for longer than its lock timeout.
+
+An ALTER TABLE that waits for a lock holds up everyone who comes after it, even readers. So it is not tried at all
+while a transaction holds the table that was there a lock timeout ago too, and it never waits longer than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from consumers.contract.backfill import Backfill
+from consumers.ledger import fence
+from consumers.ledger.target import backoff
+from consumers.schema.plan import NOT_NULL, Found, Release, Step, Table, next_step, refusal
+from infra.postgres.connect import one_line
+from infra.postgres.key_order import compared, default_operators
+from infra.service import log
+from infra.service.signals import shut_down
+from infra.state.snapshot_requests import SnapshotRequest, send_request
+from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
+
+Connection = psycopg.Connection[Any]
+
+_TREE: Final = """
+    WITH RECURSIVE tree AS (
+        SELECT c.oid, 0 AS depth FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind IN ('r', 'p')
+        UNION ALL
+        SELECT i.inhrelid, tree.depth + 1 FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+    )
+    SELECT array_agg(oid::bigint ORDER BY depth) FROM tree
+"""
+"""The table, then its partitions, and theirs."""
+_COLUMN: Final = """
+    SELECT format_type(atttypid, atttypmod) AS column_type, atttypid = to_regtype(%(column_type)s) AS right_type
+      FROM pg_attribute WHERE attrelid = %(table)s AND attname = %(column)s AND NOT attisdropped
+"""
+_CHECKS: Final = """
+    SELECT co.conname AS name, n.nspname AS schema, c.relname AS table, co.convalidated AS validated,
+           co.conrelid::bigint = (%(tree)s::bigint[])[1] AS root
+      FROM pg_constraint co JOIN pg_class c ON c.oid = co.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE co.conrelid::bigint = ANY(%(tree)s) AND co.contype = 'c' AND co.conname = ANY(%(checks)s)
+     ORDER BY co.conname, array_position(%(tree)s::bigint[], co.conrelid::bigint) DESC
+"""
+# Whoever this is may not see other roles' transactions in pg_stat_activity, but everybody sees all locks.
+_HOLDERS: Final = """
+    SELECT DISTINCT l.virtualtransaction, l.pid, coalesce(a.application_name, '')
+      FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+     WHERE l.locktype = 'relation' AND l.granted AND l.relation::bigint = ANY(%s)
+       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND l.mode <> 'SIReadLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+     ORDER BY l.virtualtransaction
+"""
+_RUNS: Final = """
+    SELECT count(DISTINCT m.name) > 0, coalesce(sum(p.applied + p.skipped + p.parked), 0) > 0
+      FROM headrace.migrations m LEFT JOIN headrace.progress p ON p.migration = m.name AND p.run = m.run
+     WHERE m.name = %s
+"""
+
+
+class LockNotGranted(HeadraceError):
+    """Run it again, it goes on where it was; or end the transaction that holds the table."""
+
+
+class RowsForbidThis(Refused):
+    """Correct those rows, then run it again."""
+
+
+_COUNTED: Final = (Release.CONTRACT, Release.EXPAND_DOWN)
+"""The releases that depend on what is in the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that was carried out: in words, with how many tries, and after how many seconds."""
+
+    what: str
+    statement: str
+    tries: int
+    seconds: float
+
+
+class Alterations:
+    """Carries out the steps of a backfill's releases over one connection, which is in autocommit mode.
+
+    `say` is called with each step as it is done.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        migration: Backfill,
+        database: str,
+        *,
+        stopping: threading.Event,
+        say: Callable[[Done], object] = lambda _done: None,
+    ) -> None:
+        self._connection = connection
+        self._migration = migration
+        self._kind = type(migration)
+        self._database = database
+        self._stopping = stopping
+        self._say = say
+        self._log = log.get(migration=migration.name, database=database)
+
+    def found(self, *, count: bool = False) -> Found:
+        """Return what there is now; with `count`, of the rows too, which may read the whole table.
+
+        Raises OwnershipMoved when the database does not own the gitlab schema, and Refused without the table.
+        """
+        with self._transaction():
+            return self._found(count=count)
+
+    def carry_out(self, release: Release) -> list[Done]:
+        """Bring `release` to its end, from wherever it is; return what was done, nothing the second time.
+
+        Raises OutOfOrder, and OwnershipMoved as `found`; LockNotGranted when patience is over; RowsForbidThis when a
+        check is to be validated and a row is against it; Interrupted. What was done until then stays done.
+        """
+        done: list[Done] = []
+        tries, began = 0, time.monotonic()
+        while (outcome := self._attempt(release)) is not None:
+            tries += 1
+            seconds = time.monotonic() - began
+            if isinstance(outcome, Step):
+                done.append(Done(outcome.what, outcome.statement.as_string(None), tries, round(seconds, 3)))
+                self._say(done[-1])
+                tries, began = 0, time.monotonic()
+                continue
+            if seconds >= self._migration.options.patience_seconds:
+                raise LockNotGranted(f"{self._kind.table} was held for {seconds:.0f} s, at last by {outcome}")
+            pause = backoff(tries)
+            self._log.info("the table is in use; trying again", held_by=outcome, tries=tries, retry_in_seconds=pause)
+            self._wait(pause)
+        return done
+
+    def cancel(self) -> None:
+        """Cancel the statement under way; called from another thread when stopping takes too long."""
+        with contextlib.suppress(psycopg.Error):
+            self._connection.cancel_safe(timeout=1.0)
+
+    def cut(self) -> None:
+        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        shut_down(self._connection)
+
+    def _attempt(self, release: Release) -> Step | str | None:
+        """Do the next step and return it; None when there is none; by whom the table is held: nothing was done then."""
+        try:
+            # Anew each time: while this waited, an application may have written, or another process gone on.
+            found = self.found(count=release in _COUNTED)
+            if refused := refusal(release, self._kind, found):
+                raise refused
+            step = next_step(release, self._kind, found)
+            if step is not None:
+                if step.exclusive and (held_by := self._held_by()):
+                    return held_by
+                self._execute(step)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            return ", ".join(self._holders().values()) or "another transaction"
+        except (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedColumn):
+            return "another process that alters it"
+        except psycopg.errors.QueryCanceled:
+            self._wait(0)
+            raise
+        return step
+
+    def _execute(self, step: Step) -> None:
+        try:
+            with self._transaction():
+                # Before it is done: VALIDATE may take its time.
+                self._log.info("altering", statement=step.statement.as_string(None))
+                self._connection.execute(step.statement)
+                if step.reread:
+                    send_request(self._connection, SnapshotRequest(table=self._kind.table))
+        except psycopg.errors.CheckViolation as error:
+            raise RowsForbidThis(f"rows of {self._kind.table} are against {error.diag.constraint_name}") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise PreflightFailed(
+                f"{self._kind.table} may not be altered: {one_line(error)}",
+                remedy="give a role in the dsn that owns it and has what `headrace init --sql` grants; the services"
+                " need not be that role",
+            ) from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction that waits for no lock longer than the timeout, and holds the ownership."""
+        timeout = f"{self._migration.options.lock_timeout_ms}ms"
+        with self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", (timeout,))
+            # Counting and VALIDATE read the whole table; they hold up nobody but VACUUM and other ALTER TABLEs.
+            cursor.execute("SET LOCAL statement_timeout = 0")
+            fence.own(cursor, gitlab_schema=self._kind.gitlab_schema, database=self._database)
+            yield
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise Interrupted(f"{self._migration.name} was stopped; what was done stays done")
+
+    def _held_by(self) -> str:
+        """Return whose transactions hold the table, now and a lock timeout before; empty when none does."""
+        before = self._holders()
+        if not before:
+            return ""
+        self._wait(self._migration.options.lock_timeout_ms / 1000)
+        return ", ".join(holder for transaction, holder in self._holders().items() if transaction in before)
+
+    def _holders(self) -> Mapping[str, str]:
+        return {
+            transaction: f"process {pid} ({application})" if application else f"process {pid}"
+            for transaction, pid, application in self._connection.execute(_HOLDERS, (self._tree(),))
+        }
+
+    def _tree(self) -> list[int]:
+        schema, table = self._kind.table.split(".", 1)
+        row = self._connection.execute(_TREE, {"schema": schema, "table": table}).fetchone()
+        if row is None or row[0] is None:
+            raise Refused(
+                f"database {self._database} has no table {self._kind.table}",
+                remedy=f"correct the declaration of {self._kind.name}, or the dsn",
+            )
+        return list(row[0])
+
+    def _found(self, *, count: bool) -> Found:
+        kind, tree = self._kind, self._tree()
+        if self._connection.execute("SELECT to_regtype(%s)", (kind.column_type,)).fetchone() == (None,):
+            raise Refused(
+                f"database {self._database} has no type {kind.column_type}, which {kind.name} declares",
+                remedy="correct it; a type that is not PostgreSQL's own is written with its schema",
+            )
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            column = cursor.execute(
+                _COLUMN, {"table": tree[0], "column": kind.column, "column_type": kind.column_type}
+            ).fetchone()
+            names = [kind.constraint(check) for check in (*dict(kind.checks), NOT_NULL)]
+            checks = cursor.execute(_CHECKS, {"tree": tree, "checks": names}).fetchall()
+        unvalidated: dict[str, list[Table]] = {check["name"]: [] for check in checks if check["root"]}
+        for check in checks:
+            if check["name"] in unvalidated and not check["validated"]:
+                unvalidated[check["name"]].append((check["schema"], check["table"]))
+        # With the check in force, VALIDATE is what counts.
+        counts = count and column is not None and kind.constraint(NOT_NULL) not in unvalidated
+        empty, foreign = self._counted() if counts else (None, None)
+        known, begun = self._runs()
+        return Found(
+            column["column_type"] if column else None,
+            right_type=bool(column is None or column["right_type"]),
+            checks=unvalidated,
+            empty=empty,
+            foreign=foreign,
+            known=known,
+            begun=begun,
+        )
+
+    def _counted(self) -> tuple[int, int]:
+        column = sql.Identifier(self._kind.column)
+        operators = default_operators(self._connection, self._tree()[0], [self._kind.column])
+        row = self._connection.execute(
+            sql.SQL(
+                "SELECT count(*) FILTER (WHERE {column} IS NULL),"
+                " count(*) FILTER (WHERE {column} IS NOT NULL AND NOT {same})"
+                " FROM {table}"
+            ).format(
+                column=column,
+                same=compared([column], "=", [sql.Literal(self._kind.value)], operators),
+                table=self._kind.identifier(),
+            )
+        ).fetchone()
+        assert row is not None
+        return int(row[0]), int(row[1])
+
+    def _runs(self) -> tuple[bool, bool]:
+        row = self._connection.execute(_RUNS, (self._kind.name,)).fetchone()
+        assert row is not None
+        return bool(row[0]), bool(row[1])

@@ -1,0 +1,1 @@
+"""Triggers by which a database refuses writes to what it gave away."""

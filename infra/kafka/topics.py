@@ -1,0 +1,299 @@
+"""Creating topics, and reading a small compacted one from its beginning to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
+
+from infra.kafka import clients
+from infra.kafka.denials import DENIALS
+from infra.settings.model import KafkaSettings
+from schemas.errors import BrokerUnavailable, HeadraceError
+
+COMPACTED: Mapping[str, str] = {"cleanup.policy": "compact"}
+"""A topic that is a whole table: the last record of each key stays."""
+
+STATE: Mapping[str, str] = {
+    **COMPACTED,
+    "segment.ms": "600000",
+    "segment.bytes": "4194304",
+    "min.cleanable.dirty.ratio": "0.1",
+}
+"""A topic whose every record replaces one before: compacted soon, since a start reads it from its beginning."""
+
+ONLY_PARTITION = 0
+"""Where the records of headrace's own state are: named with each, since a topic made beforehand may have more."""
+
+_TIMEOUT = 30.0
+_BATCH_BYTES = 1_000
+"""More than a batch of one record has beside it."""
+
+_SETTLING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._NOENT,
+}
+"""What a broker answers while it takes a partition over: a moment later it knows better."""
+
+_UNREADABLE = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
+
+
+def ensure_topic(
+    settings: KafkaSettings,
+    name: str,
+    *,
+    partitions: int | None = None,
+    config: Mapping[str, str] = COMPACTED,
+) -> int:
+    """Create topic `name` unless it is there, and return how many partitions it has. See `ensure_topics`."""
+    return ensure_topics(settings, [name], partitions=partitions, config=config)[name]
+
+
+def ensure_topics(
+    settings: KafkaSettings,
+    names: Sequence[str],
+    *,
+    partitions: int | None = None,
+    config: Mapping[str, str] = COMPACTED,
+) -> dict[str, int]:
+    """Create the topics that are not there, all in one request; return name → how many partitions it has.
+
+    An existing topic keeps the partitions it has: a key must stay where it is. A new one takes records of the size
+    that clients send (`kafka.record_bytes`), unless `config` says otherwise.
+    """
+    with clients.translated(settings):
+        client = clients.admin(settings)
+        wanted = partitions or settings.partitions
+        counts = {name: len(found.partitions) for name, found in _existing(client, names).items()}
+        limits = {"max.message.bytes": str(clients.record_bytes(settings) + _BATCH_BYTES), **config}
+        new = [
+            NewTopic(name, num_partitions=wanted, replication_factor=settings.replication_factor, config=limits)
+            for name in names
+            if name not in counts
+        ]
+        made = client.create_topics(new, operation_timeout=_TIMEOUT) if new else {}
+        expected = dict.fromkeys(made, wanted)
+        for name, future in made.items():
+            try:
+                future.result(_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+                expected[name] = 1  # another process was quicker, and chose
+        # Made on the controller, they are not at once known to every broker: who asked then would find no such topic.
+        deadline = time.monotonic() + _TIMEOUT
+        while left := made.keys() - counts.keys():
+            there = client.list_topics(timeout=_TIMEOUT).topics
+            counts |= {
+                name: len(there[name].partitions) for name in left if _has_leaders(there.get(name), expected[name])
+            }
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after it was made")
+            time.sleep(0.01)
+        return {name: counts[name] or wanted for name in names}
+
+
+def _existing(client: AdminClient, names: Collection[str]) -> dict[str, TopicMetadata]:
+    """Return those of the topics that there are; raises KafkaException for one that this client may not see.
+
+    Kafka's list of all topics leaves that out in silence, as it does one that there is not: it is asked for by name.
+    """
+    listed = client.list_topics(timeout=_TIMEOUT).topics
+    found = {name: listed[name] for name in names if name in listed and not listed[name].error}
+    if unlisted := [name for name in names if name not in found]:
+        answers = client.describe_topics(TopicCollection(unlisted), request_timeout=_TIMEOUT)
+        for error in [future.exception(_TIMEOUT) for future in answers.values()]:
+            if isinstance(error, KafkaException) and error.args[0].code() in DENIALS:
+                raise error
+    return found
+
+
+def is_there(found: TopicMetadata | None) -> bool:
+    """Whether a topic that was asked for by name exists; raises KafkaException when this client may not see it."""
+    if found is not None and found.error is not None and found.error.code() in DENIALS:
+        raise KafkaException(found.error)
+    return found is not None and found.error is None
+
+
+def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
+    if found is None or found.error or len(found.partitions) < partitions:
+        return False
+    return all(partition.leader >= 0 for partition in found.partitions.values())
+
+
+def configurations(settings: KafkaSettings, names: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return topic → its configuration, what it has from the broker's defaults with it.
+
+    One that there is none of, or whose configuration may not be read, is left out.
+    """
+    with clients.translated(settings):
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        client = clients.admin(settings)  # with a name: its futures end with it
+        answers = client.describe_configs(resources, request_timeout=_TIMEOUT) if resources else {}
+        found: dict[str, dict[str, str]] = {}
+        for resource, future in answers.items():
+            try:
+                entries = future.result(_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() not in _UNREADABLE | _SETTLING:
+                    raise
+            else:
+                found[resource.name] = {name: entry.value for name, entry in entries.items()}
+        return found
+
+
+def partition_counts(settings: KafkaSettings) -> dict[str, int]:
+    """Return topic → how many partitions it has now, of all that this client may see."""
+    with clients.translated(settings):
+        found = clients.admin(settings).list_topics(timeout=_TIMEOUT).topics
+        return {name: len(topic.partitions) for name, topic in found.items() if not topic.error}
+
+
+def largest_records(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
+    """Return topic → the bytes that a record of it may have, by what the topic and the clients take.
+
+    A topic whose configuration may not be read counts as one that takes what clients send.
+    """
+    limit = clients.record_bytes(settings)
+    limits = dict.fromkeys(names, limit)
+    for name, configuration in configurations(settings, names).items():
+        limits[name] = min(limit, int(configuration["max.message.bytes"]) - _BATCH_BYTES)
+    return limits
+
+
+def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
+    """Delete the topics that are there, and return when none of them is known to the broker any more."""
+    with clients.translated(settings):
+        client = clients.admin(settings)
+        there = list(_existing(client, names))
+        if not there:
+            return
+        for future in client.delete_topics(there, operation_timeout=_TIMEOUT).values():
+            try:
+                future.result(_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+        deadline = time.monotonic() + _TIMEOUT
+        while left := set(there) & client.list_topics(timeout=_TIMEOUT).topics.keys():
+            if time.monotonic() > deadline:
+                raise HeadraceError(
+                    f"Kafka still lists {sorted(left)[0]} {_TIMEOUT:.0f} s after it was deleted",
+                    remedy="stop whatever makes it anew, then try again",
+                )
+            time.sleep(0.05)
+
+
+def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
+    """Return partition → offset after the last committed record; empty where there is no such topic."""
+    return _end_offsets(settings, topic, "read_committed")
+
+
+def with_records(settings: KafkaSettings, topics: Collection[str]) -> frozenset[str]:
+    """Return those of the topics that have ever had a committed record; asks of all at once."""
+    with clients.translated(settings):
+        client = clients.admin(settings)
+        found = _existing(client, topics)
+        places = [TopicPartition(topic, number) for topic in found for number in found[topic].partitions]
+        if not places:
+            return frozenset()
+        latest = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            answers = client.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED)
+            try:
+                return frozenset(place.topic for place in places if answers[place].result(_TIMEOUT).offset > 0)
+            except KafkaException as error:
+                if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+
+def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
+    """Return partition → offset after the last record, of a transaction that is not shown as committed yet too.
+
+    A commit returns a moment before every partition shows it. So what is known to be committed, since a record of the
+    same transaction was read elsewhere, may lie behind `end_offsets`; it never lies behind these.
+    """
+    return _end_offsets(settings, topic, "read_uncommitted")
+
+
+def _end_offsets(settings: KafkaSettings, topic: str, isolation_level: str) -> dict[int, int]:
+    with clients.reading(settings, isolation_level=isolation_level) as client:
+        found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
+        partitions = sorted(found.partitions) if found is not None and is_there(found) else []
+        return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
+
+
+def _end_offset(client: Consumer, place: TopicPartition) -> int:
+    deadline = time.monotonic() + _TIMEOUT
+    while True:
+        try:
+            return int(client.get_watermark_offsets(place, timeout=_TIMEOUT)[1])
+        except KafkaException as error:
+            if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+class LogReader:
+    """Reads the first partition of a topic again and again, each time from where it stopped to the present end.
+
+    Used for the topics that hold headrace's own state: all of it is written there (ONLY_PARTITION), so that its order
+    holds whoever made the topic, with however many. A topic that does not exist reads as empty.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._next = OFFSET_BEGINNING
+
+    def read(self) -> Iterator[Message]:
+        """Yield every committed record from the last one read up to the end as it is now."""
+        # At the end a broker answers only after this wait, half a second by default.
+        options = {"enable_partition_eof": True, "fetch_wait_max_ms": 10}
+        with clients.reading(self._settings, **options) as client:
+            deadline = time.monotonic() + _TIMEOUT
+            if not self._assigned(client):
+                return
+            while True:
+                # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
+                message = client.poll(_TIMEOUT)
+                if message is None:
+                    raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
+                error = message.error()
+                if error is None:
+                    self._next = (message.offset() or 0) + 1
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    return
+                elif error.code() not in _SETTLING or time.monotonic() > deadline:
+                    raise KafkaException(error)
+                else:
+                    # One broker knows the topic, and the one that is to lead it does not yet, or not any more.
+                    time.sleep(0.05)
+                    if not self._assigned(client):
+                        return
+
+    def _assigned(self, client: Consumer) -> bool:
+        """Have the client read on; return whether there is such a topic, and raise KafkaException if it is hidden."""
+        found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
+        if not is_there(found):
+            return False
+        client.assign([TopicPartition(self._topic, ONLY_PARTITION, self._next)])
+        return True

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, the `headrace` schema, order of keys, COPY."""

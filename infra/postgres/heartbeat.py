@@ -1,0 +1,33 @@
+"""Heartbeats: a commit of headrace's own, so that a stream has something to pass, and an idle slot to confirm.
+
+Written into a table, not as a logical message: messages of any role would come with ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+
+from infra.postgres import table_format
+from schemas.positions import Lsn, parse_lsn
+
+_BEAT: Final = """
+INSERT INTO headrace.heartbeat AS h (beaten_at) VALUES (pg_catalog.clock_timestamp())
+ON CONFLICT (only_row) DO UPDATE SET beaten_at = excluded.beaten_at
+RETURNING pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text,
+          (SELECT d.format FROM headrace.database d), (SELECT d.format_by FROM headrace.database d)
+"""
+
+
+def beat(connection: psycopg.Connection[Any]) -> Lsn:
+    """Write a heartbeat; return a position behind all that was committed before, and at or before its own commit.
+
+    To be called outside of a transaction: until it ends, every other heartbeat waits. Raises NewerFormat when a newer
+    headrace has upgraded the tables. Driver errors pass through.
+    """
+    row = connection.execute(_BEAT).fetchone()
+    assert row is not None
+    lsn, version, by = row
+    table_format.known(version, by, connection.info.dbname)
+    return parse_lsn(lsn)

@@ -1,0 +1,1 @@
+"""What each program needs to be allowed, in Kafka and PostgreSQL."""

@@ -1,0 +1,171 @@
+"""What a client lacks in Kafka, asked of the brokers: that takes no right, where listing ACLs is an administrator's.
+
+A broker says of each resource what the client may do with it. Of a topic that is not there it says only whether it may
+be made; and which transactional ids a client may use is known once it has used one, so one of `check`'s own is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # exported, but not by name
+
+from infra.kafka import clients
+from infra.kafka.denials import DENIALS, AccessDenied, principal
+from infra.rights.acls import Acl, Kind, Operation
+from infra.settings.model import KafkaSettings
+from schemas.errors import Fenced, HeadraceError
+
+_SECONDS: Final = 20.0
+_TICK: Final = 0.1
+_PROBE: Final = "-check"
+"""No source or storage has a name that begins so: nobody is fenced."""
+
+
+Needed = tuple[Iterable[Acl], Collection[str]]
+"""What a program needs, and which topics it reads or writes."""
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Operations that the client may not do on one resource."""
+
+    kind: Kind
+    name: str
+    operations: tuple[Operation, ...]
+
+    def __str__(self) -> str:
+        """`Read, Describe on topic headrace.positions`."""
+        words = ", ".join(operation.value for operation in self.operations)
+        return f"{words} on {self.kind.value.replace('-', ' ')} {self.name}"
+
+
+def lacking(settings: KafkaSettings, needed: Iterable[Acl], topics: Collection[str]) -> list[Lacking]:
+    """Return what this client lacks of `needed`; one for names with a prefix is about those of `topics` that have it.
+
+    Changes nothing but that a transactional id that none uses is opened. Raises HeadraceError where Kafka does not
+    answer.
+    """
+    wanted = list(needed)
+    with clients.translated(settings):
+        client = clients.admin(settings)  # with a name: its futures end with it
+        found = list(_topics(client, [acl for acl in wanted if acl.kind is Kind.TOPIC], topics))
+        found += _groups(client, [acl for acl in wanted if acl.kind is Kind.GROUP])
+    found += _transactions(settings, [acl for acl in wanted if acl.kind is Kind.TRANSACTIONAL_ID])
+    return found
+
+
+@contextmanager
+def named(settings: KafkaSettings, needed: Callable[[], Needed]) -> Iterator[None]:
+    """Have a denial that is raised inside name all that is lacking: a client is not told which right it was."""
+    try:
+        yield
+    except AccessDenied as denial:
+        try:
+            found = lacking(settings, *needed())
+        except HeadraceError:
+            found = []
+        if not found:
+            raise
+        raise AccessDenied(
+            f"Kafka at {settings.bootstrap_servers} denies {principal(settings)} what it needs: {listed(found)}"
+        ) from denial
+
+
+def listed(found: Sequence[Lacking]) -> str:
+    """Return all that is lacking, for a message."""
+    return "; ".join(map(str, found))
+
+
+def _topics(client: AdminClient, acls: Sequence[Acl], topics: Collection[str]) -> Iterator[Lacking]:
+    wanted: dict[str, dict[Operation, None]] = {}
+    for acl in acls:
+        for name in [topic for topic in sorted(topics) if acl.covers(topic)] if acl.prefixed else [acl.name]:
+            wanted.setdefault(name, {}).update(dict.fromkeys(acl.operations))
+    if not wanted:
+        return
+    described = client.describe_topics(
+        TopicCollection(list(wanted)), include_authorized_operations=True, request_timeout=_SECONDS
+    )
+    missing: list[str] = []
+    for name, operations in wanted.items():
+        allowed, there = _allowed(described[name], KafkaError.UNKNOWN_TOPIC_OR_PART)
+        if not there:
+            if Operation.CREATE in operations:
+                missing.append(name)
+        # One that is there is not made.
+        elif left := tuple(each for each in operations if each not in allowed and each is not Operation.CREATE):
+            yield Lacking(Kind.TOPIC, name, left)
+    yield from _creatable(client, missing)
+
+
+def _creatable(client: AdminClient, names: Sequence[str]) -> Iterator[Lacking]:
+    """Yield those of the topics that the client may not make; makes none."""
+    asked = [NewTopic(name, num_partitions=1) for name in names]
+    if not asked:
+        return
+    for name, future in client.create_topics(asked, validate_only=True, request_timeout=_SECONDS).items():
+        try:
+            clients.answer(future)
+        except KafkaException as error:
+            if error.args[0].code() in DENIALS:
+                yield Lacking(Kind.TOPIC, name, (Operation.CREATE,))
+            elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+
+def _groups(client: AdminClient, acls: Sequence[Acl]) -> Iterator[Lacking]:
+    for acl in acls:
+        allowed, there = _allowed_of_group(client, acl.name)
+        if there and (left := tuple(each for each in acl.operations if each not in allowed)):
+            yield Lacking(Kind.GROUP, acl.name, left)
+
+
+def _allowed_of_group(client: AdminClient, name: str) -> tuple[Collection[Operation], bool]:
+    """Return what `_allowed` does, asking again while the brokers do not know who has the group."""
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        described = client.describe_consumer_groups(
+            [name], include_authorized_operations=True, request_timeout=_SECONDS
+        )
+        try:
+            return _allowed(described[name], KafkaError.GROUP_ID_NOT_FOUND)
+        except KafkaException as error:
+            if error.args[0].code() not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
+                raise
+        client.poll(_TICK)
+
+
+def _allowed(future: Any, not_there: int) -> tuple[Collection[Operation], bool]:
+    """Return what a broker says may be done to a resource, and whether there is one."""
+    try:
+        operations = clients.answer(future).authorized_operations
+    except KafkaException as error:
+        code = error.args[0].code()
+        if code == not_there:
+            return (), False
+        if code in DENIALS:
+            return (), True
+        raise
+    if operations is None:  # a broker that does not tell denies it when it is done
+        return list(Operation), True
+    names = {operation.name for operation in operations}
+    return [each for each in Operation if each.name in names], True
+
+
+def _transactions(settings: KafkaSettings, acls: Sequence[Acl]) -> Iterator[Lacking]:
+    for acl in acls:
+        if not acl.prefixed:
+            continue  # to use it would fence whoever uses it now
+        try:
+            with clients.translated(settings):
+                clients.producer(settings, transactional_id=f"{acl.name}{_PROBE}").init_transactions(_SECONDS)
+        except AccessDenied:
+            yield Lacking(Kind.TRANSACTIONAL_ID, f"{acl.name}*", acl.operations)
+        except Fenced:
+            pass  # by another check at the same time: it may

@@ -1,0 +1,1 @@
+"""Where Avro schemas are kept."""

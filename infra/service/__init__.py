@@ -1,0 +1,1 @@
+"""What every service has: log, metrics, signals."""

@@ -1,0 +1,106 @@
+"""Reading the settings file, with every mistake in one line that names the file, the key and the remedy."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError as UnreadableVariable
+
+from infra.settings.mistakes import Location, Mistakes
+from infra.settings.model import PATTERN_WORDS, Settings
+from schemas import formats
+from schemas.errors import Malformed, SettingsError
+
+DEFAULT_FILE = Path("headrace.toml")
+
+
+def settings_path(path: Path | None) -> Path:
+    """Return `path`, else $HEADRACE_CONFIG, else headrace.toml in this directory."""
+    return path or Path(os.environ.get("HEADRACE_CONFIG") or DEFAULT_FILE)
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
+
+    Raises SettingsError, one line that names the file, the key and the remedy, and NewerFormat for a file that was
+    written for a newer headrace.
+    """
+    chosen = settings_path(path)
+    try:
+        values = tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"settings file {chosen} does not exist",
+            remedy="write one with `headrace init`, or name one with --config or HEADRACE_CONFIG",
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {chosen} cannot be read: {error.strerror}", remedy="name another with --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"settings file {chosen} is not TOML: byte {error.start} is not UTF-8", remedy="save it as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
+    try:
+        values = formats.SETTINGS.read(values, f"settings file {chosen}")
+    except Malformed as error:
+        raise SettingsError(
+            f"settings file {chosen}: format must be a whole number, from 1",
+            remedy=f"set it to {formats.SETTINGS.version}, or leave it out for 1",
+        ) from error
+    mistakes = Mistakes(Settings, PATTERN_WORDS)
+    # Here and not by pydantic-settings, to which some words, such as _env_file, are arguments of its own.
+    for key in sorted(values.keys() - Settings.model_fields.keys()):
+        raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
+    try:
+        return _beside(Settings(**values), chosen.absolute().parent)
+    except ValidationError as error:
+        location, said = mistakes.first(error)
+        variable = _variable(location)
+        place = f"environment variable {variable}" if variable else f"settings file {chosen}"
+        raise SettingsError(f"{place}: {said}") from None
+    except UnreadableVariable:
+        # Its message names no variable, and its cause has the value.
+        raise SettingsError(
+            f"environment variable {_unreadable_variable()} is not JSON, which a list or a table has to be there",
+            remedy="""correct or unset it; a list is '["public.projects"]'""",
+        ) from None
+
+
+def _beside(settings: Settings, directory: Path) -> Settings:
+    """Return the settings with relative paths taken from `directory`, wherever the process was started."""
+    databases = {
+        name: section.model_copy(update={"spill_directory": directory / section.spill_directory})
+        for name, section in settings.databases.items()
+        if section.spill_directory is not None
+    }
+    storages = {name: section.beside(directory) for name, section in settings.virtual_storages.items()}
+    return settings.model_copy(
+        update={
+            "databases": {**settings.databases, **databases},
+            "virtual_storages": storages,
+            "gitserver": settings.gitserver.beside(directory),
+        }
+    )
+
+
+def _variable(location: Location) -> str | None:
+    """Return the environment variable that a value comes from, None when it comes from the file."""
+    wanted = "__".join(["HEADRACE_" + str(location[0]), *map(str, location[1:])]).lower() if location else ""
+    for variable in os.environ:
+        # A list or a table as a whole is one variable, a list's items are no variables.
+        if wanted == variable.lower() or wanted.startswith(f"{variable.lower()}__"):
+            return variable
+    return None
+
+
+def _unreadable_variable() -> str:
+    """Return the variables that may be the one that is not JSON: those of sections, and of keys within them."""
+    sections = [name for name, field in Settings.model_fields.items() if field.annotation is not str]
+    prefixes = tuple(f"headrace_{section}" for section in sections)
+    return " or ".join(sorted(name for name in os.environ if name.lower().startswith(prefixes))) or "HEADRACE_…"

@@ -1,0 +1,82 @@
+"""A mistake in the settings in words: which key, what is wrong with it, and what was perhaps meant.
+
+Never the value: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+Location = tuple[int | str, ...]
+
+_TYPE_WORDS: Final = {
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": 'must be a list, such as ["a", "b"]',
+    "dict_type": "must be a table of keys",
+    "model_type": "must be a table of keys",
+    "too_short": "must not be empty",
+}
+
+
+class Mistakes:
+    """Describes the mistakes that a model of the settings finds; `patterns` says each of its patterns in words."""
+
+    def __init__(self, model: type[BaseModel], patterns: Mapping[str, str]) -> None:
+        self._model = model
+        self._patterns = patterns
+
+    def first(self, error: ValidationError) -> tuple[Location, str]:
+        """Return the place of the first mistake, and a sentence about it that begins with its dotted key."""
+        first = error.errors(include_url=False, include_input=False)[0]
+        location = first["loc"]
+        if location[-1] == "[key]":
+            location = location[:-1]
+        key = dotted(location)
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "extra_forbidden":
+            return location, self.unknown(location) + more
+        if first["type"] == "missing":
+            return location, f"{key} is missing{more}"
+        said = self._in_words(first["type"], first.get("ctx", {}), first["msg"])
+        # A section's own check says itself which of its keys it means.
+        joint = "." if re.match(r"\w+(\.\S+)?: ", said) and first["type"] == "value_error" else ": "
+        return location, f"{key}{joint}{said}{more}"
+
+    def unknown(self, location: Location) -> str:
+        """Return what is said of a key that there is not, with one of the same section that is close to it."""
+        section: Any = self._model
+        for part in location[:-1]:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field is not None else getattr(section, "__args__", (None,))[-1]
+        return f"unknown key {dotted(location)}{close_to(str(location[-1]), getattr(section, 'model_fields', ()))}"
+
+    def _in_words(self, kind: str, context: Mapping[str, Any], message: str) -> str:
+        """Return what pydantic found in the words of a TOML file."""
+        if kind == "string_pattern_mismatch":
+            return self._patterns[context["pattern"]]
+        if kind == "greater_than_equal":
+            return f"must be {context['ge']} or more"
+        if kind == "less_than_equal":
+            return f"must be {context['le']} or less"
+        return _TYPE_WORDS.get(kind, message.removeprefix("Value error, "))
+
+
+def dotted(location: Location) -> str:
+    """Return a key as TOML writes it, in quotes where it has to be."""
+    return ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else f'"{part}"' for part in location)
+
+
+def close_to(word: str, known: Iterable[str]) -> str:
+    """Return `, did you mean …?` where a known word is close to `word`."""
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""What producers record of their sources."""

@@ -1,0 +1,1 @@
+"""The commands of the producers' side, one module each."""

@@ -1,0 +1,168 @@
+"""The command that keeps an application's writes off the side that does not own a gitlab schema: guard."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import threading
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from infra.cli.options import Config, Json, Yes
+from infra.guard import write_guard as trigger
+from infra.postgres import connect
+from infra.postgres.control import WrongDatabase, database_name
+from infra.service import log
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from producers.switchover.endpoints import Move
+from schemas.errors import Refused, UsageError, printable
+from schemas.gitlab_schemas import GITLAB_SHARED
+
+
+def guard(
+    gitlab_schemas: Annotated[
+        list[str] | None, typer.Argument(metavar="SCHEMA...", help="Whose tables, such as gitlab_ci.")
+    ] = None,
+    database: Annotated[str, typer.Option("--database", help="A [databases.NAME] of the settings.")] = "",
+    config: Config = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Let the tables take every write again.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print what an administrator runs instead.")] = False,
+    seconds: Annotated[
+        float, typer.Option("--timeout", help="Seconds in which tables that are in use are tried again.", min=0)
+    ] = 60.0,
+    json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """Let tables refuse writes while another database owns them.
+
+    Installs a trigger on every table of the gitlab schemas that the settings or headrace's dictionary know, partitions
+    too. A table in use is tried again and again, for a fifth of a second each time. A standby gets the triggers from
+    its primary, so install them before a switchover, or with `headrace switchover --guard`. Run it again when tables
+    were added; `headrace check` names those without.
+
+    Example: headrace guard gitlab_ci --database main
+    """
+    settings = load_settings(config)
+    if not database:
+        raise UsageError("which database is not said", remedy="name it with --database")
+    schemas = tuple(dict.fromkeys(gitlab_schemas or ()))
+    if not schemas and not remove:
+        raise UsageError("which gitlab schemas is not said", remedy="name them, such as gitlab_ci")
+    log.configure()
+    dsn = settings.database(database).dsn.get_secret_value()
+    with stop_on_signals() as stop, connect.connect(dsn, name="guard") as connection, connect.translated(dsn):
+        recorded = database_name(connection)
+        if recorded != database:
+            raise WrongDatabase(f"the settings call this database {database}, but it is on record as {recorded}")
+        if sql:
+            typer.echo(script(connection, settings, database, schemas, remove=remove))
+            return
+        require_primary(connection, database)
+        if not yes:
+            what = "Let every table take writes again" if remove else "Install the trigger"
+            typer.confirm(f"{what} in database {database}?", abort=True, err=True)
+        if remove:
+            report = {"removed": trigger.remove(connection, schemas or None, seconds=seconds, stop=stop)}
+        else:
+            report = install(connection, settings, database, schemas, seconds=seconds, stop=stop)
+    _show(report, database, json=json)
+
+
+def install(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    database: str,
+    gitlab_schemas: tuple[str, ...],
+    *,
+    seconds: float,
+    stop: threading.Event,
+) -> dict[str, list[str]]:
+    """Install the trigger on the tables of `gitlab_schemas` in the connected database; return the new and the old ones.
+
+    Raises UsageError for a gitlab schema without tables there, and what `infra.guard.write_guard.install` raises.
+    """
+    report: dict[str, list[str]] = {"installed": [], "already": []}
+    for gitlab_schema, tables in _by_schema(connection, settings, database, gitlab_schemas).items():
+        new = trigger.install(connection, gitlab_schema, tables, seconds=seconds, stop=stop)
+        report["installed"] += new
+        report["already"] += [table for table in tables if table not in new]
+    return report
+
+
+def install_on_both_sides(settings: Settings, move: Move, *, seconds: float, stop: threading.Event) -> None:
+    """Install the trigger where the ends of a switchover take writes: a standby gets it from the old side.
+
+    Called when the two are known to be its ends, before anything is closed. Raises as `install` does.
+    """
+    for name in (move.source, move.destination):
+        dsn = settings.database(name).dsn.get_secret_value()
+        with connect.connect(dsn, name=f"guard {name}") as connection, connect.translated(dsn):
+            if not _is_standby(connection):
+                install(connection, settings, name, move.gitlab_schemas, seconds=seconds, stop=stop)
+
+
+def script(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    database: str,
+    gitlab_schemas: tuple[str, ...],
+    *,
+    remove: bool = False,
+) -> str:
+    """Return what the command would run, for an administrator; every statement may be run again."""
+    lines = [
+        f"-- Database {database}. A table in use makes a statement fail; run all again until none does.",
+        "SET lock_timeout = '200ms';",
+    ]
+    if remove:
+        for table, gitlab_schema in trigger.present(connection).items():
+            if not gitlab_schemas or gitlab_schema in gitlab_schemas:
+                lines.append(trigger.removal_sql(table).as_string(connection) + ";")
+        if not gitlab_schemas:
+            lines.append(trigger.FUNCTION_REMOVAL + ";")
+        return "\n".join(lines)
+    lines.append(trigger.function_sql())
+    for gitlab_schema, tables in _by_schema(connection, settings, database, gitlab_schemas).items():
+        for table in tables:
+            lines += [each.as_string(connection) + ";" for each in trigger.trigger_sql(gitlab_schema, table)]
+    return "\n".join(lines)
+
+
+def require_primary(connection: psycopg.Connection[Any], database: str) -> None:
+    """Raise Refused for a standby, which has its primary's triggers and no others."""
+    if _is_standby(connection):
+        raise Refused(f"{database} is a standby", remedy="install the guard on its primary; a standby has the same")
+
+
+def _is_standby(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (True,)
+
+
+def _by_schema(
+    connection: psycopg.Connection[Any], settings: Settings, database: str, gitlab_schemas: tuple[str, ...]
+) -> dict[str, list[str]]:
+    found = trigger.tables_in(connection, settings, database, gitlab_schemas)
+    grouped = {each: [table for table, label in found.items() if label == each] for each in gitlab_schemas}
+    if GITLAB_SHARED in gitlab_schemas:
+        raise UsageError("gitlab_shared needs no guard: every database has its own", remedy="leave it out")
+    for gitlab_schema, tables in grouped.items():
+        if not tables:
+            raise UsageError(
+                f"database {database} has no table that is known to belong to {gitlab_schema}",
+                remedy=f"name its tables under [databases.{database}.table_schemas]",
+            )
+    return grouped
+
+
+def _show(report: dict[str, list[str]], database: str, *, json: bool) -> None:
+    if json:
+        typer.echo(jsonlib.dumps({"database": database, **report}))
+        return
+    for what, tables in report.items():
+        for table in tables:
+            typer.echo(f"{what}  {printable(table)}")
+    if not any(report.values()):
+        typer.echo(f"no table of database {database} has the guard")

@@ -1,0 +1,229 @@
+"""The commands of sources: produce, check."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+
+from infra.cli.advice import Advice, Adviser
+from infra.cli.options import Config, Json, Yes
+from infra.guard import given_away
+from infra.kafka import clients, denials, durability, topic_requirements
+from infra.postgres.connect import connect, translated
+from infra.rights import kafka_rights
+from infra.schema_registry.topic_registry import ensure_answers
+from infra.service import log, metrics
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.state.positions import Positions, read_sources
+from producers.commands.guard_command import guard
+from producers.commands.snapshot_command import snapshot
+from producers.commands.switchover_command import switchover
+from producers.session.check import hindrances, outlook
+from producers.session.service import produce as run_producer
+from producers.session.slot_monitor import Forecast
+from producers.session.snapshot_requests import RequestRefused
+from producers.session.start_over import start_over as forget_source
+from producers.source import rights as producer_rights
+from producers.source.preflight import Finding
+from producers.walk.run import storage_walk_topic, walk
+from producers.walk.until_imported import walk_unless_imported, walk_until_imported
+from schemas.errors import HeadraceError, PreflightFailed, UsageError, printable
+
+
+def produce(
+    source: Annotated[
+        str,
+        typer.Argument(help="A [databases.NAME] or [virtual_storages.NAME] of the settings.", metavar="SOURCE"),
+    ],
+    config: Config = None,
+    start_over: Annotated[
+        bool,
+        typer.Option("--start-over", help="First drop the source's slot, and read every table anew. Asks."),
+    ] = False,
+    all_storages: Annotated[
+        bool,
+        typer.Option("--all-storages", help="Of a virtual storage, walk the storages beside the primary too."),
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Walk a virtual storage though Praefect has it as imported.")
+    ] = False,
+    until_imported: Annotated[
+        bool,
+        typer.Option(
+            "--until-imported", help="As a service: walk a virtual storage until Praefect has it as imported."
+        ),
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Stream a database's tables into Kafka, as a service; or walk a virtual storage's repositories, once.
+
+    Reads each table once, then follows its changes. Ctrl-C or SIGTERM stops it cleanly, SIGKILL does no harm: the next
+    start goes on where it was. A second producer of the same source takes over from the first.
+
+    A walk reads the primary storage from its beginning and ends: exit code 0 when every directory was read. One that
+    was stopped publishes no end, and the next start walks anew. Nothing is walked where `repositories_imported` is set
+    for the virtual storage in Praefect's database. With --until-imported it walks at its start and, with growing
+    pauses, until that is set, then ends with exit code 0; of several such processes one walks.
+    """
+    settings = load_settings(config)
+    if source in settings.virtual_storages:
+        if start_over:
+            raise UsageError("a walk always starts over", remedy=f"run `headrace produce {source}`")
+        if again and until_imported:
+            raise UsageError("--again and --until-imported exclude each other")
+        walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
+        log.configure()
+        with stop_on_signals() as stop:
+            walks(settings, source, stop, all_storages=all_storages)
+        return
+    settings.database(source)
+    for option, given in (("--all-storages", all_storages), ("--again", again), ("--until-imported", until_imported)):
+        if given:
+            raise UsageError(f"{source} is a database, and has no storages", remedy=f"leave out {option}")
+    log.configure()
+    if start_over:
+        if not yes:
+            typer.confirm(
+                f"Drop the slot of {source}, empty its topics and read every table anew?", abort=True, err=True
+            )
+        forget_source(settings, source)
+    metrics.serve(settings.metrics)
+    with stop_on_signals() as stop, kafka_rights.named(settings.kafka, lambda: _needed(settings, source)):
+        run_producer(settings, source, stop)
+
+
+def _needed(settings: Settings, source: str) -> kafka_rights.Needed:
+    dsn = settings.database(source).dsn.get_secret_value()
+    with translated(dsn), connect(dsn, name=f"rights {source}", reading=True) as connection:
+        return producer_rights.needed(connection, settings, source)
+
+
+def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
+    """Return the commands; `advise` says what is missing of the migrations, and what could be better."""
+
+    def check(
+        names: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[NAME]...", help="These sources and migrations only.", show_default=False),
+        ] = None,
+        config: Config = None,
+        json: Json = False,
+    ) -> None:
+        """Say what is missing before sources can be read and migrations can run; changes nothing.
+
+        With names it says what these need: where producers and consumers have a role and a principal each, run it as
+        each, with the names of what it runs.
+
+        Where a source cannot be gone on with, it names the way out. Of each slot it tells what it holds back, and how
+        soon it is lost if nothing reads it. Of each migration it names what keeps it from running: a mistake in its
+        file, an unknown setting, a table that is not captured. One that finds its rows slowly is shown an index that
+        would help.
+        Of a table that another database owns now it tells whether it was written here, and whether the guard keeps
+        writes off.
+        Exit code 3 when something is missing.
+        """
+        settings = load_settings(config)
+        log.configure()
+        known = (*settings.databases, *settings.virtual_storages)
+        sources = [name for name in known if not names or name in names]
+        migrations = [name for name in names or () if name not in known]
+        advice = [*advise(settings, migrations)] if migrations or not names else []
+        _check(settings, sources, [*advice, *_recorded(settings)], json)
+
+    return (produce, check, snapshot, switchover, guard)
+
+
+def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool) -> None:
+    found: list[dict[str, str]] = []
+    slots: list[tuple[str, Forecast]] = []
+    for where, finding in _examined(settings, sources):
+        if isinstance(finding, Forecast):
+            slots.append((where, finding))
+        else:
+            found.append({"where": where, "problem": finding.problem, "remedy": finding.remedy})
+    for each in advice:
+        if each.blocks:
+            found.append({"where": each.where, "problem": each.problem, "remedy": each.remedy})
+    advice = [each for each in advice if not each.blocks]
+    if json:
+        described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
+        advised = [each.document() for each in advice]
+        typer.echo(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
+    for one in [] if json else found:
+        typer.echo(printable(f"{one['where']}: {one['problem']}; {one['remedy']}"))
+    for where, forecast in [] if json else slots:
+        typer.echo(printable(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}"))
+    for each in [] if json else advice:
+        typer.echo(str(each))
+    if found:
+        raise typer.Exit(PreflightFailed.exit_code)
+    if not json:
+        databases = [name for name in sources if name in settings.databases]
+        typer.echo(f"ready: Kafka, the registry and {len(databases)} database(s)")
+
+
+def _recorded(settings: Settings) -> Iterator[Advice]:
+    """Yield what the positions tell that is in nobody's way."""
+    try:
+        clients.ensure_reachable(settings.kafka)
+        sources = read_sources(settings)
+    except HeadraceError:
+        return  # a finding of its own, and without the positions nothing is known
+    for name, state in sources.items():
+        if state.stream is not None and state.stream.refused_request is not None:
+            problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
+            yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
+        topics = [snapshot.topic for snapshot in state.snapshots.values()]
+        for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
+            yield Advice(f"databases.{name}", problem, (), remedy)
+    yield from durability.weaknesses(settings)
+    yield from given_away.advise(settings, sources)
+
+
+def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast]]:
+    positions: Positions | None = None
+    try:
+        clients.ensure_reachable(settings.kafka)
+        positions = Positions(settings.prefix, settings.kafka)
+    except HeadraceError as error:
+        yield "kafka", Finding(error.problem, error.remedy)
+    try:
+        ensure_answers(settings)
+    except HeadraceError as error:
+        yield "registry", Finding(error.problem, error.remedy)
+    for name in sources:
+        if name in settings.virtual_storages:
+            yield from _of_walks(settings, name, positions)
+            continue
+        dsn = settings.databases[name].dsn.get_secret_value()
+        try:
+            with connect(dsn, name="check", reading=True) as connection, translated(dsn):
+                for finding in hindrances(connection, settings, name, positions):
+                    yield f"databases.{name}", finding
+                forecast = outlook(connection, settings, name, positions)
+                if forecast is not None:
+                    yield f"databases.{name}", forecast
+        except HeadraceError as error:
+            yield f"databases.{name}", Finding(error.problem, error.remedy)
+
+
+def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:
+    """Yield what a walk of a virtual storage would be denied; whether it is reached, a walk finds out."""
+    if positions is None:
+        return
+    where = f"virtual_storages.{name}"
+    try:
+        found = kafka_rights.lacking(
+            settings.kafka, producer_rights.acls(settings, name), [storage_walk_topic(settings)]
+        )
+    except HeadraceError as error:
+        yield where, Finding(error.problem, error.remedy)
+        return
+    if found:
+        problem = f"Kafka denies {denials.principal(settings.kafka)} {kafka_rights.listed(found)}"
+        yield where, Finding(problem, f"grant it: `headrace init --acls {name}` prints what is needed")

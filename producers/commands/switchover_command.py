@@ -1,0 +1,129 @@
+"""The command that moves gitlab schemas: switchover."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+from infra.cli.options import Config, Json, Yes
+from infra.service import log
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from producers.commands.guard_command import install_on_both_sides
+from producers.switchover import rules
+from producers.switchover.endpoints import Move, View
+from producers.switchover.rules import Refusal, Step
+from producers.switchover.states import USABLE_ENDS, ends_state, schema_state
+from producers.switchover.step_limit import StepLimit
+from producers.switchover.steps import opened
+from schemas.errors import UsageError
+
+WithoutStandby = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without-standby",
+        metavar="NAME",
+        help="A standby (slot or application_name) that is never promoted, and may lack the change of owner.",
+    ),
+]
+
+
+def switchover(
+    gitlab_schemas: Annotated[list[str], typer.Argument(metavar="SCHEMA...", help="What moves, such as gitlab_ci.")],
+    source: Annotated[str, typer.Option("--from", help="The database that owns it.")],
+    destination: Annotated[str, typer.Option("--to", help="A physical standby of that, which gets it.")],
+    config: Config = None,
+    promoted: Annotated[
+        bool, typer.Option("--promoted", help="Do not promote the standby: your own tooling does, when asked to.")
+    ] = False,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="Take it back; possible until the standby is promoted.")
+    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say how far it is; change nothing.")] = False,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="First let their tables refuse writes where they are not owned.")
+    ] = False,
+    seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
+    without: WithoutStandby = None,
+    json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """Move gitlab schemas to a physical copy of their database, which is promoted on the way.
+
+    Closes them on the old owner, waits until the copy has replayed that, promotes it, makes the slot for its producer,
+    and opens them there. Killed or failed anywhere: the same command goes on. Producers and migrations wait
+    meanwhile, and go on with the new owner exactly where they were. docs/how-to/switchover.md has the whole procedure,
+    and what to do in every state that --status shows.
+
+    With --guard, what an application writes to the side that does not own a table is refused there (`headrace guard`).
+    """
+    if abort and status:
+        raise UsageError("--abort and --status exclude each other")
+    if guard and (abort or status):
+        raise UsageError("--guard is for the move itself", remedy="use `headrace guard` for the tables alone")
+    settings = load_settings(config)
+    move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
+    log.configure()
+    if not (yes or abort or status):
+        typer.confirm(
+            f"Move {', '.join(move.gitlab_schemas)} from {source} to {destination}? There is no way back"
+            " once the standby is promoted",
+            abort=True,
+            err=True,
+        )
+    limit = StepLimit(seconds)
+    with (
+        stop_on_signals(limit.stop, overdue=limit.cancel, cut=limit.cut),
+        opened(settings, move, limit, promote=not promoted, without=frozenset(without or ())) as moving,
+    ):
+        if guard and not (status or abort):
+            moving.require_possible()  # before a table is changed
+            install_on_both_sides(settings, move, seconds=seconds, stop=limit.stop)
+        view = moving.look() if status else moving.abort() if abort else moving.run()
+    report = status_report(view)
+    if json:
+        typer.echo(jsonlib.dumps(report))
+    else:
+        _tell(report, move, aborted=abort)
+
+
+def _tell(report: dict[str, Any], move: Move, *, aborted: bool) -> None:
+    source, destination = move.source, move.destination
+    for step in report["steps"]:
+        typer.echo(f"{'done' if step['done'] else 'open'}  {step['name']:8} {step['what']}")
+    typer.echo(f"{destination} is {report['ends']}, seen from {source}")
+    for each in report["states"]:
+        typer.echo(f"{each['gitlab_schema']}: {each['state']}")
+    if report["complete"]:
+        typer.echo(
+            f"{destination} owns {', '.join(move.gitlab_schemas)}; let {source} forget its standby"
+            " (synchronized_standby_slots, the standby's slot), or its own producer waits for that"
+        )
+    elif not aborted and report["refused"]:
+        typer.echo(f"refused: {report['refused']}; {report['remedy']}")
+
+
+def status_report(view: View) -> dict[str, Any]:
+    """Return what --status --json prints: `refused` says why a run would do nothing, `remedy` what to do then."""
+    move, ends, step = view.move, ends_state(view), rules.next_step(view)
+    done = rules.done_steps(view)
+    return {
+        "gitlab_schemas": list(move.gitlab_schemas),
+        "from": move.source,
+        "to": move.destination,
+        "complete": step is None,
+        "ends": ends.value,
+        "states": [
+            {
+                "gitlab_schema": each,
+                "state": schema_state(view, each).value if ends in USABLE_ENDS else "not known",
+            }
+            for each in move.gitlab_schemas
+        ],
+        "next": step.name.lower() if isinstance(step, Step) else None,
+        "refused": step.problem if isinstance(step, Refusal) else None,
+        "remedy": step.remedy if isinstance(step, Refusal) else None,
+        "steps": [{"name": each.name.lower(), "what": each.value, "done": each in done} for each in Step],
+    }

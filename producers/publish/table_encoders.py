@@ -1,0 +1,105 @@
+"""The encoders of one table's rows: one for each form that its columns have had, with the schemas registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from infra.schema_registry.topic_registry import AvroSchema, Registry
+from infra.service import log
+from infra.state.positions import ColumnState
+from producers.source.schema_changes import (
+    Followed,
+    FollowedColumn,
+    TableNow,
+    TableStopped,
+    filled_columns,
+    follow,
+    obstacle,
+)
+from producers.source.tables import CapturedTable
+from schemas.avro import key_schema, value_schema
+from schemas.encoder import Encoder
+from schemas.events import Relation
+
+
+def schemas_of(
+    table: CapturedTable, relation: Relation | None = None
+) -> tuple[tuple[str, AvroSchema], tuple[str, AvroSchema]]:
+    """Return subject and schema of the table's keys and of its values, with the columns of `relation`."""
+    described = relation or table.relation
+    return (
+        (f"{table.topic}-key", key_schema(described, table.gitlab_schema, table.key)),
+        (f"{table.topic}-value", value_schema(described, table.gitlab_schema)),
+    )
+
+
+class TableEncoders:
+    """Makes encoders, and knows the columns as the topic's last records have them."""
+
+    def __init__(
+        self,
+        source: str,
+        table: CapturedTable,
+        registry: Registry,
+        recorded: Iterable[ColumnState],
+        now: Callable[[], TableNow | None],
+    ) -> None:
+        """`now` asks the catalog, None where it cannot tell."""
+        self._source = source
+        self._table = table
+        self._registry = registry
+        self._made: dict[tuple[object, ...], Encoder] = {}
+        self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in recorded}
+        self._now = now
+        self.columns: tuple[ColumnState, ...] | None = None
+        """What is to be recorded of the columns, None until an encoder was made; another one after each new form."""
+
+    @property
+    def captured(self) -> frozenset[str]:
+        """The columns of the topic's last records."""
+        return frozenset(self._followed)
+
+    def encoder(self, relation: Relation) -> Encoder:
+        """Return the encoder for rows of these columns; registers their schemas the first time.
+
+        Raises IncompatibleSchema when readers of the topic could not read both, and TableStopped when what is in the
+        topic would be wrong with them; see producers.source.schema_changes.
+        """
+        identity = (relation.qualified_name, relation.columns, relation.replica_identity, relation.identity_columns)
+        if identity not in self._made:
+            table = self._table
+            followed = self._follow(relation)
+            key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
+            self._made[identity] = Encoder(
+                relation,
+                table.gitlab_schema,
+                table.key,
+                database=self._source,
+                key_schema_id=key_id,
+                value_schema_id=value_id,
+            )
+            self._followed = followed
+            self.columns = tuple(
+                ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
+            )
+        return self._made[identity]
+
+    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
+        """Return the places of the stream's columns that are captured; None where all are.
+
+        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
+        """
+        now = self._now()
+        generated = now.generated if now is not None else frozenset()
+        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
+        return None if len(places) == len(relation.columns) else places
+
+    def _follow(self, relation: Relation) -> Followed:
+        now = self._now()
+        if (reason := obstacle(self._table, relation, self._followed, now)) is not None:
+            raise TableStopped(reason)
+        if filled := filled_columns(relation, self._followed, now):
+            log.get(**{log.SOURCE: self._source, log.TABLE: self._table.name}).warning(
+                "rows in the topic lack an added column until they are written again", columns=filled
+            )
+        return follow(relation, self._followed, now)

@@ -1,0 +1,257 @@
+"""What a start does once it has fenced others: the stream's beginning, the tables' feeds, the slot taken over."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import psycopg
+
+from infra.kafka import durability, topic_requirements
+from infra.kafka.topics import STATE, ensure_topic, ensure_topics, largest_records
+from infra.postgres.connect import one_line
+from infra.postgres.control import opened_lsn
+from infra.schema_registry.topic_registry import open_registry
+from infra.service import log
+from infra.settings.model import Settings
+from infra.state.positions import HandoverState, SnapshotState, StreamState
+from producers.publish.kafka_stalls import Stalls
+from producers.publish.table_encoders import schemas_of
+from producers.publish.table_publisher import TableFeed, TableTopic
+from producers.session import handover as ownership
+from producers.session import resume
+from producers.session.handover import Standing
+from producers.source import slots
+from producers.source.partitions import NOTICES_ATTACHED
+from producers.source.publication import edited, ensure_publication, read_publication, withdraw
+from producers.source.schema_changes import TableStopped
+from producers.source.server_text import stream_encoding
+from producers.source.tables import CapturedTable
+from producers.stream.connection import ReplicationStream, SlotInUse, StreamOptions
+from producers.stream.start_command import Streaming
+from producers.watch.catalog_watch import TableWatch
+from schemas.errors import HeadraceError, Interrupted
+from schemas.positions import Lsn
+from schemas.topics import positions_topic, schemas_topic
+
+SESSION: Final = "SET synchronous_commit = local"
+"""Heartbeats don't wait for a standby that is down; what else a session relies on is set when it is opened."""
+
+_TAKEOVER_SECONDS: Final = 15.0
+_SESSIONS: Final = 0x68647263
+"""The class of the advisory locks that producers' sessions hold, one for each slot: "hdrc" in ASCII."""
+
+_END: Final = "SELECT pg_terminate_backend(%s)"
+_HOLDERS: Final = """
+SELECT pid FROM pg_locks
+ WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTable], lines: log.Log) -> dict[str, int]:
+    """Make the topics that are not there; return table → how many partitions its topic has.
+
+    Raises TopicUnfit for one that would lose what it has to keep.
+    """
+    lines.info("preparing", tables=len(tables))
+    positions = positions_topic(settings.prefix)
+    with Stalls(f"{settings.prefix}.{source}") as stalls, stalls.watching("make the topics"):
+        ensure_topic(settings.kafka, positions, partitions=1, config=STATE)
+        made = ensure_topics(settings.kafka, [table.topic for table in tables])
+        topic_requirements.require(settings.kafka, made, (positions, schemas_topic(settings.prefix)))
+    for weakness in durability.weaknesses(settings):
+        fields = {"topics": len(weakness.shown), "first": weakness.shown[0]} if weakness.shown else {}
+        reason = weakness.problem.removeprefix("WARNING: ")
+        lines.warning("Kafka is not set up as it should be", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
+    lines.info("topics are ready", topics=len(made))
+    return {table.name: made[table.topic] for table in tables}
+
+
+def open_feeds(
+    settings: Settings,
+    source: str,
+    tables: Sequence[CapturedTable],
+    partitions: Mapping[str, int],
+    snapshots: Mapping[str, SnapshotState],
+    standing: Standing,
+    watch: TableWatch,
+    *,
+    not_before: int,
+) -> list[TableFeed]:
+    """Return the tables' feeds, each copied as far as `snapshots` says; `partitions` are those of a table's topic.
+
+    Raises TableStopped when nothing can be published of any table that the source owns.
+    """
+    registry = open_registry(settings)
+    largest = largest_records(settings.kafka, [table.topic for table in tables])
+    fresh = [table for table in standing.here(tables) if table.name not in snapshots or snapshots[table.name].anew]
+    for table in fresh:
+        registry.forget(f"{table.topic}-key")
+        registry.forget(f"{table.topic}-value")
+    # Of a table that continues, only what can be followed is registered, which its feed knows.
+    registry.register_all([each for table in fresh for each in schemas_of(table)])
+    feeds = [
+        TableFeed(
+            source,
+            table,
+            TableTopic(partitions[table.name], largest[table.topic]),
+            registry,
+            snapshots.get(table.name) or standing.given.get(table.name),
+            not_before=not_before,
+            complete_rows=settings.database(source).complete_rows,
+            now=partial(watch.now, table.relation.oid),
+        )
+        for table in tables
+    ]
+    for feed in feeds:
+        feed.away = feed.table.gitlab_schema in standing.away
+    here = [feed for feed in feeds if not feed.away]
+    if here and all(feed.state.stopped for feed in here):
+        # Nothing was skipped yet, so that undoing the change is a way out here.
+        raise all_stopped(source, (feed.state for feed in here))
+    return feeds
+
+
+def all_stopped(source: str, tables: Iterable[SnapshotState]) -> TableStopped:
+    """Return the refusal of a source that would publish nothing."""
+    reasons = "; ".join(sorted(f"{each.table}: {each.stopped}" for each in tables))
+    return TableStopped(f"every table of {source} is stopped ({reasons})")
+
+
+def open_publication(
+    connection: psycopg.Connection[Any],
+    name: str,
+    tables: Sequence[CapturedTable],
+    snapshots: dict[str, SnapshotState],
+    lines: log.Log,
+) -> Mapping[str, str]:
+    """Publish exactly `tables`; return how each is published, to be recorded.
+
+    Stops those of `snapshots` whose publication was edited since they were recorded. What is right already keeps its
+    version here, so that an edit up to this moment shows, be it undone.
+    """
+    if connection.info.server_version < NOTICES_ATTACHED:
+        # The stream may be before a partition was attached: published anew, its changes are sent from here on.
+        for each in tables:
+            if each.partitioned and (each.name not in snapshots or snapshots[each.name].anew):
+                withdraw(connection, name, each)
+    if ensure_publication(connection, name, tables):
+        lines.info("publication set", publication=name, tables=len(tables))
+    publication = read_publication(connection, name)
+    for table, snapshot in snapshots.items():
+        if not snapshot.anew and (reason := edited(snapshot.published, table, publication)) is not None:
+            snapshots[table] = snapshot.model_copy(update={"stopped": reason})
+    return {} if publication is None else publication.tables
+
+
+def begin_stream(
+    connection: psycopg.Connection[Any],
+    source: str,
+    instance: str,
+    slot: str,
+    system: str,
+    handover: HandoverState | None,
+    stop: threading.Event,
+) -> StreamState:
+    """Return the state of a stream that is read for the first time: behind `handover`, or from its slot's beginning.
+
+    Of a slot that is there only what comes from now on is read. One that is not is made, which waits for every
+    transaction that runs. Raises Interrupted when stopped meanwhile.
+    """
+    standing = slots.read(connection, slot)
+    if handover is not None:
+        return ownership.first_state(source, instance, slot, standing, system, handover, opened_lsn(connection))
+    if standing is not None and standing.ready:
+        assert standing.confirmed_flush is not None
+        # One that is older than the publication could never be read, and every table is copied from now on.
+        start = standing.confirmed_flush if standing.active_pid else slots.skip(connection, slot)
+    else:
+        lines = log.get(**{log.SOURCE: source})
+        lines.info("creating the slot; running transactions are waited for", slot=slot)
+        start = slots.create(connection, slot, failover=True, stop=stop)
+    return resume.first_state(source, instance, slot, system, start)
+
+
+def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
+    """Let this be the one session that copies for a slot, ending that of a producer that was just fenced.
+
+    One that hangs, or whose machine has gone, would keep its chunk's locks. A session that alters or truncates the
+    table would wait for them, and every other one for that. Raises SlotInUse when the session does not end, and
+    Interrupted when stopped meanwhile.
+    """
+    deadline = time.monotonic() + _TAKEOVER_SECONDS
+    while True:
+        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, _lock_of(slot))).fetchone()
+        if taken == (True,):
+            return
+        for pid in sessions_of(connection, slot):
+            if time.monotonic() > deadline:
+                raise SlotInUse(slot, pid)
+            log.get(**{log.SOURCE: source}).warning("ending the session of an earlier producer", pid=pid)
+            connection.execute(_END, (pid,))
+        if stop.wait(0.1):
+            raise Interrupted(f"stopped while the session of an earlier producer of {source} was ended")
+
+
+def sessions_of(connection: psycopg.Connection[Any], slot: str) -> list[int]:
+    """Return the process ids of the sessions that copy for a slot: none where no producer of it runs.
+
+    A slot may have a reader even so: the server notices only later that a producer has gone.
+    """
+    return [pid for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, _lock_of(slot) % (1 << 32))).fetchall()]
+
+
+def _lock_of(slot: str) -> int:
+    return zlib.crc32(slot.encode()) - (1 << 31)
+
+
+def take_slot(
+    connection: psycopg.Connection[Any],
+    dsn: str,
+    source: str,
+    slot: str,
+    publication: str,
+    start: Lsn,
+    stop: threading.Event,
+) -> ReplicationStream:
+    """Open the stream, ending the connection of a producer that was just fenced.
+
+    The slot is made one that a standby may take over, where it is not. Raises SlotInUse when the other producer keeps
+    it, and Interrupted when stopped meanwhile.
+    """
+    deadline = time.monotonic() + _TAKEOVER_SECONDS
+    while True:
+        _ensure_failover(connection, source, slot)
+        try:
+            options = StreamOptions(
+                # Large transactions then wait on this disk, not on the source's, and are here when they commit.
+                streaming=Streaming.ON,
+                # Any role may write messages, each of up to a gigabyte, which would be read at every start.
+                messages=False,
+                application_name=f"headrace {source}",
+                client_encoding=stream_encoding(connection),
+            )
+            return ReplicationStream(dsn, slot, publication, start, options)
+        except SlotInUse as error:
+            if time.monotonic() > deadline:
+                raise
+            log.get(**{log.SOURCE: source}).warning("taking the slot over", slot=slot, pid=error.pid)
+            if error.pid is not None:
+                connection.execute(_END, (error.pid,))
+            if stop.wait(0.1):
+                raise Interrupted(f"stopped while slot {slot} was taken over") from error
+
+
+def _ensure_failover(connection: psycopg.Connection[Any], source: str, slot: str) -> None:
+    """Without it the source can be read as well; only a failover would lose its slot."""
+    lines = log.get(**{log.SOURCE: source})
+    try:
+        if slots.ensure_failover(connection, slot):
+            lines.info("a standby may take the slot over from now on", slot=slot)
+    except (psycopg.Error, HeadraceError) as error:
+        lines.warning("no standby can take the slot over", slot=slot, **{log.REASON: one_line(error)})

@@ -1,0 +1,222 @@
+"""What `headrace check` says of a source: what keeps it from being read, how to recover, how long its slot lasts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import psycopg
+
+from infra.kafka import denials, topic_requirements
+from infra.postgres import standbys
+from infra.postgres.control import database_name, opened_lsn, owners
+from infra.rights import kafka_rights, privileges
+from infra.settings.model import Settings
+from infra.state.positions import Positions, SnapshotState, SourceState
+from producers.session import handover as ownership
+from producers.session import resume, slot_monitor
+from producers.session.slot_monitor import Forecast, LogGrowth
+from producers.source import gaps, preflight, slots
+from producers.source import rights as producer_rights
+from producers.source.preflight import Finding
+from producers.source.publication import read_publication
+from producers.source.tables import captured_tables
+from producers.source.transactions import blocking
+from schemas.errors import HeadraceError, OwnershipMoved, Refused
+from schemas.topics import positions_topic, schemas_topic
+
+_MEASURED_SECONDS: Final = 1.0
+"""How long the log is watched where nobody recorded how fast it grows."""
+_SETTLED_SECONDS: Final = 5.0
+"""Within this a position that a producer confirmed can be read from Kafka by everybody."""
+
+
+def hindrances(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+) -> list[Finding]:
+    """Return everything that is in the way of `source`, each with the way out. Changes nothing.
+
+    `positions` is None where Kafka cannot be reached: then what is recorded of the source is left out.
+    """
+    database = settings.database(source)
+    if not database.tables and any(each.database == source for each in settings.virtual_storages.values()):
+        return list(_of_another_name(connection, source))  # walks are recorded in it, and it is no source itself
+    name = slots.slot_name(settings, source, database)
+    denied = list(_rights(connection, settings, source, positions))
+    if denied:
+        positions = None  # what may not be read is left out
+    sources = positions.sources() if positions else {}
+    stopped = resume.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
+    found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
+    found = denied + found
+    found += _of_another_name(connection, source)
+    found += _half_made(connection, name)
+    found += _standbys(connection, name)
+    if positions is not None and not _standby(connection):
+        found += _topics(connection, settings, source, stopped)
+        found += _gaps(connection, settings, source, positions, stopped)
+        if not found:
+            found += _unrecorded(connection, settings, source, sources, stopped)
+    return found
+
+
+def outlook(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+) -> Forecast | None:
+    """Return what becomes of the slot of `source`, None without one; `positions` as for `hindrances`.
+
+    Watches the log for a second where nobody recorded how fast it grows.
+    """
+    name = slots.slot_name(settings, source, settings.database(source))
+    state = (positions.sources() if positions else {}).get(source, SourceState())
+    reading = slot_monitor.read(connection, name)
+    if reading is None:
+        return None
+    rate = slot_monitor.remembered(state.stream, reading)
+    if rate is None:
+        growth = LogGrowth()
+        growth.add(reading.at, reading.written)
+        time.sleep(_MEASURED_SECONDS)
+        again = slot_monitor.read(connection, name)
+        if again is None:
+            return None
+        growth.add(again.at, again.written)
+        reading, rate = again, growth.rate
+    return slot_monitor.forecast(reading, rate)
+
+
+def _standby(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+
+
+def _rights(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+) -> Iterator[Finding]:
+    """Yield what a start of the producer, and its work, would be denied."""
+    # Of a captured table that may not be read, preflight says it.
+    if lacks := privileges.lacking(connection, producer_rights.OWN_TABLES):
+        role = connection.info.user
+        yield Finding(
+            f"role {role} lacks {'; '.join(lacks)}", f"grant it: `headrace init --sql {source}` prints what is needed"
+        )
+    if positions is None:
+        return
+    if found := kafka_rights.lacking(settings.kafka, *producer_rights.needed(connection, settings, source)):
+        yield Finding(
+            f"Kafka denies {denials.principal(settings.kafka)} {kafka_rights.listed(found)}",
+            f"grant it: `headrace init --acls {source}` prints what is needed",
+        )
+
+
+def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterator[Finding]:
+    try:
+        recorded = database_name(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        return  # the script that makes the schema grants it, and preflight names what else is missing
+    if recorded not in (None, source):
+        yield Finding(
+            f"the settings call this database {source}, but it is on record as {recorded} (headrace.database)",
+            f"correct databases.{source}.dsn; if the database was moved on purpose, finish it with"
+            f" `headrace switchover SCHEMA --from {recorded} --to {source}`",
+        )
+
+
+def _half_made(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
+    state = slots.read(connection, slot)
+    if state is not None and not state.made and state.active_pid is not None:
+        named = ", ".join(blocking(connection, state.active_pid)) or "a moment"
+        yield Finding(
+            f"slot {slot} is still being made by process {state.active_pid}, which waits for {named}",
+            slots.SlotAwaited.__doc__ or "",
+        )
+
+
+def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
+    if away := standbys.obstacles(connection, slot):
+        yield Finding(f"slot {slot} sends nothing that is written now: {', '.join(away)}", standbys.REMEDY)
+
+
+def _topics(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, stopped: Mapping[str, SnapshotState]
+) -> Iterator[Finding]:
+    """Yield the topics that would lose what they have to keep."""
+    database = settings.database(source)
+    try:
+        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    except Refused:
+        return  # which is a finding of preflight's
+    state = positions_topic(settings.prefix), schemas_topic(settings.prefix)
+    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state):
+        yield Finding(each.problem, each.remedy)
+
+
+def _gaps(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    positions: Positions,
+    stopped: Mapping[str, SnapshotState],
+) -> Iterator[Finding]:
+    """Yield the gap that a start would refuse, with the way out of it."""
+    database = settings.database(source)
+    name = slots.slot_name(settings, source, database)
+    try:
+        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    except Refused:
+        tables = ()  # which is a finding of preflight's
+    deadline = time.monotonic() + _SETTLED_SECONDS
+    while True:
+        try:
+            ownership.find(connection, settings, source, tables, positions)
+        except gaps.SilentGap as gap:
+            slot = slots.read(connection, name)
+            if slot is None or slot.active_pid is None or time.monotonic() > deadline:
+                yield Finding(gap.problem, gap.remedy)
+                return
+            time.sleep(0.2)
+        except ownership.HandoverAwaited as awaited:
+            yield Finding(awaited.problem, awaited.remedy)
+            return
+        except OwnershipMoved:
+            return  # it has no tables any more, and needs no slot
+        else:
+            return
+
+
+def _unrecorded(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    sources: Mapping[str, SourceState],
+    stopped: Mapping[str, SnapshotState],
+) -> Iterator[Finding]:
+    """Yield what else a start would refuse: a table whose topic cannot be gone on with, or whose owner is another."""
+    database = settings.database(source)
+    state = sources.get(source, SourceState())
+    for each in stopped.values():
+        yield Finding(
+            f"table {each.table} is stopped ({each.stopped}), so that its topic lacks changes",
+            f"put that right if it can be, then have it read anew with `headrace snapshot {each.table} --anew`",
+        )
+    tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+    captured = {table.name for table in tables}
+    for each in state.snapshots.values():
+        if each.stopped and each.table in captured:
+            # Before any of its rows was published: the next start tries again.
+            yield Finding(
+                f"table {each.table} cannot be read ({each.stopped})",
+                "put that right; then the next start of its producer reads it (docs/recovery.md)",
+            )
+    try:
+        standing = ownership.standing(source, tables, sources, owners(connection))
+        known = standing.of(state)
+        publication = read_publication(connection, database.publication)
+        snapshots = resume.standing_snapshots(settings, source, known, standing.here(tables), publication)
+        handover = standing.behind(snapshots)
+        if known.stream is None and handover is not None:
+            name = slots.slot_name(settings, source, database)
+            slot, opened = slots.read(connection, name), opened_lsn(connection)
+            ownership.first_state(source, "", name, slot, "", handover, opened)
+    except HeadraceError as error:
+        yield Finding(error.problem, error.remedy)

@@ -1,0 +1,208 @@
+"""A source's producer: one process that copies tables and follows the stream, taking turns.
+
+In a copy phase the stream stands while chunks are read; in a stream phase it catches up, so that the slot never holds
+back more than a set amount of log. What a phase has published is in Kafka with its position before the other begins.
+Killed at any moment, the next start goes on from the recorded state and reads at most one chunk again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+
+from infra.postgres.connect import one_line, translated
+from infra.schema_registry.topic_registry import IncompatibleSchema
+from infra.service import log, metrics
+from infra.settings.model import SnapshotSettings
+from infra.state.positions import SnapshotState
+from producers.publish.capture import Capture
+from producers.publish.table_publisher import TableFeed
+from producers.session.commits import Commits, Restart
+from producers.session.copy_phase import BARRIER_SECONDS, Choice, Copied, CopyLog, Turns
+from producers.session.slot_monitor import Guardian
+from producers.snapshot.reader import TableGone
+from producers.source.schema_changes import TableStopped
+from producers.source.table_errors import TableBusy
+from producers.stream.connection import ReplicationStream
+from producers.stream.visibility_gate import Messages
+from producers.watch.catalog_watch import TableWatch
+from producers.watch.topic_watch import TopicWatch
+from schemas.errors import Malformed
+from schemas.positions import Lsn, Position
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a session does one thing before it turns to another; times in seconds."""
+
+    frames: int = 5_000
+    """Frames handled between two looks at the clock, the stop event and the connection."""
+    commit_events: int = 50_000
+    commit_seconds: float = 0.05
+    """Under load a Kafka transaction ends after this many events or seconds; with nothing more to read, at once."""
+    copy_seconds: float = 5.0
+    """How long the stream stands at most for a copy phase, so that changes stay fresh while tables are copied."""
+    heartbeat_seconds: float = 5.0
+
+
+USUAL: Final = Timing()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a session works with. Two connections: `sql` reads tables, `stream` the slot.
+
+    `choose` waits shortly and returns a table that may be read now, `copy_chunk` reads its next chunk, of about so many
+    rows at most, behind a position of the stream (see producers.session.copy_phase); `beat` writes a heartbeat.
+    """
+
+    source: str
+    dsn: str = field(repr=False)
+    settings: SnapshotSettings
+    sql: psycopg.Connection[Any]
+    stream: ReplicationStream
+    incoming: Messages
+    feeds: Sequence[TableFeed]
+    capture: Capture
+    commits: Commits
+    choose: Callable[[], Choice]
+    copy_chunk: Callable[[TableFeed, Position, int], Copied | None]
+    turns: Turns
+    beat: Callable[[], Lsn]
+    watch: TableWatch
+    topic_watch: TopicWatch
+    guardian: Guardian
+    copy_log: CopyLog
+
+
+class Session:
+    """Copies and streams, with what it is given: opened, that has fenced every earlier producer of its source."""
+
+    def __init__(self, parts: Parts, stop: threading.Event, timing: Timing) -> None:
+        self._parts = parts
+        self._stream = parts.stream
+        self._feeds = parts.feeds
+        self._capture = parts.capture
+        self._commits = parts.commits
+        self._stop = stop
+        self._pace = timing
+        self._log = log.get(**{log.SOURCE: parts.source})
+        self._heartbeat_due = 0.0
+        self._waits = False
+        self._restart: Restart | None = None
+
+    def work(self) -> Restart | None:
+        """Copy and stream until stopped, or until another session has to begin; all is committed that was read."""
+        with translated(self._parts.dsn):
+            while self._goes_on:
+                if self._copying:
+                    self._waits = False
+                    self._copy_phase()
+                    # What has to wait for transactions that run does not make the stream wait with it.
+                    if self._restart is None:
+                        self._stream_phase(until=self._heartbeat(), seconds=BARRIER_SECONDS if self._waits else 0)
+                else:
+                    self._stream_phase(until=None)
+        return self._restart
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._restart is None and not self._stop.is_set()
+
+    @property
+    def _copying(self) -> bool:
+        return any(feed.copying for feed in self._feeds)
+
+    def _copy_phase(self) -> None:
+        """Copy chunks until the slot holds back too much log, the time is up, or all is copied."""
+        deadline = time.monotonic() + self._pace.copy_seconds
+        # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
+        bound = self._parts.settings.max_retained_wal_mb << 18
+        while self._goes_on and time.monotonic() < deadline:
+            choice = self._parts.choose()
+            self._waits = choice.waits
+            if choice.feed is None:
+                return
+            try:
+                lsn = self._copy_chunk(choice.feed)
+            except (TableBusy, psycopg.errors.LockNotAvailable) as error:
+                self._parts.turns.set_aside(choice.feed, one_line(error))
+                continue
+            if lsn is None or lsn - self._capture.confirmed > bound:
+                return
+
+    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
+        """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
+        parts = self._parts
+        try:
+            copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
+        except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
+            feed.stop(error.problem)
+            self._commit([(feed.table.name, feed.state)])
+            return None
+        if copied is None:
+            return None
+        self._commit([(feed.table.name, feed.state)])
+        counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
+        counter.labels(parts.source, feed.table.name).inc(copied.rows)
+        parts.copy_log.copied(feed, copied)
+        return copied.lsn
+
+    def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
+        """Publish the stream's changes until stopped, or until it has passed `until` and some seconds are over.
+
+        With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
+        In any case until many rows have to be read by key, so that no more of them wait than can be recorded.
+        """
+        capture, timing = self._capture, self._pace
+        handle = capture.handle
+        committed = time.monotonic()
+        enough = committed + seconds
+        while self._goes_on:
+            pending = self._commits.pending
+            messages = self._parts.incoming.read(timing.frames, 0 if pending else 0.2)
+            for message in messages:
+                handle(message)
+            now = time.monotonic()
+            self._commits.send()
+            crowded = any(feed.rows_wait for feed in self._feeds)
+            full = crowded or now > committed + timing.commit_seconds or capture.published >= timing.commit_events
+            if pending and (full or not messages):
+                self._commit()
+                if self._restart is not None:
+                    return
+                committed = now
+                done = self._copying if until is None else capture.position.commit_lsn >= until and now >= enough
+                if done or crowded:
+                    return
+            elif not pending:
+                committed = now
+            hurries = self._parts.guardian.hurries(self._stream.received)
+            if now >= self._heartbeat_due or capture.met_stranger or hurries:
+                self._heartbeat()
+        if self._restart is None:
+            self._commit()
+
+    def _heartbeat(self) -> Lsn:
+        """Write a heartbeat and return its position: an idle slot moves on, and the lag can be seen."""
+        parts = self._parts
+        self._heartbeat_due = time.monotonic() + self._pace.heartbeat_seconds
+        self._capture.met_stranger = False
+        parts.watch.look(self._feeds)
+        parts.topic_watch.look(self._feeds)
+        parts.guardian.look(parts.sql, self._capture.position.commit_lsn)
+        try:
+            lsn = parts.beat()
+        except psycopg.errors.LockNotAvailable:
+            self._log.warning("headrace.heartbeat is locked; an idle slot retains WAL meanwhile")
+            return self._capture.position.commit_lsn
+        parts.watch.noted(lsn)
+        return lsn
+
+    def _commit(self, states: Iterable[tuple[str, SnapshotState | None]] = ()) -> None:
+        self._restart = self._commits.commit(states, confirm=self._stream.confirm)

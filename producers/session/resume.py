@@ -1,0 +1,265 @@
+"""Where a producer goes on: the slot, the recorded position, and the refusals that keep a gap from being silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from infra.kafka.topics import partition_counts, with_records
+from infra.postgres.connect import connect
+from infra.settings.model import Settings
+from infra.state.positions import SnapshotState, SourceState, StreamState
+from producers.publish.table_publisher import spread
+from producers.source import slots
+from producers.source.gaps import SilentGap, publication_gap, start_over_with
+from producers.source.publication import Publication, edited, read_publication, replaced
+from producers.source.slots import system_identifier
+from producers.source.tables import CapturedTable, captured_tables
+from producers.source.writability import refused_writes
+from schemas.errors import Refused
+from schemas.gitlab_schemas import UnmappedTable
+from schemas.positions import Lsn, format_lsn, parse_lsn
+
+_WHY_LOST: Final = {
+    "wal_removed": "raise max_slot_wal_keep_size, or keep its producer running",
+    "idle_timeout": "raise idle_replication_slot_timeout, or keep its producer running",
+    "rows_removed": "set hot_standby_feedback = on, on the standby that it was on",
+    "wal_level_insufficient": "set wal_level = 'logical' and restart PostgreSQL",
+}
+"""invalidation_reason → what keeps it from happening again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLog:
+    """The log that a server writes: its cluster, its timeline, its end, and where it left each earlier timeline.
+
+    A promotion, and a recovery from a backup, begin a timeline: what the former one has behind that place is not in it.
+    """
+
+    system: str
+    timeline: int
+    written: Lsn
+    parted: Mapping[int, Lsn]
+
+
+def server_log(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerLog:
+    """Return the log of a server that is no standby; its history is asked for where `recorded` needs it."""
+    row = connection.execute(
+        "SELECT ('x' || left(pg_walfile_name(lsn), 8))::bit(32)::int, lsn::text FROM pg_current_wal_insert_lsn() lsn"
+    ).fetchone()
+    assert row is not None
+    timeline, written = int(row[0]), parse_lsn(row[1])
+    parted: Mapping[int, Lsn] = {}
+    if recorded is not None and recorded.timeline not in (0, timeline) and timeline > 1:
+        parted = _history(dsn, timeline)
+    return ServerLog(system_identifier(connection), timeline, written, parted)
+
+
+def _history(dsn: str, timeline: int) -> dict[int, Lsn]:
+    """Return earlier timeline → where it was left, as only a replication connection may ask."""
+    with connect(make_conninfo(dsn, replication="database"), name="history") as connection:
+        row = connection.execute(sql.SQL("TIMELINE_HISTORY {}").format(timeline)).fetchone()
+    assert row is not None
+    text = row[1] if isinstance(row[1], str) else bytes(row[1]).decode()
+    fields = (line.split() for line in text.splitlines() if line[:1].isdigit())
+    return {int(number): parse_lsn(lsn) for number, lsn, *_ in fields}
+
+
+def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
+    """Raise SilentGap unless the server's log has all that is recorded: what comes next then stands behind it.
+
+    It may be another one after a failover to a standby that was behind, or once a backup was restored. A failover to a
+    standby that had everything is gone on from.
+    """
+    if stream.system_identifier != server.system:
+        raise SilentGap(
+            f"the topics of {stream.source} are of database system {stream.system_identifier},"
+            f" this one is {server.system}",
+            remedy=f"correct databases.{stream.source}.dsn, or {start_over_with(stream.source)}",
+        )
+    recorded = format_lsn(stream.confirmed_lsn)
+    left = server.parted.get(stream.timeline)
+    if stream.timeline in (0, server.timeline):
+        if server.written < stream.confirmed_lsn:
+            raise SilentGap(
+                f"the topics of {stream.source} stand at {recorded}, behind the end of the server's log at"
+                f" {format_lsn(server.written)}: it was set back, as by a backup",
+                remedy=start_over_with(stream.source),
+            )
+    elif left is None:
+        raise SilentGap(
+            f"the topics of {stream.source} are of timeline {stream.timeline}, and this server's log, of timeline"
+            f" {server.timeline}, has never been on it: a failover has left this server behind",
+            remedy=f"correct databases.{stream.source}.dsn, or, if no other server is left,"
+            f" {start_over_with(stream.source)}",
+        )
+    elif left < stream.confirmed_lsn or left <= stream.commit_lsn:
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded} of timeline {stream.timeline}, which this server left"
+            f" at {format_lsn(left)}: it was promoted, or restored, without the last changes",
+            remedy=start_over_with(stream.source),
+        )
+
+
+def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, server: ServerLog) -> None:
+    """Raise SilentGap, naming the positions, unless log, slot and recorded position fit together.
+
+    They fit when there is neither slot nor record, when a slot waits for its first record, or when the slot stands at
+    or before the recorded position, in a log that has all that is recorded. Everything else would skip changes without
+    anybody knowing. `server` is to be asked after `state` was read: the log may have grown meanwhile.
+    """
+    stream = state.stream
+    if stream is not None:
+        _refuse_other_log(stream, server)
+    if slot is not None and slot.lost:
+        again = _WHY_LOST.get(slot.invalidation_reason or "wal_removed", "see the server's log for the reason")
+        first = start_over_with(stream.source) if stream else f"SELECT pg_drop_replication_slot('{name}')"
+        raise SilentGap(
+            f"slot {name} is lost ({slot.invalidation_reason or slot.wal_status}): its changes are gone",
+            remedy=f"{first}; so that it stays: {again}",
+        )
+    if stream is None:
+        return
+    recorded = format_lsn(stream.confirmed_lsn)
+    if slot is not None and not slot.made:
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} is being made by process"
+            f" {slot.active_pid} only now",
+            remedy=start_over_with(stream.source),
+        )
+    if slot is None and stream.timeline not in (0, server.timeline):
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} had not been synchronized to this"
+            " server when it was promoted",
+            remedy=f"{start_over_with(stream.source)}; so that the next failover keeps it: sync_replication_slots = on"
+            " and hot_standby_feedback = on, on the standby",
+        )
+    if slot is None:
+        raise SilentGap(
+            f"the topics of {stream.source} stand at {recorded}, but slot {name} does not exist any more",
+            remedy=start_over_with(stream.source),
+        )
+    if slot.confirmed_flush is not None and slot.confirmed_flush > stream.confirmed_lsn:
+        raise SilentGap(
+            f"slot {name} stands at {format_lsn(slot.confirmed_flush)}, ahead of the topics at {recorded}:"
+            " something else has read it",
+            remedy=start_over_with(stream.source),
+        )
+
+
+def refuse_other_publication(source: str, name: str, state: SourceState, publication: Publication | None) -> None:
+    """Raise SilentGap where no table's changes can be known to be in the stream since they were recorded."""
+    for snapshot in state.snapshots.values():
+        counts = not snapshot.anew and not snapshot.stopped
+        if counts and (what := replaced(snapshot.published, publication)) is not None:
+            raise publication_gap(source, name, what)
+
+
+def standing_snapshots(
+    settings: Settings,
+    source: str,
+    state: SourceState,
+    tables: tuple[CapturedTable, ...],
+    publication: Publication | None,
+) -> dict[str, SnapshotState]:
+    """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
+
+    Raises SilentGap for a topic that has rows of which nothing is recorded, since nobody knows what it lacks, and for
+    one whose table is not in the publication, since its changes since it was taken out are unknown.
+    """
+    standing: dict[str, SnapshotState] = {}
+    filled = with_records(settings.kafka, [table.topic for table in tables])
+    for table in tables:
+        if table.topic not in filled:
+            continue
+        recorded = state.snapshots.get(table.name)
+        remedy = f"have it read anew with `headrace snapshot {table.name} --anew`"
+        if state.stream is None:
+            remedy = start_over_with(source)  # a source that was never read takes no request
+        if recorded is not None and recorded.anew:
+            standing[table.name] = recorded
+            continue
+        if recorded is None or recorded.topic != table.topic:
+            raise SilentGap(
+                f"topic {table.topic} has records, but there is no record of how table {table.name} was read",
+                remedy=remedy,
+            )
+        if publication is None or table.name not in publication.tables:
+            raise SilentGap(
+                f"topic {table.topic} has records, but table {table.name} was taken out of the publication since",
+                remedy=remedy,
+            )
+        standing[table.name] = recorded
+    return standing
+
+
+def stopped_tables(
+    connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState
+) -> dict[str, SnapshotState]:
+    """Return the recorded tables of which nothing can be published, by name, each with the reason in `stopped`.
+
+    Those that a producer stopped, and those that have since become what cannot be captured. One that was stopped before
+    its topic had a record is none if it can be captured now: it is read from nothing.
+    """
+    database = settings.database(source)
+    filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
+    recorded = {
+        name: snapshot
+        for name, snapshot in state.snapshots.items()
+        if any(name == pattern or fnmatchcase(name, pattern) for pattern in database.tables)
+    }
+    begun = {name: snapshot for name, snapshot in recorded.items() if snapshot.topic in filled}
+    stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.anew}
+    reasons: dict[str, str] = {}
+    counts = partition_counts(settings.kafka) if begun else {}
+    for name, snapshot in begun.items():
+        before, now = snapshot.topic_partitions, counts.get(snapshot.topic)
+        if name not in stopped and not snapshot.anew and before and now and before != now:
+            stopped[name] = snapshot.model_copy(update={"stopped": spread(snapshot.topic, before, now)})
+    try:
+        tables = list(captured_tables(connection, source, database, settings.prefix, leave_out=stopped))
+    except Refused:
+        tables = []
+        for name in recorded.keys() - stopped.keys():
+            alone = database.model_copy(update={"tables": (name,)})
+            try:
+                tables += captured_tables(connection, source, alone, settings.prefix)
+            except UnmappedTable:
+                continue  # a mistake in the settings, which the start refuses: no change is to be skipped for it
+            except Refused as error:
+                reasons[name] = error.problem
+    refused = refused_writes(connection, database.publication, [table.relation.oid for table in tables])
+    reasons |= {table.name: refused[table.relation.oid] for table in tables if table.relation.oid in refused}
+    publication = read_publication(connection, database.publication)
+    for name in begun.keys() - stopped.keys() - reasons.keys():
+        snapshot = begun[name]
+        if snapshot.anew or replaced(snapshot.published, publication) is not None:
+            continue  # of the whole source then: see refuse_other_publication
+        if (reason := edited(snapshot.published, name, publication)) is not None:
+            reasons[name] = reason
+    stopped |= {
+        name: recorded[name].model_copy(update={"stopped": reason})
+        for name, reason in reasons.items()
+        if name in recorded
+    }
+    return stopped
+
+
+def first_state(source: str, instance: str, slot: str, system: str, start: Lsn) -> StreamState:
+    """Return the state of a stream that nothing was read from: every commit from `start` on is still to come."""
+    return StreamState(
+        source=source,
+        instance=instance,
+        slot=slot,
+        system_identifier=system,
+        commit_lsn=Lsn(start - 1),
+        ordinal=0,
+        confirmed_lsn=start,
+        ts_ms=0,
+    )

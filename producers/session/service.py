@@ -1,0 +1,77 @@
+"""A source's producer as a service: one session after the other until it is stopped, with pauses for servers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from typing import Final
+
+from infra.kafka import clients
+from infra.service import log
+from infra.settings.model import Settings
+from producers.session import handover, opening
+from producers.session.commits import Restart
+from producers.session.loop import USUAL, Timing
+from producers.session.opening import Start
+from producers.session.slot_monitor import guardian_of
+from producers.source import gaps
+from producers.stream.connection import PublicationMissing
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, Interrupted, Unavailable
+
+_BACKOFF: Final = (0.5, 1, 2, 5, 10)
+"""Seconds until the next session, after the first that a server ended, the second, …"""
+
+
+def produce(settings: Settings, source: str, stop: threading.Event, timing: Timing | None = None) -> None:
+    """Run the producer of `source` until `stop` is set.
+
+    A server that stops answering is waited for: Kafka once a broker has answered, the database once everything has
+    worked a first time. So is the producer of a database that gave its tables to this one. Raises what preflight
+    refuses, Fenced when another producer took over, and OwnershipMoved when the database has given all its tables away.
+    """
+    instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    lines = log.get(**{log.SOURCE: source})
+    guardian = guardian_of(settings, source, lines)
+    clients.ensure_reachable(settings.kafka)
+    attempt = 0
+    worked = False
+    unfit: set[str] = set()
+    while not stop.is_set():
+        start = Start(
+            settings, source, instance, stop, guardian, successor_ends_it=worked, unfit=unfit, timing=timing or USUAL
+        )
+        try:
+            with opening.open_session(start) as session:
+                if isinstance(session, Restart):
+                    unfit |= {session.table} if session.table else set()
+                    restart: Restart | None = session
+                else:
+                    worked, attempt = True, 0
+                    unfit.clear()
+                    restart = session.work()
+            if restart is not None:
+                _tell(lines, restart)
+        except Interrupted:
+            break
+        except PublicationMissing as error:
+            raise gaps.publication_gap(source, settings.database(source).publication, "was dropped") from error
+        except Unavailable as error:
+            awaited = isinstance(error, handover.HandoverAwaited)
+            if not worked and not awaited and not isinstance(error, BrokerUnavailable):
+                raise
+            pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
+            lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
+            attempt += 1
+            if not isinstance(error, DatabaseUnavailable):
+                guardian.look_from_afar(settings.database(source).dsn.get_secret_value())
+            stop.wait(pause)
+    lines.info("stopped")
+
+
+def _tell(lines: log.Log, restart: Restart) -> None:
+    if restart.table is None:
+        lines.info("starting again, for the changes of partitions that were added")
+    else:
+        lines.info("starting again to read a table anew", **{log.TABLE: restart.table})

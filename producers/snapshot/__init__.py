@@ -1,0 +1,1 @@
+"""Reading tables, chunk by chunk, beside the stream."""

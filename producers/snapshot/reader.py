@@ -1,0 +1,216 @@
+"""Reading a table chunk by chunk, each in a short transaction of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, LiteralString, cast
+
+import psycopg
+from psycopg import pq, sql
+
+from infra.postgres.copy_out import Lines, copy_lines
+from infra.postgres.key_order import ascending, compared, key_order
+from producers.snapshot.resnapshot_rules import Texts
+from producers.snapshot.table_snapshot import Bounds
+from producers.source import partitions
+from producers.source.schema_changes import TableStopped
+from producers.source.server_text import DOUBTFUL, doubtful
+from producers.source.tables import CapturedTable, relation_of
+from producers.source.transactions import current_snapshot
+from schemas.copy_text import unescape
+from schemas.errors import HeadraceError
+from schemas.events import Relation
+from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
+"""What is locked is asked for without waiting; the time is for what a query locks beside, such as an index."""
+
+_TYPE_NAMES: Final = """
+SELECT pg_catalog.format_type(oid, -1) FROM pg_catalog.unnest(%s::pg_catalog.oid[]) WITH ORDINALITY AS of (oid, place)
+ORDER BY place
+"""
+
+CHUNK_BYTES: Final = 32 << 20
+"""What COPY may send for one chunk, of a row at least: encoded it is as much again, and waits for Kafka once more."""
+
+
+class TableGone(HeadraceError):
+    """Take it out of the settings' tables, or create it again and read it anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRows:
+    """What one chunk showed: whole lines of COPY's text format, in the columns of `relation`.
+
+    `upto` is the last key that it has or could have had; None: it goes to the end of its bounds.
+    """
+
+    data: bytes
+    rows: int
+    relation: Relation
+    snapshot: Snapshot
+    lsn: Lsn
+    upto: Texts | None = None
+
+    def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
+        """Return the texts of the columns `key` of one row."""
+        names = [column.name for column in self.relation.columns]
+        fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
+        return tuple(unescape(fields[names.index(name)]).decode() for name in key)
+
+
+def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int) -> Texts | None:
+    """Return the last key of the next chunk of about `rows` rows, None when the chunk goes to the end of the bounds.
+
+    Raises TableGone when the table was dropped.
+    """
+    query = sql.SQL("SELECT {}, {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
+        _doubtful(table),
+        sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in _key(table)),
+        _from(table),
+        _where(connection, table, bounds),
+        ascending(_key(table), table.order),
+        sql.Literal(rows - 1),
+    )
+    with _present(table):
+        row = connection.execute(query).fetchone()
+    if row is None:
+        return None
+    if row[0]:
+        raise TableStopped(doubtful("a key", table.encoding))
+    return tuple(row[1:])
+
+
+def read_chunk(
+    connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int, *, longest: int = CHUNK_BYTES
+) -> ChunkRows:
+    """Read the first rows with keys in the bounds, in key order: about `rows`, and CHUNK_BYTES at most, or one row.
+
+    `longest` is how many bytes COPY may send of one row. Never waits for a table that is locked, nor queues for its
+    lock. Raises TableGone when the table was dropped, TableStopped when its key sorts otherwise than before,
+    LineTooLong for a row, and psycopg's errors.
+    """
+    connection.execute(_BEGIN)
+    try:
+        with _present(table):
+            # Before the snapshot: what rewrites a table shows it empty to every snapshot taken before its end.
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
+            snapshot, lsn = current_snapshot(connection)
+            relation = _relation(connection, table)
+            upto = None if bounds.keys else plan_chunk(connection, table, bounds, rows)
+            bounds = bounds if upto is None else replace(bounds, last=upto)
+            _refuse_doubtful_keys(connection, table, bounds)
+            lines = _copy(connection, table, relation, bounds, longest)
+    finally:
+        if connection.info.status == pq.ConnStatus.OK:
+            connection.execute("ROLLBACK")
+    if not lines.whole:
+        names = [column.name for column in relation.columns]
+        upto = tuple(unescape(field).decode() for field in lines.last([names.index(name) for name in table.key]))
+    return ChunkRows(lines.data, lines.rows, relation, snapshot, lsn, upto)
+
+
+def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Relation:
+    """Return the table's columns as this transaction sees them."""
+    relation = relation_of(connection, table.relation.oid, table.relation)
+    if relation is None:
+        raise TableGone(f"table {table.name} does not exist any more")
+    if gone := set(table.key) - {column.name for column in relation.columns}:
+        raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
+    if table.order and key_order(connection, table.relation.oid, table.key) not in (table.order, None):
+        # Where there is no such index any more, the catalog's watch says so with its reason.
+        raise TableStopped(sorts_otherwise(table))
+    return relation
+
+
+def sorts_otherwise(table: CapturedTable) -> str:
+    """Return why a copy cannot be gone on with once its ranges mean other rows."""
+    return f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began"
+
+
+def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> None:
+    """Raise TableStopped where a key would come back from UTF-8 as another."""
+    if table.encoding not in DOUBTFUL:
+        return
+    query = sql.SQL("SELECT coalesce(bool_or({}), false) FROM {} AS t {}")
+    if connection.execute(
+        query.format(_doubtful(table), _from(table), _where(connection, table, bounds))
+    ).fetchone() == (True,):
+        raise TableStopped(doubtful("a key", table.encoding))
+
+
+@contextmanager
+def _present(table: CapturedTable) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise TableGone(f"table {table.name} does not exist any more") from error
+    except psycopg.errors.UndefinedColumn as error:
+        raise TableGone(f"table {table.name} lacks a column of its key ({', '.join(table.key)})") from error
+
+
+def _copy(
+    connection: psycopg.Connection[Any], table: CapturedTable, relation: Relation, bounds: Bounds, longest: int
+) -> Lines:
+    query = sql.SQL("COPY (SELECT {} FROM {} AS t {} ORDER BY {}) TO STDOUT").format(
+        sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns),
+        _from(table),
+        _where(connection, table, bounds),
+        ascending(_key(table), table.order),
+    )
+    return copy_lines(connection, query.as_bytes(connection), most=CHUNK_BYTES, longest=longest)
+
+
+def _from(table: CapturedTable) -> sql.Composable:
+    # A table has its own rows alone in the stream, not those of tables that inherit from it.
+    only = sql.SQL("" if table.partitioned else "ONLY ")
+    return only + sql.Identifier(table.relation.schema, table.relation.table)
+
+
+def _key(table: CapturedTable) -> list[sql.Composable]:
+    # With the table's alias, since ORDER BY takes a bare name for that of an output column first.
+    return [sql.Identifier("t", name) for name in table.key]
+
+
+def _doubtful(table: CapturedTable) -> sql.Composable:
+    """Return the condition that the key of a row has a text which is another one once it was UTF-8."""
+    if table.encoding not in DOUBTFUL:
+        return sql.SQL("false")
+    changes = sql.SQL("{0}::text COLLATE \"C\" <> convert_from(convert_to({0}::text, 'UTF8'), 'UTF8')")
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(changes.format(column) for column in _key(table)))
+
+
+def _among(connection: psycopg.Connection[Any], table: CapturedTable, keys: Sequence[Texts]) -> sql.Composable:
+    """Return the condition that a row has one of the keys. The planner chooses between the index and the whole table.
+
+    The first row of values is cast to the columns' types, by which the server takes the others.
+    """
+    types = {column.name: column.type_oid for column in table.relation.columns}
+    found = connection.execute(_TYPE_NAMES, ([types[name] for name in table.key],)).fetchall()
+    rows: list[list[sql.Composable]] = [[sql.Literal(text) for text in key] for key in keys]
+    # The server's own words for the type, which it has quoted.
+    of_types = [sql.SQL(cast(LiteralString, name)) for (name,) in found]
+    rows[0] = [sql.SQL("CAST({} AS {})").format(*each) for each in zip(rows[0], of_types, strict=True)]
+    names = [sql.Identifier("wanted", f"key{place}") for place in range(len(table.key))]
+    return sql.SQL("EXISTS (SELECT FROM (VALUES {}) AS wanted ({}) WHERE {})").format(
+        sql.SQL(", ").join(sql.SQL("({})").format(sql.SQL(", ").join(row)) for row in rows),
+        sql.SQL(", ").join(sql.Identifier(f"key{place}") for place in range(len(table.key))),
+        compared(_key(table), "=", names, table.order),
+    )
+
+
+def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> sql.Composable:
+    """Return the range as row comparisons, which an index on the key serves."""
+    comparisons = [
+        compared(_key(table), sign, [sql.Literal(part) for part in bound], table.order)
+        for bound, sign in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))
+        if bound is not None
+    ]
+    if bounds.keys:
+        comparisons.append(_among(connection, table, bounds.keys))
+    if table.partitioned:
+        comparisons.append(partitions.within(connection, bounds.partitions))
+    return sql.SQL("WHERE ") + sql.SQL(" AND ").join(comparisons) if comparisons else sql.SQL("")

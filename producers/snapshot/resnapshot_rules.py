@@ -1,0 +1,150 @@
+"""Copying a table whose events continue to be published: pure rules, no I/O.
+
+Used where the ranges of `producers.snapshot.chunk_rules` cannot be: for a table whose topic has rows already (it is
+read again on demand), and for one whose keys this process cannot compare. No event is dropped for its place in the key
+order. A chunk's rows are published just after the stream's current position, and the keys that it returned are
+remembered until the stream has passed the LSN noted after its snapshot. Meanwhile an event
+
+- on a remembered key is dropped exactly if the chunk's snapshot saw its transaction, since the row shows its effect;
+- on any other key is published, so that a delete which the chunk could not show still arrives.
+
+The barrier (`producers.snapshot.chunk_rules.Unseen`) holds here too. One chunk is remembered at a time, so that memory
+is bounded; the keys are recorded with the chunk, so that a crash forgets none of them. After a truncate the topic has
+all that the table has, and nothing is left to copy.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from producers.snapshot.chunk_rules import Key
+from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
+
+_LENGTH: Final = 4
+"""Bytes that hold the length of a recorded key: a text that compresses well is one of megabytes."""
+
+_MOST_ASKED: Final = 100
+_MOST_ASKED_BYTES: Final = 256 * 1024
+"""So many ranges, or bytes of their ends, may wait, since they are recorded; instead of more the table is read."""
+
+Texts = tuple[str, ...]
+"""A key as the texts of its columns, which the database compares."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """From `first` to `last`, both included; None is the end of the key space.
+
+    With `partition`, those of its rows that are in the partition with this oid.
+    """
+
+    first: Texts | None = None
+    last: Texts | None = None
+    partition: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedChunk:
+    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted after it."""
+
+    keys: frozenset[bytes]
+    snapshot: Snapshot
+    lsn: Lsn
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        return commit_lsn >= self.lsn or key not in self.keys or not self.snapshot.sees(xid)
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """How far a range is copied: everything up to `after`, all of it once `read`."""
+
+    range: KeyRange = KeyRange()
+    after: Texts | None = None
+    read: bool = False
+    chunk: RememberedChunk | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a next chunk may be read."""
+        return not self.read and self.chunk is None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is copied, and no event has to be judged any more."""
+        return self.read and self.chunk is None
+
+    def copied(self, upto: Texts | None, chunk: RememberedChunk) -> Reread:
+        """Note a chunk just published; it ends at `upto`, or with the range (None)."""
+        return replace(self, after=upto, read=upto is None, chunk=chunk)
+
+    def passed(self, lsn: Lsn) -> Reread:
+        """Note that the stream stands at `lsn`."""
+        return replace(self, chunk=None) if self.chunk is not None and self.chunk.lsn <= lsn else self
+
+    def truncated(self) -> Reread:
+        """Note that the stream has emptied the table."""
+        return replace(self, read=True, chunk=None)
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        return self.chunk is None or self.chunk.publishes(key, xid, commit_lsn)
+
+
+def united(ranges: Iterable[KeyRange], comparable: Callable[[Texts], Key] | None) -> tuple[KeyRange, ...]:
+    """Return ranges that have all keys of these, perhaps more, and are not many.
+
+    Those that touch are one, where keys are `comparable`; too many become the whole table.
+    """
+    whole = KeyRange()
+    kept = list(dict.fromkeys(ranges))
+    if comparable is not None:
+        of_keys = [each for each in kept if each.partition is None]
+        kept = [*_joined(of_keys, comparable), *(each for each in kept if each.partition is not None)]
+    size = sum(len(text) for each in kept for end in (each.first, each.last) for text in end or ())
+    if whole in kept or len(kept) > _MOST_ASKED or size > _MOST_ASKED_BYTES:
+        return (whole,)
+    return tuple(kept)
+
+
+def _joined(ranges: Sequence[KeyRange], comparable: Callable[[Texts], Key]) -> list[KeyRange]:
+    joined: list[KeyRange] = []
+    for each in sorted(ranges, key=lambda range_: () if range_.first is None else (0, *comparable(range_.first))):
+        before = joined[-1] if joined else None
+        if before is None or not _touch(before, each, comparable):
+            joined.append(each)
+        elif before.last is not None and (each.last is None or comparable(each.last) > comparable(before.last)):
+            joined[-1] = replace(before, last=each.last)
+    return joined
+
+
+def _touch(before: KeyRange, after: KeyRange, comparable: Callable[[Texts], Key]) -> bool:
+    """Whether no key is between two ranges, of which `before` does not begin later."""
+    if before.last is None or after.first is None:
+        return True
+    last, first = comparable(before.last), comparable(after.first)
+    if first <= last:
+        return True
+    return len(last) == 1 and isinstance(last[0], int) and isinstance(first[0], int) and first[0] == last[0] + 1
+
+
+def pack_keys(keys: Iterable[bytes]) -> str:
+    """Return keys as the text that is recorded: each after its length."""
+    return base64.b64encode(b"".join(len(key).to_bytes(_LENGTH) + key for key in sorted(keys))).decode()
+
+
+def unpack_keys(text: str) -> frozenset[bytes]:
+    """Return the keys that `pack_keys` was given."""
+    raw = base64.b64decode(text)
+    keys: list[bytes] = []
+    start = 0
+    while start < len(raw):
+        end = start + _LENGTH + int.from_bytes(raw[start : start + _LENGTH])
+        keys.append(raw[start + _LENGTH : end])
+        start = end
+    return frozenset(keys)

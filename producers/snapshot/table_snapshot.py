@@ -1,0 +1,335 @@
+"""How far one table is copied, by which rules its events are judged, and the record of both. Pure: no I/O.
+
+A first snapshot of a table whose keys can be compared here goes by `producers.snapshot.chunk_rules`; every other copy
+goes by `producers.snapshot.resnapshot_rules`. Into an empty topic that begins with a chunk that shows all that its
+snapshot sees: no event of it is published, since a row that it lacks may have gone without one, such as while the table
+was out of the publication. A truncate ends any of them: whatever the table has from then on comes after it in the
+stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from infra.state.positions import ChunkState, IncompleteState, RangeState, RereadState, SnapshotState
+from producers.snapshot.chunk_rules import Chunk, Key, TableChunks
+from producers.snapshot.incomplete_rows import IncompleteRows
+from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread, Texts, pack_keys, united, unpack_keys
+from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
+
+Comparable = Callable[[tuple[bytes, ...]], Key]
+"""From a key's texts to the form that sorts here as it does in the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The keys that are to be read next: from `first` on, after `after`, up to and including `last`.
+
+    With `keys`, these and no others. Of a partitioned table, those that are in one of `partitions`, given by oid: the
+    changes of any other are not published yet, so that a row of it which is deleted meanwhile would stay in the topic.
+    """
+
+    first: Texts | None = None
+    after: Texts | None = None
+    last: Texts | None = None
+    partitions: tuple[int, ...] = ()
+    keys: tuple[Texts, ...] = ()
+
+
+class TableCopy:
+    """The copy of one table, as `state` has it; every change is in `state` at once."""
+
+    def __init__(self, state: SnapshotState, comparable: Comparable | None) -> None:
+        """`comparable` is None for a table whose keys cannot be compared here."""
+        self._state = state
+        self._rows_changed = False
+        self._comparable = comparable
+        self._reread: Reread | None = None
+        self._chunks = TableChunks([])
+        self.incomplete = IncompleteRows(state.incomplete)
+        self._load(state)
+
+    @property
+    def state(self) -> SnapshotState:
+        """What is to be recorded of the table."""
+        if self._rows_changed:
+            self._rows_changed = False
+            self.note(incomplete=self.incomplete.state)
+        return self._state
+
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk may be read now, as far as this table is concerned."""
+        if self._reread is None:
+            return not self._chunks.complete
+        # Two chunks that have the same key have to be published at two positions.
+        return self._reread.ready and self.incomplete.remembered is None
+
+    def rows_due(self, now: float) -> bool:
+        """Whether rows are to be read by key now; see IncompleteRows.due."""
+        return self.remembered is None and self.incomplete.due(now, copying=self.ready)
+
+    @property
+    def unread(self) -> bool:
+        """Whether rows are left to read."""
+        return not (self._chunks.complete if self._reread is None else self._reread.read)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to read, nor to be remembered of a table that is read again."""
+        return self._chunks.complete if self._reread is None else self._reread.complete
+
+    @property
+    def judging(self) -> bool:
+        """Whether events have to be judged at all."""
+        return self._reread is not None or not self._chunks.settled or self.incomplete.remembered is not None
+
+    @property
+    def remembered(self) -> RememberedChunk | None:
+        """The chunk whose keys are remembered."""
+        return None if self._reread is None else self._reread.chunk
+
+    @property
+    def remembers(self) -> bool:
+        """Whether chunks have to be added with their keys."""
+        return self._reread is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the copy is of the whole table."""
+        return self._reread is None or self._reread.range == KeyRange()
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the next chunk starts with, and where the last one ends."""
+        partitions = self._partitions
+        if self._reread is not None:
+            range_ = self._reread.range
+            if range_.partition is not None:
+                partitions = (range_.partition,)
+            return Bounds(range_.first, self._reread.after, range_.last, partitions)
+        frontier = self._chunks.frontier
+        return Bounds(after=None if frontier is None else _texts(frontier), partitions=partitions)
+
+    @property
+    def bounds_of_rows(self) -> Bounds:
+        """The rows that are to be read by key."""
+        return Bounds(partitions=self._partitions, keys=self.incomplete.next_keys)
+
+    @property
+    def _partitions(self) -> tuple[int, ...]:
+        return tuple(each.oid for each in self.state.partitions)
+
+    def copied(self, upto: Texts | None, snapshot: Snapshot, lsn: Lsn, keys: Iterable[bytes], rows: int) -> None:
+        """Note that the chunk from `bounds` to `upto` (None: to their end) is published.
+
+        `keys` are those of its rows as messages have them; needed only when it `remembers`.
+        """
+        if self._reread is not None:
+            self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), snapshot, lsn))
+        else:
+            self._chunks.copied(Chunk(self._chunks.frontier, self._key_or_end(upto), snapshot, lsn))
+        self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
+
+    def note(self, **changes: object) -> None:
+        """Change what else is recorded of the table than its copy."""
+        self._state = self._state.model_copy(update=changes)
+
+    def expect(self, chunks: int) -> None:
+        """Note how many chunks there will be, for those who watch."""
+        done = self.state.chunks_done
+        self._update(chunks=max(done + 1, chunks) if self.unread else done)
+
+    def passed(self, lsn: Lsn) -> bool:
+        """Note that the stream stands at `lsn`; returns whether something changed by that."""
+        of_rows = self.incomplete.passed(lsn)
+        self._rows_changed |= of_rows
+        return self._copy_passed(lsn) or of_rows
+
+    def _copy_passed(self, lsn: Lsn) -> bool:
+        if self._reread is None:
+            if not self._chunks.passed(lsn):
+                return False
+            if self._chunks.settled:
+                self._finish()
+        else:
+            after = self._reread.passed(lsn)
+            if after is self._reread:
+                return False
+            self._reread = after
+            self.note(from_nothing=False)
+            if after.complete:
+                self._finish()
+        self._update()
+        return True
+
+    def truncated(self) -> None:
+        """Note that the stream has emptied the table: the topic has all that comes after, and nothing to copy is left.
+
+        No other session can have had changes of the table in progress, and no snapshot shows truly what was before.
+        """
+        self._chunks = TableChunks([Chunk(None, None)])
+        self._reread = None
+        self.incomplete = IncompleteRows(IncompleteState())
+        self._rows_changed = True
+        self._update(asked=(), from_nothing=False)
+
+    def leaves_out(self, key: Texts) -> None:
+        """Note that the last record of a key leaves out a value, and was published."""
+        self.incomplete.note(key)
+        self._rows_changed = True
+
+    def read_rows(self, keys: Iterable[Texts], chunk: RememberedChunk, now: float) -> None:
+        """Note that the rows of `keys` are published as a chunk shows them; see IncompleteRows.read."""
+        self.incomplete.read(keys, chunk, now)
+        self._rows_changed = True
+
+    def repeat_for_rows(self, not_before: int) -> None:
+        """Read the whole table again, since too many rows are incomplete to read them by key."""
+        self.incomplete.forget_keys()
+        self._rows_changed = True
+        self.repeat(not_before)
+
+    def ask(self, range_: KeyRange, not_before: int) -> None:
+        """Read a range again, after what is under way; nothing to do where that reads it in any case.
+
+        A partition's rows are read even so: the chunks that were read may be from before it was attached.
+        `not_before` must be above every transaction that has begun, unless events were judged all along.
+        """
+        if self.state.done or range_.partition is not None:
+            self._ask(range_, not_before)
+
+    def repeat(self, not_before: int) -> None:
+        """Read the whole table again, after what is under way; also where that is its first copy.
+
+        For rows that changed without events: any chunk may have been read before the change.
+        """
+        self._ask(KeyRange(), not_before)
+
+    def _ask(self, range_: KeyRange, not_before: int) -> None:
+        if self.state.done and self._reread is None and self._chunks.settled:
+            self._reread = Reread(range_)
+            self._update(rows=0, chunks_done=0, chunks=0, not_before=not_before)
+            return
+        waiting = tuple(map(_key_range, self.state.asked))
+        if range_ in waiting:
+            return
+        asked = united((*waiting, range_), None if self._comparable is None else self._key)
+        self._update(asked=tuple(map(_range_state, asked)))
+        if range_.partition is not None:  # none of its events was judged yet
+            self.note(not_before=not_before)
+
+    def anew(self, not_before: int) -> None:
+        """Start from nothing: the topic is emptied at the stream's current position."""
+        state = self.state
+        fresh = SnapshotState(
+            source=state.source,
+            table=state.table,
+            topic=state.topic,
+            not_before=not_before,
+            columns=state.columns,
+            partitions=state.partitions,
+            partitions_seen=state.partitions_seen,
+            form=state.form,
+            published=state.published,
+            order=state.order,
+            topic_partitions=state.topic_partitions,
+        )
+        self._load(fresh)
+        self._update()
+
+    def publishes(self, texts: tuple[bytes, ...], key: Callable[[], bytes], xid: int, commit_lsn: Lsn) -> bool:
+        """Whether an event goes to the topic; `key` gives the row's key as messages have it."""
+        if self.incomplete.remembered is not None and not self.incomplete.publishes(key(), xid, commit_lsn):
+            return False
+        if self._reread is not None:
+            chunk = self._reread.chunk
+            if self._state.from_nothing:
+                return chunk is not None and (commit_lsn >= chunk.lsn or not chunk.snapshot.sees(xid))
+            return chunk is None or self._reread.publishes(key(), xid, commit_lsn)
+        return self._comparable is None or self._chunks.publishes(self._comparable(texts), xid, commit_lsn)
+
+    def _load(self, state: SnapshotState) -> None:
+        self._state = state
+        self.incomplete = IncompleteRows(state.incomplete)
+        self._rows_changed = False
+        self._chunks = TableChunks(
+            Chunk(
+                self._key_or_end(each.after),
+                self._key_or_end(each.upto),
+                Snapshot.parse(each.snapshot) if each.snapshot else None,
+                each.lsn,
+            )
+            for each in state.copied
+        )
+        self._reread = None
+        if state.reread is not None:
+            self._reread = _loaded(state.reread)
+        elif self._comparable is None and not state.done:
+            self._reread = Reread()
+            self._update(from_nothing=True)
+
+    def _finish(self) -> None:
+        """End a copy, and begin what was asked for meanwhile, if anything."""
+        self._chunks = TableChunks([Chunk(None, None)])
+        self._reread = None
+        if self.state.asked:
+            range_, *later = self.state.asked
+            self._reread = Reread(_key_range(range_))
+            self._update(rows=0, chunks_done=0, chunks=0, asked=tuple(later))
+
+    def _update(self, **changes: object) -> None:
+        copied = tuple(
+            ChunkState(
+                after=_texts(chunk.after),
+                upto=_texts(chunk.upto),
+                snapshot=str(chunk.snapshot) if chunk.snapshot else None,
+                lsn=chunk.lsn,
+            )
+            for chunk in self._chunks.chunks
+        )
+        done = self._chunks.complete or (self._reread is not None and (self.state.done or self._reread.read))
+        recorded = {"done": done, "copied": copied, "reread": _recorded(self._reread), **changes}
+        self._state = self._state.model_copy(update=recorded)
+
+    def _key_or_end(self, texts: Texts | None) -> Key | None:
+        return None if texts is None else self._key(texts)
+
+    def _key(self, texts: Texts) -> Key:
+        assert self._comparable is not None
+        return self._comparable(tuple(text.encode() for text in texts))
+
+
+def _texts(key: Key | None) -> Texts | None:
+    return None if key is None else tuple(part.decode() if isinstance(part, bytes) else str(part) for part in key)
+
+
+def _loaded(state: RereadState) -> Reread:
+    chunk = None
+    if state.snapshot is not None and state.lsn is not None:
+        chunk = RememberedChunk(unpack_keys(state.keys), Snapshot.parse(state.snapshot), state.lsn)
+    return Reread(_key_range(state.range), state.after, state.read, chunk)
+
+
+def _key_range(state: RangeState) -> KeyRange:
+    return KeyRange(state.first, state.last, state.partition)
+
+
+def _range_state(range_: KeyRange) -> RangeState:
+    return RangeState(first=range_.first, last=range_.last, partition=range_.partition)
+
+
+def _recorded(reread: Reread | None) -> RereadState | None:
+    if reread is None:
+        return None
+    chunk = reread.chunk
+    return RereadState(
+        range=_range_state(reread.range),
+        after=reread.after,
+        read=reread.read,
+        snapshot=str(chunk.snapshot) if chunk else None,
+        lsn=chunk.lsn if chunk else None,
+        keys=pack_keys(chunk.keys) if chunk else "",
+    )

@@ -1,0 +1,158 @@
+"""What must hold before a source is read; each finding says what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from infra.settings.model import DatabaseSettings
+from infra.state.positions import SnapshotState
+from producers.source import slots
+from producers.source.publication import read_publication, refuse_foreign, wanted_tables
+from producers.source.tables import captured_tables
+from producers.source.writability import WritesRefused, refused_writes
+from schemas.errors import PreflightFailed, Refused
+
+_SERVER = """
+SELECT current_setting('server_version_num')::int AS version,
+       current_setting('wal_level') AS wal_level,
+       current_setting('max_slot_wal_keep_size') AS keep_size,
+       pg_is_in_recovery() AS standby,
+       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots) AS free_slots,
+       r.rolreplication OR r.rolsuper AS may_replicate,
+       has_database_privilege(current_database(), 'CREATE') AS may_create,
+       EXISTS (SELECT 1 FROM pg_publication WHERE pubname = %s) AS published,
+       r.rolname AS role, current_database() AS database
+FROM pg_roles r WHERE r.rolname = current_user
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is in the way of a source, and the remedy."""
+
+    problem: str
+    remedy: str
+
+
+def findings(
+    connection: psycopg.Connection[Any],
+    source: str,
+    settings: DatabaseSettings,
+    slot: str,
+    prefix: str,
+    *,
+    leave_out: Collection[str] = (),
+    copied: Mapping[str, SnapshotState] = MappingProxyType({}),
+) -> Iterator[Finding]:
+    """Yield everything that keeps `source` from being read, the server's settings first, then its tables.
+
+    Those in `leave_out` are stopped already, and keep no other from being read. Those `copied`, in part at least, go on
+    where their rows may not be read now, since the stream has their changes: only what is left to copy waits.
+    """
+    yield from _of_server(connection, source, settings, slot)
+    if not settings.tables:
+        yield Finding(f"databases.{source}.tables is empty", "name the tables to capture, such as public.projects")
+    yield from _of_tables(connection, source, settings, prefix, leave_out, copied)
+
+
+def _of_server(
+    connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str
+) -> Iterator[Finding]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        server = cursor.execute(_SERVER, (settings.publication,)).fetchone()
+    assert server is not None
+    state = slots.read(connection, slot)
+    if server["version"] < 140_000:
+        yield Finding(f"PostgreSQL {server['version'] // 10_000} is too old", "upgrade to 14 or newer")
+    if server["standby"]:
+        yield Finding("the server is a standby", "point the dsn at the primary")
+    if server["wal_level"] != "logical":
+        yield Finding(
+            f"wal_level is {server['wal_level']}, not logical",
+            "run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL",
+        )
+    if not server["may_replicate"]:
+        yield Finding(f"role {server['role']} may not replicate", f'run ALTER ROLE "{server["role"]}" REPLICATION')
+    if server["keep_size"] == "-1" and not settings.allow_unlimited_wal:
+        yield Finding(
+            "max_slot_wal_keep_size is unlimited, so that a stopped producer could fill the server's disk",
+            "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
+            f" or accept it with databases.{source}.allow_unlimited_wal = true",
+        )
+    yield from _of_slot(source, slot, state, server)
+    if not server["published"] and not server["may_create"]:
+        yield Finding(
+            f"publication {settings.publication} does not exist and role {server['role']} may not create it",
+            "have an administrator run what `headrace init --sql` prints",
+        )
+
+
+def _of_slot(source: str, slot: str, state: slots.SlotState | None, server: dict[str, Any]) -> Iterator[Finding]:
+    if state is None and server["free_slots"] < 1:
+        yield Finding("every replication slot is in use", "raise max_replication_slots and restart PostgreSQL")
+    if state is not None and state.plugin != slots.PLUGIN:
+        yield Finding(f"slot {slot} is of plugin {state.plugin}", f"choose another with databases.{source}.slot")
+    elif state is not None and state.database != server["database"]:
+        yield Finding(
+            f"slot {slot} is of database {state.database}, not of {server['database']}",
+            f"correct databases.{source}.dsn, or choose another slot with databases.{source}.slot",
+        )
+    if state is not None and state.two_phase:
+        yield Finding(
+            f"slot {slot} was made with two_phase, and sends transactions before they are committed",
+            f"`headrace produce {source} --start-over` drops it, and reads all tables anew with one of its own",
+        )
+
+
+def _of_tables(
+    connection: psycopg.Connection[Any],
+    source: str,
+    settings: DatabaseSettings,
+    prefix: str,
+    leave_out: Collection[str],
+    copied: Mapping[str, SnapshotState],
+) -> Iterator[Finding]:
+    try:
+        tables = captured_tables(connection, source, settings, prefix, leave_out=leave_out)
+    except Refused as error:
+        yield Finding(error.problem, error.remedy)
+        return
+    for table in tables:
+        snapshot = copied.get(table.name)
+        if table.hidden is not None and (snapshot is None or snapshot.anew):
+            yield Finding(table.hidden.problem, table.hidden.remedy)
+    refused = refused_writes(connection, settings.publication, [table.relation.oid for table in tables])
+    names = {table.relation.oid: table.name for table in tables}
+    for oid, reason in refused.items():
+        yield Finding(f"table {names[oid]}: {reason}", WritesRefused.__doc__ or "")
+    try:
+        refuse_foreign(
+            settings.publication,
+            read_publication(connection, settings.publication),
+            wanted_tables(connection, tables),
+        )
+    except Refused as error:
+        yield Finding(error.problem, error.remedy)
+
+
+def require(
+    connection: psycopg.Connection[Any],
+    source: str,
+    settings: DatabaseSettings,
+    slot: str,
+    prefix: str,
+    *,
+    leave_out: Collection[str] = (),
+    copied: Mapping[str, SnapshotState] = MappingProxyType({}),
+) -> None:
+    """Raise PreflightFailed with the first finding, and how many more there are."""
+    found = list(findings(connection, source, settings, slot, prefix, leave_out=leave_out, copied=copied))
+    if found:
+        more = f" (and {len(found) - 1} more: see `headrace check`)" if len(found) > 1 else ""
+        raise PreflightFailed(f"source {source}: {found[0].problem}{more}", remedy=found[0].remedy)

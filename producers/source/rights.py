@@ -1,0 +1,88 @@
+"""What a source's producer needs: ACLs in Kafka, and privileges in the database that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psycopg
+
+from infra.kafka import clients
+from infra.rights.acls import Acl, Kind, Operation
+from infra.rights.privileges import HEADRACE, TablePrivileges
+from infra.rights.programs import Program
+from infra.settings.model import DatabaseSettings, Settings
+from producers.source.tables import captured_tables
+from schemas.errors import Refused
+from schemas.gitlab_schemas import GITLAB_SHARED, PRAEFECT
+from schemas.topics import positions_topic, schema_prefix, schemas_topic, shared_prefix
+
+_TOPICS: Final = (
+    Operation.READ,
+    Operation.WRITE,
+    Operation.CREATE,
+    Operation.DESCRIBE,
+    Operation.DESCRIBE_CONFIGS,
+)
+_TRANSACTIONS: Final = (Operation.WRITE, Operation.DESCRIBE)
+
+OWN_TABLES: Final = (
+    TablePrivileges(HEADRACE, "database", ("SELECT",)),
+    TablePrivileges(HEADRACE, "schema_ownership", ("SELECT",)),
+    TablePrivileges(HEADRACE, "heartbeat", ("SELECT", "INSERT", "UPDATE")),
+    # Whoever may insert here may have a topic emptied.
+    TablePrivileges(HEADRACE, "snapshot_requests", ("SELECT", "INSERT", "DELETE")),
+)
+"""headrace's own tables that a producer, and the requests to it, read and write."""
+
+
+def needed(connection: psycopg.Connection[Any], settings: Settings, source: str) -> tuple[list[Acl], list[str]]:
+    """Return what the producer of a database needs in Kafka, and the topics that it writes (`kafka_rights`)."""
+    try:
+        tables = captured_tables(connection, source, settings.database(source), settings.prefix)
+    except Refused:
+        tables = ()  # which is a finding of preflight's
+    return list(acls(settings, source)), [table.topic for table in tables]
+
+
+_PATTERN: Final = frozenset("*?[")
+
+
+def programs(settings: Settings) -> Iterator[Program]:
+    """Yield the producer of each database, and of each virtual storage."""
+    for name, database in settings.databases.items():
+        yield Program(name, name, tuple(acls(settings, name)), tuple(privileges(database)), replicates=True)
+    for name in settings.virtual_storages:
+        yield Program(name, None, tuple(acls(settings, name)))
+
+
+def named_tables(database: DatabaseSettings) -> list[str]:
+    """Return the captured tables that the settings name; what a pattern means, only the database knows."""
+    return sorted(table for table in set(database.tables) if not _PATTERN & set(table))
+
+
+def privileges(database: DatabaseSettings) -> Iterator[TablePrivileges]:
+    """Yield what a database's producer needs there."""
+    yield from OWN_TABLES
+    for name in named_tables(database):
+        schema, _, table = name.partition(".")
+        yield TablePrivileges(schema, table, ("SELECT",))
+
+
+def acls(settings: Settings, source: str) -> Iterator[Acl]:
+    """Yield what the producer of a database, or the walks of a virtual storage, need in Kafka."""
+    principal = settings.kafka.producer_principal.replace("{source}", source)
+    if source in settings.databases:
+        for label in settings.databases[source].gitlab_schemas:
+            # A table that every database has is each one's own.
+            shared = label == GITLAB_SHARED
+            prefix = shared_prefix(settings.prefix, source) if shared else schema_prefix(settings.prefix, label)
+            yield Acl(principal, Kind.TOPIC, prefix, _TOPICS, prefixed=True)
+    else:
+        yield Acl(principal, Kind.TOPIC, schema_prefix(settings.prefix, PRAEFECT), _TOPICS, prefixed=True)
+    yield Acl(principal, Kind.TOPIC, positions_topic(settings.prefix), _TOPICS)
+    if not settings.registry.url:
+        yield Acl(principal, Kind.TOPIC, schemas_topic(settings.prefix), _TOPICS)
+    yield Acl(principal, Kind.GROUP, clients.READERS, (Operation.DESCRIBE,))
+    # All of them: whoever takes a gitlab schema over fences the producer of the database that gave it away.
+    yield Acl(principal, Kind.TRANSACTIONAL_ID, f"{settings.prefix}.", _TRANSACTIONS, prefixed=True)

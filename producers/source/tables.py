@@ -1,0 +1,328 @@
+"""Which tables a source captures, under which gitlab schema, topic and key."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import dict_row
+
+from infra.postgres.connect import one_line
+from infra.postgres.key_order import Operators, key_order
+from infra.settings.model import DatabaseSettings
+from producers.source import partitions
+from producers.source.partitions import Partitions
+from schemas.errors import PreflightFailed
+from schemas.events import Column, Relation
+from schemas.gitlab_schemas import gitlab_schema_of
+from schemas.topics import table_topic
+
+_INTEGERS: Final = frozenset({20, 21, 23, 26})
+_UUID: Final = 2950
+_TEXTS: Final = frozenset({25, 1043})
+
+_TABLES = """
+SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS "table", c.relreplident AS replica_identity,
+       c.relispartition AS is_partition, c.relkind = 'p' AS partitioned,
+       ARRAY(SELECT relid::bigint FROM pg_partition_ancestors(c.oid)) AS ancestors,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
+       row_security_active(c.oid) AS filtered,
+       coalesce(i.indimmediate, true) AS immediate,
+       ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS primary_key,
+       ARRAY(SELECT a.attname::text FROM unnest(r.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE k.n <= r.indnkeyatts ORDER BY k.n) AS identity_index,
+       greatest(c.reltuples, 0)::bigint AS estimated_rows
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
+LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'headrace') AND n.nspname NOT LIKE 'pg\\_%'
+ORDER BY 2, 3
+"""
+
+_COLUMNS = """
+SELECT a.attname AS name, a.atttypid::bigint AS type_oid, a.atttypmod AS type_modifier
+FROM pg_attribute a
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ORDER BY a.attnum
+"""
+
+_GENERATED = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s AND attgenerated <> '' AND NOT attisdropped"
+
+_IS_CALLED = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = %s AND n.nspname = %s AND c.relname = %s
+"""
+
+_UNIQUE = """
+SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS columns
+FROM pg_index i
+WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
+  AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                  WHERE k.n <= i.indnkeyatts
+                    AND (NOT a.attnotnull
+                         OR EXISTS (SELECT FROM pg_constraint c
+                                    WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND NOT c.convalidated
+                                      AND a.attnum = ANY(c.conkey))))
+"""
+"""Unique indexes over not-null columns. Not those of deferrable constraints: rows may swap their keys in between.
+
+A column that is NOT NULL by a constraint that is NOT VALID (PostgreSQL 18) may be null in the rows from before.
+"""
+
+_NOT_VALIDATED = """
+SELECT a.attname::text, c.conname::text
+FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+WHERE c.conrelid = %s AND c.contype = 'n' AND NOT c.convalidated AND a.attname = ANY(%s)
+"""
+
+
+class MissingTable(PreflightFailed):
+    """Create it, or correct databases.<name>.tables in the settings."""
+
+
+class UnusableName(PreflightFailed):
+    """Rename it, or take the table out of databases.<name>.tables if it is named there."""
+
+
+class UnusableKey(PreflightFailed):
+    """Give the table a primary key, or name unique not-null columns in databases.<name>.keys."""
+
+
+class PartitionTwice(PreflightFailed):
+    """Take the partition out of databases.<name>.tables: its rows come as those of the table it is part of."""
+
+
+class UnfollowedPartition(PreflightFailed):
+    """Detach the partition, or make it one that is logged (SET LOGGED), with a replica identity that has the key."""
+
+
+class UnreadableTable(PreflightFailed):
+    """GRANT SELECT on the table, and USAGE on its schema, to the role of the dsn."""
+
+
+class IncompleteIdentity(PreflightFailed):
+    """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that a delete tells the row's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedTable:
+    """A table as it is captured.
+
+    `ordered` tells whether this process can compare keys as the database sorts them: integers, uuids, and text in byte
+    order. A table whose key it can't compare is copied by the rules of producers.snapshot.resnapshot_rules. The rows of
+    a `partitioned` table are in its partitions; tables that merely inherit from one are others, and not captured with
+    it.
+    """
+
+    relation: Relation
+    gitlab_schema: str
+    topic: str
+    key: tuple[str, ...]
+    ordered: bool
+    estimated_rows: int = field(compare=False, default=0)
+    partitioned: bool = False
+    order: tuple[Operators, ...] = field(compare=False, default=())
+    """How each key column is compared; none: by PostgreSQL's own operators."""
+    encoding: str = field(compare=False, default="UTF8")
+    """The database's, by PostgreSQL's name."""
+    hidden: UnreadableTable | None = field(compare=False, default=None)
+    """Why its rows may not be read now, None when they may; what is written to it comes in the stream all the same."""
+    partitions: Partitions = field(compare=False, default_factory=Partitions)
+    """As they were before any row was read."""
+
+    @property
+    def name(self) -> str:
+        """`schema.table`."""
+        return self.relation.qualified_name
+
+
+def captured_tables(
+    connection: psycopg.Connection[Any],
+    database: str,
+    settings: DatabaseSettings,
+    prefix: str,
+    *,
+    leave_out: Collection[str] = (),
+) -> tuple[CapturedTable, ...]:
+    """Return what the settings capture of the connected database but for `leave_out`, sorted by name.
+
+    Raises a PreflightFailed that names the table where one is missing, is in no gitlab schema, has no usable key or
+    name, or has a replica identity that leaves its key out of deletes.
+    """
+    try:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            found = cursor.execute(_TABLES).fetchall()
+    except psycopg.errors.CharacterNotInRepertoire as error:
+        told = f"the name of a schema, a table or a column of a key is not UTF-8: {one_line(error)}"
+        raise UnusableName(told) from error
+    by_name = {f"{each['schema']}.{each['table']}": each for each in found}
+    patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
+    chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
+    for each in found:
+        # Everywhere else a name is read as `schema.table`, and schema a with table "b.c" would have the same one.
+        if "." in each["schema"] and (name := f"{each['schema']}.{each['table']}") in chosen:
+            raise UnusableName(f"table {name} is in schema {each['schema']}, whose name has a dot")
+    captured = {by_name[name]["oid"]: name for name in chosen}
+    for name in chosen:
+        table = by_name[name]
+        for oid in table["ancestors"]:
+            if oid in captured and oid != table["oid"]:
+                raise PartitionTwice(f"table {name} is a partition of {captured[oid]}, which is captured too")
+    return tuple(_captured(connection, name, by_name[name], database, settings, prefix) for name in chosen)
+
+
+def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
+    """Return the table's columns as this transaction sees them, None when it is gone or has another name."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        if cursor.execute(_IS_CALLED, (oid, like.schema, like.table)).fetchone() is None:
+            return None
+        columns = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (oid,)).fetchall())
+    if not columns:
+        return None
+    return Relation(oid, like.schema, like.table, like.replica_identity, columns, like.identity_columns)
+
+
+def _chosen(patterns: tuple[str, ...], by_name: Mapping[str, dict[str, Any]], database: str) -> Iterator[str]:
+    for pattern in patterns:
+        # A partition's rows are published as its root's; it is captured by itself only when it is named in full.
+        matching = [
+            name
+            for name, table in by_name.items()
+            if name == pattern or (fnmatchcase(name, pattern) and not table["is_partition"])
+        ]
+        if not matching:
+            raise MissingTable(
+                f"databases.{database}.tables names {pattern}, but there is no such ordinary table in the database"
+            )
+        yield from matching
+
+
+def _captured(
+    connection: psycopg.Connection[Any],
+    name: str,
+    table: Mapping[str, Any],
+    database: str,
+    settings: DatabaseSettings,
+    prefix: str,
+) -> CapturedTable:
+    gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
+    key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
+    replica_identity, identity = table["replica_identity"], _identity(table)
+    parts = partitions.read_partitions(connection, [table["oid"]] if table["partitioned"] else [])
+    parts_now = parts.get(table["oid"], Partitions())
+    if table["partitioned"]:
+        # Its partitions have each their own, and it has no rows.
+        has_key = table["immediate"] and set(key) <= set(table["primary_key"])
+        replica_identity, identity = ("d", tuple(table["primary_key"])) if has_key else ("f", None)
+    with connection.cursor(row_factory=dict_row) as cursor:
+        described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
+    columns = {column.name: column for column in described}
+    order = _order(connection, database, name, table["oid"], key, columns)
+    if identity is not None and (hidden := [column for column in key if column not in identity]):
+        raise IncompleteIdentity(f"the replica identity of table {name} leaves out {hidden[0]}, which is in its key")
+    if (reason := partitions.obstacle(parts_now.by_oid.values(), key)) is not None:
+        raise UnfollowedPartition(f"table {name} cannot be followed: {reason}")
+    relation = Relation(
+        table["oid"],
+        table["schema"],
+        table["table"],
+        replica_identity,
+        described,
+        tuple(name for name in columns if identity is None or name in identity),
+    )
+    return CapturedTable(
+        relation,
+        gitlab_schema,
+        table_topic(prefix, gitlab_schema, database, table["schema"], table["table"]),
+        key,
+        all(_comparable(columns[name], operators) for name, operators in zip(key, order, strict=True)),
+        table["estimated_rows"],
+        table["partitioned"],
+        order,
+        connection.info.parameter_status("server_encoding") or "UTF8",
+        _hidden(name, table),
+        parts_now,
+    )
+
+
+def _order(
+    connection: psycopg.Connection[Any],
+    database: str,
+    name: str,
+    oid: int,
+    key: tuple[str, ...],
+    columns: Collection[str],
+) -> tuple[Operators, ...]:
+    """Return the operators that compare the key of a table; raises UnusableKey where it is no key."""
+    if not key:
+        raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
+    generated = {column for (column,) in connection.execute(_GENERATED, (oid,))}
+    if left_out := [column for column in key if column in generated]:
+        raise UnusableKey(f"column {left_out[0]}, in the key of table {name}, is generated, and so is not captured")
+    if unknown := [column for column in key if column not in columns]:
+        raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
+    order = key_order(connection, oid, key)
+    unique = [set(found) for (found,) in connection.execute(_UNIQUE, (oid,))]
+    if set(key) in unique and order is not None:
+        return order
+    doubtful = connection.execute(_NOT_VALIDATED, (oid, list(key))).fetchone()
+    if doubtful is not None:
+        raise UnusableKey(
+            f"column {doubtful[0]}, which is in the key of table {name}, is NOT NULL by a constraint that is NOT"
+            " VALID: rows may have null there",
+            remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
+        )
+    raise UnusableKey(
+        f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
+        " (a deferrable constraint's does not count)"
+    )
+
+
+def _hidden(name: str, table: Mapping[str, Any]) -> UnreadableTable | None:
+    if not table["readable"]:
+        schema = table["schema"]
+        return UnreadableTable(
+            f"table {name} may not be read by this role",
+            remedy=f"GRANT SELECT ON {name} to the role of the dsn, and USAGE ON SCHEMA {schema}",
+        )
+    if table["filtered"]:
+        return UnreadableTable(
+            f"table {name} has row security, which hides rows from this role",
+            remedy="give the role of the dsn BYPASSRLS",
+        )
+    return None
+
+
+def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The columns that an old tuple carries; None for all of them."""
+    match table["replica_identity"]:
+        case "f":
+            return None
+        case "i":
+            return tuple(table["identity_index"])
+        case "d":
+            return tuple(table["primary_key"]) if table["immediate"] else ()
+        case _:
+            return ()
+
+
+def _comparable(column: Column, operators: Operators) -> bool:
+    return operators.in_bytes and column.type_oid in {*_INTEGERS, _UUID, *_TEXTS}
+
+
+def comparable_key(table: CapturedTable, texts: tuple[bytes, ...]) -> tuple[int | bytes, ...]:
+    """Return a key's text values in the form that sorts here as it does in the database."""
+    types = {column.name: column.type_oid for column in table.relation.columns}
+    return tuple(int(text) if types[name] in _INTEGERS else text for name, text in zip(table.key, texts, strict=True))

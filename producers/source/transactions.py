@@ -1,0 +1,106 @@
+"""Transactions: what a query sees, and those that something waits for, each named so that an operator can end it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from infra.postgres.connect import connect
+from schemas.errors import HeadraceError
+from schemas.positions import Lsn, parse_lsn
+from schemas.xid_snapshot import Snapshot
+
+_LOOK_SECONDS: Final = 1.0
+
+# From pg_locks, which shows everybody's: without pg_read_all_stats a role sees only the pids of others' sessions.
+# A slot that is made waits for one transaction after the other, and so for all that began before its present wait.
+_BLOCKING: Final = """
+SELECT DISTINCT l.pid, p.gid, coalesce(nullif(a.application_name, ''), 'a session'), coalesce(p.database, a.datname),
+       date_trunc('second', coalesce(p.prepared, a.xact_start))::text
+  FROM pg_locks w
+  JOIN pg_locks l ON l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
+                 AND l.pid IS DISTINCT FROM w.pid
+  LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+  LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction = l.transactionid
+ WHERE w.pid = %s AND w.locktype = 'transactionid' AND NOT w.granted
+   AND (l.pid IS NOT NULL OR p.gid IS NOT NULL)
+   AND (l.transactionid = w.transactionid OR coalesce(p.prepared, a.xact_start) < w.waitstart)
+ ORDER BY 5, 1
+"""
+
+
+_MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
+"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
+
+
+def blocking(connection: psycopg.Connection[Any], pid: int) -> list[str]:
+    """Return the transactions whose end the server's process `pid` waits for."""
+    return [
+        f"prepared transaction {gid!r} of database {database}, since {since}"
+        if gid is not None
+        else f"a transaction of {name} (process {process}, database {database or '?'}, since {since or '?'})"
+        for process, gid, name, database, since in connection.execute(_BLOCKING, (pid,))
+    ]
+
+
+class Awaited:
+    """What a session waits for, looked at over a connection of its own, since the session's is busy with waiting."""
+
+    def __init__(self, connection: psycopg.Connection[Any], tell: Callable[[str], None]) -> None:
+        """`connection` is one to the server; `tell` is called with what is waited for each time that it changed."""
+        self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, connect_timeout=2)
+        self._tell = tell
+        self._looking: psycopg.Connection[Any] | None = None
+        self._looked = 0.0
+        self._names: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._looking is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._looking.close()
+
+    def __str__(self) -> str:
+        """What was waited for when it was last looked."""
+        return f"it waits for {', '.join(self._names)}" if self._names else "it is not known what it waits for"
+
+    def look(self, pid: int) -> None:
+        """Look what the server's process `pid` waits for, at most once a second. Raises psycopg.Error."""
+        now = time.monotonic()
+        if now < self._looked + _LOOK_SECONDS:
+            return
+        self._looked = now
+        if self._looking is None or self._looking.closed:
+            try:
+                self._looking = connect(self._dsn, name="look")
+            except HeadraceError:
+                return  # whoever waits hears of it from the session that does
+        names = blocking(self._looking, pid)
+        if names and names != self._names:
+            self._names = names
+            self._tell(str(self))
+        self._names = names or self._names
+
+
+def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
+    """Return what a query sees now, and the log's insert position noted behind that."""
+    row = connection.execute(_MOMENT).fetchone()
+    assert row is not None
+    return Snapshot.parse(row[0]), parse_lsn(row[1])
+
+
+def next_xid(connection: psycopg.Connection[Any]) -> int:
+    """Return a transaction id above all that have begun. A snapshot's xmax is none: later ones may run already."""
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    return int(row[0])

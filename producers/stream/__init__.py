@@ -1,0 +1,1 @@
+"""Reading the log: connection, pgoutput, and transactions put together."""

@@ -1,0 +1,325 @@
+"""pgoutput's bytes into messages: PostgreSQL's logical replication protocol, versions 1 to 4; no I/O.
+
+`Decoder.decode` takes one message and returns one of `producers.stream.messages`. Values stay the bytes of
+their text form, undecoded. Whatever is not a message raises `schemas.errors.Malformed`, which names the
+message and the byte where it broke, and leaves the decoder as it was.
+
+Source: PostgreSQL 18, "Logical Replication Message Formats", and src/backend/replication/logical/proto.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from producers.stream import pgoutput_fields as fields
+from producers.stream.messages import (
+    Delete,
+    Insert,
+    LogicalMessage,
+    Message,
+    RelationMessage,
+    StreamAbort,
+    StreamCommit,
+    StreamPrepare,
+    StreamStart,
+    StreamStop,
+    Truncate,
+    TypeMessage,
+    Update,
+)
+from producers.stream.pgoutput_fields import (
+    NAMES,
+    columns,
+    identity_only,
+    malformed,
+    ms,
+    no_flags,
+    string,
+    trailing,
+    whole,
+    with_gid,
+)
+from schemas.errors import Malformed
+from schemas.events import Column, Relation
+from schemas.positions import Lsn
+
+_IN_STREAM: Final = frozenset(b"MORYIUDTE")
+"""What may stand in a stream block; all but Origin and Stream Stop carry their xid there."""
+
+_MESSAGE = struct.Struct("!BQ")
+_CHANGE = struct.Struct("!IBH")
+_STREAMED_CHANGE = struct.Struct("!IIBH")
+_NEW = struct.Struct("!BH")
+_TRUNCATE = struct.Struct("!IB")
+_ATTRIBUTES = struct.Struct("!BH")
+_TYPE = struct.Struct("!Ii")
+_STREAM_START = struct.Struct("!IB")
+_STREAM_COMMIT = struct.Struct("!IBQQq")
+_STREAM_ABORT = struct.Struct("!II")
+_STREAM_ABORT_AT = struct.Struct("!IIQq")
+_PREPARE = struct.Struct("!BQQqI")
+_INT32 = struct.Struct("!I")
+_new = tuple.__new__  # what a named tuple's own constructor calls, at half its price
+
+
+class _Known(NamedTuple):
+    """A relation with what each of its changes needs."""
+
+    relation: Relation
+    width: int
+    identity: tuple[int, ...]
+
+
+class Decoder:
+    """One replication session's decoder; remembers the relations and whether a stream block is open.
+
+    Relations are scoped as the server scopes them: those told in a streamed transaction hold for it alone
+    until it commits, and are forgotten when it aborts.
+    """
+
+    def __init__(self) -> None:
+        self._stream_xid: int | None = None
+        self._committed: dict[int, _Known] = {}
+        self._streamed: dict[int, dict[int, _Known]] = {}
+        self._known = self._committed
+        self._readers: dict[int, Callable[[bytes], Message]] = {
+            ord("B"): fields.begin,
+            ord("C"): fields.commit,
+            ord("M"): self._message,
+            ord("O"): fields.origin,
+            ord("R"): self._relation,
+            ord("Y"): self._type,
+            ord("I"): self._insert,
+            ord("U"): self._update,
+            ord("D"): self._delete,
+            ord("T"): self._truncate,
+            ord("S"): self._stream_start,
+            ord("E"): self._stream_stop,
+            ord("c"): self._stream_commit,
+            ord("A"): self._stream_abort,
+            ord("b"): fields.begin_prepare,
+            ord("P"): fields.prepare,
+            ord("p"): self._stream_prepare,
+            ord("K"): fields.commit_prepared,
+            ord("r"): fields.rollback_prepared,
+        }
+
+    @property
+    def stream_xid(self) -> int | None:
+        """The transaction whose stream block is open, or None."""
+        return self._stream_xid
+
+    def decode(self, payload: bytes | memoryview) -> Message:
+        """Return the message in `payload` (the data of one XLogData frame, without the frame's header).
+
+        Raises Malformed for anything else, and for what the state forbids: a change of a relation that was
+        not described, a message that may not stand in a stream block.
+        """
+        data = payload if type(payload) is bytes else bytes(payload)
+        try:
+            kind = data[0]
+            if self._stream_xid is not None and kind in NAMES and kind not in _IN_STREAM:
+                raise malformed(data, 0, f"it stands inside the stream block of {self._stream_xid}")
+            return self._readers[kind](data)
+        except struct.error:
+            raise malformed(data, len(data), "it ends early") from None
+        except KeyError:
+            raise malformed(data, 0, f"its type byte {data[:1]!r} is unknown") from None
+        except IndexError:
+            raise malformed(data, 0, "it is empty") from None
+
+    # The three that carry the load: one unpack for the fixed part, one loop for the columns.
+
+    def _insert(self, data: bytes) -> Insert:
+        if self._stream_xid is None:
+            xid = None
+            oid, marker, count = _CHANGE.unpack_from(data, 1)
+            pos = 8
+        else:
+            xid, oid, marker, count = _STREAMED_CHANGE.unpack_from(data, 1)
+            pos = 12
+        known = self._known.get(oid)
+        if known is None or known.width != count or marker != 0x4E:  # N
+            raise self._unfit(data, pos, oid, (marker, count), b"N")
+        after, pos = columns(data, pos, count)
+        if pos != len(data):
+            raise trailing(data, pos)
+        return _new(Insert, (known.relation, after, xid))
+
+    def _update(self, data: bytes) -> Update:
+        if self._stream_xid is None:
+            xid = None
+            oid, marker, count = _CHANGE.unpack_from(data, 1)
+            pos = 8
+        else:
+            xid, oid, marker, count = _STREAMED_CHANGE.unpack_from(data, 1)
+            pos = 12
+        known = self._known.get(oid)
+        before = None
+        if known is None or known.width != count or marker not in b"NKO":
+            raise self._unfit(data, pos, oid, (marker, count), b"NKO")
+        if marker != 0x4E:  # N
+            before, pos = columns(data, pos, count)
+            if marker == 0x4B:  # K
+                before = identity_only(before, known.identity)
+            marker, count = _NEW.unpack_from(data, pos)
+            pos += 3
+            if marker != 0x4E or count != known.width:
+                raise self._unfit(data, pos, oid, (marker, count), b"N")
+        after, pos = columns(data, pos, count)
+        if pos != len(data):
+            raise trailing(data, pos)
+        return _new(Update, (known.relation, before, after, xid))
+
+    def _delete(self, data: bytes) -> Delete:
+        if self._stream_xid is None:
+            xid = None
+            oid, marker, count = _CHANGE.unpack_from(data, 1)
+            pos = 8
+        else:
+            xid, oid, marker, count = _STREAMED_CHANGE.unpack_from(data, 1)
+            pos = 12
+        known = self._known.get(oid)
+        if known is None or known.width != count or marker not in b"KO":
+            raise self._unfit(data, pos, oid, (marker, count), b"KO")
+        before, pos = columns(data, pos, count)
+        if pos != len(data):
+            raise trailing(data, pos)
+        if marker == 0x4B:  # K
+            before = identity_only(before, known.identity)
+        return _new(Delete, (known.relation, before, xid))
+
+    def _unfit(self, data: bytes, pos: int, oid: int, head: tuple[int, int], markers: bytes) -> Malformed:
+        """Say what is wrong with a change's head, whose tuple starts at `pos`."""
+        marker, count = head
+        known = self._known.get(oid)
+        if known is None:
+            return malformed(data, 1, f"relation {oid} was never described")
+        if marker not in markers:
+            return malformed(data, pos - 3, f"tuple marker {bytes((marker,))!r} is none of {markers!r}")
+        table = known.relation.qualified_name
+        return malformed(data, pos - 2, f"{count} columns for {table}, which has {known.width}")
+
+    # The rest.
+
+    def _xid(self, data: bytes) -> tuple[int | None, int]:
+        """Return the message's own xid (None outside a stream block) and where its body starts."""
+        if self._stream_xid is None:
+            return None, 1
+        return _INT32.unpack_from(data, 1)[0], 5
+
+    def _message(self, data: bytes) -> LogicalMessage:
+        xid, pos = self._xid(data)
+        flags, lsn = _MESSAGE.unpack_from(data, pos)
+        if flags > 1:
+            raise malformed(data, pos, f"flags {flags} are unknown")
+        prefix, pos = string(data, pos + 9)
+        size = _INT32.unpack_from(data, pos)[0]
+        if pos + 4 + size != len(data):
+            raise malformed(data, pos, f"content of {size} bytes, where {len(data) - pos - 4} follow")
+        return LogicalMessage(flags == 1, Lsn(lsn), prefix, data[pos + 4 :], xid)
+
+    def _relation(self, data: bytes) -> RelationMessage:
+        xid, pos = self._xid(data)
+        oid = _INT32.unpack_from(data, pos)[0]
+        schema, pos = string(data, pos + 4)
+        table, pos = string(data, pos)
+        identity, count = _ATTRIBUTES.unpack_from(data, pos)
+        if identity not in b"dnfi":
+            raise malformed(data, pos, f"replica identity {bytes((identity,))!r} is none of b'dnfi'")
+        pos += 3
+        described = []
+        keys = []
+        for index in range(count):
+            if pos == len(data):
+                raise malformed(data, pos, f"{count} columns are announced, {index} are there")
+            if data[pos] & 1:
+                keys.append(index)
+            name, pos = string(data, pos + 1)
+            type_oid, modifier = _TYPE.unpack_from(data, pos)
+            pos += 8
+            described.append(Column(name, type_oid, modifier))
+        if pos != len(data):
+            raise trailing(data, pos)
+        relation = Relation(
+            oid=oid,
+            schema=schema or "pg_catalog",  # the wire's short form of it
+            table=table,
+            replica_identity=chr(identity),
+            columns=tuple(described),
+            identity_columns=tuple(described[index].name for index in keys),
+        )
+        told = self._known.get(oid) or self._committed.get(oid)
+        if told is not None and told.relation == relation:
+            relation = told.relation  # so that what a caller made for it is found again, by `is`
+        self._known[oid] = _Known(relation, count, tuple(keys))
+        return RelationMessage(relation, xid)
+
+    def _type(self, data: bytes) -> TypeMessage:
+        xid, pos = self._xid(data)
+        oid = _INT32.unpack_from(data, pos)[0]
+        schema, pos = string(data, pos + 4)
+        name, pos = string(data, pos)
+        if pos != len(data):
+            raise trailing(data, pos)
+        return TypeMessage(oid, schema or "pg_catalog", name, xid)
+
+    def _truncate(self, data: bytes) -> Truncate:
+        xid, pos = self._xid(data)
+        count, options = _TRUNCATE.unpack_from(data, pos)
+        if options > 3:
+            raise malformed(data, pos + 4, f"options {options} are unknown")
+        pos += 5
+        if pos + 4 * count != len(data):
+            raise malformed(data, pos, f"{count} relations are announced, {len(data) - pos} bytes follow")
+        relations = []
+        for start in range(pos, len(data), 4):
+            oid = _INT32.unpack_from(data, start)[0]
+            known = self._known.get(oid)
+            if known is None:
+                raise malformed(data, start, f"relation {oid} was never described")
+            relations.append(known.relation)
+        return Truncate(tuple(relations), bool(options & 1), bool(options & 2), xid)
+
+    def _stream_start(self, data: bytes) -> StreamStart:
+        xid, first = whole(data, _STREAM_START)
+        if first > 1:
+            raise malformed(data, 5, f"first segment is {first}, neither 0 nor 1")
+        self._stream_xid = xid
+        if first:
+            self._streamed[xid] = {}
+        self._known = self._streamed.setdefault(xid, {})
+        return StreamStart(xid, first == 1)
+
+    def _stream_stop(self, data: bytes) -> StreamStop:
+        if len(data) != 1:
+            raise trailing(data, 1)
+        if self._stream_xid is None:
+            raise malformed(data, 0, "no stream block is open")
+        self._stream_xid = None
+        self._known = self._committed
+        return StreamStop()
+
+    def _stream_commit(self, data: bytes) -> StreamCommit:
+        xid, flags, commit_lsn, end_lsn, clock = whole(data, _STREAM_COMMIT)
+        no_flags(data, 5, flags)
+        self._committed.update(self._streamed.pop(xid, {}))
+        return StreamCommit(xid, commit_lsn, end_lsn, ms(clock))
+
+    def _stream_abort(self, data: bytes) -> StreamAbort:
+        lsn = clock = None
+        if len(data) == 1 + _STREAM_ABORT.size:
+            xid, subxid = _STREAM_ABORT.unpack_from(data, 1)
+        else:
+            xid, subxid, lsn, clock = whole(data, _STREAM_ABORT_AT)
+        if xid == subxid:
+            self._streamed.pop(xid, None)
+        return StreamAbort(xid, subxid, lsn, None if clock is None else ms(clock))
+
+    def _stream_prepare(self, data: bytes) -> StreamPrepare:
+        flags, prepare_lsn, end_lsn, clock, xid, gid = with_gid(data, _PREPARE)
+        no_flags(data, 1, flags)
+        self._committed.update(self._streamed.pop(xid, {}))
+        return StreamPrepare(prepare_lsn, end_lsn, ms(clock), xid, gid)

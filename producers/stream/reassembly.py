@@ -1,0 +1,156 @@
+"""The stream's messages in the order of commits, where the server sends large transactions before they commit.
+
+Blocks of a transaction in progress are kept as they come (`producers.stream.spill`) and decoded when it has committed,
+in place of its Stream Commit: then it is a transaction like any other, with Begin, changes and Commit. So what follows
+knows nothing of streaming, a transaction's changes have the same ordinals either way, and the schema that a block tells
+holds for its own transaction first.
+
+Source: PostgreSQL 18, "Streaming of Large Transactions for Logical Decoding" and "Logical Streaming Replication
+Protocol".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from producers.stream.frames import Frame, XLogData
+from producers.stream.messages import Begin, Commit, Message, StreamAbort, StreamCommit, StreamStart, StreamStop
+from producers.stream.pgoutput import Decoder
+from producers.stream.spill import Spill, SpillDirectory
+from schemas.errors import Malformed
+
+_STREAM_START: Final = struct.Struct("!cIB")
+_CONTROL: Final = frozenset(b"SEcA")
+"""Stream Start, Stream Stop, Stream Commit, Stream Abort."""
+
+_STOP: Final = ord("E")
+
+
+class Frames(Protocol):
+    """Where frames come from: producers.stream.connection.ReplicationStream."""
+
+    def read(self, max_messages: int, timeout: float) -> list[Frame]: ...
+
+
+class Incoming:
+    """Reads `frames` and returns messages, whole transactions in commit order.
+
+    Memory is bounded whatever a transaction's size: read back, it comes in parts of about a megabyte.
+    """
+
+    def __init__(self, frames: Frames, spills: SpillDirectory) -> None:
+        self._frames = frames
+        self._spills = spills
+        self._decoder = Decoder()
+        self._transactions: dict[int, Spill] = {}
+        self._open: Spill | None = None
+        self._replay: Iterator[list[Message]] | None = None
+        self._behind: deque[Frame] = deque()
+        """What was read behind a commit whose transaction is not yet handed out."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def kept(self) -> int:
+        """Bytes of transactions in progress that are kept."""
+        return sum(spill.size for spill in self._transactions.values())
+
+    def read(self, limit: int, timeout: float) -> list[Message]:
+        """Return the next messages; wait up to `timeout` seconds for a first of about `limit` frames.
+
+        An empty list says that none came in time, or only parts of transactions in progress. To be called as often as
+        ReplicationStream.read, and raises what that does, SpillFailed and Malformed.
+        """
+        messages: list[Message] = []
+        if self._replay is None and not self._behind:
+            self._behind.extend(self._frames.read(limit, timeout))
+        else:
+            # Nothing more is taken meanwhile, but the server has its answers.
+            self._frames.read(0, 0)
+        while self._replay is None and self._behind:
+            self._take(messages)
+        if self._replay is not None and not messages:
+            messages = next(self._replay, [])
+            if not messages:
+                self._replay = None
+                return self.read(limit, 0 if self._behind else timeout)
+        return messages
+
+    def close(self) -> None:
+        """Forget the transactions in progress: the server sends them again to whom reads on."""
+        for spill in self._transactions.values():
+            spill.discard()
+        self._transactions.clear()
+
+    def _take(self, messages: list[Message]) -> None:
+        """Decode what was read, up to a commit of a transaction that has to be read back."""
+        take, add, decode = self._behind.popleft, messages.append, self._decoder.decode
+        while self._behind:
+            frame = take()
+            if type(frame) is not XLogData:
+                continue
+            data = frame.data
+            if self._open is not None:
+                if data[0] == _STOP:
+                    self._control(data)
+                else:
+                    self._open.add(data)
+            elif data[0] in _CONTROL:
+                self._control(data)
+                if self._replay is not None:
+                    return
+            else:
+                add(decode(data))
+
+    def _control(self, data: bytes) -> None:
+        match self._decoder.decode(data):
+            case StreamStart(xid, first):
+                if first:
+                    self._forget(xid)
+                    self._transactions[xid] = self._spills.transaction(xid)
+                self._open = self._known(xid)
+            case StreamStop():
+                self._open = None
+            case StreamAbort(xid, subxid):
+                # The server tells some aborts of which it sent nothing, or which an abort of the whole covered.
+                if xid == subxid:
+                    self._forget(xid)
+                elif xid in self._transactions:
+                    self._transactions[xid].abort(subxid)
+            case StreamCommit() as commit:
+                self._replay = self._committed(commit, data)
+
+    def _known(self, xid: int) -> Spill:
+        try:
+            return self._transactions[xid]
+        except KeyError:
+            raise Malformed(f"the stream goes on with transaction {xid}, of which it told no beginning") from None
+
+    def _forget(self, xid: int) -> None:
+        if (spill := self._transactions.pop(xid, None)) is not None:
+            spill.discard()
+
+    def _committed(self, commit: StreamCommit, data: bytes) -> Iterator[list[Message]]:
+        """Yield the messages of a transaction that has committed; none of the parts is empty."""
+        spill = self._known(commit.xid)
+        decode = self._decoder.decode
+        yield [Begin(commit.commit_lsn, commit.commit_ms, commit.xid)]
+        # One block around it all; the relations in it hold for the transaction alone until the commit is decoded.
+        decode(_STREAM_START.pack(b"S", commit.xid, 1))
+        for block in spill.read():
+            if messages := [decode(payload) for payload in block]:
+                yield messages
+        decode(b"E")
+        decode(data)
+        self._forget(commit.xid)
+        yield [Commit(commit.commit_lsn, commit.end_lsn, commit.commit_ms)]

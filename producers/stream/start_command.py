@@ -1,0 +1,91 @@
+"""What is said to open a replication stream: the connection string and START_REPLICATION; no I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from producers.source import slots
+from schemas.errors import UsageError
+from schemas.positions import Lsn, format_lsn
+
+_CONNECTION_DEFAULTS: Final = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "application_name": "headrace",
+}
+
+
+class Streaming(StrEnum):
+    """Whether transactions larger than the server's logical_decoding_work_mem come before they commit."""
+
+    OFF = "off"
+    ON = "on"
+    PARALLEL = "parallel"
+    """As on, and a stream's abort tells its LSN and time."""
+
+
+_LOWEST_VERSION: Final = {Streaming.OFF: 1, Streaming.ON: 2, Streaming.PARALLEL: 4}
+
+
+def start_command(
+    slot: str,
+    publication: str,
+    start: Lsn,
+    *,
+    version: int | None = None,
+    streaming: Streaming = Streaming.OFF,
+    messages: bool = True,
+    binary: bool = False,
+) -> bytes:
+    """Return the START_REPLICATION command; raises UsageError when there can be none.
+
+    The walsender's grammar has no parameters and its own quoting: doubled quotes and nothing else. The list
+    of publications is a literal whose content is quoted again, as identifiers.
+    """
+    lowest = _LOWEST_VERSION[streaming]
+    version = lowest if version is None else version
+    if not lowest <= version <= 4:
+        raise UsageError(f"protocol version {version} cannot have streaming = {streaming}")
+    options = {"proto_version": str(version), "publication_names": quote(publication, '"')}
+    if messages:
+        options["messages"] = "true"
+    if streaming is not Streaming.OFF:
+        options["streaming"] = str(streaming)
+    if binary:
+        options["binary"] = "true"
+    settings = ", ".join(f"""{name} {quote(value, "'")}""" for name, value in options.items())
+    name = quote(slots.check_name(slot), '"')
+    return f"START_REPLICATION SLOT {name} LOGICAL {format_lsn(start)} ({settings})".encode()
+
+
+def quote(text: str, mark: str) -> str:
+    """Return `text` between `mark`s, those inside it doubled; raises UsageError for a NUL."""
+    if "\0" in text:
+        raise UsageError(f"{text!r} has a NUL", remedy="no name in PostgreSQL can have one")
+    return f"{mark}{text.replace(mark, mark * 2)}{mark}"
+
+
+def conninfo(dsn: str, application_name: str | None = None, client_encoding: str = "UTF8") -> str:
+    """Return `dsn` for replication; what else a session relies on is set once connected (`infra.postgres.connect`).
+
+    Raises UsageError when `dsn` is not one (its text is not shown: it may hold a password).
+    """
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise UsageError(
+            "the dsn is not one", remedy="write it as postgresql://user@host:port/database"
+        ) from None  # its message quotes the dsn
+    parameters = {**_CONNECTION_DEFAULTS, **{k: str(v) for k, v in given.items() if v is not None}}
+    if application_name is not None:
+        parameters["application_name"] = application_name
+    parameters["replication"] = "database"
+    parameters["client_encoding"] = client_encoding
+    return make_conninfo("", **parameters)

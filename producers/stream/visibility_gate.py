@@ -1,0 +1,126 @@
+"""Holds the stream back until the transactions in it are visible, for `publish_when_visible`.
+
+PostgreSQL decodes a commit when its WAL is flushed; other sessions see it later: a moment in plain use, as long as it
+takes while a synchronous standby is away. Behind this gate a transaction is in the topics only when every new snapshot
+of the source shows it. What comes after it waits too, so that the order stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import psycopg
+
+from infra.service import log
+from infra.settings.model import DatabaseSettings
+from producers.source.transactions import current_snapshot
+from producers.stream.messages import Begin, Message
+from schemas.positions import Lsn
+
+_LOOK_SECONDS: Final = 0.01
+_LOOK_MOST_SECONDS: Final = 0.1
+"""How often the source is asked while something is held: at first, and after a while."""
+_ANSWER_SECONDS: Final = 1.0
+_SAID_SECONDS: Final = 5.0
+_SAID_AGAIN_SECONDS: Final = 60.0
+
+Sees = Callable[[int], bool]
+"""Whether a snapshot shows the transaction with this 32-bit id, whose commit was decoded."""
+
+
+class Messages(Protocol):
+    """Where messages come from: producers.stream.reassembly.Incoming, or the gate in front of it."""
+
+    def read(self, limit: int, timeout: float) -> list[Message]: ...
+
+
+class Answers(Protocol):
+    """Whose server waits for answers: producers.stream.connection.ReplicationStream."""
+
+    @property
+    def flushed(self) -> Lsn: ...
+
+    def confirm(self, flushed: Lsn) -> None: ...
+
+
+def gated(
+    incoming: Messages, database: DatabaseSettings, connection: psycopg.Connection[Any], stream: Answers, lines: log.Log
+) -> Messages:
+    """Return `incoming`, behind a gate where the settings of its database ask for one."""
+    if not database.publish_when_visible:
+        return incoming
+    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, stream, lines)
+
+
+class VisibilityGate:
+    """Reads `incoming` and returns its messages up to the first transaction that is not visible.
+
+    `take` takes a snapshot of the source. A slot keeps the ids in its stream within 2**31 of the server's next one,
+    since catalogs behind it cannot be frozen, so a snapshot's nearest guess of their high half is right.
+    """
+
+    def __init__(self, incoming: Messages, take: Callable[[], Sees], stream: Answers, lines: log.Log) -> None:
+        self._incoming = incoming
+        self._take = take
+        self._stream = stream
+        self._log = lines
+        self._held: list[Message] = []
+        """The first is the beginning of a transaction that was not visible when the source was last asked."""
+        self._since = self._answer_due = self._said_due = 0.0
+        self._said = False
+
+    def read(self, limit: int, timeout: float) -> list[Message]:
+        """Return the next visible messages; wait up to `timeout` seconds for a first. See Incoming.read.
+
+        While some are held nothing more is read, so that the source's slot retains the WAL after them and this
+        process's memory stays bounded; the server still gets its answers.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._held:
+            return self._passed(self._incoming.read(limit, timeout))
+        while not (passed := self._passed(self._held)):
+            now = time.monotonic()
+            self._wait(now)
+            if now >= deadline:
+                break
+            time.sleep(min(deadline - now, _LOOK_MOST_SECONDS, max(_LOOK_SECONDS, (now - self._since) / 10)))
+        if passed and self._said:
+            self._said = False
+            self._log.info("publishing continues")
+        return passed
+
+    def _passed(self, messages: list[Message]) -> list[Message]:
+        """Return the messages before the first that is to be held, and hold the rest."""
+        first = next((place for place, each in enumerate(messages) if type(each) is Begin), None)
+        if first is not None:
+            sees = self._take()
+            for place in range(first, len(messages)):
+                message = messages[place]
+                if type(message) is Begin and not sees(message.xid):
+                    self._hold(messages[place:], message)
+                    return messages[:place]
+        self._held = []
+        return messages
+
+    def _hold(self, messages: list[Message], first: Begin) -> None:
+        if not self._held or self._held[0] is not first:
+            self._since = time.monotonic()
+            self._said_due = self._since + _SAID_SECONDS
+        self._held = messages
+
+    def _wait(self, now: float) -> None:
+        """Answer the server, which ends a stream that is silent for wal_sender_timeout; say what is waited for."""
+        if now >= self._answer_due:
+            self._answer_due = now + _ANSWER_SECONDS
+            self._stream.confirm(self._stream.flushed)
+        if now >= self._said_due:
+            self._said, self._said_due = True, now + _SAID_AGAIN_SECONDS
+            first = self._held[0]
+            assert type(first) is Begin
+            self._log.warning(
+                "publishing waits until a committed transaction is visible: a synchronous standby may be away",
+                xid=first.xid,
+                seconds=round(now - self._since),
+            )

@@ -1,0 +1,167 @@
+"""A switchover as its two ends record it: which gitlab schemas move, who owns them, and what the last move of each did.
+
+Read by `side`; what it means is in move_states, what follows from it in move_rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+
+from infra.postgres import table_format
+from infra.postgres.control import Owner
+from infra.settings.model import Settings
+from producers.source import slots
+from schemas.errors import Refused, UsageError
+from schemas.gitlab_schemas import GITLAB_SHARED
+
+_SIDE: Final = "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database)"
+_OWNERS: Final = "SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership"
+_RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage, claim FROM headrace.switchovers"
+
+
+class NotMovable(Refused):
+    """See docs/how-to/switchover.md."""
+
+
+class Stage(StrEnum):
+    """How far the last switchover of a gitlab schema came, on the database that has the record."""
+
+    CLOSED = "closed"
+    TAKEN_BACK = "taken back"
+    RELEASED = "released"
+    OPENED = "opened"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The last switchover of a gitlab schema; `epoch` is that of the change of owner that it made.
+
+    `claim` is what the one copy that is to be the owner wrote itself, once it was promoted.
+    """
+
+    id: UUID
+    source: str
+    destination: str
+    epoch: int
+    stage: Stage
+    claim: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Which gitlab schemas move, from the database `source` to `destination`, as the settings name them."""
+
+    gitlab_schemas: tuple[str, ...]
+    source: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one of the two databases says of itself."""
+
+    name: str | None
+    standby: bool
+    system: str
+    owners: Mapping[str, Owner]
+    records: Mapping[str, Record] = field(default_factory=dict)
+
+    def record(self, gitlab_schema: str) -> Record | None:
+        """Return the record of the change that gave the gitlab schema its owner; None: no switchover made that."""
+        found, owner = self.records.get(gitlab_schema), self.owners.get(gitlab_schema)
+        if found is None or owner is None or found.epoch != owner.epoch:
+            return None
+        given = found.source if found.stage is Stage.TAKEN_BACK else found.destination
+        return found if given == owner.name else None
+
+    def opens(self, gitlab_schema: str) -> bool:
+        """Return whether transactions of `name` may write the gitlab schema here."""
+        owner = self.owners.get(gitlab_schema)
+        return not self.standby and owner is not None and owner.name == self.name
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Both sides now. `slot`: the new owner's producer has its slot, or needs none."""
+
+    move: Move
+    old: Side
+    new: Side
+    same_server: bool
+    slot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Rows to be written on one side, in one transaction; `name` is that of the database, None: as it is."""
+
+    owners: Mapping[str, Owner]
+    records: Mapping[str, Record]
+    name: str | None = None
+
+
+def require_settings(settings: Settings, move: Move) -> None:
+    """Raise UsageError unless the settings have both databases, and the new one lists the gitlab schemas."""
+    settings.database(move.source)
+    listed = settings.database(move.destination).gitlab_schemas
+    if move.source == move.destination:
+        raise UsageError(f"{move.source} cannot be both ends of a switchover")
+    for gitlab_schema in move.gitlab_schemas:
+        if gitlab_schema == GITLAB_SHARED:
+            raise UsageError("gitlab_shared does not move: every database has its own", remedy="leave it out")
+        if gitlab_schema not in listed:
+            raise UsageError(
+                f"database {move.destination} does not list {gitlab_schema}",
+                remedy=f"add it to databases.{move.destination}.gitlab_schemas",
+            )
+
+
+def side(connection: psycopg.Connection[Any], database: str) -> Side:
+    """Return what `database` says of itself, within the connection's transaction.
+
+    Raises NewerFormat where a newer headrace made its tables, and NotMovable where they are not there.
+    """
+    table_format.require(connection, database)
+    try:
+        row = connection.execute(_SIDE).fetchone()
+        assert row is not None
+        standby, name = row
+        owners = {label: Owner(owner, epoch) for label, owner, epoch in connection.execute(_OWNERS)}
+        records = {
+            label: Record(id, source, destination, epoch, Stage(stage), claim)
+            for label, id, source, destination, epoch, stage, claim in connection.execute(_RECORDS)
+        }
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise NotMovable(
+            f"database {database} lacks tables of headrace: {error.diag.message_primary}",
+            remedy=f"start `headrace produce {database}` once, or run what `headrace init --sql` prints",
+        ) from error
+    return Side(name, standby, slots.system_identifier(connection), owners, records)
+
+
+def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
+    """Write the rows within the connection's transaction, which has locked them."""
+    for gitlab_schema, owner in changes.owners.items():
+        connection.execute(
+            "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s, changed_at = now()"
+            " WHERE gitlab_schema = %s AND (owner, epoch) IS DISTINCT FROM (%s, %s)",
+            (*owner, gitlab_schema, *owner),
+        )
+    for gitlab_schema, record in changes.records.items():
+        connection.execute(
+            "INSERT INTO headrace.switchovers (gitlab_schema, id, source, destination, epoch, stage, claim)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (gitlab_schema) DO UPDATE SET (id, source, destination,"
+            " epoch, stage, claim, changed_at) = (excluded.id, excluded.source, excluded.destination, excluded.epoch,"
+            " excluded.stage, excluded.claim, now())",
+            (gitlab_schema, record.id, record.source, record.destination, record.epoch, record.stage, record.claim),
+        )
+    if changes.name is not None:
+        connection.execute(
+            "UPDATE headrace.database SET name = %s, opened_lsn = pg_current_wal_insert_lsn()", (changes.name,)
+        )

@@ -1,0 +1,104 @@
+"""Ends what a step of a switchover waits for, once it has taken too long or the command is stopped.
+
+A statement that a server works on, or a commit that waits for a standby, is cancelled there; a server that does not
+even answer that loses its connection. Whatever is ended may be done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+
+from infra.service.signals import shut_down
+from schemas.errors import HeadraceError, Interrupted
+
+_LOOK_SECONDS: Final = 0.1
+_CUT_SECONDS: Final = 5.0
+"""From the first cancellation on; by then a server that is there has answered."""
+
+
+class Busy(HeadraceError):
+    """Run it again, which goes on from there; or take it back with --abort while the copy is not promoted."""
+
+
+class StepLimit:
+    """How long a step may take, in seconds, and what stops it earlier; `waiting_for` says what it is doing."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.seconds = seconds
+        self.stop = threading.Event()
+        self.waiting_for = "the server"
+        self._deadline = float("inf")
+        self._connections: list[psycopg.Connection[Any]] = []
+        self._remedy: str | None = None
+
+    def watch(self, connection: psycopg.Connection[Any]) -> None:
+        """Let `connection` be one of those that a step uses."""
+        self._connections.append(connection)
+
+    @property
+    def over(self) -> bool:
+        return self.stop.is_set() or time.monotonic() > self._deadline
+
+    def pause(self, seconds: float) -> None:
+        """Sleep between two looks; raises Busy or Interrupted when the step is over."""
+        self.stop.wait(seconds)
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted when stopped, Busy when the step has taken too long."""
+        if self.stop.is_set():
+            raise Interrupted(f"stopped while waiting for {self.waiting_for}", remedy=self._remedy)
+        if self.over:
+            raise Busy(f"timed out after {self.seconds:.0f} s waiting for {self.waiting_for}", remedy=self._remedy)
+
+    @contextmanager
+    def step(self, remedy: str | None) -> Iterator[None]:
+        """Limit what is done inside; what is ended raises Busy or Interrupted with `remedy`, None: their own."""
+        self._deadline, self._remedy = time.monotonic() + self.seconds, remedy
+        done = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(done,), name="step limit", daemon=True)
+        watcher.start()
+        try:
+            yield
+        except (HeadraceError, psycopg.Error) as error:
+            if self.over and not isinstance(error, Busy | Interrupted):
+                self._raise(error)
+            raise
+        finally:
+            done.set()
+            watcher.join()
+            self._deadline = float("inf")
+
+    def cancel(self) -> None:
+        """Cancel what the servers work on."""
+        for connection in self._connections:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=1.0)
+
+    def cut(self) -> None:
+        """Shut the connections down."""
+        for connection in self._connections:
+            shut_down(connection)
+
+    def _raise(self, error: BaseException) -> None:
+        try:
+            self.check()
+        except HeadraceError as instead:
+            raise instead from error
+
+    def _watch(self, done: threading.Event) -> None:
+        first: float | None = None
+        while not done.wait(_LOOK_SECONDS):
+            # Again and again: one that comes between two statements cancels nothing.
+            if self.over:
+                first = first or time.monotonic()
+                self.cancel()
+                if time.monotonic() - first > _CUT_SECONDS:
+                    self.cut()

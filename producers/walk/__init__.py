@@ -1,0 +1,1 @@
+"""Walks of git storages, whose repositories become events."""

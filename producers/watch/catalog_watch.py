@@ -1,0 +1,253 @@
+"""What PostgreSQL's catalog says now of the tables that are captured, and which of them have to be stopped for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from infra.postgres.connect import one_snapshot
+from infra.service import log
+from infra.state.positions import SnapshotState
+from producers.publish.table_publisher import TableFeed
+from producers.source import gaps
+from producers.source.publication import (
+    Publication,
+    PublicationOfAnotherRole,
+    edited,
+    lacking_own,
+    put_back,
+    read_publication,
+    replaced,
+    withdraw,
+)
+from producers.source.schema_changes import TableNow, TableStopped, standing_obstacle
+from producers.source.tables import UnreadableTable
+from producers.source.writability import WritesRefused, refused_writes
+from producers.watch.form_watch import FormWatch
+from producers.watch.partition_watch import PartitionWatch
+from schemas.positions import Lsn
+
+_NOW = """
+SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
+       (SELECT json_object_agg(a.attname, a.attnum) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS numbers,
+       (SELECT json_object_agg(a.attname, a.atttypid::bigint) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS types,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+               AND (a.atthasdef OR a.atthasmissing OR a.attidentity <> '')) AS filled,
+       (SELECT json_agg(ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+                              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                              WHERE k.n <= i.indnkeyatts))
+        FROM pg_index i
+        WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
+          AND i.indpred IS NULL AND i.indexprs IS NULL
+          AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
+                          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                          WHERE k.n <= i.indnkeyatts
+                            AND (NOT a.attnotnull
+                                 OR EXISTS (SELECT FROM pg_constraint n
+                                            WHERE n.conrelid = a.attrelid AND n.contype = 'n' AND NOT n.convalidated
+                                              AND a.attnum = ANY(n.conkey))))) AS unique_columns,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated <> '') AS generated,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+       AND NOT row_security_active(c.oid) AS readable
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = ANY(%s)
+"""
+
+
+def tables_now(
+    connection: psycopg.Connection[Any], publication: Publication | None, oids: Collection[int]
+) -> dict[int, TableNow]:
+    """Return oid → table for those that there are."""
+    published = publication.tables if publication is not None else {}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        found = cursor.execute(_NOW, (list(oids),)).fetchall()
+    return {
+        row["oid"]: TableNow(
+            row["name"],
+            row["numbers"] or {},
+            frozenset(row["filled"]),
+            frozenset(frozenset(columns) for columns in row["unique_columns"] or ()),
+            row["name"] in published,
+            row["types"] or {},
+            frozenset(row["generated"]),
+            row["readable"],
+        )
+        for row in found
+    }
+
+
+class TableWatch:
+    """Notices what has no event: that a captured table was dropped, renamed, left its publication or its key.
+
+    The catalog is asked as it is now, where the stream may be behind; so a table that cannot be followed any more is
+    stopped once the stream has passed the LSN noted after that look, and all events before it are published.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], source: str, publication: str, lines: log.Log) -> None:
+        self._connection = connection
+        self._source = source
+        self._publication = publication
+        self._log = lines
+        self._found: list[tuple[TableFeed, str]] = []
+        self._ending: list[tuple[Lsn, TableFeed, str]] = []
+        self._told: set[str] = set()
+        self._unwritable: set[str] = set()
+        self._hidden: set[str] = set()
+        self._without_own = False
+        self._forms = FormWatch(connection, lines)
+        self._partitions = PartitionWatch(connection, lines)
+
+    def now(self, oid: int) -> TableNow | None:
+        """Return one table; None when it is gone."""
+        with one_snapshot(self._connection):
+            publication = read_publication(self._connection, self._publication, [oid])
+            return tables_now(self._connection, publication, [oid]).get(oid)
+
+    def require(self, feed: TableFeed) -> None:
+        """Raise TableStopped when the table, as it is now, cannot be followed."""
+        if (reason := standing_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
+            raise TableStopped(reason)
+
+    def hides(self, feed: TableFeed) -> bool:
+        """Whether rows of the table may not be read now; copying it then waits until a look finds that they may."""
+        self._note_readable(feed, self.now(feed.table.relation.oid))
+        return feed.hidden
+
+    def differs(self, feed: TableFeed) -> bool:
+        """Whether the table's values are made of something else than was noted, which the next look acts on."""
+        return self._forms.differs(feed)
+
+    def look(self, feeds: Iterable[TableFeed]) -> None:
+        """Look at the tables; to be called before a heartbeat, whose position `noted` then gets.
+
+        Raises SilentGap once the publication is not the one whose changes the stream has.
+        """
+        feeds = list(feeds)
+        oids = [feed.table.relation.oid for feed in feeds]
+        # A table that is moved to another schema and back between two of them would be in none of the publication's.
+        with one_snapshot(self._connection):
+            refused = refused_writes(self._connection, self._publication, oids)
+            publication = read_publication(self._connection, self._publication)
+            now = tables_now(self._connection, publication, oids)
+        self._found = []
+        self._lacking_own(publication)
+        for feed in feeds:
+            oid = feed.table.relation.oid
+            self._note_readable(feed, now.get(oid))
+            if oid in refused and publication is not None and feed.table.name in publication.tables:
+                # Also one that is stopped: its owner's statements fail meanwhile.
+                self._withdraw(feed, refused[oid])
+            if feed.away or feed.state.stopped:
+                continue
+            published = feed.state.published
+            if (what := replaced(published, publication)) is not None:
+                raise gaps.publication_gap(self._source, self._publication, what)
+            lacking = edited(published, feed.table.name, publication)
+            if lacking is not None and oid in now:
+                # What is left of it may have a filter that keeps the table from being updated.
+                withdraw(self._connection, self._publication, feed.table)
+            if (reason := standing_obstacle(feed.table, now.get(oid)) or lacking or refused.get(oid)) is not None:
+                self._found.append((feed, reason))
+        ending = [feed for feed, _ in self._found]
+        live = [feed for feed in feeds if not feed.away and not feed.state.stopped and feed not in ending]
+        self._forms.look(live)
+        for feed, reason in self._partitions.look(live):
+            # What is said of a partition may come from a change of the whole table, since that was looked at above.
+            now_of = self.now(feed.table.relation.oid)
+            self._found.append((feed, standing_obstacle(feed.table, now_of) or reason))
+
+    def begin(self, feeds: Iterable[TableFeed]) -> None:
+        """Compare the tables with what was recorded of them, before anything is read of them or published."""
+        self._forms.look([feed for feed in feeds if not feed.away and not feed.state.stopped])
+        self._forms.take(Lsn(0))
+
+    def noted(self, lsn: Lsn) -> None:
+        """Everything that the last look saw is in the log before `lsn`."""
+        self._ending += ((lsn, feed, reason) for feed, reason in self._found)
+        self._found = []
+        self._partitions.noted(lsn)
+
+    @property
+    def stream_lacks_partitions(self) -> bool:
+        """Whether the stream has to begin again, after what it has passed, for the changes of added partitions."""
+        return self._partitions.lacks_added
+
+    def passed(self, lsn: Lsn) -> bool:
+        """Stop the tables whose end the stream, at `lsn`, has passed, and read others again that need it.
+
+        To be called before the tables' states are recorded with that position: every transaction that the stream has
+        passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation
+        go elsewhere from here on.
+        """
+        self._forms.take(lsn)
+        ended = [(feed, reason) for at, feed, reason in self._ending if at <= lsn and not feed.state.stopped]
+        for feed, reason in ended:
+            if not feed.state.stopped:
+                feed.stop(reason)
+        self._ending = [each for each in self._ending if each[0] > lsn]
+        return self._partitions.passed(lsn) or bool(ended)
+
+    def _lacking_own(self, publication: Publication | None) -> None:
+        """Put headrace's own tables back that were taken out of the publication.
+
+        Without its heartbeats an idle slot retains WAL, and no request that was made meanwhile is in the stream.
+        """
+        if publication is None or not publication.whole or not (lacking := lacking_own(publication)):
+            self._without_own = False
+            return
+        named = ", ".join(".".join(table) for table in lacking)
+        if put_back(self._connection, self._publication, lacking):
+            self._log.warning("put back into the publication; send requests made meanwhile again", tables=named)
+        elif not self._without_own:
+            self._without_own = True
+            self._log.error(
+                "taken out of the publication: an idle slot retains WAL, and requests do not arrive",
+                tables=named,
+                remedy=PublicationOfAnotherRole.__doc__,
+            )
+
+    def _withdraw(self, feed: TableFeed, reason: str) -> None:
+        if withdraw(self._connection, self._publication, feed.table):
+            self._log.warning("table taken out of the publication", **{log.TABLE: feed.table.name, log.REASON: reason})
+        elif feed.table.name not in self._unwritable:
+            self._unwritable.add(feed.table.name)
+            self._log.error(
+                "the publication keeps a table from being updated, and it could not be taken out",
+                **{log.TABLE: feed.table.name, log.REASON: reason},
+                remedy=WritesRefused.__doc__,
+            )
+
+    def _hide(self, feed: TableFeed, reason: str) -> None:
+        feed.hidden = True
+        if feed.table.name not in self._hidden:
+            self._hidden.add(feed.table.name)
+            self._log.warning(
+                "rows of a table may not be read: its changes are published, and copying it waits",
+                **{log.TABLE: feed.table.name, log.REASON: reason},
+                remedy=UnreadableTable.__doc__,
+            )
+
+    def _note_readable(self, feed: TableFeed, now: TableNow | None) -> None:
+        if now is not None and not now.readable:
+            self._hide(feed, "a grant is missing, or row security hides rows")
+            return
+        feed.hidden = False
+        self._hidden.discard(feed.table.name)
+
+    def tell(self, states: Iterable[SnapshotState]) -> None:
+        """Log the tables that are stopped, each once."""
+        for state in states:
+            if state.stopped and state.table not in self._told:
+                self._told.add(state.table)
+                self._log.error(
+                    "table stopped; the others go on",
+                    **{log.TABLE: state.table, log.TOPIC: state.topic, log.REASON: state.stopped},
+                    remedy=TableStopped.__doc__,
+                )

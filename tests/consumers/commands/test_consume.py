@@ -1,0 +1,136 @@
+"""The commands of a migration's life, run as the command line runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from consumers.commands import consume
+from consumers.contract.decisions import TOMBSTONE
+from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.pauses import set_paused
+from infra.service import log
+from infra.settings.model import Settings
+from schemas.errors import HeadraceError
+from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+
+pytestmark = pytest.mark.stack
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(config: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A function that runs a command with the test's settings; what is raised stands in the result."""
+    # The runner's standard error is gone after each command, and the log of this process would go on with it.
+    monkeypatch.setattr(log, "configure", lambda: None)
+    app = typer.Typer()
+    for command in consume.COMMANDS:
+        app.command()(command)
+    for name, group in consume.GROUPS.items():
+        app.add_typer(group, name=name)
+
+    def invoke(*arguments: str, answer: str | None = None) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--config", str(config)], input=answer)
+
+    return invoke
+
+
+def refused(result: Result) -> tuple[int, str]:
+    """Return the exit code and the line of an error."""
+    assert isinstance(result.exception, HeadraceError), result.output
+    return result.exception.exit_code, str(result.exception)
+
+
+@pytest.fixture
+def poisoned(feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any]) -> None:
+    """Row 1 is forbidden to be reset, and parked; an unreadable event is parked too."""
+    connection.execute("ALTER TABLE container_repositories ADD CONSTRAINT poison CHECK (migration_state <> 'default')")
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    feed.send([(b"k", b"nonsense")])
+    catch_up()
+
+
+def test_parked_events_are_listed_retried_and_discarded(
+    run: Run, poisoned: None, connection: psycopg.Connection[Any]
+) -> None:
+    listed = json.loads(run("parked", "list", "skip_resets", "--json").output)
+    assert listed["migration"] == "skip_resets"
+    assert all(
+        each.keys() == {"event", "database", "topic", "partition", "offset", "reason", "run", "parked_at", "key"}
+        for each in listed["parked"]
+    )
+    reasons = {each["reason"].split()[0]: each["event"] for each in listed["parked"]}
+    assert len(reasons) == 2
+    assert {"id": 1} in [each["key"] for each in listed["parked"]]
+    assert len(run("parked", "list", "skip_resets").output.splitlines()) == 2
+
+    code, line = refused(run("parked", "retry", "skip_resets"))
+    assert (code, "2 events of skip_resets are still parked" in line) == (1, True)
+    connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT poison")
+    assert "1 applied" in run("parked", "retry", "skip_resets", reasons["23514"]).output
+    assert written(connection) == [1]
+
+    assert run("parked", "discard", "skip_resets", "--all", answer="n\n").exit_code == 1
+    left = json.loads(run("parked", "list", "skip_resets", "--json").output)["parked"]
+    assert [each["event"] for each in left] == [name for reason, name in reasons.items() if reason != "23514"]
+    done = run("parked", "discard", "skip_resets", "--all", "--yes", "--json")
+    assert json.loads(done.output)["discarded"] == 1
+    assert "nothing is parked" in run("parked", "list", "skip_resets").output
+
+
+@pytest.mark.parametrize("arguments", [[], ["t/0/1", "--all"]])
+def test_discarding_needs_a_selection(run: Run, arguments: list[str]) -> None:
+    code, line = refused(run("parked", "discard", "skip_resets", "--yes", *arguments))
+    assert (code, "name the events to discard, or give --all" in line) == (2, True)
+
+
+def test_a_replay_begins_where_it_is_told(run: Run, feed: Feed, catch_up: Callable[..., Any]) -> None:
+    feed.snapshot(dict.fromkeys(range(10), DEFAULT))
+    catch_up()
+    begun = json.loads(
+        run("replay", "skip_resets", "--from", "lsn:0/1", "--keys", "4", "--where", "id=5,6", "--json").output
+    )
+    assert (begun["run"], begun["partitions"], begun["selection"]) == (2, 4, {"id": ["5", "6", "4"]})
+    assert {start["offset"] for start in begun["starts"]} == {0}
+    assert refused(run("replay", "skip_resets", "--from", "noon"))[0] == 2
+    assert refused(run("replay", "skip_resets", "--where", "id"))[0] == 2
+
+
+def test_a_paused_migration_is_not_finalized(run: Run, settings: Settings, feed: Feed) -> None:
+    set_paused(settings, SkipResets, "main", True)
+    code, line = refused(run("finalize", "skip_resets"))
+    assert (code, "skip_resets is paused; go on with `headrace resume skip_resets`" in line) == (3, True)
+
+
+def test_verify_says_how_many_rows_are_left(run: Run, connection: psycopg.Connection[Any]) -> None:
+    fill(connection, {1: TOO_MANY_TAGS, 2: DEFAULT})
+    code, line = refused(run("verify", "skip_resets"))
+    assert (code, "1 rows are left to change in main" in line) == (1, True)
+    assert json.loads(run("verify", "skip_resets", "--json").output)["remaining"] == 1
+    assert refused(run("verify", "public.nothing", "--rows"))[0] == 2
+
+
+def test_a_dry_run_counts_and_writes_nothing(run: Run, feed: Feed, connection: psycopg.Connection[Any]) -> None:
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS, 2: DEFAULT})
+    feed.send(feed.delete(2))
+    found = json.loads(run("consume", "skip_resets", "--dry-run", "--json").output)
+    assert (found["events"], found["changes"], found["remaining"]) == (4, 1, 1)
+    assert found["skipped"][TOMBSTONE] == 1
+    assert written(connection) == []
+
+
+def test_pause_and_resume_say_what_to_do_next(run: Run, connection: psycopg.Connection[Any]) -> None:
+    assert "go on with: headrace resume skip_resets" in run("pause", "skip_resets").output
+    assert connection.execute("SELECT paused FROM headrace.migrations").fetchone() == (True,)
+    assert "goes on" in run("resume", "skip_resets").output
+    assert connection.execute("SELECT paused FROM headrace.migrations").fetchone() == (False,)

@@ -1,0 +1,161 @@
+"""What people see: the status fits a terminal of 80 columns, and says what there is to say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from consumers.commands import display
+from consumers.compare.comparison import Comparison
+from consumers.delivery.dead_letter_topic import Entry
+from consumers.ledger.progress import Place
+from schemas.positions import Offset
+
+
+def migration(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "status_backfills",
+        "gitlab_schema": "registry",
+        "database": "main",
+        "run": 3,
+        "state": "caught_up",
+        "applied": 123_456_789,
+        "skipped": 1_234,
+        "skip_reasons": {"deleted": 1_000, "right already": 234},
+        "parked": 2,
+        "remaining": 9_876_543,
+        "rate": 123_456.7,
+        "eta_seconds": 360_000.0,
+        "members": ["host:1", "host:2"],
+        "held_by": None,
+        "partitions": [{"topic": "t", "partition": 0, "offset": 999, "end_offset": 1000}],
+        **changes,
+    }
+
+
+def source(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "main",
+        "slot": "headrace_main",
+        "lsn": "16/B374D848",
+        "lag_bytes": 123_456_789,
+        "lag_seconds": 12.5,
+        "snapshot": {"table": "public.container_repositories", "chunks_done": 12, "chunks": 34},
+        **changes,
+    }
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that returns the lines which a status prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def show(*migrations: dict[str, Any], sources: tuple[dict[str, Any], ...] = ()) -> list[str]:
+        display.show_status({"migrations": list(migrations), "sources": list(sources)})
+        return capsys.readouterr().out.splitlines()
+
+    return show
+
+
+def test_nothing_is_cut_or_wrapped_at_80_columns(shown: Any) -> None:
+    lines = shown(migration(), sources=(source(),))
+    row = next(line for line in lines if line.startswith("status_backfills "))
+    assert row.split() == [
+        "status_backfills", "caught_up", "99.9%", "123,456,789", "9,876,543", "123,457", "100:00:00",
+    ]  # fmt: skip
+    assert "…" not in "".join(lines)
+    assert len(row) <= 80
+    assert any("16/B374D848" in line and "123 MB" in line and "12.5" in line for line in lines)
+
+
+def test_details_stand_below_where_there_are_any(shown: Any) -> None:
+    lines = shown(migration(held_by="archive: 50 log segments wait to be archived", state="held"))
+    assert "status_backfills: held by archive: 50 log segments wait to be archived" in lines
+    assert "status_backfills: 2 parked, see `headrace parked list status_backfills`" in lines
+    assert "status_backfills: 1,234 skipped (deleted 1,000, right already 234)" in lines
+    assert "status_backfills: run 3 in database main, members host:1, host:2" in lines
+    given_up = shown(migration(state="given_up", given_up=1_006, reported=2))
+    assert (
+        "status_backfills: 1,006 given up, 2 with something to report, see `headrace parked list status_backfills`"
+        in given_up
+    )
+    assert len(next(line for line in given_up if line.startswith("status_backfills "))) <= 80
+    moving = shown(migration(reached={"0": "every name", "1": "the names up to a/\tb", "7": "every name"}))
+    assert "status_backfills: passed every name of partition 0, 7" in moving
+    assert "status_backfills: passed 'the names up to a/\\tb' of partition 1" in moving
+    quiet = shown(migration(parked=0, skipped=0, run=0, rate=0.0, eta_seconds=None, remaining=None))
+    assert not any(line.startswith("status_backfills:") for line in quiet)
+
+
+def test_a_database_that_does_not_answer_is_told(shown: Any) -> None:
+    lines = shown(migration(error="PostgreSQL at h:1/x does not answer"), sources=(source(lag_bytes=None),))
+    assert any(line.split()[:2] == ["status_backfills", "unknown"] for line in lines)
+    assert "status_backfills: PostgreSQL at h:1/x does not answer" in lines
+
+
+def test_a_slot_in_trouble_has_a_line_of_its_own(shown: Any) -> None:
+    assert "main: slot headrace_main is lost; see `headrace check`" in shown(sources=(source(slot_status="lost"),))
+    assert not any("check" in line for line in shown(sources=(source(slot_status="extended"),)))
+
+
+def test_a_stream_that_waits_for_a_standby_says_so(shown: Any) -> None:
+    (line,) = (
+        line for line in shown(sources=(source(waits_for=["standby slot far does not exist"]),)) if "far" in line
+    )
+    assert line == "main: its stream waits: standby slot far does not exist; see `headrace check`"
+
+
+def test_an_estimate_is_marked_and_a_broken_migration_is_failed(shown: Any) -> None:
+    assert any("~9,876,543" in line for line in shown(migration(remaining_estimated=True)))
+    assert not any("~" in line for line in shown(migration(remaining_estimated=False)))
+    lines = shown(migration(state="failed", error="x.py:3: class X declares no name"))
+    assert any("failed" in line for line in lines)
+    assert any("x.py:3: class X declares no name" in line for line in lines)
+
+
+def test_parked_events_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    display.show_parked("m", [])
+    entry = Entry("main", Place("t", 0), Offset(5), 1, "too odd", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), b"")
+    display.show_parked("m", [entry])
+    display.show_parked("m", [entry], keys={"main/t/0/5": {"path": "a.git", "other": "b\n.git"}})
+    line = "main/t/0/5  2023-11-14 22:13:20Z  too odd"
+    assert capsys.readouterr().out.splitlines() == [
+        "m: nothing is parked",
+        line,
+        f"{line}  path=a.git other='b\\n.git'",
+    ]
+
+
+def test_differences_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Comparison("public.t", "main", rows=9, missing=[{"a": 1, "b": "x"}], extra=[{"a": 2, "b": "y"}])
+    found.differing.append({"a": 3, "b": "z"})
+    found.columns.append(["name", "note"])
+    found.unsettled = 4
+    display.show_comparisons([found])
+    assert capsys.readouterr().out.splitlines() == [
+        "a=1 b=x  missing in the topic",
+        "a=2 b=y  extra in the topic",
+        "a=3 b=z  differs in name, note",
+        "public.t in main: 9 rows compared, 1 missing in the topic, 1 extra, 1 differing;"
+        " 4 changed each time they were looked at",
+    ]
+
+
+def test_a_dry_run_is_summed_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    display.show_dry_run(
+        {
+            "migration": "m",
+            "database": "main",
+            "events": 1_000,
+            "changes": 10,
+            "remaining": 9,
+            "skipped": {"deleted": 989},
+            "parked": {"too odd": 1},
+        }
+    )
+    out = capsys.readouterr().out
+    assert "m: of 1,000 events 10 ask for a change; 9 rows of main would be changed now. Nothing was written." in out
+    assert "parked: too odd" in out

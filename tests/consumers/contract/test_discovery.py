@@ -1,0 +1,63 @@
+"""A file that cannot be used is an entry of its own, with its place; the others are found as ever."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from consumers.contract.discovery import Discovered, discover
+from tests.consumers.contract.authors import BROKEN, sound
+
+Find = Callable[[Mapping[str, str]], Discovered]
+
+
+@pytest.fixture
+def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
+    """A function that puts files (stem → text) into a package and returns what is found there."""
+    package = tmp_path / "authors_own"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def found(files: Mapping[str, str]) -> Discovered:
+        for stem, text in files.items():
+            (package / f"{stem}.py").write_text(text)
+        importlib.invalidate_caches()
+        return discover(importlib.import_module("authors_own"))
+
+    yield found
+    for name in [name for name in sys.modules if name.startswith("authors_own")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_one_broken_file_is_described_and_hides_no_other(find: Find, name: str) -> None:
+    text, said = BROKEN[name]
+    found = find({name.lower(): text, "lower_emails": sound("lower_emails")})
+    assert list(found.migrations) == ["lower_emails"]
+    (entry,) = found.broken
+    assert entry == name
+    assert said in str(found.broken[entry])
+    assert "\n" not in str(found.broken[entry])
+
+
+def test_two_of_one_name_are_both_refused_and_both_placed(find: Find) -> None:
+    found = find({"first": sound("same"), "second": sound("same"), "third": sound("other")})
+    assert list(found.migrations) == ["other"]
+    said = str(found.broken["same"])
+    assert "second.py:9: class Lowers is called same, as is class Lowers in " in said
+    assert "first.py:9" in said
+    assert "rename one of the two" in said
+
+
+def test_two_in_one_file_a_base_and_an_import_are_no_mistakes(find: Find) -> None:
+    two = sound("one") + sound("two").partition("class Lowers")[2].join(["\n\nclass Others", ""])
+    imported = "from consumers.contract.migration import Migration\n\n\n"
+    base = f"{imported}class Base(Migration):\n    gitlab_schema = 'gitlab_main'\n"
+    found = find({"both": two, "base": base, "imports": "from authors_own.both import Lowers\n"})
+    assert sorted(found.migrations) == ["one", "two"]
+    assert found.broken == {}

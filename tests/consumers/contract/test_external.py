@@ -1,0 +1,164 @@
+"""A migration's work outside of the database: when it goes on, and when the runtime ends what it has under way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+
+from consumers.contract.external import Outside, Pace
+from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.pauses import set_paused
+from consumers.runtime.assembly import consumer_of
+from infra.settings.model import Settings
+from schemas.errors import OwnershipMoved
+from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+Eventually = Callable[..., None]
+
+
+class Works(SkipResets):
+    """Also does something outside, which the tests watch."""
+
+    begun: ClassVar[int] = 0
+    steps: ClassVar[int] = 0
+    ended: ClassVar[int] = 0
+    enough: ClassVar[int] = 10**9
+    own_tables = "CREATE TABLE IF NOT EXISTS headrace.works (step integer PRIMARY KEY);"
+
+    def work(self, outside: Outside) -> Iterator[Pace]:
+        kind = type(self)
+        kind.begun += 1
+        try:
+            while True:
+                kind.steps += 1
+                with outside.transaction() as cursor:
+                    cursor.execute("INSERT INTO headrace.works VALUES (%s) ON CONFLICT DO NOTHING", (kind.steps,))
+                yield Pace.DONE if kind.steps >= kind.enough else Pace.BUSY
+        finally:
+            kind.ended += 1
+
+
+@pytest.fixture
+def works() -> type[Works]:
+    """A class of the test's own, so that its counts are."""
+    return type("WorksHere", (Works,), {})
+
+
+@pytest.fixture
+def running(settings: Settings, works: type[Works]) -> Iterator[Callable[[], threading.Thread]]:
+    """A function that starts a member in a thread; it is stopped after the test."""
+    stopping = threading.Event()
+    started: list[threading.Thread] = []
+
+    def start() -> threading.Thread:
+        runtime = consumer_of(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+        started.append(threading.Thread(target=runtime.run))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    stopping.set()
+    for thread in started:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def run(settings: Settings, works: type[Works]) -> None:
+    migration = works.configure(settings.migration("skip_resets"))
+    consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+
+
+def test_it_goes_on_beside_the_events_and_has_its_own_table(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, works: type[Works]
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    works.enough = 5
+    run(settings, works)
+    assert written(connection) == [1]
+    assert connection.execute("SELECT max(step) >= 5 FROM headrace.works").fetchone() == (True,)
+
+
+def test_a_member_has_caught_up_only_when_nothing_is_left_to_do_outside(
+    feed: Feed, settings: Settings, works: type[Works], connection: psycopg.Connection[Any]
+) -> None:
+    feed.snapshot({1: DEFAULT})
+    works.enough = 300
+    run(settings, works)
+    assert works.steps >= 300
+    assert works.begun == works.ended == 2, "what the last events asked for is looked at once more"
+
+
+def test_stopping_ends_what_is_under_way(
+    feed: Feed, connection: psycopg.Connection[Any], works: type[Works], settings: Settings, eventually: Eventually
+) -> None:
+    feed.snapshot({1: DEFAULT})
+    stopping = threading.Event()
+    runtime = consumer_of(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+    thread = threading.Thread(target=runtime.run)
+    thread.start()
+    eventually(lambda: works.steps > 5, "it works")
+    assert works.ended == 0
+    stopping.set()
+    thread.join(PATIENCE)
+    assert (works.begun, works.ended) == (1, 1)
+
+
+def test_a_pause_ends_it_and_a_resume_begins_it_anew(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    works: type[Works],
+    settings: Settings,
+    running: Callable[[], threading.Thread],
+    eventually: Eventually,
+) -> None:
+    feed.snapshot({1: DEFAULT})
+    running()
+    eventually(lambda: works.steps > 5, "it works")
+    set_paused(settings, works, "main", True)
+    eventually(lambda: works.ended == 1, "it was ended")
+    steps = "SELECT count(*) FROM headrace.works"
+    recorded = connection.execute(steps).fetchone()
+    set_paused(settings, works, "main", True)
+    assert connection.execute(steps).fetchone() == recorded, "nothing is written while it is paused"
+    set_paused(settings, works, "main", False)
+    eventually(lambda: works.begun == 2, "it began anew")
+
+
+def test_a_lost_session_begins_it_anew(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    works: type[Works],
+    running: Callable[[], threading.Thread],
+    eventually: Eventually,
+) -> None:
+    feed.snapshot({1: DEFAULT})
+    running()
+    eventually(lambda: works.steps > 5, "it works")
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    eventually(lambda: works.begun == 2, "it began anew")
+    assert works.ended == 1
+
+
+def test_a_wrong_owner_ends_it_and_the_member(
+    feed: Feed, connection: psycopg.Connection[Any], works: type[Works], settings: Settings
+) -> None:
+    feed.snapshot({1: DEFAULT})
+    works.enough = 1
+    run(settings, works)
+    before = connection.execute("SELECT count(*) FROM headrace.works").fetchone()
+    connection.execute("UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2")
+    with pytest.raises(OwnershipMoved, match="gitlab_main is owned by ci, not by main"):
+        run(settings, works)
+    assert works.begun == works.ended
+    assert connection.execute("SELECT count(*) FROM headrace.works").fetchone() == before

@@ -1,0 +1,32 @@
+"""Every kind of repository, moved there and back: all of it arrives, or it is refused by name and nothing changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from consumers.gitserver import worker
+from tests.consumers.gitserver.comparing import make_all, wrong
+from tests.consumers.gitserver.driver import NAMES, World, drive, open_to_owners
+from tests.consumers.gitserver.kinds import KINDS, MARK
+
+pytestmark = pytest.mark.stack
+
+
+def test_all_of_it_arrives_there_and_back_or_it_is_refused_by_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(KINDS) >= 60
+    # Many are refused one after the other, which would slow the rest down.
+    monkeypatch.setattr(worker, "_SLOW_SECONDS", 0.01)
+    open_to_owners(world.disks.directory)
+    kinds = dict(zip(NAMES, KINDS.values(), strict=False))
+    before = make_all(world, kinds)
+
+    drive(world.settings, seconds=200)
+    found = list(wrong(world, kinds, before, forward=True))
+    world.new_run()
+    drive(world.with_options(direction="reverse"))
+    found += wrong(world, kinds, before, forward=False)
+
+    assert found == []
+    assert not (world.disks.directory.parent / MARK).exists()

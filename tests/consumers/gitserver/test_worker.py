@@ -1,0 +1,386 @@
+"""The mover against real disks and a real database: killed at every step, turned round, and written to meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.gitserver.moves import Moves
+from consumers.gitserver.states import Move
+from consumers.migrations.rehash_moves import RehashMoves
+from consumers.repositories import clone
+from consumers.repositories.refs import KEPT
+from consumers.repositories.storage import Copy, Root
+from consumers.routing.lookup import Database as Cursors
+from consumers.routing.lookup import Reading, homes
+from consumers.routing.placement import Placement, md5_home, rendezvous_home
+from consumers.runtime.external_driver import Working
+from schemas.errors import SettingsError
+from tests.consumers.gitserver.driver import NAMES, World, drive, moving, start
+from tests.consumers.gitservers import NODES, is_whole, make_repository, push, refs, shards
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+POINTS = (
+    # A clone that nobody has seen yet: it is begun again.
+    ("consumers.repositories.clone:write_base:before", 2),
+    ("consumers.repositories.storage:Root.install:before", 2),
+    # It is in its place, and not on record.
+    ("consumers.repositories.storage:Root.install:after", 2),
+    ("consumers.gitserver.states:advance:after", 3),
+    # The cursor moved, and its transaction was not committed; it was, and nobody noted when.
+    ("consumers.gitserver.cursors:move:after", 1),
+    ("consumers.gitserver.cursors:mark_passed:before", 1),
+    ("consumers.gitserver.cursors:mark_passed:after", 1),
+    # The old copy is out of reach, and not on record.
+    ("consumers.repositories.storage:Root.take_away:before", 1),
+    ("consumers.repositories.storage:Root.take_away:after", 1),
+    # It is being deleted.
+    ("consumers.gitserver.moves:_put_by:before", 1),
+    ("consumers.gitserver.moves:_put_by:after", 1),
+    ("consumers.gitserver.moves:remove:before", 1),
+    ("consumers.gitserver.moves:finish:before", 1),
+    ("consumers.gitserver.moves:finish:after", 1),
+)
+
+
+def found_by_readers(world: World, name: str) -> Path:
+    """Return where a reader that has just asked finds a repository: at the first home, or else the second."""
+    cursors = Cursors(world.settings.database("main").dsn.get_secret_value())
+    try:
+        reading = Reading(0.0, cursors.ask())
+    finally:
+        cursors.close()
+    placement = Placement(NODES)
+    return next(place for node in homes(placement, name, reading) if (place := world.disks.place(node, name)).exists())
+
+
+@pytest.mark.parametrize(("point", "number"), POINTS, ids=[point.split(".")[-1] for point, _ in POINTS])
+def test_killed_at_any_step_it_loses_no_repository_and_leaves_none_twice(world: World, point: str, number: int) -> None:
+    names = NAMES[:4]
+    world.add(names)
+    before = {name: refs(world.disks.old(name)) for name in names}
+
+    victim = start(world.config, point, number)
+    _, problems = victim.communicate(timeout=PATIENCE)
+    assert victim.returncode == -9, problems.decode()
+    for name in names:
+        assert refs(found_by_readers(world, name)) == before[name], "half visible, or lost"
+
+    drive(world.settings)
+
+    assert set(world.states().values()) == {"settled"}
+    for name in names:
+        assert world.disks.copies(name) == [world.disks.new(name)]
+        assert refs(world.disks.new(name)) == before[name]
+        assert is_whole(world.disks.new(name))
+    assert world.disks.leftovers() == []
+    assert shards(world.connection) == {name: rendezvous_home(name, NODES) for name in names}
+
+
+def test_a_push_to_the_old_home_while_it_moves_is_carried_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    old, new = world.disks.old(name), world.disks.new(name)
+    pushed: dict[str, str] = {}
+
+    def at(state: str) -> bool:
+        """Push to a branch of its own as soon as the move has come that far."""
+        if state not in pushed and world.states()[name] == state and old.exists():
+            pushed[state] = push(old, f"pushed-while-{state}", state)
+        return False
+
+    drive(world.settings, until=lambda: at("wanted") or at("copied") or at("passed"))
+
+    assert set(pushed) >= {"wanted", "passed"}
+    for state, commit in pushed.items():
+        assert refs(new)[f"refs/heads/pushed-while-{state}"] == commit
+    assert world.disks.copies(name) == [new]
+
+
+def test_a_push_of_somebody_who_learnt_it_late_is_soon_at_the_new_home(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    old, new = world.disks.old(name), world.disks.new(name)
+    gitserver = world.settings.gitserver.model_copy(update={"grace_seconds": 1000.0})
+    slow = world.settings.model_copy(update={"gitserver": gitserver})
+    drive(slow, until=lambda: world.states()[name] == "passed")
+    commit = push(old, "late", "late")
+
+    drive(slow, until=lambda: "refs/heads/late" in refs(new))
+
+    assert refs(new)["refs/heads/late"] == commit
+    assert world.states() == {name: "passed"}
+    assert old.exists()
+
+
+def test_a_push_that_had_begun_at_the_old_home_ends_there_and_is_carried_over(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    source, _ = world.disks.old(name), world.disks.new(name)
+    hash_of_name = None
+
+    def leaving() -> Path | None:
+        root = world.disks.path(md5_home(name, NODES))
+        return next(iter((root / ".headrace" / "leaving").glob("*")), None)
+
+    def late() -> bool:
+        """Push within the directory that is out of reach by its path, as a process does that is in there already."""
+        nonlocal hash_of_name
+        if hash_of_name is None and world.states()[name] == "leaving" and (place := leaving()) is not None:
+            hash_of_name = push(place, "late", "late")
+        return False
+
+    drive(world.settings, until=late)
+
+    assert hash_of_name is not None
+    assert refs(world.disks.new(name))["refs/heads/late"] == hash_of_name
+    assert not source.exists()
+
+
+def test_a_push_in_progress_at_the_old_home_keeps_it_there(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    old = world.disks.old(name)
+    drive(world.settings, until=lambda: world.states()[name] == "passed")
+    quarantine = old / "objects" / "tmp_objdir-incoming-abc"
+    quarantine.mkdir()
+    postponed = "SELECT not_before > now() + interval '0.5 s' AND state = 'passed' FROM headrace.rehash_moves"
+
+    drive(world.settings, until=lambda: world.connection.execute(postponed).fetchone() == (True,))
+
+    assert old.exists()
+    quarantine.rmdir()
+    drive(world.settings)
+    assert world.disks.copies(name) == [world.disks.new(name)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs Linux' /proc")
+def test_a_read_that_goes_on_at_the_old_home_keeps_it_there(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    old = world.disks.old(name)
+    drive(world.settings, until=lambda: world.states()[name] == "passed")
+    reader = subprocess.Popen(["git", "cat-file", "--batch"], cwd=old, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        reader.stdin.write(b"HEAD\n")
+        reader.stdin.flush()
+        assert b"commit" in reader.stdout.readline()
+        postponed = "SELECT not_before > now() + interval '0.5 s' AND state = 'passed' FROM headrace.rehash_moves"
+        drive(world.settings, until=lambda: world.connection.execute(postponed).fetchone() == (True,))
+        assert old.exists()
+    finally:
+        reader.communicate()
+    drive(world.settings)
+    assert world.disks.copies(name) == [world.disks.new(name)]
+
+
+def test_refs_that_both_copies_changed_are_kept_both(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    old, new = world.disks.old(name), world.disks.new(name)
+    drive(world.settings, until=lambda: world.states()[name] == "passed")
+    theirs, ours = push(old, "main", "at the old home"), push(new, "main", "at the new home")
+
+    drive(world.settings)
+
+    assert refs(new)["refs/heads/main"] == ours
+    assert refs(new)[f"{KEPT}{theirs}/heads/main"] == theirs
+    row = world.connection.execute("SELECT state, remarks FROM headrace.rehash_moves").fetchone()
+    assert row is not None
+    assert row[0] == "settled"
+    assert "both copies were written to" in row[1]
+
+
+def test_turned_round_half_way_it_brings_all_back(world: World) -> None:
+    names = NAMES[:8]
+    world.add(names)
+    before = {name: refs(world.disks.old(name)) for name in names}
+    few = world.with_options(moves_at_once=1)
+    drive(few, until=lambda: list(world.states().values()).count("settled") >= 2)
+    pushed = {name: push(found_by_readers(world, name), "later", name) for name in names}
+
+    world.new_run()
+    drive(world.with_options(direction="reverse"))
+
+    for name in names:
+        assert world.disks.copies(name) == [world.disks.old(name)]
+        assert refs(world.disks.old(name)) == {**before[name], "refs/heads/later": pushed[name]}
+    assert world.disks.leftovers() == []
+    assert shards(world.connection) == {name: md5_home(name, NODES) for name in names}
+    cursors = world.connection.execute("SELECT DISTINCT upto, finished FROM headrace.rehash_cursors").fetchall()
+    assert cursors == [(None, False)]
+
+    world.new_run()
+    drive(world.settings)
+    for name in names:
+        assert world.disks.copies(name) == [world.disks.new(name)]
+        assert refs(world.disks.new(name)) == {**before[name], "refs/heads/later": pushed[name]}
+
+
+def test_what_lies_about_of_names_that_nobody_works_on_is_seen_to(world: World) -> None:
+    moved, forgotten = NAMES[:2]
+    world.add([moved])
+    drive(world.settings)
+    root = Root(world.disks.path(rendezvous_home(moved, NODES)))
+    # As a member leaves it that was stopped for long, in the one instant that is not guarded, and then died.
+    root.take_away(root.place(moved), root.leaving(moved))
+    make_repository(root.coming(forgotten))
+
+    drive(world.settings)
+
+    assert world.disks.copies(moved) == [world.disks.new(moved)]
+    assert is_whole(world.disks.new(moved))
+    assert world.disks.leftovers() == []
+
+
+def test_a_member_that_was_away_too_long_takes_nothing_from_its_place(world: World) -> None:
+    (name,) = NAMES[:1]
+    world.add([name])
+    drive(world.settings, until=lambda: world.states()[name] == "passed")
+    zombie = start(world.config, "consumers.repositories.storage:Root.take_away:before", stop=True)
+    try:
+        os.waitid(os.P_PID, zombie.pid, os.WSTOPPED | os.WNOWAIT)
+        world.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        drive(world.settings)
+        world.new_run()
+        drive(world.with_options(direction="reverse"))
+        assert world.disks.copies(name) == [world.disks.old(name)]
+    finally:
+        zombie.send_signal(signal.SIGCONT)
+        _, problems = zombie.communicate(timeout=PATIENCE)
+
+    assert zombie.returncode == 1, problems.decode()
+    assert world.disks.copies(name) == [world.disks.old(name)]
+    assert is_whole(world.disks.old(name))
+    assert world.disks.leftovers() == []
+
+
+def test_the_way_is_the_runs_and_not_each_members(world: World) -> None:
+    world.add(NAMES[:1])
+    drive(world.settings)
+    with pytest.raises(SettingsError, match=r"run 1 of rehash_moves goes forward, not reverse; Begin a new run"):
+        drive(world.with_options(direction="reverse"))
+    other = world.settings.gitserver.model_copy(update={"nodes": NODES[::-1]})
+    with pytest.raises(SettingsError, match="goes between other nodes, or in another order"):
+        drive(world.settings.model_copy(update={"gitserver": other}))
+
+
+def test_a_repository_made_at_the_old_home_behind_the_cursor_is_moved_too(world: World) -> None:
+    world.add(NAMES[:2])
+    drive(world.settings)
+    late = NAMES[2]
+    world.add([late])
+    drive(world.settings)
+    assert world.disks.copies(late) == [world.disks.new(late)]
+
+
+def test_a_repository_made_at_the_new_home_stays_there(world: World) -> None:
+    world.add(NAMES[:1], new=True)
+    place = world.disks.new(NAMES[0])
+    inode = place.stat().st_ino
+    drive(world.settings)
+    assert world.disks.copies(NAMES[0]) == [place]
+    assert place.stat().st_ino == inode
+
+
+@pytest.fixture
+def clones(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The sources of all clones, in their order."""
+    made: list[Path] = []
+    original = clone.copy
+
+    def copy(source: Copy, *arguments: object, **named: object) -> object:
+        made.append(source.path)
+        return original(source, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(clone, "copy", copy)
+    return made
+
+
+def test_pinned_repositories_and_those_with_one_home_are_not_copied(world: World, clones: list[Path]) -> None:
+    same = next(name for n in range(99) if md5_home(name := f"same/{n}", NODES) == rendezvous_home(name, NODES))
+    pinned = NAMES[0]
+    pins = {pinned: md5_home(pinned, NODES)}
+    world.add([same, pinned])
+    gitserver = world.settings.gitserver.model_copy(update={"pins": pins})
+    drive(world.settings.model_copy(update={"gitserver": gitserver}))
+    assert clones == []
+    assert set(world.states().values()) == {"settled"}
+    assert world.disks.old(pinned).exists()
+
+
+def test_names_that_are_no_places_fail_and_nothing_outside_is_touched(world: World) -> None:
+    outside = world.disks.directory / "outside"
+    make_repository(outside / ".git")
+    link = NAMES[0]
+    world.disks.old(link).parent.parent.mkdir(parents=True)
+    world.disks.old(link).parent.symlink_to(outside)
+    bad = (f"host/{number}/.git/x" for number in range(99)), (f".headrace/{number}" for number in range(99))
+    long = (f"host/{'x' * 300}{number}" for number in range(99))
+    world.note(world.rows([link, *(moving(names)[0] for names in (*bad, long))]))
+
+    drive(world.settings)
+
+    assert set(world.states().values()) == {"failed"}
+    reasons = world.connection.execute("SELECT DISTINCT failure FROM headrace.rehash_moves ORDER BY 1").fetchall()
+    assert [reason for (reason,) in reasons] == [
+        "a part of its name is too long for a directory",
+        "a symbolic link is in the way to it",
+        "its name is not one that a directory can have",
+        "its name is that of the directory .headrace, which headrace keeps for itself",
+    ]
+    assert is_whole(outside / ".git")
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times at which moves were begun."""
+    times: list[float] = []
+    original = Moves.bring
+
+    def bring(moves: Moves, move: Move) -> Any:
+        times.append(time.monotonic())
+        return original(moves, move)
+
+    monkeypatch.setattr(Moves, "bring", bring)
+    return times
+
+
+def test_moves_obey_max_rate_also_when_the_work_begins_anew(world: World, begun: list[float]) -> None:
+    world.add(NAMES[:4])
+    settings = world.with_options(max_rate=0.4)
+    working = Working(settings, RehashMoves.configure(settings.migration("rehash_moves")), "main")
+    deadline, stopped = time.monotonic() + PATIENCE, False
+    while set(world.states().values()) != {"settled"}:
+        working.step(1)
+        if len(begun) == 2 and not stopped:
+            working.stop()
+            stopped = True
+        assert time.monotonic() < deadline
+    working.stop()
+    assert stopped
+    assert len(begun) >= 4
+    # One in two and a half seconds, and a tenth of a second may be made up for.
+    assert all(later - earlier >= 2.3 for earlier, later in pairwise(begun)), begun
+
+
+def test_moves_rest_pause_ms_between_each_other(world: World, begun: list[float]) -> None:
+    world.add(NAMES[:3])
+    drive(world.with_options(pause_ms=2_500))
+    assert set(world.states().values()) == {"settled"}
+    assert len(begun) == 3
+    assert all(later - earlier >= 2.5 for earlier, later in pairwise(begun)), begun

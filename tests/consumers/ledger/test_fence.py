@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from consumers.ledger import fence
+from consumers.ledger.fence import DeclarationChanged, Failed, Paused, RunReplaced
+from consumers.ledger.progress import Ledger
+from infra.postgres.advisory_locks import exclude, migration_key, ownership_key
+from infra.postgres.control import ensure_control_schema
+from schemas.errors import OwnershipMoved
+from tests.conftest import Database
+from tests.consumers.services import advisory_lock_is_waited_for, until
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def connection(database: Database) -> psycopg.Connection:
+    opened = database.connect()
+    ensure_control_schema(opened, "main", ["gitlab_main"])
+    return opened
+
+
+@pytest.fixture
+def hold(connection: psycopg.Connection) -> Callable[..., None]:
+    Ledger("m", "gitlab_main", "here:1").begin(connection)
+
+    def hold(database: str = "main", run: int = 1) -> None:
+        with connection.transaction(), connection.cursor() as cursor:
+            fence.hold(cursor, migration="m", run=run, gitlab_schema="gitlab_main", database=database)
+
+    return hold
+
+
+def test_the_owner_may_write(hold: Callable[..., None]) -> None:
+    hold()
+
+
+@pytest.mark.parametrize(
+    ("statement", "error", "message"),
+    [
+        ("UPDATE headrace.schema_ownership SET owner = 'ci'", OwnershipMoved, "owned by ci, not by main"),
+        ("DELETE FROM headrace.schema_ownership", OwnershipMoved, "nobody owns gitlab_main"),
+        ("UPDATE headrace.database SET name = 'ci'", OwnershipMoved, "call this database main, .* as ci"),
+        ("DELETE FROM headrace.database", OwnershipMoved, "on record as None"),
+        ("UPDATE headrace.migrations SET paused = true", Paused, "m is paused"),
+        ("UPDATE headrace.migrations SET failed = 'it broke'", Failed, "m has failed: it broke"),
+        ("UPDATE headrace.migrations SET run = 2", RunReplaced, "run 1 of m was replaced by run 2"),
+    ],
+)
+def test_who_may_not_write_is_told_why(
+    hold: Callable[..., None],
+    connection: psycopg.Connection,
+    statement: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    connection.execute(statement)
+    with pytest.raises(error, match=message):
+        hold()
+
+
+@pytest.mark.parametrize("key", [ownership_key("gitlab_main"), migration_key("m")])
+def test_a_change_of_owner_run_or_pause_waits_for_the_transaction_under_way(
+    hold: Callable[..., None], connection: psycopg.Connection, database: Database, key: int
+) -> None:
+    other = database.connect()
+    other.execute("SET lock_timeout = '200ms'")
+    with connection.transaction(), connection.cursor() as cursor:
+        fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_main", database="main")
+        with pytest.raises(psycopg.errors.LockNotAvailable), other.transaction():
+            exclude(other, [key])
+    with other.transaction():
+        exclude(other, [key])
+
+
+@pytest.mark.parametrize(
+    ("key", "statement", "error"),
+    [
+        (ownership_key("gitlab_main"), "UPDATE headrace.schema_ownership SET owner = 'ci'", OwnershipMoved),
+        (migration_key("m"), "UPDATE headrace.migrations SET paused = true", Paused),
+        (migration_key("m"), "UPDATE headrace.migrations SET run = 2", RunReplaced),
+    ],
+)
+def test_who_waited_for_a_change_sees_it(
+    hold: Callable[..., None], database: Database, key: int, statement: str, error: type[Exception]
+) -> None:
+    """Ownership, run and pause are read under a snapshot that is taken after the locks."""
+    changing = database.connect()
+    with ThreadPoolExecutor(1) as pool:
+        with changing.transaction():
+            exclude(changing, [key])
+            changing.execute(statement)
+            held = pool.submit(hold)
+            until(lambda: advisory_lock_is_waited_for(database.connect()), "the fence waits for the lock")
+        with pytest.raises(error):
+            held.result()
+
+
+def test_the_declared_gitlab_schema_counts_not_the_recorded_one(connection: psycopg.Connection) -> None:
+    """A label that was corrected: its old schema is still owned, the one that it really writes was given away."""
+    Ledger("m", "gitlab_main", "here:1").begin(connection)
+    connection.execute("INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES ('gitlab_ci', 'ci')")
+    with (
+        pytest.raises(OwnershipMoved, match="gitlab_ci is owned by ci, not by main"),
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_ci", database="main")
+
+
+def test_a_changed_declaration_is_refused_by_name_until_a_replay(connection: psycopg.Connection) -> None:
+    Ledger("m", "gitlab_main", "here:1").begin(connection)
+    connection.execute("INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES ('gitlab_ci', 'main')")
+    wanted = "m was begun for gitlab schema gitlab_main, and declares gitlab_ci now; .*headrace replay"
+    with pytest.raises(DeclarationChanged, match=wanted):
+        Ledger("m", "gitlab_ci", "here:1").begin(connection)
+    with (
+        pytest.raises(DeclarationChanged, match=wanted),
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_ci", database="main")
+
+
+def test_what_the_transaction_does_not_see_yet_is_told(hold: Callable[..., None], database: Database) -> None:
+    committing, looking = database.connect(), database.connect()
+    with committing.transaction():
+        (xid,) = committing.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
+        with looking.transaction(), looking.cursor() as cursor:
+            hidden = fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_main", database="main")
+            assert hidden.full(xid % 2**32) == xid
+    with looking.transaction(), looking.cursor() as cursor:
+        hidden = fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_main", database="main")
+        assert hidden.full(xid % 2**32) is None
+
+
+def test_ten_consumers_at_once_use_no_multixact(
+    hold: Callable[..., None], database: Database, connection: psycopg.Connection
+) -> None:
+    """Each would have to be frozen, and costs a WAL record; row locks shared by several sessions need them."""
+
+    def next_multixact() -> object:
+        connection.execute("CHECKPOINT")
+        return connection.execute("SELECT next_multixact_id FROM pg_control_checkpoint()").fetchone()
+
+    before = next_multixact()
+    together = threading.Barrier(10)
+
+    def consume() -> None:
+        own = database.connect()
+        ledger = Ledger("m", "gitlab_main", "here:1")
+        for _ in range(20):
+            ledger.begin(own)
+            with own.transaction(), own.cursor() as cursor:
+                fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_main", database="main")
+                together.wait()  # all ten hold it at once
+
+    with ThreadPoolExecutor(10) as pool:
+        for consumer in [pool.submit(consume) for _ in range(10)]:
+            consumer.result()
+    assert next_multixact() == before

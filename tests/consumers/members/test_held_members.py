@@ -1,0 +1,332 @@
+"""Each health indicator under a load that really trips it: the migration is held, its members stay, and it goes on.
+
+Two members work for a role that has what `headrace init --sql` grants and nothing more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import KafkaException
+from psycopg.conninfo import make_conninfo
+
+from consumers.health.indicator import indicators
+from consumers.operations.status import gather
+from infra.kafka import clients
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.stack.postgresql.server import EmbeddedPostgres
+from schemas.topics import group_name
+from tests.administering import whole_script
+from tests.consumers.container_repositories import MEMBER, TABLE, TOO_MANY_TAGS, Feed, fill, write_settings, written
+from tests.consumers.services import PATIENCE, until
+from tests.producers.servers import own_server
+
+pytestmark = pytest.mark.stack
+
+ROLE = "consumer"
+ROWS = 40
+FILLER = range(1_000_000, 1_020_000)
+HEALTH = {
+    "archive": 2,
+    "autovacuum": True,
+    "lock_waits": 1,
+    "long_transactions": 1,
+    "replica_lag": 1,
+    "sql": "SELECT reason FROM public.fever",
+    "wal_rate": 5,
+}
+_RELEASES = """
+    CREATE TABLE public.releases (member text);
+    CREATE FUNCTION public.log_release() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN
+            INSERT INTO public.releases VALUES (OLD.member);
+            RETURN NULL;
+        END $$;
+    CREATE TRIGGER log_release AFTER DELETE ON headrace.holds FOR EACH ROW EXECUTE FUNCTION public.log_release();
+"""
+SUFFERING = {"archive_mode": "on", "archive_command": "true", "autovacuum_naptime": "1s"}
+
+
+class World:
+    """A migration on a server that can be made to suffer, with two members at work."""
+
+    def __init__(self, server: EmbeddedPostgres, bootstrap_servers: str, directory: Path) -> None:
+        self.server = server
+        self._keys = itertools.count()
+        dsn = server.create_database("held")
+        self.sql = psycopg.connect(dsn, autocommit=True)
+        self.sql.execute(TABLE.encode())
+        self.sql.execute("CREATE TABLE public.fever (reason text)")
+        fill(self.sql, dict.fromkeys(FILLER, ("default", None)))
+        self.config = write_settings(
+            directory / "headrace.toml",
+            {
+                "prefix": f"h{secrets.token_hex(3)}",
+                "kafka": {"bootstrap_servers": bootstrap_servers},
+                "databases": {
+                    "main": {
+                        "dsn": make_conninfo(dsn, user=ROLE, password="p"),
+                        "gitlab_schemas": ["gitlab_main"],
+                        "tables": ["public.container_repositories"],
+                    }
+                },
+                "migrations": {"skip_resets": {"continuous": True, "health_seconds": 0.2, "health": HEALTH}},
+            },
+        )
+        self.settings: Settings = load_settings(self.config)
+        self.sql.execute(whole_script(self.settings).encode())
+        self.sql.execute(_RELEASES.encode())
+        self.sql.execute(f"ALTER ROLE {ROLE} PASSWORD 'p'".encode())
+        # The table of the tests logs its writes, and the query is the operator's own: theirs to grant.
+        self.sql.execute(f"GRANT INSERT ON public.writes TO {ROLE}; GRANT SELECT ON public.fever TO {ROLE}".encode())
+        self.feed = Feed(self.settings)
+        self.members: list[subprocess.Popen[bytes]] = []
+        self._logs = [directory / f"{number}.log" for number in range(2)]
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return self.server.connect("held")
+
+    def start(self) -> None:
+        for path in self._logs:
+            with path.open("wb") as log:  # and not a pipe, which nobody would empty meanwhile
+                command = [sys.executable, "-c", MEMBER, str(self.config), "skip_resets", "no"]
+                self.members.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log))
+        until(lambda: len(self.group()) == 2 and all(self.group().values()), "each member has partitions")
+
+    def group(self) -> dict[str, frozenset[tuple[str, int]]]:
+        """Return Kafka's id of each member, which a member that left gets anew, and its partitions."""
+        name = group_name(self.settings.prefix, "skip_resets")
+        client = clients.admin(self.settings.kafka)  # kept: a client that is forgotten fails the requests under way
+        try:
+            found = client.describe_consumer_groups([name], request_timeout=PATIENCE)[name].result(PATIENCE)
+        except KafkaException:  # nobody has joined yet
+            return {}
+        return {
+            member.member_id: frozenset((each.topic, each.partition) for each in member.assignment.topic_partitions)
+            for member in found.members
+        }
+
+    def status(self) -> dict[str, Any]:
+        (found,) = [one for one in gather(self.settings)["migrations"] if one["name"] == "skip_resets"]
+        return dict(found)
+
+    def more(self) -> list[int]:
+        """Let there be more rows to reset, and their events; return their ids."""
+        first = next(self._keys) * ROWS
+        rows = dict.fromkeys(range(first, first + ROWS), TOO_MANY_TAGS)
+        fill(self.sql, rows)
+        self.feed.snapshot(rows)
+        return sorted(rows)
+
+    def reset(self) -> list[int]:
+        """Return the ids of the rows that were written, once for each write; the loads write to others."""
+        return [key for key in written(self.sql) if key not in FILLER]
+
+    def holds(self) -> list[tuple[str, str]]:
+        """Return member and reason of everybody who is held."""
+        return self.sql.execute("SELECT member, reason FROM headrace.holds").fetchall()
+
+    def look_again(self) -> None:
+        """Wait until every held member has looked once more, and has found nothing better."""
+
+        def seen() -> dict[str, datetime]:
+            found = self.sql.execute("SELECT member, seen_at FROM headrace.holds")
+            return dict(found.fetchall())
+
+        before = seen()
+
+        def all_looked() -> bool:
+            now = seen()
+            return all(member in now and now[member] > at for member, at in before.items())
+
+        until(all_looked, "the held members look again")
+
+    def releases(self) -> int:
+        """Return how often a member was let go on."""
+        row = self.sql.execute("SELECT count(*) FROM public.releases").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def held_all_the_while(self) -> tuple[list[int], dict[str, Any]] | None:
+        """Let rows come to members that are held; return their ids, and the status.
+
+        None when a member was let go on meanwhile: a load on a busy machine may have gaps.
+        """
+        before = self.releases()
+        wanted = self.more()
+        for _ in range(2):
+            self.look_again()
+        found, wrote = self.status(), set(wanted) & set(self.reset())
+        if self.releases() != before or len(self.holds()) < len(self.members):
+            return None
+        assert not wrote, "held, and yet it wrote"
+        return wanted, found
+
+    def well(self) -> bool:
+        return not self.holds()
+
+    def close(self) -> list[str]:
+        """Stop the members; return their logs."""
+        for member in self.members:
+            member.send_signal(signal.SIGTERM)
+        for member in self.members:
+            try:
+                member.wait(PATIENCE)
+            finally:
+                member.kill()
+                member.wait()
+        self.sql.close()
+        return [path.read_text() for path in self._logs]
+
+
+@pytest.fixture(scope="module")
+def world(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with own_server(**SUFFERING) as server:
+        made = World(server, bootstrap_servers, tmp_path_factory.mktemp("held"))
+        try:
+            made.start()
+            yield made
+        finally:
+            logs = made.close()
+        assert all(log.count('"assigned"') <= 2 for log in logs), "a rebalance, where nobody came or went"
+        assert "Traceback" not in "".join(logs)
+
+
+def setting(connection: psycopg.Connection[Any], name: str, value: str) -> None:
+    connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
+    connection.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def archive(world: World) -> Iterator[None]:
+    """Archiving fails, and segments pile up."""
+    setting(world.sql, "archive_command", "false")
+    for _ in range(4):
+        world.sql.execute("SELECT pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()")
+    yield
+    setting(world.sql, "archive_command", "true")
+    world.sql.execute("SELECT pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()")
+
+
+@contextmanager
+def autovacuum(world: World) -> Iterator[None]:
+    """A worker is on the table, at a page every tenth of a second."""
+    world.sql.execute("DELETE FROM container_repositories WHERE id = ANY(%s)", (list(FILLER[::2]),))
+    world.sql.execute(
+        "ALTER TABLE container_repositories SET (autovacuum_enabled = true, autovacuum_vacuum_threshold = 1,"
+        " autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_cost_delay = 100)"
+    )
+    yield
+    # The worker gives way to who waits for its lock.
+    world.sql.execute("ALTER TABLE container_repositories SET (autovacuum_enabled = false)")
+
+
+@contextmanager
+def lock_waits(world: World) -> Iterator[None]:
+    """Two sessions wait for a row that a third has."""
+    with ExitStack() as opened:
+        pool = opened.enter_context(ThreadPoolExecutor(2))
+        holder, *waiting = [opened.enter_context(world.connect()) for _ in range(3)]
+        with holder.transaction():
+            change = "UPDATE container_repositories SET name = name WHERE id = %s"
+            holder.execute(change, (FILLER[1],))
+            waits = [pool.submit(each.execute, change, (FILLER[1],)) for each in waiting]
+            yield
+        for wait in waits:
+            wait.result(PATIENCE)
+
+
+@contextmanager
+def long_transactions(world: World) -> Iterator[None]:
+    """A transaction stays open."""
+    with world.connect() as connection, connection.transaction():
+        connection.execute("UPDATE container_repositories SET name = name WHERE id = %s", (FILLER[1],))
+        yield
+
+
+@contextmanager
+def replica_lag(world: World) -> Iterator[None]:
+    """A standby replays nothing while the log grows."""
+    standby = world.server.standby("replica")
+    try:
+        with standby.connect() as replica:
+            replica.execute("SELECT pg_wal_replay_pause()")
+            world.sql.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 3000000), true)")
+            yield
+            replica.execute("SELECT pg_wal_replay_resume()")
+    finally:
+        standby.abandon()
+        world.server.forget_standby("replica")
+
+
+@contextmanager
+def sql(world: World) -> Iterator[None]:
+    """The operator's own query says so."""
+    world.sql.execute("INSERT INTO fever VALUES ('it is hot')")
+    yield
+    world.sql.execute("DELETE FROM fever")
+
+
+@contextmanager
+def wal_rate(world: World) -> Iterator[None]:
+    """Two write the log as fast as it goes, so that it grows at every look."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with world.connect() as connection:
+            while not stop.is_set():
+                connection.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 4000000))")
+
+    with ThreadPoolExecutor(2) as pool:
+        writing = [pool.submit(write) for _ in range(2)]
+        try:
+            yield
+        finally:
+            stop.set()
+        for each in writing:
+            each.result(PATIENCE)
+
+
+LOADS: dict[str, Callable[[World], AbstractContextManager[None]]] = {
+    load.__name__: load for load in (archive, autovacuum, lock_waits, long_transactions, replica_lag, sql, wal_rate)
+}
+
+
+def test_there_is_a_load_for_each_indicator() -> None:
+    assert LOADS.keys() == HEALTH.keys() == indicators().keys()
+
+
+@pytest.mark.parametrize("indicator", LOADS)
+def test_it_is_held_in_the_group_and_goes_on(world: World, indicator: str) -> None:
+    until(world.well, "nobody is held")
+    members = world.group()
+    with LOADS[indicator](world):
+        seen = None
+        while seen is None:
+            until(
+                lambda: sum(f"{indicator}: " in reason for _, reason in world.holds()) == 2,
+                f"both members are held by {indicator}",
+            )
+            seen = world.held_all_the_while()
+        wanted, found = seen
+        assert found["state"] == "held"
+        assert f"{indicator}: " in found["held_by"]
+        assert world.group() == members, "the group is as it was"
+    until(lambda: set(wanted) <= set(world.reset()), "it goes on")
+    until(world.well, "nobody is held")
+    assert sorted(world.reset()) == sorted(set(world.reset())), "each row once"
+    assert world.group() == members, "the group is as it was"

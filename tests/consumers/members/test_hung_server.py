@@ -1,0 +1,151 @@
+"""A database that takes everything and answers nothing keeps no command: its process is stopped here (SIGSTOP)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]  # it ships no types
+import psycopg
+import pytest
+
+from tests.conftest import Database
+from tests.consumers.conftest import Member
+from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
+from tests.consumers.members.freezing import backends
+from tests.consumers.services import PATIENCE, ROOT
+
+pytestmark = pytest.mark.stack
+
+SECONDS = 2.0
+SLACK = 8.0
+"""What a busy machine may take for starting a thread and ending a process."""
+
+Stop = Callable[[int], None]
+
+
+@pytest.fixture
+def hang(connection: psycopg.Connection[Any]) -> Iterator[Stop]:
+    """A function that stops a process of the server; all go on after the test."""
+    stopped: list[int] = []
+
+    def stop(pid: int) -> None:
+        if not psutil.pid_exists(pid) or "postgres" not in psutil.Process(pid).name():
+            pytest.skip("the server's processes are not this machine's")
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+
+    yield stop
+    for pid in stopped:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def ended(process: Member) -> tuple[int, float, str]:
+    """Stop a process by one signal; return its exit code, how long it took, and what it said."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, problems = process.communicate(timeout=PATIENCE)
+    return process.returncode, time.monotonic() - began, problems
+
+
+def test_an_idle_consumer_ends_at_the_first_signal(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Callable[..., None],
+    hang: Stop,
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    member = members()
+    eventually(lambda: written(connection) == [1], "the row is reset")
+    (pid,) = backends(connection)
+    hang(pid)
+    code, seconds, problems = ended(member)
+    assert code == 0, problems
+    assert seconds < SECONDS + SLACK
+    assert "Traceback" not in problems
+
+
+def test_a_consumer_in_a_transaction_ends_at_the_first_signal_and_nothing_is_lost(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    database: Database,
+    members: Callable[..., Member],
+    eventually: Callable[..., None],
+    hang: Stop,
+) -> None:
+    rows = dict.fromkeys(range(40), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    locking = database.connect()  # what the server says of its processes is one moment's within a transaction
+    with locking.transaction():
+        locking.execute("LOCK container_repositories IN SHARE MODE")
+        member = members()
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UPDATE public.container%' AND state = 'active'"
+        eventually(lambda: connection.execute(waiting).fetchone(), "it waits for the lock")
+        row = connection.execute(waiting).fetchone()
+        assert row is not None
+        hang(row[0])
+        code, seconds, problems = ended(member)
+    assert code == 0, problems
+    assert seconds < SECONDS + SLACK
+    os.kill(row[0], signal.SIGCONT)
+    last = members(until_caught_up=True)
+    _, problems = last.communicate(timeout=PATIENCE)
+    assert last.returncode == 0, problems
+    assert {state for state, _ in states(connection).values()} == {"default"}
+    assert sorted(written(connection)) == list(rows)
+
+
+def test_the_second_signal_ends_it_at_once(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Callable[..., None],
+    hang: Stop,
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    member = members()
+    eventually(lambda: written(connection) == [1], "the row is reset")
+    (pid,) = backends(connection)
+    hang(pid)
+    member.send_signal(signal.SIGINT)
+    while member.poll() is None:  # two signals that are pending at once are one
+        member.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert member.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def test_finalize_ends_at_the_first_signal(
+    feed: Feed, connection: psycopg.Connection[Any], config: Path, eventually: Callable[..., None], hang: Stop
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace", "finalize", "skip_resets", "--config", str(config)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(lambda: written(connection) == [1], "the row is reset")
+        (pid,) = backends(connection)
+        hang(pid)
+        code, seconds, problems = ended(process)
+    finally:
+        process.kill()
+        process.communicate()
+    assert code == 1, problems
+    assert seconds < SECONDS + SLACK
+    assert "Traceback" not in problems

@@ -1,0 +1,134 @@
+"""A member that the group took for dead writes nothing that is not its own any more; triggers log every write."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.operations.group_admin import members as group_members
+from infra.settings.model import Settings
+from schemas.topics import group_name
+from tests.conftest import Database
+from tests.consumers.conftest import Member
+from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, start_impatient_member, states, written
+from tests.consumers.members.freezing import backends, freeze_between_transactions
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+Eventually = Callable[..., None]
+Start = Callable[[], Member]
+Ledger = Callable[[], Mapping[str, Any]]
+
+ROWS = dict.fromkeys(range(400), TOO_MANY_TAGS)
+
+
+@pytest.fixture
+def start(config: Path) -> Iterator[Start]:
+    """A function that starts a member whose transactions are small, with a rest behind each."""
+    started: list[Member] = []
+    config.write_text(config.read_text() + "pause_ms = 30\nadaptive = false\n")
+
+    def member() -> Member:
+        started.append(start_impatient_member(config))
+        return started[-1]
+
+    yield member
+    for each in started:
+        each.send_signal(signal.SIGCONT)
+        each.kill()
+        print(each.communicate()[1])
+
+
+def finish(member: Member) -> str:
+    """Stop a member in order; return its log."""
+    member.send_signal(signal.SIGTERM)
+    _, log = member.communicate(timeout=PATIENCE)
+    assert member.returncode == 0, log
+    return log
+
+
+@pytest.fixture
+def dropped(settings: Settings, eventually: Eventually) -> Callable[[], None]:
+    """A function that waits until the group has no member left."""
+    group = group_name(settings.prefix, "skip_resets")
+    return lambda: eventually(lambda: group_members(settings.kafka, group) == [], "the group drops the frozen member")
+
+
+def test_frozen_with_a_batch_in_hand_it_writes_nothing_when_it_wakes(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    start: Start,
+    eventually: Eventually,
+    dropped: Callable[[], None],
+    ledger: Ledger,
+) -> None:
+    fill(connection, ROWS)
+    feed.snapshot(ROWS)
+    zombie = start()
+    eventually(lambda: written(connection), "it works")
+    freeze_between_transactions(zombie, connection)
+    dropped()
+    other = start()
+    eventually(lambda: len(written(connection)) == len(ROWS), "the other one does the rest")
+    # Every row wants to be changed once more, so that a write by the zombie's old events would find its guard open.
+    connection.execute(
+        "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
+    )
+    before = written(connection)
+    zombie.send_signal(signal.SIGCONT)
+    group = group_name(feed.settings.prefix, "skip_resets")
+    eventually(lambda: len(group_members(feed.settings.kafka, group)) == 2, "the zombie joins anew")
+    feed.snapshot({1_000: TOO_MANY_TAGS})
+    eventually(lambda: ledger()["skipped"] == 1, "the two go on")
+    logs = [finish(zombie), finish(other)]
+    assert written(connection) == before
+    assert ledger()["applied"] == len(ROWS)
+    assert "Traceback" not in "".join(logs)
+
+
+@pytest.mark.parametrize("released", [True, False], ids=["its statement ends meanwhile", "its statement times out"])
+def test_frozen_within_its_transaction_the_effects_happen_once(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    database: Database,
+    start: Start,
+    eventually: Eventually,
+    dropped: Callable[[], None],
+    ledger: Ledger,
+    released: bool,
+) -> None:
+    fill(connection, ROWS)
+    blocker = database.connect()
+    with blocker.transaction():
+        blocker.execute("SELECT FROM container_repositories ORDER BY id FOR UPDATE")
+        feed.snapshot(ROWS)
+        zombie = start()
+        eventually(lambda: ("active", "Lock") in backends(connection).values(), "it waits for a row in its apply")
+        ((pid, _),) = backends(connection).items()
+        zombie.send_signal(signal.SIGSTOP)
+        if not released:
+            # Its own lock_timeout ends the statement while nobody is there to hear of it.
+            eventually(lambda: backends(connection)[pid][0] == "idle in transaction (aborted)", "the statement ends")
+    if released:
+        eventually(lambda: backends(connection)[pid][0] == "idle in transaction", "its writes are made, uncommitted")
+    dropped()
+    assert written(connection) == []
+    other = start()
+    if released:
+        eventually(lambda: ("active", "Lock") in backends(connection).values(), "the other waits for the zombie's rows")
+    else:
+        eventually(lambda: len(written(connection)) == len(ROWS), "the other does it all")
+    zombie.send_signal(signal.SIGCONT)
+    eventually(lambda: len(written(connection)) == len(ROWS), "all is done")
+    eventually(lambda: ledger()["applied"] == len(ROWS), "all is counted")
+    logs = [finish(zombie), finish(other)]
+    assert sorted(written(connection)) == sorted(ROWS), "each row once"
+    assert set(states(connection).values()) == {("default", None)}
+    assert (ledger()["applied"], ledger()["skipped"], ledger()["parked"]) == (len(ROWS), 0, 0)
+    assert "Traceback" not in "".join(logs)

@@ -1,6 +1,0 @@
-"""Kinds of repositories, each made so that something of it is easily lost, or does harm, when it is moved."""
-
-from tests.consumers.moving.kinds import hostile, leftovers, refused, whole
-from tests.consumers.moving.kinds.registry import KINDS, MARK, Kind, inventory
-
-__all__ = ["KINDS", "MARK", "Kind", "hostile", "inventory", "leftovers", "refused", "whole"]

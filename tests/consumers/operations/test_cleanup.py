@@ -1,0 +1,232 @@
+"""What a switchover left behind is listed and removed; what a database owns, or may get back, is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Thread
+
+import psycopg
+import pytest
+
+from consumers.ledger.progress import Ledger, Place
+from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.cleanup import remove, stale_records
+from infra.postgres.advisory_locks import ownership_key
+from infra.postgres.control import WrongDatabase, ensure_control_schema
+from infra.settings.model import Settings
+from tests.conftest import Database
+from tests.consumers.services import advisory_lock_is_waited_for, until
+
+pytestmark = pytest.mark.stack
+
+New = Callable[[str | None], Database]
+
+
+def names(connection: psycopg.Connection) -> list[str]:
+    found = connection.execute(
+        "SELECT name FROM headrace.migrations m WHERE EXISTS (SELECT FROM headrace.progress WHERE migration = m.name)"
+        " ORDER BY name"
+    )
+    return [name for (name,) in found]
+
+
+@pytest.fixture
+def sides(new_databases: New) -> tuple[Database, Database]:
+    """A database and its copy, in which gitlab_ci was closed and nothing more."""
+    both = new_databases(None), new_databases(None)
+    for database in both:
+        connection = database.connect()
+        ensure_control_schema(connection, "main", ["gitlab_main", "gitlab_ci"])
+        for migration, gitlab_schema in (("of_main", "gitlab_main"), ("of_ci", "gitlab_ci")):
+            ledger = Ledger(migration, gitlab_schema, "here:1")
+            ledger.open(connection, ledger.begin(connection), {Place("t", 0): "id"})
+        connection.execute(
+            "UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2 WHERE gitlab_schema = 'gitlab_ci'"
+        )
+    return both
+
+
+def settings(main: Database, ci: Database) -> Settings:
+    return Settings.model_validate(
+        {
+            "databases": {
+                "main": {"dsn": main.dsn, "gitlab_schemas": ["gitlab_main", "gitlab_ci"]},
+                "ci": {"dsn": ci.dsn, "gitlab_schemas": ["gitlab_ci"]},
+            }
+        }
+    )
+
+
+def test_each_side_loses_what_the_other_owns_and_keeps_its_own(sides: tuple[Database, Database]) -> None:
+    main, ci = sides
+    ci.connect().execute("UPDATE headrace.database SET name = 'ci'")
+    known = settings(main, ci)
+    assert [(each.migration, each.owner, each.kept) for each in stale_records(known, "main")] == [("of_ci", "ci", None)]
+    for _ in range(2):  # the second time there is nothing left
+        remove(known, "main")
+        remove(known, "ci")
+        assert (names(main.connect()), names(ci.connect())) == (["of_main"], ["of_ci"])
+
+
+def test_in_the_middle_of_a_switchover_nothing_is_removed(sides: tuple[Database, Database]) -> None:
+    main, ci = sides
+    known = settings(main, ci)
+    (stale,) = stale_records(known, "main")
+    assert stale.kept == (
+        "no database that answers owns gitlab_ci at this moment (main says ci, ci says ci but is on record as main)"
+    )
+    assert remove(known, "main") == []
+    assert names(main.connect()) == ["of_ci", "of_main"]
+
+
+def test_an_owner_that_cannot_be_asked_keeps_the_record(sides: tuple[Database, Database]) -> None:
+    main, ci = sides
+    known = settings(main, ci)
+    alone = known.model_copy(update={"databases": {"main": known.database("main")}})
+    assert [each.kept for each in stale_records(alone, "main")] == [
+        "no database that answers owns gitlab_ci at this moment (main says ci)"
+    ]
+
+
+def test_a_database_that_the_settings_call_wrongly_is_left_alone(sides: tuple[Database, Database]) -> None:
+    main, ci = sides
+    with pytest.raises(WrongDatabase, match="call this database ci, but it is on record as main"):
+        remove(settings(main, ci), "ci")
+
+
+def test_what_a_migration_declares_now_counts_not_what_its_ledger_was_begun_for(
+    sides: tuple[Database, Database],
+) -> None:
+    """A corrected label: the ledger says gitlab_ci, which was given away, but the migration writes gitlab_main."""
+    main, ci = sides
+    ci.connect().execute("UPDATE headrace.database SET name = 'ci'")
+    for database in sides:
+        ledger = Ledger(SkipResets.name, "gitlab_ci", "here:1")
+        connection = database.connect()
+        ledger.open(connection, ledger.begin(connection), {Place("t", 0): "id"})
+    known = settings(main, ci)
+    assert [each.migration for each in stale_records(known, "main")] == ["of_ci"]
+    assert [(each.migration, each.gitlab_schema) for each in stale_records(known, "ci")] == [
+        ("of_main", "gitlab_main"),
+        ("skip_resets", "gitlab_main"),
+    ]
+    remove(known, "main")
+    assert names(main.connect()) == ["of_main", "skip_resets"]
+
+
+class Chain:
+    """Three databases with the record of a migration of gitlab_ci, each of which says who owns it."""
+
+    def __init__(self, new: New) -> None:
+        self.databases = {name: new(None) for name in ("first", "second", "third")}
+        for database in self.databases.values():
+            connection = database.connect()
+            ensure_control_schema(connection, "first", ["gitlab_ci"])
+            ledger = Ledger("of_ci", "gitlab_ci", "here:1")
+            ledger.open(connection, ledger.begin(connection), {Place("t", 0): "id"})
+
+    def says(self, database: str, owner: str, epoch: int, *, name: str | None = None) -> None:
+        """Let `database`, called so unless its name is another, have `owner` on record."""
+        connection = self.databases[database].connect()
+        connection.execute("UPDATE headrace.database SET name = %s", (name or database,))
+        connection.execute("UPDATE headrace.schema_ownership SET owner = %s, epoch = %s", (owner, epoch))
+
+    def settings(self, **other: str) -> Settings:
+        """Return settings that have all three, with another dsn for some."""
+        dsns = {name: database.dsn for name, database in self.databases.items()} | other
+        sections = {name: {"dsn": dsn, "gitlab_schemas": ["gitlab_ci"]} for name, dsn in dsns.items()}
+        return Settings.model_validate({"databases": sections})
+
+    def has_record(self, database: str) -> bool:
+        return names(self.databases[database].connect()) == ["of_ci"]
+
+
+@pytest.fixture
+def chain(new_databases: New) -> Chain:
+    return Chain(new_databases)
+
+
+NOBODY = "postgresql://nobody@127.0.0.1:1/none"
+
+
+def test_after_a_second_move_the_record_of_the_first_owner_is_removed_too(chain: Chain) -> None:
+    chain.says("first", "second", 2)
+    chain.says("second", "third", 3)
+    chain.says("third", "third", 3)
+    known = chain.settings()
+    assert [(each.owner, each.kept) for each in stale_records(known, "first")] == [("third", None)]
+    assert [each.owner for each in remove(known, "first")] == ["third"]
+    assert [each.owner for each in remove(known, "second")] == ["third"]
+    assert remove(known, "third") == []
+    assert [chain.has_record(name) for name in chain.databases] == [False, False, True]
+
+
+def test_of_two_moves_the_database_in_the_middle_need_not_answer(chain: Chain) -> None:
+    chain.says("first", "second", 2)
+    chain.says("third", "third", 3)
+    assert [each.owner for each in remove(chain.settings(second=NOBODY), "first")] == ["third"]
+
+
+def test_moved_on_and_back_the_owner_keeps_its_record_and_the_others_lose_theirs(chain: Chain) -> None:
+    """first gave it to second, which gave it to third, which gave it to a new second, a copy of itself."""
+    chain.says("first", "second", 2)
+    chain.says("third", "second", 4)
+    chain.says("second", "second", 4)
+    known = chain.settings()
+    assert remove(known, "second") == []
+    assert [each.owner for each in remove(known, "first")] == ["second"]
+    assert [each.owner for each in remove(known, "third")] == ["second"]
+    assert chain.has_record("second")
+
+
+def test_the_record_is_kept_while_the_second_move_is_under_way(chain: Chain) -> None:
+    chain.says("first", "second", 2)
+    chain.says("second", "third", 3)
+    chain.says("third", "third", 3, name="second")  # promoted, and not open yet
+    known = chain.settings()
+    (stale,) = stale_records(known, "first")
+    assert stale.owner == "second"
+    assert stale.kept == (
+        "no database that answers owns gitlab_ci at this moment (first says second, second says third, third says"
+        " third but is on record as second)"
+    )
+    assert remove(known, "first") == []
+    assert chain.has_record("first")
+
+
+def test_the_record_is_kept_while_the_owner_does_not_answer(chain: Chain) -> None:
+    chain.says("first", "second", 2)
+    chain.says("second", "third", 3)
+    (stale,) = stale_records(chain.settings(third=NOBODY), "first")
+    assert stale.kept == (
+        "no database that answers owns gitlab_ci at this moment (first says second, second says third; third does not"
+        " answer)"
+    )
+    assert remove(chain.settings(third=NOBODY), "first") == []
+
+
+def test_two_that_both_say_that_they_own_it_keep_every_record(chain: Chain) -> None:
+    chain.says("first", "second", 2)
+    chain.says("second", "second", 2)
+    chain.says("third", "third", 3)
+    known = chain.settings()
+    (stale,) = stale_records(known, "first")
+    assert stale.kept == "second (epoch 2) and third (epoch 3) both say that they own gitlab_ci"
+    assert remove(known, "first") == []
+    assert all(chain.has_record(name) for name in chain.databases)
+
+
+def test_a_claim_made_in_the_meantime_keeps_the_record(chain: Chain) -> None:
+    """The owner is asked again under the lock: a database that was given it back since has what it needs."""
+    chain.says("first", "second", 2)
+    chain.says("second", "second", 2)
+    known = chain.settings()
+    connection = chain.databases["first"].connect()
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (ownership_key("gitlab_ci"),))
+        removing = Thread(target=remove, args=(known, "first"))
+        removing.start()
+        until(lambda: advisory_lock_is_waited_for(connection), "the removal waits for the lock")
+        connection.execute("UPDATE headrace.schema_ownership SET owner = 'first', epoch = 3")
+    removing.join()
+    assert chain.has_record("first")

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from consumers.repositories.clone import copy
+from consumers.repositories.git import GitFailed, NoRoom, View, asked, failure, git, remove, run
+from consumers.repositories.storage import Root
+from tests.consumers.gitserver.steps import result
+from tests.consumers.gitservers import make_repository, refs
+
+
+def test_a_failure_has_gits_own_words(tmp_path: Path) -> None:
+    with pytest.raises(GitFailed, match=r"git: fatal: not a git repository"):
+        result(git("for-each-ref", at=View(tmp_path, None)))
+
+
+def test_a_full_disk_is_nobodys_fault_but_the_disks() -> None:
+    ended = result(run("sh", "-c", "echo 'fatal: write error: No space left on device' >&2; exit 128", seconds=120))
+    assert isinstance(failure("git", ended), NoRoom)
+    assert "No space left on device; Free space there" in str(failure("git", ended))
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    with pytest.raises(GitFailed, match="sleep did not end within 0 s"):
+        result(run("sleep", "100", seconds=0.1))
+
+
+def test_closing_ends_the_command_and_what_it_started(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    child = tmp_path / "child"
+    steps = run("sh", "-c", f"sleep 100 & echo $! > {child}; wait", seconds=200)
+    next(steps)
+    eventually(lambda: child.exists() and child.read_text().strip(), "its child has begun")
+    steps.close()
+    eventually(lambda: not _lives(int(child.read_text())), "both have ended")
+
+
+def test_much_output_does_not_stop_it() -> None:
+    ended = result(run("sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2", seconds=60))
+    assert (len(ended.said), len(ended.complained)) == (3000000, 3000000)
+
+
+def test_neither_the_machines_nor_the_users_configuration_nor_the_environment_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = tmp_path / "hostile"
+    hostile.write_text("[core]\n\thooksPath = /nowhere\n[user]\n\tname = Somebody\n")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, str(hostile))
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.name")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Somebody")
+    assert result(asked("config", "--get", "user.name")).code == 1
+
+
+def test_names_are_never_taken_for_options_or_commands(tmp_path: Path) -> None:
+    root, other = Root(tmp_path / "--upload-pack=x"), Root(tmp_path / "other")
+    other.path.mkdir()
+    for name in ("-rf/--help", "a b/$(touch x)", "host/\n\tnew line", "ext::sh -c touch", "ünïcode/ﬀ"):
+        make_repository(root.place(name))
+        made = result(copy(root.copy(name), other, seconds=60))
+        other.install(made.path, name)
+        assert refs(other.place(name)) == refs(root.place(name))
+    result(remove(other.place("-rf/--help")))
+    assert not other.place("-rf/--help").exists()
+
+
+def test_a_directory_that_is_closed_to_its_owner_is_removed_too(tmp_path: Path) -> None:
+    closed = tmp_path / "annex" / "key"
+    closed.mkdir(parents=True)
+    (closed / "file").touch()
+    closed.chmod(0o500)
+    result(remove(tmp_path / "annex"))
+    assert not (tmp_path / "annex").exists()
+
+
+def test_a_killed_member_takes_its_git_along(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv, as on Linux")
+    code = (
+        "from consumers.repositories.git import run\n"
+        f"steps = run('sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 100', seconds=200)\n"
+        "while True: next(steps)\n"
+    )
+    member = subprocess.Popen([sys.executable, "-c", code])
+    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+    member.kill()
+    member.wait()
+    child = int((tmp_path / "pid").read_text())
+    eventually(lambda: not _lives(child), "its command has ended too")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

@@ -1,0 +1,164 @@
+"""Where a repository is, over HTTP: read-only, by whatever the router knows."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+from consumers.routing import route_server
+from consumers.routing.lookup import CursorTooOld
+from consumers.routing.route_server import RouteServer
+from schemas.errors import SettingsError
+
+
+class Known:
+    """Routes that are known; `sure` is False while the cursors are too old for a new clone."""
+
+    sure = True
+
+    def homes(self, name: str) -> tuple[str, ...]:
+        return ("old:1", "new:1") if name.startswith("github.com") else ("old:1",)
+
+    def home(self, name: str) -> str:
+        if not self.sure:
+            raise CursorTooOld("how far rehash_moves is was known never: no answer")
+        return self.homes(name)[0]
+
+
+@pytest.fixture
+def known() -> Known:
+    return Known()
+
+
+@pytest.fixture
+def server(known: Known) -> Iterator[RouteServer]:
+    with RouteServer("127.0.0.1", 0, known) as made:
+        answering = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+        answering.start()
+        yield made
+        made.shutdown()
+        answering.join()
+
+
+def ask(server: RouteServer, path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, Any]:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as client:
+        client.request(method, path, body)
+        answer = client.getresponse()
+        text = answer.read()
+        assert answer.getheader("Content-Type") == "application/json; charset=utf-8"
+        return answer.status, json.loads(text) if text else None
+
+
+def test_a_name_has_its_nodes_in_their_order(server: RouteServer) -> None:
+    name = "github.com/\u00d6/a b"
+    assert ask(server, "/homes?name=github.com%2F%C3%96%2Fa+b") == (
+        200,
+        {"name": name, "homes": ["old:1", "new:1"], "home": "old:1"},
+    )
+    assert ask(server, "/homes?name=") == (200, {"name": "", "homes": ["old:1"], "home": "old:1"})
+
+
+def test_where_a_new_clone_belongs_is_left_open_while_that_is_not_sure(server: RouteServer, known: Known) -> None:
+    known.sure = False
+    status, document = ask(server, "/homes?name=github.com/a/b")
+    assert (status, document["homes"], document["home"]) == (200, ["old:1", "new:1"], None)
+    assert "was known never" in document["reason"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 404),
+        ("/homes/", 404),
+        ("/homes", 400),
+        ("/homes?repo=a", 400),
+        ("/homes?name=a&name=b", 400),
+        ("/homes?name=a&b=c&d=e", 400),
+        ("/homes?name=%ff", 400),
+        (f"/homes?name={'a' * 40_000}", 400),
+    ],
+)
+def test_what_is_no_question_is_told(server: RouteServer, path: str, status: int) -> None:
+    found, document = ask(server, path)
+    assert found == status
+    assert document["error"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_it_only_reads(server: RouteServer, method: str) -> None:
+    assert ask(server, "/homes?name=a", method, b"x" * 1000) == (405, {"error": "this server only answers GET"})
+
+
+def test_a_head_has_no_body(server: RouteServer) -> None:
+    assert ask(server, "/homes?name=a", "HEAD") == (200, None)
+
+
+def test_many_ask_at_once_and_again_by_the_same_connection(server: RouteServer) -> None:
+    def several(number: int) -> set[str]:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as client:
+            found = set()
+            for each in range(20):
+                client.request("GET", f"/homes?name=github.com/{number}/{each}")
+                found.add(json.loads(client.getresponse().read())["home"])
+            return found
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(several, range(16))) == [{"old:1"}] * 16
+
+
+@contextmanager
+def answering_one(known: Known) -> Iterator[RouteServer]:
+    with RouteServer("127.0.0.1", 0, known) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def begun(server: RouteServer) -> socket.socket:
+    """Return a connection whose request never arrives as a whole."""
+    opened = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    opened.sendall(b"GET /homes?name=a HTTP/1.1\r\n")
+    while not server._asking:
+        threading.Event().wait(0.01)
+    return opened
+
+
+def test_one_connection_too_many_is_closed(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
+    with answering_one(known) as server, closing(begun(server)) as first:
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            ask(server, "/homes?name=a")
+        first.sendall(b"\r\n")
+        assert first.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_one_that_asks_nothing_makes_room_for_one_that_does(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
+    monkeypatch.setattr(route_server, "_MAKING_ROOM_SECONDS", 120.0)
+    with answering_one(known) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
+        first.request("GET", "/homes?name=a")
+        first.getresponse().read()
+        while not server._idle:
+            threading.Event().wait(0.01)
+        assert ask(server, "/homes?name=a")[0] == 200
+
+
+def test_a_request_that_never_ends_is_cut_off(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_server, "_REQUEST_SECONDS", 0.1)
+    with answering_one(known) as server, closing(begun(server)) as slow:
+        assert slow.recv(1) == b"", "cut off, and not answered"
+
+
+def test_a_port_that_is_taken_is_a_mistake(server: RouteServer, known: Known) -> None:
+    with pytest.raises(SettingsError, match=f"127.0.0.1 port {server.port} cannot be listened on: .* --address and --"):
+        RouteServer("127.0.0.1", server.port, known)

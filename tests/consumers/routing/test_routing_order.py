@@ -1,0 +1,83 @@
+"""Sixteen orders keep the rule of one: the steps of docs/routing.md's proof, each as a property of what readers run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.routing.lookup import Cursor, Reading
+from consumers.routing.placement import PARTITIONS, Algorithm, order_key, partition_of
+
+NAMES = [f"github.com/team-{number % 7}/repository-{number}" for number in range(160)]
+ORDERED = {
+    partition: sorted((name for name in NAMES if partition_of(name) == partition), key=order_key)
+    for partition in range(PARTITIONS)
+}
+
+MOVED = st.fixed_dictionaries({partition: st.integers(0, len(names)) for partition, names in ORDERED.items()})
+"""Partition → how many of its names were passed, in their order."""
+
+
+def passed(moved: Mapping[int, int]) -> set[str]:
+    return {name for partition, count in moved.items() for name in ORDERED[partition][:count]}
+
+
+def reading(moved: Mapping[int, int]) -> Reading:
+    """Return what the table says then."""
+    return Reading(
+        0.0,
+        {
+            partition: Cursor(order_key(ORDERED[partition][count - 1]) if count else None, False)
+            for partition, count in moved.items()
+        },
+    )
+
+
+def sent_on(by: Reading) -> set[str]:
+    return {name for name in NAMES if by.algorithm(name) is Algorithm.RENDEZVOUS}
+
+
+def rule_of_one(names: Sequence[str], latest: bytes | None) -> set[str]:
+    """Return which names get the new hash by the rule as it was asked for: those that are not after the latest one."""
+    return {name for name in names if latest is not None and order_key(name) <= latest}
+
+
+def test_every_partition_has_names_and_each_name_is_in_one() -> None:
+    assert all(len(names) > 1 for names in ORDERED.values())
+    assert sorted(name for names in ORDERED.values() for name in names) == sorted(NAMES)
+
+
+@given(MOVED)
+def test_in_each_partition_it_is_the_rule_of_one_order(moved: Mapping[int, int]) -> None:
+    by = reading(moved)
+    for partition, names in ORDERED.items():
+        assert sent_on(by) & set(names) == rule_of_one(names, by.cursors[partition].upto)
+
+
+@given(MOVED, MOVED)
+def test_a_name_is_answered_by_its_own_partitions_cursor_alone(
+    moved: Mapping[int, int], others: Mapping[int, int]
+) -> None:
+    for partition, names in ORDERED.items():
+        by = reading({**others, partition: moved[partition]})
+        assert sent_on(by) & set(names) == sent_on(reading(moved)) & set(names)
+
+
+@given(MOVED, st.data())
+def test_cursors_of_different_moments_send_on_only_what_was_passed(
+    moved: Mapping[int, int], data: st.DataObject
+) -> None:
+    torn = {partition: data.draw(st.integers(0, count)) for partition, count in moved.items()}
+    assert sent_on(reading(torn)) <= passed(moved)
+    assert sent_on(reading(moved)) == passed(moved)
+
+
+@given(MOVED)
+def test_the_one_cursor_that_the_sixteen_make_sends_on_no_other_names(moved: Mapping[int, int]) -> None:
+    ordered = sorted(NAMES, key=order_key)
+    left = [name for name in ordered if name not in passed(moved)]
+    first = ordered.index(left[0]) if left else len(ordered)
+    latest = order_key(ordered[first - 1]) if first else None
+    assert rule_of_one(NAMES, latest) <= sent_on(reading(moved))

@@ -1,0 +1,248 @@
+"""A migration most of whose changes cannot be applied fails, and parks no more of them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.contract.decisions import Park
+from consumers.dead_letters.settle import discard, read_dead_letters, retry
+from consumers.delivery.dead_letter_topic import read_parked
+from consumers.ledger.target import Target
+from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.pauses import set_paused
+from consumers.operations.replay import replay
+from consumers.operations.status import gather
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.circuit_breaker import CircuitBreaker
+from infra.postgres.control import ensure_control_schema
+from infra.settings.model import Settings
+from schemas.errors import HeadraceError
+from tests.conftest import Database
+from tests.consumers.conftest import Member
+from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+Ledger = Callable[[], Mapping[str, Any]]
+REFUSE_ALL = "ALTER TABLE container_repositories ADD CONSTRAINT refused CHECK (migration_state <> 'default') NOT VALID"
+FAILED = r"skip_resets has failed: \d+ of \d+ changes of run 1 could not be applied and were parked; .*headrace resume"
+
+
+def failed(connection: psycopg.Connection[Any]) -> str | None:
+    row = connection.execute("SELECT failed FROM headrace.migrations").fetchone()
+    return row[0] if row else None
+
+
+def state(settings: Settings) -> str:
+    (found,) = (one for one in gather(settings)["migrations"] if one["name"] == "skip_resets")
+    return str(found["state"])
+
+
+def test_a_bug_that_refuses_every_change_fails_the_migration_and_the_rest_is_left_alone(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    catch_up: Callable[..., Any],
+    ledger: Ledger,
+    settings: Settings,
+) -> None:
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(400), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+
+    with pytest.raises(HeadraceError, match=FAILED) as raised:
+        catch_up()
+    assert raised.value.exit_code == 1
+    parked = ledger()["parked"]
+    assert 26 <= parked <= 60
+    assert len(read_parked(settings, "skip_resets")) == parked
+    assert state(settings) == "failed"
+
+    before = ledger()
+    with pytest.raises(HeadraceError, match=FAILED):  # one that starts while it has failed does not work
+        catch_up()
+    assert ledger() == before
+    assert len(read_parked(settings, "skip_resets")) == parked
+
+
+def test_services_stay_and_wait_until_the_migration_is_resumed(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Callable[..., None],
+    ready: Callable[[], bool],
+    ledger: Ledger,
+    settings: Settings,
+) -> None:
+    connection.execute(REFUSE_ALL)
+    running = [members(), members()]
+    workers = "SELECT count(DISTINCT member) FROM headrace.progress"
+    eventually(lambda: ready() and connection.execute(workers).fetchone() == (2,), "both have partitions")
+    rows = dict.fromkeys(range(400), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    eventually(lambda: failed(connection) is not None, "the migration has failed")
+    parked = ledger()["parked"]
+    assert parked <= 100, "each has at most what it had under way"
+
+    connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
+    connection.execute("ALTER TABLE container_repositories ADD CHECK (id <> 100_000 OR migration_state <> 'default')")
+    set_paused(settings, SkipResets, "main", False)
+    eventually(lambda: len(written(connection)) >= 400 - ledger()["parked"] > 0, "the others are reset")
+    assert ledger()["parked"] <= parked + 20
+    # What was counted before is not counted again: one more of them does not fail it.
+    before = ledger()["parked"]
+    fill(connection, {100_000: TOO_MANY_TAGS})
+    feed.snapshot({100_000: TOO_MANY_TAGS})
+    eventually(lambda: ledger()["parked"] == before + 1, "one more is parked")
+    fill(connection, {7_777: TOO_MANY_TAGS})
+    feed.snapshot({7_777: TOO_MANY_TAGS})
+    eventually(lambda: 7_777 in written(connection), "it goes on")
+    assert failed(connection) is None
+
+    for member in running:
+        member.send_signal(signal.SIGTERM)
+    logs = [member.communicate(timeout=PATIENCE)[1] for member in running]
+    assert [member.returncode for member in running] == [0, 0], logs
+    assert "has failed" in "".join(logs), "one that had nothing to apply meanwhile may not have noticed"
+
+
+def test_a_run_whose_dead_letters_were_retried_fails_again_when_it_has_to(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings, ledger: Ledger
+) -> None:
+    """What was counted when it failed is no credit for what fails later."""
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(50), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    with pytest.raises(HeadraceError, match=FAILED):
+        catch_up()
+    connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
+    set_paused(settings, SkipResets, "main", False)
+    migration = SkipResets.configure(settings.migration("skip_resets"))
+    assert retry(settings, migration, "main", [], threading.Event()).applied == 50
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(1_000, 1_090), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    with pytest.raises(HeadraceError, match=FAILED):
+        catch_up()
+    assert ledger()["parked"] <= 90
+    assert failed(connection) is not None
+
+
+def test_few_refused_changes_say_nothing_of_a_migration(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
+) -> None:
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(40), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    catch_up()
+    assert ledger()["parked"] == 40
+    assert failed(connection) is None
+
+
+def test_what_decide_parks_counts_too(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings, ledger: Ledger
+) -> None:
+    class ParksAll(SkipResets):
+        """Understands nothing."""
+
+        def decide(self, event: Any) -> Park:  # noqa: ARG002 - a contract fixes the names
+            return Park("not understood")
+
+    rows = dict.fromkeys(range(400), TOO_MANY_TAGS)
+    feed.snapshot(rows)
+    with pytest.raises(HeadraceError, match=FAILED):
+        catch_up(migration=ParksAll.configure(settings.migration("skip_resets")))
+    assert ledger()["parked"] < 100
+
+
+def test_a_replay_begins_again_and_dead_letters_wait_for_a_resume(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
+) -> None:
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(200), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    with pytest.raises(HeadraceError, match=FAILED):
+        catch_up()
+    connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
+    migration = SkipResets.configure(settings.migration("skip_resets"))
+    entries = read_dead_letters(settings, migration, "main")
+    with pytest.raises(HeadraceError, match=FAILED):
+        retry(settings, migration, "main", [], threading.Event())
+    assert discard(settings, migration, "main", entries[:1], threading.Event()).discarded == 1
+
+    replay(settings, SkipResets, "main")
+    assert state(settings) == "waiting"
+    catch_up()
+    assert {row for row, _ in states(connection).values()} == {"default"}
+    assert failed(connection) is None
+
+
+def test_the_end_of_the_topics_hides_no_failure(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, ledger: Ledger
+) -> None:
+    connection.execute(REFUSE_ALL)
+    rows = dict.fromkeys(range(50), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    migration = SkipResets.configure(settings.migration("skip_resets"))
+    with pytest.raises(HeadraceError, match=FAILED):
+        consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    assert ledger()["parked"] == 50
+
+
+@pytest.fixture
+def target(database: Database, connection: psycopg.Connection[Any]) -> Iterator[Target]:
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    connection.execute("INSERT INTO headrace.migrations (name, gitlab_schema) VALUES ('m', 'gitlab_main')")
+    made = Target(database.dsn, database="main", migration="m", stopping=threading.Event(), wait=threading.Event().wait)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("applied", "guarded", "skipped", "parked", "fails"),
+    [
+        (24, 0, 0, 26, True),
+        (25, 0, 0, 25, False),
+        (0, 24, 0, 26, True),
+        (0, 25, 0, 25, False),
+        (0, 0, 0, 49, False),
+        (0, 0, 10_000, 50, True),
+        (23, 0, 10_000, 26, False),
+        (10_000, 0, 0, 10_001, True),
+    ],
+)
+def test_half_of_what_was_tried_is_the_limit(
+    target: Target,
+    connection: psycopg.Connection[Any],
+    applied: int,
+    guarded: int,
+    skipped: int,
+    parked: int,
+    fails: bool,
+) -> None:
+    connection.execute(
+        "INSERT INTO headrace.progress (migration, run, topic, partition, topic_id, applied, skipped, parked,"
+        " skip_reasons)"
+        " VALUES ('m', 1, 't', 0, 'i', %s, %s, %s, jsonb_build_object('right already', %s::int, 'deleted', %s::int)),"
+        " ('m', 1, 't', 1, 'i', 0, 0, 0, '{}'), ('m', 2, 't', 1, 'i', 0, 0, 500, '{}')",
+        (applied, guarded + skipped, parked, guarded, skipped),
+    )
+    breaker = CircuitBreaker("m", target, None, ends=True)  # type: ignore[arg-type]
+    breaker.look(1)
+    assert (failed(connection) is not None) is fails
+    breaker.look(1)
+    rows = connection.execute("SELECT tried, parked FROM headrace.failures").fetchall()
+    assert rows == ([(applied + guarded + parked, parked)] if fails else [])

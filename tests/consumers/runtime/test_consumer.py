@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Message
+
+from consumers.delivery.dead_letter_topic import REASON_HEADER
+from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.group_admin import members as group_members
+from consumers.runtime.assembly import consumer_of
+from consumers.runtime.totals import Totals
+from infra.kafka import clients
+from infra.kafka.topics import LogReader
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.stack import Stack, embedded_stack
+from schemas.errors import OwnershipMoved
+from schemas.topics import group_name, parked_topic
+from tests.consumers.conftest import Member
+from tests.consumers.container_repositories import (
+    DEFAULT,
+    TABLE,
+    TOO_MANY_TAGS,
+    Feed,
+    fill,
+    start_member,
+    states,
+    write_settings,
+    written,
+)
+from tests.consumers.members.freezing import freeze_between_transactions, named
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+Ledger = Callable[[], Mapping[str, Any]]
+Eventually = Callable[..., None]
+CatchUp = Callable[..., Totals]
+OTHER_REASON = ("import_skipped", 5)
+
+
+def reason_of(parked: Message) -> str:
+    """Return why an event was parked."""
+    reason = dict(parked.headers() or [])[REASON_HEADER]
+    assert isinstance(reason, bytes)
+    return reason.decode()
+
+
+def mixed(count: int) -> dict[int, tuple[str, int | None]]:
+    """Return rows of which every third is to be reset."""
+    kinds = (DEFAULT, TOO_MANY_TAGS, OTHER_REASON)
+    return {key: kinds[key % 3] for key in range(count)}
+
+
+def test_every_row_is_reset_once_and_every_event_counted(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger
+) -> None:
+    rows = mixed(3_000)
+    fill(connection, rows)
+    feed.snapshot(rows)
+
+    totals = catch_up()
+
+    assert totals.applied == 1_000
+    assert totals.events == 3_000
+    assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
+    counts = ledger()
+    assert (counts["applied"], counts["skipped"], counts["parked"]) == (1_000, 2_000, 0)
+
+
+def test_a_stretch_of_skips_costs_few_transactions(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp
+) -> None:
+    feed.snapshot(dict.fromkeys(range(5000), DEFAULT))
+    totals = catch_up()
+    assert totals.skipped == 5_000
+    assert totals.transactions <= 100
+
+
+def test_aborted_transactions_are_not_read_and_the_ledger_still_reaches_the_end(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    feed.send([feed.upsert(2, *TOO_MANY_TAGS)], commit=False)
+    assert catch_up().applied == 1
+    assert catch_up().events == 0
+    assert states(connection)[2] == TOO_MANY_TAGS
+
+
+def test_sigkill_in_mid_way_then_resume_applies_each_effect_once(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Eventually,
+    ledger: Ledger,
+) -> None:
+    rows = mixed(12_000)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    for share in (500, 1_500, 2_500):
+        member = members()
+        eventually(lambda share=share: len(written(connection)) >= share, f"{share} rows are written")
+        member.kill()
+        member.wait()
+
+    member = members(until_caught_up=True)
+    _, problems = member.communicate(timeout=PATIENCE)
+
+    assert member.returncode == 0, problems
+    assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
+    counts = ledger()
+    assert (counts["applied"], counts["skipped"]) == (4_000, 8_000)
+
+
+def test_two_members_share_the_partitions_and_do_each_row_once(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Eventually,
+    ready: Callable[[], bool],
+) -> None:
+    first, second = members(), members()
+    workers = "SELECT count(DISTINCT member) FROM headrace.progress"
+    eventually(lambda: ready() and connection.execute(workers).fetchone() == (2,), "both have partitions")
+    rows = mixed(6_000)
+    fill(connection, rows)
+    feed.snapshot(rows)
+
+    eventually(lambda: len(written(connection)) >= 2_000, "all are reset")
+
+    third = members(until_caught_up=True)
+    _, problems = third.communicate(timeout=PATIENCE)
+    assert third.returncode == 0, problems
+    for member in (first, second):
+        member.send_signal(signal.SIGTERM)
+        _, problems = member.communicate(timeout=PATIENCE)
+        assert member.returncode == 0, problems
+    assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
+
+
+def test_a_zombie_writes_nothing(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Eventually,
+    catch_up: CatchUp,
+    settings: Settings,
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    zombie = members()
+    eventually(lambda: written(connection) == [1], "the first row is reset")
+    freeze_between_transactions(zombie, connection)
+    group = group_name(settings.prefix, "skip_resets")
+    eventually(lambda: group_members(settings.kafka, group) == [], "Kafka drops the stopped member")
+    rows = mixed(3_000)
+    connection.execute("TRUNCATE container_repositories, writes")
+    fill(connection, rows)
+    feed.snapshot(rows)
+    catch_up()
+    connection.execute("UPDATE container_repositories SET migration_state = 'default'")
+    connection.execute("TRUNCATE writes")
+    connection.execute(
+        "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
+    )
+    before = len(written(connection))
+
+    zombie.send_signal(signal.SIGCONT)
+    eventually(lambda: named(zombie) in group_members(settings.kafka, group), "the zombie is back")
+    feed.send([feed.upsert(2_999, *DEFAULT)])
+    last = catch_up()
+
+    zombie.send_signal(signal.SIGTERM)
+    _, problems = zombie.communicate(timeout=PATIENCE)
+    assert zombie.returncode == 0, problems
+    assert last.applied == 0
+    assert len(written(connection)) == before
+
+
+def test_a_wrong_owner_writes_nothing(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger
+) -> None:
+    catch_up()
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    connection.execute("UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2")
+    with pytest.raises(OwnershipMoved, match="gitlab_main is owned by ci, not by main"):
+        catch_up()
+    assert written(connection) == []
+    assert ledger()["next"] == 0
+
+
+def test_a_poison_row_is_parked_and_all_others_are_applied(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger, settings: Settings
+) -> None:
+    connection.execute("ALTER TABLE container_repositories ADD CHECK (id <> 77 OR migration_state <> 'default')")
+    rows = dict.fromkeys(range(200), TOO_MANY_TAGS)
+    fill(connection, rows)
+    feed.snapshot(rows)
+
+    catch_up()
+
+    assert sorted(written(connection)) == [key for key in rows if key != 77]
+    assert ledger()["parked"] == 1
+    (parked,) = LogReader(settings.kafka, parked_topic(settings.prefix, "skip_resets")).read()
+    reason = reason_of(parked)
+    assert reason.startswith("23514 CheckViolation constraint container_repositories_")
+    assert str(parked.key()).startswith(f"b'main/{feed.topic}/")
+
+
+def test_undecodable_events_and_unknown_schemas_are_parked(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger, settings: Settings
+) -> None:
+    fill(connection, {1: TOO_MANY_TAGS})
+    key, value = feed.upsert(1, *TOO_MANY_TAGS)
+    feed.send(
+        [
+            (b"a", b"nonsense"),
+            (b"b", b"\0\0\0\xff\xff" + value[5:]),
+            (b"c", value.partition(b"import_skipped")[0] + b"import_skipped"),
+            (key, value),
+        ]
+    )
+
+    assert catch_up().applied == 1
+
+    assert ledger()["parked"] == 3
+    parked = LogReader(settings.kafka, parked_topic(settings.prefix, "skip_resets")).read()
+    reasons = sorted(map(reason_of, parked))
+    assert any("schema id 65535 is in no registry" in reason for reason in reasons)
+    assert any("wire format" in reason for reason in reasons)
+
+
+def test_it_waits_for_a_topic_that_does_not_exist_yet(
+    settings: Settings,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Eventually,
+    ready: Callable[[], bool],
+) -> None:
+    member = members()
+    eventually(ready, "it is up")
+    fill(connection, {1: TOO_MANY_TAGS})
+    Feed(settings).snapshot({1: TOO_MANY_TAGS})
+    eventually(lambda: written(connection) == [1], "the row is reset")
+    member.send_signal(signal.SIGINT)
+    _, problems = member.communicate(timeout=PATIENCE)
+    assert member.returncode == 0, problems
+
+
+def test_a_paused_migration_is_held_and_goes_on(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    eventually: Eventually,
+    settings: Settings,
+    catch_up: CatchUp,
+) -> None:
+    catch_up()
+    connection.execute("UPDATE headrace.migrations SET paused = true")
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    member = members()
+    group = group_name(settings.prefix, "skip_resets")
+    eventually(lambda: group_members(settings.kafka, group) == [named(member)], "it is a member")
+    assert written(connection) == []
+    connection.execute("UPDATE headrace.migrations SET paused = false")
+    eventually(lambda: written(connection) == [1], "the row is reset")
+    assert member.poll() is None
+
+
+def test_a_deleted_topic_is_noticed(
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, settings: Settings, eventually: Eventually
+) -> None:
+    feed.snapshot({1: DEFAULT})
+    catch_up()
+    admin = clients.admin(settings.kafka)
+    admin.delete_topics([feed.topic])[feed.topic].result(PATIENCE)
+    eventually(lambda: feed.topic not in admin.list_topics(timeout=PATIENCE).topics, "the topic is gone")
+    Feed(settings).snapshot(dict.fromkeys(range(100), DEFAULT))
+    with pytest.raises(Exception, match=r"deleted and made again.*headrace replay"):
+        catch_up()
+
+
+def test_servers_restart_under_a_running_member(tmp_path: Path, prefix: str, eventually: Eventually) -> None:
+    with embedded_stack() as own:
+        _restart_both(own, tmp_path, prefix, eventually)
+
+
+def _restart_both(own: Stack, tmp_path: Path, prefix: str, eventually: Eventually) -> None:
+    dsn = own.postgres.create_database("restarts")
+    config = write_settings(
+        tmp_path / "own.toml",
+        {
+            "prefix": prefix,
+            "kafka": {"bootstrap_servers": own.endpoints.bootstrap_servers},
+            "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
+            "migrations": {"skip_resets": {"batch_size": 500, "sub_batch_size": 5}},
+        },
+    )
+    rows = mixed(9_000)
+    expected = [key for key, row in rows.items() if row == TOO_MANY_TAGS]
+
+    def resets() -> list[int]:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                return sorted(written(connection))
+        except psycopg.OperationalError:
+            return []
+
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(TABLE)
+        fill(connection, rows)
+    Feed(load_settings(config)).snapshot(rows)
+    member = start_member(config)
+    try:
+        eventually(lambda: len(resets()) >= 1, "the first rows are reset")
+        own.postgres.kill()
+        own.postgres.start()
+        eventually(lambda: len(resets()) >= 1_500, "it goes on after the database crashed")
+        own.kafka.restart()
+        eventually(lambda: len(resets()) >= len(expected), "it goes on after the broker was restarted")
+        assert resets() == expected
+        member.send_signal(signal.SIGTERM)
+        _, problems = member.communicate(timeout=PATIENCE)
+        assert member.returncode == 0, problems
+        assert "Traceback" not in problems
+    finally:
+        member.kill()
+        member.communicate()
+
+
+class DiesAfterWriting(SkipResets):
+    """Fails once, after its writes and before the ledger moves."""
+
+    died = False
+
+    def apply(self, cursor: psycopg.Cursor[Any], changes: Any) -> int:
+        applied = super().apply(cursor, changes)
+        if not self.died:
+            self.died = True
+            cursor.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return applied
+
+
+def test_a_connection_lost_after_the_writes_costs_nothing(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings
+) -> None:
+    rows = mixed(300)
+    fill(connection, rows)
+    feed.snapshot(rows)
+    migration = DiesAfterWriting.configure(settings.migration("skip_resets"))
+    totals = consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
+    assert totals.applied == 100
+    assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
+
+
+def test_an_idle_member_does_again_what_a_failover_took_back(
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Eventually, ledger: Ledger
+) -> None:
+    """Its last commits are not durable; effects and ledger go back together, and only its session tells it."""
+    fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
+    feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
+    stopping = threading.Event()
+    member = consumer_of(settings, SkipResets.configure(settings.migration("skip_resets")), "main", stopping=stopping)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(member.run)
+        try:
+            eventually(lambda: ledger()["applied"] == 50, "half is done")
+            standby = connection.execute("SELECT topic, partition, next_offset FROM headrace.progress").fetchall()
+            feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
+            eventually(lambda: ledger()["applied"] == 100, "all is done")
+            with connection.transaction():
+                # As it is on a standby that lacks the last transactions.
+                for topic, partition, offset in standby:
+                    connection.execute(
+                        "UPDATE headrace.progress SET next_offset = %s WHERE topic = %s AND partition = %s",
+                        (offset, topic, partition),
+                    )
+                connection.execute(
+                    "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
+                    " WHERE id >= 50"
+                )
+                connection.execute("TRUNCATE writes")
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'headrace consume%' AND datname = current_database()"
+                )
+            eventually(lambda: sorted(written(connection)) == list(range(50, 100)), "they are done again")
+            assert not running.done()
+        finally:
+            stopping.set()

@@ -1,0 +1,63 @@
+"""A migration is held while its database suffers, its members stay in the group, and it goes on afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.group_admin import members as group_members
+from consumers.operations.status import gather
+from consumers.runtime.assembly import consumer_of
+from infra.settings.model import MigrationSettings, Settings
+from schemas.topics import group_name
+from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    (found,) = [one for one in gather(settings)["migrations"] if one["name"] == "skip_resets"]
+    return dict(found)
+
+
+def test_it_is_held_and_says_why_and_goes_on(
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, eventually: Callable[..., None]
+) -> None:
+    connection.execute("CREATE TABLE fever (reason text)")
+    section = MigrationSettings(
+        batch_size=500, sub_batch_size=10, health_seconds=0.1, health={"sql": "SELECT reason FROM public.fever"}
+    )
+    ill = settings.model_copy(update={"migrations": {"skip_resets": section}})
+    rows = dict.fromkeys(range(2_000), TOO_MANY_TAGS)
+    fill(connection, rows)
+    stopping = threading.Event()
+    member = consumer_of(ill, SkipResets.configure(section), "main", stopping=stopping)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(member.run)
+        try:
+            eventually(lambda: status(ill)["members"], "it is a member")
+            connection.execute("INSERT INTO fever VALUES ('it is hot')")
+            eventually(lambda: status(ill)["held_by"] == "sql: it is hot", "it is held")
+            feed.snapshot(rows)
+            found = status(ill)
+            assert found["state"] == "held"
+            assert written(connection) == []
+            assert len(group_members(ill.kafka, group_name(ill.prefix, "skip_resets"))) == 1
+            connection.execute("DELETE FROM fever")
+            eventually(lambda: len(written(connection)) >= 500, "it goes on")
+            connection.execute("INSERT INTO fever VALUES ('again')")
+            eventually(lambda: status(ill)["held_by"] is not None or len(written(connection)) == 2_000, "held again")
+            connection.execute("DELETE FROM fever")
+            eventually(lambda: len(written(connection)) == 2_000, "all are reset")
+            eventually(lambda: status(ill)["held_by"] is None, "it is well")
+        finally:
+            stopping.set()
+        assert working.result(PATIENCE).applied == 2_000
+    assert connection.execute("SELECT count(*) FROM headrace.holds").fetchone() == (0,)

@@ -1,0 +1,333 @@
+"""A table in use is altered without anybody waiting behind us; what was begun is gone on with, by whoever comes."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from consumers.contract.backfill import BackfillOptions
+from consumers.migrations.status_backfills import StatusBackfills
+from consumers.schema.executor import Alterations, Done, LockNotGranted, RowsForbidThis
+from consumers.schema.plan import NOT_NULL, Found, OutOfOrder, Release, Step, expanded
+from infra.postgres.advisory_locks import exclude, ownership_key
+from infra.postgres.control import ensure_control_schema
+from schemas.errors import Interrupted, OwnershipMoved, PreflightFailed, Refused
+from tests.conftest import Database
+from tests.consumers.registry import TABLE, insert, insert_with_status
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+LENGTH, REQUIRED = (StatusBackfills.constraint(check) for check in ("length", NOT_NULL))
+PARTITIONED = """
+    CREATE TABLE public.repositories (top_level_namespace_id bigint, id bigint, name text, path text,
+                                      PRIMARY KEY (top_level_namespace_id, id))
+        PARTITION BY HASH (top_level_namespace_id);
+    CREATE TABLE public.part_0 PARTITION OF public.repositories FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE public.part_1 PARTITION OF public.repositories FOR VALUES WITH (MODULUS 2, REMAINDER 1)
+        PARTITION BY HASH (id);
+    CREATE TABLE public.part_1_0 PARTITION OF public.part_1 FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+"""
+
+
+@pytest.fixture
+def connection(database: Database) -> psycopg.Connection[Any]:
+    """A connection to a registry that `main` owns, with the table as it was before."""
+    opened = database.connect()
+    ensure_control_schema(opened, "main", ["registry"])
+    opened.execute(TABLE)
+    return opened
+
+
+class Recording(psycopg.Cursor[Any]):
+    """Notes what ALTER TABLEs are sent."""
+
+    altered: list[str]
+
+    def execute(self, query: Any, *arguments: Any, **named: Any) -> Any:
+        text = query.as_string(None) if isinstance(query, sql.Composable) else str(query)
+        if "ALTER TABLE" in text:
+            self.altered.append(text)
+        return super().execute(query, *arguments, **named)
+
+
+class Bench:
+    """Alterations over a connection of their own, whose ALTER TABLEs are noted."""
+
+    def __init__(self, database: Database, kind: type[Alterations] = Alterations, **options: Any) -> None:
+        self.stopping = threading.Event()
+        self.connection = database.connect()
+        self.altered: list[str] = []
+        self.connection.cursor_factory = type("Cursor", (Recording,), {"altered": self.altered})
+        migration = StatusBackfills(BackfillOptions(**options))
+        self.alterations = kind(self.connection, migration, "main", stopping=self.stopping)
+
+    def __call__(self, release: Release) -> list[Done]:
+        return self.alterations.carry_out(release)
+
+
+@contextmanager
+def reading(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that has read the table and does not end."""
+    reader = database.connect(autocommit=False)
+    reader.execute("SET application_name = 'report'")
+    reader.execute("SELECT count(*) FROM repositories")
+    try:
+        yield reader
+    finally:
+        reader.rollback()
+
+
+def test_while_a_long_reader_holds_the_table_nothing_waits_for_it(
+    database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+) -> None:
+    seen: list[str] = []
+
+    class Counting(Alterations):
+        def _held_by(self) -> str:
+            if held_by := super()._held_by():
+                seen.append(held_by)
+            return held_by
+
+    bench = Bench(database, Counting, lock_timeout_ms=20)
+    with ThreadPoolExecutor(1) as pool:
+        with reading(database):
+            expanding = pool.submit(bench, Release.EXPAND)
+            eventually(lambda: len(seen) > 1, "it saw twice that the table is held")
+            insert(connection, [(1, 1)])
+            assert bench.altered == []
+        done = expanding.result(PATIENCE)
+    assert done[0].tries > 1
+    assert len(bench.altered) == 3
+
+
+class Blind(Alterations):
+    """Never sees who holds the table: each comes just after it has looked."""
+
+    def _held_by(self) -> str:
+        return ""
+
+
+def test_a_reader_that_came_just_after_the_look_is_waited_for_no_longer_than_the_timeout(
+    database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+) -> None:
+    bench = Bench(database, Blind, lock_timeout_ms=50)
+    with ThreadPoolExecutor(1) as pool:
+        with reading(database):
+            expanding = pool.submit(bench, Release.EXPAND)
+            # It is the server that cancels: the second try shows that the first waited no longer.
+            eventually(lambda: len(bench.altered) > 1, "the lock was not granted, and it tried again")
+            insert(connection, [(1, 1)])
+        done = expanding.result(PATIENCE)
+    assert done[0].tries > 1
+    assert len(set(bench.altered)) == 3
+
+
+def test_when_patience_is_over_it_says_who_holds_the_table_and_the_next_one_goes_on(
+    database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    bench = Bench(database, lock_timeout_ms=1, patience_seconds=0.01)
+    with reading(database) as reader:
+        with pytest.raises(LockNotGranted, match=rf"held for .* by process {reader.info.backend_pid} \(report\)"):
+            bench(Release.EXPAND)
+        assert bench.altered == []
+    assert len(Bench(database)(Release.EXPAND)) == 3
+
+
+def test_validating_waits_for_no_reader_and_no_writer(database: Database, connection: psycopg.Connection[Any]) -> None:
+    connection.execute("ALTER TABLE repositories ADD COLUMN migration_status text")
+    connection.execute(f"ALTER TABLE repositories ADD CONSTRAINT {LENGTH} CHECK (true) NOT VALID")
+    bench = Bench(database)
+    with reading(database) as busy:
+        insert(busy, [(1, 1)])
+        assert [each.tries for each in bench(Release.EXPAND)] == [1]
+
+
+def test_expand_leaves_the_rows_where_they_are(database: Database, connection: psycopg.Connection[Any]) -> None:
+    insert(connection, [(1, 1), (1, 2)])
+    before = connection.execute("SELECT ctid, xmin, id FROM repositories ORDER BY id").fetchall()
+    Bench(database)(Release.EXPAND)
+    assert connection.execute("SELECT ctid, xmin, id FROM repositories ORDER BY id").fetchall() == before
+
+
+@pytest.mark.parametrize("release", [Release.EXPAND, Release.CONTRACT])
+@pytest.mark.parametrize("killed_after", range(3))
+def test_what_was_killed_between_two_statements_is_completed_by_the_next(
+    database: Database, connection: psycopg.Connection[Any], release: Release, killed_after: int
+) -> None:
+    if release is Release.CONTRACT:
+        Bench(database)(Release.EXPAND)
+
+    class Dies(Alterations):
+        def _execute(self, step: Step) -> None:
+            if len(bench.altered) == killed_after:
+                raise KeyboardInterrupt
+            super()._execute(step)
+
+    bench = Bench(database, Dies)
+    statements = 3 if release is Release.EXPAND else 2
+    if killed_after < statements:
+        with pytest.raises(KeyboardInterrupt):
+            bench(release)
+    else:
+        bench(release)
+    assert len(Bench(database)(release)) == statements - killed_after
+    found = Bench(database).alterations.found()
+    assert expanded(StatusBackfills, found)
+    assert found.checks.get(REQUIRED) == ([] if release is Release.CONTRACT else None)
+    assert Bench(database)(release) == []
+
+
+def test_two_processes_at_once_do_it_once(database: Database, connection: psycopg.Connection[Any]) -> None:
+    benches = [Bench(database, Blind) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda bench: bench(Release.EXPAND), benches))
+    assert expanded(StatusBackfills, benches[0].alterations.found())
+    assert sum(len(done) for done in outcomes) >= 3
+    assert connection.execute("SELECT count(*) FROM pg_constraint WHERE conname = %s", (LENGTH,)).fetchone() == (1,)
+
+
+def test_a_row_that_comes_while_contract_waits_for_its_lock_is_found(
+    database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    Bench(database)(Release.EXPAND)
+
+    class WaitsOnce(Alterations):
+        """Was not granted its lock at first, and an application wrote meanwhile."""
+
+        def _execute(self, step: Step) -> None:
+            insert(connection, [(1, 1)])
+            raise psycopg.errors.LockNotAvailable(step.what)
+
+    bench = Bench(database, WaitsOnce)
+    with pytest.raises(OutOfOrder, match=r"1 rows of public\.repositories have no migration_status"):
+        bench(Release.CONTRACT)
+    assert bench.altered == []
+
+
+def test_a_row_that_a_check_forbids_is_told_without_its_values(
+    database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("ALTER TABLE repositories ADD COLUMN migration_status text")
+    insert_with_status(connection, {(1, 1): "secret" * 50})
+    with pytest.raises(RowsForbidThis, match=f"rows of public.repositories are against {LENGTH}") as refused:
+        Bench(database)(Release.EXPAND)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_wrong_database_is_not_altered(database: Database, connection: psycopg.Connection[Any]) -> None:
+    bench = Bench(database)
+    connection.execute("UPDATE headrace.schema_ownership SET owner = 'elsewhere', epoch = epoch + 1")
+    for release in Release:
+        with pytest.raises(OwnershipMoved, match="owned by elsewhere, not by main"):
+            bench(release)
+    assert bench.altered == []
+
+
+def test_a_database_that_loses_its_schema_in_between_is_altered_no_further(
+    database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    class Moved(Alterations):
+        def _held_by(self) -> str:
+            if bench.altered:
+                connection.execute("UPDATE headrace.schema_ownership SET owner = 'elsewhere', epoch = epoch + 1")
+            return ""
+
+    bench = Bench(database, Moved)
+    with pytest.raises(OwnershipMoved):
+        bench(Release.EXPAND)
+    assert len(bench.altered) == 1
+
+
+def test_a_role_that_does_not_own_the_table_is_told_so(database: Database, connection: psycopg.Connection[Any]) -> None:
+    role = f"reader_{secrets.token_hex(4)}"
+    bench = Bench(database)
+    connection.execute(f"CREATE ROLE {role}")
+    try:
+        connection.execute(f"GRANT USAGE ON SCHEMA headrace TO {role}")
+        connection.execute(f"GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA headrace TO {role}")
+        connection.execute(f"GRANT SELECT ON repositories TO {role}")
+        bench.connection.execute(f"SET ROLE {role}")
+        with pytest.raises(PreflightFailed, match="must be owner of table repositories; give a role in the dsn"):
+            bench(Release.EXPAND)
+        bench.connection.execute("RESET ROLE")
+    finally:
+        connection.execute(f"DROP OWNED BY {role}")
+        connection.execute(f"DROP ROLE {role}")
+
+
+def test_a_column_of_another_type_is_not_taken_for_ours(
+    database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("ALTER TABLE repositories ADD COLUMN migration_status integer")
+    with pytest.raises(OutOfOrder, match="of another type"):
+        Bench(database)(Release.EXPAND)
+
+
+def test_without_the_table_it_says_so(database: Database, connection: psycopg.Connection[Any]) -> None:
+    connection.execute("DROP TABLE repositories")
+    with pytest.raises(Refused, match=r"database main has no table public\.repositories"):
+        Bench(database)(Release.EXPAND)
+
+
+def test_validating_a_large_table_is_cancelled_by_a_stop(
+    database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+) -> None:
+    class Slow(StatusBackfills):
+        checks = (("slow", "pg_sleep(600) IS NULL"),)
+
+    insert(connection, [(1, 1)])
+    stopping = threading.Event()
+    alterations = Alterations(database.connect(), Slow(BackfillOptions()), "main", stopping=stopping)
+    with ThreadPoolExecutor(1) as pool:
+        expanding = pool.submit(alterations.carry_out, Release.EXPAND)
+        under_way = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%%VALIDATE%%'"
+        eventually(lambda: connection.execute(under_way).fetchone(), "it validates")
+        stopping.set()
+        alterations.cancel()
+        with pytest.raises(Interrupted, match="what was done stays done"):
+            expanding.result(PATIENCE)
+    assert list(alterations.found().checks) == [Slow.constraint("slow")]
+
+
+def test_an_ownership_that_is_being_changed_is_waited_for_no_longer_than_the_timeout(
+    database: Database, connection: psycopg.Connection[Any]
+) -> None:
+    bench = Bench(database, lock_timeout_ms=10, patience_seconds=0.01)
+    with connection.transaction():
+        exclude(connection, [ownership_key("registry")])
+        with pytest.raises(LockNotGranted):
+            bench(Release.EXPAND)
+    assert len(bench(Release.EXPAND)) == 3
+
+
+def test_it_stops_while_it_waits(database: Database, connection: psycopg.Connection[Any]) -> None:
+    bench = Bench(database)
+    bench.stopping.set()
+    with reading(database), pytest.raises(Interrupted):
+        bench(Release.EXPAND)
+    assert bench.altered == []
+
+
+def test_each_partition_is_validated_by_itself(database: Database, connection: psycopg.Connection[Any]) -> None:
+    connection.execute("DROP TABLE repositories")
+    connection.execute(PARTITIONED)
+    insert(connection, [(namespace, namespace) for namespace in range(10)])
+    done = Bench(database)(Release.EXPAND)
+    validated = [each.what.rsplit(".", 1)[-1] for each in done if "validated" in each.what]
+    assert validated == ["part_1_0", "part_1", "part_0", "repositories"]
+    connection.execute("UPDATE repositories SET migration_status = 'native'")
+    Bench(database)(Release.CONTRACT)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        insert(connection, [(11, 11)])
+    Bench(database)(Release.CONTRACT_DOWN)
+    Bench(database)(Release.EXPAND_DOWN)
+    assert Bench(database).alterations.found() == Found()

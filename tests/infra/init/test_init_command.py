@@ -1,0 +1,151 @@
+"""`headrace init`, as the function that the command line calls; tests/test_cli.py runs it as a process."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from infra.init.init_command import commands
+from infra.rights.acls import Acl, Kind, Operation
+from infra.rights.privileges import TablePrivileges
+from infra.rights.programs import Program
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from schemas.errors import Refused, SettingsError, UsageError
+
+MINE = "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);"
+READS = Acl("User:me", Kind.TOPIC, "headrace.gitlab_main.", (Operation.READ, Operation.DESCRIBE), prefixed=True)
+WRITES = Acl("User:you", Kind.GROUP, "headrace.mine", (Operation.READ,))
+
+
+def programs(_settings: Settings) -> list[Program]:
+    return [
+        Program("main", "main", (READS,), (), replicates=True),
+        Program("mine", "main", (WRITES,), (TablePrivileges("headrace", "mine", ("SELECT", "DELETE")),), MINE),
+        Program("others", "another", (), (TablePrivileges("headrace", "others", ("SELECT",)),)),
+    ]
+
+
+(init,) = commands(programs)
+
+
+def test_it_writes_a_file_that_loads_with_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    assert f"wrote {path}; edit it, then run `headrace check`" in capsys.readouterr().out
+    settings = load_settings(path)
+    assert settings.database("main").tables == ("public.container_repositories",)
+    assert settings.migration("skip_resets").sub_batch_size == 100
+
+
+def test_what_it_comments_out_would_load_too(tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    lines = path.read_text().splitlines()
+    shown = [line.removeprefix("# ") for line in lines if line.startswith("# ") and ("=" in line or line[2] == "[")]
+    plain = [line for line in lines if not line.startswith("#")]
+    # Each commented key stands in the section under which it would be taken; a commented section brings its own keys.
+    text: list[str] = []
+    for line in lines:
+        candidate = line.removeprefix("# ") if line.startswith("# ") and line.removeprefix("# ") in shown else line
+        text.append(candidate if "HEADRACE_KAFKA" not in candidate and not candidate.startswith("for ") else "")
+    path.write_text("\n".join(text))
+    settings = load_settings(path)
+    assert len(shown) >= 10
+    assert len(plain) < len(lines)
+    main = settings.database("main")
+    assert main.snapshot.chunk_rows == 50_000
+    assert main.table_schemas == {"public.my_table": "gitlab_main"}
+    assert main.keys == {"public.repo": ("name",)}
+    assert settings.kafka.options["security.protocol"] == "SASL_SSL"
+    assert settings.kafka.replication_factor == 3
+
+
+def test_it_is_the_owners_alone_since_a_dsn_may_have_a_password(tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_it_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("mine")
+    with pytest.raises(Refused, match=r"mine\.toml exists already; name another with --config, or edit that one"):
+        init(config=path)
+    assert path.read_text() == "mine"
+
+
+def test_it_says_where_it_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"not_there/new\.toml cannot be written: No such file or directory"):
+        init(config=tmp_path / "not_there" / "new.toml")
+
+
+def test_it_writes_where_the_settings_would_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    init()
+    assert Path("headrace.toml").exists()
+    monkeypatch.setenv("HEADRACE_CONFIG", "other.toml")
+    init()
+    assert Path("other.toml").exists()
+
+
+def test_the_sql_is_of_these_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.toml"
+    with pytest.raises(SettingsError, match="does not exist"):
+        init(config=path, sql=True)
+    init(config=path)
+    capsys.readouterr()
+    init(config=path, sql=True)
+    out = capsys.readouterr().out
+    assert "-- Database main: run in gitlabhq, as a superuser. May be run again." in out
+    assert "CREATE SCHEMA IF NOT EXISTS headrace;" in out
+    assert 'ALTER ROLE "headrace" REPLICATION;' in out
+    assert MINE in out
+    assert 'GRANT SELECT, DELETE ON "headrace"."mine" TO "headrace";' in out
+    assert "headrace.others" not in out, "of another database"
+
+
+def test_with_names_it_is_for_these_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    capsys.readouterr()
+    init(["mine"], config=path, sql=True)
+    consumers = capsys.readouterr().out
+    assert "REPLICATION" not in consumers
+    assert "PUBLICATION" not in consumers
+    assert MINE in consumers
+    assert "--group headrace.mine --resource-pattern-type literal" in consumers
+    assert "User:me" not in consumers
+    init(["main"], config=path, sql=True)
+    producer = capsys.readouterr().out
+    assert MINE not in producer
+    assert "User:you" not in producer
+    with pytest.raises(UsageError, match="these settings run nothing called 'nobody'; there: main, mine, others"):
+        init(["nobody"], config=path, sql=True)
+    with pytest.raises(UsageError, match="a settings file is written for everything"):
+        init(["mine"], config=path)
+
+
+def test_the_acls_are_a_file_for_terraform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    capsys.readouterr()
+    init(["mine"], config=path, acls=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "resource": {
+            "kafka_acl": {
+                "headrace_001": {
+                    "resource_name": "headrace.mine",
+                    "resource_type": "Group",
+                    "resource_pattern_type_filter": "Literal",
+                    "acl_principal": "User:you",
+                    "acl_host": "*",
+                    "acl_operation": "Read",
+                    "acl_permission_type": "Allow",
+                }
+            }
+        }
+    }

@@ -1,0 +1,80 @@
+"""The log: one JSON object a line for programs, columns for people, on standard error alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from infra.service import log
+
+
+@pytest.fixture(autouse=True)
+def _configuration_put_back() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(json=True)
+    logger = log.get(**{log.SOURCE: "main"})
+    logger.info("table done", **{log.TABLE: "public.projects", log.ROWS: 7})
+    logger.warning("two\nlines", **{log.REASON: "a\nb"})
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = [json.loads(line) for line in err.splitlines()]
+    written = datetime.fromisoformat(first.pop("timestamp"))
+    assert written.utcoffset() == timedelta(0)
+    assert first == {"event": "table done", "level": "info", "source": "main", "table": "public.projects", "rows": 7}
+    assert second["event"] == "two\nlines"
+
+
+def test_columns_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(json=False)
+    log.get(source="main").info("table done", rows=7)
+    err = capsys.readouterr().err
+    assert "table done" in err
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(err)
+
+
+def test_json_is_what_a_collected_output_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure()  # captured: no terminal
+    log.get().info("collected")
+    assert json.loads(capsys.readouterr().err)["event"] == "collected"
+
+
+def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(json=True, level="warning")
+    log.get().info("quiet")
+    log.get().warning("loud")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_secret_that_reaches_the_log_is_not_shown(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    log.configure(json=as_json)
+    log.get(dsn=SecretStr("s3cret")).info("connected", password=SecretStr("s3cret"))
+    err = capsys.readouterr().err
+    assert "connected" in err
+    assert "s3cret" not in err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_exception_is_logged_without_the_values_of_its_variables(
+    capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    log.configure(json=as_json)
+    row = "value-of-a-row"
+    try:
+        raise ValueError(len(row))
+    except ValueError:
+        log.get().exception("failed")
+    err = capsys.readouterr().err
+    assert "ValueError: 14" in err
+    assert "value-of-a-row" not in err.replace('row = "value-of-a-row"', ""), "no locals, only source lines"

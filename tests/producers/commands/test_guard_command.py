@@ -1,0 +1,207 @@
+"""The command `guard`, and `switchover --guard` on a real primary and a real standby."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.guard import write_guard
+from infra.postgres.control import database_name, ensure_control_schema
+from infra.stack import EmbeddedStack, embedded_stack
+from tests.consumers.container_repositories import write_settings
+from tests.producers.processes import ROOT
+from tests.producers.sources import until
+
+pytestmark = pytest.mark.stack
+
+TABLES = """
+    CREATE TABLE public.projects (id int PRIMARY KEY, n int);
+    CREATE TABLE public.ci_builds (id int) PARTITION BY LIST (id);
+    CREATE TABLE public.ci_builds_1 PARTITION OF public.ci_builds FOR VALUES IN (1);
+    CREATE TABLE public.unknown (id int);
+    INSERT INTO public.projects VALUES (1, 0);
+"""
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[EmbeddedStack]:
+    with embedded_stack() as stack:
+        yield stack
+
+
+class Side:
+    """The database `first`, and the settings of a move of gitlab_main from it to `second`."""
+
+    def __init__(self, stack: EmbeddedStack, name: str, directory: Path) -> None:
+        self.stack, self.name = stack, name
+        self.dsn = stack.postgres.create_database(name)
+        self.first = psycopg.connect(self.dsn, autocommit=True)
+        ensure_control_schema(self.first, "first", ["gitlab_main", "gitlab_ci"])
+        self.first.execute(TABLES.encode())
+        self._directory = directory
+        self.write(self.dsn)
+
+    def write(self, second: str) -> None:
+        self.config = write_settings(
+            self._directory / "headrace.toml",
+            {
+                "prefix": self.name,
+                "databases": {
+                    "first": {"dsn": self.dsn, "gitlab_schemas": ["gitlab_main", "gitlab_ci"]},
+                    "second": {
+                        "dsn": second,
+                        "gitlab_schemas": ["gitlab_main"],
+                        "table_schemas": {"public.projects": "gitlab_main"},
+                    },
+                },
+            },
+        )
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "headrace", *arguments, "--config", str(self.config)],
+            cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def side(own: EmbeddedStack, prefix: str, tmp_path: Path) -> Iterator[Side]:
+    made = Side(own, prefix, tmp_path)
+    yield made
+    made.first.close()
+    own.postgres.drop_database(prefix)
+
+
+def test_it_is_installed_again_and_removed(side: Side) -> None:
+    names = ["public.ci_builds", "public.ci_builds_1"]
+    for report in ({"installed": names, "already": []}, {"installed": [], "already": names}):
+        done = side.command("guard", "gitlab_ci", "--database", "first", "--yes", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"database": "first", **report}
+    assert list(write_guard.installed(side.first)) == names
+    removed = side.command("guard", "--remove", "--database", "first", "--yes")
+    assert removed.stdout.splitlines() == [f"removed  {name}" for name in names]
+    assert (
+        "no table of database first has the guard"
+        in side.command("guard", "--remove", "--database", "first", "--yes").stdout
+    )
+    assert write_guard.installed(side.first) == {}
+
+
+def test_what_it_prints_does_the_same(side: Side) -> None:
+    printed = side.command("guard", "gitlab_main", "gitlab_ci", "--database", "first", "--sql")
+    assert write_guard.installed(side.first) == {}, "it only prints"
+    side.first.execute(printed.stdout.encode())
+    side.first.execute(printed.stdout.encode())
+    assert write_guard.installed(side.first) == {
+        "public.ci_builds": "gitlab_ci", "public.ci_builds_1": "gitlab_ci", "public.projects": "gitlab_main",
+    }  # fmt: skip
+    side.first.execute(side.command("guard", "gitlab_ci", "--database", "first", "--remove", "--sql").stdout.encode())
+    assert list(write_guard.installed(side.first)) == ["public.projects"]
+    side.first.execute("ALTER TABLE public.projects DISABLE TRIGGER headrace_guard")
+    side.first.execute(side.command("guard", "--database", "first", "--remove", "--sql").stdout.encode())
+    assert write_guard.present(side.first) == {}
+    assert side.first.execute("SELECT to_regprocedure('headrace.guard()')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("gitlab_ci",), 2, "which database is not said; name it with --database"),
+        (("--database", "first"), 2, "which gitlab schemas is not said"),
+        (("gitlab_pm", "--database", "first"), 2, "database first has no table that is known to belong to gitlab_pm"),
+        (("gitlab_shared", "--database", "first"), 2, "gitlab_shared needs no guard: every database has its own"),
+        (("gitlab_ci", "--database", "third"), 2, "no database named 'third'"),
+        (("gitlab_main", "--database", "second"), 3, "call this database second, but it is on record as first"),
+    ],
+)
+def test_what_cannot_be_guarded_is_refused_by_name(
+    side: Side, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = side.command("guard", *arguments, "--yes")
+    assert (done.returncode, write_guard.installed(side.first)) == (code, {}), done.stderr
+    assert words in done.stderr
+
+
+def test_without_yes_it_asks(side: Side) -> None:
+    done = side.command("guard", "gitlab_ci", "--database", "first")
+    assert done.returncode == 1
+    assert write_guard.installed(side.first) == {}
+
+
+class Ends:
+    """Both sides of a move."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.standby = side.stack.standby(side.name)
+        side.write(self.standby.dsn(side.name))
+        self.second = psycopg.connect(self.standby.dsn(side.name), autocommit=True)
+
+    def switchover(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.side.command(
+            "switchover", "gitlab_main", "--from", "first", "--to", "second", "--yes", "--timeout", "30", *options
+        )
+
+    def close(self) -> None:
+        self.second.close()
+        self.standby.abandon()
+        self.side.stack.postgres.forget_standby(self.side.name)
+
+
+@pytest.fixture
+def ends(side: Side) -> Iterator[Ends]:
+    made = Ends(side)
+    yield made
+    made.close()
+
+
+def write(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("UPDATE public.projects SET n = n + 1")
+
+
+def test_a_switchover_installs_it_before_the_close_and_both_sides_have_it(ends: Ends) -> None:
+    done = ends.switchover("--guard")
+    assert done.returncode == 0, done.stderr
+    for connection in (ends.side.first, ends.second):
+        assert write_guard.installed(connection) == {"public.projects": "gitlab_main"}
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        write(ends.side.first)
+    write(ends.second)
+    ends.side.first.execute("INSERT INTO public.ci_builds VALUES (1)")  # which stays
+
+
+def test_one_that_was_begun_without_it_installs_it_on_both_sides_later(ends: Ends) -> None:
+    assert ends.switchover().returncode == 0
+    write(ends.side.first)  # nothing keeps it off
+    done = ends.switchover("--guard")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        write(ends.side.first)
+    write(ends.second)
+
+
+def test_with_a_table_in_use_nothing_is_closed(ends: Ends) -> None:
+    with psycopg.connect(ends.side.dsn) as application:
+        write(application)
+        done = ends.switchover("--guard", "--timeout", "1")
+    assert done.returncode == 1
+    assert "public.projects was in use all the time" in done.stderr
+    owner = ends.side.first.execute("SELECT DISTINCT owner FROM headrace.schema_ownership").fetchall()
+    assert owner == [("first",)]
+    write(ends.side.first)
+
+
+def test_a_standby_is_not_where_it_is_installed(ends: Ends) -> None:
+    ends.side.first.execute("UPDATE headrace.database SET name = 'second'")
+    until(lambda: database_name(ends.second) == "second", "the standby has replayed that")
+    done = ends.side.command("guard", "gitlab_main", "--database", "second", "--yes")
+    assert done.returncode == 3
+    assert "second is a standby; install the guard on its primary" in done.stderr

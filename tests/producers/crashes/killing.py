@@ -1,0 +1,127 @@
+"""A source under random work whose producer is killed again and again, and what must hold of it afterwards."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from infra.state.snapshot_requests import SnapshotRequest, send_request
+from producers.source.transactions import current_snapshot
+from schemas.positions import Lsn
+from tests.producers.crashes.dying import chunks_read_again, dying, note
+from tests.producers.crashes.failpoints import Arming
+from tests.producers.processes import LARGE_KEYS, SCHEMA, Workload, write_settings
+from tests.producers.sources import Source, settings_for, until
+
+TABLE: Final = "public.t"
+
+# Without a space, since it stands in a settings file between quotes.
+_SMALL_MEMORY: Final = "-clogical_decoding_work_mem=64kB"
+"""Has the server stream a transaction of more than that before its commit."""
+
+
+class Crashes:
+    """One table with random work (from entering to `prove`) and a producer that dies at points or moments."""
+
+    def __init__(
+        self,
+        connect: Callable[[], psycopg.Connection],
+        bootstrap_servers: str,
+        prefix: str,
+        dsn: str,
+        directory: Path,
+        *,
+        rows: int = 300,
+        chunk_rows: int = 7,
+        partitions: int = 2,
+    ) -> None:
+        self._connect = connect
+        connection = connect()
+        connection.execute(SCHEMA)
+        connection.execute("INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, %s) i", (rows,))
+        self._dsn = dsn
+        self._journal = directory / "journal.jsonl"
+        self._spills = directory / "spills"
+        settings = settings_for(
+            bootstrap_servers,
+            prefix,
+            make_conninfo(dsn, options=_SMALL_MEMORY),
+            TABLE,
+            partitions=partitions,
+            snapshot={"chunk_rows": chunk_rows},
+            spill_directory=self._spills,
+        )
+        self.source = Source(settings, connection)
+        self.config = write_settings(settings, directory / "headrace.toml")
+        self.kills = 0
+        self._asked = Lsn(0)
+
+    def work(self, seed: int, *, keys: int = 400, truncates: bool = False, large: int = 40) -> Workload:
+        """Return random work on the table, to be entered."""
+        return Workload(self._dsn, seed, keys=keys, truncates=truncates, large=large)
+
+    def dies_at(self, arming: Arming) -> None:
+        """Run a producer that kills itself there; wait for it."""
+        with dying(self.config, self._journal, arming) as process:
+            code = process.ended()
+        assert code == -signal.SIGKILL, f"{arming}: ended with {code}\n{process.log.read_text()}"
+        self.kills += 1
+
+    def dies_within(self, seconds: float, arming: Arming | None) -> bool:
+        """Run a producer, killed after so long unless it has reached the point before; return whether it had."""
+        with dying(self.config, self._journal, arming) as process:
+            code = process.waited(seconds)
+        assert code in (None, -signal.SIGKILL), f"{arming}: ended with {code}\n{process.log.read_text()}"
+        self.kills += 1
+        return code is not None
+
+    def reconnect(self) -> None:
+        """Go on behind a crash of the database."""
+        self.source.connection = self._connect()
+
+    def ask(self, request: SnapshotRequest) -> None:
+        """Have rows read again; nothing may be under way."""
+        note(self._journal, what="copy")
+        send_request(self.source.connection, request)
+        self._asked = current_snapshot(self.source.connection)[1]
+
+    @property
+    def under_way(self) -> bool:
+        """Whether rows are being copied, or are to be, or it is not recorded yet that they are not."""
+        state = self.source.state()
+        if state.stream is None or state.stream.commit_lsn < self._asked:
+            return True
+        return any(each.under_way for each in state.snapshots.values())
+
+    def settle(self) -> None:
+        """Run a producer until all is published and nothing is being copied, and stop it."""
+        with dying(self.config, self._journal) as process:
+            self.source.caught_up(process.check)
+            until(lambda: not self.under_way, "nothing to be under way")
+            process.send(signal.SIGTERM)
+            assert process.ended() == 0, process.log.read_text()
+
+    def prove(self) -> int:
+        """Fail unless nothing was lost or doubled and at most one chunk was read again at a start.
+
+        Returns how many chunks were. The work must have ended, and what it wrote be published.
+        """
+        source = self.source
+        records = source.require_equal(TABLE)
+        slot, stream = source.slot_state(), source.recorded().stream
+        assert stream is not None
+        assert slot.confirmed_flush is not None
+        assert slot.confirmed_flush <= stream.confirmed_lsn, "the slot forgot what is not recorded"
+        again = chunks_read_again(self._journal)
+        assert max(again) <= 1, f"a start read more than one chunk again: {again}"
+        assert sum(again) <= self.kills
+        assert not list(self._spills.iterdir()), "transactions of dead producers are still on disk"
+        assert any(isinstance(key := record.key.get("id"), int) and key >= LARGE_KEYS for record in records), (
+            "no large transaction was published"
+        )
+        return sum(again)

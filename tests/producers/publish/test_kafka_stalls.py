@@ -1,0 +1,54 @@
+"""A call that Kafka keeps waiting: told while it waits, and counted when it is over."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from structlog.testing import capture_logs
+
+from infra.service import metrics
+from producers.publish import kafka_stalls
+from producers.publish.kafka_stalls import Stalls
+from tests.producers.sources import until
+
+
+def counted(client: str) -> float:
+    """Return how many stalls Prometheus would read."""
+    return next(
+        sample.value
+        for metric in metrics.STALLS.collect()
+        for sample in metric.samples
+        if sample.name == "headrace_kafka_stalls_total" and sample.labels["transactional_id"] == client
+    )
+
+
+def test_a_call_that_takes_long_is_told_while_it_waits_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_stalls, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(kafka_stalls, "_LOOK_SECONDS", 0.01)
+    with capture_logs() as told, Stalls("p.main") as watch:
+        with watch.watching("commit a transaction"):
+            until(lambda: len(told) == 1, "it is told")
+        assert counted("p.main") == 1
+    assert [(each["event"], each["to"], each["log_level"]) for each in told] == [
+        ("waiting for Kafka", "commit a transaction", "warning"),
+        ("Kafka kept the producer waiting", "commit a transaction", "warning"),
+    ]
+    assert all(each["seconds"] >= 0 for each in told)
+
+
+def test_one_that_waits_on_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_stalls, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(kafka_stalls, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(kafka_stalls, "_AGAIN_SECONDS", 0.05)
+    with capture_logs() as told, Stalls("p.again") as watch, watch.watching("take records"):
+        until(lambda: len(told) >= 3, "it is told again and again")
+
+
+def test_quick_calls_are_nothing_and_its_thread_ends() -> None:
+    with capture_logs() as told, Stalls("p.quick") as watch:
+        for _ in range(100):
+            with watch.watching("commit a transaction"):
+                pass
+    assert told == []
+    until(lambda: not any("p.quick" in thread.name for thread in threading.enumerate()), "its thread to end")

@@ -1,0 +1,271 @@
+"""What `headrace check` says where a source cannot be gone on with: each case forced on a real server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from consumers.operations.status import gather
+from infra.settings.model import DatabaseSettings, VirtualStorageSettings
+from infra.stack.postgresql.server import EmbeddedPostgres
+from producers.session import slot_monitor
+from producers.session.check import hindrances, outlook
+from producers.session.slot_monitor import Forecast
+from producers.source import slots
+from producers.source.transactions import blocking
+from tests.conftest import Database
+from tests.producers.processes import ROOT, write_settings
+from tests.producers.servers import own_server
+from tests.producers.session.checks import (
+    AGAIN,
+    TABLE,
+    at,
+    copied,
+    findings,
+    forecast_of,
+    read_anew,
+    set_to,
+    the_finding,
+)
+from tests.producers.sources import PATIENCE, Source, copy_all, running, until
+
+pytestmark = pytest.mark.stack
+
+NewSource = Callable[..., Source]
+
+
+def test_nothing_is_in_the_way_before_the_first_start_while_it_runs_and_after_it(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    assert findings(source) == []
+    assert outlook(source.connection, source.settings, "main", None) is None
+    with running(source) as producer:
+        producer.caught_up()
+        assert findings(source) == []
+        assert forecast_of(source).active
+    until(lambda: source.slot_state().active_pid is None, "the slot to be free")
+    assert findings(source) == []
+    forecast = forecast_of(source)
+    assert (forecast.slot, forecast.status, forecast.active) == (source.slot, "reserved", False)
+    assert forecast.rate is not None, "measured, where nobody recorded it"
+    (seen,) = gather(source.settings)["sources"]
+    assert (seen["slot_status"], seen["lag_bytes"] >= 0, seen["retained_bytes"] > 0) == ("reserved", True, True)
+
+
+def test_a_database_of_a_virtual_storage_has_no_tables_to_capture(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    main = source.settings.database("main").model_copy(update={"tables": ()})
+    storage = VirtualStorageSettings.model_validate(
+        {"database": "main", "primary": "gitaly-0", "storages": {"gitaly-0": {"path": "/nowhere"}}}
+    )
+    walked = source.settings.model_copy(update={"databases": {"main": main}})
+    assert "databases.main.tables is empty" in [
+        each.problem for each in hindrances(source.connection, walked, "main", None)
+    ]
+    walked = walked.model_copy(update={"virtual_storages": {"default": storage}})
+    assert hindrances(source.connection, walked, "main", None) == []
+
+
+def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    source.drop_slot()
+    finding = the_finding(source)
+    assert f"but slot {source.slot} does not exist any more" in finding.problem
+    assert finding.remedy == AGAIN
+    read_anew(source, finding)
+
+
+def test_a_slot_that_is_still_being_made(new_source: NewSource, database: Database) -> None:
+    source = new_source(TABLE, "public.t")
+    with closing(database.connect(autocommit=False)) as slow, closing(database.connect()) as maker:
+        slow.execute("INSERT INTO t VALUES (3)")
+        maker.pgconn.send_query(f"SELECT pg_create_logical_replication_slot('{source.slot}', 'pgoutput')".encode())
+
+        def waits() -> bool:
+            state = slots.read(source.connection, source.slot)
+            return state is not None and bool(blocking(source.connection, state.active_pid or 0))
+
+        until(waits, "its maker to wait")
+        finding = the_finding(source)
+        assert (
+            f"slot {source.slot} is still being made by process {maker.info.backend_pid}, which waits for a transac"
+            in (finding.problem)
+        )
+        assert finding.remedy.startswith("End those transactions")
+
+
+def test_a_slot_that_was_dropped_and_is_made_again_is_none_yet(new_source: NewSource, database: Database) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    source.drop_slot()
+    with closing(database.connect(autocommit=False)) as slow, closing(database.connect()) as maker:
+        slow.execute("INSERT INTO t VALUES (3)")
+        maker.pgconn.send_query(f"SELECT pg_create_logical_replication_slot('{source.slot}', 'pgoutput')".encode())
+        until(lambda: slots.read(source.connection, source.slot) is not None, "the slot to be begun")
+        (_half_made, gap) = findings(source)
+        assert f"but slot {source.slot} is being made by process {maker.info.backend_pid} only now" in gap.problem
+        assert gap.remedy == AGAIN
+        (seen,) = gather(source.settings)["sources"]
+        assert seen["slot_status"] == "missing"
+
+
+def test_a_slot_that_somebody_read(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    until(lambda: source.slot_state().active_pid is None, "the slot to be free")
+    source.connection.execute("INSERT INTO t VALUES (3)")
+    source.connection.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", (source.slot,))
+    finding = the_finding(source)
+    assert "ahead of the topics" in finding.problem
+    assert finding.remedy == AGAIN
+
+
+def test_a_slot_that_is_behind_is_gone_on_from_and_nothing_is_published_twice(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    kept = f"k_{source.slot}"
+    until(lambda: source.slot_state().active_pid is None, "the slot to be free")
+    source.connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (source.slot, kept))
+    source.connection.execute("INSERT INTO t VALUES (3), (4)")
+    copy_all(source)
+    source.drop_slot()
+    source.connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (kept, source.slot))
+    assert findings(source) == []
+    source.connection.execute("INSERT INTO t VALUES (5)")
+    copy_all(source)
+    assert len(source.require_equal("public.t")) == 5
+
+
+def test_another_database_of_the_same_server(
+    new_source: NewSource, new_databases: Callable[[str | None], Database]
+) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    other = new_databases(None)
+    connection = other.connect()
+    connection.execute(TABLE)
+    section = {**source.settings.database("main").model_dump(), "dsn": other.dsn}
+    databases = {"main": DatabaseSettings.model_validate(section)}
+    settings = source.settings.model_copy(update={"databases": databases})
+    finding = the_finding(Source(settings, connection))
+    assert finding.problem == f"slot {source.slot} is of database {source.connection.info.dbname}, not of {other.name}"
+    assert finding.remedy.startswith("correct databases.main.dsn")
+
+
+def test_a_database_that_is_on_record_as_another(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    source.connection.execute("UPDATE headrace.database SET name = 'ci'")
+    finding = the_finding(source)
+    assert finding.problem == "the settings call this database main, but it is on record as ci (headrace.database)"
+    assert "correct databases.main.dsn" in finding.remedy
+    assert "headrace switchover SCHEMA --from ci --to main" in finding.remedy
+
+
+def test_a_table_that_was_stopped(new_source: NewSource) -> None:
+    source = new_source(f"{TABLE}; CREATE TABLE u (id int PRIMARY KEY, n int)", "public.t", "public.u")
+    source.connection.execute("INSERT INTO u VALUES (1, 1)")
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("ALTER TABLE u ALTER n TYPE text; INSERT INTO u VALUES (2, '2')")
+        until(lambda: source.state().snapshots["public.u"].stopped is not None, "the table is stopped")
+    finding = the_finding(source)
+    assert finding.problem.startswith("table public.u is stopped (")
+    assert "headrace snapshot public.u --anew" in finding.remedy
+
+
+def test_a_topic_of_which_nothing_is_recorded(new_source: NewSource) -> None:
+    source = new_source(f"{TABLE}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    copy_all(source)
+    source.connection.execute("ALTER PUBLICATION headrace DROP TABLE t")
+    finding = the_finding(source)
+    assert finding.problem.startswith("table public.t is stopped (it was taken out of the publication)")
+    assert "`headrace snapshot public.t --anew`" in finding.remedy
+
+
+# On servers of their own, which are made to suffer.
+
+
+@pytest.fixture(scope="module")
+def other_server() -> Iterator[EmbeddedPostgres]:
+    with own_server() as running_server:
+        yield running_server
+
+
+@pytest.fixture
+def elsewhere(other_server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterator[Source]:
+    """A source on a server whose settings may be changed."""
+    with copied(other_server, bootstrap_servers, prefix) as source:
+        yield source
+        for name in ("max_slot_wal_keep_size", "idle_replication_slot_timeout"):
+            source.connection.execute(f"ALTER SYSTEM RESET {name}".encode())
+        source.connection.execute("SELECT pg_reload_conf()")
+
+
+def lost(source: Source) -> bool:
+    """Have a checkpoint, which removes what is too old; return whether the slot lost its log by it."""
+    source.connection.execute("CHECKPOINT")
+    return source.slot_state().lost
+
+
+def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path: Path) -> None:
+    until(lambda: elsewhere.slot_state().active_pid is None, "the slot to be free")
+    set_to(elsewhere.connection, "max_slot_wal_keep_size", "32MB")
+    for _ in range(4):
+        elsewhere.connection.execute("SELECT pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()")
+    forecast = forecast_of(elsewhere)
+    assert (forecast.status, forecast.at_risk) == ("unreserved", True)
+    until(lambda: lost(elsewhere), "the slot is lost")
+    config = write_settings(elsewhere.settings, tmp_path / "headrace.toml")
+    told = check(config)
+    assert told.returncode == 3
+    finding, slot, *_advice = told.stdout.splitlines()
+    assert f"slot {elsewhere.slot} is lost (wal_removed): its changes are gone; {AGAIN}" in finding
+    assert "so that it stays: raise max_slot_wal_keep_size" in finding
+    assert slot == f"databases.main: WARNING: slot {elsewhere.slot} is lost"
+    as_json = json.loads(check(config, "--json").stdout)
+    assert [each["where"] for each in as_json["findings"]] == ["databases.main"]
+    (described,) = as_json["slots"]
+    assert (described["source"], described["status"], described["lost_in_seconds"]) == ("main", "lost", 0)
+    read_anew(elsewhere, the_finding(elsewhere))
+
+
+def check(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "headrace", "check", "--config", str(config), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_a_slot_that_was_lost_because_nobody_read_it(elsewhere: Source) -> None:
+    until(lambda: elsewhere.slot_state().active_pid is None, "the slot to be free")
+    set_to(elsewhere.connection, "idle_replication_slot_timeout", "1s")
+    until(lambda: guardian_says(elsewhere).cause == slot_monitor.IDLE_TIMEOUT, "the setting is in force")
+    until(lambda: lost(elsewhere), "the slot is lost")
+    finding = the_finding(elsewhere)
+    assert finding.problem == f"slot {elsewhere.slot} is lost (idle_timeout): its changes are gone"
+    assert (
+        finding.remedy
+        == f"{AGAIN}; so that it stays: raise idle_replication_slot_timeout, or keep its producer running"
+    )
+
+
+def guardian_says(source: Source) -> Forecast:
+    reading = slot_monitor.read(source.connection, source.slot)
+    assert reading is not None
+    return slot_monitor.forecast(reading, None)
+
+
+def test_another_cluster(new_source: NewSource, other_server: EmbeddedPostgres) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    other = at(source, other_server, "postgres")
+    with other.connection:
+        other.connection.execute(TABLE)
+        finding = the_finding(other)
+    assert "the topics of main are of database system" in finding.problem
+    assert finding.remedy == f"correct databases.main.dsn, or {AGAIN}"

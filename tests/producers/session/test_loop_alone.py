@@ -1,0 +1,187 @@
+"""The loop of a session with nothing but fakes: what it does next, whatever the servers do. Each fault has a name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.settings.model import SnapshotSettings
+from producers.publish.capture import Capture
+from producers.publish.table_publisher import TableFeed
+from producers.session.commits import Restart
+from producers.session.copy_phase import Choice, Copied
+from producers.session.loop import USUAL, Parts, Session, Timing
+from producers.snapshot.chunk_rules import Unseen
+from producers.source.schema_changes import TableStopped
+from producers.source.table_errors import TableBusy
+from schemas.positions import Lsn, Position
+from tests.producers.captures import MemoryRegistry, done, feed
+
+BEHIND = Lsn(1_000)
+"""Where heartbeats are written, and up to where the stream has to come then."""
+
+
+@dataclass
+class World:
+    """What a session works with. `journal` says what it did, in order; it is stopped after so many `steps`.
+
+    `chunks` are what reading a chunk does, one after the other: a log position, or an error that it raises.
+    """
+
+    chunks: list[Lsn | Exception] = field(default_factory=list)
+    restarts: list[Restart | None] = field(default_factory=list)
+    """What commits return, one after the other, then None."""
+    steps: int = 30
+    whole: bool = True
+    """Whether the table is copied already."""
+    hurry: bool = False
+    heartbeats_fail: bool = False
+    journal: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.feed = feed(MemoryRegistry(), done() if self.whole else None)
+        self.capture = Capture([self.feed], Position(Lsn(1), 0), Lsn(1), Unseen([]))
+        self.aside: list[str] = []
+
+    def did(self, what: str) -> None:
+        self.journal.append(what)
+        self.steps -= 1
+        if self.steps <= 0:
+            self.stop.set()
+
+    # What the parts do.
+
+    received = Lsn(0)
+
+    def confirm(self, _lsn: Lsn) -> None:
+        self.did("confirm")
+
+    def read(self, _limit: int, _seconds: float) -> Iterable[Any]:
+        self.did("read")
+        self.capture.moved = True
+        self.capture.position = Position(BEHIND, 0)
+        return ()
+
+    pending = property(lambda self: self.capture.moved)
+
+    def send(self) -> None:
+        """Nothing is collected."""
+
+    def commit(self, states: Iterable[tuple[str, Any]] = (), *, confirm: Any) -> Restart | None:
+        self.did(f"commit {' '.join(name for name, _ in states)}".strip())
+        self.capture.moved = False
+        confirm(self.capture.confirmed)
+        return self.restarts.pop(0) if self.restarts else None
+
+    def choose(self) -> Choice:
+        return Choice(self.feed if self.chunks else None)
+
+    def copy_chunk(self, _feed: TableFeed, _position: Position, _rows: int) -> Copied | None:
+        self.did("chunk")
+        match self.chunks.pop(0):
+            case Exception() as error:
+                raise error
+            case lsn:
+                return Copied(3, 10, lsn)
+
+    def beat(self) -> Lsn:
+        self.did("heartbeat")
+        if self.heartbeats_fail:
+            raise psycopg.errors.LockNotAvailable
+        return BEHIND
+
+    def look(self, *_: object) -> None:
+        """Nothing is seen, noted or told."""
+
+    noted = copied = look
+
+    def set_aside(self, _feed: TableFeed, reason: str) -> None:
+        self.aside.append(reason)
+
+    def hurries(self, _received: Lsn) -> bool:
+        return self.hurry
+
+    def run(self, timing: Timing = USUAL) -> Restart | None:
+        this: Any = self
+        parts = Parts(
+            source="main", dsn="host=nowhere", settings=SnapshotSettings(chunk_rows=3), sql=this, stream=this,
+            incoming=this, feeds=[self.feed], capture=self.capture, commits=this, choose=self.choose,
+            copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this, guardian=this,
+            copy_log=this,
+        )  # fmt: skip
+        return Session(parts, self.stop, timing).work()
+
+
+def test_what_was_read_is_committed_and_then_confirmed_also_when_it_is_stopped() -> None:
+    world = World(steps=4)
+    assert world.run() is None
+    assert world.journal == ["read", "heartbeat", "read", "commit", "confirm", "commit", "confirm"]
+
+
+def test_a_table_that_is_copied_has_its_chunks_committed_one_by_one() -> None:
+    world = World(chunks=[Lsn(5), Lsn(6)], whole=False, steps=8)
+    world.run()
+    assert world.journal[:6] == ["chunk", "commit public.t", "confirm"] * 2
+
+
+def test_the_stream_catches_up_after_a_copy_phase_before_the_next() -> None:
+    """It has come up to a heartbeat that was written behind the last chunk."""
+    world = World(chunks=[Lsn(5)] * 9, whole=False, steps=40)
+    world.run(Timing(copy_seconds=-1))
+    assert "chunk" not in world.journal
+    beats = [number for number, what in enumerate(world.journal) if what == "heartbeat"]
+    for first, second in pairwise(beats):
+        assert {"read", "commit"} <= set(world.journal[first:second])
+
+
+def test_copying_ends_where_the_slot_retains_too_much() -> None:
+    world = World(chunks=[Lsn(2 << 40)] * 9, whole=False, steps=6)
+    world.run()
+    assert world.journal[:4] == ["chunk", "commit public.t", "confirm", "heartbeat"]
+
+
+@pytest.mark.parametrize("error", [TableBusy("it is locked"), psycopg.errors.LockNotAvailable("locked")])
+def test_a_table_that_is_busy_is_set_aside_and_nothing_is_committed_for_it(error: Exception) -> None:
+    world = World(chunks=[error, Lsn(5)], whole=False, steps=4)
+    world.run()
+    assert world.journal[:3] == ["chunk", "chunk", "commit public.t"]
+    assert len(world.aside) == 1
+
+
+def test_a_table_that_cannot_be_read_is_stopped_which_is_committed_and_the_others_go_on() -> None:
+    world = World(chunks=[TableStopped("its key is gone")], whole=False, steps=8)
+    assert world.run() is None
+    assert world.journal[:3] == ["chunk", "commit public.t", "confirm"]
+    assert world.feed.state.stopped == "its key is gone"
+    assert "read" in world.journal
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_restart_ends_the_session_after_its_commit_and_confirmation_and_nothing_follows(whole: bool) -> None:
+    restart = Restart("public.t")
+    world = World(chunks=[] if whole else [Lsn(5)], whole=whole, restarts=[restart])
+    assert world.run() == restart
+    assert world.journal[-2].startswith("commit")
+    assert world.journal[-1] == "confirm"
+    assert sum(what.startswith("commit") for what in world.journal) == 1
+
+
+def test_a_slot_that_is_about_to_be_lost_gets_a_heartbeat_at_once() -> None:
+    idle, hurried = World(steps=20), World(steps=20, hurry=True)
+    idle.run()
+    hurried.run()
+    assert idle.journal.count("heartbeat") == 1
+    assert hurried.journal.count("heartbeat") > 3
+
+
+def test_a_heartbeat_that_cannot_be_written_stops_nothing() -> None:
+    world = World(chunks=[Lsn(5)], whole=False, heartbeats_fail=True, steps=12)
+    assert world.run() is None
+    assert world.journal.count("read") > 1

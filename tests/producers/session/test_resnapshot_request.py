@@ -1,0 +1,141 @@
+"""Tables that are read again on demand, on real servers: a range under work, and anew where changes were lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from infra.state.snapshot_requests import SnapshotRequest
+from producers.session.resnapshot_request import NotReadYet, ReadAnewOnly, ask, source_of
+from producers.source.gaps import SilentGap
+from schemas.errors import UsageError
+from tests.producers.folding import ops, states
+from tests.producers.processes import SCHEMA, Workload
+from tests.producers.sources import Source, capturing, copy_all, running, until
+
+pytestmark = pytest.mark.stack
+
+NewSource = Callable[..., Source]
+ROWS = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 60) i"
+
+
+def request(source: Source, first: int | None = None, last: int | None = None, *, anew: bool = False) -> str:
+    ends = [None if key is None else (str(key),) for key in (first, last)]
+    return ask(source.settings, "main", SnapshotRequest(table="public.t", first=ends[0], last=ends[1], anew=anew))
+
+
+def over(source: Source, table: str = "public.t") -> bool:
+    return not source.state().snapshots[table].under_way
+
+
+def test_a_range_is_read_again_by_the_producer_that_runs(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot={"chunk_rows": 7})
+    with running(source) as producer:
+        producer.caught_up()
+        assert request(source, 11, 30).startswith("asked at ")
+        producer.caught_up()
+        until(lambda: over(source), "the range")
+    records = source.require_equal("public.t")
+    assert states(records) == {"r": 80}
+    assert [ops(records, id=key) for key in (10, 11, 30, 31)] == [["r"], ["r", "r"], ["r", "r"], ["r"]]
+
+
+@pytest.mark.parametrize("key", ["id int PRIMARY KEY", "id numeric PRIMARY KEY"])
+def test_a_table_is_read_again_under_random_work(new_source: NewSource, key: str) -> None:
+    source = new_source(
+        f"{SCHEMA.replace('id int PRIMARY KEY', key)}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 300) i",
+        "public.t",
+        snapshot={"chunk_rows": 7},
+    )
+    dsn = source.settings.database("main").dsn.get_secret_value()
+    with Workload(dsn, 5, keys=300, truncates=False), running(source) as producer:
+        producer.caught_up()
+        request(source)
+        producer.caught_up()
+        until(lambda: over(source), "the table")
+    copy_all(source)
+    assert states(source.require_equal("public.t"))["r"] > 400
+
+
+def test_a_producer_that_is_down_does_it_when_it_starts(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
+    copy_all(source)
+    request(source, 60)
+    with running(source) as producer:
+        producer.caught_up()
+        until(lambda: over(source), "the range")
+    assert states(source.require_equal("public.t")) == {"r": 61}
+
+
+def test_a_table_is_read_anew(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot={"chunk_rows": 7})
+    with running(source) as producer:
+        producer.caught_up()
+        request(source, anew=True)
+        until(lambda: "t" in states(source.records("public.t")), "the truncate")
+        producer.caught_up()
+        source.connection.execute("DELETE FROM t WHERE id = 1")
+        producer.caught_up()
+    assert states(source.require_equal("public.t")) == {"r": 120, "t": 2, "d": 1, "tombstone": 1}
+
+
+def test_a_table_that_was_taken_out_is_read_anew_when_it_is_back(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    copy_all(source)
+    both = source.settings
+    source.settings = capturing(both, "public.u")
+    copy_all(source)
+    source.connection.execute("DELETE FROM t WHERE id < 10")
+    source.settings = both
+    with pytest.raises(SilentGap, match=r"headrace snapshot public\.t --anew"):
+        copy_all(source)
+    with pytest.raises(NotReadYet, match=r"public\.t was never read"):
+        request(source)
+    assert request(source, anew=True) == "public.t is read anew when the producer of main starts"
+    copy_all(source)
+    assert states(source.require_equal("public.t")) == {"r": 60 + 51, "t": 2}
+
+
+def test_a_table_that_was_stopped_is_read_anew(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("ALTER TABLE t ALTER COLUMN n TYPE text; UPDATE t SET n = 'x'")
+        until(lambda: bool(source.state().snapshots["public.t"].stopped), "the stop")
+        with pytest.raises(ReadAnewOnly, match=r"public\.t is stopped"):
+            request(source)
+        request(source, anew=True)
+        until(lambda: "t" in states(source.records("public.t")), "the truncate")
+        producer.caught_up()
+    source.require_equal("public.t")
+
+
+def test_a_table_that_cannot_be_captured_just_then_waits_and_holds_up_no_other(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    copy_all(source)
+    request(source, anew=True)
+    source.connection.execute("ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO u VALUES (1)")
+    with running(source) as producer:
+        until(lambda: len(source.records("public.u")) == 1, "the other's row")
+        producer.caught_up()
+    assert source.state().snapshots["public.t"].stopped
+    source.connection.execute("ALTER TABLE t ADD PRIMARY KEY (id); INSERT INTO t VALUES (1000, 0, 'late')")
+    with running(source) as producer:
+        until(lambda: "t" in states(source.records("public.t")), "the truncate")
+        producer.caught_up()
+    source.require_equal("public.t")
+
+
+def test_what_is_no_key(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
+    with pytest.raises(NotReadYet, match="source main was never read"):
+        request(source)
+    copy_all(source)
+    with pytest.raises(UsageError, match=r"a key with 2 value\(s\) was given, and the key of public\.t is \(id\)"):
+        ask(source.settings, "main", SnapshotRequest(table="public.t", first=("1", "2")))
+    with pytest.raises(UsageError, match=r"none of its columns' types was given, .*give --from and --to once"):
+        ask(source.settings, "main", SnapshotRequest(table="public.t", last=("x",)))
+    assert source_of(source.settings, "public.t") == "main"
+    with pytest.raises(UsageError, match="captured of no database"):
+        source_of(source.settings, "public.other")

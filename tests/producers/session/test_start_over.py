@@ -1,0 +1,97 @@
+"""Starting over: a new slot, topics that are emptied, and everything read."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infra.kafka.topics import end_offsets
+from infra.state.positions import record_key
+from producers.publish.kafka_transaction import Relay
+from producers.session.start_over import start_over
+from producers.source import slots
+from schemas.errors import Refused
+from schemas.topics import positions_topic
+from tests.producers.folding import states
+from tests.producers.processes import producing, write_settings
+from tests.producers.sources import Source, copy_all, running, topic_of
+
+pytestmark = pytest.mark.stack
+
+NewSource = Callable[..., Source]
+TABLE = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)"
+
+
+def test_everything_is_forgotten_and_read_anew(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    start_over(source.settings, "main")
+    assert slots.read(source.connection, source.slot) is None
+    assert source.recorded().stream is None
+    assert source.recorded().snapshots["public.t"].anew
+    source.connection.execute("DELETE FROM t WHERE id = 1")
+    copy_all(source)
+    # The topic is the same one, emptied in both partitions.
+    assert states(source.require_equal("public.t")) == {"r": 3, "t": 2}
+
+
+def test_where_positions_would_go_back_the_topics_are_deleted(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    stream = source.recorded().stream
+    assert stream is not None
+    relay = Relay(source.settings.kafka, "test", positions_topic(source.settings.prefix))
+    relay.record([(record_key("main"), stream.model_copy(update={"system_identifier": "1"}))])
+    relay.commit()
+    relay.close()
+    start_over(source.settings, "main")
+    assert end_offsets(source.settings.kafka, topic_of(source.settings, "public.t")) == {}
+    copy_all(source)
+    assert states(source.require_equal("public.t")) == {"r": 2}
+
+
+def test_twice_is_as_once(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    start_over(source.settings, "main")
+    start_over(source.settings, "main")
+    copy_all(source)
+    assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
+
+
+def test_interrupted_behind_the_slot_it_is_completed(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    source.drop_slot()
+    start_over(source.settings, "main")
+    copy_all(source)
+    assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
+
+
+def test_a_producer_that_runs_is_left_alone(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    with running(source) as producer:
+        producer.caught_up()
+        with pytest.raises(Refused, match=f"slot {source.slot} is being read; stop its producer first"):
+            start_over(source.settings, "main")
+        source.connection.execute("INSERT INTO t VALUES (3)")
+        producer.caught_up()
+    assert states(source.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+def test_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    source.drop_slot()
+    config = write_settings(source.settings, tmp_path / "headrace.toml")
+    with producing(config) as process:
+        assert process.ended() == 3
+        assert "start over with `headrace produce main --start-over`" in process.log.read_text()
+    with producing(config, "--start-over", "--yes") as process:
+        source.caught_up(process.check)
+        process.send(signal.SIGTERM)
+        assert process.ended() == 0
+    assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}

@@ -1,0 +1,300 @@
+"""The snapshot beside the stream, on real servers: random work, and each race forced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.postgres.connect import connect
+from producers.publish.table_publisher import TableFeed
+from producers.session.loop import Session
+from producers.snapshot.chunk_rules import Unseen
+from producers.snapshot.reader import TableGone, plan_chunk, read_chunk
+from producers.snapshot.table_snapshot import Bounds
+from producers.source.tables import captured_tables
+from schemas.positions import Lsn
+from schemas.xid_snapshot import Snapshot
+from tests.producers.folding import ops, states
+from tests.producers.processes import SCHEMA, Workload
+from tests.producers.sources import Source, capturing, copy_all, running, until
+
+pytestmark = pytest.mark.stack
+
+NewSource = Callable[..., Source]
+
+
+def dsn_of(source: Source) -> str:
+    return source.settings.database("main").dsn.get_secret_value()
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_random_work_while_a_table_is_copied(new_source: NewSource, seed: int) -> None:
+    source = new_source(
+        f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 1500) i",
+        "public.t",
+        snapshot={"chunk_rows": 7},
+    )
+    with Workload(dsn_of(source), seed, keys=1500) as work, running(source) as producer:
+        producer.caught_up()
+        before = work.transactions
+        until(lambda: work.transactions > before + 100, "more work")
+    copy_all(source)
+    records = source.require_equal("public.t")
+    assert {"r", "c", "u", "d", "tombstone"} <= set(states(records))
+
+
+class TruncatesAfterTheLastChunk(Session):
+    """The application truncates the table between its last chunk and the stream's next look."""
+
+    done = False
+
+    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
+        lsn = super()._copy_chunk(feed)
+        if not feed.copy.unread and not self.done:
+            self.done = True
+            with connected(self._parts.dsn) as connection:
+                connection.execute("TRUNCATE t")
+                connection.execute("INSERT INTO t VALUES (2, 0, 'new'), (99, 0, 'new')")
+        return lsn
+
+
+@contextmanager
+def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+def test_what_comes_behind_a_truncate_is_published_though_a_chunk_has_shown_it(new_source: NewSource) -> None:
+    source = new_source(
+        f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i",
+        "public.t",
+        snapshot={"chunk_rows": 7},
+    )
+    with running(source, TruncatesAfterTheLastChunk) as producer:
+        until(lambda: source.state().snapshots.get("public.t") is not None, "a record")
+        source.passes(producer.check)
+        producer.caught_up()
+    records = source.require_equal("public.t")
+    assert states(records) == {"r": 20, "t": 2, "c": 2}
+    assert ops(records, id=2) == ["r", "c"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class DiesAfterTheLastChunk(Session):
+    """Ends with everything copied and the stream still before the last chunk."""
+
+    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
+        lsn = super()._copy_chunk(feed)
+        if not feed.copy.unread:
+            raise Killed
+        return lsn
+
+
+def test_a_truncate_after_a_crash_behind_the_last_chunk(new_source: NewSource) -> None:
+    source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
+    with pytest.raises(Killed), running(source, DiesAfterTheLastChunk) as producer:
+        producer.ended()
+    source.connection.execute("TRUNCATE t")
+    source.connection.execute("INSERT INTO t VALUES (2, 0, 'new')")
+    # Heard of before the chunk is passed, by a process that has nothing to copy when it starts.
+    copy_all(source)
+    assert states(source.require_equal("public.t")) == {"r": 20, "t": 2, "c": 1}
+
+
+class SeesAll(Unseen):
+    """A barrier that holds nothing back."""
+
+    def visible_in(self, snapshot: Snapshot) -> bool:  # noqa: ARG002  # it looks at nothing
+        return True
+
+
+class CopiesWhenTold(Session):
+    """Follows the stream, and copies nothing before `told` is set."""
+
+    told: threading.Event
+
+    def _copy_phase(self) -> None:
+        if self.told.is_set():
+            super()._copy_phase()
+
+
+class CopiesWithoutBarrier(CopiesWhenTold):
+    """Reads chunks whether or not they can show what the stream has passed."""
+
+    def _copy_phase(self) -> None:
+        self._capture.unseen = SeesAll()
+        super()._copy_phase()
+
+
+@pytest.mark.usefixtures("standby_that_never_answers")
+@pytest.mark.parametrize("session", [CopiesWhenTold, CopiesWithoutBarrier])
+def test_a_commit_that_is_decoded_before_it_is_visible(new_source: NewSource, session: type[CopiesWhenTold]) -> None:
+    source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
+    session.told = threading.Event()
+    with connected(dsn_of(source)) as writer, ThreadPoolExecutor(1) as pool:
+        writer.execute("SET synchronous_commit = on")
+        with running(source, session) as producer:
+            until(lambda: source.state().stream is not None, "a first record")
+            committing = pool.submit(writer.execute, "INSERT INTO t VALUES (1000, 0, 'late')")
+            pid = writer.info.backend_pid
+            waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
+            until(lambda: source.connection.execute(waits, (pid,)).fetchone() == ("SyncRep",), "the commit to wait")
+            source.passes(producer.check)
+            session.told.set()
+            # The copy phase has had its turn between two heartbeats.
+            source.passes(producer.check)
+            source.passes(producer.check)
+            assert source.connection.execute("SELECT count(*) FROM t").fetchone() == (20,)
+            waiting = source.state().snapshots["public.t"]
+            assert waiting.done == (session is CopiesWithoutBarrier)
+            source.connection.execute("SELECT pg_cancel_backend(%s)", (pid,))
+            committing.result()
+            producer.caught_up()
+    if session is CopiesWithoutBarrier:
+        with pytest.raises(AssertionError, match="1000"):
+            source.require_equal("public.t")
+    else:
+        assert ops(source.require_equal("public.t"), id=1000) == ["r"]
+
+
+def test_a_table_that_is_captured_later(new_source: NewSource) -> None:
+    source = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);"
+        "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)",
+        "public.t",
+    )
+    copy_all(source)
+    source.settings = capturing(source.settings, "public.t", "public.u")
+    with psycopg.connect(dsn_of(source)) as before:
+        # In neither the stream, which does not publish the table yet, nor a snapshot taken before it commits.
+        before.execute("INSERT INTO u VALUES (2)")
+        with running(source) as producer:
+            until(lambda: "public.u" in source.state().snapshots, "the new table")
+            source.connection.execute("INSERT INTO u VALUES (3)")
+            source.passes(producer.check)
+            source.passes(producer.check)
+            assert not source.state().snapshots["public.u"].done
+            before.execute("INSERT INTO u VALUES (4)")
+            before.commit()
+            producer.caught_up()
+    assert states(source.require_equal("public.u")) == {"r": 4}
+    assert states(source.require_equal("public.t")) == {"r": 1}
+
+
+def test_a_table_that_is_locked_does_not_hold_the_stream_up(new_source: NewSource) -> None:
+    source = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);"
+        "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)",
+        "public.t",
+    )
+    copy_all(source)
+    source.settings = capturing(source.settings, "public.t", "public.u")
+    start_waits = threading.Event()
+    CopiesWhenTold.told = start_waits
+    with psycopg.connect(dsn_of(source)) as locking, running(source, CopiesWhenTold) as producer:
+        until(lambda: "public.u" in source.state().snapshots, "the new table")
+        locking.execute("LOCK TABLE u IN ACCESS EXCLUSIVE MODE")
+        start_waits.set()
+        source.passes(producer.check)
+        source.connection.execute("INSERT INTO t VALUES (2)")
+        source.passes(producer.check)
+        source.passes(producer.check)
+        assert not source.state().snapshots["public.u"].done
+        assert states(source.records("public.t")) == {"r": 1, "c": 1}
+        locking.rollback()
+        producer.caught_up()
+    source.require_equal("public.u")
+
+
+# The functions by themselves.
+
+
+@pytest.fixture
+def source(new_source: NewSource) -> Source:
+    return new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
+
+
+def table_of(source: Source) -> Any:
+    (table,) = captured_tables(source.connection, "main", source.settings.database("main"), source.settings.prefix)
+    return table
+
+
+def test_chunks_are_planned_in_key_order_to_the_end(source: Source) -> None:
+    table = table_of(source)
+    assert plan_chunk(source.connection, table, Bounds(), 7) == ("7",)
+    assert plan_chunk(source.connection, table, Bounds(after=("7",)), 7) == ("14",)
+    assert plan_chunk(source.connection, table, Bounds(after=("14",)), 7) is None
+    assert plan_chunk(source.connection, table, Bounds(), 20) == ("20",)
+    assert plan_chunk(source.connection, table, Bounds(first=("5",), last=("9",)), 4) == ("8",)
+    assert plan_chunk(source.connection, table, Bounds(first=("5",), last=("9",)), 6) is None
+
+
+def test_a_chunk_has_the_rows_of_its_range(source: Source) -> None:
+    chunk = read_chunk(source.connection, table_of(source), Bounds(after=("5",), last=("7",)), 7)
+    assert (chunk.data, chunk.rows) == (b"6\t0\tv\n7\t0\tv\n", 2)
+    assert source.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def test_a_chunk_waits_for_no_rewrite_and_then_sees_its_rows(source: Source) -> None:
+    """A table that is rewritten is empty to every snapshot taken before the rewrite's end."""
+    table = table_of(source)
+    with psycopg.connect(dsn_of(source)) as other, connected(dsn_of(source)) as reader:
+        other.execute("ALTER TABLE t ALTER COLUMN n TYPE bigint")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            read_chunk(reader, table, Bounds(), 50)
+        other.commit()
+        chunk = read_chunk(reader, table, Bounds(), 50)
+    assert chunk.rows == 20
+    assert [column.type_oid for column in chunk.relation.columns] == [23, 20, 25]
+
+
+def test_a_table_that_is_gone(source: Source) -> None:
+    table = table_of(source)
+    source.connection.execute("DROP TABLE t")
+    with pytest.raises(TableGone):
+        plan_chunk(source.connection, table, Bounds(), 7)
+    with pytest.raises(TableGone, match=r"table public\.t does not exist any more; Take it out"):
+        read_chunk(source.connection, table, Bounds(), 7)
+    assert source.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+@pytest.mark.parametrize("schema", ["public", "extensions"])
+@pytest.mark.parametrize("key", ["k", "k, n"])
+def test_chunks_of_a_key_with_its_own_operators_leave_nothing_out_wherever_its_type_is(
+    new_source: NewSource, schema: str, key: str
+) -> None:
+    # In citext's order `b2` comes before `C1`; in that of text, which a bare `>` means where citext is not searched,
+    # behind it: then a chunk has rows of all the table, and what is cut off of it is lost.
+    source = new_source(
+        f"CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION citext SCHEMA {schema};"
+        f' CREATE TABLE t (k {schema}.citext COLLATE "C", n int, v text, PRIMARY KEY ({key}));'
+        " INSERT INTO t SELECT chr((CASE WHEN i % 2 = 0 THEN 65 ELSE 97 END) + i % 26) || i, i, 'v'"
+        " FROM generate_series(1, 500) i",
+        "public.t",
+        snapshot={"chunk_rows": 7},
+    )
+    copy_all(source)
+    source.require_equal("public.t")
+    with connect(dsn_of(source), name="test") as connection:
+        (table,) = captured_tables(connection, "main", source.settings.database("main"), source.settings.prefix)
+        keys: list[tuple[str, ...]] = []
+        sizes = []
+        after = None
+        while True:
+            chunk = read_chunk(connection, table, Bounds(after=after), 7)
+            keys += (chunk.key_texts(row, ("k",)) for row in range(chunk.rows))
+            sizes.append(chunk.rows)
+            if chunk.upto is None:
+                break
+            after = chunk.upto
+    assert len(keys) == len(set(keys)) == 500
+    assert set(sizes[:-1]) == {7}

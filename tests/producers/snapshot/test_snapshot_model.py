@@ -1,0 +1,433 @@
+"""Random histories of a database and a producer: the rules of snapshots hold, and none of them can be left out.
+
+The machine drives the real decision code (Capture, TableFeed and what they are made of) against a model database in
+which commits are decoded before they are visible. `ModelProducer` checks every commit: the topic is the table as far
+as it is copied, positions grow, and no key goes back in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from infra.state.positions import IncompleteState
+from infra.state.snapshot_requests import SnapshotRequest
+from producers.publish import table_publisher
+from producers.publish.capture import Capture
+from producers.publish.own_tables import Told
+from producers.publish.partition_routes import Route, key_of
+from producers.publish.table_publisher import TableFeed
+from producers.snapshot import incomplete_rows, table_snapshot
+from producers.snapshot.chunk_rules import Key, TableChunks, Unseen
+from producers.snapshot.incomplete_rows import IncompleteRows
+from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread
+from producers.snapshot.table_snapshot import TableCopy
+from producers.stream import messages as pg
+from schemas.events import UNCHANGED, Op
+from schemas.positions import Lsn, Position
+from schemas.xid_snapshot import Snapshot
+from tests.producers.snapshot import model_producer
+from tests.producers.snapshot.model_database import ModelDatabase, Transaction
+from tests.producers.snapshot.model_producer import ModelProducer
+
+KEYS = st.sampled_from((1, 2, 3, 10, 11))
+"""Some of them sort otherwise as texts than as numbers."""
+
+SESSIONS = st.integers(0, 1)
+
+ENDS = st.sampled_from(("open", "in the log", "in the log", "visible", "visible", "visible"))
+"""How far a transaction goes after a statement."""
+
+
+class SnapshotMachine(RuleBasedStateMachine):
+    """Three sessions, one producer."""
+
+    ordered: ClassVar[bool] = True
+
+    @initialize(keys=st.sets(KEYS), copied=st.booleans())
+    def a_table_with_rows(self, keys: set[int], copied: bool) -> None:
+        self.database = ModelDatabase()
+        self.asked: list[SnapshotRequest] = []
+        self.sessions: dict[int, Transaction] = {}
+        before = self.database.begin()
+        for key in sorted(keys):
+            self.database.write(before, key, None, keeps_big=False)
+        self.database.commit(before)
+        self.database.end(before)
+        self.producer = ModelProducer(self.database, ordered=self.ordered)
+        if copied:
+            self._catch_up()
+
+    def _session(self, number: int) -> Transaction | None:
+        """The transaction that session `number` is in, a new one after its last; None while it commits."""
+        found = self.sessions.get(number)
+        if found is None or found not in self.database.running:
+            found = self.sessions[number] = self.database.begin()
+        return None if found.commit_lsn else found
+
+    def _to(self, end: str, transaction: Transaction) -> None:
+        if end != "open":
+            self.database.commit(transaction)
+        if end == "visible":
+            self.database.end(transaction)
+
+    @rule(session=SESSIONS, key=KEYS, other=st.none() | KEYS, keeps_big=st.booleans(), end=ENDS)
+    def write(self, session: int, key: int, other: int | None, keeps_big: bool, end: str) -> None:
+        if transaction := self._session(session):
+            self.database.write(transaction, key, other, keeps_big=keeps_big)
+            self._to(end, transaction)
+
+    @rule(session=SESSIONS, key=KEYS)
+    def write_what_is_decoded_before_it_is_visible(self, session: int, key: int) -> None:
+        self.write(session, key, None, keeps_big=False, end="in the log")
+        self._read_on()
+
+    @rule(session=SESSIONS, key=KEYS, end=ENDS)
+    def delete(self, session: int, key: int, end: str) -> None:
+        if transaction := self._session(session):
+            self.database.delete(transaction, key)
+            self._to(end, transaction)
+
+    @rule(session=SESSIONS, key=KEYS, end=ENDS)
+    def truncate_and_insert(self, session: int, key: int, end: str) -> None:
+        transaction = self._session(session)
+        if transaction is not None and self.database.truncate(transaction):
+            self.database.write(transaction, key, None, keeps_big=False)
+            self._to(end, transaction)
+
+    @rule(session=SESSIONS)
+    def commit(self, session: int) -> None:
+        found = self.sessions.get(session)
+        if found in self.database.running and found is not None and not found.commit_lsn:
+            self.database.commit(found)
+
+    @rule(session=SESSIONS)
+    def end(self, session: int) -> None:
+        """A commit becomes visible; what is not committed is rolled back."""
+        found = self.sessions.get(session)
+        if found in self.database.running and found is not None:
+            self.database.end(found)
+
+    @rule(keys=st.lists(KEYS, min_size=2, max_size=4))
+    def work(self, keys: list[int]) -> None:
+        """One transaction after the other."""
+        for key in keys:
+            self.write(2, key, None, keeps_big=True, end="visible")
+
+    @rule(count=st.integers(1, 7))
+    def stream(self, count: int) -> None:
+        self.producer.stream(count)
+
+    @rule(count=st.integers(1, 7))
+    def stream_and_publish(self, count: int) -> None:
+        self.producer.stream(count)
+        self.producer.commit()
+
+    @rule(rows=st.integers(1, 5))
+    def copy(self, rows: int) -> None:
+        self.producer.copy(rows)
+
+    @rule(rows=st.integers(1, 3), keys=st.lists(KEYS, min_size=2, max_size=4))
+    def copy_before_and_after_work(self, rows: int, keys: list[int]) -> None:
+        self.producer.copy(rows)
+        self.work(keys)
+        self.producer.copy(rows)
+
+    @rule(published=st.booleans(), chunk=st.booleans())
+    def kill(self, published: bool, chunk: bool) -> None:
+        """The producer dies, perhaps just after Kafka has a chunk or a commit, and before the slot is told."""
+        if chunk:
+            self.work([1, 2, 3])
+            self.producer.copy(3)
+        if published:
+            self.producer.commit(confirms=False)
+        self.producer.start()
+
+    @rule(first=st.none() | KEYS, last=st.none() | KEYS, at_once=st.booleans())
+    def ask(self, first: int | None, last: int | None, at_once: bool) -> None:
+        ends = [None if key is None else (str(key),) for key in (first, last)]
+        self._alone(SnapshotRequest(table="public.t", first=ends[0], last=ends[1]))
+        if at_once:
+            self._read_on()
+
+    @rule(session=SESSIONS, key=KEYS)
+    def ask_while_what_is_decoded_is_not_visible(self, session: int, key: int) -> None:
+        self.write_what_is_decoded_before_it_is_visible(session, key)
+        self.ask(None, None, at_once=True)
+        self.producer.copy(5)
+
+    @rule()
+    def ask_anew(self) -> None:
+        self._alone(SnapshotRequest(table="public.t", anew=True))
+
+    @rule()
+    def heartbeat(self) -> None:
+        self._alone(None)
+
+    def _alone(self, request: SnapshotRequest | None) -> None:
+        transaction = self.database.begin()
+        if request is not None:
+            self.asked.append(request)
+            self.database.request(transaction, self.asked[-1])
+        self.database.commit(transaction)
+        self.database.end(transaction)
+
+    @precondition(lambda self: not self.database.running)
+    @rule(key=KEYS)
+    def age(self, key: int) -> None:
+        """Ids of 32 bits come round again; a server does not let its slot be further behind than half of them."""
+        self._read_on()
+        self.producer.copy(5)
+        self.database.age()
+        self.write(0, key, None, keeps_big=False, end="visible")
+        self.producer.stream(50)
+
+    def _read_on(self) -> None:
+        while self.producer.behind:
+            self.producer.stream(50)
+        self.producer.commit()
+
+    def teardown(self) -> None:
+        """All ends, all is copied and streamed: the topic is the table, and each request was taken once."""
+        if not hasattr(self, "producer"):
+            return
+        for transaction in tuple(self.database.running):
+            self.database.end(transaction)
+        self._catch_up()
+        self.producer.require_equal()
+        assert self.producer.taken == self.asked
+
+    def _catch_up(self) -> None:
+        for _ in range(200):
+            self.heartbeat()
+            self._read_on()
+            if self.producer.feed.copy.complete and not self.producer.feed.copy.incomplete.noted:
+                return
+            self.producer.copy(3)
+        raise AssertionError("the snapshot never ends")
+
+
+class UnorderedMachine(SnapshotMachine):
+    """The table's keys can't be compared by the producer."""
+
+    ordered = False
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose records leave out a value are read as soon as the rules allow."""
+    monkeypatch.setattr(incomplete_rows, "READ_SECONDS", 0)
+
+
+def explore(machine: type[SnapshotMachine], examples: int) -> None:
+    """Run the same histories every time, up to the first that fails."""
+    bounded = settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=bounded)
+
+
+@pytest.mark.parametrize("machine", [SnapshotMachine, UnorderedMachine])
+def test_the_topic_is_the_table_and_no_key_goes_back_in_time(machine: type[SnapshotMachine]) -> None:
+    explore(machine, 150)
+
+
+class PublishesWhatIsNotCopied(TableChunks):
+    def publishes(self, key: Key, xid: int, commit_lsn: Lsn) -> bool:
+        return not self._copied_here(key) or super().publishes(key, xid, commit_lsn)
+
+    def _copied_here(self, key: Key) -> bool:
+        return any(
+            (chunk.after is None or chunk.after < key) and (chunk.upto is None or key <= chunk.upto)
+            for chunk in self.chunks
+        )
+
+
+class PublishesWhatAChunkShows(PublishesWhatIsNotCopied):
+    def publishes(self, key: Key, xid: int, commit_lsn: Lsn) -> bool:
+        del xid, commit_lsn
+        return self._copied_here(key)
+
+
+class JudgesBehindTheChunk(PublishesWhatIsNotCopied):
+    """Leaves out that what commits behind a chunk's position is published whatever its snapshot says of the id."""
+
+    def publishes(self, key: Key, xid: int, commit_lsn: Lsn) -> bool:
+        return super(PublishesWhatIsNotCopied, self).publishes(key, xid, Lsn(min(commit_lsn, 0)))
+
+
+class ForgetsChunksAtOnce(TableChunks):
+    def passed(self, lsn: Lsn) -> bool:
+        return super().passed(Lsn(max(lsn, 1 << 63)))
+
+
+class MergesWithWhatIsNotPassed(TableChunks):
+    """One chunk that is passed settles its neighbours."""
+
+    def passed(self, lsn: Lsn) -> bool:
+        return super().passed(lsn) and (super().passed(Lsn(1 << 63)) or True)
+
+
+class AwaitsNothing(Unseen):
+    def visible_in(self, snapshot: Snapshot) -> bool:
+        super().visible_in(snapshot)
+        return True
+
+
+class NotesNothing(Unseen):
+    def passed(self, xid: int) -> None:
+        del xid
+
+
+class OverlooksTruncates(TableCopy):
+    def truncated(self) -> None:
+        pass
+
+
+class RemembersNoKeys(RememberedChunk):
+    """Publishes what the rows show already."""
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        del key, xid, commit_lsn
+        return True
+
+
+class TakesEveryKeyForRemembered(RememberedChunk):
+    """Drops the deletes that no row could show."""
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        del key
+        return commit_lsn >= self.lsn or not self.snapshot.sees(xid)
+
+
+class ForgetsKeysAtOnce(Reread):
+    def passed(self, lsn: Lsn) -> Reread:
+        return super().passed(Lsn(max(lsn, 1 << 63)))
+
+
+class RereadsAsIfForTheFirstTime(TableCopy):
+    """Drops events for their ranges though the topic has rows there."""
+
+    def ask(self, range_: KeyRange, not_before: int) -> None:
+        del range_
+        if self.complete:
+            self._load(self.state.model_copy(update={"copied": (), "done": False, "not_before": not_before}))
+
+
+class AsksWithoutWaiting(TableCopy):
+    """Does not wait for what began before events were judged."""
+
+    def ask(self, range_: KeyRange, not_before: int) -> None:
+        super().ask(range_, min(not_before, 0))
+
+
+class ReadsWhatIsRecordedAgain(Capture):
+    """Leaves out that a transaction may span commits."""
+
+    def __init__(self, feeds: Iterable[TableFeed], position: Position, confirmed: Lsn, unseen: Unseen) -> None:
+        super().__init__(feeds, position, confirmed, unseen)
+        self._recorded = Position(position.commit_lsn, -1)
+
+
+class HoldsRequestsBack(Capture):
+    """Takes none in the midst of a transaction, though the slot may forget what is before that."""
+
+    def take_requests(self) -> list[Told]:
+        return [] if self._begin is not None else super().take_requests()
+
+
+class PublishesWhatRowsShow(IncompleteRows):
+    """Publishes what the rows that were read by key show already."""
+
+    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
+        del key, xid, commit_lsn
+        return True
+
+
+class ForgetsRowsAtOnce(IncompleteRows):
+    def passed(self, lsn: Lsn) -> bool:
+        return super().passed(Lsn(max(lsn, 1 << 63)))
+
+
+class LosesKeysWhenKilled(IncompleteRows):
+    @property
+    def state(self) -> IncompleteState:
+        return super().state.model_copy(update={"keys": ()})
+
+
+class LosesRowsWhenKilled(IncompleteRows):
+    @property
+    def state(self) -> IncompleteState:
+        return super().state.model_copy(update={"snapshot": None, "lsn": None, "read": ""})
+
+
+class ReadsRowsWithoutWaiting(Capture):
+    """Does not wait until the transaction is visible that left the value out."""
+
+    def _require_whole(self, route: Route, values: pg.Values) -> None:
+        if UNCHANGED in values:
+            route.feed.leaves_out(key_of(route, values))
+
+
+class NotesWhatIsNotPublished(Capture):
+    """Reads rows by key where no chunk was read yet, so that their delete is not published."""
+
+    def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
+        super()._write(op, route, values)
+        return True
+
+
+def forgets_keys_when_killed(keys: Iterable[bytes]) -> str:
+    del keys
+    return ""
+
+
+LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
+    (table_snapshot, "TableChunks", PublishesWhatIsNotCopied, SnapshotMachine),
+    (table_snapshot, "TableChunks", PublishesWhatAChunkShows, SnapshotMachine),
+    (table_snapshot, "TableChunks", JudgesBehindTheChunk, SnapshotMachine),
+    (table_snapshot, "TableChunks", ForgetsChunksAtOnce, SnapshotMachine),
+    (table_snapshot, "TableChunks", MergesWithWhatIsNotPassed, SnapshotMachine),
+    (model_producer, "Unseen", AwaitsNothing, SnapshotMachine),
+    (model_producer, "Unseen", NotesNothing, UnorderedMachine),
+    (table_publisher, "TableCopy", OverlooksTruncates, SnapshotMachine),
+    (table_publisher, "TableCopy", OverlooksTruncates, UnorderedMachine),
+    (table_snapshot, "RememberedChunk", RemembersNoKeys, UnorderedMachine),
+    (table_snapshot, "RememberedChunk", TakesEveryKeyForRemembered, SnapshotMachine),
+    (table_snapshot, "Reread", ForgetsKeysAtOnce, UnorderedMachine),
+    (table_snapshot, "pack_keys", forgets_keys_when_killed, UnorderedMachine),
+    (table_publisher, "TableCopy", RereadsAsIfForTheFirstTime, SnapshotMachine),
+    (table_publisher, "TableCopy", AsksWithoutWaiting, SnapshotMachine),
+    (model_producer, "Capture", ReadsWhatIsRecordedAgain, SnapshotMachine),
+    (model_producer, "Capture", HoldsRequestsBack, SnapshotMachine),
+    (table_snapshot, "IncompleteRows", PublishesWhatRowsShow, SnapshotMachine),
+    (table_snapshot, "IncompleteRows", ForgetsRowsAtOnce, SnapshotMachine),
+    (table_snapshot, "IncompleteRows", LosesKeysWhenKilled, SnapshotMachine),
+    (table_snapshot, "IncompleteRows", LosesRowsWhenKilled, SnapshotMachine),
+    (model_producer, "Capture", ReadsRowsWithoutWaiting, SnapshotMachine),
+    (model_producer, "Capture", NotesWhatIsNotPublished, SnapshotMachine),
+]
+"""Where a rule is, what leaves it out, and the machine that needs it."""
+
+
+@pytest.mark.parametrize(("module", "name", "without", "machine"), LEFT_OUT)
+def test_no_rule_can_be_left_out(
+    module: ModuleType, name: str, without: object, machine: type[SnapshotMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, without)
+    with pytest.raises(AssertionError):
+        explore(machine, 3000)

@@ -1,0 +1,124 @@
+"""Databases in other encodings than UTF-8: keys in the server's own byte order, bytes that are in no encoding."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.postgres.connect import connect
+from infra.stack.postgresql.databases import DatabaseServer
+from infra.state.positions import SnapshotState
+from infra.state.snapshot_requests import SnapshotRequest
+from producers.session.resnapshot_request import ask
+from producers.source.tables import UnusableName, captured_tables
+from tests.producers.sources import Source, running, settings_for, until
+
+pytestmark = pytest.mark.stack
+
+SNAPSHOT = SnapshotState(source="main", table="", topic="")
+
+Encoded = Callable[..., Source]
+
+
+@pytest.fixture
+def encoded(stack: object, bootstrap_servers: str, prefix: str) -> Iterator[Encoded]:
+    """A function `(encoding, ddl, *tables, **more)` that makes a source in a database of that encoding."""
+    postgres: DatabaseServer = stack.postgres  # type: ignore[attr-defined]
+    name = f"test_{secrets.token_hex(4)}"
+    opened: list[psycopg.Connection] = []
+
+    def make(encoding: str, ddl: str, *tables: str, **more: Any) -> Source:
+        with postgres.connect() as connection:
+            connection.execute(
+                f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
+                " LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+            )
+        dsn = postgres.dsn(name)
+        opened.append(psycopg.connect(dsn, autocommit=True, client_encoding="UTF8"))
+        opened[0].execute(ddl.encode())
+        return Source(settings_for(bootstrap_servers, prefix, dsn, *tables, **more), opened[0])
+
+    try:
+        yield make
+    finally:
+        for connection in opened:
+            connection.close()
+        postgres.drop_database(name)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "letters", "raw", "reason"),
+    [
+        # By WIN1252 € is before é, in UTF-8 after it; by EUC_JP half-width kana are before kanji, in UTF-8 after them.
+        ("WIN1252", "a€é", "81", "0x81"),
+        ("EUC_JP", "a亜ｱ丂", "adf0", "EUC_JP has twice"),
+        ("SQL_ASCII", "a€é", "e9", "not UTF-8|0xe9"),
+    ],
+)
+def test_keys_in_the_servers_order_are_whole_and_bytes_that_are_no_text_stop_their_table_alone(
+    encoded: Encoded, encoding: str, letters: str, raw: str, reason: str
+) -> None:
+    """`raw` is in hexadecimal: what UTF-8 does not have, in EUC_JP what it has once for two."""
+    name = f"t{letters[1]}"
+    bad = ("copied", "streamed")
+    source = encoded(
+        encoding,
+        f'CREATE TABLE t (k text PRIMARY KEY, n int); CREATE TABLE "{name}" ("{name}" text PRIMARY KEY);'
+        f" INSERT INTO t SELECT c || i, 0 FROM unnest(ARRAY{list(letters)}) c, generate_series(1, 30) i;"
+        + "".join(f"CREATE TABLE {each} (k text PRIMARY KEY);" for each in bad),
+        *(f"public.{each}" for each in ("t", name, *bad)),
+        snapshot={"chunk_rows": 7},
+    )
+    dsn = source.settings.database("main").dsn.get_secret_value()
+    with psycopg.connect(dsn, autocommit=True, client_encoding="SQL_ASCII") as writer:
+        # Written as by a client that says it has the database's encoding.
+        text = b"('" + bytes.fromhex(raw) + b"')"
+        writer.execute(b"INSERT INTO copied VALUES " + text)
+        for start in range(2):
+            with running(source) as producer:
+                for round_ in range(5 * start, 5 * start + 5):
+                    source.connection.execute("UPDATE t SET n = %s", (round_,))
+                    source.connection.execute("DELETE FROM t WHERE k LIKE %s", (f"%{round_ + 20}",))
+                    source.connection.execute(f'INSERT INTO "{name}" VALUES (%s)'.encode(), (letters[-1] * round_,))
+                if not start:
+                    until(lambda: done(source, "public.streamed"), "the snapshot")
+                    writer.execute(b"INSERT INTO streamed VALUES " + text)
+                until(lambda: all(stopped(source, f"public.{each}") for each in bad), "the reasons")
+                if start:
+                    ask(source.settings, "main", SnapshotRequest(table="public.t", first=(letters[-1],)))
+                until(lambda: done(source, "public.t") and done(source, f"public.{name}"), "the others")
+                source.passes(producer.check)
+    stream = source.state().stream
+    assert stream is not None
+    assert stream.refused_request is None
+    source.require_equal("public.t")
+    source.require_equal(f"public.{name}")
+    for each in bad:
+        assert re.search(f"{reason}|the bytes {raw}", stopped(source, f"public.{each}"))
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(encoded: Encoded) -> None:
+    """Also one of a table that is not captured: the server sends no list that has it."""
+    source = encoded("SQL_ASCII", "CREATE TABLE t (k text PRIMARY KEY)", "public.t")
+    database = source.settings.database("main")
+    dsn = database.dsn.get_secret_value()
+    with psycopg.connect(dsn, autocommit=True, client_encoding="SQL_ASCII") as writer:
+        writer.execute(b'CREATE TABLE "caf\xe9" (k text PRIMARY KEY)')
+        with connect(dsn, name="test") as connection, pytest.raises(UnusableName, match=r"is not UTF-8: .*0xe9"):
+            captured_tables(connection, "main", database, source.settings.prefix)
+        writer.execute(b'ALTER TABLE "caf\xe9" RENAME TO cafe')
+    with running(source) as producer:
+        producer.caught_up()
+
+
+def done(source: Source, table: str) -> bool:
+    return source.state().snapshots.get(table, SNAPSHOT).done
+
+
+def stopped(source: Source, table: str) -> str:
+    return source.state().snapshots.get(table, SNAPSHOT).stopped or ""

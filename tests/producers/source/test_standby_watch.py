@@ -1,0 +1,235 @@
+"""A standby of synchronized_standby_slots that is away, or was never there, is waited for and named."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+import structlog
+from prometheus_client import REGISTRY
+from structlog.typing import EventDict
+
+from consumers.operations.status import gather
+from infra.postgres import standbys
+from infra.stack.postgresql.server import EmbeddedPostgres
+from infra.state.positions import Positions
+from producers.session.check import hindrances
+from producers.source import slots
+from producers.stream.connection import ReplicationStream
+from schemas.errors import DatabaseUnavailable
+from tests.producers.replicas import PUBLICATION
+from tests.producers.servers import own_server
+from tests.producers.sources import Running, Source, running, settings_for, until
+
+pytestmark = pytest.mark.stack
+
+STANDBY = "far"
+SETTING = "synchronized_standby_slots"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedPostgres]:
+    with own_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def standby(server: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    made = server.standby(STANDBY)
+    yield made
+    made.abandon()
+
+
+@pytest.fixture
+def own(bootstrap_servers: str, prefix: str, server: EmbeddedPostgres) -> Iterator[Source]:
+    """A source on the server, which waits for no standby before the test says so."""
+    set_to(server, "")
+    dsn = server.create_database(prefix)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+        yield Source(settings_for(bootstrap_servers, prefix, dsn, "public.t"), connection)
+        set_to(server, "")
+
+
+def set_to(server: EmbeddedPostgres, slots_listed: str) -> None:
+    with server.connect() as connection:
+        connection.execute(f"ALTER SYSTEM SET {SETTING} = '{slots_listed}'")
+        connection.execute("SELECT pg_reload_conf()")
+
+    def in_force() -> bool:
+        with server.connect() as connection:
+            return connection.execute(f"SHOW {SETTING}").fetchone() == (slots_listed,)
+
+    until(in_force, "the setting is in force")
+
+
+def waits(source: Source) -> bool:
+    return bool(standbys.awaited(source.connection, source.slot))
+
+
+def gauge() -> float | None:
+    return REGISTRY.get_sample_value("headrace_standby_awaited", {"source": "main"})
+
+
+def said(lines: list[EventDict], event: str) -> list[str]:
+    return [str(line.get("reason", "")) for line in lines if line["event"] == event]
+
+
+def of_check(source: Source) -> list[str]:
+    positions = Positions(source.settings.prefix, source.settings.kafka)
+    found = hindrances(source.connection, source.settings, "main", positions)
+    return [f"{each.problem}; {each.remedy}" for each in found]
+
+
+def through(source: Source, producer: Running, mend: Callable[[], None], words: str) -> None:
+    """Write while a standby is awaited; fail unless it is said everywhere, and the producer continues once mended."""
+    source.connection.execute("INSERT INTO t SELECT max(id) + 1 FROM t")
+
+    def noticed() -> bool:
+        producer.check()
+        return gauge() == 1
+
+    with structlog.testing.capture_logs() as lines:
+        until(noticed, "the producer to notice that it waits")
+        (seen,) = gather(source.settings)["sources"]
+        assert words in ", ".join(seen["waits_for"])
+        mend()
+        producer.caught_up()
+        until(lambda: gauge() == 0, "the producer to notice that it is over")
+    assert [words in reason for reason in said(lines, "the stream waits for a standby")] == [True], (
+        "once, not each second"
+    )
+    assert len(said(lines, "the stream waits for no standby any more")) == 1
+    source.require_equal("public.t")
+    (seen,) = gather(source.settings)["sources"]
+    assert seen["waits_for"] == []
+
+
+def test_an_outage_of_a_standby_is_waited_for(own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+    with running(own) as producer:
+        producer.caught_up()
+        set_to(server, STANDBY)
+        producer.caught_up()
+        standby.stop()
+
+        def mend() -> None:
+            (finding,) = of_check(own)
+            assert (
+                f"slot {own.slot} sends nothing that is written now: standby slot {STANDBY} has no standby" in finding
+            )
+            assert f"take its slot out of {SETTING}" in finding
+            standby.start()
+
+        through(own, producer, mend, f"standby slot {STANDBY} has no standby connected")
+        assert of_check(own) == []
+
+
+def test_a_standby_that_confirms_nothing_is_waited_for(
+    own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres
+) -> None:
+    """Its connection is there, and it is behind: the server says nothing at all of it."""
+    set_to(server, STANDBY)
+    with running(own) as producer:
+        producer.caught_up()
+        with standby.connect() as connection:
+            row = connection.execute("SELECT pid FROM pg_stat_wal_receiver").fetchone()
+        assert row is not None
+        os.kill(row[0], signal.SIGSTOP)
+        try:
+            through(
+                own,
+                producer,
+                lambda: os.kill(row[0], signal.SIGCONT),
+                f"standby slot {STANDBY} has confirmed no more than",
+            )
+        finally:
+            os.kill(row[0], signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ("nowhere", "standby slot nowhere does not exist"),
+        (f"{STANDBY}, nowhere", "standby slot nowhere does not exist"),
+        ("of_another", "slot of_another is no standby's, but a logical one"),
+    ],
+)
+def test_a_slot_that_is_listed_and_is_no_standby_s(
+    own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres, listed: str, words: str
+) -> None:
+    slots.create(own.connection, "of_another", failover=False)
+    try:
+        with running(own) as producer:
+            producer.caught_up()
+            set_to(server, listed)
+            through(own, producer, lambda: set_to(server, STANDBY), words)
+    finally:
+        slots.drop(own.connection, "of_another")
+
+
+def test_a_slot_that_is_lost_is_named_so(server: EmbeddedPostgres, own: Source) -> None:
+    connection = own.connection
+    connection.execute("SELECT pg_create_physical_replication_slot('unread', true)")
+    with server.connect() as administrator:
+        administrator.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+        administrator.execute("SELECT pg_reload_conf()")
+    try:
+
+        def lost() -> bool:
+            for _ in range(3):
+                connection.execute("SELECT pg_logical_emit_message(false, '', '', true), pg_switch_wal()")
+            connection.execute("CHECKPOINT")
+            state = slots.read(connection, "unread")
+            return state is not None and state.lost
+
+        until(lost, "the standby's slot is lost")
+        with server.connect() as administrator:
+            administrator.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+            administrator.execute("SELECT pg_reload_conf()")
+        with running(own) as producer:
+            producer.caught_up()
+            set_to(server, "unread")
+            words = "standby slot unread is lost: make it and its standby again"
+            assert standbys.obstacles(connection, own.slot) == [words]
+            through(own, producer, lambda: set_to(server, ""), words)
+    finally:
+        slots.drop(connection, "unread")
+
+
+def test_a_slot_without_failover_waits_for_nobody(server: EmbeddedPostgres, own: Source) -> None:
+    slots.create(own.connection, own.slot, failover=False)
+    set_to(server, "nowhere")
+    assert standbys.obstacles(own.connection, own.slot) == []
+
+
+def test_a_server_that_stops_meanwhile_is_one_that_went_away(server: EmbeddedPostgres, own: Source) -> None:
+    """It makes an error of the standby for which it would have waited."""
+    own.connection.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
+    start = slots.create(own.connection, own.slot, failover=True)
+    own.connection.execute("SELECT pg_create_physical_replication_slot('unread', true)")
+    set_to(server, "unread")
+    own.connection.execute("INSERT INTO t VALUES (3)")
+    dsn = own.settings.database("main").dsn.get_secret_value()
+    with ReplicationStream(dsn, own.slot, PUBLICATION, start) as stream:
+
+        def stands() -> bool:
+            stream.read(1000, 0.1)
+            return waits(own)
+
+        until(stands, "the stream to wait")
+        own.connection.close()
+        server.stop()
+        with pytest.raises(DatabaseUnavailable, match=f"stream of slot {own.slot} ended .*unread"):
+            read_on(stream)
+    server.start()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        slots.drop(connection, "unread")
+
+
+def read_on(stream: ReplicationStream) -> None:
+    """Read until the stream ends."""
+    while True:
+        stream.read(1000, 0.1)

@@ -1,0 +1,369 @@
+"""The gate in front of the stream, by itself and on real servers where commits are decoded before they are visible."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from infra.kafka import clients
+from infra.schema_registry.topic_registry import open_registry
+from infra.service import log
+from producers.stream.messages import Begin, Commit, Message
+from producers.stream.visibility_gate import Sees, VisibilityGate
+from schemas.decoder import KeyDecoder
+from schemas.positions import Lsn
+from schemas.wire import split_wire
+from tests.producers.folding import ops
+from tests.producers.processes import ROOT, SCHEMA, producing, write_settings
+from tests.producers.sources import PATIENCE, Source, running, topic_of, until
+
+NewSource = Callable[..., Source]
+
+FILLED = f"{SCHEMA}; INSERT INTO t VALUES (0, 0, 'first')"
+"""Its topic is not empty: it would be copied from nothing otherwise, at each start."""
+
+
+class Stream:
+    """What the gate reads, one list at a time; counts the answers to the server."""
+
+    flushed = Lsn(7)
+
+    def __init__(self, *reads: list[Message]) -> None:
+        self.reads = list(reads)
+        self.answers: list[Lsn] = []
+        self.visible: set[int] = set()
+        self.snapshots = 0
+
+    def read(self, limit: int, timeout: float) -> list[Message]:
+        del limit, timeout
+        return self.reads.pop(0) if self.reads else []
+
+    def confirm(self, flushed: Lsn) -> None:
+        self.answers.append(flushed)
+
+    def take(self) -> Sees:
+        self.snapshots += 1
+        return self.visible.__contains__
+
+
+def transaction(xid: int) -> list[Message]:
+    return [Begin(Lsn(xid), 0, xid), Commit(Lsn(xid), Lsn(xid + 1), 0)]
+
+
+def gate(stream: Stream) -> VisibilityGate:
+    return VisibilityGate(stream, stream.take, stream, log.get())
+
+
+def test_gate_passes_what_is_visible_with_one_snapshot() -> None:
+    stream = Stream([*transaction(10), *transaction(11)])
+    stream.visible = {10, 11}
+    assert gate(stream).read(100, 0) == [*transaction(10), *transaction(11)]
+    assert stream.snapshots == 1
+
+
+def test_gate_takes_no_snapshot_in_the_midst_of_a_transaction() -> None:
+    stream = Stream([transaction(10)[1]], [])
+    assert gate(stream).read(100, 0) == [transaction(10)[1]]
+    assert gate(stream).read(100, 0) == []
+    assert stream.snapshots == 0
+
+
+def test_gate_holds_a_transaction_and_all_after_it_in_order() -> None:
+    stream = Stream([*transaction(10), *transaction(11), *transaction(12)], transaction(13))
+    stream.visible = {10, 12, 13}
+    held = gate(stream)
+    assert held.read(100, 0) == transaction(10)
+    assert held.read(100, 0) == []
+    assert stream.reads, "nothing more is read meanwhile"
+    stream.visible.add(11)
+    assert held.read(100, 0) == [*transaction(11), *transaction(12)]
+    assert held.read(100, 0) == transaction(13)
+
+
+def test_gate_answers_the_server_while_it_holds_with_nothing_more_confirmed() -> None:
+    stream = Stream(transaction(10))
+    held = gate(stream)
+    assert held.read(100, 0) == []
+    assert held.read(100, 0) == []
+    assert stream.answers == [Lsn(7)]
+
+
+def test_gate_returns_as_soon_as_what_it_holds_is_visible() -> None:
+    stream = Stream(transaction(10))
+    held = gate(stream)
+    held.read(100, 0)
+    later = threading.Timer(0.05, stream.visible.add, (10,))
+    later.start()
+    assert held.read(100, PATIENCE) == transaction(10)
+    later.join()
+
+
+# On real servers.
+
+
+class Late:
+    """A session whose commits wait for the absent standby until they are released."""
+
+    def __init__(self, source: Source, pool: ThreadPoolExecutor) -> None:
+        self._source = source
+        self._pool = pool
+        self._writer = psycopg.connect(dsn_of(source), autocommit=True)
+        self._writer.execute("SET synchronous_commit = on")
+        self._committing: Future[Any] | None = None
+
+    def commit(self, statement: str) -> None:
+        """Return when the commit is in the WAL and waits."""
+        self._committing = self._pool.submit(self._writer.execute, statement.encode())
+        waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
+        pid = self._writer.info.backend_pid
+        until(lambda: self._source.connection.execute(waits, (pid,)).fetchone() == ("SyncRep",), "the commit to wait")
+
+    def release(self) -> None:
+        """Make it visible."""
+        self._source.connection.execute("SELECT pg_cancel_backend(%s)", (self._writer.info.backend_pid,))
+        assert self._committing is not None
+        self._committing.result(PATIENCE)
+
+    def close(self) -> None:
+        if self._committing is not None and not self._committing.done():
+            self.release()
+        self._writer.close()
+
+
+def dsn_of(source: Source) -> str:
+    return source.settings.database("main").dsn.get_secret_value()
+
+
+@contextmanager
+def late(source: Source) -> Iterator[Late]:
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(Late(source, pool)) as session:
+        yield session
+
+
+def answers_go_on(source: Source) -> None:
+    """Wait until the producer has been sent all that is written, and then has answered the server twice."""
+    connection = source.connection
+    row = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+    assert row is not None
+    seen: set[object] = set()
+
+    def answered() -> bool:
+        found = connection.execute(
+            "SELECT reply_time FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
+            " WHERE s.slot_name = %s AND r.sent_lsn >= %s",
+            (source.slot, row[0]),
+        ).fetchone()
+        seen.update(found or ())
+        return len(seen) > 2
+
+    until(answered, "the server to be answered")
+
+
+def visible(source: Source, key: int) -> bool:
+    return source.connection.execute("SELECT 1 FROM t WHERE id = %s", (key,)).fetchone() is not None
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_without_the_setting_an_event_comes_before_its_row(new_source: NewSource) -> None:
+    """What PostgreSQL does, and what the setting is for."""
+    source = new_source(FILLED, "public.t")
+    with running(source) as producer, late(source) as session:
+        producer.caught_up()
+        session.commit("INSERT INTO t VALUES (1000, 0, 'late')")
+        source.passes(producer.check)
+        assert ops(source.records("public.t"), id=1000) == ["c"]
+        assert not visible(source, 1000)
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_a_commit_held_by_an_absent_standby_is_published_when_it_is_visible(new_source: NewSource) -> None:
+    source = new_source(FILLED, "public.t", publish_when_visible=True, partitions=1)
+    with running(source) as producer, late(source) as session:
+        producer.caught_up()
+        source.connection.execute("INSERT INTO t VALUES (1, 0, 'before')")
+        session.commit("INSERT INTO t VALUES (1000, 0, 'late')")
+        source.connection.execute("INSERT INTO t VALUES (2, 0, 'after')")
+        confirmed = source.slot_state().confirmed_flush
+        until(lambda: ops(source.records("public.t"), id=1) == ["c"], "what was committed before")
+        answers_go_on(source)
+        producer.check()
+        assert [record.key for record in source.records("public.t")] == [{"id": 0}, {"id": 1}]
+        session.release()
+        producer.caught_up()
+        moved = source.slot_state().confirmed_flush
+        assert confirmed is not None
+        assert moved is not None
+        assert moved > confirmed
+    assert [record.key for record in source.require_equal("public.t")] == [
+        {"id": 0},
+        {"id": 1},
+        {"id": 1000},
+        {"id": 2},
+    ]
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_a_producer_stops_while_it_waits_and_the_next_publishes_all(new_source: NewSource) -> None:
+    source = new_source(FILLED, "public.t", publish_when_visible=True)
+    with late(source) as session:
+        with running(source) as producer:
+            producer.caught_up()
+            session.commit("INSERT INTO t VALUES (1000, 0, 'late')")
+            answers_go_on(source)
+            producer.check()
+        assert [record.key for record in source.records("public.t")] == [{"id": 0}]
+        session.release()
+    with running(source) as producer:
+        producer.caught_up()
+    assert ops(source.require_equal("public.t"), id=1000) == ["c"]
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_a_producer_killed_while_it_waits_loses_nothing(
+    new_source: NewSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = new_source(FILLED, "public.t", partitions=1)
+    config = write_settings(source.settings, tmp_path / "headrace.toml")
+    monkeypatch.setenv("HEADRACE_DATABASES__MAIN__PUBLISH_WHEN_VISIBLE", "true")
+    with late(source) as session:
+        with producing(config) as process:
+            source.caught_up(process.check)
+            session.commit("INSERT INTO t VALUES (1000, 0, 'late')")
+            source.connection.execute("INSERT INTO t VALUES (2, 0, 'after')")
+            answers_go_on(source)
+            process.send(signal.SIGKILL)
+            process.ended()
+        with producing(config) as process:
+            until(lambda: source.slot_state().active_pid is not None, "the next one to read")
+            answers_go_on(source)
+            process.check()
+            assert [record.key for record in source.records("public.t")] == [{"id": 0}]
+            session.release()
+            source.caught_up(process.check)
+    assert [record.key for record in source.require_equal("public.t")] == [{"id": 0}, {"id": 1000}, {"id": 2}]
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+def test_the_query_of_the_documentation_tells_whether_a_row_is_visible(new_source: NewSource) -> None:
+    (query,) = re.findall(r"```sql\n(.*?);\n```", (ROOT / "docs" / "events.md").read_text(), re.DOTALL)
+    source = new_source(FILLED, "public.t")
+
+    def says_visible(xid: int | None) -> bool:
+        row = source.connection.execute(query.replace("$1", "%(xid)s"), {"xid": xid}).fetchone()
+        assert row is not None
+        assert isinstance(row[0], bool)
+        return row[0]
+
+    with running(source) as producer, late(source) as session:
+        producer.caught_up()
+        source.connection.execute("INSERT INTO t VALUES (1, 0, 'plain')")
+        session.commit("INSERT INTO t VALUES (1000, 0, 'late')")
+        source.passes(producer.check)
+        plain, waiting = (xid_of(source, key) for key in (1, 1000))
+        assert says_visible(plain)
+        assert not says_visible(waiting)
+        # An old one, and one of the half of all ids that a guess by nearness puts after the present.
+        assert says_visible((plain - 5) % 2**32)
+        assert says_visible((waiting + 2**30) % 2**32)
+        session.release()
+        assert says_visible(waiting)
+
+
+def xid_of(source: Source, key: int) -> int:
+    (record,) = [each for each in source.records("public.t") if each.key == {"id": key}]
+    assert record.event is not None
+    assert record.event.source.xid is not None
+    return record.event.source.xid
+
+
+class Releasing:
+    """Releases every commit that waits, shortly after it began to, until it is left."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Releasing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            while not self._over.wait(0.03):
+                connection.execute(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+                    " WHERE wait_event = 'SyncRep' AND datname = current_database()"
+                )
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_reader_that_looks_at_the_row_of_an_event_at_once_finds_it(new_source: NewSource, setting: bool) -> None:
+    source = new_source(FILLED, "public.t", publish_when_visible=setting)
+    rows = 200
+
+    def write(first: int) -> None:
+        with psycopg.connect(dsn_of(source), autocommit=True) as writer:
+            writer.execute("SET synchronous_commit = on")
+            for key in range(first, rows + 1, 4):
+                done = False
+                while not done:
+                    # A release that comes too late ends the next statement instead.
+                    with contextlib.suppress(psycopg.errors.QueryCanceled):
+                        writer.execute("INSERT INTO t VALUES (%s, 0, 'v') ON CONFLICT DO NOTHING", (key,))
+                        done = True
+
+    with running(source) as producer, contextlib.closing(reader(source)) as topic:
+        producer.caught_up()
+        with Releasing(dsn_of(source)), ThreadPoolExecutor(4) as pool:
+            writing = [pool.submit(write, first) for first in range(1, 5)]
+            found = {key: visible(source, key) for key in events(source, topic, rows + 1)}
+            for each in writing:
+                each.result(PATIENCE)
+    assert found.keys() == set(range(rows + 1))
+    missing = [key for key, there in found.items() if not there]
+    assert bool(missing) == (not setting), missing
+
+
+def reader(source: Source) -> Consumer:
+    """Return a consumer at the beginning of the topic of `t`."""
+    consumer = clients.consumer(source.settings.kafka, f"reader-{source.settings.prefix}", fetch_wait_max_ms=10)
+    topic = topic_of(source.settings, "public.t")
+    until(lambda: topic in clients.admin(source.settings.kafka).list_topics(timeout=PATIENCE).topics, "the topic")
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in range(2)])
+    return consumer
+
+
+def events(source: Source, topic: Consumer, number: int) -> Iterator[int]:
+    """Yield the keys of so many events, each as soon as it is there."""
+    registry = open_registry(source.settings)
+    for _ in range(number):
+        message = topic.poll(PATIENCE)
+        assert message is not None
+        assert message.error() is None
+        key = message.key() or b""
+        decoded = KeyDecoder(registry.schema(split_wire(key)[0])).decode_key(key)["id"]
+        assert isinstance(decoded, int)
+        yield decoded

@@ -1,0 +1,347 @@
+"""From the old owner's producer to the new one's: whatever is killed, restarted, or too early, nothing is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from infra.postgres.control import WrongDatabase
+from infra.stack.postgresql.databases import DatabaseServer
+from infra.state.positions import Positions, StreamState
+from producers.session.check import hindrances
+from producers.session.loop import Session
+from producers.session.resume import ServerLog, server_log
+from producers.session.start_over import start_over
+from producers.source import slots
+from producers.source.gaps import SilentGap
+from schemas.errors import OwnershipMoved
+from schemas.positions import Lsn
+from schemas.topics import table_topic
+from tests.producers.folding import folded_rows, read_topic, states
+from tests.producers.sources import Running, Source, copy_all, running, until
+from tests.producers.switchover.moves import Moves, give, make_slot, open_as, write
+from tests.server_versions import MAJORS, server_or_skip
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module", params=["oldest", "embedded"])
+def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """The oldest PostgreSQL that is supported, and the stack's own."""
+    if request.param == "embedded":
+        yield request.getfixturevalue("stack").postgres
+        return
+    with server_or_skip(MAJORS[0]) as oldest:
+        yield oldest
+
+
+@pytest.fixture
+def moves(bootstrap_servers: str, prefix: str, server: DatabaseServer) -> Iterator[Moves]:
+    made = Moves(bootstrap_servers, prefix, server)
+    yield made
+    made.close()
+
+
+def published_by_first(moves: Moves) -> None:
+    """Have the old owner's producer publish all, and end."""
+    assert isinstance(Running(moves.first).ended(), OwnershipMoved)
+
+
+def of_check(source: Source) -> list[str]:
+    positions = Positions(source.settings.prefix, source.settings.kafka)
+    return [each.problem for each in hindrances(source.connection, source.settings, source.name, positions)]
+
+
+def refused(source: Source, kind: type[BaseException], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        raise Running(source).ended() or AssertionError("it started")
+
+
+def test_a_slot_that_was_made_before_the_opening_misses_nothing(moves: Moves) -> None:
+    copy_all(moves.first)
+    write(moves.first, 3)
+    moves.move(moves.first, moves.second)
+    write(moves.second, 4)
+    published_by_first(moves)
+    assert of_check(moves.second) == []
+    copy_all(moves.second)
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_a_slot_that_was_made_after_the_opening_is_refused(moves: Moves) -> None:
+    copy_all(moves.first)
+    give(moves.first, "second")
+    moves.copy(moves.first, moves.second)
+    open_as(moves.second)
+    write(moves.second, 3)
+    make_slot(moves.second)
+    published_by_first(moves)
+    words = "after gitlab_main was opened here at .*: what was written in between is in no topic"
+    refused(moves.second, SilentGap, words)
+    (found,) = of_check(moves.second)
+    assert "what was written in between is in no topic" in found
+    start_over(moves.settings, "second")
+    copy_all(moves.second)
+    moves.second.require_equal("public.t")
+
+
+def test_a_slot_that_was_still_being_made_at_the_opening_is_refused_before_it_is_ready_and_after(
+    moves: Moves, server: DatabaseServer
+) -> None:
+    copy_all(moves.first)
+    give(moves.first, "second")
+    moves.copy(moves.first, moves.second)
+    looking, name = moves.second.connection, moves.second.slot
+    dsn = moves.second.settings.database("second").dsn.get_secret_value()
+    with closing(psycopg.connect(dsn)) as slow, closing(psycopg.connect(dsn, autocommit=True)) as maker:
+        slow.execute("INSERT INTO shared VALUES (2)")
+        maker.pgconn.send_query(f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')".encode())
+        until(lambda: slots.read(looking, name) is not None, "the slot to be begun")
+        open_as(moves.second)
+        write(moves.second, 3)
+        published_by_first(moves)
+        refused(moves.second, SilentGap, f"slot {name} is still being made by process")
+        until(lambda: "a transaction of" in "".join(of_check(moves.second)), "check to name what it waits for")
+        slow.commit()
+        until(lambda: moves.second.slot_state().ready, "the slot to be ready")
+    refused(moves.second, SilentGap, "what was written in between is in no topic")
+
+
+def test_an_opening_that_is_not_on_record_proves_nothing(moves: Moves) -> None:
+    copy_all(moves.first)
+    give(moves.first, "second")
+    moves.copy(moves.first, moves.second)
+    make_slot(moves.second)
+    moves.second.connection.execute("UPDATE headrace.database SET name = 'second'")
+    published_by_first(moves)
+    refused(moves.second, SilentGap, r"headrace\.database does not say when it was opened")
+    open_as(moves.second)
+    copy_all(moves.second)
+    moves.second.require_equal("public.t")
+
+
+def test_the_new_one_started_before_the_opening_ends_and_after_it_waits_for_the_old_one(moves: Moves) -> None:
+    copy_all(moves.first)
+    give(moves.first, "second")
+    moves.copy(moves.first, moves.second)
+    make_slot(moves.second)
+    refused(moves.second, WrongDatabase, "the settings call this database second, but it is on record as first")
+    open_as(moves.second)
+    write(moves.second, 3)
+    with running(moves.second) as new:
+        published_by_first(moves)
+        new.caught_up()
+        write(moves.second, 4)
+        new.caught_up()
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_both_run_from_the_opening_on(moves: Moves) -> None:
+    copy_all(moves.first)
+    for key in range(3, 300):
+        write(moves.first, key)
+    moves.move(moves.first, moves.second)
+    with running(moves.second) as new:
+        old = Running(moves.first)
+        for key in range(300, 320):
+            write(moves.second, key)
+        new.caught_up()
+        assert isinstance(old.ended(), OwnershipMoved)
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 317}
+
+
+class Dies(BaseException):
+    """A process that is killed."""
+
+
+class DiesBeforeHandover(Session):
+    """Killed once the change of owner was read, before Kafka has it."""
+
+    def _commit(self, *arguments: Any) -> None:
+        if self._capture.handovers:
+            raise Dies
+        super()._commit(*arguments)
+
+
+class DiesAfterHandover(Session):
+    """Killed once Kafka has the change of owner, before the slot was told and anybody heard of it."""
+
+    def _commit(self, *arguments: Any) -> None:
+        handed_over = bool(self._capture.handovers)
+        if handed_over:
+            self._stream.close()
+        super()._commit(*arguments)
+
+
+@pytest.mark.parametrize("session", [DiesBeforeHandover, DiesAfterHandover])
+def test_an_old_producer_that_is_killed_at_the_handover_is_started_again(moves: Moves, session: type[Session]) -> None:
+    copy_all(moves.first)
+    write(moves.first, 3)
+    moves.move(moves.first, moves.second)
+    write(moves.second, 4)
+    assert Running(moves.first, session).ended() is not None
+    published_by_first(moves)
+    copy_all(moves.second)
+    published_by_first(moves)  # and again once the new one is at work
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_one_that_was_taken_back_meanwhile_is_handed_over_by_its_last_change_of_owner(moves: Moves) -> None:
+    copy_all(moves.first)
+    give(moves.first, "second")
+    published_by_first(moves)
+    give(moves.first, "first")
+    write(moves.first, 3)
+    copy_all(moves.first)
+    assert moves.first.recorded().handovers == {}
+    moves.move(moves.first, moves.second)
+    write(moves.second, 4)
+    published_by_first(moves)
+    copy_all(moves.second)
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_an_old_producer_that_started_over_before_it_had_published_all_leaves_no_silent_gap(moves: Moves) -> None:
+    copy_all(moves.first)
+    write(moves.first, 3)
+    moves.move(moves.first, moves.second)
+    start_over(moves.settings, "first")
+    words = "no record of how table public.t was read; start over with `headrace produce second --start-over`"
+    refused(moves.second, SilentGap, words)
+    published_by_first(moves)
+    start_over(moves.settings, "second")
+    copy_all(moves.second)
+    moves.second.require_equal("public.t")
+
+
+def test_an_old_producer_that_started_over_after_the_handover_changes_nothing(moves: Moves) -> None:
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    write(moves.second, 3)
+    published_by_first(moves)
+    start_over(moves.settings, "first")
+    copy_all(moves.second)
+    published_by_first(moves)
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+def test_a_second_move_to_a_third_database_waits_for_the_last_owner_alone(
+    bootstrap_servers: str, prefix: str, server: DatabaseServer
+) -> None:
+    with closing(Moves(bootstrap_servers, prefix, server, names=("first", "second", "third"))) as moves:
+        third = moves.sources["third"]
+        copy_all(moves.first)
+        moves.move(moves.first, moves.second)
+        published_by_first(moves)
+        write(moves.second, 3)
+        copy_all(moves.second)
+        moves.move(moves.second, third)
+        write(third, 4)
+        with running(third) as producer:
+            assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+            producer.caught_up()
+        assert states(third.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_a_schema_that_moves_back_is_gone_on_from_without_a_re_snapshot(moves: Moves) -> None:
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    published_by_first(moves)
+    write(moves.second, 3)
+    copy_all(moves.second)
+    # What was the first is thrown away: it owns nothing any more. It comes back as a copy of the second.
+    moves.move(moves.second, moves.first)
+    write(moves.first, 4)
+    with running(moves.first) as producer:
+        assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+        producer.caught_up()
+        assert of_check(moves.first) == []
+    assert moves.first.recorded().handovers == {}
+    write(moves.first, 5)
+    assert of_check(moves.first) == []
+    copy_all(moves.first)
+    assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 3}
+    # And away once more.
+    moves.move(moves.first, moves.second)
+    write(moves.second, 6)
+    published_by_first(moves)
+    copy_all(moves.second)
+    assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 4}
+
+
+def test_one_that_moves_back_does_not_go_by_what_was_read_of_the_server_that_is_no_more(
+    moves: Moves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one went on after the copy was promoted, with heartbeats at least, and its producer with it."""
+
+    def of_a_copy(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerLog:
+        found = server_log(connection, dsn, recorded)
+        if recorded is None or recorded.source != "first":
+            return found
+        return replace(found, timeline=found.timeline + 2, parted={found.timeline: Lsn(recorded.commit_lsn - 1)})
+
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    published_by_first(moves)
+    write(moves.second, 3)
+    copy_all(moves.second)
+    moves.move(moves.second, moves.first)
+    assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+    write(moves.first, 4)
+    monkeypatch.setattr("producers.session.resume.server_log", of_a_copy)
+    copy_all(moves.first)
+    assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 2}
+
+
+def test_one_that_moves_back_waits_for_the_other_to_publish_all(moves: Moves) -> None:
+    copy_all(moves.first)
+    moves.move(moves.first, moves.second)
+    published_by_first(moves)
+    copy_all(moves.second)
+    write(moves.second, 3)
+    moves.move(moves.second, moves.first)
+    words = "gitlab_main was given to first, and the producer of second has not yet published all before"
+    assert of_check(moves.first) == [words], "and no gap"
+    waiting = Running(moves.first)
+    waiting.stop.set()
+    assert waiting.ended() is None
+    assert "gitlab_main" in moves.first.recorded().handovers, "nothing is claimed yet"
+    assert isinstance(Running(moves.second).ended(), OwnershipMoved)
+    copy_all(moves.first)
+    assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 1}
+
+
+def test_a_table_that_every_database_has_is_read_anew_after_a_move_back(
+    bootstrap_servers: str, prefix: str, server: DatabaseServer
+) -> None:
+    """Its topic is the database's own, and had the rows of the one that was thrown away."""
+    with closing(Moves(bootstrap_servers, prefix, server, tables=("public.t", "public.shared"))) as moves:
+        copy_all(moves.first)
+        moves.first.connection.execute("INSERT INTO shared VALUES (2)")
+        give(moves.first, "second")
+        copy_all(moves.first)
+        moves.copy(moves.first, moves.second)
+        make_slot(moves.second)
+        open_as(moves.second)
+        moves.second.connection.execute("DELETE FROM shared; INSERT INTO shared VALUES (7)")
+        write(moves.second, 3)
+        copy_all(moves.second)
+        give(moves.second, "first")
+        copy_all(moves.second)
+        moves.copy(moves.second, moves.first)
+        make_slot(moves.first)
+        open_as(moves.first)
+        write(moves.first, 4)
+        copy_all(moves.first)
+        assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 2}
+        assert folded_shared(moves) == {("7",)}
+
+
+def folded_shared(moves: Moves) -> set[tuple[str | None, ...]]:
+    topic = table_topic(moves.settings.prefix, "gitlab_shared", "first", "public", "shared")
+    return set(folded_rows(read_topic(moves.settings, topic)))

@@ -1,0 +1,138 @@
+"""A table whose rows may not be read for a while: its changes are published, its copy waits, and nothing stops it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from infra.postgres.connect import connect
+from infra.state.positions import Positions
+from infra.state.snapshot_requests import SnapshotRequest
+from producers.session.check import hindrances
+from producers.session.loop import Session
+from producers.session.resnapshot_request import ask
+from producers.source.tables import UnreadableTable
+from schemas.errors import PreflightFailed
+from tests.administering import whole_script
+from tests.conftest import Database
+from tests.producers.sources import Running, Source, copy_all, database_section, running, until
+
+pytestmark = pytest.mark.stack
+
+NewSource = Callable[..., Source]
+
+HIDES = {
+    "may not be read by this role": ("REVOKE SELECT ON t FROM {role}", "GRANT SELECT ON t TO {role}"),
+    "may not be read": (
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC, {role}",
+        "GRANT USAGE ON SCHEMA public TO PUBLIC, {role}",
+    ),
+    "has row security": ("ALTER TABLE t ENABLE ROW LEVEL SECURITY", "ALTER TABLE t DISABLE ROW LEVEL SECURITY"),
+}
+REVOKE, GRANT = HIDES["may not be read by this role"]
+
+
+@pytest.fixture
+def source(new_source: NewSource, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
+    """A source whose role has the rights that `headrace init --sql` gives, and no others."""
+    role = f"r_{database.name}"
+    made = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 30);"
+        "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)",
+        "public.t",
+        "public.u",
+        snapshot={"chunk_rows": 10},
+    )
+    dsn = database_section(make_conninfo(database.dsn, user=role, password="x")).dsn
+    section = made.settings.database("main").model_copy(update={"dsn": dsn})
+    made.settings = made.settings.model_copy(update={"databases": {"main": section}})
+    made.connection.execute(whole_script(made.settings).encode())
+    made.connection.execute(f"ALTER ROLE {role} PASSWORD 'x'".encode())
+    yield made
+    made.drop_slot()
+    made.connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def as_administrator(source: Source, statement: str) -> None:
+    role = f"r_{source.connection.info.dbname}"
+    source.connection.execute(statement.format(role=role).encode())
+
+
+def problems(source: Source) -> list[str]:
+    """Return what `headrace check` says, which asks as the source's role."""
+    positions = Positions(source.settings.prefix, source.settings.kafka)
+    with connect(source.settings.database("main").dsn.get_secret_value(), name="check main") as connection:
+        return [finding.problem for finding in hindrances(connection, source.settings, "main", positions)]
+
+
+def require_published(source: Source, producer: Running, number: int) -> None:
+    source.connection.execute("INSERT INTO t VALUES (%s)", (number,))
+    source.passes(producer.check)
+    assert number in {record.key["id"] for record in source.records("public.t")}
+    assert source.state().snapshots["public.t"].stopped is None
+
+
+def test_rows_that_may_not_be_read_for_a_while_stop_nothing(source: Source) -> None:
+    copy_all(source)
+    for number, (problem, (hide, show)) in enumerate(HIDES.items(), 100):
+        as_administrator(source, hide)
+        found = problems(source)
+        assert found
+        assert all(problem in each for each in found)
+        with running(source) as producer:
+            require_published(source, producer, number)
+            with pytest.raises(UnreadableTable, match=r"public\.t"):
+                ask(source.settings, "main", SnapshotRequest(table="public.t", anew=True))
+        as_administrator(source, show)
+    copy_all(source)
+    source.require_equal("public.t")
+
+
+class RevokedBehindTheFirstChunk(Session):
+    """Has the rows of t hidden once a chunk of them is copied."""
+
+    hide: Callable[[], None]
+    hidden: threading.Event
+
+    def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
+        lsn = super()._copy_chunk(feed)
+        if feed.table.name == "public.t" and not self.hidden.is_set():
+            self.hide()
+            self.hidden.set()
+        return lsn
+
+
+def test_a_copy_waits_while_its_rows_may_not_be_read_and_then_continues(source: Source) -> None:
+    hidden = threading.Event()
+    kind = type(
+        "Revoked",
+        (RevokedBehindTheFirstChunk,),
+        {"hide": staticmethod(lambda: as_administrator(source, REVOKE)), "hidden": hidden},
+    )
+    with running(source, kind) as producer:
+        until(hidden.is_set, "the first chunk")
+        source.passes(producer.check)
+        source.connection.execute("INSERT INTO t VALUES (0)")
+        source.passes(producer.check)
+        state = source.state().snapshots["public.t"]
+        assert (state.stopped, state.done, state.rows) == (None, False, 10)
+        as_administrator(source, GRANT)
+        producer.caught_up()
+    assert source.recorded().snapshots["public.t"].rows == 30
+    source.require_equal("public.t")
+
+
+def test_a_table_that_the_settings_map_no_more_is_refused_and_not_stopped(source: Source) -> None:
+    copy_all(source)
+    right = source.settings
+    section = right.database("main").model_copy(update={"table_schemas": {"public.u": "gitlab_main"}})
+    source.settings = right.model_copy(update={"databases": {"main": section}})
+    with pytest.raises(PreflightFailed, match=r"no gitlab schema is known for table public\.t"):
+        copy_all(source)
+    source.settings = right
+    source.connection.execute("INSERT INTO t VALUES (100)")
+    copy_all(source)
+    source.require_equal("public.t")
