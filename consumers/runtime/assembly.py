@@ -68,7 +68,7 @@ def assembled(
         search_path=target_settings.search_path,
         missed=partial(require_not_elsewhere, settings, database, migration.gitlab_schema),
     )
-    positions = LedgerPositions(settings.kafka, ledger, target, planner, stopping)
+    positions = LedgerPositions(settings.kafka, group, ledger, target, planner, stopping)
     return Parts(
         migration=migration,
         database=database,

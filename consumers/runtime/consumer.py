@@ -154,12 +154,12 @@ class Consumer:
         if now >= self._next_check:
             self._next_check = now + _CHECK_SECONDS
             if not self._interruptions.unpaused():
-                self._interruptions.read_again()
+                self._positions.read_again()
         if not self._interruptions.healthy():
-            self._interruptions.read_again()
+            self._positions.read_again()
         if not self._positions.current:
             self._read_all = False
-            self._interruptions.read_again()
+            self._positions.read_again()
         self._applying.bring_back()
         busy = self._working.pace is Pace.BUSY
         records = self._group.poll(

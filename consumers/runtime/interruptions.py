@@ -22,14 +22,10 @@ class Interruptions:
         self._tell = tell
         self._log = log.get(migration=parts.migration.name)
 
-    def read_again(self) -> None:
-        """Read on from the ledger, in the current run: what was read and not applied arrives again."""
-        self._parts.positions.read_again(self._parts.group)
-
     def proceed(self, rest: float) -> bool:
         """Rest, and look whether the database is healthy; return whether what was read is good, else read it again."""
         if (rest and not self._parts.group.rest(rest)) or not self.healthy():
-            self.read_again()
+            self._parts.positions.read_again()
             return False
         self._tell()
         return True
@@ -54,7 +50,7 @@ class Interruptions:
         else:
             raise stopped(error, rule, parts.database) from error
         if not good:
-            self.read_again()
+            self._parts.positions.read_again()
         return good
 
     def unpaused(self) -> bool:

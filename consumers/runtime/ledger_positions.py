@@ -20,12 +20,14 @@ class LedgerPositions:
     def __init__(
         self,
         settings: KafkaSettings,
+        group: Group,
         ledger: Ledger,
         target: Target,
         planner: Planner,
         stopping: threading.Event,
     ) -> None:
         self._settings = settings
+        self._group = group
         self._ledger = ledger
         self._target = target
         self._planner = planner
@@ -65,11 +67,11 @@ class LedgerPositions:
                 raise recreated(place.topic, entry.topic_id, ids[place.topic])
         return entries
 
-    def read_again(self, group: Group) -> None:
-        """Have the group read on from the ledger: what was read and not applied arrives again."""
+    def read_again(self) -> None:
+        """Read on from the ledger, in the current run: what was read and not applied arrives again."""
         while not self._stopping.is_set():
-            entries = self.assigned(list(group.positions))
+            entries = self.assigned(list(self._group.positions))
             session = self._target.sessions
-            if group.reposition(entries):
+            if self._group.reposition(entries):
                 self._session = session
                 return

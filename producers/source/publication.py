@@ -193,7 +193,8 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
                 cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, _listed(tables, wanted)))
         except errors.InsufficientPrivilege:
             # Of some schema the role may not use: one of tables that are published already need not be named.
-            _alter_in_part(connection, name, publication, tables, wanted)
+            if not _alter_in_part(connection, name, publication, tables, wanted):
+                raise
     return True
 
 
@@ -203,24 +204,25 @@ def _alter_in_part(
     publication: Publication,
     tables: Sequence[CapturedTable],
     wanted: frozenset[str],
-) -> None:
+) -> bool:
     """Publish what is missing, and take out what is not wanted, as far as the role may name it.
 
-    What it may not stays published: its changes are read, and none of them is one of a captured table.
+    What it may not stays published: its changes are read, and none of them is one of a captured table. Returns whether
+    nothing is missing then.
     """
     command = sql.SQL("ALTER PUBLICATION {} {} TABLE {}")
     missing = wanted - publication.tables.keys()
     for each in tables:
         if each.name in missing:
-            with contextlib.suppress(errors.UndefinedObject), connection.transaction():
-                connection.execute(command.format(sql.Identifier(name), sql.SQL("DROP"), _table(each)))
-    added = _listed([each for each in tables if each.name in missing], missing)
-    if missing:
-        connection.execute(command.format(sql.Identifier(name), sql.SQL("ADD"), added))
+            # It may be published in part.
+            if not withdraw(connection, name, each):
+                return False
+            connection.execute(command.format(sql.Identifier(name), sql.SQL("ADD"), _table(each)))
     for extra in publication.tables.keys() - wanted:
         table = sql.Identifier(*extra.split(".", 1))
         with contextlib.suppress(errors.InsufficientPrivilege, errors.UndefinedTable), connection.transaction():
             connection.execute(command.format(sql.Identifier(name), sql.SQL("DROP"), table))
+    return put_back(connection, name, [own for own in PUBLISHED if ".".join(own) in missing])
 
 
 def lacking_own(publication: Publication) -> list[tuple[str, str]]:
@@ -252,7 +254,8 @@ def withdraw(connection: psycopg.Connection[Any], name: str, table: CapturedTabl
     """
     command = sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(sql.Identifier(name), _table(table))
     try:
-        connection.execute(command)
+        with connection.transaction():
+            connection.execute(command)
     except (errors.UndefinedObject, errors.UndefinedTable):
         return True
     except (errors.InsufficientPrivilege, errors.LockNotAvailable):
