@@ -1,8 +1,11 @@
-"""Holds the stream back until the transactions in it are visible, for `publish_when_visible`.
+"""Holds the stream back until transactions in it are visible.
 
 PostgreSQL decodes a commit when its WAL is flushed; other sessions see it later: a moment in plain use, as long as it
-takes while a synchronous standby is away. Behind this gate a transaction is in the topics only when every new snapshot
-of the source shows it. What comes after it waits too, so that the order stays.
+takes while a synchronous standby is away. What comes after a held transaction waits too, so that the order stays.
+
+With `publish_when_visible` a transaction is in the topics only when every new snapshot of the source shows it. Without,
+a transaction is held only where it describes a table: the catalog is then asked about that table, and has to answer for
+the schema of this transaction or of a later one. Of one before it, a column that was added would be one that is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import psycopg
 from infra.service import log
 from infra.settings.model import DatabaseSettings
 from producers.source.transactions import current_snapshot
-from producers.stream.messages import Begin, Message
+from producers.stream.messages import Begin, Message, RelationMessage
 from schemas.positions import Lsn
 
 _LOOK_SECONDS: Final = 0.01
@@ -48,26 +51,36 @@ class Answers(Protocol):
 def gated(
     incoming: Messages, database: DatabaseSettings, connection: psycopg.Connection[Any], stream: Answers, lines: log.Log
 ) -> Messages:
-    """Return `incoming`, behind a gate where the settings of its database ask for one."""
-    if not database.publish_when_visible:
-        return incoming
-    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, stream, lines)
+    """Return `incoming` behind the gate that the settings of its database ask for."""
+    held = Begin if database.publish_when_visible else RelationMessage
+    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, stream, lines, held=held)
 
 
 class VisibilityGate:
-    """Reads `incoming` and returns its messages up to the first transaction that is not visible.
+    """Reads `incoming` and returns its messages up to the first of a kind whose transaction is not visible.
 
     `take` takes a snapshot of the source. A slot keeps the ids in its stream within 2**31 of the server's next one,
     since catalogs behind it cannot be frozen, so a snapshot's nearest guess of their high half is right.
     """
 
-    def __init__(self, incoming: Messages, take: Callable[[], Sees], stream: Answers, lines: log.Log) -> None:
+    def __init__(
+        self,
+        incoming: Messages,
+        take: Callable[[], Sees],
+        stream: Answers,
+        lines: log.Log,
+        *,
+        held: type[Begin] | type[RelationMessage],
+    ) -> None:
         self._incoming = incoming
         self._take = take
         self._stream = stream
         self._log = lines
+        self._kind = held
         self._held: list[Message] = []
-        """The first is the beginning of a transaction that was not visible when the source was last asked."""
+        """Its first was of a transaction that was not visible when the source was last asked."""
+        self._xid = 0
+        """The transaction that the next message belongs to, unless it begins another."""
         self._since = self._answer_due = self._said_due = 0.0
         self._said = False
 
@@ -93,22 +106,29 @@ class VisibilityGate:
 
     def _passed(self, messages: list[Message]) -> list[Message]:
         """Return the messages before the first that is to be held, and hold the rest."""
-        first = next((place for place, each in enumerate(messages) if type(each) is Begin), None)
-        if first is not None:
+        kinds = [*map(type, messages)]
+        if self._kind in kinds:
             sees = self._take()
-            for place in range(first, len(messages)):
-                message = messages[place]
-                if type(message) is Begin and not sees(message.xid):
-                    self._hold(messages[place:], message)
+            for place in range(kinds.index(self._kind), len(messages)):
+                if kinds[place] is self._kind and not sees(xid := self._xid_at(messages, place)):
+                    self._hold(messages[place:], xid)
                     return messages[:place]
         self._held = []
+        if Begin in kinds:
+            self._xid = self._xid_at(messages, len(messages) - 1)
         return messages
 
-    def _hold(self, messages: list[Message], first: Begin) -> None:
-        if not self._held or self._held[0] is not first:
+    def _xid_at(self, messages: list[Message], place: int) -> int:
+        """Return the transaction that a message belongs to."""
+        before = (messages[each] for each in range(place, -1, -1))
+        return next((each.xid for each in before if isinstance(each, Begin)), self._xid)
+
+    def _hold(self, messages: list[Message], xid: int) -> None:
+        if not self._held or self._held[0] is not messages[0]:
             self._since = time.monotonic()
             self._said_due = self._since + _SAID_SECONDS
         self._held = messages
+        self._xid = xid
 
     def _wait(self, now: float) -> None:
         """Answer the server, which ends a stream that is silent for wal_sender_timeout; say what is waited for."""
@@ -117,10 +137,8 @@ class VisibilityGate:
             self._stream.confirm(self._stream.flushed)
         if now >= self._said_due:
             self._said, self._said_due = True, now + _SAID_AGAIN_SECONDS
-            first = self._held[0]
-            assert type(first) is Begin
             self._log.warning(
                 "publishing waits until a committed transaction is visible: a synchronous standby may be away",
-                xid=first.xid,
+                xid=self._xid,
                 seconds=round(now - self._since),
             )
