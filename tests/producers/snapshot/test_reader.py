@@ -144,19 +144,24 @@ def test_a_commit_that_is_decoded_before_it_is_visible(new_source: NewSource, se
         writer.execute("SET synchronous_commit = on")
         with running(source, session) as producer:
             until(lambda: source.state().stream is not None, "a first record")
+            # What describes the table is held until it is visible; what comes after it is not.
+            source.connection.execute("INSERT INTO t VALUES (0, 0, 'describes the table')")
+            source.passes(producer.check)
             committing = pool.submit(writer.execute, "INSERT INTO t VALUES (1000, 0, 'late')")
             pid = writer.info.backend_pid
-            waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
-            until(lambda: source.connection.execute(waits, (pid,)).fetchone() == ("SyncRep",), "the commit to wait")
-            source.passes(producer.check)
-            session.told.set()
-            # The copy phase has had its turn between two heartbeats.
-            source.passes(producer.check)
-            source.passes(producer.check)
-            assert source.connection.execute("SELECT count(*) FROM t").fetchone() == (20,)
-            waiting = source.state().snapshots["public.t"]
-            assert waiting.done == (session is CopiesWithoutBarrier)
-            source.connection.execute("SELECT pg_cancel_backend(%s)", (pid,))
+            try:
+                waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
+                until(lambda: source.connection.execute(waits, (pid,)).fetchone() == ("SyncRep",), "the commit to wait")
+                source.passes(producer.check)
+                session.told.set()
+                # The copy phase has had its turn between two heartbeats.
+                source.passes(producer.check)
+                source.passes(producer.check)
+                assert source.connection.execute("SELECT count(*) FROM t").fetchone() == (21,)
+                waiting = source.state().snapshots["public.t"]
+                assert waiting.done == (session is CopiesWithoutBarrier)
+            finally:
+                source.connection.execute("SELECT pg_cancel_backend(%s)", (pid,))
             committing.result()
             producer.caught_up()
     if session is CopiesWithoutBarrier:
