@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from consumers.ledger.error_policy import Action, rule_for, stopped
+from consumers.ledger.progress import LOCALLY_DURABLE
 from infra.postgres import connect
 from infra.service import log
 from infra.service.signals import shut_down
@@ -35,6 +36,17 @@ def backoff(attempt: int) -> float:
     """Return how many seconds to pause after failed attempt number `attempt`, from 1: doubling, with a jitter."""
     pause = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(attempt - 1, 20))
     return round(pause * random.uniform(0.75, 1.0), 3)  # noqa: S311 - to spread members, not to be secret
+
+
+def flush(connection: Connection) -> None:
+    """Make every commit before this one durable, on this server.
+
+    No synchronous standby is waited for: it may be away, and what a failover loses is lost together with its ledger.
+    """
+    with connection.transaction():
+        connection.execute(LOCALLY_DURABLE)
+        # Something that surely is written, since only a commit of something flushes the WAL.
+        connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")
 
 
 class Target:
@@ -135,12 +147,8 @@ class Target:
         if connection is None or connection.closed:
             return connection is None
         try:
-            # Flushed here, but no synchronous standby is waited for: it may be away, and what a failover loses is lost
-            # together with its ledger.
-            connection.execute("SET synchronous_commit = local")
             last_words(connection)
-            # Something that surely is written, since only a commit of something flushes the log.
-            connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")
+            flush(connection)
         except psycopg.Error as error:
             self._log.warning("the last write failed", detail=connect.one_line(error))
             return False

@@ -80,12 +80,11 @@ class Applying:
         return self._ledger_positions.run
 
     def process(self, records: Sequence[Message]) -> None:
-        """Settle `records`, then let Kafka's offsets follow. Raises what ends the consumer; the ledger is right."""
+        """Settle `records`. Raises what ends the consumer; the ledger is right."""
         self._generation = self._group.generation
         while records:
             records = self._settle_batch(records)
         self._failing.end()
-        self._group.commit()
 
     def _settle_batch(self, records: Sequence[Message]) -> Sequence[Message]:
         """Settle what was read; return what has to be planned once more, nothing when all is done or read again."""

@@ -153,6 +153,7 @@ class Consumer:
         now = time.monotonic()
         if now >= self._next_check:
             self._next_check = now + _CHECK_SECONDS
+            self._positions.follow()
             if not self._interruptions.unpaused():
                 self._positions.read_again()
         if not self._interruptions.healthy():
@@ -228,7 +229,8 @@ class Consumer:
         self._working.stop()
         try:
             durable = self._target.finish(lambda connection: self._leave(connection, places))
-            self._group.commit()
+            if durable:
+                self._group.commit()
             if self._report is not None:
                 self._report(self.totals, self._group.positions)
         finally:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from consumers.delivery.group import Group
 from consumers.delivery.topic_identity import recreated, topic_ids
 from consumers.ledger.progress import Entry, Ledger, Place
-from consumers.ledger.target import Connection, Target
+from consumers.ledger.target import Connection, Target, flush
 from consumers.planning.planner import Planner
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
+from schemas.positions import Offset
 
 
 class LedgerPositions:
@@ -34,6 +35,8 @@ class LedgerPositions:
         self._stopping = stopping
         self._session = 0
         """The number of the target's session in which the group's positions were read."""
+        self._followed: dict[Place, Offset] = {}
+        """What Kafka's offsets were last set to."""
         self.run = 0
         """The current run, 0 before `begin`."""
 
@@ -75,3 +78,16 @@ class LedgerPositions:
             if self._group.reposition(entries):
                 self._session = session
                 return
+
+    def follow(self) -> None:
+        """Have Kafka's offsets follow the ledger, which is made durable first: a crash must not leave them ahead of it.
+
+        They are for tools that show them; nothing is read by them.
+        """
+        if self._group.positions == self._followed or not self.current:
+            return
+        self._target.ask(flush)
+        # While it was asked partitions may have come and gone, or commits been lost with the session.
+        if self.current:
+            self._followed = dict(self._group.positions)
+            self._group.commit()

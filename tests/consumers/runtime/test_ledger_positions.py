@@ -1,0 +1,97 @@
+"""Kafka's offsets follow the ledger, and a crash of the database's server never leaves them ahead of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import TopicPartition
+
+from infra.kafka import clients
+from infra.kafka.topics import end_offsets
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.stack import embedded_stack
+from schemas.topics import group_name
+from tests.consumers.container_repositories import (
+    TABLE,
+    TOO_MANY_TAGS,
+    Feed,
+    fill,
+    start_member,
+    write_settings,
+    written,
+)
+from tests.consumers.services import PATIENCE
+
+pytestmark = pytest.mark.stack
+
+Eventually = Callable[..., None]
+WRITERS = ("walwriter", "background writer", "checkpointer")
+"""The server's processes that write WAL which nobody waits for."""
+
+
+def committed(settings: Settings, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:
+    """Return partition → the offset that Kafka has of the migration's group; 0 where it has none."""
+    asking = clients.consumer(settings.kafka, group_name(settings.prefix, "skip_resets"))
+    try:
+        places = asking.committed([TopicPartition(topic, number) for number in partitions], timeout=PATIENCE)
+    finally:
+        asking.close()
+    return {place.partition: max(0, place.offset) for place in places}
+
+
+def frozen_at_rest(connection: psycopg.Connection[Any], writer: str) -> bool:
+    """Freeze one of the server's processes, and let it go again where it was at work: it may hold a lock."""
+    found = connection.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = %s", (writer,)).fetchone()
+    assert found is not None
+    os.kill(found[0], signal.SIGSTOP)
+    at_rest = "SELECT coalesce(wait_event_type = 'Activity', false) FROM pg_stat_activity WHERE pid = %s"
+    if connection.execute(at_rest, found).fetchone() == (True,):
+        return True
+    os.kill(found[0], signal.SIGCONT)
+    return False
+
+
+def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(
+    tmp_path: Path, prefix: str, eventually: Eventually
+) -> None:
+    rows = dict.fromkeys(range(100), TOO_MANY_TAGS)
+    with embedded_stack() as own:
+        dsn = own.postgres.create_database("crash")
+        config = write_settings(
+            tmp_path / "own.toml",
+            {
+                "prefix": prefix,
+                "kafka": {"bootstrap_servers": own.endpoints.bootstrap_servers},
+                "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
+            },
+        )
+        settings = load_settings(config)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(TABLE)
+            fill(connection, rows)
+            for writer in WRITERS:
+                eventually(partial(frozen_at_rest, connection, writer), f"the {writer} is frozen")
+            feed = Feed(settings)
+            feed.snapshot(rows)
+            ends = end_offsets(settings.kafka, feed.topic)
+            member = start_member(config)
+            try:
+                eventually(lambda: written(connection) == list(rows), "all rows are reset")
+                eventually(lambda: committed(settings, feed.topic, ends) == ends, "Kafka's offsets follow")
+            finally:
+                member.kill()
+                member.communicate()
+        own.postgres.kill()
+        own.postgres.start()
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            places = connection.execute("SELECT partition, next_offset FROM headrace.progress").fetchall()
+            assert written(connection) == list(rows)
+        assert dict(places) == ends == committed(settings, feed.topic, ends)
