@@ -43,7 +43,7 @@ def route_of(relation: Relation, named: Relation, feed: TableFeed, text: ServerT
         if (reason := identity_obstacle(shown, feed.table.key)) is not None:
             raise TableStopped(reason)
         shown = as_its_table(shown, table)
-    encoder = feed.encoder_for(shown)
+    encoder = feed.stream_encoder_for(shown)
     names = [column.name for column in named.columns]
     places = tuple(names.index(column.name) for column in shown.columns)
     captured = [column.name for column in shown.columns]

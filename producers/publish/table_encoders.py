@@ -48,7 +48,7 @@ class TableEncoders:
         self._source = source
         self._table = table
         self._registry = registry
-        self._made: dict[tuple[object, ...], Encoder] = {}
+        self._made: dict[tuple[object, ...], tuple[Encoder, Followed]] = {}
         self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in recorded}
         self._now = now
         self.columns: tuple[ColumnState, ...] | None = None
@@ -65,12 +65,12 @@ class TableEncoders:
         Raises IncompatibleSchema when readers of the topic could not read both, and TableStopped when what is in the
         topic would be wrong with them; see producers.source.schema_changes.
         """
-        identity = (relation.qualified_name, relation.columns, relation.replica_identity, relation.identity_columns)
+        identity = _identity(relation)
         if identity not in self._made:
             table = self._table
             followed = self._follow(relation)
             key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
-            self._made[identity] = Encoder(
+            encoder = Encoder(
                 relation,
                 table.gitlab_schema,
                 table.key,
@@ -78,11 +78,23 @@ class TableEncoders:
                 key_schema_id=key_id,
                 value_schema_id=value_id,
             )
-            self._followed = followed
-            self.columns = tuple(
-                ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
-            )
-        return self._made[identity]
+            self._made[identity] = encoder, followed
+            self._note(followed)
+        return self._made[identity][0]
+
+    def stream_encoder(self, relation: Relation) -> Encoder:
+        """Return the encoder for rows that the stream describes so from here on; as `encoder`.
+
+        Where it described them so before, columns are forgotten that came and went in between, and whose number is not
+        known: a column that comes later is none of these under another name, or it would be here.
+        """
+        if (made := self._made.get(_identity(relation))) is None:
+            return self.encoder(relation)
+        encoder, followed = made
+        others = {name: each for name, each in self._followed.items() if each.number}
+        if self._followed.keys() - followed.keys() - others.keys():
+            self._note({**others, **followed})
+        return encoder
 
     def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
         """Return the places of the stream's columns that are captured; None where all are.
@@ -94,6 +106,12 @@ class TableEncoders:
         places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
         return None if len(places) == len(relation.columns) else places
 
+    def _note(self, followed: Followed) -> None:
+        self._followed = followed
+        self.columns = tuple(
+            ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
+        )
+
     def _follow(self, relation: Relation) -> Followed:
         now = self._now()
         if (reason := obstacle(self._table, relation, self._followed, now)) is not None:
@@ -103,3 +121,7 @@ class TableEncoders:
                 "rows in the topic lack an added column until they are written again", columns=filled
             )
         return follow(relation, self._followed, now)
+
+
+def _identity(relation: Relation) -> tuple[object, ...]:
+    return relation.qualified_name, relation.columns, relation.replica_identity, relation.identity_columns

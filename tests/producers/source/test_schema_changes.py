@@ -305,6 +305,31 @@ def test_a_stopped_table_is_read_anew_once_its_topic_is_gone(source: Source, bac
     source.require_equal("public.t")
 
 
+def test_columns_that_came_and_went_one_after_the_other_while_no_producer_ran(source: Source) -> None:
+    """None of them has a number in the catalog that the stream is compared with; the rows between say what happened."""
+    with running(source) as producer:
+        producer.caught_up()
+    for key, change in enumerate(["ADD a int", "DROP a", "ADD b int", "DROP b"], 100):
+        source.connection.execute(f"ALTER TABLE t {change}".encode())
+        source.connection.execute("INSERT INTO t (id, v) VALUES (%s, 'new')", (key,))
+    with running(source) as producer:
+        producer.caught_up()
+    assert source.recorded().snapshots["public.t"].stopped is None
+    source.require_equal("public.t", ("id", "v"))
+
+
+def test_a_column_that_takes_the_place_of_one_gone_may_be_that_one(source: Source) -> None:
+    """Without a row between them it cannot be told."""
+    with running(source) as producer:
+        producer.caught_up()
+    for key, change in enumerate(["ADD a int", "RENAME a TO b", "DROP b"], 100):
+        source.connection.execute(f"ALTER TABLE t {change}".encode())
+        source.connection.execute("INSERT INTO t (id, v) VALUES (%s, 'new')", (key,))
+    with running(source) as producer:
+        until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
+    assert reason(source) == "column a is called b now"
+
+
 @pytest.mark.parametrize("name", ["a column renamed", "another key", "the table dropped", "a number made text"])
 def test_a_change_while_no_producer_runs(source: Source, name: str) -> None:
     case = STOPPED[name]
