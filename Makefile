@@ -1,32 +1,32 @@
-# Every target makes the checkout's own .venv first; nothing but Python 3.11+, git and make is needed.
+# Every target creates the checkout's own .venv first; only Python 3.11+, git and make are needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ROWS ?=
 ONLY ?=
-# Test processes at a time; each has its own Kafka and PostgreSQL.
+# Parallel test processes, each with its own Kafka and PostgreSQL.
 JOBS ?= 2
 SECONDS ?= 60
 SEED ?=
 MINUTES ?=
 ROUNDS ?=
-# PostgreSQL's major version, and a kind of change that the fuzz of tables is to make alone.
+# make fuzz: PostgreSQL's major version, and the only kind of change to make.
 VERSION ?=
 CHANGE ?=
 SHRINK ?=
-# Of make chaos: brokers of the stack, a violation to plant and to find (or all), a file for what was seen, write the page from it.
+# make chaos: number of brokers, a violation to plant and find (or all), a results file, whether to write the report.
 BROKERS ?=
 PLANTED ?=
 RESULTS ?=
 REPORT ?=
-# Inputs of each parser; a build of the codec with sanitizers; add what a run found to the corpora; one input alone.
+# make fuzz ONLY=parsers: inputs per parser, sanitizers in the codec's build, add findings to the corpora, a single input.
 CASES ?=
 SANITIZE ?=
 KEEP ?=
 INPUT ?=
-# A fault of tests/fuzz/planted.py that the fuzz of tables is to find, or all.
+# make fuzz: a fault of tests/fuzz/planted.py to find, or all.
 PLANT ?=
-# A rule of a model that is left out.
+# make model: a rule to leave out.
 RULE ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
@@ -36,12 +36,12 @@ FUZZER := $(VENV)/.fuzzer
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo "headrace needs Python 3.11 or newer; there is no $(PYTHON): make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
+	  echo "headrace needs Python 3.11 or newer, and $(PYTHON) was not found: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
 	  exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "headrace needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
-	  echo "$(PYTHON) cannot make a virtual environment: install its venv package, such as python3-venv" >&2; exit 2; }
+	  echo "$(PYTHON) cannot create a virtual environment: install its venv package, such as python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[dev]'
 	@touch $@
@@ -50,26 +50,27 @@ $(FUZZER): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[fuzz]'
 	@touch $@
 
-help:  ## what there is
+help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s%s\n", $$1, $$2 }'
 
-demo: $(STAMP)  ## the whole story on real servers
+demo: $(STAMP)  ## run all migrations on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
 
-test: $(STAMP)  ## every test, on real servers
+test: $(STAMP)  ## run every test on real servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-lint: $(STAMP)  ## format, lint, types, import contracts
+lint: $(STAMP)  ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.words
 
-bench: $(STAMP)  ## speed and memory, as ratios against peers
+bench: $(STAMP)  ## measure speed and memory as ratios against peers
 	$(BIN)/python -m tests.benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(ONLY),--only $(ONLY))
 
 ifeq ($(filter-out tables,$(ONLY)),)
-fuzz: $(STAMP)  ## random tables, for SECONDS or ROUNDS; ONLY=parsers, or one of tests/fuzz/parsers/targets: for SECONDS or CASES
+fuzz: $(STAMP)  ## fuzz tables for SECONDS or ROUNDS, or with ONLY=parsers (or one parser) for SECONDS or CASES
 	$(BIN)/python -m tests.fuzz.tables --seconds $(SECONDS) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(VERSION),--version $(VERSION)) $(if $(CHANGE),--change $(CHANGE)) \
 	  $(if $(SHRINK),--shrink) $(if $(PLANT),--plant $(PLANT)) --jobs $(JOBS)
@@ -80,15 +81,15 @@ fuzz: $(FUZZER)
 	  $(if $(SANITIZE),--sanitize) $(if $(KEEP),--keep) $(if $(INPUT),--input $(INPUT))
 endif
 
-types: $(STAMP)  ## every type's values, as column and as key, in topic and table, on PostgreSQL VERSION
+types: $(STAMP)  ## compare values of every type in table and topic, on PostgreSQL VERSION
 	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))
 
-chaos: $(STAMP)  ## the whole path under load and faults, for MINUTES or ROUNDS; or ONLY=producer, switchovers …; a failure names its SEED
+chaos: $(STAMP)  ## run the pipeline under load and faults, for MINUTES or ROUNDS, or ONLY=producer …; repeat a failure by SEED
 	$(BIN)/python -m tests.chaos$(if $(ONLY),,.path) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(BROKERS),--brokers $(BROKERS)) \
 	  $(if $(PLANTED),--planted "$(PLANTED)") $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report)
 
-faults: $(STAMP)  ## faults of moving repositories that were mended, put back: which kinds find each
+faults: $(STAMP)  ## reintroduce fixed faults of moving repositories, and check that tests find each
 	$(BIN)/python -m tests.consumers.gitserver.faults
 
 AUDIT := .venv-audit
@@ -100,13 +101,13 @@ $(AUDIT)/.installed: $(STAMP) tests/audit_constraints.txt
 	  pip-audit cyclonedx-bom
 	@touch $@
 
-audit: $(AUDIT)/.installed  ## packages and jars against their hashes, an SBOM, known vulnerabilities where they can be had
+audit: $(AUDIT)/.installed  ## check hashes of packages and jars, write an SBOM, list known vulnerabilities
 	$(BIN)/python -m tests.audit --tools $(AUDIT)/bin $(if $(WRITE),--write)
 
-model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY one, RULE left out alone)
+model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY one, without RULE)
 	$(BIN)/python -m tests.models $(if $(ONLY),--only $(ONLY)) $(if $(RULE),--rule $(RULE))
 
-clean:  ## remove what the other targets made
+clean:  ## remove the files of the other targets
 	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
 	rm -f schemas/_codec.*.so schemas/_codec.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""headrace: moves live data through Kafka while people keep using it. This file only puts the commands together."""
+"""Builds the `headrace` command line from the commands of infra, producers and consumers."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from infra.settings.model import Settings
 from schemas.errors import HeadraceError, printable
 
 INTERRUPTED: Final = 130
-"""What Typer ends with after Ctrl-C, as a shell counts it: 128 and the signal's number."""
+"""Typer's exit code after Ctrl-C, as a shell reports it: 128 plus the signal's number."""
 
 app = typer.Typer(
     name="headrace",
     help="""Streams live PostgreSQL rows through Kafka into idempotent migrations, exactly once.
 
-    Start with `headrace demo`. For your own database: `headrace init` writes the settings, `headrace check` says what
-    is missing, `headrace produce SOURCE` fills the topics, `headrace consume MIGRATION` applies a migration, and
-    `headrace status` shows how far everything is. Stop any of them at any moment: it goes on where it was.
+    Start with `headrace demo`. For your own database: `headrace init` writes the settings, `headrace check` reports
+    what is missing, `headrace produce SOURCE` fills the topics, `headrace consume MIGRATION` applies a migration, and
+    `headrace status` shows the progress. Stop any of them at any time: it resumes where it stopped.
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 refused for safety.
     """,
@@ -43,7 +43,7 @@ app = typer.Typer(
 
 
 def programs(settings: Settings) -> list[Program]:
-    """Return what these settings run as services, and what each of it needs to be allowed."""
+    """Return the services of these settings, each with the rights that it needs."""
     return [*producers.source.rights.programs(settings), *consumers.operations.rights.programs(settings)]
 
 
@@ -87,25 +87,25 @@ def main() -> None:
     except typer.Abort:
         _fail("not confirmed; nothing was changed", 1)
     except BrokenPipeError:
-        # The reader of our output has gone, and nobody is left to tell.
+        # The reader of our output is gone: there is nowhere to report to.
         _drop_output()
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _drop_output()
-        _fail(f"no space left to write {error.filename or 'the output'}; free some, then run it again", 1)
+        _fail(f"no space left to write {error.filename or 'the output'}; free some space, then run it again", 1)
 
 
 def _run() -> int:
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="headrace", standalone_mode=False)
     finally:
-        # Here, and not when Python ends, what cannot be written can still be said. With `>&-` there is no such file.
+        # Flushed here, not when Python exits, so that a failed write is still reported. With `>&-` stdout is None.
         if sys.stdout is not None:
             sys.stdout.flush()
     if code == INTERRUPTED:
-        print("headrace: stopped; start it again to go on", file=sys.stderr)
+        print("headrace: stopped; start it again to continue", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
@@ -115,7 +115,7 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Let Python not complain about standard output once more when it ends."""
+    """Keep Python from reporting standard output again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

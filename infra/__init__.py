@@ -1,1 +1,1 @@
-"""The edges: settings, log, PostgreSQL, Kafka, registry, topics and the embedded stack."""
+"""Adapters to the outside: settings, log, PostgreSQL, Kafka, schema registry and the embedded stack."""

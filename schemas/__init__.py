@@ -1,1 +1,1 @@
-"""Pure contracts: events, positions, gitlab schemas, Avro. Imports nothing of ours and does no I/O."""
+"""Pure contracts: events, positions, gitlab schemas, Avro. Imports no other package of headrace and does no I/O."""

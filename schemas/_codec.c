@@ -1,17 +1,17 @@
-/* The codec's rows in C: what schemas/encoder.py does in Python, byte for byte, for the rows that it surely has right.
+/* Encodes rows in C: the same bytes as schemas/encoder.py, for the rows that C handles.
  *
- * Any other row, and any chunk with such a row, goes to the Python functions that a plan was made with: they encode it
- * or raise the error that names the column. So nothing is judged in two places. */
+ * Any other row, and any chunk with such a row, goes to the plan's Python functions: they encode it or raise the error
+ * with the column. So errors are decided in one place. */
 
 #include "_codec_copy.h"
 #include "_codec_records.h"
 
-#define VERSION 4         /* schemas/codec.py takes no other: a build may be older than the checkout around it */
+#define VERSION 4         /* schemas/codec.py accepts no other: a build may be older than the checkout */
 #define SCRATCH (1 << 20) /* a larger buffer is not kept for the next row */
 
 /* --- rows of the stream --- */
 
-/* Fills `fields` from a row; they point into what the row holds. Nothing of Python's runs meanwhile. */
+/* Fills `fields` from a row; they point into the row's data. No Python code runs meanwhile. */
 static Outcome fetch(PyObject *row, Field *fields, Py_ssize_t width)
 {
     if (Py_TYPE(row) == &RowType) {
@@ -47,7 +47,7 @@ static Outcome fetch(PyObject *row, Field *fields, Py_ssize_t width)
     return DONE;
 }
 
-/* Empties the plan's buffers, letting go of what an exceptional row has made large. */
+/* Empties the plan's buffers, and frees those that an exceptional row has enlarged. */
 static void rewind_scratch(Plan *plan)
 {
     if (plan->value.capacity > SCRATCH)
@@ -71,7 +71,7 @@ static Outcome put_key(Plan *plan, const Field *fields)
             outcome = put_string(out, field->text, field->size);
         else if ((outcome = put_value(cell, column, field->text, field->size)) == DONE)
             outcome = put(out, cell->data + start + 1, cell->size - start - 1);
-        cell->size = start; /* a cell's place is in its row; here it was only a draft */
+        cell->size = start; /* a cell's position is relative to its row; here it was temporary */
     }
     return outcome;
 }
@@ -97,7 +97,7 @@ static Outcome put_cells(Plan *plan, const Field *fields, Part part)
     return DONE;
 }
 
-/* The array of the names of columns that the new row leaves out. */
+/* The array of the names of columns that the new row omits. */
 static Outcome put_unchanged(Plan *plan)
 {
     int64_t count = 0;
@@ -121,7 +121,7 @@ static Outcome put_number(Buffer *out, PyObject *number)
     return overflow ? ODD : put_long(out, value);
 }
 
-/* What a change, an update and a delete have in common: `arguments` are theirs, None where there is no such row. */
+/* Common code of change, update and delete; in `arguments` a missing row is None. */
 static Outcome put_record(Plan *plan, PyObject *const *arguments, PyObject *old, PyObject *new)
 {
     Outcome outcome = DONE;

@@ -1,4 +1,4 @@
-"""What schemas/_codec.c makes; it exists where a C compiler was at hand when headrace was installed."""
+"""Types of schemas/_codec.c, which exists if headrace was installed with a C compiler."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,20 +8,20 @@ from schemas.events import Unchanged
 VERSION: int
 
 class Row(Sequence[bytes | Unchanged | None]):
-    """A row of the stream, read from its message when asked for; equal to the list of its values."""
+    """A row of the stream, read lazily from its message; equal to the list of its values."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> bytes | Unchanged | None: ...  # type: ignore[override]
     def __iter__(self) -> Iterator[bytes | Unchanged | None]: ...
 
 def tuple_row(data: bytes, pos: int, count: int, /) -> tuple[Row, int] | None:
-    """Return the row of `count` columns at `pos` and where it ends; None when it is no such row of texts."""
+    """Return the row of `count` columns at `pos` and its end; None if there is no such row of texts."""
 
 def copy_data(buffer: bytes | bytearray, /) -> tuple[bytes, int, int]:
-    """Return the lines of the whole CopyData messages that `buffer` begins with, their number, and the bytes used."""
+    """Return the lines of the complete CopyData messages at the start of `buffer`, their number, and the bytes used."""
 
 def mentions(value: bytes, needles: tuple[bytes, ...], /) -> bool:
-    """Return whether one of `needles` stands in `value`."""
+    """Return whether `value` contains one of `needles`."""
 
 def sift(
     records: list[Any],
@@ -34,16 +34,15 @@ def sift(
     room: int,
     /,
 ) -> tuple[int, int, int, int, list[Any]]:
-    """Return what consumers/planning/prefilter.py describes, as a plain tuple."""
+    """Return the Stretch of consumers/planning/prefilter.py as a plain tuple."""
 
 class Reader:
-    """How a migration's columns are read from records of one schema."""
+    """Reads a migration's columns from records of one schema."""
 
     def __new__(cls, cells: tuple[tuple[int, bool, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
-        """`cells`: of each column its shape, whether it may be a text too, its name if it is wanted, and what makes
-        its value of a cell's bytes.
+        """`cells`: for each column its shape, whether it may be text too, its name if wanted, and its decoder.
 
-        Where nothing makes it, C does: an int, a boolean, a text.
+        Without a decoder C decodes the cell: an int, a boolean, a text.
         """
 
     def read(
@@ -51,11 +50,11 @@ class Reader:
     ) -> tuple[int, int, dict[str, object] | None, dict[str, object] | None] | None:
         """Return ordinal, `ts_ms`, `before` and `after` of the record whose ordinal is at `position`.
 
-        None where a column is left out, and for bytes that C is not sure of: read those in Python.
+        None if a column is left out, or if C leaves the bytes to Python.
         """
 
 class Plan:
-    """A table's rows; each method hands what it is not sure of to the Python function of its name."""
+    """Encodes a table's rows; each method leaves the rows it does not handle to the Python function of its name."""
 
     def __new__(
         cls,
@@ -75,8 +74,8 @@ class Plan:
     ) -> Plan:
         """`columns`: kind, low, high, precision, scale, partial, toastable, lacking of each.
 
-        `header` stands before a key and `lacking` is the array of the lacking columns' names, both encoded, as are
-        `names`. `python` are the functions for COPY, key, change, update and delete.
+        `header` precedes a key and `lacking` is the array of the lacking columns' names, both encoded, as are `names`.
+        `python` are the functions for COPY, key, change, update and delete.
         """
 
     def encode_copy(self, data: bytes, value_prefix: bytes, /) -> tuple[list[bytes], list[bytes]]: ...

@@ -1,26 +1,26 @@
-/* Lines of COPY: out of the server's messages, and into keys and values. */
+/* Extracts lines of COPY from the server's messages, and encodes them as keys and values. */
 
 #ifndef HEADRACE_CODEC_COPY_H
 #define HEADRACE_CODEC_COPY_H
 
 #include "_codec_plan.h"
 
-#define BLOCK (1 << 20)   /* bytes encoded without the interpreter's lock before their objects are made */
-#define PIECE (4 << 20)   /* bytes by which a buffer shrinks that becomes one object */
+#define BLOCK (1 << 20)   /* bytes encoded without the GIL before their objects are created */
+#define PIECE (4 << 20)   /* step by which a buffer shrinks while its objects are created */
 
 /* --- lines of COPY's text format --- */
 
 typedef struct {
     const char *text;
-    size_t size, escapes;   /* the field as it stands there, and how many backslashes escape something */
-    size_t cell, cell_size; /* where its encoded cell is, from the start of the values */
+    size_t size, escapes;   /* the raw field, and the number of its escapes */
+    size_t cell, cell_size; /* its encoded cell, from the start of the values */
 } Span;
 
 typedef struct {
-    size_t value, key; /* where a row's value and key end */
+    size_t value, key; /* the ends of a row's value and key */
 } Ends;
 
-/* Reads a field up to `stop`; returns what follows it, NULL when another byte ends the field, or none. */
+/* Reads a field up to `stop`; returns the position after it, NULL if another byte, or none, ends the field. */
 static const char *read_field(const char *at, const char *end, char stop, Span *span)
 {
     span->text = at;
@@ -51,7 +51,7 @@ static Outcome put_unescaped(Buffer *out, const Span *span)
     for (size_t i = 0; i < span->size; i++) {
         char byte = span->text[i];
         if (byte == '\\') {
-            switch (span->text[++i]) { /* read_field saw that something follows */
+            switch (span->text[++i]) { /* read_field checked that a byte follows */
             case 'b': byte = '\b'; break;
             case 'f': byte = '\f'; break;
             case 'n': byte = '\n'; break;
@@ -68,7 +68,7 @@ static Outcome put_unescaped(Buffer *out, const Span *span)
     return DONE;
 }
 
-/* Encodes the line at `*at` and moves behind it; `spans` has room for each column's. */
+/* Encodes the line at `*at` and moves `*at` after it; `spans` has an entry per column. */
 static Outcome encode_line(const Plan *plan, const char **at, const char *end, Buffer *values, Buffer *keys,
                            Span *spans)
 {
@@ -94,7 +94,7 @@ static Outcome encode_line(const Plan *plan, const char **at, const char *end, B
     outcome = put_object(keys, plan->header);
     for (Py_ssize_t part = 0; outcome == DONE && part < plan->keys; part++) {
         const Span *span = &spans[plan->key[part]];
-        if (plan->columns[plan->key[part]].partial) /* text in a key, whichever branch the row took */
+        if (plan->columns[plan->key[part]].partial) /* text in a key, whichever branch the row uses */
             outcome = put_string(keys, span->text, span->size);
         else
             outcome = put(keys, values->data + span->cell + 1, span->cell_size - 1);
@@ -103,7 +103,7 @@ static Outcome encode_line(const Plan *plan, const char **at, const char *end, B
     return outcome;
 }
 
-/* Encodes lines until there is a block of them or no more. */
+/* Encodes lines until a block is full or no lines are left. */
 static Outcome encode_lines(const Plan *plan, const char **at, const char *end, PyObject *prefix, Buffer *values,
                             Buffer *keys, Buffer *ends, Span *spans)
 {
@@ -128,7 +128,7 @@ static int append(PyObject *list, const char *data, size_t size)
     return failed;
 }
 
-/* Appends all of a buffer, which shrinks from its end meanwhile: a large row is not in memory once more. */
+/* Appends a whole buffer, which shrinks from its end meanwhile: a large row is not in memory twice. */
 static int append_all(PyObject *list, Buffer *from)
 {
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)from->size);
@@ -200,7 +200,7 @@ out:
 
 /* --- messages with lines of COPY --- */
 
-/* copy_data(buffer) -> (the lines of the CopyData messages that it begins with, their number, the bytes they take) */
+/* copy_data(buffer) -> (the lines of the CopyData messages at its start, their number, the bytes used) */
 static PyObject *copy_data(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     Py_buffer view;
@@ -213,7 +213,7 @@ static PyObject *copy_data(PyObject *Py_UNUSED(module), PyObject *const *argumen
     const unsigned char *data = view.buf;
     size_t size = (size_t)view.len, at = 0;
     Py_ssize_t rows = 0;
-    /* Twice over the heads, so that the lines are copied once, into a string of their length. */
+    /* Two passes over the headers, so that the lines are copied once, into a string of the exact length. */
     while (size - at >= 5 && data[at] == 'd') {
         uint32_t length = (uint32_t)data[at + 1] << 24 | (uint32_t)data[at + 2] << 16 | (uint32_t)data[at + 3] << 8 |
                           data[at + 4];

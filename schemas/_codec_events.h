@@ -1,6 +1,6 @@
-/* Events of records: what schemas/projection.py reads in Python, for the records that are surely well-formed.
+/* Reads events of records in C, as schemas/projection.py does in Python, for plainly well-formed records.
  *
- * Any other record is left to the Python reader: None is the answer then, and nothing is judged in two places. */
+ * For any other record it returns None and leaves it to the Python reader: errors are decided in one place. */
 
 #ifndef HEADRACE_CODEC_EVENTS_H
 #define HEADRACE_CODEC_EVENTS_H
@@ -9,14 +9,15 @@
 #include <stdint.h>
 #include <string.h>
 
-/* What a column's branch 1 holds; branch 0 is null, and branch 2 can only be a text. In the order of schemas/projection.py's _SHAPES. */
+/* The type of a column's branch 1; branch 0 is null, and branch 2 can only be text. In the order of _SHAPES in
+ * schemas/projection.py. */
 typedef enum { CELL_BOOLEAN, CELL_LONG, CELL_FOUR, CELL_EIGHT, CELL_TEXT, CELL_BYTES, CELL_SHAPES } CellShape;
 
 typedef struct {
     CellShape shape;
-    int or_text;    /* whether branch 2 is a text */
-    PyObject *name; /* NULL where the column is stepped over */
-    PyObject *make; /* bytes of the cell → its value; NULL where C makes the value */
+    int or_text;    /* whether branch 2 is text */
+    PyObject *name; /* NULL if the column is skipped */
+    PyObject *make; /* bytes of the cell → its value; NULL if C creates the value */
 } Cell;
 
 typedef struct {
@@ -27,7 +28,7 @@ typedef struct {
 
 /* --- bytes --- */
 
-/* Returns where the varint at `at` ends and its value; NULL when it is cut short or longer than 9 bytes. */
+/* Returns the end of the varint at `at`, and its value; NULL if it is truncated or longer than 9 bytes. */
 static const char *take_long(const char *at, const char *end, int64_t *value)
 {
     uint64_t raw = 0;
@@ -42,7 +43,7 @@ static const char *take_long(const char *at, const char *end, int64_t *value)
     return NULL;
 }
 
-/* Returns where the content at `at` ends, and where it begins in `content`; NULL when it is not whole. */
+/* Returns the end of the content at `at`, and its start in `content`; NULL if it is truncated. */
 static const char *take_content(CellShape shape, const char *at, const char *end, const char **content, int64_t *number)
 {
     Py_ssize_t size;
@@ -70,7 +71,7 @@ static const char *take_content(CellShape shape, const char *at, const char *end
 
 /* --- rows --- */
 
-/* A new value; NULL with or without an exception when it is left to Python. */
+/* A new value; NULL, with or without an exception, if it is left to Python. */
 static PyObject *cell_value(const Cell *cell, const char *start, const char *content, const char *end, int64_t number)
 {
     if (cell->make == NULL) {
@@ -88,7 +89,7 @@ static PyObject *cell_value(const Cell *cell, const char *start, const char *con
     return value;
 }
 
-/* Returns where the row at `at` ends, and the row with the wanted columns in `row`; NULL: left to Python. */
+/* Returns the end of the row at `at`, and the row with the wanted columns in `row`; NULL: left to Python. */
 static const char *take_row(const Reader *reader, const char *at, const char *end, PyObject **row)
 {
     PyObject *found = PyDict_New();
@@ -121,7 +122,7 @@ odd:
     return NULL;
 }
 
-/* Returns where the optional row at `at` ends; `row` is NULL where there is none. */
+/* Returns the end of the optional row at `at`; `row` is NULL if there is none. */
 static const char *take_optional_row(const Reader *reader, const char *at, const char *end, PyObject **row)
 {
     *row = NULL;
@@ -153,7 +154,7 @@ static PyObject *reader_read(Reader *reader, PyObject *const *arguments, Py_ssiz
     Py_XDECREF(before);
     Py_XDECREF(after);
     if (event == NULL) {
-        /* What a wrong value raises, the Python reader raises again, with what it says about it. */
+        /* The Python reader raises the error of a wrong value again, with its message. */
         if (PyErr_Occurred() &&
             (PyErr_ExceptionMatches(PyExc_MemoryError) || !PyErr_ExceptionMatches(PyExc_Exception)))
             return NULL;
@@ -179,7 +180,7 @@ static int contains(const char *text, size_t size, const char *needle, size_t le
     return 0;
 }
 
-/* Whether one of the needles stands in the value, which is bytes; -1 with an exception. */
+/* Whether the value, which is bytes, contains one of the needles; -1 with an exception. */
 static int mentions_any(PyObject *value, PyObject *needles)
 {
     const char *text = PyBytes_AS_STRING(value);
@@ -196,7 +197,7 @@ static int mentions_any(PyObject *value, PyObject *needles)
     return 0;
 }
 
-/* mentions(value, needles) → whether one of them stands in it */
+/* mentions(value, needles) → whether it contains one of them */
 static PyObject *mentions(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyTuple_CheckExact(arguments[1])) {
@@ -235,7 +236,7 @@ static void reader_dealloc(Reader *reader)
     Py_TYPE(reader)->tp_free((PyObject *)reader);
 }
 
-/* Reader(cells): of each column its shape, whether it may be a text too, its name and what makes its value, or None */
+/* Reader(cells): for each column its shape, whether it may be text too, its name or None, and its decoder or None */
 static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
 {
     PyObject *cells;

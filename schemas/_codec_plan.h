@@ -1,4 +1,4 @@
-/* What is known of a table's rows before there are any, and who takes those that C does not. */
+/* The encoding plan of a table's rows, with the Python functions for rows that C does not handle. */
 
 #ifndef HEADRACE_CODEC_PLAN_H
 #define HEADRACE_CODEC_PLAN_H
@@ -12,10 +12,10 @@ typedef struct {
     Py_ssize_t width, keys;
     Column *columns;
     Py_ssize_t *key;             /* the key columns' indexes, in the key's order */
-    int floating;                /* whether a column needs the interpreter's lock */
-    PyObject *header, *lacking;  /* bytes: before a key, and the array of the columns that an old row lacks */
+    int floating;                /* whether a column needs the GIL */
+    PyObject *header, *lacking;  /* bytes: the prefix of a key, and the array of the columns that an old row lacks */
     PyObject *names;             /* a tuple of bytes: each column's name as an Avro string */
-    PyObject *python[FUNCTIONS]; /* who takes the rows that this does not */
+    PyObject *python[FUNCTIONS]; /* the functions for the other rows */
     Field *old_fields, *new_fields;
     Buffer value, message_key;
 } Plan;

@@ -1,13 +1,13 @@
-/* Stretches of records: what consumers/planning/prefilter.py does in Python, step for step, for records of Kafka or the like. */
+/* Prefilters stretches of records, step by step as consumers/planning/prefilter.py does in Python. */
 
 #ifndef HEADRACE_CODEC_RECORDS_H
 #define HEADRACE_CODEC_RECORDS_H
 
 #include "_codec_events.h"
 
-#define HEADER_BYTES 5 /* of Confluent's wire format, see schemas/wire.py */
+#define HEADER_BYTES 5 /* in Confluent's wire format, see schemas/wire.py */
 
-/* The names of a record's methods; made with the module, and never released. */
+/* The names of a record's methods; created with the module, and never released. */
 static PyObject *ERROR, *TOPIC, *PARTITION, *OFFSET, *VALUE;
 
 static int name_methods(void)
@@ -25,14 +25,14 @@ typedef struct {
     PyObject *partition;
     PyObject *needles;
     PyObject *known;  /* whose keys are headers of schemas */
-    PyObject *header; /* of all values of the stretch; NULL before the first */
+    PyObject *header; /* common to all values of the stretch; NULL before the first */
     int readable;     /* whether that header is known */
     long long next_offset;
     Py_ssize_t tombstones, unmentioned;
     PyObject *candidates;
 } Stretch;
 
-/* What became of a record: 1 and 0 answer a question, too. */
+/* The result for a record; 1 and 0 also answer yes and no. */
 enum { FAILED = -1, ENDS = 0, GOES_ON = 1 };
 
 static int answers(PyObject *record, PyObject *method, PyObject *wanted)
@@ -58,7 +58,7 @@ static int belongs(const Stretch *stretch, PyObject *record)
     return error == NULL ? FAILED : error == Py_None;
 }
 
-/* Whether the value's schema is the stretch's; the first value decides which that is. */
+/* Whether the value's schema is the stretch's, which the first value defines. */
 static int is_of_schema(Stretch *stretch, PyObject *value)
 {
     const char *bytes = PyBytes_AS_STRING(value);
@@ -73,7 +73,7 @@ static int is_of_schema(Stretch *stretch, PyObject *value)
     return stretch->readable < 0 ? FAILED : 1;
 }
 
-/* Counts the record or takes it as a candidate; ENDS: it is neither, and the stretch stops before it. */
+/* Counts the record or takes it as a candidate; ENDS: neither, and the stretch ends before it. */
 static int take_value(Stretch *stretch, PyObject *record, PyObject *value, int first)
 {
     if (value == Py_None) {
@@ -144,7 +144,7 @@ static PyObject *sift(PyObject *Py_UNUSED(module), PyObject *arguments)
     if (stretch.candidates == NULL)
         return NULL;
     Py_ssize_t index = start;
-    /* A record's methods may be Python's, and could do anything to the list meanwhile. */
+    /* A record's methods may be Python code, which could change the list meanwhile. */
     while (index < PyList_GET_SIZE(records) && PyList_GET_SIZE(stretch.candidates) < room) {
         PyObject *record = Py_NewRef(PyList_GET_ITEM(records, index));
         int taken = take_record(&stretch, record, index == start);

@@ -1,6 +1,6 @@
-/* A row of the stream as the message has it: what producers.stream.pgoutput_fields.columns makes a list of, without the list.
+/* A row of the stream, read from its message: the same values as producers.stream.pgoutput_fields.columns, without a list.
  *
- * It is a sequence of the same values, made when somebody asks for them. The codec reads the message itself. */
+ * It is a sequence that creates the values on access. The codec reads the message itself. */
 
 #ifndef HEADRACE_CODEC_ROW_H
 #define HEADRACE_CODEC_ROW_H
@@ -9,13 +9,13 @@
 
 typedef struct {
     PyObject_HEAD
-    PyObject *payload; /* bytes, of which `start` on were found to be `width` columns when the row was made */
+    PyObject *payload; /* bytes, with `width` valid columns from `start` on */
     Py_ssize_t start, end, width;
 } Row;
 
 static PyTypeObject RowType;
 
-/* schemas.events.UNCHANGED; set when the module is made, and never released. */
+/* schemas.events.UNCHANGED; set when the module is created, and never released. */
 static PyObject *UNCHANGED;
 
 typedef enum { VALUE_NULL, VALUE_UNCHANGED, VALUE_TEXT } Form;
@@ -26,7 +26,7 @@ typedef struct {
     size_t size;
 } Field;
 
-/* Reads the column at `at`; returns where the next one starts, 0 when there is none that the codec takes. */
+/* Reads the column at `at`; returns the start of the next one, 0 if the codec does not handle it. */
 static Py_ssize_t read_column(const char *data, Py_ssize_t size, Py_ssize_t at, Field *field)
 {
     if (at >= size)
@@ -51,7 +51,7 @@ static Py_ssize_t read_column(const char *data, Py_ssize_t size, Py_ssize_t at, 
         return at + 5 + (Py_ssize_t)length;
     }
     default:
-        return 0; /* binary, which has a class of its own, or no tuple at all */
+        return 0; /* binary, which has its own class, or not a tuple */
     }
 }
 
@@ -64,7 +64,7 @@ static PyObject *field_value(const Field *field)
     return value;
 }
 
-/* tuple_row(data, pos, count) -> (row, where it ends), or None for what the Python code has to judge. */
+/* tuple_row(data, pos, count) -> (row, its end), or None to leave it to the Python code. */
 static PyObject *tuple_row(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 3 || !PyBytes_CheckExact(arguments[0])) {
@@ -145,7 +145,7 @@ static PyObject *row_iterate(Row *row)
     return iterator;
 }
 
-/* Equal to what the Python code would have made: a list of the same values. */
+/* Equal to the Python code's result, a list of the same values. */
 static PyObject *row_compare(PyObject *left, PyObject *right, int operation)
 {
     if (operation != Py_EQ && operation != Py_NE)

@@ -1,7 +1,7 @@
-/* One value of PostgreSQL's text as Avro: schemas/values.py in C, for texts that it surely has right.
+/* Encodes a value of PostgreSQL's text as Avro, as schemas/values.py does, for texts that C handles.
  *
- * Nothing here needs the interpreter but `put_floating`. A function that returns ODD has perhaps written part of a
- * value; the caller throws the row away and asks the Python codec, which encodes the value or words the error. */
+ * Only `put_floating` needs the interpreter. A function that returns ODD may have written part of a value; the caller
+ * discards the row and calls the Python codec, which encodes the value or raises the error. */
 
 #ifndef HEADRACE_CODEC_VALUES_H
 #define HEADRACE_CODEC_VALUES_H
@@ -20,13 +20,13 @@ typedef enum {
 
 typedef struct {
     Kind kind;
-    int64_t low, high;    /* of whole numbers, inclusive */
+    int64_t low, high;    /* of integers, inclusive */
     int precision, scale; /* of decimals */
     int partial, toastable;
     int key, lacking;
 } Column;
 
-/* Bytes that grow. All writes go through `reserve`, which is the only bounds check that they need. */
+/* A growing buffer. All writes go through `reserve`, the only bounds check. */
 typedef struct {
     char *data;
     size_t size, capacity;
@@ -59,7 +59,7 @@ static Outcome put(Buffer *out, const char *bytes, size_t size)
 {
     if (reserve(out, size) != DONE)
         return NO_MEMORY;
-    if (size > 0) /* an empty buffer has no data to point at */
+    if (size > 0) /* an empty buffer has no data */
         memcpy(out->data + out->size, bytes, size);
     out->size += size;
     return DONE;
@@ -143,7 +143,7 @@ static size_t digits_from(const char *text, size_t size, size_t at)
     return end - at;
 }
 
-/* -?\d+(\.\d+)?(e[+-]?\d+)? or a name; what PyOS_string_to_double takes beyond that is no text of PostgreSQL's. */
+/* -?\d+(\.\d+)?(e[+-]?\d+)? or a name; PyOS_string_to_double accepts more, which PostgreSQL never writes. */
 static int is_floating(const char *text, size_t size)
 {
     if (equals(text, size, "NaN"))
@@ -170,7 +170,7 @@ static int is_floating(const char *text, size_t size)
     return at == size;
 }
 
-/* Needs the interpreter's lock. */
+/* Needs the GIL. */
 static Outcome put_floating(Buffer *out, const Column *column, const char *text, size_t size)
 {
     char copy[64];
@@ -207,7 +207,7 @@ static Outcome put_uuid(Buffer *out, const char *text, size_t size)
     return put_branch_text(out, 2, text, size);
 }
 
-/* Two digits at `text` as a number of at most `most`; -1 otherwise. */
+/* The two digits at `text` as a number of at most `most`; -1 otherwise. */
 static int two_digits(const char *text, int most)
 {
     if (!is_digit(text[0]) || !is_digit(text[1]))
@@ -232,8 +232,8 @@ static int days_in(int year, int month)
     return days[month - 1] + (month == 2 && leap);
 }
 
-/* Reads YYYY-MM-DD with a year of 4 to 7 digits; returns its length, 0 when it is none. A year of more digits than
- * four is not looked at any further: `far` says that its text is kept instead. */
+/* Reads YYYY-MM-DD with a year of 4 to 7 digits; returns its length, 0 if there is none. A year of more than four digits
+ * is not parsed further: `far` means that its text is kept. */
 static size_t read_date(const char *text, size_t size, int64_t *days, int *far)
 {
     size_t year_digits = digits_from(text, size, 0);
@@ -247,14 +247,14 @@ static size_t read_date(const char *text, size_t size, int64_t *days, int *far)
     int year = 0;
     for (size_t i = 0; i < 4; i++)
         year = year * 10 + (text[i] - '0');
-    /* INT64_MIN: no day of the calendar, which is an error unless its text is kept. */
+    /* INT64_MIN: not a day of the calendar, an error unless its text is kept. */
     *days = 0;
     if (!*far)
         *days = year < 1 || day > days_in(year, month) ? INT64_MIN : days_since_1970(year, month, day);
     return year_digits + 6;
 }
 
-/* Reads HH:MM:SS with up to six decimals; returns its length, 0 when it is none. */
+/* Reads HH:MM:SS with up to six decimals; returns its length, 0 if there is none. */
 static size_t read_clock(const char *text, size_t size, int64_t *micros)
 {
     if (size < 8 || text[2] != ':' || text[5] != ':')
@@ -328,13 +328,13 @@ static Outcome put_timestamp(Buffer *out, const Column *column, const char *text
     return at != size || days == INT64_MIN ? ODD : put_branch_long(out, days * INT64_C(86400000000) + micros);
 }
 
-#define MOST_DIGITS 1000 /* a numeric with a declared precision has no more */
+#define MOST_DIGITS 1000 /* the maximum of a declared precision */
 
-/* Avro's decimal: the digits without their point as a number in two's complement, the highest byte first. Its length
- * is Python's (bit_length + 8) / 8, which for -128 and its like is one byte more than the shortest. */
+/* Avro's decimal: the digits without their point as a big-endian two's complement number. Its length is Python's
+ * (bit_length + 8) / 8, which for -128 and similar numbers is one byte more than the shortest. */
 static Outcome put_decimal(Buffer *out, const Column *column, const char *text, size_t size)
 {
-    uint32_t limbs[MOST_DIGITS / 9 + 2]; /* the lowest first; nine digits take less than one */
+    uint32_t limbs[MOST_DIGITS / 9 + 2]; /* the lowest first; nine digits fit in one */
     size_t used = 0, count = 0, decimals = 0, seen = 0;
     uint32_t group = 0, scale = 1;
     int point = 0, significant = 0;
@@ -386,7 +386,7 @@ static Outcome put_decimal(Buffer *out, const Column *column, const char *text, 
     unsigned carry = 1;
     for (size_t byte = 0; byte < width; byte++) {
         unsigned value = byte / 4 < used ? (limbs[byte / 4] >> (byte % 4 * 8)) & 0xFF : 0;
-        if (at) { /* negative: the complement and one */
+        if (at) { /* negative: two's complement */
             value = (value ^ 0xFF) + carry;
             carry = value >> 8;
         }
@@ -396,7 +396,7 @@ static Outcome put_decimal(Buffer *out, const Column *column, const char *text, 
     return DONE;
 }
 
-/* The cell of a value that is there, branch and all. */
+/* The cell of a value with its branch. */
 static Outcome put_value(Buffer *out, const Column *column, const char *text, size_t size)
 {
     switch (column->kind) {

@@ -1,7 +1,7 @@
-"""The Avro schemas of a table's events and keys; the same relation always gives the same schema.
+"""Builds the Avro schemas of a table's events and keys; the same relation always gives the same schema.
 
-The envelope has Debezium's field names. `op` and `source` stand first and `ordinal` is the last of `source`,
-so that all bytes before the ordinal are the same for a transaction's changes of one kind to one table.
+The envelope has Debezium's field names. `op` and `source` come first and `ordinal` is the last field of `source`, so
+that all bytes before the ordinal are the same for a transaction's changes of one kind to one table.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from schemas.events import Column, Relation
 from schemas.names import escape_identifier
 
 COLUMN_PROPERTY: Final = "headrace.column"
-"""The field property with a column's own name, where Avro could not have it as the field's."""
+"""The field property with a column's name, if it is not a valid Avro name."""
 
 IDENTITY_PROPERTY: Final = "headrace.identity"
-"""The envelope property with the columns that `before` tells of an update; absent: all of them."""
+"""The envelope property with the columns that an update's `before` contains; absent: all of them."""
 
 FORMAT_PROPERTY: Final = "headrace.format"
 """The envelope property with the format of its events (schemas.formats.EVENTS); absent: 1."""
@@ -33,7 +33,7 @@ def _namespace(relation: Relation, gitlab_schema: str) -> str:
 
 
 def type_of(column: Column) -> ColumnType:
-    """Return how the column's values travel."""
+    """Return the type by which the column's values are encoded."""
     return column_type(column.type_oid, column.type_modifier)
 
 
@@ -48,7 +48,7 @@ def _field(column: Column, avro: Any, *, nullable: bool) -> Schema:
 
 
 def lacking_columns(relation: Relation) -> tuple[str, ...]:
-    """Return the columns that an old tuple of the stream does not carry, by the replica identity."""
+    """Return the columns that are missing in an old tuple of the stream, by the replica identity."""
     if relation.replica_identity == "f":
         return ()
     return tuple(column.name for column in relation.columns if column.name not in relation.identity_columns)
@@ -98,7 +98,7 @@ def value_schema(relation: Relation, gitlab_schema: str) -> Schema:
 def key_schema(relation: Relation, gitlab_schema: str, key: Sequence[str]) -> Schema:
     """Return the schema of the table's message keys: the columns named in `key`, in that order, never null.
 
-    Raises UsageError when `key` is empty or names a column that the relation does not have.
+    Raises UsageError if `key` is empty or has a column that the relation lacks.
     """
     columns = {column.name: column for column in relation.columns}
     missing = [name for name in key if name not in columns]
@@ -123,7 +123,7 @@ def columns_of(record: Schema) -> list[str]:
 def row_record(envelope: Schema) -> Schema:
     """Return the record of the row inside an envelope that `value_schema` made.
 
-    Raises KeyError or IndexError when it is no such envelope.
+    Raises KeyError or IndexError if it is no such envelope.
     """
     before = next(field for field in envelope["fields"] if field["name"] == "before")
     record: Schema = before["type"][1]

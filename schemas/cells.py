@@ -1,6 +1,6 @@
-"""Avro cells back to Python values: a cell is a column's union, branch byte and all.
+"""Decodes Avro cells to Python values: a cell is a column's union with its branch byte.
 
-The values are those that fastavro gives for the same bytes (tests/schemas/test_projection.py).
+The values are the same as fastavro's (tests/schemas/test_projection.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from schemas.header import read_string
 from schemas.varints import decode_long
 
 Read = Callable[[bytes, int], tuple[Any, int]]
-"""Bytes and a position → the value there and the position after it; ValueError, IndexError or OverflowError
-when there is none."""
+"""Bytes and a position → the value there and the position after it; ValueError, IndexError or OverflowError if there is
+none."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_NAIVE: Final = datetime(1970, 1, 1)
@@ -51,7 +51,7 @@ def _read_packed(form: str, width: int) -> Read:
     def read(data: bytes, position: int) -> tuple[float, int]:
         end = position + width
         if end > len(data):
-            raise IndexError("a number cut short")
+            raise IndexError("a truncated number")
         return unpack(data, position)[0], end
 
     return read
@@ -141,7 +141,7 @@ _VARINT: Final = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 SHORT: Final = (
     b"(?>" + b"|".join(rb"\x%02x.{%d}" % (length << 1, length) if length else rb"\x00" for length in range(64)) + b")"
 )
-"""A string or bytes of up to 63 bytes, the length's byte telling the alternatives apart."""
+"""A string or bytes of up to 63 bytes; the length byte selects the alternative."""
 
 _PATTERNS: Final = {
     "null": b"",
@@ -156,9 +156,9 @@ _PATTERNS: Final = {
 
 
 def pattern(avro: Any) -> bytes:
-    """Return the regular expression of a cell whose texts are short; KeyError for a type no column has.
+    """Return the regular expression of a cell with short texts; KeyError for a type that no column has.
 
-    It needs re.DOTALL. A cell that it does not match may still be a good one: `reader` decides.
+    It needs re.DOTALL. A cell that it does not match may still be valid: `reader` decides.
     """
     if isinstance(avro, list):
         branches = (rb"\x%02x" % (index << 1) + pattern(branch) for index, branch in enumerate(avro))

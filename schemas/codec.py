@@ -1,6 +1,6 @@
-"""The compiled codec, where there is one: `compiled` is None without a compiler at install, and all goes in Python.
+"""Selects the codec: the compiled one, or Python if headrace was installed without a compiler (`compiled` is None).
 
-Both write the same bytes (tests/schemas/test_encoder.py runs with either). A producer's log says which it has.
+Both write the same bytes (tests/schemas/test_encoder.py runs with either). A producer logs which one it uses.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from schemas._codec import Plan
 
 _VERSION: Final = 4
-"""Of the functions in schemas/_codec.c; another one there is a build from before a change of the checkout."""
+"""The version of schemas/_codec.c; a module with another one is an outdated build."""
 
 
 def _load() -> ModuleType | None:
     try:
-        from schemas import _codec  # noqa: PLC0415 - there may be none
+        from schemas import _codec  # noqa: PLC0415 - optional
     except ImportError:
         return None
     return _codec if _codec.VERSION == _VERSION else None
@@ -32,14 +32,14 @@ compiled: Final[Any] = _load()
 """The module `schemas._codec`, or None."""
 
 name: Final = "Python" if compiled is None else "C"
-"""Which codec rows go through, for people."""
+"""The codec's language, for messages."""
 
 _KINDS: Final = {kind: number for number, kind in enumerate(Kind)}
-"""The numbers of enum Kind in schemas/_codec_values.h, which is in the same order."""
+"""The values of enum Kind in schemas/_codec_values.h, which has the same order."""
 
 
 class Fallbacks(NamedTuple):
-    """The Python functions that the compiled ones stand before."""
+    """The Python functions to which the compiled ones fall back."""
 
     copy: Callable[..., Any]
     key: Callable[..., Any]
@@ -58,7 +58,7 @@ def plan(
     names: Sequence[bytes],
     python: Fallbacks,
 ) -> Plan | None:
-    """Return what encodes rows of these columns, None without a compiled codec; see schemas/_codec.pyi."""
+    """Return the compiled encoder of rows of these columns, None without a compiled codec; see schemas/_codec.pyi."""
     if compiled is None:
         return None
     columns = tuple(

@@ -1,8 +1,8 @@
-"""Which Avro type holds a PostgreSQL column, by the type's OID and modifier.
+"""Maps PostgreSQL columns to Avro types, by the type's OID and modifier.
 
-What Avro has no exact type for travels as PostgreSQL's own text, so that nothing is lost: enums, domains,
-arrays, ranges, json, bytea, intervals, network addresses, every type of an extension. A type whose Avro
-form cannot hold all of its values (a date has infinities, a decimal NaN) has a text branch beside it.
+Types without an exact Avro type are encoded as PostgreSQL's text, so that nothing is lost: enums, domains, arrays,
+ranges, json, bytea, intervals, network addresses, every type of an extension. A type whose Avro type cannot represent
+all values (a date has infinities, a decimal NaN) has an additional text branch.
 
 OIDs: src/include/catalog/pg_type.dat. Modifier of numeric: make_numeric_typmod in
 src/backend/utils/adt/numeric.c.
@@ -15,11 +15,11 @@ from enum import StrEnum
 from typing import Any, Final
 
 Schema = dict[str, Any]
-"""A parsed Avro schema of a record, as JSON has it."""
+"""An Avro record schema as a JSON object."""
 
 
 class Kind(StrEnum):
-    """How a column's text is turned into Avro, and back."""
+    """The conversion of a column's text to Avro and back."""
 
     BOOLEAN = "boolean"
     INT = "int"
@@ -54,10 +54,10 @@ _PARTIAL: Final = {Kind.DATE, Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ, Kind.
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """A column's type on its way to Avro.
+    """A column's type for Avro.
 
-    `low` and `high` bound a whole number (both inclusive); `precision` and `scale` are a decimal's digits in
-    all and after the point.
+    `low` and `high` are the inclusive bounds of an integer; `precision` and `scale` are a decimal's total digits and
+    those after the point.
     """
 
     kind: Kind
@@ -68,7 +68,7 @@ class ColumnType:
 
     @property
     def avro(self) -> Any:
-        """The type of a value that Avro can hold exactly."""
+        """The Avro type of a value that Avro can represent exactly."""
         if self.kind is Kind.DECIMAL:
             return {
                 "type": "bytes",
@@ -86,17 +86,17 @@ class ColumnType:
 
     @property
     def branches(self) -> list[Any]:
-        """The union of a column: null, the type, and text where the type is partial."""
+        """The union of a column: null, the type, and text if the type is partial."""
         return ["null", self.avro, "string"] if self.partial else ["null", self.avro]
 
     @property
     def key(self) -> Any:
-        """The type in a message key: never null, and text where the type is partial."""
+        """The type in a message key: never null, and text if the type is partial."""
         return "string" if self.partial else self.avro
 
     @property
     def toastable(self) -> bool:
-        """Whether the stream may leave the value out, as stored apart from its row and not touched."""
+        """Whether the stream may omit the value, as TOASTed and unchanged."""
         return self.kind in (Kind.TEXT, Kind.DECIMAL)
 
 
@@ -124,9 +124,9 @@ _NUMERIC = 1700
 
 
 def column_type(type_oid: int, type_modifier: int = -1) -> ColumnType:
-    """Return how a column of this PostgreSQL type travels; text for every type that is not listed.
+    """Return the type by which a column of this PostgreSQL type is encoded; text for every unlisted type.
 
-    An unconstrained numeric, one with a negative scale and one with more decimals than digits are text:
+    A numeric that is unconstrained, has a negative scale or a scale above its precision is text:
     Avro's decimal has a fixed scale between zero and its precision.
     """
     if type_oid != _NUMERIC:

@@ -1,9 +1,8 @@
-"""Whether a table's new events can follow its old ones in one topic, and what stands against it.
+"""Checks whether a table's new events may follow its old ones in one topic.
 
-The rule is the registry's BACKWARD (a reader of the new schema reads what the old one wrote; Avro
-specification, "Schema Resolution"), specialised to headrace's envelopes and keys: columns may come and go, since
-each may be null, and whole numbers may grow wider; a key may not change at all, since the same row would land
-under another key.
+The rule is the registry's BACKWARD (a reader of the new schema reads records of the old one; Avro specification,
+"Schema Resolution"), specialised to headrace's envelopes and keys: columns may be added and dropped, since each may be
+null, and integers may become wider; a key may not change at all, since the same row would get another key.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from schemas.cells import type_name
 from schemas.column_types import Schema
 
 _LOSSLESS: Final = {("int", "long"), ("int", "double"), ("float", "double")}
-"""Of Avro's promotions those that keep every value: a long read as a double would not, nor bytes as text."""
+"""Avro's promotions that preserve every value: a long read as a double does not, nor bytes as text."""
 
 _COLUMN_WORDS: Final = {
     "int": "integer",
@@ -32,7 +31,7 @@ _COLUMN_WORDS: Final = {
 
 
 def describe(avro: Any) -> str:
-    """Return a column's type in PostgreSQL's words; a union's is that of its first branch that is not null."""
+    """Return a column's type by PostgreSQL's name; for a union, that of its first branch that is not null."""
     if isinstance(avro, list):
         return describe(next((branch for branch in avro if branch != "null"), "null"))
     logical = avro.get("logicalType") if isinstance(avro, dict) else None
@@ -54,10 +53,10 @@ def _logical(avro: Any) -> tuple[Any, Any]:
 
 
 def _readable(old: Any, new: Any) -> bool:
-    """Whether a value that `old` wrote is the same value to a reader of `new`; neither is a union."""
+    """Whether a value written with `old` reads the same with `new`; neither is a union."""
     names = type_name(old), type_name(new)
     if _logical(old) != _logical(new):
-        # A uuid is text with a promise: text read as text stays, the promise can only be dropped.
+        # A uuid may become text, but not text a uuid.
         return names == ("string", "string") and _logical(new) == (None, None)
     if _logical(old)[0] == "decimal":
         return bool(old["precision"] <= new["precision"])
@@ -65,7 +64,7 @@ def _readable(old: Any, new: Any) -> bool:
 
 
 def _same(old: Schema, new: Schema) -> list[str]:
-    """Return how two keys differ."""
+    """Return the differences of two keys."""
     before = {name: field["type"] for name, field in zip(columns_of(old), old["fields"], strict=True)}
     after = {name: field["type"] for name, field in zip(columns_of(new), new["fields"], strict=True)}
     if list(before) != list(after):
@@ -83,10 +82,9 @@ def _row_of(schema: Schema) -> Schema | None:
 
 
 def incompatibilities(old: Schema, new: Schema) -> list[str]:
-    """Return what in `new` stands against its following `old`, a sentence for each; none when nothing does.
+    """Return the reasons why `new` may not follow `old`, a sentence each; empty if it may.
 
-    Both are a table's value schemas or both its key schemas, as `schemas.avro` makes them, perhaps read back
-    from a registry.
+    Both are value schemas, or both key schemas, of a table, as created by `schemas.avro` or read back from a registry.
     """
     old_row, new_row = _row_of(old), _row_of(new)
     if old_row is None or new_row is None:
@@ -105,5 +103,5 @@ def incompatibilities(old: Schema, new: Schema) -> list[str]:
 
 
 def _envelope(schema: Schema) -> list[Any]:
-    """Return the fields around the row, which are headrace's own and never a table's."""
+    """Return the fields around the row, which are headrace's own."""
     return [field for field in schema["fields"] if field["name"] not in ("before", "after")]

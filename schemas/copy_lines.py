@@ -1,8 +1,7 @@
-r"""Lines of COPY's text format as Avro rows and keys, taken apart no further than their repetition asks for.
+r"""Encodes lines of COPY's text format as Avro rows and keys, looking up repeated neighbouring columns together.
 
-Neighbouring columns whose values repeat together (states, counters, all the nulls) are one cell: their text,
-tabs and all, is looked up whole. A sample of each chunk decides which columns go together; the bytes that
-come out are the same whatever it decides.
+Neighbouring columns whose values repeat together (states, counters, nulls) form one group, whose text with tabs is
+looked up as a whole. A sample of each chunk determines the groups; the encoded bytes are the same for any grouping.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from schemas.values import Encode, Memo
 from schemas.varints import encode_long
 
 _BLOCK: Final = 1024
-"""Lines encoded at a time: few enough that a block's cells stay in the processor's cache."""
+"""Lines encoded at a time: few enough that a block's cells stay in the CPU cache."""
 
 _SAMPLE: Final = 128
 _GROUPED: Final = _SAMPLE // 8
-"""The most distinct texts that neighbouring columns may have together in a sample to be one cell."""
+"""The most distinct combined texts of neighbouring columns in a sample for them to form a group."""
 
 Block = tuple[list[Sequence[bytes]], list[Sequence[bytes]]]
 """Encoded cells of a block's rows, and the key columns of the same rows: columns of bytes, in order."""
 
 
 class _Plan:
-    """Which columns are taken together, and the expression that takes a line apart so."""
+    """Groups of columns, and the regular expression that splits a line into them."""
 
     def __init__(self, groups: Sequence[tuple[int, int]], encoders: Sequence[Encode]) -> None:
         self.groups = tuple(groups)
@@ -69,11 +68,11 @@ class LineEncoder:
             return
         lines = data.split(b"\n")
         if lines.pop():
-            raise ValueError("a line that does not end")
+            raise ValueError("an incomplete line")
         plan = self._plan
         if plan is None or len(lines) >= _BLOCK:
             plan = self._plan = self._planned(lines)
-        # Equal counts mean that every backslash stands in a `\N`, so that no field needs its escapes undone.
+        # Equal counts mean that every backslash is part of a `\N`: no field needs unescaping.
         clean = data.count(b"\\") == data.count(NULL_FIELD)
         for start in range(0, len(lines), _BLOCK):
             yield self._block(plan, lines[start : start + _BLOCK], clean)
@@ -82,7 +81,7 @@ class LineEncoder:
         rows = [line.split(b"\t") for line in lines[:: len(lines) // _SAMPLE + 1]]
         width = len(self._columns)
         if any(len(row) != width for row in rows):
-            raise ValueError("another number of columns")
+            raise ValueError("a wrong number of columns")
         alone: Collection[int] = self._key
         groups: list[tuple[int, int]] = []
         start = 0
@@ -106,10 +105,10 @@ class LineEncoder:
         return self._plans[shape]
 
     def _block(self, plan: _Plan, lines: list[bytes], clean: bool) -> Block:
-        # A tab before each line's end makes every field end in one, which a regular expression scans fastest.
+        # A tab before each line's end terminates every field, which a regular expression scans fastest.
         rows = plan.findall(b"\t\n".join(lines) + b"\t\n")
         if len(rows) != len(lines):
-            raise ValueError("another number of columns")
+            raise ValueError("a wrong number of columns")
         *texts, _ = zip(*rows, strict=True)
         cells: list[Sequence[bytes]] = []
         keys: dict[int, Sequence[bytes]] = {}
@@ -123,13 +122,13 @@ class LineEncoder:
                 if NULL_FIELD in column:
                     raise ValueError("null in the key")
                 keys[start] = (
-                    # A partial type is text in the key, whichever branch the row took.
+                    # A partial type is text in the key, whichever branch the row uses.
                     [_text(field) for field in column] if self._partial[start] else [cell[1:] for cell in encoded]
                 )
         return cells, [keys[index] for index in self._key]
 
     def rejected(self, data: bytes) -> tuple[int, Exception] | None:
-        """Return the first column whose encoder rejects a field of `data`, and what it raised; None: none."""
+        """Return the first column whose encoder rejects a field of `data`, and its error; None if none does."""
         for line in data.split(b"\n")[:-1]:
             for index, (encode, field) in enumerate(zip(self._fields, line.split(b"\t"), strict=False)):
                 try:

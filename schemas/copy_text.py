@@ -1,7 +1,7 @@
-r"""PostgreSQL's COPY text format, a column at a time: tab between fields, `\N` for null, backslash escapes.
+r"""Encodes PostgreSQL's COPY text format by columns: tab between fields, `\N` for null, backslash escapes.
 
-Source: "COPY", section "Text Format", of PostgreSQL's documentation. A whole chunk's column goes through one
-C-level loop: `map` over a memo where values repeat, a comprehension over tables where they do not.
+Source: "COPY", section "Text Format", of PostgreSQL's documentation. A column of a block is encoded in one C-level
+loop: `map` over a memo if values repeat, else a comprehension over tables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from schemas.values import (
 from schemas.varints import FINAL, MORE
 
 Column = Callable[[Sequence[bytes], bool], list[bytes]]
-r"""A column's raw fields, and whether none of them has an escape but `\N` → their Avro bytes, in order."""
+r"""A column's raw fields, and whether they have no escape but `\N` → their Avro bytes, in order."""
 
 NULL_FIELD: Final = rb"\N"
 _ESCAPES: Final = {
@@ -62,7 +62,7 @@ def unescape(field: bytes) -> bytes:
 
 
 def field_encoder(column: ColumnType) -> Encode:
-    """Return the encoder of one raw field, null or not; it raises what the values' encoder raises."""
+    """Return the encoder of one raw field, null or not; it raises the errors of the values' encoder."""
     encode = quick_encoder(column)
 
     def encode_field(field: bytes) -> bytes:
@@ -72,7 +72,7 @@ def field_encoder(column: ColumnType) -> Encode:
 
 
 def column_encoder(column: ColumnType) -> Column:
-    """Return the encoder of a column of this type; it raises what the values' encoder raises."""
+    """Return the encoder of a column of this type; it raises the errors of the values' encoder."""
     one = field_encoder(column)
     memo = Memo(one, {NULL_FIELD: NULL}).__getitem__
     direct = _direct(column, one)
@@ -84,7 +84,7 @@ def column_encoder(column: ColumnType) -> Column:
 
 
 def _repeats(fields: Sequence[bytes]) -> bool:
-    """Whether the column looks as if a memo would mostly hit: it only decides which way is quicker."""
+    """Whether a memo would mostly hit for this column; only a matter of speed."""
     sample = fields[:: len(fields) // _SAMPLE + 1]
     return len(set(sample)) * 2 <= len(sample)
 
@@ -115,7 +115,7 @@ def _direct_integer(one: Encode, high: int) -> Column:
     limit = min(1 << 28, (high + 1) << 1)
 
     def encode(fields: Sequence[bytes], _: bool) -> list[bytes]:
-        # The short cut takes what fits 28 bits and the type, without a sign; `one` judges all others.
+        # The short cut handles unsigned values that fit 28 bits and the type; `one` handles the others.
         return [
             one(field)
             if not field.isdigit() or (bits := int(field) << 1) >= limit
@@ -135,7 +135,7 @@ def _direct_timestamp(one: Encode, length: int, zone: bytes) -> Column:
     whole = length - 7
 
     def encode(fields: Sequence[bytes], _: bool) -> list[bytes]:
-        # The two most usual forms of `quick_encoder`, written out to save a call for each field.
+        # The two most common forms of `quick_encoder`, inlined to save a call per field.
         return [
             start[bits & 0x3FFF] + more[bits >> 14 & 0x3FFF] + more[bits >> 28 & 0x3FFF] + final[bits >> 42]
             if (

@@ -1,6 +1,6 @@
-"""Kafka records back to events: fastavro for the whole row, generated code for the columns that matter.
+"""Decodes Kafka records to events: fastavro for whole rows, generated code for selected columns.
 
-Every function here raises Malformed, and nothing else, for bytes that are not what the schema says.
+Every function here raises only Malformed for bytes that do not match the schema.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["Decoder", "Header", "HeaderReader", "KeyDecoder", "Project", "header
 
 
 class Decoder:
-    """Reads records of one writer schema: the schema that the record's id stands for at the registry.
+    """Reads records of one writer schema: the registry's schema for the record's id.
 
-    `writer_schema` is a value's, as `schemas.avro.value_schema` makes it. Raises Malformed when it is not.
+    `writer_schema` is a value schema created by `schemas.avro.value_schema`. Raises Malformed if it is not.
     """
 
     def __init__(self, writer_schema: Schema) -> None:
@@ -35,13 +35,13 @@ class Decoder:
             row = row_record(writer_schema)
             self._columns = {field["name"]: field.get(COLUMN_PROPERTY, field["name"]) for field in row["fields"]}
         except Exception as error:
-            raise Malformed("a schema that is not of a headrace event") from error
+            raise Malformed("not the schema of a headrace event") from error
         identity = writer_schema.get(IDENTITY_PROPERTY)
         self._lacking = [name for name in columns_of(row) if identity is not None and name not in identity]
         self._schema = writer_schema
 
     def decode(self, value: bytes) -> ChangeEvent:
-        """Return the event in a whole record, with UNCHANGED where the stream left a column out."""
+        """Return the event of a whole record, with UNCHANGED for columns that the stream omitted."""
         envelope = read_record(self._parsed, value)
         try:
             return self._event(envelope)
@@ -54,8 +54,8 @@ class Decoder:
         before, after = (self._row(envelope[side]) for side in ("before", "after"))
         unchanged = envelope["unchanged"]
         if before is not None:
-            # A delete's record names what its row lacks; an update's leaves it to the schema, and names what
-            # the new row lacks.
+            # A delete's record lists the missing columns of its row; an update's those of the new row, the schema those
+            # of the old one.
             _leave_out(before, unchanged if op is Op.DELETE else self._lacking)
         if after is not None:
             _leave_out(after, unchanged)
@@ -83,20 +83,20 @@ class Decoder:
 def _leave_out(row: dict[str, object], names: Iterable[str]) -> None:
     for name in names:
         if name not in row:
-            raise ValueError("a column is left out that there is not")
+            raise ValueError("an unknown column among those left out")
         row[name] = UNCHANGED
 
 
 def read_record(parsed: Any, value: bytes) -> dict[str, Any]:
-    """Return the Avro record in a whole Kafka record, read by fastavro's parsed schema."""
+    """Return the Avro record in a whole Kafka record, read with fastavro's parsed schema."""
     _, start = split_wire(value)
     stream = BytesIO(value)
     stream.seek(start)
     try:
         record = fastavro.schemaless_reader(stream, parsed, None)
     except Exception as error:
-        # Whatever it is, it comes from the bytes: fastavro has no error class of its own for them.
-        raise Malformed("a record that its schema does not describe") from error
+        # Any error comes from the bytes: fastavro has no error class of its own for them.
+        raise Malformed("a record that does not match its schema") from error
     if stream.tell() != len(value):
         raise Malformed("a record with bytes after its end")
     assert isinstance(record, dict)  # a record schema is read as one
@@ -117,10 +117,10 @@ class KeyDecoder:
                 )
             )
         except Exception as error:
-            raise Malformed("a schema that is not of a headrace key") from error
+            raise Malformed("not the schema of a headrace key") from error
 
     def decode_key(self, key: bytes) -> dict[str, object]:
-        """Return the key's columns by name; none for a truncate's key."""
+        """Return the key's columns by name; empty for a truncate's key."""
         if len(key) == HEADER_BYTES:
             split_wire(key)
             return {}

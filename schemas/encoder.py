@@ -1,9 +1,8 @@
-"""A table's changes as Kafka records: PostgreSQL's text in, Avro bytes out, with no dict in between.
+"""Encodes a table's changes as Kafka records: PostgreSQL's text in, Avro bytes out, without a dict in between.
 
-For each relation the encoder writes the source of a few functions with one expression a column and compiles
-them: it is the fastest way that Python has to be specific. fastavro is the reference, byte for byte
-(tests/schemas/test_encoder.py). Where headrace was installed with a C compiler, `schemas._codec` stands before these
-functions and leaves them the rows that it is not sure of (schemas/codec.py).
+For each relation the encoder generates and compiles a few functions with one expression per column, the fastest way in
+Python. fastavro is the reference, byte for byte (tests/schemas/test_encoder.py). If headrace was installed with a C
+compiler, `schemas._codec` handles most rows and leaves the others to these functions (schemas/codec.py).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from schemas.varints import encode_long
 from schemas.wire import wire_header
 
 Tuple = Sequence[bytes | Unchanged | None]
-"""A row as the stream has it: one text, None or UNCHANGED for each column of the relation."""
+"""A row of the stream: one text, None or UNCHANGED per column of the relation."""
 
 Record = tuple[bytes, bytes]
 """A Kafka record's key and value."""
@@ -41,7 +40,7 @@ def _names(names: Sequence[str]) -> bytes:
 
 
 class Encoder:
-    """Encodes one table's rows; made anew when the relation or a schema id changes.
+    """Encodes one table's rows; recreated when the relation or a schema id changes.
 
     `key` names the columns of the message key, in order. The ids are the registry's for `value_schema` and
     `key_schema`. Every method that takes rows raises Malformed, naming the table and column, for a value that
@@ -59,7 +58,7 @@ class Encoder:
         key_schema_id: int,
         compiled: bool = True,
     ) -> None:
-        """With `compiled` false, rows go through the Python codec even where there is a compiled one."""
+        """With `compiled` false, rows are encoded in Python even if there is a compiled codec."""
         self.relation = relation
         self.value_schema: Schema = value_schema(relation, gitlab_schema)
         self.key_schema: Schema = key_schema(relation, gitlab_schema, key)
@@ -104,7 +103,7 @@ class Encoder:
             self.change, self.update, self.delete = plan.change, plan.update, plan.delete
 
     def event_prefix(self, op: Op, *, lsn: Lsn, xid: int | None, ts_ms: int, snapshot: bool = False) -> bytes:
-        """Return the bytes that a transaction's events of one `op` share: the wire's header to `source.lsn`.
+        """Return the bytes that a transaction's events of one `op` share, from the wire header to `source.lsn`.
 
         `lsn` is the commit's, `ts_ms` its time in milliseconds since 1970.
         """
@@ -120,38 +119,39 @@ class Encoder:
         )
 
     def copy_prefix(self, *, lsn: Lsn, ordinal: int, ts_ms: int) -> bytes:
-        """Return the bytes before each row of a snapshot: `op` r, at the stream's standing position."""
+        """Return the bytes before each row of a snapshot: `op` r, at the stream's current position."""
         prefix = self.event_prefix(Op.READ, lsn=lsn, xid=None, ts_ms=ts_ms, snapshot=True)
         return prefix + encode_long(ordinal) + encode_long(ts_ms) + b"\x00\x00\x02"
 
     key: Callable[[Tuple], bytes]
-    """key(values) → the message key of a row; an old tuple that has only the key's columns will do."""
+    """key(values) → the message key of a row; an old tuple with only the key's columns suffices."""
 
     change: Callable[[bytes, int, int, Tuple], Record]
-    """change(prefix, ordinal, ts_ms, new) → the record of a create, or of an update that tells no old row.
+    """change(prefix, ordinal, ts_ms, new) → the record of a create, or of an update without an old row.
 
-    `prefix` is `event_prefix`'s and `ts_ms` when the change was seen, in milliseconds since 1970.
+    `prefix` is `event_prefix`'s, and `ts_ms` the time of capture in milliseconds since 1970.
     """
 
     update: Callable[[bytes, int, int, Tuple, Tuple], Record]
-    """update(prefix, ordinal, ts_ms, old, new) → the record of an update that tells its old row.
+    """update(prefix, ordinal, ts_ms, old, new) → the record of an update with its old row.
 
-    The key is the new row's: of an update that changes it the caller makes a `delete` and a `change`. Of the
-    old row only what the relation's replica identity covers is written.
+    The key is the new row's: the caller turns an update of the key into a `delete` and a `change`. Only the columns of
+    the relation's replica identity are written of the old row.
     """
 
     delete: Callable[[bytes, int, int, Tuple], Record]
     """delete(prefix, ordinal, ts_ms, old) → the record of a delete; its tombstone is the key and None."""
 
     def truncate(self, prefix: bytes, ordinal: int, ts_ms: int) -> Record:
-        """Return the record of a truncate: no rows, and a key with no columns, since a topic needs one."""
+        """Return the record of a truncate: no rows, and a key without columns, since a compacted topic requires a
+        key."""
         value = b"".join((prefix, encode_long(ordinal), encode_long(ts_ms), b"\x00\x00\x00"))
         return self.truncate_key, value
 
     def encode_copy_chunk(self, data: bytes, value_prefix: bytes) -> tuple[list[bytes], list[bytes]]:
         """Return the keys and the values of whole lines of COPY's text format, in order.
 
-        `value_prefix` is `copy_prefix`'s. The lines have the relation's columns, and no line is cut in two.
+        `value_prefix` is `copy_prefix`'s. The lines have the relation's columns, and all are complete.
         """
         return self._copy(data, value_prefix)
 
@@ -180,7 +180,7 @@ class Encoder:
         return self._malformed(f"a value of column {self._names[index]} is {error}")
 
     def _blame(self, *rows: Tuple) -> Malformed:
-        """Return the error that names the column that made the generated code stop."""
+        """Return the error with the column at which the generated code failed."""
         for values in rows:
             if len(values) != len(self._names):
                 return self._malformed(f"{len(values)} columns where the relation has {len(self._names)}")
@@ -191,10 +191,10 @@ class Encoder:
                     return self._rejected(index, error)
             if any(not isinstance(values[index], bytes) for index in self._key_columns):
                 return self._malformed("a row without a value in its key " + ", ".join(self._key_names))
-        return self._malformed("a row that its encoder refuses, although each value is one of its column")
+        return self._malformed("a row rejected by its encoder, although each value is valid for its column")
 
     def _judge(self, index: int, value: object) -> None:
-        """Raise one of REJECTIONS when `value` cannot stand in the column, leaving the key aside."""
+        """Raise one of REJECTIONS if `value` is invalid for the column; ignores the key."""
         column = self._types[index]
         if isinstance(value, bytes):
             value_encoder(column)(value)

@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one tree; driver errors are translated into it at the edges.
+"""The errors that a user can see, in one tree; driver errors are translated into it at the edges.
 
     HeadraceError            exit code 1: it failed
     |-- Unavailable          a server did not answer, or stopped answering; trying again may help
@@ -13,8 +13,8 @@
         |-- Fenced           another process took over
         `-- OwnershipMoved   this database does not own the gitlab schema
 
-A message is one line: what is wrong with which thing, then what to do. The class's docstring is the general
-remedy where the place that raises has nothing better to say.
+A message is one line: what is wrong with which thing, then what to do. The class's docstring is the default remedy,
+used where the raising code gives none.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import ClassVar
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, with what a terminal would take for a command written out, such as `\\x1b`.
+    """Return `text` on one line, with control characters escaped, such as `\\x1b`.
 
-    Names of tables, columns and repositories are whatever somebody chose.
+    Names of tables, columns and repositories are not headrace's to trust.
     """
     line = " ".join(text.split())
     if line.isprintable():
@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 class HeadraceError(Exception):
-    """Look at the log above for the cause."""
+    """See the log above for the cause."""
 
     exit_code: ClassVar[int] = 1
 
@@ -50,15 +50,15 @@ class HeadraceError(Exception):
 
 
 class Unavailable(HeadraceError):
-    """Check that the server runs and can be reached, then start again: nothing is lost."""
+    """Check that the server is running and reachable, then start again: nothing is lost."""
 
 
 class DatabaseUnavailable(Unavailable):
-    """Check that PostgreSQL runs and that the dsn in the settings is right."""
+    """Check that PostgreSQL is running and that the dsn in the settings is correct."""
 
 
 class BrokerUnavailable(Unavailable):
-    """Check that Kafka runs and that kafka.bootstrap_servers in the settings is right."""
+    """Check that Kafka is running and that kafka.bootstrap_servers in the settings is correct."""
 
 
 class Malformed(HeadraceError):
@@ -66,7 +66,7 @@ class Malformed(HeadraceError):
 
 
 class Interrupted(HeadraceError):
-    """Stopped as asked; start it again to go on."""
+    """Stopped as requested; start it again to continue."""
 
 
 class UsageError(HeadraceError):
@@ -86,11 +86,11 @@ class Refused(HeadraceError):
 
 
 class PreflightFailed(Refused):
-    """Put right what is named, then start again; `headrace check` runs the same checks."""
+    """Fix it, then start again; `headrace check` runs the same checks."""
 
 
 class Fenced(Refused):
-    """Another process took over; stop that one first if this one should run."""
+    """Another process took over; stop that one first to run this one."""
 
 
 class OwnershipMoved(Refused):

@@ -1,4 +1,4 @@
-"""One row's change, as every part of headrace speaks of it, and the tables that changes come from."""
+"""Row changes, and the tables that they come from, as used in all of headrace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.positions import Position
 
 
 class Op(StrEnum):
-    """What happened to a row; the letters are Debezium's."""
+    """The operation on a row; the letters are Debezium's."""
 
     READ = "r"
     """Read by a snapshot."""
@@ -22,7 +22,7 @@ class Op(StrEnum):
 
 
 class Unchanged(Enum):
-    """The type of `UNCHANGED` alone: never null, never a string."""
+    """The type of `UNCHANGED`: neither null nor a string."""
 
     UNCHANGED = "UNCHANGED"
 
@@ -31,12 +31,12 @@ class Unchanged(Enum):
 
 
 UNCHANGED: Final = Unchanged.UNCHANGED
-"""The value of a column that the stream left out: TOASTed and not touched, or not part of a delete's key."""
+"""The value of a column that the stream omitted: TOASTed and unchanged, or not part of a delete's key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column as the log describes it.
+    """A column as described in the stream.
 
     `type_oid` and `type_modifier` are pg_attribute's `atttypid` and `atttypmod` (-1: none).
     """
@@ -51,7 +51,7 @@ class Relation:
     """A table's columns as the stream last described them, in the order of its tuples.
 
     `replica_identity` is pg_class.relreplident: `d` primary key, `n` nothing, `f` every column, `i` an index;
-    `identity_columns` are the names that an old tuple carries under it.
+    `identity_columns` are the columns that an old tuple contains under it.
     """
 
     oid: int
@@ -69,9 +69,9 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an event comes from and where it stands in that source's order.
+    """The origin of an event and its position in that source's order.
 
-    `ts_ms` is the time of the commit, or of the chunk's reading, in milliseconds since 1970. `xid` is the
+    `ts_ms` is the time of the commit, or when the chunk was read, in milliseconds since 1970. `xid` is the
     32-bit transaction id, None for a row read by a snapshot.
     """
 
@@ -86,16 +86,16 @@ class Source:
 
 
 Row = Mapping[str, object]
-"""Column name → value; a value is UNCHANGED where the stream left it out."""
+"""Column name → value; UNCHANGED if the stream omitted it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeEvent:
     """One row's change.
 
-    `after` is the row as it became (None for a delete and a truncate), `before` as it was, as far as the
-    replica identity tells (None where it tells nothing; UNCHANGED for each column it does not include).
-    `ts_ms` is when the producer saw it, in milliseconds since 1970.
+    `after` is the new row (None for a delete and a truncate), `before` the old one, as far as the replica identity
+    includes it (None if not at all; UNCHANGED for missing columns). `ts_ms` is the time of capture in milliseconds
+    since 1970.
     """
 
     op: Op

@@ -1,9 +1,9 @@
-"""The formats of everything that headrace stores: what is newer is refused by name, what is older is brought forward.
+"""Versions the formats of all stored data: newer ones are refused, older ones are upgraded.
 
-Each stored thing says its format, a whole number, and which version of headrace wrote it; without a mark it has format
-1. A format rises when an older headrace would misread or damage what is written, and not for what it may leave
-unread. Whoever changes one raises its version and adds the upgrade from the version before
-(docs/how-to/upgrading.md): a pure function of a document here, SQL in a file of infra for tables.
+Stored data contains its format, an integer, and the version of headrace that wrote it; without a mark it has format 1.
+A format's version increases when an older headrace would misread or damage the data, not for additions that it may
+ignore. To change a format, increase its version and add the upgrade from the previous one (docs/how-to/upgrading.md): a
+pure function of a document here, SQL in a file of infra for tables.
 
 Callers name a format through this module (`formats.POSITIONS`), so that a build with higher ones can be tested.
 """
@@ -24,18 +24,18 @@ PROGRAM: Final = metadata.version("headrace")
 """The version of this headrace."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-"""A document in one format → the same in the next; it may change its argument."""
+"""A document in one format → the same in the next; may change its argument."""
 
 
 class NewerFormat(Refused):
-    """Run the version of headrace that wrote it, or a later one: nothing was changed."""
+    """Run the version of headrace that wrote it, or a later one; nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """The form of one kind of stored thing.
+    """The format of one kind of stored data.
 
-    `what` names it for people. `upgrades` are those of documents, each under the version that it starts from.
+    `what` names it in messages. `upgrades` maps a version to the upgrade from it, for documents.
     """
 
     what: str
@@ -47,9 +47,9 @@ class Format:
         return {**document, VERSION_MARK: self.version, PROGRAM_MARK: PROGRAM}
 
     def read(self, document: object, where: str) -> dict[str, Any]:
-        """Return a stored document in the present form, without its mark; `where` says which one it is.
+        """Return a stored document in the current format, without its mark; `where` identifies it in messages.
 
-        Raises NewerFormat, and Malformed for what is no document.
+        Raises NewerFormat, and Malformed for anything but a document.
         """
         if not isinstance(document, dict):
             raise Malformed(f"{where} is not a document of {self.what}")
@@ -61,12 +61,14 @@ class Format:
         return found
 
     def require(self, version: object, where: str, by: object = None) -> int:
-        """Return the format of something stored; raise NewerFormat when this headrace does not know it.
+        """Return the format of stored data; raise NewerFormat if this headrace does not know it.
 
-        `by` is the version of headrace that wrote it, where that is known. Raises Malformed for what is no format.
+        `by` is the version of headrace that wrote it, if known. Raises Malformed for an invalid format.
         """
         if type(version) is not int or version < 1:
-            raise Malformed(f"{where} has no readable format", remedy=f"restore it: {self.what} have a whole number")
+            raise Malformed(
+                f"{where} has no readable format", remedy=f"restore it: the format of {self.what} is a whole number"
+            )
         if version > self.version:
             wrote = f", written by headrace {by}" if isinstance(by, str) else ""
             raise NewerFormat(
@@ -87,5 +89,5 @@ MOVES = Format("notes of moving repositories")
 
 
 def every() -> dict[str, Format]:
-    """Return name → format of all there are."""
+    """Return all formats by name."""
     return {name.lower(): found for name, found in globals().items() if isinstance(found, Format)}

@@ -1,4 +1,4 @@
-"""Which gitlab schema a table belongs to: the label that says which database owns it (seed 001).
+"""Maps tables to gitlab schemas, the labels that determine which database owns a table.
 
 The dictionary is gitlab_schemas.toml, part of the package; settings extend it.
 """
@@ -14,10 +14,10 @@ from typing import Final
 from schemas.errors import Refused
 
 GITLAB_SHARED: Final = "gitlab_shared"
-"""The label of tables that every database has for itself."""
+"""The label of tables that every database has separately."""
 
 PRAEFECT: Final = "praefect"
-"""The label of what Praefect knows, and of what storage walks find."""
+"""The label of Praefect's tables and of the findings of storage walks."""
 
 KNOWN: Final = frozenset(
     (
@@ -44,11 +44,11 @@ KNOWN: Final = frozenset(
         "registry",
     )
 )
-"""The labels of the systems that headrace knows; settings may use others."""
+"""The labels of the known systems; settings may use others."""
 
 
 class UnmappedTable(Refused):
-    """Say which gitlab schema the table belongs to under [databases.<name>.table_schemas] in the settings."""
+    """Add the table with its gitlab schema under [databases.<name>.table_schemas] in the settings."""
 
 
 def _dictionary() -> Mapping[str, tuple[str, ...]]:
@@ -61,14 +61,14 @@ def _dictionary() -> Mapping[str, tuple[str, ...]]:
 
 
 TABLES: Final = _dictionary()
-"""Qualified name, such as `public.projects` → the gitlab schemas that have such a table."""
+"""Qualified name, such as `public.projects` → the gitlab schemas with such a table."""
 
 
 def gitlab_schema_of(qualified_name: str, allowed: Sequence[str], extra: Mapping[str, str]) -> str:
     """Return the gitlab schema of a table of a database whose `gitlab_schemas` are `allowed`.
 
-    `extra` is that database's `table_schemas` in the settings and goes before the dictionary. Raises
-    UnmappedTable when neither has the table, or when not exactly one of the dictionary's schemas is allowed.
+    `extra` is that database's `table_schemas` in the settings and overrides the dictionary. Raises UnmappedTable if
+    neither has the table, or if not exactly one of the dictionary's schemas is allowed.
     """
     if qualified_name in extra:
         return extra[qualified_name]

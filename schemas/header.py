@@ -1,8 +1,8 @@
-"""An event's place, read from a record's first bytes: operation, source and position, without the row.
+"""Reads operation, source and position from an event's first bytes, without the row.
 
-The layout is fixed by `schemas.avro.value_schema`: `op`, then `source`, whose last field is the ordinal. All
-before the ordinal is the same in a transaction, and all before the transaction id is the same for a table; a
-reader remembers both, since Avro is self-delimiting: bytes that start alike read alike.
+The layout is fixed by `schemas.avro.value_schema`: `op`, then `source`, whose last field is the ordinal. All bytes
+before the ordinal are the same in a transaction, and all before the transaction id the same for a table; a reader
+caches both, since equal bytes have equal contents.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _OP_BYTE: Final = HEADER_BYTES + 1
 
 
 class _Open:
-    """A Source while it is filled: a frozen dataclass sets its fields four times slower than plain code does.
+    """A Source under construction: a frozen dataclass sets its fields four times slower than plain code.
 
-    It has Source's slots, so that Python lets the object become one.
+    It has Source's slots, so that Python allows changing the object's class.
     """
 
     __slots__ = tuple(field.name for field in fields(Source))
@@ -44,10 +44,10 @@ class _Open:
 
 @dataclass(slots=True)
 class Prefix:
-    """What a record's bytes up to the ordinal say.
+    """The contents of a record's bytes up to the ordinal.
 
-    `data` is those bytes, `end` their number, and `table_end` where the table's name ends in them. `latest` is the
-    source that was asked for last: all rows of a snapshot's chunk have the same.
+    `data` is those bytes, `end` their number, and `table_end` the end of the table's name. `latest` is the source
+    returned last: all rows of a snapshot's chunk share it.
     """
 
     data: bytes
@@ -77,7 +77,7 @@ class Prefix:
 def read_string(data: bytes, position: int) -> tuple[str, int]:
     """Return the string at `position` and the position after it.
 
-    Raises ValueError or IndexError when there is none.
+    Raises ValueError or IndexError if there is none.
     """
     length, start = decode_long(data, position)
     end = start + length
@@ -87,18 +87,18 @@ def read_string(data: bytes, position: int) -> tuple[str, int]:
 
 
 class HeaderReader:
-    """Reads headers; keeps one per thread or partition, since its memory is of the last record read."""
+    """Reads headers; use one per thread or partition, since it caches the last record's."""
 
     __slots__ = ("last",)
 
     def __init__(self) -> None:
         self.last: dict[int, Prefix] = {}
-        """The prefix last read, by the byte of its operation's letter."""
+        """The last prefix, by the byte of its operation."""
 
     def prefix(self, value: bytes) -> Prefix:
-        """Return what the record says before the ordinal.
+        """Return the contents of the record before the ordinal.
 
-        Raises Malformed when it is not the start of an event.
+        Raises Malformed if it is not the start of an event.
         """
         try:
             last = self.last.get(value[_OP_BYTE])
@@ -106,21 +106,21 @@ class HeaderReader:
                 return last
             prefix = _read_prefix(value, last)
         except (IndexError, ValueError) as error:
-            raise Malformed("a record that does not start as an event does") from error
+            raise Malformed("a record that does not start like an event") from error
         self.last[value[_OP_BYTE]] = prefix
         return prefix
 
     def __call__(self, value: bytes) -> Header:
         """Return the header of a whole record.
 
-        Raises Malformed when the record is not an event's, as far as the header goes.
+        Raises Malformed if the header is not an event's.
         """
         prefix = self.prefix(value)
         position = len(prefix.data)
         try:
             ordinal, rest = decode_long(value, position)
         except (IndexError, ValueError) as error:
-            raise Malformed("a record that ends in its position") from error
+            raise Malformed("a record that ends within its position") from error
         return prefix.op, prefix.database, prefix.gitlab_schema, Position(prefix.lsn, ordinal), rest
 
 

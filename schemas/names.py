@@ -1,7 +1,7 @@
-"""Any identifier in a smaller alphabet, so that no two meet: topics and Avro allow less than PostgreSQL.
+"""Escapes PostgreSQL identifiers for topics and Avro, which allow fewer characters, without collisions.
 
-A character outside the alphabet becomes `_xHH_`, one for each of its UTF-8 bytes. An underscore that would
-read as the start of such an escape is itself escaped, so `unescape` gives back every name.
+A character outside the alphabet becomes `_xHH_`, one per UTF-8 byte. An underscore that would start such an escape is
+escaped too, so `unescape` restores every name.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def escape(name: str) -> str:
-    """Return `name` in letters, digits and underscores; two names never give the same result."""
+    """Return `name` with only letters, digits and underscores; the result is unique to the name."""
     return _FORBIDDEN.sub(_escaped, name)
 
 
 def escape_identifier(name: str) -> str:
-    """Return `name` as an Avro name: as `escape`, and a digit in front is escaped too."""
+    """Return `name` as an Avro name: as `escape`, with a leading digit escaped too."""
     escaped = escape(name)
     return f"_x{ord(escaped[0]):02X}_{escaped[1:]}" if escaped[:1].isdigit() else escaped
 
 
 def unescape(escaped: str) -> str:
-    """Return the name that `escape` or `escape_identifier` was given.
+    """Return the original name of a result of `escape` or `escape_identifier`.
 
-    Raises ValueError when it was neither's result.
+    Raises ValueError for any other text.
     """
     return _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), escaped.encode()).decode()

@@ -1,7 +1,7 @@
-"""Where things stand: log positions of PostgreSQL, offsets of Kafka, and the order of events.
+"""Positions: LSNs of PostgreSQL, offsets of Kafka, and the order of events.
 
-An event's own LSN does not order events, since transactions interleave in the log and are decoded in
-commit order. `Position` does: the LSN of the commit, then the ordinal of the change in its transaction.
+An event's own LSN does not order events, since transactions interleave in WAL and are decoded in commit order.
+`Position` does: the LSN of the commit, then the ordinal of the change in its transaction.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from typing import Final, NamedTuple, NewType
 
 Lsn = NewType("Lsn", int)
-"""A 64-bit position in a PostgreSQL write-ahead log, in bytes."""
+"""A 64-bit position in PostgreSQL's WAL, in bytes."""
 
 Offset = NewType("Offset", int)
-"""A record's place in a Kafka partition."""
+"""A record's position in a Kafka partition."""
 
 
 class Position(NamedTuple):
-    """The place of one change in the order of one source's events.
+    """The position of one change in the order of one source's events.
 
     `commit_lsn` is the LSN of its transaction's commit record, `ordinal` counts the transaction's changes
     from 0. Tuples compare as events are ordered.
@@ -39,9 +39,9 @@ def format_lsn(lsn: int) -> str:
 
 
 def parse_lsn(text: str) -> Lsn:
-    """Return the number behind `16/B374D848`.
+    """Return the number of an LSN such as `16/B374D848`.
 
-    Raises ValueError, naming the text, when it is not an LSN.
+    Raises ValueError, with the text, if it is not an LSN.
     """
     high, slash, low = text.partition("/")
     try:

@@ -1,7 +1,7 @@
-"""Events with some of their columns: what a migration asks for is built, all else is stepped over.
+"""Decodes events with selected columns; all other columns are skipped.
 
-One regular expression steps over a record's cells in C and captures the cells asked for. It covers what most
-records are made of; the others (texts of 64 bytes and more) are read a cell at a time.
+One regular expression skips a record's cells in C and captures the selected ones. It covers most records; the others
+(with texts of 64 bytes or more) are read a cell at a time.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from schemas._codec import Reader
 
 Project = Callable[[bytes], ChangeEvent]
-"""A whole record → its event; Malformed when it is none."""
+"""A whole record → its event; raises Malformed if it is not one."""
 
 _MEMO_LIMIT: Final = 16_384
 _ERRORS: Final = (IndexError, ValueError, OverflowError, ArithmeticError)
 
 
 class _Values(dict[bytes, Any]):
-    """Values by their cells, so that a repeated one is one lookup; emptied when it has grown large."""
+    """Caches values by their cells; emptied when it becomes large."""
 
     __slots__ = ("_read",)
 
@@ -55,7 +55,7 @@ def _read_names(data: bytes, position: int) -> tuple[tuple[str, ...], int]:
     count, position = decode_long(data, position)
     while count:
         if count < 0:
-            # A writer may give a block's size in bytes; the names' own lengths say the same.
+            # A writer may add a block's size in bytes, which the names' lengths make redundant.
             count = -count
             _, position = decode_long(data, position)
         for _ in range(count):
@@ -66,7 +66,7 @@ def _read_names(data: bytes, position: int) -> tuple[tuple[str, ...], int]:
 
 
 class _Open:
-    """A ChangeEvent while it is filled, for the reason that `schemas.header` gives."""
+    """A ChangeEvent under construction; see `schemas.header._Open` for the reason."""
 
     __slots__ = tuple(field.name for field in fields(ChangeEvent))
 
@@ -80,7 +80,7 @@ class _Open:
 
 
 def _short_long(varint: bytes) -> int:
-    """Return the int or long of a whole varint; in one step when it has up to four bytes."""
+    """Return the int or long of a whole varint, in one step if it has up to four bytes."""
     if len(varint) > 4:
         return decode_long(varint, 0)[0]
     raw = int.from_bytes(varint, "little")
@@ -93,7 +93,7 @@ def _long_cell(cell: bytes) -> int | None:
 
 
 def _text_cell(cell: bytes) -> str | None:
-    # The expression matches texts of up to 63 bytes: one byte for the branch, one for the length.
+    # The expression matches texts of up to 63 bytes: one branch byte, one length byte.
     return str(cell[2:], "utf-8") if len(cell) > 1 else None
 
 
@@ -121,7 +121,7 @@ _COMPILED: Final = """\
                     before[name] = UNCHANGED
             return Open(prefix.op, prefix.source(ordinal), ts_ms, before, after)
 """
-"""What comes first where there is a compiled codec: it answers None for the records that it leaves to Python."""
+"""The first step with a compiled codec, which returns None for records that it leaves to Python."""
 
 _PROJECT: Final = """\
 def project(value):
@@ -138,16 +138,16 @@ def project(value):
         after = {{{row}}} if new else None
         return event(prefix.op, source, TS_MS(ts_ms), unchanged=unchanged, before=before, after=after)
     except ERRORS as error:
-        raise Malformed("a record that its schema does not describe") from error
+        raise Malformed("a record that does not match its schema") from error
 """
 
 
 _SHAPES: Final = ("boolean", "long", "float", "double", "string", "bytes")
-"""What a column holds where it is not null, as numbered in schemas/_codec_events.h; an int is written as a long is."""
+"""The types of a column's value, numbered as in schemas/_codec_events.h; an int is encoded like a long."""
 
 
 def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]) -> Reader | None:
-    """Return what reads these columns in C; None without a compiled codec, or where it cannot read a type."""
+    """Return the C reader of these columns; None without a compiled codec, or if it does not support a type."""
     if codec.compiled is None:
         return None
     cells = []
@@ -165,14 +165,14 @@ def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]
 
 
 class _Projection:
-    """The parts of a projection that do not change from record to record."""
+    """The state of a projection that is the same for all records."""
 
     def __init__(self, writer_schema: Schema, columns: Sequence[str], optional: Sequence[str]) -> None:
         row_fields = row_record(writer_schema)["fields"]
         names = [field.get(COLUMN_PROPERTY, field["name"]) for field in row_fields]
         unknown = [name for name in columns if name not in names and name not in optional]
         if unknown:
-            raise UsageError(f"no column {', '.join(unknown)} in the events", remedy="see the table's columns")
+            raise UsageError(f"the events have no column {', '.join(unknown)}", remedy="check the table's columns")
         self.names = [name for name in names if name in columns]
         self.readers = [reader(field["type"]) for field in row_fields]
         self.wanted = [name in columns for name in names]
@@ -206,12 +206,12 @@ class _Projection:
                 row,
                 rb")(?:\x00|(\x02)",
                 row,
-                rb")\Z",  # a record with more in it was written by another schema
+                rb")\Z",  # a longer record was written with another schema
             )
         )
 
     def generate(self) -> Project:
-        """Return the function that reads a record, written out for these columns."""
+        """Return the generated function that reads a record with these columns."""
         indexes = range(len(self.names))
         row = ", ".join(f"N{index}: V{index}(a{index})" for index in indexes)
         source = _PROJECT.format(
@@ -240,7 +240,7 @@ class _Projection:
         }
         for index, (name, value) in enumerate(zip(self.names, self.values, strict=True)):
             scope[f"N{index}"], scope[f"V{index}"] = name, value
-        # The text is made of column numbers and constants of this module: no name or value gets into it.
+        # The source consists of column numbers and constants of this module: no name or value gets into it.
         exec(compile(source, "<projection>", "exec"), scope)  # noqa: S102
         project: Project = scope["project"]
         return project
@@ -290,24 +290,24 @@ class _Projection:
             if name in row:
                 row[name] = UNCHANGED
             elif name not in self.known:
-                raise ValueError("a column is left out that there is not")
+                raise ValueError("an unknown column among those left out")
 
 
 _NO_EVENT: Final = (
     *(KeyError, TypeError, IndexError, AttributeError, StopIteration, ValueError),
     *(RecursionError, OverflowError, re.error),
 )
-"""What a schema raises that is none of an event: a registry may answer with anything."""
+"""The errors for a schema that is not an event's: a registry may return anything."""
 
 
 def projection(writer_schema: Schema, columns: Sequence[str], optional: Sequence[str] = ()) -> Project:
     """Return the function that reads records of `writer_schema` with only `columns` in their rows.
 
-    Raises UsageError when the events have no such column, unless it is in `optional`: it is not in the rows then.
-    Raises Malformed when the schema is no event's.
+    Raises UsageError if the events lack a column, unless it is in `optional`: the rows then lack it too. Raises
+    Malformed if the schema is not an event's.
     """
     try:
         made = _Projection(writer_schema, columns, optional)
     except _NO_EVENT as error:
-        raise Malformed("a schema that is not of a headrace event") from error
+        raise Malformed("not the schema of a headrace event") from error
     return made.generate()

@@ -1,7 +1,7 @@
-"""The source of the functions that encode one table's stream rows: an expression for each column.
+"""Generates the functions that encode one table's stream rows, with an expression per column.
 
-In the source `n3` and `o3` are the texts of the fourth column in the new and the old row. It is made of
-column numbers and of constants of this module: neither a name nor a value of anyone's gets into it.
+In the source `n3` and `o3` are the texts of the fourth column in the new and the old row. It consists of column numbers
+and constants of this module: no name or value from outside gets into it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Functions = dict[str, Callable[..., Any]]
 """The compiled `key`, `change`, `update` and `delete`; see Encoder for what each takes and returns."""
 
 REJECTIONS: Final = (ValueError, OverflowError, TypeError, AttributeError, KeyError)
-"""What a value that is not of its type makes encoding code raise."""
+"""The errors of encoding code for a value that is not of its type."""
 
 _REPEATING: Final = {Kind.BOOLEAN, Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ, Kind.DECIMAL}
-"""Kinds whose values are worth a memo in the stream: a transaction's timestamps are mostly one."""
+"""Kinds whose values are worth a memo in the stream: the timestamps of a transaction are mostly equal."""
 
 _FUNCTION: Final = """\
 def {name}({parameters}):
@@ -46,12 +46,12 @@ def _encode_text(text: bytes) -> bytes:
 
 
 def _cell(column: ColumnType, index: int, row: str) -> str:
-    """Return the expression of a value that is there: null and UNCHANGED make it raise one of REJECTIONS."""
+    """Return the expression of a value; null and UNCHANGED make it raise one of REJECTIONS."""
     text = f"{row}{index}"
     if column.kind is Kind.TEXT:
         return f"LENGTHS[len({text})] + {text}"
     if column.kind in (Kind.INT, Kind.LONG):
-        # The short cut takes what fits 28 bits and the type, without a sign; E judges all others.
+        # The short cut handles unsigned values that fit 28 bits and the type; E handles the others.
         limit = min(1 << 28, (column.high + 1) << 1)
         return (
             f"E{index}({text}) if not {text}.isdigit() or (z := int({text}) << 1) >= {limit} "
@@ -70,7 +70,7 @@ def _nullable_cell(column: ColumnType, index: int, row: str) -> str:
 
 
 def _key(types: Sequence[ColumnType], key: Sequence[int], row: str) -> str:
-    """Return the expression of the key; it names the cells that the row has too `k0`, `k1` …"""
+    """Return the expression of the key; it assigns the cells shared with the row to `k0`, `k1` …"""
     parts = [
         f"KEY_TEXT({row}{index})" if types[index].partial else f"(k{index} := {_cell(types[index], index, row)})[1:]"
         for index in key
@@ -124,7 +124,7 @@ def compile_functions(
 
 
 def _source(types: Sequence[ColumnType], key: Sequence[int], lacking: Collection[int]) -> str:
-    """Return the functions as Python."""
+    """Return the Python source of the functions."""
     shared = {index for index in key if not types[index].partial}
     width = len(types)
 

@@ -1,9 +1,9 @@
-"""The names of Kafka's topics; no two tables ever share one.
+"""Names Kafka's topics; no two tables share one.
 
-`<prefix>.<gitlab schema>.<table>`, with `<schema>-<table>` for a table outside PostgreSQL's schema `public`,
-and the database before it for a `gitlab_shared` table, which every database has for itself. Names are escaped
-(see `schemas.names`), so that a dot or dash in a topic always is one of these. The dash is no second dot
-because Kafka refuses two topics that differ only in `.` and `_`.
+`<prefix>.<gitlab schema>.<table>`, with `<schema>-<table>` for a table outside PostgreSQL's schema `public`, and the
+database before it for a `gitlab_shared` table, which every database has separately. Names are escaped (see
+`schemas.names`), so that a dot or dash in a topic is always a separator. The dash is not a dot because Kafka refuses
+two topics that differ only in `.` and `_`.
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 from schemas.names import escape
 
 _MAX_LENGTH: Final = 249
-"""Kafka's own limit (org.apache.kafka.common.internals.Topic)."""
+"""Kafka's limit (org.apache.kafka.common.internals.Topic)."""
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*").fullmatch
-_RESERVED: Final = ("parked", "positions", "schemas")
+_RESERVED: Final = ("dead_letters", "positions", "schemas")
 
 
 def _topic(prefix: str, *parts: str) -> str:
     name = ".".join((prefix, *parts))
     if not _ALLOWED(prefix):
         raise UsageError(
-            f"{prefix!r} cannot start a topic's name",
+            f"{prefix!r} cannot be the prefix of a topic",
             remedy="set prefix to letters, digits, dots, dashes and underscores",
         )
     if len(name) > _MAX_LENGTH:
         raise UsageError(
-            f"the topic {name} has a name of {len(name)} characters, and Kafka allows {_MAX_LENGTH}",
+            f"the name of topic {name} has {len(name)} characters, and Kafka allows {_MAX_LENGTH}",
             remedy="shorten prefix in the settings",
         )
     return name
 
 
 def schema_prefix(prefix: str, gitlab_schema: str) -> str:
-    """Return what the topics of a gitlab schema, and no other topics, start with: what an ACL grants.
+    """Return the prefix of exactly the topics of a gitlab schema, for ACLs.
 
-    Raises UsageError for a gitlab schema whose topics would stand among headrace's own.
+    Raises UsageError for a gitlab schema whose topics would collide with headrace's own.
     """
     if gitlab_schema in _RESERVED:
         raise UsageError(
-            f"a gitlab schema cannot be called {gitlab_schema}", remedy="headrace's own topics have that name"
+            f"a gitlab schema cannot be named {gitlab_schema}",
+            remedy="choose another name: headrace's own topics use it",
         )
     return _topic(prefix, escape(gitlab_schema)) + "."
 
 
 def shared_prefix(prefix: str, database: str) -> str:
-    """Return what the topics of one database's `gitlab_shared` tables, and no other topics, start with."""
+    """Return the prefix of exactly the topics of one database's `gitlab_shared` tables."""
     return f"{schema_prefix(prefix, GITLAB_SHARED)}{escape(database)}."
 
 
 def table_topic(prefix: str, gitlab_schema: str, database: str, schema: str, table: str) -> str:
     """Return the topic of a table's events.
 
-    `database` is its name in the settings; `schema` is PostgreSQL's. Raises UsageError when Kafka cannot have
-    a topic of that name.
+    `database` is its name in the settings; `schema` is PostgreSQL's. Raises UsageError if Kafka does not allow the
+    name.
     """
     parts = [escape(table) if schema == "public" else f"{escape(schema)}-{escape(table)}"]
     if gitlab_schema == GITLAB_SHARED:
@@ -67,7 +68,7 @@ def table_topic(prefix: str, gitlab_schema: str, database: str, schema: str, tab
 
 
 def positions_topic(prefix: str) -> str:
-    """Return the topic that says where every source stands."""
+    """Return the topic with the state of every source."""
     return _topic(prefix, "positions")
 
 
@@ -76,9 +77,9 @@ def schemas_topic(prefix: str) -> str:
     return _topic(prefix, "schemas")
 
 
-def parked_topic(prefix: str, migration: str) -> str:
+def dead_letters_topic(prefix: str, migration: str) -> str:
     """Return the topic of the events that a migration could not apply."""
-    return _topic(prefix, "parked", escape(migration))
+    return _topic(prefix, "dead_letters", escape(migration))
 
 
 def group_name(prefix: str, migration: str) -> str:

@@ -1,8 +1,8 @@
-"""One value of PostgreSQL's text output as Avro, branch included: what the fast paths are short cuts of.
+"""Encodes single values of PostgreSQL's text output as Avro with the union branch; the reference for the fast paths.
 
-Every encoder takes text in a session with `DateStyle = ISO`, `TimeZone = UTC`, `extra_float_digits` at its
-default and `client_encoding = UTF8`, as replication and the snapshot set it, and raises ValueError (or
-OverflowError) for what is no value of the type.
+Every encoder takes text of a session with `DateStyle = ISO`, `TimeZone = UTC`, `extra_float_digits` at its default and
+`client_encoding = UTF8`, as replication and the snapshot set them, and raises ValueError (or OverflowError) for text
+that is not a value of the type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from schemas.column_types import ColumnType, Kind
 from schemas.varints import FINAL, MORE, encode_long
 
 Encode = Callable[[bytes], bytes]
-"""Text → Avro bytes; ValueError or OverflowError when it is no value of the type."""
+"""Text → Avro bytes; ValueError or OverflowError if it is not a value of the type."""
 
 NULL: Final = b"\x00"
 VALUE: Final = b"\x02"
@@ -42,7 +42,7 @@ _INFINITIES: Final = (b"infinity", b"-infinity")
 
 
 class Memo(dict[object, bytes]):
-    """Encoded values by their text, so that a repeated one is one lookup; emptied when it has grown large."""
+    """Caches encoded values by their text; emptied when it becomes large."""
 
     __slots__ = ("_encode", "_kept")
 
@@ -61,7 +61,7 @@ class Memo(dict[object, bytes]):
 
 
 class LongMemo(dict[int, bytes]):
-    """Avro longs by their number; emptied when it has grown large."""
+    """Caches Avro longs by number; emptied when it becomes large."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ class LongMemo(dict[int, bytes]):
 
 
 class LengthMemo(dict[int, bytes]):
-    """The value branch and the length of a text column's text, by that length in bytes."""
+    """The value branch and length prefix of a text, by its length in bytes."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ def _boolean(text: bytes) -> bytes:
 def _integer(low: int, high: int) -> Encode:
     def encode(text: bytes) -> bytes:
         if not _match_integer(text) or not low <= (number := int(text)) <= high:
-            raise ValueError("not a whole number of its type")
+            raise ValueError("not an integer in the range of its type")
         return VALUE + encode_long(number)
 
     return encode
@@ -138,7 +138,7 @@ def _decimal(precision: int, scale: int) -> Encode:
         fraction = found[2] or b""
         digits = found[1] + fraction
         if len(fraction) != scale or len(digits.lstrip(b"-0")) > precision:
-            raise ValueError("more digits, or other decimals, than the type has")
+            raise ValueError("outside the precision or scale of its type")
         unscaled = int(digits)
         raw = unscaled.to_bytes((unscaled.bit_length() + 8) // 8, "big", signed=True)
         return VALUE + encode_long(len(raw)) + raw
@@ -156,7 +156,7 @@ def _micros(hour: bytes, minute: bytes, second: bytes, fraction: bytes | None) -
 
 
 def _outside(found: re.Match[bytes], era: bytes | None) -> bool:
-    """Whether the year is outside 1 to 9999, where readers' calendars end; its text is kept instead."""
+    """Whether the year is outside 1 to 9999, the range of readers' calendars; the text is kept then."""
     return era is not None or len(found[1]) > 4
 
 
@@ -232,7 +232,7 @@ class _Days(dict[bytes, int]):
 
 
 class _Minutes(dict[bytes, int]):
-    """Microseconds from midnight to a minute, by the text ` HH:MM:` with the blank before and the colon after."""
+    """Microseconds from midnight to a minute, by the text ` HH:MM:` with the space and the second colon."""
 
     __slots__ = ()
 
@@ -248,7 +248,7 @@ DAYS: Final = _Days()
 MINUTES: Final = _Minutes()
 SECONDS: Final = {b"%02d." % second: second * 1_000_000 for second in range(60)}
 WHOLE_SECONDS: Final = {b"%02d" % second: second * 1_000_000 for second in range(60)}
-"""The parts of a timestamp's text → microseconds; small tables stay in the processor's cache."""
+"""The parts of a timestamp's text → microseconds; small tables stay in the CPU cache."""
 START: Final[list[bytes]] = [VALUE + more for more in MORE]
 """The value branch and the low 14 bits of a longer varint."""
 SMALL: Final[list[bytes]] = [VALUE + final for final in FINAL]
@@ -257,16 +257,16 @@ SMALL: Final[list[bytes]] = [VALUE + final for final in FINAL]
 
 QUICK_LOW: Final = 1 << 42
 QUICK_HIGH: Final = 1 << 56
-"""The timestamps, zigzag, that take eight bytes: from January 1970 until the year 3111."""
+"""The range of zigzag timestamps with eight bytes: from January 1970 to the year 3111."""
 
 
 def timestamp_shape(column: ColumnType) -> tuple[int, bytes]:
-    """Return the length of a timestamp with six decimals, and the zone at its end."""
+    """Return the length of a timestamp with six decimals, and its zone suffix."""
     return (29, b"+00") if column.kind is Kind.TIMESTAMPTZ else (26, b"")
 
 
 def quick_encoder(column: ColumnType) -> Encode:
-    """Return the same as `value_encoder`, with a short cut for timestamps of the usual forms."""
+    """Return an encoder like `value_encoder`, with a short cut for common forms of timestamps."""
     exact = value_encoder(column)
     if column.kind not in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
         return exact
@@ -274,8 +274,8 @@ def quick_encoder(column: ColumnType) -> Encode:
     whole = length - 7
 
     def encode(text: bytes) -> bytes:
-        # The usual forms have a year of four digits and no decimals, or up to six. With a longer year the point is
-        # further on, and what ends in BC does not end in the zone, or has no digits before it.
+        # The common forms have a year of four digits and up to six decimals. With a longer year the decimal point is
+        # further right, and a text that ends in BC does not end in the zone, or has no digits before it.
         size = len(text)
         if size == whole and text[19:] == zone:
             bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + WHOLE_SECONDS[text[17:19]]) << 1

@@ -1,6 +1,6 @@
-"""Avro's whole numbers: zigzag, then seven bits a byte, lowest first (Avro specification, "Binary encoding").
+"""Encodes and decodes Avro's integers: zigzag, then seven bits per byte, lowest first ("Binary encoding").
 
-The tables trade 2 MB of memory for one lookup per fourteen bits instead of a loop per seven.
+The tables use 2 MB of memory for one lookup per fourteen bits instead of a loop per seven.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def encode_unsigned(number: int) -> bytes:
 
 
 FINAL: Final[list[bytes]] = [encode_unsigned(number) for number in range(1 << 14)]
-"""A varint of up to 14 bits that ends there."""
+"""Varints of up to 14 bits."""
 
 MORE: Final[list[bytes]] = [bytes((low & 0x7F | 0x80, low >> 7 | 0x80)) for low in range(1 << 14)]
-"""The low 14 bits of a longer varint: two bytes, each announcing another."""
+"""The low 14 bits of a longer varint: two bytes with continuation bits."""
 
 
 def encode_long(number: int) -> bytes:
     """Return an Avro int or long.
 
-    Raises OverflowError when `number` takes more than 64 bits.
+    Raises OverflowError if `number` needs more than 64 bits.
     """
     zigzag = number << 1 if number >= 0 else ~(number << 1)
     if zigzag < 1 << 14:
@@ -45,7 +45,7 @@ def encode_long(number: int) -> bytes:
 def decode_long(data: bytes, position: int) -> tuple[int, int]:
     """Return the int or long at `position` and the position after it.
 
-    Raises IndexError when the bytes end first, ValueError when it takes more than ten bytes or 64 bits.
+    Raises IndexError if the bytes end first, ValueError if it needs more than ten bytes or 64 bits.
     """
     byte = data[position]
     position += 1

@@ -1,12 +1,12 @@
-"""What a PostgreSQL snapshot shows, decided here from its text form.
+"""Decides from the text of a PostgreSQL snapshot which transactions are visible.
 
-The text `xmin:xmax:xip,…` is that of pg_current_snapshot(): 64-bit transaction ids; below xmin all have ended, at or
-above xmax none had ended, those listed were in progress. The stream has 32-bit ids, the low half.
+The text `xmin:xmax:xip,…` is that of pg_current_snapshot(): 64-bit transaction ids; all below xmin have ended, none at
+or above xmax had ended, those listed were in progress. The stream has 32-bit ids, the low half.
 
-There are two questions. A `Snapshot` that was taken earlier is asked about transactions that may be older or younger
-(`sees`). A snapshot that is taken now is asked about transactions whose commit was decoded before: PostgreSQL decodes a
-commit once its WAL is flushed, and only later lets other sessions see it, much later while a synchronous standby is
-away. Those are the `Hidden` ones.
+There are two questions. Whether an earlier `Snapshot` sees transactions that may be older or younger (`sees`). And
+which transactions whose commits were decoded before are not visible in a snapshot taken now: PostgreSQL decodes a
+commit once its WAL is flushed, but makes it visible to other sessions later, much later while a synchronous standby is
+down. Those are the `Hidden` ones.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final
 _WRAP: Final = 1 << 32
 _HALF: Final = 1 << 31
 _LISTED: Final = 4_096
-"""Up to so many ids are kept as a set; a subtransaction may take any number of them."""
+"""The most ids kept as a set; subtransactions may use any number of ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Which transactions' effects a query sees (documentation of PostgreSQL, "Transaction IDs and Snapshots")."""
+    """The transactions visible to a query (PostgreSQL documentation, "Transactions and Identifiers")."""
 
     xmin: int
     xmax: int
@@ -42,21 +42,21 @@ class Snapshot:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.in_progress)))}"
 
     def sees(self, xid: int) -> bool:
-        """Whether the ended transaction with the low half `xid` is visible.
+        """Return whether the ended transaction with the low half `xid` is visible.
 
-        The high half is the one that puts it within 2**31 of xmax: only for transactions that are not older than that.
+        The high half is the one within 2**31 of xmax: only for transactions that are not older than that.
         """
         full = self.xmax + ((xid - self.xmax + _HALF) % _WRAP) - _HALF
         return full < self.xmin or (full < self.xmax and full not in self.in_progress)
 
 
 class Hidden:
-    """The transactions that a snapshot does not show although their commits may have been decoded before it.
+    """The transactions invisible in a snapshot although their commits may have been decoded before it.
 
-    They are those in progress, and those from the snapshot's xmax to `next_xid`, an id given out after the snapshot was
-    taken: every commit decoded before it has a lower one. All others are visible, however old, or are no transactions
-    of this server: it lost them in a failover, and nothing of them will ever be there to see. So no guess of the high
-    half is needed; an old transaction that has the low half of one of these few waits for it, which does no harm.
+    They are those in progress, and those from the snapshot's xmax to `next_xid`, an id assigned after the snapshot was
+    taken: every commit decoded before it has a lower one. All others are visible, however old, or were lost by this
+    server in a failover and never become visible. So the high half need not be guessed; an old transaction with the low
+    half of one of these few waits for it, which is harmless.
     """
 
     __slots__ = ("_from", "_in_progress", "_listed", "_width")
@@ -71,7 +71,7 @@ class Hidden:
         return iter(range(self._from, self._from + min(self._width, _LISTED)))
 
     def full(self, xid: int | None) -> int | None:
-        """Return the 64-bit id of the hidden transaction with the low half `xid`; None when that one is visible."""
+        """Return the 64-bit id of the hidden transaction with the low half `xid`; None if it is visible."""
         if xid is None:
             return None
         listed = self._in_progress.get(xid)
@@ -81,7 +81,7 @@ class Hidden:
         return self._from + above if above < self._width else None
 
     def any_of(self, xids: Iterable[int | None]) -> bool:
-        """Whether one of `xids`, low halves, is hidden; None is none: the event comes of no transaction."""
+        """Return whether one of `xids`, low halves, is hidden; None means an event without a transaction."""
         if self._width <= _LISTED:
             return not self._listed.isdisjoint(xids)
         return any(self.full(xid) is not None for xid in xids)

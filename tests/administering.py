@@ -1,4 +1,4 @@
-"""The script that an administrator runs for all that some settings run."""
+"""The administrator's script for all programs of some settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make audit`: what headrace is built from, against what is pinned; an SBOM; known vulnerabilities, if any are told.
+"""`make audit`: compares headrace's packages and jars with their pins, writes an SBOM, lists vulnerabilities.
 
 The packages that pip would install now are compared with tests/audit_hashes.txt, which has the SHA-256 of each file as
 it was when its version was pinned: a package index that serves another one is noticed. The jars are compared with

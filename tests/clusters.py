@@ -1,4 +1,4 @@
-"""Several brokers of a test's own, and what a test asks of them."""
+"""Clusters of several brokers for tests, and helpers for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers for the tests: one stack a session, one database and one topic prefix a test."""
+"""Real servers for the tests: one stack per session, one database and one topic prefix per test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an overloaded database server does to a session, made to happen every time."""
+"""Simulates the effect of an overloaded database server on a session."""
 
 from __future__ import annotations
 

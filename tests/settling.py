@@ -1,4 +1,4 @@
-"""Kafka answers `commit_transaction` a moment before every partition shows it: waiting for that moment to pass."""
+"""Waits until every partition shows a committed transaction, a moment after `commit_transaction` returns."""
 
 from __future__ import annotations
 

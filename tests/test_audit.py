@@ -1,4 +1,4 @@
-"""What `make audit` decides: it notices a file that is another, a package nobody pinned, a vulnerability."""
+"""Checks of `make audit`: a changed file, an unpinned package, a vulnerability."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_version_that_is_pinned_has_its_hash() -> None:
     assert {len(sha256) for sha256 in pinned.values()} == {64}
 
 
-def test_what_runs_here_is_a_version_that_is_pinned() -> None:
+def test_installed_versions_are_pinned() -> None:
     assert f"psycopg=={version('psycopg')}" in parsed(HASHES.read_text())
 
 
@@ -49,7 +49,7 @@ def test_the_sbom_has_the_jars_with_their_hashes() -> None:
     assert len(kafka["hashes"][0]["content"]) == 64
 
 
-def test_what_could_not_be_looked_up_does_not_count_as_sound() -> None:
+def test_failed_lookup_does_not_count_as_safe() -> None:
     answer = {
         "dependencies": [
             {"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}]},

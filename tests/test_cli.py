@@ -166,7 +166,7 @@ def test_without_a_command_it_shows_its_help(shell: Shell) -> None:
         (["up", "--kafka-port", "99999"], "'--kafka-port'"),
     ],
 )
-def test_a_command_that_is_not_right(shell: Shell, arguments: list[str], said: str) -> None:
+def test_invalid_command_is_refused(shell: Shell, arguments: list[str], said: str) -> None:
     assert said in shell.run(*arguments).error(2)
 
 
@@ -185,7 +185,7 @@ def test_no_settings_file(shell: Shell, arguments: list[str]) -> None:
         ("[kafka", "settings file headrace.toml is not TOML: "),
     ],
 )
-def test_a_settings_file_that_is_not_right(shell: Shell, text: str, said: str) -> None:
+def test_invalid_settings_file_is_refused(shell: Shell, text: str, said: str) -> None:
     shell.write(text)
     line = shell.run("check").error(2)
     assert "settings file headrace.toml" in line
@@ -197,7 +197,7 @@ def test_a_settings_file_that_cannot_be_read(shell: Shell) -> None:
     assert "settings file headrace.toml cannot be read: Is a directory" in shell.run("check").error(2)
 
 
-def test_a_variable_that_is_not_right(shell: Shell) -> None:
+def test_invalid_variable_is_refused(shell: Shell) -> None:
     shell.write("")
     line = shell.run("check", HEADRACE_KAFKA__PARTITIONS="many").error(2)
     assert "environment variable HEADRACE_KAFKA__PARTITIONS" in line
@@ -205,10 +205,10 @@ def test_a_variable_that_is_not_right(shell: Shell) -> None:
 
 def test_an_unknown_source_or_migration(shell: Shell) -> None:
     shell.settings("postgresql://u@h/d", "127.0.0.1:1")
-    assert "no database named 'mian' in the settings (there: main)" in shell.run("produce", "mian").error(2)
+    assert "no database named 'mian' in the settings (configured: main)" in shell.run("produce", "mian").error(2)
     for command in ("consume", "verify"):
         line = shell.run(command, "skip_reset").error(2)
-        assert "no migration is called 'skip_reset'; did you mean skip_resets?" in line
+        assert "unknown migration 'skip_reset'; did you mean skip_resets?" in line
 
 
 def test_an_unknown_option_of_a_migration(shell: Shell) -> None:
@@ -219,7 +219,7 @@ def test_an_unknown_option_of_a_migration(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["host", "password", "database", "port"])
-def test_a_dsn_that_is_not_right(
+def test_invalid_dsn_is_refused(
     shell: Shell, database: Database, bootstrap_servers: str, closed_port: int, wrong: str
 ) -> None:
     parts = conninfo_to_dict(database.dsn)
@@ -338,7 +338,7 @@ def test_up_with_no_disk_space(shell: Shell) -> None:
         pytest.skip("needs Linux with user namespaces, for a small disk")
     line = shell.run("up", "--dir", place, before=mount).error(2)
     assert f"no space left in {place}" in line
-    assert "choose another place with --dir" in line
+    assert "choose another directory with --dir" in line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
@@ -357,7 +357,7 @@ def test_output_to_a_full_disk(shell: Shell) -> None:
     assert "no space left to write the output" in Ended(process.returncode, "", process.stderr).error(1)
 
 
-def test_a_reader_that_goes_away_is_not_an_error_to_show(shell: Shell) -> None:
+def test_closed_output_pipe_is_not_an_error(shell: Shell) -> None:
     shell.run("init")
     process = shell.start("init", "--sql")
     assert process.stdout is not None
@@ -368,7 +368,7 @@ def test_a_reader_that_goes_away_is_not_an_error_to_show(shell: Shell) -> None:
     assert process.wait(180) == 1
 
 
-def test_not_confirmed_is_not_done(shell: Shell) -> None:
+def test_unconfirmed_command_changes_nothing(shell: Shell) -> None:
     shell.settings("postgresql://u@h/d", "127.0.0.1:1")
     ended = shell.run("produce", "main", "--start-over")
     assert ended.code == 1

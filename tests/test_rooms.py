@@ -1,4 +1,4 @@
-"""The order of packages and rooms, as `make lint` holds it, and what keeps a module readable.
+"""The import order of packages, as `make lint` enforces it, and limits that keep modules readable.
 
 The rules of pyproject.toml are asked about a copy of the source that has such imports.
 """
@@ -86,7 +86,7 @@ def test_modules_functions_and_constructors_are_short() -> None:
     assert long == []
 
 
-def test_what_an_object_has_is_set_when_it_is_made() -> None:
+def test_attributes_are_set_in_the_constructor() -> None:
     """Of classes that inherit nothing of others; and nothing asks whether something is there."""
     late: list[str] = []
     for path, text in sources():

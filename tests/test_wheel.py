@@ -144,7 +144,7 @@ def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
     assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec.py")], ended.stderr
 
 
-def test_the_command_explains_itself(installed: Path) -> None:
+def test_installed_command_shows_its_help(installed: Path) -> None:
     ended = run(installed, "headrace", "--help")
     assert ended.returncode == 0, ended.stderr
     assert "Usage: headrace " in ended.stdout

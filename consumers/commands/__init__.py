@@ -1,1 +1,1 @@
-"""The commands of the consumers' side, one module each."""
+"""The consumers' commands, one module each."""

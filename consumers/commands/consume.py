@@ -1,6 +1,6 @@
-"""The commands of a migration's life: consume, status, pause, resume, replay, verify, finalize; and of parked events.
+"""The commands that run a migration: consume, status, pause, resume, replay, verify, finalize.
 
-Plain functions for headrace.py to mount; each raises HeadraceError and leaves it to headrace.py to say so.
+Plain functions for headrace.py to mount; they raise HeadraceError, which headrace.py prints.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ MigrationArgument = Annotated[
 
 def consume(
     migration: MigrationArgument,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="Count what would be done; write nothing, join no group.")
-    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Count the changes; write nothing, join no group.")] = False,
     until_caught_up: Annotated[
         bool,
-        typer.Option("--until-caught-up", help="End once the whole group has done what is in the topics now."),
+        typer.Option("--until-caught-up", help="Exit once the group has applied what is in the topics now."),
     ] = False,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Run a member of a migration's consumer group, until it is stopped.
+    """Run a consumer of a migration until it is stopped.
 
-    Start as many as there are partitions, on any machines: they share the work. Stop or kill one at any moment: the
-    others take over, and it goes on where it was. Progress is kept in the database that is written, in the same
-    transaction as the effects, so each effect happens once. A migration that is complete returns at once.
-    `HEADRACE_<MIGRATION>_ENABLED=false` switches it off.
+        headrace consume skip_resets
+
+    Start up to one per partition, on any machines: they share the work. Stop or kill one at any moment: the others
+    take over, and it resumes where it was. Progress is committed in the same transaction as the effects, so each effect
+    happens once. If the migration is complete, the command exits at once. `HEADRACE_<MIGRATION>_ENABLED=false` disables
+    the migration.
     """
     settings = load_settings(config)
     kind = catalog.migration_class(migration)
@@ -72,12 +72,12 @@ def consume(
     database = catalog.target_database(settings, kind)
     log.configure()
     if not settings.migration(migration).enabled:
-        log.get(migration=migration).info("switched off by its settings or environment; nothing was done")
+        log.get(migration=migration).info("migration disabled")
         return
     if dry:
         _dry(settings, work, database, as_json)
         return
-    # A first connection that fails is somebody's mistake and told at once; one that is lost later is waited for.
+    # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
     dsn = settings.database(database).dsn.get_secret_value()
     with connect.translated(dsn), connect.connect(dsn, name=f"consume {migration}") as connection:
         connect.require_all_rows(connection, (*kind.tables, *kind.writes))
@@ -98,7 +98,12 @@ def consume(
 
 
 def status(as_json: Json = False, config: Config = None) -> None:
-    """Show every migration's progress, rate, time left and members, and where every source stands."""
+    """Show the progress of every migration and source.
+
+        headrace status
+
+    Lists each migration's state, rate, time left and consumers, and each source's WAL position, lag and snapshot.
+    """
     settings = load_settings(config)
     log.configure()
     found = gather(settings)
@@ -109,17 +114,27 @@ def status(as_json: Json = False, config: Config = None) -> None:
 
 
 def pause(migration: MigrationArgument, config: Config = None) -> None:
-    """Hold a migration: when this returns, nothing of it is under way. Its members stay, and wait."""
+    """Pause a migration; its consumers stay and wait.
+
+        headrace pause skip_resets
+
+    When the command returns, no transaction of the migration is in progress.
+    """
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, True)
-    print(f"{migration} is paused; go on with: headrace resume {migration}")
+    print(f"{migration} is paused; resume it with: headrace resume {migration}")
 
 
 def resume(migration: MigrationArgument, config: Config = None) -> None:
-    """Let a paused or failed migration go on; its members notice within a second."""
+    """Resume a paused or failed migration.
+
+        headrace resume skip_resets
+
+    Its consumers notice within a second.
+    """
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, False)
-    print(f"{migration} goes on")
+    print(f"{migration} is resumed")
 
 
 def replay(
@@ -129,7 +144,7 @@ def replay(
         typer.Option(
             "--from",
             metavar="START",
-            help="beginning, timestamp:2026-01-31T12:00:00Z (all committed since then) or lsn:16/B374D848.",
+            help="beginning, timestamp:2026-01-31T12:00:00Z (everything committed since) or lsn:16/B374D848.",
         ),
     ] = "beginning",
     where: Annotated[
@@ -137,20 +152,22 @@ def replay(
         typer.Option(
             "--where",
             metavar="COLUMN=VALUE[,VALUE...]",
-            help="Only events whose key has such a value; a text with a comma in double quotes. Repeat it for more.",
+            help="Only events whose key has this value; double-quote a value with a comma. Repeatable.",
         ),
     ] = None,
     keys: Annotated[
         list[str] | None,
-        typer.Option("--keys", metavar="VALUE[,VALUE...]", help="The same, where the key is one column."),
+        typer.Option("--keys", metavar="VALUE[,VALUE...]", help="Like --where, for a key of one column."),
     ] = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Begin a new run over what the topics hold; start a consumer to carry it out.
+    """Start a new run of a migration over its topics.
 
-    The database that was read is not needed. Rows that are right already stay untouched. Refused, with exit code 3,
-    while members are alive.
+        headrace replay skip_resets --from timestamp:2026-01-31T12:00:00Z
+
+    Start a consumer to apply it. The source database is not needed. Rows that are already up to date stay untouched.
+    Refused, with exit code 3, while consumers are alive.
     """
     settings, kind, database = _chosen(migration, config)
     begun = begin_replay(
@@ -172,7 +189,7 @@ def replay(
             )
         )
     else:
-        print(f"{migration} begins run {begun.run}; carry it out with: headrace consume {migration}")
+        print(f"{migration} is at run {begun.run}; apply it with: headrace consume {migration}")
 
 
 def verify(
@@ -181,24 +198,29 @@ def verify(
         typer.Argument(metavar="MIGRATION|TABLE", help="A migration; with --rows also a table.", show_default=False),
     ],
     rows: Annotated[
-        bool, typer.Option("--rows", help="Compare the source's table with its topic instead, row by row.")
+        bool, typer.Option("--rows", help="Compare the source's table with its topic, row by row.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="With --rows: have the producer read the rows that differ again.")
+        bool, typer.Option("--repair", help="With --rows: have the producer re-snapshot the rows that differ.")
     ] = False,
     database: Annotated[
-        str | None, typer.Option("--database", help="With --rows: the source, where several have the table.")
+        str | None, typer.Option("--database", help="With --rows: the source, if several capture the table.")
     ] = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Ask how many rows a migration has left to change; exit code 1 when there are any, or when it gave something up.
+    """Count the rows that a migration has left to change.
 
-    With --rows, compare each row of the source's table (of every table of a migration) with what its topic says, and
-    name the keys that differ; exit code 1 when there are any. Both may be in use meanwhile: the producer has to run.
+        headrace verify skip_resets
+
+    Exits with 1 if any are left, or if the migration gave something up. With --rows it compares every row of the
+    source's table, or of each table of the migration, with the last event of its topic, and prints the keys that
+    differ; it exits with 1 if there are any. Table and topic may be in use; the producer must be running.
     """
     if repair and not rows:
-        raise UsageError("--repair needs --rows", remedy="a migration repairs itself: start its consumer")
+        raise UsageError(
+            "--repair needs --rows", remedy="without --rows there is nothing to repair: start the migration's consumer"
+        )
     if rows:
         _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
         return
@@ -210,7 +232,7 @@ def verify(
     if as_json:
         print(json.dumps({"migration": what, "database": target, "remaining": left, "given_up": given_up}))
     elif left == 0:
-        print(f"{what}: nothing is left to change in {target}")
+        print(f"{what}: no rows are left to change in {target}")
     if left:
         raise RowsLeft(f"{what}: {left} rows are left to change in {target}")
     if given_up:
@@ -233,25 +255,27 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
     asked = sum(request_repair(settings, one) for one in found if not one.same) if repair else 0
     for one in found:
         if asked and not one.extra:
-            print(f"{asked} rows are read again by their producer; verify once more when it has", file=sys.stderr)
+            print(f"{asked} rows will be re-snapshotted by the producer; then verify again", file=sys.stderr)
             return
         if not one.same:
             count = len(one.missing) + len(one.extra) + len(one.differing)
-            raise TopicDiffers(f"{count} rows of {one.table} in {source} are not in its topic as they are")
+            raise TopicDiffers(f"{count} rows of {one.table} in {source} differ from its topic")
 
 
 def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
-    """Carry a migration out to its end: work as a member until it is complete, beside those that run.
+    """Run a consumer until the migration is complete.
 
-    Waits for the producer to have read all. Exit code 1, with how many, when rows are left that no event brings, and
-    when the migration has failed; 3 while it is paused.
+        headrace finalize skip_resets
+
+    It works along with running consumers, and waits until the producer's snapshots are done. Exits with 1 if rows are
+    left that no event brings or the migration has failed, with 3 while it is paused.
     """
     settings, kind, database = _chosen(migration, config)
     work = kind.configure(settings.migration(migration))
     if work.continuous or settings.migration(migration).continuous:
-        raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its members")
+        raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its consumers")
     if pauses.is_paused(settings, kind, database):
-        raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
+        raise Refused(f"{migration} is paused", remedy=f"resume it with `headrace resume {migration}`")
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         member = consumer_of(settings, work, database, stopping=stopping, until_complete=True, report=report)
@@ -264,9 +288,9 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     if as_json:
         print(json.dumps({"migration": migration, "complete": not given_up, "given_up": given_up, **asdict(totals)}))
     if given_up:
-        raise WorkGivenUp(f"{migration} has ended, and {given_up:,} were given up")
+        raise WorkGivenUp(f"{migration} has ended; {given_up:,} were given up")
     if not as_json:
-        print(f"{migration} is complete: later starts of its consumer return at once")
+        print(f"{migration} is complete; its consumers exit at once from now on")
 
 
 def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
@@ -289,7 +313,7 @@ def _dry(settings: Settings, migration: Migration, database: str, as_json: bool)
         "events": outcome.events,
         "changes": outcome.changes,
         "skipped": dict(outcome.skipped),
-        "parked": dict(outcome.parked),
+        "dead_letters": dict(outcome.dead_letters),
         "remaining": left,
     }
     if as_json:
@@ -311,5 +335,5 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     route,
 )
 
-GROUPS: Final[Mapping[str, typer.Typer]] = {"parked": dead_letters_command.app, "schema": schema_command.app}
-"""Commands with sub-commands of their own."""
+GROUPS: Final[Mapping[str, typer.Typer]] = {"dead-letters": dead_letters_command.app, "schema": schema_command.app}
+"""Commands that have subcommands."""

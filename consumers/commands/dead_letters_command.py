@@ -1,4 +1,4 @@
-"""The commands of parked events: list, retry, discard."""
+"""The dead-letters commands: list, retry, discard."""
 
 from __future__ import annotations
 
@@ -31,29 +31,38 @@ from schemas.errors import HeadraceError, Interrupted, UsageError
 MigrationName = Annotated[str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)]
 EventNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[EVENT]...", help="Events as the list names them: DATABASE/TOPIC/PARTITION/OFFSET."),
+    typer.Argument(metavar="[EVENT]...", help="Events as `list` prints them: DATABASE/TOPIC/PARTITION/OFFSET."),
 ]
 Database = Annotated[
     str | None,
-    typer.Option("--database", help="Of a migration that runs once for each database: which.", show_default=False),
+    typer.Option("--database", help="For a migration that runs once per database: which one.", show_default=False),
 ]
 
 app = typer.Typer(
-    help="Events that a migration could not apply: list them, retry them, discard them.", no_args_is_help=True
+    help="""List, retry or discard a migration's dead letters.
+
+        headrace dead-letters list skip_resets
+
+    A dead letter is an event that the migration could not apply.
+    """,
+    no_args_is_help=True,
 )
 
 
-class StillParked(HeadraceError):
-    """Remove the cause and retry again, or discard them."""
+class StillDeadLetters(HeadraceError):
+    """Remove the cause and retry, or discard them."""
 
 
 @app.command("list")
-def list_parked(
+def list_dead_letters(
     migration: MigrationName, database: Database = None, as_json: Json = False, config: Config = None
 ) -> None:
-    """Show a migration's parked events: which, why, and since when; and what it gave up outside of the database.
+    """List a migration's dead letters with their reasons.
 
-    Of a migration that runs once for each database, those of all of them, unless one is chosen.
+        headrace dead-letters list skip_resets
+
+    Includes work outside the database that was given up. For a migration that runs once per database, lists those of
+    all databases unless --database names one.
     """
     log.configure()
     kind = catalog.migration_class(migration)
@@ -68,10 +77,10 @@ def list_parked(
     keys = {entry.name: row_keys.columns(entry.key) for entry in entries}
     if as_json:
         described = [{**dataclasses.asdict(one), "since": one.since.isoformat()} for one in given_up]
-        parked = [{**_described(entry), "key": keys[entry.name]} for entry in entries]
-        print(json.dumps({"migration": migration, "parked": parked, "given_up": described}, default=str))
+        dead_letters = [{**_described(entry), "key": keys[entry.name]} for entry in entries]
+        print(json.dumps({"migration": migration, "dead_letters": dead_letters, "given_up": described}, default=str))
     else:
-        display.show_parked(migration, entries, given_up, keys)
+        display.show_dead_letters(migration, entries, given_up, keys)
 
 
 @app.command()
@@ -82,10 +91,13 @@ def retry(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Apply parked events after all, and try again what was given up: those named, or all of them.
+    """Retry dead letters: all of them, or those named.
 
-    Each is decided and applied as at first, once, however often this is called or killed. What fails again stays
-    parked, and the exit code is 1 then. While another process retries or discards, it is refused.
+        headrace dead-letters retry skip_resets
+
+    Each is applied exactly once, even if the command is killed and run again. An event that fails again stays a dead
+    letter, and the command exits with 1. Work that was given up is tried again by the consumers. Refused while another
+    process retries or discards.
     """
     log.configure()
     kind = catalog.migration_class(migration)
@@ -102,32 +114,40 @@ def retry(
         print(json.dumps({"migration": migration, **dataclasses.asdict(result), "taken_up": taken}))
     else:
         if taken:
-            print(f"{migration}: {taken:,} are tried again by its members")
+            print(f"{migration}: its consumers will try {taken:,} again")
         print(
             f"{migration}: {result.applied:,} applied, {result.unneeded:,} needed nothing, "
-            f"{result.before:,} settled before, {len(result.stays):,} still parked"
+            f"{result.before:,} already settled, {len(result.stays):,} still dead letters"
         )
     if stop.is_set():
-        raise Interrupted("the retry was stopped; what it did not reach is still parked")
+        raise Interrupted("the retry was stopped; the events that it did not reach are still dead letters")
     if result.stays:
         name, reason = next(iter(result.stays.items()))
-        raise StillParked(f"{len(result.stays)} events of {migration} are still parked, among them {name}: {reason}")
+        raise StillDeadLetters(
+            f"{len(result.stays)} events of {migration} are still dead letters, such as {name}: {reason}"
+        )
 
 
 @app.command()
 def discard(
     migration: MigrationName,
     events: EventNames = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that are parked.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Discard all dead letters.")] = False,
     database: Database = None,
     yes: Yes = False,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Drop parked events for good, those named or --all: what they ask for is never done."""
+    """Discard dead letters for good: those named, or --all.
+
+        headrace dead-letters discard skip_resets --all
+
+    Discarded events are never applied.
+    """
     if bool(events) == everything:
         raise UsageError(
-            "name the events to discard, or give --all", remedy=f"see them with `headrace parked list {migration}`"
+            "name the events to discard, or give --all",
+            remedy=f"list them with `headrace dead-letters list {migration}`",
         )
     log.configure()
     kind = catalog.migration_class(migration)
@@ -136,7 +156,7 @@ def discard(
     with _denials_named(settings, kind, target):
         entries = chosen(migration, read_dead_letters(settings, kind, target), events or [])
     if entries and not yes:
-        typer.confirm(f"Discard {len(entries)} parked events of {migration} for good?", abort=True, err=True)
+        typer.confirm(f"Discard {len(entries)} dead letters of {migration} for good?", abort=True, err=True)
     with stop_on_signals() as stop, _denials_named(settings, kind, target):
         result = discard_entries(settings, kind.configure(settings.migration(migration)), target, entries, stop)
     if as_json:
@@ -144,7 +164,7 @@ def discard(
     else:
         print(f"{migration}: {result.discarded + result.before:,} discarded")
     if stop.is_set():
-        raise Interrupted("the discarding was stopped; what it did not reach is still parked")
+        raise Interrupted("discard was stopped; the events that it did not reach are still dead letters")
 
 
 def _denials_named(settings: Settings, kind: type[Migration], database: str) -> AbstractContextManager[None]:
@@ -152,7 +172,7 @@ def _denials_named(settings: Settings, kind: type[Migration], database: str) -> 
 
 
 def _settings(config: Path | None, migration: str, database: str | None) -> Settings:
-    """Return the settings, with `database` as the migration's where it is given."""
+    """Return the settings, with `database` as the migration's if given."""
     settings = load_settings(config)
     if database is None:
         return settings
@@ -161,7 +181,7 @@ def _settings(config: Path | None, migration: str, database: str | None) -> Sett
 
 
 def _databases(settings: Settings, kind: type[Migration]) -> list[str]:
-    """Return the database that the migration writes, or each that it runs for; raises as catalog.target_database."""
+    """Return the databases that the migration writes; raises as catalog.target_database."""
     if kind.shared is Shared.PER_DATABASE and settings.migration(kind.name).database is None:
         return catalog.listing(settings, kind.gitlab_schema) or [catalog.target_database(settings, kind)]
     return [catalog.target_database(settings, kind)]
@@ -172,7 +192,7 @@ def _one_database(settings: Settings, kind: type[Migration]) -> str:
     if len(names) > 1:
         raise UsageError(
             f"{kind.name} runs once for each of the databases {', '.join(sorted(names))}",
-            remedy="say with --database whose parked events are meant",
+            remedy="choose one with --database",
         )
     return names[0]
 
@@ -190,5 +210,5 @@ def _described(entry: Entry) -> dict[str, object]:
         "offset": entry.offset,
         "reason": entry.reason,
         "run": entry.run,
-        "parked_at": entry.parked_at.isoformat(),
+        "recorded_at": entry.recorded_at.isoformat(),
     }

@@ -1,4 +1,4 @@
-"""What people see: tables of status, and a progress bar where a terminal is attached."""
+"""Prints status tables, dead letters and comparisons, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @contextmanager
 def progress(migration: str, settings: Settings, kind: type[Migration], database: str) -> Iterator[Report | None]:
-    """Yield what draws a member's progress on standard error; None when that is no terminal."""
+    """Yield a function that draws a consumer's progress on standard error; None if that is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -57,7 +57,7 @@ def progress(migration: str, settings: Settings, kind: type[Migration], database
                 task,
                 completed=sum(positions.values()),
                 total=sum(ends[place] for place in positions if place in ends) or None,
-                counts=f"{totals.applied:,} applied  {totals.skipped:,} skipped  {totals.parked:,} parked",
+                counts=f"{totals.applied:,} applied  {totals.skipped:,} skipped  {totals.dead_letters:,} dead letters",
             )
 
         yield report
@@ -66,7 +66,7 @@ def progress(migration: str, settings: Settings, kind: type[Migration], database
 def show_status(document: Mapping[str, Any]) -> None:
     """Print the document of `status --json` as tables."""
     console = Console()
-    # Seven narrow columns fit 80 characters; what else there is stands below, where there is something to say.
+    # Seven narrow columns fit 80 characters; further details are printed below the table.
     table = Table(title="migrations", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading, justify in (
         ("migration", "left"), ("state", "left"), ("done", "right"), ("applied", "right"), ("remaining", "right"),
@@ -91,7 +91,7 @@ def show_status(document: Mapping[str, Any]) -> None:
         for line in _details(one):
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
     sources = Table(title="sources", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in ("source", "log position", "behind", "seconds", "snapshot"):
+    for heading in ("source", "WAL position", "behind", "seconds", "snapshot"):
         sources.add_column(heading, no_wrap=heading != "snapshot")
     for one in document["sources"]:
         snapshot = one["snapshot"]
@@ -108,28 +108,28 @@ def show_status(document: Mapping[str, Any]) -> None:
             line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
         if one.get("waits_for"):
-            line = f"{one['name']}: its stream waits: {', '.join(one['waits_for'])}; see `headrace check`"
+            line = f"{one['name']}: its stream waits for {', '.join(one['waits_for'])}; see `headrace check`"
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
     for one in document.get("given_away", ()):
         for line in given_away.lines(one):
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
-def show_parked(
+def show_dead_letters(
     migration: str,
     entries: Sequence[Entry],
     given_up: Sequence[GivenUp] = (),
     keys: Mapping[str, Mapping[str, object]] = {},
 ) -> None:
-    """Print the parked events, one a line: names may be longer than a terminal is wide, and have to be copied.
+    """Print the dead letters, one a line and not as a table: an operator copies the names, which may be long.
 
-    `keys` has the columns of the rows' keys by the events' names, for those whose key can be read.
+    `keys` has the key columns of the rows by event name, for events whose key can be decoded.
     """
     if not entries and not given_up:
-        print(f"{migration}: nothing is parked")
+        print(f"{migration}: no dead letters")
     for entry in entries:
         key = _key(keys.get(entry.name, {}))
-        line = f"{entry.parked_at:%Y-%m-%d %H:%M:%S}Z  {printable(entry.reason)}"
+        line = f"{entry.recorded_at:%Y-%m-%d %H:%M:%S}Z  {printable(entry.reason)}"
         print(f"{printable(entry.name)}  {line}{f'  {key}' if key else ''}")
     for one in given_up:
         name = one.name if one.name.isprintable() else repr(one.name)
@@ -137,14 +137,14 @@ def show_parked(
 
 
 def show_comparisons(found: Sequence[Comparison]) -> None:
-    """Print what differs between tables and their topics, a key a line."""
+    """Print the differences between tables and their topics, one key a line."""
     for one in found:
         for what, keys in (("missing in the topic", one.missing), ("extra in the topic", one.extra)):
             for key in keys:
                 print(f"{_key(key)}  {what}")
         for key, columns in zip(one.differing, one.columns, strict=True):
             print(f"{_key(key)}  differs in {printable(', '.join(columns))}")
-        busy = f"; {one.unsettled:,} changed each time they were looked at" if one.unsettled else ""
+        busy = f"; {one.unsettled:,} changed during every comparison" if one.unsettled else ""
         print(
             f"{printable(one.table)} in {one.database}: {one.rows:,} rows compared, {len(one.missing):,} missing"
             f" in the topic, {len(one.extra):,} extra, {len(one.differing):,} differing{busy}"
@@ -157,37 +157,37 @@ def _key(columns: Mapping[str, object]) -> str:
 
 
 def show_dry_run(result: Mapping[str, Any]) -> None:
-    """Print what a dry run counted."""
+    """Print the counts of a dry run."""
     console = Console()
     console.print(
-        f"{result['migration']}: of {result['events']:,} events {result['changes']:,} ask for a change; "
+        f"{result['migration']}: {result['changes']:,} of {result['events']:,} events ask for a change; "
         f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written."
     )
-    table = Table("skipped or parked because", "events")
+    table = Table("reason for skip or dead letter", "events")
     for reason, count in sorted(result["skipped"].items()):
         table.add_row(_cell(reason), f"{count:,}")
-    for reason, count in sorted(result["parked"].items()):
-        table.add_row(_cell(f"parked: {reason}"), f"{count:,}")
+    for reason, count in sorted(result["dead_letters"].items()):
+        table.add_row(_cell(f"dead letter: {reason}"), f"{count:,}")
     console.print(table)
 
 
 def _cell(text: str) -> str:
-    """Return what stands in a table for `text`, to which brackets are no markup and escapes no commands."""
+    """Return `text` as a table cell: without escape sequences, its brackets not read as markup."""
     return escape(printable(text))
 
 
 def _details(one: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines on one migration that stand below the table."""
+    """Yield the lines about one migration that are printed below the table."""
     if one.get("error"):
         yield f"{one['name']}: {one['error']}"
-    if one.get("held_by"):
-        yield f"{one['name']}: held by {one['held_by']}"
-    if one["parked"]:
-        yield f"{one['name']}: {one['parked']:,} parked, see `headrace parked list {one['name']}`"
-    told = {"given up": one.get("given_up", 0), "with something to report": one.get("reported", 0)}
-    if any(told.values()):
-        counts = ", ".join(f"{count:,} {what}" for what, count in told.items() if count)
-        yield f"{one['name']}: {counts}, see `headrace parked list {one['name']}`"
+    if one.get("throttled_by"):
+        yield f"{one['name']}: throttled by {one['throttled_by']}"
+    if one["dead_letters"]:
+        yield f"{one['name']}: {one['dead_letters']:,} dead letters; see `headrace dead-letters list {one['name']}`"
+    reported = {"given up": one.get("given_up", 0), "with something to report": one.get("reported", 0)}
+    if any(reported.values()):
+        counts = ", ".join(f"{count:,} {what}" for what, count in reported.items() if count)
+        yield f"{one['name']}: {counts}; see `headrace dead-letters list {one['name']}`"
     partitions: dict[str, list[str]] = {}
     for partition, far in one.get("reached", {}).items():
         partitions.setdefault(far if far.isprintable() else repr(far), []).append(partition)
@@ -197,8 +197,8 @@ def _details(one: Mapping[str, Any]) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(one["skip_reasons"].items()))
         yield f"{one['name']}: {one['skipped']:,} skipped ({reasons})"
     if one["run"]:
-        members = f"members {', '.join(one['members'])}" if one["members"] else "no members"
-        yield f"{one['name']}: run {one['run']} in database {one['database']}, {members}"
+        alive = f"consumers {', '.join(one['members'])}" if one["members"] else "no consumers"
+        yield f"{one['name']}: run {one['run']} in database {one['database']}, {alive}"
 
 
 def _size(count: float) -> str:

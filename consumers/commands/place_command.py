@@ -1,4 +1,4 @@
-"""`headrace place`: which node each repository of a list lives on."""
+"""`headrace place`: prints the node of each repository in a list."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from schemas.errors import UsageError
 
 _CHUNK_BYTES: Final = 1 << 16
 _LONGEST_NAME: Final = 1 << 16
-"""In bytes; a longer line is no list of names, and would be held in memory."""
+"""In bytes; a longer line is not a name, and would be kept in memory."""
 
 
 def place(
     nodes: Annotated[
         str,
         typer.Option(
-            "--nodes", metavar="NODE,NODE...", help="The nodes, in the application's own order: md5 needs it."
+            "--nodes", metavar="NODE,NODE...", help="The nodes, in the application's order, on which md5 depends."
         ),
     ],
     algorithm: Annotated[
-        Algorithm, typer.Option("--algorithm", help="md5 is where they were, rendezvous where they will be.")
+        Algorithm, typer.Option("--algorithm", help="md5: before the moves; rendezvous: after them.")
     ] = Algorithm.RENDEZVOUS,
     pin: Annotated[
         list[str] | None,
-        typer.Option("--pin", metavar="NAME=NODE", help="A repository that stays on a node whatever the hash says."),
+        typer.Option("--pin", metavar="NAME=NODE", help="Pin a repository to a node, regardless of the hash."),
     ] = None,
 ) -> None:
-    """Tell which gitserver node each repository lives on: names on standard input, NAME, a tab and NODE on output.
+    """Print the gitserver node of each repository.
 
-    One name a line, such as github.com/gitlab-org/gitlab; empty lines are passed over. A name is printed as it came
-    and placed by its normal form, as gitserver does: without .git, its host in lower case. For example, how many move
-    when a third node is added:
+        headrace place --nodes a,b,c < names
+
+    Reads names from standard input, one a line, such as github.com/gitlab-org/gitlab, and prints NAME, a tab and NODE;
+    empty lines are skipped. A name is printed as it was read and placed by its normal form, as gitserver does: without
+    .git, its host in lower case. To count the repositories that move when a third node is added:
 
         headrace place --nodes a,b < names > before; headrace place --nodes a,b,c < names | diff before - | grep -c '^>'
     """
     chosen = Placement(tuple(_nodes(nodes)), dict(_pins(pin or [], nodes.split(","))))
     if sys.stdin is None:
-        raise UsageError("standard input is closed", remedy="give the names there, one a line")
+        raise UsageError("standard input is closed", remedy="pass the names on standard input, one a line")
     if sys.stdin.isatty():
-        print("names from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
+        print("reading names from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
     for placed in place_lines(chosen, algorithm, cast(Readable, sys.stdin.buffer)):
         sys.stdout.buffer.write(placed)
         sys.stdout.buffer.flush()
@@ -57,9 +59,9 @@ class Readable(Protocol):
 
 
 def place_lines(placement: Placement, algorithm: Algorithm, names: Readable) -> Iterator[bytes]:
-    """Yield `name<TAB>node<LF>` for every line, as many at a time as were there to read.
+    """Yield `name<TAB>node<LF>` for every line, as many at a time as one read returned.
 
-    Raises UsageError, which names the line, for one that is too long.
+    Raises UsageError with the line's number if a line is too long.
     """
     before = 0
     for lines in _whole_lines(names):
@@ -78,7 +80,7 @@ def _whole_lines(stream: Readable) -> Iterator[list[bytes]]:
     rest = b""
     while chunk := stream.read1(_CHUNK_BYTES):
         *lines, rest = (rest + chunk).split(b"\n")
-        # A line that does not end is handed on as it is, to be refused by its number.
+        # An overlong line is yielded as it is, so that the caller refuses it by its number.
         if len(rest) > _LONGEST_NAME:
             lines, rest = [*lines, rest], b""
         yield lines
@@ -91,7 +93,7 @@ def _nodes(text: str) -> Iterator[str]:
         if re.fullmatch(NODE, node) is None:
             raise UsageError(f"--nodes: {node!r} is not a node: {NODE_WORDS}", remedy="write --nodes a,b,c")
         if node in seen:
-            raise UsageError(f"--nodes: {node} is there twice", remedy="name each node once")
+            raise UsageError(f"--nodes: {node} is listed twice", remedy="list each node once")
         seen.add(node)
         yield node
 
@@ -103,7 +105,7 @@ def _pins(texts: Iterable[str], nodes: list[str]) -> Iterator[tuple[str, str]]:
         if not equals or not name:
             raise UsageError(f"--pin: {text!r} is not NAME=NODE", remedy="write --pin github.com/a/b=node")
         if node not in nodes:
-            raise UsageError(f"--pin: no node is called {node}{close_to(node, nodes)}", remedy="pin to one of --nodes")
+            raise UsageError(f"--pin: unknown node {node}{close_to(node, nodes)}", remedy="pin to one of --nodes")
         if seen.setdefault(name, node) != node:
             raise UsageError(f"--pin: {name} is pinned to two nodes", remedy="pin it once")
         yield name, node

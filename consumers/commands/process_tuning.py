@@ -1,4 +1,4 @@
-"""How Python is set in a member's process, where one thread plans while the other waits for the database."""
+"""Tunes Python for a consumer's process, where one thread plans while the other waits for the database."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 from typing import Final
 
 _SWITCH_SECONDS: Final = 0.0001
-"""How long Python stays with one thread when the other could go on: 5 ms by default, in which the database answers
-many times."""
+"""The longest time that a thread keeps the GIL while another one waits for it. In Python's default of 5 ms the
+database answers many times."""
 _YOUNG: Final = 50_000
-"""Objects made, beyond those let go of, before the collector looks at them: more than a batch has, so that it seldom
-finds batches alive. 700 by default; what it is for, objects that hold each other, a member makes few of."""
+"""The net number of new objects before a garbage collection: more than a batch has, so that it seldom finds batches
+alive. Python's default is 700; a consumer makes few reference cycles."""
 
 
 def tune() -> None:
-    """Set the interpreter for a member; called once, when all is imported and before it runs.
+    """Tune the interpreter for a consumer; called once, after all imports and before it runs.
 
-    Without it a fifth of a member's time goes into looking for garbage in modules and in records that are in use.
+    Without it the garbage collector takes a fifth of a consumer's time, on modules and records that are in use.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.collect()

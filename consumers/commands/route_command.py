@@ -1,4 +1,4 @@
-"""`headrace route`: on which node a repository is to be looked for now, while `rehash_moves` moves them."""
+"""`headrace route`: prints the nodes to ask for a repository while `rehash_moves` moves repositories."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ def route(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Repositories, such as github.com/a/b.")
     ] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Answer GET /homes?name=NAME, as a service.")] = False,
-    address: Annotated[str, typer.Option("--address", help="Where --serve listens.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0 chooses a free one.", min=0, max=65535)] = 7878,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve GET /homes?name=NAME over HTTP.")] = False,
+    address: Annotated[str, typer.Option("--address", help="The address that --serve listens on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", help="The port of --serve; 0 chooses a free one.", min=0, max=65535)
+    ] = 7878,
     database: Annotated[
-        str | None, typer.Option("--database", metavar="NAME", help="The one that has the cursors.")
+        str | None, typer.Option("--database", metavar="NAME", help="The database with the cursors.")
     ] = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Tell on which node to look for a repository while repositories move: one, or two in their order.
-
-    Ask the second only if the first does not have it. With --serve it answers over HTTP until it is stopped, read-only,
-    for readers in any language: GET /homes?name=github.com%2Fa%2Fb. docs/routing.md has the contract. For example:
+    """Print the nodes to ask for a repository, in order.
 
         headrace route github.com/gitlab-org/gitlab
+
+    Prints one node, or two: ask the second only if the first does not have the repository. With --serve it answers over
+    HTTP until it is stopped, for readers in any language: GET /homes?name=github.com%2Fa%2Fb. The contract is in
+    docs/how-to/routing.md.
     """
     if serve == bool(names):
-        raise UsageError("give the names of repositories, or --serve", remedy="see `headrace route --help`")
+        raise UsageError("give either names of repositories or --serve", remedy="see `headrace route --help`")
     settings = load_settings(config)
     log.configure()
     dsn = settings.database(database or _owner(settings)).dsn.get_secret_value()
     asked = Database(dsn)
     try:
-        asked.ask()  # a mistake in the settings is told at once, and not by each answer
+        asked.ask()  # so that a mistake in the settings is an error at the start, and not in each answer
     finally:
         asked.close()
     with Router(dsn, settings.gitserver) as router:
@@ -60,12 +63,12 @@ def route(
 
 
 def _owner(settings: Settings) -> str:
-    """Return the database that owns the gitlab schema of the cursors, by its own rows where several may."""
+    """Return the database that owns the gitlab schema of the cursors; where several list it, by their own rows."""
     listed = [name for name, section in settings.databases.items() if _GITLAB_SCHEMA in section.gitlab_schemas]
     if not listed:
         raise UsageError(
-            f"no database of the settings lists the gitlab schema {_GITLAB_SCHEMA}",
-            remedy="add it to the gitlab_schemas of the one that rehash_moves writes, or name that with --database",
+            f"no database in the settings lists the gitlab schema {_GITLAB_SCHEMA}",
+            remedy="add it to gitlab_schemas of the database that rehash_moves writes, or give --database",
         )
     if len(listed) == 1:
         return listed[0]
@@ -76,6 +79,6 @@ def _serve(server: RouteServer) -> None:
     with server, stop_on_signals() as stop:
         answering = threading.Thread(target=server.serve_forever, name="route", daemon=True)
         answering.start()
-        log.get().info("answering", address=str(server.server_address[0]), port=server.port)
+        log.get().info("listening", address=str(server.server_address[0]), port=server.port)
         stop.wait()
         server.shutdown()

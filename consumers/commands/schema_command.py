@@ -1,4 +1,4 @@
-"""The commands of a backfill's three releases: expand, backfill, contract; each takes itself back with --down."""
+"""The commands of a backfill's three releases: expand, backfill, contract; --down undoes each."""
 
 from __future__ import annotations
 
@@ -33,44 +33,51 @@ from schemas.errors import Interrupted, Refused, UsageError
 from schemas.topics import group_name
 
 app = typer.Typer(
-    help="""Give a table a column with a value in every row, in three releases that hold up nobody.
+    help="""Add a NOT NULL column without blocking, in three releases.
 
-    `expand` adds the column, empty. `backfill` gives every row its value, by events. `contract` forbids rows without
-    one. Deploy the application that writes the column after `expand` and before `contract`. Each may be run again, goes
-    on where it was killed, and takes itself back with --down; out of order it is refused, with exit code 3.
+        headrace schema expand status_backfills
+
+    `expand` adds the column, `backfill` fills every row, `contract` forbids rows without a value. Deploy the
+    application that writes the column after `expand` and before `contract`. Each release can be run again, resumes
+    where it was killed, and is undone by --down; out of order it is refused, with exit code 3.
     """,
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="MIGRATION", help="A backfill's name.", show_default=False)]
-Down = Annotated[bool, typer.Option("--down", help="Take it back.")]
+Name = Annotated[str, typer.Argument(metavar="MIGRATION", help="The backfill's name.", show_default=False)]
+Down = Annotated[bool, typer.Option("--down", help="Undo the release.")]
 
 
 @app.command()
 def expand(migration: Name, down: Down = False, yes: Yes = False, as_json: Json = False, config: Config = None) -> None:
-    """Add the column, without a default and without NOT NULL, and the checks on it.
+    """Add the nullable column and its checks.
 
-    A statement of ours that waits for the table holds up everybody behind it, so none waits longer than the
-    migration's `lock_timeout_ms`; it is tried again, for `patience_seconds`. With --down, drop the column, unless it
-    has other values than the backfill's. Asks.
+        headrace schema expand status_backfills
+
+    A statement that waits for a lock on the table blocks all later ones, so none waits longer than the migration's
+    `lock_timeout_ms`; it is retried for `patience_seconds`. --down drops the column, after confirmation, unless it has
+    values other than the backfill's.
     """
     with _opened(migration, config) as site:
         if down:
-            _require_nobody(site)
+            _require_no_consumers(site)
             if not yes:
                 typer.confirm(
                     f"Drop column {site.kind.column} of {site.kind.table} in {site.database}?", abort=True, err=True
                 )
-        _tell(site, Release.EXPAND_DOWN if down else Release.EXPAND, as_json)
+        _execute(site, Release.EXPAND_DOWN if down else Release.EXPAND, as_json)
 
 
 @app.command()
 def backfill(migration: Name, down: Down = False, as_json: Json = False, config: Config = None) -> None:
-    """Give every row its value: work as a member until none is without, beside those that run.
+    """Fill the column in every row.
 
-    Waits for the producer to have read all. Members that run as services (`headrace consume MIGRATION`) go on after
-    it, and fill what an application still writes without a value. With --down, the next backfill reads all events
-    again; the values stay, since nobody could tell the application's from ours.
+        headrace schema backfill status_backfills
+
+    It works along with running consumers, and waits until the producer's snapshots are done. Consumers that run as
+    services (`headrace consume MIGRATION`) continue afterwards, and fill rows that an application still writes without
+    a value. With --down the next backfill reads all events again; the values stay, since the application's values
+    cannot be distinguished from the backfill's.
     """
     with _opened(migration, config) as site:
         if down:
@@ -78,9 +85,9 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
             return
         _require(site, Release.BACKFILL)
         if not site.settings.migration(migration).enabled:
-            raise Refused(f"{migration} is switched off", remedy="switch it on in its settings or environment")
+            raise Refused(f"{migration} is disabled", remedy="enable it in its settings or environment")
         if pauses.is_paused(site.settings, site.kind, site.database):
-            raise Refused(f"{migration} is paused", remedy=f"go on with `headrace resume {migration}`")
+            raise Refused(f"{migration} is paused", remedy=f"resume it with `headrace resume {migration}`")
         _record(site, complete=False)
         with display.progress(migration, site.settings, site.kind, site.database) as report:
             member = consumer_of(
@@ -98,8 +105,8 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
             except RowsLeft as error:
                 raise RowsLeft(
                     error.problem,
-                    remedy=f"if an application still writes such rows, leave `headrace consume {migration}` running;"
-                    f" else see `headrace parked list {migration}`, or `headrace snapshot {site.kind.table}`",
+                    remedy=f"if an application still writes such rows, keep `headrace consume {migration}` running;"
+                    f" else see `headrace dead-letters list {migration}`, or `headrace snapshot {site.kind.table}`",
                 ) from None
         if site.stopping.is_set():
             raise Interrupted(f"{migration} is not complete yet")
@@ -107,29 +114,32 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
         if as_json:
             print(json.dumps({**site.document(Release.BACKFILL), **asdict(totals)}))
         else:
-            print(f"every row of {site.kind.table} has a {site.kind.column}; {totals.applied:,} were given theirs")
+            print(f"every row of {site.kind.table} has a {site.kind.column}; {totals.applied:,} were filled")
 
 
 @app.command()
 def contract(migration: Name, down: Down = False, as_json: Json = False, config: Config = None) -> None:
-    """Forbid rows without a value, now that there are none; first every application has to write the column.
+    """Forbid rows without a value.
 
-    Refused while there are rows without. Where one was written in the last moment, the check is taken back. Afterwards
-    the migration is complete, and its members may be stopped. With --down, allow such rows again.
+        headrace schema contract status_backfills
+
+    Every application must write the column first. Refused while rows have no value; if one is written meanwhile, the
+    check is dropped again. Afterwards the migration is complete, and its consumers may be stopped. --down allows such
+    rows again.
     """
     with _opened(migration, config) as site:
         if down:
             _record(site, complete=False)
-            _tell(site, Release.CONTRACT_DOWN, as_json)
+            _execute(site, Release.CONTRACT_DOWN, as_json)
             return
         try:
-            _tell(site, Release.CONTRACT, as_json)
+            _execute(site, Release.CONTRACT, as_json)
         except RowsForbidThis as error:
             _carry_out(site, Release.CONTRACT_DOWN, lambda _done: None)
             raise OutOfOrder(
-                f"{error.problem}: they were written while it was added, and it was taken back",
+                f"{error.problem}: they were written while it was added, so it was dropped",
                 remedy=f"deploy the application that writes {site.kind.column} everywhere,"
-                f" run `headrace schema backfill {migration}`, then this again",
+                f" run `headrace schema backfill {migration}`, then `headrace schema contract {migration}` again",
             ) from None
         _record(site, complete=True)
 
@@ -158,12 +168,12 @@ class _Site:
 
 @contextlib.contextmanager
 def _opened(name: str, config: Path | None) -> Iterator[_Site]:
-    """Give the backfill its database, where headrace's own tables are made first."""
+    """Connect the backfill to its database, and create headrace's own tables there."""
     settings = load_settings(config)
     kind = catalog.migration_class(name)
     if not issubclass(kind, Backfill):
         there = ", ".join(sorted(name for name, each in catalog.migrations().items() if issubclass(each, Backfill)))
-        raise UsageError(f"{name} alters no table", remedy=f"those that do: {there or 'none'}")
+        raise UsageError(f"{name} is not a backfill", remedy=f"backfills: {there or 'none'}")
     log.configure()
     database = catalog.target_database(settings, kind)
     section = settings.database(database)
@@ -179,13 +189,13 @@ def _require(site: _Site, release: Release) -> None:
         raise refused
 
 
-def _require_nobody(site: _Site) -> None:
+def _require_no_consumers(site: _Site) -> None:
     if alive := members(site.settings.kafka, group_name(site.settings.prefix, site.kind.name)):
-        raise MembersAlive(f"{site.kind.name} has members alive: {', '.join(alive)}")
+        raise MembersAlive(f"{site.kind.name} has running consumers: {', '.join(alive)}")
 
 
 def _record(site: _Site, *, complete: bool) -> None:
-    """Record whether the migration is complete: only once rows without a value are forbidden can none come any more."""
+    """Record whether the migration is complete: it is only once rows without a value are forbidden."""
     site.connection.execute(
         "UPDATE headrace.migrations SET completed_at = CASE WHEN %s THEN coalesce(completed_at, now()) END"
         " WHERE name = %s",
@@ -200,18 +210,18 @@ def _withdraw(site: _Site, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**site.document(Release.BACKFILL_DOWN), "run": run}))
     elif begun:
-        print(f"the next backfill of {site.kind.table} is run {run}, and reads all events again; the values stay")
+        print(f"the next backfill of {site.kind.table} is run {run} and reads all events again; the values stay")
     else:
-        print(f"nothing to take back: no run of {site.kind.name} has read events")
+        print(f"nothing to undo: no run of {site.kind.name} has read events")
 
 
-def _tell(site: _Site, release: Release, as_json: bool) -> None:
-    """Carry a release out and say what was done: as it is done, or in JSON at the end."""
+def _execute(site: _Site, release: Release, as_json: bool) -> None:
+    """Execute a release and print its steps: each as it is done, or all in JSON at the end."""
     if as_json:
         done = _carry_out(site, release, lambda _done: None)
         print(json.dumps({**site.document(release), "done": [asdict(each) for each in done]}))
     elif not _carry_out(site, release, _say):
-        print(f"{release} of {site.kind.name}: nothing was left to do")
+        print(f"{release} of {site.kind.name}: already up to date")
 
 
 def _carry_out(site: _Site, release: Release, say: Callable[[Done], object]) -> list[Done]:
@@ -225,7 +235,7 @@ def _say(done: Done) -> None:
 
 
 def _until_complete(kind: type[Backfill]) -> type[Backfill]:
-    """Return the backfill as one that has an end: when no row is without a value."""
+    """Return the backfill as a migration that is complete once every row has a value."""
 
     class UntilComplete(kind):  # type: ignore[valid-type, misc]
         continuous = False

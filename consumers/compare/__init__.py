@@ -1,1 +1,1 @@
-"""Comparing topics with tables."""
+"""Compares topics with tables."""

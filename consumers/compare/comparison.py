@@ -1,11 +1,11 @@
-"""Whether a topic holds what its table holds, row by row, while both are live.
+"""Compares a table with its topic, row by row, while both are live.
 
-First checksums: the topic is folded up to its present ends, and the table's ranges are compared with that. Keys that
-differ, because of a fault or because they were changed meanwhile, are looked at again, all under one snapshot S whose
-log position is noted behind it, once the stream has passed that position: every transaction that S sees is in the
-topic then. A key is judged only if its last event is from before S: its commit is before that position and its
-transaction, however old, is none that S hides; or, of an event without one, the record was in the topic before S was
-taken. The others were changed meanwhile, and are looked at once more.
+First by checksums: the topic is folded up to its current ends and compared with the table's ranges. Keys that differ,
+because of a fault or because they were changed meanwhile, are read again under one snapshot S, whose WAL position is
+read after it, and compared once the stream has passed that position: then every transaction that S sees is in the
+topic. A key is judged only if its last event is from before S: it committed before that position, and its transaction,
+however old, is visible to S; or the event has no transaction, and its record was in the topic before S was taken. The
+other keys were changed meanwhile, and are compared again.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from schemas.xid_snapshot import Hidden, Snapshot
 
 _RANGE_ROWS: Final = 50_000
 _MOST: Final = 200_000
-"""Of so many differing keys the topic is not this table's."""
+"""With more differing keys, the topic belongs to another table."""
 _ROUNDS: Final = 10
-"""How often a key that changes all the while is looked at again."""
+"""The comparisons of a key that keeps changing."""
 _STREAM_SECONDS: Final = 60.0
 
 
 class TopicDiffers(HeadraceError):
-    """Read what differs again with --repair; rows that only the topic has go with `headrace snapshot TABLE --anew`."""
+    """Re-snapshot them with --repair; remove extra rows of the topic with `headrace snapshot TABLE --from-scratch`."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What came out; keys as their columns. `unsettled` were changed each time they were looked at."""
+    """The result of a comparison, with keys as their columns; `unsettled` keys changed during every comparison."""
 
     table: str
     database: str
@@ -62,7 +62,7 @@ class Comparison:
     extra: list[dict[str, object]] = field(default_factory=list)
     differing: list[dict[str, object]] = field(default_factory=list)
     columns: list[list[str]] = field(default_factory=list)
-    """For each differing key the columns that differ."""
+    """The columns that differ, for each key in `differing`."""
     unsettled: int = 0
 
     @property
@@ -72,10 +72,10 @@ class Comparison:
 
 
 def compare(settings: Settings, database: str, table: str, stopping: threading.Event) -> Comparison:
-    """Compare a source's table with its topic; writes one heartbeat into the log, and nothing else.
+    """Compare a source's table with its topic; write heartbeats and nothing else.
 
-    Raises UsageError when one of them is not there, and HeadraceError when the producer does not go on or nearly
-    nothing agrees. Needs about 200 bytes of memory a row.
+    Raises UsageError if the table or the topic does not exist, and HeadraceError if the producer makes no progress or
+    most rows differ. Needs about 200 bytes of memory per row.
     """
     section = settings.database(database)
     gitlab_schema = gitlab_schema_of(table, section.gitlab_schemas, section.table_schemas)
@@ -97,7 +97,7 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
 
 
 def source_of(settings: Settings, table: str) -> str:
-    """Return the database that is the source of `table`; raises UsageError when that is none or several."""
+    """Return the database that is the source of `table`; raises UsageError unless there is exactly one."""
     names = [
         name
         for name, database in settings.databases.items()
@@ -106,8 +106,8 @@ def source_of(settings: Settings, table: str) -> str:
     if len(names) == 1:
         return names[0]
     raise UsageError(
-        f"{table} is captured from {', '.join(names) or 'no database of the settings'}",
-        remedy="name it with --database" if names else "list it under databases.<name>.tables",
+        f"{table} is captured from {', '.join(names) or 'no database in the settings'}",
+        remedy="choose one with --database" if names else "list it under databases.<name>.tables",
     )
 
 
@@ -123,7 +123,7 @@ class _Decoders(dict[int, Decoder]):
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What a snapshot shows: what was committed before the log position behind it, but for what it hides."""
+    """The transactions that a snapshot sees: those committed before the WAL position, except the hidden ones."""
 
     lsn: Lsn
     hidden: Hidden
@@ -155,7 +155,7 @@ class _Comparing:
         self._log = log.get(table=table, database=database)
 
     def run(self) -> Comparison:
-        def told() -> None:
+        def check() -> None:
             if self._stopping.is_set():
                 raise Interrupted("the comparison was stopped")
 
@@ -163,7 +163,7 @@ class _Comparing:
         sums = self._topic.checksums(self._topic.ends(), self._rows.row_fields)
         again: list[bytes] = []
         for keys, rows in self._rows.ranges(_RANGE_ROWS):
-            told()
+            check()
             self._result.rows += len(keys)
             again += [key for key, row in zip(keys, rows, strict=True) if sums.pop(key, None) != hash(row)]
         again += sums
@@ -174,8 +174,8 @@ class _Comparing:
         for _ in range(_ROUNDS):
             if not again:
                 break
-            told()
-            again = self._look_again(again, told)
+            check()
+            again = self._compare_again(again, check)
         self._result.unsettled = len(again)
         return self._result
 
@@ -184,21 +184,21 @@ class _Comparing:
         snapshot = state.snapshots.get(self._result.table) if state else None
         if snapshot is None:
             raise UsageError(
-                f"no producer of {self._database} has read {self._result.table}",
+                f"no producer of {self._database} has snapshotted {self._result.table}",
                 remedy=f"start it with `headrace produce {self._database}`",
             )
         if not snapshot.done:
             raise HeadraceError(
-                f"{self._result.table} is not read to its end: {snapshot.chunks_done} of {snapshot.chunks} chunks",
-                remedy="compare when `headrace status` shows its snapshot done",
+                f"the snapshot of {self._result.table} is not done: {snapshot.chunks_done} of {snapshot.chunks} chunks",
+                remedy="compare once `headrace status` shows it done",
             )
 
-    def _look_again(self, keys: list[bytes], told: Any) -> list[bytes]:
+    def _compare_again(self, keys: list[bytes], check: Any) -> list[bytes]:
         """Judge the keys that can be judged now; return the others."""
         left = []
         while keys:
             before = self._topic.ends()
-            rows, looked, moment = self._rows.rows(keys, told)
+            rows, looked, moment = self._rows.rows(keys, check)
             hidden = Hidden(Snapshot.parse(moment.snapshot), self._wait_for_stream(moment))
             latest, later, truncates = self._topic.latest(self._topic.ends(), set(keys[:looked]), RANGE_BYTES)
             truncated = max((self._event(value).source.position for value in truncates), default=None)
@@ -210,8 +210,8 @@ class _Comparing:
         return left
 
     def _wait_for_stream(self, moment: Moment) -> int:
-        """Wait until the stream has passed the moment; return a transaction id given out behind it."""
-        # Of the heartbeat's own making, so that an idle source has something to pass.
+        """Wait until the stream has passed the moment; return a transaction id assigned after it."""
+        # The heartbeat gives the stream of an idle source something to pass.
         with self._connection.transaction():
             beat(self._connection)
             row = self._connection.execute("SELECT pg_current_xact_id()::text").fetchone()
@@ -224,8 +224,8 @@ class _Comparing:
                 return int(row[0])
             if time.monotonic() > deadline:
                 raise HeadraceError(
-                    f"the producer of {self._database} does not go on, and rows that differ cannot be judged without",
-                    remedy=f"start it with `headrace produce {self._database}`, or see why it is behind",
+                    f"cannot compare rows that differ: the producer of {self._database} makes no progress",
+                    remedy=f"start it with `headrace produce {self._database}`, or find out why it lags",
                 )
             if self._stopping.wait(0.05):
                 raise Interrupted("the comparison was stopped")
@@ -239,22 +239,24 @@ class _Comparing:
         sight: _Sight,
         truncated: Position | None,
     ) -> bool:
-        """Note a difference, if there is one; return whether the key could be judged."""
-        told: ChangeEvent | None = None
+        """Record the difference, if there is one; return whether the key could be judged."""
+        event: ChangeEvent | None = None
         unreadable = False
         if last is not None and last.value is not None:
             try:
-                told = self._event(last.value)
+                event = self._event(last.value)
             except Malformed:
                 unreadable = True
-        there_before = last is None or last.offset < before.get(last.partition, 0)
-        seen = there_before if told is None or told.source.xid is None else sight.shows(told.source)
+        was_there = last is None or last.offset < before.get(last.partition, 0)
+        seen = was_there if event is None or event.source.xid is None else sight.shows(event.source)
         if not seen:
             return False
-        if told is not None and (told.op is Op.DELETE or (truncated is not None and told.source.position < truncated)):
-            told = None
+        if event is not None and (
+            event.op is Op.DELETE or (truncated is not None and event.source.position < truncated)
+        ):
+            event = None
         columns = self._rows.key_of(key)
-        after = told.after if told is not None else None
+        after = event.after if event is not None else None
         if row is None and (after is not None or unreadable):
             self._result.extra.append(columns)
         elif row is not None and after is None and not unreadable:
@@ -270,10 +272,10 @@ class _Comparing:
         return self._decoders[split_wire(value)[0]].decode(value)
 
 
-def _differing(row: Mapping[str, object], told: Mapping[str, object]) -> list[str]:
-    """Return the columns that differ, of those that the event tells."""
+def _differing(row: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """Return the columns that differ, among those that the event contains."""
     return [
         name
         for name, value in row.items()
-        if name in told and told[name] is not UNCHANGED and told[name] != value and repr(told[name]) != repr(value)
+        if name in after and after[name] is not UNCHANGED and after[name] != value and repr(after[name]) != repr(value)
     ]

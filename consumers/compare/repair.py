@@ -1,4 +1,4 @@
-"""Putting a topic right: its producer is asked to read the rows that differ again (`infra.state.snapshot_requests`)."""
+"""Repairs a topic: requests a re-snapshot of the rows that differ (`infra.state.snapshot_requests`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from infra.state.snapshot_requests import SnapshotRequest, send_request
 
 
 def request_repair(settings: Settings, found: Comparison) -> int:
-    """Ask for every row that is missing in the topic or differs; return how many. A duplicate reads them once more.
+    """Request a re-snapshot of every row that is missing in the topic or differs; return how many.
 
-    Rows that only the topic has stay there: a range read again shows no row for them.
+    A second call requests them again. Extra rows of the topic stay: a re-snapshot of their range has no row for them.
     """
     keys = [*found.missing, *found.differing]
     dsn = settings.database(found.database).dsn.get_secret_value()

@@ -1,4 +1,4 @@
-"""A table's rows as its producer would encode them, read in key ranges, each in a short transaction of its own."""
+"""Reads a table's rows by key range, each in a short transaction, and encodes them as the producer does."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ _COLUMNS: Final = """
      WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
 _MOMENT: Final = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
-"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
+"""One query, so that its snapshot, which is the transaction's, is taken before the WAL position is read."""
 _AT_ONCE: Final = 5_000
 RANGE_BYTES: Final = 32 << 20
-"""What COPY may send at once, of a row at least."""
+"""The most that COPY sends at a time, but at least one row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a transaction saw (pg_snapshot's text form), and the log's insert position noted behind that."""
+    """A transaction's snapshot (pg_snapshot's text form), and the WAL insert position read after it."""
 
     snapshot: str
     lsn: Lsn
 
 
 class TableRows:
-    """One table. Keys are message keys without the schema's id. Raises UsageError when there is no such table."""
+    """One table. Keys are message keys without the schema's id. Raises UsageError if the table does not exist."""
 
     def __init__(self, connection: Connection, table: str, gitlab_schema: str, key: Sequence[str]) -> None:
         self._connection = connection
         schema, _, name = table.partition(".")
         found = connection.execute(_FIND, (schema, name)).fetchone()
         if found is None:
-            raise UsageError(f"there is no table {table} in the database", remedy="name it as schema.table")
+            raise UsageError(f"the database has no table {table}", remedy="give its name as schema.table")
         oid, partitioned = found
         columns = connection.execute(_COLUMNS, (oid,)).fetchall()
         self._types = {name: kind for name, _, _, kind in columns}
@@ -71,14 +71,14 @@ class TableRows:
         self._decoder = Decoder(self._encoder.value_schema)
         self._keys = KeyDecoder(self._encoder.key_schema)
         self._key = list(key)
-        # A table has its own rows alone in the stream, not those of tables that inherit from it.
+        # The stream has only the table's own rows, not those of tables that inherit from it.
         self._from = sql.SQL("" if partitioned else "ONLY ") + sql.Identifier(schema, name)
         self._key_columns = [sql.Identifier("t", column) for column in key]
         order = key_order(connection, oid, key)
         if order is None:
             raise UsageError(
-                f"the key ({', '.join(key)}) of the topic of {table} has no unique index any more",
-                remedy="make one, or see with `headrace check` what becomes of the table",
+                f"the key ({', '.join(key)}) of the topic of {table} no longer has a unique index",
+                remedy="create one, or see the table's state in `headrace check`",
             )
         self._order = order
         self._ascending = ascending(self._key_columns, order)
@@ -86,7 +86,7 @@ class TableRows:
 
     @property
     def row_fields(self) -> object:
-        """The fields of a row's Avro record, by which events of another shape are told."""
+        """The fields of a row's Avro record, by which events with another schema are recognised."""
         return row_record(self._encoder.value_schema)["fields"]
 
     def key_of(self, key: bytes) -> dict[str, object]:
@@ -98,7 +98,7 @@ class TableRows:
         return dict(self._decoder.decode(self._prefix + row).after or {})
 
     def ranges(self, rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Yield the keys and the encoded rows of range after range: `rows` of them, fewer where they are wide."""
+        """Yield the keys and the encoded rows of each range: `rows` of them, or fewer if they are wide."""
         after: Sequence[str] | None = None
         planned = rows
         while True:
@@ -122,11 +122,11 @@ class TableRows:
             if lines.rows:
                 planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
 
-    def rows(self, keys: Sequence[bytes], told: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
-        """Return those of the first of `keys` that have a row, how many keys those are, and what snapshot saw them.
+    def rows(self, keys: Sequence[bytes], check: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
+        """Return the rows of the first of `keys`, how many keys were looked up, and the snapshot that was used.
 
-        They are all of them, unless their rows are too large to be held at once. `told` is called before each part of
-        it, and stops all by raising.
+        All keys are looked up unless their rows are too large for memory. `check` is called before each part; if it
+        raises, the lookup ends.
         """
         found: dict[bytes, bytes] = {}
         size = start = 0
@@ -136,9 +136,9 @@ class TableRows:
             assert row is not None
             moment = Moment(str(row[0]), parse_lsn(row[1]))
             while start < len(keys) and size < RANGE_BYTES:
-                told()
+                check()
                 part = keys[start : start + at_once]
-                # A query that is canceled would end the transaction, and with it the snapshot.
+                # Without a savepoint, a canceled query would end the transaction, and with it the snapshot.
                 self._connection.execute("SAVEPOINT part")
                 lines = self._copy(self._wanted(part))
                 self._connection.execute("ROLLBACK TO SAVEPOINT part")

@@ -1,4 +1,4 @@
-"""What a topic says of a table's rows: every key's last event, read without a group and without a trace."""
+"""Reads the last event of every key of a table's topic, without a consumer group and without side effects."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from schemas.wire import HEADER_BYTES, split_wire
 _AT_ONCE: Final = 10_000
 _TIMEOUT: Final = 30.0
 _NEW_ROW: Final = b"\x00\x00\x02"
-"""How the rest of a record behind its times starts when nothing is left out, no old row is told, and a new one is."""
+"""The bytes after a record's times if no value is left out, the old row is absent and the new row is present."""
 _GONE: Final = frozenset(b"dt")
 
 Ends = Mapping[int, int]
-"""Partition → the offset behind its last record."""
+"""Partition → the offset after its last record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class TopicRows:
         self._schema = schema
 
     def ends(self) -> dict[int, int]:
-        """Return where the partitions end now, with what is committed and not shown everywhere yet."""
+        """Return the current ends of the partitions, records included that are committed but not readable yet."""
         return topics.written_offsets(self._settings, self._topic)
 
     def checksums(self, ends: Ends, row_fields: object) -> dict[bytes, int | None]:
-        """Return key → a checksum of its row's bytes as `ends` has it; None where the bytes cannot be compared.
+        """Return key → a checksum of its row's bytes before `ends`; None if the bytes cannot be compared.
 
-        They can where the event was written with `row_fields`, tells all of the new row and nothing of the old one.
-        Keys that are deleted are not there; truncates are left to `latest`.
+        They can if the event was written with `row_fields`, and has the whole new row and no old one. Deleted keys are
+        left out; truncates are ignored, see `latest`.
         """
         sums: dict[bytes, int | None] = {}
         read = HeaderReader()
@@ -85,10 +85,10 @@ class TopicRows:
     def latest(
         self, ends: Ends, keys: Collection[bytes], most: int
     ) -> tuple[dict[bytes, Latest], set[bytes], list[bytes]]:
-        """Return the last record of each of `keys`, where there is one, and the records of all truncates.
+        """Return the last records of `keys`, the keys left out, and the records of all truncates.
 
-        Between them stand the keys that were left out, since values of more than `most` bytes, or one, are not held
-        at once. A delete's event stands for the tombstone behind it, since it has a position.
+        Keys are left out if the values exceed `most` bytes; one value is always returned. A delete's event is returned
+        instead of the tombstone after it, since it has a position.
         """
         found: dict[bytes, Latest] = {}
         left_out: set[bytes] = set()
@@ -120,13 +120,13 @@ class TopicRows:
         with clients.reading(
             self._settings,
             enable_partition_eof=True,
-            queued_max_messages_kbytes=16_384,  # 64 MB by default, which cost twice that
+            queued_max_messages_kbytes=16_384,  # the default of 64 MB takes twice that much memory
         ) as client:
             client.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in left])
             while left:
                 first = client.poll(_TIMEOUT)
                 if first is None:
-                    raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
+                    raise BrokerUnavailable(f"Kafka stopped responding while topic {self._topic} was read")
                 batch = []
                 for record in [first, *client.consume(_AT_ONCE, timeout=0)]:
                     error, partition = record.error(), record.partition()

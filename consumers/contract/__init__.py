@@ -1,1 +1,1 @@
-"""The contract with authors of migrations: what they write, and how that is found and checked."""
+"""The API for authors of migrations, and the discovery and checking of what they write."""

@@ -1,7 +1,7 @@
-"""A column that a table gets in three releases: its value for every row that has none (seed 004).
+"""The base class of a migration that fills a new column in three releases (seed 004).
 
-A backfill only declares its column. `headrace schema expand` adds it, this migration gives the value to the rows
-without one, `headrace schema contract` forbids rows without one; the statements are in consumers/schema/plan.py.
+A backfill only declares its column. `headrace schema expand` adds the column, this migration sets the value in rows
+that have none, and `headrace schema contract` forbids rows without one. consumers/schema/plan.py has the statements.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _TRUNCATED: Final = Skip("truncated")
 _HAS_ONE: Final = Skip("has a value")
 
 _NAME_BYTES: Final = 63
-"""How long a name may be in PostgreSQL; it cuts off what is longer."""
+"""The maximum length of a name in PostgreSQL, which truncates longer ones."""
 
 
 class NotExpanded(Refused):
-    """Add the column first, with `headrace schema expand`."""
+    """Add the column first with `headrace schema expand`."""
 
 
 class BackfillOptions(Options):
-    """How gently the table is altered.
+    """Limits for altering the table.
 
-    `lock_timeout_ms`: how long a statement waits for a lock, and keeps all others waiting who come behind it.
-    `patience_seconds`: for how long it is tried again; then the command fails, and goes on when it is run again.
+    `lock_timeout_ms`: how long a statement waits for a lock, during which all later lock requests wait too.
+    `patience_seconds`: how long the command retries before it fails. Running it again continues.
     """
 
     not_deciding: ClassVar[tuple[str, ...]] = ("lock_timeout_ms", "patience_seconds")
@@ -46,36 +46,35 @@ class BackfillOptions(Options):
 
 
 class Backfill(Migration):
-    """Give a column its value in every row that has none.
+    """Sets the value of a column in every row that has none.
 
-    Goes on for good: as long as an application runs that does not know the column, it adds rows without a value.
+    It is continuous, since an application that does not know the column keeps adding rows without a value.
     """
 
     table: ClassVar[str]
-    """As `schema.table`; it may be partitioned."""
+    """The table, as `schema.table`. It may be partitioned."""
 
     key: ClassVar[tuple[tuple[str, LiteralString], ...]]
-    """The columns of the table's key, each with its type; one that is not PostgreSQL's own with its schema."""
+    """The columns of the table's key, each with its type. Qualify types that are not built in."""
 
     column: ClassVar[str]
     column_type: ClassVar[LiteralString]
-    """With its schema where it is not PostgreSQL's own."""
+    """The column's type. Qualify a type that is not built in."""
 
     value: ClassVar[object]
-    """What a row without a value gets."""
+    """The value for rows that have none."""
 
     checks: ClassVar[tuple[tuple[str, LiteralString], ...]] = ()
-    """What `expand` makes sure of: a name, and a condition in SQL. `length` becomes check_<table>_<column>_length."""
+    """Check constraints `expand` adds, as (name, SQL condition). `length` becomes check_<table>_<column>_length."""
 
     continuous = True
     options_type = BackfillOptions
     options: BackfillOptions
 
     def __init_subclass__(cls) -> None:
-        """Derive what every migration declares."""
+        """Derive the declarations every migration needs."""
         super().__init_subclass__()
-        # What is wrong with a declaration is said when the class is found (consumers/contract/declarations.py), not
-        # here.
+        # Discovery reports an invalid declaration (consumers/contract/declarations.py), not the class definition.
         with contextlib.suppress(AttributeError, TypeError, ValueError):
             cls.tables = (cls.table,)
             cls.columns = (*dict(cls.key), cls.column)
@@ -88,25 +87,25 @@ class Backfill(Migration):
 
     @classmethod
     def constraint(cls, check: str) -> str:
-        """Return the name of a check: the seed's, its front part cut where PostgreSQL allows no more."""
+        """Return the constraint name of a check, as in the seed; its beginning is truncated to PostgreSQL's limit."""
         table = cls.table.split(".", 1)[1]
         front = f"check_{table}_{cls.column}".encode()[: _NAME_BYTES - len(check) - 1]
         return f"{front.decode(errors='ignore')}_{check}"
 
     def decide(self, event: ChangeEvent) -> Decision:
-        """Change a row that has no value as far as the event says; see Migration.decide."""
+        """Change a row that has no value in the event; see Migration.decide."""
         row = event.after
         if row is None:
             return _TRUNCATED if event.op is Op.TRUNCATE else _DELETED
-        # An event from before the column was added has none either.
+        # An event from before the column was added has no value either.
         value = row.get(self.column)
         if value is not None and value is not UNCHANGED:
             return _HAS_ONE
         return Change(tuple(row[name] for name, _ in self.key))
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Set the value in the rows that still have none; see Migration.apply."""
-        # In the order of the key, so that two members never wait for each other's rows crosswise.
+        """Set the value in rows that still have none; see Migration.apply."""
+        # In key order, so that two consumers do not deadlock.
         keys: list[Any] = sorted({change.key for change in changes})
         try:
             cursor.execute(
@@ -119,7 +118,7 @@ class Backfill(Migration):
         return cursor.rowcount
 
     def remaining(self, cursor: Cursor) -> int:
-        """Count the rows without a value: all of them, as long as there is no such column."""
+        """Count the rows without a value; all rows if the column does not exist."""
         cursor.execute(
             "SELECT EXISTS (SELECT FROM pg_attribute"
             " WHERE attrelid = %s::regclass AND attname = %s AND NOT attisdropped)",
@@ -137,7 +136,7 @@ _OPERATORS: Final[dict[type[Backfill], tuple[Operators, ...]]] = {}
 
 
 def _operators(cursor: Cursor, kind: type[Backfill]) -> tuple[Operators, ...]:
-    """Return the key's operators, asked once; none where all its types are PostgreSQL's own."""
+    """Return the key's operators, looked up once; empty if all its types are built in."""
     if all("." not in of_type for _, of_type in kind.key):
         return ()
     if kind not in _OPERATORS:

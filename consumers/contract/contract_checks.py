@@ -1,9 +1,9 @@
-"""Calls a migration's methods and checks its contract there: what they return, and that `apply` keeps its transaction.
+"""Calls a migration's methods and checks their contract: return values, and that `apply` keeps its transaction.
 
-Every caller of a migration's methods goes through here, but the planner, which calls `decide` for each event itself and
-asks here about what is not plainly right. A breach is raised as ContractBroken before anything is committed, with the
-file and line of the author's code; the log has the traceback, without the exception's message, which may quote values
-of a row. An error of the database is raised as it is, with the place as a note.
+All callers use this module, except that the planner calls `decide` itself and uses this module only for unusual
+results. A violation raises ContractBroken before anything is committed, with the file and line of the author's code.
+The log has the traceback without the exception's message, which may quote values of a row. A database error is
+reraised with the place as a note.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from consumers.contract.decisions import Change, Park, Skip
+from consumers.contract.decisions import Change, DeadLetter, Skip
 from infra.service import log
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
@@ -39,20 +39,20 @@ _DRIVER_SAYS: Final = re.compile(
     r"|positional and named placeholders cannot be mixed|cannot adapt type '[\w.]+'|cannot insert multiple commands"
     r"|the last operation didn't produce (a result|records)|the cursor is closed"
 )
-"""What the driver says of a wrong call, as far as it quotes nothing."""
+"""The driver's messages about incorrect calls that quote no values."""
 
 
 class ContractBroken(HeadraceError):
-    """Correct the migration, install it and start again: nothing was written."""
+    """Fix the migration, install it and restart: nothing was written."""
 
 
 _ENDED_REMEDY: Final = (
-    "take COMMIT, ROLLBACK and BEGIN out of it; what it committed is not in the ledger, and is applied again"
+    "remove COMMIT, ROLLBACK and BEGIN from it; what it committed is not in the ledger and will be applied again"
 )
 
 
 def undecided(migration: Migration, event: ChangeEvent, error: Exception) -> Exception:
-    """Return what is raised where the migration's `decide` raised `error`: our own errors as they are."""
+    """Return the exception to raise if `decide` raised `error`; a HeadraceError is returned unchanged."""
     if isinstance(error, HeadraceError):
         return error
     where = f" for an event of {event.source.table} at {event.source.position}"
@@ -60,23 +60,23 @@ def undecided(migration: Migration, event: ChangeEvent, error: Exception) -> Exc
 
 
 def require_decision(migration: Migration, decision: object) -> None:
-    """Raise ContractBroken unless what `decide` returned is a decision."""
+    """Raise ContractBroken unless `decide` returned a decision."""
     if isinstance(decision, Change):
         return
-    if not isinstance(decision, Skip | Park):
-        raise _returned(migration, "decide", decision, "a Skip, a Change or a Park")
+    if not isinstance(decision, Skip | DeadLetter):
+        raise _returned(migration, "decide", decision, "a Skip, a Change or a DeadLetter")
     if not isinstance(decision.reason, str):
-        raise _returned(migration, "decide", decision.reason, "a text", "as the reason of its decision ")
+        raise _returned(migration, "decide", decision.reason, "a string", "as the reason of its decision ")
 
 
 def apply(migration: Migration, cursor: Cursor, changes: Sequence[Change]) -> int:
-    """Apply `changes` within the cursor's transaction; return how many of them changed something.
+    """Apply `changes` in the cursor's transaction; return how many of them changed something.
 
-    Raises ContractBroken, and whatever the database refuses. Whether the transaction is still the same one only the
-    server knows: see `require_held`.
+    Raises ContractBroken and database errors. Only the server knows whether the transaction is still the same: see
+    `require_held`.
     """
     connection = cursor.connection
-    # A cursor of its own: one that it closes, or whose rows it wants as dicts, is not the caller's then.
+    # A separate cursor, since `apply` may close it or change its row factory.
     with connection.cursor() as own:
         try:
             applied = migration.apply(own, changes)
@@ -87,22 +87,22 @@ def apply(migration: Migration, cursor: Cursor, changes: Sequence[Change]) -> in
     _require_count(migration, "apply", applied)
     if applied > len(changes):
         problem = f"apply() returned {applied} for {len(changes)} changes"
-        raise _broken(migration, "apply", problem, "count the changes that changed something, at most all of them")
+        raise _broken(migration, "apply", problem, "return how many of the changes changed something")
     return applied
 
 
 def remaining(migration: Migration, cursor: Cursor) -> int:
-    """Return how many rows are left to change. Raises as `apply` does."""
+    """Return how many rows remain to be changed. Raises as `apply` does."""
     return _counted(migration, "remaining", cursor)
 
 
 def take_up(migration: Migration, cursor: Cursor, names: Sequence[str]) -> int:
-    """Have the migration's `work` try again what it gave up; return how much. Raises as `apply` does."""
+    """Make the migration's `work` retry what it gave up; return how many. Raises as `apply` does."""
     return _counted(migration, "take_up", cursor, names)
 
 
 def given_up(migration: Migration, cursor: Cursor) -> list[tuple[str, str, datetime]]:
-    """Return what the migration's `work` gave up: name, reason, and since when. Raises as `apply` does."""
+    """Return what the migration's `work` gave up, as (name, reason, since). Raises as `apply` does."""
     found = _called(migration, "given_up", cursor)
     rows = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else None
     if rows is None or not all(isinstance(row, tuple) and _types_of(row) == (str, str, datetime) for row in rows):
@@ -111,7 +111,7 @@ def given_up(migration: Migration, cursor: Cursor) -> list[tuple[str, str, datet
 
 
 def unready(migration: Migration, settings: Settings) -> list[HeadraceError]:
-    """Return what keeps the migration's `work` from starting here. Raises ContractBroken."""
+    """Return the reasons why the migration's `work` cannot start here. Raises ContractBroken."""
     try:
         found: list[object] = list(migration.unready(settings))
     except Exception as error:
@@ -124,7 +124,7 @@ def unready(migration: Migration, settings: Settings) -> list[HeadraceError]:
 
 
 def work_status(migration: Migration, cursor: Cursor, kind: type[S]) -> S:
-    """Return how far the migration's `work` is, a `kind`. Raises as `apply` does."""
+    """Return the progress of the migration's `work`, a `kind`. Raises as `apply` does."""
     found = _called(migration, "work_status", cursor)
     if not isinstance(found, kind):
         raise _returned(migration, "work_status", found, f"a {kind.__name__}")
@@ -132,7 +132,7 @@ def work_status(migration: Migration, cursor: Cursor, kind: type[S]) -> S:
 
 
 def work(migration: Migration, outside: Outside, pace: type[P]) -> Generator[P]:
-    """Yield what the migration's `work` yields, each a `pace`. Raises ContractBroken when it is not."""
+    """Yield from the migration's `work`. Raises ContractBroken for anything that is not a `pace`."""
     try:
         steps = iter(migration.work(outside))
     except Exception as error:
@@ -156,18 +156,18 @@ def work(migration: Migration, outside: Outside, pace: type[P]) -> Generator[P]:
 
 
 def still_held(cursor: Cursor) -> bool:
-    """Ask whether the transaction is still the one that took the fence, where no later statement of it says so."""
+    """Return whether the transaction is still the one that took the fence, if no later statement returned that."""
     return cursor.execute("SELECT pg_catalog.current_setting('headrace.fenced', true)").fetchone() != ("",)
 
 
 def require_held(migration: Migration, held: bool) -> None:
-    """Raise ContractBroken unless the transaction after `apply` is the one before it: see `fence.hold`."""
+    """Raise ContractBroken unless `apply` kept its transaction (`held`); see `fence.hold`."""
     if not held:
-        raise _broken(migration, "apply", "apply() ended the transaction that it was called in", _ENDED_REMEDY)
+        raise _broken(migration, "apply", "apply() ended the transaction it was called in", _ENDED_REMEDY)
 
 
 def _called(migration: Migration, method: str, cursor: Cursor, *arguments: object) -> object:
-    """Call a method that is asked now and then, within a savepoint, which an end of the transaction takes away."""
+    """Call a method in a savepoint, which disappears if the method ends the transaction."""
     connection = cursor.connection
     try:
         with connection.transaction():
@@ -178,7 +178,7 @@ def _called(migration: Migration, method: str, cursor: Cursor, *arguments: objec
                 raise
             _require_transaction(migration, method, connection)
     except psycopg.errors.InvalidSavepointSpecification as error:
-        ended = f"{method}() ended the transaction that it was called in"
+        ended = f"{method}() ended the transaction it was called in"
         raise _broken(migration, method, ended, _ENDED_REMEDY) from error
     return result
 
@@ -191,25 +191,25 @@ def _require_count(migration: Migration, method: str, count: object) -> int:
     if not isinstance(count, int) or isinstance(count, bool):
         raise _returned(migration, method, count, "a number of rows")
     if count < 0:
-        raise _broken(migration, method, f"{method}() returned {count}, which is no number of rows")
+        raise _broken(migration, method, f"{method}() returned {count}, which is not a number of rows")
     return count
 
 
 def _require_transaction(migration: Migration, method: str, connection: psycopg.Connection[Any]) -> None:
     status = connection.info.transaction_status
     if status == TransactionStatus.INTRANS or connection.closed:
-        return  # a connection that is lost says so at the next statement
+        return  # a lost connection raises at the next statement
     if status == TransactionStatus.IDLE:
-        raise _broken(migration, method, f"{method}() ended the transaction that it was called in", _ENDED_REMEDY)
+        raise _broken(migration, method, f"{method}() ended the transaction it was called in", _ENDED_REMEDY)
     if status == TransactionStatus.INERROR:
-        problem = f"{method}() caught an error of the database and went on, but the transaction is lost"
-        raise _broken(migration, method, problem, "catch it around `with cursor.connection.transaction():`")
-    connection.close()  # nothing but this ends a COPY or a stream that was left open
-    raise _broken(migration, method, f"{method}() left a COPY or a stream open", "end it before you return")
+        problem = f"{method}() caught a database error and continued, but the transaction is aborted"
+        raise _broken(migration, method, problem, "catch it outside `with cursor.connection.transaction():`")
+    connection.close()  # the only way to end an open COPY or stream
+    raise _broken(migration, method, f"{method}() left a COPY or a stream open", "close it before returning")
 
 
 def _note(migration: Migration, method: str, error: Exception, connection: psycopg.Connection[Any] | None) -> None:
-    """Note on an error of the database where it came from. Raises ContractBroken for any other but our own."""
+    """Add the place to a database error. Raises ContractBroken for any error that is not a HeadraceError."""
     if isinstance(error, HeadraceError):
         return
     if not isinstance(error, psycopg.Error) or _misused(error, connection):
@@ -218,7 +218,7 @@ def _note(migration: Migration, method: str, error: Exception, connection: psyco
 
 
 def _misused(error: psycopg.Error, connection: psycopg.Connection[Any] | None) -> bool:
-    """Whether the driver, and not the server, refused a call; a value that has no form in SQL is the row's."""
+    """Whether the driver rejected a call, not the server. A value it cannot adapt is the row's fault instead."""
     if error.sqlstate is not None or isinstance(error, psycopg.DataError | psycopg.OperationalError):
         return False
     return type(error) is not psycopg.DatabaseError and not (connection is not None and connection.closed)
@@ -227,7 +227,7 @@ def _misused(error: psycopg.Error, connection: psycopg.Connection[Any] | None) -
 def _raised(migration: Migration, method: str, error: Exception, where: str = "") -> ContractBroken:
     said = _DRIVER_SAYS.search(str(error)) if isinstance(error, psycopg.Error) else None
     what = f"{type(error).__name__}{f' ({said.group()})' if said else ''}"
-    remedy = "write %% for a per cent sign in SQL that has parameters" if "placeholder" in what else None
+    remedy = "write %% for a percent sign in SQL with parameters" if "placeholder" in what else None
     return _broken(migration, method, f"{method}() raised {what}{where}", remedy, error=error)
 
 
@@ -243,19 +243,19 @@ def _broken(
 ) -> ContractBroken:
     place = _place(migration, method, error)
     logged: dict[str, object] = {"exception": _frames(error)} if error is not None else {}
-    log.get(migration=migration.name).error("the migration broke its contract", problem=problem, at=place, **logged)
+    log.get(migration=migration.name).error("migration broke its contract", problem=problem, at=place, **logged)
     return ContractBroken(f"{migration.name}: {problem}, at {place}", remedy=remedy)
 
 
 def _frames(error: BaseException) -> str:
-    """Return the traceback, and those of its causes, with the exceptions' types and not their messages."""
+    """Return the traceback and those of its causes, with the exceptions' types but not their messages."""
     text = "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return f"{_frames(before)}\n\nand then:\n\n{text}" if before is not None else text
 
 
 def _place(migration: Migration, method: str, error: BaseException | None) -> str:
-    """Return `file:line` of the last of the author's frames in the traceback, else of the method's first line."""
+    """Return `file:line` of the innermost frame of the author's code, else of the method's first line."""
     files = {
         _file(kind)
         for kind in type(migration).__mro__

@@ -1,7 +1,7 @@
-"""Counts what a migration has left to change, within a set time; where that is too short, the planner's estimate.
+"""Counts the rows that a migration still has to change, within a time limit, or returns the planner's estimate.
 
-A count is a read-only transaction of its own that holds no lock of ours, so that it never stands in the way of a write,
-a pause or a switchover. Its time limit is set in the transaction: the role's or the database's own does not apply.
+A count is a read-only transaction that holds none of headrace's locks, so it never blocks a write, a pause or a
+switchover. Its time limit is set in the transaction and overrides those of the role and the database.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from schemas.errors import HeadraceError
 from schemas.positions import Lsn, parse_lsn
 
 UNLIMITED: Final = 0
-"""As PostgreSQL has it: a timeout of zero is none."""
+"""As in PostgreSQL: zero disables the timeout."""
 
 _EXPLAIN_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many rows are left: `rows` is None where it is not known, and a guess where it is `estimated`.
+    """The number of remaining rows: None if unknown, the planner's guess if `estimated`.
 
-    `at` is a log position that everything counted was written before, None where nothing was counted.
-    `plan` is how the server looks for the rows, where that took too long.
+    `at` is a WAL position after everything that was counted, None if there was no count. `plan` is the query plan,
+    if the count timed out.
     """
 
     rows: int | None
@@ -43,14 +43,14 @@ class Count:
 
     @property
     def exact(self) -> int | None:
-        """How many rows are left, None where that was not counted to its end."""
+        """The number of remaining rows, None if the count did not finish."""
         return None if self.estimated else self.rows
 
 
 def count(connection: psycopg.Connection[Any], migration: Migration, *, limit_ms: int, estimate: bool = True) -> Count:
-    """Count within `limit_ms` milliseconds for each statement; with `estimate`, else ask the planner. Writes nothing.
+    """Count within `limit_ms` milliseconds per statement; on timeout, `estimate` by the planner. Writes nothing.
 
-    Raises psycopg.Error for all but the time limit, and what `remaining` raises.
+    Raises psycopg.Error for anything but the timeout, and what `remaining` raises.
     """
     with _Remembering(connection) as cursor:
         try:
@@ -64,9 +64,9 @@ def count(connection: psycopg.Connection[Any], migration: Migration, *, limit_ms
 
 
 def any_left(connection: psycopg.Connection[Any], migration: Migration, *, limit_ms: int) -> bool | None:
-    """Look whether anything is left, within a transaction that is open; None where that is not known in time."""
+    """Return whether rows remain, within an open transaction; None on timeout."""
     try:
-        # Rolled back, so that neither the limit nor the ban on writes stays for the rest of the transaction.
+        # Rolled back, so that neither the timeout nor READ ONLY applies to the rest of the transaction.
         with connection.transaction(force_rollback=True), connection.cursor() as cursor:
             _bound(connection, limit_ms)
             return contract_checks.remaining(migration, cursor) > 0
@@ -77,26 +77,26 @@ def any_left(connection: psycopg.Connection[Any], migration: Migration, *, limit
 
 
 def too_slow(migration: Migration, limit_ms: int) -> tuple[str, str]:
-    """Return what is said of a count that took too long, and the hint: an index, where the migration knows one."""
+    """Return the message about a count that timed out, and the hint: an index, if the migration suggests one."""
     statements = " ".join(creation(index) for index in migration.suggested_indexes)
     hint = (
-        f"an index that may help: {statements} " if statements else "an index on what `remaining` asks for may help; "
+        f"an index that may help: {statements} " if statements else "an index for the query in `remaining` may help; "
     )
     return (
-        f"counting what is left takes longer than {limit_ms / 1000:g} seconds",
+        f"counting the remaining rows takes longer than {limit_ms / 1000:g} seconds",
         f"{hint}`headrace check` shows the plan",
     )
 
 
 def cancel(connection: psycopg.Connection[Any]) -> None:
-    """Cancel what runs over `connection`; called from another thread than the one that waits for it."""
+    """Cancel the statement running on `connection`; called from another thread."""
     if not connection.closed:
         with contextlib.suppress(psycopg.Error):
             connection.cancel_safe(timeout=1.0)
 
 
 class _Remembering(psycopg.Cursor[Any]):
-    """A cursor that knows the last statement it was given, to be explained if it takes too long."""
+    """A cursor that remembers its last statement, to EXPLAIN it if it times out."""
 
     last: tuple[Query, Any] | None = None
 
@@ -123,21 +123,21 @@ def _insert_lsn(connection: psycopg.Connection[Any]) -> Lsn | None:
 
 
 def _estimate(connection: psycopg.Connection[Any], cursor: _Remembering) -> Count:
-    """Return what the planner thinks that the last statement would count."""
+    """Return the planner's estimate of what the last statement would count."""
     if cursor.last is None:
         return Count(None)
     query, params = cursor.last
     try:
         with connection.transaction():
             _bound(connection, _EXPLAIN_MS)
-            # In a parallel plan the rows are those of one worker.
+            # A parallel plan shows the rows of one worker.
             connection.execute("SELECT pg_catalog.set_config('max_parallel_workers_per_gather', '0', true)")
             row = connection.execute(_explained("EXPLAIN (FORMAT JSON) ", query, connection), params).fetchone()
             lines = connection.execute(_explained("EXPLAIN ", query, connection), params).fetchall()
     except psycopg.Error:
         return Count(None)
     plan: dict[str, Any] = row[0][0]["Plan"] if row else {"Node Type": ""}
-    # count(*) is the one row of an aggregate; what it counts are the rows of the node below.
+    # count(*) is an Aggregate node; it counts the rows of the node below.
     while plan["Node Type"] == "Limit" and plan.get("Plans"):
         plan = plan["Plans"][0]
     if plan["Node Type"] != "Aggregate" or "Group Key" in plan or not plan.get("Plans"):
@@ -152,9 +152,9 @@ def _explained(how: LiteralString, query: Query, connection: psycopg.Connection[
 
 
 class Counter:
-    """Counts in a thread of its own, over a connection of its own: whoever asks goes on working meanwhile.
+    """Counts in its own thread and connection, so that the caller can continue.
 
-    `dsn` is the migration's database. One count at a time; the thread never keeps the process from ending.
+    `dsn` is the migration's database. It runs one count at a time, and its thread never keeps the process alive.
     """
 
     def __init__(self, dsn: str, migration: Migration) -> None:
@@ -166,7 +166,7 @@ class Counter:
         self._closed = False
 
     def begin(self, limit_ms: int) -> None:
-        """Begin to count; nothing is done while a count is under way."""
+        """Start a count, unless one is running."""
         if self._thread is None and not self._closed:
             self._outcome = None
             self._thread = threading.Thread(target=self._run, args=(limit_ms,), name="count", daemon=True)
@@ -174,7 +174,7 @@ class Counter:
 
     @property
     def under_way(self) -> bool:
-        """Whether a count was begun whose outcome was not taken yet."""
+        """Whether a count was started whose outcome was not taken yet."""
         return self._thread is not None
 
     @property
@@ -183,7 +183,7 @@ class Counter:
         return self._thread is not None and not self._thread.is_alive()
 
     def take(self, seconds: float = 0.0) -> Count | None:
-        """Return the outcome, waiting for it so long; None while there is none. Raises what the count raised."""
+        """Return the outcome, waiting up to `seconds`; None if it is not ready. Raises what the count raised."""
         thread = self._thread
         if thread is None:
             return None
@@ -196,13 +196,13 @@ class Counter:
         return self._outcome
 
     def cancel(self) -> None:
-        """Cancel what is under way; called from any thread."""
+        """Cancel a running count; may be called from any thread."""
         connection = self._connection
         if connection is not None:
             cancel(connection)
 
     def close(self) -> None:
-        """Cancel what is under way, without waiting for its end; nothing can be begun afterwards."""
+        """Cancel a running count without waiting for it. No count can be started afterwards."""
         self._closed = True
         if self._thread is not None and self._thread.is_alive():
             self.cancel()
@@ -213,15 +213,15 @@ class Counter:
                 self._connection = connection
                 if not self._closed:
                     self._outcome = count(connection, self._migration, limit_ms=limit_ms)
-        except Exception as error:  # whatever it is, the thread that asks has to hear of it
+        except Exception as error:  # raised in the caller's thread by `take`
             self._outcome = error
         finally:
             self._connection = None
 
 
 def failed(error: Exception) -> str:
-    """Return what is said of a count that failed, on one line and without values of rows."""
+    """Return the message about a count that failed, on one line and without values of rows."""
     if (named := error if isinstance(error, HeadraceError) else connect.hidden_rows(error)) is not None:
         return str(named)
     said = connect.one_line(error) if isinstance(error, psycopg.Error) else type(error).__name__
-    return f"what is left cannot be counted: {said}"
+    return f"the remaining rows cannot be counted: {said}"

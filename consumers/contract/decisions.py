@@ -1,4 +1,4 @@
-"""What a migration wants for one event. A decision is data: it is made purely, and carried out elsewhere."""
+"""The decisions that a migration returns for an event. A decision is data; the runtime carries it out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final, NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The event needs nothing. `reason` is counted in the ledger: keep it one of a few fixed phrases."""
+    """The event needs no change. The ledger counts skips by `reason`, so use a few fixed phrases."""
 
     reason: str
 
 
 class Change(NamedTuple):
-    """The row with this key may have to be written; whether it is, the guard in the write decides.
+    """The row with this key may need a write. The guard in `apply` decides.
 
-    `key` is the value of the key column, or a tuple of values. `values` is whatever else `apply` needs.
+    `key` is the value of the key column, or a tuple of values. `values` has whatever else `apply` needs.
     """
 
     key: Hashable
@@ -26,13 +26,13 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Park:
-    """The event cannot be handled and is kept for a person. `reason` must not quote values of the row."""
+class DeadLetter:
+    """The event cannot be handled and is kept for an operator. `reason` must not quote values of the row."""
 
     reason: str
 
 
-Decision = Skip | Change | Park
+Decision = Skip | Change | DeadLetter
 
 TOMBSTONE: Final = "tombstone"
-"""The reason of a record without a value: it is for the compaction, the delete came before it."""
+"""The reason for a record without a value, which is only for compaction: the delete event came before it."""

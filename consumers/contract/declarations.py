@@ -1,6 +1,6 @@
-"""Validates what a migration's class declares when it is found: each mistake in one line, with a correct example.
+"""Validates the declarations of a migration's class; each mistake is one line with a correct example.
 
-Pure: looks at the class, and at nothing that it would have to call.
+Pure: it inspects the class and calls none of its methods.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _MISSING: Final = object()
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """What is wrong with a declaration, and a correct example of it."""
+    """A problem with a declaration, and a correct example."""
 
     problem: str
     example: str
 
 
 def mistakes(kind: type[Migration]) -> Iterator[Mistake]:
-    """Yield everything that is wrong with what `kind` declares; nothing for a class that can be run."""
+    """Yield all mistakes in the declarations of `kind`; none for a class that can run."""
     yield from _of_name(kind)
     if missing := sorted(getattr(kind, "__abstractmethods__", ())):
         yield Mistake(
             f"lacks {', '.join(missing)}", f"def {missing[0]}(self, …), as in consumers.contract.migration.Migration"
         )
     if issubclass(kind, Backfill) and (found := next(_of_backfill(kind), None)) is not None:
-        # What else a backfill declares is derived from these.
+        # The other declarations of a backfill are derived from these.
         yield found
         return
     for attribute, check in _CHECKS.items():
@@ -49,7 +49,7 @@ def mistakes(kind: type[Migration]) -> Iterator[Mistake]:
         elif wrong is not None:
             yield Mistake(f"{attribute} {wrong}", example)
         elif attribute == "optional_columns" and isinstance(getattr(kind, "columns", None), tuple):
-            yield from _beside_columns(kind)
+            yield from _outside_columns(kind)
     yield from _of_options(kind)
 
 
@@ -62,7 +62,7 @@ def _of_name(kind: type[Migration]) -> Iterator[Mistake]:
         yield Mistake(f"name is {_described(name)}, not a string", example)
     elif not re.fullmatch(NAME_PATTERN, name):
         yield Mistake(
-            f"name is {name!r}; it has 1 to 63 lower-case letters, digits and underscores, and begins with a letter",
+            f"name is {name!r}; a name has 1 to 63 lowercase letters, digits and underscores, and starts with a letter",
             example,
         )
 
@@ -73,7 +73,7 @@ def _suggested(kind: type[Migration], name: object) -> str:
     return re.sub(r"[^a-z0-9]+", "_", apart.lower()).strip("_0123456789")[:63] or "lower_emails"
 
 
-def _beside_columns(kind: type[Migration]) -> Iterator[Mistake]:
+def _outside_columns(kind: type[Migration]) -> Iterator[Mistake]:
     if others := [name for name in kind.optional_columns if name not in kind.columns]:
         yield Mistake(f"optional_columns has {others[0]}, which is not in columns", f'columns = (…, "{others[0]}")')
 
@@ -82,20 +82,20 @@ def _of_options(kind: type[Migration]) -> Iterator[Mistake]:
     options = kind.options_type
     if not (inspect.isclass(options) and issubclass(options, Options)):
         return
-    # These never get to the migration: the settings take them for themselves.
+    # The settings consume these keys, so they never reach the migration.
     if taken := sorted(options.model_fields.keys() & MigrationSettings.model_fields.keys()):
         yield Mistake(
             f"options_type has {taken[0]}, which is a setting of every migration", f"own_{taken[0]}: … (another name)"
         )
     if unknown := sorted(set(options.not_deciding) - options.model_fields.keys()):
         yield Mistake(
-            f"not_deciding of options_type has {unknown[0]}, which is no option of it",
+            f"options_type.not_deciding has {unknown[0]}, which is not one of its options",
             'not_deciding: ClassVar[tuple[str, ...]] = ("batch_pause",)',
         )
 
 
 def _of_backfill(kind: type[Backfill]) -> Iterator[Mistake]:
-    """Yield what keeps the declarations of a backfill from being derived, or its column from being made."""
+    """Yield mistakes that keep a backfill's declarations from being derived or its column from being created."""
     table, key, column, column_type = (
         getattr(kind, name, _MISSING) for name in ("table", "key", "column", "column_type")
     )
@@ -104,14 +104,14 @@ def _of_backfill(kind: type[Backfill]) -> Iterator[Mistake]:
     if not (isinstance(column, str) and column):
         yield Mistake(_said("column", column, "a column's name"), 'column = "status"')
     if not (isinstance(key, tuple) and key and all(_is_pair(each) for each in key)):
-        yield Mistake(_said("key", key, "a tuple of pairs of a column and its type"), 'key = (("id", "bigint"),)')
+        yield Mistake(_said("key", key, "a tuple of (column, type) pairs"), 'key = (("id", "bigint"),)')
     if not isinstance(column_type, str):
-        yield Mistake(_said("column_type", column_type, "a type in SQL"), 'column_type = "text"')
+        yield Mistake(_said("column_type", column_type, "an SQL type"), 'column_type = "text"')
     if getattr(kind, "value", None) is None:
         yield Mistake("declares no value", 'value = "native"')
     if not (isinstance(kind.checks, tuple) and all(_is_pair(each) for each in kind.checks)):
         yield Mistake(
-            _said("checks", kind.checks, "a tuple of pairs of a name and a condition"),
+            _said("checks", kind.checks, "a tuple of (name, condition) pairs"),
             'checks = (("length", "char_length(status) <= 255"),)',
         )
 
@@ -125,7 +125,7 @@ def _said(attribute: str, value: object, wanted: str) -> str:
 
 
 Found = tuple[str | None, str]
-"""What is wrong with a value, None where nothing is; and a correct example."""
+"""The problem with a value, or None, and a correct example."""
 
 
 def _label(value: Any) -> Found:
@@ -158,7 +158,7 @@ def _texts(attribute: str, example: str) -> Callable[[Any], Found]:
 
 def _not_texts(value: Any) -> str | None:
     if isinstance(value, str):
-        return f"is the string {value!r}, not a tuple: a tuple of one has a comma"
+        return f"is the string {value!r}, not a tuple: a one-element tuple needs a comma"
     if not isinstance(value, tuple):
         return _not(value, "a tuple of strings")
     for each in value:
@@ -170,7 +170,7 @@ def _not_texts(value: Any) -> str | None:
 def _indexes(value: Any) -> Found:
     example = 'suggested_indexes = (SuggestedIndex("public.users", ("email",), "email <> lower(email)"),)'
     if isinstance(value, SuggestedIndex):
-        return "is one index, not a tuple: a tuple of one has a comma", example
+        return "is one index, not a tuple: a one-element tuple needs a comma", example
     if not isinstance(value, tuple) or not all(isinstance(each, SuggestedIndex) for each in value):
         return _not(value, "a tuple of SuggestedIndex"), example
     for each in value:
@@ -189,13 +189,13 @@ def _privileges(value: Any) -> Found:
         if not (isinstance(table, str) and _TABLE.fullmatch(table)):
             return f"has the table {table!r}, which is not schema.table", example
         if _not_texts(wanted) is not None or not set(wanted) <= _PRIVILEGES:
-            return f"has for {table} {_described(wanted)}, not some of {', '.join(sorted(_PRIVILEGES))}", example
+            return f"has for {table} {_described(wanted)}, not a subset of {', '.join(sorted(_PRIVILEGES))}", example
     return None, example
 
 
 def _version(value: Any) -> Found:
     whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
-    return None if whole else _not(value, "a whole number from 1"), "version = 2"
+    return None if whole else _not(value, "a positive integer"), "version = 2"
 
 
 def _kind_of(wanted: type, words: str, example: str) -> Callable[[Any], Found]:
@@ -212,7 +212,7 @@ def _not(value: Any, wanted: str) -> str:
 
 
 def _described(value: object) -> str:
-    """Return a value of an author's code for a message: short, on one line."""
+    """Return a value from the author's code for a message: short, on one line."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     text = " ".join(repr(value).split())
@@ -230,15 +230,15 @@ _CHECKS: Final[Mapping[str, Callable[[Any], Found]]] = {
     "suggested_indexes": _indexes,
     "version": _version,
     "continuous": _kind_of(bool, "True or False", "continuous = True"),
-    "own_tables": _kind_of(str, "SQL in a string", 'own_tables = "CREATE TABLE IF NOT EXISTS headrace.mine (…)"'),
+    "own_tables": _kind_of(str, "a string of SQL", 'own_tables = "CREATE TABLE IF NOT EXISTS headrace.mine (…)"'),
     "shared": _kind_of(Shared, "a Shared", "shared = Shared.PER_DATABASE"),
     "options_type": _options,
 }
 
 
 def declared(migration: Migration) -> Declared:
-    """Return what `migration` declares in this process, with its options as the settings have them."""
+    """Return what `migration` declares in this process, with its options from the settings."""
     options = migration.options
-    # Without what is as by default, so that an option that a later headrace adds is no other option.
+    # Without defaults, so that an option added by a later headrace does not count as different.
     decide = options.model_dump(mode="json", exclude=set(options.not_deciding), exclude_defaults=True)
     return Declared(migration.version, decide)

@@ -1,6 +1,6 @@
-"""Finds the migrations in a package: sound ones by their class, broken ones by what is wrong with them, and where.
+"""Finds the migrations in a package: valid ones by class, broken ones by their problem and its place.
 
-A file that cannot be used is an entry like any other, so that it keeps no other migration from being seen or run.
+A file that cannot be used is an entry too, so that it does not keep other migrations from being listed or run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A migration that cannot be run: by its name, or its file's where it has none; `place` is `file:line`."""
+    """A migration that cannot run. `name` is its name, or else its file's name; `place` is `file:line`."""
 
     name: str
     place: str
@@ -28,28 +28,28 @@ class Broken:
     remedy: str
 
     def __str__(self) -> str:
-        """One line: where, what is wrong, and what to do."""
+        """Return one line: place, problem and remedy."""
         return f"{self.place}: {self.problem}; {self.remedy}"
 
 
 class BrokenMigration(UsageError):
-    """Correct its file; the other migrations are not affected."""
+    """Fix its file. Other migrations are not affected."""
 
 
 @dataclass(slots=True)
 class Discovered:
-    """What a package has: name → class of what can be run, and name → what cannot."""
+    """The contents of a package: name → class of valid migrations, and name → broken migration."""
 
     migrations: dict[str, type[Migration]] = field(default_factory=dict)
     broken: dict[str, Broken] = field(default_factory=dict)
 
 
 def discover(package: ModuleType) -> Discovered:
-    """Return every migration in the modules of `package`. Imports them; whatever one raises is its own entry."""
+    """Return every migration in the modules of `package`. Imports them; an exception becomes an entry in `broken`."""
     found = Discovered()
     taken: dict[str, type[Migration]] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        # What the finder knows stands here too, since a module that fails to import is gone again.
+        # From the finder, since a module that fails to import is not in sys.modules.
         file = getattr(info.module_finder, "path", "") and f"{info.module_finder.path}/{info.name}.py"  # type: ignore[union-attr]
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
@@ -69,9 +69,8 @@ def discover(package: ModuleType) -> Discovered:
 
 
 def _declared_in(module: ModuleType) -> Iterator[type[Migration]]:
-    """Yield the classes of migrations that `module` itself defines; an abstract one without a name is a base."""
+    """Yield the migration classes that `module` itself defines, except abstract ones without a name."""
     for _, member in inspect.getmembers(module, inspect.isclass):
-        # A class that was only imported there belongs to the module that defines it.
         if not issubclass(member, Migration) or member.__module__ != module.__name__:
             continue
         if not inspect.isabstract(member) or "name" in member.__dict__:
@@ -90,13 +89,13 @@ def _unimportable(name: str, file: str, error: BaseException) -> Broken:
         name,
         f"{file}:{line or 1}",
         f"cannot be imported: {type(error).__name__}: {said}",
-        "correct the file, or install what it imports",
+        "fix the file, or install what it imports",
     )
 
 
 def _wrong(name: str, kind: type[Migration], mistake: Mistake) -> Broken:
     return Broken(
-        name, place_of(kind), f"class {kind.__name__} {mistake.problem}", f"correct it, for example: {mistake.example}"
+        name, place_of(kind), f"class {kind.__name__} {mistake.problem}", f"fix it, for example: {mistake.example}"
     )
 
 
@@ -104,8 +103,8 @@ def _twice(name: str, one: type[Migration], other: type[Migration]) -> Broken:
     return Broken(
         name,
         place_of(other),
-        f"class {other.__name__} is called {name}, as is class {one.__name__} in {place_of(one)}",
-        "rename one of the two: a name is a consumer group and a key in the ledger",
+        f"class {other.__name__} has the same name, {name}, as class {one.__name__} in {place_of(one)}",
+        "rename one of them: the name is the consumer group and the key in the ledger",
     )
 
 

@@ -1,7 +1,7 @@
-"""Effects outside of the database: what a migration has at hand for them, and how the runtime drives them.
+"""The API for effects outside the database, which `Migration.work` uses.
 
-A migration's `work` is a generator. The runtime takes a step of it between its batches and closes it whenever the
-migration has to rest, so that whatever it has under way ends there, in its `finally`.
+`work` is a generator. The runtime advances it between batches and closes it whenever the migration has to stop
+working, so that its `finally` ends what is in progress.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ Cursor = psycopg.Cursor[Any]
 
 
 class Pace(Enum):
-    """What `work` says when it gives control back."""
+    """What `work` yields."""
 
     BUSY = "busy"
-    """It goes on as soon as it may."""
+    """There is more to do now."""
     WAITING = "waiting"
-    """For time to pass, or for another member; nothing to do just now, but not done."""
+    """Nothing to do now, but not done: it waits for a moment or for another consumer."""
     DONE = "done"
-    """Nothing is left to do anywhere, by any member, as the database has it now."""
+    """According to the database, no consumer has anything left to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkStatus:
-    """How far `work` is, as `headrace status` shows it."""
+    """The progress of `work`, as `headrace status` shows it."""
 
     given_up: int = 0
-    """How much ended without being done. A migration is not shown as complete then."""
+    """How much was given up. Unless zero, the migration is not shown as complete."""
     reported: int = 0
-    """How much was done, with something that an operator has to know."""
+    """How much was done with a report for the operator."""
     reached: Mapping[str, str] = field(default_factory=dict)
-    """Partition of the work → which part of it is behind the work, in words."""
+    """Partition of the work → the part already done, in words."""
 
 
 class Starts:
-    """When `work` may begin the next of what it does, such as a move: `max_rate` and `pause_ms` hold for these too.
+    """Limits how often `work` starts a unit of work, such as a move, by `max_rate` and `pause_ms`.
 
-    Kept while `work` begins anew, so that errors and pauses make none of them come sooner.
+    It outlives a restart of `work`, so that errors and pauses do not make the next one start sooner.
     """
 
     def __init__(self, settings: MigrationSettings) -> None:
@@ -65,12 +65,12 @@ class Starts:
 
     @property
     def may_begin(self) -> bool:
-        """Whether the next may begin now; else yield Pace.WAITING and ask again."""
+        """Whether the next one may start now. If not, yield Pace.WAITING and check again."""
         return time.monotonic() >= self._not_before
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Count what is done inside as one that was begun, however it ends."""
+        """Count the body as one start, whether it succeeds or fails."""
         began = time.monotonic()
         try:
             yield
@@ -80,24 +80,24 @@ class Starts:
 
 
 class Outside:
-    """What `work` has at hand: the settings, a database session of its own, and transactions that hold the fence."""
+    """The resources of `work`: the settings, its own database session, and transactions that hold the fence."""
 
     def __init__(self, settings: Settings, migration: Migration, database: str) -> None:
         self.settings = settings
         self.run = 0
-        """The migration's present run."""
+        """The migration's current run."""
         self.starts = Starts(settings.migration(migration.name))
-        """The pace at which `work` may begin what it does."""
+        """Limits how often `work` may start a unit of work."""
         self._migration = migration
         self._database = database
         self._session: Connection | None = None
 
     @property
     def session(self) -> Connection:
-        """A connection of `work`'s own, autocommitting and durable: its advisory locks end with the member.
+        """The connection of `work`, in autocommit mode and durable. Its advisory locks end with the consumer.
 
-        A connection that was lost is never replaced under the same generator, since its locks are gone: the next use
-        raises, and `work` begins anew.
+        A lost connection is not replaced while the generator lives, since its locks are gone: the next use raises,
+        and `work` restarts.
         """
         if self._session is None:
             database = self.settings.database(self._database)
@@ -109,7 +109,7 @@ class Outside:
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:
-        """Open a transaction of the session in which this member may write; see `fence.hold` for what it raises."""
+        """Open a transaction in which this consumer may write. Raises as `fence.hold` does."""
         with self.session.transaction(), self.session.cursor() as cursor:
             fence.hold(
                 cursor,
@@ -121,19 +121,19 @@ class Outside:
             yield cursor
 
     def cancel(self) -> None:
-        """Cancel the statement under way; called from another thread when stopping takes too long."""
+        """Cancel the running statement. Called from another thread when stopping takes too long."""
         session = self._session
         if session is not None and not session.closed:
             with contextlib.suppress(psycopg.Error):
                 session.cancel_safe(timeout=1.0)
 
     def cut(self) -> None:
-        """Shut the session's socket down; called from another thread when cancelling did not help."""
+        """Shut down the session's socket. Called from another thread if cancelling did not help."""
         if (session := self._session) is not None:
             shut_down(session)
 
     def close(self) -> None:
-        """Close the session, and with it free its locks."""
+        """Close the session, which releases its locks."""
         session, self._session = self._session, None
         if session is not None:
             with contextlib.suppress(psycopg.Error):

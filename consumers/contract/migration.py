@@ -1,7 +1,7 @@
-"""The contract of a migration: what it reads, what it decides, how it writes. One migration is one file.
+"""The base class of a migration: the tables it reads, its decisions and its writes. One migration is one file.
 
-The runtime calls `decide` for every event and `apply` for those that came out as a Change; progress, retries,
-parking, ownership and pauses are its business, not the migration's.
+The runtime calls `decide` for every event, and `apply` for each event that became a Change. It handles progress,
+retries, dead letters, ownership and pauses.
 """
 
 from __future__ import annotations
@@ -26,83 +26,87 @@ Cursor = psycopg.Cursor[Any]
 
 
 class Shared(Enum):
-    """What becomes of a migration whose tables are `gitlab_shared`, and so exist in every database."""
+    """How to run a migration whose tables are `gitlab_shared`, and therefore exist in every database."""
 
     REFUSED = "refused"
     PER_DATABASE = "per database"
-    """It runs once for each database, over that database's own topic."""
+    """Runs once per database, on the topics of that database."""
 
 
 class Options(BaseModel):
-    """A migration's own settings, the keys of `[migrations.<name>]` that are not everybody's.
+    """A migration's own settings: the keys of `[migrations.<name>]` that not every migration has.
 
-    What it needs of other sections it takes from pydantic's validation context, which is the settings as a whole.
+    A validator that needs other sections finds the whole settings in pydantic's validation context.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     not_deciding: ClassVar[tuple[str, ...]] = ()
-    """Options that change how the work is done, not which rows change or to what: consumers may differ in these.
+    """Options that do not affect which rows change or to what. Consumers of one run may have different values.
 
-    All others belong to the run, as the version does: a consumer with another value is refused by name.
+    All other options belong to the run, like the version: a consumer with another value is refused.
     """
 
 
 class Migration(ABC):
     """A named unit of work over the events of some tables.
 
-    An instance holds its options and nothing that changes: two members, or a member after a crash, must behave
-    alike. Its methods are called from three threads: `decide` from one that plans the next transaction while `apply`
-    is at work on the present one in another, and `remaining` from a third. No method is called twice at once.
+    An instance has its options and no other state: two consumers, or a consumer after a crash, must behave alike.
+    Three threads call its methods: one calls `decide` to plan the next transaction while a second runs `apply` for the
+    current one, and a third calls `remaining`. No method is called concurrently with itself.
     """
 
     name: ClassVar[str]
-    """Unique; also the file's name, the consumer group's suffix and the key in the settings."""
+    """Unique. Also the file name, the suffix of the consumer group and the key in the settings."""
 
     version: ClassVar[int] = 1
-    """Raise it when `decide` or `apply` mean something else than before.
+    """Increase it when you change the meaning of `decide` or `apply`.
 
-    A run records the version that it began with. A consumer of another one is refused by name, and ends by itself
-    once `headrace replay` began a run of another: two versions never work on the same run.
+    A run records the version it was started with. A consumer with another version is refused, and a running one exits
+    once `headrace replay` has started a run with another version: two versions never work on the same run.
     """
 
     gitlab_schema: ClassVar[str]
     tables: ClassVar[tuple[str, ...]]
-    """What it reads, as `schema.table`; all of `gitlab_schema`."""
+    """The tables it reads, as `schema.table`. All belong to `gitlab_schema`."""
 
     columns: ClassVar[tuple[str, ...]]
-    """What `decide` looks at: other columns are not decoded and not in the event."""
+    """The columns `decide` uses. Other columns are not decoded and not in the event."""
 
     writes: ClassVar[tuple[str, ...]] = ()
-    """What it writes, as `schema.table`, where that is not what it reads: the health indicators look at these."""
+    """The tables it writes, as `schema.table`, if not those it reads. Health indicators watch them."""
 
     privileges: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """What it needs on a table, such as `{"public.notes": ("SELECT", "INSERT")}`, where that is not SELECT on what it
-    reads and UPDATE on what it writes too: `headrace init --sql` grants it, `headrace check` looks for it.
+    """Privileges it needs per table, such as `{"public.notes": ("SELECT", "INSERT")}`.
+
+    The default is SELECT on the tables it reads, and SELECT and UPDATE on those it writes. `headrace init --sql` prints
+    the grants, `headrace check` verifies them.
     """
 
     optional_columns: ClassVar[tuple[str, ...]] = ()
-    """Those of `columns` that events may lack: the table has got them only lately. A row has no such key then."""
+    """Those of `columns` that events may lack, because they were added later. The row then lacks the key."""
 
     mentions: ClassVar[tuple[str, ...]] = ()
-    """Texts of which an event holds at least one if it is to be decided at all; none: every event is.
+    """Prefilter: only events that contain at least one of these strings are decided. Empty: all events are.
 
-    An event whose bytes have none of them, nor the name of a column in `columns` (which stands there when the
-    stream left its value out), is skipped without decoding. Text stands in an event as it is in the database, so
-    this holds for texts, and for nothing else. What it costs: an event that its producer wrote wrongly, and without
-    the text, is skipped where it would be parked (bytes damaged later fail Kafka's checksum). It is not lost unseen:
-    `remaining` counts its row, and without a zero there the migration is never complete.
+    An event is skipped without decoding if its bytes contain none of these strings, nor the name of a column in
+    `columns` (an event names the columns whose values the stream omitted). Use it only for columns of text, which an
+    event contains as in the database. The cost: an event that its producer wrote incorrectly and without the string is
+    skipped instead of becoming a dead letter (Kafka's checksum detects bytes corrupted later). Its row is not lost:
+    `remaining` counts it, and the migration is not complete until that count is zero.
     """
 
     suggested_indexes: ClassVar[tuple[SuggestedIndex, ...]] = ()
-    """Indexes that `headrace check` offers where finding the rows that are left is slow; nothing creates them."""
+    """Indexes `headrace check` suggests if finding the remaining rows is slow. headrace never creates them."""
 
     continuous: ClassVar[bool] = False
-    """Whether it goes on for good, as one does that follows what an application writes: it is never complete then."""
+    """Whether it runs forever because applications keep adding rows. It is then never complete."""
 
     own_tables: ClassVar[str] = ""
-    """SQL that makes tables of the migration's own, re-runnable: `CREATE TABLE IF NOT EXISTS headrace.…`, each with
-    its indexes. Run when a member starts and one of them is missing; `headrace init --sql` prints it with the grants.
+    """SQL that creates the migration's own tables and their indexes: `CREATE TABLE IF NOT EXISTS headrace.…`.
+
+    It must be idempotent. It runs when a consumer starts and a table is missing; `headrace init --sql` prints it with
+    the grants.
     """
 
     shared: ClassVar[Shared] = Shared.REFUSED
@@ -113,9 +117,9 @@ class Migration(ABC):
 
     @classmethod
     def configure(cls, settings: MigrationSettings) -> Migration:
-        """Return the migration with the options of the settings.
+        """Return the migration with the options from the settings.
 
-        Raises SettingsError, naming the key, when one is unknown or has a wrong value.
+        Raises SettingsError with the key if an option is unknown or has an invalid value.
         """
         try:
             return cls(cls.options_type.model_validate(dict(settings.options), context=settings.whole))
@@ -125,76 +129,76 @@ class Migration(ABC):
             if first["type"] == "extra_forbidden":
                 own = ", ".join(cls.options_type.model_fields) or "none"
                 raise SettingsError(
-                    f"unknown key {key}", remedy=f"remove it or correct it; options of its own: {own}"
+                    f"unknown key {key}", remedy=f"remove or correct it; options of this migration: {own}"
                 ) from None
             raise SettingsError(f"{key}: {first['msg']}", remedy="correct the settings file") from None
 
     @abstractmethod
     def decide(self, event: ChangeEvent) -> Decision:
-        """Say what `event` asks for.
+        """Return the decision for `event`: Skip, Change or DeadLetter.
 
-        Called once for each event, and again after a crash or a rollback: it does no I/O and remembers nothing.
-        A column is UNCHANGED where the stream left it out: answer Change then and let the guard decide, since
-        the event that had the value may be compacted away. An exception here is a bug and stops the consumer, and
-        so does an answer that is no Decision.
+        Called once per event, and again after a crash or a rollback, so it must do no I/O and keep no state. A column
+        is UNCHANGED if the stream omitted its value. Return Change in that case and let the guard in `apply` decide,
+        since the event with the value may have been compacted away. An exception, or any other return value, is a bug
+        and stops the consumer.
         """
 
     @abstractmethod
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Write what `changes` ask for, in their order; return how many of them changed something, none to all.
+        """Apply `changes` in order; return how many of them changed something.
 
-        Called within a transaction that holds the ownership, with at least one change. Every write is guarded by
-        the migration's own condition on the current row, so a stale or repeated change does nothing: the same
-        changes arrive again whenever the transaction is rolled back, and a key may be there twice. It must neither
-        commit nor roll back. An error of the database rolls everything back, the ledger too; what then happens is in
-        error_policy. Any other exception is a bug and stops the consumer, as a wrong answer does: contract_checks.
+        Called with at least one change, in a transaction that holds the ownership lock. It must be idempotent: guard
+        every write by a condition on the current row, so that a stale or repeated change has no effect. The same
+        changes arrive again after a rollback, and a key may occur twice. It must neither commit nor roll back. A
+        database error rolls back everything, including the ledger, and is handled by error_policy. Any other
+        exception, or a wrong return value, is a bug and stops the consumer (contract_checks).
         """
 
     @abstractmethod
     def remaining(self, cursor: Cursor) -> int:
-        """Return how many rows are left to change, asked from the database. Writes nothing: the server refuses it.
+        """Return how many rows the database still has to change. The transaction is read-only.
 
-        Called now and then, beside the work, with a limit of time for each statement; one that takes longer is
-        cancelled, and the migration is not complete until a count succeeds.
+        Called periodically, concurrently with `apply`. A statement that exceeds the time limit is cancelled, and the
+        migration is not complete until a count succeeds.
         """
 
     @property
     def remaining_is_all(self) -> bool:
-        """Whether `remaining` counts even what no event told of yet: zero means complete then, whatever is unread."""
+        """Whether `remaining` also counts rows without an event yet. If so, zero means complete."""
         return False
 
     def work(self, outside: Outside) -> Iterator[Pace]:
-        """Do what lies outside of the database, in small steps; most migrations have nothing there.
+        """Do work outside the database, in small steps. Most migrations have none.
 
-        A generator, which the runtime takes a step of between batches and while nothing arrives. Each `yield` gives
-        control back, within 0.2 seconds, and says whether there is more to do. It is closed when the member stops,
-        the migration is paused or held, or a transaction finds that it may not write: then `finally` ends what is
-        under way. After an error of the database it begins anew; so it finds out from the database and from what it
-        works on where it is, and every step may be repeated. Members that run at once exclude each other by locks of
-        `outside.session`. What is recorded is recorded within `outside.transaction()`. While a step is not DONE the
+        This is a generator. The runtime advances it between batches and while no events arrive. It must yield at least
+        every 0.2 seconds; the yielded Pace says whether there is more to do. The runtime closes it when the consumer
+        stops, when the migration is paused or throttled, or when a transaction is not allowed to write: use `finally`
+        to end what is in progress. After a database error a new generator starts, so derive the state from the database
+        and from the resource itself, and make every step idempotent. Concurrent consumers exclude each other with
+        advisory locks of `outside.session`. Write records in `outside.transaction()`. Until the Pace is DONE, the
         migration is neither caught up nor complete.
         """
         del outside
         return iter(())
 
     def unready(self, settings: Settings) -> Iterator[HeadraceError]:
-        """Yield what keeps `work` from starting on this machine, for `headrace check`; changes nothing.
+        """Yield the reasons why `work` cannot start on this machine, for `headrace check`. Must not change anything.
 
-        What it yields first is what `work` raises: an operator meets the same reasons at both.
+        `work` must raise the first of them, so that an operator sees the same reason in both places.
         """
         del settings
         return iter(())
 
     def work_status(self, cursor: Cursor) -> WorkStatus:
-        """Return what `headrace status` shows of `work`. Writes nothing."""
+        """Return the progress of `work` for `headrace status`. Must not write."""
         return WorkStatus(given_up=len(self.given_up(cursor)))
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
-        """Return what `work` gave up, for `headrace parked list`: name, reason, and since when. Writes nothing."""
+        """Return what `work` gave up as (name, reason, since), for `headrace dead-letters list`. Must not write."""
         del cursor
         return ()
 
     def take_up(self, cursor: Cursor, names: Sequence[str]) -> int:
-        """Have `work` try again what it gave up, within a transaction that holds the ownership; return how much."""
+        """Make `work` retry what it gave up; return how many. Runs in a transaction with the ownership lock."""
         del cursor, names
         return 0

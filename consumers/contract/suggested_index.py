@@ -1,4 +1,4 @@
-"""Indexes that a migration's guard could use: offered by `headrace check` where the guard is slow, never created."""
+"""Suggests indexes for a slow guard of a migration, in `headrace check`. headrace never creates them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg import sql
 from infra.cli.advice import Advice
 
 LIMIT_MS: Final = 1000
-"""How long a guard may take; GitLab's own limit for the queries of a background migration (seed 003)."""
+"""The time limit for a guard; GitLab's limit for queries of a background migration (seed 003)."""
 
 _EXISTING: Final = """
     SELECT n.nspname, i.relname, x.indisvalid AND x.indisready
@@ -23,12 +23,12 @@ _EXISTING: Final = """
               LEFT JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.number
              WHERE k.n <= cardinality(%(columns)s::text[])) = %(columns)s::text[]
 """
-"""The indexes that begin with these columns; whether each is of use, or being made at this moment."""
+"""The indexes that start with these columns, and whether each is valid or being built."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuggestedIndex:
-    """A btree index over `columns` of `table`, for those who ask which rows `guard`, a condition in SQL, holds for."""
+    """A btree index on `columns` of `table` that finds the rows which satisfy `guard`, an SQL condition."""
 
     table: str
     columns: tuple[str, ...]
@@ -42,10 +42,10 @@ class SuggestedIndex:
 def offer(
     connection: psycopg.Connection[Any], where: str, index: SuggestedIndex, limit_ms: int = LIMIT_MS
 ) -> Advice | None:
-    """Return what would help if the server takes longer than the limit to find the guard's rows; else None.
+    """Return the index as advice if the server takes longer than the limit to find the guard's rows; else None.
 
-    `where` is the migration's place in the settings; the guard's plan is shown. Nothing is offered
-    where such an index is there already. Changes nothing. Raises psycopg.Error when the guard cannot be asked.
+    `where` is the migration's place in the settings. The advice includes the guard's plan. There is no advice if such
+    an index exists. Changes nothing. Raises psycopg.Error if the guard's query fails.
     """
     named = {"table": index.identifier().as_string(None), "columns": list(index.columns)}
     existing = connection.execute(_EXISTING, named).fetchall()
@@ -57,7 +57,7 @@ def offer(
     plan = tuple(str(line) for (line,) in connection.execute(sql.SQL("EXPLAIN ") + question))
     return Advice(
         where,
-        f"the server takes more than {limit_ms} ms to find the rows of {index.table} that are left",
+        f"the server takes more than {limit_ms} ms to find the remaining rows of {index.table}",
         plan,
         " ".join(_statements(index, [sql.Identifier(schema, name) for schema, name, _ in existing])),
     )
@@ -67,7 +67,7 @@ def _slow(connection: psycopg.Connection[Any], question: sql.Composed, limit_ms:
     try:
         with connection.transaction():
             connection.execute("SET TRANSACTION READ ONLY")
-            # A table that is locked says nothing of its guard: that ends as another error.
+            # A locked table says nothing about the guard: that raises another error.
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{max(1, limit_ms // 2)}ms",))
             connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{limit_ms}ms",))
             connection.execute(question)
@@ -77,13 +77,13 @@ def _slow(connection: psycopg.Connection[Any], question: sql.Composed, limit_ms:
 
 
 def _statements(index: SuggestedIndex, broken: list[sql.Identifier]) -> Iterator[str]:
-    # What CREATE INDEX CONCURRENTLY leaves behind when it fails is of no use, and costs every writer.
+    # A failed CREATE INDEX CONCURRENTLY leaves an invalid index, which still costs every writer.
     for name in broken:
         yield sql.SQL("DROP INDEX CONCURRENTLY {};").format(name).as_string(None)
     yield creation(index)
 
 
 def creation(index: SuggestedIndex) -> str:
-    """Return the statement that makes an index."""
+    """Return the statement that creates the index."""
     columns = sql.SQL(", ").join(map(sql.Identifier, index.columns))
     return sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({});").format(index.identifier(), columns).as_string(None)

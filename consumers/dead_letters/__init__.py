@@ -1,1 +1,1 @@
-"""Dead letters, and what was given up: shown, tried again, dropped."""
+"""Lists, retries and discards dead letters and external work that was given up."""

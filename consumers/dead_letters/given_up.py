@@ -1,6 +1,6 @@
-"""What a migration gave up outside of the database: shown with the parked events, taken up again by a person's word.
+"""External work that a migration gave up: listed with the dead letters, and retried on an operator's request.
 
-It is no event and stands in no topic: the migration keeps it in its own tables.
+It is not an event and not in a topic: the migration keeps it in its own tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from schemas.errors import HeadraceError
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """One thing: its name, by which a person chooses it, why, and since when."""
+    """One unit of work: its name, by which an operator selects it, the reason, and since when."""
 
     name: str
     reason: str
@@ -32,11 +32,11 @@ class GivenUp:
 
 
 class WorkGivenUp(HeadraceError):
-    """See `headrace parked list`, put right what it names, then `headrace parked retry`."""
+    """See `headrace dead-letters list`, fix what it names, then `headrace dead-letters retry`."""
 
 
 def read_work_status(connection: Connection, migration: Migration) -> WorkStatus:
-    """Return how far a migration's work outside of the database is, nothing where it never ran. Writes nothing."""
+    """Return the progress of a migration's external work; zero if it never ran. Writes nothing."""
     if not migration.own_tables:
         return WorkStatus()
     with connection.transaction(), connection.cursor() as cursor:
@@ -47,20 +47,20 @@ def read_work_status(connection: Connection, migration: Migration) -> WorkStatus
 
 
 def count_given_up(settings: Settings, migration: Migration, database: str) -> int:
-    """Return how much of a migration's work ended without being done. Writes nothing."""
+    """Return how much of a migration's work was given up. Writes nothing."""
     dsn = settings.database(database).dsn.get_secret_value()
     with connect.translated(dsn), connect.connect(dsn, name=f"verify {migration.name}") as connection:
         return read_work_status(connection, migration).given_up
 
 
 def read_given_up(settings: Settings, migration: Migration, database: str) -> list[GivenUp]:
-    """Return what `migration` gave up, none where it never ran. Writes nothing."""
+    """Return what `migration` gave up; nothing if it never ran. Writes nothing."""
     if not migration.own_tables:
         return []
     dsn = settings.database(database).dsn.get_secret_value()
     with (
         connect.translated(dsn),
-        connect.connect(dsn, name=f"parked {migration.name}") as connection,
+        connect.connect(dsn, name=f"dead letters {migration.name}") as connection,
         connection.transaction(),
         connection.cursor() as cursor,
     ):
@@ -71,12 +71,12 @@ def read_given_up(settings: Settings, migration: Migration, database: str) -> li
 
 
 def take_up(settings: Settings, migration: Migration, database: str, names: Sequence[str]) -> int:
-    """Have members try these again, and return how many there were; a duplicate changes nothing.
+    """Make consumers retry `names`, and return how many there were. Idempotent.
 
-    Raises OwnershipMoved or Paused as an apply transaction does; then nothing was changed.
+    Raises OwnershipMoved or Paused as an apply transaction does, with nothing changed.
     """
     dsn = settings.database(database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"parked {migration.name}") as connection:
+    with connect.translated(dsn), connect.connect(dsn, name=f"dead letters {migration.name}") as connection:
         run = Ledger(migration.name, migration.gitlab_schema, "").begin(connection)
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute(LOCALLY_DURABLE)
@@ -89,7 +89,7 @@ def take_up(settings: Settings, migration: Migration, database: str, names: Sequ
             )
             taken = contract_checks.take_up(migration, connection.cursor(), names)
             if taken:
-                # There is something to do again: a member that starts must not think that all is done.
+                # There is work again: a consumer that starts must not find the migration complete.
                 cursor.execute("UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (migration.name,))
             return taken
 

@@ -1,4 +1,4 @@
-"""The keys of rows in the words of their tables: by them a person knows which row an event is of."""
+"""Decodes message keys into key columns, which show an operator the row of an event."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from schemas.wire import split_wire
 
 
 class RowKeys:
-    """Reads the keys of records; connects when the first one comes."""
+    """Decodes the keys of records; connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._schemas = cache(lambda: schemas_of(open_registry(settings)))
         self._decoder = cache(lambda schema_id: KeyDecoder(self._schemas()(schema_id)))
 
     def columns(self, key: bytes) -> dict[str, object]:
-        """Return the columns of a key; none where it cannot be read, which may be why its event is parked."""
+        """Return the columns of a key; empty if undecodable, which may be why its event is a dead letter."""
         try:
             schema_id, _ = split_wire(key)
             columns: dict[str, object] = self._decoder(schema_id).decode_key(key)

@@ -1,8 +1,8 @@
-"""What becomes of dead letters by a person's word: applied after all, or discarded.
+"""Retries or discards dead letters on an operator's request.
 
 Each is settled in one database transaction, like any event: fence, effect, its row in `headrace.dead_letters`, counts.
-Whatever dies before the commit did nothing, and what is committed is not done again. The events leave Kafka much later
-(dead_letters.REMOVED_AFTER): a failover that loses the commit opens the dead letter again.
+A crash before the commit has no effect, and a committed one is not repeated. Events are removed from Kafka much later
+(dead_letter_rows.REMOVED_AFTER): a failover that loses the commit reopens the dead letter.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, Final
 import psycopg
 
 from consumers.contract import contract_checks
-from consumers.contract.decisions import Change, Park, Skip
+from consumers.contract.decisions import Change, DeadLetter, Skip
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
 from consumers.delivery import dead_letter_rows
 from consumers.delivery.dead_letter_rows import Exclusion, Row
-from consumers.delivery.dead_letter_topic import Entry, Identity, Parking, read_parked
+from consumers.delivery.dead_letter_topic import DeadLetterWriter, Entry, Identity, read_dead_letters_topic
 from consumers.delivery.group import member_name
 from consumers.delivery.topics import schemas_of
 from consumers.ledger import fence
@@ -37,49 +37,49 @@ from infra.postgres.control import ensure_control_schema
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.errors import UsageError
-from schemas.topics import parked_topic
+from schemas.topics import dead_letters_topic
 
 DISCARDED: Final = "discarded"
-"""The reason under which the ledger counts what a person discarded."""
+"""The skip reason of a dead letter that an operator discarded."""
 
 NOT_VISIBLE: Final = "its transaction is not visible yet: retry it later"
 
 _RECOUNT: Final = """
     UPDATE headrace.progress
-       SET parked = parked - 1, applied = applied + %(applied)s, skipped = skipped + %(skipped)s,
+       SET dead_letters = dead_letters - 1, applied = applied + %(applied)s, skipped = skipped + %(skipped)s,
            skip_reasons = CASE WHEN %(skipped)s = 0 THEN skip_reasons ELSE
                skip_reasons || jsonb_build_object(%(reason)s::text,
                                                   coalesce((skip_reasons ->> %(reason)s)::bigint, 0) + 1) END
      WHERE migration = %(migration)s AND run = %(run)s AND topic = %(topic)s AND partition = %(partition)s
-       AND parked > 0
+       AND dead_letters > 0
 """
 
 _DISCOUNT: Final = """
     UPDATE headrace.failures f
-       SET parked = greatest(0, f.parked - 1), tried = greatest(0, f.tried - %(untried)s)
+       SET dead_letters = greatest(0, f.dead_letters - 1), tried = greatest(0, f.tried - %(untried)s)
       FROM headrace.dead_letters d
-     WHERE f.migration = %(migration)s AND f.run = %(run)s AND f.failed_at >= d.parked_at
+     WHERE f.migration = %(migration)s AND f.run = %(run)s AND f.failed_at >= d.recorded_at
        AND d.migration = f.migration AND d.run = f.run AND d.topic = %(topic)s AND d.partition = %(partition)s
        AND d.event_offset = %(offset)s
 """
-"""The circuit breaker counts from where the run failed last: what was counted there is counted there no more."""
+"""The circuit breaker counts since the run's last failure, so a dead letter settled since is deducted from that."""
 
 
 class Outcome(Enum):
-    """What became of one entry."""
+    """The outcome for one entry."""
 
     APPLIED = "applied"
     UNNEEDED = "unneeded"
-    """Its row is right already, or the event asks for nothing."""
+    """Its row is already up to date, or the event needs no change."""
     DISCARDED = "discarded"
     BEFORE = "settled before"
-    """By another call, or by this one when it lost its connection in the commit."""
-    STAYS = "still parked"
+    """By another call, or by this one if it lost its connection during the commit."""
+    STAYS = "still dead letters"
 
 
 @dataclass(slots=True)
 class Settled:
-    """What a call did; `stays` has the reasons of the events that are still parked, by their names."""
+    """The result of a call; `stays` is name → reason of the events that are still dead letters."""
 
     applied: int = 0
     unneeded: int = 0
@@ -89,24 +89,24 @@ class Settled:
 
 
 def read_dead_letters(settings: Settings, migration: type[Migration] | Migration, database: str) -> list[Entry]:
-    """Return the migration's dead letters in `database`, in the order of topic, partition and offset; writes nothing.
+    """Return the migration's dead letters in `database`, ordered by topic, partition and offset. Writes nothing.
 
-    Raises DatabaseUnavailable or BrokerUnavailable: without both it is not known what is one.
+    Raises DatabaseUnavailable or BrokerUnavailable, since it needs both.
     """
     dsn = settings.database(database).dsn.get_secret_value()
     with connect.translated(dsn), connect.connect(dsn, name=f"list {migration.name}") as connection:
         rows = dead_letter_rows.open_rows(connection, migration, database)
-    return dead_letter_rows.entries_of(rows, read_parked(settings, migration.name) if rows else [])
+    return dead_letter_rows.entries_of(rows, read_dead_letters_topic(settings, migration.name) if rows else [])
 
 
 def chosen(migration: str, entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
-    """Return those of `entries` called `names`, all without names. Raises UsageError for one that is not there."""
+    """Return the `entries` with these `names`, or all without names. Raises UsageError for an unknown name."""
     if not names:
         return list(entries)
     missing = set(names) - {entry.name for entry in entries}
     if missing:
         raise UsageError(
-            f"{migration} has no parked event {min(missing)}", remedy=f"see `headrace parked list {migration}`"
+            f"{migration} has no dead letter {min(missing)}", remedy=f"see `headrace dead-letters list {migration}`"
         )
     return [entry for entry in entries if entry.name in names]
 
@@ -114,14 +114,16 @@ def chosen(migration: str, entries: Sequence[Entry], names: Sequence[str]) -> li
 def retry(
     settings: Settings, migration: Migration, database: str, names: Sequence[str], stopping: threading.Event
 ) -> Settled:
-    """Decide and apply dead letters again, each in a transaction of its own; those that fail again stay parked.
+    """Decide and apply dead letters again, each in its own transaction; those that fail again stay dead letters.
 
-    Those called `names`, all without names: read once nobody else settles any. A second call applies nothing twice.
-    Raises Busy when another process is at it, UsageError for a name that is not there, OwnershipMoved or Paused, with
-    every event not settled yet still parked; and what waiting cannot mend.
+    Retries those with these `names`, or all without names, and applies none twice. They are read under the exclusive
+    lock. Raises Busy if another process holds it, UsageError for an unknown name, OwnershipMoved or Paused, and errors
+    that waiting cannot resolve; events not settled by then stay dead letters.
     """
     planner = Planner(migration, schemas_of(open_registry(settings)), database)
-    lost = Park(f"its event is gone from {parked_topic(settings.prefix, migration.name)}: discard it, and replay")
+    lost = DeadLetter(
+        f"its event is gone from {dead_letters_topic(settings.prefix, migration.name)}: discard it, and replay"
+    )
     return _settle_all(
         settings,
         migration,
@@ -135,7 +137,7 @@ def retry(
 def discard(
     settings: Settings, migration: Migration, database: str, entries: Sequence[Entry], stopping: threading.Event
 ) -> Settled:
-    """Take dead letters out for good, and count them as skipped; a second call does nothing. Raises as `retry`."""
+    """Discard dead letters, and count them as skipped. Idempotent. Raises as `retry` does."""
     return _settle_all(settings, migration, database, lambda _: list(entries), stopping, None)
 
 
@@ -158,9 +160,11 @@ def _settle_all(
             return run, rows, dead_letter_rows.removable(connection, migration, database)
 
         run, rows, old = target.ask(begin)
-        kept = read_parked(settings, migration.name) if rows or old else []
+        kept = read_dead_letters_topic(settings, migration.name) if rows or old else []
         if old:
-            Parking(settings, migration.name, database).remove(entry for entry in kept if entry.identity in old)
+            DeadLetterWriter(settings, migration.name, database).remove(
+                entry for entry in kept if entry.identity in old
+            )
             target.ask(lambda connection: dead_letter_rows.forget(connection, migration.name, old))
         settler = _Settler(migration, database, run, decide, lock)
         outcomes: dict[Identity, tuple[str, Outcome, str]] = {}
@@ -174,7 +178,7 @@ def _settle_all(
                 outcomes[entry.identity] = (entry.name, *settled)
             if stopping.is_set() or lock.sessions == sessions:
                 break
-            # With the session that was lost, a failover may have lost what it had settled: that is open again.
+            # A failover may have lost what the lost session had settled, which is then open again.
             open_again = target.ask(settler.still_open)
             pending = [entry for entry in pending if entry.identity in open_again]
     for name, outcome, reason in outcomes.values():
@@ -183,7 +187,7 @@ def _settle_all(
 
 
 class _Settler:
-    """Settles one entry at a time, for `Target.ask`, which may call again after an error."""
+    """Settles one entry at a time, for `Target.ask`, which may repeat the call after an error."""
 
     def __init__(
         self,
@@ -201,10 +205,10 @@ class _Settler:
         self._tries: Counter[str] = Counter()
 
     def settle(self, connection: Connection, entry: Entry) -> tuple[Outcome, str]:
-        """Return what became of the entry, and the reason where there is one."""
+        """Return the outcome for the entry, and the reason if there is one."""
         self._lock.hold(connection)
         decision, xid = self._decide(entry) if self._decide else (Skip(DISCARDED), None)
-        if isinstance(decision, Park):
+        if isinstance(decision, DeadLetter):
             return Outcome.STAYS, decision.reason
         try:
             with connection.transaction(), connection.cursor() as cursor:
@@ -215,12 +219,12 @@ class _Settler:
             return Outcome.STAYS, reason_of(error)
 
     def _fails_for_good(self, entry: Entry, rule: Rule) -> bool:
-        """Whether the entry stays, whatever else is retried: one that passes by itself, mostly, has had its tries."""
+        """Whether the entry stays a dead letter; a mostly transient error is retried first."""
         self._tries[entry.name] += 1
         return rule.action in (Action.SPLIT, Action.DOUBT) or self._tries[entry.name] >= (rule.tries or math.inf)
 
     def still_open(self, connection: Connection) -> set[Identity]:
-        """Return which of the migration's dead letters are open."""
+        """Return the migration's open dead letters."""
         self._lock.hold(connection)
         rows = dead_letter_rows.open_rows(connection, self._migration, self._database)
         return {entry.identity for entry in dead_letter_rows.entries_of(rows, ())}
@@ -281,7 +285,7 @@ def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:
 def _target(settings: Settings, migration: Migration, database: str, stopping: threading.Event) -> Iterator[Target]:
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"parked {migration.name}") as connection:
+    with connect.translated(dsn), connect.connect(dsn, name=f"dead letters {migration.name}") as connection:
         ensure_control_schema(
             connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
         )

@@ -1,1 +1,1 @@
-"""What a consumer has to do with Kafka: its group, its topics, the topic of dead letters."""
+"""Access to Kafka: the consumer group, source topics and dead letters."""

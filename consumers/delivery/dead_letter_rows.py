@@ -1,9 +1,9 @@
-"""Which events of a migration are dead letters, in the database that it writes: recorded, settled, and forgotten late.
+"""The rows of a migration's dead letters in its target database: recorded, settled and later deleted.
 
-`headrace.dead_letters` has a row of each, written in the transaction that moved the ledger past the event, and settled
-in the transaction that applied it after all, or discarded it. So whatever a crash or a failover takes back, ledger,
-effect and dead letter go together. The event itself (consumers/delivery/dead_letter_topic.py) is in Kafka before its
-row, and stays REMOVED_AFTER longer than the row is open.
+`headrace.dead_letters` has a row for each, written in the transaction that advanced the ledger past the event, and
+settled in the transaction that later applied or discarded it. So a crash or failover that loses one of ledger, effect
+and dead letter loses all three. The event itself (consumers/delivery/dead_letter_topic.py) is in Kafka before its row,
+and stays there until REMOVED_AFTER after the row was settled.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Final
 import psycopg
 
 from consumers.contract.migration import Migration, Shared
-from consumers.delivery.dead_letter_topic import Entry, Identity, Parked
+from consumers.delivery.dead_letter_topic import Entry, Identity, NewDeadLetter
 from consumers.ledger.progress import Connection, Cursor, Place
 from infra.postgres.advisory_locks import holders, lock_key
 from schemas.errors import Refused
 from schemas.positions import Offset
 
 REMOVED_AFTER: Final = timedelta(days=1)
-"""How long a settled event stays in Kafka. A failover to a standby that lacks the retry's commit opens the dead letter
-again, and then the event must still be there: so this is longer than any standby is behind that one promotes."""
+"""How long a settled event stays in Kafka. A failover to a standby that lacks the retry's commit reopens the dead
+letter, which needs the event: so this is longer than the lag of any standby that would be promoted."""
 
 Row = tuple[str, int, int, int, str, str, datetime]
 
@@ -38,14 +38,14 @@ _RECORD: Final = """
           JOIN headrace.progress p
             ON p.migration = %(migration)s AND p.run = %(run)s AND p.topic = e.topic AND p.partition = e.partition
         ON CONFLICT (migration, run, topic, partition, event_offset)
-        DO UPDATE SET reason = excluded.reason, database = excluded.database, parked_at = now(), settled_at = NULL
+        DO UPDATE SET reason = excluded.reason, database = excluded.database, recorded_at = now(), settled_at = NULL
         RETURNING d.*)
     UPDATE headrace.dead_letters d SET settled_at = now() FROM recorded r
      WHERE d.migration = r.migration AND d.run < r.run AND d.topic = r.topic AND d.partition = r.partition
        AND d.event_offset = r.event_offset AND d.topic_id = r.topic_id AND d.settled_at IS NULL
 """
 _OPEN: Final = """
-    SELECT topic, partition, event_offset, run, database, reason, parked_at
+    SELECT topic, partition, event_offset, run, database, reason, recorded_at
       FROM headrace.dead_letters
      WHERE migration = %(migration)s AND settled_at IS NULL AND (%(database)s::text IS NULL OR database = %(database)s)
      ORDER BY topic COLLATE "C", partition, event_offset, run
@@ -70,34 +70,34 @@ _FORGET: Final = """
 
 
 class Busy(Refused):
-    """Wait until that session ends, or end it; then call again."""
+    """Wait for that session to end, or terminate it, then run the command again."""
 
 
-def record(cursor: Cursor, migration: str, run: int, database: str, parked: Sequence[Parked]) -> None:
-    """Record parked events as dead letters, within the transaction that moved the ledger past them, after it did.
+def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters: Sequence[NewDeadLetter]) -> None:
+    """Record dead letters in the transaction that advances the ledger past them, after the advance.
 
-    What an earlier run had parked of the same events is settled by that. Without events nothing is done.
+    This settles dead letters of the same events from earlier runs. Does nothing if the list is empty.
     """
-    if parked:
+    if dead_letters:
         cursor.execute(
             _RECORD,
             {
                 "migration": migration,
                 "run": run,
                 "database": database,
-                "topics": [event.place.topic for event in parked],
-                "partitions": [event.place.partition for event in parked],
-                "offsets": [event.offset for event in parked],
-                "reasons": [event.reason for event in parked],
+                "topics": [event.place.topic for event in dead_letters],
+                "partitions": [event.place.partition for event in dead_letters],
+                "offsets": [event.offset for event in dead_letters],
+                "reasons": [event.reason for event in dead_letters],
             },
         )
 
 
 def open_rows(connection: Connection, migration: type[Migration] | Migration, database: str) -> list[Row]:
-    """Return the rows of the dead letters that the migration has in `database`, none where it never ran.
+    """Return the rows of the migration's open dead letters in `database`; none if it never ran.
 
-    Those of a gitlab schema that one database owns follow it to its next owner, as its ledger does. Those of a
-    `gitlab_shared` table are the database's that parked them, though a promoted copy has another's rows too.
+    Those of a gitlab schema with one owner follow it to its next owner, as its ledger does. Those of a `gitlab_shared`
+    table belong to the database whose consumer recorded them, though a promoted copy has another database's rows too.
     """
     if connection.execute("SELECT to_regclass('headrace.dead_letters')").fetchone() == (None,):
         return []
@@ -105,12 +105,12 @@ def open_rows(connection: Connection, migration: type[Migration] | Migration, da
 
 
 def entries_of(rows: Iterable[Row], kept: Iterable[Entry]) -> list[Entry]:
-    """Return the dead letters of `rows`, in their order, each with its event of those that the topic has."""
+    """Return the dead letters of `rows`, in order, each with its event from the topic if it is there."""
     known = {entry.identity: entry for entry in kept}
     found = []
-    for topic, partition, offset, run, database, reason, parked_at in rows:
+    for topic, partition, offset, run, database, reason, recorded_at in rows:
         place = Place(topic, partition)
-        at = parked_at.astimezone(UTC).replace(microsecond=0)
+        at = recorded_at.astimezone(UTC).replace(microsecond=0)
         entry = Entry(database, place, Offset(offset), run, reason, at, None)
         if (event := known.get(entry.identity)) is not None:
             entry = dataclasses.replace(entry, value=event.value, key=event.key)
@@ -119,20 +119,20 @@ def entries_of(rows: Iterable[Row], kept: Iterable[Entry]) -> list[Entry]:
 
 
 def settle(cursor: Cursor, migration: str, entry: Entry) -> bool:
-    """Settle a dead letter within the transaction of its effect; False when it is not open any more."""
+    """Settle a dead letter in the transaction of its effect; False if it is no longer open."""
     place, offset, run = entry.identity
     cursor.execute(_SETTLE, (migration, *place, offset, run))
     return cursor.rowcount == 1
 
 
 def removable(connection: Connection, migration: Migration, database: str) -> set[Identity]:
-    """Return which of `open_rows` once were settled so long ago that their events may leave Kafka."""
+    """Return the dead letters settled so long ago that their events may be removed from Kafka."""
     found = connection.execute(_OLD, {**_of(migration, database), "after": REMOVED_AFTER})
     return {(Place(topic, partition), Offset(offset), run) for topic, partition, offset, run in found}
 
 
 def forget(connection: Connection, migration: str, identities: Iterable[Identity]) -> None:
-    """Delete the rows of what is `removable`, once its events have left Kafka for good; a duplicate does nothing."""
+    """Delete `removable` rows after their events were removed from Kafka. Idempotent."""
     gone = sorted(identities)
     connection.execute(
         _FORGET,
@@ -153,14 +153,14 @@ def _of(migration: type[Migration] | Migration, database: str) -> dict[str, str 
 
 
 class Exclusion:
-    """The lock of a session under which one process at a time settles a migration's dead letters.
+    """A session-level lock that lets one process at a time settle a migration's dead letters.
 
-    Nothing depends on it but order: an event that two settle at once is still applied by one of them alone.
+    Correctness does not depend on it: an event that two processes settle concurrently is still applied by only one.
     """
 
     def __init__(self, migration: str) -> None:
         self.sessions = 0
-        """How many sessions have held it; one more: the one before was lost, and maybe its last commits with it."""
+        """The number of sessions that have held it. An increase means a session, and perhaps commits, were lost."""
         self._migration = migration
         self._key = lock_key("dead letters", migration)
         self._held_by: Connection | None = None
@@ -168,12 +168,14 @@ class Exclusion:
     def hold(self, connection: Connection) -> None:
         """Take the lock for the connection's session, unless it has it; call it before each transaction.
 
-        Raises Busy, naming the session that has it. One that is taken over from a lost session of our own is waited
-        for as long as the session's `lock_timeout` says.
+        Raises Busy with the session that holds it. If a lost session of this process may still hold it, waits up to
+        `lock_timeout`.
         """
         if connection is self._held_by:
             return
-        connection.execute("SELECT set_config('application_name', %s, false)", (f"headrace parked {self._migration}",))
+        connection.execute(
+            "SELECT set_config('application_name', %s, false)", (f"headrace dead-letters {self._migration}",)
+        )
         if self.sessions:
             try:
                 connection.execute("SELECT pg_advisory_lock(%s)", (self._key,))
@@ -185,5 +187,5 @@ class Exclusion:
         self._held_by = connection
 
     def _busy(self, connection: Connection) -> Busy:
-        sessions = ", ".join(holders(connection, self._key)) or "a session"
-        return Busy(f"the dead letters of {self._migration} are being retried or discarded already, by {sessions}")
+        sessions = ", ".join(holders(connection, self._key)) or "another session"
+        return Busy(f"the dead letters of {self._migration} are already being retried or discarded by {sessions}")

@@ -1,8 +1,9 @@
-"""The dead letters' events, kept whole in `<prefix>.parked.<migration>`; which of them are open, the database knows.
+"""The topic `<prefix>.dead_letters.<migration>`, which has the complete events of dead letters.
 
-An event's key is `database/topic/partition/offset/run` and the topic is compacted: what is parked twice in a run is one
-entry, and an entry that is removed is never one of another database or of a later run. The value is the event as it
-was; why and when stand in the headers. See consumers/delivery/dead_letter_rows.py.
+The database records which of them are open (consumers/delivery/dead_letter_rows.py). The key is
+`database/topic/partition/offset/run` and the topic is compacted: an event that becomes a dead letter twice in a run is
+one entry, and removing it removes no entry of another database or a later run. The value is the unchanged event; the
+headers have the reason, the run and the event's key.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from infra.settings.model import Settings
 from schemas import formats
 from schemas.errors import BrokerUnavailable, Malformed
 from schemas.positions import Offset
-from schemas.topics import parked_topic
+from schemas.topics import dead_letters_topic
 
 REASON_HEADER: Final = "reason"
 RUN_HEADER: Final = "run"
@@ -32,11 +33,11 @@ KEY_HEADER: Final = "key"
 _FLUSH_SECONDS: Final = 30.0
 
 Identity = tuple[Place, Offset, int]
-"""An event and the run that parked it: one parking of a migration, told from the next of the same event."""
+"""An event and the run in which it became a dead letter, which distinguishes it from those of later runs."""
 
 
-class Parked(NamedTuple):
-    """An event that is kept for a person."""
+class NewDeadLetter(NamedTuple):
+    """An event that is kept for an operator."""
 
     place: Place
     offset: Offset
@@ -47,23 +48,23 @@ class Parked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parked event: of the worker for `database`, in its run `run`."""
+    """One dead letter, recorded by a consumer of `database` in run `run`."""
 
     database: str
     place: Place
     offset: Offset
     run: int
     reason: str
-    parked_at: datetime
+    recorded_at: datetime
     """In UTC."""
     value: bytes | None
-    """None: the topic has lost it."""
+    """None if the topic no longer has it."""
     key: bytes = b""
     """The key that the event has in its own topic."""
 
     @property
     def name(self) -> str:
-        """`database/topic/partition/offset`, by which a person chooses it."""
+        """`database/topic/partition/offset`, by which an operator selects it."""
         return f"{self.database}/{self.place.topic}/{self.place.partition}/{self.offset}"
 
     @property
@@ -71,14 +72,14 @@ class Entry:
         return self.place, self.offset, self.run
 
 
-def read_parked(settings: Settings, migration: str) -> list[Entry]:
-    """Return every event that is in the topic, in the order of topic, partition and offset.
+def read_dead_letters_topic(settings: Settings, migration: str) -> list[Entry]:
+    """Return every event in the topic, ordered by topic, partition and offset.
 
-    Among them are some that are not open: settled lately, or applied after all by the consumer that parked them. A
-    record that no consumer of headrace's wrote is left out, and said in the log. Raises NewerFormat.
+    Some are not open: settled recently, or applied after all by the consumer that wrote them. A record that was not
+    written by headrace is skipped and logged. Raises NewerFormat.
     """
     entries: dict[bytes, Entry] = {}
-    topic = parked_topic(settings.prefix, migration)
+    topic = dead_letters_topic(settings.prefix, migration)
     for record in topics.LogReader(settings.kafka, topic).read():
         key = bytes(record.key() or b"")
         if record.value() is None:
@@ -88,7 +89,7 @@ def read_parked(settings: Settings, migration: str) -> list[Entry]:
             entries[key] = _entry(key, record)
         except Malformed as error:
             log.get(migration=migration).warning(
-                "not a dead letter: left out", topic=topic, offset=record.offset(), **{log.REASON: error.problem}
+                "record skipped, not a dead letter", topic=topic, offset=record.offset(), **{log.REASON: error.problem}
             )
     return sorted(entries.values(), key=lambda entry: (entry.place, entry.offset, entry.run))
 
@@ -120,30 +121,32 @@ def _entry(key: bytes, record: Message) -> Entry:
             headers.get(KEY_HEADER, b""),
         )
     except (ValueError, OverflowError) as error:
-        raise Malformed(f"{where} is not one of headrace's", remedy="take away what else writes that topic") from error
+        raise Malformed(
+            f"{where} was not written by headrace", remedy="stop other programs from writing to that topic"
+        ) from error
 
 
-class Parking:
-    """Where the events of one migration's worker for `database` are parked; connects when the first one comes."""
+class DeadLetterWriter:
+    """Writes the dead letters of one migration's consumer for `database`; connects on first use."""
 
     def __init__(self, settings: Settings, migration: str, database: str) -> None:
         self._settings = settings
         self._database = database
-        self._topic = parked_topic(settings.prefix, migration)
+        self._topic = dead_letters_topic(settings.prefix, migration)
         self._producer: Producer | None = None
         self._log = log.get(migration=migration)
 
-    def keep(self, parked: Sequence[Parked], run: int) -> None:
-        """Park events, durably, before the ledger moves past them; a duplicate in the same run replaces its equal.
+    def keep(self, dead_letters: Sequence[NewDeadLetter], run: int) -> None:
+        """Write events durably before the ledger advances past them. Idempotent within a run.
 
-        Each is a dead letter once the transaction that moves the ledger has recorded it (`dead_letters.record`).
+        Each is a dead letter once the transaction that advances the ledger has recorded it (`dead_letter_rows.record`).
 
-        Raises BrokerUnavailable when Kafka did not confirm all of them: the caller must not go on.
+        Raises BrokerUnavailable if Kafka did not confirm all of them: the caller must not continue.
         """
         producer = self._connected()
-        for event in parked:
+        for event in dead_letters:
             self._log.warning(
-                "parked",
+                "event became a dead letter",
                 topic=event.place.topic,
                 partition=event.place.partition,
                 offset=event.offset,
@@ -162,14 +165,14 @@ class Parking:
                         KEY_HEADER: event.key,
                     },
                 }
-                for event in parked
+                for event in dead_letters
             ),
         )
 
     def remove(self, entries: Iterable[Entry]) -> None:
-        """Take events out, durably, long after they were settled; a duplicate does nothing.
+        """Remove events durably, long after they were settled. Idempotent.
 
-        Raises BrokerUnavailable as `keep` does: then they may be removed again.
+        Raises BrokerUnavailable as `keep` does; the caller may then retry.
         """
         keys = [_record_key(entry.database, *entry.identity) for entry in entries]
         if keys:
@@ -180,7 +183,7 @@ class Parking:
             try:
                 topics.ensure_topic(self._settings.kafka, self._topic, partitions=1)
             except TimeoutError:
-                raise BrokerUnavailable(f"Kafka did not answer when {self._topic} was to be made") from None
+                raise BrokerUnavailable(f"Kafka did not answer when topic {self._topic} was created") from None
             self._producer = clients.producer(self._settings.kafka, acks="all")
         return self._producer
 
@@ -197,4 +200,4 @@ class Parking:
         if failures:
             raise clients.translate(failures[0], self._settings.kafka)
         if left:
-            raise BrokerUnavailable(f"Kafka did not confirm {left} parked events within {_FLUSH_SECONDS:.0f} s")
+            raise BrokerUnavailable(f"Kafka did not confirm {left} dead letters within {_FLUSH_SECONDS:.0f} s")

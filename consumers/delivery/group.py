@@ -1,4 +1,4 @@
-"""Membership in a consumer group: which partitions are ours, where each stands, and waiting without leaving.
+"""A group member: its assigned partitions, their positions, and waiting without leaving the group.
 
 Kafka's committed offsets follow the ledger and are never read: `positions` comes from the ledger at each assignment.
 """
@@ -23,29 +23,29 @@ from schemas.errors import PreflightFailed, Unavailable
 from schemas.positions import Offset
 
 Assigned = Callable[[Sequence[Place]], Mapping[Place, Entry]]
-"""Called with newly assigned partitions; returns where the ledger says that they stand."""
+"""Called with newly assigned partitions; returns their ledger entries."""
 
 SESSION_TIMEOUT_MS: Final = 10_000
 _MAX_POLL_INTERVAL_MS: Final = 3_600_000
-"""A transaction may wait long for a lock; that a member is alive its heartbeat says, and a zombie writes nothing."""
+"""Long, since a transaction may wait for a lock. Heartbeats show that it is alive; a zombie writes nothing."""
 _REQUEST_SECONDS: Final = 10.0
 _LEAVE_SECONDS: Final = 0.8
 _TICK: Final = 0.1
 _ABSENT_SECONDS: Final = 2.0
-"""How long the group may have to wait for this member's answer, with nothing wrong."""
+"""How long the group may wait for this group member during a rebalance."""
 _FROZEN_SECONDS: Final = 1.0
-"""Without a poll for so long, a topic may have been made anew without any sign of it."""
+"""After this long without a poll, a topic may have been recreated unnoticed."""
 _STALL_SECONDS: Final = 5.0
-"""A partition cannot be sought for a moment after its assignment; for longer is worth a line in the log."""
+"""A partition cannot be sought for a moment after its assignment; longer than this is logged."""
 
 
 def member_name() -> str:
-    """Return `host:pid`, by which an operator finds this process."""
+    """Return `host:pid`, which identifies this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Group:
-    """One member of a migration's consumer group."""
+    """A group member of a migration's consumer group."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Group:
         self._held = self._quiet = False
         self._generation = 0
         self._polled = 0.0
-        self._waiting_since = self._next_word = 0.0
+        self._waiting_since = self._next_warning = 0.0
         self._there = False
         self._topics = TopicIdentity(settings, stopping)
         self._log = log.get(group=group)
         self.positions: dict[Place, Offset] = {}
-        """The offset that each assigned partition needs next; the runtime moves it after each commit."""
+        """The next offset of each assigned partition; the runtime advances it after each commit."""
         self._aside: set[Place] = set()
         self._returning: set[Place] = set()
         with clients.translated(settings):
@@ -78,39 +78,39 @@ class Group:
                 session_timeout_ms=SESSION_TIMEOUT_MS,
                 heartbeat_interval_ms=SESSION_TIMEOUT_MS // 5,
                 max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
-                # A partition that was added, or a topic made anew, is seen within this.
+                # How soon an added partition or a recreated topic is noticed.
                 topic_metadata_refresh_interval_ms=10_000,
                 enable_partition_eof=True,
-                # librdkafka reads ahead 64 MB by default, and 1 MB of each partition at a time, which compressed
-                # events make many times as much. This is still more than a batch; a larger event arrives all the same.
-                # Fetching rests once that queue is full, for a second by default, which is most of the time.
+                # librdkafka prefetches 64 MB by default, and 1 MB per partition at a time; compressed events are many
+                # times as large in memory. These limits still exceed a batch, and a larger event arrives all the same.
+                # By default fetching pauses for a second when the queue is full, which it is most of the time.
                 defaults={
                     "queued.max.messages.kbytes": 8_192,
                     "fetch.message.max.bytes": 262_144,
                     "fetch.queue.backoff.ms": 5,
                 },
-                # Out of range is never an occasion to guess: see _start.
+                # Never guess an offset that is out of range: see _start.
                 auto_offset_reset="error",
                 on_commit=self._on_commit,
             )
 
     @property
     def generation(self) -> int:
-        """A number that changes whenever partitions come or go."""
+        """A number that changes whenever partitions are assigned or revoked."""
         return self._generation
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Return those of the topics `names` that do not exist yet; waits for a Kafka that has answered once.
+        """Return the topics of `names` that do not exist yet; waits for Kafka if it has answered before.
 
-        Raises Interrupted when stopped meanwhile, and AccessDenied for a topic that this consumer may not see: Kafka's
-        list of all topics leaves it out, as it does one that does not exist.
+        Raises Interrupted when stopped meanwhile, and AccessDenied for a topic that this consumer may not see, which
+        Kafka's list of all topics omits like one that does not exist.
         """
 
         def asked() -> list[str]:
             with clients.translated(self._settings):
                 listed = self._consumer.list_topics(timeout=_REQUEST_SECONDS).topics
                 unlisted = [name for name in names if name not in listed or listed[name].error is not None]
-                # One that the list leaves out may be there all the same.
+                # A topic missing from the list may exist nevertheless.
                 named = {name: self._consumer.list_topics(name, timeout=_REQUEST_SECONDS).topics for name in unlisted}
                 return [name for name, found in named.items() if not topics.is_there(found.get(name))]
 
@@ -126,17 +126,17 @@ class Group:
         return absent
 
     def join(self, names: Sequence[str]) -> None:
-        """Become a member; partitions arrive during `poll`."""
+        """Join the group; partitions are assigned during `poll`."""
         with clients.translated(self._settings):
             self._consumer.subscribe(
                 list(names), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
             )
 
     def poll(self, limit: int, seconds: float) -> list[Message]:
-        """Return what has arrived, at most `limit` records, waiting up to `seconds` for the first.
+        """Return at most `limit` records, waiting up to `seconds` for the first.
 
-        Ends of partitions are among them; other errors are logged when Kafka gets over them, raised if not.
-        Raises whatever `assigned` raised.
+        Ends of partitions are among them. Other errors are logged if transient, raised if not. Raises whatever
+        `assigned` raised.
         """
         if self._returning:
             self._return()
@@ -156,14 +156,14 @@ class Group:
         return records
 
     def confirm(self) -> bool:
-        """Return whether all that was read is of the topics that the ledger is about; False when Kafka is silent.
+        """Return whether everything read is from the topics in the ledger; False if Kafka does not answer.
 
-        Raises TopicRecreated. Asked before anybody is told that everything was read.
+        Raises TopicRecreated. Call it before reporting that everything was read.
         """
         return self._topics.confirm()
 
     def commit(self) -> None:
-        """Let Kafka's offsets follow `positions`, for tools that show them; a failure does no harm."""
+        """Commit `positions` to Kafka, for tools that show lag; a failure does no harm."""
         offsets = [TopicPartition(*place, offset) for place, offset in self.positions.items() if offset > 0]
         if offsets:
             try:
@@ -172,9 +172,9 @@ class Group:
                 self._log.debug("offsets not committed to Kafka", detail=error.args[0].str())
 
     def rest(self, seconds: float) -> bool:
-        """Let `seconds` pass between two transactions; returns what `wait` returns.
+        """Pause for `seconds` between two transactions; returns what `wait` returns.
 
-        Waiting throws away what was read ahead, so that a short rest is slept, as long as nobody misses us.
+        `wait` discards prefetched records, so a short pause sleeps instead, as long as the group does not notice.
         """
         if time.monotonic() + seconds - self._polled > _ABSENT_SECONDS:
             return self.wait(seconds)
@@ -182,13 +182,13 @@ class Group:
         return True
 
     def wait(self, seconds: float, *, still: Callable[[], bool] = lambda: False) -> bool:
-        """Stay in the group for `seconds` without reading, and as long again while `still` says so.
+        """Stay in the group for `seconds` without reading, and repeat while `still` returns true.
 
-        Returns whether what was read before is still good; it is not when partitions came or went meanwhile: then
-        call `reposition`. Ends early when stopping.
+        Returns whether records read before are still valid. They are not if partitions were assigned or revoked
+        meanwhile: call `reposition` then. Ends early when stopping.
         """
         if self._quiet:
-            # Within a callback of Kafka, or within another wait: the heartbeat goes on by itself.
+            # Within a Kafka callback or another wait; heartbeats continue in the background.
             self._stopping.wait(seconds)
             return True
         generation = self._generation
@@ -202,14 +202,14 @@ class Group:
                 if left <= 0:
                     if not still():
                         break
-                    # From now, so that there is a poll before it is asked again, however long the answer took.
+                    # From now, so that there is a poll before the next call of `still`, however long it took.
                     deadline = time.monotonic() + seconds
                     continue
                 with clients.translated(self._settings):
                     record = self._consumer.poll(min(left, _TICK))
                 self._polled = time.monotonic()
-                # Nothing arrives from a paused partition, unless it was under way already; an end of a partition
-                # counts too, since it is told once.
+                # A paused partition delivers only what was in flight. An end of partition counts too, since it is
+                # delivered once.
                 disturbed |= record is not None
         finally:
             self._quiet = self._held = False
@@ -218,9 +218,10 @@ class Group:
         return generation == self._generation and not disturbed
 
     def reposition(self, entries: Mapping[Place, Entry]) -> bool:
-        """Read on from where `entries` say; what was read before and not applied arrives again.
+        """Continue reading from `entries`; records that were read but not applied arrive again.
 
-        Returns False, with nothing lost, when partitions came or went since `entries` were asked for: ask again.
+        Returns False, with nothing lost, if partitions were assigned or revoked since `entries` were read: read them
+        again.
         """
         if set(entries) != set(self.positions):
             return False
@@ -236,8 +237,8 @@ class Group:
                     del waiting[place]
             if not waiting or self._stopping.is_set():
                 return True
-            # A partition can only be sought once its fetching began, a moment after the assignment. What arrives
-            # in this wait is thrown away, so that what was sought already is sought again.
+            # A partition can only be sought once fetching has started, a moment after the assignment. Records that
+            # arrive in this wait are discarded, so partitions already sought are sought again.
             good = self.wait(_TICK)
             if self._generation != generation:
                 return False
@@ -246,26 +247,26 @@ class Group:
 
     @property
     def aside(self) -> Collection[Place]:
-        """The partitions that are set aside. One that was taken away meanwhile is none, even if it is back."""
+        """The partitions that are set aside. A partition revoked meanwhile is not, even if it was assigned again."""
         return self._aside
 
     def set_aside(self, place: Place, offset: Offset) -> None:
-        """Bring nothing more of `place` until `bring_back`, then read it from `offset` on; the others go on.
+        """Stop reading `place` until `bring_back`, then continue from `offset`; other partitions are unaffected.
 
-        `positions[place]` is `offset` meanwhile. `wait`, `rest` and rebalances that leave the partition here keep it
-        so; `reposition` moves it and keeps it so too. Once it is revoked or assigned anew nothing is known of this.
-        Does nothing for a partition that is not ours.
+        `positions[place]` is `offset` meanwhile. The state survives `wait`, `rest`, `reposition` and rebalances that
+        leave the partition assigned; a revocation or a new assignment clears it. Does nothing for a partition that is
+        not assigned.
         """
         if place not in self.positions:
             return
-        # Throws away what was read ahead of it.
+        # Discards its prefetched records.
         self._pause([place])
         self._aside.add(place)
         self._returning.discard(place)
         self.positions[place] = offset
 
     def bring_back(self, place: Place) -> None:
-        """Read `place` on from `positions[place]`. Does nothing for one that is not set aside (any more)."""
+        """Continue reading `place` from `positions[place]`. Does nothing unless it is set aside."""
         if place in self._aside:
             if not self._returning:
                 self._waiting_since = time.monotonic()
@@ -273,7 +274,7 @@ class Group:
             self._return()
 
     def _return(self) -> None:
-        """Read on what was brought back; what cannot be sought yet is tried again at the next poll."""
+        """Resume partitions brought back; those that cannot be sought yet are retried at the next poll."""
         for place in sorted(self._returning):
             offset = self.positions[place]
             if self._seek(TopicPartition(*place, offset or OFFSET_BEGINNING)):
@@ -282,22 +283,22 @@ class Group:
                 self._resume([place])
 
     def _read_again(self, records: Sequence[Message]) -> None:
-        """Have what was polled and not given to anybody arrive again."""
+        """Make polled records that were not returned arrive again."""
         for place in {Place(str(record.topic()), int(record.partition() or 0)) for record in records}:
             self.set_aside(place, self.positions.get(place, Offset(0)))
             self.bring_back(place)
         self._stopping.wait(_TICK)
 
     def _seek(self, target: TopicPartition) -> bool:
-        """Return whether it was done; not while the partition is not fetched, such as a moment after the assignment."""
+        """Return whether the seek succeeded; it fails until fetching has started after an assignment."""
         try:
             self._consumer.seek(target)
         except KafkaException as error:
             now = time.monotonic()
-            if now > max(self._next_word, self._waiting_since + _STALL_SECONDS):
-                self._next_word = now + _STALL_SECONDS
+            if now > max(self._next_warning, self._waiting_since + _STALL_SECONDS):
+                self._next_warning = now + _STALL_SECONDS
                 self._log.warning(
-                    "a partition cannot be read; it is tried again",
+                    "partition cannot be read, retrying",
                     partition=f"{target.topic}/{target.partition}",
                     offset=target.offset,
                     reason=error.args[0].str(),
@@ -311,9 +312,9 @@ class Group:
         self._returning.difference_update(places)
 
     def close(self) -> None:
-        """Leave the group, so that others take over at once."""
+        """Leave the group, so that other group members take over immediately."""
         self.positions.clear()
-        # Where that is not done in time, the heartbeat's end says it too.
+        # If leaving times out, missing heartbeats have the same effect.
         clients.leave(self._consumer, _LEAVE_SECONDS)
         self._topics.close()
 
@@ -330,13 +331,13 @@ class Group:
         self.positions.update({place: entries[place].next_offset for place in places})
         self._topics.expect(entries.values())
         self._forget(places)
-        # A partition that was taken away while it was paused is paused still when it comes back.
+        # A partition revoked while paused is still paused when it is assigned again.
         (self._pause if self._held else self._resume)(places)
         if places:
             self._log.info("assigned", partitions={f"{p.topic}/{p.partition}": entries[p].next_offset for p in places})
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # confluent-kafka takes them away itself after this; nothing is under way, since polling is not applying.
+        # confluent-kafka unassigns them after this; no transaction is running, since polling is not applying.
         self._generation += 1
         places = [Place(partition.topic, partition.partition) for partition in partitions]
         for place in places:
@@ -350,7 +351,7 @@ class Group:
             self._log.debug("offsets not committed to Kafka", detail=error.str())
 
     def _start(self, entry: Entry) -> int:
-        """Return the offset to read from; raises TopicRecreated when the topic cannot have that offset."""
+        """Return the offset to read from; raises TopicRecreated if the topic cannot have that offset."""
         low, high = self._bounds(entry.place)
         return OFFSET_BEGINNING if require_there(entry, low, high) == 0 else int(entry.next_offset)
 
@@ -365,7 +366,7 @@ class Group:
                 self._wait_for_kafka(error)
 
     def _wait_for_kafka(self, error: Unavailable) -> None:
-        """Let a moment pass; raises the error when stopping."""
+        """Wait briefly; raises the error when stopping."""
         self._log.warning("waiting for Kafka", reason=str(error))
         if self._stopping.wait(_TICK):
             raise error
@@ -385,7 +386,7 @@ class Group:
                 raise clients.translate(error, self._settings)
             else:
                 self._topics.doubtful = True
-                self._log.warning("kafka", detail=error.str(), code=error.name())
+                self._log.warning("Kafka error", detail=error.str(), code=error.name())
         return kept
 
     def _pause(self, places: Sequence[Place]) -> None:

@@ -1,16 +1,16 @@
-"""Whether the topics that a consumer reads are still those that its ledger is about.
+"""Detects that a topic was deleted and recreated since the ledger recorded it.
 
-A topic that was deleted and made again has the same name, and offsets from 0 on: a consumer at offset 4,000 reads on at
-4,000 of the new one as soon as it has so many, and all before that would be lost without an error. A topic's id, which
-Kafka gives it when it is made, and never again, tells the two apart. Kafka's clients do not compare it, so it is asked:
+A recreated topic has the same name, and offsets from 0: a consumer at offset 4,000 would continue at 4,000 of the new
+topic as soon as it has that many, and silently lose everything before. The topic id, which Kafka assigns at creation
+and never reuses, distinguishes the two. Kafka's clients do not compare it, so headrace checks it:
 
-- before anything is applied that was fetched while nobody could have noticed: after an assignment, a pause, a seek, an
-  error of Kafka's, and whenever nothing was polled for a second, as in a process that was frozen;
+- before applying anything that was fetched while a change could go unnoticed: after an assignment, a pause, a seek, a
+  Kafka error, and whenever nothing was polled for a second, as in a frozen process;
 - every two seconds while records are polled, in the background;
-- before a consumer says that it has caught up, or that its migration is complete.
+- before a consumer reports that it has caught up or that its migration is complete.
 
-The ledger keeps the id of its topic until a replay. So what was applied of a topic made again, between two of these
-checks or by a consumer that was killed then, is never passed over: every check and every later start refuses.
+The ledger keeps the topic id until a replay. So if events of a recreated topic were applied, between two checks or by a
+consumer that was then killed, every check and every later start refuses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from schemas.positions import Offset
 
 _REQUEST_SECONDS: Final = 10.0
 _EVERY_SECONDS: Final = 2.0
-_TELL_SECONDS: Final = 10.0
+_WARN_SECONDS: Final = 10.0
 _TICK: Final = 0.05
 
 Answers = Mapping[str, "Future[Any]"]
@@ -45,7 +45,7 @@ class TopicRecreated(Refused):
 
 
 class TopicIdentity:
-    """Compares the ids of the topics that one consumer has partitions of with those of its ledger."""
+    """Compares the ids of one consumer's topics with those in its ledger."""
 
     def __init__(self, settings: KafkaSettings, stopping: threading.Event) -> None:
         self._settings = settings
@@ -53,23 +53,23 @@ class TopicIdentity:
         self._client: AdminClient | None = None
         self._ids: dict[str, str] = {}
         self._asked: Answers = {}
-        self._next = self._next_word = 0.0
+        self._next = self._next_warning = 0.0
         self._log = log.get()
         self.doubtful = False
-        """Whether what is polled next may be of another topic without anybody having noticed."""
+        """Whether the next poll may return records of a recreated topic that was not noticed."""
 
     def expect(self, entries: Iterable[Entry]) -> None:
-        """Compare these topics from now on, with the ids that the ledger has."""
+        """Compare these topics from now on with the ids in the ledger."""
         self._ids |= {entry.place.topic: entry.topic_id for entry in entries}
         self.doubtful = True
 
     def keep_only(self, topics: Iterable[str]) -> None:
-        """Forget the others: no partition of them is here any more."""
+        """Stop checking other topics, which have no assigned partitions."""
         kept = set(topics)
         self._ids = {topic: expected for topic, expected in self._ids.items() if topic in kept}
 
     def look(self) -> None:
-        """Take the answer of the last question, if it is there, and ask again when it is time; never waits.
+        """Process the last request's answer, if available, and send the next one when due; never waits.
 
         Raises TopicRecreated.
         """
@@ -81,10 +81,10 @@ class TopicIdentity:
             self._asked = self._ask()
 
     def confirm(self) -> bool:
-        """Ask, and wait for the answer; return whether each topic is the one that it was.
+        """Send a request and wait for the answer; return whether each topic is unchanged.
 
-        What was fetched before is of that topic then. False, with a line in the log, when Kafka does not answer or
-        does not know a topic, or when the consumer is stopping. Raises TopicRecreated.
+        If so, everything fetched before is from that topic. False, and logged, if Kafka does not answer or does not
+        know a topic, or the consumer is stopping. Raises TopicRecreated.
         """
         if not self._ids:
             return True
@@ -92,7 +92,7 @@ class TopicIdentity:
         deadline = time.monotonic() + _REQUEST_SECONDS
         while not all(future.done() for future in asked.values()):
             if time.monotonic() > deadline or self._stopping.wait(0):
-                self._tell("Kafka does not answer")
+                self._warn("Kafka does not answer")
                 return False
             _wait_for(asked, _TICK)
         if not self._compare(asked):
@@ -101,85 +101,83 @@ class TopicIdentity:
         return True
 
     def close(self) -> None:
-        """Let go of Kafka; a question under way fails.
+        """Close the Kafka client; a pending request fails.
 
-        Here, and not wherever it is collected: librdkafka aborts a process that does so in the client's own thread.
+        Explicitly, since librdkafka aborts the process if the client is garbage-collected in its own thread.
         """
         self._asked, self._client = {}, None
 
     def _ask(self) -> Answers:
         self._next = time.monotonic() + _EVERY_SECONDS
         with clients.translated(self._settings):
-            # Kept: a client that is forgotten fails the requests under way. One with nothing queued is false.
+            # Kept, since destroying the client fails pending requests. A client with an empty queue is falsy.
             if self._client is None:
                 self._client = clients.admin(self._settings)
             return _describe(self._client, self._ids)
 
     def _compare(self, answers: Answers) -> bool:
-        """Return whether Kafka knows each topic by the expected id; raises TopicRecreated where it is another one."""
+        """Return whether Kafka knows each topic by the expected id; raises TopicRecreated if the id differs."""
         known = True
         for topic, future in answers.items():
             expected = self._ids.get(topic)
             try:
                 found = str(future.result().topic_id)
             except (KafkaException, TimeoutError) as error:
-                self._tell(str(error), topic)
+                self._warn(str(error), topic)
                 known = False
                 continue
             if expected not in (None, found):
                 raise recreated(topic, expected, found)
         return known
 
-    def _tell(self, reason: str, topic: str | None = None) -> None:
+    def _warn(self, reason: str, topic: str | None = None) -> None:
         now = time.monotonic()
-        if now >= self._next_word:
-            self._next_word = now + _TELL_SECONDS
+        if now >= self._next_warning:
+            self._next_warning = now + _WARN_SECONDS
             self._log.warning("waiting for Kafka", reason=reason, topics=[topic] if topic else sorted(self._ids))
 
 
 def require_there(entry: Entry, low: int, high: int) -> Offset:
-    """Return the offset that the ledger needs next; raises TopicRecreated unless it lies in `low` to `high`.
+    """Return the ledger's next offset; raises TopicRecreated unless it is between `low` and `high`.
 
-    The ledger of a partition that was never read begins with whatever is there, with a warning if that is not all.
+    A partition that was never read starts at its first offset, with a warning if earlier events are gone.
     """
     where = f"{entry.place.topic}/{entry.place.partition}"
     if entry.next_offset == 0:
         if low > 0:
             log.get().warning(
-                "the topic no longer has its first events: rows that only they told of are not read",
+                "topic no longer has its first events, rows recorded only there are not read",
                 partition=where,
                 first_offset=low,
             )
     elif entry.next_offset > high:
         raise TopicRecreated(
             f"{where} ends at offset {high}, but the ledger is at {entry.next_offset}: "
-            "the topic was deleted and made again"
+            "the topic was deleted and recreated"
         )
     elif entry.next_offset < low:
         raise TopicRecreated(
             f"{where} begins at offset {low}, but the ledger is at {entry.next_offset}: "
-            "events between were deleted from the topic"
+            "the events in between were deleted from the topic"
         )
     return entry.next_offset
 
 
 def recreated(topic: str, expected: str | None, found: str) -> TopicRecreated:
-    """Return the error for a topic whose id is not the ledger's."""
-    return TopicRecreated(
-        f"{topic} was deleted and made again: the ledger is of the topic with id {expected}, Kafka has {found}"
-    )
+    """Return the error for a topic whose id differs from the ledger's."""
+    return TopicRecreated(f"{topic} was deleted and recreated: the ledger has topic id {expected}, Kafka has {found}")
 
 
 def topic_ids(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, str]:
     """Return topic → the id that Kafka gave it when it was created."""
     with clients.translated(settings):
-        client = clients.admin(settings)  # kept: a client that is forgotten fails the requests under way
+        client = clients.admin(settings)  # kept, since destroying the client fails pending requests
         described = _describe(client, topics)
         return {topic: str(clients.answer(future).topic_id) for topic, future in described.items()}
 
 
 def _wait_for(answers: Answers, seconds: float) -> None:
-    """Wait until one more answer is there, `seconds` at most."""
+    """Wait for one more answer, at most `seconds`."""
     for future in answers.values():
         if not future.done():
             with contextlib.suppress(TimeoutError):

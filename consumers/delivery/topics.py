@@ -1,4 +1,4 @@
-"""Where a migration's events come from: its topics, and the schemas that their records name."""
+"""The source topics of a migration, and access to the schemas of their records."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from schemas.errors import BrokerUnavailable, Interrupted, Malformed
 from schemas.topics import table_topic
 
 WALKED: Final = "public.storage_walk"
-"""What a walk of a git storage produces reads like a table, and is in no database."""
+"""The pseudo-table of events from a walk of a git storage; it is in no database."""
 _AGAIN_SECONDS: Final = 0.5
 
 
 class UnknownSchemaId(Malformed):
-    """Check that producer and consumer use the same registry, then `headrace parked retry`."""
+    """Check that producer and consumer use the same registry, then `headrace dead-letters retry`."""
 
 
 Schemas = Callable[[int], dict[str, Any]]
-"""Schema id → the schema; raises UnknownSchemaId when there is none."""
+"""Schema id → schema; raises UnknownSchemaId if it is unknown."""
 
 
 def source_topics(settings: Settings, migration: Migration | type[Migration], database: str) -> list[str]:
@@ -38,21 +38,21 @@ def source_topics(settings: Settings, migration: Migration | type[Migration], da
 
 
 def captured(table: str, patterns: Sequence[str]) -> bool:
-    """Whether `table` (`schema.table`) is among those that the settings' patterns mean."""
+    """Whether `table` (`schema.table`) matches one of the settings' patterns."""
     return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
 
 
 def not_captured(settings: Settings, migration: Migration, database: str) -> list[str]:
-    """Return the tables that the migration reads and that these settings have no producer capture."""
+    """Return the tables that the migration reads but that these settings do not capture."""
     patterns = settings.database(database).tables
     tables = [table for table in migration.tables if table != WALKED]
     return [table for table in tables if patterns and not captured(table, patterns)]
 
 
 def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> Callable[[int], dict[str, Any]]:
-    """Return the registry as the planner asks it; an id that it does not know is an event's fault.
+    """Return a schema lookup for the planner; an unknown id is an error of the event.
 
-    With `stopping`, of a running consumer, it waits for a Kafka that does not answer; raises Interrupted when stopped.
+    With `stopping`, it waits while Kafka does not answer, and raises Interrupted when stopped.
     """
     unknown: dict[int, float] = {}
 
@@ -65,16 +65,16 @@ def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> C
                     raise
                 log.get().warning("waiting for Kafka", reason=str(error))
                 if stopping.wait(_AGAIN_SECONDS):
-                    raise Interrupted("stopped while Kafka did not answer") from error
+                    raise Interrupted("stopped while waiting for Kafka") from error
 
     def schema(schema_id: int) -> dict[str, Any]:
-        # Each look-up of an unknown id reads the registry: a topic full of them must not ask for each event.
+        # Looking up an unknown id reads the registry, which must not happen for each event of a topic full of them.
         if unknown.get(schema_id, 0.0) > time.monotonic():
-            raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
+            raise UnknownSchemaId(f"schema id {schema_id} is not in the registry")
         try:
             return asked(schema_id)
         except UnknownSchema as error:
             unknown[schema_id] = time.monotonic() + 60.0
-            raise UnknownSchemaId(f"schema id {schema_id} is in no registry") from error
+            raise UnknownSchemaId(f"schema id {schema_id} is not in the registry") from error
 
     return schema

@@ -1,1 +1,1 @@
-"""Moving repositories between gitservers: the worker, its states, and what is recorded."""
+"""Moves repositories between gitservers: the worker, the states of a move, and its records."""

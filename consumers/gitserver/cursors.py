@@ -1,8 +1,8 @@
-"""How far readers may go, by partition: the cursor passes a name once a whole copy lies where they look next.
+"""Moves the routing cursor of each partition: it passes a name once a complete copy is at the name's new home.
 
 Forward it rises, and every cloned repository up to it has been copied to its rendezvous home; in reverse it falls, and
-every cloned repository above it has been copied back to its md5 home. The database is asked for what stands in the
-way in the transaction that moves it.
+every cloned repository above it has been copied back to its md5 home. The transaction that moves the cursor also
+queries for names that block it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Cursor = psycopg.Cursor[Any]
 
 
 class Direction(StrEnum):
-    """Which way the repositories go."""
+    """The direction of the moves."""
 
     FORWARD = "forward"
     """From their md5 homes to their rendezvous homes."""
@@ -28,7 +28,7 @@ class Direction(StrEnum):
 
 _OPENED: Final = "INSERT INTO headrace.rehash_cursors (partition) VALUES (%s) ON CONFLICT DO NOTHING"
 _LOCKED: Final = "SELECT upto, finished FROM headrace.rehash_cursors WHERE partition = %s FOR UPDATE"
-# What is cloned and not copied, or not up to date, of the names that the cursor has yet to pass.
+# Names ahead of the cursor that are cloned and not copied, or whose copy is not up to date.
 _IN_THE_WAY: Final = """
     SELECT {first}(m.name)
       FROM headrace.rehash_moves m
@@ -45,7 +45,7 @@ _MOVE: Final = """
     UPDATE headrace.rehash_cursors SET upto = %(upto)s, finished = %(finished)s, changed_at = now()
      WHERE partition = %(partition)s AND (upto IS DISTINCT FROM %(upto)s OR finished <> %(finished)s)
 """
-# The application's record of where a repository is, only where it says what was so before; see states for its forms.
+# Updates the application's record of a repository's node only if it has the old node; see states.py for its forms.
 _RECORD: Final = """
     WITH recorded AS (
         SELECT g.repo_id,
@@ -61,7 +61,7 @@ _RECORD: Final = """
     UPDATE public.gitserver_repos g SET shard_id = recorded.shard, updated_at = now()
       FROM recorded WHERE g.repo_id = recorded.repo_id AND g.shard_id <> recorded.shard
 """
-# In a transaction of its own, after the commit that moved the cursor: from here on every reader can know of it.
+# In its own transaction, after the commit that moved the cursor: from then on the cursor is visible to every reader.
 _PASSED: Final = """
     UPDATE headrace.rehash_moves m
        SET state = 'passed', tries = 0, changed_at = clock_timestamp(),
@@ -87,7 +87,7 @@ _NEVER_MOVED: Final = "SELECT NOT EXISTS (SELECT FROM headrace.rehash_cursors WH
 
 
 def reached(cursor: Cursor) -> dict[str, str]:
-    """Return partition → which of its names are passed, in words."""
+    """Return partition → the names that its cursor has passed, as text."""
     found = cursor.execute("SELECT partition, upto, finished FROM headrace.rehash_cursors ORDER BY partition")
     return {
         str(partition): "every name" if finished else "no name" if upto is None else f"the names up to {upto}"
@@ -96,7 +96,7 @@ def reached(cursor: Cursor) -> dict[str, str]:
 
 
 def has_passed(cursor: Cursor, partition: int, name: str, direction: Direction) -> bool:
-    """Return whether readers are sent to a name's new home first, as the cursor is now."""
+    """Return whether the current cursor sends readers to a name's new home first."""
     here = {"partition": partition, "name": name}
     if _found(cursor, _NEVER_MOVED, here) == (True,):
         return direction is Direction.REVERSE
@@ -105,10 +105,10 @@ def has_passed(cursor: Cursor, partition: int, name: str, direction: Direction) 
 
 
 def move(cursor: Cursor, partition: int, direction: Direction, unnoted: Sequence[str]) -> bool:
-    """Move a partition's cursor past all that is copied without a gap, and record it; return whether it moved.
+    """Move a partition's cursor past all names that are copied without a gap; return whether it moved.
 
-    Called within the transaction that makes it visible. `unnoted` are names of the partition that are cloned and not
-    on record yet. `finished` is the end of the way forward, no name at all that of the way back.
+    Called in the transaction that makes the move visible. `unnoted` are names of the partition that are cloned and not
+    recorded yet. The end of the way forward is `finished`; the end of the way back is a cursor without a name.
     """
     forward = direction is Direction.FORWARD
     cursor.execute(_OPENED, (partition,))
@@ -121,7 +121,7 @@ def move(cursor: Cursor, partition: int, direction: Direction, unnoted: Sequence
         here |= {"upto": None, "finished": forward}
     elif forward:
         (before,) = _found(cursor, _BEFORE, (partition, wall))
-        # Never back: a name that was passed and is wanted again has its readers where they look next already.
+        # Never backwards: readers of a name that was passed and is wanted again are already at its new home.
         if not finished and before is not None and (upto is None or before > upto):
             here["upto"] = before
     else:
@@ -134,7 +134,7 @@ def move(cursor: Cursor, partition: int, direction: Direction, unnoted: Sequence
 
 
 def _wall(wanted: str | None, unnoted: Sequence[str], upto: str | None, finished: bool, forward: bool) -> str | None:
-    """Return the first name ahead that the cursor may not pass, None when there is none."""
+    """Return the first name ahead that the cursor may not pass, or None."""
     if forward:
         ahead = [name for name in unnoted if not finished and (upto is None or name.encode() > upto.encode())]
     else:
@@ -144,9 +144,9 @@ def _wall(wanted: str | None, unnoted: Sequence[str], upto: str | None, finished
 
 
 def mark_passed(cursor: Cursor, partition: int, direction: Direction, *, known: float, grace: float) -> int:
-    """Note which copied names the cursor has passed; return how many.
+    """Mark the copied names that the cursor has passed; return how many.
 
-    Readers know of it `known` seconds from now, and their old copies may go `grace` seconds from now.
+    All readers have the new cursor in `known` seconds, and old copies may be removed in `grace` seconds.
     """
     query = _PASSED.format(behind=_BEHIND[direction])
     cursor.execute(query, {"partition": partition, "known": known, "grace": grace})

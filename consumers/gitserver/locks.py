@@ -1,6 +1,6 @@
-"""What all members on all machines share: who works on a partition, and how many clones are under way.
+"""Locks shared by all consumers on all machines: one per partition, and a limited number for clones.
 
-Advisory locks of the target database, held by a session: whatever becomes of a member, its locks end with it.
+They are session-level advisory locks in the target database, so a consumer's locks end with its session.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import psycopg
 Connection = psycopg.Connection[Any]
 
 _PARTITIONS: Final = 0x72687031
-"""The locks' first numbers: "rhp1" and "rhc1" in ASCII."""
+"""The first keys of the locks: "rhp1" and "rhc1" in ASCII."""
 _CLONES: Final = 0x72686331
 
 
 @contextmanager
 def partition_lock(session: Connection, partition: int) -> Iterator[bool]:
-    """Take a partition for oneself; gives False, at once, when another member has it."""
+    """Lock a partition; yields False at once if another consumer has it."""
     with _lock(session, _PARTITIONS, partition) as taken:
         yield taken
 
 
 @contextmanager
 def clone_slot(session: Connection, limit: int) -> Iterator[bool]:
-    """Take one of `limit` slots; gives False, at once, when none is free."""
+    """Take one of `limit` slots; yields False at once if none is free."""
     for slot in random.sample(range(limit), limit):
         with _lock(session, _CLONES, slot) as taken:
             if taken:
@@ -44,6 +44,6 @@ def _lock(session: Connection, kind: int, number: int) -> Iterator[bool]:
     try:
         yield taken
     finally:
-        # A session that was lost, or is in the middle of something that failed, frees its locks by its end.
+        # A session that was lost, or is in a failed transaction, releases its locks when it ends.
         if taken and not session.closed:
             session.execute("SELECT pg_advisory_unlock(%s::int, %s::int)", (kind, number))

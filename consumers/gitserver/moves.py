@@ -1,7 +1,7 @@
-"""The steps of one repository's move, each safe to be the last: what is done about it in which state.
+"""The steps of a repository's move by state; the process may die after any of them.
 
-Where a repository is, the disks say; states.py has what is on record, and which of two copies is the truth. A copy is
-removed only after the other was proven to be whole and to have all that it had, in this move.
+The disks determine where a repository is; states.py has the recorded states, and which of two copies is authoritative.
+A copy is removed only after the other was proven, in this move, to be complete and to have all of its content.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from consumers.routing.placement import Algorithm, Placement
 from schemas.errors import HeadraceError
 
 _BUSY_SECONDS: Final = 1.0
-"""When to look again at an old copy that something is being written to."""
+"""The pause before an old copy that is being written to is checked again."""
 _BORROWED_SECONDS: Final = 60.0
-"""The same for one whose objects others use."""
+"""The pause if other repositories use its objects."""
 
 
 class Moves:
-    """What is done about one move at a time; each step returns False when it has to wait.
+    """The steps of one move at a time; each returns False if it has to wait.
 
-    Raises GitFailed, NotAPlace or OSError when a step cannot be taken.
+    Raises GitFailed, NotAPlace or OSError if a step fails.
     """
 
     def __init__(self, outside: Outside, direction: Direction, roots: Mapping[str, Root], *, seconds: float) -> None:
@@ -52,13 +52,13 @@ class Moves:
         self.lenders = Lenders(list(roots.values()))
 
     def homes(self, move: Move) -> tuple[str, str]:
-        """Return the node that a name comes from and the one it goes to."""
+        """Return the old and the new node of a name."""
         old = self._placement.home(move.raw, Algorithm.MD5)
         new = self._placement.home(move.raw, Algorithm.RENDEZVOUS)
         return (old, new) if self._direction is Direction.FORWARD else (new, old)
 
     def bring(self, move: Move) -> Steps[bool]:
-        """Get a copy to the new home: wanted → copied."""
+        """Copy the repository to its new home: wanted → copied."""
         if self._is_gone(move):
             return True
         if not (yield from self._tidy(move)):
@@ -66,11 +66,11 @@ class Moves:
         old, new = self._ends(move)
         if not old.is_there:
             if os.path.lexists(old.path):
-                raise NotAPlace("what lies at its old home is no repository")
+                raise NotAPlace("the directory at its old home is not a repository")
             if not new.is_there:
                 raise self._nowhere(move)
         elif old == new:
-            self._record(move, State.SETTLED)  # it was put there meanwhile
+            self._record(move, State.SETTLED)  # it was created there meanwhile
             return True
         elif (yield from self._belongs(move, old, new)):
             yield from carry(old, new, seconds=self._seconds, tell=self._tell(move))
@@ -84,12 +84,12 @@ class Moves:
                 yield from remove(made.path)
                 return True
             if shared_base(old, new) is None:
-                raise GitFailed("the roots' file system has no lasting numbers for its directories")
+                raise GitFailed("the roots' file system has no stable inode numbers")
         self._record(move, State.COPIED)
         return True
 
     def refresh(self, move: Move) -> Steps[bool]:
-        """Carry over what the old home got since: right before readers are sent to the new one, and when all know."""
+        """Carry over later writes to the old home: before readers are sent to the new one, and once all are."""
         old, new = self._ends(move)
         if not new.is_there:
             self._record(move, State.WANTED)
@@ -104,7 +104,7 @@ class Moves:
         return True
 
     def follow(self, move: Move) -> Steps[bool]:
-        """Carry over what came to the old home until every reader knew better; and when it may go, let it leave."""
+        """Carry over writes to the old home until all readers use the new one; then take the old copy away."""
         if move.may_leave:
             return (yield from self._leave(move))
         yield from self.refresh(move)
@@ -113,7 +113,7 @@ class Moves:
         return True
 
     def _leave(self, move: Move) -> Steps[bool]:
-        """Take the old copy out of reach, once no reader is sent there any more: passed → leaving."""
+        """Take the old copy out of reach once no reader is sent there: passed → leaving."""
         if not (yield from self._tidy(move)):
             self._record(move, State.PASSED, after=_BUSY_SECONDS)
             return False
@@ -126,8 +126,8 @@ class Moves:
             self._record(move, State.PASSED, after=_BUSY_SECONDS)
             return False
         elif (borrower := self.lenders.borrower_of(old)) is not None:
-            # It is needed where it is, until an operator has seen to that.
-            self._tell(move)(f"its old copy stays: {borrower} uses its objects")
+            # It is needed there until an operator repacks the borrower.
+            self._tell(move)(f"its old copy was kept: {borrower} uses its objects")
             self._record(move, State.PASSED, after=_BORROWED_SECONDS)
             return False
         else:
@@ -140,7 +140,7 @@ class Moves:
         return True
 
     def delete(self, move: Move) -> Steps[bool]:
-        """Delete the old copy, after it gave all that a late push brought it: leaving → settled."""
+        """Delete the old copy after late pushes to it were carried over: leaving → settled."""
         _, new = self._ends(move)
         if not (yield from self._tidy(move)):
             self._record(move, State.LEAVING, after=_BUSY_SECONDS)
@@ -152,7 +152,7 @@ class Moves:
         return True
 
     def give_up(self, move: Move, reason: str) -> Steps[None]:
-        """End a move that cannot be finished with the copy that is the truth; see states.py."""
+        """End a move that cannot be finished, and keep the authoritative copy; see states.py."""
         try:
             old, new = self._ends(move)
         except NotAPlace:
@@ -163,7 +163,7 @@ class Moves:
             self._record(move, State.FAILED, failure=reason)
         elif after and not new.is_there:
             self._record(move, State.WANTED)
-        elif after or (yield from self._is_truth(move, new)):
+        elif after or (yield from self._is_authoritative(move, new)):
             why = f"its old copy, which could not be carried over ({reason}),"
             for copy in (old, old.root.left(move.name), new.root.left(move.name)):
                 self._set_aside(move, copy, why)
@@ -174,11 +174,11 @@ class Moves:
             self._record(move, State.FAILED, failure=reason)
 
     def _withdraw(self, move: Move, old: Copy, new: Copy) -> Steps[None]:
-        """Take from the new home what readers are not to find there: deleted if it is our copy and nothing else."""
+        """Remove the copy at the new home: delete it if it is headrace's and unchanged, else set it aside."""
         base = shared_base(old, new)
         ours = base is not None and (yield from is_untouched(new))
         if base is None or not ours or (yield from walk(new.path, files_only=True)) != base.files:
-            self._set_aside(move, new, "what lay at its new home")
+            self._set_aside(move, new, "the directory at its new home")
             return
         gone = new.root.gone(move.name)
         with self._guarded(lambda: _back(gone, new.path)):
@@ -186,7 +186,7 @@ class Moves:
         yield from remove(gone)
 
     def settle_at_home(self, found: list[Move]) -> set[str]:
-        """Settle those that lie at their only home, by the hashes or since they are pinned; return their names."""
+        """Settle moves whose two homes are the same, by the hashes or by a pin; return their names."""
         by_home: dict[str, list[str]] = {}
         for move in found:
             old, new = self.homes(move)
@@ -198,28 +198,28 @@ class Moves:
         return {name for names in by_home.values() for name in names}
 
     def nodes_with(self, name: str) -> list[str]:
-        """Return the nodes on which a repository of this name lies, in its place or on its way out of it."""
+        """Return the nodes that have a repository of this name, in its place or waiting for deletion."""
         return [node for node, root in self._roots.items() if self._lies_at(node, name) or root.left(name).is_there]
 
     def _lies_at(self, node: str, name: str) -> bool | None:
-        """Return whether a repository lies there; None where that is not headrace's to see, as behind a link."""
+        """Return whether the node has the repository; None if headrace may not look, as behind a link."""
         try:
             return self._roots[node].copy(name).is_there
         except NotAPlace:
             return None
 
     def _nowhere(self, move: Move) -> HeadraceError:
-        """Return what is to be said of one that none of its readers finds."""
+        """Return the error for a repository that is at neither home."""
         homes = " nor ".join(dict.fromkeys(self.homes(move)))
-        if lies := self.nodes_with(move.name):
+        if nodes := self.nodes_with(move.name):
             return Misplaced(
-                f"it lies at {' and '.join(lies)}, where no reader looks, and not at {homes}: move its directory there,"
+                f"it is on {' and '.join(nodes)}, where no reader looks, and not on {homes}: move its directory there,"
                 " or correct the pin"
             )
-        return GitFailed(f"there is no such repository at {homes}")
+        return GitFailed(f"the repository is not on {homes}")
 
     def _is_gone(self, move: Move) -> bool:
-        """Strike a name that the application has no repository of any more; return whether it was so."""
+        """Forget a name if the application no longer has a repository of it; return whether it was forgotten."""
         with self._outside.transaction() as cursor:
             if states.is_cloned(cursor, move.name):
                 return False
@@ -227,13 +227,13 @@ class Moves:
             return True
 
     def _belongs(self, move: Move, old: Copy, new: Copy) -> Steps[bool]:
-        """Return whether what lies at the new home is this repository's: a copy of ours, or where its readers are."""
+        """Return whether the new home has a copy of this repository: headrace's, or the one that readers use."""
         if not new.is_there:
             return False
-        return shared_base(old, new) is not None or (yield from self._is_truth(move, new))
+        return shared_base(old, new) is not None or (yield from self._is_authoritative(move, new))
 
-    def _is_truth(self, move: Move, new: Copy) -> Steps[bool]:
-        """Return whether readers are sent to what lies at the new home, and find it whole."""
+    def _is_authoritative(self, move: Move, new: Copy) -> Steps[bool]:
+        """Return whether readers are sent to the copy at the new home, and it is complete."""
         with self._outside.transaction() as cursor:
             passed = cursors.has_passed(cursor, move.partition, move.name, self._direction)
         if not passed or not new.is_there:
@@ -245,27 +245,27 @@ class Moves:
         return True
 
     def _install(self, move: Move, made: Copy, new: Copy, like: Copy) -> bool:
-        """Put a copy into its place; return False when the application has given the repository up meanwhile.
+        """Put a copy into its place; return False if the application removed the repository meanwhile.
 
-        It stays there if the transaction fails: another member may have gone on with it, and have sent readers there.
-        One that lost its session before the renaming finds nothing left to rename: see _tidy.
+        The copy stays there if the transaction fails: another consumer may have continued the move, and sent readers
+        there. A consumer that lost its session before the rename finds nothing to rename: see _tidy.
         """
         try:
             if self._is_gone(move):
                 return False
-            self._set_aside(move, new, "what lay at its new home")
+            self._set_aside(move, new, "the directory at its new home")
             with self._outside.transaction():
                 if not new.root.install(made.path, made.name, like.path):
-                    raise GitFailed("somebody made a repository at its new home meanwhile")
+                    raise GitFailed("another process created a repository at its new home meanwhile")
             return True
         except BaseException:
             shutil.rmtree(made.path, ignore_errors=True)
             raise
 
     def _tidy(self, move: Move) -> Steps[bool]:
-        """Do away with what lies about of a move that was broken off, at both homes; nothing that is worth anything.
+        """Remove the leftovers of an interrupted move at both homes, except those that may be the only copy.
 
-        Returns False while a push is at work in an old copy that is out of reach: what it adds has to be carried over.
+        Returns False while a push is in progress in an old copy that is out of reach: it has to be carried over.
         """
         old, new = self._ends(move)
         for here, there in ((old, new), (new, old)):
@@ -279,24 +279,24 @@ class Moves:
                 else:
                     yield from carry(leaving, home, seconds=self._seconds, tell=self._tell(move))
                     yield from prove(home, seconds=self._seconds)
-                    with self._outside.transaction():  # so that nobody does it who may not write any more
+                    with self._outside.transaction():  # fails if this consumer may no longer write
                         _put_by(leaving.path, here.root.gone(move.name))
             for worthless in here.root.worthless(move.name):
-                # Renamed first: a member that is frozen right before it installs the copy must not install half of it.
+                # Renamed first: a consumer that is frozen before it installs the copy must not install part of it.
                 gone = here.root.gone(move.name)
                 worthless.rename(gone)
                 yield from remove(gone)
         return True
 
     def _set_aside(self, move: Move, copy: Copy, what: str) -> None:
-        """Put by what is not headrace's to delete, and report it; nothing where nothing lies."""
+        """Set aside a directory that headrace must not delete, and report it; does nothing if it does not exist."""
         if not os.path.lexists(copy.path):
             return
         if copy.path.is_dir() and not any(copy.path.iterdir()):
             copy.path.rmdir()
             return
         aside = copy.root.set_aside(move.name)
-        # On record first: killed between the two, it is set aside at the same path by the next try.
+        # Recorded first: if this is killed in between, the next try sets it aside at the same path.
         self._tell(move)(f"{what} was set aside as {aside}")
         with self._guarded(lambda: _back(aside, copy.path)):
             copy.root.take_away(copy.path, aside)
@@ -325,9 +325,9 @@ class Moves:
 
     @contextmanager
     def _guarded(self, undo: Callable[[], None]) -> Iterator[Cursor]:
-        """Rename within a transaction, so that it is done by who may write, at an instant when it may.
+        """Rename within a transaction that proves that this consumer may write.
 
-        A member that was away for long may have done it at an instant when it might not any more: it is undone.
+        If the transaction fails, the consumer may have renamed after it lost that right: the rename is undone.
         """
         try:
             with self._outside.transaction() as cursor:
@@ -342,12 +342,12 @@ class Moves:
 
 
 def _put_by(leaving: Path, gone: Path) -> None:
-    """Give an old copy up: all that it had is elsewhere."""
+    """Rename an old copy to be deleted; the tests kill the process here."""
     leaving.rename(gone)
 
 
 def _back(now: Path, before: Path) -> None:
-    """Undo a renaming, where it was done and nothing else lies there."""
+    """Undo a rename, if it was done and the old path is free."""
     if os.path.lexists(now) and not os.path.lexists(before):
         before.parent.mkdir(parents=True, exist_ok=True)
         now.rename(before)

@@ -1,4 +1,4 @@
-"""What has to be so before repositories are moved: the same at a start, and for `headrace check`."""
+"""Checks the preconditions of moving repositories, at a start and for `headrace check`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.settings.gitserver import GitserverSettings
 from schemas.errors import HeadraceError, PreflightFailed, SettingsError
 
 _GIT: Final = (2, 36)
-"""The first that has core.fsync: a copy is durable before the other one goes."""
+"""The first version with core.fsync: a copy must be durable before the other one is removed."""
 _GIT_SAYS: Final = re.compile(r"git version (\d+)\.(\d+)\S*")
 _PATIENCE_SECONDS: Final = 30.0
 _MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -25,15 +25,15 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 _EFFECTIVE: Final = os.access in os.supports_effective_ids
 _LOOKED_AT: Final = 2_000
 _OWNERS: Final = 20
-"""How many directories to look at for so many repositories, whose owners tell who should run this."""
+"""How many directories to read to find so many repositories, whose owners are compared with this process's user."""
 
 
 class JanitorNotConfirmed(SettingsError):
-    """See "Before the start" in docs/moving-repositories.md, then set gitserver.wrong_shard_deletion."""
+    """See "Before the start" in docs/how-to/moving-repositories.md, then set gitserver.wrong_shard_deletion."""
 
 
 class GitUnusable(PreflightFailed):
-    """Install git 2.36 or newer, where it is found first in PATH."""
+    """Install git 2.36 or newer, first in PATH."""
 
 
 class RootUnusable(PreflightFailed):
@@ -41,15 +41,15 @@ class RootUnusable(PreflightFailed):
 
 
 class RootInParts(PreflightFailed):
-    """Give each node one file system: a copy is put in its place by a rename, which is atomic within one only."""
+    """Give each node a single file system: a copy is put in its place by a rename, which is atomic only within one."""
 
 
 def missing(gitserver: GitserverSettings) -> Iterator[HeadraceError]:
-    """Yield what keeps repositories from being moved, the gravest first. Changes nothing."""
+    """Yield what prevents moving repositories, the most serious problem first. Read-only."""
     yield from _of_janitor(gitserver)
     yield from _of_git()
     if not gitserver.nodes:
-        yield SettingsError("there are no nodes to move repositories between", remedy="list them as gitserver.nodes")
+        yield SettingsError("gitserver.nodes is empty", remedy="list the nodes to move repositories between")
     roots: dict[str, Root] = {}
     for node in gitserver.nodes:
         try:
@@ -62,7 +62,7 @@ def missing(gitserver: GitserverSettings) -> Iterator[HeadraceError]:
 
 
 def require(gitserver: GitserverSettings) -> None:
-    """Raise the first of what is missing."""
+    """Raise the first problem."""
     for error in missing(gitserver):
         raise error
 
@@ -70,64 +70,65 @@ def require(gitserver: GitserverSettings) -> None:
 def _of_janitor(gitserver: GitserverSettings) -> Iterator[HeadraceError]:
     if gitserver.wrong_shard_deletion is None:
         yield JanitorNotConfirmed(
-            "gitserver deletes what lies on another node than md5 gives, and so every moved repository,"
-            " unless gitserver.wrong_shard_deletion says otherwise",
-            remedy='switch that off on every node, then set it to "off"; or to "follows_cursor" where it asks as'
-            ' readers do (docs/moving-repositories.md, "Before the start")',
+            "gitserver deletes repositories that are not on their md5 node, and so every moved one; the settings do"
+            " not confirm that this is off",
+            remedy='disable it on every node, then set gitserver.wrong_shard_deletion to "off"; or to "follows_cursor"'
+            " if gitserver looks repositories up as"
+            ' readers do (docs/how-to/moving-repositories.md, "Before the start")',
         )
 
 
 def _of_git() -> Iterator[HeadraceError]:
     if (git := shutil.which("git")) is None:
-        yield GitUnusable("there is no git on this machine")
+        yield GitUnusable("git is not installed on this machine")
         return
     try:
         ended = subprocess.run([git, "--version"], capture_output=True, timeout=_PATIENCE_SECONDS, check=False)
         said = ended.stdout.decode("utf-8", "replace").strip()
     except (OSError, subprocess.TimeoutExpired) as error:
-        yield GitUnusable(f"{git} does not run: {error}")
+        yield GitUnusable(f"cannot run {git}: {error}")
         return
     found = _GIT_SAYS.match(said)
     if found is None:
-        yield GitUnusable(f"{git} does not say its version: {said[:100]!r}")
+        yield GitUnusable(f"{git} printed no version: {said[:100]!r}")
     elif (int(found[1]), int(found[2])) < _GIT:
-        yield GitUnusable(f"{git} is {found[0].removeprefix('git version ')}, which is too old")
+        yield GitUnusable(f"{git} is version {found[0].removeprefix('git version ')}, which is too old")
 
 
 def _of_overlaps(roots: Mapping[str, Root]) -> Iterator[HeadraceError]:
     for (one, first), (other, second) in itertools.combinations(roots.items(), 2):
         if first.path.is_relative_to(second.path) or second.path.is_relative_to(first.path):
             yield SettingsError(
-                f"the roots of {one} and {other} are one directory, or one within the other",
+                f"the roots of {one} and {other} are the same directory, or one is inside the other",
                 remedy="give each node the directory of its own repositories",
             )
 
 
 def _of_root(node: str, root: Root) -> Iterator[HeadraceError]:
     own = root.path / OWN
-    # In this order: what is in a directory can be looked at only by who may enter it.
+    # In this order: a directory's content can be read only by a user that may enter it.
     for path in (root.path, own, *(own / kind for kind in ("coming", "leaving", "gone", "set-aside"))):
         if not os.path.lexists(path):
             continue
         if path.is_symlink() or not path.is_dir():
-            remedy = "remove it: headrace keeps its copies under way there"
+            remedy = "remove it: headrace keeps unfinished copies there"
             yield RootUnusable(f"{path} on node {node} is not a directory", remedy=remedy)
             return
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
-            yield RootUnusable(f"user {os.geteuid()} cannot write {path}, on node {node}")
+            yield RootUnusable(f"user {os.geteuid()} cannot write to {path} on node {node}")
             return
     for mount in _mounts_below(root.path):
         yield RootInParts(f"another file system is mounted at {mount}, below the root of node {node}")
     owners = set(itertools.islice(_owners(root.path), _OWNERS))
     if owners and os.geteuid() not in (0, *owners):
         yield RootUnusable(
-            f"the repositories of node {node} belong to user {min(owners)}, and user {os.geteuid()} could not give"
-            " their copies that owner"
+            f"the repositories of node {node} belong to user {min(owners)}, and user {os.geteuid()} cannot create"
+            " copies with that owner"
         )
 
 
 def _mounts_below(root: Path) -> Iterator[Path]:
-    """Yield where something is mounted below a directory, as Linux says; elsewhere nothing."""
+    """Yield the mount points below a directory, on Linux; elsewhere nothing."""
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which way the moves go: a run says so when it begins, and all its members go that way."""
+"""The direction of the moves: recorded when a run begins, and binding for all its consumers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _AGAIN: Final = f"{_TURN} WHERE state = 'failed'"
 
 
 class RunGoesElsewhere(SettingsError):
-    """Begin a new run with `headrace replay rehash_moves`, or correct the settings."""
+    """Start a new run with `headrace replay rehash_moves`, or correct the settings."""
 
 
 class PinOfTwoCopies(SettingsError):
-    """Take the change of its pin back and let the run end; then change it, and begin a new run."""
+    """Revert the pin and let the run end; then change it, and start a new run."""
 
 
 def begin(
@@ -47,12 +47,12 @@ def begin(
     *,
     copies: Callable[[str], Collection[str]],
 ) -> None:
-    """Take part in a run, within a transaction; the first member of a new run decides which way it goes.
+    """Join a run, within a transaction; the first consumer of a new run determines its direction.
 
-    Another way than the run before looks at every repository again; the same way tries again what failed. `copies`
-    returns the nodes on which something of a name lies. Raises RunGoesElsewhere when the run goes another way, between
-    other nodes or with other pins than these settings say, and PinOfTwoCopies when a new run has another pin for a name
-    of which the run before left two copies: readers of the pin see one of them, and the other may be newer.
+    If the direction differs from the previous run's, every repository is checked again; else the failed ones are tried
+    again. `copies` returns the nodes that have a copy of a name. Raises RunGoesElsewhere if the run has another
+    direction, other nodes or other pins than these settings, and PinOfTwoCopies if a new run has another pin for a name
+    of which the previous run left two copies: readers of the pin see one of them, and the other may be newer.
     """
     pinned = {normalised(name): node for name, node in pins.items()}
     ours = {"run": run, "direction": str(direction), "nodes": list(nodes), "pins": Jsonb(pinned)}
@@ -68,7 +68,7 @@ def begin(
         return
     for name in changed:
         if len(found := copies(name)) > 1:
-            raise PinOfTwoCopies(f"the pin of {name} changed while it is on its way: it lies at {' and '.join(found)}")
+            raise PinOfTwoCopies(f"the pin of {name} changed during its move: it is on {' and '.join(found)}")
     cursor.execute(_NEXT, ours)
     cursor.execute(_AGAIN if same else _TURN)
 
@@ -79,9 +79,9 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _difference(before: Sequence[Any], ours: Mapping[str, Any], changed: Sequence[str], pins: Mapping[str, str]) -> str:
     if before[0] != ours["direction"]:
-        return f"goes {before[0]}, not {ours['direction']}"
+        return f"has direction {before[0]}, not {ours['direction']}"
     if before[1] != ours["nodes"]:
-        return "goes between other nodes, or in another order"
+        return "has other nodes, or another order of them"
     name = changed[0]
     was = f"pinned to {pins[name]}" if name in pins else "not pinned"
     more = f", and {len(changed) - 1:,} other pins differ" if len(changed) > 1 else ""

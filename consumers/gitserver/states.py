@@ -1,23 +1,23 @@
-"""How far the move of a name is, on record: the states, what leads from one to the next, and the SQL that does it.
+"""The recorded states of a move, their transitions, and the SQL that executes them.
 
-One copy is the truth at every moment: the one that readers and pushes are sent to. Until the cursor has passed a name
-that is the old one, from then on the new one; the other follows it, and never the other way round.
+One copy is authoritative at every moment: the one that readers and pushes are sent to. Until the cursor has passed a
+name that is the old copy, then the new one; the other one is brought up to date from it, never the reverse.
 
-    state     the truth   and what is so
-    wanted    old         nothing was done yet, or it is to be looked at again
-    copied    old         a whole copy lies at the new home, and is brought up to the old one
-    passed    new         the cursor has passed it for all to see; what readers that learn it late still push to the old
-                          copy is carried over
+    state     authority   meaning
+    wanted    old         nothing was done yet, or the name is to be checked again
+    copied    old         a complete copy is at the new home, and is kept up to date with the old one
+    passed    new         the cursor has visibly passed the name; pushes to the old copy by readers with an older cursor
+                          are carried over
     leaving   new         the old copy is out of reach, and waits for its deletion
     settled   new         one copy, at the new home (or the name's two homes are the same)
-    failed    old         given up before readers were sent on: it counts as moved, and its only copy is where it was
+    failed    old         given up before readers were sent to the new home: counts as moved, only the old copy is left
 
-TRANSITIONS has what leads from one to another. A move that cannot be finished ends with the copy that is the truth in
-its place, and nothing in the other: before the cursor has passed it goes back (failed), afterwards it goes on
-(settled), and the old copy is set aside as it is, for an operator.
+TRANSITIONS lists the transitions. A move that cannot be finished ends with the authoritative copy in its place, and
+without the other: before the cursor has passed, the move is undone (failed); afterwards it is completed (settled), and
+the old copy is set aside unchanged, for an operator.
 
-Which repositories lie where the disks say; a state only says what has been made sure of. So a member that finds a state
-behind what it sees goes on from what it sees.
+The disks determine which repositories are where; a state only records what was verified. So a consumer that finds a
+state older than the disks continues from the disks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MANY: Final = 1_000
 
 
 class State(StrEnum):
-    """See above."""
+    """See the module's docstring."""
 
     WANTED = "wanted"
     COPIED = "copied"
@@ -49,30 +49,33 @@ class State(StrEnum):
 
 
 TRANSITIONS: Final = {
-    (State.WANTED, State.COPIED): "a whole copy lies at the new home, or the only one does",
-    (State.WANTED, State.SETTLED): "both homes are the same; or it was passed before, and the old copy was set aside",
-    (State.WANTED, State.FAILED): "it could not be copied; what lay at the new home was set aside",
+    (State.WANTED, State.COPIED): "a complete copy, or the only one, is at the new home",
+    (
+        State.WANTED,
+        State.SETTLED,
+    ): "both homes are the same, or the name was passed before and the old copy was set aside",
+    (State.WANTED, State.FAILED): "it could not be copied; the directory at the new home was set aside",
     (State.COPIED, State.PASSED): "the cursor has passed it, and that is committed (cursors.mark_passed)",
-    (State.COPIED, State.COPIED): "it could be brought up to the old one after a try that failed",
-    (State.COPIED, State.WANTED): "the copy has gone, or is of another repository than lies at the old home now",
-    (State.COPIED, State.FAILED): "the copy could not be brought up to the old one, and was removed",
-    (State.COPIED, State.SETTLED): "the same when it was passed before: the old copy was set aside",
-    (State.PASSED, State.PASSED): "something is at work in the old copy: later",
-    (State.PASSED, State.LEAVING): "no reader is sent to the old copy any more, and the new one is proven to be whole",
-    (State.PASSED, State.SETTLED): "the old copy has gone, or could not be carried over and was set aside",
-    (State.PASSED, State.WANTED): "the new copy has gone",
-    (State.LEAVING, State.LEAVING): "something is at work in the old copy: later",
-    (State.LEAVING, State.SETTLED): "the old copy gave all that it had, or could not and was set aside",
-    (State.LEAVING, State.WANTED): "the new copy has gone, or somebody made one at the old home again",
-    (State.SETTLED, State.WANTED): "the old home got one again, a new run goes the other way, an operator says so",
-    (State.FAILED, State.WANTED): "a new run, or an operator says so",
+    (State.COPIED, State.COPIED): "the copy was brought up to date after a failed try",
+    (State.COPIED, State.WANTED): "the copy is gone, or the old home has another repository now",
+    (State.COPIED, State.FAILED): "the copy could not be brought up to date, and was removed",
+    (State.COPIED, State.SETTLED): "the same after the name was passed before: the old copy was set aside",
+    (State.PASSED, State.PASSED): "the old copy is in use",
+    (State.PASSED, State.LEAVING): "no reader is sent to the old copy, and the new one is proven to be complete",
+    (State.PASSED, State.SETTLED): "the old copy is gone, or could not be carried over and was set aside",
+    (State.PASSED, State.WANTED): "the new copy is gone",
+    (State.LEAVING, State.LEAVING): "the old copy is in use",
+    (State.LEAVING, State.SETTLED): "the old copy was carried over, or could not be and was set aside",
+    (State.LEAVING, State.WANTED): "the new copy is gone, or the old home has a repository again",
+    (State.SETTLED, State.WANTED): "the old home has a repository again, or a new run or an operator wants it moved",
+    (State.FAILED, State.WANTED): "a new run or an operator wants it moved",
 }
-"""From, to → when."""
+"""(from, to) → its condition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One name's move; `raw` is how the application spells the name, which is what placement takes."""
+    """One name's move; `raw` is the application's spelling of the name, as placement takes it."""
 
     name: str
     raw: str
@@ -80,7 +83,7 @@ class Move:
     state: State
     tries: int
     may_leave: bool
-    """Whether no reader is sent to its old copy any more, of one that is passed."""
+    """For a passed move: whether no reader is sent to its old copy any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +120,11 @@ _WANT: Final = """
     SELECT * FROM unnest(%s::text[], %s::text[], %s::int[]) AS wanted(name, raw, partition) ORDER BY name
     ON CONFLICT (name) DO NOTHING
 """
-# shard_id has a node's address, or the host's name alone.
+# shard_id is a node's address, or its host name alone.
 _AT_OLD_HOME: Final = """(m.from_node <> m.to_node AND (g.shard_id = m.from_node
     OR g.shard_id = regexp_replace(m.from_node, ':[0-9]+$', '')
        AND g.shard_id <> regexp_replace(m.to_node, ':[0-9]+$', '')))"""
-# A repository of which the application says that it lies at the old home is there again: somebody made it whose cursor
-# was older.
+# If the application records a repository at the old home, a process with an older cursor created it there again.
 _WANT_AGAIN: Final = f"""
     WITH again AS (
         SELECT m.name FROM headrace.rehash_moves m
@@ -174,12 +176,12 @@ OPEN: Final = (State.WANTED, State.COPIED, State.PASSED, State.LEAVING)
 
 
 def cloned(cursor: Cursor, keys: Iterable[int]) -> list[Repository]:
-    """Return those of the rows with these ids that are cloned, as they are now."""
+    """Return the rows with these ids that are cloned now."""
     return [Repository(*row) for row in cursor.execute(_CLONED, (sorted(set(keys)),))]
 
 
 def unnoted(cursor: Cursor) -> dict[int, list[str]] | None:
-    """Return partition → names of the cloned repositories whose events have not come yet; None when they are many."""
+    """Return partition → names of the cloned repositories whose events are still to come; None if there are many."""
     found = cursor.execute(_UNNOTED).fetchall()
     if len(found) >= _MANY:
         return None
@@ -190,10 +192,7 @@ def unnoted(cursor: Cursor) -> dict[int, list[str]] | None:
 
 
 def note(cursor: Cursor, repositories: Sequence[Repository]) -> int:
-    """Put repositories on record as wanted; return how many are new, or are at their old home again.
-
-    A duplicate changes nothing.
-    """
+    """Record repositories as wanted; return how many are new, or are at their old home again. Idempotent."""
     if not repositories:
         return 0
     names = [normalised(each.raw) for each in repositories]
@@ -206,14 +205,14 @@ def note(cursor: Cursor, repositories: Sequence[Repository]) -> int:
 
 
 def moves(cursor: Cursor, partition: int, state: State, *, limit: int, descending: bool = False) -> list[Move]:
-    """Return moves of a partition in this state that are due, in the order of their names."""
+    """Return a partition's moves in this state that are due, in the order of their names."""
     query = _TO_LOOK_AT.format(order="DESC" if descending else "ASC")
     found = cursor.execute(query, {"partition": partition, "state": state, "limit": limit})
     return [Move(name, raw, at, State(state), tries, leave) for name, raw, at, state, tries, leave in found]
 
 
 def is_cloned(cursor: Cursor, name: str) -> bool:
-    """Return whether the application has a cloned repository of this name now."""
+    """Return whether the application now has a cloned repository of this name."""
     row = cursor.execute(_IS_CLONED, (name,)).fetchone()
     return row == (True,)
 
@@ -228,10 +227,10 @@ def advance(
     after: float = 0.0,
     failure: str | None = None,
 ) -> int:
-    """Bring moves into `state`, where they are in one of those expected; return how many were.
+    """Change moves in one of the expected states to `state`; return how many were changed.
 
-    `homes` are the old and the new node; `after` is how many seconds from now the next step is due; `failure` is why it
-    was given up.
+    `homes` are the old and the new node; the next step is due in `after` seconds; `failure` is why the move was given
+    up.
     """
     assert all((each, state) in TRANSITIONS for each in expected)
     old, new = homes or (None, None)
@@ -251,24 +250,24 @@ def advance(
 
 
 def fail(cursor: Cursor, move: Move, reason: str, *, pause: float) -> int:
-    """Note a failed try; return how many have failed in a row, 0 when the move is in another state meanwhile."""
+    """Record a failed try; return how many failed in a row, 0 if the move is in another state meanwhile."""
     parameters = {"name": move.name, "state": move.state, "failure": reason, "pause": pause}
     row = cursor.execute(_FAIL, parameters).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def remark(cursor: Cursor, name: str, text: str) -> None:
-    """Note something that an operator has to know, whatever becomes of the move; a duplicate changes nothing."""
+    """Record a remark for the operator, independent of the move's outcome. Idempotent."""
     cursor.execute(_REMARK, {"name": name, "remark": text})
 
 
 def wait_to_leave(cursor: Cursor, name: str) -> None:
-    """Have a passed move wait until its old copy may go."""
+    """Delay a passed move until its old copy may be removed."""
     cursor.execute(_WAIT_TO_LEAVE, (name,))
 
 
 def forget(cursor: Cursor, name: str) -> None:
-    """Strike a name that the application does not have any more, and that nothing was done about."""
+    """Forget a name that the application no longer has, and whose move has not begun."""
     cursor.execute(_FORGET, (name, [State.WANTED]))
 
 
@@ -293,7 +292,7 @@ _ALL_CLONED: Final = "SELECT count(*) FROM public.gitserver_repos WHERE clone_st
 
 
 def remaining(cursor: Cursor, direction: str) -> int:
-    """Return how many repositories are not moved in this direction: all cloned ones before its run began."""
+    """Return how many repositories are not moved in this direction: all cloned ones if its run has not begun."""
     (known,) = cursor.execute("SELECT to_regclass('headrace.rehash_runs') IS NOT NULL").fetchone()  # type: ignore[misc]
     if known:
         row = cursor.execute("SELECT direction FROM headrace.rehash_runs").fetchone()
@@ -316,7 +315,7 @@ def counts(connection: psycopg.Connection[Any]) -> dict[str, int]:
 
 
 def to_visit(connection: psycopg.Connection[Any], forward: bool) -> tuple[list[int], bool]:
-    """Return the partitions in which something is due, and whether none has anything left to do."""
+    """Return the partitions in which a step is due, and whether all are finished."""
     waiting: dict[int, bool] = dict(connection.execute(_OPEN_MOVES).fetchall())
     query = _AT_THE_END.format(end="finished" if forward else "NOT finished AND upto IS NULL")
     at_the_end = {partition for (partition,) in connection.execute(query)}
@@ -344,19 +343,19 @@ _TOLD: Final = """
 
 
 def count_told(cursor: Cursor) -> tuple[int, int]:
-    """Return how many moves were given up, and how many others have something to report."""
+    """Return how many moves were given up, and how many others have remarks."""
     row = cursor.execute(_TOLD).fetchone()
     assert row is not None
     return (row[0], row[1])
 
 
 def given_up(cursor: Cursor) -> list[tuple[str, str, datetime]]:
-    """Return what failed for good, and what is settled with something to tell: name, reason, since when."""
+    """Return the failed moves, and the settled ones with remarks: name, reason, time."""
     return cursor.execute(_GIVEN_UP).fetchall()
 
 
 def take_up(cursor: Cursor, names: Sequence[str]) -> int:
-    """Have these tried again, and strike what there was to tell; return how many there were."""
+    """Try these moves again, and clear their remarks; return how many there were."""
     return cursor.execute(_TAKE_UP, (list(names),)).rowcount
 
 
@@ -372,11 +371,11 @@ _WANT_HASHES: Final = f"""
 
 
 def not_open(cursor: Cursor, hashes: Collection[str]) -> set[str]:
-    """Return those of the names' hashes (`repositories.storage`) that no open move has."""
+    """Return the names' hashes (`repositories.storage`) that no open move has."""
     return {one for (one,) in cursor.execute(_NOT_OPEN, (list(hashes),))} if hashes else set()
 
 
 def want_again(cursor: Cursor, hashes: Collection[str]) -> None:
-    """Have the moves of these names' hashes looked at again."""
+    """Mark the moves of these names' hashes as wanted again."""
     if hashes:
         cursor.execute(_WANT_HASHES, (list(hashes),))

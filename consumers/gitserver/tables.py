@@ -1,9 +1,9 @@
-"""The tables of `rehash_moves`: which repositories there are, how far the move of each is, and how far readers may go.
+"""The tables of `rehash_moves`: repositories, states of their moves, routing cursors, and runs.
 
-rehash_repositories   row of the application → the name that its repository has on the disks
-rehash_moves          one row a name, with its state (states.py)
-rehash_cursors        by partition: every name up to and with `upto` is to be read at its new home; read by routing
-rehash_runs           which way the moves go, and which run says so
+rehash_repositories   row of the application → the name of its repository on the disks
+rehash_moves          one row per name, with its state (states.py)
+rehash_cursors        by partition: names up to and including `upto` are read at their new home; read by routing
+rehash_runs           the direction of the moves, and the run that set it
 """
 
 from __future__ import annotations

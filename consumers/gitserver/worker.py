@@ -1,7 +1,7 @@
-"""Moves repositories as one member of the group: which move is next, at what pace, and what a failure means.
+"""Moves repositories in one consumer: chooses the next move, paces the moves, and handles their failures.
 
-A partition is worked on by one member at a time (locks.py). moves.py has the steps of a single move, states.py what is
-on record, and cursors.py where readers are sent.
+A partition is worked on by one consumer at a time (locks.py). moves.py has the steps of a single move, states.py its
+recorded states, and cursors.py the cursors by which readers are routed.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from infra.service import log
 from schemas.errors import HeadraceError
 
 _CHUNK_SECONDS: Final = 5.0
-"""How long to copy before readers are sent to what is copied."""
+"""How long to copy before the cursor passes the copies."""
 _REST_SECONDS: Final = (0.1, 1.0)
-"""How long to rest when nothing can be done: at first, and at most, doubling."""
+"""The pause when no step is due: first and longest, doubled each time."""
 _LOOK_SHARE: Final = 20.0
-"""Looking for what is not on record may take one part in so many of the time."""
+"""The query for unrecorded names may take one part in so many of the time."""
 _IN_A_ROW: Final = 10
 _SLOW_SECONDS: Final = 1.0
 _SLOWEST_SECONDS: Final = 60.0
-"""How long to wait before the next move when so many in a row were given up: at first, and at most, doubling."""
+"""The pause before the next move after so many in a row were given up: first and longest, doubled each time."""
 _LOG_SECONDS: Final = 10.0
 _DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, errno.ENOTCONN)
-"""What is no repository's fault, and would have all of them given up."""
+"""Errors of the machine rather than of a repository; with them, every move would be given up."""
 
 Step = Callable[[Move], Steps[bool]]
-"""What is done about a move; returns False when it has to wait."""
+"""A step of a move; returns False if it has to wait."""
 
 
 class MachineFailed(HeadraceError):
-    """Put the machine right, then start again: nothing is lost."""
+    """Repair the machine, then start the consumer again: nothing is lost."""
 
 
 class Mover:
-    """Moves repositories for one member, as long as its generator is driven. Raises what readiness.py finds missing."""
+    """Moves repositories for one consumer while its generator is driven. Raises the problems found by readiness.py."""
 
     def __init__(
         self, outside: Outside, direction: Direction, *, at_once: int, tries: int, retry_seconds: float, seconds: float
@@ -83,7 +83,7 @@ class Mover:
             yield from self._moves.lenders.look()
             partitions, done = states.to_visit(self._outside.session, self._direction is Direction.FORWARD)
             moved = 0
-            # A pace that is slow is waited for in one partition, and holds up what is due in the others no longer.
+            # Waiting for the pace in one partition delays the other partitions no longer than this.
             self._patient_until = time.monotonic() + _CHUNK_SECONDS
             for partition in partitions:
                 with partition_lock(self._outside.session, partition) as ours:
@@ -102,20 +102,20 @@ class Mover:
                     break
 
     def _sweep(self) -> Steps[None]:
-        """See to what lies about and belongs to no move that is open: of a member that died, or was away too long."""
+        """Handle leftovers without an open move, of a consumer that died or was away for too long."""
         for root in self._roots.values():
             lying = root.lying_about()
             with self._outside.transaction() as cursor:
-                nobodys = states.not_open(cursor, {place_hash for place_hash, _ in lying})
-                # What is worth something is looked at as a move of its own.
-                states.want_again(cursor, [one for one, path in lying if one in nobodys and root.is_worth(path)])
+                unowned = states.not_open(cursor, {place_hash for place_hash, _ in lying})
+                # A possible only copy becomes a wanted move again.
+                states.want_again(cursor, [one for one, path in lying if one in unowned and root.is_worth(path)])
             for place_hash, path in lying:
-                if place_hash in nobodys and not root.is_worth(path):
+                if place_hash in unowned and not root.is_worth(path):
                     yield from remove(path)
-                    self._log.info("removed what a member had left", root=str(root.path))
+                    self._log.info("leftovers removed", root=str(root.path))
 
     def _visit(self, partition: int) -> Steps[int]:
-        """Do what is due in a partition, old copies first; return how much it was."""
+        """Execute the due steps of a partition, old copies first; return how many there were."""
         reverse = self._direction is Direction.REVERSE
         moved = 0
         for state, step in (
@@ -136,7 +136,7 @@ class Mover:
         return moved + self._advance(partition)
 
     def _each(self, found: list[Move], step: Step) -> Steps[int]:
-        """Take a step of each move; return how many were taken."""
+        """Execute a step of each move; return how many were executed."""
         until = time.monotonic() + _CHUNK_SECONDS
         done = 0
         for move in found:
@@ -157,16 +157,18 @@ class Mover:
         return done
 
     def _raise_if_not_its_own(self, error: Exception) -> None:
-        """Raise what is the machine's fault, and would have every repository given up."""
+        """Raise if the error is the machine's, which would make every move fail."""
         if isinstance(error, OSError) and error.errno in (*_DISK, *_MACHINE):
             kind = NoRoom if error.errno in _DISK else MachineFailed
             raise kind(f"{error.filename or 'a root'}: {error.strerror}") from error
         for root in self._roots.values():
             if not root.is_the_same:
-                raise MachineFailed(f"{root.path} is not what it was at the start: is it mounted?") from error
+                raise MachineFailed(
+                    f"{root.path} is not the directory that it was at the start: is it mounted?"
+                ) from error
 
     def _may_begin(self, until: float) -> Steps[bool]:
-        """Wait until the pace that is set allows another move; False when that is not before `until`."""
+        """Wait until the configured pace allows another move; return False if that is after `until`."""
         while not self._outside.starts.may_begin or time.monotonic() < self._begin_from:
             if time.monotonic() > min(until, self._patient_until):
                 return False
@@ -174,7 +176,7 @@ class Mover:
         return True
 
     def _advance(self, partition: int) -> int:
-        """Send readers on to what is copied; return how much became due by it."""
+        """Move the cursor past the copies; return how many steps became due."""
         if time.monotonic() < self._look_from:
             return 0
         with self._outside.transaction() as cursor:
@@ -182,38 +184,38 @@ class Mover:
             unnoted = states.unnoted(cursor)
             self._look_from = time.monotonic() + _LOOK_SHARE * (time.monotonic() - began)
             moved = unnoted is not None and cursors.move(cursor, partition, self._direction, unnoted.get(partition, ()))
-        # The clock starts only now, when the commit has shown every reader where the cursor is.
+        # The grace period starts only now, when the commit has made the cursor visible to every reader.
         with self._outside.transaction() as cursor:
             passed = cursors.mark_passed(cursor, partition, self._direction, known=self._known, grace=self._grace)
         return moved + passed
 
     def _failed(self, move: Move, error: Exception) -> Steps[bool]:
-        """Note a failed try; after the last one end the move with the copy that is the truth. Return whether it was."""
+        """Record a failed try; after the last one give the move up. Return whether it was given up."""
         reason = _said(error)
         with self._outside.transaction() as cursor:
             tries = states.fail(cursor, move, reason, pause=self._retry_seconds)
         gives_up = tries >= self._tries
-        self._log.warning("a move failed", partition=move.partition, reason=reason, gives_up=gives_up)
+        self._log.warning("move failed", partition=move.partition, reason=reason, gives_up=gives_up)
         if not gives_up:
             return False
         try:
             yield from self._moves.give_up(move, reason)
         except (GitFailed, NotAPlace, OSError) as another:
             self._raise_if_not_its_own(another)
-            self._log.warning("a move could not be given up", partition=move.partition, reason=_said(another))
+            self._log.warning("giving up a move failed", partition=move.partition, reason=_said(another))
             return False
-        if not isinstance(error, NotAPlace):  # which is the repository's own matter
+        if not isinstance(error, NotAPlace):  # which is specific to the repository
             self._slow_down(reason)
         return True
 
     def _slow_down(self, reason: str) -> None:
-        """Begin fewer moves while all of them fail: it may be the roots' fault, and right again soon."""
+        """Begin fewer moves while all of them fail: a problem of the roots may be temporary."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _IN_A_ROW:
             seconds = min(_SLOWEST_SECONDS, _SLOW_SECONDS * 2.0 ** min(self._failed_in_a_row - _IN_A_ROW, 20))
             self._begin_from = time.monotonic() + seconds
             self._log.warning(
-                "moves throttled: all of the last ones failed",
+                "moves throttled after consecutive failures",
                 failed_in_a_row=self._failed_in_a_row,
                 next_in_seconds=seconds,
                 reason=reason,

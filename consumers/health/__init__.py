@@ -1,1 +1,1 @@
-"""One health indicator a file. Every module in here is scanned; nothing else has to be edited."""
+"""Health indicators, one per file. Every module in this package is scanned; no list needs editing."""

@@ -1,4 +1,4 @@
-"""Log segments that wait to be archived: what is written faster than it is archived fills the disk."""
+"""WAL segments waiting to be archived: they fill the disk if WAL is written faster than it is archived."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PENDING = """
 
 
 class Archive(Indicator):
-    """Stops above so many pending segments, by default GitLab's 42. Needs pg_monitor."""
+    """Throttles above this many pending WAL segments, by default GitLab's 42. Needs pg_monitor."""
 
     name = "archive"
     default = GITLABS_LIMIT
@@ -26,4 +26,4 @@ class Archive(Indicator):
         pending = row[0] if row else None
         if pending is None or pending <= number(subject.limit):
             return Fine()
-        return Stop(f"{pending} log segments wait to be archived")
+        return Stop(f"{pending} WAL segments are waiting to be archived")

@@ -1,4 +1,4 @@
-"""Autovacuum at work on a table of the migration: what is rewritten meanwhile it cannot remove."""
+"""Autovacuum running on a table of the migration: it cannot remove rows that are rewritten meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORKERS = """
 
 
 class Autovacuum(Indicator):
-    """Stops while an autovacuum worker is on a table; one against wraparound stops it too. Limit: true or false.
+    """Throttles while an autovacuum worker is on a table, also one to prevent wraparound. Limit: true or false.
 
     Needs pg_monitor.
     """
@@ -28,4 +28,4 @@ class Autovacuum(Indicator):
         row = cursor.execute(_WORKERS, {"tables": list(subject.tables)}).fetchone()
         if row is None:
             return Fine()
-        return Stop(f"autovacuum works on {row[1]}{' against wraparound' if row[0] else ''}")
+        return Stop(f"autovacuum is running on {row[1]}{' to prevent wraparound' if row[0] else ''}")

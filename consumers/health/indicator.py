@@ -1,6 +1,6 @@
-"""The contract of a health indicator: one question to the target database, whether it suffers.
+"""The base class of a health indicator, a query that tests whether the target database is healthy.
 
-One indicator is one file in consumers/health; every module there is looked at, no list is kept.
+One indicator is one file in consumers/health. Every module there is scanned; there is no list.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Cursor = psycopg.Cursor[Any]
 Limit = bool | int | float | str
 
 _STATEMENT_MS: Final = 2_000
-"""An answer that takes longer is none: a database that is slow to tell how it is must not be asked for long."""
+"""The time limit for an indicator: a slow database must not be queried for long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is asked about: the tables that the migration writes, as `schema.table`, and the limit of the settings."""
+    """The tables that the migration writes, as `schema.table`, and the limit from the settings."""
 
     tables: tuple[str, ...]
     limit: Limit
@@ -36,47 +36,47 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Fine:
-    """Nothing to wait for."""
+    """The database is healthy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Hold the migration until this is over. `reason` is one line for the operator, without values of rows."""
+    """Throttle the migration until this is over. `reason` is one line for the operator, without values of rows."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The question could not be answered, which never stops anything."""
+    """The indicator has no answer, which never throttles anything."""
 
     reason: str
 
 
 Signal = Fine | Stop | Unknown
 
-BLIND: Final = "the role may not see it: GRANT pg_monitor, as `headrace init --sql` prints it"
+BLIND: Final = "the role lacks pg_monitor; `headrace init --sql` prints the GRANT"
 _SEES_OTHERS: Final = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
 
 
 class Indicator(ABC):
-    """One thing that the database can suffer from."""
+    """One way in which the database can be unhealthy."""
 
     name: ClassVar[str]
-    """Unique; the key under `[migrations.<name>.health]`, whose value is the limit, or false to leave it out."""
+    """Unique. The key under `[migrations.<name>.health]`, whose value is the limit, or false to disable it."""
 
     default: ClassVar[Limit]
-    """The limit where the settings have none."""
+    """The limit if the settings have none."""
 
     sees_others: ClassVar[bool] = False
-    """Whether it looks at other sessions, of whose state a role without pg_read_all_stats sees nothing."""
+    """Whether it reads the state of other sessions, which needs pg_read_all_stats."""
 
     @abstractmethod
     def signal(self, cursor: Cursor, subject: Subject) -> Signal:
-        """Say how the database is.
+        """Return the health of the database.
 
-        Called every `health_seconds` by each member, within a read-only transaction of its own that may take two
-        seconds. An error of the database is an Unknown.
+        Each consumer calls it every `health_seconds`, in its own read-only transaction with a limit of two seconds. A
+        database error becomes Unknown.
         """
 
 
@@ -93,15 +93,15 @@ def indicators() -> Mapping[str, type[Indicator]]:
 
 
 def limits(settings: Mapping[str, Limit], migration: str) -> dict[str, Limit]:
-    """Return indicator → its limit, of those that are asked. Raises SettingsError for a name or limit that is wrong."""
+    """Return indicator → limit of those enabled. Raises SettingsError for an invalid name or limit."""
     known = indicators()
     for name, limit in settings.items():
         where = f"migrations.{migration}.health.{name}"
         if name not in known:
-            raise SettingsError(f"unknown key {where}", remedy=f"there: {', '.join(known)}")
+            raise SettingsError(f"unknown key {where}", remedy=f"indicators: {', '.join(known)}")
         wants_text = isinstance(known[name].default, str)
         if not isinstance(limit, bool) and isinstance(limit, str) != wants_text:
-            raise SettingsError(f"{where} must be {'a text' if wants_text else 'a number'} or false")
+            raise SettingsError(f"{where} must be {'a string' if wants_text else 'a number'} or false")
     chosen = {
         name: indicator.default if settings.get(name, True) is True else settings[name]
         for name, indicator in known.items()
@@ -110,13 +110,13 @@ def limits(settings: Mapping[str, Limit], migration: str) -> dict[str, Limit]:
 
 
 class Health:
-    """The indicators of one member; some compare with what they saw before."""
+    """The indicators of one consumer. Some compare with their previous sample."""
 
     def __init__(self, asked: Mapping[str, Limit], tables: Sequence[str]) -> None:
         self._asked = [(name, indicators()[name](), Subject(tuple(tables), limit)) for name, limit in asked.items()]
 
     def signals(self, connection: psycopg.Connection[Any]) -> dict[str, Signal]:
-        """Return indicator → what it says. Raises psycopg.Error when the connection is lost, and nothing else."""
+        """Return indicator → its signal. Raises psycopg.Error only if the connection is lost."""
         answers: dict[str, Signal] = {}
         for name, indicator, subject in self._asked:
             try:
@@ -133,6 +133,6 @@ class Health:
 
 
 def number(limit: Limit) -> float:
-    """Return a limit that `limits` found to be a number."""
+    """Return a limit that `limits` has checked to be a number."""
     assert not isinstance(limit, str)
     return float(limit)

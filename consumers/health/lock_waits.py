@@ -1,11 +1,11 @@
-"""Sessions that wait for a lock on a table of the migration, or on one of its rows."""
+"""Sessions waiting for a lock on a table of the migration or on one of its rows."""
 
 from __future__ import annotations
 
 from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
-# Who waits for a row waits for a transaction, and holds a tuple lock on the table or a lock on the table itself.
-# Of headrace's own members none counts: they wait for each other now and then.
+# A session waiting for a row waits for a transaction, and holds a tuple lock or a lock on the table.
+# headrace's own sessions do not count: they wait for each other occasionally.
 _WAITING = """
     SELECT count(DISTINCT waiting.pid)
       FROM pg_locks waiting
@@ -17,7 +17,7 @@ _WAITING = """
 
 
 class LockWaits(Indicator):
-    """Stops when more sessions than this have waited for over a second, by default 5."""
+    """Throttles when more sessions than this have waited for over a second, by default 5."""
 
     name = "lock_waits"
     default = 5
@@ -28,4 +28,4 @@ class LockWaits(Indicator):
         waiting = int(row[0]) if row else 0
         if waiting <= number(subject.limit):
             return Fine()
-        return Stop(f"{waiting} sessions wait for locks on {', '.join(subject.tables)}")
+        return Stop(f"{waiting} sessions are waiting for locks on {', '.join(subject.tables)}")

@@ -1,4 +1,4 @@
-"""A transaction that is open for long: nothing that was rewritten since it began can be vacuumed."""
+"""A long-running transaction: VACUUM cannot remove rows rewritten since it started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OLDEST = """
 
 
 class LongTransactions(Indicator):
-    """Stops while one is older than so many seconds, by default an hour. Needs pg_monitor."""
+    """Throttles while a transaction is older than this many seconds, by default an hour. Needs pg_monitor."""
 
     name = "long_transactions"
     default = 3600
@@ -27,4 +27,4 @@ class LongTransactions(Indicator):
         row = cursor.execute(_OLDEST).fetchone()
         if row is None or row[2] <= number(subject.limit):
             return Fine()
-        return Stop(f"a transaction of process {row[0]} ({row[1] or 'no name'}) is open for {row[2]:,.0f} s")
+        return Stop(f"a transaction of process {row[0]} ({row[1] or 'no name'}) has been open for {row[2]:,.0f} s")

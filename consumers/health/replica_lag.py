@@ -1,10 +1,10 @@
-"""How far standbys are behind: readers of a late one see old rows."""
+"""The replication lag of standbys: readers of a lagging standby see old rows."""
 
 from __future__ import annotations
 
 from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
-# By the log and not by replay_lag: that one stands still while a standby replays nothing.
+# By WAL position, not by replay_lag, which does not grow while a standby replays nothing.
 _BEHIND = """
     SELECT application_name, pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(replay_lsn, sent_lsn))::bigint
       FROM pg_stat_replication
@@ -15,7 +15,7 @@ _BEHIND = """
 
 
 class ReplicaLag(Indicator):
-    """Stops when a standby has more MB of log left to replay, by default 256. Needs pg_monitor."""
+    """Throttles when a standby has more than this many MB of WAL to replay, by default 256. Needs pg_monitor."""
 
     name = "replica_lag"
     default = 256

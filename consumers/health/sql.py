@@ -1,4 +1,4 @@
-"""A question of the operator's own."""
+"""A custom query in the settings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Su
 
 
 class Sql(Indicator):
-    """Stops while the query of the settings returns a row whose first column is neither null nor false.
+    """Throttles while the query returns a row whose first column is neither null nor false.
 
-    A text in that column is the reason. There is none by default.
+    A string in that column is the reason. There is no query by default.
     """
 
     name = "sql"
@@ -20,4 +20,4 @@ class Sql(Indicator):
         row = cursor.execute(subject.limit.encode()).fetchone()
         if row is None or row[0] is None or row[0] is False:
             return Fine()
-        return Stop(row[0] if isinstance(row[0], str) else "the settings' own query says so")
+        return Stop(row[0] if isinstance(row[0], str) else "the query in the settings returned a row")

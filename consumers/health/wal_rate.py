@@ -1,4 +1,4 @@
-"""How fast the server writes its log."""
+"""The rate at which the server writes WAL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Su
 
 
 class WalRate(Indicator):
-    """Stops above so many MB/s between two looks. The right limit depends on the machine: off unless it is set."""
+    """Throttles above this many MB/s between two samples. Off by default, since the limit depends on the machine."""
 
     name = "wal_rate"
     default = False
@@ -22,6 +22,6 @@ class WalRate(Indicator):
         now, position = time.monotonic(), int(row[0]) if row else 0
         last, self._last = self._last, (now, position)
         if last is None or now <= last[0]:
-            return Unknown("no two looks yet")
+            return Unknown("first sample, no rate yet")
         rate = (position - last[1]) / (now - last[0]) / 1_000_000
-        return Stop(f"the log grows by {rate:,.1f} MB/s") if rate > number(subject.limit) else Fine()
+        return Stop(f"WAL grows by {rate:,.1f} MB/s") if rate > number(subject.limit) else Fine()

@@ -1,1 +1,1 @@
-"""What the target database knows of consumers: ledger, fence, owners; and how it fails."""
+"""State in the target database (ledger, fence, owners), the connection to it, and its errors."""

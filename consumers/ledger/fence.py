@@ -1,9 +1,9 @@
-"""Makes sure in every transaction that applies events: this database owns the gitlab schema, the run is current.
+"""The fence: checks in every apply transaction that this database owns the gitlab schema and the run is current.
 
-Two advisory locks are shared first, then the rows are read: under a snapshot that is taken after the locks, so that who
-changed one of them (a switchover, a pause, a replay), and held its lock alone while it did, is seen. The locks are kept
-until the transaction ends, and write nothing: a switchover waits for what is under way, and nothing is written after it
-(promise 3). The same look says which transactions this one does not see yet (promise 1).
+It takes two shared advisory locks, then reads the rows under a snapshot taken after the locks. So it sees every change
+by a switchover, a pause or a replay, which hold the lock exclusively. The locks last until the transaction ends and
+write nothing: a switchover waits for running transactions, and nothing is written after it (promise 3). The same query
+returns which transactions this one does not see yet (promise 1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.xid_snapshot import Hidden, Snapshot
 
 _SHARE: Final = sql.SQL("SELECT pg_advisory_xact_lock_shared({}), pg_advisory_xact_lock_shared({})")
-"""The gitlab schema's before the migration's, always: who waits for the one holds the other up for nobody."""
+"""Always the gitlab schema's lock before the migration's, so that waiting for one never blocks on the other."""
 _SHARE_OWNERSHIP: Final = "SELECT pg_advisory_xact_lock_shared(%s)"
 _LOOK: Final = sql.SQL("""
     SELECT d.format, d.format_by, d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
@@ -31,9 +31,9 @@ _LOOK: Final = sql.SQL("""
       LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = {gitlab_schema}
       LEFT JOIN headrace.migrations m ON m.name = {migration}
 """)
-"""The transaction's own id, which it takes for the ledger anyway, is given out after the snapshot: see Hidden.
+"""The transaction's own id, which the ledger needs anyway, is assigned after the snapshot: see Hidden.
 
-The setting ends with the transaction: `contract_checks.require_held` asks for it after a migration's writes.
+The setting ends with the transaction: `contract_checks.require_held` checks it after a migration's writes.
 """
 _OWNER: Final = """
     SELECT d.format, d.format_by, d.name, o.owner
@@ -44,31 +44,29 @@ _OWNER: Final = """
 
 
 class Paused(HeadraceError):
-    """Go on with `headrace resume`."""
+    """Resume it with `headrace resume`."""
 
 
 class Failed(HeadraceError):
-    """Correct the cause, then resume it with `headrace resume`, or run it again with `headrace replay`."""
+    """Fix the cause, then resume it with `headrace resume`, or run it again with `headrace replay`."""
 
 
 class RunReplaced(HeadraceError):
-    """A replay began a new run; the member reads its position anew."""
+    """A replay started a new run; the consumer rereads its position from the ledger."""
 
 
 class DeclarationChanged(Refused):
-    """Begin a run by the new declaration with `headrace replay`; its topics are those of the new gitlab schema."""
+    """Start a run with the new declaration: `headrace replay`. It reads the topics of the new gitlab schema."""
 
 
 def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
-    """Lock, within the cursor's transaction, what makes a write of `migration` right at this instant.
+    """Take the locks that allow a write of `migration` in the cursor's transaction.
 
     Called first in each apply transaction, at READ COMMITTED. Returns the transactions that this one does not see yet:
-    an event of one of them must not be applied by it. Raises NewerFormat when the tables have been upgraded by a newer
-    headrace, OwnershipMoved when this is not the database called
-    `database` or it does not own `gitlab_schema`, DeclarationChanged when the migration was begun for another one,
-    Paused when an operator paused it, Failed when it failed (see
-    circuit_breaker), RunReplaced when `run` is not the current one.
-    The caller rolls back then, and nothing was written.
+    it must not apply their events. Raises NewerFormat if a newer headrace has upgraded the tables, OwnershipMoved if
+    this database is not `database` or does not own `gitlab_schema`, DeclarationChanged if the migration was started for
+    another gitlab schema, Paused if an operator paused it, Failed if it failed (see circuit_breaker), and RunReplaced
+    if `run` is not current. The caller then rolls back, with nothing written.
     """
     share, look = _statements(migration, gitlab_schema)
     cursor.execute(share, prepare=True)
@@ -89,14 +87,14 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
 
 @cache
 def _statements(migration: str, gitlab_schema: str) -> tuple[bytes, bytes]:
-    """Return both statements with their values in them: they are the same in every transaction, so made once."""
+    """Return both statements with their values, cached since they are the same in every transaction."""
     share = _SHARE.format(ownership_key(gitlab_schema), migration_key(migration))
     look = _LOOK.format(gitlab_schema=gitlab_schema, migration=migration)
     return share.as_bytes(None), look.as_bytes(None)
 
 
 def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> None:
-    """Lock the ownership alone within the cursor's transaction, for what is no write of a run's events.
+    """Take only the ownership lock in the cursor's transaction, for writes that apply no events.
 
     Raises NewerFormat and OwnershipMoved as `hold` does.
     """
@@ -109,19 +107,19 @@ def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> No
 
 
 def require_declaration(migration: str, recorded: str | None, declared: str) -> None:
-    """Raise DeclarationChanged unless the gitlab schema on record is that which `migration` declares now."""
+    """Raise DeclarationChanged unless `migration` still declares the recorded gitlab schema."""
     if recorded != declared:
-        raise DeclarationChanged(f"{migration} was begun for gitlab schema {recorded}, and declares {declared} now")
+        raise DeclarationChanged(f"{migration} was started for gitlab schema {recorded}, but now declares {declared}")
 
 
 def require_owner(name: str | None, owner: str | None, gitlab_schema: str, database: str) -> None:
-    """Raise OwnershipMoved unless the database that is on record as `name` is the one meant, and the owner."""
+    """Raise OwnershipMoved unless the database's recorded `name` is `database` and it is the owner."""
     if name != database:
         raise OwnershipMoved(f"the settings call this database {database}, but it is on record as {name}")
     if owner is None:
         raise OwnershipMoved(
-            f"nobody owns {gitlab_schema} in database {database}",
-            remedy=f"list {gitlab_schema} under databases.{database}.gitlab_schemas if that database should",
+            f"database {database} has no owner recorded for {gitlab_schema}",
+            remedy=f"if it should own it, list {gitlab_schema} under databases.{database}.gitlab_schemas",
         )
     if owner != database:
         raise OwnershipMoved(f"{gitlab_schema} is owned by {owner}, not by {database}")

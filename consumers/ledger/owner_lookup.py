@@ -1,4 +1,4 @@
-"""Which of several databases owns a gitlab schema now: each is asked for its own rows, as the fence reads them."""
+"""Finds the database that currently owns a gitlab schema, from each database's own rows, as the fence reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TwoOwners(OwnershipMoved):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a database says: the name it has on record, gitlab schema → owner, and whether it can write."""
+    """The answer of a database: its recorded name, gitlab schema → owner, and whether it is a standby."""
 
     database: str
     name: str | None
@@ -30,7 +30,7 @@ class Answer:
         return owner is not None and self.name == self.database == owner.name and not self.standby
 
     def says(self, gitlab_schema: str) -> str:
-        """Return the owner as this database has it, and what keeps it from being that one itself."""
+        """Return the owner according to this database, and why it is not the owner itself."""
         said = f"{self.database} says {self.owners[gitlab_schema].name}"
         if self.name != self.database:
             return f"{said} but is on record as {self.name}"
@@ -39,35 +39,35 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What databases say that were asked at the same time; `silent` are those that did not answer."""
+    """The answers of several databases; `silent` did not answer."""
 
     given: tuple[Answer, ...]
     silent: tuple[str, ...]
 
     def owner(self, gitlab_schema: str) -> str | None:
-        """Return the one that owns `gitlab_schema` by its own rows; None where nobody ever claimed it.
+        """Return the database that owns `gitlab_schema` by its own rows; None if no database has claimed it.
 
-        Raises TwoOwners when several say that they do, and OwnershipMoved when those that answer say that it is
-        another one: a switchover is under way, or the one that has it now does not answer.
+        Raises TwoOwners if several claim it, and OwnershipMoved if all that answer name another one: a switchover is
+        in progress, or the current owner does not answer.
         """
         owning = [each for each in self.given if each.owns(gitlab_schema)]
         if len(owning) > 1:
             named = " and ".join(f"{each.database} (epoch {each.owners[gitlab_schema].epoch})" for each in owning)
-            raise TwoOwners(f"{named} {'both' if len(owning) == 2 else 'all'} say that they own {gitlab_schema}")
+            raise TwoOwners(f"{named} {'both' if len(owning) == 2 else 'all'} claim to own {gitlab_schema}")
         if owning:
             return owning[0].database
         if any(gitlab_schema in each.owners for each in self.given):
             said = ", ".join(each.says(gitlab_schema) for each in self.given if gitlab_schema in each.owners)
             silent = f"; {', '.join(self.silent)} does not answer" if self.silent else ""
             raise OwnershipMoved(
-                f"no database that answers owns {gitlab_schema} at this moment ({said}{silent})",
-                remedy="start again once `headrace switchover` is complete and the owner answers",
+                f"no reachable database owns {gitlab_schema} ({said}{silent})",
+                remedy="restart once `headrace switchover` is complete and the owner answers",
             )
         return None
 
 
 def ask(settings: Settings, databases: Iterable[str]) -> Answers:
-    """Ask each of `databases`, names in the settings, for the owners that it has on record."""
+    """Query each of `databases`, names in the settings, for its recorded owners."""
     asked = {name: _ask(settings, name) for name in databases}
     return Answers(
         tuple(answer for answer in asked.values() if answer is not None),
@@ -76,7 +76,7 @@ def ask(settings: Settings, databases: Iterable[str]) -> Answers:
 
 
 def owning_database(settings: Settings, databases: Iterable[str], gitlab_schema: str) -> str | None:
-    """Return the one of `databases` that owns `gitlab_schema`; None where nobody ever claimed it.
+    """Return the one of `databases` that owns `gitlab_schema`; None if none has claimed it.
 
     Raises TwoOwners and OwnershipMoved as `Answers.owner` does.
     """
@@ -94,9 +94,9 @@ def _ask(settings: Settings, database: str) -> Answer | None:
 
 
 def require_not_elsewhere(settings: Settings, database: str, gitlab_schema: str) -> None:
-    """Raise OwnershipMoved when `database`, which does not answer, was followed by another as the owner.
+    """Raise OwnershipMoved if another database owns the gitlab schema while `database` does not answer.
 
-    For a member that waits for its database: the one that owns the gitlab schema now is not there to be waited for.
+    For a consumer that waits for its database, which may never come back as the owner.
     """
     others = [
         name
@@ -110,5 +110,5 @@ def require_not_elsewhere(settings: Settings, database: str, gitlab_schema: str)
     if owner is not None:
         raise OwnershipMoved(
             f"{database} does not answer, and {gitlab_schema} is owned by {owner}",
-            remedy="start it again: it follows the owner, unless its settings name a database",
+            remedy="restart it: it follows the owner unless its settings name a database",
         )

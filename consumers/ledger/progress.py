@@ -1,7 +1,7 @@
-"""Where each partition of a migration stands, in the target database, moved together with the effects.
+"""The ledger: each partition's offset in the target database, advanced in the transaction of the effects.
 
-Every move is a compare-and-set: who expects another offset than the recorded one is a zombie, or re-reads what was
-already done, and its transaction rolls back.
+Every advance is a compare-and-set: a consumer that expects another offset than the recorded one is a zombie or rereads
+what was already applied, and its transaction rolls back.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Cursor = psycopg.Cursor[Any]
 
 
 LOCALLY_DURABLE: Final = "SET LOCAL synchronous_commit = local"
-"""For a commit that a crash of the server must not take back, and that holds locks which consumers or a pause need.
+"""For a commit that must survive a server crash while it holds locks that consumers or a pause need.
 
-It waits for no synchronous standby, which may be away, and would keep its locks as long. A failover that takes it back
-takes back what belongs to it, and it is done again.
+It does not wait for a synchronous standby, which may be down while the locks are held. A failover that loses the commit
+loses everything that belongs to it, and it is repeated.
 """
 
 
@@ -39,12 +39,12 @@ class Place(NamedTuple):
 
 
 class LedgerMoved(HeadraceError):
-    """Another member has this partition now; nothing was written, the position is read anew."""
+    """Another consumer has this partition now; nothing was written, and the position is reread from the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the ledger says of one partition in one run."""
+    """The ledger's entry for one partition in one run."""
 
     place: Place
     next_offset: Offset
@@ -53,40 +53,40 @@ class Entry:
 
 @dataclass(slots=True)
 class Advance:
-    """One partition's move within a transaction, from `expected` to `next_offset`, and what was counted on the way."""
+    """One partition's advance in a transaction, from `expected` to `next_offset`, and its counts."""
 
     place: Place
     expected: Offset
     next_offset: Offset
     changes: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
-    parked: int = 0
+    dead_letters: int = 0
     rate: float = 0.0
 
     @property
     def events(self) -> int:
-        """How many events lie between."""
-        return self.changes + self.parked + sum(self.skipped.values())
+        """The number of events in between."""
+        return self.changes + self.dead_letters + sum(self.skipped.values())
 
 
 _ADVANCE: Final = """
     UPDATE headrace.progress p
        SET next_offset = a.next_offset, applied = p.applied + a.applied, skipped = p.skipped + a.skipped,
-           parked = p.parked + a.parked, rate = a.rate, member = %(member)s, updated_at = now(),
+           dead_letters = p.dead_letters + a.dead_letters, rate = a.rate, member = %(member)s, updated_at = now(),
            skip_reasons = CASE WHEN a.reasons = '{}' THEN p.skip_reasons ELSE p.skip_reasons || (
                SELECT jsonb_object_agg(r.key, r.value::bigint + coalesce((p.skip_reasons ->> r.key)::bigint, 0))
                  FROM jsonb_each_text(a.reasons) r) END
       FROM unnest(%(topics)s::text[], %(partitions)s::int[], %(expected)s::bigint[], %(next)s::bigint[],
-                  %(applied)s::bigint[], %(skipped)s::bigint[], %(parked)s::bigint[], %(rates)s::float8[],
+                  %(applied)s::bigint[], %(skipped)s::bigint[], %(dead_letters)s::bigint[], %(rates)s::float8[],
                   %(reasons)s::jsonb[])
-           AS a(topic, partition, expected, next_offset, applied, skipped, parked, rate, reasons)
+           AS a(topic, partition, expected, next_offset, applied, skipped, dead_letters, rate, reasons)
      WHERE p.migration = %(migration)s AND p.run = %(run)s AND p.topic = a.topic AND p.partition = a.partition
        AND p.next_offset = a.expected
  RETURNING pg_catalog.current_setting('headrace.fenced', true)
 """
 
 
-_STANDS: Final = """
+_STATE: Final = """
     SELECT d.format, d.format_by, d.name, o.owner, m.paused
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
@@ -105,10 +105,10 @@ class Ledger:
         self._declared = declared
 
     def begin(self, connection: Connection) -> int:
-        """Return the current run; the first call of all makes it run 1. A duplicate changes nothing.
+        """Return the current run; the first call starts run 1. Idempotent.
 
-        Raises DeclarationChanged when the migration was begun for another gitlab schema than it declares now, and
-        OtherVersion where the run was begun with another version or other options than are declared here.
+        Raises DeclarationChanged if the migration was started for another gitlab schema than it now declares, and
+        OtherVersion if the run was started with another version or other options.
         """
         with connection.transaction():
             if (found := self._begun(connection)) is None:
@@ -131,17 +131,17 @@ class Ledger:
         return (int(row[0]), str(row[1])) if row is not None else None
 
     def selection(self, connection: Connection, run: int) -> dict[str, list[str]]:
-        """Return the key columns and values that `run` is limited to; empty: it is not."""
+        """Return the key columns and values that `run` is limited to; empty if it is not."""
         row = connection.execute(
             "SELECT selection FROM headrace.selections WHERE migration = %s AND run = %s", (self._migration, run)
         ).fetchone()
         return dict(row[0]) if row else {}
 
     def open(self, connection: Connection, run: int, places: Mapping[Place, str]) -> dict[Place, Entry]:
-        """Return where `run` stands in each of `places`, whose values are the topics' ids.
+        """Return the position of `run` in each of `places`, whose values are the topics' ids.
 
-        Called at each assignment. A partition that the run has not seen starts at offset 0, on record.
-        Again, or by another member, it only changes whose the partition is said to be.
+        Called at each assignment. A partition new to the run is recorded at offset 0. Another call only changes the
+        partition's recorded consumer.
         """
         ordered = sorted(places)
         with connection.transaction():
@@ -174,11 +174,11 @@ class Ledger:
         }
 
     def advance(self, cursor: Cursor, run: int, advances: Sequence[Advance], applied: int) -> bool:
-        """Move every partition of `advances` within the cursor's transaction, after the effects.
+        """Advance every partition of `advances` in the cursor's transaction, after the effects.
 
         `applied` is how many rows the transaction changed. Returns whether the transaction is still the one that took
-        the fence, which an `apply` may have ended. Raises LedgerMoved when a partition is not where it
-        was expected: the caller must roll back, and with it goes what it wrote.
+        the fence, since `apply` may have ended it. Raises LedgerMoved if a partition is not at the expected offset: the
+        caller must roll back, including its writes.
         """
         shares = _shares(applied, [advance.changes for advance in advances])
         cursor.execute(
@@ -192,12 +192,12 @@ class Ledger:
                 "expected": [advance.expected for advance in advances],
                 "next": [advance.next_offset for advance in advances],
                 "applied": shares,
-                # A change that found its row right already was skipped by the guard.
+                # A change whose row was already up to date was skipped by the guard.
                 "skipped": [
                     sum(advance.skipped.values()) + advance.changes - share
                     for advance, share in zip(advances, shares, strict=True)
                 ],
-                "parked": [advance.parked for advance in advances],
+                "dead_letters": [advance.dead_letters for advance in advances],
                 "rates": [advance.rate for advance in advances],
                 "reasons": [Jsonb(_reasons(advance, share)) for advance, share in zip(advances, shares, strict=True)],
             },
@@ -211,7 +211,7 @@ class Ledger:
         return cursor.fetchone() != ("",)
 
     def leave(self, connection: Connection, run: int, places: Iterable[Place]) -> None:
-        """Record that nobody works on `places` any more, so that no rate is shown for them."""
+        """Record that this consumer has left `places`, so that no rate is shown for them."""
         ordered = sorted(places)
         connection.execute(
             "UPDATE headrace.progress SET rate = 0 WHERE migration = %s AND run = %s AND member = %s"
@@ -226,16 +226,16 @@ class Ledger:
         )
 
     def pausing(self, database: str) -> Callable[[Connection], bool]:
-        """Return what asks `database` whether an operator paused the migration.
+        """Return a function that queries `database` whether an operator paused the migration.
 
-        It raises OwnershipMoved once the database has given the schema away: a member that is paused, and one that has
-        nothing to apply, would not notice it otherwise, and keep its partitions from those of the new owner. It raises
-        NewerFormat once a newer headrace has upgraded the tables.
+        It raises OwnershipMoved once the database has given the schema away: otherwise a paused or idle consumer would
+        not notice and would keep its partitions from the new owner's consumers. It raises NewerFormat once a newer
+        headrace has upgraded the tables.
         """
 
         def paused(connection: Connection) -> bool:
             names = {"gitlab_schema": self._gitlab_schema, "migration": self._migration}
-            version, by, name, owner, asked = connection.execute(_STANDS, names).fetchone() or (None,) * 5
+            version, by, name, owner, asked = connection.execute(_STATE, names).fetchone() or (None,) * 5
             table_format.known(version, by, database)
             fence.require_owner(name, owner, self._gitlab_schema, database)
             return bool(asked)
@@ -243,8 +243,8 @@ class Ledger:
         return paused
 
 
-GUARDED: Final = "right already"
-"""The reason under which changes are counted that the guard in the write found nothing to do for."""
+GUARDED: Final = "already up to date"
+"""The skip reason of a change whose guard found nothing to do."""
 
 
 def _reasons(advance: Advance, applied: int) -> dict[str, int]:
@@ -253,9 +253,9 @@ def _reasons(advance: Advance, applied: int) -> dict[str, int]:
 
 
 def _shares(applied: int, changes: Sequence[int]) -> list[int]:
-    """Spread a transaction's count of changed rows over its partitions, none getting more than its changes.
+    """Distribute a transaction's count of changed rows over its partitions, at most its changes to each.
 
-    A statement says only how many rows it changed in all; the sum over the partitions is exact.
+    A statement returns only the total of changed rows; the sum over the partitions is exact.
     """
     shares = []
     for count in changes:

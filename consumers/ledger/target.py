@@ -1,4 +1,4 @@
-"""The connection to the database that a migration writes: opened again whenever it is lost."""
+"""The connection to the database that a migration writes; reconnects when it is lost."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ LOCK_TIMEOUT: Final = """
     SELECT set_config('lock_timeout', greatest(1, least(5000, nullif(setting::int, 0) / 2))::text, false)
       FROM pg_settings WHERE name = 'statement_timeout'
 """
-"""Five seconds, or less where the role's statements may take no longer: a wait for a lock has to be told from those."""
+"""Five seconds, or half the role's statement_timeout: a lock wait must be distinguishable from a slow statement."""
 _FIRST_BACKOFF: Final = 0.1
 _LAST_BACKOFF: Final = 15.0
 _LASTING_SECONDS: Final = 5.0
-"""A connection that had to be replaced sooner than this did not help, and the next one is waited with."""
+"""Reconnecting again sooner than this is preceded by a pause."""
 
 
 def backoff(attempt: int) -> float:
-    """Return how many seconds to pause after failed attempt number `attempt`, from 1: doubling, with a jitter."""
+    """Return the pause in seconds after failed attempt number `attempt`, from 1: exponential, with jitter."""
     pause = min(_LAST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(attempt - 1, 20))
-    return round(pause * random.uniform(0.75, 1.0), 3)  # noqa: S311 - to spread members, not to be secret
+    return round(pause * random.uniform(0.75, 1.0), 3)  # noqa: S311 - jitter, not a secret
 
 
 def flush(connection: Connection) -> None:
     """Make every commit before this one durable, on this server.
 
-    No synchronous standby is waited for: it may be away, and what a failover loses is lost together with its ledger.
+    Does not wait for a synchronous standby, which may be down: a failover loses effects together with their ledger.
     """
     with connection.transaction():
         connection.execute(LOCALLY_DURABLE)
-        # Something that surely is written, since only a commit of something flushes the WAL.
+        # A write of any kind, since only a commit that wrote something flushes the WAL.
         connection.execute("SELECT pg_logical_emit_message(true, 'headrace', 'flush')")
 
 
 class Target:
     """One migration's connection to its database.
 
-    `wait` is called with seconds between tries, by the thread that asked; `missed` after each try to connect that
-    failed: what it raises ends the tries.
+    `wait` is called with seconds between attempts, in the caller's thread. `missed` is called after each failed attempt
+    to connect; an exception from it ends the attempts.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class Target:
         self._search_path = search_path
         self._connection: Connection | None = None
         self.sessions = 0
-        """How many were opened. With one that was lost, a crash or a failover may have taken back its last commits."""
+        """The number of sessions opened. A crash or failover may have lost the last commits of a lost session."""
         self._connected_at = float("-inf")
         self._again = 0
         self._log = log.get(migration=migration, database=database)
 
     @property
     def connection(self) -> Connection:
-        """The open connection; connects, trying until it works. Raises Interrupted when stopped meanwhile."""
+        """The open connection; connects and retries until it works. Raises Interrupted when stopped meanwhile."""
         if self._connection is None or self._connection.closed:
             return self._connect()
         return self._connection
 
     def reconnect(self) -> Connection:
-        """Open a new connection in place of the old; as `connection`. Pauses where that is done again and again."""
+        """Replace the connection by a new one, like `connection`. Pauses if called in quick succession."""
         self._again = self._again + 1 if time.monotonic() - self._connected_at < _LASTING_SECONDS else 0
         if self._again:
             self._wait(backoff(self._again))
@@ -104,7 +104,7 @@ class Target:
                 self.sessions += 1
                 self._connected_at = time.monotonic()
                 if attempt:
-                    self._log.info("connected again", attempt=attempt)
+                    self._log.info("reconnected", attempt=attempt)
                 return self._connection
             except (psycopg.Error, HeadraceError) as error:
                 attempt += 1
@@ -113,9 +113,9 @@ class Target:
         raise Interrupted(f"{self._migration} was stopped while it connected to {self._database}")
 
     def ask(self, question: Callable[[Connection], T]) -> T:
-        """Return the answer to a question that may be asked twice, connecting and trying until there is one.
+        """Return the result of an idempotent query, connecting and retrying until there is one.
 
-        Raises Interrupted when stopped meanwhile, and what waiting cannot mend.
+        Raises Interrupted when stopped meanwhile, and any error that waiting cannot resolve.
         """
         attempt = 0
         while True:
@@ -127,21 +127,21 @@ class Target:
                     self._drop()
 
     def cancel(self) -> None:
-        """Cancel the statement under way; called from another thread when stopping takes too long."""
+        """Cancel the running statement. Called from another thread when stopping takes too long."""
         connection = self._connection
         if connection is not None and not connection.closed:
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=1.0)
 
     def cut(self) -> None:
-        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        """Shut down the connection's socket. Called from another thread if cancelling did not help."""
         if (connection := self._connection) is not None:
             shut_down(connection)
 
     def finish(self, last_words: Callable[[Connection], object]) -> bool:
-        """Do a last write, once and only if the connection stands: its commit makes all before it durable.
+        """Do a last write, once and only if the connection is open: its commit makes all earlier commits durable.
 
-        Returns whether it did, or nothing was ever written.
+        Returns whether it succeeded, or there never was a connection.
         """
         connection = self._connection
         if connection is None or connection.closed:
@@ -150,7 +150,7 @@ class Target:
             last_words(connection)
             flush(connection)
         except psycopg.Error as error:
-            self._log.warning("the last write failed", detail=connect.one_line(error))
+            self._log.warning("last write failed", detail=connect.one_line(error))
             return False
         return True
 
@@ -161,7 +161,7 @@ class Target:
     def _open(self) -> Connection:
         connection = connect.connect(self._dsn, name=f"consume {self._migration}")
         try:
-            # A lost tail of commits is lost together with its ledger, and read again. See Consumer._close.
+            # Lost commits are lost together with their ledger and applied again. See Consumer._close.
             connection.execute("SET synchronous_commit = off")
             connection.execute(LOCK_TIMEOUT)
             connect.search(connection, self._search_path)

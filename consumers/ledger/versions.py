@@ -1,7 +1,7 @@
-"""What a run was begun with: a migration's version, and those of its options that decide what changes.
+"""The version of a migration, and the options that affect its decisions, as recorded with a run.
 
-Recorded with the run. A consumer of another version, or with other options, is refused by name, so that two that decide
-differently never work on the same run.
+A consumer with another version or other options is refused, so that consumers that decide differently never work on the
+same run.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from schemas.errors import Refused
 
 
 class OtherVersion(Refused):
-    """Run consumers of one version, with the same options; `headrace replay NAME` begins a run with this one's."""
+    """Run consumers of one version, with the same options; `headrace replay NAME` starts a run with these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What one process declares of a migration: its version, and option → value where that is not the default."""
+    """A migration as one process declares it: version, and option → value for those that are not defaults."""
 
     version: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> Jsonb:
-        """Return it as it is recorded."""
+        """Return the form in which it is recorded."""
         return Jsonb({"version": self.version, "options": dict(self.options)})
 
 
 def agree(connection: Connection[Any], name: str, declared: Declared) -> None:
-    """Raise OtherVersion, within a transaction, where the current run of `name` was begun with something else.
+    """Raise OtherVersion, within a transaction, if the current run of `name` was started with something else.
 
-    A run of which nothing is recorded, as of a migration that was paused before its first start, is given this. A
-    duplicate changes nothing.
+    If nothing is recorded, as for a migration that was paused before its first start, this records `declared`.
+    Idempotent.
     """
     run, recorded = _recorded(connection, name)
     if recorded is None:
@@ -44,19 +44,19 @@ def agree(connection: Connection[Any], name: str, declared: Declared) -> None:
             "UPDATE headrace.migrations SET declared = %s WHERE name = %s AND run = %s AND declared IS NULL",
             (declared.document(), name, run),
         )
-        # Another may have been first.
+        # Another consumer may have been first.
         run, recorded = _recorded(connection, name)
         assert recorded is not None
     if (begun := recorded["version"]) != declared.version:
         raise OtherVersion(
-            f"run {run} of {name} was begun by version {begun} of it, and this is version {declared.version}",
+            f"run {run} of {name} was started by version {begun}, but this is version {declared.version}",
             remedy=_remedy(name, "version"),
         )
     theirs, ours = recorded["options"], declared.options
     differing = [option for option in sorted(theirs.keys() | ours.keys()) if theirs.get(option) != ours.get(option)]
     if differing:
         raise OtherVersion(
-            f"run {run} of {name} was begun with another value of migrations.{name}.{differing[0]}",
+            f"run {run} of {name} was started with another value of migrations.{name}.{differing[0]}",
             remedy=_remedy(name, "options"),
         )
 
@@ -69,6 +69,6 @@ def _recorded(connection: Connection[Any], name: str) -> tuple[int, dict[str, An
 
 def _remedy(name: str, what: str) -> str:
     return (
-        f"start a consumer of that {what.removesuffix('s')}, or stop all and begin a run with this one's {what}:"
+        f"start a consumer with that {what.removesuffix('s')}, or stop all consumers and start a run with this {what}:"
         f" `headrace replay {name}`"
     )

@@ -1,1 +1,1 @@
-"""One migration a file. Every module in here is scanned; nothing else has to be edited."""
+"""The migrations, one per file. Every module in this folder is scanned; no list has to be edited."""

@@ -1,8 +1,8 @@
-"""Records the repositories on each virtual storage's primary that Praefect's database does not know.
+"""Records the repositories on each virtual storage's primary that are missing in Praefect's database.
 
-Seed 000. From walks of the storages (docs/storage-walks.md): a repository on a primary gets a record, unless it has
-one; what exists stays as it is, secondaries are ignored. A virtual storage's flag is set once a whole walk of its
-primary was applied; from then on nothing more is done for it.
+Seed 000. Reads walks of the storages (docs/how-to/storage-walks.md): a repository on a primary gets a record unless it
+has one; existing records stay as they are, secondaries are ignored. A virtual storage's flag is set once a whole walk
+of its primary was applied; after that its events are skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
-from consumers.contract.decisions import Change, Decision, Park, Skip
+from consumers.contract.decisions import Change, DeadLetter, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Options
 from consumers.praefect import records, walk_ledger
 from consumers.praefect.walk_ledger import End, Latest, Standing, Walk
@@ -24,40 +24,40 @@ from infra.settings.model import Settings
 from schemas.errors import UsageError
 from schemas.events import ChangeEvent, Row
 
-_GONE: Final = Skip("not in the storage any more")
-_BEGINS: Final = Skip("a walk begins")
-_UNREAD: Final = Skip("a directory that could not be read")
+_GONE: Final = Skip("no longer in the storage")
+_BEGINS: Final = Skip("start of a walk")
+_UNREAD: Final = Skip("unreadable directory")
 _SECONDARY: Final = Skip("not the primary storage")
-_STRANGER: Final = Skip("a virtual storage that the settings do not have")
-_UNKNOWN: Final = Park("a kind of row that this version of headrace does not know")
-_UNNAMEABLE: Final = Park("a repository whose path cannot be text in a database")
-_OUTSIDE: Final = Park("a path that does not stay in the storage")
-_TOO_LONG: Final = Park(f"a path too long for a notification of {records.PAYLOAD_BYTES:,} bytes")
-_NO_END: Final = Park("an end of a walk without its figures")
+_STRANGER: Final = Skip("virtual storage not in the settings")
+_UNKNOWN: Final = DeadLetter("kind of row unknown to this version of headrace")
+_UNNAMEABLE: Final = DeadLetter("the repository's path is not valid text in the database")
+_OUTSIDE: Final = DeadLetter("the path leads out of the storage")
+_TOO_LONG: Final = DeadLetter(f"the path is too long for a notification of {records.PAYLOAD_BYTES:,} bytes")
+_NO_END: Final = DeadLetter("end of a walk without its counts")
 
 _OF_KIND: Final[Mapping[tuple[object, bool], Decision]] = {
     ("start", True): _BEGINS,
-    # What could not be read has no time: nobody knows what is in it.
+    # A directory that could not be read has no time, since its content is unknown.
     ("problem", True): _UNREAD,
     ("problem", False): _UNNAMEABLE,
 }
-"""(kind, whether `modified_at` is null) → what becomes of a row that is neither a repository nor an end."""
+"""(kind, whether `modified_at` is null) → the decision on a row that is neither a repository nor an end."""
 
 _HOUR_MS: Final = 3_600_000
 
 
 class Primary(NamedTuple):
-    """A virtual storage of the settings: the storage whose walks count, and the database that gets the records."""
+    """A virtual storage in the settings: the storage whose walks count, and the database that gets the records."""
 
     storage: str
     database: str
 
 
 class MissingRecordsOptions(Options):
-    """`max_age_hours`: what a walk saw longer ago than this is not recorded any more, since it may be deleted by now.
+    """`max_age_hours`: repositories that a walk saw longer ago are not recorded, since they may be deleted by now.
 
-    The virtual storages and their primaries are those of `[virtual_storages]`. A settings file that has none leaves it
-    to the walks to say what a primary is.
+    The virtual storages and their primaries are those of `[virtual_storages]`. If the settings have none, the walks
+    determine the primaries.
     """
 
     not_deciding: ClassVar[tuple[str, ...]] = ("max_age_hours",)
@@ -66,7 +66,7 @@ class MissingRecordsOptions(Options):
     _primaries: Mapping[str, Primary] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
-        """Take the virtual storages from the settings as a whole."""
+        """Read the virtual storages from the whole settings."""
         if isinstance(context, Settings):
             self._primaries = {
                 name: Primary(section.primary, section.database) for name, section in context.virtual_storages.items()
@@ -74,12 +74,12 @@ class MissingRecordsOptions(Options):
 
     @property
     def primaries(self) -> Mapping[str, Primary]:
-        """Virtual storage → its primary, empty where the settings have none."""
+        """Virtual storage → its primary; empty if the settings have none."""
         return self._primaries
 
 
 class Sighting(NamedTuple):
-    """A repository that a walk found on a primary, and when: both times in milliseconds since 1970."""
+    """A repository that a walk found on a primary; both times are in milliseconds since 1970."""
 
     walk: Walk
     relative_path: str
@@ -117,7 +117,7 @@ class MissingRecords(Migration):
     options: MissingRecordsOptions
 
     def decide(self, event: ChangeEvent) -> Decision:
-        """Change where a primary has a repository, or a walk of it ends; see Migration.decide."""
+        """Return Change for a repository on a primary and for the end of its walk; see Migration.decide."""
         row = event.after
         if row is None:
             return _GONE
@@ -133,7 +133,7 @@ class MissingRecords(Migration):
         return _OF_KIND.get((row["kind"], row["modified_at"] is None), _UNKNOWN)
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Record what is missing, and count it; set the flag behind the last of a walk. See Migration.apply."""
+        """Record missing repositories and count them; set the flag after the end of a walk. See Migration.apply."""
         now = _Moment.of(cursor)
         settled = records.imported(cursor)
         found = [change.values["found"] for change in changes]
@@ -158,22 +158,22 @@ class MissingRecords(Migration):
         for end in ends:
             walk_ledger.alone(cursor, end.walk.virtual_storage)
             walk_ledger.reach(cursor, now.run, end)
-        # A repository that was parked and retried may be the last one that its walk waits for.
+        # A dead letter that is retried may be the last repository that its walk waits for.
         for walk in sorted(walks.keys() | {end.walk for end in ends}):
             changed += self._conclude(cursor, now.run, walk)
-        # A flag beside the last repository of a walk is no change of its own.
+        # A flag that is set with the last repository of a walk is not counted as a change.
         return min(changed, len(changes))
 
     def remaining(self, cursor: Cursor) -> int:
-        """Count the virtual storages that are not imported: those of the settings, else those that are known."""
+        """Count the virtual storages that are not imported: those in the settings, else those in the database."""
         if self.options.primaries:
-            # A database without a name has never had a member, and nothing of any virtual storage.
+            # A database without a name has never had a consumer, and so no records of a virtual storage.
             database = control.database_name(cursor.connection)
             primaries = self.options.primaries.items()
             names = {name for name, primary in primaries if database in (None, primary.database)}
             if not names:
                 raise UsageError(
-                    f"no virtual storage in the settings has the database {database}, which {self.name} writes",
+                    f"{self.name} writes database {database}, which no virtual storage in the settings has",
                     remedy="correct database under [virtual_storages]",
                 )
         else:
@@ -182,11 +182,11 @@ class MissingRecords(Migration):
 
     @property
     def remaining_is_all(self) -> bool:
-        """Whether the settings say which virtual storages there are; see Migration.remaining_is_all."""
+        """Whether the settings list the virtual storages; see Migration.remaining_is_all."""
         return bool(self.options.primaries)
 
     def given_up(self, cursor: Cursor) -> Sequence[tuple[str, str, datetime]]:
-        """Return the virtual storages whose last walk did not import them, why, and when it began."""
+        """Return the virtual storages that their last walk did not import, with the reason and the walk's start."""
         imported = records.imported(cursor)
         given_up = []
         for walk, run, begun in walk_ledger.last(cursor):
@@ -198,7 +198,7 @@ class MissingRecords(Migration):
         return given_up
 
     def _ignored(self, walk: Walk, is_primary: bool) -> Skip | None:
-        """Return why the migration has no business with a storage, None where it has."""
+        """Return why the migration ignores a storage, or None if it does not."""
         if not is_primary:
             return _SECONDARY
         primary = self.options.primaries.get(walk.virtual_storage)
@@ -207,57 +207,57 @@ class MissingRecords(Migration):
         return None if primary.storage == walk.storage else _SECONDARY
 
     def _ours(self, found: Sighting | End, now: _Moment) -> bool:
-        """Whether the database is the one that the settings give to the virtual storage."""
+        """Whether the database is the virtual storage's in the settings."""
         primary = self.options.primaries.get(found.walk.virtual_storage)
         return primary is None or primary.database == now.database
 
     def _conclude(self, cursor: Cursor, run: int, walk: Walk) -> int:
-        """Set the flag, or say why not, when the walk was read to its end; return how many flags were set."""
+        """Set the flag once the walk was read to its end, or log why not; return how many flags were set."""
         if not walk_ledger.standing(cursor, run, walk).ended:
             return 0
         walk_ledger.alone(cursor, walk.virtual_storage)
-        standing = walk_ledger.standing(cursor, run, walk)
+        progress = walk_ledger.standing(cursor, run, walk)
         walk_ledger.forget_before(cursor, walk)
         lines = log.get(migration=self.name, virtual_storage=walk.virtual_storage, walk_id=walk.walk_id)
-        if (reason := _refusal(cursor, walk, standing)) is not None:
-            lines.warning("not imported yet: put it right and walk again", reason=reason)
+        if (reason := _refusal(cursor, walk, progress)) is not None:
+            lines.warning("virtual storage not imported", reason=reason, remedy="fix the cause, then walk again")
             return 0
-        lines.info("all repositories of the primary have records", repositories=standing.applied)
+        lines.info("virtual storage imported", repositories=progress.applied)
         flags = records.mark_imported(cursor, walk.virtual_storage)
         for text, names in self._differences(cursor):
             lines.warning(text, virtual_storages=sorted(names))
         return flags
 
     def _differences(self, cursor: Cursor) -> Iterator[tuple[str, set[str]]]:
-        """Yield in what the settings and the database differ as to which virtual storages there are."""
+        """Yield how the virtual storages in the settings and in the database differ."""
         configured = self.options.primaries.keys()
         if not configured:
             return
         known = records.virtual_storages(cursor)
         if strangers := known - configured:
-            yield "the database knows virtual storages that the settings do not have; they are left alone", strangers
+            yield "virtual storages ignored: in the database, but not in the settings", strangers
         if unknown := configured - known - walk_ledger.walked(cursor):
-            yield "the settings have virtual storages of which nothing was walked yet", unknown
+            yield "virtual storages in the settings not walked yet", unknown
 
 
-def _refusal(cursor: Cursor, walk: Walk, standing: Standing) -> str | None:
-    """Return why a walk that was read to its end must not count as an import; None when it may."""
-    if not standing.complete:
-        return "some directories could not be read; the walk's log names them"
-    if standing.problems:
-        return f"{standing.problems} repositories cannot be recorded by their names; the walk's log names them"
-    if standing.promised == 0 and records.hosts_something(cursor, walk.virtual_storage, walk.storage):
-        return "it found no repository, but the database knows some on that storage: is it mounted?"
-    if standing.applied != standing.promised:
+def _refusal(cursor: Cursor, walk: Walk, progress: Standing) -> str | None:
+    """Return why a walk that was read to its end must not count as an import, or None if it may."""
+    if not progress.complete:
+        return "some directories could not be read; the walk's log lists them"
+    if progress.problems:
+        return f"{progress.problems} repositories have names that cannot be recorded; the walk's log lists them"
+    if progress.promised == 0 and records.hosts_something(cursor, walk.virtual_storage, walk.storage):
+        return "the walk found no repositories, but the database has some on that storage: is it mounted?"
+    if progress.applied != progress.promised:
         return (
-            f"{standing.applied} of {standing.promised} repositories were applied; others were parked, left out by a "
-            "replay, or seen too long ago"
+            f"{progress.applied} of {progress.promised} repositories were applied; the others became dead letters, were"
+            " left out by a replay, or were seen too long ago"
         )
     return None
 
 
 class _Moment(NamedTuple):
-    """What a transaction runs in: the database by its name, the run, and the time in milliseconds since 1970."""
+    """A transaction's context: the database's name, the run, and the time in milliseconds since 1970."""
 
     database: str
     run: int
@@ -296,16 +296,16 @@ def _ended(walk: Walk, row: Row, begun_ms: int) -> Decision:
 
 
 def _superseded(sighting: Sighting, latest: Mapping[tuple[str, str], Latest]) -> bool:
-    """Whether a later walk has the last word: what it found too comes again, what it did not find is gone.
+    """Whether a later walk supersedes a sighting: it sends the repository again if it is still there.
 
-    Both by number and by time, since the numbers begin anew with a new topic, and clocks differ.
+    Compares both number and time, since the numbers restart with a new topic, and clocks differ.
     """
     last = latest.get((sighting.walk.virtual_storage, sighting.walk.storage))
     return last is not None and sighting.walk.walk_id < last.walk_id and sighting.seen_ms < last.begun_ms
 
 
 def _newest(sightings: Sequence[Sighting]) -> list[records.Found]:
-    """Return each repository once, on the storage where it was seen last: its primary may have changed."""
+    """Return each repository once, on the storage where it was last seen: its primary may have changed."""
     newest: dict[tuple[str, str], records.Found] = {}
     for each in sorted(sightings, key=lambda sighting: sighting.seen_ms):
         walk = each.walk

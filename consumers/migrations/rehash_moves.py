@@ -1,8 +1,8 @@
-"""Moves git repositories from the node that md5 hashing gives them to the one that rendezvous hashing does.
+"""Moves git repositories from their md5 node to their rendezvous node.
 
-Seed 002: in the order of their names, each is cloned to its new home, the move is recorded, and the old one is removed
-once no reader is sent there any more. Events say which repositories there are; `consumers.moving` moves them, and
-`consumers.routing.lookup` tells applications where to look meanwhile.
+Seed 002. In the order of their names, each repository is copied to its new home, the move is recorded, and the old copy
+is removed once no reader is sent there. Events list the repositories; `consumers.gitserver` moves them, and
+`consumers.routing.lookup` returns where applications find them meanwhile.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _NOT_CLONED: Final = Skip("not cloned")
 
 
 class RehashMovesOptions(Options):
-    """`direction`: a new run (`headrace replay rehash_moves`) takes it up, half-way too."""
+    """`direction` takes effect with a new run (`headrace replay rehash_moves`), even half-way."""
 
-    # A run's direction has a record of its own, which refuses another by name (moving/runs.py).
+    # A run's direction is recorded separately, and another one is refused (gitserver/runs.py).
     not_deciding: ClassVar[tuple[str, ...]] = ("direction", "moves_at_once", "tries", "retry_seconds", "clone_seconds")
     direction: Direction = Direction.FORWARD
     moves_at_once: int = Field(default=200, ge=1)
-    """How many repositories of a partition are taken at a time."""
+    """How many repositories of a partition are read at a time."""
     tries: int = Field(default=3, ge=1)
     retry_seconds: float = Field(default=1.0, ge=0)
-    """How long to wait after a first failed try; twice as long after the second."""
+    """The pause after the first failed try; twice as long after the second."""
     clone_seconds: float = Field(default=3600.0, gt=0)
-    """How long copying a repository may take, and each proof by git that a copy is whole."""
+    """The time limit of copying a repository, and of each check by git that a copy is complete."""
 
 
 class RehashMoves(Migration):
@@ -61,7 +61,7 @@ class RehashMoves(Migration):
     options: RehashMovesOptions
 
     def decide(self, event: ChangeEvent) -> Decision:
-        """Look at a repository that may be cloned, or may have another name; see Migration.decide."""
+        """Return Change for a repository that may be cloned or renamed; see Migration.decide."""
         row = event.after
         if row is None:
             return _TRUNCATED if event.op is Op.TRUNCATE else _DELETED
@@ -73,7 +73,7 @@ class RehashMoves(Migration):
         return Change(row["repo_id"])
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Note the repositories that are cloned now, to be moved; see Migration.apply."""
+        """Record the repositories that are cloned now, to be moved; see Migration.apply."""
         keys = [change.key for change in changes]
         return states.note(cursor, states.cloned(cursor, keys))  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ class RehashMoves(Migration):
         return states.remaining(cursor, self.options.direction)
 
     def work(self, outside: Outside) -> Iterator[Pace]:
-        """Move what is noted; see Migration.work."""
+        """Move the recorded repositories; see Migration.work."""
         options = self.options
         mover = Mover(
             outside,
@@ -95,11 +95,11 @@ class RehashMoves(Migration):
         return mover.work()
 
     def unready(self, settings: Settings) -> Iterator[HeadraceError]:
-        """Yield what is missing of git, of the roots or of the janitor's setting; see Migration.unready."""
+        """Yield problems with git, the roots or the janitor's setting; see Migration.unready."""
         return missing(settings.gitserver)
 
     def work_status(self, cursor: Cursor) -> WorkStatus:
-        """Return how many moves were given up, and which names readers are sent on for; see Migration.work_status."""
+        """Return how many moves were given up, and which names the cursors have passed; see Migration.work_status."""
         given_up, reported = states.count_told(cursor)
         return WorkStatus(given_up, reported, cursors.reached(cursor))
 

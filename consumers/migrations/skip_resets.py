@@ -1,7 +1,7 @@
-"""Gives container repositories that were skipped for too many tags another chance to be imported.
+"""Resets container repositories that were skipped for too many tags, so that their import is retried.
 
-Seed 003: rows with state `import_skipped` and reason 2 become `default` without a reason. No other row, and no
-other column unless `clear_shipped_columns` asks for it.
+Seed 003: rows with state `import_skipped` and reason 2 become `default` without a reason. Other rows do not change, nor
+do other columns unless `clear_shipped_columns` is set.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SkipResets(Migration):
     options: SkipResetsOptions
 
     def decide(self, event: ChangeEvent) -> Decision:
-        """Change a row that may be skipped for too many tags; see Migration.decide."""
+        """Return Change for a row that may be skipped for too many tags; see Migration.decide."""
         row = event.after
         if row is None:
             return _TRUNCATED if event.op is Op.TRUNCATE else _DELETED
@@ -62,10 +62,10 @@ class SkipResets(Migration):
         return Change(row["id"])
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Reset the rows that still are skipped for too many tags; see Migration.apply."""
-        # In the order of the key, so that two members never wait for each other's rows crosswise.
+        """Reset the rows that are still skipped for too many tags; see Migration.apply."""
+        # In key order, so that two consumers cannot deadlock.
         keys = sorted({change.key for change in changes})  # type: ignore[type-var]
-        # As text, since psycopg takes longer to make an array of a list than the server takes to read it.
+        # As text, since psycopg takes longer to convert a list to an array than the server takes to parse the text.
         array = "{" + ",".join(map(str, keys)) + "}"
         shipped = _SHIPPED if self.options.clear_shipped_columns else ""
         cursor.execute(

@@ -1,7 +1,7 @@
-"""Gives the registry's repositories a migration status: those without one were created on the database, `native`.
+"""Backfills the migration status of the registry's repositories: `native`, created on the database.
 
-Seed 004: the column comes without a default and may be empty at first; then every row gets its status; then none may
-be without. A copy of this class with other words is another backfill.
+Seed 004: the column is added nullable and without a default, then every row is filled, then NULL is forbidden. For
+another backfill, copy this class and change its attributes.
 """
 
 from consumers.contract.backfill import Backfill

@@ -1,1 +1,1 @@
-"""What an operator does beside running consumers: replay, pause, status, checks."""
+"""Operators' actions other than running consumers: replay, pause, status, checks."""

@@ -1,4 +1,4 @@
-"""Which migrations there are: every module in consumers/migrations is looked at, no list is kept."""
+"""Finds the migrations: scans every module in consumers/migrations, so that no list has to be kept."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _discovered() -> Discovered:
 
 
 def migrations() -> Mapping[str, type[Migration]]:
-    """Return name → class of every migration that can be run."""
+    """Return name → class of every migration that can run."""
     return _discovered().migrations
 
 
 def broken(settings: Settings | None = None) -> Mapping[str, Broken]:
-    """Return name → what is wrong with every migration that cannot be run, wherever it would be run.
+    """Return name → the problem of every migration that cannot run in any environment.
 
-    With `settings`, those too whose gitlab schema neither headrace nor the settings know.
+    With `settings`, also those whose gitlab schema is unknown to headrace and to the settings.
     """
     found = dict(_discovered().broken)
     if settings is None:
@@ -48,13 +48,13 @@ def _of_unknown_schema(kind: type[Migration], known: Collection[str]) -> Broken:
     return Broken(
         kind.name,
         place_of(kind),
-        f"class {kind.__name__}: no gitlab schema is called {label}{close_to(label, known)}",
-        'for example: gitlab_schema = "gitlab_main"; list one of your own in gitlab_schemas of its database',
+        f"class {kind.__name__}: unknown gitlab schema {label}{close_to(label, known)}",
+        'for example: gitlab_schema = "gitlab_main"; list a schema of your own in gitlab_schemas of its database',
     )
 
 
 def migration_class(name: str) -> type[Migration]:
-    """Return the migration called `name`; raises UsageError, listing those there are, and BrokenMigration."""
+    """Return the migration called `name`; raises UsageError, which lists the known ones, and BrokenMigration."""
     known = migrations()
     try:
         return known[name]
@@ -64,12 +64,12 @@ def migration_class(name: str) -> type[Migration]:
         close = difflib.get_close_matches(name, [*known, *broken()], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
-            f"no migration is called {name!r}", remedy=f"{hint}there: {', '.join(sorted(known)) or 'none'}"
+            f"unknown migration {name!r}", remedy=f"{hint}known: {', '.join(sorted(known)) or 'none'}"
         ) from None
 
 
 def configured(settings: Settings, name: str) -> Migration:
-    """Return the migration called `name` with its options. Raises UsageError or SettingsError."""
+    """Return the migration `name` with its options. Raises UsageError or SettingsError."""
     return migration_class(name).configure(settings.migration(name))
 
 
@@ -81,16 +81,16 @@ def listing(settings: Settings, gitlab_schema: str) -> list[str]:
 def target_database(settings: Settings, migration: type[Migration]) -> str:
     """Return the name of the database that the migration writes.
 
-    It is the one in the migration's settings, else the only one whose `gitlab_schemas` has the migration's, else of
-    several the one that owns it by its own rows: so a member that is started again follows a switchover. Raises
-    UsageError, naming the choices, when that is none or several, and OwnershipMoved while a switchover is under way.
+    It is the one in the migration's settings, else the only one whose `gitlab_schemas` has the migration's, else the
+    one of several that owns it by its own rows: so a restarted consumer follows a switchover. Raises UsageError, which
+    names the choices, unless there is exactly one, and OwnershipMoved during a switchover.
     """
     name, wanted = migration.name, migration.gitlab_schema
     if wanted == GITLAB_SHARED and migration.shared is Shared.REFUSED:
         raise UsageError(
-            f"{name} works on gitlab_shared tables, which every database has, and does not say that it may run "
-            "once for each",
-            remedy="declare `shared = Shared.PER_DATABASE` in the migration if that is what it should do",
+            f"{name} works on gitlab_shared tables, which every database has, and does not declare that it runs once "
+            "per database",
+            remedy="declare `shared = Shared.PER_DATABASE` in the migration if it should",
         )
     chosen = settings.migration(name).database
     if chosen is not None:
@@ -109,7 +109,7 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
         raise UsageError(
             f"no database in the settings lists {wanted}, which {name} writes",
             remedy=f"{_meant(wanted)}add it to gitlab_schemas of the database that owns it "
-            f"(databases there: {', '.join(sorted(settings.databases)) or 'none'})",
+            f"(databases in the settings: {', '.join(sorted(settings.databases)) or 'none'})",
         )
     raise UsageError(
         f"{wanted}, which {name} writes, is listed by several databases: {', '.join(sorted(choices))}",
@@ -118,6 +118,6 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
 
 
 def _meant(label: str) -> str:
-    """Return what was perhaps meant by a gitlab schema that headrace does not know, as the beginning of a remedy."""
+    """Return the start of a remedy that suggests a gitlab schema with a name like `label`, which is unknown."""
     close = difflib.get_close_matches(label, sorted(labels.KNOWN), n=1) if label not in labels.KNOWN else []
     return f"did you mean {close[0]}? Else " if close else ""

@@ -1,4 +1,4 @@
-"""What `headrace check` says of migrations: what keeps one from running, and how a slow count could be helped."""
+"""Checks migrations for `headrace check`: what prevents one from running, and what would speed up a slow count."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _RUN: Final = "SELECT FROM headrace.migrations WHERE name OPERATOR(pg_catalog.=)
 
 
 def advise(settings: Settings, names: Collection[str] = (), limit_ms: int = LIMIT_MS) -> Iterator[Advice]:
-    """Yield what keeps migrations from running, and what would help one that finds its rows slowly.
+    """Yield what prevents migrations from running, and what would speed up the count of their rows.
 
-    With `names`, of those migrations alone. Raises UsageError for a name that none has.
+    With `names`, only for those migrations. Raises UsageError for an unknown name.
 
-    A migration is meant to run where the settings have a section for it or a run of it is on record: what is wrong
-    with it blocks then. Of others it is said. What keeps a database from being asked is a finding of its source.
+    A migration is meant to run if the settings have a section for it or a run of it is recorded: then a problem blocks.
+    For other migrations it is only reported. A database that cannot be queried is reported by the check of its source.
     """
     for name in names:
         catalog.migration_class(name)
@@ -65,22 +65,22 @@ def _of_files(settings: Settings) -> Iterator[Advice]:
 
 
 def _of_names(settings: Settings) -> Iterator[Advice]:
-    """Yield the sections and the switches of migrations that there are none of."""
+    """Yield the settings sections and environment variables of unknown migrations."""
     known = catalog.migrations().keys() | catalog.broken(settings).keys()
-    there = f"there: {', '.join(sorted(known)) or 'none'}"
+    listed = f"known: {', '.join(sorted(known)) or 'none'}"
     for name in sorted(settings.migrations.keys() - known):
-        problem = f"no migration is called {name}{close_to(name, known)}"
+        problem = f"unknown migration {name}{close_to(name, known)}"
         yield Advice(
-            f"migrations.{name}", problem, (), f"correct the section's name, or remove it ({there})", blocks=True
+            f"migrations.{name}", problem, (), f"correct the section's name, or remove it ({listed})", blocks=True
         )
     for variable, name in sorted(switches().items()):
         if name not in known:
-            problem = f"{variable} is set, and no migration is called {name}{close_to(name, known)}"
-            yield Advice("environment", problem, (), f"correct its name, or unset it ({there})", blocks=True)
+            problem = f"{variable} is set for the unknown migration {name}{close_to(name, known)}"
+            yield Advice("environment", problem, (), f"correct its name, or unset it ({listed})", blocks=True)
 
 
 def _reachable(settings: Settings) -> bool:
-    """Whether Kafka answers; that it does not is a finding of its own."""
+    """Whether Kafka responds; if not, another check reports it."""
     try:
         clients.ensure_reachable(settings.kafka)
     except HeadraceError:
@@ -97,7 +97,7 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int, *, r
         migration = kind.configure(settings.migration(name))
         database = catalog.target_database(settings, kind)
     except UsageError as error:
-        # Without a section, a migration that no database is for is not meant to run.
+        # Without a section, a migration that no database belongs to is not meant to run.
         if configured:
             yield Advice(f"migrations.{name}", error.problem, (), error.remedy, blocks=True)
         return
@@ -125,7 +125,7 @@ def _has_run(connection: psycopg.Connection[Any], name: str) -> bool:
 
 
 def _of_privileges(connection: psycopg.Connection[Any], kind: type[Migration], *, meant: bool) -> Iterator[Advice]:
-    """Yield what the role that the consumers use may not do in the database."""
+    """Yield the privileges that the consumers' role lacks in the database."""
     if lacks := privileges.lacking(connection, list(consumer_rights.privileges(kind))):
         problem = f"role {connection.info.user} lacks {'; '.join(lacks)}"
         remedy = f"grant it: `headrace init --sql {kind.name}` prints what is needed"
@@ -133,11 +133,11 @@ def _of_privileges(connection: psycopg.Connection[Any], kind: type[Migration], *
 
 
 def _of_acls(settings: Settings, kind: type[Migration], database: str, *, meant: bool) -> Iterator[Advice]:
-    """Yield what Kafka would deny the consumers."""
+    """Yield the ACLs that the consumers lack in Kafka."""
     try:
         found = kafka_rights.lacking(settings.kafka, *consumer_rights.needed(settings, kind, database))
     except HeadraceError:
-        return  # a finding of its own
+        return  # reported by another check
     if found:
         problem = f"Kafka denies {denials.principal(settings.kafka)} {kafka_rights.listed(found)}"
         remedy = f"grant it: `headrace init --acls {kind.name}` prints what is needed"
@@ -147,14 +147,14 @@ def _of_acls(settings: Settings, kind: type[Migration], database: str, *, meant:
 def _of_tables(
     connection: psycopg.Connection[Any], settings: Settings, kind: type[Migration], database: str, *, meant: bool
 ) -> Iterator[Advice]:
-    """Yield the tables that the migration reads and no producer captures, and the columns that they lack."""
+    """Yield the tables that the migration reads but no producer captures, and the columns that they lack."""
     where, patterns = f"migrations.{kind.name}", settings.database(database).tables
-    off = f"or switch it off with {where}.enabled = false"
+    off = f"or disable the migration with {where}.enabled = false"
     for table in kind.tables:
         if table == WALKED:
             if not settings.virtual_storages:
-                problem = "it reads walks of git storages, and the settings have no [virtual_storages.NAME]"
-                yield Advice(where, problem, (), f"describe the storages there, {off}", blocks=meant)
+                problem = "it reads walks of git storages, but the settings have no [virtual_storages.NAME]"
+                yield Advice(where, problem, (), f"add them to the settings, {off}", blocks=meant)
             continue
         found = connection.execute(_TABLE, tuple(table.split(".", 1))).fetchone()
         if found is None:
@@ -166,16 +166,14 @@ def _of_tables(
             problem = f"it reads table {table}, which is not captured"
             yield Advice(where, problem, (), f'add "{table}" to databases.{database}.tables, {off}', blocks=meant)
         elif lacking := [each for each in kind.columns if each not in (*found[1], *kind.optional_columns)]:
-            problem = (
-                f"it looks at column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
-            )
+            problem = f"it reads column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
         elif meant and not settings.database(database).complete_rows:
             yield from advise_of_left_out(connection, where, table, kind.columns)
 
 
 def _of_work(settings: Settings, migration: Migration, *, meant: bool) -> Iterator[Advice]:
-    """Yield what keeps its work outside of the database from starting on this machine."""
+    """Yield what prevents its work outside the database from starting on this machine."""
     try:
         reasons = contract_checks.unready(migration, settings)
     except HeadraceError as error:
@@ -187,7 +185,7 @@ def _of_work(settings: Settings, migration: Migration, *, meant: bool) -> Iterat
 def _of_count(
     connection: psycopg.Connection[Any], migration: Migration, limit_ms: int, *, meant: bool
 ) -> Iterator[Advice]:
-    """Yield what would help where the server is slow to find the rows that are left."""
+    """Yield what would help if the server is slow to count the rows that are left."""
     where = f"migrations.{migration.name}"
     for index in migration.suggested_indexes:
         if (found := offer(connection, where, index, limit_ms)) is not None:
@@ -206,5 +204,5 @@ def _of_count(
             where,
             f"the server takes more than {limit_ms} ms to count the rows that are left",
             counted.plan,
-            "an index for its condition may help; one in suggested_indexes is shown here as a statement",
+            "an index for its condition may help; `headrace check` prints the statement for each of suggested_indexes",
         )

@@ -1,4 +1,4 @@
-"""Records that a switchover left behind: of migrations whose gitlab schema another database owns now (seed 001)."""
+"""Removes the records that a switchover left behind, of migrations whose gitlab schema another database owns now."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ SELECT m.name, coalesce(declared.gitlab_schema, m.gitlab_schema), o.owner, m.run
   JOIN headrace.database d ON d.name <> o.owner
  ORDER BY m.name
 """
-"""What a migration declares now counts; what its ledger was begun for only where there is no such migration."""
+"""The gitlab schema that the migration declares now counts; the one in its ledger only if the migration is gone."""
 _LEDGER: Final = """
 SELECT c.relname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = 'headrace' AND c.relkind = 'r' AND a.attname = 'migration' AND NOT a.attisdropped
 """
-"""Every table of ours that has rows of a migration says so in a column of this name."""
+"""Every table of headrace's with rows of a migration has a column of this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class StaleRecord:
-    """What a database still has of a migration that goes on elsewhere; `kept` says why it is not removed."""
+    """The records in a database of a migration that continues elsewhere; `kept` is the reason not to remove them."""
 
     migration: str
     gitlab_schema: str
@@ -57,9 +57,9 @@ class StaleRecord:
 def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
     """Return the records in `database` of gitlab schemas that it does not own.
 
-    The owner is that of now, after however many moves: all databases of the settings are asked. A record is `kept`
-    unless exactly one of them says that it owns the gitlab schema: in the middle of a switchover, which may still be
-    taken back, this record may be the only one. Raises WrongDatabase.
+    The owner is the current one, after any number of moves: all databases in the settings are asked. A record is `kept`
+    unless exactly one of them claims to own the gitlab schema: during a switchover, which may still be aborted, it may
+    be the only record. Raises WrongDatabase.
     """
     with _opened(settings, database) as connection:
         found = connection.execute(_STALE.encode(), _declared()).fetchall()
@@ -72,9 +72,9 @@ def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
 
 
 def remove(settings: Settings, database: str) -> list[StaleRecord]:
-    """Remove the records that are not to be kept; return them. The second time there are none.
+    """Remove the records that need not be kept, and return them. Idempotent.
 
-    Never touches what `database` owns: ownership is asked again under its lock, in the transaction that removes.
+    Never touches what `database` owns: ownership is checked again under its lock, in the transaction that removes.
     """
     wanted = {record.migration: record for record in stale_records(settings, database) if record.kept is None}
     with _opened(settings, database) as connection, connection.transaction():
@@ -93,10 +93,12 @@ def cleanup(
     json: Json = False,
     yes: Yes = False,
 ) -> None:
-    """List the records of migrations that a database does not own any more, and with --yes remove them.
+    """List or remove records that a switchover left behind.
 
-    They are what a switchover left behind. Records of what the database owns are never touched, nor any whose new
-    owner does not confirm that it is the owner.
+        headrace cleanup main
+
+    These are records of migrations whose gitlab schema the database no longer owns. Without --yes they are only listed.
+    Records are kept if the database owns the gitlab schema, or if no other database confirms that it does.
     """
     settings = load_settings(config)
     removed = remove(settings, database) if yes else []
@@ -109,7 +111,7 @@ def cleanup(
     for record in left:
         typer.echo(f"stale    {_line(record)}" + (f"; kept: {record.kept}" if record.kept else ""))
     if not removed and not left:
-        typer.echo(f"{database} has no records of gitlab schemas that it does not own")
+        typer.echo(f"{database} has no stale records")
     elif any(record.kept is None for record in left):
         typer.echo(f"remove them with: headrace cleanup {database} --yes")
 
@@ -127,12 +129,12 @@ def _line(record: StaleRecord) -> str:
 
 
 def _confirmed(answers: Answers, gitlab_schema: str) -> tuple[str | None, str | None]:
-    """Return the database that owns `gitlab_schema` by its own rows, or why none is known to."""
+    """Return the database that owns `gitlab_schema` by its own rows, or the reason why the owner is unknown."""
     try:
         owner = answers.owner(gitlab_schema)
     except OwnershipMoved as error:
         return None, error.problem
-    return owner, None if owner is not None else f"no database that answers says who owns {gitlab_schema}"
+    return owner, None if owner is not None else f"no reachable database records the owner of {gitlab_schema}"
 
 
 @contextmanager
@@ -141,6 +143,6 @@ def _opened(settings: Settings, database: str) -> Iterator[psycopg.Connection[An
     with connect.connect(dsn, name=f"cleanup {database}") as connection, connect.translated(dsn):
         recorded = database_name(connection)
         if recorded != database:
-            raise WrongDatabase(f"the settings call this database {database}, but it is on record as {recorded}")
+            raise WrongDatabase(f"the settings call this database {database}, but its own records call it {recorded}")
         require_prefix(connection, database, settings.prefix)
         yield connection

@@ -1,4 +1,4 @@
-"""What a migration would do: every event decided, nothing written anywhere, no group joined."""
+"""Dry run of a migration: decides on every event, writes nothing and joins no consumer group."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(slots=True)
 class DryRun:
-    """What came out; `changes` are the events whose rows would be written if they still are as the event says."""
+    """The counts of a dry run; `changes` counts the events whose rows would be written if they are unchanged since."""
 
     events: int = 0
     changes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    parked: Counter[str] = field(default_factory=Counter)
+    dead_letters: Counter[str] = field(default_factory=Counter)
 
 
 def dry_run(
@@ -42,10 +42,9 @@ def dry_run(
     stopping: threading.Event,
     report: Callable[[DryRun, int], None] | None = None,
 ) -> DryRun:
-    """Read every topic of the migration from its beginning to its present end, and count.
+    """Read every topic of the migration from its beginning to its current end, and count the decisions.
 
-    `report` is called now and then with the counts and the number of offsets that there are. Raises UsageError
-    when a topic does not exist yet.
+    `report` is called with the counts and the total number of offsets. Raises UsageError if a topic does not exist.
     """
     names = source_topics(settings, migration, database)
     ends = {
@@ -77,7 +76,7 @@ def dry_run(
                     outcome.events += advance.events
                     outcome.changes += advance.changes
                     outcome.skipped.update(advance.skipped)
-                outcome.parked.update(parked.reason for parked in sub_batch.parked)
+                outcome.dead_letters.update(letter.reason for letter in sub_batch.dead_letters)
             left = {place for place in left if positions[place] < ends[place]}
             if report is not None:
                 report(outcome, sum(ends.values()))

@@ -1,4 +1,4 @@
-"""What Kafka knows of a consumer group: its members that are alive, and its offsets."""
+"""Lists the live consumers of a consumer group in Kafka, and sets the group's offsets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TICK: Final = 0.1
 
 
 def members(settings: KafkaSettings, group: str) -> list[str]:
-    """Return the names of the group's members that Kafka counts as alive, as `host:pid`."""
+    """Return the names of the group's live consumers, as `host:pid`."""
     deadline = time.monotonic() + _REQUEST_SECONDS
     with clients.translated(settings):
         client = clients.admin(settings)
@@ -31,14 +31,14 @@ def members(settings: KafkaSettings, group: str) -> list[str]:
                 code = error.args[0].code()
                 if code == KafkaError.GROUP_ID_NOT_FOUND:
                     return []
-                # A broker that just started takes a moment until it knows its groups.
+                # A broker that has just started needs a moment to load its groups.
                 if code not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
                     raise
                 client.poll(_TICK)
 
 
 def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Offset]) -> None:
-    """Set what Kafka has as the group's offsets. Raises HeadraceError when the group has members."""
+    """Set the group's offsets in Kafka. Raises HeadraceError if it has live consumers."""
     wanted = [TopicPartition(*place, offset) for place, offset in sorted(offsets.items())]
     if not wanted:
         return
@@ -46,14 +46,14 @@ def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Of
     while (refusal := _set_offsets(settings, group, wanted)) is not None:
         # A broker that has just started, or never had a group, needs a moment to find the group's coordinator.
         if refusal.code() not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
-            raise HeadraceError(f"offsets of group {group} cannot be set: {refusal.str()}")
+            raise HeadraceError(f"cannot set the offsets of group {group}: {refusal.str()}")
         time.sleep(_TICK)
 
 
 def _set_offsets(settings: KafkaSettings, group: str, wanted: list[TopicPartition]) -> KafkaError | None:
-    """Ask once; return why the broker would not, None when it did."""
+    """Try once; return the broker's error, or None if the offsets were set."""
     with clients.translated(settings):
-        client = clients.admin(settings)  # kept: a client that is forgotten fails the requests under way
+        client = clients.admin(settings)  # kept: a client that is garbage-collected fails its requests in flight
         futures = client.alter_consumer_group_offsets(
             [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=_REQUEST_SECONDS
         )

@@ -1,4 +1,4 @@
-"""Names the columns of a migration whose large values the stream may leave out of its events."""
+"""Finds the columns of a migration whose large values the stream may leave out of its events."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import psycopg
 
 from infra.cli.advice import Advice
 
-# The stream leaves out what stands apart from its row (in the TOAST table) and was not written again, unless the
-# identity is full.
+# The stream leaves out unchanged values in the TOAST table, unless the replica identity is FULL.
 _LEFT_OUT: Final = """
 WITH RECURSIVE part (oid) AS (
   SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -32,16 +31,16 @@ SELECT DISTINCT a.attname::pg_catalog.text
 def advise_of_left_out(
     connection: psycopg.Connection[Any], where: str, table: str, columns: Sequence[str]
 ) -> Iterator[Advice]:
-    """Yield what a migration at `where` in the settings has to expect of `columns` of a table (`schema.table`)."""
+    """Yield advice for a migration, at `where` in the settings, if events may lack values of `columns` of a table."""
     found = connection.execute(_LEFT_OUT, (*table.split(".", 1), list(columns))).fetchall()
     if found:
         names = ", ".join(name for (name,) in found)
         yield Advice(
             where,
-            f"table {table} has large values: an update that leaves them alone comes without them, and after compaction"
-            f" a replay may never see them ({names})",
+            f"table {table} has large values: the event of an update that does not change them lacks them, and after"
+            f" compaction a replay may never see them ({names})",
             (),
-            "no harm where `decide` answers Change for UNCHANGED and `apply` asks the current row; for whole rows set"
-            " complete_rows = true for its database (docs/events.md), or run"
+            "harmless if `decide` returns Change for UNCHANGED and `apply` reads the current row; for whole rows set"
+            " complete_rows = true for its database (docs/reference/events.md), or run"
             f" ALTER TABLE {table} REPLICA IDENTITY FULL, and then headrace snapshot {table}",
         )

@@ -1,4 +1,4 @@
-"""Pauses and resumes a migration from anywhere: only its database is needed, running consumers follow by themselves."""
+"""Pauses and resumes a migration through its database, which the running consumers poll."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 
 PATIENCE_SECONDS: Final = 10.0
-"""How long pausing waits for transactions under way before it names them."""
+"""How long pausing waits for transactions in progress before it reports them."""
 
 
 class Locked(HeadraceError):
-    """Nothing was changed; look in pg_locks for who keeps it, then run it again."""
+    """Nothing was changed; find the session that holds the lock in pg_locks, then run the command again."""
 
 
 class StillUnderWay(HeadraceError):
-    """It ends by itself, and nothing new begins: run `headrace pause` again to see that it has, or end that session."""
+    """No new transaction begins; run `headrace pause` again to check that it has ended, or terminate that session."""
 
 
 def set_paused(
     settings: Settings, migration: type[Migration], database: str, paused: bool, seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Pause or resume every consumer of `migration`; a duplicate changes nothing.
+    """Pause or resume every consumer of `migration`. Idempotent.
 
-    From its commit on no transaction begins that writes. When this returns after pausing, none is under way either:
-    raises StillUnderWay, naming the sessions, when one that began before takes longer than `seconds`; the migration is
-    paused even then. Resuming also takes back that it has failed.
+    After its commit no transaction begins that writes. When this returns after pausing, none is in progress either:
+    it raises StillUnderWay, which names the sessions, if one takes longer than `seconds`; the migration is paused even
+    then. Resuming also clears a recorded failure.
     """
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with connect.translated(dsn), connect.connect(dsn, name=f"pause {migration.name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
-        # Seen by everybody at once, also while a synchronous standby is away.
+        # Visible to all sessions at once, even while a synchronous standby is down.
         connection.execute("SET synchronous_commit = local")
         connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, int(seconds * 1000))}ms",))
         try:
@@ -51,15 +51,15 @@ def set_paused(
             )
         except psycopg.errors.LockNotAvailable:
             raise Locked(
-                f"{migration.name} cannot be {'paused' if paused else 'resumed'}: another session keeps its row of"
-                f" headrace.migrations in {database} locked"
+                f"cannot {'pause' if paused else 'resume'} {migration.name}: another session holds a lock on its row of"
+                f" headrace.migrations in {database}"
             ) from None
         if paused:
-            _wait_for_those_under_way(connection, migration.name)
+            _wait_for_transactions(connection, migration.name)
 
 
-def _wait_for_those_under_way(connection: psycopg.Connection[Any], migration: str) -> None:
-    """Wait for them as long as the session's lock_timeout says."""
+def _wait_for_transactions(connection: psycopg.Connection[Any], migration: str) -> None:
+    """Wait for the migration's transactions in progress, up to the session's lock_timeout."""
     key = migration_key(migration)
     try:
         with connection.transaction():
@@ -68,12 +68,12 @@ def _wait_for_those_under_way(connection: psycopg.Connection[Any], migration: st
         sessions = "; ".join(holders(connection, key))
         if sessions:
             raise StillUnderWay(
-                f"{migration} is paused, but a transaction from before is under way: {sessions}"
+                f"{migration} is paused, but an earlier transaction is still in progress: {sessions}"
             ) from None
 
 
 def is_paused(settings: Settings, migration: type[Migration], database: str) -> bool:
-    """Return whether an operator paused `migration`; what was never started is not."""
+    """Return whether an operator paused `migration`; one that never started is not paused."""
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
     with connect.translated(dsn), connect.connect(dsn, name=f"pause {migration.name}") as connection:

@@ -1,4 +1,4 @@
-"""What is left of a migration, asked from the database and from nothing else."""
+"""Counts the rows that a migration has left to change, from the database alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from infra.settings.model import Settings
 from schemas.errors import Interrupted
 
 SAY_AFTER: Final = 5.0
-"""Seconds of counting after which it is said that it goes on, and how to end it."""
+"""Seconds after which a slow count is logged."""
 
 
 def remaining(settings: Settings, migration: Migration, database: str, stopping: threading.Event | None = None) -> int:
     """Return how many rows are left to change, however long the server takes to count them. Writes nothing.
 
-    It says so when that is long. Once `stopping` is set it is cancelled, and Interrupted is raised.
+    A long count is logged. Once `stopping` is set the count is canceled, and Interrupted is raised.
     """
     dsn = settings.database(database).dsn.get_secret_value()
     stop = stopping or threading.Event()
@@ -32,11 +32,11 @@ def remaining(settings: Settings, migration: Migration, database: str, stopping:
         watch = threading.Thread(target=_watch, args=(connection, migration.name, stop, ended), daemon=True)
         watch.start()
         try:
-            # No limit for a role or a database applies: an exact answer was asked for.
+            # The role's and the database's timeouts do not apply, since an exact count was asked for.
             found = counting.count(connection, migration, limit_ms=UNLIMITED).exact
         except psycopg.errors.QueryCanceled:
             if stop.is_set():
-                raise Interrupted(f"{migration.name}: stopped while it counted", remedy="nothing was changed") from None
+                raise Interrupted(f"{migration.name}: the count was stopped", remedy="nothing was changed") from None
             raise
         finally:
             ended.set()
@@ -46,12 +46,12 @@ def remaining(settings: Settings, migration: Migration, database: str, stopping:
 
 
 def _watch(connection: psycopg.Connection[Any], name: str, stop: threading.Event, ended: threading.Event) -> None:
-    """Say that counting takes long, and cancel it once `stop` is set."""
+    """Log that counting takes long, and cancel it once `stop` is set."""
     say_at = time.monotonic() + SAY_AFTER
     while not ended.wait(0.1):
         if stop.is_set():
-            # Again and again, since one may come between two statements.
+            # Repeatedly, since a cancellation between two statements has no effect.
             counting.cancel(connection)
         elif time.monotonic() > say_at:
             say_at = float("inf")
-            log.get(migration=name).info("still counting what is left; Ctrl-C ends it")
+            log.get(migration=name).info("still counting remaining rows")

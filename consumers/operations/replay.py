@@ -1,4 +1,4 @@
-"""A new run of a migration over what its topics hold. The ledger and Kafka's offsets move together."""
+"""Starts a new run of a migration over its topics; moves the ledger and Kafka's offsets together."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from schemas.wire import split_wire
 
 
 class MembersAlive(Refused):
-    """Stop them first; one that was killed is dropped from the group after 10 seconds."""
+    """Stop them first; a killed one leaves the group after 10 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A run that begins: its number, and the offset each partition starts at."""
+    """A new run: its number, and the offset that each partition starts at."""
 
     migration: str
     run: int
@@ -52,15 +52,15 @@ def replay(
     selection: Mapping[str, Sequence[str]] | None = None,
     reason: str = "replay",
 ) -> Replay:
-    """Begin a new run of `migration` at `start`; the next member to start carries it out.
+    """Start a new run of `migration` at `start`; the next consumer to start applies it.
 
-    With `selection`, as selection.parse_selection gives it, only events with those keys are decided on. A second
-    call begins yet another run. Raises MembersAlive, naming them, while members are in the group, and UsageError for
-    a selection that the keys do not have; nothing was changed then. A failure half-way leaves the old run as it was.
+    With `selection`, as key_selection.parse_selection returns it, only events with those keys are decided on. A second
+    call starts yet another run. Raises MembersAlive, which names them, while consumers are in the group, and UsageError
+    if the keys do not have the selection's columns; nothing was changed then. A failure leaves the old run as it was.
     """
     group = group_name(settings.prefix, migration.name)
     if alive := members(settings.kafka, group):
-        raise MembersAlive(f"{migration.name} has members alive: {', '.join(alive)}")
+        raise MembersAlive(f"{migration.name} has running consumers: {', '.join(alive)}")
     now = declared(migration.configure(settings.migration(migration.name)))
     names = source_topics(settings, migration, database)
     limits = _checked(settings, names, selection) if selection else {}
@@ -86,24 +86,24 @@ def replay(
                     "INSERT INTO headrace.selections (migration, run, selection) VALUES (%s, %s, %s)",
                     (migration.name, run, Jsonb(limits)),
                 )
-            # Kafka refuses this when a member joined meanwhile; then the run is rolled back too.
+            # Kafka refuses this if a consumer joined meanwhile; then the run is rolled back too.
             move_offsets(settings.kafka, group, starts)
     return Replay(migration.name, run, starts, limits)
 
 
 def _checked(settings: Settings, names: Sequence[str], selection: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the selection with its columns named, checked against the keys that the topics have."""
+    """Return the selection with its columns named, checked against the topics' keys."""
     schema = schemas_of(open_registry(settings))
     for name in names:
         if (record := first_record(settings.kafka, name)) is not None:
             key, value = record
             kinds = key_kinds(schema(split_wire(key)[0]), None if value is None else schema(split_wire(value)[0]))
             return named(selection, kinds)
-    raise UsageError("there are no events yet, and so no keys to select", remedy="start the producer first")
+    raise UsageError("the topics have no events yet, so there are no keys to select", remedy="start the producer first")
 
 
 def _next_run(connection: Connection, migration: type[Migration], reason: str, now: Declared) -> int:
-    # A transaction of a consumer still under way ends first, and its next one sees the new run.
+    # A consumer's transaction in progress ends first, and its next one sees the new run.
     exclude(connection, [migration_key(migration.name)])
     row = connection.execute(
         "INSERT INTO headrace.migrations (name, gitlab_schema, run_reason, declared) VALUES (%s, %s, %s, %s)"

@@ -1,6 +1,7 @@
-"""What a migration's consumers need: ACLs in Kafka, and privileges in the database that they write.
+"""Lists what a migration's consumers need: ACLs in Kafka, and privileges in the database that they write.
 
-Everything is named: a consumer of one gitlab schema gets nothing of another's records, dead letters or group.
+Every resource is listed by name: a consumer of one gitlab schema has no access to another's records, dead letters or
+group.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import HEADRACE, TablePrivileges
 from infra.rights.programs import Program
 from infra.settings.model import Settings, switches
-from schemas.topics import group_name, parked_topic, positions_topic, schema_prefix, schemas_topic
+from schemas.topics import dead_letters_topic, group_name, positions_topic, schema_prefix, schemas_topic
 
 _READING: Final = (Operation.READ, Operation.DESCRIBE)
 _DEAD_LETTERS: Final = (Operation.READ, Operation.WRITE, Operation.CREATE, Operation.DESCRIBE)
@@ -30,16 +31,16 @@ OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "progress", ("SELECT", "INSERT", "UPDATE")),
     TablePrivileges(HEADRACE, "selections", _LEDGER),
     TablePrivileges(HEADRACE, "dead_letters", _LEDGER),
-    TablePrivileges(HEADRACE, "holds", _LEDGER),
+    TablePrivileges(HEADRACE, "throttles", _LEDGER),
     TablePrivileges(HEADRACE, "failures", _LEDGER),
 )
 """headrace's own tables that every consumer reads and writes."""
 
 
 def programs(settings: Settings) -> Iterator[Program]:
-    """Yield the consumers of each migration that is meant to run, once for each database that they may write.
+    """Yield the consumers of each migration that is meant to run, once per database that they may write.
 
-    It is meant to run where the settings have a section for it, or name all tables and storages that it reads.
+    It is meant to run if the settings have a section for it, or name all tables and storages that it reads.
     """
     walks = {WALKED} if settings.virtual_storages else set()
     for name, kind in sorted(catalog.migrations().items()):
@@ -53,7 +54,7 @@ def programs(settings: Settings) -> Iterator[Program]:
 
 
 def acls(settings: Settings, kind: type[Migration]) -> Iterator[Acl]:
-    """Yield what the migration's consumers, and its operator's commands, need in Kafka."""
+    """Yield the ACLs that the migration's consumers and its operator's commands need in Kafka."""
     principal = settings.kafka.consumer_principal
     principal = principal.replace("{gitlab_schema}", kind.gitlab_schema).replace("{migration}", kind.name)
     own = schema_prefix(settings.prefix, kind.gitlab_schema)
@@ -61,18 +62,18 @@ def acls(settings: Settings, kind: type[Migration]) -> Iterator[Acl]:
     yield Acl(principal, Kind.TOPIC, positions_topic(settings.prefix), _READING)
     if not settings.registry.url:
         yield Acl(principal, Kind.TOPIC, schemas_topic(settings.prefix), _READING)
-    yield Acl(principal, Kind.TOPIC, parked_topic(settings.prefix, kind.name), _DEAD_LETTERS)
+    yield Acl(principal, Kind.TOPIC, dead_letters_topic(settings.prefix, kind.name), _DEAD_LETTERS)
     yield Acl(principal, Kind.GROUP, group_name(settings.prefix, kind.name), _READING)
     yield Acl(principal, Kind.GROUP, clients.READERS, (Operation.DESCRIBE,))
 
 
 def needed(settings: Settings, kind: type[Migration], database: str) -> tuple[list[Acl], list[str]]:
-    """Return what the migration's consumers need in Kafka, and the topics that they read (`kafka_rights`)."""
+    """Return the ACLs that the migration's consumers need in Kafka, and the topics that they read (`kafka_rights`)."""
     return list(acls(settings, kind)), source_topics(settings, kind, database)
 
 
 def privileges(kind: type[Migration]) -> Iterator[TablePrivileges]:
-    """Yield what the migration's consumers need in the database that they write."""
+    """Yield the privileges that the migration's consumers need in the database that they write."""
     yield from OWN_TABLES
     for table in tables_made(kind.own_tables):
         yield TablePrivileges(HEADRACE, table, _LEDGER)

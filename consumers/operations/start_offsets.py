@@ -1,6 +1,6 @@
-"""Where a replay begins in each partition: at the beginning, at a time, or at a position of the source's log.
+"""Finds the offsets at which a replay starts: at the beginning, at a time, or at a WAL position of the source.
 
-A start may be too early, never too late: what was done already is done again to no effect, since writes are guarded.
+A start may be too early, never too late: writes are guarded, so applying an event again is idempotent.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TIMEOUT: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """All that the topics hold: the whole table."""
+    """Everything in the topics: the whole table."""
 
 
 @dataclass(frozen=True, slots=True)
 class SinceTime:
-    """All that was produced at `moment` or later, and so all that was committed at the source since then.
+    """Everything produced at `moment` or later, and so everything committed at the source since then.
 
-    An event is produced after its commit, so the start is at most the producer's lag too early. That needs the
-    clock of the producer's machine not to be behind the source's.
+    An event is produced after its commit, so the start is too early by at most the producer's lag. This requires that
+    the clock of the producer's machine is not behind the source's.
     """
 
     moment: datetime
@@ -41,7 +41,7 @@ class SinceTime:
 
 @dataclass(frozen=True, slots=True)
 class SinceLsn:
-    """All whose transaction committed at `lsn` or later; rows of a snapshot stand where the stream stood then."""
+    """Everything whose transaction committed at `lsn` or later; rows of a snapshot have the stream's position."""
 
     lsn: Lsn
 
@@ -50,7 +50,7 @@ Start = Beginning | SinceTime | SinceLsn
 
 
 def parse_start(text: str) -> Start:
-    """Return the start that `beginning`, `timestamp:2026-01-31T12:00:00Z` or `lsn:16/B374D848` names.
+    """Parse `beginning`, `timestamp:2026-01-31T12:00:00Z` or `lsn:16/B374D848`.
 
     A time without a zone is UTC. Raises UsageError.
     """
@@ -65,16 +65,16 @@ def parse_start(text: str) -> Start:
             return SinceLsn(parse_lsn(value))
     except ValueError as error:
         raise UsageError(f"--from {text}: {error}", remedy=_FORMS) from None
-    raise UsageError(f"--from {text} is no place to start from", remedy=_FORMS)
+    raise UsageError(f"invalid --from {text}", remedy=_FORMS)
 
 
 _FORMS: Final = "use beginning, timestamp:2026-01-31T12:00:00Z or lsn:16/B374D848"
 
 
 def start_offsets(settings: KafkaSettings, names: Iterable[str], start: Start) -> dict[Place, Offset]:
-    """Return the offset that each partition of the topics `names` starts at; nothing for a topic that is not there.
+    """Return the offset at which each partition of the topics `names` starts; topics that do not exist are left out.
 
-    A partition that has nothing so late starts at its end. Raises BrokerUnavailable.
+    A partition without later events starts at its end. Raises BrokerUnavailable.
     """
     ends = {
         Place(topic, partition): end
@@ -90,15 +90,15 @@ def start_offsets(settings: KafkaSettings, names: Iterable[str], start: Start) -
 
 
 def first_key(settings: KafkaSettings, topic: str) -> bytes | None:
-    """Return the key of some record of the topic, None when it is empty."""
+    """Return the key of any record of the topic, None if it is empty."""
     found = first_record(settings, topic)
     return None if found is None else found[0]
 
 
 def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | None] | None:
-    """Return key and value of some record of the topic, one with a value if a partition begins with one.
+    """Return key and value of any record of the topic, one with a value if a partition begins with one.
 
-    None when it is empty.
+    None if the topic is empty.
     """
     found: tuple[bytes, bytes | None] | None = None
     with _reader(settings) as client:
@@ -127,7 +127,7 @@ def _since_time(client: Consumer, ends: dict[Place, int], moment: datetime) -> d
         if each.error is not None:
             raise KafkaException(each.error)
         place = Place(each.topic, each.partition)
-        # What is newer than every record is answered with a mark.
+        # For a time after every record, Kafka returns a special offset.
         late = each.offset < 0 or each.offset == OFFSET_END
         starts[place] = Offset(ends[place] if late else each.offset)
     return starts
@@ -151,7 +151,7 @@ def _since_lsn(client: Consumer, place: Place, end: int, lsn: Lsn) -> Offset:
 def _event_from(
     client: Consumer, place: Place, offset: int, end: int, read: HeaderReader
 ) -> tuple[Message | None, int]:
-    """Return the first readable event in `offset` to `end` and its position in the log."""
+    """Return the first readable event from `offset` to `end`, and its WAL position."""
     while offset < end:
         record = _next(client, place, offset, end)
         if record is None:
@@ -171,7 +171,7 @@ def _next(client: Consumer, place: Place, offset: int, end: int) -> Message | No
     while True:
         record = client.poll(_TIMEOUT)
         if record is None:
-            raise BrokerUnavailable(f"Kafka stopped answering while {place.topic}/{place.partition} was searched")
+            raise BrokerUnavailable(f"Kafka stopped responding while {place.topic}/{place.partition} was searched")
         error = record.error()
         if error is not None and error.code() == KafkaError._PARTITION_EOF:
             return None

@@ -1,6 +1,6 @@
-"""What `headrace status` tells: every migration's run, every source, and what was given away, as they are now.
+"""Collects the document of `headrace status`: migrations, sources, and gitlab schemas that were given away.
 
-The shape is a contract: fields may be added, none is renamed.
+Its fields are a contract: fields may be added, but not renamed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from schemas.positions import format_lsn
 from schemas.topics import group_name
 
 _FRESH_SECONDS: Final = 15.0
-"""A rate that nobody wrote for so long is that of a member that is gone."""
+"""A rate that was not updated for so long belongs to a consumer that is gone."""
 _COUNT_MS: Final = 2_000
-"""How long the server may count what remains before the answer is the planner's estimate."""
+"""How long the server may count the remaining rows; after that the planner's estimate is reported."""
 
 
 class PartitionStatus(TypedDict):
-    """Where one partition stands: the ledger's offset and the topic's end."""
+    """One partition: the ledger's offset and the topic's end."""
 
     topic: str
     partition: int
@@ -57,7 +57,7 @@ class MigrationStatus(TypedDict):
     applied: int
     skipped: int
     skip_reasons: dict[str, int]
-    parked: int
+    dead_letters: int
     given_up: int
     reported: int
     reached: Mapping[str, str]
@@ -66,16 +66,15 @@ class MigrationStatus(TypedDict):
     rate: float
     eta_seconds: float | None
     members: list[str]
-    held_by: str | None
+    throttled_by: str | None
     partitions: list[PartitionStatus]
 
 
 def gather(settings: Settings) -> dict[str, Any]:
     """Return the document of `status --json`.
 
-    A migration whose database is not in the settings is left out; one whose database does not answer has `error`; one
-    that runs once for each database is there once for each.
-    Raises BrokerUnavailable when Kafka does not answer.
+    A migration whose database is not in the settings is left out; one whose database does not respond has `error`; one
+    that runs once per database is listed once per database. Raises BrokerUnavailable if Kafka does not respond.
     """
     migrations: list[dict[str, Any]] = []
     broken = catalog.broken(settings)
@@ -94,7 +93,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             del error
             continue
         except OwnershipMoved as error:
-            # A switchover is under way: what one of its two databases has is shown, and that nobody writes.
+            # During a switchover no consumer writes: the records of one of the two databases are shown.
             database = catalog.listing(settings, kind.gitlab_schema)[0]
             migrations.append({**_migration(settings, kind, database), "state": "waiting", "error": str(error)})
             continue
@@ -109,7 +108,7 @@ def gather(settings: Settings) -> dict[str, Any]:
 
 
 def _broken(entry: Broken) -> dict[str, Any]:
-    """Return what is said of a migration that cannot be run: what is wrong with its file, and where."""
+    """Return the status of a migration that cannot run, with the error in its file."""
     nothing: MigrationStatus = {
         "name": entry.name,
         "gitlab_schema": "",
@@ -121,7 +120,7 @@ def _broken(entry: Broken) -> dict[str, Any]:
         "applied": 0,
         "skipped": 0,
         "skip_reasons": {},
-        "parked": 0,
+        "dead_letters": 0,
         "given_up": 0,
         "reported": 0,
         "reached": {},
@@ -130,7 +129,7 @@ def _broken(entry: Broken) -> dict[str, Any]:
         "rate": 0.0,
         "eta_seconds": None,
         "members": [],
-        "held_by": None,
+        "throttled_by": None,
         "partitions": [],
     }
     return {**nothing, "error": str(entry)}
@@ -178,7 +177,7 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         "applied": found.applied,
         "skipped": found.skipped,
         "skip_reasons": found.skip_reasons,
-        "parked": found.parked,
+        "dead_letters": found.dead_letters,
         "given_up": found.work.given_up,
         "reported": found.work.reported,
         "reached": found.work.reached,
@@ -187,14 +186,14 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         "rate": round(rate, 1),
         "eta_seconds": 0.0 if partitions and left == 0 else round(left / rate, 1) if rate > 0 else None,
         "members": alive,
-        "held_by": found.held_by if alive else None,
+        "throttled_by": found.throttled_by if alive else None,
         "partitions": partitions,
     }
     return {**status, **({"error": error} if error else {})}
 
 
 class _Recorded:
-    """What the database says of a migration; as it stands before its first run."""
+    """The database's records of a migration; the defaults are those before its first run."""
 
     def __init__(self) -> None:
         self.run = 0
@@ -202,9 +201,9 @@ class _Recorded:
         self.complete = False
         self.failed: str | None = None
         self.offsets: dict[Place, int] = {}
-        self.applied = self.skipped = self.parked = 0
+        self.applied = self.skipped = self.dead_letters = 0
         self.skip_reasons: dict[str, int] = {}
-        self.held_by: str | None = None
+        self.throttled_by: str | None = None
         self.rate = 0.0
         self.remaining: int | None = None
         self.remaining_estimated = False
@@ -212,9 +211,9 @@ class _Recorded:
 
 
 def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> str:
-    """Return the state: waiting, running, paused, held, caught_up, complete, given_up or failed.
+    """Return the state: waiting, running, paused, throttled, caught_up, complete, given_up or failed.
 
-    What an operator did goes first: a pause stays in force when the run is complete, for the next one too.
+    A pause by an operator has precedence over a complete run, and stays in force for the next run.
     """
     if recorded.failed:
         return "failed"
@@ -224,8 +223,8 @@ def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> st
         return "given_up" if recorded.work.given_up else "complete"
     if topics and recorded.offsets and left == 0:
         return "caught_up"
-    if alive and recorded.held_by:
-        return "held"
+    if alive and recorded.throttled_by:
+        return "throttled"
     return "running" if alive and recorded.offsets else "waiting"
 
 
@@ -239,14 +238,14 @@ def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
     if row is None:
         return found
     found.run, found.paused, found.complete, found.failed = row
-    held = connection.execute(
-        "SELECT reason FROM headrace.holds WHERE migration = %s AND seen_at > now() - make_interval(secs => %s)"
+    throttle = connection.execute(
+        "SELECT reason FROM headrace.throttles WHERE migration = %s AND seen_at > now() - make_interval(secs => %s)"
         " ORDER BY seen_at DESC LIMIT 1",
         (name, _FRESH_SECONDS),
     ).fetchone()
-    found.held_by = held[0] if held else None
-    for topic, partition, offset, applied, skipped, parked, reasons, rate in connection.execute(
-        "SELECT topic, partition, next_offset, applied, skipped, parked, skip_reasons,"
+    found.throttled_by = throttle[0] if throttle else None
+    for topic, partition, offset, applied, skipped, dead_letters, reasons, rate in connection.execute(
+        "SELECT topic, partition, next_offset, applied, skipped, dead_letters, skip_reasons,"
         " CASE WHEN updated_at > now() - make_interval(secs => %s) THEN rate ELSE 0 END"
         " FROM headrace.progress WHERE migration = %s AND run = %s",
         (_FRESH_SECONDS, name, found.run),
@@ -254,7 +253,7 @@ def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
         found.offsets[Place(topic, partition)] = offset
         found.applied += applied
         found.skipped += skipped
-        found.parked += parked
+        found.dead_letters += dead_letters
         found.rate += rate
         for reason, count in reasons.items():
             found.skip_reasons[reason] = found.skip_reasons.get(reason, 0) + count
@@ -267,7 +266,7 @@ def _remaining(connection: psycopg.Connection[Any], migration: Migration) -> Cou
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
         return Count(None)
     except Exception as error:
-        # One migration's mistake is not to hide the others.
+        # A bug in one migration must not hide the others.
         if connection.closed or isinstance(error, HeadraceError):
             raise
         raise HeadraceError(counting.failed(error), remedy=f"see `remaining` of {type(migration).__name__}") from error
@@ -299,10 +298,10 @@ _SEEN_FIELDS: Final = ("lag_bytes", "lag_seconds", "slot_status", "retained_byte
 
 
 def _seen_from_its_database(settings: Settings, name: str, stream: StreamState | None) -> dict[str, Any]:
-    """Return by how much the stream is behind, and what its slot holds back; None each when the database is silent.
+    """Return the stream's lag and the WAL that its slot retains; each None if the database does not respond.
 
-    `lost_in_seconds` is how long the slot lasts if nothing reads it, while the log grows as its producer measured;
-    `waits_for` are the standbys without whose word the server sends nothing (infra.postgres.standbys).
+    `lost_in_seconds` is the time until the slot is lost if no process reads it, at the WAL rate that its producer
+    measured; `waits_for` lists the standbys whose confirmation the server waits for (infra.postgres.standbys).
     """
     unknown: dict[str, Any] = {**dict.fromkeys(_SEEN_FIELDS), "waits_for": []}
     if name not in settings.databases or stream is None:
@@ -324,7 +323,7 @@ def _seen_from_its_database(settings: Settings, name: str, stream: StreamState |
 
 
 def _snapshot(snapshots: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the snapshot that is under way, else the sum over all that are done; None where there is none."""
+    """Return the snapshot in progress, else the sum over all that are done; None without snapshots."""
     if not snapshots:
         return None
     under_way = [snapshot for snapshot in snapshots.values() if snapshot.under_way]

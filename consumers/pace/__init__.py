@@ -1,1 +1,1 @@
-"""How much at once, and how fast."""
+"""Batch sizes and rate limits."""

@@ -1,6 +1,6 @@
-"""How large a piece of work should be: GitLab's optimizer of batched background migrations, pure.
+"""Adapts the size of a batch: GitLab's optimizer of batched background migrations, without I/O.
 
-The size follows how long the last pieces took, against how long one should take. Constants and rules are GitLab's
+The size follows how long the last batches took, compared with the target interval. Constants and rules are GitLab's
 (Gitlab::Database::BackgroundMigration::BatchOptimizer and BatchedMigration#smoothed_time_efficiency).
 """
 
@@ -10,23 +10,23 @@ from collections import deque
 from typing import Final
 
 SMOOTHED_OVER: Final = 20
-"""How many of the last pieces count; with fewer the size stays."""
+"""The number of last batches that count. With fewer the size is unchanged."""
 DECAY: Final = 0.4
-"""The i-th newest piece weighs (1 - DECAY) ** i."""
+"""The i-th newest batch has weight (1 - DECAY) ** i."""
 TARGET_LOW: Final = 0.9
 TARGET_HIGH: Final = 0.95
-"""The efficiencies, both inclusive, at which the size stays."""
+"""The range of efficiency, inclusive, in which the size is unchanged."""
 MAX_MULTIPLIER: Final = 1.2
 MIN_SIZE: Final = 1_000
 MAX_SIZE: Final = 2_000_000
 TIMEOUT_FACTOR: Final = 0.75
-"""What a size shrinks by after a timeout."""
+"""The factor applied to the size after a timeout."""
 TIMEOUT_FLOOR: Final = 0.35
-"""What is left at least of the size that timeouts began with: GitLab shrinks by at most 65 % in all."""
+"""The minimum factor over successive timeouts: GitLab shrinks by at most 65 % in total."""
 
 
 class Optimizer:
-    """The size of the next piece. `interval` is how long a piece should take, in seconds."""
+    """The size of the next batch. `interval` is its target duration in seconds."""
 
     def __init__(self, size: int, interval: float, *, minimum: int = MIN_SIZE, maximum: int = MAX_SIZE) -> None:
         self.size = size
@@ -38,17 +38,17 @@ class Optimizer:
 
     @property
     def smoothed(self) -> float | None:
-        """The efficiency (duration / interval) of the last pieces, the newest weighing most; None: too few."""
+        """The weighted mean efficiency (duration / interval) of the last batches; None if there are too few."""
         if len(self._efficiencies) < SMOOTHED_OVER:
             return None
         weights = [(1 - DECAY) ** index for index in range(SMOOTHED_OVER)]
         newest_first = reversed(self._efficiencies)
         mean = sum(weight * each for weight, each in zip(weights, newest_first, strict=True)) / sum(weights)
-        # The bounds of the target are inclusive: an exact 0.9 must not fall out of it by a rounding error.
+        # The target range is inclusive: a rounding error must not push an exact 0.9 out of it.
         return round(mean, 9)
 
     def done(self, seconds: float) -> int:
-        """Note that a piece took `seconds`, and return the size of the next."""
+        """Record that a batch took `seconds`, and return the size of the next."""
         self._before_timeouts = None
         self._efficiencies.append(seconds / self._interval)
         smoothed = self.smoothed
@@ -58,7 +58,7 @@ class Optimizer:
         return self.size
 
     def timed_out(self) -> int:
-        """Note that a piece ran into a timeout, and return the size to try it again with."""
+        """Record that a batch timed out, and return the size for the retry."""
         if self._before_timeouts is None:
             self._before_timeouts = self.size
         floor = self._before_timeouts * TIMEOUT_FLOOR

@@ -1,4 +1,4 @@
-"""How fast a member may go: the size of its next transaction, and the rest after each. Pure but for the clock."""
+"""The pace of a consumer: the size of its next transaction and the pause after it. Pure except for the clock."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from consumers.pace.batch_size_optimizer import Optimizer
 from infra.settings.model import MigrationSettings
 
 _SHARES: Final = 4
-"""A transaction grows up to this part of the batch: the next is planned while one is under way (see Ahead)."""
+"""A transaction grows up to 1/4 of the batch, so that the next can be planned while one runs (see Ahead)."""
 _READ: Final = 16
-"""Events read at a time, for each change that a transaction may hold."""
+"""Events read at a time, per change in a transaction."""
 
 _SMALLEST: Final = 10
-"""Changes in a transaction below which it takes hardly less time: what each costs by itself is most of it then."""
+"""The minimum of changes in a transaction: with fewer, its fixed cost dominates."""
 _SLACK: Final = 0.1
-"""Seconds that may be made up for: a rest always takes a little longer than it should, and many are short."""
+"""Seconds of delay that may be caught up: a sleep always takes slightly too long, and many are short."""
 
 
 class Pacing:
-    """The pace of one member, by its migration's settings."""
+    """The pace of one consumer, from its migration's settings."""
 
     def __init__(self, settings: MigrationSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._pause = settings.pause_ms / 1000
@@ -41,19 +41,19 @@ class Pacing:
 
     @property
     def records(self) -> int:
-        """How many records to read at a time: more as transactions grow, so that there are several in what is read."""
+        """The number of records to read at a time. It grows with transactions, so that a read has several of them."""
         return max(self._batch, self.limit * _READ)
 
     @property
     def limit(self) -> int:
-        """How many changes the next transaction may hold: never more than a second's worth of the rate."""
+        """The maximum of changes in the next transaction: never more than one second's worth of the rate."""
         size = self._optimizer.size if self._optimizer else self._fixed
         return min(size, max(1, int(self._rate))) if self._rate else size
 
     def done(self, changes: int, seconds: float) -> float:
-        """Note a transaction of `changes` that took `seconds`; return how long to rest before the next.
+        """Record that a transaction of `changes` took `seconds`; return how long to pause before the next.
 
-        Only one that was full tells how long one of its size takes.
+        Only a full transaction shows how long one of its size takes.
         """
         if not changes:
             return 0.0
@@ -62,11 +62,11 @@ class Pacing:
         if not self._rate:
             return self._pause
         now = self._clock()
-        # No more of a lull than that is saved up: after it the rate is what it is, and no burst.
+        # At most that much idle time is credited, so that no burst follows a pause.
         self._busy_until = max(self._busy_until, now - seconds - _SLACK) + changes / self._rate
         return max(self._pause, self._busy_until - now)
 
     def timed_out(self) -> None:
-        """Note that a transaction ran into a timeout: the next is smaller."""
+        """Record that a transaction timed out: the next one is smaller."""
         if self._optimizer:
             self._optimizer.timed_out()

@@ -1,4 +1,4 @@
-"""How fast a partition goes, smoothed; for `headrace status` and its estimate of the time left."""
+"""Computes a partition's smoothed event rate, for `headrace status` and its estimate of the remaining time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 _WINDOW_SECONDS: Final = 1.0
 _WEIGHT: Final = 0.4
-"""Of the newest window; the same weight that GitLab's optimizer gives the newest job."""
+"""The weight of the newest window; GitLab's optimizer gives the newest job the same weight."""
 
 
 class Rate:
@@ -21,7 +21,7 @@ class Rate:
         self.per_second = 0.0
 
     def add(self, events: int) -> float:
-        """Count `events` that were just done and return the rate."""
+        """Add `events` just processed and return the rate."""
         self._events += events
         now = self._clock()
         elapsed = now - self._since

@@ -1,1 +1,1 @@
-"""From records to transactions, without I/O."""
+"""Plans transactions from records, without I/O."""

@@ -1,7 +1,7 @@
-"""Which keys a run is limited to, by the columns of the message key.
+"""Limits a run to selected keys, by the columns of the message key.
 
-Values are typed by people and compared as the key has them: a uuid in capitals, `t` for true, a time in ISO form are
-brought into the one text of their type first, and what is no value of the type is refused.
+An operator types the values. They are first normalized to the text of their type in the key (an uppercase uuid, `t` for
+true, a time in ISO form), and rejected if they are not valid for the type.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from schemas.errors import Malformed, UsageError
 from schemas.wire import HEADER_BYTES, split_wire
 
 NOT_SELECTED: Final = "not selected"
-"""The reason of an event that the run leaves out."""
+"""The skip reason of an event that the run does not select."""
 
 
 class Selection:
-    """Key column → the values, as `named` gives them, of which the key must have one.
+    """Key column → values as returned by `named`; a selected key has one of them in each column.
 
-    A truncate has no key and is left out.
+    A truncate has no key and is not selected.
     """
 
     def __init__(self, wanted: Mapping[str, Sequence[str]], schemas: Callable[[int], dict[str, Any]]) -> None:
@@ -30,9 +30,10 @@ class Selection:
         self._decoders: dict[bytes, KeyDecoder] = {}
 
     def has(self, key: object) -> bool:
-        """Whether the event with this key is selected. One whose key cannot be read is: it is decided, or parked.
+        """Whether the event with this key is selected.
 
-        Raises UsageError when the key has no such column.
+        An unreadable key is: the event is decided or becomes a dead letter. Raises UsageError if the key lacks a
+        column.
         """
         if not isinstance(key, bytes):
             return True
@@ -43,7 +44,7 @@ class Selection:
         if not columns:
             return False
         for column in self._wanted.keys() - columns.keys():
-            raise UsageError(f"the events have no key column {column}", remedy=f"there: {', '.join(columns)}")
+            raise UsageError(f"the events have no key column {column}", remedy=f"key columns: {', '.join(columns)}")
         return all(text_of(columns[column]) in values for column, values in self._wanted.items())
 
     def _decoder(self, key: bytes) -> KeyDecoder:
@@ -54,10 +55,10 @@ class Selection:
 
 
 def parse_selection(where: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
-    """Return column → values of `--where id=1,2` options; `--keys 1,2` stands under the empty name: the only column.
+    """Return column → values of `--where id=1,2` options; `--keys 1,2` has the empty name, for the only column.
 
-    A value in double quotes may have commas, and blanks at its ends; a quote in it is doubled. It keeps its quotes
-    here. An option may be given several times. Raises UsageError.
+    A value in double quotes may have commas and leading or trailing blanks; a quote in it is doubled. The result keeps
+    the quotes. An option may occur several times. Raises UsageError.
     """
     found: dict[str, list[str]] = {}
     for each in where:
@@ -65,7 +66,7 @@ def parse_selection(where: Sequence[str], keys: Sequence[str]) -> dict[str, list
         if not equals or not column.strip() or not values:
             raise UsageError(
                 f"--where {each} is not COLUMN=VALUE[,VALUE…]",
-                remedy='for example --where id=5,7 or --where \'name="a, b"\'; an empty text is ""',
+                remedy='for example --where id=5,7 or --where \'name="a, b"\'; an empty string is ""',
             )
         found.setdefault(column.strip(), []).extend(_split(values, f"--where {each}"))
     if keys:
@@ -74,33 +75,33 @@ def parse_selection(where: Sequence[str], keys: Sequence[str]) -> dict[str, list
 
 
 def named(selection: Mapping[str, Sequence[str]], key: Mapping[str, KeyKind]) -> dict[str, list[str]]:
-    """Return the selection with the key's own column for the empty name, its values in the form of their type.
+    """Return the selection with the key's column in place of the empty name, and normalized values.
 
-    `key` is column → kind. Raises UsageError for a wrong column, or a value that is none of the column's type.
+    `key` is column → kind. Raises UsageError for an unknown column, or a value invalid for the column's type.
     """
     result: dict[str, list[str]] = {}
     for column, values in selection.items():
         if not column and len(key) != 1:
             raise UsageError(f"the key has {len(key)} columns: {', '.join(key)}", remedy="use --where, not --keys")
         if column and column not in key:
-            raise UsageError(f"the events have no key column {column}", remedy=f"there: {', '.join(key)}")
+            raise UsageError(f"the events have no key column {column}", remedy=f"key columns: {', '.join(key)}")
         name = column or next(iter(key))
         result.setdefault(name, []).extend(typed(name, value, key[name]) for value in values)
     return result
 
 
 def _split(values: str, option: str) -> list[str]:
-    """Return the values between commas; a comma in double quotes is part of one."""
+    """Split at commas that are not in double quotes."""
     found, value, quoted = [], "", False
     for character in values:
         if character == "," and not quoted:
             found.append(value)
             value = ""
             continue
-        # A quote means something only in a value that begins with one.
+        # A quote is special only in a value that starts with one.
         if character == '"' and value.lstrip()[:1] in ("", '"'):
             quoted = not quoted
         value += character
     if quoted:
-        raise UsageError(f"{option} has a quote that is not closed", remedy='a quote within a quoted value is ""')
+        raise UsageError(f"{option} has an unclosed quote", remedy='write a quote inside a quoted value as ""')
     return [*found, value]

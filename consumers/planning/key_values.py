@@ -1,7 +1,7 @@
-"""The values of message keys as people type them, brought into the one text by which keys are compared.
+"""Normalizes typed values of message keys to the text by which keys are compared.
 
-Avro's key has a whole number, a boolean or a uuid as such. What Avro has no exact type for (a date has infinities) is
-PostgreSQL's text in the key, and has its type in the row's own schema.
+The Avro key has integers, booleans and uuids as such. A type without an exact Avro type (a date has infinities) is
+PostgreSQL's text in the key; its type is in the row's schema.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _FAR_TIME: Final = {
     zoned: re.compile(rf"-?infinity|\d{{5,7}}{_DAY}{_CLOCK}{zone}|\d{{4,7}}{_DAY}{_CLOCK}{zone} BC").fullmatch
     for zoned, zone in ((True, r"\+00"), (False, ""))
 }
-"""What PostgreSQL prints of times that no calendar of Python's has; with a zone, in UTC."""
+"""PostgreSQL's text of times outside Python's calendar; with a zone, in UTC."""
 _EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
-"""Rounds nothing away: a key of other digits would be another row's."""
+"""Never rounds: a key with other digits would be another row's."""
 _TOO_FINE: Final = re.compile(r"\.\d{7}").search
 
 
 @dataclass(frozen=True, slots=True)
 class KeyKind:
-    """What a key column holds: Avro's type, or logical type; a decimal's digits in all and after the point."""
+    """A key column's Avro type or logical type, with a decimal's precision and scale."""
 
     name: str
     precision: int = 0
@@ -51,14 +51,14 @@ TEXT: Final = KeyKind("string")
 
 
 def key_kinds(key: dict[str, Any], value: dict[str, Any] | None) -> dict[str, KeyKind]:
-    """Return column → kind of a key's schema; `value` is the schema of an event of the same table, where known."""
+    """Return column → kind of a key's schema; `value` is the schema of the table's events, if known."""
     rows = row_record(value)["fields"] if value is not None else []
     of_row = {_column(field): field["type"] for field in rows}
     return {_column(field): _kind(field["type"], of_row.get(_column(field))) for field in key["fields"]}
 
 
 def text_of(value: object) -> str:
-    """Return the text of a decoded key's value that `typed` gives for the same."""
+    """Return the text of a decoded key's value, equal to that of `typed` for the same value."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -69,14 +69,14 @@ def text_of(value: object) -> str:
 
 
 def typed(column: str, raw: str, kind: KeyKind) -> str:
-    """Return the text of a value as it was typed, perhaps in double quotes. Raises UsageError when it is none."""
+    """Return the normalized text of a typed value, possibly in double quotes. Raises UsageError if it is invalid."""
     text = raw.strip()
     quoted = text.startswith('"') and text.endswith('"') and len(text) > 1
     if quoted:
         text = text[1:-1].replace('""', '"')
     elif kind == TEXT:
         if not raw or raw != text:
-            raise _refused(column, raw, "a text without quotes", 'put it in double quotes, for example " x"')
+            raise _refused(column, raw, "an unquoted string", 'put it in double quotes, for example " x"')
         return raw
     canonical, what, example = _KINDS.get(kind.name, _KINDS["string"])
     try:
@@ -119,7 +119,7 @@ def _whole(text: str, kind: KeyKind) -> str:
 
 def _float(text: str, kind: KeyKind) -> str:
     value = float(text)
-    # A number of four bytes is not the one of eight that has the same text.
+    # A float4 differs from the float8 with the same text.
     return text_of(struct.unpack("<f", struct.pack("<f", value))[0] if kind.name == "float" else value)
 
 
@@ -158,7 +158,7 @@ def _timestamp(text: str, kind: KeyKind) -> str:
 
 
 def _clock(moment: time) -> str:
-    """Return a time of day as PostgreSQL prints it: without the zeros at its end."""
+    """Return a time of day as PostgreSQL prints it: without trailing zeros."""
     fraction = f".{moment.microsecond:06}".rstrip("0") if moment.microsecond else ""
     return f"{moment.replace(microsecond=0, tzinfo=None).isoformat()}{fraction}"
 
@@ -181,8 +181,8 @@ def _text(text: str, kind: KeyKind) -> str:
 _Canonical = Callable[[str, KeyKind], str]
 _KINDS: Final[dict[str, tuple[_Canonical, str, str]]] = {
     "boolean": (_boolean, "a boolean", "true"),
-    "int": (_whole, "a whole number of its size", "5,7"),
-    "long": (_whole, "a whole number of its size", "5,7"),
+    "int": (_whole, "an integer in the range of its type", "5,7"),
+    "long": (_whole, "an integer in the range of its type", "5,7"),
     "float": (_float, "a number", "0.5"),
     "double": (_float, "a number", "0.5"),
     "uuid": (_uuid, "a uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
@@ -190,7 +190,7 @@ _KINDS: Final[dict[str, tuple[_Canonical, str, str]]] = {
     "time-micros": (_time, "a time of day", "12:00:00"),
     "timestamp-micros": (_timestamp, "a time", "2026-01-31T12:00:00Z"),
     "local-timestamp-micros": (_timestamp, "a time without a zone", "2026-01-31T12:00:00"),
-    "decimal": (_decimal, "a decimal number with so many digits", "1.50"),
-    "string": (_text, "a text", "abc"),
+    "decimal": (_decimal, "a decimal number that fits its precision and scale", "1.50"),
+    "string": (_text, "a string", "abc"),
 }
-"""Kind → how its text is made, what it is called, an example."""
+"""Kind → its normalization, its description and an example."""

@@ -1,7 +1,7 @@
-"""From consumed records to transactions: reads, decides, and cuts what came out into sub-batches. Does no I/O.
+"""Plans transactions from consumed records: decodes, decides, and cuts the decisions into sub-batches. Does no I/O.
 
-A sub-batch holds at most so many changes and any number of skipped events, over any partitions, each in the order
-of its offsets. Where it fails it can be cut again, smaller, from the same records: deciding is pure.
+A sub-batch has a limited number of changes and any number of skipped events, from any partitions, each in offset order.
+If it fails it can be planned again, smaller, from the same records: deciding is pure.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from consumers.contract import contract_checks
-from consumers.contract.decisions import TOMBSTONE, Change, Decision, Park, Skip
+from consumers.contract.decisions import TOMBSTONE, Change, DeadLetter, Decision, Skip
 from consumers.contract.migration import Migration
-from consumers.delivery.dead_letter_topic import Parked
+from consumers.delivery.dead_letter_topic import NewDeadLetter
 from consumers.delivery.topics import Schemas
 from consumers.ledger.progress import Advance, Place
 from consumers.planning.key_selection import NOT_SELECTED, Selection
@@ -30,10 +30,10 @@ from schemas.xid_snapshot import Hidden
 
 @dataclass(slots=True)
 class SubBatch:
-    """What one transaction does: records `start` to `end` of those planned, as changes and moves of the ledger.
+    """The work of one transaction: records `start` to `end` of those planned, as changes and ledger advances.
 
-    `origins` are the records that its changes came from, one for each, and `xids` the low halves of their transactions'
-    ids: None for a row that a snapshot read, and for an event of another database, whose ids say nothing here.
+    `origins` has the record of each change, and `xids` the low half of its transaction's id: None for a row read by a
+    snapshot, and for an event from another database, whose ids are meaningless here.
     """
 
     start: int
@@ -42,15 +42,15 @@ class SubBatch:
     changes: list[Change] = field(default_factory=list)
     origins: list[Record] = field(default_factory=list)
     xids: list[int | None] = field(default_factory=list)
-    parked: list[Parked] = field(default_factory=list)
+    dead_letters: list[NewDeadLetter] = field(default_factory=list)
 
     @property
     def size(self) -> int:
-        """How many events of it are more than counted."""
-        return len(self.changes) + len(self.parked)
+        """The number of events that are not just counted."""
+        return len(self.changes) + len(self.dead_letters)
 
     def waiting(self, hidden: Hidden) -> dict[Place, Waiting]:
-        """Return where each partition has to stop, because the transaction of the event there is `hidden`."""
+        """Return where each partition has to stop because the event's transaction is `hidden`."""
         found: dict[Place, Waiting] = {}
         if hidden.any_of(self.xids):
             for record, xid in zip(self.origins, self.xids, strict=True):
@@ -63,7 +63,7 @@ class SubBatch:
 class Waiting(NamedTuple):
     """The first event of a partition that cannot be applied yet.
 
-    `xid` is the 64-bit id of its transaction, which is not visible yet; None: its row is locked by another session.
+    `xid` is the 64-bit id of its transaction, which is not visible yet; None if another session locks its row.
     """
 
     offset: Offset
@@ -71,16 +71,16 @@ class Waiting(NamedTuple):
 
 
 Judgement = tuple[Decision, int | None]
-"""What a migration decides about an event, and the low half of its transaction's id, as in SubBatch.
+"""A migration's decision about an event, and the low half of its transaction's id, as in SubBatch.
 
-A plain tuple: one is made for each event, and a named one takes ten times as long to make.
+A plain tuple, since one is created per event and a named tuple takes ten times as long.
 """
 
 Overrides = Mapping[tuple[Place, Offset], Decision]
 
 
 class Planner:
-    """Plans the sub-batches of one migration; remembers how the records of each schema are read."""
+    """Plans the sub-batches of one migration; caches the projection of each schema."""
 
     def __init__(self, migration: Migration, schemas: Schemas, database: str) -> None:
         self._migration = migration
@@ -89,32 +89,32 @@ class Planner:
         self._projections: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
         self._needles = _needles(migration)
         self.selection: Selection | None = None
-        """What the present run is limited to; None: nothing."""
+        """The keys to which the current run is limited; None if it is not."""
         self._unmentioned = f"no {' or '.join(migration.mentions)} in it"
 
     def limit(self, selection: Mapping[str, Sequence[str]]) -> None:
-        """Limit the plans to what a run is limited to, as the ledger has it; with nothing they are of every event."""
+        """Limit the plans to a run's selection from the ledger; an empty one selects every event."""
         self.selection = Selection(selection, self._schemas) if selection else None
 
     def judge(self, value: bytes) -> Judgement:
-        """Return what the migration decides about a record's value. An event that cannot be read is parked."""
+        """Return the decision about a record's value. An undecodable event becomes a dead letter."""
         try:
             project = self._projections.get(value[:HEADER_BYTES]) or self._learn(value)
         except Malformed as error:
-            return Park(error.problem), None
+            return DeadLetter(error.problem), None
         return self._judged(project, value)
 
     def _judged(self, project: Callable[[bytes], ChangeEvent], value: bytes) -> Judgement:
         try:
             event = project(value)
         except Malformed as error:
-            return Park(error.problem), None
+            return DeadLetter(error.problem), None
         try:
             decision = self._migration.decide(event)
         except Exception as error:
             raise contract_checks.undecided(self._migration, event, error) from error
         if type(decision) is Skip and type(decision.reason) is str:
-            return decision, None  # nothing is written, whatever is visible: as of nearly all, so it is asked first
+            return decision, None  # the common case first; visibility does not matter, since nothing is written
         contract_checks.require_decision(self._migration, decision)
         if not isinstance(decision, Change):
             return decision, None
@@ -128,10 +128,10 @@ class Planner:
         limit: int | Callable[[], int],
         overrides: Overrides = {},  # noqa: B006 - read only
     ) -> Iterator[SubBatch]:
-        """Yield the sub-batches of `records`, each with at most `limit` changes, asked anew for each if it can be.
+        """Yield the sub-batches of `records`, each with at most `limit` changes; a callable is evaluated for each.
 
-        `positions` says which offset each partition needs next: records before it, and those of other partitions,
-        are left out. `overrides` are decisions made already. Records may include ends of partitions.
+        `positions` has each partition's next offset: earlier records, and those of other partitions, are ignored.
+        `overrides` replace decisions. Records may include ends of partitions.
         """
         records = list(records)
         size = limit() if callable(limit) else limit
@@ -173,7 +173,7 @@ class Planner:
             yield last
 
     def _add(self, sub_batch: SubBatch, advance: Advance, candidates: list[Record], overrides: Overrides) -> None:
-        """Decide about records of one partition and schema, and add to the sub-batch what came out."""
+        """Decide records of one partition and schema, and add the decisions to the sub-batch."""
         if not candidates:
             return
         selection, changes = self.selection, len(sub_batch.changes)
@@ -194,12 +194,12 @@ class Planner:
             elif isinstance(decision, Skip):
                 _count(advance, decision.reason, 1)
             else:
-                advance.parked += 1
-                sub_batch.parked.append(Parked(*origin_of(record), decision.reason, record.key(), value))
+                advance.dead_letters += 1
+                sub_batch.dead_letters.append(NewDeadLetter(*origin_of(record), decision.reason, record.key(), value))
         advance.changes += len(sub_batch.changes) - changes
 
     def _meet(self, value: bytes | None) -> None:
-        """Learn the record's schema, if it is a new one that can be read."""
+        """Load the record's schema if it is new and readable."""
         if value is not None and value[:HEADER_BYTES] not in self._projections:
             with contextlib.suppress(Malformed):
                 self._learn(value)
@@ -212,17 +212,17 @@ class Planner:
 
 
 def place_of(record: Record) -> Place:
-    """Return the partition that a record is from."""
+    """Return a record's partition."""
     return Place(str(record.topic()), int(record.partition() or 0))
 
 
 def origin_of(record: Record) -> tuple[Place, Offset]:
-    """Return where a record stands, as `Overrides` name it."""
+    """Return a record's partition and offset, the key of `Overrides`."""
     return place_of(record), Offset(int(record.offset() or 0))
 
 
 def _opened(place: Place, advances: dict[Place, Advance], following: Mapping[Place, Offset]) -> Advance | None:
-    """Return the partition's move in the present sub-batch; None when the partition is not ours."""
+    """Return the partition's advance in the current sub-batch; None if the partition is not assigned."""
     if place in advances:
         return advances[place]
     if place not in following:
@@ -232,9 +232,9 @@ def _opened(place: Place, advances: dict[Place, Advance], following: Mapping[Pla
 
 
 def _pass(record: Record, advance: Advance | None) -> None:
-    """Step over a record of another's partition, or one that tells of the end of ours.
+    """Skip a record of an unassigned partition, or the end-of-partition marker of an assigned one.
 
-    What lies before the end are marks of transactions, not events.
+    Offsets before the end are transaction markers, not events.
     """
     offset = record.offset()
     if advance is not None and offset is not None and offset > advance.next_offset:
@@ -255,9 +255,9 @@ def _count(advance: Advance, reason: str, number: int) -> None:
 
 
 def _needles(migration: Migration) -> tuple[bytes, ...]:
-    """Return the bytes of which an event of interest has at least one; none when every event is of interest.
+    """Return the byte strings of the prefilter; empty if every event is a candidate.
 
-    A column that the stream left out is of interest too: its name stands in `unchanged`, as an Avro string.
+    An event whose stream omitted a column is a candidate too: `unchanged` has the column's name as an Avro string.
     """
     if not migration.mentions:
         return ()

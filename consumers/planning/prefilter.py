@@ -1,6 +1,6 @@
-"""A stretch of consumed records: which of them a migration has to look at, and how many need nothing.
+"""The prefilter: selects the records that a migration has to decide, and counts those it skips.
 
-In C where there is a compiled codec (schemas/_codec_records.h), since most records are only stepped over.
+In C if the codec is compiled (schemas/_codec_records.h), since most records are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from schemas.wire import HEADER_BYTES
 
 
 class Record(Protocol):
-    """What is used of confluent_kafka.Message."""
+    """The part of confluent_kafka.Message that is used."""
 
     def error(self) -> KafkaError | None: ...
     def topic(self) -> str | None: ...
@@ -27,14 +27,14 @@ class Record(Protocol):
 
 
 class Stretch(NamedTuple):
-    """What is in a list of records up to `stop`: the partition needs `next_offset` next."""
+    """The result for a list of records up to index `stop`; `next_offset` is the partition's next offset."""
 
     stop: int
     next_offset: Offset
     tombstones: int
     unmentioned: int
     candidates: list[Any]
-    """The records to be decided, in order; their values are of one schema."""
+    """The records to decide, in order; their values have one schema."""
 
 
 Sift = Callable[
@@ -52,12 +52,12 @@ def sift_in_python(
     known: Mapping[bytes, object],
     room: int,
 ) -> Stretch:
-    """Step over `records` from `start` for as long as they are events of this partition (and `topic`, unless None).
+    """Scan `records` from `start` while they are events of this partition (and of `topic`, unless None).
 
-    Left out are those before `next_offset`. It stops with candidate number `room`, and before a value of another schema
-    than the one before it has. A value without any of `needles` is counted as unmentioned; without needles every value
-    is a candidate. With needles it stops before a schema whose header is not `known` as well, so that the caller may
-    learn it; as the first record such a value is a candidate: nobody can read it.
+    Records before `next_offset` are ignored. It stops after candidate number `room`, and before a value with another
+    schema. A value that contains none of `needles` is counted as unmentioned; without needles every value is a
+    candidate. With needles it also stops before a schema whose header is not `known`, so that the caller can load it;
+    if the first record has such a schema, it is a candidate, since it is unreadable.
     """
     tombstones = unmentioned = 0
     candidates: list[Any] = []
@@ -93,7 +93,7 @@ def _mentions(value: bytes, needles: tuple[bytes, ...]) -> bool:
 mentions: Final[Callable[[bytes, tuple[bytes, ...]], bool]] = (
     _mentions if codec.compiled is None else codec.compiled.mentions
 )
-"""Whether one of the needles stands in the value."""
+"""Whether the value contains one of the needles."""
 
 
 def _sift_in_c(*arguments: Any) -> Stretch:
@@ -101,4 +101,4 @@ def _sift_in_c(*arguments: Any) -> Stretch:
 
 
 sift: Final[Sift] = sift_in_python if codec.compiled is None else _sift_in_c
-"""`sift_in_python`, in C where that could be compiled."""
+"""`sift_in_python`, or its C version if compiled."""

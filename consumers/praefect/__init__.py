@@ -1,1 +1,1 @@
-"""Praefect's records, and the walks that they are compared with."""
+"""Praefect's records, and the storage walks that they are compared with."""

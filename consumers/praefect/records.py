@@ -1,8 +1,8 @@
-"""Praefect's own tables: which repositories they lack, how one is recorded, and which virtual storages are imported.
+"""Reads and writes Praefect's own tables: missing repositories, new records, and imported virtual storages.
 
-The schema is the one that is found: before 15 a record had no `repository_id` and no `replica_path`. A statement that
-writes `storage_repositories` notifies Praefect's nodes of all its paths in one payload, and fails where that is longer
-than NOTIFY takes: `statements` cuts what is to be written so that each stays below.
+Supports the schema that the database has: before 15 a record had no `repository_id` and no `replica_path`. A statement
+that writes `storage_repositories` notifies Praefect's nodes of all its paths in one payload, and fails if that exceeds
+the limit of NOTIFY: `statements` splits the repositories so that each payload stays below it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import psycopg
 Cursor = psycopg.Cursor[Any]
 
 PAYLOAD_BYTES: Final = 7_999
-"""The longest payload that NOTIFY takes."""
+"""The limit of a NOTIFY payload."""
 
 _ROW_BYTES: Final = len(
     '{"virtual_storage":,"relative_path":,"storage":,"generation":0,"repository_id":9223372036854775807,"assigned":true'
     ',"verified_at":null,"verification_leased_until":null}, \n '
 )
-"""What a row has beside its three names where a trigger sends whole rows, as the first versions did."""
+"""A row's bytes in addition to its three names, for triggers that send whole rows, as in the first versions."""
 _AROUND_BYTES: Final = len('{"old" : null, "new" : []}')
 _ALONE_BYTES: Final = len('[{"relative_paths": [], "virtual_storage": }]')
-"""What one path has beside it where a trigger sends the paths of a virtual storage, as later versions do."""
+"""A path's additional bytes, for triggers that send the paths of a virtual storage, as in later versions."""
 
 _REPLICA_PATHS: Final = "@cluster/"
-"""Where Praefect puts repositories by itself: it records such a path with the name that its users know it by."""
+"""The directory in which Praefect creates repositories itself; it records such a path with the name that users see."""
 
 
 class Found(NamedTuple):
-    """A repository on the disk of a storage."""
+    """A repository on a storage's disk."""
 
     virtual_storage: str
     relative_path: str
@@ -40,15 +40,15 @@ class Found(NamedTuple):
 
 
 class Schema(NamedTuple):
-    """What a version of Praefect's schema has: the columns came one after the other."""
+    """The columns that a version of Praefect's schema has; they were added one after the other."""
 
     replica_path: bool
     repository_id: bool
-    """Of `storage_repositories`; that of `repositories` comes by itself."""
+    """Of `storage_repositories`; that of `repositories` has a default."""
 
 
 def schema_of(cursor: Cursor) -> Schema:
-    """Return what the database's schema has."""
+    """Return the columns that the database's schema has."""
     cursor.execute(
         "SELECT bool_or(attname = 'replica_path' AND attrelid = to_regclass('public.repositories')),"
         " bool_or(attname = 'repository_id' AND attrelid = to_regclass('public.storage_repositories'))"
@@ -61,15 +61,15 @@ def schema_of(cursor: Cursor) -> Schema:
 
 
 def recordable(virtual_storage: str, relative_path: str) -> bool:
-    """Whether a repository's path is short enough to be notified of by any version's trigger, alone."""
+    """Whether a repository's path, alone, fits into the notification of any version's trigger."""
     return _json_bytes(relative_path) + _json_bytes(virtual_storage) + _ALONE_BYTES <= PAYLOAD_BYTES
 
 
 def missing(cursor: Cursor, schema: Schema, found: Iterable[Found]) -> list[Found]:
-    """Return those of `found` that no record speaks of, in the order in which they are to be written.
+    """Return the repositories without a record, in the order in which they are to be written.
 
-    All members write in this order, so that none waits for another's rows crosswise. A path that is the replica path
-    of a record has one already, by another name; one below `@cluster` gets it from Praefect with its creation.
+    All consumers write in this order, so that they cannot deadlock. A path that is the replica path of a record already
+    has a record, by another name; for one below `@cluster` Praefect creates the record with the repository.
     """
     rows = sorted(each for each in set(found) if not each.relative_path.startswith(_REPLICA_PATHS))
     if not rows:
@@ -90,10 +90,10 @@ def missing(cursor: Cursor, schema: Schema, found: Iterable[Found]) -> list[Foun
 
 
 def record(cursor: Cursor, schema: Schema, found: Sequence[Found]) -> int:
-    """Record repositories, none of which is longer than `recordable` allows; return how many got a record.
+    """Record repositories that are all `recordable`; return how many got a record.
 
-    What exists stays as it is, to the byte, also where somebody else recorded it since it was seen to be missing. The
-    storage gets its row only for a repository that is new by this statement. `found` is one of `statements`.
+    Existing records stay unchanged, even if another session wrote them since they were missing. The storage gets a row
+    only for a repository that this statement inserts. `found` is one of `statements`.
     """
     columns = ["virtual_storage", "relative_path", "generation"]
     values = ["virtual_storage", "relative_path", "0"]
@@ -120,10 +120,10 @@ def record(cursor: Cursor, schema: Schema, found: Sequence[Found]) -> int:
 
 
 def statements(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """Cut repositories into what one statement may record, by the longest payload that any version would send of it.
+    """Split repositories into statements, by the longest payload that any version would send.
 
-    One that alone could be too long for the versions that send whole rows is alone in its statement: whether it fits,
-    the database says then.
+    A repository that alone could be too long for versions that send whole rows gets its own statement, which the
+    database then accepts or refuses.
     """
     batch: list[Found] = []
     size = _AROUND_BYTES
@@ -139,13 +139,13 @@ def statements(found: Iterable[Found]) -> Iterator[list[Found]]:
 
 
 def imported(cursor: Cursor) -> set[str]:
-    """Return the virtual storages that are imported for good."""
+    """Return the virtual storages that are marked as imported."""
     cursor.execute("SELECT virtual_storage FROM public.virtual_storages WHERE repositories_imported")
     return {name for (name,) in cursor}
 
 
 def mark_imported(cursor: Cursor, virtual_storage: str) -> int:
-    """Set the flag of a virtual storage; return 1, or 0 where it was set already."""
+    """Set the flag of a virtual storage; return 1, or 0 if it was already set."""
     cursor.execute(
         "INSERT INTO public.virtual_storages AS v (virtual_storage, repositories_imported) VALUES (%s, true)"
         " ON CONFLICT (virtual_storage) DO UPDATE SET repositories_imported = true WHERE NOT v.repositories_imported",
@@ -155,7 +155,7 @@ def mark_imported(cursor: Cursor, virtual_storage: str) -> int:
 
 
 def hosts_something(cursor: Cursor, virtual_storage: str, storage: str) -> bool:
-    """Whether any repository is on record as hosted by a storage."""
+    """Whether the records have any repository on a storage."""
     cursor.execute(
         "SELECT EXISTS (SELECT FROM public.storage_repositories WHERE virtual_storage = %s AND storage = %s)",
         (virtual_storage, storage),
@@ -164,9 +164,9 @@ def hosts_something(cursor: Cursor, virtual_storage: str, storage: str) -> bool:
 
 
 def virtual_storages(cursor: Cursor) -> set[str]:
-    """Return the virtual storages that the database knows: by their flag, or by a repository.
+    """Return the virtual storages in the database: those with a flag or a repository.
 
-    Finds each name by the index, since a count over all repositories would read the whole table.
+    Finds each name through the index, since DISTINCT over all repositories would read the whole table.
     """
     cursor.execute(
         "WITH RECURSIVE names(name) AS ("
@@ -185,7 +185,7 @@ def _columns(found: Iterable[Found]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _json_bytes(text: str) -> int:
-    """Return the length of a text as PostgreSQL writes it in JSON: it escapes what Python escapes."""
+    """Return the length of a text as PostgreSQL writes it in JSON, with the same escapes as Python."""
     return len(json.dumps(text, ensure_ascii=False).encode())
 
 

@@ -1,8 +1,8 @@
-"""How much of each storage walk was applied: what a migration of storage walks knows of them, in its own tables.
+"""Records how much of each storage walk was applied, in tables of the migration that reads the walks.
 
-The partitions of the walks' topic are read by different members, so what each has applied is kept in the database, in
-the transaction that applied it. A walk was applied as a whole when all its ends are there and as many repositories
-were applied as they promise: neither one that was parked, nor one that a replay left out, is taken for applied.
+The partitions of the walks' topic are read by different consumers, so each records what it has applied in the database,
+in the same transaction. A walk was applied as a whole once all its ends were reached and as many repositories were
+applied as they announce: neither a dead letter nor a repository that a replay left out counts as applied.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import psycopg
 Cursor = psycopg.Cursor[Any]
 
 TABLES: Final = """
--- Of each storage walk, how many repositories were applied: a row for some of the members, so that they do not wait
--- for each other.
+-- How many repositories of each storage walk were applied, spread over several rows, so that consumers do not wait for
+-- each other.
 CREATE TABLE IF NOT EXISTS headrace.walk_counts (
     virtual_storage text NOT NULL,
     storage text NOT NULL,
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS headrace.walk_counts (
     PRIMARY KEY (virtual_storage, storage, walk_id, run, share)
 ) WITH (fillfactor = 50);
 
--- The ends of storage walks that were reached, one in each partition, with what they say of the whole walk.
+-- The ends of storage walks that were reached, one in each partition, with the counts of the whole walk.
 CREATE TABLE IF NOT EXISTS headrace.walk_ends (
     virtual_storage text NOT NULL,
     storage text NOT NULL,
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS headrace.walk_ends (
     PRIMARY KEY (virtual_storage, storage, walk_id, run, partition)
 );
 """
-"""Dropping them forgets the walks, and nothing else: the next walk is counted anew."""
+"""Dropping them only forgets the walks: the next walk is counted from zero."""
 
 _SHARES: Final = 16
 
@@ -69,7 +69,7 @@ class End(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """What was applied of a walk in a run; `partitions` is 0 as long as no end was reached."""
+    """How much of a walk was applied in a run; `partitions` is 0 until an end is reached."""
 
     ends: int
     partitions: int
@@ -97,7 +97,7 @@ def count(cursor: Cursor, run: int, applied: Mapping[Walk, int]) -> None:
 
 
 def reach(cursor: Cursor, run: int, end: End) -> None:
-    """Note the end of a walk in a partition, in the transaction that applied all before it; a duplicate is the same."""
+    """Record the end of a walk in a partition, in the transaction that applied all before it. Idempotent."""
     cursor.execute(
         "INSERT INTO headrace.walk_ends VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (virtual_storage, storage, walk_id, run, partition) DO NOTHING",
@@ -106,15 +106,15 @@ def reach(cursor: Cursor, run: int, end: End) -> None:
 
 
 def alone(cursor: Cursor, virtual_storage: str) -> None:
-    """Wait until no other member is at the end of a walk of the virtual storage, until the transaction ends.
+    """Lock the ends of the virtual storage's walks against other consumers until the transaction ends.
 
-    Two members that reach the last two ends at once would otherwise each miss the other's.
+    Otherwise two consumers that reach the last two ends at the same time would each miss the other's.
     """
     cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"headrace walk {virtual_storage}",))
 
 
 def standing(cursor: Cursor, run: int, walk: Walk) -> Standing:
-    """Return what was applied of a walk, with what this transaction did."""
+    """Return how much of a walk was applied, including this transaction."""
     cursor.execute(
         "SELECT count(*), coalesce(max(partitions), 0), coalesce(max(repositories), 0), coalesce(max(problems), 0),"
         " coalesce(bool_and(complete), false), (SELECT coalesce(sum(repositories), 0)::bigint FROM headrace.walk_counts"
@@ -129,7 +129,7 @@ def standing(cursor: Cursor, run: int, walk: Walk) -> Standing:
 
 
 def forget_before(cursor: Cursor, walk: Walk) -> None:
-    """Forget the walks of the storage before `walk`, which was read to its end: nothing of theirs is to come."""
+    """Forget the storage's walks before `walk`, which was read to its end: no more of their events will come."""
     for table in ("walk_counts", "walk_ends"):
         cursor.execute(
             f"DELETE FROM headrace.{table} WHERE virtual_storage = %s AND storage = %s AND walk_id < %s",  # noqa: S608
@@ -138,17 +138,17 @@ def forget_before(cursor: Cursor, walk: Walk) -> None:
 
 
 class Latest(NamedTuple):
-    """The last walk of a storage that is known to have read every directory, and when it began."""
+    """A storage's last complete walk, which read every directory, and its start."""
 
     walk_id: int
     begun_ms: int
 
 
 def latest(cursor: Cursor) -> dict[tuple[str, str], Latest]:
-    """Return (virtual storage, storage) → its last complete walk, one of whose ends was reached at least.
+    """Return (virtual storage, storage) → its last complete walk, of which at least one end was reached.
 
-    What an older walk found, and this one found again, comes again behind it; what does not is there no more. So it
-    has the last word already when a single end of it is known.
+    A repository that an older walk found comes again in this one if it still exists. So this walk supersedes older ones
+    as soon as one of its ends is known.
     """
     cursor.execute(
         "SELECT DISTINCT ON (virtual_storage, storage) virtual_storage, storage, walk_id, begun_ms"
@@ -158,7 +158,7 @@ def latest(cursor: Cursor) -> dict[tuple[str, str], Latest]:
 
 
 def last(cursor: Cursor) -> list[tuple[Walk, int, datetime]]:
-    """Return of each storage the last walk of which an end was reached, in which run, and when the walk began."""
+    """Return each storage's last walk of which an end was reached, its run, and its start."""
     cursor.execute(
         "SELECT DISTINCT ON (virtual_storage, storage) virtual_storage, storage, walk_id, run,"
         " to_timestamp(begun_ms / 1000.0) FROM headrace.walk_ends"
@@ -168,7 +168,7 @@ def last(cursor: Cursor) -> list[tuple[Walk, int, datetime]]:
 
 
 def walked(cursor: Cursor) -> set[str]:
-    """Return the virtual storages of which a walk was applied, in part at least; none while there are no tables."""
+    """Return the virtual storages of which a walk was applied at least in part; none if the tables do not exist."""
     cursor.execute("SELECT to_regclass('headrace.walk_counts'), to_regclass('headrace.walk_ends')")
     if None in (cursor.fetchone() or ()):
         return set()

@@ -1,1 +1,1 @@
-"""Git repositories on disk: copies, and what is carried over into them."""
+"""Git repositories on disk: copies them, and carries later changes over."""

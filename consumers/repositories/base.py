@@ -1,7 +1,7 @@
-"""The base of two copies: what both had when the one last took over all of the other, kept as a file in the one.
+"""The base of two copies: their common state when the target last took over all of the source, a file in the target.
 
-It is what makes two copies a pair of one move: it names both directories, and counts for no others. A repository that
-is not moving has none.
+It makes two copies the pair of a move: it identifies both directories, and is valid for no others. A repository that is
+not being moved has none.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Base:
     refs: Mapping[str, str]
     files: Mapping[str, Entry]
     keystones: tuple[str, ...] = ()
-    """What the other copy has as long as nobody is removing it."""
+    """The parts that the other copy has unless a process is removing it."""
     fingerprint: str = ""
-    """That of the other copy (fingerprint.py) before it was read, empty where none was to be had."""
+    """The other copy's fingerprint (fingerprint.py) before it was read, empty if it had none."""
 
 
 def shared_base(source: Copy, target: Copy) -> Base | None:
-    """Return the base of these two, None where they are no pair. Either has it: a move may have been turned round."""
+    """Return the base of two copies, None if they are not a pair. Either may have it: moves can be reversed."""
     for one, other in ((target, source), (source, target)):
         found = _read(one.path)
         if found is not None and found["pair"] == [number(one.path), number(other.path)]:
@@ -45,7 +45,7 @@ def shared_base(source: Copy, target: Copy) -> Base | None:
 
 
 def write_base(at: Path, source: Path, base: Base) -> None:
-    """Leave the base with a copy that took over all of `source`, all or nothing."""
+    """Write the base into a copy that took over all of `source`, atomically."""
     known = _read(at)
     _write(
         at,
@@ -61,13 +61,13 @@ def write_base(at: Path, source: Path, base: Base) -> None:
 
 
 def write_proof(at: Path, proof: str) -> None:
-    """Note which objects a copy had when it was proven to be whole; nothing where it has no base."""
+    """Record the fingerprint of a copy that was proven to be complete; does nothing if it has no base."""
     if (known := _read(at)) is not None:
         _write(at, {**known, "proof": proof})
 
 
 def read_proof(at: Path) -> str:
-    """Return which objects a copy had when it was proven to be whole; empty when it never was in this move."""
+    """Return a copy's fingerprint when it was proven to be complete in this move; empty if it never was."""
     known = _read(at)
     return str(known["proof"]) if known is not None else ""
 
@@ -78,12 +78,12 @@ def finish(at: Path) -> None:
 
 
 def number(path: Path) -> int:
-    """Return what tells a directory from another one that lay at the same path before: renaming keeps it."""
+    """Return a number that identifies a directory across renames, but not another one at the same path."""
     return path.stat().st_ino
 
 
 def _read(at: Path) -> dict[str, Any] | None:
-    """Return a copy's base, None where it has none of its own: one may have been copied with all else.
+    """Return a copy's base, None if it has none of its own: a base of another copy may have been copied along.
 
     Raises NewerFormat.
     """

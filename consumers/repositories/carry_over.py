@@ -1,7 +1,7 @@
-"""Carrying over what an old copy got since it was copied, without undoing what the new one got itself.
+"""Carries over changes of an old copy since it was copied, without undoing changes of the new one.
 
-Three states decide of each ref and of each file: what the old copy has, what the new one has, and the base, which both
-had. What was changed at one of the two only is that one's; of what was changed at both, both are kept.
+A three-way merge of each ref and each file: the old copy, the new copy, and their base. If only one side changed, its
+value is taken; if both did, both values are kept.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from consumers.repositories.trees import Entry, copy_file, dress, entry, walk
 from consumers.repositories.views import view
 
 Tell = Callable[[str], None]
-"""Told what an operator has to know, before it cannot be found out any more; the same may be told twice."""
+"""Called with a remark for the operator before its cause is gone; may be called twice with the same remark."""
 
 KEPT_FILES: Final = "headrace-kept"
-"""Where the old copy's value of a file is kept that was changed at both, as `<digest>/<path>`."""
+"""Where the old copy's version of a file that was changed at both is kept, as `<digest>/<path>`."""
 
 _TRIES: Final = 5
 _KEYSTONES: Final = ("HEAD", "config", "packed-refs", "objects", "refs", "refs/heads")
 _SURE_SECONDS: Final = 0.2
 _BLOCK: Final = 1 << 20
-# The only file whose absence says something that git acts on: the history is whole again.
+# The only file whose absence has a meaning for git: the history is complete again.
 _DELETED_TOO: Final = ("shallow",)
 
 
 def carry(source: Copy, target: Copy, *, seconds: float, tell: Tell) -> Steps[None]:
-    """Bring `target` up to `source`; afterwards it has every object that the source had.
+    """Bring `target` up to date with `source`; afterwards it has every object that the source had.
 
-    A ref is set only while it has the value that was looked at, so that neither a push to the source nor one to the
-    target meanwhile is lost: the first is seen by the next call, the second makes this one look again. Again, or after
-    a crash at any moment, it does what is left. Raises GitFailed when the two never stand still, or when somebody is
-    removing the source.
+    A ref is set only if it still has the value that was read, so that no concurrent push is lost: a push to the source
+    is carried over by the next call, a push to the target makes this call read again. Idempotent, also after a crash at
+    any moment. Raises GitFailed if the copies keep changing, or another process is removing the source.
     """
     for attempt in range(1, _TRIES + 1):
         try:
@@ -57,7 +56,7 @@ def carry(source: Copy, target: Copy, *, seconds: float, tell: Tell) -> Steps[No
 
 
 def keep_up(source: Copy, target: Copy, *, seconds: float, tell: Tell) -> Steps[None]:
-    """Bring `target` up to `source` as `carry` does; where neither has changed since, that costs no process."""
+    """Bring `target` up to date as `carry` does; runs no git if neither has changed since."""
     base = shared_base(source, target)
     if (
         base is None
@@ -70,7 +69,7 @@ def keep_up(source: Copy, target: Copy, *, seconds: float, tell: Tell) -> Steps[
 
 
 def keystones(copy: Copy) -> tuple[str, ...]:
-    """Return those parts of a repository that git never removes, and that are gone soon when somebody deletes it."""
+    """Return the existing parts that git never removes, and whose absence shows that a repository is being deleted."""
     return tuple(each for each in _KEYSTONES if os.path.lexists(copy.path / each))
 
 
@@ -87,31 +86,31 @@ def _carry(source: Copy, target: Copy, seconds: float, tell: Tell) -> Steps[None
     carries, clashes = plan(known.refs, theirs, ours)
     if any(each.new is None for each in carries):
         yield from _be_sure(source, theirs)
-    _refuse_what_is_being_removed(source, known)
+    _refuse_if_being_removed(source, known)
     yield from _carry_files(source, target, known.files, files, seconds, tell)
     kept = yield from _settled(target, clashes, ours)
     carries = [each for each in [*carries, *kept] if each.new != each.old]
     carries = list(_with_room(carries, ours))
     if count := sum(each.name.startswith(KEPT) for each in carries):
-        tell(f"both copies were written to; {count} refs have their other value under {KEPT.rstrip('/')}")
+        tell(f"both copies were written to: the other values of {count} refs are under {KEPT.rstrip('/')}")
     yield from set_refs(target, carries)
     write_base(target.path, source.path, Base(theirs, files, keystones(source), before))
 
 
 def _be_sure(source: Copy, theirs: Refs) -> Steps[None]:
-    """Look again before a ref is deleted: it may be a whole repository that somebody is deleting, file by file."""
+    """Read again before a ref is deleted: a process may be deleting the whole repository, file by file."""
     until = time.monotonic() + _SURE_SECONDS
     while time.monotonic() < until:
         time.sleep(_SURE_SECONDS / 10)
         yield Pace.BUSY
     if (yield from read_refs(source)) != theirs:
-        raise GitFailed("its refs do not stand still")
+        raise GitFailed("its refs keep changing")
 
 
-def _refuse_what_is_being_removed(source: Copy, known: Base) -> None:
+def _refuse_if_being_removed(source: Copy, known: Base) -> None:
     there = keystones(source)
     if not source.is_there or any(each not in there for each in known.keystones):
-        raise GitFailed("somebody is removing the old copy")
+        raise GitFailed("another process is removing the old copy")
 
 
 def _carry_files(
@@ -129,7 +128,7 @@ def _carry_files(
             yield from _put(source, target, path, target.path / path, seconds)
         elif there is None or not _same(source.path / path, target.path / path, here, there):
             kept = f"{KEPT_FILES}/{_digest(source.path / path, here)}/{path}"
-            tell(f"both copies were written to; the old home's {path} is kept there as {kept}")
+            tell(f"both copies were written to: the old home's {path} is kept at the new home as {kept}")
             yield from _put(source, target, path, target.path / kept, seconds)
     for path in _DELETED_TOO:
         if path in base and path not in files and _entry(target.path / path) == base[path]:
@@ -137,7 +136,7 @@ def _carry_files(
 
 
 def _put(source: Copy, target: Copy, path: str, place: Path, seconds: float) -> Steps[None]:
-    """Copy a file to a place in the target, whole from the first moment on."""
+    """Copy a file into the target, atomically."""
     made = target.scratch()
     try:
         yield from copy_file(source.path / path, made, seconds)
@@ -159,13 +158,13 @@ def _entry(path: Path) -> Entry | None:
 
 
 def _is_within(target: Copy, path: str) -> bool:
-    """Return whether no symbolic link of the target leads what is written there out of it."""
+    """Return whether the path is inside the target, with no symbolic link out of it."""
     parent = os.path.realpath((target.path / path).parent)
     return Path(parent).is_relative_to(os.path.realpath(target.path))
 
 
 def _same(source: Path, target: Path, here: Entry, there: Entry) -> bool:
-    """Return whether a file says the same in both, though at other times."""
+    """Return whether a file has the same content in both, regardless of its times."""
     alike = replace(here, mtime_ns=0) == replace(there, mtime_ns=0)
     return alike and (here.kind == "link" or _digest(source, here) == _digest(target, there))
 
@@ -193,8 +192,8 @@ def _settled(target: Copy, clashes: Sequence[Clash], ours: Refs) -> Steps[list[C
 
 
 def _settle(target: View, clash: Clash, ours: Refs) -> Steps[Carry]:
-    """Return what becomes of a clash: of two branches the one that contains the other, else the target's value and,
-    kept under another name, the source's.
+    """Resolve a clash: take the branch that contains the other, else the target's value, and keep the source's under
+    another name.
     """
     if clash.target is None:
         return Carry(clash.name, clash.source, None)
@@ -218,8 +217,8 @@ def _contains(repository: View, commit: str, other: str) -> Steps[bool]:
 
 
 def _with_room(carries: Sequence[Carry], ours: Refs) -> Iterator[Carry]:
-    """Yield the carries, those kept under another name that the target has no room for: `a` and `a/b` exclude each
-    other, and each was made at one home.
+    """Yield the carries; a ref for which the target has no room is kept under another name: `a` and `a/b` exclude each
+    other, and each was created at one home.
     """
     deleted = {each.name for each in carries if each.new is None}
     there = ours.keys() - deleted

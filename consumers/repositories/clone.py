@@ -1,7 +1,7 @@
-"""Making a copy of a repository in another root: all of it, proven to be whole, durable before anybody can see it.
+"""Copies a repository to another root, proves that the copy is complete, and syncs it before it becomes visible.
 
-It is a copy of the directory, file by file, and not a clone: what git would not take along arrives too, and nothing
-that the repository says has a say in it. What is written to meanwhile is copied again; git proves the outcome.
+It copies the directory file by file instead of cloning: files that git would leave out are copied too, and the
+repository's configuration has no effect. Files that change meanwhile are copied again; git verifies the result.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _DERIVED: Final = ("info/commit-graph", "info/commit-graphs/*", "info/packs", "p
 def copy(source: Copy, root: Root, *, seconds: float) -> Steps[Copy]:
     """Return a new copy of `source` below headrace's own directory in `root`, for the caller to put into its place.
 
-    It has all refs and objects that the source had when it was read; what the source gets meanwhile is for
-    `carrying.carry`, which the base left in the copy tells from the rest. Killed or closed at any moment it leaves at
-    most a worthless directory. Raises NotAPlace when not all of it can be moved, GitFailed when it cannot be proven to
-    be whole, and OSError of the root.
+    It has all refs and objects that the source had when it was read; later changes of the source are left to
+    `carry_over.carry`, which recognises them by the base in the copy. Killed or closed at any moment, it leaves at most
+    an unused directory. Raises NotAPlace if part of the repository cannot be moved, GitFailed if the copy cannot be
+    proven to be complete, and OSError of the root.
     """
     made = Copy(root, source.name, root.coming(source.name))
     try:
@@ -46,49 +46,50 @@ def copy(source: Copy, root: Root, *, seconds: float) -> Steps[Copy]:
         before = yield from fingerprint(source.path)
         files = yield from _copied(source, made.path, seconds)
         if not source.is_there:
-            raise GitFailed("somebody is removing it")
-        # What the copy has is the base: whatever the source has besides, it got meanwhile.
+            raise GitFailed("another process is removing it")
+        # The base is the copy's state: anything else in the source is newer.
         arrived = yield from read_refs(made)
         write_base(made.path, source.path, Base(arrived, files, keystones(source), before))
         yield from prove(made, seconds=seconds, content=True)
         yield from _sync(made.path)
     except BaseException:
-        # At once, since a generator that is closed cannot wait.
+        # Synchronously, since a generator that is being closed cannot wait.
         shutil.rmtree(made.path, ignore_errors=True)
         raise
     return made
 
 
 def refuse(source: Copy) -> None:
-    """Raise NotAPlace when a repository depends on where it lies, or something else does."""
+    """Raise NotAPlace if a repository depends on its location, or another one depends on it."""
     path = source.path
     for name in ("objects", "objects/info", "objects/pack", "refs"):
         if (path / name).is_symlink():
-            raise NotAPlace(f"{name} is a symbolic link: put what it leads to in its place")
+            raise NotAPlace(f"{name} is a symbolic link: replace it by its target")
     for name in ("alternates", "http-alternates"):
         lender = path / "objects/info" / name
         if lender.exists() and lender.read_bytes().strip():
             raise NotAPlace(
-                f"it needs objects that lie elsewhere (objects/info/{name}): `git repack -a -d`, then remove that file"
+                f"it uses objects of another repository (objects/info/{name}): run `git repack -a -d`, then remove that"
+                " file"
             )
     if (path / "commondir").exists():
-        raise NotAPlace("it is a linked working tree's and no repository of its own")
+        raise NotAPlace("it is a linked working tree, not a repository of its own")
     for each in path.glob("worktrees/*/gitdir"):
         tree = Path(os.path.join(each.parent, os.fsdecode(each.read_bytes()).strip()))
         if tree.exists():
-            raise NotAPlace(f"the working tree {tree.parent} is linked to it: `git worktree remove` it")
+            raise NotAPlace(f"working tree {tree.parent} is linked to it: remove it with `git worktree remove`")
     if any(not each.is_dir(follow_symlinks=False) for each in list(os.scandir(path.parent))):
-        raise NotAPlace(f"a working tree, or something else, lies beside it in {path.parent}")
+        raise NotAPlace(f"{path.parent} has other files next to it, such as a working tree")
 
 
 def _copied(source: Copy, made: Path, seconds: float) -> Steps[Mapping[str, Entry]]:
-    """Copy everything, again and again until nothing changed meanwhile; return what the files were when copied."""
+    """Copy everything, repeatedly until nothing changed meanwhile; return the files' entries when they were copied."""
     deadline = time.monotonic() + seconds
     have: dict[str, Entry] = {}
     made.mkdir(mode=0o700)
     for _ in range(_PASSES):
         found = yield from walk(source.path, files_only=False)
-        # A gc puts elsewhere what it takes away, before it does.
+        # A gc writes objects to their new place before it removes the old one.
         for path in [path for path in have.keys() - found.keys() if have[path].kind != "directory"]:
             (made / path).unlink(missing_ok=True)
             del have[path]
@@ -103,13 +104,13 @@ def _copied(source: Copy, made: Path, seconds: float) -> Steps[Mapping[str, Entr
                 have[path] = yield from _copy_one(source.path / path, made / path, found[path])
             yield Pace.BUSY
     else:
-        # It is written to all the time: what was copied is proven to be whole, but for what git derives from it.
+        # The repository changes constantly: the copy is proven to be complete, except for files that git derives.
         _drop_what_git_derives(made / "objects")
     directories = [path for path, each in have.items() if each.kind == "directory"]
     for path in sorted(directories, reverse=True):
         try:
             dress(source.path / path, made / path)
-        except FileNotFoundError:  # git removes directories that are empty
+        except FileNotFoundError:  # git removes empty directories
             with contextlib.suppress(OSError):
                 (made / path).rmdir()
     dress(source.path, made)
@@ -131,7 +132,7 @@ def _copy_one(source: Path, made: Path, wanted: Entry) -> Steps[Entry]:
 
 
 def _sync(made: Path) -> Steps[None]:
-    """Make a copy outlast a loss of power."""
+    """Sync a copy to disk."""
     written = [path for directory, _, names in os.walk(made) for path in _within(Path(directory), names)]
     if len(written) > _SYNCED_ONE_BY_ONE:
         ended = yield from run(*_SYNC, str(made), seconds=3600.0)
@@ -151,7 +152,7 @@ def _sync(made: Path) -> Steps[None]:
 
 
 def _begin_writing(path: Path) -> None:
-    """Have the kernel write a file without waiting for it: the syncs to come share their commits of the journal."""
+    """Start writing a file to disk without waiting, so that the later syncs share their journal commits."""
     if sys.platform == "linux" and path.is_file():
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

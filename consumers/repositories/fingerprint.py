@@ -1,7 +1,7 @@
-"""The fingerprint of a repository's objects and refs: another one whenever an object comes or goes, or a ref is set.
+"""Computes the fingerprint of a repository's objects and refs, which changes whenever one of them does.
 
-Git never writes into a file of objects or refs, but puts another one in its place. So it is enough to look at names,
-numbers, sizes and times, and no content is read.
+Git never writes into a file of objects or refs, but replaces it. So names, inode numbers, sizes and times suffice, and
+no content is read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _ENTRIES_AT_ONCE: Final = 2_000
 
 
 def fingerprint(repository: Path) -> Steps[str]:
-    """Return it; empty, which is none, when something was written just now: within one step of a file system's clock
-    another file may come in its place that looks the same.
+    """Return the fingerprint; empty, which means none, if a file was written just now: within one tick of the file
+    system's clock another file may replace it and look the same.
     """
     found = hashlib.sha256()
     newest = 0
@@ -38,7 +38,7 @@ def fingerprint(repository: Path) -> Steps[str]:
 
 
 def _files(repository: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Yield the paths within the repository, with what is there, None where nothing is."""
+    """Yield the paths within the repository with their status, None if the path does not exist."""
     for top in ("objects", "refs", "reftable", "worktrees"):
         for directory, directories, names in os.walk(f"{repository}/{top}"):
             directories.sort()

@@ -1,8 +1,8 @@
-"""Runs git in steps: every command is a generator that gives control back until git has ended.
+"""Runs git in steps: every command is a generator that yields until git has ended.
 
-No configuration takes part but ours: not the machine's, not the user's, no variable of the environment, and not the
-repository's own either, since git is given a view of it (views.py). Git never asks anybody anything, runs no hook and
-uses no transport at all. Closing a generator kills what it started.
+Only headrace's configuration takes effect: not the machine's, the user's, the environment's, nor the repository's own,
+since git is given a view of it (views.py). Git never prompts, runs no hooks and uses no transport. Closing a generator
+kills its process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from schemas.errors import HeadraceError
 
 T = TypeVar("T")
 Steps = Generator[Pace, None, T]
-"""Something done in steps: it yields while it waits, and returns its result."""
+"""An operation in steps: it yields while it waits, and returns its result."""
 
 _CONFIGURED: Final = tuple(
     part
@@ -49,11 +49,11 @@ _NO_ROOM: Final = re.compile(rb"No space left on device|Disk quota exceeded|Read
 
 
 class GitFailed(HeadraceError):
-    """See the reason; the repository stays where it is."""
+    """Fix the reported cause; the repository stays where it is."""
 
 
 class NoRoom(HeadraceError):
-    """Free space there, then start again: nothing is lost."""
+    """Free space there, then start the consumer again: nothing is lost."""
 
 
 Owner = tuple[int, int]
@@ -62,19 +62,19 @@ Owner = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A directory that git takes for a repository, and the user that git runs as, None for this process's own."""
+    """A directory that git treats as a repository, and the user that git runs as, None for this process's user."""
 
     path: Path
     owner: Owner | None
 
     def close(self) -> None:
-        """Remove it; what its links lead to stays."""
+        """Remove it; the targets of its links stay."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended, and what it printed."""
+    """A command's exit code and output."""
 
     code: int
     said: bytes
@@ -88,9 +88,9 @@ def git(
     into: IO[bytes] | None = None,
     seconds: float = 3600.0,
 ) -> Steps[bytes]:
-    """Run git in a view and return what it printed, or print it `into` a file.
+    """Run git in a view and return its output, or write it `into` a file.
 
-    Raises GitFailed with git's last words when it fails or takes too long, and NoRoom when the disk is full.
+    Raises GitFailed with git's last line if it fails or takes too long, and NoRoom if the disk is full.
     """
     ended = yield from asked(*arguments, at=at, given=given, into=into, seconds=seconds)
     if ended.code != 0:
@@ -105,7 +105,7 @@ def asked(
     into: IO[bytes] | None = None,
     seconds: float = 3600.0,
 ) -> Steps[Ended]:
-    """Run git, whatever code it ends with; see `git`."""
+    """Run git, with any exit code; see `git`."""
     where = [f"--git-dir={at.path if at is not None else os.devnull}"]
     owner = at.owner if at is not None else None
     command = ("git", *_CONFIGURED, *where, *arguments)
@@ -113,10 +113,10 @@ def asked(
 
 
 def remove(path: Path) -> Steps[None]:
-    """Delete a directory with all that is in it; one that is not there is no error."""
+    """Delete a directory recursively; a missing one is no error."""
     ended = yield from run("rm", "-rf", "--", str(path), seconds=3600.0)
     if ended.code != 0:
-        # Its owner may delete what is in a directory that is closed to writing once it is open.
+        # The owner of a read-only directory can delete its content after making it writable.
         yield from run("chmod", "-R", "u+rwX", "--", str(path), seconds=3600.0)
         ended = yield from run("rm", "-rf", "--", str(path), seconds=3600.0)
     if ended.code != 0:
@@ -130,7 +130,7 @@ def run(
     owner: Owner | None = None,
     seconds: float,
 ) -> Steps[Ended]:
-    """Run a command in a process group of its own. Raises GitFailed when it takes too long."""
+    """Run a command in its own process group. Raises GitFailed if it takes too long."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained, tempfile.TemporaryFile() as fed:
         if isinstance(given, bytes):
             fed.write(given)
@@ -161,21 +161,21 @@ def run(
 
 
 def failure(program: str, ended: Ended) -> HeadraceError:
-    """Return the error that says why a command failed, in its own last words."""
-    # What git enumerates is in lines of their own.
+    """Return the error of a failed command, with the last line of its output."""
+    # Items that git lists are on lines of their own.
     lines = ended.complained.decode("utf-8", "replace").replace(":\n\t", ": ").split("\n")
     words = [line.strip() for line in lines if line.startswith(("fatal:", "error:"))] or [
         line.strip() for line in lines if line.strip()
     ]
-    said = words[-1] if words else f"it ended with code {ended.code} and said nothing"
+    said = words[-1] if words else f"it exited with code {ended.code} and no output"
     kind = NoRoom if _NO_ROOM.search(ended.complained) else GitFailed
     return kind(f"{program}: {said[:500]}")
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int | None:
-    """Wait a turn for the process to end; return its code once it has."""
+    """Wait one turn for the process to end; return its exit code once it has."""
     if sys.platform == "linux":
-        # Python's own waiting looks now and then, for up to 50 ms too long, where most commands take five.
+        # Python's own wait polls, and takes up to 50 ms too long; most commands take five.
         handle = os.pidfd_open(process.pid)
         try:
             poller = select.poll()
@@ -191,7 +191,7 @@ def _ended(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End whatever of the group is left: git's helpers outlive a git that was killed."""
+    """Kill the rest of the process group: git's helpers outlive a killed git."""
     if process.returncode == 0:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -201,7 +201,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 @cache
 def _tied() -> tuple[str, ...]:
-    """Return what makes a command end with this process, even by SIGKILL, where there is such a thing."""
+    """Return the command prefix that ends a command with this process, even on SIGKILL, if the system has one."""
     found = shutil.which("setpriv")
     return (found, "--pdeathsig", "KILL", "--") if found else ()
 

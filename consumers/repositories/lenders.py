@@ -1,6 +1,6 @@
-"""Which repositories lend their objects to others, which the lender itself does not know: all have to be asked.
+"""Finds the repositories whose objects others use; since a lender has no list of them, all repositories are read.
 
-A borrower names its lender in objects/info/alternates, or consists of links to it, or is a working tree's.
+A borrower names its lender in objects/info/alternates, or consists of links to it, or belongs to a working tree.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from consumers.repositories.storage import OWN, Copy, NotAPlace, Root
 
 _SHARE: Final = 20.0
 _SECONDS: Final = 60.0
-"""All are asked again after so long, and so often only that it takes one part in twenty of the time."""
+"""All are read again after so long, and at most so often that it takes one twentieth of the time."""
 _AT_ONCE: Final = 50
 
 
 class Lenders:
-    """What was found when all repositories below the roots were last looked at."""
+    """The borrowed objects found when all repositories below the roots were last read."""
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = roots
@@ -30,7 +30,7 @@ class Lenders:
         self._look_from = 0.0
 
     def look(self) -> Steps[None]:
-        """Look at all repositories, unless that was done a moment ago."""
+        """Read all repositories, unless that was done recently."""
         began = time.monotonic()
         if began < self._look_from:
             return
@@ -46,21 +46,21 @@ class Lenders:
         self._look_from = now + max(_SECONDS, _SHARE * (now - began))
 
     def borrower_of(self, copy: Copy) -> str | None:
-        """Return a repository that needs the objects of this one where they lie, None when none does."""
+        """Return a repository that uses this one's objects in place, or None."""
         borrowers = self._lent.get(os.path.realpath(copy.path / "objects"), ())
         return next((each for each in borrowers if each != str(copy.path)), None)
 
     def refuse(self, copy: Copy) -> None:
-        """Raise NotAPlace when another repository needs the objects of this one."""
+        """Raise NotAPlace if another repository uses this one's objects."""
         if (borrower := self.borrower_of(copy)) is not None:
             raise NotAPlace(
-                f"other repositories use its objects, such as {borrower}: `git repack -a -d` there, then remove its"
+                f"other repositories use its objects, such as {borrower}: run `git repack -a -d` there, then remove its"
                 " objects/info/alternates"
             )
 
 
 def _repositories(root: Path) -> Iterator[Path]:
-    """Yield all repositories below a root, those beside headrace's own too; none within another."""
+    """Yield all repositories below a root, including those in headrace's own directory, but none within another."""
     ahead = [str(root)]
     while ahead:
         directory = ahead.pop()
@@ -76,7 +76,7 @@ def _repositories(root: Path) -> Iterator[Path]:
 
 
 def _borrowed(repository: Path) -> Iterator[str]:
-    """Yield the directories of objects that a repository has elsewhere."""
+    """Yield the object directories outside the repository that it uses."""
     objects = repository / "objects"
     try:
         if objects.is_symlink():

@@ -1,7 +1,7 @@
-"""The objects of two copies: what the one has and the other has not is copied as it lies there, in git's own files.
+"""Copies the objects that the target lacks from the source, as git's own files.
 
-A file of objects never changes, and an object's name is its content's. So nothing that is copied can undo anything;
-and once it is there, the copy has every object that the other had, whatever leads to it.
+A file of objects never changes, and an object's name is its content's hash. So copying can undo nothing, and afterwards
+the target has every object of the source, reachable or not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from consumers.repositories.views import view
 _LOOSE: Final = re.compile(r"[0-9a-f]{2}")
 _OBJECT: Final = re.compile(r"[0-9a-f]{38}(?:[0-9a-f]{24})?")
 _WITH_A_PACK: Final = (".promisor", ".mtimes", ".rev", ".pack", ".idx")
-"""In the order in which they are put: git takes the pack for there once its index is."""
+"""In the order in which they are copied: a pack is visible to git once its index is there."""
 _AT_ONCE: Final = 2_000
 
 
 def bring_objects(source: Copy, target: Copy, seconds: float) -> Steps[None]:
-    """Bring every object that `source` has to `target`. Raises GitFailed, or FileNotFoundError in a gc."""
+    """Copy every object of `source` to `target`. Raises GitFailed, or FileNotFoundError during a gc."""
     packs, loose = yield from _files_missing(source.path / "objects", target.path / "objects")
     if not packs and not loose:
         return
@@ -46,7 +46,7 @@ def bring_objects(source: Copy, target: Copy, seconds: float) -> Steps[None]:
 
 
 def _files_missing(source: Path, target: Path) -> Steps[tuple[list[str], list[str]]]:
-    """Return the packs and the files of single objects that are in the one and not, or empty, in the other."""
+    """Return the packs and loose objects of the source that are missing, or empty, in the target."""
     packs = [name for name in _packs(source) if not (target / f"pack/{name}.pack").exists()]
     loose: list[str] = []
     for directory in _listed(source):
@@ -58,7 +58,7 @@ def _files_missing(source: Path, target: Path) -> Steps[tuple[list[str], list[st
 
 
 def _objects_missing(source: Copy, target: Copy, seconds: float) -> Steps[set[str]]:
-    """Return the objects that the one has and the other has not."""
+    """Return the objects of the source that the target lacks."""
     with tempfile.TemporaryFile() as names, tempfile.TemporaryFile() as found:
         yield from _git(
             source, "cat-file", "--batch-all-objects", "--unordered", "--batch-check=%(objectname)",
@@ -87,11 +87,11 @@ def _git(copy: Copy, *arguments: str, given: bytes | IO[bytes], into: IO[bytes],
 
 
 def _put(source: Copy, target: Copy, name: str, seconds: float) -> Steps[None]:
-    """Put a file of objects where git looks for it, whole from the first moment on."""
+    """Copy a file of objects to where git looks for it, atomically."""
     place, made = target.path / "objects" / name, target.scratch()
     try:
         yield from copy_file(source.path / "objects" / name, made, seconds)
-        os.utime(made)  # as git does, so that a gc takes it for new and leaves it alone until a ref leads to it
+        os.utime(made)  # as git does, so that a gc treats it as new and keeps it until a ref leads to it
         _sync_file(made)
         if not place.parent.is_dir():
             place.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Proving that a copy is whole: every object that anything leads to is there, and each is what its name says."""
+"""Proves that a copy is complete: every reachable object exists, and its content matches its name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from consumers.repositories.storage import Copy
 from consumers.repositories.views import promising_view
 
 _LINT: Final = (b"error in ", b"warning in ", b"warning: ", b"dangling ", b"notice: ", b"unreachable ")
-"""What git finds fault with in the content of objects, as they were when they were made; nothing is damaged."""
+"""Messages of git about an object's original content, which is not damage."""
 _DANGLING: Final = re.compile(rb"error: (refs/.*): invalid sha1 pointer 0+")
 
 
 def prove(copy: Copy, *, seconds: float, content: bool = False) -> Steps[None]:
-    """Prove that a copy is whole, unless it was and has the same objects and refs still.
+    """Prove that a copy is complete, unless that was done and its objects and refs are unchanged.
 
-    With `content` the content of every object is read too, which tells what a disk or a killed process has damaged.
-    Raises GitFailed with what is missing or damaged.
+    With `content` the content of every object is read too, which finds damage by a disk or a killed process. Raises
+    GitFailed with the missing or damaged object.
     """
     if not content and (yield from is_untouched(copy)):
         return
@@ -38,13 +38,15 @@ def prove(copy: Copy, *, seconds: float, content: bool = False) -> Steps[None]:
         error = failure("git", ended)
         if isinstance(error, NoRoom):
             raise error
-        said = next((line for line in damage if line.startswith(b"missing ")), damage[0] if damage else b"it was ended")
-        raise GitFailed(f"git: it is not whole: {said.decode('utf-8', 'replace')[:500]}")
+        said = next(
+            (line for line in damage if line.startswith(b"missing ")), damage[0] if damage else b"git was killed"
+        )
+        raise GitFailed(f"git: it is not complete: {said.decode('utf-8', 'replace')[:500]}")
     write_proof(copy.path, before)
 
 
 def _dangles(copy: Copy, line: bytes) -> bool:
-    """Return whether git complains of a symbolic ref whose branch is not there, which is how HEAD may be too."""
+    """Return whether git complains about a symbolic ref whose branch does not exist, which is valid as for HEAD."""
     found = _DANGLING.fullmatch(line)
     if found is None:
         return False
@@ -55,6 +57,6 @@ def _dangles(copy: Copy, line: bytes) -> bool:
 
 
 def is_untouched(copy: Copy) -> Steps[bool]:
-    """Return whether a copy has what it had when it was proven to be whole in this move, and nothing else."""
+    """Return whether a copy is unchanged since it was proven to be complete in this move."""
     proof = read_proof(copy.path)
     return proof != "" and proof == (yield from fingerprint(copy.path))

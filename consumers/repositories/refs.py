@@ -1,8 +1,7 @@
-"""The refs of two copies of a repository: what has to be carried from the one to the other, and how they are set.
+"""Plans which refs to carry from one copy of a repository to the other, and sets them.
 
-Three states decide: what the source has, what the target has, and the base, which is what the source had when the
-target last took over all of it. A ref that changed at one of the two only is that one's; one that changed at both is
-a clash, and both values are kept.
+A three-way merge of the source, the target, and the base, which has the source's refs when the target last took over
+all of it. If only one side changed a ref, its value is taken; if both did, it is a clash, and both values are kept.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from consumers.repositories.storage import Copy
 from consumers.repositories.views import view
 
 Refs = Mapping[str, str]
-"""Ref → its object's id, or `ref: <other ref>` where it is symbolic; HEAD is among them."""
+"""Ref → its object's id, or `ref: <other ref>` if it is symbolic; includes HEAD."""
 
 KEPT: Final = "refs/headrace/kept/"
-"""Where a clash's other value is kept, as `<id>/<ref without refs/>`."""
+"""The prefix under which a clash's other value is kept, as `<id>/<ref without refs/>`."""
 
 _SYMBOLIC: Final = "ref: "
 _ELSEWHERE: Final = "ref: refs/heads/.invalid"
-"""What the file HEAD says where refs are stored otherwise (reftable)."""
+"""The content of the file HEAD if refs are stored in a reftable."""
 _LONGEST: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """Set ref `name` of the target to `new`, or delete it (None), provided that it still is `old` (None: not there)."""
+    """Set ref `name` of the target to `new`, or delete it (None), if it still is `old` (None: it does not exist)."""
 
     name: str
     new: str | None
@@ -42,7 +41,7 @@ class Carry:
 
 @dataclass(frozen=True, slots=True)
 class Clash:
-    """Both changed: the source to `source`, the target to `target`, None where it was deleted there."""
+    """A ref that both sides changed: the source to `source`, the target to `target`; None if deleted."""
 
     name: str
     source: str
@@ -50,7 +49,7 @@ class Clash:
 
 
 def plan(base: Refs, source: Refs, target: Refs) -> tuple[list[Carry], list[Clash]]:
-    """Return what brings the target up to the source without undoing what was done at the target."""
+    """Return the changes that bring the target up to date without undoing its own changes."""
     carries: list[Carry] = []
     clashes: list[Clash] = []
     for name in sorted(base.keys() | source.keys()):
@@ -60,7 +59,7 @@ def plan(base: Refs, source: Refs, target: Refs) -> tuple[list[Carry], list[Clas
         if there == before:
             carries.append(Carry(name, here, there))
         elif here is not None and not symbolic(here):
-            # Where one of the two deleted what the other changed, the change counts: nothing is lost.
+            # If one side deleted what the other changed, the change wins, so that nothing is lost.
             clashes.append(Clash(name, here, there))
     return carries, clashes
 
@@ -71,7 +70,7 @@ def symbolic(value: str | None) -> bool:
 
 
 def read_refs(copy: Copy) -> Steps[dict[str, str]]:
-    """Return all refs of a repository as they are now, those that lead nowhere among them."""
+    """Return all current refs of a repository, including dangling ones."""
     refs: dict[str, str] = {}
     opened = yield from view(copy)
     try:
@@ -87,7 +86,7 @@ def read_refs(copy: Copy) -> Steps[dict[str, str]]:
 
 
 def _dangling(repository: Path, listed: Refs) -> Refs:
-    """Return the symbolic refs that git does not list, since what they lead to is not there."""
+    """Return the symbolic refs that git does not list, since their target does not exist."""
     found: dict[str, str] = {}
     for directory, _, names in os.walk(repository / "refs"):
         for name in names:
@@ -111,7 +110,7 @@ def _head(head: Path, opened: View) -> Steps[str]:
 
 
 def _named(opened: View, name: str) -> Steps[str]:
-    """Return what a ref is that may be symbolic."""
+    """Return the value of a ref that may be symbolic."""
     found = yield from asked("symbolic-ref", "--quiet", name, at=opened)
     if found.code == 0:
         return f"{_SYMBOLIC}{os.fsdecode(found.said).strip()}"
@@ -119,7 +118,7 @@ def _named(opened: View, name: str) -> Steps[str]:
 
 
 def set_refs(target: Copy, carries: Sequence[Carry]) -> Steps[None]:
-    """Set refs, each only if it still is as it was; all deletions first, since `a` and `a/b` exclude each other."""
+    """Set refs, each only if it still has its old value; deletions first, since `a` and `a/b` exclude each other."""
     direct = [each for each in carries if each.name != "HEAD" and not symbolic(each.new) and not symbolic(each.old)]
     opened = yield from view(target)
     try:
@@ -135,7 +134,7 @@ def set_refs(target: Copy, carries: Sequence[Carry]) -> Steps[None]:
 
 
 def _set_symbolic(target: Copy, opened: View, carry: Carry) -> Steps[None]:
-    """Set what is symbolic, or was, or is HEAD."""
+    """Set a ref that is or was symbolic, or HEAD."""
     if carry.name == "HEAD" and not (target.path / "reftable").is_dir():
         assert carry.new is not None
         _write_head(target.path / "HEAD", carry.new)
@@ -148,7 +147,7 @@ def _set_symbolic(target: Copy, opened: View, carry: Carry) -> Steps[None]:
 
 
 def _write_head(head: Path, value: str) -> None:
-    """Write HEAD as git does, with its lock; what was a symbolic link stays one as long as it is symbolic."""
+    """Write HEAD as git does, with its lock; a symbolic link stays one while the ref is symbolic."""
     lock = head.with_name("HEAD.lock")
     try:
         status = head.lstat()
@@ -163,7 +162,7 @@ def _write_head(head: Path, value: str) -> None:
         if os.geteuid() == 0:
             os.chown(lock, status.st_uid, status.st_gid, follow_symlinks=False)
     except FileExistsError as error:
-        raise GitFailed("somebody is writing HEAD") from error
+        raise GitFailed("another process is writing HEAD") from error
     lock.replace(head)
 
 

@@ -1,7 +1,7 @@
-"""What is in a repository's directory beside what git itself keeps there, and how a file is copied with all it has.
+"""Lists the files in a repository's directory, and copies a file with all its attributes.
 
-git's objects and refs are looked at as such (objects.py, refs.py); everything else counts as files. What a process
-keeps there only while it is at work, such as locks and objects that are not accepted yet, is left out.
+Git's objects and refs have their own modules (objects.py, refs.py); everything else is a file. Temporary files of
+running processes, such as locks and objects that are not accepted yet, are left out.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _BLOCK: Final = 1 << 20
 _BLOCKS_AT_ONCE: Final = 16
 _ENTRIES_AT_ONCE: Final = 500
 TICK_SECONDS: Final = 0.02
-"""A file system's clock goes in steps: what is written within one of them leaves no trace."""
+"""The tick of a file system's clock: a second write within one tick leaves no trace."""
 _TRIES: Final = 5
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 
 
 class Changing(GitFailed):
-    """It was written to all the while: it is tried again."""
+    """The file keeps changing; the move is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file, directory or symbolic link: what tells whether it was changed. A directory has neither size nor time."""
+    """A file, directory or symbolic link, by which a change is detected. A directory has neither size nor time."""
 
     kind: str
     mode: int
@@ -55,11 +55,11 @@ class Entry:
 
 
 def entry(path: Path) -> Entry:
-    """Return what lies at a path. Raises NotAPlace for what is neither file, directory nor link, and OSError."""
+    """Return the entry at a path. Raises NotAPlace if it is neither file, directory nor link, and OSError."""
     status = path.lstat()
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
-        raise NotAPlace(f"{path.name} is no file, directory or link: remove it")
+        raise NotAPlace(f"{path.name} is not a file, directory or link: remove it")
     return Entry(
         kind,
         stat.S_IMODE(status.st_mode),
@@ -77,10 +77,9 @@ def is_gits(relative: str) -> bool:
 
 
 def walk(top: Path, *, files_only: bool) -> Steps[dict[str, Entry]]:
-    """Return path → what lies there, directories before what is in them; with `files_only` git's objects and refs are
-    left out.
+    """Return path → entry, directories before their content; with `files_only` without git's objects and refs.
 
-    What vanishes meanwhile is left out. Raises NotAPlace for what cannot be moved.
+    Files that vanish meanwhile are left out. Raises NotAPlace for a file that cannot be moved.
     """
     found: dict[str, Entry] = {}
     for number, (relative, path) in enumerate(_walked(top, "", files_only)):
@@ -112,23 +111,23 @@ def _walked(top: Path, relative: str, files_only: bool) -> Iterator[tuple[str, P
 
 
 def _turn(name: str) -> tuple[int, str]:
-    """Return when something is taken: a ref may go from a file of its own to the packed ones, and needs its objects."""
+    """Return the sort key of a path: a loose ref may become a packed one meanwhile, and needs its objects."""
     return ({"refs": 0, "reftable": 1, "packed-refs": 2, "objects": 4}.get(name, 3), name)
 
 
 def _refuse_link(top: Path, relative: str, link: str) -> None:
     if os.path.isabs(link):
         if Path(link).is_relative_to(top) or Path(os.path.realpath(link)).is_relative_to(os.path.realpath(top)):
-            raise NotAPlace(f"the symbolic link {relative} leads to its old place: make it relative")
+            raise NotAPlace(f"the symbolic link {relative} points to the old place: make it relative")
     elif os.path.normpath(os.path.join(os.path.dirname(relative), link)).startswith(".."):
-        raise NotAPlace(f"the symbolic link {relative} leads out of it: make it absolute")
+        raise NotAPlace(f"the symbolic link {relative} points out of the repository: make it absolute")
 
 
 def copy_file(source: Path, target: Path, seconds: float) -> Steps[Entry]:
-    """Copy a file or link to a path where nothing lies, with mode, owner, times and attributes; return what was copied.
+    """Copy a file or link to an unused path, with mode, owner, times and attributes; return the entry copied.
 
-    Raises Changing when the file never stands still, FileNotFoundError when it has gone, GitFailed when something that
-    it has cannot be had by the copy.
+    Raises Changing if the file keeps changing, FileNotFoundError if it is gone, and GitFailed if the copy cannot have
+    one of its attributes.
     """
     deadline = time.monotonic() + seconds
     for _ in range(_TRIES):
@@ -148,7 +147,7 @@ def copy_file(source: Path, target: Path, seconds: float) -> Steps[Entry]:
             target.unlink(missing_ok=True)
             raise
         target.unlink()
-    raise Changing(f"{source.name} is written to all the time")
+    raise Changing(f"{source.name} keeps changing")
 
 
 def _copy_content(source: Path, target: Path, deadline: float) -> Steps[None]:
@@ -167,9 +166,9 @@ def _copy_content(source: Path, target: Path, deadline: float) -> Steps[None]:
 
 
 def dress(source: Path, target: Path) -> None:
-    """Give a copy the owner, attributes, mode and times that the original has.
+    """Give a copy the owner, attributes, mode and times of the original.
 
-    Raises GitFailed when it cannot have them: a copy that its owner cannot use is none.
+    Raises GitFailed if that is not possible: its owner could not use the copy.
     """
     wanted, now = os.lstat(source), os.lstat(target)
     is_link = stat.S_ISLNK(wanted.st_mode)
@@ -181,7 +180,7 @@ def dress(source: Path, target: Path) -> None:
             os.chmod(target, stat.S_IMODE(wanted.st_mode))
     except PermissionError as error:
         raise GitFailed(
-            f"{source.name} has another owner, group or attributes, which {_user()} may not give to a copy:"
+            f"{source.name} has an owner, group or attributes that {_user()} may not set on a copy:"
             " run as root, or as the user that owns the repositories"
         ) from error
     if not stat.S_ISDIR(wanted.st_mode):
@@ -189,7 +188,7 @@ def dress(source: Path, target: Path) -> None:
 
 
 def _copy_attributes(source: Path, target: Path) -> None:
-    """Copy extended attributes, access lists among them; a security module's own are for the target's policy."""
+    """Copy extended attributes, including ACLs; a security module's attributes are left to the target's policy."""
     if sys.platform != "linux":
         return
     try:
@@ -202,7 +201,7 @@ def _copy_attributes(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
                 raise
-            raise GitFailed(f"the new home's file system cannot keep the attribute {name} of {source.name}") from error
+            raise GitFailed(f"the new home's file system cannot store attribute {name} of {source.name}") from error
 
 
 def _user() -> str:

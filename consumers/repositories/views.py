@@ -1,8 +1,8 @@
-"""Views of repositories: what git is given in place of one, so that nothing of its configuration takes effect.
+"""Views of repositories: git runs on a view instead, so that the repository's configuration has no effect.
 
-A view is a directory with a config of ours and links to what the repository consists of: its objects, its refs, the
-linked working trees' HEADs. Of the repository's own settings it has how objects and refs are stored, as git needs to
-know that, and who may write them. There are no hooks in it, no attributes, no remotes and no other objects' lenders.
+A view is a directory with headrace's config and links to the repository's objects, refs and linked working trees'
+HEADs. From the repository's settings it takes only the storage format of objects and refs, which git needs, and who may
+write them. It has no hooks, attributes, remotes or alternates.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from consumers.repositories.storage import Copy
 _LINKED: Final = ("objects", "refs", "packed-refs", "reftable", "worktrees", "shallow")
 _TELLING: Final = re.compile(rb"extensions|sharedrepository|repositoryformatversion\s*=\s*[^01\s]", re.IGNORECASE)
 _TAKEN: Final = r"^(core\.repositoryformatversion|core\.sharedrepository|extensions\..*)$"
-# Where the rest of the settings of a working tree is, and from whom missing objects may be had: both are no matter.
+# Further settings of a working tree, and the remote of a partial clone: neither is needed.
 _LEFT: Final = frozenset(("extensions.worktreeconfig", "extensions.partialclone"))
 _PROMISED: Final = '[extensions]\n\tpartialClone = nowhere\n[remote "nowhere"]\n\tpromisor = true\n'
 
 
 def view(copy: Copy, config: str = "") -> Steps[View]:
-    """Make a view of a repository, to be closed by the caller; `config` is added to its settings.
+    """Create a view of a repository, to be closed by the caller; `config` is added to its settings.
 
-    Raises GitFailed where its config cannot be read, and OSError.
+    Raises GitFailed if its config cannot be read, and OSError.
     """
     taken = yield from _taken(copy.path / "config")
     path = copy.scratch()
@@ -48,20 +48,20 @@ def view(copy: Copy, config: str = "") -> Steps[View]:
 
 
 def promising_view(copy: Copy) -> Steps[View]:
-    """Make a view in which git does not miss what a partial clone leaves out; it has no place to fetch that from."""
+    """Create a view in which git accepts the missing objects of a partial clone, without a remote to fetch them."""
     partial = any(copy.path.glob("objects/pack/*.promisor"))
     return (yield from view(copy, _PROMISED if partial else ""))
 
 
 def owner_of(path: Path) -> Owner | None:
-    """Return the user that git has to run as to leave files of the owner's, None where this process is the one."""
+    """Return the user that git has to run as so that its files belong to the owner, None for this process's user."""
     status = path.stat()
     owner = (status.st_uid, status.st_gid)
     return owner if os.geteuid() == 0 and owner != (0, 0) else None
 
 
 def _taken(config: Path) -> Steps[str]:
-    """Return those settings of a repository that its view has too."""
+    """Return the settings that the view takes from the repository."""
     try:
         content = config.read_bytes()
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Where an application finds a repository while it moves."""
+"""Routes applications to repositories while these move."""

@@ -1,10 +1,10 @@
-"""Where an application finds a repository while `rehash_moves` moves it from its md5 home to its rendezvous home.
+"""Looks up a repository's nodes while `rehash_moves` moves it from its md5 home to its rendezvous home.
 
-The migration goes through the names in order, in each of the partitions of `consumers.routing.placement`, and says in
-`headrace.rehash_cursors` how far it is. A reader keeps what the table said, asks again once a second, whatever the
-number of its threads, and never for a name.
+The migration goes through the names in order, in each of the partitions of `consumers.routing.placement`, and records
+its progress in `headrace.rehash_cursors`. A reader caches the table and reads it again once a second, regardless of the
+number of its threads, and never for a single name.
 
-The rule, which docs/routing.md explains: ask the first of `homes(name)`; if it has no such repository, ask the
+The rule, which docs/how-to/routing.md explains: ask the first of `homes(name)`; if it has no such repository, ask the
 second, once. A repository that is there is then found at every moment, however old the cursors are.
 """
 
@@ -30,18 +30,18 @@ from schemas.errors import HeadraceError, SettingsError, Unavailable
 _QUERY: Final = "SELECT partition, upto, finished FROM headrace.rehash_cursors"
 
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a first question waits for the database's first answer, and a close for the end of one under way."""
+"""How long the first lookup waits for the first query, and a close for a query in progress."""
 
 _LOG: Final = logging.getLogger(__name__)
-"""Python's own, which an application has set up: headrace's log is that of headrace's commands."""
+"""Python's own logging, which the application configures: headrace's log belongs to headrace's commands."""
 
 
 class CursorTooOld(Unavailable):
-    """Ask the two of `homes(name)`, which are right at any time, or wait for the database."""
+    """Ask the two nodes of `homes(name)`, which are always right, or wait for the database."""
 
 
 class Cursor(NamedTuple):
-    """How far one partition is: every name up to and with `upto` was passed, or all of them."""
+    """The progress of one partition: every name up to and including `upto` was passed, or all of them."""
 
     upto: bytes | None
     finished: bool
@@ -52,27 +52,27 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the table said at `asked_at`, by the reader's clock, in seconds; nothing is older than that."""
+    """The table's content, not older than `asked_at`, in seconds of the reader's clock."""
 
     asked_at: float
     cursors: Mapping[int, Cursor] = field(default_factory=dict)
-    """By partition; one that is not there has passed nothing."""
+    """By partition; a missing one has passed no name."""
 
     def algorithm(self, name: str) -> Algorithm:
-        """Return what the name is placed by: rendezvous once its partition's cursor has passed it."""
+        """Return the algorithm that places the name: rendezvous once its partition's cursor has passed it."""
         cursor = self.cursors.get(partition_of(name))
         return Algorithm.RENDEZVOUS if cursor is not None and cursor.passed(order_key(name)) else Algorithm.MD5
 
 
 NEVER: Final = Reading(asked_at=float("-inf"))
-"""The reading of a reader that could not ask yet."""
+"""The reading before the first query."""
 
 
 def homes(placement: Placement, name: str, reading: Reading) -> tuple[str, ...]:
-    """Return the two nodes to ask for a repository, in this order; one where both are the same.
+    """Return the two nodes to ask for a repository, in this order; one if both are the same.
 
-    The second counts when the first has no such repository: it is on its way, was cloned there by somebody whose
-    cursors were older or newer, or could not be moved.
+    The second has the repository if the first does not: it is being moved, was cloned there by a process with older or
+    newer cursors, or could not be moved.
     """
     chosen = reading.algorithm(name)
     first = placement.home(name, chosen)
@@ -98,9 +98,9 @@ class Database:
         self._connection: psycopg.Connection | None = None
 
     def ask(self) -> Mapping[int, Cursor]:
-        """Return the cursors, none where the migration never ran.
+        """Return the cursors, none if the migration never ran.
 
-        Raises DatabaseUnavailable, SettingsError, or PreflightFailed where the role may not read them.
+        Raises DatabaseUnavailable, SettingsError, or PreflightFailed if the role may not read them.
         """
         try:
             with postgres.translated(self._dsn):
@@ -129,18 +129,18 @@ class Database:
             self._connection.execute("SET statement_timeout = '5s'")
             if self._connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 raise SettingsError(
-                    f"{postgres.described(self._dsn)} is a standby, whose cursors may be older than they look",
-                    remedy="give routing the dsn of the primary",
+                    f"{postgres.described(self._dsn)} is a standby, whose cursors may be out of date",
+                    remedy="use the dsn of the primary for routing",
                 )
         return self._connection
 
 
 class Router:
-    """Answers for an application where a repository is. Thread-safe; close it, or use it in a `with`.
+    """Looks up repositories for an application. Thread-safe; close it, or use it in a `with`.
 
-    Asking for a name does no I/O: one thread of its own reads the cursors every `refresh_seconds`, from the first
-    question on; in a process that was forked it begins anew. While the database is away the router goes on with what
-    it knew, says so once in the log, and `homes` stays right.
+    A lookup does no I/O: a background thread reads the cursors every `refresh_seconds` from the first lookup on; in a
+    forked process it is started again. While the database is unavailable the router uses the last cursors and logs that
+    once, and `homes` stays right.
     """
 
     def __init__(
@@ -170,12 +170,12 @@ class Router:
     def home(self, name: str) -> str:
         """Return the node that a repository belongs to now, such as for a new clone.
 
-        Raises CursorTooOld when that is not sure, since the database did not answer for half of `grace_seconds`.
+        Raises CursorTooOld if that is uncertain, since the database did not respond for half of `grace_seconds`.
         """
         reading = self._latest()
         if self._clock() - reading.asked_at > self._sure_seconds:
             raise CursorTooOld(
-                f"how far rehash_moves is was known {self._age(reading)}: {self._problem or 'no answer'}"
+                f"the cursors of rehash_moves were last read {self._age(reading)}: {self._problem or 'no response'}"
             )
         return self._placement.home(name, reading.algorithm(name))
 
@@ -186,7 +186,7 @@ class Router:
         self.close()
 
     def close(self) -> None:
-        """Stop asking the database. What is asked of the router later starts it again."""
+        """Stop reading the cursors. A later lookup starts it again."""
         with self._lock:
             self._stopping.set()
             if self._thread is not None:
@@ -197,12 +197,12 @@ class Router:
         return "never" if reading is NEVER else f"{self._clock() - reading.asked_at:.0f} seconds ago"
 
     def _latest(self) -> Reading:
-        # A process that was forked has the object and not the thread.
+        # A forked process has the object but not the thread.
         if self._thread is None or not self._thread.is_alive():
             self._start()
         asked = self._asked
         if not asked.wait(_PATIENCE_SECONDS):
-            asked.set()  # nobody else waits
+            asked.set()  # no other thread waits
         return self._reading
 
     def _start(self) -> None:
@@ -228,13 +228,13 @@ class Router:
         at = self._clock()
         try:
             cursors = table.ask()
-        except Exception as error:  # whatever it is, the application's reads go on
+        except Exception as error:  # of any kind, since the application's lookups must continue
             if str(error) != self._problem:
-                _LOG.warning("routing goes on with the cursors that it knows: %s", error)
+                _LOG.warning("routing uses old cursors: %s", error)
             self._problem = str(error)
         else:
             if self._problem is not None:
-                _LOG.info("routing knows the cursors again")
+                _LOG.info("routing has current cursors again")
             self._problem = None
-            if at >= self._reading.asked_at:  # of a thread that was told to end and did not yet, it may be older
+            if at >= self._reading.asked_at:  # a thread that is being stopped may have an older reading
                 self._reading = Reading(at, cursors)

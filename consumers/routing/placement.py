@@ -1,11 +1,11 @@
-"""Which gitserver node a repository lives on: by md5 of its name, as it was, and by rendezvous hashing, as it will be.
+"""Computes a repository's gitserver node: by md5 of its name, as before the moves, and by rendezvous hashing, as after.
 
-Pure, and the same to the bit as what gitserver computes, so that what is on the disks is found. Every function takes
-the name as it is in the database and normalises it itself. Give none of them a name that is normalised already: as
-gitserver's, the rule is not idempotent (`a.git.git` becomes `a.git`, and that `a`).
+Pure, and identical to gitserver's computation, so that repositories on the disks are found. Every function takes the
+name as it is in the database and normalises it itself. Do not pass a normalised name: like gitserver's, the rule is not
+idempotent (`a.git.git` becomes `a.git`, and that `a`).
 
-Bytes that are not UTF-8 are in a str as `surrogateescape` puts them there, and are hashed as the bytes they were. A
-str that has any other lone surrogate is no name, and raises UnicodeEncodeError.
+Bytes that are not UTF-8 are represented by `surrogateescape`, and hashed as the original bytes. A str with any other
+lone surrogate is not a name, and raises UnicodeEncodeError.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ import xxhash
 from schemas.errors import UsageError
 
 PARTITIONS: Final = 16
-"""How many parts the names are divided into, each with a cursor of its own; see `partition_of`."""
+"""The number of partitions of the names, each with its own cursor; see `partition_of`."""
 
 _DELETED: Final = re.compile(r"(?:DELETED-[0-9]+\.[0-9]+-)+")
 _FULLY_FOLDED: Final = "github.com"
 _MASK: Final = 2**64 - 1
 
 _BY_RUNE: Final = {0x130: "i", 0x3A3: "\u03c3"} | dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")
-"""Where Go's lower-casing, rune by rune, differs from Python's: İ stays one letter, a final Σ is no exception, and a
-byte that is not UTF-8 becomes the replacement character."""
+"""The differences of Go's lower-casing, rune by rune, from Python's: İ stays one letter, a final Σ is no exception, and
+a byte that is not UTF-8 becomes the replacement character."""
 
 
 class Algorithm(StrEnum):
-    """How a name's node is chosen."""
+    """The algorithm that chooses a name's node."""
 
     MD5 = "md5"
     """By position in the list of nodes: another order or number of nodes moves most names."""
     RENDEZVOUS = "rendezvous"
-    """By the highest score of name and node: a node that goes or comes moves only its own names."""
+    """By the highest score of name and node: adding or removing a node moves only its own names."""
 
 
 def normalised(name: str) -> str:
     """Return the form of a repository's name that is hashed and ordered; may be empty (`a/..`).
 
-    `DELETED-<digits>.<digits>-` before a name, which marks a repository as deleted, is not part of it. Then as
-    gitserver does: a trailing `.git` goes, the path is cleaned (`.`, `..`, slashes), the host, which is what stands
-    before the first slash, is lower-cased, for github.com the path too. A name without a slash keeps its case.
+    The prefix `DELETED-<digits>.<digits>-`, which marks a repository as deleted, is removed. Then, as in gitserver, a
+    trailing `.git` is removed, the path is cleaned (`.`, `..`, slashes), and the host, the part before the first slash,
+    is lower-cased; for github.com the path too. A name without a slash keeps its case.
     """
     if deleted := _DELETED.match(name):
         name = name[deleted.end() :]
-    # normpath knows nothing above a root, but keeps two slashes at the start for themselves.
+    # normpath drops `..` above the root, but keeps two leading slashes.
     path = posixpath.normpath("/" + name.removesuffix(".git").lstrip("/"))[1:]
     host, slash, rest = path.partition("/")
     if not slash:
@@ -64,27 +64,27 @@ def normalised(name: str) -> str:
 
 
 def order_key(name: str) -> bytes:
-    """Return what names are ordered by: the bytes of the normalised name, which is the order of COLLATE "C"."""
+    """Return the sort key of a name: the bytes of its normalised form, in the order of COLLATE "C"."""
     return _bytes(normalised(name))
 
 
 def partition_of(name: str) -> int:
-    """Return which of the PARTITIONS a name belongs to, by crc32 of its normalised name."""
+    """Return the partition of a name, by crc32 of its normalised form."""
     return zlib.crc32(order_key(name)) % PARTITIONS
 
 
 def md5_home(name: str, nodes: Sequence[str]) -> str:
-    """Return the name's node by md5; the order of `nodes` counts. At least one node."""
+    """Return the name's node by md5; depends on the order of `nodes`, which must not be empty."""
     return _by_md5(order_key(name), nodes)
 
 
 def rendezvous_home(name: str, nodes: Sequence[str]) -> str:
-    """Return the name's node by rendezvous hashing; of two equal scores the earlier node's wins. At least one node."""
+    """Return the name's node by rendezvous hashing; of equal scores the earlier node wins. Needs at least one node."""
     return _by_rendezvous(order_key(name), tuple(nodes))
 
 
 def home(name: str, nodes: Sequence[str], algorithm: Algorithm) -> str:
-    """Return the name's node by `algorithm`. At least one node; pins are `Placement`'s."""
+    """Return the name's node by `algorithm`, without pins (see `Placement`). Needs at least one node."""
     return md5_home(name, nodes) if algorithm is Algorithm.MD5 else rendezvous_home(name, nodes)
 
 
@@ -92,16 +92,16 @@ def home(name: str, nodes: Sequence[str], algorithm: Algorithm) -> str:
 class Placement:
     """The nodes in their order, and the names that are pinned to one of them before anything is hashed.
 
-    Raises UsageError when there is no node, or when two spellings of a name are pinned to different nodes.
+    Raises UsageError if there is no node, or if two spellings of a name are pinned to different nodes.
     """
 
     nodes: tuple[str, ...]
     pins: Mapping[str, str] = field(default_factory=dict)
-    """Repository name, in any spelling of it → node."""
+    """Repository name, in any spelling → node."""
 
     def __post_init__(self) -> None:
         if not self.nodes:
-            raise UsageError("there are no gitserver nodes", remedy="list them, in the application's own order")
+            raise UsageError("there are no gitserver nodes", remedy="list them in the application's order")
         for name, node in self.pins.items():
             if self._pinned[order_key(name)] != node:
                 raise UsageError(

@@ -1,7 +1,7 @@
-"""Answers over HTTP where a repository is, for readers in languages that have no router of their own.
+"""Serves lookups of repositories over HTTP, for readers in languages without a router.
 
-Read-only: it knows what `Router` knows, and the database is asked once in `refresh_seconds`, however many questions
-there are.
+Read-only: it answers from a `Router`, and the database is queried once per `refresh_seconds`, regardless of the number
+of requests.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from consumers.routing.lookup import CursorTooOld
 from schemas.errors import SettingsError
 
 _CONNECTIONS: Final = 256
-"""How many may be open at a time; one more is closed at once."""
+"""The limit of open connections; one more is closed at once."""
 _IDLE_SECONDS: Final = 60.0
 _REQUEST_SECONDS: Final = 10.0
-"""How long a request may take to arrive and its answer to be taken: a byte now and then would keep a thread."""
+"""The time limit for receiving a request and sending its response: a slow client would keep a thread."""
 _MAKING_ROOM_SECONDS: Final = 0.2
 _LONGEST_NAME: Final = 1 << 15
 
 
 class Routes(Protocol):
-    """What is asked; `Router` is one."""
+    """The lookups that are served; implemented by `Router`."""
 
     def homes(self, name: str) -> tuple[str, ...]: ...
     def home(self, name: str) -> str: ...
 
 
 class RouteServer(ThreadingHTTPServer):
-    """Listens from the beginning on, answers within `serve_forever`, in a thread for each connection."""
+    """Listens from its creation, and answers within `serve_forever`, with a thread per connection."""
 
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
 
     def __init__(self, address: str, port: int, routes: Routes) -> None:
-        """Raise SettingsError where the address cannot be listened on; `port` 0 chooses a free one."""
+        """Raise SettingsError if it cannot listen on the address; `port` 0 chooses a free one."""
         self.routes = routes
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         self._idle: dict[socket.socket, float] = {}
@@ -54,12 +54,12 @@ class RouteServer(ThreadingHTTPServer):
             super().__init__((address, port), _Answer)
         except OSError as error:
             raise SettingsError(
-                f"{address} port {port} cannot be listened on: {error.strerror}",
+                f"cannot listen on {address} port {port}: {error.strerror}",
                 remedy="choose another with --address and --port",
             ) from error
 
     def server_bind(self) -> None:
-        """Bind as any server: http.server's own asks DNS for a name that nothing here uses. See socketserver."""
+        """Bind without http.server's DNS query for a name that is not used here. See socketserver."""
         TCPServer.server_bind(self)
 
     @property
@@ -67,14 +67,14 @@ class RouteServer(ThreadingHTTPServer):
         return int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, if one is free. See socketserver.BaseServer."""
+        """Answer in a new thread, if the limit allows. See socketserver.BaseServer."""
         if self._free.acquire(blocking=False) or self._made_room():
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer all that a connection asks. See socketserver.ThreadingMixIn."""
+        """Answer all requests of a connection. See socketserver.ThreadingMixIn."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -82,28 +82,28 @@ class RouteServer(ThreadingHTTPServer):
             self._free.release()
 
     def idle(self, connection: socket.socket) -> None:
-        """Note that a connection asks nothing: one that does so for longest is closed for a new one."""
+        """Record that a connection is idle: the one that is idle for longest is closed for a new one."""
         self._asking.pop(connection, None)
         self._idle[connection] = time.monotonic()
 
     def asking(self, connection: socket.socket) -> None:
-        """Note that a request begins to arrive; it is cut off unless `done` is called in time."""
+        """Record that a request begins to arrive; its connection is cut unless `done` is called in time."""
         self._idle.pop(connection, None)
         self._asking[connection] = time.monotonic() + _REQUEST_SECONDS
 
     def done(self, connection: socket.socket) -> None:
-        """Note that a request was answered, or given up."""
+        """Record that a request was answered, or given up."""
         self._asking.pop(connection, None)
 
     def service_actions(self) -> None:
-        """Cut off requests that take too long; called twice a second. See socketserver.BaseServer."""
+        """Cut connections whose request takes too long; called twice a second. See socketserver.BaseServer."""
         now = time.monotonic()
         for connection, until in list(self._asking.items()):
             if now > until:
                 _cut(connection)
 
     def _made_room(self) -> bool:
-        """Whether a connection that asked nothing was closed for another one."""
+        """Whether an idle connection was closed for another one."""
         longest = min(self._idle.items(), key=lambda each: each[1], default=None)
         if longest is None:
             return False
@@ -112,17 +112,17 @@ class RouteServer(ThreadingHTTPServer):
         return self._free.acquire(timeout=_MAKING_ROOM_SECONDS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that goes away is no failure of ours."""
+        """Log nothing: a client that disconnects is not an error of the server."""
 
 
 def _cut(connection: socket.socket) -> None:
-    """Have whoever reads from a connection, or writes to it, find it closed."""
+    """Shut a connection down for reading and writing."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """One connection's questions."""
+    """The requests of one connection."""
 
     server: RouteServer
     protocol_version = "HTTP/1.1"
@@ -131,7 +131,7 @@ class _Answer(BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
 
     def handle_one_request(self) -> None:
-        """Wait for a request, and answer it within its time; see http.server.BaseHTTPRequestHandler."""
+        """Wait for a request, and answer it within the time limit; see http.server.BaseHTTPRequestHandler."""
         self.server.idle(self.connection)
         try:
             begins = self.rfile.peek(1)  # type: ignore[attr-defined]  # it is a BufferedReader
@@ -172,8 +172,8 @@ class _Answer(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _refuse(self) -> None:
-        self.close_connection = True  # what it sends is not read
-        self._say(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "this server only answers GET"})
+        self.close_connection = True  # the request's body is not read
+        self._say(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "this server supports only GET"})
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
 
@@ -190,4 +190,4 @@ class _Answer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *_: Any) -> None:
-        """Say nothing of a request: names are data."""
+        """Log no request: names are data."""

@@ -1,6 +1,6 @@
-"""Which code path serves a repository of the registry, by its migration status (seed 004).
+"""Chooses the code path that serves a repository of the registry, by its migration status (seed 004).
 
-For readers: a pure function of what stands in the row, so that they need no connection of their own.
+For readers: a pure function of the row, so that they need no further connection.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from schemas.errors import Refused
 
 
 class Status(StrEnum):
-    """What `migration_status` may say."""
+    """The values of `migration_status`."""
 
     NATIVE = "native"
-    """Created on the database, and never anywhere else."""
+    """Created on the database, never imported."""
     PRE_IMPORT_IN_PROGRESS = "pre_import_in_progress"
     PRE_IMPORT_COMPLETE = "pre_import_complete"
     PRE_IMPORT_FAILED = "pre_import_failed"
@@ -27,7 +27,7 @@ class Status(StrEnum):
 
 
 class CodePath(Enum):
-    """Who serves a repository."""
+    """The code path that serves a repository."""
 
     DATABASE = "database"
     OLD = "old"
@@ -35,23 +35,23 @@ class CodePath(Enum):
 
 
 ON_DATABASE: Final = frozenset((Status.NATIVE, Status.IMPORT_COMPLETE))
-"""The states in which all of a repository is in the database. Half an import is not."""
+"""The states in which a repository is completely in the database; a partial import is not."""
 
 
 class UnknownStatus(Refused):
-    """Nothing is served by guess: add the status to consumers/routing/status_routing.py once it is known."""
+    """Add the status to consumers/routing/status_routing.py; an unknown one is never served by guess."""
 
 
 def status_of(text: str | None) -> Status:
-    """Return the status that a row says; one without, as before the backfill, is native. Raises UnknownStatus."""
+    """Return a row's status; a row without one, as before the backfill, is native. Raises UnknownStatus."""
     if not text:
         return Status.NATIVE
     try:
         return Status(text)
     except ValueError:
-        raise UnknownStatus(f"no code path is known for the migration status {text[:40]!r}") from None
+        raise UnknownStatus(f"unknown migration status {text[:40]!r}") from None
 
 
 def code_path(text: str | None) -> CodePath:
-    """Return who serves a repository whose row says `text`. Raises UnknownStatus."""
+    """Return the code path of a repository with status `text`. Raises UnknownStatus."""
     return CodePath.DATABASE if status_of(text) in ON_DATABASE else CodePath.OLD

@@ -1,1 +1,1 @@
-"""A member of a consumer group: the loop, and what it is made of."""
+"""The consumer: its loop and its parts."""

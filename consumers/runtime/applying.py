@@ -1,7 +1,7 @@
-"""Settles what was read: decides, applies with the ledger in one transaction, and says what has to be read again.
+"""Applies the records that were read: decides them and writes effects and ledger in one transaction.
 
-A sub-batch that fails is looked up in the error table: tried again, or done in pieces down to the one change at
-fault. A partition whose next event is of a transaction that is not visible yet is settled up to there, and waits.
+A sub-batch that fails is handled by the error policy: retried, or bisected down to the change at fault. A partition
+whose next event belongs to a transaction that is not visible yet is applied up to there, and waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psycopg
 from confluent_kafka import Message
 
 from consumers.contract import contract_checks
-from consumers.contract.decisions import Change, Park
+from consumers.contract.decisions import Change, DeadLetter
 from consumers.delivery import dead_letter_rows
 from consumers.ledger import fence
 from consumers.ledger.error_policy import locked, reason_of, rule_for, timed_out
@@ -36,21 +36,21 @@ from schemas.positions import Offset
 from schemas.xid_snapshot import Hidden
 
 _IMPATIENT_MS: Final = 250
-"""How long a lock is waited for that was not granted in the session's lock_timeout just before."""
+"""The lock timeout right after a wait for the same lock timed out."""
 
 
 class Outcome(Enum):
-    """What became of a sub-batch."""
+    """The outcome of a sub-batch."""
 
     SETTLED = "settled"
     SET_ASIDE = "set aside"
-    """Settled as far as it is visible; what was planned behind it has to be planned anew."""
+    """Settled as far as it is visible; what was planned after it has to be planned again."""
     READ_AGAIN = "read again"
-    """Not settled, or not known: the position was read anew from the ledger, or the consumer stops."""
+    """Not settled, or unknown: the position was reread from the ledger, or the consumer stops."""
 
 
 class Applying:
-    """Applies one consumer's events, in the run that its positions are of."""
+    """Applies one consumer's events, in the run of its positions."""
 
     def __init__(self, parts: Parts, stopping: threading.Event, interruptions: Interruptions) -> None:
         self._migration = parts.migration
@@ -60,7 +60,7 @@ class Applying:
         self._group = parts.group
         self._target = parts.target
         self._ledger_positions = parts.positions
-        self._parking = parts.parking
+        self._dead_letter_writer = parts.dead_letter_writer
         self._pacing = parts.pacing
         self._breaker = parts.breaker
         self._stopping = stopping
@@ -80,14 +80,14 @@ class Applying:
         return self._ledger_positions.run
 
     def process(self, records: Sequence[Message]) -> None:
-        """Settle `records`. Raises what ends the consumer; the ledger is right."""
+        """Settle `records`. Raises what ends the consumer, with a correct ledger."""
         self._generation = self._group.generation
         while records:
             records = self._settle_batch(records)
         self._failing.end()
 
     def _settle_batch(self, records: Sequence[Message]) -> Sequence[Message]:
-        """Settle what was read; return what has to be planned once more, nothing when all is done or read again."""
+        """Settle `records`; return those to plan again, none if all are settled or will be read again."""
         plan = self._planner.plan(records, self._positions(), lambda: self._pacing.limit)
         with contextlib.closing(self._ahead.of(plan)) as sub_batches:
             for sub_batch in sub_batches:
@@ -102,17 +102,17 @@ class Applying:
         return ()
 
     def _settle(self, sub_batch: SubBatch, records: Sequence[Message]) -> Outcome:
-        """Carry out a sub-batch of `records`, whatever it takes."""
+        """Apply a sub-batch of `records`, with retries."""
         attempt = looks = 0
         while not self._stopping.is_set():
             try:
-                if sub_batch.parked:
-                    # Only what this consumer may settle now is parked.
+                if sub_batch.dead_letters:
+                    # Write dead letters only while this consumer may settle them.
                     with self._transaction(sub_batch):
                         pass
-                    self._parking.keep(sub_batch.parked, self.run)
+                    self._dead_letter_writer.keep(sub_batch.dead_letters, self.run)
                 self._apply(sub_batch)
-                if sub_batch.parked:
+                if sub_batch.dead_letters:
                     self._breaker.look(self.run)
             except NotVisibleYet as early:
                 if looks == len(SHORT_WAITS):
@@ -131,12 +131,12 @@ class Applying:
     def _refused(
         self, sub_batch: SubBatch, records: Sequence[Message], error: psycopg.Error | HeadraceError, attempt: int
     ) -> Outcome | None:
-        """Do what the error table says of a sub-batch that failed; None: the same transaction may be tried again."""
+        """Apply the error policy to a sub-batch that failed; None if the same transaction may be retried."""
         verdict, failure = self._failing.judge(sub_batch, error, attempt)
         if verdict is Verdict.AGAIN:
             return None
         if verdict is not Verdict.RECOVER:
-            return self._split(sub_batch, records, error, park=verdict is Verdict.PARK)
+            return self._split(sub_batch, records, error, gives_up=verdict is Verdict.DEAD_LETTER)
         if locked(error) and len(sub_batch.changes) == 1:
             place, offset = origin_of(sub_batch.origins[0])
             return self._set_aside(sub_batch, records, {place: Waiting(offset, None)})
@@ -150,7 +150,7 @@ class Applying:
         return None
 
     def _set_aside(self, sub_batch: SubBatch, records: Sequence[Message], waiting: Mapping[Place, Waiting]) -> Outcome:
-        """Settle what can be of a sub-batch; its `waiting` partitions wait, each from its first event that cannot."""
+        """Settle what is possible of a sub-batch; each `waiting` partition waits from its first event that is not."""
         part = [record for record in records[sub_batch.start : sub_batch.end] if not _beyond(record, waiting)]
         outcome = self._piecemeal(part, max(1, len(sub_batch.changes)))
         if outcome is Outcome.READ_AGAIN:
@@ -163,7 +163,7 @@ class Applying:
 
     @contextlib.contextmanager
     def _impatience(self, wanted: bool) -> Iterator[None]:
-        """Look for the row that is locked without waiting long for each part of a transaction that waited for it."""
+        """Use a short lock timeout while bisecting a transaction that timed out waiting for a row lock."""
         before, self._impatient = self._impatient, wanted or self._impatient
         try:
             yield
@@ -171,7 +171,7 @@ class Applying:
             self._impatient = before
 
     def bring_back(self) -> None:
-        """Read on in the partitions that need not wait any more."""
+        """Continue reading partitions that no longer have to wait."""
         self.waiting.keep_only(self._group.aside)
         if self.waiting.due():
             for place in self._target.ask(self.waiting.look):
@@ -183,23 +183,23 @@ class Applying:
         limit: int,
         overrides: Overrides = {},  # noqa: B006 - read only
     ) -> Iterator[SubBatch]:
-        """Plan in this thread, while the one that plans ahead rests: no two threads decide at once."""
+        """Plan in this thread while the prefetch thread is idle, so that no two threads call `decide` at once."""
         self._ahead.rest()
         return self._planner.plan(records, self._positions(), limit, overrides)
 
     def _positions(self) -> Mapping[Place, Offset]:
-        """Return the offset that each partition needs next, of those that do not wait."""
-        # Those that are not read: what is read of any other has to be settled, or the ledger would step over it.
+        """Return the next offset of each partition that does not wait."""
+        # Only waiting ones may be ignored: records of any other partition must be settled, or they would be skipped.
         waiting = self._group.aside
         return {place: offset for place, offset in self._group.positions.items() if place not in waiting}
 
     @contextlib.contextmanager
     def _transaction(self, sub_batch: SubBatch) -> Iterator[Cursor]:
-        """Open a transaction that may write what the sub-batch asks for, and sees the transactions of its events."""
+        """Open a transaction that may write the sub-batch and sees the transactions of its events."""
         with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
             hidden = self._hold(cursor)
             if self._group.generation != self._generation:
-                # While the database was waited for. What was read is of no use, also where a partition is back.
+                # A rebalance during a wait for the database. The records are invalid, even if a partition is back.
                 raise LedgerMoved("partitions came or went since these records were read")
             if waiting := sub_batch.waiting(hidden):
                 raise NotVisibleYet(waiting)
@@ -217,7 +217,7 @@ class Applying:
         )
 
     def _apply(self, sub_batch: SubBatch) -> None:
-        """Do one transaction: ownership, effects, ledger. Whatever is raised, nothing was written."""
+        """Run one transaction: ownership, effects, ledger. If it raises, nothing was written."""
         for advance in sub_batch.advances:
             advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
         started = time.monotonic()
@@ -225,15 +225,15 @@ class Applying:
             applied = contract_checks.apply(self._migration, cursor, sub_batch.changes) if sub_batch.changes else 0
             held = self._ledger.advance(cursor, self.run, sub_batch.advances, applied)
             contract_checks.require_held(self._migration, held)
-            dead_letter_rows.record(cursor, self._migration.name, self.run, self._database, sub_batch.parked)
+            dead_letter_rows.record(cursor, self._migration.name, self.run, self._database, sub_batch.dead_letters)
         self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
         self._failing.applied(applied)
         self._count(sub_batch, applied)
 
     def _try_out(self, change: Change, sub_batch: SubBatch) -> bool:
-        """Do the transaction of `change` in place of those of `sub_batch`, and roll it back; raises what it raises.
+        """Run the transaction of `change` in place of `sub_batch`'s changes, and roll it back.
 
-        Returns whether it changed something.
+        Returns whether it changed something. Raises what the transaction raises.
         """
         with self._target.connection.transaction(force_rollback=True), self._target.connection.cursor() as cursor:
             self._hold(cursor)
@@ -248,27 +248,27 @@ class Applying:
             self._rates[advance.place].add(advance.events)
         self.waiting.moved([advance.place for advance in sub_batch.advances])
         events = sum(advance.events for advance in sub_batch.advances)
-        parked = sum(advance.parked for advance in sub_batch.advances)
-        skipped = events - parked - applied
+        dead_letters = sum(advance.dead_letters for advance in sub_batch.advances)
+        skipped = events - dead_letters - applied
         self.totals.transactions += 1
         self.totals.events += events
         self.totals.applied += applied
         self.totals.skipped += skipped
-        self.totals.parked += parked
+        self.totals.dead_letters += dead_letters
         metrics.APPLIED.labels(self._migration.name).inc(applied)
         metrics.SKIPPED.labels(self._migration.name).inc(skipped)
-        metrics.PARKED.labels(self._migration.name).inc(parked)
+        metrics.DEAD_LETTERS.labels(self._migration.name).inc(dead_letters)
 
-    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: Exception, *, park: bool) -> Outcome:
-        """Do a refused sub-batch in halves, or park the change that is refused alone."""
+    def _split(self, sub_batch: SubBatch, records: Sequence[Message], error: Exception, *, gives_up: bool) -> Outcome:
+        """Apply a rejected sub-batch in halves, or make a change that is rejected alone a dead letter."""
         overrides: Overrides = {}
-        if park and isinstance(error, psycopg.Error):
-            overrides = {origin_of(sub_batch.origins[0]): Park(reason_of(error))}
+        if gives_up and isinstance(error, psycopg.Error):
+            overrides = {origin_of(sub_batch.origins[0]): DeadLetter(reason_of(error))}
         part = records[sub_batch.start : sub_batch.end]
         return self._piecemeal(part, max(1, len(sub_batch.changes) // 2), overrides)
 
     def _piecemeal(self, records: Sequence[Message], limit: int, overrides: Overrides | None = None) -> Outcome:
-        """Settle `records` in pieces of at most `limit` changes."""
+        """Settle `records` in sub-batches of at most `limit` changes."""
         outcome = Outcome.SETTLED
         while records:
             left: Sequence[Message] = ()
@@ -277,18 +277,18 @@ class Applying:
                 if settled is Outcome.READ_AGAIN:
                     return settled
                 if settled is Outcome.SET_ASIDE:
-                    # What follows was planned for a partition that waits now.
+                    # The rest was planned for a partition that now waits.
                     outcome, left = settled, records[piece.end :]
                     break
             records = left
         return outcome
 
     def close(self) -> None:
-        """End the thread that plans ahead."""
+        """Stop the prefetch thread."""
         self._ahead.close()
 
 
 def _beyond(record: Message, waiting: Mapping[Place, Waiting]) -> bool:
-    """Whether a record is not before the first event of its partition that has to wait."""
+    """Whether a record is at or after the first event of its partition that has to wait."""
     place, offset = origin_of(record)
     return place in waiting and offset >= waiting[place].offset

@@ -1,4 +1,4 @@
-"""Composes a consumer: opens its clients of Kafka and of the registry, and gives it what it works with."""
+"""Assembles a consumer: creates its Kafka and schema registry clients and its other parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
-from consumers.delivery.dead_letter_topic import Parking
+from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.delivery.group import Group, member_name
 from consumers.delivery.topics import schemas_of, source_topics
 from consumers.ledger.owner_lookup import require_not_elsewhere
@@ -22,7 +22,7 @@ from consumers.runtime.consumer import Consumer
 from consumers.runtime.external_driver import Working
 from consumers.runtime.ledger_positions import LedgerPositions
 from consumers.runtime.parts import Parts
-from consumers.runtime.throttle import Holding
+from consumers.runtime.throttle import Throttle
 from consumers.runtime.totals import Report
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
@@ -49,7 +49,7 @@ def consumer_of(
 def assembled(
     settings: Settings, migration: Migration, database: str, stopping: threading.Event, *, ends: bool
 ) -> Parts:
-    """Return what a consumer works with; it `ends` where it is not a service."""
+    """Return the parts of a consumer; `ends` is false for a service."""
     section, target_settings = settings.migration(migration.name), settings.database(database)
     topics = source_topics(settings, migration, database)
     planner = Planner(migration, schemas_of(open_registry(settings), stopping), database)
@@ -78,10 +78,10 @@ def assembled(
         group=group,
         target=target,
         positions=positions,
-        parking=Parking(settings, migration.name, database),
+        dead_letter_writer=DeadLetterWriter(settings, migration.name, database),
         pacing=Pacing(section),
         breaker=CircuitBreaker(migration.name, target, group, ends=ends),
-        holding=Holding(section, migration, member_name()),
+        throttle=Throttle(section, migration, member_name()),
         working=Working(settings, migration, database),
         completion=Completion(settings, migration, database, topics, ledger, stopping),
     )

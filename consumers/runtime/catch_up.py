@@ -1,4 +1,4 @@
-"""What "caught up" means: the whole group's ledger has reached the ends that the topics had when a member started."""
+"""Detects when the group has caught up: the ledger has reached the topics' ends as of a consumer's start."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CHECK_SECONDS: Final = 0.25
 
 
 class Ends:
-    """The ends of some topics as they are now.
+    """The current ends of some topics.
 
-    A transaction whose commit the broker does not show yet counts: who has just seen a producer end may rely on it. One
-    that is left open by a producer that died is waited for until the broker has given it up.
+    They include transactions that the broker does not show as committed yet, so they cover everything written by a
+    producer that has exited. A transaction left open by a dead producer delays the end until the broker aborts it.
     """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class Ends:
         self._next_check = 0.0
 
     def reached(self, positions: Mapping[Place, Offset], ledger: Callable[[], Mapping[Place, Entry]]) -> bool:
-        """Return whether a member's `positions` and then the ledger, asked now and then, are at the ends or past."""
+        """Return whether `positions`, and then the ledger, read periodically, are at or past the ends."""
         if any(position < self._ends.get(place, 0) for place, position in positions.items()):
             return False
         if time.monotonic() < self._next_check:

@@ -1,4 +1,4 @@
-"""Fails a run most of whose changes cannot be applied, as GitLab fails a batched background migration.
+"""Fails a run if most of its changes cannot be applied, as GitLab fails a batched background migration.
 
 Counted in the ledger, over all consumers: the changes that were tried since the run started, or since it was last
 resumed, whether they were applied, found already up to date, or became dead letters. Events that were skipped were
@@ -18,42 +18,44 @@ from consumers.ledger.target import Connection, Target
 from infra.service import log, metrics
 
 _CHECK_SECONDS: Final = 1.0
-"""How often a consumer of a failed migration looks whether it was resumed."""
+"""How often a consumer of a failed migration checks whether it was resumed."""
 
 _LOOK: Final = """
     WITH sums AS (
-        SELECT coalesce(sum(parked), 0)::bigint AS parked,
-               coalesce(sum(applied + parked + coalesce((skip_reasons ->> %(guarded)s)::bigint, 0)), 0)::bigint AS tried
+        SELECT coalesce(sum(dead_letters), 0)::bigint AS dead_letters,
+               coalesce(sum(applied + dead_letters + coalesce((skip_reasons ->> %(guarded)s)::bigint, 0)), 0)::bigint
+                   AS tried
           FROM headrace.progress WHERE migration = %(migration)s AND run = %(run)s
     ), before AS (
-        SELECT parked, tried FROM headrace.failures
+        SELECT dead_letters, tried FROM headrace.failures
          WHERE migration = %(migration)s AND run = %(run)s ORDER BY failed_at DESC LIMIT 1
     ), since AS (
-        SELECT sums.parked - coalesce(before.parked, 0) AS parked, sums.tried - coalesce(before.tried, 0) AS tried
+        SELECT sums.dead_letters - coalesce(before.dead_letters, 0) AS dead_letters,
+               sums.tried - coalesce(before.tried, 0) AS tried
           FROM sums LEFT JOIN before ON true
     ), failed AS (
         UPDATE headrace.migrations m
-           SET failed = format('%%s of %%s changes of run %%s could not be applied and were parked',
-                               since.parked, since.tried, m.run)
+           SET failed = format('%%s of %%s changes of run %%s could not be applied and became dead letters',
+                               since.dead_letters, since.tried, m.run)
           FROM since
          WHERE m.name = %(migration)s AND m.run = %(run)s AND m.failed IS NULL
-           AND since.tried >= %(least)s AND since.parked * 2 > since.tried
+           AND since.tried >= %(least)s AND since.dead_letters * 2 > since.tried
         RETURNING m.failed
     )
-    INSERT INTO headrace.failures (migration, run, tried, parked, reason)
-    SELECT %(migration)s, %(run)s, sums.tried, sums.parked, failed.failed FROM failed, sums
+    INSERT INTO headrace.failures (migration, run, tried, dead_letters, reason)
+    SELECT %(migration)s, %(run)s, sums.tried, sums.dead_letters, failed.failed FROM failed, sums
     RETURNING reason
 """
 
 LEAST_TRIED: Final = 50
-"""Fewer changes than this say nothing of a migration; GitLab's number (BatchedMigration, MINIMUM_JOBS)."""
+"""With fewer changes a migration never fails; GitLab's number (BatchedMigration, MINIMUM_JOBS)."""
 
 
 class CircuitBreaker:
     """One consumer's view of whether its migration has failed.
 
-    `ends` says whether the consumer was asked to come to an end: it ends with `fence.Failed` then. A service stays in
-    its group and waits: one that ended would be started again and again, and would not notice that it was resumed.
+    A consumer that `ends`, on catching up or completion, exits with `fence.Failed`. A service stays in its group and
+    waits: if it exited, it would be restarted repeatedly and would not notice a resume.
     """
 
     def __init__(self, migration: str, target: Target, group: Group, *, ends: bool) -> None:
@@ -64,22 +66,22 @@ class CircuitBreaker:
         self._log = log.get(migration=migration)
 
     def look(self, run: int) -> None:
-        """Fail `run` if it has to be; called after each transaction that parked something. A duplicate does nothing."""
+        """Fail `run` if necessary; called after each transaction with dead letters. Idempotent."""
         known = {"migration": self._migration, "run": run, "guarded": GUARDED, "least": LEAST_TRIED}
         row = self._target.ask(lambda connection: connection.execute(_LOOK, known).fetchone())
         if row is not None:
-            self._log.error("failed", reason=row[0], hint=str(fence.Failed.__doc__))
+            self._log.error("migration failed", reason=row[0], hint=str(fence.Failed.__doc__))
 
     def require_closed(self) -> None:
-        """Raise fence.Failed if the migration has failed; called before something is parked, which no fence guards."""
+        """Raise fence.Failed if the migration has failed; called before writing a dead letter."""
         reason = self._target.ask(self._reason)
         if reason is not None:
             raise fence.Failed(f"{self._migration} has failed: {reason}")
 
     def hold(self, rest: Callable[[], None]) -> bool:
-        """Stay in the group without reading while the migration has failed; return whether what was read is good.
+        """Stay in the group without reading while the migration has failed; return whether records are still valid.
 
-        `rest` is called first, to end what is under way. Raises fence.Failed instead where the consumer is to end.
+        Calls `rest` first, to stop work in progress. Raises fence.Failed instead if the consumer `ends`.
         """
         if self._target.ask(self._reason) is None:
             return True
@@ -87,10 +89,10 @@ class CircuitBreaker:
         if self._ends:
             self.require_closed()
         metrics.FAILED.labels(self._migration).set(1)
-        metrics.HELD.labels(self._migration).set(1)
-        self._log.error("writes nothing, the migration has failed", reason=self._target.ask(self._reason))
+        metrics.SUSPENDED.labels(self._migration).set(1)
+        self._log.error("consumer suspended, migration has failed", reason=self._target.ask(self._reason))
         good = self._group.wait(_CHECK_SECONDS, still=lambda: self._target.ask(self._reason) is not None)
-        metrics.HELD.labels(self._migration).set(0)
+        metrics.SUSPENDED.labels(self._migration).set(0)
         metrics.FAILED.labels(self._migration).set(0)
         return good
 

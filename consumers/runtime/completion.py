@@ -1,9 +1,9 @@
-"""When a migration is complete: its whole input was read once, and the database counts nothing left.
+"""Detects that a migration is complete: its whole input was read, and the database counts no remaining rows.
 
-The input's end is taken when the producer has recorded that the snapshot (or the walk) is done: that record commits
-together with the last of its events, so the ends of the partitions at any later moment are behind them. Once the
-ledger, whoever moves it, has passed those ends, the database is asked, within a set time and outside of every lock;
-the flag is set in a transaction that holds the ownership and sees that the ledger still is past those ends.
+The end of the input is read after the producer has recorded that the snapshot (or the walk) is done. That record
+commits with the last event, so any later end of a partition is after it. Once the ledger has passed those ends, by
+whichever consumer, the remaining rows are counted, within a time limit and without locks. The flag is set in a
+transaction that holds the ownership lock and checks that the ledger is still past those ends.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from schemas.positions import Lsn, Offset
 
 _IDLE_SECONDS: Final = 3.0
 _BUSY_SECONDS: Final = 60.0
-"""How often to look while there is something to do: a look costs a few round trips."""
+"""How often to check while there are events: a check costs a few round trips."""
 _COUNT_SHARE: Final = 20.0
-"""A count of what is left may take the server one part in so many of the time."""
+"""Counting may use at most 1/20 of the server's time."""
 COUNT_MS: Final = 15_000
-"""How long a first count may take; GitLab's own statement_timeout. Each that takes longer lets the next take twice as
-long, after a pause that is longer by as much."""
+"""The time limit of the first count; GitLab's statement_timeout. Each timeout doubles the next limit and the
+pause before it."""
 _LONGEST_COUNT_MS: Final = 240_000
-"""A count holds back vacuum while it lasts."""
+"""A count blocks VACUUM from removing rows while it runs."""
 _AGAIN_MS: Final = 500
-"""How long the second look may take, which is made under the lock that a pause or a switchover waits for."""
+"""The time limit of the second check, which holds the lock that a pause or a switchover waits for."""
 _WAIT_SECONDS: Final = 0.1
 _FIRST_PAUSE, _LAST_PAUSE = 60.0, 3600.0
-"""How long to leave a count alone that failed, at first and at most."""
+"""The first and the longest pause after a failed count."""
 
 
 class RowsLeft(HeadraceError):
-    """Let the consumer catch up, see `headrace status` and `headrace parked list`, then verify again."""
+    """Let the consumer catch up, check `headrace status` and `headrace dead-letters list`, then verify again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How far the migration is from complete.
+    """The result of a completion check.
 
-    `pending`: what is left is being counted. `error`: waiting does not make it complete, as when what is left is not
-    going to come with events, or cannot be counted.
+    `pending`: the remaining rows are being counted. `error`: waiting will not complete the migration, because no event
+    covers the remaining rows or they cannot be counted.
     """
 
     complete: bool
@@ -66,7 +66,7 @@ class Verdict:
 
 
 class Completion:
-    """Looks now and then whether one run of a migration is complete, and sets the flag."""
+    """Checks periodically whether one run of a migration is complete, and sets the flag."""
 
     def __init__(
         self,
@@ -95,13 +95,13 @@ class Completion:
         self._said = ""
         self._log = log.get(migration=migration.name)
         self.complete = False
-        """Whether this member has seen the flag set, or set it itself."""
+        """Whether this consumer has found the flag set, or has set it."""
 
     def complete_already(self, connection: Connection) -> bool:
-        """Return whether the current run is complete on record and in the database; asked at the start.
+        """Return whether the current run is recorded as complete and has no remaining rows; called at the start.
 
-        Where rows are left though it is on record, the record is cleared: the migration goes on. Raises OwnershipMoved
-        when the database does not own the gitlab schema then.
+        If rows remain, the record is cleared and the migration continues. Raises OwnershipMoved if the database does
+        not own the gitlab schema in that case.
         """
         row = connection.execute(
             "SELECT completed_at IS NOT NULL FROM headrace.migrations WHERE name = %s", (self._migration.name,)
@@ -110,7 +110,7 @@ class Completion:
         return self.complete
 
     def due(self, *, idle: bool) -> bool:
-        """Whether to look now."""
+        """Whether a check is due."""
         if self.complete or self._continuous:
             return False
         if self._counter.under_way:
@@ -119,32 +119,32 @@ class Completion:
         return now >= self._next if idle else now >= self._next + _BUSY_SECONDS
 
     def look(self, target: Target, run: int, *, wait: threading.Event | None = None, strict: bool = False) -> Verdict:
-        """Look, and set the flag where nothing is left; a duplicate, or two members at once, set it once.
+        """Check, and set the flag if no rows remain. Idempotent, also between concurrent consumers.
 
-        Counting goes on beside the caller, who is told `pending` until the count is there, or waits for it until `wait`
-        is set. `strict` is for one that works until it is complete: it hears why it is not yet, and gets the verdict's
-        error raised. Raises OwnershipMoved when the database does not own the gitlab schema; the flag stays as it is
-        then, and BrokerUnavailable when Kafka does not answer.
+        Counting runs in the background: the verdict is `pending` until it ends, or the call waits for it until `wait`
+        is set. `strict`, for a consumer that runs until completion, logs why the migration is not complete and raises
+        the verdict's error. Raises OwnershipMoved if the database does not own the gitlab schema, with the flag
+        unchanged, and BrokerUnavailable if Kafka does not answer.
         """
         verdict = self._looked(target, run)
         while wait is not None and verdict.pending and not wait.is_set():
             verdict = self._taken(target, run, _WAIT_SECONDS)
         if verdict.complete:
-            self._log.info("complete; later starts return at once", run=run)
+            self._log.info("migration complete", run=run)
         elif strict and not verdict.pending:
             if verdict.said != self._said:
-                self._log.info("not complete yet", reason=verdict.said)
+                self._log.info("migration not complete yet", reason=verdict.said)
             self._said = verdict.said
             if verdict.error is not None:
                 raise verdict.error
         return verdict
 
     def cancel(self) -> None:
-        """Cancel the count under way, if any; called from another thread when stopping takes too long."""
+        """Cancel a running count. Called from another thread when stopping takes too long."""
         self._counter.cancel()
 
     def close(self) -> None:
-        """End the count under way, without waiting for it."""
+        """Cancel a running count without waiting for it."""
         self._counter.close()
 
     def _looked(self, target: Target, run: int) -> Verdict:
@@ -160,23 +160,23 @@ class Completion:
                 self._marks = clients.ask(self._ends, self._stopping)
             behind = target.ask(lambda connection: self._behind(connection, run))
             if behind:
-                return Verdict(False, f"about {behind:,} events are left to read")
+                return Verdict(False, f"about {behind:,} events remain to be read")
         self._began = time.monotonic()
         self._counter.begin(self._limit_ms)
         return self._taken(target, run)
 
     def _nothing_left(self, connection: Connection) -> bool:
-        """Whether the database agrees with a record of completion; if it does not, the record is cleared."""
+        """Whether no rows remain after a recorded completion; if some do, clear the record."""
         try:
             left = counting.count(connection, self._migration, limit_ms=COUNT_MS, estimate=False).exact
         except Exception as error:
             if isinstance(error, psycopg.Error) and connection.closed:
                 raise
-            self._log.warning("complete on record", detail=counting.failed(error))
+            self._log.warning("recorded as complete, not verified", detail=counting.failed(error))
             return True
         if left is None:
             said, hint = counting.too_slow(self._migration, COUNT_MS)
-            self._log.warning(f"complete on record, but {said}; it goes on in case rows are left", hint=hint)
+            self._log.warning("recorded as complete, not verified, continuing", reason=said, hint=hint)
             return False
         if left == 0:
             return True
@@ -186,11 +186,11 @@ class Completion:
             cursor.execute(
                 "UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (self._migration.name,)
             )
-        self._log.warning("complete on record, but rows are left; it goes on", rows=left)
+        self._log.warning("recorded as complete, but rows remain, continuing", rows=left)
         return False
 
     def _unread(self, sources: Mapping[str, SourceState]) -> str | None:
-        """Return what the producers have yet to publish, None when it is all there."""
+        """Return what the producers still have to publish, None if nothing."""
         states = [
             snapshot
             for source in sources.values()
@@ -201,10 +201,12 @@ class Completion:
             return f"no producer has recorded a snapshot for {topic} yet"
         for state in states:
             if not state.done:
-                return f"{state.table} is not read to its end: {state.chunks_done} of about {state.chunks} chunks"
+                return (
+                    f"the snapshot of {state.table} is not complete: {state.chunks_done} of about {state.chunks} chunks"
+                )
         stream = sources[self._database].stream if self._database in sources else None
         if self._counted_at is not None and stream is not None and stream.confirmed_lsn < self._counted_at:
-            return f"the producer of {self._database} has not passed the time of the last count"
+            return f"the producer of {self._database} has not yet reached the WAL position of the last count"
         return None
 
     def _ends(self) -> dict[Place, Offset]:
@@ -215,7 +217,7 @@ class Completion:
         }
 
     def _behind(self, connection: Connection, run: int) -> int:
-        """Return how many offsets the ledger is short of the marks."""
+        """Return how many offsets the ledger is behind the recorded ends."""
         entries = self._ledger.read(connection, run)
         return sum(
             max(0, end - (entries[place].next_offset if place in entries else 0))
@@ -223,13 +225,13 @@ class Completion:
         )
 
     def _taken(self, target: Target, run: int, seconds: float = 0.0) -> Verdict:
-        """Return what the count says, once it is there."""
+        """Return the verdict of the count, `pending` while it runs."""
         try:
             found = self._counter.take(seconds)
         except Exception as error:
             return self._not_counted(error)
         if found is None:
-            return Verdict(False, "what is left is being counted", pending=True)
+            return Verdict(False, "the remaining rows are being counted", pending=True)
         now = time.monotonic()
         self._next = now + max(_IDLE_SECONDS, _COUNT_SHARE * (now - self._began))
         self._failures = 0
@@ -241,10 +243,10 @@ class Completion:
             return verdict
         if self._waits is not None:
             return Verdict(False, self._waits)
-        # Rows that were written lately are still on their way: what counts is a second time, behind all of them.
+        # Events of recent writes may still be in transit: only a second count after all of them is final.
         said, final = f"{found.exact:,} rows are left to change", self._counted_at is not None
         self._counted_at, self._marks = found.at, None
-        left = RowsLeft(f"{self._migration.name}: {said}, and no event is going to bring them")
+        left = RowsLeft(f"{self._migration.name}: {said}, and no pending event covers them")
         return Verdict(False, said, error=left if final else None)
 
     def _too_slow(self, found: Count) -> Verdict:
@@ -252,14 +254,15 @@ class Completion:
         self._limit_ms = min(2 * self._limit_ms, _LONGEST_COUNT_MS)
         about = f" (about {found.rows:,} rows, by the planner's estimate)" if found.rows is not None else ""
         self._log.warning(
-            f"{said}{about}; it is not complete until that is known",
+            "completion not verified",
+            reason=f"{said}{about}",
             hint=hint,
             retry_in_seconds=round(self._next - time.monotonic()),
         )
         return Verdict(False, f"{said}{about}; {hint}")
 
     def _not_counted(self, error: Exception) -> Verdict:
-        """Say that counting failed, and leave it alone for a while: applying goes on."""
+        """Log that counting failed, and pause counting; applying continues."""
         pause = min(_LAST_PAUSE, _FIRST_PAUSE * 2.0**self._failures)
         self._failures = min(self._failures + 1, 10)
         said = counting.failed(error)
@@ -267,28 +270,28 @@ class Completion:
         if lost:
             pause = _IDLE_SECONDS
         self._next = time.monotonic() + pause
-        self._log.warning(f"{said}; it is not complete until that is known", retry_in_seconds=round(pause))
+        self._log.warning("completion not verified", reason=said, retry_in_seconds=round(pause))
         if lost:
             return Verdict(False, said)
-        whole = error if isinstance(error, HeadraceError) else HeadraceError(said, remedy="see `remaining`")
+        whole = error if isinstance(error, HeadraceError) else HeadraceError(said, remedy="check `remaining`")
         return Verdict(False, said, error=whole)
 
     def _conclude(self, connection: Connection, run: int) -> Verdict:
-        """Set the flag after a count of zero, where what it rests on holds under the lock."""
+        """Set the flag after a count of zero, if its conditions still hold under the lock."""
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute(LOCALLY_DURABLE)
-            # Not the migration's own row: two members would wait for each other to write it.
+            # Without a lock on the migration's row: two consumers would wait for each other to update it.
             fence.own(cursor, gitlab_schema=self._migration.gitlab_schema, database=self._database)
             # After a failover the ledger may be where it was before the count.
             if self._waits is None and (behind := self._behind(connection, run)):
-                return Verdict(False, f"about {behind:,} events are left to read")
+                return Verdict(False, f"about {behind:,} events remain to be read")
             if counting.any_left(connection, self._migration, limit_ms=_AGAIN_MS):
-                return Verdict(False, "rows came since the last count")
+                return Verdict(False, "rows were added since the last count")
             cursor.execute(
                 "UPDATE headrace.migrations SET completed_at = coalesce(completed_at, now())"
                 " WHERE name = %s AND run = %s AND NOT paused AND failed IS NULL",
                 (self._migration.name, run),
             )
             if cursor.rowcount == 0:
-                return Verdict(False, "it is paused or has failed, or a replay began a new run")
+                return Verdict(False, "the migration is paused or failed, or a replay started a new run")
         return Verdict(True, "complete")

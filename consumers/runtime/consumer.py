@@ -1,7 +1,7 @@
-"""One consumer of a migration's group: consume, decide, apply with the ledger in one transaction, repeat.
+"""The main loop of a consumer: consume, decide, apply with the ledger in one transaction, repeat.
 
-The ledger in the target database is the truth about progress. Wherever it is not known what became of a
-transaction, the consumer asks the ledger and reads on from there.
+The ledger in the target database is the source of truth about progress. Whenever the outcome of a transaction is
+unknown, the consumer continues from the ledger.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError
 
 _POLL_SECONDS: Final = 0.1
 _CHECK_SECONDS: Final = 1.0
-"""How often the database is asked whether the migration is paused, and the ledger whether all is done."""
+"""How often to check whether the migration is paused."""
 _TOPIC_SECONDS: Final = 1.0
 _REPORT_SECONDS: Final = 0.2
 _LOG_SECONDS: Final = 10.0
 
 
 class Consumer:
-    """Runs a migration until it is stopped, or until it has caught up or is complete, if that was asked.
+    """Runs a migration until it is stopped, has caught up or is complete, as requested.
 
-    `stopping` is set from outside, by a signal handler; `run` then returns within about a second.
+    A signal handler sets `stopping`; `run` then returns within about a second.
     """
 
     def __init__(
@@ -70,22 +70,24 @@ class Consumer:
         self._read_all = False
         self._log = log.get(migration=parts.migration.name)
         self._next_check = self._next_report = self._next_log = 0.0
-        self._interruptions = Interruptions(parts, self._tell)
+        self._interruptions = Interruptions(parts, self._report_progress)
         self._applying = Applying(parts, stopping, self._interruptions)
         self.totals = parts.totals
 
     def run(self) -> Totals:
-        """Work until stopped, or caught up if that was asked; return what was done.
+        """Run until stopped, caught up or complete; return the totals.
 
-        With `until_caught_up` that is when the ledger, whoever moves it, has reached the ends that the topics
-        had when this member started, once they all existed. A migration that is complete already returns at once.
-        Raises HeadraceError for what waiting cannot mend, and RowsLeft with `until_complete` when all was read twice
-        and rows are left; the ledger is right even then.
+        With `until_caught_up` it returns when the ledger has reached the topics' ends as of this consumer's start,
+        by whichever consumer. A migration that is already complete returns immediately. Raises HeadraceError for an
+        error that waiting cannot resolve, and, with `until_complete`, RowsLeft if rows remain after a second count. The
+        ledger is correct even then.
         """
         try:
             self._prepare()
             if self._completion.complete:
-                self._log.info("complete already; to run it again: headrace replay", run=self._positions.run)
+                self._log.info(
+                    "migration already complete", run=self._positions.run, hint="run it again with `headrace replay`"
+                )
                 return self.totals
             self._wait_for_topics()
             ends = Ends(self._settings.kafka, self._parts.topics) if self._until_caught_up else None
@@ -109,13 +111,13 @@ class Consumer:
         return self.totals
 
     def cancel(self) -> None:
-        """Cancel the statement under way, if any; called from another thread when stopping takes too long."""
+        """Cancel the running statement. Called from another thread when stopping takes too long."""
         self._target.cancel()
         self._working.cancel()
         self._completion.cancel()
 
     def cut(self) -> None:
-        """Shut the connections down; called from another thread when cancelling did not help."""
+        """Shut down the connections. Called from another thread if cancelling did not help."""
         self._target.cut()
         self._working.cut()
 
@@ -136,16 +138,16 @@ class Consumer:
             self._completion.complete_already(connection)
 
         self._target.ask(prepare)
-        # One that was killed may have parked the change that the breaker trips at.
+        # A consumer that was killed may have recorded the dead letter that trips the breaker.
         self._parts.breaker.look(self._positions.run)
 
     def _wait_for_topics(self) -> None:
-        told = False
+        logged = False
         while missing := self._group.missing(self._parts.topics):
-            if not told:
+            if not logged:
                 uncaptured = not_captured(self._settings, self._migration, self._parts.database)
-                self._log.info("waiting for the producer to make the topics", topics=missing, not_captured=uncaptured)
-                told = True
+                self._log.info("waiting for the producer to create the topics", topics=missing, not_captured=uncaptured)
+                logged = True
             if self._stopping.wait(_TOPIC_SECONDS):
                 raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")
 
@@ -171,13 +173,10 @@ class Consumer:
         self._work()
         if self._completion.due(idle=not records):
             self._look()
-        self._tell()
+        self._report_progress()
 
     def _look(self, *, patiently: bool = False) -> None:
-        """See whether the migration is complete, counting beside the work; a member that is about to end waits.
-
-        One that goes on afterwards serves what still changes.
-        """
+        """Check whether the migration is complete, counting in the background; `patiently` waits for the count."""
         if self._completion.complete or self._stopping.is_set() or self._working.pace is not Pace.DONE:
             return
         wait = self._stopping if patiently else None
@@ -188,7 +187,7 @@ class Consumer:
             self._log.warning("waiting for Kafka", reason=str(error))
 
     def _work(self) -> None:
-        """Let the migration do a step of what lies outside of the database."""
+        """Run one step of the migration's external work."""
         if self._stopping.is_set():
             return
         try:
@@ -209,10 +208,10 @@ class Consumer:
             and self._group.confirm()
         )
         if self._read_all:
-            self._working.stop()  # and begin anew: the last events may have asked for more
+            self._working.stop()  # restarts it: the last events may have added work
         return False
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         now = time.monotonic()
         if self._report is not None and now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS
@@ -223,7 +222,7 @@ class Consumer:
                 self._log.info("progress", **asdict(self.totals))
 
     def _close(self) -> bool:
-        """End everything; return whether all that was committed is durable."""
+        """Close everything; return whether all commits are durable."""
         places = list(self._group.positions)
         self._completion.close()
         self._working.stop()
@@ -241,4 +240,4 @@ class Consumer:
 
     def _leave(self, connection: Connection, places: Sequence[Place]) -> None:
         self._ledger.leave(connection, self._positions.run, places)
-        self._parts.holding.leave(connection)
+        self._parts.throttle.leave(connection)

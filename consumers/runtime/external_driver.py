@@ -1,4 +1,4 @@
-"""Drives a migration's effects outside of the database, a step at a time between its batches."""
+"""Drives a migration's external work, one step at a time between batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from infra.service import log
 from infra.settings.model import Settings
 
 _DONE_SECONDS: Final = 0.5
-"""How often to look again once nothing was left to do."""
+"""How often to check again once the work was done."""
 
 
 class Working:
-    """Drives one migration's `work`, a step at a time."""
+    """Drives one migration's `work`, one step at a time."""
 
     def __init__(self, settings: Settings, migration: Migration, database: str) -> None:
         self._migration = migration
@@ -26,12 +26,12 @@ class Working:
         self._not_before = 0.0
         self._log = log.get(migration=migration.name)
         self.pace = Pace.BUSY
-        """What the last step said; at first there may be something to do."""
+        """The result of the last step; initially there may be work."""
         self.attempt = 0
         """How many times in a row it failed."""
 
     def step(self, run: int) -> None:
-        """Go on until `work` gives control back. Whatever it raises, `stop` has been called and it may begin anew."""
+        """Run `work` until it yields. If it raises, `stop` has been called and the next step restarts it."""
         if self.pace is Pace.DONE and time.monotonic() < self._not_before:
             return
         if self._steps is None or self._outside.run != run:
@@ -49,14 +49,14 @@ class Working:
             self._not_before = time.monotonic() + _DONE_SECONDS
 
     def stop(self) -> None:
-        """End what is under way, now; the next step begins anew. A duplicate does nothing."""
+        """End work in progress immediately; the next step restarts it. Idempotent."""
         steps, self._steps = self._steps, None
         self.pace = Pace.BUSY
         if steps is not None:
             try:
                 steps.close()
-            except Exception as error:  # what ends is not to keep the member from ending
-                self._log.warning("the work outside did not end cleanly", detail=type(error).__name__)
+            except Exception as error:  # must not keep the consumer from stopping
+                self._log.warning("external work did not end cleanly", detail=type(error).__name__)
         self._outside.close()
 
     def cancel(self) -> None:

@@ -1,9 +1,9 @@
-"""Tells a row that cannot be applied from a statement that fails for every row.
+"""Distinguishes a row that cannot be applied from a statement that fails for every row.
 
-A transaction that is refused is done again in halves, down to the change that is refused alone. Where its error may as
-well be the statement's (a column that is not there, a right that is missing, or only a trigger's for this row), other
-rows tell: if one was changed since, or is changed in a transaction that is rolled back, the row alone is at fault. One
-that is up to date already tells nothing: a trigger does not run for it, nor is a column of it written.
+A rejected transaction is bisected down to the change that is rejected alone. If its error may be the statement's (a
+missing column or privilege, or only a trigger's for this row), other rows are the evidence: if one was changed since,
+or is changed in a transaction that is rolled back, only the row is at fault. A row that is already up to date is no
+evidence: no trigger runs and no column is written.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
 _OTHERS: Final = 5
-"""How many other rows have to fail too before the statement is held to be at fault."""
+"""How many other rows have to fail before the statement is considered at fault."""
 _LOOKED_AT: Final = 100
-"""How many are tried at most; those that are up to date already tell nothing."""
+"""The maximum of rows tried, including those already up to date, which are no evidence."""
 _TOGETHER: Final = 2
-"""How often several changes are tried again together before they are halved."""
+"""How often several changes are retried together before they are bisected."""
 
 
 class Verdict(Enum):
-    """What is to be done with changes that were refused."""
+    """What to do with rejected changes."""
 
     RECOVER = "recover"
-    """What the rule of the error says."""
+    """Follow the rule of the error."""
     AGAIN = "again"
-    """Whatever was in the way has gone. Said once of a change: what then fails in its own transaction is at fault."""
+    """Retry: the obstacle is gone. At most once per change: if it then fails in its own transaction, it is at fault."""
     HALVE = "halve"
-    PARK = "park"
-    """The one change is at fault, or cannot be told from one that is."""
+    DEAD_LETTER = "dead letter"
+    """The change is at fault, or indistinguishable from one that is."""
 
 
 class FailingRows:
-    """One consumer's judgement of the changes that are refused.
+    """Judges the rejected changes of one consumer.
 
-    `plan` plans what was read, with so many changes in each sub-batch at most. `try_out` does the transaction of one
-    change in place of those of a sub-batch, and rolls it back; it returns whether that changed something.
+    `plan` plans records with a maximum of changes per sub-batch. `try_out` runs the transaction of one change in place
+    of a sub-batch's and rolls it back; it returns whether that changed something.
     """
 
     def __init__(
@@ -63,22 +63,22 @@ class FailingRows:
         self._tries = 0
 
     def begin(self, records: Sequence[Record]) -> None:
-        """Note what was read, before a sub-batch of it is tried for the first time."""
+        """Set the records, before a sub-batch of them is tried for the first time."""
         self._records = records
         self._applied = False
 
     def end(self) -> None:
-        """Let go of what was read: it is settled, and with the next batch beside it would take twice the memory."""
+        """Release the settled records, which would double the memory of the next batch."""
         self._records = ()
 
     def applied(self, rows: int) -> None:
-        """Note that a transaction that changed so many `rows` was committed: what is refused then is not every row."""
+        """Record that a transaction changed `rows`, which shows that not every row fails."""
         self._applied = self._applied or rows > 0
 
     def judge(self, sub_batch: SubBatch, error: Exception, attempt: int) -> tuple[Verdict, Exception]:
-        """Say what is to be done about an error of `sub_batch`, which was tried for time number `attempt`.
+        """Return the verdict on an error of `sub_batch` in attempt number `attempt`, and the error to recover from.
 
-        The error to recover from comes with it: another one, where other rows were tried and met it.
+        That is another error if trying other rows raised one.
         """
         rule = rule_for(error)
         if not isinstance(error, psycopg.Error) or not sub_batch.changes or not _row_s(rule):
@@ -93,7 +93,7 @@ class FailingRows:
 
     def _judge_alone(self, sub_batch: SubBatch, rule: Rule) -> Verdict:
         if rule.action is Action.SPLIT:
-            return Verdict.PARK
+            return Verdict.DEAD_LETTER
         if rule.tries is not None and self._tried(sub_batch) < rule.tries:
             return Verdict.RECOVER
         works = self._works_for_others(sub_batch)
@@ -101,25 +101,25 @@ class FailingRows:
         if works and not self._applied and origin != self._spared and self._passes(sub_batch):
             self._spared = origin
             return Verdict.AGAIN
-        # A change that nothing can be compared with: what passes by itself, mostly, has not; what does not, stops.
+        # Without evidence, a mostly transient error becomes a dead letter after its retries, any other stops.
         if works is False or (works is None and rule.tries is None):
             return Verdict.RECOVER
-        self._applied = False  # the next one needs evidence of its own
-        return Verdict.PARK
+        self._applied = False  # the next one needs its own evidence
+        return Verdict.DEAD_LETTER
 
     def _passes(self, sub_batch: SubBatch) -> bool:
-        """Whether the one change is refused no more, also where its row needs nothing by now."""
+        """Whether the change is no longer rejected, also if its row is now up to date."""
         return self._works(sub_batch.changes[0], sub_batch) is not False
 
     def _tried(self, sub_batch: SubBatch) -> int:
-        """Count how often the one change was refused, also before the consumer read its position anew."""
+        """Count how often the change was rejected, also before the consumer reread its position."""
         origin = origin_of(sub_batch.origins[0])
         self._tries = self._tries + 1 if origin == self._last else 1
         self._last = origin
         return self._tries
 
     def _works_for_others(self, sub_batch: SubBatch) -> bool | None:
-        """Return whether another row can be applied; None when there is no other to try."""
+        """Return whether another row can be applied; None if no other row can be tried."""
         if self._applied:
             return True
         failures = 0
@@ -133,7 +133,7 @@ class FailingRows:
         return False if failures else None
 
     def _works(self, change: Change, sub_batch: SubBatch) -> bool | None:
-        """Return whether a change can be applied; None when it has nothing to change, and so says nothing."""
+        """Return whether a change can be applied; None, no evidence, if it changes nothing."""
         try:
             return self._try_out(change, sub_batch) or None
         except psycopg.Error as error:
@@ -153,5 +153,5 @@ class FailingRows:
 
 
 def _row_s(rule: Rule) -> bool:
-    """Whether the error may be one row's."""
+    """Whether one row may have caused the error."""
     return rule.action in (Action.SPLIT, Action.DOUBT) or (rule.action is Action.RETRY and rule.tries is not None)

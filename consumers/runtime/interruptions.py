@@ -1,4 +1,4 @@
-"""What keeps a consumer from working while it stays in its group: errors, a pause, an unhealthy database."""
+"""Handles what suspends a consumer while it stays in its group: errors, a pause, an unhealthy database."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _CHECK_SECONDS: Final = 1.0
 
 
 class Interruptions:
-    """Of one consumer."""
+    """The interruptions of one consumer."""
 
-    def __init__(self, parts: Parts, tell: Callable[[], None]) -> None:
-        """`tell` is called now and then while nothing else is done."""
+    def __init__(self, parts: Parts, progress: Callable[[], None]) -> None:
+        """`progress` is called between batches to report progress."""
         self._parts = parts
-        self._tell = tell
+        self._progress = progress
         self._log = log.get(migration=parts.migration.name)
 
     def proceed(self, rest: float) -> bool:
-        """Rest, and look whether the database is healthy; return whether what was read is good, else read it again."""
+        """Pause, and check the database's health; return whether records read are still valid, else reread them."""
         if (rest and not self._parts.group.rest(rest)) or not self.healthy():
             self._parts.positions.read_again()
             return False
-        self._tell()
+        self._progress()
         return True
 
     def recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
-        """Do what the table says; return whether the same sub-batch may be tried again.
+        """Follow the error policy; return whether the same sub-batch may be retried.
 
-        Otherwise the position was read anew from the ledger. Raises what ends the consumer.
+        Otherwise the position was reread from the ledger. Raises what ends the consumer.
         """
         parts, good = self._parts, False
         if rule.action is Action.REPOSITION:
@@ -54,9 +54,9 @@ class Interruptions:
         return good
 
     def unpaused(self) -> bool:
-        """Stay in the group without reading as long as an operator wants; return whether what was read is good.
+        """Stay in the group without reading while the migration is paused or failed.
 
-        So too while the migration has failed.
+        Returns whether records read are still valid.
         """
         parts = self._parts
         if not parts.breaker.hold(parts.working.stop):
@@ -65,17 +65,17 @@ class Interruptions:
         if not parts.target.ask(paused):
             return True
         parts.working.stop()
-        self._log.info("paused; go on with `headrace resume`")
-        metrics.HELD.labels(parts.migration.name).set(1)
+        self._log.info("migration paused", hint="resume it with `headrace resume`")
+        metrics.SUSPENDED.labels(parts.migration.name).set(1)
         good = parts.group.wait(_CHECK_SECONDS, still=lambda: parts.target.ask(paused))
-        metrics.HELD.labels(parts.migration.name).set(0)
-        self._log.info("resumed")
+        metrics.SUSPENDED.labels(parts.migration.name).set(0)
+        self._log.info("migration resumed")
         return good
 
     def healthy(self) -> bool:
-        """Stay in the group without reading as long as the database suffers; return whether what was read is good."""
+        """Stay in the group without reading while throttled; return whether records read are still valid."""
         parts = self._parts
-        if not parts.holding.due() or not parts.target.ask(parts.holding.look):
+        if not parts.throttle.due() or not parts.target.ask(parts.throttle.look):
             return True
         parts.working.stop()
-        return parts.group.wait(parts.holding.interval, still=lambda: parts.target.ask(parts.holding.look))
+        return parts.group.wait(parts.throttle.interval, still=lambda: parts.target.ask(parts.throttle.look))

@@ -1,4 +1,4 @@
-"""Where a consumer's group reads on: by the ledger in the target database, in the migration's current run."""
+"""Positions a consumer's group from the ledger in the target database, in the migration's current run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.positions import Offset
 
 
 class LedgerPositions:
-    """One consumer's; the planner is given what the run is limited to."""
+    """The positions of one consumer; also passes the run's selection to the planner."""
 
     def __init__(
         self,
@@ -34,26 +34,26 @@ class LedgerPositions:
         self._planner = planner
         self._stopping = stopping
         self._session = 0
-        """The number of the target's session in which the group's positions were read."""
+        """The number of the target session in which the group's positions were read."""
         self._followed: dict[Place, Offset] = {}
-        """What Kafka's offsets were last set to."""
+        """The offsets last committed to Kafka."""
         self.run = 0
         """The current run, 0 before `begin`."""
 
     @property
     def current(self) -> bool:
-        """Whether the target's session is still the one in which the group's positions were read."""
+        """Whether the group's positions were read in the target's current session."""
         return self._target.sessions == self._session
 
     def begin(self, connection: Connection) -> None:
-        """Take up the current run, with what it is limited to."""
+        """Switch to the current run and its selection."""
         run = self._ledger.begin(connection)
         if run != self.run:
             self._planner.limit(self._ledger.selection(connection, run))
             self.run = run
 
     def assigned(self, places: Sequence[Place]) -> Mapping[Place, Entry]:
-        """Return where the ledger is in `places`; see group.Assigned."""
+        """Return the ledger entries of `places`; see group.Assigned."""
         if not places:
             return {}
 
@@ -71,7 +71,7 @@ class LedgerPositions:
         return entries
 
     def read_again(self) -> None:
-        """Read on from the ledger, in the current run: what was read and not applied arrives again."""
+        """Continue from the ledger, in the current run: records read but not applied arrive again."""
         while not self._stopping.is_set():
             entries = self.assigned(list(self._group.positions))
             session = self._target.sessions

@@ -1,4 +1,4 @@
-"""What a consumer consists of."""
+"""The parts of a consumer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from consumers.contract.migration import Migration
-from consumers.delivery.dead_letter_topic import Parking
+from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.delivery.group import Group
 from consumers.ledger.progress import Ledger
 from consumers.ledger.target import Target
@@ -16,13 +16,13 @@ from consumers.runtime.circuit_breaker import CircuitBreaker
 from consumers.runtime.completion import Completion
 from consumers.runtime.external_driver import Working
 from consumers.runtime.ledger_positions import LedgerPositions
-from consumers.runtime.throttle import Holding
+from consumers.runtime.throttle import Throttle
 from consumers.runtime.totals import Totals
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What one consumer of a migration works with, in `database`; `consumers.runtime.assembly` makes it."""
+    """The parts of one consumer of a migration in `database`; `consumers.runtime.assembly` creates them."""
 
     migration: Migration
     database: str
@@ -32,10 +32,10 @@ class Parts:
     group: Group
     target: Target
     positions: LedgerPositions
-    parking: Parking
+    dead_letter_writer: DeadLetterWriter
     pacing: Pacing
     breaker: CircuitBreaker
-    holding: Holding
+    throttle: Throttle
     working: Working
     completion: Completion
     totals: Totals = field(default_factory=Totals)

@@ -1,7 +1,7 @@
-"""Planning the next transaction while the database works on the present one.
+"""Plans the next transaction while the database executes the current one.
 
-Planning is pure Python, and a transaction is mostly waiting: with one core for each, the two overlap. How soon the
-one gives way to the other is in process_tuning.py.
+Planning is pure Python and a transaction mostly waits, so on two cores they overlap. process_tuning.py sets how soon
+one thread yields to the other.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 class Ahead:
-    """A thread that is one item ahead of whoever takes them."""
+    """A thread that stays one item ahead of the caller."""
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, name)
         self._following: Future[Any] | None = None
 
     def of(self, items: Iterator[T]) -> Generator[T, None, None]:
-        """Yield `items`, each taken from them while the one before is in use.
+        """Yield `items`, each fetched while the one before is in use.
 
-        They are taken by one thread at a time, and what taking one raises is raised here. When the caller leaves off,
-        the item under way is waited for, and `items` is left alone from then on.
+        One thread at a time fetches them, and an exception is reraised here. When the caller stops iterating, this
+        waits for the item being fetched, and fetches no more.
         """
         following = self._following = self._thread.submit(next, items, None)
         try:
@@ -35,10 +35,10 @@ class Ahead:
             following.exception()
 
     def rest(self) -> None:
-        """Wait for the item under way, if any; none is begun until the caller takes the next one."""
+        """Wait for the item being fetched, if any; the next fetch starts when the caller takes an item."""
         if self._following is not None:
             self._following.exception()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown()

@@ -1,10 +1,10 @@
-"""Partitions that wait at an event that cannot be applied yet, while others continue.
+"""Tracks partitions that wait at an event that cannot be applied yet, while others continue.
 
-PostgreSQL decodes a commit once its WAL is flushed, and lets other sessions see it later: a moment later in plain use,
-and not before a synchronous standby that is away is back. An apply transaction that does not see the event's
-transaction finds no row, or an old one, and must not count the event as done. So such an event waits, and all after it
-in its partition with it. An event whose row another session keeps locked waits likewise: the session may itself be one
-whose commit is not visible yet.
+PostgreSQL decodes a commit once its WAL is flushed, and makes it visible to other sessions later: normally after a
+moment, but with an unavailable synchronous standby only once that is back. An apply transaction that does not see the
+event's transaction finds no row or an old one, and must not count the event as done. So such an event waits, with all
+events after it in its partition. An event whose row another session keeps locked waits too: that session may itself
+have a commit that is not visible yet.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from infra.service import log, metrics
 from schemas.errors import HeadraceError
 
 SHORT_WAITS: Final = (0.001, 0.002, 0.004, 0.008)
-"""Seconds for which the same transaction is tried again before its partition is set aside: most take no longer."""
+"""Pauses in seconds between retries before the partition is set aside; usually they suffice."""
 _FIRST_LOOK: Final = 0.01
 _LAST_LOOK: Final = 0.25
 _LOUD_SECONDS: Final = 1.0
-"""A transaction that stays invisible for longer is reported: a synchronous standby is away, as a rule."""
+"""A transaction invisible for longer is logged: usually a synchronous standby is down."""
 
 _VISIBLE: Final = """
     SELECT xid FROM pg_catalog.unnest(%s::text[]) AS waiting(xid)
      WHERE pg_visible_in_snapshot(xid::xid8, pg_current_snapshot()) OR (%s AND xid::xid8 >= pg_current_xact_id())
 """
-"""An id that was not given out yet, though its commit was decoded, is of a transaction that a failover lost.
+"""An id that is not assigned yet, though its commit was decoded, belongs to a transaction lost in a failover.
 
-Asking that takes an id, and so is done now and then only.
+Checking that consumes an id, so it is done only occasionally.
 """
 _LOST_SECONDS: Final = 2.0
 
 
 class NotVisibleYet(HeadraceError):
-    """The transaction is committed, and becomes visible by itself."""
+    """Wait: the transaction is committed and will become visible."""
 
     def __init__(self, waiting: Mapping[Place, Waiting]) -> None:
         super().__init__(f"transactions of {len(waiting)} partitions are not visible yet")
@@ -64,16 +64,16 @@ class WaitingPartitions:
         return self._waiting.keys()
 
     def locked(self, places: Collection[Place]) -> bool:
-        """Whether one of `places` has waited for a lock and has not moved on since: it is not to be waited for long."""
+        """Whether one of `places` has timed out on a lock and not advanced since: wait only briefly for it."""
         return not self._locked.keys().isdisjoint(places)
 
     def moved(self, places: Collection[Place]) -> None:
-        """Note that these partitions have moved on."""
+        """Record that these partitions have advanced."""
         for place in self._locked.keys() & set(places):
             del self._locked[place]
 
     def add(self, waiting: Mapping[Place, Waiting]) -> None:
-        """Have these partitions wait too. The first look at a transaction is soon, that at a lock later each time."""
+        """Add waiting partitions. The first check of a transaction is soon, that of a lock later each time."""
         now = self._clock()
         if not self._waiting:
             self._since = now
@@ -88,21 +88,21 @@ class WaitingPartitions:
         self._count()
 
     def keep_only(self, places: Collection[Place]) -> None:
-        """Forget the partitions that are not among `places`: others have them now."""
+        """Forget partitions not among `places`, which are no longer assigned."""
         for place in self._waiting.keys() - set(places):
             del self._waiting[place]
         self._count()
 
     def seconds(self, most: float) -> float:
-        """Return how long until the next look, `most` at most."""
+        """Return the seconds until the next check, at most `most`."""
         return max(0.0, min(most, self._next - self._clock())) if self._waiting else most
 
     def due(self) -> bool:
-        """Whether to look now."""
+        """Whether a check is due."""
         return bool(self._waiting) and self._clock() >= self._next
 
     def look(self, connection: Connection) -> list[Place]:
-        """Return the partitions that need not wait any more, and forget them. A duplicate asks again."""
+        """Return the partitions that no longer have to wait, and forget them. May be repeated."""
         xids = {str(each.xid) for each in self._waiting.values() if each.xid is not None}
         now = self._clock()
         lost_too = now >= self._next_lost
@@ -129,21 +129,23 @@ class WaitingPartitions:
             unseen = [place for place, each in self._waiting.items() if each.xid is not None]
             locked = self._waiting.keys() - set(unseen)
             self._log.warning(
-                "partitions wait, others continue",
-                hint="is a synchronous standby away?" if unseen else "look for a long transaction in pg_locks",
+                "partitions waiting, others continue",
+                hint="check whether a synchronous standby is down"
+                if unseen
+                else "look for a long transaction in pg_locks",
                 transaction_not_visible=[f"{place.topic}/{place.partition}" for place in unseen],
                 row_locked=[f"{place.topic}/{place.partition}" for place in locked],
             )
         elif self._said and not self._waiting:
             self._said = False
-            self._log.info("no partition waits any more", waited_seconds=round(now - self._since, 1))
+            self._log.info("no partitions waiting", waited_seconds=round(now - self._since, 1))
 
     def _count(self) -> None:
         metrics.WAITING.labels(self._migration).set(len(self._waiting))
 
 
 class _Locked:
-    """An event whose row was locked: how often in a row, and until when its partition waits."""
+    """An event whose row was locked: the number of timeouts in sequence, and until when its partition waits."""
 
     __slots__ = ("tries", "until", "waiting")
 

@@ -1,4 +1,4 @@
-"""Holding a migration while its database suffers, and telling so: in the log, the metrics and `headrace status`."""
+"""Throttles a migration while its database is unhealthy, and reports it: log, metrics, `headrace status`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from consumers.ledger.target import Connection
 from infra.service import log, metrics
 from infra.settings.model import MigrationSettings
 
-HELD_CHECK_SECONDS: Final = 2.0
-"""How often a held member looks again, where `health_seconds` is not less."""
+THROTTLED_CHECK_SECONDS: Final = 2.0
+"""How often a throttled consumer checks again, unless `health_seconds` is less."""
 
-_HOLD: Final = """
-    INSERT INTO headrace.holds AS h (migration, member, reason) VALUES (%s, %s, %s)
+_RECORD: Final = """
+    INSERT INTO headrace.throttles AS h (migration, member, reason) VALUES (%s, %s, %s)
     ON CONFLICT (migration, member) DO UPDATE SET reason = excluded.reason, seen_at = now()
 """
 
 
-class Holding:
-    """One member's view of its database's health."""
+class Throttle:
+    """One consumer's view of its database's health."""
 
     def __init__(self, settings: MigrationSettings, migration: Migration, member: str) -> None:
         self._migration = migration.name
@@ -29,46 +29,46 @@ class Holding:
         self._health = Health(limits(settings.health, migration.name), migration.writes or migration.tables)
         self._seconds = settings.health_seconds
         self._next = 0.0
-        self._held = False
+        self._throttled = False
         self._looked: set[str] = set()
         self._unknown: set[str] = set()
         self._log = log.get(migration=migration.name)
-        self.interval = min(settings.health_seconds, HELD_CHECK_SECONDS)
-        """How long to wait before the next look while it is held."""
+        self.interval = min(settings.health_seconds, THROTTLED_CHECK_SECONDS)
+        """The seconds between checks while throttled."""
 
     def due(self) -> bool:
-        """Whether it is time to look."""
+        """Whether a check is due."""
         return time.monotonic() >= self._next
 
     def look(self, connection: Connection) -> bool:
-        """Ask every indicator; return whether the migration has to be held. A duplicate asks again.
+        """Query every indicator; return whether the migration has to be throttled. May be repeated.
 
-        Called with a connection that may be lost; then psycopg.Error is raised and nothing is known.
+        Raises psycopg.Error if the connection is lost.
         """
         signals = self._health.signals(connection)
         for name, signal in signals.items():
-            metrics.SUFFERING.labels(self._migration, name).set(isinstance(signal, Stop))
+            metrics.THROTTLED.labels(self._migration, name).set(isinstance(signal, Stop))
             if isinstance(signal, Unknown):
-                # Loud once: an indicator that never says anything would go unnoticed.
-                tell = self._log.debug if name in self._unknown or name not in self._looked else self._log.warning
-                tell("health is not known", indicator=name, reason=signal.reason)
+                # One warning: an indicator that never answers would go unnoticed.
+                write = self._log.debug if name in self._unknown or name not in self._looked else self._log.warning
+                write("health unknown", indicator=name, reason=signal.reason)
                 self._unknown |= {name} & self._looked
             self._looked.add(name)
         reason = "; ".join(f"{name}: {signal.reason}" for name, signal in signals.items() if isinstance(signal, Stop))
         if reason:
-            connection.execute(_HOLD, (self._migration, self._member, reason))
-            if not self._held:
-                self._log.warning("held until the database is well", reason=reason)
-        elif self._held:
+            connection.execute(_RECORD, (self._migration, self._member, reason))
+            if not self._throttled:
+                self._log.warning("consumer throttled", reason=reason)
+        elif self._throttled:
             self.leave(connection)
-            self._log.info("goes on, the database is well")
-        self._held = bool(reason)
-        metrics.HELD.labels(self._migration).set(self._held)
+            self._log.info("consumer no longer throttled")
+        self._throttled = bool(reason)
+        metrics.SUSPENDED.labels(self._migration).set(self._throttled)
         self._next = time.monotonic() + self._seconds
-        return self._held
+        return self._throttled
 
     def leave(self, connection: Connection) -> None:
-        """Take back what was told, at the end too."""
+        """Delete this consumer's throttle, if any; also called at the end."""
         connection.execute(
-            "DELETE FROM headrace.holds WHERE migration = %s AND member = %s", (self._migration, self._member)
+            "DELETE FROM headrace.throttles WHERE migration = %s AND member = %s", (self._migration, self._member)
         )

@@ -1,4 +1,4 @@
-"""What a member did, as it tells whoever started it."""
+"""The counts of a consumer since its start, and their callback."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from schemas.positions import Offset
 
 @dataclass(slots=True)
 class Totals:
-    """What this member did since it started; `skipped` includes changes that found their row right already."""
+    """The counts since this consumer started; `skipped` includes changes whose row was already up to date."""
 
     events: int = 0
     applied: int = 0
     skipped: int = 0
-    parked: int = 0
+    dead_letters: int = 0
     transactions: int = 0
 
 
 Report = Callable[[Totals, Mapping[Place, Offset]], None]
-"""Called now and then with the totals and where the ledger stands in the member's partitions."""
+"""Called periodically with the totals and the positions of the consumer's partitions."""

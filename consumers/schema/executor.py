@@ -1,7 +1,7 @@
-"""Altering a table that is in use: nobody waits behind a statement of ours for longer than its lock timeout.
+"""Alters a table that is in use, without blocking other sessions for longer than the lock timeout.
 
-An ALTER TABLE that waits for a lock holds up everyone who comes after it, even readers. So it is not tried at all
-while a transaction holds the table that was there a lock timeout ago too, and it never waits longer than that.
+An ALTER TABLE that waits for a lock blocks all later statements on the table, even reads. So it is not tried while a
+transaction holds the table that already held it one lock timeout ago, and it never waits longer than that.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CHECKS: Final = """
      WHERE co.conrelid::bigint = ANY(%(tree)s) AND co.contype = 'c' AND co.conname = ANY(%(checks)s)
      ORDER BY co.conname, array_position(%(tree)s::bigint[], co.conrelid::bigint) DESC
 """
-# Whoever this is may not see other roles' transactions in pg_stat_activity, but everybody sees all locks.
+# The role may not see other roles' transactions in pg_stat_activity, but every role sees all locks.
 _HOLDERS: Final = """
     SELECT DISTINCT l.virtualtransaction, l.pid, coalesce(a.application_name, '')
       FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
@@ -61,27 +61,27 @@ _HOLDERS: Final = """
      ORDER BY l.virtualtransaction
 """
 _RUNS: Final = """
-    SELECT count(DISTINCT m.name) > 0, coalesce(sum(p.applied + p.skipped + p.parked), 0) > 0
+    SELECT count(DISTINCT m.name) > 0, coalesce(sum(p.applied + p.skipped + p.dead_letters), 0) > 0
       FROM headrace.migrations m LEFT JOIN headrace.progress p ON p.migration = m.name AND p.run = m.run
      WHERE m.name = %s
 """
 
 
 class LockNotGranted(HeadraceError):
-    """Run it again, it goes on where it was; or end the transaction that holds the table."""
+    """Run the command again, it resumes where it was; or terminate the transaction that holds the table."""
 
 
 class RowsForbidThis(Refused):
-    """Correct those rows, then run it again."""
+    """Correct those rows, then run the command again."""
 
 
 _COUNTED: Final = (Release.CONTRACT, Release.EXPAND_DOWN)
-"""The releases that depend on what is in the rows."""
+"""The releases that depend on the rows' values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A step that was carried out: in words, with how many tries, and after how many seconds."""
+    """A step that was executed: its description, and its number of tries and duration."""
 
     what: str
     statement: str
@@ -90,7 +90,7 @@ class Done:
 
 
 class Alterations:
-    """Carries out the steps of a backfill's releases over one connection, which is in autocommit mode.
+    """Executes the steps of a backfill's releases over one connection in autocommit mode.
 
     `say` is called with each step as it is done.
     """
@@ -113,18 +113,18 @@ class Alterations:
         self._log = log.get(migration=migration.name, database=database)
 
     def found(self, *, count: bool = False) -> Found:
-        """Return what there is now; with `count`, of the rows too, which may read the whole table.
+        """Return the current state; with `count`, also of the rows, which may read the whole table.
 
-        Raises OwnershipMoved when the database does not own the gitlab schema, and Refused without the table.
+        Raises OwnershipMoved if the database does not own the gitlab schema, and Refused if the table does not exist.
         """
         with self._transaction():
             return self._found(count=count)
 
     def carry_out(self, release: Release) -> list[Done]:
-        """Bring `release` to its end, from wherever it is; return what was done, nothing the second time.
+        """Complete `release` from its current state, and return the steps executed. Idempotent.
 
-        Raises OutOfOrder, and OwnershipMoved as `found`; LockNotGranted when patience is over; RowsForbidThis when a
-        check is to be validated and a row is against it; Interrupted. What was done until then stays done.
+        Raises OutOfOrder; OwnershipMoved and Refused as `found`; LockNotGranted after `patience_seconds`;
+        RowsForbidThis if a row violates a check; Interrupted. Steps that were executed are not undone.
         """
         done: list[Done] = []
         tries, began = 0, time.monotonic()
@@ -137,37 +137,37 @@ class Alterations:
                 tries, began = 0, time.monotonic()
                 continue
             if seconds >= self._migration.options.patience_seconds:
-                raise LockNotGranted(f"{self._kind.table} was held for {seconds:.0f} s, at last by {outcome}")
+                raise LockNotGranted(f"{self._kind.table} was locked for {seconds:.0f} s, most recently by {outcome}")
             pause = backoff(tries)
-            self._log.info("the table is in use; trying again", held_by=outcome, tries=tries, retry_in_seconds=pause)
+            self._log.info("table in use", blocked_by=outcome, tries=tries, retry_in_seconds=pause)
             self._wait(pause)
         return done
 
     def cancel(self) -> None:
-        """Cancel the statement under way; called from another thread when stopping takes too long."""
+        """Cancel the current statement; called from another thread if stopping takes too long."""
         with contextlib.suppress(psycopg.Error):
             self._connection.cancel_safe(timeout=1.0)
 
     def cut(self) -> None:
-        """Shut the connection's socket down; called from another thread when cancelling did not help."""
+        """Shut the connection's socket down; called from another thread if cancelling did not help."""
         shut_down(self._connection)
 
     def _attempt(self, release: Release) -> Step | str | None:
-        """Do the next step and return it; None when there is none; by whom the table is held: nothing was done then."""
+        """Execute the next step and return it, or None if all are done; if the table is in use, return by whom."""
         try:
-            # Anew each time: while this waited, an application may have written, or another process gone on.
+            # For each try: meanwhile an application may have written, or another process made progress.
             found = self.found(count=release in _COUNTED)
             if refused := refusal(release, self._kind, found):
                 raise refused
             step = next_step(release, self._kind, found)
             if step is not None:
-                if step.exclusive and (held_by := self._held_by()):
-                    return held_by
+                if step.exclusive and (blocked_by := self._held_by()):
+                    return blocked_by
                 self._execute(step)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             return ", ".join(self._holders().values()) or "another transaction"
         except (psycopg.errors.DuplicateObject, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedColumn):
-            return "another process that alters it"
+            return "another process that alters the table"
         except psycopg.errors.QueryCanceled:
             self._wait(0)
             raise
@@ -176,37 +176,37 @@ class Alterations:
     def _execute(self, step: Step) -> None:
         try:
             with self._transaction():
-                # Before it is done: VALIDATE may take its time.
+                # Logged before it is executed, since VALIDATE may take long.
                 self._log.info("altering", statement=step.statement.as_string(None))
                 self._connection.execute(step.statement)
                 if step.reread:
                     send_request(self._connection, SnapshotRequest(table=self._kind.table))
         except psycopg.errors.CheckViolation as error:
-            raise RowsForbidThis(f"rows of {self._kind.table} are against {error.diag.constraint_name}") from error
+            raise RowsForbidThis(f"rows of {self._kind.table} violate {error.diag.constraint_name}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise PreflightFailed(
-                f"{self._kind.table} may not be altered: {one_line(error)}",
-                remedy="give a role in the dsn that owns it and has what `headrace init --sql` grants; the services"
-                " need not be that role",
+                f"cannot alter {self._kind.table}: {one_line(error)}",
+                remedy="use a role in the dsn that owns the table and has the privileges that `headrace init --sql`"
+                " grants; the services may use another role",
             ) from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """A transaction that waits for no lock longer than the timeout, and holds the ownership."""
+        """Open a transaction that waits for no lock longer than the timeout and keeps the ownership."""
         timeout = f"{self._migration.options.lock_timeout_ms}ms"
         with self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.execute("SELECT set_config('lock_timeout', %s, true)", (timeout,))
-            # Counting and VALIDATE read the whole table; they hold up nobody but VACUUM and other ALTER TABLEs.
+            # Counting and VALIDATE read the whole table; they block only VACUUM and other ALTER TABLEs.
             cursor.execute("SET LOCAL statement_timeout = 0")
             fence.own(cursor, gitlab_schema=self._kind.gitlab_schema, database=self._database)
             yield
 
     def _wait(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
-            raise Interrupted(f"{self._migration.name} was stopped; what was done stays done")
+            raise Interrupted(f"{self._migration.name} was stopped; completed steps are not undone")
 
     def _held_by(self) -> str:
-        """Return whose transactions hold the table, now and a lock timeout before; empty when none does."""
+        """Return the transactions that hold the table now and held it one lock timeout ago; empty without any."""
         before = self._holders()
         if not before:
             return ""
@@ -234,7 +234,7 @@ class Alterations:
         if self._connection.execute("SELECT to_regtype(%s)", (kind.column_type,)).fetchone() == (None,):
             raise Refused(
                 f"database {self._database} has no type {kind.column_type}, which {kind.name} declares",
-                remedy="correct it; a type that is not PostgreSQL's own is written with its schema",
+                remedy="correct the declaration; a type that is not built in needs its schema",
             )
         with self._connection.cursor(row_factory=dict_row) as cursor:
             column = cursor.execute(
@@ -246,7 +246,7 @@ class Alterations:
         for check in checks:
             if check["name"] in unvalidated and not check["validated"]:
                 unvalidated[check["name"]].append((check["schema"], check["table"]))
-        # With the check in force, VALIDATE is what counts.
+        # If the check exists, VALIDATE finds such rows.
         counts = count and column is not None and kind.constraint(NOT_NULL) not in unvalidated
         empty, foreign = self._counted() if counts else (None, None)
         known, begun = self._runs()

@@ -1,10 +1,11 @@
-"""The three releases of a backfill as steps: from what the database has now to the next statement. Does no I/O.
+"""Plans the statements of a backfill's three releases from the state of the database. Does no I/O.
 
     expand     add the column, without DEFAULT or NOT NULL; its checks NOT VALID, then VALIDATE
-    backfill   every row gets its value, by the migration's members
+    backfill   fill every row, by the migration's consumers
     contract   CHECK (column IS NOT NULL) NOT VALID, then VALIDATE
 
-Each goes on from whatever is there, so that a killed one is completed by the next. When each may run is in TABLE.
+Each release continues from the current state, so that a killed one is completed by the next. TABLE lists when each may
+run.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ Table = tuple[str, str]
 
 
 class OutOfOrder(Refused):
-    """The order is expand, backfill, contract, and backwards the other way round."""
+    """The order is expand, backfill, contract; --down goes in the reverse order."""
 
 
 class Release(StrEnum):
-    """A release of a backfill, and what takes it back."""
+    """A release of a backfill, or its undoing."""
 
     EXPAND = "expand"
     BACKFILL = "backfill"
@@ -43,12 +44,12 @@ class Release(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a database has of a backfill at an instant.
+    """The state of a backfill in a database.
 
-    `column_type` is None without the column, and `right_type` says whether it is the declared one. `checks` has those
-    that there are: the check's name → the tables in which it is not validated yet, partitions before what they are
-    part of. Of the rows: `empty` have no value, and `foreign` have another than the backfill's; None where that was
-    not counted. `begun`: the present run of the migration has read events; `known`: it has had a run.
+    `column_type`: None if the column does not exist; `right_type`: whether it is the declared type. `checks`
+    maps each existing check to the tables in which it is not validated yet, partitions before their parents. `empty`
+    counts the rows without a value, and `foreign` those with a value other than the backfill's; None if not counted.
+    `begun`: the current run of the migration has read events; `known`: it has had a run.
     """
 
     column_type: str | None = None
@@ -64,8 +65,8 @@ class Found:
 class Step:
     """A statement, in a transaction of its own.
 
-    `exclusive`: it waits for everybody who reads the table. `reread`: in the same transaction the producer is asked to
-    read the table again.
+    `exclusive`: it waits for all readers of the table. `reread`: in the same transaction a re-snapshot of the table is
+    requested.
     """
 
     what: str
@@ -75,12 +76,12 @@ class Step:
 
 
 def next_step(release: Release, kind: type[Backfill], found: Found) -> Step | None:
-    """Return the statement that brings `release` on; None when nothing of it is left to do."""
+    """Return the next statement of `release`; None if it is done."""
     return next(_STEPS[release](kind, found), None)
 
 
 def refusal(release: Release, kind: type[Backfill], found: Found) -> OutOfOrder | None:
-    """Return why `release` may not run as things are; None: it may."""
+    """Return why `release` may not run now; None if it may."""
     for before, problem, remedy in TABLE[release]:
         if not before(kind, found):
             words = {"table": kind.table, "column": kind.column, "name": kind.name, "empty": f"{found.empty or 0:,}"}
@@ -89,7 +90,7 @@ def refusal(release: Release, kind: type[Backfill], found: Found) -> OutOfOrder 
 
 
 def expanded(kind: type[Backfill], found: Found) -> bool:
-    """Whether the column is there with all its checks validated."""
+    """Whether the column exists and all its checks are validated."""
     return _has_right_column(kind, found) and next_step(Release.EXPAND, kind, found) is None
 
 
@@ -102,7 +103,7 @@ def _no_other_column(_kind: type[Backfill], found: Found) -> bool:
 
 
 def _no_empty_rows(kind: type[Backfill], found: Found) -> bool:
-    # With the check in force, it is VALIDATE that finds them.
+    # If the check exists, VALIDATE finds them.
     return kind.constraint(NOT_NULL) in found.checks or not found.empty
 
 
@@ -122,7 +123,7 @@ Condition = Callable[[type[Backfill], Found], bool]
 
 _OTHER_TYPE: Final = (
     _no_other_column,
-    "{table} has a column {column} of another type than {name} declares",
+    "column {column} of {table} does not have the type that {name} declares",
     "rename that column, or correct the declaration",
 )
 _EXPANDED: Final = (
@@ -145,8 +146,8 @@ TABLE: Final[Mapping[Release, Sequence[tuple[Condition, str, str]]]] = {
         (
             _no_empty_rows,
             "{empty} rows of {table} have no {column}",
-            "run `headrace schema backfill {name}` first; if they go on coming, an application that does not know the"
-            " column still writes them",
+            "run `headrace schema backfill {name}` first; if more rows keep coming, an application without support for"
+            " the column still writes them",
         ),
     ],
     Release.CONTRACT_DOWN: [],
@@ -157,16 +158,16 @@ TABLE: Final[Mapping[Release, Sequence[tuple[Condition, str, str]]]] = {
         (
             _not_begun,
             "a run of {name} has filled {column} of {table}",
-            "run `headrace schema backfill {name} --down` first, so that a later one reads all again",
+            "run `headrace schema backfill {name} --down` first, so that a later backfill reads all events again",
         ),
         (
             _no_foreign_values,
-            "rows of {table} have another {column} than {name} gives, which would be lost with the column",
-            "move them elsewhere first, or drop the column by hand",
+            "rows of {table} have values of {column} that {name} did not write and that would be lost with the column",
+            "move the values elsewhere first, or drop the column manually",
         ),
     ],
 }
-"""Release → what must hold, in order, each with what is said when it does not."""
+"""Release → its preconditions in order, each with the error if it does not hold."""
 
 
 def _expand(kind: type[Backfill], found: Found) -> Iterator[Step]:
@@ -176,7 +177,7 @@ def _expand(kind: type[Backfill], found: Found) -> Iterator[Step]:
             sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
                 kind.identifier(), sql.Identifier(kind.column), sql.SQL(kind.column_type)
             ),
-            # The topic has what the rows had in a column that was dropped since; no event says that they have it not.
+            # The topic still has the values of a column that was dropped since, and no event removes them.
             reread=found.known,
         )
     for check, condition in kind.checks:

@@ -1,1 +1,1 @@
-"""What commands share."""
+"""Options and output that commands share."""

@@ -1,4 +1,4 @@
-"""What `headrace check` says of migrations: what keeps one from running, and what could be better."""
+"""Advice that `headrace check` prints: obstacles and possible improvements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.errors import printable
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Something that could be better, the lines that show it, and what would help; with `blocks`, what is missing."""
+    """A problem, the lines that show it, and a remedy; `blocks` marks an obstacle."""
 
     where: str
     problem: str
@@ -20,14 +20,14 @@ class Advice:
     blocks: bool = False
 
     def document(self) -> dict[str, object]:
-        """Return the advice as `check --json` has it."""
+        """Return the advice in the form of `check --json`."""
         return {name: value for name, value in asdict(self).items() if name != "blocks"}
 
     def __str__(self) -> str:
-        """The advice as lines for a person."""
+        """Return the advice as lines of text."""
         shown = (f"    {line[: len(line) - len(line.lstrip())]}{printable(line)}" for line in self.shown)
         return "\n".join([printable(f"{self.where}: {self.problem}"), *shown, f"  {printable(self.remedy)}"])
 
 
 Adviser = Callable[[Settings, Collection[str]], Iterable[Advice]]
-"""Asked by `headrace check`, of some migrations or, without names, of all; changes nothing."""
+"""Called by `headrace check` for the named migrations, or for all; changes nothing."""

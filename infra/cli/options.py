@@ -1,4 +1,4 @@
-"""The options that many commands share."""
+"""Options that many commands share."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file. [default: $HEADRACE_CONFIG, else headrace.toml]", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for programs.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

@@ -1,1 +1,1 @@
-"""The whole story on real servers: `headrace demo`."""
+"""`headrace demo`: all four migrations on real servers."""

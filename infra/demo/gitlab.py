@@ -1,4 +1,4 @@
-"""Building the GitLab-shaped database, an application at work in it, and proving what became of it, by SQL."""
+"""Builds a GitLab-shaped database, runs an application on it, and proves by SQL what changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psycopg
 from infra.postgres.connect import connect
 
 SKIPPED_SHARE: Final = 27_700 / 1_000_000
-"""The seed's 27,700 of a million rows were skipped for too many tags."""
+"""27,700 of a million rows are skipped for too many tags."""
 
 _PARENTS = """
 INSERT INTO namespaces (name, path) SELECT 'Group ' || i, 'group-' || i FROM generate_series(1, %(namespaces)s) i;
@@ -75,7 +75,7 @@ SELECT
 
 @dataclass(frozen=True)
 class Proof:
-    """What the database says of the migration; `broken` is empty when every claim holds."""
+    """Counts from the database about the migration; `broken` is empty if every claim holds."""
 
     left_over: int
     resets: int
@@ -92,9 +92,9 @@ class Proof:
         claims = {
             f"{self.left_over} rows are still skipped for too many tags": self.left_over,
             f"{self.twice} rows were reset more than once": self.twice,
-            f"{self.wrong} changes were no reset of a row skipped for too many tags": self.wrong,
-            f"{self.overwritten} rows lost what the application had made of them": self.overwritten,
-            f"{self.touched} rows changed though nobody should have changed them": self.touched,
+            f"{self.wrong} changes did not reset a row skipped for too many tags": self.wrong,
+            f"{self.overwritten} rows lost the application's changes": self.overwritten,
+            f"{self.touched} other rows changed": self.touched,
         }
         return [claim for claim, count in claims.items() if count]
 
@@ -105,7 +105,7 @@ def skipped_rows(rows: int) -> int:
 
 
 def build(connection: psycopg.Connection[Any], rows: int) -> None:
-    """Make the tables and fill them: `rows` container repositories in every state and for every reason."""
+    """Create and fill the tables: `rows` container repositories with every state and reason."""
     numbers = {
         "rows": rows,
         "skipped": skipped_rows(rows),
@@ -116,19 +116,19 @@ def build(connection: psycopg.Connection[Any], rows: int) -> None:
     for statement in (_PARENTS, _PROJECTS, _REPOSITORIES):
         connection.execute(statement, numbers)
     connection.execute(_READY)
-    # As a table in use is: otherwise autovacuum comes to it in mid-migration, which then holds out of politeness.
+    # As in a production table: otherwise autovacuum starts in mid-migration and throttles the consumers.
     connection.execute("VACUUM (ANALYZE)")
 
 
 def prove(connection: psycopg.Connection[Any]) -> Proof:
-    """Ask the database what became of it."""
+    """Query the database for the proof."""
     row = connection.execute(_PROOF).fetchone()
     assert row is not None
     return Proof(*row)
 
 
 class Application:
-    """Somebody who goes on working in the tables: inserts, updates, and decides some skipped rows by hand.
+    """An application at work: inserts, updates, and decisions about some skipped rows.
 
     It never skips a row that was reset, so that each row can be reset at most once.
     """
@@ -143,11 +143,11 @@ class Application:
         self.statements = 0
 
     def start(self) -> None:
-        """Begin to work, in a thread."""
+        """Start working, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the statement under way, and end; raises what made it end before."""
+        """Finish the current statement and stop; raises the error that stopped it before."""
         self._stop.set()
         self._thread.join()
         if self._failure is not None:
@@ -173,13 +173,13 @@ class Application:
                     " VALUES (1, %s, %s, %s)",
                     (f"new-{self.statements}", *(("import_skipped", 2) if skipped else ("default", None))),
                 )
-            case 1:  # ordinary work on a row that nobody migrates
+            case 1:  # ordinary work on a row that is not migrated
                 connection.execute(
                     "UPDATE container_repositories SET status = 1, updated_at = now(), migration_state = 'importing'"
                     " WHERE id = %s AND migration_state = 'pre_import_done'",
                     (row,),
                 )
-            case 2:  # somebody decides about a skipped repository before the migration comes to it
+            case 2:  # a user decides about a skipped repository before the migration reaches it
                 connection.execute(
                     "UPDATE container_repositories SET migration_state = 'import_done', migration_skipped_reason = NULL"
                     " WHERE id = (SELECT id FROM container_repositories WHERE id >= %s"
@@ -187,7 +187,7 @@ class Application:
                     " AND migration_state = 'import_skipped' AND migration_skipped_reason = 2",
                     (row,),
                 )
-            case _:  # a row gives up while it imports
+            case _:  # an import is aborted
                 connection.execute(
                     "UPDATE container_repositories SET migration_state = 'import_aborted', migration_aborted_at = now()"
                     " WHERE id = %s AND migration_state = 'importing'",

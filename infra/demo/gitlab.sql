@@ -47,7 +47,7 @@ CREATE TABLE container_repositories (
     CONSTRAINT check_migration_plan CHECK (char_length(migration_plan) <= 255)
 );
 
--- What the demo proves its claims by: every change of a row's import state, and who made it.
+-- The evidence for the demo's claims: every change of a row's import state, and its author.
 CREATE SCHEMA proof;
 
 CREATE TABLE proof.changes (

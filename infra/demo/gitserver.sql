@@ -1,4 +1,4 @@
--- The two tables in which the application knows its repositories and on which gitserver node each one lies.
+-- The application's tables of repositories and of the gitserver node that stores each.
 
 CREATE EXTENSION IF NOT EXISTS citext;
 CREATE TABLE repo (

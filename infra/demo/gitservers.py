@@ -1,4 +1,4 @@
-"""The fourth act: `rehash_moves` moves real git repositories between nodes, with a consumer killed half-way."""
+"""The demo's fourth act: `rehash_moves` moves real git repositories between nodes, with a consumer killed half-way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARDS: Final = "SELECT name::text, shard_id FROM repo JOIN gitserver_repos ON 
 
 
 class Gitservers:
-    """Repositories on three nodes, each at its md5 home first and at its rendezvous home in the end."""
+    """Repositories on three nodes, each moved from its md5 home to its rendezvous home."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -55,9 +55,9 @@ class Gitservers:
             for name in self._names:
                 self._sql.execute(_ADD, (name, old[name]))
             before = {name: repositories.refs(self._path(old[name], name)) for name in self._names}
-        with stage.console.status("moving repositories"), stage.timed(f"{_MIGRATION}: every repository is at home"):
+        with stage.console.status("moving repositories"), stage.timed(f"{_MIGRATION}: every repository moved"):
             killed_at = self._move()
-        with stage.console.status("looking into every repository"):
+        with stage.console.status("checking every repository"):
             self._prove(new, before)
         moved = sum(old[name] != new[name] for name in self._names)
         return [
@@ -66,17 +66,17 @@ class Gitservers:
                 f"{_REPOSITORIES} repositories on {len(_NODES)} nodes, {moved} moved from md5 to rendezvous homes,"
                 f" one of two consumers killed after {killed_at}",
             ),
-            ("git", "one copy of each, where `headrace place` says; every ref as before; git fsck finds no fault"),
+            ("git", "one copy of each, on the node of `headrace place`; all refs unchanged; git fsck finds no errors"),
         ]
 
     def _placed(self, algorithm: str) -> dict[str, str]:
-        """Return name → node, as `headrace place` has it."""
+        """Return name → node, from `headrace place`."""
         words = ("place", "--nodes", ",".join(_NODES), "--algorithm", algorithm)
         lines = self._stage.filter(*words, text="\n".join(self._names) + "\n").splitlines()
         return dict(line.split("\t") for line in lines)
 
     def _move(self) -> int:
-        """Run a producer and two consumers, kill one half-way; return after how many moves."""
+        """Run a producer and two consumers, kill one half-way; return the number of moves until then."""
         stage = self._stage
         producer = stage.start("produce", "sourcegraph")
         members = [stage.start("consume", _MIGRATION), stage.start("consume", _MIGRATION)]
@@ -99,13 +99,13 @@ class Gitservers:
         for name in self._names:
             copies = [node for node in _NODES if self._path(node, name).exists()]
             if copies != [new[name]]:
-                broken.append(f"{name} lies on {', '.join(copies) or 'no node'}, not on {new[name]}")
+                broken.append(f"{name} is on {', '.join(copies) or 'no node'}, not on {new[name]}")
                 continue
             path = self._path(new[name], name)
             if repositories.refs(path) != before[name] or not repositories.is_sound(path):
-                broken.append(f"{name} is not what it was")
+                broken.append(f"{name} changed")
         if dict(self._sql.execute(_SHARDS).fetchall()) != new:
-            broken.append("the application's shard_id is not where the repositories are")
+            broken.append("the application's shard_id does not match the repositories' nodes")
         left = [path for node in _NODES for path in (self._directory(node) / ".headrace").glob("*/*")]
         broken += [f"{path} was left behind" for path in left]
         if broken:

@@ -1,4 +1,4 @@
--- Praefect's database as it is since GitLab 15, with the triggers that tell its nodes of new repositories.
+-- Praefect's database as it is since GitLab 15, with the triggers that notify its nodes of new repositories.
 
 CREATE TABLE public.repositories (
     virtual_storage text NOT NULL, relative_path text NOT NULL, generation bigint, "primary" text,

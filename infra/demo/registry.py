@@ -1,4 +1,4 @@
-"""The second act: a column in three releases, `status_backfills`, while applications of both releases write."""
+"""The demo's second act: `status_backfills` adds a column in three releases while both application releases write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AND conname IN ('check_repositories_migration_status_length', 'check_repositorie
 
 
 class Registry:
-    """Old rows, an application that doesn't know the column and then one that does, and no row without a status."""
+    """Existing rows, and an application whose old release does not know the column and whose new one does."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -100,7 +100,7 @@ class Registry:
             "rows have another status": count(self._sql, _OTHERS),
             "rows were updated twice": count(self._sql, _TWICE),
             "checks are missing or not valid": 2 - count(self._sql, _CONTRACTED),
-            "rows were not backfilled, or needlessly": abs(filled - _ROWS - old),
+            "rows were not backfilled, or backfilled needlessly": abs(filled - _ROWS - old),
         }
         if broken := [f"{number} {claim}" for claim, number in found.items() if number]:
             raise ProofFailed(f"{_MIGRATION}: {'; '.join(broken)}")
@@ -108,7 +108,7 @@ class Registry:
             (
                 _MIGRATION,
                 f"expand, backfill, contract: {filled:,} rows made native, each once; {old:,} of them inserted"
-                f" meanwhile by a release that doesn't know the column, {new:,} more by one that does",
+                f" meanwhile by the old release, {new:,} more rows by the new one",
             ),
-            ("nobody waits", f"the slowest of the application's statements took {self._slowest * 1000:.0f} ms"),
+            ("no long locks", f"the application's slowest statement took {self._slowest * 1000:.0f} ms"),
         ]

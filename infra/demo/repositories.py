@@ -1,4 +1,4 @@
-"""Real bare git repositories, made quickly: one by git, the others from it, each with a commit of its own."""
+"""Creates real bare git repositories quickly: one by `git init`, the others as copies, each with its own commit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from refs/heads/main
 
 
 def make(paths: Iterable[Path]) -> None:
-    """Make a bare repository at each of `paths`, with a branch, a tag, and a commit that no other has."""
+    """Create a bare repository at each of `paths`, with a branch, a tag and a unique commit."""
     template: Path | None = None
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,23 +44,23 @@ def make(paths: Iterable[Path]) -> None:
 
 
 def refs(path: Path) -> str:
-    """Return the refs of a repository with what they point to."""
+    """Return the refs of a repository with their objects."""
     return git("for-each-ref", "--format=%(refname) %(objectname)", at=path)
 
 
 def is_sound(path: Path) -> bool:
-    """Say whether `git fsck` finds nothing to complain of."""
+    """Return whether `git fsck` finds no errors."""
     return not git("fsck", "--full", "--strict", "--no-progress", at=path).strip()
 
 
 def git(*words: str, at: Path | None = None, text: str = "") -> str:
-    """Run git and return what it printed; raises HeadraceError when it fails."""
-    # A person's own configuration is theirs; the repositories of a demo do not depend on it.
+    """Run git and return its output; raises HeadraceError if it fails."""
+    # The demo's repositories must not depend on the user's git configuration.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     where = [] if at is None else ["--git-dir", str(at)]
     ended = subprocess.run(
-        ["git", *where, *words],  # noqa: S607 - git is where the system has it
+        ["git", *where, *words],  # noqa: S607 - git from the PATH
         input=text,
         capture_output=True,
         text=True,
@@ -68,5 +68,5 @@ def git(*words: str, at: Path | None = None, text: str = "") -> str:
         env=environment,
     )
     if ended.returncode:
-        raise HeadraceError(f"git {words[0]} failed: {ended.stderr.strip()}", remedy="the demo needs git")
+        raise HeadraceError(f"git {words[0]} failed: {ended.stderr.strip()}", remedy="install git for the demo")
     return ended.stdout

@@ -1,4 +1,4 @@
-"""The first act: `skip_resets` over a large table while an application writes, with a consumer killed half-way."""
+"""The demo's first act: `skip_resets` on a large table while an application writes, with a consumer killed half-way."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Resets:
         """See Act.play."""
         stage, console = self._stage, self._stage.console
         with (
-            console.status(f"building a GitLab-shaped database of {self._rows:,} container repositories"),
+            console.status(f"building a GitLab-shaped database with {self._rows:,} container repositories"),
             stage.timed(
-                f"database built: {self._rows:,} container repositories, of which"
-                f" {skipped_rows(self._rows):,} were skipped for too many tags"
+                f"database built: {self._rows:,} container repositories,"
+                f" {skipped_rows(self._rows):,} of them skipped for too many tags"
             ),
         ):
             build(self._sql, self._rows)
@@ -49,12 +49,12 @@ class Resets:
             began = time.monotonic()
             producer = stage.start("produce", "main")
             members = [stage.start("consume", _MIGRATION), stage.start("consume", _MIGRATION)]
-            console.print("an application goes on inserting and updating; a producer and two consumers run")
+            console.print("an application inserts and updates; a producer and two consumers run")
             copied, caught_up, killed_at = self._watch(producer, members, began)
         finally:
             application.stop()
-        with console.status("the application has stopped; the rest of its changes flow through"):
-            self._wait_until_flowed()
+        with console.status("the application has stopped; waiting for its last changes"):
+            self._wait_until_caught_up()
         _, applied, skipped = stage.progress(self._sql, _MIGRATION)
         proof = self._prove()
         console.print(f"proven by SQL: {proof.resets:,} rows reset, each once; no other row touched")
@@ -62,32 +62,33 @@ class Resets:
             replayed, seconds = self._replay(members)
         again = self._prove()
         if (again.resets, again.by_application) != (proof.resets, proof.by_application):
-            raise ProofFailed(f"the replay changed {again.resets - proof.resets} rows that were right already")
+            raise ProofFailed(f"the replay changed {again.resets - proof.resets} rows that were already up to date")
         stage.end(producer)
         return [
             ("snapshot", f"{self._rows:,} rows in {copied:.1f} s, {self._rows / copied:,.0f} rows/s, while written to"),
             (
                 "application",
                 f"{application.statements:,} statements meanwhile; {proof.inserted:,} rows inserted,"
-                f" {proof.by_application:,} states changed, every one left as the application made it",
+                f" {proof.by_application:,} states changed, none of them overwritten",
             ),
             (
                 _MIGRATION,
-                f"{applied:,} rows reset, {skipped:,} events needed nothing, caught up after {caught_up:.1f} s",
+                f"{applied:,} rows reset, {skipped:,} events required no change, caught up after {caught_up:.1f} s",
             ),
-            ("SIGKILL", f"one of two consumers at {killed_at:.0%}; the other took over, nothing lost, nothing doubled"),
+            ("SIGKILL", f"one of two consumers at {killed_at:.0%}; the other took over, nothing lost or duplicated"),
             (
                 "exactly once",
-                f"{proof.resets:,} resets in the trigger's log, {proof.twice} twice, {proof.wrong} wrong,"
+                f"{proof.resets:,} resets recorded by the trigger, {proof.twice} twice, {proof.wrong} wrong,"
                 f" {proof.left_over} left over, {proof.touched} other rows touched",
             ),
             ("replay", f"{replayed:,} events from the topics alone in {seconds:.1f} s, 0 rows changed"),
         ]
 
     def _watch(self, producer: Guarded, members: list[Guarded], began: float) -> tuple[float, float, float]:
-        """Show progress until snapshot and migration are through; kill a member half-way.
+        """Show progress until the snapshot and the migration are done; kill a consumer half-way.
 
-        Returns seconds until the snapshot was done, seconds until all was caught up, and the share at the kill.
+        Returns the seconds until the snapshot was done, the seconds until all was caught up, and the progress at the
+        kill.
         """
         copied = killed_at = 0.0
         with Progress(
@@ -122,8 +123,8 @@ class Resets:
                     return copied, time.monotonic() - began, killed_at
         raise ProofFailed("unreachable")
 
-    def _wait_until_flowed(self) -> None:
-        """Wait until the producer has passed the log's present end, and the consumer the topic's."""
+    def _wait_until_caught_up(self) -> None:
+        """Wait until the producer has passed the current end of WAL, and the consumer the end of the topic."""
         row = self._sql.execute("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint").fetchone()
         assert row is not None
         for _ in self._stage.patiently("the producer"):
@@ -145,7 +146,7 @@ class Resets:
         return report["applied"] + report["skipped"], time.monotonic() - began
 
     def _prove(self) -> Proof:
-        with self._stage.console.status("asking the database what changed"):
+        with self._stage.console.status("querying the database for changes"):
             proof = prove(self._sql)
         if proof.broken:
             raise ProofFailed("; ".join(proof.broken))

@@ -1,7 +1,7 @@
-"""Where the demo plays: the servers, one settings file, and headrace's own commands as processes of their own.
+"""The demo's environment: servers, one settings file, and headrace's commands as separate processes.
 
-Everything that headrace does in the demo is done by its commands, just as a person would run them; the acts start and
-kill them, watch, and count.
+headrace runs in the demo only by its commands, as an operator would run them; the acts start and kill them, watch, and
+count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from infra.state.positions import Positions
 from schemas.errors import HeadraceError
 
 _PATIENCE: Final = 600.0
-"""Seconds without an end after which a step is taken for broken."""
+"""Seconds after which an unfinished step counts as failed."""
 
 _PROGRESS: Final = """
 SELECT coalesce(sum(next_offset), 0)::bigint, coalesce(sum(applied), 0)::bigint, coalesce(sum(skipped), 0)::bigint
@@ -38,11 +38,11 @@ WHERE name = %s
 
 Connection = psycopg.Connection[Any]
 Line = tuple[str, str]
-"""What was shown, and what is said of it."""
+"""A claim's title and its result."""
 
 
 class ProofFailed(HeadraceError):
-    """This should never happen: please report it, with the versions of everything."""
+    """This is a bug: please report it, with the versions of headrace, PostgreSQL and Kafka."""
 
 
 class Act(Protocol):
@@ -50,14 +50,14 @@ class Act(Protocol):
 
     @property
     def sections(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return what it needs in the settings file."""
+        """Return its sections of the settings file."""
 
     def play(self) -> list[Line]:
-        """Play it, and return what was proven; raises ProofFailed if a claim turns out false."""
+        """Run it and return what was proven; raises ProofFailed if a claim is false."""
 
 
 class Stage:
-    """The servers and what runs on them, until `close`."""
+    """The servers and the processes on them, until `close`."""
 
     def __init__(self, console: Console, stack: EmbeddedStack, place: Path) -> None:
         self.console = console
@@ -71,22 +71,22 @@ class Stage:
         self._started = 0
 
     def close(self) -> None:
-        """Kill what still runs."""
+        """Kill the running processes."""
         for process in self._running:
             process.kill()
         self._held.close()
 
     def database(self, name: str) -> tuple[str, Connection]:
-        """Make a database; return its dsn and a connection."""
+        """Create a database; return its dsn and a connection."""
         dsn = self._stack.postgres.create_database(name)
         connection = connect(dsn, name="demo")
-        # What the demo does here is an application's and its administrator's work, in a database of its own.
+        # The demo acts as the application and its administrator here, in its own database.
         connection.execute("SET search_path = public")
         self._held.callback(connection.close)
         return dsn, connection
 
     def configure(self, acts: list[Act]) -> None:
-        """Write the one settings file."""
+        """Write the settings file."""
         document: dict[str, dict[str, Any]] = {"kafka": {"bootstrap_servers": self.kafka.bootstrap_servers}}
         for act in acts:
             for section, keys in act.sections.items():
@@ -103,7 +103,7 @@ class Stage:
         return process
 
     def end(self, *processes: Guarded) -> None:
-        """Stop services as an operator does."""
+        """Stop services with SIGTERM."""
         for process in processes:
             process.stop(signal.SIGTERM, 15)
             self._running.remove(process)
@@ -114,7 +114,7 @@ class Stage:
         self._running.remove(process)
 
     def until_left(self, group: str) -> None:
-        """Wait until Kafka counts nobody as a member: one that was killed is one for as long as its session lasts."""
+        """Wait until the group is empty: a killed consumer stays a group member until its session times out."""
         with clients.translated(self.kafka):
             client = clients.admin(self.kafka)
             for _ in self.patiently(f"the group {group}"):
@@ -122,7 +122,7 @@ class Stage:
                     return
 
     def command(self, *words: str) -> str:
-        """Run a command to its end and return the last line that it printed."""
+        """Run a command to completion and return the last line of its output."""
         self._started += 1
         output = self.place / f"{'-'.join(words)}-{self._started}.out"
         self._stack.keeper.run(self._words(*words), log=output, cwd=self.place, timeout=_PATIENCE)
@@ -140,7 +140,7 @@ class Stage:
         return ended.stdout
 
     def progress(self, connection: Connection, migration: str) -> tuple[int, int, int]:
-        """Return the ledger's sums: offset reached, rows changed, events that needed nothing."""
+        """Return the ledger's sums: next offsets, rows changed, events skipped."""
         if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
             return 0, 0, 0
         row = connection.execute(_PROGRESS, (migration,)).fetchone()
@@ -148,19 +148,19 @@ class Stage:
         return row[0], row[1], row[2]
 
     def patiently(self, what: str, *processes: Guarded) -> Iterator[None]:
-        """Yield a few times a second until the caller is satisfied; raises when a process ends or nothing comes."""
+        """Yield a few times a second until the caller stops; raises if a process ends or time runs out."""
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             yield
             for process in processes or self._running:
                 if process in self._running and process.poll() is not None:
-                    raise HeadraceError(f"a process of {what} ended: {process.last_lines()}")
+                    raise HeadraceError(f"a process of {what} exited: {process.last_lines()}")
             time.sleep(0.2)
-        raise HeadraceError(f"{what} did not come to an end within {_PATIENCE:.0f} s")
+        raise HeadraceError(f"{what} did not finish within {_PATIENCE:.0f} s")
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Say `what` and how long it took, once it is done."""
+        """Print `what` and its duration when it is done."""
         began = time.monotonic()
         yield
         self.console.print(f"{what} ({time.monotonic() - began:.1f} s)")
@@ -170,7 +170,7 @@ class Stage:
 
 
 def count(connection: Connection, query: str, *parameters: object) -> int:
-    """Return the one number that a query gives."""
+    """Return the single number that a query returns."""
     row = connection.execute(query.encode(), parameters).fetchone()
     assert row is not None
     return int(row[0])

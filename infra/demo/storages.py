@@ -1,4 +1,4 @@
-"""The third act: `missing_records` walks two virtual storages and records what Praefect does not know."""
+"""The demo's third act: `missing_records` walks two virtual storages and adds the records that Praefect lacks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AND r.replica_path = r.relative_path
 
 
 class Storages:
-    """Two virtual storages with real repositories, a third of which has no record; a secondary that is ignored."""
+    """Two virtual storages with real repositories, some without a record, and a secondary that is ignored."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -54,7 +54,7 @@ class Storages:
     def play(self) -> list[Line]:
         """See Act.play."""
         stage = self._stage
-        with stage.console.status("making git repositories below two virtual storages"):
+        with stage.console.status("creating git repositories in two virtual storages"):
             self._sql.execute(files("infra.demo").joinpath("praefect.sql").read_bytes())
             for name, number in _REPOSITORIES.items():
                 self._make(name, number)
@@ -72,9 +72,9 @@ class Storages:
         recorded = {name: count(self._sql, _NEW, f"{name}-primary", name) for name in _REPOSITORIES}
         total = count(self._sql, "SELECT count(*) FROM repositories")
         if recorded != self._missing or total != sum(_REPOSITORIES.values()):
-            raise ProofFailed(f"{_MIGRATION}: {recorded} records were made of {self._missing}, {total} in all")
+            raise ProofFailed(f"{_MIGRATION}: {recorded} records were added, expected {self._missing}; {total} in all")
         if self._sql.execute(_OLD).fetchone() != before:
-            raise ProofFailed(f"{_MIGRATION}: records that were there were changed")
+            raise ProofFailed(f"{_MIGRATION}: existing records were changed")
         found, new = sum(_REPOSITORIES.values()), sum(recorded.values())
         return [
             (
@@ -91,7 +91,7 @@ class Storages:
     def _make(self, name: str, number: int) -> None:
         primary, secondary = self._nodes(name)
         paths = [_hashed(name, project) for project in range(number)]
-        # One more on the secondary, which an importer must not see.
+        # One more on the secondary, which an importer must ignore.
         only_there = self._root / secondary / _hashed(name, number)
         repositories.make([*(self._root / primary / path for path in paths), only_there])
         for project, path in enumerate(paths):

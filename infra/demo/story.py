@@ -1,4 +1,4 @@
-"""The story that `headrace demo` tells: real servers, real processes, four migrations, and a proof of each."""
+"""Runs `headrace demo`: real servers, real processes, four migrations, and a proof of each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from infra.demo.storages import Storages
 from infra.stack import embedded_stack
 
 
-def tell(rows: int) -> None:
-    """Tell it with `rows` container repositories; raises ProofFailed if a claim turns out false."""
+def run_demo(rows: int) -> None:
+    """Run it with `rows` container repositories; raises ProofFailed if a claim is false."""
     console = Console(highlight=False)
     began = time.monotonic()
     summary = Table(title="headrace demo: what was proven", title_justify="left", show_header=False)
@@ -26,7 +26,7 @@ def tell(rows: int) -> None:
         with console.status("starting Kafka and PostgreSQL"):
             stack = held.enter_context(embedded_stack())
         console.print(f"Kafka and PostgreSQL started ({time.monotonic() - starting:.1f} s)")
-        # Below the stack's own directory, which goes when this process goes, however it ends.
+        # Below the stack's own directory, which is removed when this process ends, however it ends.
         place = stack.directory / "demo"
         place.mkdir()
         stage = Stage(console, stack, place)
@@ -37,5 +37,5 @@ def tell(rows: int) -> None:
             for line in act.play():
                 summary.add_row(*line)
             summary.add_section()
-    summary.add_row("all of it", f"{time.monotonic() - began:.0f} s; nothing is left behind")
+    summary.add_row("total", f"{time.monotonic() - began:.0f} s; nothing is left behind")
     console.print(summary)

@@ -1,1 +1,1 @@
-"""Triggers by which a database refuses writes to what it gave away."""
+"""Triggers that refuse writes to tables that a database no longer owns."""

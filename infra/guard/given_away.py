@@ -1,8 +1,7 @@
-"""What databases still have of gitlab schemas that others own: which tables refuse writes, and how many there were.
+"""Reports tables in a database that no longer owns their gitlab schema: whether they are guarded, and stray writes.
 
-A write there is in no topic, and after the promotion in no other database. A table with the guard refuses it
-(`infra.guard.write_guard`); a producer that reads the table's changes counts it. Of a table with neither nothing is
-known.
+A write there is in no topic, and after the promotion in no other database. A guard on the table refuses it
+(`infra.guard.write_guard`); a producer that reads the table's changes counts it. Without either, writes are unknown.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ _READ: Final = "SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_na
 class GivenTable:
     """A table of a gitlab schema that another database owns.
 
-    `guarded`: it refuses writes. `watched`: a producer reads its changes now. `writes` is None where it is not known
-    whether there were any; where the table is not watched any more, it is what there was until then. The times are
-    ISO 8601, in UTC.
+    `guarded`: it refuses writes. `watched`: a producer reads its changes now. `writes` is None if unknown; if the table
+    is no longer watched, it is the count until then. Times are ISO 8601, in UTC.
     """
 
     table: str
@@ -54,7 +52,7 @@ class GivenTable:
 
 @dataclass(frozen=True, slots=True)
 class GivenAway:
-    """A gitlab schema of which `database` has tables, and `owner` owns them."""
+    """A gitlab schema that `owner` owns and of which `database` still has tables."""
 
     database: str
     gitlab_schema: str
@@ -62,7 +60,7 @@ class GivenAway:
     tables: tuple[GivenTable, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return it as `status --json` has it."""
+        """Return it in the form of `status --json`."""
         return {
             "database": self.database,
             "gitlab_schema": self.gitlab_schema,
@@ -72,9 +70,9 @@ class GivenAway:
 
 
 def survey(settings: Settings, sources: Mapping[str, SourceState]) -> list[GivenAway]:
-    """Return what each database of the settings has and does not own; `sources` is what is recorded of the producers.
+    """Return the gitlab schemas that databases of the settings have but do not own; `sources` are producers' records.
 
-    A database that does not answer is left out, and so are a standby, and one that is on record under another name: a
+    A database that does not answer is left out, as are a standby and a database recorded under another name, such as a
     promoted copy that is not open yet.
     """
 
@@ -85,15 +83,15 @@ def survey(settings: Settings, sources: Mapping[str, SourceState]) -> list[Given
 
 
 def lines(given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a person has to know of a `GivenAway.document`: writes that there were, and what is not known."""
+    """Yield lines for the operator about a `GivenAway.document`: stray writes, and tables where writes are unknown."""
     for problem, _ in _problems(given):
         yield f"{given['database']}: {problem}; see `headrace check`"
 
 
 def advise(settings: Settings, sources: Mapping[str, SourceState]) -> Iterator[Advice]:
-    """Yield the same for `headrace check`, each with what to do, and the tables that a guard was not installed on.
+    """Yield the same for `headrace check`, each with a remedy, and the tables that lack a guard.
 
-    Those are said wherever others of their gitlab schema have it: they were made since, perhaps before a move.
+    Those are reported if other tables of their gitlab schema have one: they were created later, perhaps before a move.
     """
     for each in survey(settings, sources):
         for problem, remedy in _problems(each.document()):
@@ -114,14 +112,14 @@ def _lacking(connection: psycopg.Connection[Any], settings: Settings, database: 
             lacking.setdefault(gitlab_schema, []).append(table)
     for gitlab_schema, tables in lacking.items():
         problem = (
-            f"{_some(tables)} {'lacks' if len(tables) == 1 else 'lack'} a guard that works, and tables of"
-            f" {gitlab_schema} have been given one"
+            f"{_some(tables)} {'lacks' if len(tables) == 1 else 'lack'} a working guard, and other tables of"
+            f" {gitlab_schema} have one"
         )
         yield Advice(f"databases.{database}", problem, (), f"install it with {_install(gitlab_schema, database)}")
 
 
 def _asked(settings: Settings, look: Callable[[psycopg.Connection[Any], str], Iterator[T]]) -> list[T]:
-    """Return what `look` finds in each database that answers, takes writes and is on record under its own name."""
+    """Return what `look` finds in each database that answers, accepts writes and is recorded under its own name."""
     found: list[T] = []
     for name, database in settings.databases.items():
         dsn = database.dsn.get_secret_value()
@@ -184,15 +182,15 @@ def _problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if table["writes"]:
             kinds = ", ".join(f"{kind} {table[kind]:,}" for kind in ("inserts", "updates", "deletes", "truncates"))
             yield (
-                f"table {table['table']}, which {owner} owns, was written here {table['writes']:,} times since"
-                f" {table['since']} ({kinds}), at last {table['last']}",
-                f"see docs/how-to/guarding-a-switchover.md, `When there were writes`; keep more off with {install}",
+                f"table {table['table']}, owned by {owner}, was written here {table['writes']:,} times since"
+                f" {table['since']} ({kinds}), last at {table['last']}",
+                f"see docs/how-to/guarding-a-switchover.md, `When there were writes`; prevent more with {install}",
             )
     unknown = [table["table"] for table in given["tables"] if not (table["guarded"] or table["watched"])]
     if unknown:
         yield (
-            f"whether {_some(unknown)}, which {owner} owns, {'is' if len(unknown) == 1 else 'are'} written here is not"
-            " known: no guard refuses it and no producer reads it",
+            f"writes here to {_some(unknown)}, owned by {owner}, go unnoticed:"
+            " no guard refuses them and no producer counts them",
             f"install the guard with {install}",
         )
 

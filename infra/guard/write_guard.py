@@ -1,9 +1,9 @@
-"""The guard: a trigger by which a table refuses writes in a database that does not own its gitlab schema.
+"""Installs the guard: a trigger that refuses writes to a table in a database that does not own its gitlab schema.
 
-headrace's own writers are fenced (`consumers.ledger.fence`), the application is not: what it writes on the old side of
-a switchover is in no topic, and after the promotion in no other database. The trigger does what the fence does. It
-shares an advisory lock, which writes nothing, and reads the owner after it; so a switchover waits for the transactions
-that have written, and what comes later is refused (docs/how-to/guarding-a-switchover.md).
+headrace's own writers are fenced (`consumers.ledger.fence`), the application is not: its writes on the old side of a
+switchover are in no topic, and after the promotion in no other database. The trigger works like the fence: it shares an
+advisory lock, which writes nothing, and then reads the owner. So a switchover waits for the transactions that have
+written, and later writes are refused (docs/how-to/guarding-a-switchover.md).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FUNCTION_REMOVAL: Final = "DROP FUNCTION IF EXISTS headrace.guard()"
 _INSTALLING: Final = lock_key("guard", "installing")
 """One process at a time installs or removes: two that replace the function at once would fail."""
 _TRY_MS: Final = 200
-"""How long a statement may wait for a table, and keep the application's writes waiting behind it."""
+"""How long a statement may wait for a table lock, with the application's writes queued after it."""
 _NO_LOCK: Final = ("SIReadLock",)
 _READERS: Final = ("SIReadLock", "AccessShareLock", "RowShareLock")
-"""Modes of locks on a table that a statement of ours does not wait for: to drop a trigger, and to create one."""
+"""Lock modes that dropping a trigger, and creating one, do not conflict with."""
 _PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Seconds between tries, in which those writes continue."""
+"""Seconds between tries, in which those writes proceed."""
 
 _BEFORE_EVERY_STATEMENT: Final = 2 | 4 | 8 | 16 | 32
 """pg_trigger.tgtype: before, insert, delete, update, truncate; not for each row."""
@@ -51,7 +51,7 @@ SELECT n.nspname || '.' || c.relname, rn.nspname || '.' || r.relname
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'headrace') AND n.nspname NOT LIKE 'pg\\_%'
  ORDER BY 1
 """
-"""Each table with its partition root, or itself: a statement fires the trigger of the table that it names."""
+"""Each table with its partition root, or itself: a statement fires only the trigger of the table that it names."""
 _GUARDED: Final = """
 SELECT n.nspname || '.' || c.relname, t.tgargs, t.tgtype, t.tgenabled = 'A'
   FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
@@ -82,7 +82,7 @@ SELECT DISTINCT l.pid, coalesce(nullif(a.application_name, ''), 'a session')
 
 
 class TableInUse(HeadraceError):
-    """Run it again, it continues where it was; or end the transaction that holds the table."""
+    """Run it again to continue, or end the transaction that locks the table."""
 
 
 class NotGuardable(Refused):
@@ -90,14 +90,14 @@ class NotGuardable(Refused):
 
 
 def function_sql() -> str:
-    """Return the statements that make the trigger's function."""
+    """Return the statements that create the trigger's function."""
     return resources.files("infra.guard").joinpath("guard.sql").read_text(encoding="utf-8").strip()
 
 
 def trigger_sql(gitlab_schema: str, table: str) -> list[sql.Composed]:
     """Return the statements that guard `table` (`schema.table`): both take SHARE ROW EXCLUSIVE on it.
 
-    ALWAYS: a replication tool's session (session_replication_role = replica) writes what is lost, like any other.
+    ALWAYS, so that it also fires in a replication tool's session (session_replication_role = replica).
     """
     names = {"trigger": sql.Identifier(TRIGGER), "table": sql.Identifier(*table.split(".", 1))}
     return [
@@ -105,13 +105,13 @@ def trigger_sql(gitlab_schema: str, table: str) -> list[sql.Composed]:
             "CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table}"
             " FOR EACH STATEMENT EXECUTE FUNCTION headrace.guard({gitlab_schema}, {key})"
         ).format(**names, gitlab_schema=sql.Literal(gitlab_schema), key=sql.Literal(str(ownership_key(gitlab_schema)))),
-        # ONLY, since a trigger for statements is not that of the partitions too.
+        # ONLY: a statement-level trigger is not inherited by partitions.
         sql.SQL("ALTER TABLE ONLY {table} ENABLE ALWAYS TRIGGER {trigger}").format(**names),
     ]
 
 
 def removal_sql(table: str) -> sql.Composed:
-    """Return the statement that lets `table` take writes again; it takes ACCESS EXCLUSIVE on it."""
+    """Return the statement that lets `table` accept writes again; it takes ACCESS EXCLUSIVE on it."""
     names = sql.Identifier(TRIGGER), sql.Identifier(*table.split(".", 1))
     return sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(*names)
 
@@ -121,8 +121,8 @@ def tables_in(
 ) -> dict[str, str]:
     """Return `tables_of` for a database of the settings.
 
-    What another database's section says of a table counts too, unless its own says otherwise: a table is of one gitlab
-    schema wherever it is, and the copy's section may be the only one that names it.
+    The labels in other databases' sections count too, unless its own section overrides them: a table has one gitlab
+    schema everywhere, and only the copy's section may name it.
     """
     labels: dict[str, str] = {}
     for name in sorted(settings.databases, key=lambda name: name == database):
@@ -133,11 +133,11 @@ def tables_in(
 def tables_of(
     connection: Connection, gitlab_schemas: Iterable[str], table_schemas: Mapping[str, str], allowed: Iterable[str]
 ) -> dict[str, str]:
-    """Return the tables in the database, partitions too, that belong to one of `gitlab_schemas`, with which.
+    """Return table → gitlab schema for the database's tables and partitions that belong to one of `gitlab_schemas`.
 
-    By `table_schemas` (`schema.table` → gitlab schema, as in the settings), else by headrace's dictionary; where that
-    has several, by those that are `allowed` in the database. A partition belongs where it is named to, else to its
-    root's. A table that neither has is of no gitlab schema. gitlab_shared is every database's own: it has no guard.
+    The label comes from `table_schemas` (`schema.table` → gitlab schema, as in the settings), else from headrace's
+    dictionary; if that has several, from those `allowed` in the database. A partition without a label has its root's.
+    gitlab_shared tables belong to every database and have no guard.
     """
     wanted = set(gitlab_schemas) - {GITLAB_SHARED}
     possible = wanted | set(allowed)
@@ -158,9 +158,9 @@ def tables_of(
 
 
 def installed(connection: Connection) -> dict[str, str]:
-    """Return the tables that refuse writes where the database is not the owner, each with its gitlab schema.
+    """Return the tables whose guard works, each with its gitlab schema.
 
-    One whose trigger is disabled, altered or of another version of headrace is none.
+    A trigger that is disabled, altered or from another version of headrace does not count.
     """
     function = connection.execute(_FUNCTION).fetchone()
     if function is None or not _is_current(function):
@@ -175,13 +175,13 @@ def installed(connection: Connection) -> dict[str, str]:
 
 
 def present(connection: Connection) -> dict[str, str]:
-    """Return the tables that have the trigger in whatever state, each with its gitlab schema."""
+    """Return the tables that have the trigger in any state, each with its gitlab schema."""
     found = connection.execute(_GUARDED, (TRIGGER,))
     return {table: _gitlab_schema(arguments) for table, arguments, *_ in found}
 
 
 def fault(connection: Connection) -> NotGuardable | None:
-    """Return why the trigger fails for everybody, None while it works or there is none.
+    """Return why the trigger fails for every session, None if it works or does not exist.
 
     It runs with the rights of its function's owner.
     """
@@ -192,7 +192,7 @@ def fault(connection: Connection) -> NotGuardable | None:
     if may_use and may_read:
         return None
     return NotGuardable(
-        f"the guard runs as {owner}, who owns headrace.guard(), and may not look at the owners",
+        f"the guard runs as {owner}, the owner of headrace.guard(), which may not read the owners",
         remedy=f'GRANT USAGE ON SCHEMA headrace TO "{owner}"; GRANT SELECT, INSERT ON headrace.schema_ownership,'
         f' headrace.database TO "{owner}"',
     )
@@ -206,12 +206,12 @@ def install(
     seconds: float = 60.0,
     stop: threading.Event | None = None,
 ) -> list[str]:
-    """Let `tables` (`schema.table`) refuse writes while another database owns `gitlab_schema`; return the new ones.
+    """Install the guard on `tables` (`schema.table`) of `gitlab_schema`; return those that did not have it.
 
-    A table that has the guard is not locked; one transaction a table, so that what was done stays done, and the next
-    run continues there; again, it changes nothing. `seconds` is how long tables in use are tried, all together. Over
-    a connection in autocommit mode, on a primary. Raises NotGuardable where the trigger would refuse everybody's
-    writes (no database owns the gitlab schema) or fail, PreflightFailed for a missing right, TableInUse, Interrupted.
+    Idempotent. A table that has the guard is not locked; each table has its own transaction, so that the next run
+    continues after an interruption. `seconds` limits the tries for all tables in use together. The connection must be
+    in autocommit mode, to a primary. Raises NotGuardable if the trigger would refuse all writes (no database owns the
+    gitlab schema) or fail, PreflightFailed for a missing privilege, TableInUse, Interrupted.
     """
     tries = _Tries(connection, seconds, stop or threading.Event())
     tries.change("headrace.schema_ownership", partial(_prepare, connection, gitlab_schema))
@@ -230,16 +230,16 @@ def remove(
     seconds: float = 60.0,
     stop: threading.Event | None = None,
 ) -> list[str]:
-    """Let the tables of `gitlab_schemas`, or all, take writes again; return them. The second time there are none.
+    """Remove the guard, in any state, from the tables of `gitlab_schemas`, or from all; return those tables.
 
-    Whatever state their triggers are in. Raises PreflightFailed, TableInUse and Interrupted, as `install`.
+    Idempotent. Raises PreflightFailed, TableInUse and Interrupted, as `install`.
     """
     wanted = None if gitlab_schemas is None else set(gitlab_schemas)
     tries = _Tries(connection, seconds, stop or threading.Event())
     done = []
     for table, gitlab_schema in present(connection).items():
         if wanted is None or gitlab_schema in wanted:
-            tries.change(table, partial(_run, connection, [removal_sql(table)]), beside=_NO_LOCK)
+            tries.change(table, partial(_run, connection, [removal_sql(table)]), ignoring=_NO_LOCK)
             done.append(table)
     if not present(connection):
         tries.change("headrace.schema_ownership", partial(_drop_function, connection))
@@ -247,15 +247,15 @@ def remove(
 
 
 class _Tries:
-    """Changes tables that are in use, each in a transaction of its own that never waits for long."""
+    """Changes tables that are in use, each in its own transaction, which never waits long."""
 
     def __init__(self, connection: Connection, seconds: float, stop: threading.Event) -> None:
         self._connection = connection
         self._stop = stop
         self._deadline = time.monotonic() + seconds
 
-    def change(self, table: str, do: Callable[[], object], *, beside: Sequence[str] = _READERS) -> None:
-        """Call `do`, which changes `table` and waits for every lock on it but those in modes `beside`."""
+    def change(self, table: str, do: Callable[[], object], *, ignoring: Sequence[str] = _READERS) -> None:
+        """Call `do`, which changes `table` and waits for every lock on it except those in modes `ignoring`."""
         tries = 0
         while True:
             if self._stop.is_set():
@@ -268,19 +268,19 @@ class _Tries:
                 return
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
                 if time.monotonic() > self._deadline:
-                    held_by = self._holders(table, beside)
-                    raise TableInUse(f"{table} was in use all the time, at last by {held_by}") from error
+                    holders = self._holders(table, ignoring)
+                    raise TableInUse(f"{table} stayed in use, at last by {holders}") from error
             except psycopg.errors.InsufficientPrivilege as error:
                 raise PreflightFailed(
-                    f"the role {self._connection.info.user} may not guard {table}: {one_line(error)}",
-                    remedy="give a dsn of the table's owner by HEADRACE_DATABASES__<NAME>__DSN, or have an"
-                    " administrator run what `headrace guard --sql` prints",
+                    f"the role {self._connection.info.user} may not change the guard on {table}: {one_line(error)}",
+                    remedy="set HEADRACE_DATABASES__<NAME>__DSN to a dsn of the table's owner, or have an"
+                    " administrator run the output of `headrace guard --sql`",
                 ) from error
             self._stop.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
 
-    def _holders(self, table: str, beside: Sequence[str]) -> str:
-        found = self._connection.execute(_HOLDERS, (table, list(beside))).fetchall()
+    def _holders(self, table: str, ignoring: Sequence[str]) -> str:
+        found = self._connection.execute(_HOLDERS, (table, list(ignoring))).fetchall()
         named = (
             f"{name} (process {pid})" if pid else "a prepared transaction (pg_prepared_xacts)" for pid, name in found
         )
@@ -293,10 +293,10 @@ def _run(connection: Connection, statements: Iterable[sql.Composed]) -> None:
 
 
 def _prepare(connection: Connection, gitlab_schema: str) -> None:
-    """Make the function where it is missing or of another version; raise NotGuardable where it would refuse or fail."""
+    """Create or replace the function; raise NotGuardable if it would refuse every write or fail."""
     if owners(connection).get(gitlab_schema) is None or database_name(connection) is None:
         raise NotGuardable(
-            f"no database owns {gitlab_schema}, so that the guard would refuse every write",
+            f"no database owns {gitlab_schema}, so the guard would refuse every write",
             remedy=f"start `headrace produce` or `headrace consume` once with {gitlab_schema} in the settings",
         )
     found = connection.execute(_FUNCTION).fetchone()
@@ -311,7 +311,7 @@ def _drop_function(connection: Connection) -> None:
         with connection.transaction():
             connection.execute(FUNCTION_REMOVAL)
     except psycopg.errors.DependentObjectsStillExist:
-        pass  # an operator's own trigger uses it under another name
+        pass  # the operator's own trigger uses the function
 
 
 def _is_current(function: tuple[Any, ...]) -> bool:
@@ -324,7 +324,7 @@ def _source() -> str:
 
 
 def _arguments(gitlab_schema: str) -> bytes:
-    """Return the trigger's arguments as pg_trigger has them, each ended by a zero byte."""
+    """Return the trigger's arguments as pg_trigger has them, each terminated by a zero byte."""
     return f"{gitlab_schema}\0{ownership_key(gitlab_schema)}\0".encode()
 
 

@@ -1,1 +1,1 @@
-"""What a person starts with: a commented settings file, and what an administrator has to run."""
+"""`headrace init`: a commented settings file, and the SQL and ACLs that an administrator runs."""

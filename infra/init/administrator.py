@@ -1,4 +1,4 @@
-"""What an administrator runs once, so that headrace's own roles need nothing more than these privileges."""
+"""Generates the script that an administrator runs once to give headrace's roles the least privileges."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from schemas import formats
 
 
 def administrator_script(settings: Settings, wanted: Sequence[Program]) -> str:
-    """Return SQL for each database of the programs, and the Kafka ACL commands as comments after it.
+    """Return SQL for each database of the programs, followed by the Kafka ACL commands as comments.
 
-    The role of a database's dsn gets what the programs of that database need together. So a role each for producer and
-    consumers is one script each: with the names of some programs, and the dsn of their role.
+    The role of a database's dsn gets the privileges of all these programs on that database. For separate roles,
+    generate a script per role, with the names of its programs and its dsn.
     """
     parts = [
         line
@@ -35,8 +35,8 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
     role = str(parts.get("user") or "headrace")
     where = str(parts.get("dbname") or role)
     replicates = any(program.replicates for program in own)
-    yield f"-- Database {name}: run in {where}, as a superuser. May be run again."
-    yield "-- Nothing that somebody made in another schema is found by a bare name, or run."
+    yield f"-- Database {name}: run in {where}, as a superuser. Idempotent."
+    yield "-- Unqualified names must not resolve to objects in other schemas."
     yield "SET search_path = pg_catalog, pg_temp;"
     yield foreign_schema.script()
     yield f"-- For {', '.join(dict.fromkeys(program.name for program in own))}."
@@ -53,9 +53,10 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
             "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO {role}; END IF; END $$;",
             role=sql.Identifier(role),
         )
-    # The health indicators look at other sessions, standbys and the archive, and a slot's guardian at what it keeps.
+    # Health indicators read other sessions, standbys and the archiver, and the slot monitor the WAL that a slot
+    # retains.
     yield _text("GRANT pg_monitor TO {role};", role=sql.Identifier(role))
-    yield "-- ALTER ROLE … PASSWORD is left to you, so that no password passes through headrace."
+    yield "-- Set the password yourself with ALTER ROLE … PASSWORD: no password passes through headrace."
     yield from table_format.statements()
     yield control_sql().strip()
     yield from dict.fromkeys(program.own_tables for program in own if program.own_tables)
@@ -87,11 +88,11 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
 
 
 def _publication(database: DatabaseSettings) -> Iterator[str]:
-    # A pattern stays a pattern: only an administrator can say which tables it means today.
+    # Only an administrator can expand a pattern to today's tables.
     patterns = sorted(table for table in database.tables if set(table) & set("*?["))
     named = sorted(set(database.tables) - set(patterns))
     for pattern in patterns:
-        yield f"-- {pattern} is a pattern: grant SELECT and add to the publication each table that it means."
+        yield f"-- {pattern} is a pattern: grant SELECT on each matching table and add it to the publication."
     if named:
         tables = sql.SQL(", ").join(sql.Identifier(*table.split(".", 1)) for table in named)
         yield _text(
@@ -101,14 +102,14 @@ def _publication(database: DatabaseSettings) -> Iterator[str]:
             publication=sql.Identifier(database.publication),
         )
         yield _text(
-            # Altered once: a running producer takes every other change of it for an edit.
+            # Altered only if needed: a running producer takes every other change for an edit.
             "DO $$ BEGIN IF EXISTS (SELECT FROM pg_publication p WHERE pubname = {literal}"
             " AND to_jsonb(p) ->> 'pubgencols' <> 's') THEN "
             "ALTER PUBLICATION {publication} SET (publish_generated_columns = stored); END IF; END $$;",
             literal=sql.Literal(database.publication),
             publication=sql.Identifier(database.publication),
         )
-        if patterns:  # what an administrator added for them stays
+        if patterns:  # keep the tables that an administrator added for them
             yield from _add_tables(database.publication, [*named, *map(".".join, PUBLISHED)])
         else:
             yield _text(
@@ -135,8 +136,8 @@ def _add_tables(publication: str, tables: list[str]) -> Iterator[str]:
 
 
 def _kafka(settings: Settings, wanted: Sequence[Program]) -> Iterator[str]:
-    yield "-- Kafka, where ACLs are on: `headrace init --acls` prints them for Terraform, with --apply it makes them."
-    yield "-- Else by kafka-acls.sh of Kafka's bin directory; admin.properties has an administrator's credentials:"
+    yield "-- Kafka with ACLs: `headrace init --acls` prints them for Terraform, with --apply it creates them."
+    yield "-- Or run Kafka's kafka-acls.sh; admin.properties contains an administrator's credentials:"
     for line in acls.commands(settings.kafka, programs.acls(wanted)):
         yield f"--   {' '.join(line.splitlines())}"
 

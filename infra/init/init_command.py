@@ -20,34 +20,34 @@ from schemas.errors import Refused, UsageError
 
 
 def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
-    """Return the commands; `all_programs` says what these settings run, and what each of it needs."""
+    """Return the commands; `all_programs` lists the services of the settings and their rights."""
 
     def init(
         names: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[NAME]...", help="With --sql or --acls: these sources and migrations only."),
+            typer.Argument(metavar="[NAME]...", help="Only these sources and migrations, with --sql or --acls."),
         ] = None,
         config: Config = None,
         sql: Annotated[
-            bool, typer.Option("--sql", help="Print what an administrator runs for these settings instead.")
+            bool, typer.Option("--sql", help="Print the SQL and ACL commands for an administrator.")
         ] = False,
-        acls: Annotated[bool, typer.Option("--acls", help="Print the Kafka ACLs alone, for Terraform.")] = False,
+        acls: Annotated[bool, typer.Option("--acls", help="Print only the Kafka ACLs, for Terraform.")] = False,
         apply: Annotated[
-            bool, typer.Option("--apply", help="With --acls: make them, with an administrator's credentials.")
+            bool, typer.Option("--apply", help="Create the ACLs, with an administrator's credentials.")
         ] = False,
     ) -> None:
-        """Write a commented settings file, or print the SQL and the Kafka ACLs that it needs.
+        """Write a settings file, or print its SQL or Kafka ACLs.
 
-        The SQL makes the role, the schema `headrace`, the publication and the least privileges that work; a role that
-        may create these by itself needs none of it. With names it is for what these sources and migrations need, so
-        that producers and consumers have a role each: `headrace init --sql main`, `headrace init --sql skip_resets`.
+        --sql prints SQL that creates the role, the schema `headrace`, the publication and the least privileges; a
+        role that may create these itself does not need it. Name sources or migrations to give producers and
+        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`.
 
-        --acls prints acls.tf.json for Terraform's provider Mongey/kafka; with --apply the client of these settings
-        makes them, which then has to be an administrator's, such as by HEADRACE_KAFKA__OPTIONS__SASL_USERNAME.
+        --acls prints acls.tf.json for the Terraform provider Mongey/kafka. With --apply, headrace creates the ACLs;
+        its credentials must be an administrator's, such as from HEADRACE_KAFKA__OPTIONS__SASL_USERNAME.
         """
         if not sql and not acls:
             if names or apply:
-                raise UsageError("a settings file is written for everything", remedy="give --sql or --acls too")
+                raise UsageError("names and --apply need --sql or --acls", remedy="add one of them")
             _write(settings_path(config))
             return
         settings = load_settings(config)
@@ -56,7 +56,7 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
             typer.echo(administrator_script(settings, wanted))
         elif apply:
             made = kafka_acls.apply(settings.kafka, programs.acls(wanted))
-            typer.echo(f"{made} ACLs are there")
+            typer.echo(f"{made} ACLs are in place")
         else:
             typer.echo(kafka_acls.terraform(programs.acls(wanted)))
 
@@ -66,11 +66,11 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
 def _write(path: Path) -> None:
     example = files("infra.init").joinpath("settings_file.toml").read_text(encoding="utf-8")
     try:
-        # For its owner only, since a dsn may have a password.
+        # Readable only by its owner, since a dsn may contain a password.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(example)
     except FileExistsError:
-        raise Refused(f"{path} exists already", remedy="name another with --config, or edit that one") from None
+        raise Refused(f"{path} exists already", remedy="choose another with --config, or edit that one") from None
     except OSError as error:
         raise Refused(f"{path} cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path}; edit it, then run `headrace check`")

@@ -1,4 +1,4 @@
-"""Clients of Kafka, and the one place where librdkafka's errors become ours."""
+"""Creates Kafka clients, and translates librdkafka's errors into headrace's."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from infra.settings.model import KafkaSettings
 from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, Interrupted, PreflightFailed, SettingsError
 
 RECORD_BYTES: Final = 104_000_000
-"""The largest record unless the settings say otherwise: a broker takes no request of more than 100 MiB by default."""
+"""The largest record by default: a broker accepts requests of up to 100 MiB by default."""
 
 READERS: Final = "headrace-readers"
-"""The group of all that read without being a consumer of a migration: none joins it, and nothing is committed in it.
+"""The group of readers that are not consumers of a migration: none joins it or commits offsets in it.
 
-A client without a group is none that confluent-kafka makes; it asks for the group's coordinator, which takes Describe.
+confluent-kafka requires a group; the client looks up its coordinator, which needs Describe.
 """
 
-_BESIDE: Final = 64 << 20
-"""What a broker may answer with beside one such record: a fetch asks for 50 MiB."""
+_FETCH_MARGIN: Final = 64 << 20
+"""The size of a fetch response beyond one such record: a fetch asks for 50 MiB."""
 
 _FAILOVER: Final[Mapping[str, Any]] = {
     "reconnect.backoff.max.ms": 500,
@@ -38,15 +38,15 @@ _FAILOVER: Final[Mapping[str, Any]] = {
     "api.version.request.timeout.ms": 3_000,
     "socket.connection.setup.timeout.ms": 5_000,
 }
-"""How a client soon learns which brokers are there, and who leads: within a moment of the cluster itself.
+"""Settings by which a client soon learns of a change of brokers or leaders.
 
-librdkafka asks for the coordinator of a transaction only when the connection to the last one changes its state: between
-two attempts to connect to a dead broker that may be 10 s, and where a broker hangs the attempt itself lasts as long. An
-administrative request waits for the broker that it was to go to until the metadata have another one: 5 minutes.
+librdkafka looks up the coordinator of a transaction only when the connection to the last one changes its state: that
+may take 10 s between two attempts to connect to a dead broker, and as long for an attempt if a broker hangs. An
+administrative request waits for its broker until the metadata changes: 5 minutes by default.
 """
 
 _HANGS: Final[Mapping[str, Any]] = {"socket.timeout.ms": 6_000}
-"""What a transactional producer has beside that: a broker that hangs keeps a request 60 s, or a transaction's life."""
+"""Further settings of a transactional producer: a hung broker keeps a request for 60 s, a whole transaction."""
 
 COORDINATOR_STARTING: Final = frozenset(
     {
@@ -55,7 +55,7 @@ COORDINATOR_STARTING: Final = frozenset(
         KafkaError.NOT_COORDINATOR,
     }
 )
-"""What is said of a group by brokers that have just started, or never had one: asked a moment later they know it."""
+"""Temporary errors about a group from brokers that have just started or never had one."""
 
 T = TypeVar("T")
 _TICK: Final = 0.1
@@ -67,16 +67,16 @@ _QUOTED_VALUE: Final = re.compile(r'value "[^"]*"')
 
 
 def producer(settings: KafkaSettings, *, defaults: Mapping[str, Any] = _NONE, **options: Any) -> Producer:
-    """Return a producer; `options` are librdkafka's with `_` for `.`, and win over those of the settings.
+    """Return a producer; `options` are librdkafka's with `_` for `.`, and override those of the settings.
 
-    Those of the settings win over `defaults`.
+    Those of the settings override `defaults`.
     """
     usual = {
         "enable.idempotence": True,
         "compression.type": "lz4",
         "linger.ms": 5,
         "message.max.bytes": RECORD_BYTES,
-        "partitioner": "murmur2_random",  # the Java client's, so that every producer agrees on a key's partition
+        "partitioner": "murmur2_random",  # the Java client's default, so that all producers agree on a key's partition
         **(_HANGS if "transactional_id" in options else {}),
     }
     with translated(settings):
@@ -84,7 +84,7 @@ def producer(settings: KafkaSettings, *, defaults: Mapping[str, Any] = _NONE, **
 
 
 def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any] = _NONE, **options: Any) -> Consumer:
-    """Return a read-committed consumer of `group`, which commits nothing and starts at the beginning.
+    """Return a read-committed consumer of `group`, which commits no offsets and starts at the beginning.
 
     `defaults` and `options` are as for `producer`.
     """
@@ -95,7 +95,7 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
         "enable.partition.eof": False,
-        "receive.message.max.bytes": max(record_bytes(settings), _fetch_bytes(settings)) + _BESIDE,
+        "receive.message.max.bytes": max(record_bytes(settings), _fetch_bytes(settings)) + _FETCH_MARGIN,
     }
     with translated(settings):
         return Consumer(_configuration(settings, CONSUMER, {**_primary(usual), **_primary(defaults)}, options))
@@ -103,7 +103,7 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
 
 @contextmanager
 def reading(settings: KafkaSettings, **options: Any) -> Iterator[Consumer]:
-    """Give a consumer as `consumer` does, of READERS, with what it raises inside translated; it is left at the end."""
+    """Provide a consumer of the group READERS, with errors inside translated; it is closed at the end."""
     with translated(settings):
         client = consumer(settings, READERS, **options)
         try:
@@ -113,10 +113,10 @@ def reading(settings: KafkaSettings, **options: Any) -> Iterator[Consumer]:
 
 
 def leave(client: Consumer, seconds: float) -> bool:
-    """Close a consumer; return whether that was done within `seconds`, else it is left to a thread of its own.
+    """Close a consumer; return whether that took at most `seconds`, else a thread continues it.
 
-    librdkafka's destructor can wait for itself without end (its issues 4514 and 5476), and where it does no signal
-    reaches the caller. With no broker at hand it also waits for one to say goodbye to.
+    librdkafka's destructor can deadlock (its issues 4514 and 5476), and no signal reaches the caller then. Without a
+    reachable broker it also waits for one to leave the group.
     """
     closing = threading.Thread(target=client.close, name="leave Kafka", daemon=True)
     closing.start()
@@ -125,7 +125,7 @@ def leave(client: Consumer, seconds: float) -> bool:
 
 
 def record_bytes(settings: KafkaSettings) -> int:
-    """Return how many bytes a record may have, key and value together, before it is compressed."""
+    """Return the maximum size of a record, key and value together, before compression."""
     return int(settings.options.get("message.max.bytes", RECORD_BYTES))
 
 
@@ -134,10 +134,10 @@ def _fetch_bytes(settings: KafkaSettings) -> int:
 
 
 class _Admin:
-    """This process's admin client, for the settings that were last asked for.
+    """This process's admin client, for the settings last used.
 
-    One, since each has connections and threads of its own, and to make one takes longer than most questions: a start of
-    a producer asks thirteen.
+    A single one, since each has its own connections and threads, and creating it takes longer than most requests: the
+    start of a producer sends thirteen.
     """
 
     def __init__(self) -> None:
@@ -148,9 +148,9 @@ class _Admin:
     def client(self, settings: KafkaSettings) -> AdminClient:
         asked = os.getpid(), settings
         with self._lock:
-            before = self._client  # let go of outside of the lock: librdkafka's destructor may take its time
+            before = self._client  # released outside the lock: librdkafka's destructor may be slow
             if before is not None and self._of == asked:
-                before.poll(0)  # its log lines wait for that, and the renewal of a token
+                before.poll(0)  # serves its log lines and the renewal of a token
                 return before
             client = self._client = AdminClient(_configuration(settings, PRODUCER, {}, {}))
             self._of = asked
@@ -161,7 +161,7 @@ _ADMIN: Final = _Admin()
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
-    """Return the admin client of this process; to be kept while a request is under way, which else fails."""
+    """Return the admin client of this process; keep a reference during a request, which fails otherwise."""
     with translated(settings):
         return _ADMIN.client(settings)
 
@@ -173,17 +173,17 @@ def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
 
 
 def answer(future: Future[Any], seconds: float = 20.0) -> Any:
-    """Return what a request of an admin client brought, within `translated`, which tells why it brought nothing.
+    """Return the result of an admin client's request; call it within `translated`.
 
-    The client itself keeps to its request's timeout, mostly.
+    The client mostly keeps its request's timeout itself.
     """
     return future.result(seconds)
 
 
 def ask(question: Callable[[], T], stopping: threading.Event) -> T:
-    """Return the answer to a question that may take a while; raises what it raises, and Interrupted when stopping.
+    """Return the result of a slow `question`; raises its errors, and Interrupted when stopping.
 
-    It is asked in a thread that is left alone then: a call into librdkafka cannot be interrupted.
+    It runs in a thread that is then abandoned: a call into librdkafka cannot be interrupted.
     """
     answered: Future[T] = Future()
 
@@ -198,23 +198,23 @@ def ask(question: Callable[[], T], stopping: threading.Event) -> T:
         try:
             return answered.result(_TICK)
         except TimeoutError:
-            # A question's own timeout looks the same.
+            # The question itself may have raised a TimeoutError.
             if answered.done():
                 return answered.result()
             if stopping.is_set():
-                raise Interrupted("stopped while Kafka did not answer") from None
+                raise Interrupted("stopped while waiting for Kafka") from None
 
 
 @contextmanager
 def translated(settings: KafkaSettings) -> Iterator[None]:
-    """Turn what confluent-kafka raises inside into headrace's errors, naming the broker."""
+    """Translate confluent-kafka's errors into headrace's, naming the broker."""
     try:
         yield
     except KafkaException as error:
         raise translate(error.args[0], settings) from error
     except TimeoutError as error:
-        # An answer of the admin client that did not come.
-        raise _unreachable("nothing came in time", settings) from error
+        # A future of the admin client timed out.
+        raise _unreachable("the request timed out", settings) from error
 
 
 def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
@@ -235,12 +235,12 @@ def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
     if code in SILENT:
         return _unreachable(text, settings)
     if course is Course.WAITED:
-        return BrokerUnavailable(f"{place} cannot do it now: {text} ({why})")
+        return BrokerUnavailable(f"{place} cannot serve the request now: {text} ({why})")
     return HeadraceError(f"{place}: {text}", remedy=why)
 
 
 def _meaning(error: KafkaError) -> tuple[Course, str]:
-    """Return what is done at an error, and why; one that aborted a transaction of the producer is worth another."""
+    """Return the reaction to an error, and why; if it aborted a transaction of the producer, that is retried."""
     meaning = MEANINGS.get(error.code(), UNKNOWN)
     redone = meaning.course is Course.REDONE and (error.retriable() or error.txn_requires_abort())
     return Course.WAITED if redone else meaning.course, meaning.why
@@ -253,7 +253,7 @@ def _unreachable(text: str, settings: KafkaSettings) -> BrokerUnavailable:
 def _configuration(
     settings: KafkaSettings, client: str, defaults: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a client is built with: the settings win over `defaults`, `options` over the settings."""
+    """Return a client's configuration: the settings override `defaults`, `options` override the settings."""
     return {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": "headrace",
@@ -262,7 +262,7 @@ def _configuration(
         **defaults,
         **given_to(client, settings.options),
         **_primary(_dotted(options)),
-        # librdkafka prints to standard error by itself; its lines belong into the log.
+        # librdkafka prints to standard error by default; its lines belong in the log.
         "logger": _LIBRDKAFKA,
     }
 
@@ -272,7 +272,7 @@ def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _primary(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options` by the names that those of the settings have, so that none is there twice."""
+    """Return `options` by their primary names, as in the settings, so that none appears twice."""
     return {primary(name): value for name, value in options.items()}
 
 

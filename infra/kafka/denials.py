@@ -1,4 +1,4 @@
-"""Whom Kafka takes this client for, what it denies it, and why it lets it in at all or not."""
+"""Explains Kafka's refusals: the client's principal, denied resources, and failed logins."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ DENIALS: Final[Mapping[int, str]] = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "the cluster",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "a transactional id",
 }
-"""What Kafka answers to a principal without the right, and the kind of resource that it means."""
+"""Kafka's error codes for a missing right, and the kind of resource."""
 
 _LOGIN: Final = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL)
 _OF_TLS: Final = re.compile(r"SSL routines|SSL alert|SSL handshake|state (APIVERSION_QUERY|SSL_HANDSHAKE|AUTH\w*)\)")
-"""What a broker does to a client that speaks another protocol than its listener, or has no certificate that it trusts:
-it ends the connection, which librdkafka reports as any that ends."""
+"""librdkafka's messages when a broker closes the connection of a client with the wrong protocol or an untrusted
+certificate: they look like those of any closed connection."""
 _SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 10.0
 
 
 class AccessDenied(PreflightFailed):
-    """Grant it: `headrace init --sql` prints the ACL commands, `headrace check` names all that is missing."""
+    """Grant it: `headrace init --sql` prints the ACL commands, `headrace check` lists all that is missing."""
 
 
 class LoginRefused(BrokerUnavailable):
-    """Correct kafka.options in the settings: security.protocol, sasl.*, ssl.*; see docs/security.md."""
+    """Correct kafka.options in the settings: security.protocol, sasl.*, ssl.*; see docs/reference/security.md."""
 
 
 def principal(settings: KafkaSettings) -> str:
-    """Return whom ACLs have to name, as far as a client can know: Kafka tells it nobody."""
+    """Return the principal for ACLs, as far as the settings show it: Kafka reports it to no client."""
     options = settings.options
     protocol = str(options.get("security.protocol", "plaintext")).lower()
     if protocol.startswith("sasl"):
@@ -56,7 +56,7 @@ def principal(settings: KafkaSettings) -> str:
 
 
 def denied(error: KafkaError, settings: KafkaSettings) -> AccessDenied:
-    """Return headrace's error for a denial; which right it was, `rights.named` finds out."""
+    """Return headrace's error for a denial; `rights.named` finds the missing right."""
     text = " ".join(error.str().split())
     return AccessDenied(
         f"Kafka at {settings.bootstrap_servers} denies {principal(settings)} {DENIALS[error.code()]}: {text}"
@@ -64,9 +64,9 @@ def denied(error: KafkaError, settings: KafkaSettings) -> AccessDenied:
 
 
 def unreachable(text: str, settings: KafkaSettings, configuration: Callable[[], dict[str, Any]]) -> BrokerUnavailable:
-    """Return headrace's error for brokers that cannot be used, with why a new connection fails, where it does.
+    """Return headrace's error for unreachable brokers, with the reason why a new connection fails, if it does.
 
-    A request that failed says only that there was no connection; why, librdkafka tells the client's error callback.
+    A failed request reports only a missing connection; librdkafka reports the reason to the client's error callback.
     """
     code, reason = _last_refusal(settings, configuration)
     place = f"Kafka at {settings.bootstrap_servers}"
@@ -82,9 +82,9 @@ _lock = threading.Lock()
 
 
 def _last_refusal(settings: KafkaSettings, configuration: Callable[[], dict[str, Any]]) -> tuple[int | None, str]:
-    """Return code and text of the error that a new connection meets, None and nothing where it meets none in time.
+    """Return code and text of a new connection's error, or None and an empty text if it gets none in time.
 
-    Within ten seconds the answer stays the same: who waits for Kafka asks in a loop.
+    The answer is cached for ten seconds: processes that wait for Kafka ask in a loop.
     """
     client = settings.bootstrap_servers, tuple(sorted(settings.options.items()))
     with _lock:
@@ -103,16 +103,16 @@ def _connect(configuration: dict[str, Any]) -> tuple[int | None, str]:
     while time.monotonic() < deadline:
         client.poll(0.05)
         for error in errors:
-            # That all brokers are down only follows from the errors of each.
+            # "All brokers down" only follows from the errors of each.
             if error.code() != KafkaError._ALL_BROKERS_DOWN:
                 return error.code(), " ".join(error.str().split())
-        for line in failures.lines:  # a connection that the broker ends is in the log alone
+        for line in failures.lines:  # a connection that the broker closes is only in the log
             return None, line
     return None, ""
 
 
 class _Failures:
-    """Takes librdkafka's log, and keeps what it says of connections that failed."""
+    """Receives librdkafka's log, and keeps its lines about failed connections."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

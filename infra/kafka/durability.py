@@ -1,4 +1,4 @@
-"""What of Kafka lets events be lost with one broker: too few brokers, replicas, or replicas that must have a record."""
+"""Reports Kafka configuration that loses events with one broker: too few brokers, replicas or in-sync replicas."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from infra.cli.advice import Advice
 from infra.kafka import clients
 from infra.kafka.topics import configurations
 from infra.settings.model import Settings
-from schemas.topics import parked_topic, positions_topic, schemas_topic
+from schemas.topics import dead_letters_topic, positions_topic, schemas_topic
 
 _TIMEOUT: Final = 30.0
 _IN_SYNC: Final = 2
-"""The fewest replicas that must have a record before it counts as written."""
+"""The fewest replicas that must have a record before it is acknowledged."""
 
 _ONE_BROKER: Final = (
-    "Kafka has one broker: what its disk loses is lost, and while it is away nothing is read or written",
-    "run three or more, with default.replication.factor=3 and min.insync.replicas=2 (docs/running.md)",
+    "Kafka has one broker: data on its disk has no copy, and nothing is read or written while it is down",
+    "run three or more, with default.replication.factor=3 and min.insync.replicas=2 (docs/how-to/running.md)",
 )
 
 
 def weaknesses(settings: Settings) -> Iterator[Advice]:
-    """Yield what could lose events, or stops them, when a broker dies; of topics, those that begin with the prefix.
+    """Yield what could lose or block events when a broker dies, for topics that start with the prefix.
 
-    Of what may not be read nothing is said. Raises BrokerUnavailable.
+    What may not be read is skipped. Raises BrokerUnavailable.
     """
     with clients.translated(settings.kafka):
         found = clients.admin(settings.kafka).list_topics(timeout=_TIMEOUT)
@@ -35,10 +35,10 @@ def weaknesses(settings: Settings) -> Iterator[Advice]:
     elif brokers < wanted:
         yield Advice(
             "kafka",
-            f"WARNING: kafka.replication_factor is {wanted}, and {brokers} brokers are in service: a topic that is"
-            " still to be made is waited for",
+            f"WARNING: kafka.replication_factor is {wanted}, and {brokers} brokers are in service: new topics"
+            " have to wait",
             (),
-            "bring the others back, or lower it",
+            "restore the others, or lower it",
         )
     own = {
         name: [len(partition.replicas) for partition in topic.partitions.values()]
@@ -57,28 +57,28 @@ def weaknesses(settings: Settings) -> Iterator[Advice]:
 
 
 def _of_topic(replicas: int, configuration: Mapping[str, str], wanted: int) -> Iterator[tuple[str, str]]:
-    """Yield problem and remedy for what a topic lacks of a Kafka of several brokers."""
-    more = "give them more with kafka-reassign-partitions.sh"
+    """Yield problem and remedy for each weakness of a topic on several brokers."""
+    more = "add replicas with kafka-reassign-partitions.sh"
     if replicas == 1:
-        yield "WARNING: topics are on one broker only, and lost with its disk", more
+        yield "WARNING: topics are on one broker only, and are lost with its disk", more
     elif replicas < wanted:
         yield f"WARNING: topics have {replicas} replicas, and kafka.replication_factor is {wanted}", more
     in_sync = int(configuration.get("min.insync.replicas", _IN_SYNC))
     if in_sync < _IN_SYNC:
         yield (
-            f"WARNING: records count as written when one broker has them (min.insync.replicas={in_sync}), and are lost"
-            " with it if the others were behind",
+            f"WARNING: a record is acknowledged once one broker has it (min.insync.replicas={in_sync}), and is lost"
+            " with that broker if the others lag",
             _alter(f"min.insync.replicas={_IN_SYNC}"),
         )
     elif 1 < replicas <= in_sync:
         yield (
-            f"nothing can be written as soon as one of the topics' {replicas} brokers is away"
+            f"nothing can be written while one of the topics' {replicas} brokers is down"
             f" (min.insync.replicas={in_sync})",
             more,
         )
     if configuration.get("unclean.leader.election.enable") == "true":
         yield (
-            "WARNING: a broker that lacks records may become the leader (unclean.leader.election.enable=true), and they"
+            "WARNING: a broker that lacks records may become leader (unclean.leader.election.enable=true), and they"
             " are lost",
             _alter("unclean.leader.election.enable=false"),
         )
@@ -86,15 +86,15 @@ def _of_topic(replicas: int, configuration: Mapping[str, str], wanted: int) -> I
 
 def _partitions(there: int, wanted: int) -> tuple[str, str]:
     return (
-        f"topics have {there} partitions, and kafka.partitions is {wanted}: they keep what they have, since a key stays"
-        " in its partition",
-        f"set kafka.partitions = {there} to say so, or leave it for topics that are still to be made",
+        f"topics have {there} partitions, and kafka.partitions is {wanted}: existing topics keep theirs,"
+        " since a key must stay in its partition",
+        f"set kafka.partitions = {there} to match, or keep it for new topics",
     )
 
 
 def _of_headrace(prefix: str, topic: str) -> bool:
-    """Whether a topic has headrace's own state, in its first partition, however many it has."""
-    return topic in (positions_topic(prefix), schemas_topic(prefix)) or topic.startswith(parked_topic(prefix, ""))
+    """Whether a topic holds headrace's own state, in its first partition."""
+    return topic in (positions_topic(prefix), schemas_topic(prefix)) or topic.startswith(dead_letters_topic(prefix, ""))
 
 
 def _alter(setting: str) -> str:

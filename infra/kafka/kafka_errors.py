@@ -1,7 +1,7 @@
-"""Decides for every error code of librdkafka what headrace does when it meets it: waits, refuses, or ends and names it.
+"""Defines for every error code of librdkafka whether headrace waits, refuses, or exits with the error.
 
 Pure data. The codes are those of the librdkafka that confluent-kafka 2.16 has; a test compares them with the library's
-own list, and docs/kafka-errors.md with this table. `infra.kafka.clients.translate` is its one reader.
+own list, and docs/reference/kafka-errors.md with this table. `infra.kafka.clients.translate` is its one reader.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from confluent_kafka import KafkaError as K
 
 
 class Course(StrEnum):
-    """What happens at an error, by the word that the documentation has for it."""
+    """The reaction to an error, by the documentation's word for it."""
 
     WAITED = "waited for"
-    """A service tries again, with a line in its log; a command that is not one ends with exit code 1."""
+    """A service logs it and retries; any other command ends with exit code 1."""
     REDONE = "named, or redone"
-    """Ends with exit code 1; where it aborted a transaction of the producer, that is done again, as with WAITED."""
+    """Ends with exit code 1; if it aborted a transaction of the producer, that is retried, as with WAITED."""
     REFUSED = "refused"
-    """Ends with exit code 3, or 2 where the settings are wrong: waiting would not help."""
+    """Ends with exit code 3, or 2 if the settings are wrong: waiting would not help."""
     FENCED = "fenced"
     """Ends with exit code 3, since another process has taken over."""
     NAMED = "named"
-    """Ends with exit code 1: neither waiting nor a right would help."""
+    """Ends with exit code 1: neither waiting nor another right would help."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an error is in Kafka's own terms, and what an operator can do about it where that is not plain."""
+    """An error in Kafka's terms, and what the operator can do about it, if that is not obvious."""
 
     course: Course
     why: str
@@ -58,7 +58,7 @@ _SILENT: Final = {
 _WAITED: Final = {
     **_all(
         Course.WAITED,
-        "a broker left the cluster with the request in hand",
+        "a broker left the cluster during the request",
         *(K._DESTROY, K._DESTROY_BROKER, K._NODE_UPDATE, K.STALE_BROKER_EPOCH),
     ),
     **_all(
@@ -67,7 +67,7 @@ _WAITED: Final = {
         *(K.LEADER_NOT_AVAILABLE, K.NOT_LEADER_FOR_PARTITION, K.REPLICA_NOT_AVAILABLE, K.FENCED_LEADER_EPOCH),
         *(K.UNKNOWN_LEADER_EPOCH, K.OFFSET_NOT_AVAILABLE, K.PREFERRED_LEADER_NOT_AVAILABLE),
         *(K.ELIGIBLE_LEADERS_NOT_AVAILABLE, K.REASSIGNMENT_IN_PROGRESS),
-        K._NOENT,  # of none of the partitions that were asked about a leader was found
+        K._NOENT,  # no leader was found for any requested partition
     ),
     **_all(
         Course.WAITED,
@@ -82,31 +82,31 @@ _WAITED: Final = {
     ),
     **_all(
         Course.WAITED,
-        "fewer replicas in sync than the topic's min.insync.replicas: bring the brokers back",
+        "fewer in-sync replicas than the topic's min.insync.replicas: restore the brokers",
         *(K.NOT_ENOUGH_REPLICAS, K.NOT_ENOUGH_REPLICAS_AFTER_APPEND, K._ISR_INSUFF),
     ),
     **_all(
         Course.WAITED,
-        "fewer brokers than kafka.replication_factor: bring them back, or lower it",
+        "fewer brokers than kafka.replication_factor: restore them, or lower it",
         *(K.INVALID_REPLICATION_FACTOR, K.INVALID_REPLICA_ASSIGNMENT),
     ),
     **_all(Course.WAITED, "a broker's disk failed", K.KAFKA_STORAGE_ERROR),
-    **_all(Course.WAITED, "the broker's quota", K.THROTTLING_QUOTA_EXCEEDED),
+    **_all(Course.WAITED, "the broker's quota is exceeded", K.THROTTLING_QUOTA_EXCEEDED),
     **_all(
         Course.WAITED,
-        "the group is taking a member in or giving its partitions out",
+        "the group is rebalancing",
         *(K.REBALANCE_IN_PROGRESS, K.ILLEGAL_GENERATION, K.UNKNOWN_MEMBER_ID, K.MEMBER_ID_REQUIRED),
         *(K._ASSIGNMENT_LOST, K._ASSIGN_PARTITIONS, K._REVOKE_PARTITIONS, K.UNSTABLE_OFFSET_COMMIT),
     ),
     **_all(
         Course.WAITED,
-        "librdkafka is still at it",
+        "librdkafka is still working on it",
         *(K._IN_PROGRESS, K._PREV_IN_PROGRESS, K._WAIT_CACHE, K._RETRY, K._OUTDATED, K._QUEUE_FULL, K._PARTIAL),
         *(K.FETCH_SESSION_ID_NOT_FOUND, K.INVALID_FETCH_SESSION_EPOCH),
     ),
     **_all(
         Course.WAITED,
-        "the transaction has to be done again",
+        "the transaction has to be repeated",
         *(K.TRANSACTION_ABORTABLE, K._PURGE_QUEUE, K._PURGE_INFLIGHT, K._INVALID_DIFFERENT_RECORD),
         *(K.OUT_OF_ORDER_SEQUENCE_NUMBER, K.UNKNOWN_PRODUCER_ID, K.INVALID_PRODUCER_ID_MAPPING),
     ),
@@ -136,14 +136,14 @@ _REFUSED: Final = {
     ),
     **_all(
         Course.REFUSED,
-        "the broker does not take these credentials",
+        "the broker rejects these credentials",
         *(K._AUTHENTICATION, K.SASL_AUTHENTICATION_FAILED, K.UNSUPPORTED_SASL_MECHANISM, K.ILLEGAL_SASL_STATE),
         *(K.SECURITY_DISABLED, K.DELEGATION_TOKEN_AUTH_DISABLED, K.DELEGATION_TOKEN_NOT_FOUND),
         *(K.DELEGATION_TOKEN_OWNER_MISMATCH, K.DELEGATION_TOKEN_REQUEST_NOT_ALLOWED, K.DELEGATION_TOKEN_EXPIRED),
         *(K.INVALID_PRINCIPAL_TYPE, K.UNACCEPTABLE_CREDENTIAL, K.PRINCIPAL_DESERIALIZATION_FAILURE),
     ),
-    **_all(Course.REFUSED, "TLS: a certificate, its authority or a cipher does not fit", K._SSL),
-    **_all(Course.REFUSED, "an option of kafka.options", K._INVALID_ARG, K._CONFLICT, K._NOT_CONFIGURED),
+    **_all(Course.REFUSED, "TLS: a certificate, its CA or a cipher does not match", K._SSL),
+    **_all(Course.REFUSED, "an option under kafka.options is wrong", K._INVALID_ARG, K._CONFLICT, K._NOT_CONFIGURED),
     **_all(
         Course.REFUSED,
         "the broker's configuration forbids it",
@@ -153,7 +153,7 @@ _REFUSED: Final = {
     ),
     **_all(
         Course.REFUSED,
-        "the brokers are too old, or speak another dialect",
+        "the brokers are too old, or use another protocol",
         *(K._UNSUPPORTED_FEATURE, K.UNSUPPORTED_VERSION, K.UNSUPPORTED_FOR_MESSAGE_FORMAT, K._UNKNOWN_PROTOCOL),
         *(K._NOT_IMPLEMENTED, K.INCONSISTENT_GROUP_PROTOCOL, K.UNSUPPORTED_ASSIGNOR),
         *(K.MISMATCHED_ENDPOINT_TYPE, K.UNSUPPORTED_ENDPOINT_TYPE),
@@ -162,7 +162,7 @@ _REFUSED: Final = {
 
 _FENCED: Final = _all(
     Course.FENCED,
-    "another producer of the same source, or member, has taken over",
+    "another producer of the source, or another consumer, has taken over",
     *(K._FENCED, K.PRODUCER_FENCED, K.INVALID_PRODUCER_EPOCH, K.FENCED_INSTANCE_ID, K.FENCED_MEMBER_EPOCH),
     *(K.STALE_MEMBER_EPOCH, K.UNRELEASED_INSTANCE_ID),
 )
@@ -170,25 +170,25 @@ _FENCED: Final = _all(
 _NAMED: Final = {
     **_all(
         Course.NAMED,
-        "the topic or the broker takes no record so large",
+        "the record is too large for the topic or the broker",
         *(K.MSG_SIZE_TOO_LARGE, K.INVALID_MSG_SIZE, K.RECORD_LIST_TOO_LARGE),
     ),
-    **_all(Course.NAMED, "the broker takes no such record", K.INVALID_RECORD, K.TOPIC_EXCEPTION, K.INVALID_REQUEST),
+    **_all(Course.NAMED, "the broker rejects the record", K.INVALID_RECORD, K.TOPIC_EXCEPTION, K.INVALID_REQUEST),
     **_all(
         Course.NAMED,
-        "events that are needed are gone: see docs/recovery.md",
+        "events that are needed are gone: see docs/how-to/recovery.md",
         *(K.OFFSET_OUT_OF_RANGE, K._AUTO_OFFSET_RESET, K._LOG_TRUNCATION, K._NO_OFFSET),
     ),
     **_all(
         Course.NAMED,
-        "it is there already, or is not there",
+        "it exists already, or does not exist",
         *(K.TOPIC_ALREADY_EXISTS, K.NON_EMPTY_GROUP, K.GROUP_ID_NOT_FOUND, K.GROUP_SUBSCRIBED_TO_TOPIC),
         *(K.RESOURCE_NOT_FOUND, K.DUPLICATE_RESOURCE, K._UNKNOWN_GROUP, K.INVALID_GROUP_ID),
         *(K.ELECTION_NOT_NEEDED, K.NO_REASSIGNMENT_IN_PROGRESS),
     ),
     **_all(
         Course.NAMED,
-        "this machine: memory, descriptors or files",
+        "this machine lacks memory or descriptors, or a file failed",
         *(K._CRIT_SYS_RESOURCE, K._FS, K._READ_ONLY),
     ),
     **_all(
@@ -205,7 +205,7 @@ _NAMED: Final = {
     ),
     **_all(
         Course.NAMED,
-        "no error: librdkafka has such codes for its own use",
+        "not an error: librdkafka uses these codes internally",
         *(K.NO_ERROR, K._PARTITION_EOF, K._NOOP, K._MAX_POLL_EXCEEDED),
     ),
 }
@@ -214,6 +214,6 @@ MEANINGS: Final[Mapping[int, Meaning]] = {**_SILENT, **_WAITED, **_REDONE, **_RE
 """By code."""
 
 SILENT: Final = frozenset(_SILENT)
-"""The codes that say no more than that no broker answers."""
+"""The codes that only mean that no broker answers."""
 
-UNKNOWN: Final = Meaning(Course.REDONE, "a later librdkafka's code, which this headrace does not know")
+UNKNOWN: Final = Meaning(Course.REDONE, "a code of a later librdkafka, unknown to this headrace")

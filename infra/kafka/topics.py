@@ -1,4 +1,4 @@
-"""Creating topics, and reading a small compacted one from its beginning to its end."""
+"""Creates, inspects and deletes topics, and reads small compacted ones from beginning to end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from infra.settings.model import KafkaSettings
 from schemas.errors import BrokerUnavailable, HeadraceError
 
 COMPACTED: Mapping[str, str] = {"cleanup.policy": "compact"}
-"""A topic that is a whole table: the last record of each key stays."""
+"""For a topic that is a whole table: the last record of each key stays."""
 
 STATE: Mapping[str, str] = {
     **COMPACTED,
@@ -31,14 +31,14 @@ STATE: Mapping[str, str] = {
     "segment.bytes": "4194304",
     "min.cleanable.dirty.ratio": "0.1",
 }
-"""A topic whose every record replaces one before: compacted soon, since a start reads it from its beginning."""
+"""For a topic of state, which every start reads from the beginning: compacted early."""
 
 ONLY_PARTITION = 0
-"""Where the records of headrace's own state are: named with each, since a topic made beforehand may have more."""
+"""The partition of headrace's own state: always explicit, since a topic created in advance may have more."""
 
 _TIMEOUT = 30.0
 _BATCH_BYTES = 1_000
-"""More than a batch of one record has beside it."""
+"""More than the overhead of a batch with one record."""
 
 _SETTLING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -48,7 +48,7 @@ _SETTLING = {
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._NOENT,
 }
-"""What a broker answers while it takes a partition over: a moment later it knows better."""
+"""Temporary errors of a broker that is taking over a partition."""
 
 _UNREADABLE = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
 
@@ -60,7 +60,7 @@ def ensure_topic(
     partitions: int | None = None,
     config: Mapping[str, str] = COMPACTED,
 ) -> int:
-    """Create topic `name` unless it is there, and return how many partitions it has. See `ensure_topics`."""
+    """Create topic `name` unless it exists, and return its number of partitions. See `ensure_topics`."""
     return ensure_topics(settings, [name], partitions=partitions, config=config)[name]
 
 
@@ -71,10 +71,10 @@ def ensure_topics(
     partitions: int | None = None,
     config: Mapping[str, str] = COMPACTED,
 ) -> dict[str, int]:
-    """Create the topics that are not there, all in one request; return name → how many partitions it has.
+    """Create the missing topics in one request; return name → number of partitions.
 
-    An existing topic keeps the partitions it has: a key must stay where it is. A new one takes records of the size
-    that clients send (`kafka.record_bytes`), unless `config` says otherwise.
+    An existing topic keeps its partitions: a key must stay in its partition. A new one accepts records of the size that
+    clients send (`clients.record_bytes`), unless `config` overrides it.
     """
     with clients.translated(settings):
         client = clients.admin(settings)
@@ -94,8 +94,8 @@ def ensure_topics(
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
-                expected[name] = 1  # another process was quicker, and chose
-        # Made on the controller, they are not at once known to every broker: who asked then would find no such topic.
+                expected[name] = 1  # another process created it
+        # Other brokers learn of a new topic later than the controller, and answer that it does not exist.
         deadline = time.monotonic() + _TIMEOUT
         while left := made.keys() - counts.keys():
             there = client.list_topics(timeout=_TIMEOUT).topics
@@ -103,15 +103,15 @@ def ensure_topics(
                 name: len(there[name].partitions) for name in left if _has_leaders(there.get(name), expected[name])
             }
             if time.monotonic() > deadline:
-                raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after it was made")
+                raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after its creation")
             time.sleep(0.01)
         return {name: counts[name] or wanted for name in names}
 
 
 def _existing(client: AdminClient, names: Collection[str]) -> dict[str, TopicMetadata]:
-    """Return those of the topics that there are; raises KafkaException for one that this client may not see.
+    """Return the existing topics; raises KafkaException for one that this client may not describe.
 
-    Kafka's list of all topics leaves that out in silence, as it does one that there is not: it is asked for by name.
+    Kafka's list of all topics silently omits such a topic: it is requested by name.
     """
     listed = client.list_topics(timeout=_TIMEOUT).topics
     found = {name: listed[name] for name in names if name in listed and not listed[name].error}
@@ -124,7 +124,7 @@ def _existing(client: AdminClient, names: Collection[str]) -> dict[str, TopicMet
 
 
 def is_there(found: TopicMetadata | None) -> bool:
-    """Whether a topic that was asked for by name exists; raises KafkaException when this client may not see it."""
+    """Return whether a topic requested by name exists; raises KafkaException if this client may not describe it."""
     if found is not None and found.error is not None and found.error.code() in DENIALS:
         raise KafkaException(found.error)
     return found is not None and found.error is None
@@ -137,13 +137,13 @@ def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
 
 
 def configurations(settings: KafkaSettings, names: Collection[str]) -> dict[str, dict[str, str]]:
-    """Return topic → its configuration, what it has from the broker's defaults with it.
+    """Return topic → its configuration, including the broker's defaults.
 
-    One that there is none of, or whose configuration may not be read, is left out.
+    A topic that does not exist, or whose configuration may not be read, is left out.
     """
     with clients.translated(settings):
         resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-        client = clients.admin(settings)  # with a name: its futures end with it
+        client = clients.admin(settings)  # kept in a variable: its futures end with it
         answers = client.describe_configs(resources, request_timeout=_TIMEOUT) if resources else {}
         found: dict[str, dict[str, str]] = {}
         for resource, future in answers.items():
@@ -158,16 +158,16 @@ def configurations(settings: KafkaSettings, names: Collection[str]) -> dict[str,
 
 
 def partition_counts(settings: KafkaSettings) -> dict[str, int]:
-    """Return topic → how many partitions it has now, of all that this client may see."""
+    """Return topic → current number of partitions, for all topics that this client may describe."""
     with clients.translated(settings):
         found = clients.admin(settings).list_topics(timeout=_TIMEOUT).topics
         return {name: len(topic.partitions) for name, topic in found.items() if not topic.error}
 
 
 def largest_records(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
-    """Return topic → the bytes that a record of it may have, by what the topic and the clients take.
+    """Return topic → the maximum size of a record, by the limits of topic and clients.
 
-    A topic whose configuration may not be read counts as one that takes what clients send.
+    A topic whose configuration may not be read counts as without its own limit.
     """
     limit = clients.record_bytes(settings)
     limits = dict.fromkeys(names, limit)
@@ -177,7 +177,7 @@ def largest_records(settings: KafkaSettings, names: Sequence[str]) -> dict[str, 
 
 
 def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
-    """Delete the topics that are there, and return when none of them is known to the broker any more."""
+    """Delete the existing topics, and return once the broker lists none of them."""
     with clients.translated(settings):
         client = clients.admin(settings)
         there = list(_existing(client, names))
@@ -194,18 +194,18 @@ def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
             if time.monotonic() > deadline:
                 raise HeadraceError(
                     f"Kafka still lists {sorted(left)[0]} {_TIMEOUT:.0f} s after it was deleted",
-                    remedy="stop whatever makes it anew, then try again",
+                    remedy="stop the process that recreates it, then try again",
                 )
             time.sleep(0.05)
 
 
 def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
-    """Return partition → offset after the last committed record; empty where there is no such topic."""
+    """Return partition → offset after the last committed record; empty if the topic does not exist."""
     return _end_offsets(settings, topic, "read_committed")
 
 
 def with_records(settings: KafkaSettings, topics: Collection[str]) -> frozenset[str]:
-    """Return those of the topics that have ever had a committed record; asks of all at once."""
+    """Return the topics that have ever had a committed record, in one request."""
     with clients.translated(settings):
         client = clients.admin(settings)
         found = _existing(client, topics)
@@ -225,10 +225,10 @@ def with_records(settings: KafkaSettings, topics: Collection[str]) -> frozenset[
 
 
 def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
-    """Return partition → offset after the last record, of a transaction that is not shown as committed yet too.
+    """Return partition → offset after the last record, including those of uncommitted transactions.
 
-    A commit returns a moment before every partition shows it. So what is known to be committed, since a record of the
-    same transaction was read elsewhere, may lie behind `end_offsets`; it never lies behind these.
+    A commit returns a moment before every partition shows it. So a record known to be committed, since a record of the
+    same transaction was read elsewhere, may come after `end_offsets`, but never after these.
     """
     return _end_offsets(settings, topic, "read_uncommitted")
 
@@ -252,10 +252,10 @@ def _end_offset(client: Consumer, place: TopicPartition) -> int:
 
 
 class LogReader:
-    """Reads the first partition of a topic again and again, each time from where it stopped to the present end.
+    """Reads the first partition of a topic repeatedly, each time from where it stopped to the current end.
 
-    Used for the topics that hold headrace's own state: all of it is written there (ONLY_PARTITION), so that its order
-    holds whoever made the topic, with however many. A topic that does not exist reads as empty.
+    Used for the topics of headrace's own state, which is always in ONLY_PARTITION, so that its order holds however many
+    partitions the topic has. A topic that does not exist reads as empty.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
@@ -264,15 +264,15 @@ class LogReader:
         self._next = OFFSET_BEGINNING
 
     def read(self) -> Iterator[Message]:
-        """Yield every committed record from the last one read up to the end as it is now."""
-        # At the end a broker answers only after this wait, half a second by default.
+        """Yield every committed record after the last one read, up to the current end."""
+        # At the end of the partition a broker waits this long, half a second by default.
         options = {"enable_partition_eof": True, "fetch_wait_max_ms": 10}
         with clients.reading(self._settings, **options) as client:
             deadline = time.monotonic() + _TIMEOUT
             if not self._assigned(client):
                 return
             while True:
-                # One by one: `consume` waits for as many as it was asked for, and the end is not foreseeable.
+                # One by one: `consume` waits for the requested number, and the end is not known in advance.
                 message = client.poll(_TIMEOUT)
                 if message is None:
                     raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
@@ -285,13 +285,14 @@ class LogReader:
                 elif error.code() not in _SETTLING or time.monotonic() > deadline:
                     raise KafkaException(error)
                 else:
-                    # One broker knows the topic, and the one that is to lead it does not yet, or not any more.
+                    # One broker knows the topic, its leader not yet, or no longer.
                     time.sleep(0.05)
                     if not self._assigned(client):
                         return
 
     def _assigned(self, client: Consumer) -> bool:
-        """Have the client read on; return whether there is such a topic, and raise KafkaException if it is hidden."""
+        """Assign the partition at the next offset; return whether the topic exists, raise KafkaException if it is
+        hidden."""
         found = client.list_topics(self._topic, timeout=_TIMEOUT).topics.get(self._topic)
         if not is_there(found):
             return False

@@ -1,7 +1,7 @@
-"""Advisory locks of PostgreSQL, by which headrace's transactions exclude each other.
+"""Advisory locks by which headrace's transactions exclude each other.
 
-They write nothing and queue fairly: who wants one alone waits only for those who have it already, and nobody passes.
-A row lock would do neither; many sessions at one row need a multixact and a WAL record for each.
+They write nothing and queue fairly: an exclusive request waits only for current holders, and no later request
+overtakes it. A row lock does neither; many sessions on one row need a multixact and a WAL record each.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ Cursor = psycopg.Cursor[Any]
 
 
 def lock_key(kind: str, name: str) -> int:
-    """Return the 64-bit key of the lock on `name`, of those of its `kind`."""
+    """Return the 64-bit key of the lock on `name` of this `kind`."""
     return int.from_bytes(
         hashlib.blake2b(f"headrace:{kind}:{name}".encode(), digest_size=8).digest(), "big", signed=True
     )
 
 
 def ownership_key(gitlab_schema: str) -> int:
-    """Return the key that is shared by who writes tables of a gitlab schema, and alone with who changes its owner."""
+    """Return the key that writers of a gitlab schema's tables share, and that a change of owner locks exclusively."""
     return lock_key("schema_ownership", gitlab_schema)
 
 
 def migration_key(migration: str) -> int:
-    """Return the key that is shared by a migration's consumers, and alone with who pauses or replays it."""
+    """Return the key that a migration's consumers share, and that a pause or replay locks exclusively."""
     return lock_key("migration", migration)
 
 
 def exclude(connection: psycopg.Connection[Any], keys: Iterable[int]) -> None:
-    """Take locks alone, until the connection's transaction ends, once those who share them have let go.
+    """Take locks exclusively until the connection's transaction ends, after the sharers have released them.
 
     Raises psycopg.errors.LockNotAvailable when that takes longer than the session's lock_timeout.
     """
@@ -42,9 +42,9 @@ def exclude(connection: psycopg.Connection[Any], keys: Iterable[int]) -> None:
 
 
 def holders(connection: psycopg.Connection[Any], key: int) -> list[str]:
-    """Return the sessions that have the lock, each with its name, process id, and since when its transaction runs.
+    """Return the sessions that hold the lock, each with its name, process id and the start of its transaction.
 
-    A session that is in none has its own beginning.
+    Outside a transaction it is the start of the session.
     """
     found = connection.execute(
         "SELECT coalesce(nullif(a.application_name, ''), 'a session'), l.pid,"

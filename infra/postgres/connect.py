@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, and the one place where its driver's errors become ours."""
+"""Opens connections to PostgreSQL, and translates the driver's errors into headrace's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, 
 from schemas.formats import NewerFormat
 
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
-"""What a name without a schema means: PostgreSQL's own, else a temporary table, which would come first if unnamed."""
+"""Unqualified names resolve to PostgreSQL's own objects, then to temporary tables, which come first if not listed."""
 
 _EVERY: Final[Mapping[str, str]] = {
     "search_path": SEARCH_PATH,
@@ -25,7 +25,7 @@ _EVERY: Final[Mapping[str, str]] = {
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "lock_timeout": "0",
-    "idle_session_timeout": "0",  # a session waits for events, which is no fault
+    "idle_session_timeout": "0",  # a session may be idle while it waits for events
     "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "extra_float_digits": "3",
@@ -35,11 +35,11 @@ _EVERY: Final[Mapping[str, str]] = {
     "quote_all_identifiers": "off",
     "client_min_messages": "warning",
 }
-"""What every session relies on, whatever the role, the database or the dsn's own options say.
+"""Settings of every session, whatever the role, the database or the dsn's options say.
 
-Nothing in a schema that others may write is ever found by a bare name; rows that a policy hides are an error;
-statements see what is committed. The role's statement_timeout, transaction_timeout and
-idle_in_transaction_session_timeout stay: they are guards that an administrator wants.
+An unqualified name never resolves to a schema that others may write; rows hidden by a policy are an error; statements
+see committed data. The role's statement_timeout, transaction_timeout and idle_in_transaction_session_timeout stay, as
+the administrator's own limits.
 """
 
 _READING: Final[Mapping[str, str]] = {
@@ -50,23 +50,22 @@ _READING: Final[Mapping[str, str]] = {
     "transaction_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-"""What a session that reads tables or the stream relies on beside: a value's text is the same in both, and nothing ends
-a long chunk, or a large transaction that is decoded."""
+"""Further settings of a session that reads tables or the stream: a value has the same text in both, and no timeout
+ends a long chunk or the decoding of a large transaction."""
 
 _SINCE: Final[Mapping[str, int]] = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
 """Setting → the first server version that has it."""
 
 _GONE: Final = ("08", "57P", "53300")
-"""SQL states of a server that is not there: no connection, shutting down or starting, every connection in use."""
+"""SQLSTATEs of an unavailable server: no connection, shutting down or starting, too many connections."""
 
 
 def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = False) -> psycopg.Connection:
-    """Open a connection whose application_name is `headrace <name>`, with everything set that our sessions rely on.
+    """Open a connection with application_name `headrace <name>` and the settings that headrace's sessions rely on.
 
-    A name without a schema is PostgreSQL's own there (SEARCH_PATH): everything else is written with its schema. The
-    settings are sent in one message once connected, since poolers refuse startup options, and so they win over the
-    dsn's. With `reading`, which is for reading tables, values come in the one text form that headrace encodes, and no
-    timeout of the role ends it, however long that takes.
+    Unqualified names resolve by SEARCH_PATH: everything but PostgreSQL's own is qualified. The settings are sent in one
+    message once connected, since poolers refuse startup options, and so they win over the dsn's. With `reading`, for
+    reading tables, values have the text form that headrace encodes, and no timeout of the role ends the session.
     Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password.
     """
     with translated(dsn):
@@ -86,9 +85,9 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = Fal
             connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
         except psycopg.errors.QueryCanceled as error:
-            # By the role's statement_timeout, which holds until this statement has set ours: the server is overloaded.
+            # By the role's statement_timeout, in force until this statement sets ours: the server is overloaded.
             connection.close()
-            raise DatabaseUnavailable(f"{described(dsn)} was too slow to begin a session: {one_line(error)}") from error
+            raise DatabaseUnavailable(f"{described(dsn)} was too slow to start a session: {one_line(error)}") from error
         except BaseException:
             connection.close()
             raise
@@ -96,17 +95,17 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = Fal
 
 
 def search(connection: psycopg.Connection, schemas: Sequence[str]) -> None:
-    """Let bare names of the session mean what is in `schemas` too, after PostgreSQL's own: an operator's choice."""
+    """Add `schemas`, which the operator chose, to the session's search_path, after pg_catalog."""
     if schemas:
         names = sql.SQL(", ").join(map(sql.Identifier, ("pg_catalog", *schemas, "pg_temp")))
         connection.execute(sql.SQL("SET search_path = {}").format(names))
 
 
 def pinned(version: int, *, reading: bool) -> bytes:
-    """Return the statement that sets what a session relies on, for a server of this version, such as 180001.
+    """Return the statement that sets a session's settings on a server of this version, such as 180001.
 
-    One statement, as a replication connection of an old server takes no more. The first are the timeouts: what is set
-    behind them is no longer limited by those of the role.
+    One statement, since a replication connection of an old server accepts no more. The timeouts come first: the rest is
+    then no longer limited by those of the role.
     """
     wanted = {**_EVERY, **_READING} if reading else _EVERY
     calls = [
@@ -119,7 +118,7 @@ def pinned(version: int, *, reading: bool) -> bytes:
 
 @contextmanager
 def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Have all that is read see one moment; the connection must be in autocommit mode, and in no transaction."""
+    """Read everything inside from one snapshot; the connection must be in autocommit mode, outside a transaction."""
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         yield
@@ -127,7 +126,7 @@ def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 @contextmanager
 def translated(dsn: str) -> Iterator[None]:
-    """Turn what psycopg raises inside into headrace's errors, naming the server of `dsn`."""
+    """Translate psycopg's errors into headrace's, naming the server of `dsn`."""
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
@@ -140,15 +139,15 @@ def translated(dsn: str) -> Iterator[None]:
     except psycopg.errors.DiskFull as error:
         raise HeadraceError(
             f"{described(dsn)} has no disk space left: {one_line(error)}",
-            remedy="free some on the server, then start again: nothing is lost",
+            remedy="free some space on the server, then start again; nothing is lost",
         ) from error
     except psycopg.OperationalError as error:
-        # Among them are many that a server which does answer sends, such as a lock timeout.
+        # A server that does answer sends many of these too, such as a lock timeout.
         if error.sqlstate is not None and not error.sqlstate.startswith(_GONE):
             raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
         raise _unavailable(dsn, error) from error
     except psycopg.Error as error:
-        # A connection that is lost in a COPY has neither an error class nor a state of its own.
+        # A connection lost during COPY has neither an error class nor a SQLSTATE.
         if type(error) is psycopg.DatabaseError and error.sqlstate is None:
             raise _unavailable(dsn, error) from error
         require_known_tables(dsn, error)
@@ -159,10 +158,10 @@ _ASK_SECONDS: Final = 10
 
 
 def require_known_tables(dsn: str, error: psycopg.Error) -> None:
-    """Raise NewerFormat where a statement failed because a newer headrace has upgraded headrace's tables meanwhile.
+    """Raise NewerFormat if a statement failed because a newer headrace upgraded headrace's tables meanwhile.
 
-    To be asked before a process ends with the statement's own error. It takes a connection of its own, and none of
-    `connect`, whose errors ask this.
+    Called before a process ends with the statement's own error. Uses its own connection and not `connect`, whose error
+    handling calls this.
     """
     with contextlib.suppress(psycopg.Error), psycopg.connect(dsn, connect_timeout=_ASK_SECONDS) as connection:
         try:
@@ -176,9 +175,9 @@ class RowsHidden(PreflightFailed):
 
 
 def hidden_rows(error: BaseException) -> RowsHidden | None:
-    """Return the refusal for a table of which row security would have hidden rows; None for any other error.
+    """Return the refusal for a table whose rows row security would hide; None for any other error.
 
-    Sessions have row_security off, so that PostgreSQL refuses where it would otherwise leave out rows in silence.
+    Sessions have row_security off, so that PostgreSQL raises an error instead of silently leaving out rows.
     """
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and error.diag.source_function == "check_enable_rls":
         return RowsHidden(f"row security hides rows from this role: {one_line(error)}")
@@ -186,7 +185,7 @@ def hidden_rows(error: BaseException) -> RowsHidden | None:
 
 
 def require_all_rows(connection: psycopg.Connection[Any], tables: Sequence[str]) -> None:
-    """Raise RowsHidden for one of `tables`, as `schema.table`, of which a policy may hide rows from this role."""
+    """Raise RowsHidden if a policy may hide rows of one of `tables` (`schema.table`) from this role."""
     row = connection.execute(
         "SELECT min(n.nspname || '.' || c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname || '.' || c.relname = ANY(%s::text[]) AND row_security_active(c.oid)",
@@ -204,9 +203,9 @@ def described(dsn: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a driver error's message on one line, without the details, which may have a row's values.
+    """Return a driver error's message on one line, without the details, which may contain a row's values.
 
-    What was noted on it, such as whose code it came from, follows.
+    Notes on the error follow, such as the origin of the code that raised it.
     """
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     notes = getattr(error, "__notes__", ())
@@ -214,39 +213,43 @@ def one_line(error: BaseException) -> str:
 
 
 _WRONG_DSN: Final = (
-    (("password authentication failed", "no password supplied"), "refuses the user or the password of the dsn", ""),
-    (('role "', "does not exist"), "has no such user as the dsn names", "or create the role"),
+    (("password authentication failed", "no password supplied"), "rejects the user or the password of the dsn", ""),
+    (('role "', "does not exist"), "does not have the user of the dsn", "or create the role"),
     (('database "', "does not exist"), "does not exist on that server", "or create the database"),
-    (("failed to resolve host", "could not translate host name"), "is on a host whose name is unknown", ""),
-    (("no pg_hba.conf entry", "not permitted to log in", "permission denied for"), "does not let that user in", ""),
-    (("connection is bad: invalid", "connection is bad: definition of"), "has a dsn that is not valid", ""),
+    (("failed to resolve host", "could not translate host name"), "is on a host whose name cannot be resolved", ""),
+    (
+        ("no pg_hba.conf entry", "not permitted to log in", "permission denied for"),
+        "does not let the user of the dsn connect",
+        "",
+    ),
+    (("connection is bad: invalid", "connection is bad: definition of"), "has an invalid dsn", ""),
 )
 _UNTRUSTED: Final[Sequence[tuple[Sequence[str], str]]] = (
     (
         ("certificate verify failed", "server certificate for", "server's host name"),
-        "does not prove to be the server that host and sslrootcert of the dsn name",
+        "has a certificate that does not match host and sslrootcert of the dsn",
     ),
     (
         ("certificate authentication failed", "valid client certificate", "alert unknown ca", "alert certificate"),
-        "does not take the certificate of the dsn (sslcert, sslkey) for that user's",
+        "rejects the certificate of the dsn (sslcert, sslkey) for that user",
     ),
-    (("alert bad certificate", "alert decrypt error"), "does not take the certificate of the dsn (sslcert, sslkey)"),
-    (("does not support SSL",), "does not speak TLS, which sslmode in the dsn asks for"),
-    (("certificate file", "private key file"), "cannot be asked with the files that the dsn names"),
+    (("alert bad certificate", "alert decrypt error"), "rejects the certificate of the dsn (sslcert, sslkey)"),
+    (("does not support SSL",), "does not support TLS, which sslmode in the dsn requires"),
+    (("certificate file", "private key file"), "cannot be reached with the certificate or key files of the dsn"),
 )
-"""The same of TLS, where libpq's message is told too: it has names of files and hosts."""
-"""libpq gives refused connections no SQL state: fragments of its message, what it means, what else could be done."""
+"""The same for TLS, where libpq's message is shown too: it names files and hosts."""
+"""libpq gives refused connections no SQLSTATE: fragments of its message, the meaning, and an alternative remedy."""
 
 
 def _unavailable(dsn: str, error: psycopg.Error) -> HeadraceError:
     text = one_line(error)
     place = described(dsn)
     for fragments, problem, other in _WRONG_DSN:
-        # Where the first fragment ends in a quote, a name stands between it and the second.
+        # If the first fragment ends in a quote, a name follows before the second.
         matches = all if fragments[0].endswith('"') else any
         if matches(fragment in text for fragment in fragments):
             return SettingsError(f"{place} {problem}", remedy=f"correct the dsn {other}".strip())
     for signs, problem in _UNTRUSTED:
         if any(sign in text for sign in signs):
-            return SettingsError(f"{place} {problem}: {text}", remedy="correct the dsn; see docs/security.md")
+            return SettingsError(f"{place} {problem}: {text}", remedy="correct the dsn; see docs/reference/security.md")
     return DatabaseUnavailable(f"{place} does not answer: {text}")

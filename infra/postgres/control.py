@@ -1,6 +1,6 @@
-"""headrace's own tables in a database: made once, named once, and a gitlab schema claimed only by the first.
+"""headrace's own tables in a database: creates them, names the database, claims gitlab schemas without an owner.
 
-Shared by producers, which follow the ownership, and consumers, which keep their ledger beside the data.
+Shared by producers, which follow the ownership, and consumers, which keep their ledger next to the data.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ _TABLES: Final = (
     "progress",
     "selections",
     "dead_letters",
-    "holds",
+    "throttles",
     "failures",
 )
 _LOCK: Final = 0x6865616472616365
-"""The advisory lock under which the tables are made: "headrace" in ASCII."""
+"""The advisory lock under which the tables are created: "headrace" in ASCII."""
 
 
 OWNERSHIP: Final = ("headrace", "schema_ownership")
-"""The table of owners: a change of owner comes in order with the data."""
+"""The table of owners: a change of owner is streamed in order with the data."""
 
 REQUESTS: Final = ("headrace", "snapshot_requests")
-"""The table of requests to re-snapshot a table: so does one of them."""
+"""The table of requests to re-snapshot a table, also streamed in order."""
 
 HEARTBEAT: Final = ("headrace", "heartbeat")
-"""The table whose commits let an idle slot move on."""
+"""The table whose commits let an idle slot advance."""
 
 PUBLISHED: Final = (OWNERSHIP, REQUESTS, HEARTBEAT)
-"""headrace's own tables that are in every publication."""
+"""The tables of headrace in every publication."""
 
 
 class Owner(NamedTuple):
-    """Who owns a gitlab schema; each change of owner has the next epoch."""
+    """The owner of a gitlab schema; each change of owner increments the epoch."""
 
     name: str
     epoch: int
 
 
 class OtherPrefix(Refused):
-    """Set prefix as it is on record; to begin with new topics, take headrace out first (docs/running.md)."""
+    """Set prefix to the recorded one; to start with new topics, remove headrace first (docs/how-to/running.md)."""
 
 
 class WrongDatabase(Refused):
-    """Correct the dsn; if the database was moved on purpose, finish it with `headrace switchover`."""
+    """Correct the dsn; if the database was moved on purpose, finish the move with `headrace switchover`."""
 
 
 def control_sql() -> str:
-    """Return the statements that make the tables, for an administrator to read and run."""
+    """Return the statements that create the tables, for an administrator to read and run."""
     return resources.files("infra.postgres").joinpath("control.sql").read_text(encoding="utf-8")
 
 
 def tables_made(statements: str) -> list[str]:
-    """Return the names of the tables in schema `headrace` that a migration's own statements make."""
+    """Return the names of the tables in schema `headrace` that a migration's statements create."""
     return re.findall(r"CREATE TABLE IF NOT EXISTS headrace\.(\w+)", statements)
 
 
@@ -84,22 +84,22 @@ def ensure_control_schema(
     *,
     prefix: str | None = None,
 ) -> None:
-    """Make what is missing of the `headrace` schema, upgrade what is older, name the database, claim what nobody owns.
+    """Create or upgrade the `headrace` schema, name the database, and claim gitlab schemas without an owner.
 
-    Called when a producer or a consumer starts, with `database_name`, `gitlab_schemas` and the topics' `prefix` as the
-    settings have them and a migration's `own_tables`; again, or by two processes at once, it changes nothing more. A
-    gitlab schema that has an owner keeps it. Without a prefix, that on record is neither set nor looked at.
+    Called when a producer or a consumer starts, with `database_name`, `gitlab_schemas` and the topics' `prefix` from
+    the settings and a migration's `own_tables`. Idempotent, also for two processes at once. A gitlab schema keeps its
+    owner. Without a prefix, the recorded one is neither set nor checked.
 
-    Raises NewerFormat when a newer headrace made the tables, UpgradeWaits when older ones are in use for too long,
-    SchemaPlanted when somebody else made the schema, PreflightFailed when the role may not do what is missing,
-    WrongDatabase when the database already has another name, and OtherPrefix when its ledger speaks of topics with
-    another prefix; then nothing was changed.
+    Raises NewerFormat when a newer headrace created the tables, UpgradeWaits when older ones are in use for too long,
+    SchemaPlanted when another role created the schema, PreflightFailed when the role lacks a privilege, WrongDatabase
+    when the database has another name, and OtherPrefix when its ledger belongs to topics with another prefix; nothing
+    was changed then.
     """
     try:
         with connection.transaction():
-            # Durable here also where the session's commits are not: a crash must not take the tables from under it.
+            # Durable even where the session's other commits are not: a crash must not lose the tables.
             connection.execute("SET LOCAL synchronous_commit = local")
-            # The lock first: two `CREATE … IF NOT EXISTS` at the same time can both try, and one fails.
+            # The lock first: of two concurrent `CREATE … IF NOT EXISTS` one may fail.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             require_own_schema(connection)
             table_format.upgrade(connection, database_name)
@@ -111,9 +111,9 @@ def ensure_control_schema(
             _claim(connection, database_name, gitlab_schemas)
     except psycopg.errors.UndefinedColumn as error:
         raise PreflightFailed(
-            f"the tables in schema headrace of database {database_name} are of another version of headrace:"
+            f"the tables in schema headrace of database {database_name} belong to another version of headrace:"
             f" {error.diag.message_primary}",
-            remedy="take headrace out of the database (docs/running.md, `Taking it out`), and start again",
+            remedy="remove headrace from the database (docs/how-to/running.md, `Removing it`), then start again",
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise PreflightFailed(
@@ -123,7 +123,7 @@ def ensure_control_schema(
 
 
 def database_name(connection: Connection) -> str | None:
-    """Return the name that the database has on record, None while it has none or the table is not there."""
+    """Return the recorded name of the database, None if it has none or the table does not exist."""
     if not table_format.present(connection):
         return None
     row = connection.execute("SELECT name FROM headrace.database").fetchone()
@@ -131,9 +131,9 @@ def database_name(connection: Connection) -> str | None:
 
 
 def opened_lsn(connection: Connection) -> Lsn | None:
-    """Return the end of WAL when a switchover named this database, so opening it; None: none did, or it is not known.
+    """Return the end of WAL when a switchover named, and so opened, this database; None if none did or it is unknown.
 
-    Whatever the database owns by that switchover is written after it, and a slot that begins at or before it has all.
+    All writes to what the database owns by that switchover come after it: a slot that starts at or before it has all.
     """
     if not table_format.present(connection):
         return None
@@ -142,7 +142,7 @@ def opened_lsn(connection: Connection) -> Lsn | None:
 
 
 def recorded_prefix(connection: Connection) -> str | None:
-    """Return the prefix of the topics that the ledger speaks of, None while there is none or the table is not there."""
+    """Return the prefix of the topics in the ledger, None if it has none or the table does not exist."""
     if not table_format.present(connection):
         return None
     row = connection.execute("SELECT prefix FROM headrace.database").fetchone()
@@ -150,17 +150,17 @@ def recorded_prefix(connection: Connection) -> str | None:
 
 
 def require_prefix(connection: Connection, database_name: str, prefix: str) -> None:
-    """Raise OtherPrefix when the ledger of the database speaks of topics with another prefix."""
+    """Raise OtherPrefix when the ledger of the database belongs to topics with another prefix."""
     recorded = recorded_prefix(connection)
     if recorded is not None and recorded != prefix:
         raise OtherPrefix(
-            f"database {database_name} is used with prefix {recorded}, and the settings have {prefix}: the progress on"
-            " record there is that of the other prefix's topics"
+            f"database {database_name} is used with prefix {recorded}, and the settings have {prefix}: its recorded"
+            " progress is that of the other prefix's topics"
         )
 
 
 def owners(connection: Connection) -> dict[str, Owner]:
-    """Return gitlab schema → its owner as this database has it, empty where the table is not there."""
+    """Return gitlab schema → its owner as recorded in this database, empty if the table does not exist."""
     if not table_format.present(connection):
         return {}
     found = connection.execute("SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership")
@@ -168,7 +168,7 @@ def owners(connection: Connection) -> dict[str, Owner]:
 
 
 def _missing(connection: Connection, tables: Sequence[str]) -> set[str]:
-    # pg_class is readable without any right on the schema, where to_regclass raises.
+    # pg_class is readable without any privilege on the schema; to_regclass raises.
     found = connection.execute(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = 'headrace' AND c.relname = ANY(%s)",
@@ -188,7 +188,7 @@ def _name_database(connection: Connection, wanted: str, prefix: str | None) -> N
     name, recorded = row
     if name != wanted:
         raise WrongDatabase(
-            f"the settings call this database {wanted}, but it is on record as {name} (headrace.database)"
+            f"the settings call this database {wanted}, but it is recorded as {name} (headrace.database)"
         )
     if prefix is None:
         return

@@ -1,21 +1,21 @@
 -- headrace's own tables in a database that it reads or writes. Every statement may be run again.
--- They are replicated physically with the data, so that a promoted copy goes on exactly where the old one was.
+-- They are replicated physically with the data, so that a promoted copy continues exactly where the old one stopped.
 
 CREATE SCHEMA IF NOT EXISTS headrace;
 
--- Which database this is. A promoted copy keeps its origin's name until the switchover names it anew.
+-- Which database this is. A promoted copy keeps its origin's name until the switchover renames it.
 CREATE TABLE IF NOT EXISTS headrace.database (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     name text NOT NULL,
-    prefix text,  -- of the topics that the ledger below speaks of: one database, one prefix
-    opened_lsn pg_lsn,  -- the end of WAL when a switchover gave it this name, in that transaction; else null
-    -- The form of all tables here, and which version of headrace made them so. No format changes these two columns.
+    prefix text,  -- of the topics in the ledger below: one database, one prefix
+    opened_lsn pg_lsn,  -- the end of WAL in the transaction of the switchover that gave it this name; else null
+    -- The format of all tables here, and the version of headrace that set it. No format changes these two columns.
     format integer NOT NULL DEFAULT 1,
     format_by text
 );
 
--- Which database may write the tables of a gitlab schema. Part of the publication: a change of owner
--- arrives in order with the data.
+-- The database that may write the tables of a gitlab schema. In the publication, so that a change of owner arrives in
+-- order with the data.
 CREATE TABLE IF NOT EXISTS headrace.schema_ownership (
     gitlab_schema text PRIMARY KEY,
     owner text NOT NULL,
@@ -23,27 +23,28 @@ CREATE TABLE IF NOT EXISTS headrace.schema_ownership (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Requests to re-snapshot a table, each inserted and deleted in one transaction. Part of the publication: a request arrives
--- in order with the data, and waits in the slot while no producer runs. Whoever may insert here may empty a topic.
+-- Requests to re-snapshot a table, each inserted and deleted in one transaction. In the publication, so that a request
+-- arrives in order with the data, and waits in the slot while no producer runs. A role that may insert here can empty a
+-- topic.
 CREATE TABLE IF NOT EXISTS headrace.snapshot_requests (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     "table" text NOT NULL,
     first_key text[],
     last_key text[],
-    anew boolean NOT NULL DEFAULT false
+    from_scratch boolean NOT NULL DEFAULT false
 );
 
--- Written every few seconds, so that the slot of an idle database has a commit to confirm. Part of the publication: a
--- logical message would do as well, but any role may write those, of up to a gigabyte, and a stream has all or none.
+-- Written every few seconds, so that the slot of an idle database has a commit to confirm. In the publication: a logical
+-- message would work too, but any role may write those, of up to a gigabyte, and a stream has all or none.
 CREATE TABLE IF NOT EXISTS headrace.heartbeat (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     beaten_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);  -- room for the next version on the same page
 
--- The last switchover of each gitlab schema, written in the transaction that changes its owner. The row above decides
--- who may write; this one, what a switchover may still do. `id` tells a change of owner from every other, also from one
--- of the same epoch that a failover lost. 'closed' can be taken back; 'released' cannot: only then may the new owner
--- be opened, and only that copy which made the `claim`, since others may have the same rows.
+-- The last switchover of each gitlab schema, written in the transaction that changes its owner. schema_ownership decides
+-- who may write; this row, what a switchover may still do. `id` identifies a change of owner, even from one of the same
+-- epoch that a failover lost. 'closed' can be taken back; 'released' cannot: only then may the new owner be opened, and
+-- only the copy that made the `claim`, since others may have the same rows.
 CREATE TABLE IF NOT EXISTS headrace.switchovers (
     gitlab_schema text PRIMARY KEY,
     id uuid NOT NULL,
@@ -55,15 +56,15 @@ CREATE TABLE IF NOT EXISTS headrace.switchovers (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- A random value that a switchover writes on the one side, to see it arrive on the other.
+-- A random value that a switchover writes on one side and reads on the other.
 CREATE TABLE IF NOT EXISTS headrace.switchover_probe (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     value uuid NOT NULL,
     written_at timestamptz NOT NULL DEFAULT now()
 );
 
--- One row a migration: its current run, the gitlab schema that it was begun for, and what an operator wants of it.
--- No table refers to it by a foreign key: each check would lock its row, and several at once need a multixact.
+-- One row per migration: its current run, the gitlab schema it was started for, and what the operator requested. No
+-- foreign key refers to it: each check would lock its row, and several at once need a multixact.
 CREATE TABLE IF NOT EXISTS headrace.migrations (
     name text PRIMARY KEY,
     gitlab_schema text NOT NULL,
@@ -73,10 +74,10 @@ CREATE TABLE IF NOT EXISTS headrace.migrations (
     paused boolean NOT NULL DEFAULT false,
     completed_at timestamptz,
     failed text,
-    declared jsonb  -- the version and the options that the run was begun with: who declares others is refused
+    declared jsonb  -- the version and the options that the run started with: a consumer with others is refused
 );
 
--- The ledger: where each partition stands, moved in the transaction that holds the effects.
+-- The ledger: the next offset of each partition, written in the transaction that contains the effects.
 CREATE TABLE IF NOT EXISTS headrace.progress (
     migration text NOT NULL,
     run integer NOT NULL,
@@ -86,15 +87,15 @@ CREATE TABLE IF NOT EXISTS headrace.progress (
     next_offset bigint NOT NULL DEFAULT 0,
     applied bigint NOT NULL DEFAULT 0,
     skipped bigint NOT NULL DEFAULT 0,
-    parked bigint NOT NULL DEFAULT 0,
+    dead_letters bigint NOT NULL DEFAULT 0,
     skip_reasons jsonb NOT NULL DEFAULT '{}',
     rate double precision NOT NULL DEFAULT 0,
     member text NOT NULL DEFAULT '',
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (migration, run, topic, partition)
-) WITH (fillfactor = 50);  -- one hot row a partition: room for its next versions on the same page
+) WITH (fillfactor = 50);  -- one hot row per partition: room for its next versions on the same page
 
--- What a run is limited to: columns of the message key, each with its values as text; no row: everything.
+-- The selection of a run: columns of the message key, each with its values as text; no row: everything.
 CREATE TABLE IF NOT EXISTS headrace.selections (
     migration text NOT NULL,
     run integer NOT NULL,
@@ -103,7 +104,7 @@ CREATE TABLE IF NOT EXISTS headrace.selections (
 );
 
 -- Dead letters: the events that a run could not apply, each written in the transaction that moved the ledger past it.
--- The events themselves are in the parked topic from before that transaction until a day after `settled_at`, when a
+-- The events themselves are in the dead_letters topic from before that transaction until a day after `settled_at`, when a
 -- retry applied one, or an operator discarded it, in the same transaction: a failover takes back both or neither.
 CREATE TABLE IF NOT EXISTS headrace.dead_letters (
     migration text NOT NULL,
@@ -114,13 +115,13 @@ CREATE TABLE IF NOT EXISTS headrace.dead_letters (
     topic_id text NOT NULL,
     database text NOT NULL,
     reason text NOT NULL,
-    parked_at timestamptz NOT NULL DEFAULT now(),
+    recorded_at timestamptz NOT NULL DEFAULT now(),
     settled_at timestamptz,
     PRIMARY KEY (migration, run, topic, partition, event_offset)
 );
 
--- Members that are held by a health indicator, each seen lately; a row that is not is of a member that is gone.
-CREATE TABLE IF NOT EXISTS headrace.holds (
+-- Consumers throttled by a health indicator; a row with an old seen_at belongs to a consumer that is gone.
+CREATE TABLE IF NOT EXISTS headrace.throttles (
     migration text NOT NULL,
     member text NOT NULL,
     reason text NOT NULL,
@@ -129,16 +130,16 @@ CREATE TABLE IF NOT EXISTS headrace.holds (
     PRIMARY KEY (migration, member)
 );
 
--- Each time that a run failed, with what was counted by then: once it is resumed, counting starts there.
+-- The failures of a run, with the counts at that time: a resumed run counts from there.
 CREATE TABLE IF NOT EXISTS headrace.failures (
     migration text NOT NULL,
     run integer NOT NULL,
     failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     tried bigint NOT NULL,
-    parked bigint NOT NULL,
+    dead_letters bigint NOT NULL,
     reason text NOT NULL,
     PRIMARY KEY (migration, run, failed_at)
 );
 
--- What is written here is believed: no role has a right to it only because default privileges give one to every role.
+-- headrace trusts these tables: revoke what default privileges may have granted to every role.
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA headrace FROM PUBLIC;

@@ -1,8 +1,8 @@
-"""COPY … TO STDOUT, up to so many bytes: what is left is told by `Lines.whole`, and has to be read by another query.
+"""Reads COPY … TO STDOUT up to a limit of bytes; if `Lines.whole` is false, another query has to read the rest.
 
-Over libpq's own socket where that can be done: libpq makes an object of each line, which costs more than encoding it.
-Between two queries an unencrypted connection has no secrets: a query may be spoken past libpq, as long as every message
-up to ReadyForQuery is taken from the socket. Where that fails, the connection is finished, never left in the middle.
+Reads libpq's socket directly if possible: libpq creates an object per line, which costs more than encoding it. Between
+two queries an unencrypted connection has no hidden state: a query may bypass libpq as long as every message up to
+ReadyForQuery is read from the socket. If that fails, the connection is closed.
 
 Source: PostgreSQL 18, "Message Formats" and "Message Flow", sections "Simple Query" and "COPY Operations".
 """
@@ -24,8 +24,8 @@ from schemas import codec
 
 _READ_BYTES: Final = 1 << 20
 _PASSED_OVER: Final = frozenset(b"HcCNSA")
-"""CopyOutResponse, CopyDone, CommandComplete, and what a server may say at any time: Notice, ParameterStatus (a reload
-changes none that a session has set) and Notification."""
+"""CopyOutResponse, CopyDone, CommandComplete, and asynchronous messages: Notice, ParameterStatus (a reload changes no
+parameter that the session has set) and Notification."""
 _NO_BOUND: Final = 1 << 62
 
 _head = struct.Struct("!cI")
@@ -33,14 +33,14 @@ _head = struct.Struct("!cI")
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Lines of COPY's text format, joined, and their number; not `whole` when a bound of bytes left others out."""
+    """Joined lines of COPY's text format, and their number; not `whole` if a limit of bytes left out others."""
 
     data: bytes
     rows: int
     whole: bool = True
 
     def last(self, places: Sequence[int]) -> list[bytes]:
-        """Return the fields at `places` of the last line, as they stand there; no other is copied, however large."""
+        """Return the raw fields at `places` of the last line, without copying the others, however large."""
         fields: dict[int, bytes] = {}
         start = self.data.rfind(b"\n", 0, -1) + 1
         for place in range(max(places) + 1):
@@ -52,7 +52,7 @@ class Lines:
 
 
 class LineTooLong(Exception):
-    """The first line that was to be read has `size` bytes, more than was allowed."""
+    """The first line to read has `size` bytes, more than allowed."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -62,18 +62,18 @@ class LineTooLong(Exception):
 def copy_lines(
     connection: psycopg.Connection[Any], query: bytes, *, most: int = _NO_BOUND, longest: int = _NO_BOUND
 ) -> Lines:
-    """Run a COPY and return its first lines, in all at most `most` bytes, but one at least; the query then is canceled.
+    """Run a COPY and return its first lines, at most `most` bytes in total but at least one line, then cancel it.
 
-    A line is at most `longest` bytes: raises LineTooLong for the first one; before a later one the lines end. Raises
-    psycopg's error for what the server says, with the connection ready for the next query (as in any failed
-    transaction), and OperationalError when the connection was lost.
+    A line may have at most `longest` bytes: raises LineTooLong if the first has more; the lines end before a later one
+    that does. Raises psycopg's error for one of the server, with the connection ready for the next query (as in any
+    failed transaction), and OperationalError if the connection was lost.
     """
     how = copy_out if possible(connection.pgconn) else _through_libpq
     return how(connection.pgconn, query, most, longest, connection.cancel_safe)
 
 
 def possible(pgconn: pq.abc.PGconn) -> bool:
-    """Whether `copy_out` can be asked: there is a compiled codec to split messages, and the connection is plain."""
+    """Return whether `copy_out` can be used: with the compiled codec and an unencrypted connection."""
     idle = pgconn.transaction_status in (pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS)
     return codec.compiled is not None and idle and not pgconn.ssl_in_use and not pgconn.used_gssapi
 
@@ -85,12 +85,12 @@ def copy_out(
     longest: int = _NO_BOUND,
     cancel: Callable[[], None] = lambda: None,
 ) -> Lines:
-    """Do what `copy_lines` does, past libpq: no more than one line above the bounds is ever in memory."""
+    """Implement `copy_lines` without libpq: at most one line beyond the limits is in memory."""
     taken = _Taken(most, longest, cancel)
     refusal = None
     unread = bytearray()
     try:
-        # The descriptor's own flags are libpq's, which needs it non-blocking: with a timeout Python leaves it so.
+        # libpq needs the descriptor non-blocking: with a timeout Python leaves it so.
         with socket.socket(fileno=os.dup(pgconn.socket)) as wire:
             wire.settimeout(3600)
             wire.sendall(_head.pack(b"Q", len(query) + 5) + query + b"\0")
@@ -110,14 +110,14 @@ def copy_out(
                 if kind == b"E":
                     refusal = _refusal(body)
                 elif kind[0] not in _PASSED_OVER:
-                    raise psycopg.OperationalError(f"the server answered a COPY with a message {kind!r}")
+                    raise psycopg.OperationalError(f"the server sent an unexpected message during COPY: {kind!r}")
         if unread:
-            raise psycopg.OperationalError("the server went on behind the end of a COPY")
+            raise psycopg.OperationalError("the server sent data after the end of a COPY")
     except BaseException as error:
-        # What is still to come would be taken for the answer to the next query.
+        # Unread messages would be taken for the response to the next query.
         pgconn.finish()
         if isinstance(error, OSError):
-            raise psycopg.OperationalError(f"the connection was lost in a COPY: {error}") from error
+            raise psycopg.OperationalError(f"the connection was lost during COPY: {error}") from error
         raise
     if refusal is not None and taken.ended is None:
         raise refusal
@@ -125,7 +125,7 @@ def copy_out(
 
 
 class _Taken:
-    """The lines that were taken so far; `ended` is the size of the first one that is not."""
+    """The lines taken so far; `ended` is the size of the first one not taken."""
 
     def __init__(self, most: int, longest: int, cancel: Callable[[], None]) -> None:
         self.ended: int | None = None
@@ -134,7 +134,7 @@ class _Taken:
         self._rows = self._size = 0
 
     def take(self, unread: bytearray) -> None:
-        """Take the whole lines that a buffer of messages begins with."""
+        """Take the complete lines at the start of a buffer of messages."""
         if self.ended is not None:
             return
         while True:
@@ -154,16 +154,16 @@ class _Taken:
         self._size += len(data)
 
     def judge(self, line: int) -> None:
-        """End before the next line, of so many bytes, where it is too much; 0: there is none."""
+        """End before the next line, of `line` bytes, if it exceeds a limit; 0: there is none."""
         if line > self._longest or (line and self._rows and self._size + line > self._most):
             self.ended = line
-            # Where the server takes no other connection the rest comes, and is dropped: the same lines, later.
+            # If the server accepts no other connection, the rest arrives and is dropped: the same result, later.
             with contextlib.suppress(psycopg.Error):
                 self._cancel()
 
     @property
     def lines(self) -> Lines:
-        """Raises LineTooLong when not even the first one was taken."""
+        """The result; raises LineTooLong if not even the first line was taken."""
         if self.ended is not None and not self._rows:
             raise LineTooLong(self.ended)
         return Lines(b"".join(self._parts), self._rows, self.ended is None)
@@ -176,7 +176,8 @@ def _through_libpq(
     longest: int = _NO_BOUND,
     cancel: Callable[[], None] = lambda: None,
 ) -> Lines:
-    """Do what `copy_lines` does; psycopg's own copy costs several times as much a row. libpq keeps the longest line."""
+    """Implement `copy_lines` by libpq: psycopg's copy costs several times as much per row. libpq keeps the longest
+    line."""
     result = pgconn.exec_(query)
     if result.status != pq.ExecStatus.COPY_OUT:
         raise psycopg.errors.error_from_result(result)
@@ -194,21 +195,21 @@ def _through_libpq(
     while pgconn.get_result() is not None:
         pass
     if end is None or pgconn.status != pq.ConnStatus.OK:
-        raise psycopg.OperationalError("the connection was lost in a COPY")
+        raise psycopg.OperationalError("the connection was lost during COPY")
     if end.status != pq.ExecStatus.COMMAND_OK and taken.ended is None:
         raise psycopg.errors.error_from_result(end)
     return taken.lines
 
 
 def _line(unread: bytearray) -> int:
-    """Return how many bytes the line has that the buffer begins with, 0 for anything else."""
+    """Return the size of the line at the start of the buffer, 0 for any other message."""
     if len(unread) < _head.size or unread[0] != 0x64:  # d
         return 0
     return max(0, int.from_bytes(unread[1:5]) - 4)
 
 
 def _drop(wire: socket.socket, unread: bytearray) -> None:
-    """Take the line that the buffer begins with from it and from the socket, and keep none of it."""
+    """Discard the line at the start of the buffer, and the rest of it from the socket."""
     left = _line(unread) + _head.size
     while left > len(unread):
         left -= len(unread)
@@ -221,26 +222,26 @@ def _receive(wire: socket.socket) -> bytes:
         try:
             received = wire.recv(_READ_BYTES)
         except TimeoutError:
-            continue  # a query may take as long as it likes
+            continue  # a query has no time limit
         if not received:
-            raise psycopg.OperationalError("the connection was lost in a COPY")
+            raise psycopg.OperationalError("the connection was lost during COPY")
         return received
 
 
 def _message(data: bytearray) -> tuple[bytes, bytes] | None:
-    """Return the type and body of a message that is whole, and no line of COPY; None when more has to be read."""
+    """Return the type and body of a complete message other than a line of COPY; None if more must be read."""
     if len(data) < _head.size:
         return None
     kind, length = _head.unpack_from(data)
     if length < 4:
-        raise psycopg.OperationalError("the server answered a COPY with a message of no length")
+        raise psycopg.OperationalError("the server sent a message without a length during COPY")
     if kind == b"d" or len(data) < length + 1:
         return None
     return kind, bytes(data[_head.size : length + 1])
 
 
 def _refusal(body: bytes) -> psycopg.Error:
-    """Return psycopg's error for the fields of an ErrorResponse, without the details, which may have a row's values."""
+    """Return psycopg's error for an ErrorResponse, without the details, which may contain a row's values."""
     fields = {part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0") if part}
     try:
         kind = psycopg.errors.lookup(fields.get(b"C", ""))

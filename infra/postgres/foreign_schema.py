@@ -1,7 +1,7 @@
-"""Refuses a schema `headrace` that somebody else made: what is in it runs as whoever writes its tables.
+"""Refuses a schema `headrace` that another role created: its triggers run with the rights of the writing role.
 
-A role with CREATE on the database can make the schema first, with defaults, triggers or views of its own. Then the
-administrator's script, which is a superuser's, or the first start would run them.
+A role with CREATE on the database can create the schema first, with its own defaults, triggers or views. The
+administrator's script, run as a superuser, or the first start would then run them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from psycopg import sql
 from schemas.errors import Refused
 
 _FOREIGN: Final = """
-SELECT pg_catalog.format('%s is of role %I', found.what, r.rolname)
+SELECT pg_catalog.format('%s is owned by role %I', found.what, r.rolname)
   FROM (SELECT 'schema headrace', n.nspowner FROM pg_catalog.pg_namespace n
          WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace'
         UNION ALL
@@ -38,32 +38,32 @@ SELECT pg_catalog.format('headrace.%I has the rule %I', c.relname, w.rulename)
  WHERE n.nspname OPERATOR(pg_catalog.=) 'headrace'
  LIMIT 1
 """
-"""Whoever may make roles, or owns the database, is an administrator here: a managed server has no superusers.
+"""A role with CREATEROLE, or the database's owner, counts as an administrator: a managed server has no superusers.
 
-A function runs only where something calls it, as no statement of headrace's does; a table's owner may have the guard's.
+Functions are not checked: none of headrace's statements calls one, and a table's owner may own the guard's.
 """
 
 
 class SchemaPlanted(Refused):
-    """Have an administrator look at schema headrace, and drop it or make an administrator the owner of all in it."""
+    """Have an administrator inspect schema headrace, and drop it or become the owner of everything in it."""
 
 
 def require_own_schema(connection: psycopg.Connection[Any]) -> None:
-    """Raise SchemaPlanted where schema `headrace` has what another role than this one or an administrator owns.
+    """Raise SchemaPlanted if another role than this one or an administrator owns anything in schema `headrace`.
 
-    That holds for the function of a trigger on its tables as well, and for every rule on them, whoever made it.
+    This includes the functions of triggers on its tables, and every rule on them, no matter which role created it.
     """
     row = connection.execute(_FOREIGN).fetchone()
     if row is not None:
-        raise SchemaPlanted(f"schema headrace was not made by headrace or an administrator: {row[0]}")
+        raise SchemaPlanted(f"schema headrace was not created by headrace or an administrator: {row[0]}")
 
 
 def script() -> str:
-    """Return the same as a statement of the administrator's script."""
+    """Return the same check as a statement of the administrator's script."""
     return (
         sql.SQL(
             "DO $headrace$ DECLARE planted text := ({}); BEGIN IF planted IS NOT NULL THEN"
-            " RAISE EXCEPTION 'schema headrace was not made by headrace or an administrator: %', planted"
+            " RAISE EXCEPTION 'schema headrace was not created by headrace or an administrator: %', planted"
             " USING HINT = {}; END IF; END $headrace$;"
         )
         .format(sql.SQL(_FOREIGN), sql.Literal(SchemaPlanted.__doc__))

@@ -1,6 +1,6 @@
-"""Heartbeats: a commit of headrace's own, so that a stream has something to pass, and an idle slot to confirm.
+"""Writes heartbeats: commits of headrace's own, so that the slot of an idle database can advance.
 
-Written into a table, not as a logical message: messages of any role would come with ours.
+Written to a table, not as a logical message: a stream would then carry the messages of any role.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ RETURNING pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text,
 
 
 def beat(connection: psycopg.Connection[Any]) -> Lsn:
-    """Write a heartbeat; return a position behind all that was committed before, and at or before its own commit.
+    """Write a heartbeat; return a position after every earlier commit, and at or before its own commit.
 
-    To be called outside of a transaction: until it ends, every other heartbeat waits. Raises NewerFormat when a newer
+    Call it outside a transaction: every other heartbeat waits for its end. Raises NewerFormat when a newer
     headrace has upgraded the tables. Driver errors pass through.
     """
     row = connection.execute(_BEAT).fetchone()

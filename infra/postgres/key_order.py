@@ -1,9 +1,9 @@
-"""Comparisons of a table's key by the operators that its order goes by, each written with its schema.
+"""Builds comparisons of a table's key with the schema-qualified operators of its order.
 
-`>` and `=` go by name, ORDER BY by the type's default operator class: of a type whose schema is not searched (citext)
-the names are another type's (text's), and rows would be left out between two ranges, or not found. So both are written
-out here, with the operators and the collation of the index that makes the key unique: by those no two rows are equal,
-and a range may end at any row.
+`>` and `=` resolve by name, ORDER BY by the type's default operator class: for a type whose schema is not in the
+search_path (citext) the names resolve to another type's operators (text's), and rows between two ranges would be lost
+or not found. So both are explicit here, with the operators and the collation of the unique index of the key: by those
+no two rows are equal, and a range may end at any row.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import psycopg
 from psycopg import sql
 
 _SIGNS: Final = ("<", "<=", "=", ">=", ">")
-"""In the order of btree's strategies, 1 to 5."""
+"""In the order of btree strategies, 1 to 5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """How one column of a key is compared: by the operators of one btree operator class.
+    """The operators that compare one column of a key, from one btree operator class.
 
     `names` are (schema, name) of its operators for <, <=, =, >= and >. `collation` is (schema, name), and `collated`
-    whether it is another than the column's own; `cast` is a type that values are cast to, where the operators take
-    rows of every type. `in_bytes` tells whether integers sort as numbers, and all else as the bytes of its UTF-8 text.
+    whether it differs from the column's own; `cast` is a type that values are cast to, if the operators accept any
+    record type. `in_bytes`: integers sort as numbers, and everything else as the bytes of its UTF-8 text.
     """
 
     names: tuple[tuple[str, str], ...] = tuple(("pg_catalog", sign) for sign in _SIGNS)
@@ -40,18 +40,18 @@ class Operators:
         return sql.SQL("OPERATOR({}.{})").format(sql.Identifier(schema), sql.SQL(name))
 
     def column(self, column: sql.Composable) -> sql.Composable:
-        """Return the column with the collation that it is compared by."""
+        """Return the column with its collation for comparisons."""
         if self.collation is None or not self.collated:
             return column
         return sql.SQL("{} COLLATE {}").format(column, sql.Identifier(*self.collation))
 
     def value(self, value: sql.Composable) -> sql.Composable:
-        """Return a value of the column, as the operators take it."""
+        """Return a value of the column, cast for the operators if needed."""
         return sql.SQL("{}::{}").format(value, sql.SQL(self.cast)) if self.cast else value
 
 
-# A domain's values compare as those of the type under it. Arrays, enums and ranges of whatever type have operators of
-# PostgreSQL's own, and no operator class by their own name.
+# A domain compares like its base type. Arrays, enums and ranges of any type have PostgreSQL's polymorphic operators,
+# and no operator class of their own.
 _BY_TYPE: Final = """
     WITH RECURSIVE types(attname, oid) AS (
         SELECT attname, atttypid FROM pg_catalog.pg_attribute
@@ -71,8 +71,8 @@ _BY_TYPE: Final = """
      GROUP BY types.attname HAVING count(*) = 5
 """
 
-# 950 is the collation C, 951 POSIX, 100 the database's own. In another encoding than UTF8 the server compares bytes
-# that nobody else sees; in SQL_ASCII it has those of UTF-8, or of anything.
+# 950 is the collation C, 951 POSIX, 100 the database's default. In an encoding other than UTF8 the server compares
+# bytes that clients do not see; in SQL_ASCII they are those of UTF-8, or arbitrary.
 _BY_INDEX: Final = """
     WITH indexed AS (
         SELECT i.indexrelid, i.indrelid, i.indkey, i.indclass, i.indcollation, i.indnkeyatts
@@ -121,16 +121,16 @@ _BY_INDEX: Final = """
 
 
 def default_operators(connection: psycopg.Connection[Any], table: int, columns: Sequence[str]) -> tuple[Operators, ...]:
-    """Return for each of `columns` of the table with oid `table` the operators of its type's default class."""
+    """Return the operators of the types' default operator classes, for `columns` of the table with oid `table`."""
     found = connection.execute(_BY_TYPE, {"table": table, "columns": list(columns)}).fetchall()
     own = {column: Operators(_pairs(names)) for column, names in found}
     return tuple(own.get(column, Operators()) for column in columns)
 
 
 def key_order(connection: psycopg.Connection[Any], table: int, key: Sequence[str]) -> tuple[Operators, ...] | None:
-    """Return for each column of a key the operators of the index that makes it unique; None without such an index.
+    """Return the operators of the key's unique index, one per column, None without such an index.
 
-    `table` is an oid. Whether the columns may be null is left to the caller.
+    `table` is an oid. The caller checks whether the columns may be null.
     """
     found = connection.execute(_BY_INDEX, {"table": table, "columns": list(key)}).fetchall()
     own = {
@@ -142,13 +142,13 @@ def key_order(connection: psycopg.Connection[Any], table: int, key: Sequence[str
 
 
 def order_name(operators: Sequence[Operators]) -> str:
-    """Return a text that is another one when rows sort otherwise; empty for PostgreSQL's own operators unasked."""
+    """Return a text that identifies the sort order; empty for no operators, PostgreSQL's defaults."""
     named = (each.names[0] + (each.collation or ()) for each in operators)
     return ", ".join(" ".join(parts) for parts in named)
 
 
 def ascending(columns: Sequence[sql.Composable], operators: Sequence[Operators]) -> sql.Composable:
-    """Return what stands behind ORDER BY for rows in the order of `columns`."""
+    """Return the ORDER BY expressions for rows in the order of `columns`."""
     return sql.SQL(", ").join(
         sql.SQL("{} USING {}").format(each.column(column), each.named("<"))
         for column, each in zip(columns, _all_of(columns, operators), strict=True)
@@ -161,10 +161,10 @@ def compared(
     values: Sequence[sql.Composable],
     operators: Sequence[Operators] = (),
 ) -> sql.Composable:
-    """Return the condition that the row of `columns` is before, after or at the row of `values`, in key order.
+    """Return the condition that compares the row of `columns` with the row of `values`, in key order.
 
-    `sign` is one of <, <=, =, >=, >. `operators` are one for each column; none: PostgreSQL's own. An index on the
-    columns serves it.
+    `sign` is one of <, <=, =, >=, >. `operators` has one entry per column, or none for PostgreSQL's defaults. An index
+    on the columns supports the condition.
     """
     chosen = _all_of(columns, operators)
     parts = [
@@ -180,7 +180,7 @@ def compared(
             chosen[0].named(sign),
             row.format(sql.SQL(", ").join(value for _, _, value in parts)),
         )
-    # A row comparison has one operator for all columns; so it is spelt out, with a first condition for the index.
+    # A row comparison has one operator for all columns: write it out, with a first condition for the index.
     strict = sign.rstrip("=")
     branches = [
         _all(

@@ -1,7 +1,7 @@
-"""The standbys that a failover slot's stream waits for: `synchronized_standby_slots`, on PostgreSQL 17 and newer.
+"""Finds the standbys that a failover slot's stream waits for: `synchronized_standby_slots` (PostgreSQL 17 and newer).
 
 The server sends a change only once each of them has it, so that no topic is ever ahead of a standby that may be
-promoted. One that is away, or that never was, is waited for without end, and the server says so in its log alone.
+promoted. It waits forever for one that is down or does not exist, and reports that only in its own log.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import psycopg
 from schemas.positions import format_lsn, parse_lsn
 
 REMEDY: Final = (
-    "start the standby, or take its slot out of synchronized_standby_slots and reload the server's configuration:"
-    " the producer continues by itself"
+    "start the standby, or remove its slot from synchronized_standby_slots and reload the server's configuration;"
+    " the producer then continues by itself"
 )
 
 _LISTED: Final = """
@@ -33,7 +33,7 @@ _FAILOVER: Final = "SELECT to_jsonb(s) -> 'failover' = 'true' FROM pg_replicatio
 
 
 def awaited(connection: psycopg.Connection[Any], slot: str) -> list[str]:
-    """Return the standbys that the stream of `slot` waits for at this moment, each with the reason."""
+    """Return the standbys that the stream of `slot` waits for now, each with the reason."""
     if connection.execute(_WAITS, (slot,)).fetchone() != (True,):
         return []
     listed = connection.execute(_LISTED).fetchall()
@@ -46,7 +46,7 @@ def awaited(connection: psycopg.Connection[Any], slot: str) -> list[str]:
 
 
 def obstacles(connection: psycopg.Connection[Any], slot: str) -> list[str]:
-    """Return the standbys that a stream of `slot` would wait for without end, whether or not one is open."""
+    """Return the standbys that a stream of `slot` would wait for forever, whether or not one is open."""
     if connection.execute(_FAILOVER, (slot,)).fetchone() != (True,):
         return []
     return [why for each in connection.execute(_LISTED).fetchall() if (why := _obstacle(*each[:4])) is not None]
@@ -56,7 +56,7 @@ def _obstacle(name: str, kind: str | None, lost: bool | None, active: bool | Non
     if kind is None:
         return f"standby slot {name} does not exist"
     if kind != "physical":
-        return f"slot {name} is no standby's, but a {kind} one"
+        return f"slot {name} is {kind}, not a standby's physical slot"
     if lost:
-        return f"standby slot {name} is lost: make it and its standby again"
+        return f"standby slot {name} is lost: recreate it and its standby"
     return None if active else f"standby slot {name} has no standby connected"

@@ -1,9 +1,9 @@
-"""The format of headrace's own tables in a database: `headrace.database.format`, and `format_by`, who made them so.
+"""Checks and upgrades the format of headrace's own tables: `headrace.database.format`, set by version `format_by`.
 
-These two columns have the same form in every format. A program of a newer format upgrades the tables when it starts,
-in one transaction that has headrace.migrations for itself, which the fence of every consumer's transaction reads: it
-waits for what older ones are writing, and their next transaction, like the heartbeat of an older producer, finds the
-newer format and refuses (docs/how-to/upgrading.md).
+These two columns are the same in every format. A program of a newer format upgrades the tables when it starts, in one
+transaction that locks headrace.migrations exclusively. The fence of every consumer's transaction reads that table, so
+the upgrade waits for running transactions of older programs, and their next transaction, like the heartbeat of an older
+producer, finds the newer format and is refused (docs/how-to/upgrading.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SET: Final = "UPDATE headrace.database SET format = %s, format_by = %s"
 _PATIENCE: Final = "SELECT pg_catalog.current_setting('lock_timeout')"
 _SET_PATIENCE: Final = "SELECT pg_catalog.set_config('lock_timeout', %s, true)"
 _SECONDS: Final = "5s"
-"""Who waits for a table alone holds up all who come after it, and the application's guarded writes are among them."""
+"""A session that waits for an exclusive lock blocks all later ones, such as the application's guarded writes."""
 
 
 class UpgradeWaits(Unavailable):
@@ -35,16 +35,16 @@ class UpgradeWaits(Unavailable):
 
 
 def require(connection: Connection, database: str) -> None:
-    """Raise NewerFormat when headrace's tables in the database are of a newer format; that there are none is fine.
+    """Raise NewerFormat when headrace's tables in the database have a newer format; missing tables are fine.
 
-    Called before tables are read that no fence guards. Raises psycopg.errors.UndefinedColumn for tables from before
-    there were formats.
+    Called before reading tables that no fence guards. Raises psycopg.errors.UndefinedColumn for tables older than
+    formats.
     """
     _recorded(connection, database)
 
 
 def present(connection: Connection) -> bool:
-    """Return whether headrace's tables are there, for who reads one of them next; raises what `require` does."""
+    """Return whether headrace's tables exist, before one of them is read; raises what `require` does."""
     there = connection.execute(_THERE).fetchone() != (None,)
     if there:
         _recorded(connection, connection.info.dbname)
@@ -52,17 +52,17 @@ def present(connection: Connection) -> bool:
 
 
 def known(version: object, by: object, database: str) -> None:
-    """Raise NewerFormat for what a statement read as the format of the tables, None where there is no row yet."""
+    """Raise NewerFormat for a table format that a statement read; None when there is no row yet."""
     if version is not None and version != formats.TABLES.version:
         formats.TABLES.require(version, f"database {database} (headrace.database)", by)
 
 
 def upgrade(connection: Connection, database: str) -> int | None:
-    """Bring the tables to the present format, within the transaction that makes what is missing of them.
+    """Upgrade the tables to the current format, within the transaction that creates the missing ones.
 
-    Returns the format that they had, None where they had the present one or are not there. A duplicate changes
-    nothing. Raises NewerFormat, UpgradeWaits when another session keeps one of them for long, and
-    psycopg.errors.InsufficientPrivilege when the tables are not the role's: `statements` are for their owner then.
+    Returns the format that they had, None if they had the current one or do not exist. Idempotent. Raises NewerFormat,
+    UpgradeWaits when another session keeps a table locked, and psycopg.errors.InsufficientPrivilege when the role does
+    not own the tables: their owner then runs `statements`.
     """
     recorded = _recorded(connection, database)
     if recorded is None or recorded == formats.TABLES.version:
@@ -76,15 +76,15 @@ def upgrade(connection: Connection, database: str) -> int | None:
         connection.execute(_SET, (formats.TABLES.version, formats.PROGRAM))
     except psycopg.errors.LockNotAvailable as error:
         raise UpgradeWaits(
-            f"headrace's tables in database {database} have format {recorded} and are in use: they cannot be upgraded"
-            f" to format {formats.TABLES.version} meanwhile"
+            f"headrace's tables in database {database} have format {recorded} and are in use: they cannot be"
+            f" upgraded to format {formats.TABLES.version} now"
         ) from error
     connection.execute(_SET_PATIENCE, patience)
     return recorded
 
 
 def statements() -> Iterator[str]:
-    """Yield what an administrator runs before the tables are made: each step of an upgrade, where it is due."""
+    """Yield what an administrator runs before the tables are created: each pending step of an upgrade."""
     for step in range(1, formats.TABLES.version):
         body = sql.SQL(
             "DO $upgrade$ BEGIN IF to_regclass('headrace.database') IS NOT NULL THEN"
@@ -102,9 +102,9 @@ def statements() -> Iterator[str]:
 
 
 def step_sql(step: int) -> str:
-    """Return the statements that bring the tables from format `step` to the next one.
+    """Return the statements that upgrade the tables from format `step` to the next one.
 
-    They are run once, on a database of that format, in which a migration's own tables may not be.
+    They are run once, on a database of that format, which may lack a migration's own tables.
     """
     return resources.files("infra.postgres").joinpath(f"table_upgrade_{step}.sql").read_text(encoding="utf-8")
 

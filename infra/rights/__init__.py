@@ -1,1 +1,1 @@
-"""What each program needs to be allowed, in Kafka and PostgreSQL."""
+"""The rights that each program needs in Kafka and PostgreSQL."""

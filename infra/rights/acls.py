@@ -1,6 +1,6 @@
-"""What a program may do in Kafka, as ACLs: one list that an administrator grants and that `headrace check` looks for.
+"""Kafka ACLs of a program: one list that an administrator grants and `headrace check` verifies.
 
-Who needs what is said by producers/source/rights.py and consumers/operations/rights.py.
+producers/source/rights.py and consumers/operations/rights.py define the required ACLs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ANY_HOST: Final = "*"
 
 
 class Operation(Enum):
-    """What may be done to a resource, by the names of Kafka's own tools."""
+    """An operation on a resource, by its name in Kafka's tools."""
 
     READ = "Read"
     WRITE = "Write"
@@ -41,7 +41,7 @@ class Operation(Enum):
 
 
 class Kind(Enum):
-    """What an ACL is about, by the options of kafka-acls.sh."""
+    """The kind of resource of an ACL, by its option of kafka-acls.sh."""
 
     TOPIC = "topic"
     GROUP = "group"
@@ -50,7 +50,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Acl:
-    """Allows a principal some operations on one resource, or on all whose names begin with `name`."""
+    """Allows a principal some operations on one resource, or on all whose names start with `name`."""
 
     principal: str
     kind: Kind
@@ -60,16 +60,16 @@ class Acl:
 
     @property
     def pattern(self) -> str:
-        """The pattern's type, as Kafka's tools call it."""
+        """The pattern type, by its name in Kafka's tools."""
         return "prefixed" if self.prefixed else "literal"
 
     def covers(self, name: str) -> bool:
-        """Whether the resource called `name` is one that this is about."""
+        """Return whether it applies to the resource `name`."""
         return name.startswith(self.name) if self.prefixed else name == self.name
 
 
 def commands(settings: KafkaSettings, acls: Iterable[Acl]) -> Iterator[str]:
-    """Yield a command line of kafka-acls.sh for each ACL; admin.properties has an administrator's own credentials."""
+    """Yield a command line of kafka-acls.sh for each ACL; admin.properties contains an administrator's credentials."""
     server = f"--bootstrap-server {shlex.quote(settings.bootstrap_servers)} --command-config admin.properties"
     for acl in acls:
         operations = " ".join(f"--operation {operation.value}" for operation in acl.operations)
@@ -87,7 +87,7 @@ def terraform(acls: Iterable[Acl]) -> str:
     resources: dict[str, dict[str, str]] = {}
     for acl in acls:
         for operation in acl.operations:
-            # Terraform's own names have letters, digits, - and _ only, and must differ.
+            # Terraform names may only have letters, digits, - and _, and must be unique.
             resources[f"headrace_{len(resources) + 1:03}"] = {
                 "resource_name": acl.name,
                 "resource_type": _TERRAFORM_KINDS[acl.kind],
@@ -108,13 +108,13 @@ _RESOURCES: Final[dict[Kind, Any]] = {
 
 
 class AclsRefused(PreflightFailed):
-    """Run it with an administrator's credentials under [kafka.options], such as from the environment."""
+    """Run it with an administrator's credentials in [kafka.options], such as from the environment."""
 
 
 def apply(settings: KafkaSettings, acls: Iterable[Acl]) -> int:
-    """Make the ACLs with the client of these settings; return how many there are of one operation each.
+    """Create the ACLs with the client of these settings; return their number, one per operation.
 
-    Those that are there already stay. Raises AclsRefused when this client may not make them, or Kafka has none.
+    Idempotent. Raises AclsRefused if this client may not create them, or Kafka has no authorizer.
     """
     bindings = [
         AclBinding(
@@ -130,7 +130,7 @@ def apply(settings: KafkaSettings, acls: Iterable[Acl]) -> int:
         for operation in acl.operations
     ]
     with clients.translated(settings):
-        client = clients.admin(settings)  # with a name: its futures end with it
+        client = clients.admin(settings)  # kept in a variable: its futures end with it
         for future in client.create_acls(bindings, request_timeout=_SECONDS).values():
             try:
                 clients.answer(future, _SECONDS)
@@ -140,7 +140,7 @@ def apply(settings: KafkaSettings, acls: Iterable[Acl]) -> int:
                     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
                 ):
                     raise AclsRefused(
-                        f"Kafka at {settings.bootstrap_servers} makes no ACLs for this client: {error.args[0].str()}"
+                        f"Kafka at {settings.bootstrap_servers} creates no ACLs for this client: {error.args[0].str()}"
                     ) from error
                 raise
     return len(bindings)

@@ -1,7 +1,7 @@
-"""What a client lacks in Kafka, asked of the brokers: that takes no right, where listing ACLs is an administrator's.
+"""Finds the Kafka rights that a client lacks, by asking the brokers: listing ACLs would need an administrator.
 
-A broker says of each resource what the client may do with it. Of a topic that is not there it says only whether it may
-be made; and which transactional ids a client may use is known once it has used one, so one of `check`'s own is used.
+A broker reports the client's authorized operations on each resource. For a missing topic it reports only whether it may
+be created; a right to transactional ids shows only in use, so one reserved for `check` is used.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from schemas.errors import Fenced, HeadraceError
 _SECONDS: Final = 20.0
 _TICK: Final = 0.1
 _PROBE: Final = "-check"
-"""No source or storage has a name that begins so: nobody is fenced."""
+"""No name of a source or storage starts with it, so no producer is fenced."""
 
 
 Needed = tuple[Iterable[Acl], Collection[str]]
-"""What a program needs, and which topics it reads or writes."""
+"""The ACLs that a program needs, and the topics that it reads or writes."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ class Lacking:
 
 
 def lacking(settings: KafkaSettings, needed: Iterable[Acl], topics: Collection[str]) -> list[Lacking]:
-    """Return what this client lacks of `needed`; one for names with a prefix is about those of `topics` that have it.
+    """Return the rights of `needed` that this client lacks; a prefixed ACL is checked for matching `topics`.
 
-    Changes nothing but that a transactional id that none uses is opened. Raises HeadraceError where Kafka does not
-    answer.
+    Changes nothing, but opens an unused transactional id. Raises HeadraceError if Kafka does not answer.
     """
     wanted = list(needed)
     with clients.translated(settings):
-        client = clients.admin(settings)  # with a name: its futures end with it
+        client = clients.admin(settings)  # kept in a variable: its futures end with it
         found = list(_topics(client, [acl for acl in wanted if acl.kind is Kind.TOPIC], topics))
         found += _groups(client, [acl for acl in wanted if acl.kind is Kind.GROUP])
     found += _transactions(settings, [acl for acl in wanted if acl.kind is Kind.TRANSACTIONAL_ID])
@@ -62,7 +61,7 @@ def lacking(settings: KafkaSettings, needed: Iterable[Acl], topics: Collection[s
 
 @contextmanager
 def named(settings: KafkaSettings, needed: Callable[[], Needed]) -> Iterator[None]:
-    """Have a denial that is raised inside name all that is lacking: a client is not told which right it was."""
+    """Let a denial raised inside list all missing rights: Kafka does not report which right was missing."""
     try:
         yield
     except AccessDenied as denial:
@@ -78,7 +77,7 @@ def named(settings: KafkaSettings, needed: Callable[[], Needed]) -> Iterator[Non
 
 
 def listed(found: Sequence[Lacking]) -> str:
-    """Return all that is lacking, for a message."""
+    """Return the missing rights as text for a message."""
     return "; ".join(map(str, found))
 
 
@@ -98,14 +97,14 @@ def _topics(client: AdminClient, acls: Sequence[Acl], topics: Collection[str]) -
         if not there:
             if Operation.CREATE in operations:
                 missing.append(name)
-        # One that is there is not made.
+        # An existing topic does not need Create.
         elif left := tuple(each for each in operations if each not in allowed and each is not Operation.CREATE):
             yield Lacking(Kind.TOPIC, name, left)
     yield from _creatable(client, missing)
 
 
 def _creatable(client: AdminClient, names: Sequence[str]) -> Iterator[Lacking]:
-    """Yield those of the topics that the client may not make; makes none."""
+    """Yield the topics that the client may not create; creates none."""
     asked = [NewTopic(name, num_partitions=1) for name in names]
     if not asked:
         return
@@ -127,7 +126,7 @@ def _groups(client: AdminClient, acls: Sequence[Acl]) -> Iterator[Lacking]:
 
 
 def _allowed_of_group(client: AdminClient, name: str) -> tuple[Collection[Operation], bool]:
-    """Return what `_allowed` does, asking again while the brokers do not know who has the group."""
+    """Return the result of `_allowed`, retrying while the brokers do not know the group's coordinator."""
     deadline = time.monotonic() + _SECONDS
     while True:
         described = client.describe_consumer_groups(
@@ -142,7 +141,7 @@ def _allowed_of_group(client: AdminClient, name: str) -> tuple[Collection[Operat
 
 
 def _allowed(future: Any, not_there: int) -> tuple[Collection[Operation], bool]:
-    """Return what a broker says may be done to a resource, and whether there is one."""
+    """Return the authorized operations on a resource, and whether it exists."""
     try:
         operations = clients.answer(future).authorized_operations
     except KafkaException as error:
@@ -152,7 +151,7 @@ def _allowed(future: Any, not_there: int) -> tuple[Collection[Operation], bool]:
         if code in DENIALS:
             return (), True
         raise
-    if operations is None:  # a broker that does not tell denies it when it is done
+    if operations is None:  # an old broker does not report them, and denies the operation itself
         return list(Operation), True
     names = {operation.name for operation in operations}
     return [each for each in Operation if each.name in names], True
@@ -161,11 +160,11 @@ def _allowed(future: Any, not_there: int) -> tuple[Collection[Operation], bool]:
 def _transactions(settings: KafkaSettings, acls: Sequence[Acl]) -> Iterator[Lacking]:
     for acl in acls:
         if not acl.prefixed:
-            continue  # to use it would fence whoever uses it now
+            continue  # using it would fence its current producer
         try:
             with clients.translated(settings):
                 clients.producer(settings, transactional_id=f"{acl.name}{_PROBE}").init_transactions(_SECONDS)
         except AccessDenied:
             yield Lacking(Kind.TRANSACTIONAL_ID, f"{acl.name}*", acl.operations)
         except Fenced:
-            pass  # by another check at the same time: it may
+            pass  # by a concurrent check: so the right exists

@@ -1,6 +1,6 @@
-"""What a role may do in PostgreSQL: one list that an administrator grants and that `headrace check` looks for.
+"""PostgreSQL privileges of a role: one list that an administrator grants and `headrace check` verifies.
 
-Who needs what is said by producers/source/rights.py and consumers/operations/rights.py.
+producers/source/rights.py and consumers/operations/rights.py define the required privileges.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SELECT wanted.place::int,
 
 @dataclass(frozen=True)
 class TablePrivileges:
-    """What a role needs on one table, such as SELECT and UPDATE."""
+    """The privileges that a role needs on one table, such as SELECT and UPDATE."""
 
     schema: str
     table: str
@@ -55,7 +55,7 @@ class TablePrivileges:
 
 
 def grants(role: str, wanted: Iterable[TablePrivileges]) -> Iterator[str]:
-    """Yield the GRANT of each table, and USAGE of each schema before the first of them."""
+    """Yield a GRANT for each table, and USAGE on each schema before its first table."""
     schemas = {HEADRACE}
     for each in wanted:
         if each.schema not in schemas:
@@ -69,9 +69,9 @@ def grants(role: str, wanted: Iterable[TablePrivileges]) -> Iterator[str]:
 
 
 def lacking(connection: psycopg.Connection[Any], wanted: Sequence[TablePrivileges]) -> list[str]:
-    """Return what the connection's role lacks, in the words of GRANT; a table that there is none of lacks nothing.
+    """Return the privileges that the connection's role lacks, in GRANT syntax; missing tables are skipped.
 
-    A right to some columns is one: which of them a migration writes, it alone knows.
+    A privilege on some columns suffices: only the migration knows which columns it writes.
     """
     rows = connection.execute(
         _LACKING,

@@ -1,4 +1,4 @@
-"""What is run as a service, a source's producer or a migration's consumers, with what it needs to be allowed."""
+"""Services, a source's producer or a migration's consumers, with the rights that they need."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ class Program:
 
     name: str
     database: str | None
-    """Whose dsn's role gets the privileges; None: it has no database."""
+    """The database whose dsn's role gets the privileges, None without a database."""
     acls: tuple[Acl, ...]
     privileges: tuple[TablePrivileges, ...] = ()
     own_tables: str = ""
-    """SQL that makes tables of its own in schema `headrace`; see Migration.own_tables."""
+    """SQL that creates its own tables in schema `headrace`; see Migration.own_tables."""
     replicates: bool = False
     """Whether it reads a replication slot."""
 
 
 Programs = Callable[[Settings], Iterable[Program]]
-"""Says which programs these settings are for; asks no server."""
+"""Returns the programs of the settings; asks no server."""
 
 
 def chosen(programs: Sequence[Program], names: Collection[str]) -> list[Program]:
-    """Return those called `names`, all without names. Raises UsageError for a name that none has."""
+    """Return the programs called `names`, or all without names. Raises UsageError for an unknown name."""
     known = {program.name for program in programs}
     for name in sorted(set(names) - known):
         raise UsageError(
-            f"these settings run nothing called {name!r}", remedy=f"there: {', '.join(sorted(known)) or 'nothing'}"
+            f"no source or migration named {name!r} in the settings",
+            remedy=f"use one of: {', '.join(sorted(known)) or 'none'}",
         )
     return [program for program in programs if not names or program.name in names]
 
 
 def privileges(programs: Iterable[Program]) -> list[TablePrivileges]:
-    """Return what the programs need together, each table once."""
+    """Return the privileges that the programs need together, one entry per table."""
     merged: dict[tuple[str, str], tuple[str, ...]] = {}
     for program in programs:
         for each in program.privileges:
@@ -51,5 +52,5 @@ def privileges(programs: Iterable[Program]) -> list[TablePrivileges]:
 
 
 def acls(programs: Iterable[Program]) -> list[Acl]:
-    """Return the ACLs of the programs together, none of them twice."""
+    """Return the ACLs of the programs together, without duplicates."""
     return list(dict.fromkeys(acl for program in programs for acl in program.acls))

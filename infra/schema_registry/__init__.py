@@ -1,1 +1,1 @@
-"""Where Avro schemas are kept."""
+"""Registries of Avro schemas: a topic or a Confluent-compatible server."""

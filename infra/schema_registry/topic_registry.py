@@ -1,7 +1,7 @@
-"""Where Avro schemas are kept: a compacted topic, or a Confluent-compatible registry (`url_registry`).
+"""Registers Avro schemas in a compacted topic, or in a Confluent-compatible registry (`url_registry`).
 
-In the topic a schema's id is the offset of its record plus one: the log gives every registration a number of its
-own, the first of two equal ones counts, and nobody has to agree on anything else.
+In the topic a schema's id is the offset of its record plus one: every registration gets a unique number, and the first
+of two equal ones counts.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ AvroSchema = dict[str, Any]
 
 
 class Registry(Protocol):
-    """Gives a schema its id, and an id its schema."""
+    """Maps schemas to ids and ids to schemas."""
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """Return the id of `schema` under `subject`, the same one each time.
 
-        Called before anything is produced with it. Raises IncompatibleSchema when readers of the subject's latest
-        schema could not read both; nothing is registered then.
+        Called before anything is produced with it. Raises IncompatibleSchema if readers could not read records of both
+        it and the subject's latest schema; nothing is registered then.
         """
 
     def register_all(self, wanted: Sequence[tuple[str, AvroSchema]]) -> None:
-        """Register many at once, where that is quicker than one by one; what is refused is left to `register`.
+        """Register many at once, if that is faster than one by one; `register` reports refused ones.
 
-        To be called before `register` is called for each; that it was not, or twice, changes nothing.
+        An optional, idempotent optimization before calling `register` for each.
         """
 
     def forget(self, subject: str) -> None:
-        """Let the next schema of `subject` follow nothing: its topic is empty, so there is nothing to read with it.
+        """Let the next schema of `subject` be incompatible with earlier ones: its topic is empty.
 
-        Ids given before keep their schemas.
+        Earlier ids keep their schemas.
         """
 
     def schema(self, schema_id: int) -> AvroSchema:
@@ -50,7 +50,7 @@ class Registry(Protocol):
 
 
 class IncompatibleSchema(Refused):
-    """Change the table back or keep the change; then have it read anew with `headrace snapshot TABLE --anew`."""
+    """Revert the table, or keep the change and run `headrace snapshot TABLE --from-scratch`."""
 
 
 class UnknownSchema(HeadraceError):
@@ -61,14 +61,14 @@ def open_registry(settings: Settings) -> Registry:
     """Return the registry that the settings name: by URL, else the topic `<prefix>.schemas`."""
     if not settings.registry.url:
         return TopicRegistry(settings)
-    # Its client loads an HTTP and an OAuth library: 15 MB, and a fifth of the time that a command takes to start.
+    # Imported only here: its client loads HTTP and OAuth libraries, 15 MB and a fifth of a command's start time.
     from infra.schema_registry.url_registry import UrlRegistry  # noqa: PLC0415
 
     return UrlRegistry(settings.registry)
 
 
 def ensure_answers(settings: Settings) -> None:
-    """Raise HeadraceError unless a registry answers at the settings' URL; one in a topic is Kafka's to answer for."""
+    """Raise HeadraceError unless a registry answers at the settings' URL; without a URL there is nothing to check."""
     if settings.registry.url:
         from infra.schema_registry.url_registry import UrlRegistry  # noqa: PLC0415  as above
 
@@ -94,7 +94,7 @@ class TopicRegistry:
         if subject not in self._forgotten and (subject, text) in self._ids:
             return self._ids[subject, text]
         self._open()
-        if not self._stands(subject, text):
+        if not self._is_registered(subject, text):
             if subject in self._latest and subject not in self._forgotten and (subject, text) not in self._ids:
                 refuse_incompatible(subject, self._schemas[self._latest[subject]], schema)
             self._append([(subject, text)])
@@ -108,13 +108,13 @@ class TopicRegistry:
         for subject, schema in wanted:
             text = canonical(schema)
             before = None if subject in self._forgotten else self._latest.get(subject)
-            if not self._stands(subject, text) and (
+            if not self._is_registered(subject, text) and (
                 before is None or not incompatibilities(self._schemas[before], schema)
             ):
                 lacking.append((subject, text))
         self._append(lacking)
         for subject, schema in wanted:
-            if self._stands(subject, canonical(schema)):
+            if self._is_registered(subject, canonical(schema)):
                 self._forgotten.discard(subject)
 
     def forget(self, subject: str) -> None:
@@ -130,8 +130,8 @@ class TopicRegistry:
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
 
-    def _stands(self, subject: str, text: str) -> bool:
-        """Whether the schema has its id, and is the latest where the subject is to follow nothing."""
+    def _is_registered(self, subject: str, text: str) -> bool:
+        """Whether the schema has an id, and is the latest if the subject was forgotten."""
         known = self._ids.get((subject, text))
         return known is not None and (subject not in self._forgotten or self._latest[subject] == known)
 
@@ -145,14 +145,14 @@ class TopicRegistry:
         if not entries:
             return
         with clients.translated(self._settings):
-            # A schema that is there twice is harmless, and an idempotent producer takes half a second to start.
+            # A duplicate schema is harmless, and an idempotent producer takes half a second to start.
             client = clients.producer(self._settings, acks="all", enable_idempotence=False)
             failures: list[Any] = []
             for subject, text in entries:
                 client.produce(
                     self._topic,
                     partition=topics.ONLY_PARTITION,
-                    # The key is unique, so that compaction never removes a record whose offset is somebody's id.
+                    # A unique key, so that compaction never removes a record whose offset is an id.
                     key=f"{subject}/{uuid.uuid4()}".encode(),
                     value=json.dumps(formats.SCHEMAS.write({"subject": subject, "schema": text})).encode(),
                     on_delivery=lambda error, _: failures.append(error) if error else None,
@@ -169,8 +169,8 @@ class TopicRegistry:
             try:
                 entry = _entry(message.value() or b"", f"record {registered - 1} of topic {self._topic}")
             except Malformed as error:
-                # Events that name it are dead letters; nothing else of the topic is lost.
-                log.get(topic=self._topic).warning("not a schema: left out", **{log.REASON: error.problem})
+                # Events with its id become dead letters; the other schemas stay usable.
+                log.get(topic=self._topic).warning("schema record ignored", **{log.REASON: error.problem})
                 continue
             identity = (entry["subject"], entry["schema"])
             self._schemas[registered] = json.loads(entry["schema"])
@@ -179,14 +179,14 @@ class TopicRegistry:
 
 
 def readable(schema: AvroSchema, schema_id: int) -> AvroSchema:
-    """Return a schema; raise NewerFormat where its events are in a form that this headrace does not know."""
+    """Return the schema; raise NewerFormat if this headrace does not know the format of its events."""
     if isinstance(schema, dict):  # a registry may have anything under an id
         formats.EVENTS.require(schema.get(FORMAT_PROPERTY, 1), f"schema {schema_id}")
     return schema
 
 
 def _entry(value: bytes, where: str) -> dict[str, Any]:
-    """Return the subject and the schema's text, and what else a record of the topic has."""
+    """Return the fields of a record of the topic, among them subject and schema text."""
     try:
         entry = formats.SCHEMAS.read(json.loads(value), where)
         json.loads(entry["schema"])
@@ -194,11 +194,13 @@ def _entry(value: bytes, where: str) -> dict[str, Any]:
             return entry
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
-    raise Malformed(f"{where} is no schema of headrace's", remedy="take away what else writes that topic")
+    raise Malformed(
+        f"{where} is not a schema record of headrace", remedy="stop other programs from writing to that topic"
+    )
 
 
 def canonical(schema: AvroSchema) -> str:
-    """Return the text of a schema by which registrations of it are told to be the same."""
+    """Return the text of a schema by which equal registrations are recognized."""
     return json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Avro schemas in a Confluent-compatible registry."""
+"""Registers Avro schemas in a Confluent-compatible registry."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ANSWER_SECONDS: Final = 10
 
 
 class UrlRegistry:
-    """A Confluent-compatible registry; it is asked seldom, so each question opens a connection of its own."""
+    """A Confluent-compatible registry; requests are rare, so each opens its own connection."""
 
     def __init__(self, settings: RegistrySettings) -> None:
-        # Without a timeout a registry that accepts a connection and says nothing holds up a process for good.
+        # Without a timeout a registry that accepts a connection but never answers blocks a process forever.
         configuration: dict[str, Any] = {"url": settings.url, "timeout": _ANSWER_SECONDS}
         if settings.user:
             configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
@@ -34,7 +34,7 @@ class UrlRegistry:
         """See `Registry.register`."""
         with self._client() as client:
             if subject in self._forgotten:
-                return self._register_anew(client, subject, schema)
+                return self._register_as_latest(client, subject, schema)
             try:
                 latest = json.loads(client.get_latest_version(subject).schema.schema_str or "")
             except SchemaRegistryError as error:
@@ -64,26 +64,26 @@ class UrlRegistry:
             return readable(found, schema_id)
 
     def ensure_answers(self) -> None:
-        """Raise HeadraceError unless a registry answers there: one question, not repeated."""
+        """Raise HeadraceError unless a registry answers there; no retries."""
         self._configuration["max.retries"] = 0
         with self._client() as client:
             if not isinstance(client.get_subjects(), list):
                 raise HeadraceError(
-                    f"what answers at {self._url} is no schema registry", remedy="check registry.url in the settings"
+                    f"the server at {self._url} is not a schema registry", remedy="check registry.url in the settings"
                 )
 
-    def _register_anew(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
-        """Make `schema` the latest of `subject`, whatever it had; ids given before keep their schemas."""
+    def _register_as_latest(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
+        """Make `schema` the latest of `subject`, compatible or not; earlier ids keep their schemas."""
         mine = Schema(canonical(schema), "AVRO")
         try:
             registered: int = client.register_schema(subject, mine)
-            stands = client.get_latest_version(subject).schema_id == registered
+            is_latest = client.get_latest_version(subject).schema_id == registered
         except SchemaRegistryError as error:
             if error.http_status_code != 409:
                 raise
-            stands = False  # the registry compares too, with what it has under the subject
-        if not stands:
-            # An older version registered again is not the latest. Both ends with the subject's history.
+            is_latest = False  # the registry checks compatibility too
+        if not is_latest:
+            # An older version registered again is not the latest either. Deleting the subject resolves both cases.
             client.delete_subject(subject)
             registered = client.register_schema(subject, mine)
         self._forgotten.discard(subject)
@@ -91,7 +91,7 @@ class UrlRegistry:
 
     @contextmanager
     def _client(self) -> Iterator[SchemaRegistryClient]:
-        """Give a client, closed at the end, and turn what it raises into headrace's errors."""
+        """Provide a client, closed at the end, and translate its errors into headrace's."""
         try:
             with SchemaRegistryClient(self._configuration) as client:
                 yield client
@@ -102,14 +102,14 @@ class UrlRegistry:
                 f"registry at {self._url}: {error.error_message}", remedy="see the registry's own log"
             ) from error
         except Exception as error:
-            # Whatever else is raised is the HTTP client's, which confluent-kafka chooses and does not export.
+            # Other errors come from the HTTP client, which confluent-kafka does not export.
             raise Unavailable(
                 f"registry at {self._url} does not answer: {' '.join(str(error).split())}",
-                remedy="check registry.url in the settings; empty keeps schemas in a topic",
+                remedy="check registry.url in the settings; leave it empty to keep schemas in a topic",
             ) from error
 
 
 def _without_credentials(url: str) -> str:
-    """Return the url as messages may show it."""
+    """Return the URL without credentials, for messages."""
     scheme, separator, rest = url.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"

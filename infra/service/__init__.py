@@ -1,1 +1,1 @@
-"""What every service has: log, metrics, signals."""
+"""Log, metrics and signal handling of services."""

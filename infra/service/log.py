@@ -1,7 +1,7 @@
-"""The log: structured lines of tables, counts and positions; never a row's values, never a secret.
+"""Configures the log: structured lines with tables, counts and positions; never a row's values, never a secret.
 
-JSON where the output is collected, columns where a terminal reads it. Field names are the constants below, so
-that a search for one finds every line that carries it.
+JSON lines, or columns on a terminal. Field names are the constants below, so that a search for one finds every line
+with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Log = structlog.typing.FilteringBoundLogger
 
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:
-    """Send the log to standard error: JSON lines, or columns when standard error is a terminal."""
+    """Send the log to standard error: JSON lines, or columns if standard error is a terminal."""
     as_json = json if json is not None else not sys.stderr.isatty()
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()] if as_json else [_printable, structlog.dev.ConsoleRenderer()]
@@ -48,7 +48,7 @@ def configure(*, json: bool | None = None, level: str = "info") -> None:
 
 
 def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Leave nothing in texts that a terminal takes for a command; JSON does so by itself, and repr what is no text."""
+    """Escape control characters in strings; JSON, and repr for other values, do so themselves."""
     return {
         name: printable(value) if isinstance(value, str) and name != "exception" else value
         for name, value in fields.items()
@@ -56,6 +56,6 @@ def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict
 
 
 def get(**fields: object) -> Log:
-    """Return a logger whose every line carries `fields`."""
+    """Return a logger that adds `fields` to every line."""
     log: Log = structlog.get_logger(**fields)
     return log

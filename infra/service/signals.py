@@ -1,7 +1,7 @@
-"""Stopping a service: SIGTERM and Ctrl-C set an event that every loop looks at; a second one ends it at once.
+"""Stops a service: SIGTERM and Ctrl-C set an event that every loop checks; a second one ends it at once.
 
-A server that does not answer keeps nobody: what waits for it is cancelled, then its connections are shut down, and
-what even that does not end is ended with the process, within two seconds of the signal.
+A server that does not answer does not delay the stop: pending queries are cancelled, then connections are shut down,
+and finally the process exits, within two seconds of the signal.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import psycopg
 from schemas.errors import Interrupted
 
 PATIENCE_SECONDS: Final = 0.5
-"""How long what is under way may take to end by itself once a stop is asked for."""
+"""How long current work may continue after a stop was requested."""
 _CUT_SECONDS: Final = 1.0
-"""When its connections are shut down, from the signal."""
+"""When connections are shut down, after the signal."""
 _END_SECONDS: Final = 1.9
-"""When the process ends, whatever it does."""
+"""When the process exits in any case, after the signal."""
 
 _LOOK_SECONDS: Final = 0.2
-"""How often what waits for a server is looked at: whether it is to be cancelled, and what it waits for."""
+"""Interval of checks whether to cancel a wait for a server."""
 
-_STUCK: Final = "headrace: ended without waiting for a server that does not answer; nothing is lost\n"
+_STUCK: Final = "headrace: exited without waiting for a server that does not answer; nothing is lost\n"
 
 
 @contextmanager
@@ -42,12 +42,12 @@ def stop_on_signals(
     cut: Callable[[], None] | None = None,
     exit_code: int = 1,
 ) -> Iterator[threading.Event]:
-    """Set `stop` (given back; a new one by default) at the first SIGTERM or SIGINT; handlers are put back at the end.
+    """Set `stop` (yielded; a new event by default) at the first SIGTERM or SIGINT; restore the handlers at the end.
 
-    Where the work goes on for longer than PATIENCE_SECONDS after that, `overdue` is called once, in a thread of its
-    own, to cancel what is under way; then `cut`, to shut down its connections; and at last the process ends with
-    `exit_code`, as if it were killed. Without `overdue` it may take as long as it does. The second signal ends it at
-    once: what is not committed is done again at the next start.
+    If the work continues longer than PATIENCE_SECONDS after that, `overdue` is called once, in its own thread, to
+    cancel it; then `cut`, to shut down its connections; finally the process exits with `exit_code`, as if killed.
+    Without `overdue` there is no time limit. The second signal ends the process at once: uncommitted work is repeated
+    at the next start.
     """
     event = stop or threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -68,7 +68,7 @@ def stop_on_signals(
     for number in before:
         signal.signal(number, handle)
     try:
-        # Python calls a handler only when the main thread is back from a library, which may wait for a server itself.
+        # Python runs a handler only once the main thread returns from a library, which may itself wait for a server.
         with _woken(first) if timers else contextlib.nullcontext():
             yield event
     finally:
@@ -86,11 +86,10 @@ def bounded(
     seconds: float | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Cancel what the connection waits for once `stop` is set or `seconds` are over, such as transactions to end.
+    """Cancel the connection's query once `stop` is set or `seconds` have passed.
 
-    `meanwhile` is called again and again in a thread of its own; what it raises of psycopg's is ignored. Raises
-    Interrupted in place of what a stop ended, and psycopg.errors.QueryCanceled where the time was over. Whatever is
-    done inside must be safe to leave half done.
+    `meanwhile` is called repeatedly in its own thread; its psycopg errors are ignored. Raises Interrupted after a stop,
+    and psycopg.errors.QueryCanceled if it timed out. The work inside must be safe to interrupt.
     """
     over = threading.Event()
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -101,7 +100,7 @@ def bounded(
                 with contextlib.suppress(psycopg.Error):
                     meanwhile()
             if stop.is_set() or (deadline is not None and time.monotonic() > deadline):
-                # Again and again: one that comes between two statements cancels nothing.
+                # Repeatedly: a cancel request between two statements has no effect.
                 with contextlib.suppress(psycopg.Error):
                     connection.cancel_safe(timeout=1.0)
 
@@ -112,16 +111,16 @@ def bounded(
     except psycopg.errors.QueryCanceled as error:
         if not stop.is_set():
             raise
-        raise Interrupted("stopped while it waited for the database") from error
+        raise Interrupted("stopped while waiting for the database") from error
     finally:
         over.set()
         watcher.join()
 
 
 def shut_down(connection: psycopg.Connection[Any]) -> None:
-    """Shut a connection's socket down, so that whatever thread waits for its server finds it closed.
+    """Shut down a connection's socket, so that a thread that waits for its server finds it closed.
 
-    Called from another thread, where closing the connection itself would not be safe. A duplicate does nothing.
+    For another thread, where closing the connection itself would not be safe. Idempotent.
     """
     with (
         contextlib.suppress(psycopg.Error, OSError),
@@ -145,9 +144,9 @@ def _timers(overdue: Callable[[], None], cut: Callable[[], None] | None, exit_co
 
 @contextmanager
 def _woken(first: Callable[[], None]) -> Iterator[None]:
-    """Have a thread of its own notice signals, also while the main thread is in a library that does not.
+    """Watch for signals in a separate thread, even while the main thread is blocked in a library.
 
-    It calls `first`; the second signal ends the process, as the shell counts it.
+    It calls `first`; the second signal ends the process with the shell's exit code for it.
     """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)

@@ -1,4 +1,4 @@
-"""Reading the settings file, with every mistake in one line that names the file, the key and the remedy."""
+"""Reads the settings file, and reports every mistake in one line with the file, the key and the remedy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def settings_path(path: Path | None) -> Path:
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
 
-    Raises SettingsError, one line that names the file, the key and the remedy, and NewerFormat for a file that was
-    written for a newer headrace.
+    Raises SettingsError, and NewerFormat for a file written for a newer headrace.
     """
     chosen = settings_path(path)
     try:
@@ -50,11 +49,11 @@ def load_settings(path: Path | None = None) -> Settings:
         values = formats.SETTINGS.read(values, f"settings file {chosen}")
     except Malformed as error:
         raise SettingsError(
-            f"settings file {chosen}: format must be a whole number, from 1",
-            remedy=f"set it to {formats.SETTINGS.version}, or leave it out for 1",
+            f"settings file {chosen}: format must be a whole number, 1 or more",
+            remedy=f"set it to {formats.SETTINGS.version}, or remove it, which means 1",
         ) from error
     mistakes = Mistakes(Settings, PATTERN_WORDS)
-    # Here and not by pydantic-settings, to which some words, such as _env_file, are arguments of its own.
+    # Not left to pydantic-settings, which takes some keys, such as _env_file, as its own arguments.
     for key in sorted(values.keys() - Settings.model_fields.keys()):
         raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
     try:
@@ -65,15 +64,15 @@ def load_settings(path: Path | None = None) -> Settings:
         place = f"environment variable {variable}" if variable else f"settings file {chosen}"
         raise SettingsError(f"{place}: {said}") from None
     except UnreadableVariable:
-        # Its message names no variable, and its cause has the value.
+        # Its message lacks the variable's name, and its cause contains the value.
         raise SettingsError(
-            f"environment variable {_unreadable_variable()} is not JSON, which a list or a table has to be there",
+            f"environment variable {_unreadable_variable()} is not JSON: a list or table must be JSON in a variable",
             remedy="""correct or unset it; a list is '["public.projects"]'""",
         ) from None
 
 
 def _beside(settings: Settings, directory: Path) -> Settings:
-    """Return the settings with relative paths taken from `directory`, wherever the process was started."""
+    """Return the settings with relative paths resolved against `directory`, not the working directory."""
     databases = {
         name: section.model_copy(update={"spill_directory": directory / section.spill_directory})
         for name, section in settings.databases.items()
@@ -90,17 +89,17 @@ def _beside(settings: Settings, directory: Path) -> Settings:
 
 
 def _variable(location: Location) -> str | None:
-    """Return the environment variable that a value comes from, None when it comes from the file."""
+    """Return the environment variable that a value comes from, None if it comes from the file."""
     wanted = "__".join(["HEADRACE_" + str(location[0]), *map(str, location[1:])]).lower() if location else ""
     for variable in os.environ:
-        # A list or a table as a whole is one variable, a list's items are no variables.
+        # A whole list or table is one variable; the items of a list are not variables.
         if wanted == variable.lower() or wanted.startswith(f"{variable.lower()}__"):
             return variable
     return None
 
 
 def _unreadable_variable() -> str:
-    """Return the variables that may be the one that is not JSON: those of sections, and of keys within them."""
+    """Return the variables that may be invalid JSON: those of sections and of keys within them."""
     sections = [name for name, field in Settings.model_fields.items() if field.annotation is not str]
     prefixes = tuple(f"headrace_{section}" for section in sections)
     return " or ".join(sorted(name for name in os.environ if name.lower().startswith(prefixes))) or "HEADRACE_…"

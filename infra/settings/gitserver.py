@@ -1,4 +1,4 @@
-"""`[gitserver]`: the nodes that hold repositories; for the migration that moves them and for applications that ask."""
+"""`[gitserver]`: the nodes that store repositories, for the migration that moves them and for applications."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from infra.settings.mistakes import close_to
 from infra.settings.section import Section
 
 NODE: Final = r"^[^\s,=]+$"
-"""An address, such as gitserver-0:3178; `headrace place` has a list of them with commas, and pins with `=`."""
+"""An address, such as gitserver-0:3178; `headrace place` takes a comma-separated list, and pins with `=`."""
 NODE_WORDS: Final = "a node's name has at least one character, and no space, comma or ="
 
 _ELSEWHERE: Final = re.compile(r"[^/]+:")
-"""As git tells an address (`https://…`, `git@host:…`) from a path: a colon before the first slash."""
+"""An address (`https://…`, `git@host:…`) instead of a path, by git's rule: a colon before the first slash."""
 
 NodeName = Annotated[str, StringConstraints(pattern=NODE)]
 
 
 class WrongShardDeletion(StrEnum):
-    """What gitserver's janitor does with a repository on another node than the one that its hash gives."""
+    """What gitserver's janitor does with a repository on another node than its hash names."""
 
     OFF = "off"
     """It deletes none."""
     FOLLOWS_CURSOR = "follows_cursor"
-    """It deletes what is at none of the homes that readers are sent to (docs/routing.md), and nothing else."""
+    """It deletes only repositories on nodes that no reader is routed to (docs/how-to/routing.md)."""
 
 
 class GitserverSettings(Section):
     """The nodes that repositories are moved between."""
 
     nodes: tuple[NodeName, ...] = ()
-    """In the order in which the application has them: the old placement, by md5, depends on it."""
+    """In the application's order: the old placement, by md5, depends on it."""
     roots: dict[NodeName, Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=dict)
-    """Where each node's repositories are reached: a directory, absolute once loaded. `rehash_moves` refuses an address:
-    a copy can neither be put in its place there, nor be removed."""
+    """The directory of each node's repositories, absolute once loaded. `rehash_moves` refuses an address, where it
+    could neither install nor remove a copy."""
     pins: dict[str, NodeName] = Field(default_factory=dict)
-    """Repository → the node it stays on, whatever the hash says."""
+    """Repository → the node it stays on, regardless of the hash."""
     wrong_shard_deletion: WrongShardDeletion | None = None
-    """What is so on every node, by the operator's word. `rehash_moves` does not start without: left as gitserver has
-    it, that deletes each repository that was moved."""
+    """The configuration of every node, as confirmed by the operator. Required by `rehash_moves`: gitserver's default
+    deletes each moved repository."""
     max_concurrent_clones: int = Field(default=5, ge=1)
-    """How many clones all members of the migration together have under way."""
+    """Maximum of concurrent clones of all consumers of the migration together."""
     refresh_seconds: float = Field(default=1, gt=0, le=10)
-    """How often an application asks how far the migration is: all its threads together, once in this time."""
+    """How often an application polls the progress of the migration, for all its threads together."""
     grace_seconds: float = Field(default=10, gt=0)
-    """How long an old copy stays after its name was passed. An application takes what it knows for good for half of
-    this; the other half is for a request that is under way."""
+    """How long an old copy stays after its repository moved. An application caches its knowledge for half of this; the
+    other half covers a request in progress."""
 
     @model_validator(mode="after")
     def _nodes_are_known(self) -> Self:
         if twice := sorted({node for node in self.nodes if self.nodes.count(node) > 1}):
-            raise ValueError(f"nodes: {twice[0]} is there twice")
+            raise ValueError(f"nodes: {twice[0]} is listed twice")
         for key, named in (("roots", self.roots), ("pins", self.pins.values())):
             for node in named:
                 if node not in self.nodes:
@@ -65,6 +65,6 @@ class GitserverSettings(Section):
         return self
 
     def beside(self, directory: Path) -> Self:
-        """Return these settings with the roots that are directories taken from `directory`, where they are relative."""
+        """Return these settings with relative root directories resolved against `directory`."""
         roots = {node: root if _ELSEWHERE.match(root) else str(directory / root) for node, root in self.roots.items()}
         return self.model_copy(update={"roots": roots})

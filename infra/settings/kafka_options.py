@@ -1,7 +1,7 @@
-"""Decides for every option of librdkafka who sets it: the user, the user within bounds, or headrace alone.
+"""Defines for every option of librdkafka whether the user may set it, within which bounds, or only headrace.
 
-Pure data, and what checks a value against it. The names are those of the librdkafka that confluent-kafka 2.16 has; a
-test compares them with the library's own list, and docs/kafka-options.md with this table.
+Pure data, and checks of values against it. The names are those of librdkafka in confluent-kafka 2.16; a
+test compares them with the library's own list, and docs/reference/kafka-options.md with this table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infra.settings.mistakes import close_to
 Value = str | int | float | bool
 
 BOTH, CONSUMER, PRODUCER = "*", "C", "P"
-"""Which clients take an option, by librdkafka's letters; an admin client is a producer to it."""
+"""The clients that accept an option, by librdkafka's letters; an admin client is a producer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Whole:
         return f"a whole number from {self.low} to {self.high}"
 
     def takes(self, value: Value) -> bool:
-        """Return whether an option may have `value`; a text of digits counts, since variables have no numbers."""
+        """Return whether an option may have `value`; digits in a string count, since environment variables are
+        strings."""
         if isinstance(value, bool | float):
             return False
         digits = str(value).removeprefix("-")
@@ -66,7 +67,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Takes one of some words, in capitals or not."""
+    """Takes one of some words, ignoring case."""
 
     words: tuple[str, ...]
 
@@ -83,7 +84,7 @@ Takes = Text | Whole | Flag | OneOf
 
 @dataclass(frozen=True)
 class Option:
-    """An option that the user may set; `why` says why its bounds are narrower than librdkafka's."""
+    """An option that the user may set; `why` is the reason for narrower bounds than librdkafka's."""
 
     clients: str
     takes: Takes
@@ -99,9 +100,9 @@ YOURS: Final[Mapping[str, Option]] = {
     "message.max.bytes": Option(BOTH, Whole(1000, 1_000_000_000)),
     "message.copy.max.bytes": Option(BOTH, Whole(0, 1_000_000_000)),
     "max.in.flight.requests.per.connection": Option(
-        BOTH, Whole(1, 5), "an idempotent producer keeps the order of no more"
+        BOTH, Whole(1, 5), "an idempotent producer keeps the order of at most 5"
     ),
-    "max.in.flight": Option(BOTH, Whole(1, 5), "an idempotent producer keeps the order of no more"),
+    "max.in.flight": Option(BOTH, Whole(1, 5), "an idempotent producer keeps the order of at most 5"),
     "metadata.recovery.strategy": Option(BOTH, OneOf(("none", "rebootstrap"))),
     "metadata.recovery.rebootstrap.trigger.ms": Option(BOTH, Whole(0, _MAX)),
     "topic.metadata.refresh.fast.interval.ms": Option(BOTH, Whole(1, 60_000)),
@@ -187,23 +188,23 @@ YOURS: Final[Mapping[str, Option]] = {
     "coordinator.query.interval.ms": Option(CONSUMER, Whole(1, 3_600_000)),
     "queued.min.messages": Option(CONSUMER, Whole(1, 10_000_000)),
     "queued.max.messages.kbytes": Option(CONSUMER, Whole(1, 2_097_151)),
-    "fetch.wait.max.ms": Option(CONSUMER, Whole(0, 10_000), "the end of a partition is told only after it"),
+    "fetch.wait.max.ms": Option(CONSUMER, Whole(0, 10_000), "the end of a partition is reported only after this wait"),
     "fetch.queue.backoff.ms": Option(CONSUMER, Whole(0, 300_000)),
     "fetch.message.max.bytes": Option(CONSUMER, Whole(1, 1_000_000_000)),
     "max.partition.fetch.bytes": Option(CONSUMER, Whole(1, 1_000_000_000)),
-    "fetch.max.bytes": Option(CONSUMER, Whole(0, 1_000_000_000), "an answer with one record more has to fit"),
+    "fetch.max.bytes": Option(CONSUMER, Whole(0, 1_000_000_000), "a response with one more record must fit"),
     "fetch.min.bytes": Option(CONSUMER, Whole(0, _MAX)),
     "fetch.error.backoff.ms": Option(CONSUMER, Whole(0, 300_000)),
     "check.crcs": Option(CONSUMER, Flag()),
     "client.rack": Option(BOTH, Text()),
     "queue.buffering.max.messages": Option(
-        PRODUCER, Whole(1_000, 10_000_000), "it bounds memory, and fewer stop the producer"
+        PRODUCER, Whole(1_000, 10_000_000), "it bounds memory, and lower values stall the producer"
     ),
     "queue.buffering.max.kbytes": Option(
-        PRODUCER, Whole(1_024, 2_097_151), "it bounds memory, and fewer stop the producer"
+        PRODUCER, Whole(1_024, 2_097_151), "it bounds memory, and lower values stall the producer"
     ),
-    "queue.buffering.max.ms": Option(PRODUCER, Whole(0, 10_000), "an event is to arrive soon"),
-    "linger.ms": Option(PRODUCER, Whole(0, 10_000), "an event is to arrive soon"),
+    "queue.buffering.max.ms": Option(PRODUCER, Whole(0, 10_000), "events must arrive soon"),
+    "linger.ms": Option(PRODUCER, Whole(0, 10_000), "events must arrive soon"),
     "message.send.max.retries": Option(PRODUCER, Whole(1, _MAX), "an idempotent producer has to retry"),
     "retries": Option(PRODUCER, Whole(1, _MAX), "an idempotent producer has to retry"),
     "retry.backoff.ms": Option(BOTH, Whole(1, 300_000)),
@@ -216,31 +217,31 @@ YOURS: Final[Mapping[str, Option]] = {
     "sticky.partitioning.linger.ms": Option(PRODUCER, Whole(0, 900_000)),
     "client.dns.lookup": Option(BOTH, OneOf(("use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"))),
     "enable.metrics.push": Option(BOTH, Flag()),
-    "request.required.acks": Option(PRODUCER, OneOf(("all", "-1")), "what fewer replicas took may be lost"),
-    "acks": Option(PRODUCER, OneOf(("all", "-1")), "what fewer replicas took may be lost"),
+    "request.required.acks": Option(PRODUCER, OneOf(("all", "-1")), "a record on fewer replicas may be lost"),
+    "acks": Option(PRODUCER, OneOf(("all", "-1")), "a record on fewer replicas may be lost"),
     "request.timeout.ms": Option(PRODUCER, Whole(1, 900_000)),
     "message.timeout.ms": Option(PRODUCER, Whole(1_000, 60_000), _TRANSACTION),
     "delivery.timeout.ms": Option(PRODUCER, Whole(1_000, 60_000), _TRANSACTION),
     "compression.level": Option(PRODUCER, Whole(-1, 12)),
 }
 
-_API: Final = "it is an object or a callback in a program"
+_API: Final = "it is an object or a callback, not a value"
 _IGNORED: Final = "librdkafka ignores it, or soon will; leave it out"
-_LEDGER: Final = "offsets are in the ledger, committed with the effects; Kafka's only follow it"
-_MEMBERSHIP: Final = "when a member counts as gone is part of how members take over from each other"
-_METADATA: Final = "new partitions, and a topic deleted and made again, are noticed by it"
+_LEDGER: Final = "offsets are in the ledger, committed with the effects; Kafka's only follow"
+_MEMBERSHIP: Final = "it decides when another consumer takes over"
+_METADATA: Final = "headrace detects new partitions and recreated topics by it"
 _SHARE: Final = "it is for share groups, which headrace does not use"
-_ORDER: Final = "events of a row arrive in the order of their commits"
+_ORDER: Final = "events of a row must arrive in commit order"
 
 OURS: Final[Mapping[str, str]] = {
-    "bootstrap.servers": "it is bootstrap_servers under [kafka]",
-    "metadata.broker.list": "it is bootstrap_servers under [kafka]",
-    "client.id": "members are named host:pid by it, in status and where a replay is refused; set quotas by user",
-    "group.id": "each migration has a group of its own, <prefix>.<migration>: sharing one would share partitions",
-    "group.instance.id": "two members with one id fence each other, and one that left still counts as there",
-    "group.protocol": "the classic protocol is the one that headrace's rebalances are made for",
-    "group.protocol.type": "the classic protocol is the one that headrace's rebalances are made for",
-    "group.remote.assignor": "the classic protocol is the one that headrace's rebalances are made for",
+    "bootstrap.servers": "use bootstrap_servers under [kafka]",
+    "metadata.broker.list": "use bootstrap_servers under [kafka]",
+    "client.id": "it names consumers host:pid in status and errors; set quotas by user",
+    "group.id": "each migration has its own group, <prefix>.<migration>: a shared group would share partitions",
+    "group.instance.id": "two consumers with one id fence each other, and one that left still counts as a member",
+    "group.protocol": "headrace's rebalances are built for the classic protocol",
+    "group.protocol.type": "headrace's rebalances are built for the classic protocol",
+    "group.remote.assignor": "headrace's rebalances are built for the classic protocol",
     "partition.assignment.strategy": "cooperative-sticky is used, so that a rebalance takes away only what moves",
     "session.timeout.ms": _MEMBERSHIP,
     "heartbeat.interval.ms": _MEMBERSHIP,
@@ -249,24 +250,24 @@ OURS: Final[Mapping[str, str]] = {
     "auto.commit.enable": _LEDGER,
     "auto.commit.interval.ms": _LEDGER,
     "enable.auto.offset.store": _LEDGER,
-    "auto.offset.reset": "where the ledger's offset is gone, events are lost: that is an error, never a jump",
-    "isolation.level": "events of an aborted transaction never happened: read_committed",
+    "auto.offset.reset": "if the ledger's offset is gone, events are lost: an error, never a reset",
+    "isolation.level": "aborted transactions must not be read: read_committed",
     "enable.partition.eof": "the end of a partition is how headrace knows that it has caught up",
     "receive.message.max.bytes": "it follows from message.max.bytes and fetch.max.bytes",
     "transactional.id": "each source has its own, which fences an earlier producer of the same source",
-    "transaction.timeout.ms": "readers wait so long for a producer that died: 60 s",
+    "transaction.timeout.ms": "readers wait this long for a producer that died: 60 s",
     "enable.idempotence": "without it a retry writes an event twice, or out of order",
     "enable.gapless.guarantee": _ORDER,
     "queuing.strategy": _ORDER,
-    "partitioner": "a row's key stays in one partition whoever writes it: murmur2_random, as Java's",
-    "delivery.report.only.error": "a dead letter counts once its delivery is reported",
-    "allow.auto.create.topics": "topics are made by headrace, with their settings; a missing one is waited for",
-    "topic.blacklist": "a topic that is hidden would be waited for, for ever",
+    "partitioner": "all producers must agree on a key's partition: murmur2_random, as in Java",
+    "delivery.report.only.error": "a dead letter is recorded once its delivery is reported",
+    "allow.auto.create.topics": "headrace creates topics with their settings, and waits for a missing one",
+    "topic.blacklist": "headrace would wait forever for a hidden topic",
     "topic.metadata.refresh.interval.ms": _METADATA,
     "metadata.max.age.ms": _METADATA,
-    "statistics.interval.ms": "headrace has metrics of its own, and would throw librdkafka's away",
-    "internal.termination.signal": "signals are headrace's: they stop it cleanly",
-    "log.queue": "librdkafka's lines go to headrace's log as they come",
+    "statistics.interval.ms": "headrace has its own metrics and discards librdkafka's",
+    "internal.termination.signal": "headrace handles signals itself, to stop cleanly",
+    "log.queue": "librdkafka's lines go straight to headrace's log",
     "max.poll.records": _SHARE,
     "share.acknowledgement.mode": _SHARE,
     **dict.fromkeys(
@@ -310,33 +311,33 @@ _SECRET: Final = re.compile(r"password|secret|passphrase|key\.pem|oauthbearer\.c
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option may have a secret in it, so that its value is never shown."""
+    """Return whether an option may contain a secret, so that its value is never shown."""
     return _SECRET.search(name) is not None
 
 
 def named(name: str) -> str:
-    """Return an option as librdkafka writes it: an environment variable's name has `_` for each dot."""
+    """Return librdkafka's name of an option: in an environment variable each dot is `_`."""
     dotted = name.replace("_", ".")
     return _NAMES.get(dotted, dotted)
 
 
 def primary(name: str) -> str:
-    """Return the option that `name` is, which may be another name of it."""
+    """Return the primary name of an option, of which `name` may be an alias."""
     return _ALIASES.get(name, name)
 
 
 def checked(options: Mapping[str, Value]) -> dict[str, Value]:
-    """Return `options` by librdkafka's names; raises ValidationError, which names each that is wrong, never a value."""
+    """Return `options` by librdkafka's names; raises ValidationError with the wrong ones, never with a value."""
     found: dict[str, Value] = {}
     names: dict[str, str] = {}
     mistakes: list[InitErrorDetails] = []
-    # The environment's last, so that it wins over the same option in the file.
+    # The environment's come last, to override the same option in the file.
     for key, value in sorted(options.items(), key=lambda item: item[0] != named(item[0])):
         name = named(key)
         said = _mistake(name, value)
         other = names.setdefault(primary(name), name)
         if said is None and other != name:
-            said = f"is {other} by another name: set one of them"
+            said = f"is another name of {other}: set one of them"
         if said is None:
             found[name] = value
         else:
@@ -348,7 +349,7 @@ def checked(options: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def given_to(client: str, options: Mapping[str, Value]) -> dict[str, Value]:
-    """Return those of `options` that the user may set and that a `client` takes, by their primary names."""
+    """Return the `options` that the user may set and that a `client` accepts, by their primary names."""
     return {
         primary(name): value
         for name, value in options.items()
@@ -357,7 +358,7 @@ def given_to(client: str, options: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _mistake(name: str, value: Value) -> str | None:
-    """Return what is wrong with setting `name` to `value`, without the value; None when it is fine."""
+    """Return what is wrong with setting `name` to `value`, without the value; None if nothing is."""
     if name in OURS:
         return f"headrace sets it itself: {OURS[name]}"
     if name not in YOURS:

@@ -1,6 +1,6 @@
-"""A mistake in the settings in words: which key, what is wrong with it, and what was perhaps meant.
+"""Describes a mistake in the settings: the key, what is wrong with it, and a similar known key.
 
-Never the value: it may be a secret.
+Never shows the value: it may be a secret.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _TYPE_WORDS: Final = {
 
 
 class Mistakes:
-    """Describes the mistakes that a model of the settings finds; `patterns` says each of its patterns in words."""
+    """Describes validation errors of a settings model; `patterns` has its patterns in words."""
 
     def __init__(self, model: type[BaseModel], patterns: Mapping[str, str]) -> None:
         self._model = model
         self._patterns = patterns
 
     def first(self, error: ValidationError) -> tuple[Location, str]:
-        """Return the place of the first mistake, and a sentence about it that begins with its dotted key."""
+        """Return the location of the first mistake, and a sentence about it that starts with its dotted key."""
         first = error.errors(include_url=False, include_input=False)[0]
         location = first["loc"]
         if location[-1] == "[key]":
@@ -48,12 +48,12 @@ class Mistakes:
         if first["type"] == "missing":
             return location, f"{key} is missing{more}"
         said = self._in_words(first["type"], first.get("ctx", {}), first["msg"])
-        # A section's own check says itself which of its keys it means.
+        # A section's own check names the key itself.
         joint = "." if re.match(r"\w+(\.\S+)?: ", said) and first["type"] == "value_error" else ": "
         return location, f"{key}{joint}{said}{more}"
 
     def unknown(self, location: Location) -> str:
-        """Return what is said of a key that there is not, with one of the same section that is close to it."""
+        """Return the message for an unknown key, with a similar key of the same section."""
         section: Any = self._model
         for part in location[:-1]:
             field = getattr(section, "model_fields", {}).get(part)
@@ -61,7 +61,7 @@ class Mistakes:
         return f"unknown key {dotted(location)}{close_to(str(location[-1]), getattr(section, 'model_fields', ()))}"
 
     def _in_words(self, kind: str, context: Mapping[str, Any], message: str) -> str:
-        """Return what pydantic found in the words of a TOML file."""
+        """Return pydantic's finding in the terms of a TOML file."""
         if kind == "string_pattern_mismatch":
             return self._patterns[context["pattern"]]
         if kind == "greater_than_equal":
@@ -72,11 +72,11 @@ class Mistakes:
 
 
 def dotted(location: Location) -> str:
-    """Return a key as TOML writes it, in quotes where it has to be."""
+    """Return a key in TOML's notation, quoted if needed."""
     return ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else f'"{part}"' for part in location)
 
 
 def close_to(word: str, known: Iterable[str]) -> str:
-    """Return `, did you mean …?` where a known word is close to `word`."""
+    """Return `, did you mean …?` if a known word is similar to `word`."""
     close = difflib.get_close_matches(word, sorted(known), n=1)
     return f", did you mean {close[0]}?" if close else ""

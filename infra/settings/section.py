@@ -1,4 +1,4 @@
-"""What every table of the settings file is."""
+"""Base class of the tables of the settings file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A table of the file: an unknown key is an error, so that a misspelt one is never silently ignored."""
+    """A table of the file; an unknown key is an error, so that a misspelt one is never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,7 +1,8 @@
-"""The servers that headrace runs on when there are no others: Kafka and PostgreSQL, started and stopped by it.
+"""Kafka and PostgreSQL started and stopped by headrace, for demos, tests and development.
 
 Two kinds with one interface, `Stack`: `embedded_stack()` (child processes, nothing to install) and
-`container_stack()` (Docker, official images). Neither outlives its owner, except that of `headrace up` (up_command.py).
+`container_stack()` (Docker, official images). Neither outlives its owner, except the stack of `headrace up`
+(up_command.py).
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ __all__ = [
 
 
 def embedded_stack(directory: Path | None = None, *, brokers: int = 1) -> EmbeddedStack:
-    """Start Kafka and PostgreSQL as child processes, with `directory` for their data, or one of their own.
+    """Start Kafka and PostgreSQL as child processes, with their data in `directory` or a temporary one.
 
-    Of several brokers (3 or 5) each record is on three, and on two before it counts; `stack.kafka.brokers` has each by
-    its number, to be killed, frozen and restarted. A directory of their own is removed at the end, also when this
-    process is killed. Use it as a context manager, or call close(). Raises Unavailable or UsageError, in one line,
-    when one of them does not start.
+    With several brokers (3 or 5) each record has three replicas and is acknowledged by two; `stack.kafka.brokers` has
+    each by its number, to be killed, frozen and restarted. A temporary directory is removed at the end, even if this
+    process is killed. Use it as a context manager, or call close(). Raises Unavailable or UsageError if a server does
+    not start.
     """
     return EmbeddedStack.started(directory, kafka_ports=(0,) * brokers)
 
 
 def container_stack() -> Stack:
     """Start Kafka and PostgreSQL in containers; raises Unavailable when no Docker engine answers."""
-    # testcontainers is a development dependency: the application itself has no need of it
+    # testcontainers is a development dependency: the application does not need it
     from infra.stack.containers import ContainerStack  # noqa: PLC0415
 
     return ContainerStack.started()

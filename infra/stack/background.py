@@ -1,7 +1,7 @@
-"""The stack that stays up: what `headrace up` records, and how `headrace down` finds it again.
+"""Runs the stack of `headrace up` in the background, and stops it for `headrace down`.
 
-The record is a JSON file in the stack's directory, readable by its owner only since it holds the password. A process
-counts as ours only if its start time is the recorded one too: an id alone may have been given to another.
+The record of a stack is a JSON file in its directory, readable only by its owner since it contains the password. A
+process is identified by its id and start time: an id alone may have been reused.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ RECORD = "stack.json"
 PORTS = "ports.json"
 LOCK = "stack.lock"
 STOP_SECONDS = 30.0
-# What the directory may hold when its data is removed: never more than the stack itself put there.
+# What --remove-data deletes: only what the stack itself created.
 OWN = ("kafka", "postgres", "pgsql", PORTS)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A stack that was left up."""
+    """A stack in the background."""
 
     bootstrap_servers: str
     dsn: str
@@ -60,14 +60,14 @@ class Record:
 
 
 def broker_names(count: int) -> list[str]:
-    """Return what so many brokers are called where processes and ports are listed."""
+    """Return the names of `count` brokers in the lists of processes and ports."""
     return ["kafka"] if count == 1 else [f"kafka-{number}" for number in range(1, count + 1)]
 
 
 def default_directory() -> Path:
-    """Return where the stack lives unless told otherwise: the user's data directory.
+    """Return the default directory of the stack, below the user's data directory.
 
-    Root's own is closed to the user who runs PostgreSQL for root: the system's state directory takes its place.
+    For root it is the system's state directory: the user that runs PostgreSQL for root cannot enter root's own.
     """
     if unprivileged_account() is not None:
         return Path(platformdirs.site_state_dir("headrace")) / "stack"
@@ -75,17 +75,16 @@ def default_directory() -> Path:
 
 
 def bring_up(directory: Path, *, brokers: int | None = None, kafka_port: int = 0, postgres_port: int = 0) -> Record:
-    """Start a stack that outlives this process, or return the one that is up in `directory` already.
+    """Start a stack that outlives this process, or return the running one of `directory`.
 
-    Ports are those asked for, of several brokers one after the other; 0 is the port of the last time if it is still
-    free, else any free one. Data of an earlier time is taken up again, and with it the number of brokers; without any,
-    None is one broker. Raises UsageError, in one line, when there is another number of brokers already, a port is taken
-    or the space is not enough.
+    Several brokers use consecutive ports; port 0 is the previous one if it is still free, else any free one. Existing
+    data is reused, with its number of brokers; without data, None means one broker. Raises UsageError if the number of
+    brokers differs, a port is taken or the disk space is insufficient.
     """
     if brokers is not None and brokers not in COUNTS:
         raise UsageError(
             f"a stack has {', '.join(map(str, COUNTS))} brokers, not {brokers}",
-            remedy="each is a controller too, and of an even number one more may not fail",
+            remedy="choose an odd number: each broker is also a controller, and a fourth tolerates no more failures",
         )
     with _locked(directory):
         record = read_record(directory)
@@ -94,7 +93,7 @@ def bring_up(directory: Path, *, brokers: int | None = None, kafka_port: int = 0
             if alive.keys() == record.processes.keys():
                 _require_same(directory, record.brokers, brokers)
                 return record
-            _stop(alive)  # half of it was killed: the other half is of no use
+            _stop(alive)  # some of its processes were killed: stop the others
             (directory / RECORD).unlink()
         there = brokers_in(directory / "kafka")
         if there:
@@ -132,7 +131,7 @@ def bring_up(directory: Path, *, brokers: int | None = None, kafka_port: int = 0
 def bring_down(directory: Path, *, remove_data: bool = False) -> bool:
     """Stop the stack in `directory`; return whether one was up.
 
-    Only processes that are the recorded ones get a signal. `remove_data` deletes what the stack put there.
+    Only the recorded processes get a signal. `remove_data` deletes what the stack created.
     """
     if not directory.is_dir():
         return False
@@ -150,13 +149,13 @@ def bring_down(directory: Path, *, remove_data: bool = False) -> bool:
                     path.unlink(missing_ok=True)
     if remove_data:
         (directory / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else is in it: that is not ours to remove
+        with contextlib.suppress(OSError):  # it contains other files, which are not ours
             directory.rmdir()
     return bool(alive)
 
 
 def read_record(directory: Path) -> Record | None:
-    """Return what is recorded in `directory`; None when nothing is, or nothing that can be read. Raises NewerFormat."""
+    """Return the record in `directory`, None if there is no readable one. Raises NewerFormat."""
     try:
         raw = formats.STACKS.read(json.loads((directory / RECORD).read_text()), f"file {directory / RECORD}")
         processes = {name: Identity(**identity) for name, identity in raw.pop("processes").items()}
@@ -166,7 +165,7 @@ def read_record(directory: Path) -> Record | None:
 
 
 def write_private(path: Path, content: object) -> None:
-    """Replace a JSON file in one step, readable by its owner only."""
+    """Replace a JSON file atomically, readable only by its owner."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -185,8 +184,8 @@ def _remembered_ports(directory: Path) -> dict[str, int]:
 def _require_same(directory: Path, there: int, wanted: int | None) -> None:
     if wanted not in (None, there):
         raise UsageError(
-            f"the stack in {directory} has {there} broker{'s'[: there > 1]}, and not {wanted}",
-            remedy="leave out --brokers, choose another directory with --dir, or remove it with down --remove-data",
+            f"the stack in {directory} has {there} broker{'s'[: there > 1]}, not {wanted}",
+            remedy="omit --brokers, choose another directory with --dir, or delete its data with down --remove-data",
         )
 
 
@@ -201,7 +200,7 @@ def _stop(alive: Mapping[str, psutil.Process]) -> None:
             process.kill()
     if stuck := wait_gone(everything, STOP_SECONDS):
         raise HeadraceError(
-            f"process {', '.join(str(process.pid) for process in stuck)} does not end",
+            f"process {', '.join(str(process.pid) for process in stuck)} does not exit",
             remedy="see its state with ps; it may wait for a disk",
         )
 
@@ -212,7 +211,7 @@ def _locked(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / LOCK).open("w")
     except FileExistsError:
-        raise UsageError(f"{directory} is not a directory", remedy="choose another place with --dir") from None
+        raise UsageError(f"{directory} is not a directory", remedy="choose another directory with --dir") from None
     except OSError as error:
         raise translated(error, directory) from error
     with file:

@@ -1,7 +1,7 @@
-"""The stack in Docker containers, with the official images, by testcontainers: for tests on a machine with Docker.
+"""The stack in Docker containers, from the official images, by testcontainers: for tests on a machine with Docker.
 
-Host ports are fixed before the containers start, since a port that Docker chooses changes at every restart, and
-Kafka must know what to advertise.
+Host ports are chosen before the containers start: a port that Docker chooses changes at every restart, and Kafka must
+know the port to advertise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOP_SECONDS = 30
 
 
 class _Container:
-    """A container that can be stopped, crashed and started again with its data."""
+    """A container that can be stopped, killed and restarted with its data."""
 
     def __init__(self, container: DockerContainer) -> None:
         self._container = container
@@ -50,7 +50,7 @@ class _Container:
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"the container of {self._container.image} did not serve within {READY_SECONDS:.0f} s",
-                    remedy="see its log with docker logs",
+                    remedy="see `docker logs`",
                 )
             time.sleep(0.05)
 
@@ -60,7 +60,7 @@ class _Container:
 
     def kill(self) -> None:
         if self._created:
-            with contextlib.suppress(DockerException):  # it is down already
+            with contextlib.suppress(DockerException):  # already down
                 self._container.get_wrapped_container().kill()
             self._container.get_wrapped_container().wait()
 
@@ -69,11 +69,11 @@ class _Container:
         self.start()
 
     def remove(self) -> None:
-        """End it and delete its data."""
+        """Stop it and delete its data."""
         self._container.stop()
 
     def serves(self) -> bool:
-        """Tell whether clients are answered."""
+        """Return whether it answers clients."""
         raise NotImplementedError
 
 
@@ -115,7 +115,7 @@ class ContainerPostgres(_Container, DatabaseServer):
         return f"postgresql://{SUPERUSER}:{self._password}@{self._host}:{self._port}/{database}"
 
     def serves(self) -> bool:
-        # while the image prepares its data directory it listens on its socket only
+        # while the image prepares its data directory the server listens only on its socket
         try:
             self.connect().close()
         except psycopg.OperationalError:
@@ -153,7 +153,7 @@ class ContainerStack:
         return Endpoints(self.kafka.bootstrap_servers, self.postgres.dsn())
 
     def close(self) -> None:
-        """Remove both containers with their data; does nothing the second time."""
+        """Remove both containers with their data; idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -171,9 +171,9 @@ class ContainerStack:
 
 
 def kafka_environment(advertised: str) -> dict[str, str]:
-    """Return the image's environment: each setting in capitals with underscores, behind `KAFKA_`.
+    """Return the image's environment: each setting in capitals with underscores, prefixed with `KAFKA_`.
 
-    Clients come by `advertised`; the broker itself, which cannot reach that from inside, by a listener of its own.
+    Clients connect to `advertised`; the broker itself, which cannot reach that from inside, to a separate listener.
     """
     settings = dict(KAFKA_SETTINGS) | {
         "controller.quorum.voters": "1@localhost:9093",

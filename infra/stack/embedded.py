@@ -1,4 +1,4 @@
-"""The embedded stack: both servers as child processes of guards, side by side in one directory."""
+"""The embedded stack: Kafka and PostgreSQL as guarded child processes in one directory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class EmbeddedStack:
         try:
             for server in (self.kafka, self.postgres):
                 server.directory.mkdir(parents=True, exist_ok=True)
-            # others may pass through, not look: PostgreSQL's own user must reach its directory when we are root
+            # others may traverse it, not list it: PostgreSQL's own user must reach its directory when we are root
             self.directory.chmod(0o711)
             require_space(self.directory)
             self.kafka.check()
@@ -83,18 +83,18 @@ class EmbeddedStack:
             raise
 
     def standby(self, name: str) -> EmbeddedPostgres:
-        """Start a physical standby of the database server, which ends with this stack."""
+        """Start a physical standby of the database server; it ends with this stack."""
         standby = self.postgres.standby(name)
         self._standbys.append(standby)
         return standby
 
     def detach(self) -> None:
-        """Let the servers run on after this process."""
+        """Let the servers outlive this process."""
         self.keeper.detach()
 
     def close(self) -> None:
-        """Stop both; a temporary directory is removed. Does nothing the second time."""
-        if self._temporary:  # nobody will read the data again, so there is nothing to shut down in order
+        """Stop both and remove a temporary directory; idempotent."""
+        if self._temporary:  # the data will not be read again: no clean shutdown is needed
             stops = [self.kafka.kill, self.postgres.abandon, *(standby.abandon for standby in self._standbys)]
         else:
             stops = [self.kafka.stop, self.postgres.stop, *(standby.stop for standby in self._standbys)]
@@ -119,7 +119,7 @@ def require_space(directory: Path) -> None:
 def out_of_space(directory: Path) -> UsageError:
     return UsageError(
         f"no space left in {directory}: Kafka and PostgreSQL need {FREE_BYTES_NEEDED >> 20} MB to start",
-        remedy="free some, or choose another place with --dir",
+        remedy="free some space, or choose another directory with --dir",
     )
 
 
@@ -128,5 +128,5 @@ def translated(error: OSError, directory: Path) -> UsageError:
         return out_of_space(directory)
     return UsageError(
         f"cannot use {error.filename or directory}: {error.strerror or error}",
-        remedy="choose another place with --dir",
+        remedy="choose another directory with --dir",
     )

@@ -1,4 +1,4 @@
-"""What every kind of stack offers, whether its servers are child processes or containers."""
+"""Interface of a stack, whether its servers are child processes or containers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the servers of a stack listen; `dsn` is the PostgreSQL superuser's, with its password."""
+    """Addresses of the servers of a stack; `dsn` is the PostgreSQL superuser's, with its password."""
 
     bootstrap_servers: str
     dsn: str
@@ -21,16 +21,16 @@ class Endpoints:
 
 
 class Server(Protocol):
-    """A server that can be stopped and crashed; it keeps its port and its data."""
+    """A server that can be stopped and killed; it keeps its port and its data."""
 
     def start(self) -> None:
-        """Start it and wait until it serves; does nothing when it runs."""
+        """Start it and wait until it serves; does nothing if it runs."""
 
     def stop(self) -> None:
-        """Shut it down in order; does nothing when it is down."""
+        """Shut it down cleanly; does nothing if it is down."""
 
     def kill(self) -> None:
-        """End it at once, as a power cut would; does nothing when it is down."""
+        """Kill it, as in a power failure; does nothing if it is down."""
 
     def restart(self) -> None:
         """Stop it, unless it is down already, and start it again."""
@@ -72,7 +72,7 @@ class Stack(Protocol):
     def postgres(self) -> PostgresServer: ...
 
     def close(self) -> None:
-        """Stop both; does nothing the second time."""
+        """Stop both; idempotent."""
 
     def __enter__(self) -> Self: ...
 

@@ -14,15 +14,15 @@ from infra.stack.background import RECORD, Record, bring_down, bring_up, default
 
 Directory = Annotated[
     Path | None,
-    typer.Option("--dir", help="Where the stack lives; by default in your data directory.", show_default=False),
+    typer.Option("--dir", help="Directory of the stack; by default in your data directory.", show_default=False),
 ]
 Brokers = Annotated[
     int | None,
-    typer.Option(help="How many brokers: 1, 3 or 5; by default as many as there were, or 1.", show_default=False),
+    typer.Option(help="Number of brokers: 1, 3 or 5; by default the previous one, or 1.", show_default=False),
 ]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-RemoveData = Annotated[bool, typer.Option("--remove-data", help="Also delete what the servers stored.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+RemoveData = Annotated[bool, typer.Option("--remove-data", help="Also delete the servers' data.")]
 
 
 def up(
@@ -32,10 +32,10 @@ def up(
     kafka_port: Port = 0,
     postgres_port: Port = 0,
 ) -> None:
-    """Start Kafka and PostgreSQL in the background, until `headrace down`; say where they listen.
+    """Start Kafka and PostgreSQL in the background.
 
-    With `--brokers 3` each record is on three brokers, and on two before it counts; their ports follow one another
-    where one is asked for.
+    Example: `headrace up --brokers 3`, stopped by `headrace down`. Each record then has three replicas and is
+    acknowledged by two. With --kafka-port the brokers use consecutive ports.
     """
     place = _place(directory)
     with Console(stderr=True).status("Starting Kafka and PostgreSQL"):
@@ -50,7 +50,10 @@ def up(
 
 
 def down(directory: Directory = None, remove_data: RemoveData = False, as_json: AsJson = False) -> None:
-    """Stop what `headrace up` started; the data stays unless told otherwise."""
+    """Stop the servers of `headrace up`; keep their data.
+
+    Example: `headrace down --remove-data` also deletes the data.
+    """
     place = _place(directory)
     was_up = bring_down(place, remove_data=remove_data)
     if as_json:

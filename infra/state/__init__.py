@@ -1,1 +1,1 @@
-"""What producers record of their sources."""
+"""The state that producers record about their sources."""

@@ -1,9 +1,9 @@
-"""Where every source stands: the records of the compacted topic `<prefix>.positions`.
+"""The state of every source: the records of the compacted topic `<prefix>.positions`.
 
-A producer writes them in the same Kafka transaction as the events they speak of, so they are never ahead of the
-events or behind them. Keys are the source's name, `source/table` for a table's snapshot, `source//gitlab schema` for
-a gitlab schema that the source's database gave away, and `source///table` for what was written to a table after that.
-Each says its format (schemas/formats.py): a record of a newer one is refused, of an older one brought forward.
+A producer writes them in the same Kafka transaction as the events they describe, so they are never ahead of the events
+or behind them. Keys are the source's name, `source/table` for a table's snapshot, `source//gitlab schema` for a gitlab
+schema that the source's database no longer owns, and `source///table` for stray writes to a table after that. Each
+record has a format (schemas/formats.py): a newer one is refused, an older one upgraded.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _Record(BaseModel):
 
 
 class StreamState(_Record):
-    """How far a source's stream is published.
+    """The published position of a source's stream.
 
-    Everything up to `commit_lsn`, `ordinal` is in the topics; `confirmed_lsn` is behind the last transaction that is
-    there as a whole, and what the slot may forget. `unseen` are transactions passed that no snapshot was known to
-    see yet (only noted while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is
-    the process that wrote the record: a producer that finds another's there was taken over. `timeline` is the server's,
-    on which these positions are; 0: not known. `log_bytes_per_second` is how fast its log grew over `log_seconds`.
-    `refused_request` is why the last request to re-snapshot a table was refused; None: it was not.
+    Everything up to `commit_lsn`, `ordinal` is in the topics; `confirmed_lsn` is after the last complete transaction
+    there: the slot may release WAL up to it. `unseen` are passed transactions that no snapshot was known to see yet
+    (only recorded while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is the
+    process that wrote the record: a producer that finds another's there was superseded. `timeline` is the server's for
+    these positions; 0: unknown. `log_bytes_per_second` is the rate of WAL over `log_seconds`. `refused_request` is the
+    reason why the last request to re-snapshot a table was refused, if it was.
     """
 
     source: str
@@ -54,7 +54,7 @@ class StreamState(_Record):
 
     @property
     def position(self) -> Position:
-        """The last change that is published."""
+        """The position of the last published change."""
         return Position(self.commit_lsn, self.ordinal)
 
 
@@ -68,7 +68,7 @@ class ChunkState(_Record):
 
 
 class ColumnState(_Record):
-    """A column as the topic's last records have it; see producers.source.schema_changes.FollowedColumn."""
+    """A column in the topic's last records; see producers.source.schema_changes.FollowedColumn."""
 
     name: str
     number: int
@@ -76,11 +76,11 @@ class ColumnState(_Record):
 
 
 class ColumnForm(_Record):
-    """A column as the catalog has it: what its values are made of beside the rows' own events.
+    """A column in the catalog: what its values depend on apart from the rows' events.
 
-    `number` is pg_attribute's attnum, `version` the xmin of its row there, which every ALTER of the column moves.
-    `types` are the parts of the types that its text depends on, each with what moves when the part changes: labels of
-    enums, attributes of composites. `touched` says that one of them is newer than the column's own row.
+    `number` is pg_attribute's attnum, `version` the xmin of its row there, which every ALTER of the column changes.
+    `types` are the parts of types that its text depends on, each with its version: labels of enums, attributes of
+    composites. `touched`: one of them is newer than the column's own row.
     """
 
     number: int
@@ -92,10 +92,10 @@ class ColumnForm(_Record):
 
 
 class FormState(_Record):
-    """What all values of a table are made of, read before the log position `lsn`; see producers.publish.silent_changes.
+    """What a table's values depend on, read before WAL position `lsn`; see producers.publish.silent_changes.
 
-    `columns` has those too that were dropped since: the topic's records may still have their values. `storage` is the
-    files that have the rows, by the oid of the table or of some partitions; a statement that rewrites rows changes all.
+    `columns` includes those dropped since: the topic's records may still have their values. `storage` is the relation
+    files, by the oid of the table or of some partitions; a statement that rewrites rows changes all.
     """
 
     columns: Mapping[str, ColumnForm] = {}
@@ -103,13 +103,13 @@ class FormState(_Record):
     lsn: Lsn = Lsn(0)
 
     def differs(self, now: FormState) -> bool:
-        """Whether anything that `now` tells is new, be it harmless."""
+        """Return whether anything in `now` is new, even if harmless."""
         known = all(self.columns.get(name) == column for name, column in now.columns.items())
         return not known or self.storage != now.storage
 
 
 class RangeState(_Record):
-    """A range of keys, both ends included, perhaps of one partition; see the producers' KeyRange."""
+    """An inclusive range of keys, optionally of one partition; see the producers' KeyRange."""
 
     first: tuple[str, ...] | None = None
     last: tuple[str, ...] | None = None
@@ -117,9 +117,9 @@ class RangeState(_Record):
 
 
 class RereadState(_Record):
-    """How far a range is copied whose events go on being published; see producers.snapshot.resnapshot_rules.Reread.
+    """The progress of copying a range while its events are published; see producers.snapshot.resnapshot_rules.Reread.
 
-    `keys` are those of the last chunk, packed, as long as its `snapshot` is remembered.
+    `keys` are those of the last chunk, packed, while its `snapshot` is kept.
     """
 
     range: RangeState = RangeState()
@@ -131,10 +131,9 @@ class RereadState(_Record):
 
 
 class IncompleteState(_Record):
-    """The rows whose last record leaves out a value; see producers.snapshot.incomplete_rows.
+    """The rows whose last record lacks a value; see producers.snapshot.incomplete_rows.
 
-    `keys` are those still to be read. `read` are the keys of the rows that were read last, packed, as long as their
-    `snapshot` is remembered.
+    `keys` are still to be read. `read` are the keys of the rows read last, packed, while their `snapshot` is kept.
     """
 
     keys: tuple[tuple[str, ...], ...] = ()
@@ -146,7 +145,7 @@ class IncompleteState(_Record):
 class PartitionState(NamedTuple):
     """A partition whose rows and changes are in the topic of its table; see producers.source.partitions.Partition.
 
-    Written as a list, since a table may have ten thousand and its record has to stay below Kafka's usual megabyte.
+    Written as a list, since a table may have ten thousand and its record must stay below Kafka's default of 1 MB.
     """
 
     oid: int
@@ -155,20 +154,20 @@ class PartitionState(NamedTuple):
 
 
 class SnapshotState(_Record):
-    """How far a table's snapshot is.
+    """The state of a table's snapshot.
 
-    `stopped` says why nothing more of the table is published: its topic lacks events and has to be made anew.
-    `not_before` is a 64-bit transaction id: no chunk may be read before all below it have ended. `chunks` counts those
-    expected, from the planner's estimate of the rows. `form` is what the rows in its topic were made of, or will have
-    been once all that is `asked` is read. `done` says that the topic has all of the table. `reread` is there while it
-    is copied by the rules of producers.snapshot.resnapshot_rules, be it again or (not `done`) for the first time, and
-    `asked` are the ranges to be read after that. `incomplete` are rows that are read besides. `anew` says that the
-    topic is to be emptied, and then read again. `from_nothing` says that the topic has no row of a copy by those rules
-    yet, or only rows of its first chunk, which the stream has not passed. `published` is how its stream was published
-    all along; see producers.source.publication. `partitions` are those of which the topic has the rows, as the catalog
-    had them once all transactions below the 64-bit id `partitions_seen` ended. `order` names what its ranges are
-    compared by (infra.postgres.key_order.order_name). `topic_partitions` is over how many of the topic's the keys are
-    spread; None: that was not noted.
+    `stopped` is the reason why the table is no longer published: its topic lacks events and must be re-snapshotted from
+    scratch. `not_before` is a 64-bit transaction id: no chunk may be read before all below it have ended. `chunks` is
+    the expected number, from the planner's estimate of the rows. `form` is what the rows in the topic depend on, or
+    will once all of `asked` is read. `done`: the topic has the whole table. `reread` is set while it is copied by the
+    rules of producers.snapshot.resnapshot_rules, again or (not `done`) for the first time, and `asked` are the ranges
+    to read after that. `incomplete` are rows to read as well. `from_scratch`: the topic is to be emptied and the table
+    re-snapshotted. `from_nothing`: the topic has no row of a copy by those rules yet, or only rows of its first chunk,
+    which the stream has not passed. `published` is how its stream was published all along; see
+    producers.source.publication. `partitions` are those with rows in the topic, as in the catalog once all transactions
+    below the 64-bit id `partitions_seen` had ended. `order` names the order of its ranges
+    (infra.postgres.key_order.order_name). `topic_partitions` is the number of the topic's partitions that keys are
+    spread over; None: unknown.
     """
 
     source: str
@@ -187,7 +186,7 @@ class SnapshotState(_Record):
     from_nothing: bool = False
     asked: tuple[RangeState, ...] = ()
     incomplete: IncompleteState = IncompleteState()
-    anew: bool = False
+    from_scratch: bool = False
     partitions: tuple[PartitionState, ...] = ()
     partitions_seen: int = 0
     published: str | None = None
@@ -196,16 +195,15 @@ class SnapshotState(_Record):
 
     @property
     def under_way(self) -> bool:
-        """Whether rows of the table are being copied, or are to be."""
-        return not self.done or self.reread is not None or bool(self.asked) or self.anew
+        """Whether rows of the table are being copied, or are to be copied."""
+        return not self.done or self.reread is not None or bool(self.asked) or self.from_scratch
 
 
 class HandoverState(_Record):
-    """Where a source stopped to publish a gitlab schema, because its database gave it to `owner`.
+    """The position where a source stopped publishing a gitlab schema because `owner` took it over.
 
-    Whatever the source published of the schema is in the topics before this record. `snapshots` is how far its tables
-    were copied there: the new owner's database is a physical copy, in which the same keys, transaction ids and LSNs
-    hold.
+    All that the source published of the schema is in the topics before this record. `snapshots` is the progress of its
+    tables' snapshots: the new owner's database is a physical copy with the same keys, transaction ids and LSNs.
     """
 
     source: str
@@ -219,11 +217,10 @@ class HandoverState(_Record):
 
 
 class StrayState(_Record):
-    """What was written to a table in the source's database while another one owned it; none of it is in a topic.
+    """Counts of stray writes to a table in the source's database while another one owned it; no topic has them.
 
-    All of it since `since_ms`, as far as the stream is read. `last_ms` is the commit time of the last; both are
-    milliseconds since 1970. An update counts as one also where it changed the key; `removes` says whether the table may
-    lack a key that its topic has.
+    They cover the stream since `since_ms`. `last_ms` is the commit time of the last write; both are milliseconds since
+    1970. An update of the key counts as one. `removes`: the table may lack a key that its topic has.
     """
 
     source: str
@@ -239,15 +236,15 @@ class StrayState(_Record):
 
     @property
     def writes(self) -> int:
-        """How many changes there were; a truncate is one."""
+        """The number of changes; a truncate counts as one."""
         return self.inserts + self.updates + self.deletes + self.truncates
 
 
 @dataclass(frozen=True)
 class SourceState:
-    """What the topic says of one source.
+    """The state of one source in the topic.
 
-    `handovers` are the gitlab schemas that it publishes no more, `strays` the writes to their tables since.
+    `handovers` are the gitlab schemas that it no longer publishes, `strays` the writes to their tables since.
     """
 
     stream: StreamState | None = None
@@ -266,19 +263,21 @@ S = TypeVar("S", StreamState, SnapshotState, HandoverState, StrayState)
 
 
 def decode(kind: type[S], key: str, value: bytes) -> S:
-    """Return the state in a record's value, whichever format it was written in.
+    """Return the state in a record's value, of this or an older format.
 
-    Raises NewerFormat, and Malformed for what is no such record.
+    Raises NewerFormat, and Malformed for a value that is no such record.
     """
     where = f"record {key} of the positions topic"
     try:
         return kind.model_validate(formats.POSITIONS.read(json.loads(value), where))
     except ValueError as error:
-        raise Malformed(f"{where} is not one of headrace's", remedy="take away what else writes that topic") from error
+        raise Malformed(
+            f"{where} was not written by headrace", remedy="stop other programs from writing to that topic"
+        ) from error
 
 
 class Positions:
-    """Reads `<prefix>.positions`; each call to `sources` reads on from where the last one stopped."""
+    """Reads `<prefix>.positions`; each call to `sources` continues where the last one stopped."""
 
     def __init__(self, prefix: str, settings: KafkaSettings) -> None:
         self._log = LogReader(settings, positions_topic(prefix))
@@ -288,7 +287,7 @@ class Positions:
         self._strays: dict[str, dict[str, StrayState]] = {}
 
     def sources(self) -> dict[str, SourceState]:
-        """Return source name → its state, as committed now."""
+        """Return source name → its current committed state."""
         for message in self._log.read():
             key = (message.key() or b"").decode(errors="replace")
             source, _, table = key.partition("/")
@@ -329,20 +328,20 @@ class Positions:
 
 
 def read_sources(settings: Settings) -> dict[str, SourceState]:
-    """Return every source's state as committed now."""
+    """Return every source's current committed state."""
     return Positions(settings.prefix, settings.kafka).sources()
 
 
 def record_key(source: str, table: str | None = None) -> bytes:
-    """Return the key of a source's record, or of its table's."""
+    """Return the key of the record of a source, or of one of its tables."""
     return f"{source}/{table}".encode() if table else source.encode()
 
 
 def handover_key(source: str, gitlab_schema: str) -> bytes:
-    """Return the key of the record that says where a source gave a gitlab schema away."""
+    """Return the key of the record of a source's handover of a gitlab schema."""
     return f"{source}//{gitlab_schema}".encode()
 
 
 def stray_key(source: str, table: str) -> bytes:
-    """Return the key of the record that says what was written to a table after it was given away."""
+    """Return the key of the record of stray writes to a table."""
     return f"{source}///{table}".encode()

@@ -1,1 +1,1 @@
-"""The commands of the producers' side, one module each."""
+"""The producers' commands, one module each."""

@@ -1,4 +1,4 @@
-"""The command that keeps an application's writes off the side that does not own a gitlab schema: guard."""
+"""The guard command: rejects an application's writes to a gitlab schema that another database owns."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 
 def guard(
     gitlab_schemas: Annotated[
-        list[str] | None, typer.Argument(metavar="SCHEMA...", help="Whose tables, such as gitlab_ci.")
+        list[str] | None,
+        typer.Argument(metavar="SCHEMA...", help="The schemas whose tables to guard, such as gitlab_ci."),
     ] = None,
-    database: Annotated[str, typer.Option("--database", help="A [databases.NAME] of the settings.")] = "",
+    database: Annotated[str, typer.Option("--database", help="A [databases.NAME] from the settings.")] = "",
     config: Config = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Let the tables take every write again.")] = False,
-    sql: Annotated[bool, typer.Option("--sql", help="Print what an administrator runs instead.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the triggers instead.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an administrator instead.")] = False,
     seconds: Annotated[
-        float, typer.Option("--timeout", help="Seconds in which tables that are in use are tried again.", min=0)
+        float, typer.Option("--timeout", help="Seconds to keep retrying tables that are in use.", min=0)
     ] = 60.0,
     json: Json = False,
     yes: Yes = False,
 ) -> None:
-    """Let tables refuse writes while another database owns them.
+    """Reject writes to tables that another database owns.
 
-    Installs a trigger on every table of the gitlab schemas that the settings or headrace's dictionary know, partitions
-    too. A table in use is tried again and again, for a fifth of a second each time. A standby gets the triggers from
-    its primary, so install them before a switchover, or with `headrace switchover --guard`. Run it again when tables
-    were added; `headrace check` names those without.
+    Installs a trigger on every table of the gitlab schemas that the settings or headrace's dictionary know, including
+    partitions. A table in use is retried, with a lock timeout of 200 ms. A standby gets the triggers from its primary,
+    so install them before a switchover, or with `headrace switchover --guard`. Run it again after adding tables;
+    `headrace check` names tables without the trigger.
 
     Example: headrace guard gitlab_ci --database main
     """
     settings = load_settings(config)
     if not database:
-        raise UsageError("which database is not said", remedy="name it with --database")
+        raise UsageError("no database was given", remedy="name it with --database")
     schemas = tuple(dict.fromkeys(gitlab_schemas or ()))
     if not schemas and not remove:
-        raise UsageError("which gitlab schemas is not said", remedy="name them, such as gitlab_ci")
+        raise UsageError("no gitlab schema was given", remedy="name them, such as gitlab_ci")
     log.configure()
     dsn = settings.database(database).dsn.get_secret_value()
     with stop_on_signals() as stop, connect.connect(dsn, name="guard") as connection, connect.translated(dsn):
@@ -62,7 +63,7 @@ def guard(
             return
         require_primary(connection, database)
         if not yes:
-            what = "Let every table take writes again" if remove else "Install the trigger"
+            what = "Remove the trigger" if remove else "Install the trigger"
             typer.confirm(f"{what} in database {database}?", abort=True, err=True)
         if remove:
             report = {"removed": trigger.remove(connection, schemas or None, seconds=seconds, stop=stop)}
@@ -80,9 +81,9 @@ def install(
     seconds: float,
     stop: threading.Event,
 ) -> dict[str, list[str]]:
-    """Install the trigger on the tables of `gitlab_schemas` in the connected database; return the new and the old ones.
+    """Install the trigger on the tables of `gitlab_schemas` in the connected database; return new and guarded tables.
 
-    Raises UsageError for a gitlab schema without tables there, and what `infra.guard.write_guard.install` raises.
+    Raises UsageError for a gitlab schema without tables there, and the errors of `infra.guard.write_guard.install`.
     """
     report: dict[str, list[str]] = {"installed": [], "already": []}
     for gitlab_schema, tables in _by_schema(connection, settings, database, gitlab_schemas).items():
@@ -93,9 +94,9 @@ def install(
 
 
 def install_on_both_sides(settings: Settings, move: Move, *, seconds: float, stop: threading.Event) -> None:
-    """Install the trigger where the ends of a switchover take writes: a standby gets it from the old side.
+    """Install the trigger on both sides of a switchover; a standby gets it from the old side.
 
-    Called when the two are known to be its ends, before anything is closed. Raises as `install` does.
+    Called when the two sides are verified, before anything is closed. Raises the errors of `install`.
     """
     for name in (move.source, move.destination):
         dsn = settings.database(name).dsn.get_secret_value()
@@ -112,9 +113,9 @@ def script(
     *,
     remove: bool = False,
 ) -> str:
-    """Return what the command would run, for an administrator; every statement may be run again."""
+    """Return the command's SQL for an administrator; every statement is idempotent."""
     lines = [
-        f"-- Database {database}. A table in use makes a statement fail; run all again until none does.",
+        f"-- Database {database}. A statement fails while its table is in use; run all again until none fails.",
         "SET lock_timeout = '200ms';",
     ]
     if remove:
@@ -132,9 +133,9 @@ def script(
 
 
 def require_primary(connection: psycopg.Connection[Any], database: str) -> None:
-    """Raise Refused for a standby, which has its primary's triggers and no others."""
+    """Raise Refused for a standby, which has only its primary's triggers."""
     if _is_standby(connection):
-        raise Refused(f"{database} is a standby", remedy="install the guard on its primary; a standby has the same")
+        raise Refused(f"{database} is a standby", remedy="install the guard on its primary; the standby replicates it")
 
 
 def _is_standby(connection: psycopg.Connection[Any]) -> bool:
@@ -147,11 +148,11 @@ def _by_schema(
     found = trigger.tables_in(connection, settings, database, gitlab_schemas)
     grouped = {each: [table for table, label in found.items() if label == each] for each in gitlab_schemas}
     if GITLAB_SHARED in gitlab_schemas:
-        raise UsageError("gitlab_shared needs no guard: every database has its own", remedy="leave it out")
+        raise UsageError("gitlab_shared needs no guard: every database has its own", remedy="omit it")
     for gitlab_schema, tables in grouped.items():
         if not tables:
             raise UsageError(
-                f"database {database} has no table that is known to belong to {gitlab_schema}",
+                f"no table of database {database} is known to belong to {gitlab_schema}",
                 remedy=f"name its tables under [databases.{database}.table_schemas]",
             )
     return grouped

@@ -38,63 +38,68 @@ from schemas.errors import HeadraceError, PreflightFailed, UsageError, printable
 def produce(
     source: Annotated[
         str,
-        typer.Argument(help="A [databases.NAME] or [virtual_storages.NAME] of the settings.", metavar="SOURCE"),
+        typer.Argument(help="A [databases.NAME] or [virtual_storages.NAME] from the settings.", metavar="SOURCE"),
     ],
     config: Config = None,
     start_over: Annotated[
         bool,
-        typer.Option("--start-over", help="First drop the source's slot, and read every table anew. Asks."),
+        typer.Option("--start-over", help="First drop the source's slot, then re-snapshot every table. Asks."),
     ] = False,
     all_storages: Annotated[
         bool,
-        typer.Option("--all-storages", help="Of a virtual storage, walk the storages beside the primary too."),
+        typer.Option("--all-storages", help="Walk all storages of a virtual storage, not only the primary."),
     ] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Walk a virtual storage though Praefect has it as imported.")
+        bool, typer.Option("--again", help="Walk a virtual storage even if Praefect has imported it.")
     ] = False,
     until_imported: Annotated[
         bool,
-        typer.Option(
-            "--until-imported", help="As a service: walk a virtual storage until Praefect has it as imported."
-        ),
+        typer.Option("--until-imported", help="As a service: walk a virtual storage until Praefect has imported it."),
     ] = False,
     yes: Yes = False,
 ) -> None:
-    """Stream a database's tables into Kafka, as a service; or walk a virtual storage's repositories, once.
+    """Stream a database, or walk a virtual storage, into Kafka.
 
-    Reads each table once, then follows its changes. Ctrl-C or SIGTERM stops it cleanly, SIGKILL does no harm: the next
-    start goes on where it was. A second producer of the same source takes over from the first.
+    For a database, runs as a service: snapshots each table, then follows its changes. Ctrl-C or SIGTERM stops it
+    cleanly; after SIGKILL the next start resumes safely. A second producer of the same source takes over from the
+    first.
 
-    A walk reads the primary storage from its beginning and ends: exit code 0 when every directory was read. One that
-    was stopped publishes no end, and the next start walks anew. Nothing is walked where `repositories_imported` is set
-    for the virtual storage in Praefect's database. With --until-imported it walks at its start and, with growing
-    pauses, until that is set, then ends with exit code 0; of several such processes one walks.
+    For a virtual storage, walks the primary storage once; exit code 0 when every directory was read. A stopped walk
+    publishes no end, and the next start walks from the beginning. The walk is skipped if `repositories_imported` is set
+    for the virtual storage in Praefect's database. With --until-imported it repeats the walk with growing pauses until
+    that is set, then exits with 0; of several such processes one walks.
+
+    Example: headrace produce main
     """
     settings = load_settings(config)
     if source in settings.virtual_storages:
         if start_over:
-            raise UsageError("a walk always starts over", remedy=f"run `headrace produce {source}`")
-        if again and until_imported:
-            raise UsageError("--again and --until-imported exclude each other")
-        walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
-        log.configure()
-        with stop_on_signals() as stop:
-            walks(settings, source, stop, all_storages=all_storages)
+            raise UsageError("a walk always starts from the beginning", remedy=f"run `headrace produce {source}`")
+        _walk(settings, source, again=again, until_imported=until_imported, all_storages=all_storages)
         return
     settings.database(source)
     for option, given in (("--all-storages", all_storages), ("--again", again), ("--until-imported", until_imported)):
         if given:
-            raise UsageError(f"{source} is a database, and has no storages", remedy=f"leave out {option}")
+            raise UsageError(f"{source} is a database and has no storages", remedy=f"omit {option}")
     log.configure()
     if start_over:
         if not yes:
             typer.confirm(
-                f"Drop the slot of {source}, empty its topics and read every table anew?", abort=True, err=True
+                f"Drop the slot of {source}, empty its topics and re-snapshot every table?", abort=True, err=True
             )
         forget_source(settings, source)
     metrics.serve(settings.metrics)
     with stop_on_signals() as stop, kafka_rights.named(settings.kafka, lambda: _needed(settings, source)):
         run_producer(settings, source, stop)
+
+
+def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool, all_storages: bool) -> None:
+    if again and until_imported:
+        raise UsageError("--again and --until-imported exclude each other")
+    walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
+    log.configure()
+    with stop_on_signals() as stop:
+        walks(settings, source, stop, all_storages=all_storages)
 
 
 def _needed(settings: Settings, source: str) -> kafka_rights.Needed:
@@ -104,28 +109,27 @@ def _needed(settings: Settings, source: str) -> kafka_rights.Needed:
 
 
 def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
-    """Return the commands; `advise` says what is missing of the migrations, and what could be better."""
+    """Return the commands; `advise` returns problems of the migrations and possible improvements."""
 
     def check(
         names: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[NAME]...", help="These sources and migrations only.", show_default=False),
+            typer.Argument(metavar="[NAME]...", help="Check only these sources and migrations.", show_default=False),
         ] = None,
         config: Config = None,
         json: Json = False,
     ) -> None:
-        """Say what is missing before sources can be read and migrations can run; changes nothing.
+        """Report what sources and migrations need before they can run.
 
-        With names it says what these need: where producers and consumers have a role and a principal each, run it as
-        each, with the names of what it runs.
+        Changes nothing. Exit code 3 when something is missing. If producers and consumers have separate roles and
+        principals, run it as each, with the names of the sources and migrations that it runs.
 
-        Where a source cannot be gone on with, it names the way out. Of each slot it tells what it holds back, and how
-        soon it is lost if nothing reads it. Of each migration it names what keeps it from running: a mistake in its
-        file, an unknown setting, a table that is not captured. One that finds its rows slowly is shown an index that
-        would help.
-        Of a table that another database owns now it tells whether it was written here, and whether the guard keeps
-        writes off.
-        Exit code 3 when something is missing.
+        For a source that cannot resume it reports the reason and the remedy; for each slot the WAL that it retains, and
+        when it is lost if nothing reads it; for each migration what prevents it from running, such as an error in its
+        file, an unknown setting or a table that is not captured, and an index that would make it faster; for a table
+        that another database owns whether it was written here, and whether the guard rejects writes.
+
+        Example: headrace check main skip_resets
         """
         settings = load_settings(config)
         log.configure()
@@ -168,12 +172,12 @@ def _check(settings: Settings, sources: list[str], advice: list[Advice], json: b
 
 
 def _recorded(settings: Settings) -> Iterator[Advice]:
-    """Yield what the positions tell that is in nobody's way."""
+    """Yield advice from the positions that blocks no start."""
     try:
         clients.ensure_reachable(settings.kafka)
         sources = read_sources(settings)
     except HeadraceError:
-        return  # a finding of its own, and without the positions nothing is known
+        return  # reported as a finding; without the positions nothing is known
     for name, state in sources.items():
         if state.stream is not None and state.stream.refused_request is not None:
             problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
@@ -213,7 +217,7 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
 
 
 def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:
-    """Yield what a walk of a virtual storage would be denied; whether it is reached, a walk finds out."""
+    """Yield the Kafka rights that a walk of a virtual storage lacks; does not connect to the storage."""
     if positions is None:
         return
     where = f"virtual_storages.{name}"

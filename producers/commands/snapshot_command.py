@@ -1,4 +1,4 @@
-"""The command that has a table read again."""
+"""The snapshot command: requests a re-snapshot of a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask, source_of
 from schemas.errors import UsageError
 
-_KEY_HELP = "Once for each column of the key."
+_KEY_HELP = "Repeat for each column of the key."
 
 
 def snapshot(
@@ -25,29 +25,41 @@ def snapshot(
     last: Annotated[
         list[str] | None, typer.Option("--to", metavar="KEY", help=f"The last key to read. {_KEY_HELP}")
     ] = None,
-    anew: Annotated[
+    from_scratch: Annotated[
         bool,
-        typer.Option("--anew", help="First empty its topic by a truncate. Mends every gap, and a stopped table. Asks."),
+        typer.Option(
+            "--from-scratch", help="First empty its topic by a truncate. Repairs gaps and stopped tables. Asks."
+        ),
     ] = False,
     source: Annotated[
-        str | None, typer.Option("--source", metavar="NAME", help="Where more than one database captures the table.")
+        str | None, typer.Option("--source", metavar="NAME", help="Needed if several databases capture the table.")
     ] = None,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Have a table, or a range of its keys, read again while its changes go on being published.
+    """Re-snapshot a table, or a range of its keys.
 
-    The producer does it, now if it runs, else when it starts; `headrace status` shows how far it is. It publishes the
-    rows that are there. A row that is in the topic alone stays there: only --anew removes it.
+    The producer does it, at once or at its next start, while it continues to publish the table's changes; `headrace
+    status` shows the progress. It publishes the existing rows. A row that is only in the topic stays there: only
+    --from-scratch removes it.
+
+    Example: headrace snapshot public.projects --from 1 --to 1000
     """
     settings = load_settings(config)
-    if anew and (first or last):
-        raise UsageError("--anew reads the whole table", remedy="leave out --from and --to")
+    if from_scratch and (first or last):
+        raise UsageError("--from-scratch reads the whole table", remedy="omit --from and --to")
     name = source or source_of(settings, table)
-    if anew and not yes:
-        typer.confirm(f"Empty the topic of {table} before it is read? Its readers see a truncate", abort=True, err=True)
+    if from_scratch and not yes:
+        typer.confirm(f"Empty the topic of {table} first? Consumers will see a truncate", abort=True, err=True)
     request = SnapshotRequest(
-        table=table, first=tuple(first) if first else None, last=tuple(last) if last else None, anew=anew
+        table=table,
+        first=tuple(first) if first else None,
+        last=tuple(last) if last else None,
+        from_scratch=from_scratch,
     )
     answer = ask(settings, name, request)
-    typer.echo(jsonlib.dumps({"source": name, "table": table, "anew": anew, "answer": answer}) if json else answer)
+    typer.echo(
+        jsonlib.dumps({"source": name, "table": table, "from_scratch": from_scratch, "answer": answer})
+        if json
+        else answer
+    )

@@ -1,4 +1,4 @@
-"""The command that moves gitlab schemas: switchover."""
+"""The switchover command: moves gitlab schemas to another database."""
 
 from __future__ import annotations
 
@@ -25,50 +25,54 @@ WithoutStandby = Annotated[
     typer.Option(
         "--without-standby",
         metavar="NAME",
-        help="A standby (slot or application_name) that is never promoted, and may lack the change of owner.",
+        help="A standby (slot or application_name) that is never promoted; it may lack the change of owner.",
     ),
 ]
 
 
 def switchover(
-    gitlab_schemas: Annotated[list[str], typer.Argument(metavar="SCHEMA...", help="What moves, such as gitlab_ci.")],
-    source: Annotated[str, typer.Option("--from", help="The database that owns it.")],
-    destination: Annotated[str, typer.Option("--to", help="A physical standby of that, which gets it.")],
+    gitlab_schemas: Annotated[
+        list[str], typer.Argument(metavar="SCHEMA...", help="The schemas to move, such as gitlab_ci.")
+    ],
+    source: Annotated[str, typer.Option("--from", help="The database that owns them.")],
+    destination: Annotated[str, typer.Option("--to", help="A physical standby of that database, the new owner.")],
     config: Config = None,
     promoted: Annotated[
-        bool, typer.Option("--promoted", help="Do not promote the standby: your own tooling does, when asked to.")
+        bool, typer.Option("--promoted", help="Do not promote the standby: your own tooling does it when asked.")
     ] = False,
     abort: Annotated[
-        bool, typer.Option("--abort", help="Take it back; possible until the standby is promoted.")
+        bool, typer.Option("--abort", help="Take the move back; possible until the standby is promoted.")
     ] = False,
-    status: Annotated[bool, typer.Option("--status", help="Say how far it is; change nothing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show the progress; change nothing.")] = False,
     guard: Annotated[
-        bool, typer.Option("--guard", help="First let their tables refuse writes where they are not owned.")
+        bool, typer.Option("--guard", help="First make their tables reject writes where they are not owned.")
     ] = False,
     seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
     without: WithoutStandby = None,
     json: Json = False,
     yes: Yes = False,
 ) -> None:
-    """Move gitlab schemas to a physical copy of their database, which is promoted on the way.
+    """Move gitlab schemas to a physical standby and promote it.
 
-    Closes them on the old owner, waits until the copy has replayed that, promotes it, makes the slot for its producer,
-    and opens them there. Killed or failed anywhere: the same command goes on. Producers and migrations wait
-    meanwhile, and go on with the new owner exactly where they were. docs/how-to/switchover.md has the whole procedure,
-    and what to do in every state that --status shows.
+    Closes them on the old owner, waits until the standby has replayed that, promotes it, creates the slot for its
+    producer, and opens them there. If killed or failed, repeat the same command: it continues. Producers and migrations
+    wait meanwhile, and continue with the new owner exactly where they were. docs/how-to/switchover.md has the whole
+    procedure, and what to do in every state that --status shows.
 
-    With --guard, what an application writes to the side that does not own a table is refused there (`headrace guard`).
+    With --guard, a side that does not own a table rejects an application's writes to it (`headrace guard`).
+
+    Example: headrace switchover gitlab_ci --from main --to ci
     """
     if abort and status:
         raise UsageError("--abort and --status exclude each other")
     if guard and (abort or status):
-        raise UsageError("--guard is for the move itself", remedy="use `headrace guard` for the tables alone")
+        raise UsageError("--guard needs a move", remedy="use `headrace guard` to guard the tables only")
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
     log.configure()
     if not (yes or abort or status):
         typer.confirm(
-            f"Move {', '.join(move.gitlab_schemas)} from {source} to {destination}? There is no way back"
+            f"Move {', '.join(move.gitlab_schemas)} from {source} to {destination}? It cannot be taken back"
             " once the standby is promoted",
             abort=True,
             err=True,
@@ -82,14 +86,13 @@ def switchover(
             moving.require_possible()  # before a table is changed
             install_on_both_sides(settings, move, seconds=seconds, stop=limit.stop)
         view = moving.look() if status else moving.abort() if abort else moving.run()
-    report = status_report(view)
+    _print(status_report(view), move, aborted=abort, json=json)
+
+
+def _print(report: dict[str, Any], move: Move, *, aborted: bool, json: bool) -> None:
     if json:
         typer.echo(jsonlib.dumps(report))
-    else:
-        _tell(report, move, aborted=abort)
-
-
-def _tell(report: dict[str, Any], move: Move, *, aborted: bool) -> None:
+        return
     source, destination = move.source, move.destination
     for step in report["steps"]:
         typer.echo(f"{'done' if step['done'] else 'open'}  {step['name']:8} {step['what']}")
@@ -98,15 +101,15 @@ def _tell(report: dict[str, Any], move: Move, *, aborted: bool) -> None:
         typer.echo(f"{each['gitlab_schema']}: {each['state']}")
     if report["complete"]:
         typer.echo(
-            f"{destination} owns {', '.join(move.gitlab_schemas)}; let {source} forget its standby"
-            " (synchronized_standby_slots, the standby's slot), or its own producer waits for that"
+            f"{destination} owns {', '.join(move.gitlab_schemas)}; remove the standby from {source}"
+            f" (synchronized_standby_slots, the standby's slot), or the producer of {source} waits for it"
         )
     elif not aborted and report["refused"]:
         typer.echo(f"refused: {report['refused']}; {report['remedy']}")
 
 
 def status_report(view: View) -> dict[str, Any]:
-    """Return what --status --json prints: `refused` says why a run would do nothing, `remedy` what to do then."""
+    """Return what --status --json prints: `refused` is the reason why a run would do nothing, `remedy` what to do."""
     move, ends, step = view.move, ends_state(view), rules.next_step(view)
     done = rules.done_steps(view)
     return {

@@ -1,1 +1,1 @@
-"""From messages of the log, and rows of a snapshot, to records in Kafka."""
+"""Turns messages of the stream and rows of snapshots into Kafka records."""

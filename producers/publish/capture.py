@@ -1,7 +1,7 @@
-"""From a stream's messages to records: what is published, with which position, and what is left out.
+"""Turns a stream's messages into records: which are published, at which position, and which are skipped.
 
-Pure but for the registry that a table's first event may ask. Events at or below the recorded position are left out
-(they are in the topics), and so are those that a snapshot in progress covers (`producers.snapshot.chunk_rules`).
+Pure, except that the first event of a table may query the schema registry. Skips events at or below the recorded
+position, which are in the topics, and those covered by a snapshot in progress (`producers.snapshot.chunk_rules`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from infra.postgres.control import OWNERSHIP, PUBLISHED, REQUESTS
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log
 from infra.state.positions import HandoverState
-from producers.publish.own_tables import Told, owner_in, told
+from producers.publish.own_tables import RequestRow, owner_in, request_row
 from producers.publish.partition_routes import Route, key_of, route_of
 from producers.publish.stray_writes import Strays
 from producers.publish.table_publisher import TableFeed
@@ -29,7 +29,7 @@ from schemas.positions import Lsn, Position
 
 
 class _RecordTooLarge(Exception):
-    """A change whose record its topic does not take."""
+    """A change whose record exceeds its topic's limit."""
 
     def __init__(self, route: Route, size: int) -> None:
         super().__init__(size)
@@ -40,8 +40,8 @@ class _RecordTooLarge(Exception):
 class Capture:
     """Turns messages into records that wait in their tables' feeds.
 
-    `position` is the last change passed, published or left out; `confirmed` is behind the last transaction passed
-    as a whole, what the slot may forget once that position is recorded.
+    `position` is the last change processed, published or skipped. `confirmed` is the end of the last transaction that
+    was processed completely: the slot may advance to it once that position is recorded.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Capture:
         strays: Strays | None = None,
         text: ServerText | None = None,
     ) -> None:
-        """`text` converts rows and names that do not come in UTF-8."""
+        """`text` converts rows and names that are not in UTF-8."""
         self._all = tuple(feeds)
         self.strays = strays or Strays("", {}, ())
         self._text = text
@@ -63,7 +63,7 @@ class Capture:
         self._partitions: dict[int, TableFeed] = {}
         self._strangers: set[int] = set()
         self.met_stranger = False
-        """Whether a change was left out of a relation not seen before: a new partition, which a look will find."""
+        """Whether a change of an unknown relation was skipped, such as a new partition, which the next check finds."""
         self._publish_what_is_here()
         self.position = position
         self.confirmed = confirmed
@@ -78,32 +78,32 @@ class Capture:
         self._ordinal = 0
         self._now_ms = 0
         self._judging = True
-        """Whether the transactions that are passed have to be noted."""
+        """Whether passed transactions have to be recorded in `unseen`."""
         self._prefixes: dict[tuple[int, Op], bytes] = {}
         self._skipping = False
-        self._told: list[Told] = []
-        """Requests of the transaction that is open: not to be taken before it has ended."""
-        self._requests: list[Told] = []
+        self._open_requests: list[RequestRow] = []
+        """Requests of the open transaction, not taken before it ends."""
+        self._requests: list[RequestRow] = []
         self.handovers: dict[str, HandoverState | None] = {}
-        """Gitlab schemas whose owner changed, to be recorded with the position; None: it is this source again."""
+        """Gitlab schemas whose owner changed, to be recorded with the position; None: this source owns it again."""
 
-    def take_requests(self) -> list[Told]:
-        """Return the requests (`snapshot_requests`) of the transactions that the stream has told whole, each once.
+    def take_requests(self) -> list[RequestRow]:
+        """Return each request (`snapshot_requests`) of completely received transactions once.
 
-        They have to be recorded with the position: it is behind them, also where it is in the midst of a transaction
-        that is open. Such a one is told again from its beginning, and its own requests with it.
+        Record them with the position: it is after them, even if it is inside an open transaction. That one is sent
+        again from its start, with its own requests.
         """
         requests, self._requests = self._requests, []
         return requests
 
     def settle(self) -> list[TableFeed]:
-        """Forget the snapshots of all chunks that the stream has passed; returns the feeds whose state to record."""
+        """Forget the snapshots of all chunks that the stream has passed; return the feeds whose state to record."""
         changed = [feed for feed in self._feeds.values() if feed.settle(self.position.commit_lsn)]
         self._judging = any(feed.counts_transactions for feed in self._feeds.values())
         return changed
 
     def handle(self, message: pg.Message) -> None:
-        """Take one message; they come in the stream's order, each transaction whole."""
+        """Process one message; they come in stream order, each transaction complete."""
         match message:
             case pg.Insert() | pg.Update() | pg.Delete():
                 self._change(message)
@@ -116,7 +116,9 @@ class Capture:
             case pg.RelationMessage() | pg.TypeMessage() | pg.Origin():
                 pass
             case _:
-                raise Malformed(f"a {type(message).__name__} in a stream without large transactions in progress")
+                raise Malformed(
+                    f"unexpected {type(message).__name__} in a stream without large transactions in progress"
+                )
 
     def _start(self, begin: pg.Begin) -> None:
         self._begin = begin
@@ -128,7 +130,7 @@ class Capture:
             begin.final_lsn == recorded.commit_lsn and self._recorded_whole
         )
         if self._judging and not self._skipping:
-            # Now, not at its end: a chunk may be read with the stream standing in the middle of it.
+            # At its start, not its end: a chunk may be read while the stream is in the middle of it.
             self.unseen.passed(begin.xid)
 
     def _end(self, commit: pg.Commit) -> None:
@@ -136,17 +138,17 @@ class Capture:
         self._begin = None
         if begin is None or self._skipping:
             return
-        self._requests += self._told
-        self._told.clear()
+        self._requests += self._open_requests
+        self._open_requests.clear()
         self.position = Position(begin.final_lsn, self._ordinal)
         self.confirmed = commit.end_lsn
         self.commit_ms = commit.commit_ms
         self.moved = True
 
     def _next(self, relation: Relation, op: Op, *, removes: bool = False) -> Route | None:
-        """Count a change; return where it goes, or None when it is in the topics or of no captured table.
+        """Count a change; return its route, None if it is already in the topics or its table is not captured.
 
-        With `removes`, it may take a key out of the table.
+        With `removes`, it may remove a key from the table.
         """
         begin = self._begin
         if begin is None:
@@ -177,8 +179,8 @@ class Capture:
         return route
 
     def _feed_of(self, relation: Relation) -> TableFeed | None:
-        """Return where the changes of a relation go; None where nothing of it is published."""
-        # Not by its name alone: a table that was renamed is still the one that is captured.
+        """Return the feed of a relation's changes; None if they are not published."""
+        # Not by name alone: a renamed table is still the captured one.
         oid = relation.oid
         feed = self._partitions.get(oid) or self._by_oid.get(oid) or self._feeds.get((relation.schema, relation.table))
         if feed is None and oid not in self._strangers and (relation.schema, relation.table) not in PUBLISHED:
@@ -187,22 +189,22 @@ class Capture:
         if feed is None or feed.away or feed.state.stopped:
             return None
         if feed.table.partitioned and feed.table.relation.oid == oid:
-            self._stop(feed, TableStopped("it was published as one (publish_via_partition_root) for a while"))
+            self._stop(feed, TableStopped("it was published via its root (publish_via_partition_root) for a while"))
             return None
         if feed.table.relation.oid != oid and oid not in feed.leaves:
-            self._stop(feed, TableStopped("it was dropped, and another has its name"))
+            self._stop(feed, TableStopped("it was dropped, and another table has its name"))
             return None
         return feed
 
     def _away_of(self, relation: Relation) -> str | None:
-        """Return the name of the captured table that this is, where another database owns it; else None."""
+        """Return the name of the relation's captured table if another database owns it, else None."""
         feed = self._partitions.get(relation.oid) or self._by_oid.get(relation.oid)
         named = (feed for feed in self._all if feed.table.name == relation.qualified_name)
         feed = feed or next(named, None)
         return feed.table.name if feed is not None and feed.away else None
 
     def _stop(self, feed: TableFeed, error: TableStopped | IncompatibleSchema | Malformed) -> None:
-        """Publish nothing more of one table, whose topic would be wrong; the others continue."""
+        """Stop publishing one table whose topic would become wrong; the others continue."""
         feed.stop(error.problem)
         self._routes = {oid: route for oid, route in self._routes.items() if route.feed is not feed}
         self.moved = True
@@ -252,7 +254,7 @@ class Capture:
         elif _is(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
         elif _is(message.relation, REQUESTS) and not self._skipping:
-            self._told.append(told(message.relation, self._request(message)))
+            self._open_requests.append(request_row(message.relation, self._request(message)))
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
@@ -265,7 +267,7 @@ class Capture:
                 self._require_whole(route, after)
             return
         before = message.before if route.row is None else route.row(message.before)
-        # The old row may have what the new one leaves out as unchanged.
+        # The old row may have values that the new one omits as unchanged.
         after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
         if key_of(route, before) != key_of(route, after):
             # A changed key is a delete and a create, each judged by its own key.
@@ -288,10 +290,10 @@ class Capture:
         try:
             return self._text.row(message.relation, message.after, ())
         except Malformed:
-            return message.after  # no text at all, as the one that takes the request will find
+            return message.after  # not valid text: the request is refused when it is taken
 
     def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
-        """Add the record of a new row; returns whether it goes to the topic."""
+        """Add the record of a new row; return whether it goes to the topic."""
         if not self._publishes(route, values):
             return False
         prefix = self._prefix(op, route)
@@ -299,18 +301,18 @@ class Capture:
         return True
 
     def _require_whole(self, route: Route, values: pg.Values) -> None:
-        """Have a row read whose record was just added, if that leaves out a value."""
+        """Schedule a read of the row whose record was just added, if that omits a value."""
         if UNCHANGED not in values:
             return
         begin = self._begin
         assert begin is not None
-        # From this one on: a read of the row waits for every transaction that may have written it since.
+        # From here on: a read of the row waits for every transaction that may have written it since.
         self.unseen.passed(begin.xid)
         self._judging = True
         route.feed.leaves_out(key_of(route, values))
 
     def _remove(self, route: Route, values: pg.Values) -> None:
-        """Add a delete and the tombstone that lets compaction forget the key."""
+        """Add a delete and the tombstone that lets compaction remove the key."""
         if self._publishes(route, values):
             prefix = self._prefix(Op.DELETE, route)
             key, value = route.encoder.delete(prefix, self._ordinal, self._now_ms, values)
@@ -334,14 +336,14 @@ class Capture:
                 route.feed.truncated(self.position.commit_lsn)
         for feed, others in left.items():
             if others:
-                # The keys that went are those of some partitions alone, and which they were is not known any more.
+                # Only keys of some partitions were removed, and which ones is no longer known.
                 log.get(**{log.SOURCE: feed.source}).warning(
-                    "partitions were truncated: their table is read anew", **{log.TABLE: feed.table.name}
+                    "re-snapshotting table from scratch after a truncate of partitions", **{log.TABLE: feed.table.name}
                 )
-                feed.ask_anew()
+                feed.ask_from_scratch()
 
     def _follow_owner(self, relation: Relation, values: pg.Values) -> None:
-        """Stop or begin again to publish the tables of a gitlab schema; nothing for one that is recorded already."""
+        """Stop or resume publishing the tables of a gitlab schema; do nothing if that is already recorded."""
         begin = self._begin
         assert begin is not None
         gitlab_schema, owner = owner_in(relation, values)
@@ -374,7 +376,7 @@ class Capture:
         self._publish_what_is_here()
 
     def reroute(self) -> None:
-        """Note that tables were stopped, or have other partitions."""
+        """Update routes after tables were stopped or their partitions changed."""
         self._publish_what_is_here()
 
     def _publish_what_is_here(self) -> None:

@@ -1,4 +1,4 @@
-"""Notices when Kafka keeps a producer waiting: says in the log for what, and counts it for Prometheus."""
+"""Detects when Kafka keeps a producer waiting: logs the operation, and counts it for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Final, Self
 from infra.service import log, metrics
 
 STALL_SECONDS: Final = 1.0
-"""Longer is a stall: of three brokers a transaction takes some milliseconds, a changed leader some hundred."""
+"""Longer is a stall: with three brokers a transaction takes milliseconds, a leader change some hundred."""
 
 _LOOK_SECONDS: Final = 0.25
 _AGAIN_SECONDS: Final = 10.0
 
 
 class Stalls:
-    """Watches the calls of one producer, one at a time, from a thread of its own: a call into librdkafka may be stuck.
+    """Watches the calls of one producer, one at a time, from its own thread: a call into librdkafka may hang.
 
     `client` is its transactional id.
     """
@@ -32,7 +32,7 @@ class Stalls:
         threading.Thread(target=self._watch, name=f"stalls of {client}", daemon=True).start()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._closed.set()
 
     def __enter__(self) -> Self:
@@ -45,7 +45,7 @@ class Stalls:
 
     @contextmanager
     def watching(self, what: str) -> Iterator[None]:
-        """Watch what is done inside, which waits for Kafka to do `what`, such as "commit a transaction"."""
+        """Watch the block, which waits for Kafka to do `what`, such as "commit a transaction"."""
         began = time.monotonic()
         self._call = (what, began)
         try:
@@ -59,11 +59,11 @@ class Stalls:
                 self._log.warning("Kafka kept the producer waiting", to=what, seconds=round(seconds, 1))
 
     def _watch(self) -> None:
-        told: tuple[str, float] | None = None
+        logged: tuple[str, float] | None = None
         due = 0.0
         while not self._closed.wait(_LOOK_SECONDS):
             call, now = self._call, time.monotonic()
-            if call is None or now < call[1] + STALL_SECONDS or (call == told and now < due):
+            if call is None or now < call[1] + STALL_SECONDS or (call == logged and now < due):
                 continue
-            told, due = call, now + _AGAIN_SECONDS
+            logged, due = call, now + _AGAIN_SECONDS
             self._log.warning("waiting for Kafka", to=call[0], seconds=round(now - call[1], 1))

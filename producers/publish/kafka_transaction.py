@@ -1,4 +1,4 @@
-"""The producer's way into Kafka: events and the position they reach, in one transaction."""
+"""Writes events and the position that they reach to Kafka, in one transaction."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _ANY_PARTITION = -1
 class Relay:
     """A transactional producer; a transaction starts with the first record and ends with `commit`.
 
-    Opening one fences every earlier producer with the same `transactional_id` and aborts what it left open. Any error
-    leaves the relay unusable: close it, open another, and go on from the positions that Kafka has.
+    Opening one fences every earlier producer with the same `transactional_id` and aborts its open transaction. Any
+    error leaves the relay unusable: close it, open another, and resume from the positions in Kafka.
     """
 
     def __init__(self, settings: KafkaSettings, transactional_id: str, positions_topic: str) -> None:
@@ -86,7 +86,7 @@ class Relay:
         )
 
     def commit(self) -> None:
-        """Make the transaction's records visible, all at once; returns when the broker has it so."""
+        """Commit the transaction; return when the broker has confirmed it."""
         if not self._open:
             return
         with clients.translated(self._settings), self._stalls.watching("commit a transaction"):
@@ -94,7 +94,7 @@ class Relay:
         self._open = False
 
     def close(self) -> None:
-        """Abort what is open, as far as the broker still answers; never raises."""
+        """Abort the open transaction if the broker still answers; never raises."""
         self._stalls.close()
         try:
             if self._open:
@@ -125,20 +125,20 @@ class Relay:
             self._open = True
 
     def _refused(self, topic: str, record: dict[str, Any]) -> bool:
-        """Whether the record did not fit into the queue; another reason raises."""
+        """Whether the record did not fit into the queue; raises for any other error."""
         error: KafkaError | None = record.pop("_error", None)
         if error is None:
             return False
         if error.code() == KafkaError._QUEUE_FULL:
             return True
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise BrokerUnavailable("a topic of this source was deleted while it was written")
+            raise BrokerUnavailable("a topic of this source was deleted while the producer wrote to it")
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             raise HeadraceError(
-                f"a row for topic {topic} is {len(record['value'] or b'')} bytes long, and Kafka's client takes fewer",
+                f"a row for topic {topic} is {len(record['value'] or b'')} bytes long, above the Kafka client's limit",
                 remedy='set "message.max.bytes" under [kafka.options], and max.message.bytes of the topic',
             )
         if error.code() in (KafkaError._FATAL, KafkaError._STATE):
-            # The transaction has failed before; only its commit tells why.
+            # The transaction has already failed; only its commit returns the reason.
             self._producer.commit_transaction(_COMMIT_SECONDS)
         raise KafkaException(error)

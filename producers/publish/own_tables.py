@@ -1,4 +1,4 @@
-"""Rows of headrace's own tables as the stream has them: who owns a gitlab schema, and requests to re-snapshot."""
+"""Reads rows of headrace's own tables from the stream: owners of gitlab schemas, and snapshot requests."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from schemas.events import UNCHANGED, Relation, Unchanged
 
 _OF_OWNER: Final = ("gitlab_schema", "owner", "epoch")
 
-Told = Mapping[str, bytes | None]
-"""A row of the table of requests as the stream has it: column → text."""
+RequestRow = Mapping[str, bytes | None]
+"""A row of headrace.snapshot_requests from the stream: column → text."""
 
 
-def told(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> Told:
-    """Return a row of the table of requests by its columns."""
+def request_row(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> RequestRow:
+    """Return a row of headrace.snapshot_requests by column."""
     names = (column.name for column in relation.columns)
     return {name: text for name, text in zip(names, values, strict=True) if not isinstance(text, Unchanged)}
 
 
 def owner_in(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> tuple[str, Owner]:
-    """Return gitlab schema and owner of a row of headrace.schema_ownership, as the stream has it."""
+    """Return gitlab schema and owner from a row of headrace.schema_ownership in the stream."""
     texts = dict(zip((column.name for column in relation.columns), values, strict=True))
     gitlab_schema, owner, epoch = (
         text.decode() if isinstance(text := texts[name], bytes) else "" for name in _OF_OWNER

@@ -1,4 +1,4 @@
-"""Where the changes of a relation go: to a table's feed, under the name and in the column order of that table."""
+"""Routes the changes of a relation to a table's feed, under that table's name and in its column order."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from schemas.events import Relation
 
 
 class Route(NamedTuple):
-    """Where the changes of a relation go; `key` are the places of the key's columns in its rows.
+    """The destination of a relation's changes; `key` are the indexes of the key's columns in its rows.
 
-    `row` turns a tuple of the stream into a row as the encoder takes it; None, for one call a change less, where it is
-    one already.
+    `row` converts a tuple of the stream into a row for the encoder; None, to save a call per change, if it already is.
     """
 
     relation: Relation
@@ -32,7 +31,7 @@ class Route(NamedTuple):
 
 
 def route_of(relation: Relation, named: Relation, feed: TableFeed, text: ServerText | None = None) -> Route:
-    """Return the route of a table, or of a partition of one; raises TableStopped and IncompatibleSchema.
+    """Return the route of a table or partition; raises TableStopped and IncompatibleSchema.
 
     `named` is the relation with its names in UTF-8; `text` converts values that are not.
     """
@@ -65,10 +64,10 @@ def _converted(
 
 
 def key_of(route: Route, values: pg.Values) -> tuple[bytes, ...]:
-    """Return the texts of a row's key; raises Malformed where the stream left one out, as no server does."""
+    """Return the texts of a row's key; raises Malformed if the stream lacks one, which no server does."""
     texts = tuple(values[place] for place in route.key)
     if not all(isinstance(text, bytes) for text in texts):
-        raise Malformed(f"{route.relation.qualified_name}: a row without its key ({', '.join(route.feed.table.key)})")
+        raise Malformed(f"{route.relation.qualified_name}: a change lacks its key ({', '.join(route.feed.table.key)})")
     return cast("tuple[bytes, ...]", texts)
 
 

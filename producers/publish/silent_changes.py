@@ -1,8 +1,8 @@
-"""Changes of a table that give its rows other values, and of which the stream says nothing: pure rules, no I/O.
+"""Detects changes of a table that alter its rows without events: pure rules, no I/O.
 
 A statement such as `ALTER … TYPE text USING upper(v)` or `ALTER TYPE … RENAME VALUE` changes rows without an event for
-any of them. What the catalog says of the columns, the table's storage and the types (`FormState`) is recorded with the
-topic, and compared with what it says later. A change that was undone in between has moved it too.
+any of them. The catalog's state of columns, storage and types (`FormState`) is recorded with the topic and compared
+with its later state. A change that was reverted in between differs too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from infra.state.positions import ColumnForm, FormState
 
 @dataclass(frozen=True, slots=True)
 class SilentChange:
-    """Rows that the topic has may have other values in the table now, and why.
+    """Why rows of the topic may have other values in the table now.
 
-    `keys` says that the same is true of their keys: the topic may then have keys that no row has any more.
+    With `keys`, their keys may differ too: the topic may have keys that no row has.
     """
 
     reason: str
@@ -27,11 +27,10 @@ class SilentChange:
 def silent_change(
     before: FormState, now: FormState, *, captured: Collection[str], key: Collection[str], copying: bool
 ) -> SilentChange | None:
-    """Return what changed between two looks at the catalog without an event, None where nothing did.
+    """Return the change between two states of the catalog that has no event, None if there is none.
 
-    `captured` are the columns of the topic's last records, `copying` says that chunks were read in the key's order.
-    What may have been harmless counts as a change where the catalog cannot tell: a table rewritten by VACUUM FULL, say,
-    one of whose columns was altered besides.
+    `captured` are the columns of the topic's last records; `copying`: chunks were read in key order. Where the catalog
+    does not know, a possibly harmless change counts: for example, VACUUM FULL of a table with a column altered.
     """
     rewritten = _rewritten(before, now)
     found: dict[str, str] = {}
@@ -45,7 +44,7 @@ def silent_change(
     for name in key:
         pair = before.columns.get(name), now.columns.get(name)
         if copying and pair[0] is not None and pair[1] is not None and pair[0].collation != pair[1].collation:
-            found[name] = "has another collation, and with it another order"
+            found[name] = "has another collation, so its order changed"
     if not found:
         return None
     name = next((name for name in found if name in key), min(found))
@@ -53,30 +52,30 @@ def silent_change(
 
 
 def merged(before: FormState, now: FormState) -> FormState:
-    """Return what is recorded after `now` was seen."""
+    """Return the state to record after `now` was read."""
     return now.model_copy(update={"columns": {**before.columns, **now.columns}})
 
 
 def _rewritten(before: FormState, now: FormState) -> bool:
-    """Whether every file of the table may have been rewritten: none is known to be the same."""
+    """Whether every file of the table may have been rewritten: none is known to be unchanged."""
     return bool(before.storage) and not any(now.storage.get(oid) == file for oid, file in before.storage.items())
 
 
 def _added(column: ColumnForm, rewritten: bool) -> str | None:
-    """Return what makes the values of a column doubtful that was added since, and perhaps written and altered."""
+    """Return why the values of an added column may be wrong: perhaps it was written and then altered."""
     if rewritten:
         return "was added, and the table was rewritten"
     return "was added, and its type was changed" if column.touched else None
 
 
 def _changed(was: ColumnForm, now: ColumnForm, rewritten: bool) -> str | None:
-    """Return what happened to a column that changed its values, as the end of a sentence."""
+    """Return how a column's values changed, as the end of a sentence."""
     if was.number != now.number:
-        return "was dropped and added again, or another one has its name now"
+        return "was dropped and added again, or another column has its name now"
     if was.generated and not now.generated:
-        return "is not generated any more, and rows have values that were never published"
+        return "is no longer generated, so rows have values that were never published"
     if rewritten and was.version != now.version:
         return "was altered, and the table was rewritten"
     if any(now.types.get(part, version) != version for part, version in was.types.items()):
-        return "is of a type whose labels or attributes were changed"
+        return "has a type whose labels or attributes changed"
     return None

@@ -1,7 +1,7 @@
-"""Counts what was written to tables in a database that had given them away: it is in no topic.
+"""Counts writes to tables that another database owns: they are in no topic.
 
-The source's own stream has the change of owner in order with the data, so that every later change of a table that went
-with it is such a write, and none before it is. The counts are recorded with the position: each change counts once.
+The source's stream has the change of owner in order with the data: every later change of those tables is such a write,
+and no earlier one. The counts are recorded with the position, so each change counts once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Strays:
     """The counts of one source, by table."""
 
     def __init__(self, source: str, recorded: Mapping[str, StrayState], feeds: Iterable[TableFeed]) -> None:
-        """Count the changes of those of `feeds` that are away, from what is recorded; forget all other tables."""
+        """Continue the recorded counts for those of `feeds` that are away; forget all other tables."""
         self._source = source
         self._counts = dict(recorded)
         self._changed: dict[str, StrayState | None] = {}
         self._log = log.get(**{log.SOURCE: source})
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         for count in recorded.values():
             metrics.STRAY_WRITES.labels(source, count.table).set(count.writes)
         away = {feed.table.name: feed.table for feed in feeds if feed.away}
@@ -36,7 +36,7 @@ class Strays:
             self.watch(table, time.time_ns() // 1_000_000)
 
     def watch(self, table: CapturedTable, since_ms: int) -> None:
-        """Count the table's changes from here on; nothing new where it is counted already."""
+        """Count the table's changes from here on, unless it is already counted."""
         if table.name not in self._counts:
             state = StrayState(
                 source=self._source, table=table.name, gitlab_schema=table.gitlab_schema, since_ms=since_ms
@@ -44,16 +44,16 @@ class Strays:
             self._set(state)
 
     def note(self, table: str, op: Op, ms: int, *, removes: bool) -> None:
-        """Count a change, committed at `ms`; with `removes`, the table may lack a key since that its topic has."""
+        """Count a change committed at `ms`; with `removes`, it may have removed a key that the topic has."""
         if (count := self._counts.get(table)) is not None:
             name = {Op.CREATE: "inserts", Op.UPDATE: "updates", Op.DELETE: "deletes", Op.TRUNCATE: "truncates"}[op]
             more = {name: getattr(count, name) + 1, "last_ms": ms, "removes": count.removes or removes}
             self._set(count.model_copy(update=more))
 
     def missed(self, feeds: Iterable[TableFeed], moved: Collection[str], next_xid: Callable[[], int]) -> None:
-        """Have the tables of gitlab schemas that came back read again where they were written meanwhile.
+        """Re-snapshot tables of gitlab schemas that came back, if they were written meanwhile.
 
-        A move that was taken back: their topics lack those writes. `next_xid` returns the next transaction's id.
+        After a reverted move their topics lack those writes. `next_xid` returns the next transaction's id.
         """
         for feed in feeds if moved else ():
             if feed.away or feed.table.gitlab_schema not in moved:
@@ -61,28 +61,28 @@ class Strays:
             count = self._end(feed.table.name)
             if count is None or not count.writes:
                 continue
-            # Rows that are read again show no key that has gone; and nothing is where the first snapshot is not done.
-            anew = count.removes or not feed.state.done
+            # A re-snapshot shows no removed key, and cannot start before the first snapshot is done.
+            from_scratch = count.removes or not feed.state.done
             self._log.warning(
-                "reading a table again that was written while another database owned it",
+                "re-snapshotting table written while another database owned it",
                 **{log.TABLE: feed.table.name},
                 writes=count.writes,
-                anew=anew,
+                from_scratch=from_scratch,
             )
-            if anew:
-                feed.ask_anew()
+            if from_scratch:
+                feed.ask_from_scratch()
             else:
                 feed.ask(KeyRange(), next_xid())
 
     def records(self) -> Iterator[tuple[bytes, StrayState | None]]:
-        """Yield what is to be recorded with the position since the last call; None: nothing of the table any more."""
+        """Yield the states to record with the position since the last call; None removes a table's record."""
         changed, self._changed = self._changed, {}
         for table, count in changed.items():
             writes = count.writes if count is not None else 0
             metrics.STRAY_WRITES.labels(self._source, table).set(writes)
-            if writes and table not in self._told:
-                self._told.add(table)
-                self._log.warning("written while another database owns it", **{log.TABLE: table}, writes=writes)
+            if writes and table not in self._logged:
+                self._logged.add(table)
+                self._log.warning("table written while another database owns it", **{log.TABLE: table}, writes=writes)
             yield stray_key(self._source, table), count
 
     def _end(self, table: str) -> StrayState | None:

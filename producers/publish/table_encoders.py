@@ -1,4 +1,4 @@
-"""The encoders of one table's rows: one for each form that its columns have had, with the schemas registered."""
+"""Encoders of one table's rows, one per version of its columns, with their registered schemas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schemas.events import Relation
 def schemas_of(
     table: CapturedTable, relation: Relation | None = None
 ) -> tuple[tuple[str, AvroSchema], tuple[str, AvroSchema]]:
-    """Return subject and schema of the table's keys and of its values, with the columns of `relation`."""
+    """Return subject and schema of the table's keys and values, with the columns of `relation`."""
     described = relation or table.relation
     return (
         (f"{table.topic}-key", key_schema(described, table.gitlab_schema, table.key)),
@@ -34,7 +34,7 @@ def schemas_of(
 
 
 class TableEncoders:
-    """Makes encoders, and knows the columns as the topic's last records have them."""
+    """Creates encoders and tracks the columns of the topic's last records."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class TableEncoders:
         recorded: Iterable[ColumnState],
         now: Callable[[], TableNow | None],
     ) -> None:
-        """`now` asks the catalog, None where it cannot tell."""
+        """`now` queries the catalog; None if that is not known."""
         self._source = source
         self._table = table
         self._registry = registry
@@ -52,7 +52,7 @@ class TableEncoders:
         self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in recorded}
         self._now = now
         self.columns: tuple[ColumnState, ...] | None = None
-        """What is to be recorded of the columns, None until an encoder was made; another one after each new form."""
+        """The columns to record, None until an encoder was created; a new tuple after each change."""
 
     @property
     def captured(self) -> frozenset[str]:
@@ -62,8 +62,8 @@ class TableEncoders:
     def encoder(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; registers their schemas the first time.
 
-        Raises IncompatibleSchema when readers of the topic could not read both, and TableStopped when what is in the
-        topic would be wrong with them; see producers.source.schema_changes.
+        Raises IncompatibleSchema if readers of the topic could not read both versions, and TableStopped if records in
+        the topic would become wrong; see producers.source.schema_changes.
         """
         identity = _identity(relation)
         if identity not in self._made:
@@ -85,8 +85,8 @@ class TableEncoders:
     def stream_encoder(self, relation: Relation) -> Encoder:
         """Return the encoder for rows that the stream describes so from here on; as `encoder`.
 
-        Where it described them so before, columns are forgotten that came and went in between, and whose number is not
-        known: a column that comes later is none of these under another name, or it would be here.
+        Where the stream is back at an earlier version, columns are forgotten that came and went in between and whose
+        number is not known: a column added later cannot be one of these renamed, or this version would have it.
         """
         if (made := self._made.get(_identity(relation))) is None:
             return self.encoder(relation)
@@ -97,9 +97,9 @@ class TableEncoders:
         return encoder
 
     def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
-        """Return the places of the stream's columns that are captured; None where all are.
+        """Return the indexes of the stream's columns that are captured; None if all are.
 
-        The stream has stored generated columns from PostgreSQL 18 on, and a chunk never: they are left out of both.
+        From PostgreSQL 18 on the stream has stored generated columns, chunks never do: both omit them.
         """
         now = self._now()
         generated = now.generated if now is not None else frozenset()
@@ -118,7 +118,7 @@ class TableEncoders:
             raise TableStopped(reason)
         if filled := filled_columns(relation, self._followed, now):
             log.get(**{log.SOURCE: self._source, log.TABLE: self._table.name}).warning(
-                "rows in the topic lack an added column until they are written again", columns=filled
+                "rows in the topic lack an added column", columns=filled
             )
         return follow(relation, self._followed, now)
 

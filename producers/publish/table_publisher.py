@@ -1,4 +1,4 @@
-"""One captured table while it is published: its encoder, the rules of its snapshot, and the records that wait."""
+"""One captured table during publishing: its encoder, the state of its snapshot, and its pending records."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ from schemas.positions import Lsn, Position
 from schemas.wire import HEADER_BYTES
 
 _COPY_OVERHEAD: Final = 2 << 20
-"""By so much COPY's line of a row may be above twice its record: texts at most double, and numbers are short."""
+"""COPY's line of a row may exceed twice its record by this much: texts at most double, and numbers are short."""
 
 _REMEMBERED_BYTES: Final = 512 * 1024
-"""What the keys of a remembered chunk may take: written in base 64, that stays below Kafka's usual megabyte."""
+"""Limit for the keys of a remembered chunk: in base64 it stays below Kafka's default of a megabyte."""
 
 _SEEN_AGAIN: Final = 1_000_000
-"""After so many transactions it is recorded again that the partitions are what they were; see has_partitions."""
+"""Unchanged partitions are recorded again after this many transactions; see has_partitions."""
 
 Record = dict[str, Any]
-"""What confluent-kafka's produce_batch takes: `key`, `value`, perhaps `partition`."""
+"""A record for confluent-kafka's produce_batch: `key`, `value`, optionally `partition`."""
 
 
 def spread(topic: str, before: int, now: int) -> str:
-    """Return why a table is stopped whose topic had so many partitions `before`."""
+    """Return why a table is stopped whose topic had `before` partitions and has `now`."""
     return (
-        f"topic {topic} has {now} partitions, and the table's keys are spread over {before}: later changes of a row"
-        " would be in another partition than the earlier ones"
+        f"topic {topic} has {now} partitions, but the table's keys are spread over {before}: later changes of a row"
+        " could go to another partition than earlier ones"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TableTopic:
-    """The topic of a table: its partitions, and how many bytes a record of it may have."""
+    """The topic of a table: its number of partitions, and the largest record in bytes."""
 
     partitions: int
     largest: int = RECORD_BYTES
 
 
 class TableFeed:
-    """What a producer knows of one table. Records collect in `waiting` until the producer sends them."""
+    """The state of one table in a producer. Records collect in `waiting` until the producer sends them."""
 
     def __init__(
         self,
@@ -71,10 +71,10 @@ class TableFeed:
         complete_rows: bool = False,
         now: Callable[[], TableNow | None] = lambda: None,
     ) -> None:
-        """`not_before` is kept with a snapshot that starts now; see SnapshotState.
+        """`not_before` is recorded with a snapshot that starts now; see SnapshotState.
 
-        `now` asks the catalog, None where it cannot tell. With
-        `complete_rows` the row of every record that leaves out a value is to be read, without it of one with a new key.
+        `now` queries the catalog; None if that is not known. With `complete_rows`, the row of every record that omits a
+        value is read; without it, only rows with a new key.
         """
         self.source = source
         self.table = table
@@ -83,67 +83,67 @@ class TableFeed:
         self._changed = False
         self.largest = topic.largest
         self.complete_rows = complete_rows
-        before, standing = _standing(source, table, topic, state, not_before)
+        before, initial = _initial_state(source, table, topic, state, not_before)
         comparable = partial(comparable_key, table) if table.ordered else None
-        self.encoders = TableEncoders(source, table, registry, standing.columns, now)
-        self.copy = TableCopy(standing.model_copy(update={"copied": (), "reread": None}), comparable)
+        self.encoders = TableEncoders(source, table, registry, initial.columns, now)
+        self.copy = TableCopy(initial.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
             order = order_name(table.order)
-            ranges = standing.reread is not None or any(each.upto is not None for each in standing.copied)
-            if ranges and order != standing.order:
+            ranges = initial.reread is not None or any(each.upto is not None for each in initial.copied)
+            if ranges and order != initial.order:
                 raise TableStopped(sorts_otherwise(table))
             self.copy = TableCopy(
-                standing.model_copy(update={"columns": self.state.columns, "order": order}), comparable
+                initial.model_copy(update={"columns": self.state.columns, "order": order}), comparable
             )
         except (IncompatibleSchema, TableStopped) as error:
-            # Of a table whose key changed the ledger could not be read.
+            # After a change of the key the recorded ranges cannot be read.
             self.stop(error.problem)
-        self._seen = standing.partitions_seen
+        self._seen = initial.partitions_seen
         self.leaves = frozenset(each.oid for each in self.state.partitions)
         """The oids of the partitions whose changes are published as the table's."""
         if before not in (None, topic.partitions) and not self.state.stopped:
             self.stop(spread(table.topic, before, topic.partitions))
         self.judging = self.copy.judging
-        """Whether events of this table have to be judged; false once the stream has passed its snapshot."""
+        """Whether events have to be compared with the snapshot; false once the stream has passed it."""
         self.away = False
-        """Whether another database owns the table now: nothing of it is published here."""
+        """Whether another database owns the table now, so that it is not published here."""
         self.hidden = table.hidden is not None
-        """Whether its rows may not be read now: its events are published, and the copy waits."""
+        """Whether the role may not read its rows now: its events are published, the snapshot waits."""
 
     @property
     def longest_line(self) -> int:
-        """How many bytes COPY may send of a row: of more no record could be made."""
+        """The most bytes that COPY may send for a row: no record could be made of more."""
         return 2 * self.largest + _COPY_OVERHEAD
 
     @property
     def copying(self) -> bool:
-        """Whether there is more of it to copy here."""
+        """Whether this source has rows of it left to read."""
         return not (self.away or self.hidden or self.state.stopped) and (not self.copy.complete or self.rows_due)
 
     @property
     def rows_due(self) -> bool:
-        """Whether rows whose last record leaves out a value are to be read now."""
+        """Whether rows whose last record omits a value are to be read now."""
         return self.copy.rows_due(time.monotonic())
 
     @property
     def rows_wait(self) -> bool:
-        """Whether so many of those rows wait that the stream has to wait for them."""
+        """Whether so many of those rows are pending that the stream has to wait for them."""
         return self.copying and self.copy.incomplete.many
 
     @property
     def readable(self) -> bool:
-        """Whether something of it may be read now, as far as the table is concerned."""
+        """Whether the table's state allows a read now."""
         return self.copy.ready or self.rows_due
 
     @property
     def counts_transactions(self) -> bool:
-        """Whether a read to come has to wait for the transactions that the stream passes."""
+        """Whether a later read has to wait for the transactions that the stream passes."""
         return self.judging or self.copy.incomplete.noted
 
     @property
     def state(self) -> SnapshotState:
-        """What is to be recorded of the table."""
+        """The state to record for the table."""
         return self.copy.state
 
     def encoder_for(self, relation: Relation) -> Encoder:
@@ -163,15 +163,15 @@ class TableFeed:
         return encoder
 
     def stop(self, reason: str) -> None:
-        """Publish nothing more of the table: what is left out from here on is missing in its topic."""
+        """Stop publishing the table: its topic lacks all later changes."""
         self.copy.note(stopped=reason)
         self._changed = True
 
     def add_chunk(self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int) -> int:
-        """Publish a chunk's rows just after the stream's current position, and note it as copied up to `upto`.
+        """Publish a chunk's rows just after the stream's current position, and mark it as copied up to `upto`.
 
-        Returns how many rows: where keys have to be remembered, as many as their record has room for. `size` is the
-        rows a full chunk has, for the estimate of how many there will be.
+        Returns the number of rows: where keys have to be remembered, as many as their record has room for. `size` is
+        the number of rows in a full chunk, to estimate the number of chunks.
         """
         keys, values = self._encoded(chunk, position)
         if self.copy.remembers and (room := _room(keys)) < len(keys):
@@ -185,24 +185,24 @@ class TableFeed:
         return len(keys)
 
     def add_rows(self, asked: Iterable[Texts], chunk: ChunkRows, position: Position) -> int:
-        """Publish rows that were read by key just after the stream's current position; return how many.
+        """Publish rows read by key just after the stream's current position; return their number.
 
-        `asked` are the keys that were looked for.
+        `asked` are the requested keys.
         """
         keys, values = self._encoded(chunk, position)
         self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
         returned = frozenset(key[HEADER_BYTES:] for key in keys)
         if chunk.upto is not None:
-            # It was cut short: what it lacks may be gone, or still to be read.
+            # It was cut short: missing rows may be gone, or still to be read.
             asked = [key for key in asked if self._message_key(tuple(text.encode() for text in key)) in returned]
         self.copy.read_rows(asked, RememberedChunk(returned, chunk.snapshot, chunk.lsn), time.monotonic())
         self._note()
         return len(keys)
 
     def _encoded(self, chunk: ChunkRows, position: Position) -> tuple[list[bytes], list[bytes]]:
-        """Return keys and values of a chunk's rows, which have their place just after the current position."""
+        """Return keys and values of a chunk's rows, positioned just after the current position."""
         encoder = self.encoder_for(chunk.relation)
-        # The change after this one may have that place, but is none of these rows': the barrier makes them show it.
+        # The next change may get the same ordinal, but not for these rows: the barrier makes them include it.
         prefix = encoder.copy_prefix(
             lsn=position.commit_lsn, ordinal=position.ordinal + 1, ts_ms=time.time_ns() // 1_000_000
         )
@@ -212,14 +212,14 @@ class TableFeed:
         return keys, values
 
     def leaves_out(self, texts: tuple[bytes, ...]) -> None:
-        """Note that the record just published for a key leaves out a value."""
+        """Note that the record just published for a key omits a value."""
         self.copy.leaves_out(tuple(text.decode() for text in texts))
         self._changed = True
 
     def repeat_for_rows(self, not_before: int) -> None:
-        """Have the whole table read again, since too many of its last records leave out a value."""
+        """Re-snapshot the table, since too many of its last records omit a value."""
         log.get(**{log.SOURCE: self.source, log.TABLE: self.table.name}).warning(
-            "too many records leave out a value; the table is read again"
+            "re-snapshotting table because too many records leave out a value"
         )
         self.copy.repeat_for_rows(not_before)
         self._note()
@@ -227,7 +227,7 @@ class TableFeed:
     def settle(self, lsn: Lsn) -> bool:
         """Forget the snapshots of chunks that the stream has passed.
 
-        Returns whether the state changed since the last call, by that or otherwise, and has to be recorded.
+        Returns whether the state changed since the last call and has to be recorded.
         """
         if self.judging and self.copy.passed(lsn):
             self._note()
@@ -235,9 +235,9 @@ class TableFeed:
         return changed
 
     def truncated(self, lsn: Lsn) -> None:
-        """Note that the stream, which is at `lsn`, emptied the table while it was judged.
+        """Note that the stream, which is at `lsn`, truncated the table during its snapshot.
 
-        What it has of the rows from there up to the position of the table's form may be older than the form.
+        Its events between there and the position of the table's form may be older than the form.
         """
         self.copy.truncated()
         if lsn < self.state.form.lsn:
@@ -245,7 +245,7 @@ class TableFeed:
         self._note()
 
     def silent_change(self, form: FormState) -> SilentChange | None:
-        """Return what no event told of the table's values since its form was noted, None where nothing changed."""
+        """Return the change of the table's values without events since its recorded form, None if there is none."""
         before = self.state.form
         if not before.columns:
             return None
@@ -254,39 +254,39 @@ class TableFeed:
         )
 
     def take_form(self, form: FormState, not_before: int) -> SilentChange | None:
-        """Note what the values of the table are made of now; return the change that no event told, if there was one.
+        """Record the table's current form; return the change without events, if there was one.
 
-        The rows are then read again, and where their keys may have changed, into an emptied topic. `not_before` must be
-        above every transaction that has begun.
+        The table is then re-snapshotted, from scratch if its keys may have changed. `not_before` must be above every
+        transaction that has begun.
         """
         change = self.silent_change(form)
         before = self.state.form
         noted = merged(before, form)
         if change is None and before.columns:
-            # No value is other than at the look before: what the stream has of the rows since then is right.
+            # No value changed since the last check: the stream's rows since then are correct.
             noted = noted.model_copy(update={"lsn": before.lsn})
         self.copy.note(form=noted)
         if change is not None and change.keys:
-            self.copy.note(anew=True)
+            self.copy.note(from_scratch=True)
         elif change is not None:
             self.copy.repeat(not_before)
         self._note()
         return change
 
     def ask(self, asked: KeyRange, not_before: int) -> None:
-        """Have a range read again; see TableCopy.ask."""
+        """Re-snapshot a range; see TableCopy.ask."""
         self.copy.ask(asked, not_before)
         self._note()
 
-    def ask_anew(self) -> None:
-        """Have the topic emptied and the table read from nothing, at the next start of its source."""
-        self.copy.note(anew=True)
+    def ask_from_scratch(self) -> None:
+        """Re-snapshot the table from scratch at the next start of its source."""
+        self.copy.note(from_scratch=True)
         self._note()
 
     def has_partitions(self, now: Partitions) -> None:
-        """Note that the topic has the rows of these partitions, or is about to.
+        """Record that the topic has the rows of these partitions, or soon will.
 
-        Where nothing but `seen` differs it is recorded with the next change, or after many transactions.
+        If only `seen` differs, that is recorded with the next change, or after many transactions.
         """
         changed = self.state.partitions != now.states or now.seen - self._seen >= _SEEN_AGAIN
         self.copy.note(**_recorded(now))
@@ -295,22 +295,22 @@ class TableFeed:
             self.leaves = frozenset(now.by_oid)
             self._changed = True
 
-    def read_anew(self, position: Position, not_before: int) -> None:
-        """Empty the topic just after the stream's current position, and start the snapshot again."""
+    def restart_from_scratch(self, position: Position, not_before: int) -> None:
+        """Empty the topic just after the stream's current position, and restart the snapshot."""
         encoder = self.encoder_for(self.table.relation)
         now_ms = time.time_ns() // 1_000_000
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)
         self.empty(*encoder.truncate(prefix, position.ordinal + 1, now_ms))
-        self.copy.anew(not_before)
+        self.copy.from_scratch(not_before)
         self.copy.note(order=order_name(self.table.order))
         self._note()
 
     def empty(self, key: bytes, value: bytes) -> None:
-        """Add the record of a truncate to every partition, since each has rows of the table."""
+        """Add a truncate record to every partition, since each has rows of the table."""
         self.waiting += [{"key": key, "value": value, "partition": number} for number in range(self.partitions)]
 
     def publishes(self, texts: tuple[bytes, ...], xid: int, commit_lsn: Lsn) -> bool:
-        """Whether an event on the row with this key goes to the topic; asked only while `judging`."""
+        """Whether an event for the row with this key is published; called only while `judging`."""
         return self.copy.publishes(texts, lambda: self._message_key(texts), xid, commit_lsn)
 
     def too_large(self, size: int, columns: Iterable[tuple[str, int]]) -> TableStopped:
@@ -318,7 +318,7 @@ class TableFeed:
         largest = sorted(columns, key=lambda column: -column[1])[:3]
         named = ", ".join(f"{name} {length}" for name, length in largest)
         return TableStopped(
-            f"a row makes a record of {size} bytes, where its topic takes {self.largest} (its key is"
+            f"a row makes a record of {size} bytes, but its topic accepts {self.largest} (its key is"
             f" {', '.join(self.table.key)}; bytes of its largest columns: {named})"
         )
 
@@ -338,24 +338,28 @@ class TableFeed:
         self.judging = self.copy.judging
 
     def _message_key(self, texts: tuple[bytes, ...]) -> bytes:
-        """Return a row's key as messages have it, without the schema's id."""
+        """Return a row's message key, without the schema's id."""
         relation, places = self.table.relation, dict(zip(self.table.key, texts, strict=True))
         row = [places.get(column.name) for column in relation.columns]
         return self.encoder_for(relation).key(row)[HEADER_BYTES:]
 
 
-def _standing(
+def _initial_state(
     source: str, table: CapturedTable, topic: TableTopic, state: SnapshotState | None, not_before: int
 ) -> tuple[int | None, SnapshotState]:
-    """Return how many partitions the topic had when the table was recorded, and what its copy goes by."""
+    """Return the recorded number of the topic's partitions, and the state that the copy starts from."""
     fresh = SnapshotState(source=source, table=table.name, topic=table.topic, not_before=not_before)
-    # What stood in the topic of one that is read anew is about to be taken back, and with it all that is followed.
-    standing = fresh.model_copy(update={"done": True, "anew": True}) if state and state.anew else state or fresh
-    if state is None or state.anew:
-        # Read before any row: what changes from here on differs from what is recorded.
-        standing = standing.model_copy(update=_recorded(table.partitions))
-    before = None if standing.anew else standing.topic_partitions
-    return before, standing.model_copy(update={"topic_partitions": before or topic.partitions})
+    # From scratch, the topic is about to be emptied, and its recorded columns are void.
+    initial = (
+        fresh.model_copy(update={"done": True, "from_scratch": True})
+        if state and state.from_scratch
+        else state or fresh
+    )
+    if state is None or state.from_scratch:
+        # Read before any row, so that later changes differ from the record.
+        initial = initial.model_copy(update=_recorded(table.partitions))
+    before = None if initial.from_scratch else initial.topic_partitions
+    return before, initial.model_copy(update={"topic_partitions": before or topic.partitions})
 
 
 def _recorded(partitions: Partitions) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""A source's producer: what it does at a start, its loop, and what it is asked to do."""
+"""A source's producer: its start, its loop, and the requests that it takes."""

@@ -1,4 +1,4 @@
-"""What a start does once it has fenced others: the stream's beginning, the tables' feeds, the slot taken over."""
+"""Prepares a session that has fenced other producers: topics, publication, stream start, table feeds, and the slot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from producers.publish.table_encoders import schemas_of
 from producers.publish.table_publisher import TableFeed, TableTopic
 from producers.session import handover as ownership
 from producers.session import resume
-from producers.session.handover import Standing
+from producers.session.handover import Scope
 from producers.source import slots
 from producers.source.partitions import NOTICES_ATTACHED
 from producers.source.publication import edited, ensure_publication, read_publication, withdraw
@@ -39,11 +39,11 @@ from schemas.positions import Lsn
 from schemas.topics import positions_topic, schemas_topic
 
 SESSION: Final = "SET synchronous_commit = local"
-"""Heartbeats don't wait for a standby that is down; what else a session relies on is set when it is opened."""
+"""Heartbeats don't wait for a standby that is down; a session's other settings are set when it is opened."""
 
 _TAKEOVER_SECONDS: Final = 15.0
 _SESSIONS: Final = 0x68647263
-"""The class of the advisory locks that producers' sessions hold, one for each slot: "hdrc" in ASCII."""
+"""The class of the advisory locks that producers' sessions hold, one per slot: "hdrc" in ASCII."""
 
 _END: Final = "SELECT pg_terminate_backend(%s)"
 _HOLDERS: Final = """
@@ -54,21 +54,21 @@ SELECT pid FROM pg_locks
 
 
 def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTable], lines: log.Log) -> dict[str, int]:
-    """Make the topics that are not there; return table → how many partitions its topic has.
+    """Create missing topics; return table → its topic's number of partitions.
 
-    Raises TopicUnfit for one that would lose what it has to keep.
+    Raises TopicUnfit for a topic that would lose records it has to keep.
     """
-    lines.info("preparing", tables=len(tables))
+    lines.info("preparing topics", tables=len(tables))
     positions = positions_topic(settings.prefix)
-    with Stalls(f"{settings.prefix}.{source}") as stalls, stalls.watching("make the topics"):
+    with Stalls(f"{settings.prefix}.{source}") as stalls, stalls.watching("create the topics"):
         ensure_topic(settings.kafka, positions, partitions=1, config=STATE)
         made = ensure_topics(settings.kafka, [table.topic for table in tables])
         topic_requirements.require(settings.kafka, made, (positions, schemas_topic(settings.prefix)))
     for weakness in durability.weaknesses(settings):
         fields = {"topics": len(weakness.shown), "first": weakness.shown[0]} if weakness.shown else {}
         reason = weakness.problem.removeprefix("WARNING: ")
-        lines.warning("Kafka is not set up as it should be", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
-    lines.info("topics are ready", topics=len(made))
+        lines.warning("Kafka setup is not durable", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
+    lines.info("topics ready", topics=len(made))
     return {table.name: made[table.topic] for table in tables}
 
 
@@ -78,22 +78,22 @@ def open_feeds(
     tables: Sequence[CapturedTable],
     partitions: Mapping[str, int],
     snapshots: Mapping[str, SnapshotState],
-    standing: Standing,
+    scope: Scope,
     watch: TableWatch,
     *,
     not_before: int,
 ) -> list[TableFeed]:
-    """Return the tables' feeds, each copied as far as `snapshots` says; `partitions` are those of a table's topic.
+    """Return the tables' feeds, each with its progress in `snapshots`; `partitions` is table → partitions of its topic.
 
-    Raises TableStopped when nothing can be published of any table that the source owns.
+    Raises TableStopped when every table that the source owns is stopped.
     """
     registry = open_registry(settings)
     largest = largest_records(settings.kafka, [table.topic for table in tables])
-    fresh = [table for table in standing.here(tables) if table.name not in snapshots or snapshots[table.name].anew]
+    fresh = [table for table in scope.here(tables) if table.name not in snapshots or snapshots[table.name].from_scratch]
     for table in fresh:
         registry.forget(f"{table.topic}-key")
         registry.forget(f"{table.topic}-value")
-    # Of a table that continues, only what can be followed is registered, which its feed knows.
+    # A table that continues has its schemas registered by its feed, which knows the changes that can be followed.
     registry.register_all([each for table in fresh for each in schemas_of(table)])
     feeds = [
         TableFeed(
@@ -101,7 +101,7 @@ def open_feeds(
             table,
             TableTopic(partitions[table.name], largest[table.topic]),
             registry,
-            snapshots.get(table.name) or standing.given.get(table.name),
+            snapshots.get(table.name) or scope.given.get(table.name),
             not_before=not_before,
             complete_rows=settings.database(source).complete_rows,
             now=partial(watch.now, table.relation.oid),
@@ -109,16 +109,16 @@ def open_feeds(
         for table in tables
     ]
     for feed in feeds:
-        feed.away = feed.table.gitlab_schema in standing.away
+        feed.away = feed.table.gitlab_schema in scope.away
     here = [feed for feed in feeds if not feed.away]
     if here and all(feed.state.stopped for feed in here):
-        # Nothing was skipped yet, so that undoing the change is a way out here.
+        # Nothing was skipped yet, so undoing the change still helps.
         raise all_stopped(source, (feed.state for feed in here))
     return feeds
 
 
 def all_stopped(source: str, tables: Iterable[SnapshotState]) -> TableStopped:
-    """Return the refusal of a source that would publish nothing."""
+    """Return the error of a source whose tables are all stopped."""
     reasons = "; ".join(sorted(f"{each.table}: {each.stopped}" for each in tables))
     return TableStopped(f"every table of {source} is stopped ({reasons})")
 
@@ -130,21 +130,22 @@ def open_publication(
     snapshots: dict[str, SnapshotState],
     lines: log.Log,
 ) -> Mapping[str, str]:
-    """Publish exactly `tables`; return how each is published, to be recorded.
+    """Publish exactly `tables`; return table → its version in the publication, to be recorded.
 
-    Stops those of `snapshots` whose publication was edited since they were recorded. What is right already keeps its
-    version here, so that an edit up to this moment shows, be it undone.
+    Stops those of `snapshots` whose publication was edited since they were recorded. A table that is already up to
+    date keeps its version, so that an edit until now is noticed even if it was undone.
     """
     if connection.info.server_version < NOTICES_ATTACHED:
-        # The stream may be before a partition was attached: published anew, its changes are sent from here on.
+        # The stream may not have reached the attachment of a partition: once the table is published again, the server
+        # sends the partition's changes from here on.
         for each in tables:
-            if each.partitioned and (each.name not in snapshots or snapshots[each.name].anew):
+            if each.partitioned and (each.name not in snapshots or snapshots[each.name].from_scratch):
                 withdraw(connection, name, each)
     if ensure_publication(connection, name, tables):
         lines.info("publication set", publication=name, tables=len(tables))
     publication = read_publication(connection, name)
     for table, snapshot in snapshots.items():
-        if not snapshot.anew and (reason := edited(snapshot.published, table, publication)) is not None:
+        if not snapshot.from_scratch and (reason := edited(snapshot.published, table, publication)) is not None:
             snapshots[table] = snapshot.model_copy(update={"stopped": reason})
     return {} if publication is None else publication.tables
 
@@ -158,31 +159,31 @@ def begin_stream(
     handover: HandoverState | None,
     stop: threading.Event,
 ) -> StreamState:
-    """Return the state of a stream that is read for the first time: behind `handover`, or from its slot's beginning.
+    """Return the state of a stream that is read for the first time: after `handover`, or from its slot's start.
 
-    Of a slot that is there only what comes from now on is read. One that is not is made, which waits for every
-    transaction that runs. Raises Interrupted when stopped meanwhile.
+    An existing slot is read from the current WAL position. A missing one is created, which waits for every running
+    transaction. Raises Interrupted when stopped meanwhile.
     """
-    standing = slots.read(connection, slot)
+    existing = slots.read(connection, slot)
     if handover is not None:
-        return ownership.first_state(source, instance, slot, standing, system, handover, opened_lsn(connection))
-    if standing is not None and standing.ready:
-        assert standing.confirmed_flush is not None
-        # One that is older than the publication could never be read, and every table is copied from now on.
-        start = standing.confirmed_flush if standing.active_pid else slots.skip(connection, slot)
+        return ownership.first_state(source, instance, slot, existing, system, handover, opened_lsn(connection))
+    if existing is not None and existing.ready:
+        assert existing.confirmed_flush is not None
+        # A slot older than the publication could never be read, and every table is snapshotted from now on.
+        start = existing.confirmed_flush if existing.active_pid else slots.skip(connection, slot)
     else:
         lines = log.get(**{log.SOURCE: source})
-        lines.info("creating the slot; running transactions are waited for", slot=slot)
+        lines.info("creating slot, waiting for running transactions", slot=slot)
         start = slots.create(connection, slot, failover=True, stop=stop)
     return resume.first_state(source, instance, slot, system, start)
 
 
 def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
-    """Let this be the one session that copies for a slot, ending that of a producer that was just fenced.
+    """Make this the only session that copies for a slot; terminate that of a producer that was just fenced.
 
-    One that hangs, or whose machine has gone, would keep its chunk's locks. A session that alters or truncates the
-    table would wait for them, and every other one for that. Raises SlotInUse when the session does not end, and
-    Interrupted when stopped meanwhile.
+    A session that hangs, or whose machine is gone, would keep its chunk's locks. Another session that alters or
+    truncates the table would wait for them, and all others would queue behind it. Raises SlotInUse when the session
+    does not end, and Interrupted when stopped meanwhile.
     """
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
@@ -192,16 +193,16 @@ def take_session(connection: psycopg.Connection[Any], source: str, slot: str, st
         for pid in sessions_of(connection, slot):
             if time.monotonic() > deadline:
                 raise SlotInUse(slot, pid)
-            log.get(**{log.SOURCE: source}).warning("ending the session of an earlier producer", pid=pid)
+            log.get(**{log.SOURCE: source}).warning("terminating the session of an earlier producer", pid=pid)
             connection.execute(_END, (pid,))
         if stop.wait(0.1):
-            raise Interrupted(f"stopped while the session of an earlier producer of {source} was ended")
+            raise Interrupted(f"stopped while terminating the session of an earlier producer of {source}")
 
 
 def sessions_of(connection: psycopg.Connection[Any], slot: str) -> list[int]:
-    """Return the process ids of the sessions that copy for a slot: none where no producer of it runs.
+    """Return the process ids of the sessions that copy for a slot; none while no producer uses it.
 
-    A slot may have a reader even so: the server notices only later that a producer has gone.
+    The slot may still have a reader then: the server notices only later that a producer is gone.
     """
     return [pid for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, _lock_of(slot) % (1 << 32))).fetchall()]
 
@@ -219,19 +220,19 @@ def take_slot(
     start: Lsn,
     stop: threading.Event,
 ) -> ReplicationStream:
-    """Open the stream, ending the connection of a producer that was just fenced.
+    """Open the stream; terminate the connection of a producer that was just fenced.
 
-    The slot is made one that a standby may take over, where it is not. Raises SlotInUse when the other producer keeps
-    it, and Interrupted when stopped meanwhile.
+    Makes the slot a failover slot if it is not one. Raises SlotInUse when the other producer keeps it, and Interrupted
+    when stopped meanwhile.
     """
     deadline = time.monotonic() + _TAKEOVER_SECONDS
     while True:
         _ensure_failover(connection, source, slot)
         try:
             options = StreamOptions(
-                # Large transactions then wait on this disk, not on the source's, and are here when they commit.
+                # Large transactions are then spilled to this disk, not the source's, and are here when they commit.
                 streaming=Streaming.ON,
-                # Any role may write messages, each of up to a gigabyte, which would be read at every start.
+                # Any role may write messages of up to a gigabyte, which would be read at every start.
                 messages=False,
                 application_name=f"headrace {source}",
                 client_encoding=stream_encoding(connection),
@@ -240,18 +241,18 @@ def take_slot(
         except SlotInUse as error:
             if time.monotonic() > deadline:
                 raise
-            log.get(**{log.SOURCE: source}).warning("taking the slot over", slot=slot, pid=error.pid)
+            log.get(**{log.SOURCE: source}).warning("taking over slot", slot=slot, pid=error.pid)
             if error.pid is not None:
                 connection.execute(_END, (error.pid,))
             if stop.wait(0.1):
-                raise Interrupted(f"stopped while slot {slot} was taken over") from error
+                raise Interrupted(f"stopped while taking over slot {slot}") from error
 
 
 def _ensure_failover(connection: psycopg.Connection[Any], source: str, slot: str) -> None:
-    """Without it the source can be read as well; only a failover would lose its slot."""
+    """Make the slot a failover slot. The source can be read without that, but a failover would lose the slot."""
     lines = log.get(**{log.SOURCE: source})
     try:
         if slots.ensure_failover(connection, slot):
-            lines.info("a standby may take the slot over from now on", slot=slot)
+            lines.info("slot failover enabled", slot=slot)
     except (psycopg.Error, HeadraceError) as error:
-        lines.warning("no standby can take the slot over", slot=slot, **{log.REASON: one_line(error)})
+        lines.warning("slot failover not enabled", slot=slot, **{log.REASON: one_line(error)})

@@ -1,4 +1,4 @@
-"""What `headrace check` says of a source: what keeps it from being read, how to recover, how long its slot lasts."""
+"""Checks a source for `headrace check`: what would refuse its start, how to recover, and when its slot is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState
 from producers.session import handover as ownership
 from producers.session import resume, slot_monitor
-from producers.session.slot_monitor import Forecast, LogGrowth
+from producers.session.slot_monitor import Forecast, WalGrowth
 from producers.source import gaps, preflight, slots
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
@@ -27,25 +27,25 @@ from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.topics import positions_topic, schemas_topic
 
 _MEASURED_SECONDS: Final = 1.0
-"""How long the log is watched where nobody recorded how fast it grows."""
+"""How long WAL growth is measured when no producer has recorded its rate."""
 _SETTLED_SECONDS: Final = 5.0
-"""Within this a position that a producer confirmed can be read from Kafka by everybody."""
+"""A position that a producer confirmed is visible to every Kafka reader within this time."""
 
 
 def hindrances(
     connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
 ) -> list[Finding]:
-    """Return everything that is in the way of `source`, each with the way out. Changes nothing.
+    """Return everything that prevents `source` from being read, each with its remedy. Changes nothing.
 
-    `positions` is None where Kafka cannot be reached: then what is recorded of the source is left out.
+    Without `positions`, since Kafka cannot be reached, the source's recorded state is not checked.
     """
     database = settings.database(source)
     if not database.tables and any(each.database == source for each in settings.virtual_storages.values()):
-        return list(_of_another_name(connection, source))  # walks are recorded in it, and it is no source itself
+        return list(_of_another_name(connection, source))  # it records walks and is not a source itself
     name = slots.slot_name(settings, source, database)
     denied = list(_rights(connection, settings, source, positions))
     if denied:
-        positions = None  # what may not be read is left out
+        positions = None  # the recorded state may not be readable
     sources = positions.sources() if positions else {}
     stopped = resume.stopped_tables(connection, settings, source, sources.get(source, SourceState()))
     found = list(preflight.findings(connection, source, database, name, settings.prefix, leave_out=stopped))
@@ -64,9 +64,9 @@ def hindrances(
 def outlook(
     connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
 ) -> Forecast | None:
-    """Return what becomes of the slot of `source`, None without one; `positions` as for `hindrances`.
+    """Return the forecast for the slot of `source`, None without a slot; `positions` as for `hindrances`.
 
-    Watches the log for a second where nobody recorded how fast it grows.
+    Measures WAL growth for a second when no producer has recorded its rate.
     """
     name = slots.slot_name(settings, source, settings.database(source))
     state = (positions.sources() if positions else {}).get(source, SourceState())
@@ -75,7 +75,7 @@ def outlook(
         return None
     rate = slot_monitor.remembered(state.stream, reading)
     if rate is None:
-        growth = LogGrowth()
+        growth = WalGrowth()
         growth.add(reading.at, reading.written)
         time.sleep(_MEASURED_SECONDS)
         again = slot_monitor.read(connection, name)
@@ -93,8 +93,8 @@ def _standby(connection: psycopg.Connection[Any]) -> bool:
 def _rights(
     connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
 ) -> Iterator[Finding]:
-    """Yield what a start of the producer, and its work, would be denied."""
-    # Of a captured table that may not be read, preflight says it.
+    """Yield the rights that the producer lacks to start and to run."""
+    # Preflight reports captured tables that may not be read.
     if lacks := privileges.lacking(connection, producer_rights.OWN_TABLES):
         role = connection.info.user
         yield Finding(
@@ -113,7 +113,7 @@ def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterat
     try:
         recorded = database_name(connection)
     except psycopg.errors.InsufficientPrivilege:
-        return  # the script that makes the schema grants it, and preflight names what else is missing
+        return  # the script that creates the schema grants it, and preflight reports what else is missing
     if recorded not in (None, source):
         yield Finding(
             f"the settings call this database {source}, but it is on record as {recorded} (headrace.database)",
@@ -127,25 +127,25 @@ def _half_made(connection: psycopg.Connection[Any], slot: str) -> Iterator[Findi
     if state is not None and not state.made and state.active_pid is not None:
         named = ", ".join(blocking(connection, state.active_pid)) or "a moment"
         yield Finding(
-            f"slot {slot} is still being made by process {state.active_pid}, which waits for {named}",
+            f"slot {slot} is still being created by process {state.active_pid}, which waits for {named}",
             slots.SlotAwaited.__doc__ or "",
         )
 
 
 def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
     if away := standbys.obstacles(connection, slot):
-        yield Finding(f"slot {slot} sends nothing that is written now: {', '.join(away)}", standbys.REMEDY)
+        yield Finding(f"slot {slot} sends no new changes: {', '.join(away)}", standbys.REMEDY)
 
 
 def _topics(
     connection: psycopg.Connection[Any], settings: Settings, source: str, stopped: Mapping[str, SnapshotState]
 ) -> Iterator[Finding]:
-    """Yield the topics that would lose what they have to keep."""
+    """Yield the topics that would lose records they have to keep."""
     database = settings.database(source)
     try:
         tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     except Refused:
-        return  # which is a finding of preflight's
+        return  # preflight reports it
     state = positions_topic(settings.prefix), schemas_topic(settings.prefix)
     for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state):
         yield Finding(each.problem, each.remedy)
@@ -158,13 +158,13 @@ def _gaps(
     positions: Positions,
     stopped: Mapping[str, SnapshotState],
 ) -> Iterator[Finding]:
-    """Yield the gap that a start would refuse, with the way out of it."""
+    """Yield the gap that a start would refuse, with its remedy."""
     database = settings.database(source)
     name = slots.slot_name(settings, source, database)
     try:
         tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     except Refused:
-        tables = ()  # which is a finding of preflight's
+        tables = ()  # preflight reports it
     deadline = time.monotonic() + _SETTLED_SECONDS
     while True:
         try:
@@ -179,7 +179,7 @@ def _gaps(
             yield Finding(awaited.problem, awaited.remedy)
             return
         except OwnershipMoved:
-            return  # it has no tables any more, and needs no slot
+            return  # it has no tables left and needs no slot
         else:
             return
 
@@ -191,29 +191,29 @@ def _unrecorded(
     sources: Mapping[str, SourceState],
     stopped: Mapping[str, SnapshotState],
 ) -> Iterator[Finding]:
-    """Yield what else a start would refuse: a table whose topic cannot be gone on with, or whose owner is another."""
+    """Yield what else a start would refuse: a table whose topic cannot be continued, or that another database owns."""
     database = settings.database(source)
     state = sources.get(source, SourceState())
     for each in stopped.values():
         yield Finding(
-            f"table {each.table} is stopped ({each.stopped}), so that its topic lacks changes",
-            f"put that right if it can be, then have it read anew with `headrace snapshot {each.table} --anew`",
+            f"table {each.table} is stopped ({each.stopped}), and its topic lacks changes",
+            f"fix the cause if possible, then re-snapshot it with `headrace snapshot {each.table} --from-scratch`",
         )
     tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     captured = {table.name for table in tables}
     for each in state.snapshots.values():
         if each.stopped and each.table in captured:
-            # Before any of its rows was published: the next start tries again.
+            # It was stopped before any of its rows was published: the next start tries again.
             yield Finding(
                 f"table {each.table} cannot be read ({each.stopped})",
-                "put that right; then the next start of its producer reads it (docs/recovery.md)",
+                "put that right; then the next start of its producer reads it (docs/how-to/recovery.md)",
             )
     try:
-        standing = ownership.standing(source, tables, sources, owners(connection))
-        known = standing.of(state)
+        scope = ownership.source_scope(source, tables, sources, owners(connection))
+        known = scope.of(state)
         publication = read_publication(connection, database.publication)
-        snapshots = resume.standing_snapshots(settings, source, known, standing.here(tables), publication)
-        handover = standing.behind(snapshots)
+        snapshots = resume.current_snapshots(settings, source, known, scope.here(tables), publication)
+        handover = scope.handover_before(snapshots)
         if known.stream is None and handover is not None:
             name = slots.slot_name(settings, source, database)
             slot, opened = slots.read(connection, name), opened_lsn(connection)

@@ -1,7 +1,7 @@
-"""Commits what was read: records, states and the position in one Kafka transaction, which the slot then follows.
+"""Commits records, states and the position in one Kafka transaction, then confirms the slot.
 
-Killed before Kafka's commit, nothing of it is there; killed after it, the slot sends again what the position says is
-published.
+After a kill before Kafka's commit, nothing of it is visible. After a kill between that commit and the slot's
+confirmation, the slot resends changes that the position shows as published.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from producers.publish.capture import Capture
 from producers.publish.kafka_transaction import Relay
 from producers.publish.table_publisher import TableFeed
 from producers.session import handover
-from producers.session.resume import ServerLog
-from producers.session.slot_monitor import Guardian
+from producers.session.resume import ServerWal
+from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
 from producers.source.transactions import current_snapshot, next_xid
 from producers.watch.catalog_watch import TableWatch
@@ -30,9 +30,9 @@ from schemas.positions import Lsn
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Why a session ends and its source begins another: a table is to be read anew.
+    """The reason why a source ends its session and opens another: `table` is to be re-snapshotted from scratch.
 
-    None: partitions were added of which the server would send no changes; the stream begins again, after that.
+    None: partitions were added whose changes the server sends only to a stream that starts afterwards.
     """
 
     table: str | None = None
@@ -40,12 +40,12 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who writes a source's records, and of which slot and server they are."""
+    """The writer of a source's records, and the slot and server from which they come."""
 
     source: str
     instance: str
     slot: str
-    server: ServerLog
+    server: ServerWal
 
 
 class Commits:
@@ -60,7 +60,7 @@ class Commits:
         relay: Relay,
         requests: Requests,
         watch: TableWatch,
-        guardian: Guardian,
+        slot_monitor: SlotMonitor,
     ) -> None:
         self._sql = sql
         self._identity = identity
@@ -69,7 +69,7 @@ class Commits:
         self._relay = relay
         self._requests = requests
         self._watch = watch
-        self._guardian = guardian
+        self._slot_monitor = slot_monitor
 
     @property
     def pending(self) -> bool:
@@ -77,7 +77,7 @@ class Commits:
         return self._capture.moved or bool(self._relay.pending)
 
     def send(self) -> None:
-        """Give the producer's client what the tables' feeds have collected; nothing of it is there before a commit."""
+        """Hand the feeds' records to the producer's client; they become visible with the commit."""
         for feed in self._feeds:
             if feed.waiting:
                 self._relay.send(feed.table.topic, feed.take())
@@ -89,10 +89,10 @@ class Commits:
         *,
         confirm: Callable[[Lsn], object] = lambda _: None,
     ) -> Restart | None:
-        """Publish what waits, with the position, in one Kafka transaction; then have the slot forget it by `confirm`.
+        """Publish pending records and the position in one Kafka transaction; then `confirm` the position to the slot.
 
-        What is recorded of tables that are `left_out` restarts nothing: one that is to be read anew is so at a later
-        start, once it can be captured again. Raises OwnershipMoved once the source has no table left.
+        Records of tables that are `left_out` restart nothing: such a table is re-snapshotted at a later start, once it
+        can be captured again. Raises OwnershipMoved once the source has no table left.
         """
         capture = self._capture
         self.send()
@@ -103,9 +103,11 @@ class Commits:
             if feed.copy.incomplete.too_many:
                 feed.repeat_for_rows(next_xid(self._sql))
         changed = self._changed(states)
-        anew = [name for name, state in changed.items() if state is not None and state.anew and name not in left_out]
+        from_scratch = [
+            name for name, state in changed.items() if state is not None and state.from_scratch and name not in left_out
+        ]
         changed = {**left_out, **changed}
-        self._watch.tell(state for state in changed.values() if state is not None)
+        self._watch.log_stopped(state for state in changed.values() if state is not None)
         moved = capture.handovers
         changed.update(
             (feed.table.name, None if feed.away else feed.state)
@@ -124,10 +126,10 @@ class Commits:
         if moved:
             capture.handovers = {}
             away = [name for name, given in moved.items() if given]
-            log.get(**{log.SOURCE: self._identity.source}).info("change of owner", away=away)
+            log.get(**{log.SOURCE: self._identity.source}).info("owner changed", away=away)
             handover.require_any_here(self._identity.source, self._feeds)
-        if anew:
-            return Restart(anew[0])
+        if from_scratch:
+            return Restart(from_scratch[0])
         return Restart() if self._watch.stream_lacks_partitions else None
 
     def _changed(self, states: Iterable[tuple[str, SnapshotState | None]]) -> dict[str, SnapshotState | None]:
@@ -135,7 +137,7 @@ class Commits:
         for row in self._capture.take_requests():
             changed.update(self._requests.take(row))
         changed.update(states)
-        # Later: what was noted since, by this commit too, is newer than what the caller has.
+        # Last: what was noted since, by this commit too, is newer than the caller's states.
         changed.update((feed.table.name, feed.state) for feed in self._capture.settle())
         return changed
 
@@ -154,7 +156,7 @@ class Commits:
         metrics.COMMIT_TIME.labels(source).set(capture.commit_ms / 1000)
 
     def _stream_state(self) -> StreamState:
-        identity, capture, rate = self._identity, self._capture, self._guardian.rate
+        identity, capture, rate = self._identity, self._capture, self._slot_monitor.rate
         return StreamState(
             source=identity.source,
             instance=identity.instance,

@@ -1,7 +1,7 @@
-"""Which gitlab schemas a source publishes: those its database owns, up to the change of owner in its own stream.
+"""Decides which gitlab schemas a source publishes: those its database owns, up to the change of owner in its stream.
 
-The old owner's producer stops at that change and says so in the positions topic; the new owner's, which reads a
-physical copy of the same log, goes on behind it. So a table's topic has one writer at a time, and no gap.
+The old owner's producer stops at that change and records it in the positions topic. The new owner's producer, which
+reads a physical copy of the same WAL, continues after it. So a table's topic has one writer at a time, and no gap.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from schemas.topics import positions_topic
 
 
 class HandoverAwaited(Unavailable):
-    """Let the old owner's producer run until it has published all; if it never will, see docs/how-to/switchover.md."""
+    """Let the old owner's producer finish publishing; if it is lost, see docs/how-to/switchover.md."""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What a source publishes of its tables when it starts.
+class Scope:
+    """The tables that a source publishes when it starts.
 
-    The tables of the gitlab schemas in `away` are left alone; `given` is how far they were copied. `inherited` is how
-    far those are that others published before, behind whose `handover` the stream begins. Those in `returned` are the
-    source's again: another database, a copy of which it is now, has given them back.
+    It does not publish the gitlab schemas in `away`; `given` is the progress of their snapshots. `inherited` is the
+    progress of tables that other sources published before; the stream begins after their `handover`. Those in
+    `returned` are the source's again: another database, of which this one is now a copy, has given them back.
     """
 
     away: frozenset[str] = frozenset()
@@ -62,35 +62,35 @@ class Standing:
         return tuple(table for table in tables if table.gitlab_schema not in self.away)
 
     def of(self, state: SourceState) -> SourceState:
-        """Return what is recorded of the source, as far as it still counts.
+        """Return the source's recorded state, as far as it is still valid.
 
-        What another database gave back comes in that one's log: the stream of before is over. The rest of what was
-        published then is of a database that is no more, and is read anew.
+        Schemas that another database gave back continue in that database's WAL, so the earlier stream is over. Other
+        tables published from it belong to a database that no longer exists, and are re-snapshotted from scratch.
         """
         if not self.returned:
             return SourceState(state.stream, {**self.inherited, **state.snapshots}, state.handovers)
         rest = {
-            name: SnapshotState(source=each.source, table=name, topic=each.topic, anew=True)
+            name: SnapshotState(source=each.source, table=name, topic=each.topic, from_scratch=True)
             for name, each in state.snapshots.items()
         }
         return SourceState(None, {**self.inherited, **rest}, state.handovers)
 
-    def behind(self, snapshots: Mapping[str, SnapshotState]) -> HandoverState | None:
-        """Return the handover that a first stream begins behind; None where every table is to be read anew anyway."""
-        return self.handover if any(not each.anew for each in snapshots.values()) else None
+    def handover_before(self, snapshots: Mapping[str, SnapshotState]) -> HandoverState | None:
+        """Return the handover after which a first stream begins; None when every table is snapshotted from scratch."""
+        return self.handover if any(not each.from_scratch for each in snapshots.values()) else None
 
 
-def standing(
+def source_scope(
     source: str,
     tables: Sequence[CapturedTable],
     sources: Mapping[str, SourceState],
     owners: Mapping[str, Owner],
-) -> Standing:
-    """Return where `source` stands with its tables' gitlab schemas, by all sources' records and its own database.
+) -> Scope:
+    """Return what `source` publishes of its tables' gitlab schemas, by all sources' records and its own database.
 
-    Its own record goes before the database's row, which is that of now: a producer that is behind still has to
-    publish what was written before the change of owner. Raises HandoverAwaited while another source has not yet
-    published all of a gitlab schema that this one's database was given, and OwnershipMoved when no table is left.
+    Its own record takes precedence over the database's row, which is the current one: a producer that lags still has
+    to publish what was written before the change of owner. Raises HandoverAwaited while another source has not yet
+    published all of a gitlab schema that this database was given, and OwnershipMoved when no table is left.
     """
     state = sources.get(source, SourceState())
     schemas = _by_gitlab_schema(tables)
@@ -112,15 +112,15 @@ def standing(
         if record := state.handovers.get(gitlab_schema):
             away.add(gitlab_schema)
             given |= {each.table: each for each in record.snapshots}
-            # With another epoch there are changes of owner in the stream that were not read yet.
+            # A different epoch means that the stream has changes of owner that were not read yet.
             if owner is not None and owner.epoch == record.epoch:
                 for_good.add(gitlab_schema)
         elif owner is not None and owner.name != source and not claimed:
             last = _last_handover(source, gitlab_schema, sources) if state.stream is None else None
             if last is not None and last.owner == source:
-                taken[gitlab_schema] = last  # given on already: what was written in between is in the WAL here
+                taken[gitlab_schema] = last  # passed on already: changes written in between are in this WAL
             else:
-                away.add(gitlab_schema)  # never ours to publish, whatever the settings capture
+                away.add(gitlab_schema)  # never published by this source, whatever the settings capture
                 for_good.add(gitlab_schema)
         elif returned and claimed:
             raise _stale(source, gitlab_schema, returned)
@@ -128,7 +128,7 @@ def standing(
             taken[gitlab_schema] = handover
     if tables and all(table.gitlab_schema in for_good for table in tables):
         raise _all_given(source)
-    return Standing(
+    return Scope(
         away=frozenset(away),
         returned=frozenset(returned),
         given=given,
@@ -137,13 +137,13 @@ def standing(
             for handover in taken.values()
             for each in handover.snapshots
         },
-        # Nothing is written between a schema's change of owner and the opening of the new one: the last one counts.
+        # Nothing is written between a schema's change of owner and its opening on the new owner: the last one counts.
         handover=max(taken.values(), key=lambda each: each.confirmed_lsn, default=None),
     )
 
 
 def _by_gitlab_schema(tables: Sequence[CapturedTable]) -> dict[str, list[CapturedTable]]:
-    """Return gitlab schema → its tables, of those that move."""
+    """Return gitlab schema → its tables, for the schemas that can move."""
     schemas: dict[str, list[CapturedTable]] = {}
     for table in tables:
         if table.gitlab_schema != GITLAB_SHARED:
@@ -153,18 +153,18 @@ def _by_gitlab_schema(tables: Sequence[CapturedTable]) -> dict[str, list[Capture
 
 def _stale(source: str, gitlab_schema: str, returned: Iterable[str]) -> SilentGap:
     return SilentGap(
-        f"{gitlab_schema} was published from another server than this copy, in which"
+        f"{gitlab_schema} was published from a different server than this copy, where"
         f" {', '.join(sorted(returned))} came back to {source}: its rows here are stale",
-        remedy=f"point databases.{source}.dsn at the server that has it; a copy of another needs its own name",
+        remedy=f"point databases.{source}.dsn at the server that has it; a copy of another server needs its own name",
     )
 
 
 class Found(NamedTuple):
-    """What a start goes by: what is recorded, where the source is by that, the server's log, and the publication."""
+    """What a start is based on: the recorded state, the tables to publish, the server's WAL, and the publication."""
 
     state: SourceState
-    standing: Standing
-    server: resume.ServerLog
+    scope: Scope
+    server: resume.ServerWal
     publication: Publication | None
 
 
@@ -178,37 +178,37 @@ def find(
     *,
     alone: bool = True,
 ) -> Found:
-    """Return where the source of `tables` goes on, by its log, its slot and all that is recorded.
+    """Return where the source of `tables` continues, by its WAL, its slot and the recorded state.
 
-    Not `alone`: another producer of it may be running. Raises SilentGap, HandoverAwaited or OwnershipMoved where it may
-    not go on now, and Fenced where another process than `instance` (None: whoever) has recorded it last.
+    Not `alone`: another producer of it may be running. Raises SilentGap, HandoverAwaited or OwnershipMoved where it
+    cannot continue now, and Fenced where a process other than `instance` (None: any) wrote its last record.
     """
     slot_name = slots.slot_name(settings, source, settings.database(source))
-    # The slot first: a producer that runs moves it up to what is in Kafka, where it can be read a moment later.
+    # The slot first: a running producer advances it to what is in Kafka, which can be read a moment later.
     slot = slots.read(connection, slot_name)
     if slot is not None and not alone:
-        # A commit returns a moment before readers see it, and a producer that runs confirms it at once.
+        # A commit returns a moment before readers see it, and a running producer confirms it at once.
         slot = replace(slot, confirmed_flush=None)
     sources = positions.sources()
     state = sources.get(source, SourceState())
     if instance is not None and state.stream is not None and state.stream.instance != instance:
         raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
-    server = resume.server_log(connection, settings.database(source).dsn.get_secret_value(), state.stream)
-    found = standing(source, tables, sources, control.owners(connection))
-    # What it was before some came back was of a server that is no more, and that went on after its copy was promoted.
+    server = resume.server_wal(connection, settings.database(source).dsn.get_secret_value(), state.stream)
+    found = source_scope(source, tables, sources, control.owners(connection))
+    # State from before schemas came back belongs to a lost server that continued after its copy's promotion.
     known = found.of(state)
     resume.refuse_gaps(known, slot, slot_name, server)
     name = settings.database(source).publication
     publication = read_publication(connection, name)
     if slot is None or slot.database == connection.info.dbname:  # else preflight names the dsn
-        # What it inherits was published from another server, and so table by table is compared later.
+        # Inherited tables were published from another server; their publication is compared later, table by table.
         own = SourceState(known.stream, {each: known.snapshots[each] for each in state.snapshots})
         resume.refuse_other_publication(source, name, own, publication)
     return Found(state, found, server, publication)
 
 
 def owned(table: CapturedTable, source: str, owners: Mapping[str, Owner]) -> bool:
-    """Whether the database's own rows leave the table to `source`; what nobody claimed is no other's."""
+    """Whether `source` owns the table by the database's own rows; an unclaimed gitlab schema counts as owned."""
     owner = owners.get(table.gitlab_schema)
     return table.gitlab_schema == GITLAB_SHARED or owner is None or owner.name == source
 
@@ -222,7 +222,7 @@ def require_any_here(source: str, feeds: Sequence[TableFeed]) -> None:
 def _all_given(source: str) -> OwnershipMoved:
     return OwnershipMoved(
         f"database {source} has given every captured table to another database",
-        remedy="drop its slot once the switchover is complete, or take the switchover back and start again",
+        remedy="drop its slot once the switchover is complete, or take the switchover back and restart the producer",
     )
 
 
@@ -234,10 +234,10 @@ def _handover_to(
     sources: Mapping[str, SourceState],
     record: HandoverState | None,
 ) -> HandoverState | None:
-    """Return the record that makes `source` the next publisher of `gitlab_schema`; None: nobody published it since.
+    """Return the record that makes `source` the next publisher of `gitlab_schema`; None: no source published it since.
 
-    `record` is the source's own of when it gave the gitlab schema away, if it ever did. Raises HandoverAwaited while
-    another source still has to publish.
+    `record` is the source's own, from when it last gave the gitlab schema away, if it ever did. Raises HandoverAwaited
+    while another source still has to publish.
     """
     topics = {table.topic for table in tables}
     others = {name: state for name, state in sources.items() if name != source}
@@ -251,18 +251,19 @@ def _handover_to(
         if name not in found and any(each.topic in topics for each in state.snapshots.values())
     ]
     since = record.epoch if record is not None else 0
-    # Of those that gave it away, the last is the one that may have had it again, or gave it to who has not begun yet.
+    # The last source that gave it away may own it again, or may have given it to a source that has not started yet.
     gave = sorted((given for given in found.values() if given.epoch > since), key=lambda each: each.epoch)
-    behind = publishing or [each.source if each.owner == source else each.owner for each in gave[-1:]]
-    if behind:
+    pending = publishing or [each.source if each.owner == source else each.owner for each in gave[-1:]]
+    if pending:
         raise HandoverAwaited(
-            f"{gitlab_schema} was given to {source}, and the producer of {behind[0]} has not yet published all before"
+            f"{gitlab_schema} was given to {source}, but the producer of {pending[0]} has not yet published all earlier"
+            " changes"
         )
     return None
 
 
 def _last_handover(source: str, gitlab_schema: str, sources: Mapping[str, SourceState]) -> HandoverState | None:
-    """Return the latest of what sources other than `source` recorded: of one that was given on, each has a record."""
+    """Return the latest handover that other sources recorded; a schema that was passed on has a record from each."""
     records = (state.handovers.get(gitlab_schema) for name, state in sources.items() if name != source)
     return max((given for given in records if given is not None), key=lambda given: given.epoch, default=None)
 
@@ -270,10 +271,10 @@ def _last_handover(source: str, gitlab_schema: str, sources: Mapping[str, Source
 def seal(
     settings: Settings, source: str, tables: Sequence[CapturedTable], owners: Mapping[str, Owner]
 ) -> tuple[str, ...]:
-    """End, for what `source` owns now, the sources that published it before; return their names.
+    """Record the end of every other source that published what `source` owns now; return their names.
 
-    For one that is gone for good before it has published all. To be called when the tables' topics were deleted, since
-    they lack something. A producer of theirs that still runs is fenced, and leaves these tables alone from then on.
+    For a source that is lost before it has published everything. To be called after the tables' topics, which lack
+    changes, were deleted. A producer of such a source that still runs is fenced, and no longer publishes these tables.
     """
     sealed = []
     for name, state in Positions(settings.prefix, settings.kafka).sources().items():
@@ -324,19 +325,19 @@ def first_state(
     handover: HandoverState,
     opened: Lsn | None,
 ) -> StreamState:
-    """Return the state of a stream that begins behind `handover`.
+    """Return the state of a stream that begins after `handover`.
 
-    A slot that begins later is right where it was ready before the database was `opened`, since nothing of the gitlab
-    schema was written in between. Raises SilentGap where that is not so, or the slot is not there.
+    A slot that begins later is sufficient if it was ready before the database was `opened`, since the gitlab schema was
+    not written in between. Raises SilentGap otherwise, or when the slot is missing.
     """
     if slot is None:
         raise SilentGap(
-            f"slot {name}, which the switchover made, does not exist any more", remedy=gaps.start_over_with(source)
+            f"slot {name}, which the switchover created, no longer exists", remedy=gaps.start_over_with(source)
         )
     if not slot.made:
         raise SilentGap(
-            f"slot {name} is still being made by process {slot.active_pid}, and lacks what is written meanwhile",
-            remedy=f"run `headrace switchover` to its end; if it is complete, {gaps.start_over_with(source)}",
+            f"slot {name} is still being created by process {slot.active_pid}, and lacks changes written meanwhile",
+            remedy=f"complete it with `headrace switchover`; if it is complete, {gaps.start_over_with(source)}",
         )
     if slot.confirmed_flush is None or slot.confirmed_flush <= handover.confirmed_lsn:
         return resume.first_state(source, instance, name, system, handover.confirmed_lsn).model_copy(
@@ -346,13 +347,13 @@ def first_state(
     if opened is None:
         raise SilentGap(
             f"{begins}, after {handover.gitlab_schema} was given to {source} at {format_lsn(handover.commit_lsn)}, and"
-            " headrace.database does not say when it was opened: what was written in between may be in no topic",
+            " headrace.database does not record when it was opened: changes in between may be in no topic",
             remedy=gaps.start_over_with(source),
         )
     if slot.confirmed_flush > opened:
         raise SilentGap(
-            f"{begins}, after {handover.gitlab_schema} was opened here at {format_lsn(opened)}: what was written in"
-            " between is in no topic",
+            f"{begins}, after {handover.gitlab_schema} was opened here at {format_lsn(opened)}: changes in between are"
+            " in no topic",
             remedy=gaps.start_over_with(source),
         )
     return resume.first_state(source, instance, name, system, slot.confirmed_flush)

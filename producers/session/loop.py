@@ -1,8 +1,8 @@
-"""A source's producer: one process that copies tables and follows the stream, taking turns.
+"""The producer's session: copies tables and follows the stream in alternating phases.
 
-In a copy phase the stream stands while chunks are read; in a stream phase it catches up, so that the slot never holds
-back more than a set amount of log. What a phase has published is in Kafka with its position before the other begins.
-Killed at any moment, the next start goes on from the recorded state and reads at most one chunk again.
+The stream pauses during a copy phase, which reads chunks, and catches up in a stream phase, so that the slot never
+retains more than a set amount of WAL. Each phase's records are in Kafka, with the position, before the other begins.
+After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
 from producers.session.commits import Commits, Restart
 from producers.session.copy_phase import BARRIER_SECONDS, Choice, Copied, CopyLog, Turns
-from producers.session.slot_monitor import Guardian
+from producers.session.slot_monitor import SlotMonitor
 from producers.snapshot.reader import TableGone
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy
@@ -38,15 +38,15 @@ from schemas.positions import Lsn, Position
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a session does one thing before it turns to another; times in seconds."""
+    """The lengths of a session's phases and intervals; times in seconds."""
 
     frames: int = 5_000
-    """Frames handled between two looks at the clock, the stop event and the connection."""
+    """Frames handled between two checks of the clock, the stop event and the connection."""
     commit_events: int = 50_000
     commit_seconds: float = 0.05
-    """Under load a Kafka transaction ends after this many events or seconds; with nothing more to read, at once."""
+    """Under load a Kafka transaction ends after this many events or seconds; when the stream is idle, at once."""
     copy_seconds: float = 5.0
-    """How long the stream stands at most for a copy phase, so that changes stay fresh while tables are copied."""
+    """The longest copy phase, during which the stream pauses; bounds the lag while tables are copied."""
     heartbeat_seconds: float = 5.0
 
 
@@ -55,10 +55,10 @@ USUAL: Final = Timing()
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a session works with. Two connections: `sql` reads tables, `stream` the slot.
+    """The parts of a session. It has two connections: `sql` reads tables, `stream` reads the slot.
 
-    `choose` waits shortly and returns a table that may be read now, `copy_chunk` reads its next chunk, of about so many
-    rows at most, behind a position of the stream (see producers.session.copy_phase); `beat` writes a heartbeat.
+    `choose` waits briefly and returns a table that may be read now, `copy_chunk` reads its next chunk, of at most about
+    so many rows, after a position of the stream (see producers.session.copy_phase); `beat` writes a heartbeat.
     """
 
     source: str
@@ -76,12 +76,12 @@ class Parts:
     beat: Callable[[], Lsn]
     watch: TableWatch
     topic_watch: TopicWatch
-    guardian: Guardian
+    slot_monitor: SlotMonitor
     copy_log: CopyLog
 
 
 class Session:
-    """Copies and streams, with what it is given: opened, that has fenced every earlier producer of its source."""
+    """Copies and streams; every earlier producer of its source was fenced when it was opened."""
 
     def __init__(self, parts: Parts, stop: threading.Event, timing: Timing) -> None:
         self._parts = parts
@@ -97,13 +97,13 @@ class Session:
         self._restart: Restart | None = None
 
     def work(self) -> Restart | None:
-        """Copy and stream until stopped, or until another session has to begin; all is committed that was read."""
+        """Copy and stream until stopped or until another session has to begin; everything read is committed."""
         with translated(self._parts.dsn):
-            while self._goes_on:
+            while self._running:
                 if self._copying:
                     self._waits = False
                     self._copy_phase()
-                    # What has to wait for transactions that run does not make the stream wait with it.
+                    # A copy that waits for running transactions does not delay the stream.
                     if self._restart is None:
                         self._stream_phase(until=self._heartbeat(), seconds=BARRIER_SECONDS if self._waits else 0)
                 else:
@@ -111,7 +111,7 @@ class Session:
         return self._restart
 
     @property
-    def _goes_on(self) -> bool:
+    def _running(self) -> bool:
         return self._restart is None and not self._stop.is_set()
 
     @property
@@ -119,11 +119,11 @@ class Session:
         return any(feed.copying for feed in self._feeds)
 
     def _copy_phase(self) -> None:
-        """Copy chunks until the slot holds back too much log, the time is up, or all is copied."""
+        """Copy chunks until the slot retains too much WAL, the time is up, or everything is copied."""
         deadline = time.monotonic() + self._pace.copy_seconds
-        # A quarter of what may be held back: the slot lets go a step behind what is confirmed, and the log grows on.
+        # A quarter of the limit: the slot releases WAL some time after it is confirmed, and WAL keeps growing.
         bound = self._parts.settings.max_retained_wal_mb << 18
-        while self._goes_on and time.monotonic() < deadline:
+        while self._running and time.monotonic() < deadline:
             choice = self._parts.choose()
             self._waits = choice.waits
             if choice.feed is None:
@@ -137,7 +137,7 @@ class Session:
                 return
 
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
-        """Copy the next chunk; return the log position behind it, or None when it is not the table's turn any more."""
+        """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
         parts = self._parts
         try:
             copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
@@ -154,16 +154,16 @@ class Session:
         return copied.lsn
 
     def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
-        """Publish the stream's changes until stopped, or until it has passed `until` and some seconds are over.
+        """Publish the stream's changes until stopped, or until it has passed `until` and `seconds` have elapsed.
 
-        With None, until a table has to be copied: a truncate may make a snapshot start again that was just complete.
-        In any case until many rows have to be read by key, so that no more of them wait than can be recorded.
+        With None, until a table has to be copied: a truncate may restart a snapshot that was just complete. In any
+        case until many rows have to be read by key: only so many can be recorded.
         """
         capture, timing = self._capture, self._pace
         handle = capture.handle
         committed = time.monotonic()
         enough = committed + seconds
-        while self._goes_on:
+        while self._running:
             pending = self._commits.pending
             messages = self._parts.incoming.read(timing.frames, 0 if pending else 0.2)
             for message in messages:
@@ -182,24 +182,24 @@ class Session:
                     return
             elif not pending:
                 committed = now
-            hurries = self._parts.guardian.hurries(self._stream.received)
+            hurries = self._parts.slot_monitor.hurries(self._stream.received)
             if now >= self._heartbeat_due or capture.met_stranger or hurries:
                 self._heartbeat()
         if self._restart is None:
             self._commit()
 
     def _heartbeat(self) -> Lsn:
-        """Write a heartbeat and return its position: an idle slot moves on, and the lag can be seen."""
+        """Write a heartbeat and return its position: it advances an idle slot and shows the lag."""
         parts = self._parts
         self._heartbeat_due = time.monotonic() + self._pace.heartbeat_seconds
         self._capture.met_stranger = False
         parts.watch.look(self._feeds)
         parts.topic_watch.look(self._feeds)
-        parts.guardian.look(parts.sql, self._capture.position.commit_lsn)
+        parts.slot_monitor.look(parts.sql, self._capture.position.commit_lsn)
         try:
             lsn = parts.beat()
         except psycopg.errors.LockNotAvailable:
-            self._log.warning("headrace.heartbeat is locked; an idle slot retains WAL meanwhile")
+            self._log.warning("heartbeat skipped", **{log.REASON: "headrace.heartbeat is locked"})
             return self._capture.position.commit_lsn
         parts.watch.noted(lsn)
         return lsn

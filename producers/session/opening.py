@@ -1,6 +1,6 @@
-"""Opens a source's session: everything that a start does, in order, up to the moment when it may copy and stream.
+"""Opens a source's session: every step of a start, in order, until the session may copy and stream.
 
-A start that is refused leaves the producer that runs alone; from the Kafka client's fence on, nobody else can write the
+A refused start does not affect a running producer. Once the Kafka client has fenced it, no other process can write the
 source's records.
 """
 
@@ -33,7 +33,7 @@ from producers.session.commits import Commits, Identity, Restart
 from producers.session.copy_phase import CopyLog, Turns, choose, copy_chunk
 from producers.session.handover import Found
 from producers.session.loop import USUAL, Parts, Session, Timing
-from producers.session.slot_monitor import Guardian
+from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
 from producers.snapshot.chunk_rules import Unseen
 from producers.source import preflight, slots
@@ -49,23 +49,23 @@ from schemas import codec
 from schemas.topics import positions_topic
 
 _PATIENCE: Final = "SET lock_timeout = '2s'"
-"""For what is asked beside a chunk, while which the stream stands; not for what a start has to wait for."""
+"""For queries next to a chunk, during which the stream pauses; not for what a start has to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """One start of a source's producer.
 
-    With `successor_ends_it`, another producer's record since this one's last raises Fenced. `guardian` is the one of
-    earlier sessions, which knows how fast the log grows. `unfit` are tables that the last session began with, and could
-    not read anew: where this one cannot either, it goes on without them.
+    With `successor_ends_it`, a record that another producer wrote since raises Fenced. `slot_monitor` is shared with
+    earlier sessions and knows the WAL rate. `unfit` are tables that the last session could not re-snapshot: if this one
+    cannot either, it continues without them.
     """
 
     settings: Settings
     source: str
     instance: str
     stop: threading.Event
-    guardian: Guardian
+    slot_monitor: SlotMonitor
     successor_ends_it: bool = False
     unfit: Collection[str] = ()
     timing: Timing = USUAL
@@ -73,9 +73,9 @@ class Start:
 
 @contextmanager
 def open_session(start: Start, kind: type[Session] = Session) -> Iterator[Session | Restart]:
-    """Open a session of this `kind`; a Restart where a table cannot be read anew by it.
+    """Open a session of this `kind`; yields a Restart when it cannot re-snapshot a table.
 
-    Raises what preflight refuses, SilentGap, HandoverAwaited, OwnershipMoved, Fenced, and Unavailable.
+    Raises preflight's errors, SilentGap, HandoverAwaited, OwnershipMoved, Fenced, and Unavailable.
     """
     settings, database = start.settings, start.settings.database(start.source)
     dsn = database.dsn.get_secret_value()
@@ -93,37 +93,37 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     slot = slots.slot_name(settings, source, database)
     sql.execute(acquire.SESSION)
     watch = TableWatch(sql, source, database.publication, lines)
-    # One reader: read from the topic's beginning here, and read on from there each time it is asked again.
+    # One reader: it reads the topic from its start once, and continues from there at each later call.
     positions = Positions(settings.prefix, settings.kafka)
     recorded = positions.sources().get(source, SourceState())
     stopped, tables = _captured(start, sql, slot, recorded)
-    watch.tell(stopped.values())
+    watch.log_stopped(stopped.values())
     if not tables:
         raise acquire.all_stopped(source, stopped.values())
     partitions = prepare_topics(settings, source, tables, lines)
-    # Once before, so that a start that is refused leaves the producer that runs alone.
+    # Once before the fence, so that a refused start does not affect a running producer.
     _find(start, sql, positions, tables, alone=False)
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", positions_topic(settings.prefix))
     opened.callback(relay.close)
-    # Nobody but this process can write the source's records from here on.
-    state, standing, server, publication = _find(start, sql, positions, tables, alone=True)
+    # Only this process can write the source's records from here on.
+    state, scope, server, publication = _find(start, sql, positions, tables, alone=True)
     take_session(sql, source, slot, start.stop)
-    known = standing.of(state)
-    snapshots = resume.standing_snapshots(settings, source, known, standing.here(tables), publication)
+    known = scope.of(state)
+    snapshots = resume.current_snapshots(settings, source, known, scope.here(tables), publication)
     published = acquire.open_publication(sql, database.publication, tables, snapshots, lines)
-    behind = standing.behind(snapshots)
-    stream_state = known.stream or begin_stream(sql, source, start.instance, slot, server.system, behind, start.stop)
-    # Taken behind publication and slot: what began before may be in neither stream nor an earlier snapshot.
+    preceding = scope.handover_before(snapshots)
+    stream_state = known.stream or begin_stream(sql, source, start.instance, slot, server.system, preceding, start.stop)
+    # Taken after publication and slot: an older transaction may be in neither the stream nor an earlier snapshot.
     not_before = next_xid(sql)
-    feeds = open_feeds(settings, source, tables, partitions, snapshots, standing, watch, not_before=not_before)
-    lines.info("schemas are registered", tables=len(feeds))
+    feeds = open_feeds(settings, source, tables, partitions, snapshots, scope, watch, not_before=not_before)
+    lines.info("schemas registered", tables=len(feeds))
     unseen, strays = Unseen(stream_state.unseen), Strays(source, state.strays, feeds)
     capture = Capture(feeds, stream_state.position, stream_state.confirmed_lsn, unseen, strays, server_text(sql))
     capture.commit_ms = stream_state.ts_ms
-    capture.handovers = dict.fromkeys(standing.returned)
+    capture.handovers = dict.fromkeys(scope.returned)
     requests = Requests(sql, feeds, stopped, lines, stream_state.refused_request)
     commits = Commits(
-        sql, Identity(source, start.instance, slot, server), feeds, capture, relay, requests, watch, start.guardian
+        sql, Identity(source, start.instance, slot, server), feeds, capture, relay, requests, watch, start.slot_monitor
     )
     watch.begin(feeds)
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
@@ -137,7 +137,7 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
 def _captured(
     start: Start, sql: psycopg.Connection[Any], slot: str, recorded: SourceState
 ) -> tuple[Mapping[str, SnapshotState], Sequence[CapturedTable]]:
-    """Return the tables that are stopped, and those that can be captured; what they need is checked and made."""
+    """Return the stopped tables and the tables that can be captured; run preflight and create the control schema."""
     settings, source, database = start.settings, start.source, start.settings.database(start.source)
     stopped = resume.stopped_tables(sql, settings, source, recorded)
     preflight.require(sql, source, database, slot, settings.prefix, leave_out=stopped, copied=recorded.snapshots)
@@ -155,7 +155,7 @@ def _reading(
     commits: Commits,
     watch: TableWatch,
 ) -> Parts:
-    """Take the slot over, and return what a session then works with."""
+    """Take over the slot, and return the session's parts."""
     source, database = start.source, start.settings.database(start.source)
     lines, dsn = log.get(**{log.SOURCE: source}), database.dsn.get_secret_value()
     spills = opened.enter_context(SpillDirectory(database.spill_directory))
@@ -179,7 +179,7 @@ def _reading(
         beat=partial(beat, sql),
         watch=watch,
         topic_watch=TopicWatch(start.settings.kafka),
-        guardian=start.guardian,
+        slot_monitor=start.slot_monitor,
         copy_log=CopyLog(lines),
     )
 
@@ -205,19 +205,19 @@ def claim(
     stopped: Mapping[str, SnapshotState],
     published: Mapping[str, str],
 ) -> Restart | None:
-    """Record this process as the source's producer, and the tables as they are captured from now on."""
+    """Record this process as the source's producer, and the state of its tables from now on."""
     captured = {feed.table.name for feed in feeds}
     for feed in feeds:
-        if feed.state.anew and not feed.state.stopped:
-            feed.read_anew(capture.position, feed.state.not_before)
+        if feed.state.from_scratch and not feed.state.stopped:
+            feed.restart_from_scratch(capture.position, feed.state.not_before)
         if not feed.state.stopped:
             feed.copy.note(published=published.get(feed.table.name))
-    # A table that is captured no more loses its record: captured again later, it has to be read anew.
+    # A table that is no longer captured loses its record: if captured again later, it has to be re-snapshotted.
     dropped = [(name, None) for name in state.snapshots if name not in captured | stopped.keys()]
-    standing = [(feed.table.name, None if feed.away else feed.state) for feed in feeds]
+    current = [(feed.table.name, None if feed.away else feed.state) for feed in feeds]
     unfit = {
         feed.table.name: feed.state
         for feed in feeds
-        if feed.table.name in start.unfit and feed.state.anew and feed.state.stopped
+        if feed.table.name in start.unfit and feed.state.from_scratch and feed.state.stopped
     }
-    return commits.commit([*dropped, *standing], left_out={**stopped, **unfit})
+    return commits.commit([*dropped, *current], left_out={**stopped, **unfit})

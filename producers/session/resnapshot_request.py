@@ -1,4 +1,4 @@
-"""Asking for a table to be read again: checked first, then told to its producer, or noted for its next start."""
+"""Requests a re-snapshot of a table: checks it, then sends it to the producer or records it for the next start."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SECONDS: Final = 30.0
 
 
 class NotReadYet(Refused):
-    """Start its producer with `headrace produce SOURCE`: it reads the whole table in any case."""
+    """Start its producer with `headrace produce SOURCE`, which reads the whole table."""
 
 
-class ReadAnewOnly(Refused):
-    """Read it anew: `headrace snapshot TABLE --anew`, which empties its topic first."""
+class FromScratchOnly(Refused):
+    """Re-snapshot it with `headrace snapshot TABLE --from-scratch`, which empties its topic first."""
 
 
 def source_of(settings: Settings, table: str) -> str:
-    """Return the database whose settings capture `table`; raises UsageError unless it is exactly one."""
+    """Return the database whose settings capture `table`; raises UsageError unless exactly one does."""
     found = [
         name
         for name, database in settings.databases.items()
@@ -46,17 +46,17 @@ def source_of(settings: Settings, table: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"{table} is captured of {', '.join(found)}", remedy="say which with --source")
+        raise UsageError(f"{table} is captured from {', '.join(found)}", remedy="choose one with --source")
     raise UsageError(
-        f"{table} is captured of no database", remedy="name it as the settings do, such as public.projects"
+        f"{table} is captured from no database", remedy="name it as the settings do, such as public.projects"
     )
 
 
 def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
-    """Have rows of a table read again by the producer of `source`; return what happens now, in one line.
+    """Request that the producer of `source` re-snapshots rows of a table; return what happens next, in one line.
 
-    A running producer takes it up at once, another one at its next start. Raises Refused where the table's topic
-    would not be right afterwards, and UsageError for keys that are none of the table's.
+    A running producer starts at once, a stopped one at its next start. Raises Refused when the table's topic would
+    still be wrong afterwards, and UsageError for keys that do not match the table's key.
     """
     database = settings.database(source)
     alone = database.model_copy(update={"tables": (request.table,)})
@@ -64,7 +64,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
     recorded = state.snapshots.get(request.table)
     if state.stream is None:
-        raise NotReadYet(f"source {source} was never read")
+        raise NotReadYet(f"source {source} has never been read")
     with connect(dsn, name=f"snapshot {source}", reading=True) as connection, translated(dsn):
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         if table.hidden is not None:
@@ -72,25 +72,25 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         slot = slots.slot_name(settings, source, database)
         held = slots.read(connection, slot)
         if held is not None:
-            # A producer that runs may have moved it since the record was read.
+            # A running producer may have advanced it since the record was read.
             held = replace(held, confirmed_flush=None)
-        resume.refuse_gaps(state, held, slot, resume.server_log(connection, dsn, state.stream))
+        resume.refuse_gaps(state, held, slot, resume.server_wal(connection, dsn, state.stream))
         publication = read_publication(connection, database.publication)
         resume.refuse_other_publication(source, database.publication, state, publication)
         if (
-            request.anew
+            request.from_scratch
             and not sessions_of(connection, slot)
             and _would_be_refused(connection, settings, source, state, table, publication)
         ):
-            _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, anew=True))
-            return f"{table.name} is read anew when the producer of {source} starts"
-        if not request.anew:
+            _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, from_scratch=True))
+            return f"{table.name} is re-snapshotted when the producer of {source} starts"
+        if not request.from_scratch:
             _require_readable(table.name, recorded)
             _require_keys(connection, table, request)
         send_request(connection, request)
-        # Behind its commit: by then the stream has it.
+        # After its commit: the stream has it before this position.
         lsn = current_snapshot(connection)[1]
-    return f"asked at {format_lsn(lsn)}: the producer of {source} reads {table.name} when it comes there"
+    return f"requested at {format_lsn(lsn)}: the producer of {source} re-snapshots {table.name} once it is there"
 
 
 def _would_be_refused(
@@ -101,14 +101,14 @@ def _would_be_refused(
     table: CapturedTable,
     publication: Publication | None,
 ) -> bool:
-    """Whether a start would be refused because of the table, or because no table is left that can be published."""
+    """Whether a start would be refused because of the table, or because no publishable table is left."""
     stopped = resume.stopped_tables(connection, settings, source, state)
     if stopped.keys() >= state.snapshots.keys():
         return True
     if table.name in stopped:
         return False
     try:
-        resume.standing_snapshots(settings, source, state, (table,), publication)
+        resume.current_snapshots(settings, source, state, (table,), publication)
     except gaps.SilentGap:
         return True
     return False
@@ -116,15 +116,15 @@ def _would_be_refused(
 
 def _require_readable(table: str, recorded: SnapshotState | None) -> None:
     if recorded is None:
-        raise NotReadYet(f"{table} was never read")
+        raise NotReadYet(f"{table} has never been read")
     if recorded.stopped:
-        raise ReadAnewOnly(f"{table} is stopped ({recorded.stopped}), so that its topic lacks changes")
+        raise FromScratchOnly(f"{table} is stopped ({recorded.stopped}), and its topic lacks changes")
     if not recorded.done:
         raise NotReadYet(f"{table} is being read for the first time")
 
 
 def _require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> None:
-    """Raise UsageError for an end that is no key of the table; the producer asks the same again."""
+    """Raise UsageError for a bound that does not match the table's key; the producer checks it again."""
     try:
         require_keys(connection, table, request)
     except RequestRefused as refused:
@@ -143,4 +143,6 @@ def _note(settings: Settings, state: SnapshotState) -> None:
             value=encode(state),
         )
         if client.flush(_SECONDS):
-            raise BrokerUnavailable(f"Kafka at {settings.kafka.bootstrap_servers} took no record in {_SECONDS:.0f} s")
+            raise BrokerUnavailable(
+                f"Kafka at {settings.kafka.bootstrap_servers} accepted no record within {_SECONDS:.0f} s"
+            )

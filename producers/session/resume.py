@@ -1,4 +1,4 @@
-"""Where a producer goes on: the slot, the recorded position, and the refusals that keep a gap from being silent."""
+"""Decides where a producer resumes, from slot, WAL and recorded position; refuses a start that would skip changes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from schemas.positions import Lsn, format_lsn, parse_lsn
 _WHY_LOST: Final = {
     "wal_removed": "raise max_slot_wal_keep_size, or keep its producer running",
     "idle_timeout": "raise idle_replication_slot_timeout, or keep its producer running",
-    "rows_removed": "set hot_standby_feedback = on, on the standby that it was on",
+    "rows_removed": "set hot_standby_feedback = on on the standby that had the slot",
     "wal_level_insufficient": "set wal_level = 'logical' and restart PostgreSQL",
 }
-"""invalidation_reason → what keeps it from happening again."""
+"""invalidation_reason → how to prevent it."""
 
 
 @dataclass(frozen=True, slots=True)
-class ServerLog:
-    """The log that a server writes: its cluster, its timeline, its end, and where it left each earlier timeline.
+class ServerWal:
+    """A server's WAL: its database system, timeline, end, and where it left each earlier timeline.
 
-    A promotion, and a recovery from a backup, begin a timeline: what the former one has behind that place is not in it.
+    A promotion or a recovery from a backup starts a timeline, which lacks what the earlier one has after that position.
     """
 
     system: str
@@ -48,8 +48,8 @@ class ServerLog:
     parted: Mapping[int, Lsn]
 
 
-def server_log(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerLog:
-    """Return the log of a server that is no standby; its history is asked for where `recorded` needs it."""
+def server_wal(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerWal:
+    """Return the WAL state of a primary; its timeline history is queried only when `recorded` needs it."""
     row = connection.execute(
         "SELECT ('x' || left(pg_walfile_name(lsn), 8))::bit(32)::int, lsn::text FROM pg_current_wal_insert_lsn() lsn"
     ).fetchone()
@@ -58,11 +58,11 @@ def server_log(connection: psycopg.Connection[Any], dsn: str, recorded: StreamSt
     parted: Mapping[int, Lsn] = {}
     if recorded is not None and recorded.timeline not in (0, timeline) and timeline > 1:
         parted = _history(dsn, timeline)
-    return ServerLog(system_identifier(connection), timeline, written, parted)
+    return ServerWal(system_identifier(connection), timeline, written, parted)
 
 
 def _history(dsn: str, timeline: int) -> dict[int, Lsn]:
-    """Return earlier timeline → where it was left, as only a replication connection may ask."""
+    """Return earlier timeline → where it was left; only a replication connection can query that."""
     with connect(make_conninfo(dsn, replication="database"), name="history") as connection:
         row = connection.execute(sql.SQL("TIMELINE_HISTORY {}").format(timeline)).fetchone()
     assert row is not None
@@ -71,16 +71,16 @@ def _history(dsn: str, timeline: int) -> dict[int, Lsn]:
     return {int(number): parse_lsn(lsn) for number, lsn, *_ in fields}
 
 
-def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
-    """Raise SilentGap unless the server's log has all that is recorded: what comes next then stands behind it.
+def _refuse_other_wal(stream: StreamState, server: ServerWal) -> None:
+    """Raise SilentGap unless the server's WAL has everything recorded, so that the next change comes after it.
 
-    It may be another one after a failover to a standby that was behind, or once a backup was restored. A failover to a
-    standby that had everything is gone on from.
+    It may lack some after a failover to a standby that lagged, or after a restore from a backup. After a failover to a
+    standby that had everything the producer continues.
     """
     if stream.system_identifier != server.system:
         raise SilentGap(
-            f"the topics of {stream.source} are of database system {stream.system_identifier},"
-            f" this one is {server.system}",
+            f"the topics of {stream.source} come from database system {stream.system_identifier},"
+            f" but this server is {server.system}",
             remedy=f"correct databases.{stream.source}.dsn, or {start_over_with(stream.source)}",
         )
     recorded = format_lsn(stream.confirmed_lsn)
@@ -88,124 +88,124 @@ def _refuse_other_log(stream: StreamState, server: ServerLog) -> None:
     if stream.timeline in (0, server.timeline):
         if server.written < stream.confirmed_lsn:
             raise SilentGap(
-                f"the topics of {stream.source} stand at {recorded}, behind the end of the server's log at"
-                f" {format_lsn(server.written)}: it was set back, as by a backup",
+                f"the topics of {stream.source} are at {recorded}, after the end of the server's WAL at"
+                f" {format_lsn(server.written)}: the server was reset, for example restored from a backup",
                 remedy=start_over_with(stream.source),
             )
     elif left is None:
         raise SilentGap(
-            f"the topics of {stream.source} are of timeline {stream.timeline}, and this server's log, of timeline"
-            f" {server.timeline}, has never been on it: a failover has left this server behind",
+            f"the topics of {stream.source} are on timeline {stream.timeline}, but this server is on timeline"
+            f" {server.timeline} and was never on it: a failover has left this server behind",
             remedy=f"correct databases.{stream.source}.dsn, or, if no other server is left,"
             f" {start_over_with(stream.source)}",
         )
     elif left < stream.confirmed_lsn or left <= stream.commit_lsn:
         raise SilentGap(
-            f"the topics of {stream.source} stand at {recorded} of timeline {stream.timeline}, which this server left"
-            f" at {format_lsn(left)}: it was promoted, or restored, without the last changes",
+            f"the topics of {stream.source} are at {recorded} on timeline {stream.timeline}, which this server left"
+            f" at {format_lsn(left)}: it was promoted or restored without the last changes",
             remedy=start_over_with(stream.source),
         )
 
 
-def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, server: ServerLog) -> None:
-    """Raise SilentGap, naming the positions, unless log, slot and recorded position fit together.
+def refuse_gaps(state: SourceState, slot: slots.SlotState | None, name: str, server: ServerWal) -> None:
+    """Raise SilentGap, naming the positions, unless WAL, slot and recorded position are consistent.
 
-    They fit when there is neither slot nor record, when a slot waits for its first record, or when the slot stands at
-    or before the recorded position, in a log that has all that is recorded. Everything else would skip changes without
-    anybody knowing. `server` is to be asked after `state` was read: the log may have grown meanwhile.
+    They are consistent when there is neither slot nor record, when a slot has no record yet, or when the slot is at or
+    before the recorded position, in a WAL that has everything recorded. Everything else would silently skip changes.
+    `server` must be read after `state`: the WAL may have grown meanwhile.
     """
     stream = state.stream
     if stream is not None:
-        _refuse_other_log(stream, server)
+        _refuse_other_wal(stream, server)
     if slot is not None and slot.lost:
         again = _WHY_LOST.get(slot.invalidation_reason or "wal_removed", "see the server's log for the reason")
         first = start_over_with(stream.source) if stream else f"SELECT pg_drop_replication_slot('{name}')"
         raise SilentGap(
-            f"slot {name} is lost ({slot.invalidation_reason or slot.wal_status}): its changes are gone",
-            remedy=f"{first}; so that it stays: {again}",
+            f"slot {name} was invalidated ({slot.invalidation_reason or slot.wal_status}): its changes are lost",
+            remedy=f"{first}; to prevent it: {again}",
         )
     if stream is None:
         return
     recorded = format_lsn(stream.confirmed_lsn)
     if slot is not None and not slot.made:
         raise SilentGap(
-            f"the topics of {stream.source} stand at {recorded}, but slot {name} is being made by process"
-            f" {slot.active_pid} only now",
+            f"the topics of {stream.source} are at {recorded}, but slot {name} is only now being created by process"
+            f" {slot.active_pid}",
             remedy=start_over_with(stream.source),
         )
     if slot is None and stream.timeline not in (0, server.timeline):
         raise SilentGap(
-            f"the topics of {stream.source} stand at {recorded}, but slot {name} had not been synchronized to this"
+            f"the topics of {stream.source} are at {recorded}, but slot {name} had not been synchronized to this"
             " server when it was promoted",
-            remedy=f"{start_over_with(stream.source)}; so that the next failover keeps it: sync_replication_slots = on"
-            " and hot_standby_feedback = on, on the standby",
+            remedy=f"{start_over_with(stream.source)}; to keep it at the next failover: set sync_replication_slots = on"
+            " and hot_standby_feedback = on on the standby",
         )
     if slot is None:
         raise SilentGap(
-            f"the topics of {stream.source} stand at {recorded}, but slot {name} does not exist any more",
+            f"the topics of {stream.source} are at {recorded}, but slot {name} no longer exists",
             remedy=start_over_with(stream.source),
         )
     if slot.confirmed_flush is not None and slot.confirmed_flush > stream.confirmed_lsn:
         raise SilentGap(
-            f"slot {name} stands at {format_lsn(slot.confirmed_flush)}, ahead of the topics at {recorded}:"
-            " something else has read it",
+            f"slot {name} is at {format_lsn(slot.confirmed_flush)}, ahead of the topics at {recorded}:"
+            " another reader has advanced it",
             remedy=start_over_with(stream.source),
         )
 
 
 def refuse_other_publication(source: str, name: str, state: SourceState, publication: Publication | None) -> None:
-    """Raise SilentGap where no table's changes can be known to be in the stream since they were recorded."""
+    """Raise SilentGap when the publication was replaced: the stream may lack changes of every recorded table."""
     for snapshot in state.snapshots.values():
-        counts = not snapshot.anew and not snapshot.stopped
+        counts = not snapshot.from_scratch and not snapshot.stopped
         if counts and (what := replaced(snapshot.published, publication)) is not None:
             raise publication_gap(source, name, what)
 
 
-def standing_snapshots(
+def current_snapshots(
     settings: Settings,
     source: str,
     state: SourceState,
     tables: tuple[CapturedTable, ...],
     publication: Publication | None,
 ) -> dict[str, SnapshotState]:
-    """Return how far each table's snapshot is, by name; a table whose topic is empty is left out, to be read anew.
+    """Return table → progress of its snapshot; a table whose topic is empty is left out, to be snapshotted.
 
-    Raises SilentGap for a topic that has rows of which nothing is recorded, since nobody knows what it lacks, and for
-    one whose table is not in the publication, since its changes since it was taken out are unknown.
+    Raises SilentGap for a topic that has records but no recorded snapshot, since it may lack any change, and for one
+    whose table was removed from the publication, since changes since then are unknown.
     """
-    standing: dict[str, SnapshotState] = {}
+    current: dict[str, SnapshotState] = {}
     filled = with_records(settings.kafka, [table.topic for table in tables])
     for table in tables:
         if table.topic not in filled:
             continue
         recorded = state.snapshots.get(table.name)
-        remedy = f"have it read anew with `headrace snapshot {table.name} --anew`"
+        remedy = f"re-snapshot it with `headrace snapshot {table.name} --from-scratch`"
         if state.stream is None:
-            remedy = start_over_with(source)  # a source that was never read takes no request
-        if recorded is not None and recorded.anew:
-            standing[table.name] = recorded
+            remedy = start_over_with(source)  # a source that has never been read accepts no request
+        if recorded is not None and recorded.from_scratch:
+            current[table.name] = recorded
             continue
         if recorded is None or recorded.topic != table.topic:
             raise SilentGap(
-                f"topic {table.topic} has records, but there is no record of how table {table.name} was read",
+                f"topic {table.topic} has records, but no snapshot of table {table.name} is recorded",
                 remedy=remedy,
             )
         if publication is None or table.name not in publication.tables:
             raise SilentGap(
-                f"topic {table.topic} has records, but table {table.name} was taken out of the publication since",
+                f"topic {table.topic} has records, but table {table.name} was removed from the publication since",
                 remedy=remedy,
             )
-        standing[table.name] = recorded
-    return standing
+        current[table.name] = recorded
+    return current
 
 
 def stopped_tables(
     connection: psycopg.Connection[Any], settings: Settings, source: str, state: SourceState
 ) -> dict[str, SnapshotState]:
-    """Return the recorded tables of which nothing can be published, by name, each with the reason in `stopped`.
+    """Return the recorded tables that cannot be published, by name, each with the reason in `stopped`.
 
-    Those that a producer stopped, and those that have since become what cannot be captured. One that was stopped before
-    its topic had a record is none if it can be captured now: it is read from nothing.
+    These are tables that a producer stopped, and tables that can no longer be captured. A table that was stopped before
+    its topic had a record is not among them if it can be captured now: it is snapshotted.
     """
     database = settings.database(source)
     filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
@@ -215,12 +215,12 @@ def stopped_tables(
         if any(name == pattern or fnmatchcase(name, pattern) for pattern in database.tables)
     }
     begun = {name: snapshot for name, snapshot in recorded.items() if snapshot.topic in filled}
-    stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.anew}
+    stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.from_scratch}
     reasons: dict[str, str] = {}
     counts = partition_counts(settings.kafka) if begun else {}
     for name, snapshot in begun.items():
         before, now = snapshot.topic_partitions, counts.get(snapshot.topic)
-        if name not in stopped and not snapshot.anew and before and now and before != now:
+        if name not in stopped and not snapshot.from_scratch and before and now and before != now:
             stopped[name] = snapshot.model_copy(update={"stopped": spread(snapshot.topic, before, now)})
     try:
         tables = list(captured_tables(connection, source, database, settings.prefix, leave_out=stopped))
@@ -231,7 +231,7 @@ def stopped_tables(
             try:
                 tables += captured_tables(connection, source, alone, settings.prefix)
             except UnmappedTable:
-                continue  # a mistake in the settings, which the start refuses: no change is to be skipped for it
+                continue  # an error in the settings, which the start refuses: no change must be skipped for it
             except Refused as error:
                 reasons[name] = error.problem
     refused = refused_writes(connection, database.publication, [table.relation.oid for table in tables])
@@ -239,8 +239,8 @@ def stopped_tables(
     publication = read_publication(connection, database.publication)
     for name in begun.keys() - stopped.keys() - reasons.keys():
         snapshot = begun[name]
-        if snapshot.anew or replaced(snapshot.published, publication) is not None:
-            continue  # of the whole source then: see refuse_other_publication
+        if snapshot.from_scratch or replaced(snapshot.published, publication) is not None:
+            continue  # refuse_other_publication refuses the whole source
         if (reason := edited(snapshot.published, name, publication)) is not None:
             reasons[name] = reason
     stopped |= {
@@ -252,7 +252,7 @@ def stopped_tables(
 
 
 def first_state(source: str, instance: str, slot: str, system: str, start: Lsn) -> StreamState:
-    """Return the state of a stream that nothing was read from: every commit from `start` on is still to come."""
+    """Return the state of a stream from which nothing was read: every commit from `start` on is still to come."""
     return StreamState(
         source=source,
         instance=instance,

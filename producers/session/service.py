@@ -1,4 +1,4 @@
-"""A source's producer as a service: one session after the other until it is stopped, with pauses for servers."""
+"""Runs a source's producer as a service: one session after another until it is stopped, with pauses for servers."""
 
 from __future__ import annotations
 
@@ -15,32 +15,39 @@ from producers.session import handover, opening
 from producers.session.commits import Restart
 from producers.session.loop import USUAL, Timing
 from producers.session.opening import Start
-from producers.session.slot_monitor import guardian_of
+from producers.session.slot_monitor import slot_monitor_of
 from producers.source import gaps
 from producers.stream.connection import PublicationMissing
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, Interrupted, Unavailable
 
 _BACKOFF: Final = (0.5, 1, 2, 5, 10)
-"""Seconds until the next session, after the first that a server ended, the second, …"""
+"""Seconds until the next session after the first one that a server ended, the second, …"""
 
 
 def produce(settings: Settings, source: str, stop: threading.Event, timing: Timing | None = None) -> None:
     """Run the producer of `source` until `stop` is set.
 
-    A server that stops answering is waited for: Kafka once a broker has answered, the database once everything has
-    worked a first time. So is the producer of a database that gave its tables to this one. Raises what preflight
-    refuses, Fenced when another producer took over, and OwnershipMoved when the database has given all its tables away.
+    Waits for a server that stops answering: Kafka once a broker has answered, the database once a session was opened.
+    Also waits for the producer of a database that gave its tables to this one. Raises preflight's errors, Fenced when
+    another producer took over, and OwnershipMoved when the database has given all its tables away.
     """
     instance = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     lines = log.get(**{log.SOURCE: source})
-    guardian = guardian_of(settings, source, lines)
+    slot_monitor = slot_monitor_of(settings, source, lines)
     clients.ensure_reachable(settings.kafka)
     attempt = 0
     worked = False
     unfit: set[str] = set()
     while not stop.is_set():
         start = Start(
-            settings, source, instance, stop, guardian, successor_ends_it=worked, unfit=unfit, timing=timing or USUAL
+            settings,
+            source,
+            instance,
+            stop,
+            slot_monitor,
+            successor_ends_it=worked,
+            unfit=unfit,
+            timing=timing or USUAL,
         )
         try:
             with opening.open_session(start) as session:
@@ -52,7 +59,7 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
                     unfit.clear()
                     restart = session.work()
             if restart is not None:
-                _tell(lines, restart)
+                _log_restart(lines, restart)
         except Interrupted:
             break
         except PublicationMissing as error:
@@ -65,13 +72,13 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
             attempt += 1
             if not isinstance(error, DatabaseUnavailable):
-                guardian.look_from_afar(settings.database(source).dsn.get_secret_value())
+                slot_monitor.look_over_new_connection(settings.database(source).dsn.get_secret_value())
             stop.wait(pause)
     lines.info("stopped")
 
 
-def _tell(lines: log.Log, restart: Restart) -> None:
+def _log_restart(lines: log.Log, restart: Restart) -> None:
     if restart.table is None:
-        lines.info("starting again, for the changes of partitions that were added")
+        lines.info("session restarting", **{log.REASON: "partitions were added"})
     else:
-        lines.info("starting again to read a table anew", **{log.TABLE: restart.table})
+        lines.info("session restarting", **{log.TABLE: restart.table, log.REASON: "re-snapshot from scratch"})

@@ -1,6 +1,6 @@
-"""How soon a slot is lost: what it holds back, what may still be written, and how fast the log grows.
+"""Monitors a replication slot: the WAL that it retains, the rate of WAL growth, and when the slot is lost.
 
-A forecast is of the time until the slot is lost if nothing reads it from now on. It errs to the early side.
+A forecast assumes that nothing reads the slot from now on, and errs on the early side.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ _READING: Final = """
 _HELP: Final = "SELECT pg_log_standby_snapshot()"
 _MAY_HELP: Final = "SELECT has_function_privilege('pg_catalog.pg_log_standby_snapshot()', 'EXECUTE')"
 _HELP_SINCE: Final = 160_000
-"""The first server version that can be asked to note the running transactions: a slot lets go of its log at such notes,
-and the server makes one by itself only every 15 seconds."""
+"""The first server version with pg_log_standby_snapshot(): a slot releases WAL at such a record of running
+transactions, and the server writes one by itself only every 15 seconds."""
 
 _WINDOW_SECONDS: Final = 600.0
 _RECENT_SECONDS: Final = 60.0
 _SHORTEST_SECONDS: Final = 0.5
-"""A rate is measured over at least this."""
+"""The shortest time over which a rate is measured."""
 
 WARN_SECONDS: Final = 3600.0
-"""A slot that would be lost sooner than this is warned of, once it has used up half of what it may hold back."""
+"""A slot that would be lost sooner than this is logged as a warning, once it retains half of what it may."""
 _WARN_EVERY_SECONDS: Final = 60.0
 
 _HURRY_SECONDS: Final = 0.2
-"""Heartbeats follow one another no sooner than this, however fast the log grows."""
+"""The shortest time between two heartbeats, however fast the WAL grows."""
 
 KEEP_SIZE: Final = "max_slot_wal_keep_size"
-DISK: Final = "the free space of the server's disk"
+DISK: Final = "free space on the server's disk"
 IDLE_TIMEOUT: Final = "idle_replication_slot_timeout"
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How fast the log grew, in bytes a second, over so many seconds."""
+    """The rate of WAL growth, in bytes per second, measured over so many seconds."""
 
     bytes_per_second: float
     seconds: float
 
 
-class LogGrowth:
-    """The log's end at some moments of the last ten minutes."""
+class WalGrowth:
+    """Samples of the end of the WAL from the last ten minutes."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, Lsn]] = deque()
 
     def add(self, at: float, written: Lsn) -> None:
-        """Note the log's end at a moment, in seconds; one that is behind the last is of another server's log."""
+        """Add the end of the WAL at a time in seconds; an end before the last one comes from another server."""
         if self._samples and (at < self._samples[-1][0] or written < self._samples[-1][1]):
             self._samples.clear()
         self._samples.append((at, written))
@@ -79,7 +79,7 @@ class LogGrowth:
 
     @property
     def rate(self) -> Rate | None:
-        """The greater one of the rates of the whole time and of the last minute; None before there are two moments."""
+        """The greater of the rates over the whole window and over the last minute; None before two samples."""
         if not self._samples:
             return None
         now, written = self._samples[-1]
@@ -94,10 +94,10 @@ class LogGrowth:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a server says of a slot and of its log at one moment.
+    """The state of a slot and of its server's WAL at one moment.
 
-    `at` is in seconds since 1970 by the server's clock, `idle_timeout` in seconds, `disk_free` in bytes; None is for
-    no such limit, and for a disk that cannot be seen from here.
+    `at` is in seconds since 1970 by the server's clock, `idle_timeout` in seconds, `disk_free` in bytes; None: no such
+    limit, or a disk on another machine.
     """
 
     slot: slots.SlotState
@@ -109,10 +109,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What becomes of a slot if nothing reads it from now on.
+    """When a slot is lost if nothing reads it from now on.
 
-    `left_bytes` may still be written before `limit` (KEEP_SIZE or DISK) is reached. `seconds` is until then, or until
-    the slot is lost for another `cause` (IDLE_TIMEOUT); None: it cannot be foreseen.
+    `left_bytes` may still be written before `limit` (KEEP_SIZE or DISK) is reached. `seconds` is the time until then,
+    or until the slot is lost for another `cause` (IDLE_TIMEOUT); None: unknown.
     """
 
     slot: str
@@ -127,7 +127,7 @@ class Forecast:
 
     @property
     def at_risk(self) -> bool:
-        """Whether somebody should be told: it is nearly lost, and not because its reader is a moment behind."""
+        """Whether to warn the operator: the slot is nearly lost, and not because its reader lags for a moment."""
         if self.status in ("unreserved", "lost"):
             return True
         if self.seconds is None or self.seconds >= WARN_SECONDS:
@@ -137,24 +137,24 @@ class Forecast:
     def __str__(self) -> str:
         if self.status == "lost":
             return f"slot {self.slot} is lost"
-        words = [f"slot {self.slot} holds back {size(self.retained_bytes)} of log"]
+        words = [f"slot {self.slot} retains {size(self.retained_bytes)} of WAL"]
         if self.left_bytes is not None:
             words.append(f"{size(max(0, self.left_bytes))} may still be written ({self.limit})")
         if self.status == "unreserved":
             words.append("the next checkpoint removes what it needs unless it is read at once")
         elif self.seconds is not None:
-            # What keeps a slot from being lost is its reader.
+            # An active slot is lost only if its reader stops.
             end = "fills the disk" if self.cause == DISK else "is lost"
             words.append(f"{'without its reader' if self.active else 'unread'} it {end} in {duration(self.seconds)}")
             if self.cause != self.limit:
                 words[-1] += f" ({self.cause})"
         if self.rate is not None:
-            grows = f"the log grows by {size(self.rate.bytes_per_second)}/s"
+            grows = f"WAL grows by {size(self.rate.bytes_per_second)}/s"
             words.append(f"{grows}, measured over {duration(self.rate.seconds)}")
         return "; ".join(words)
 
     def document(self, source: str) -> dict[str, Any]:
-        """Return it as `check --json` has it."""
+        """Return the forecast as `check --json` prints it."""
         return {
             "source": source,
             "slot": self.slot,
@@ -172,7 +172,7 @@ class Forecast:
 
 
 def read(connection: psycopg.Connection[Any], slot: str) -> Reading | None:
-    """Return what the server says of `slot` now, None when there is no such slot."""
+    """Return the current state of `slot`, None when it does not exist."""
     state = slots.read(connection, slot)
     if state is None:
         return None
@@ -183,11 +183,11 @@ def read(connection: psycopg.Connection[Any], slot: str) -> Reading | None:
 
 
 def _disk_free(directory: str | None, system: int) -> int | None:
-    """Return the bytes free where the server keeps its log, if it is on this machine and may be looked at."""
+    """Return the free bytes on the server's WAL disk, if it is on this machine and readable."""
     if directory is None:
         return None
     try:
-        # The same path may be another cluster's here: each begins its control file with its own number.
+        # The path may belong to another cluster on this machine: pg_control starts with the system identifier.
         with (Path(directory) / "global" / "pg_control").open("rb") as control:
             (found,) = struct.unpack("=Q", control.read(8))
         disk = os.statvfs(Path(directory) / "pg_wal")
@@ -197,7 +197,7 @@ def _disk_free(directory: str | None, system: int) -> int | None:
 
 
 def forecast(reading: Reading, rate: Rate | None) -> Forecast:
-    """Return what becomes of the slot if the log goes on growing at `rate`."""
+    """Return when the slot is lost if WAL keeps growing at `rate`."""
     slot = reading.slot
     lost = slot.lost
     limits = {KEEP_SIZE: slot.safe_wal_size, DISK: reading.disk_free}
@@ -208,7 +208,7 @@ def forecast(reading: Reading, rate: Rate | None) -> Forecast:
     if limit is not None and left is not None and (left <= 0 or (rate and rate.bytes_per_second > 0)):
         ends[limit] = max(0, left) / rate.bytes_per_second if rate and rate.bytes_per_second > 0 else 0.0
     if reading.idle_timeout is not None and not slot.synced and not lost:
-        # Of one that is read: from now on, without its reader.
+        # For an active slot the timeout starts now, as if its reader stopped.
         since = slot.inactive_since.timestamp() if slot.inactive_since and slot.active_pid is None else reading.at
         ends[IDLE_TIMEOUT] = max(0.0, since + reading.idle_timeout - reading.at)
     cause = min(ends, key=lambda name: ends[name], default=None)
@@ -226,9 +226,9 @@ def forecast(reading: Reading, rate: Rate | None) -> Forecast:
 
 
 def remembered(stream: StreamState | None, reading: Reading) -> Rate | None:
-    """Return the log's rate by what a producer recorded: as it measured, or on average since it was stopped.
+    """Return the WAL rate that a producer recorded, or the average since it stopped, whichever is greater.
 
-    None where that is of too short a time to say anything.
+    None when the time is too short to measure.
     """
     if stream is None or stream.ts_ms == 0:
         return None
@@ -240,16 +240,16 @@ def remembered(stream: StreamState | None, reading: Reading) -> Rate | None:
     return max(rates, key=lambda rate: rate.bytes_per_second, default=None)
 
 
-class Guardian:
-    """Looks after the slot of a producer, through all its sessions: measures, warns, and helps the slot along."""
+class SlotMonitor:
+    """Monitors a producer's slot across its sessions: measures, warns, and helps the slot to release WAL."""
 
     def __init__(self, source: str, slot: str, bound: int, lines: log.Log) -> None:
-        """`bound` is how many bytes of log the slot should hold back at most."""
+        """`bound` is the number of WAL bytes that the slot should retain at most."""
         self._source = source
         self._slot = slot
         self._bound = bound
         self._log = lines
-        self._growth = LogGrowth()
+        self._growth = WalGrowth()
         self._warned = -_WARN_EVERY_SECONDS
         self._may_help: bool | None = None
         self._looked = 0.0
@@ -258,36 +258,36 @@ class Guardian:
 
     @property
     def rate(self) -> Rate | None:
-        """How fast the log grows, None until that is known."""
+        """The rate of WAL growth, None until it is known."""
         return self._growth.rate
 
     def look(self, connection: psycopg.Connection[Any], passed: Lsn | None = None) -> Forecast | None:
-        """Look at the slot; return what is to be expected, None when it does not exist.
+        """Read the slot's state; return its forecast, None when it does not exist.
 
-        Called with each heartbeat, and with how far the stream has come, if there is one. Of a slot that holds back a
-        quarter of the bound the server is asked to note the running transactions, so that it can let go of what is
+        Called with each heartbeat; `passed` is the stream's position, if there is a stream. When the slot retains a
+        quarter of the bound, the server is asked to log its running transactions, so that the slot can release what is
         confirmed.
         """
         reading = read(connection, self._slot)
         if reading is None:
             return None
-        self._standbys.look(connection, stands=passed is not None and passed < self._seen)
+        self._standbys.look(connection, stalled=passed is not None and passed < self._seen)
         self._looked, self._seen = time.monotonic(), reading.written
         self._growth.add(reading.at, reading.written)
         found = forecast(reading, self.rate)
-        metrics.RETAINED_LOG.labels(self._source).set(found.retained_bytes)
+        metrics.RETAINED_WAL.labels(self._source).set(found.retained_bytes)
         if found.retained_bytes > self._bound // 4:
             self._help(connection)
         if found.at_risk and time.monotonic() >= self._warned + _WARN_EVERY_SECONDS:
             self._warned = time.monotonic()
-            self._log.warning("the slot may be lost", **{log.REASON: str(found)})
+            self._log.warning("slot at risk", **{log.REASON: str(found)})
         return found
 
     def hurries(self, received: Lsn) -> bool:
-        """Whether a heartbeat is due before its time, the log having grown much since the last look.
+        """Whether a heartbeat is due early because much WAL was written since the last look.
 
-        `received` is how far the server has read it. What others write there can only be confirmed behind a commit of
-        the source's own, and what is confirmed is let go of only behind a note of the running transactions.
+        `received` is the position up to which the server has read the WAL. Other databases' WAL can only be confirmed
+        after a commit of the source's own, and is released only after a record of the running transactions.
         """
         return received - self._seen > self._bound // 8 and time.monotonic() >= self._looked + _HURRY_SECONDS
 
@@ -298,24 +298,24 @@ class Guardian:
         if self._may_help:
             connection.execute(_HELP)
 
-    def look_from_afar(self, dsn: str) -> None:
-        """Look at the slot while its producer waits for some server, over a connection of its own if there is one."""
+    def look_over_new_connection(self, dsn: str) -> None:
+        """Look at the slot over a new connection, while its producer waits for another server."""
         try:
             with connect(dsn, name=f"guard {self._source}", reading=True) as connection, translated(dsn):
                 self.look(connection)
         except HeadraceError as error:
-            self._log.debug("the slot cannot be looked at", **{log.REASON: error.problem})
+            self._log.debug("slot state not available", **{log.REASON: error.problem})
 
 
-def guardian_of(settings: Settings, source: str, lines: log.Log) -> Guardian:
-    """Return what looks after the slot of `source`."""
+def slot_monitor_of(settings: Settings, source: str, lines: log.Log) -> SlotMonitor:
+    """Return the slot monitor of `source`."""
     database = settings.database(source)
     slot = slots.slot_name(settings, source, database)
-    return Guardian(source, slot, database.snapshot.max_retained_wal_mb << 20, lines)
+    return SlotMonitor(source, slot, database.snapshot.max_retained_wal_mb << 20, lines)
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Return a number of bytes in readable form."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= step:
             return f"{count / step:.1f} {unit}"
@@ -323,7 +323,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person reads it, in its two greatest units at most."""
+    """Return a duration in readable form, in its two greatest units at most."""
     whole = round(seconds)
     for unit, step, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if whole >= step:

@@ -1,7 +1,7 @@
-"""What a producer makes of a request to re-snapshot a table: taken exactly once, or refused, and never its end.
+"""Handles requests to re-snapshot a table: each is accepted exactly once or refused, and never stops the producer.
 
-A row of headrace.snapshot_requests is streamed in order with the data, and what it starts is recorded in the same Kafka
-transaction as the position after it. One that cannot be done is refused: it changes nothing.
+A row of headrace.snapshot_requests is streamed in order with the data, and its outcome is recorded in the same Kafka
+transaction as the position after it. A refused request changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from infra.service import log
 from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.publish.own_tables import Told
+from producers.publish.own_tables import RequestRow
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.tables import CapturedTable
@@ -28,7 +28,7 @@ _TEXTS: Final = 1009
 """The type text[]."""
 
 _KEY_BYTES: Final = 256 * 1024
-"""What the keys of a request may take: they are recorded with the table's state."""
+"""The largest size of a request's keys, which are recorded with the table's state."""
 
 _TYPES: Final = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
@@ -37,11 +37,11 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalo
 
 
 class RequestRefused(Refused):
-    """Nothing was changed. Correct it, and ask again with `headrace snapshot TABLE`."""
+    """Nothing was changed. Correct the request and repeat it with `headrace snapshot TABLE`."""
 
 
 class Requests:
-    """Takes the requests that the stream has brought, for a producer's session."""
+    """Handles the requests in the stream, for a producer's session."""
 
     def __init__(
         self,
@@ -51,18 +51,18 @@ class Requests:
         lines: log.Log,
         refused: str | None,
     ) -> None:
-        """`left_out` are the tables that were stopped before the start; `refused` is what is recorded as such."""
+        """`left_out` are the tables that were stopped before the start; `refused` is the recorded refusal."""
         self._connection = connection
         self._feeds = feeds
         self._left_out = left_out
         self._log = lines
         self.refused = refused
-        """Why the last request was refused, None when it was not; to be recorded with the position."""
+        """The reason why the last request was refused, None if it was accepted; recorded with the position."""
 
-    def take(self, row: Told) -> dict[str, SnapshotState]:
-        """Note in its feed what was asked for; return what is to be recorded of a table that is left out.
+    def take(self, row: RequestRow) -> dict[str, SnapshotState]:
+        """Pass a request to its table's feed; return the state to record for a table that is left out.
 
-        To be called once for each request, and its outcome recorded with the position after it.
+        To be called once per request; its outcome has to be recorded with the position after it.
         """
         try:
             changed = self._accept(read_request(row))
@@ -74,57 +74,57 @@ class Requests:
         return changed
 
     def _accept(self, request: SnapshotRequest) -> dict[str, SnapshotState]:
-        if request.anew and request.table in self._left_out:
-            return {request.table: self._left_out[request.table].model_copy(update={"anew": True})}
+        if request.from_scratch and request.table in self._left_out:
+            return {request.table: self._left_out[request.table].model_copy(update={"from_scratch": True})}
         feed = next((feed for feed in self._feeds if feed.table.name == request.table), None)
         if feed is None:
-            raise RequestRefused(f"table {request.table} was to be re-snapshot, and is not captured here")
+            raise RequestRefused(f"cannot re-snapshot table {request.table}: it is not captured here")
         if feed.away:
-            raise RequestRefused(f"table {request.table} was to be re-snapshot, and another database owns it now")
-        if request.anew:
-            feed.ask_anew()
+            raise RequestRefused(f"cannot re-snapshot table {request.table}: another database owns it now")
+        if request.from_scratch:
+            feed.ask_from_scratch()
         elif feed.state.stopped:
-            raise RequestRefused(f"table {request.table} is stopped, and only --anew mends its topic")
+            raise RequestRefused(f"table {request.table} is stopped, and only --from-scratch repairs its topic")
         else:
             feed.ask(require_keys(self._connection, feed.table, request), next_xid(self._connection))
-        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, anew=request.anew)
+        self._log.info("re-snapshot requested", **{log.TABLE: request.table}, from_scratch=request.from_scratch)
         return {}
 
 
-def read_request(row: Told) -> SnapshotRequest:
-    """Return the request in a row; raises RequestRefused where it is none."""
+def read_request(row: RequestRow) -> SnapshotRequest:
+    """Return the request in a row; raises RequestRefused for an invalid row."""
     try:
         return SnapshotRequest.model_validate(
             {
                 "table": (row["table"] or b"").decode(),
                 "first": _key(row["first_key"]),
                 "last": _key(row["last_key"]),
-                "anew": row["anew"] == b"t",
+                "from_scratch": row["from_scratch"] == b"t",
             }
         )
     except (KeyError, UnicodeDecodeError, ValidationError, psycopg.Error) as error:
-        raise RequestRefused("a row of headrace.snapshot_requests is no request") from error
+        raise RequestRefused("a row of headrace.snapshot_requests is not a valid request") from error
 
 
 def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> KeyRange:
-    """Return the range that is asked for, its keys as the server writes them, so that ranges can be compared.
+    """Return the requested range, its keys in the server's own text form, so that ranges can be compared.
 
-    Raises RequestRefused where an end of it is no key of the table. Waits for no lock on the table.
+    Raises RequestRefused when a bound does not match the table's key. Waits for no lock on the table.
     """
     named = f"the key of {table.name} is ({', '.join(table.key)})"
     keys = [key for key in (request.first, request.last) if key is not None]
     for key in keys:
         if len(key) != len(table.key):
-            raise RequestRefused(f"a key with {len(key)} value(s) was given, and {named}")
+            raise RequestRefused(f"a key with {len(key)} value(s) was given, but {named}")
     if sum(len(text.encode()) for key in keys for text in key) > _KEY_BYTES:
         raise RequestRefused(f"a key of more than {_KEY_BYTES} bytes was given for {table.name}")
     if not keys:
         return KeyRange()
     types = dict(connection.execute(_TYPES, (table.relation.oid,)).fetchall())
     if not types.keys() >= set(table.key):
-        raise RequestRefused(f"{named}, and the table has no such column any more")
+        raise RequestRefused(f"{named}, but the table no longer has such a column")
     casts = [
-        # The server's own words for the type, which it has quoted.
+        # format_type() returns the type already quoted.
         sql.SQL("CAST({} AS {})::pg_catalog.text").format(sql.Literal(text), sql.SQL(cast(LiteralString, types[name])))
         for key in keys
         for name, text in zip(table.key, key, strict=True)
@@ -135,14 +135,14 @@ def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, requ
         raise
     except psycopg.Error as error:
         # Its message has the value, which may be a row's.
-        raise RequestRefused(f"a key that is none of its columns' types was given, and {named}") from error
+        raise RequestRefused(f"a key was given that does not match its columns' types, and {named}") from error
     texts = list(row or ())
     first = tuple(texts[: len(table.key)]) if request.first is not None else None
     return KeyRange(first, tuple(texts[-len(table.key) :]) if request.last is not None else None)
 
 
 def _key(text: bytes | None) -> tuple[str, ...] | None:
-    """Return an array's elements; an element that is null, or an array in it, is no text of a column."""
+    """Return an array's elements; the request's model rejects a null or nested element."""
     if text is None:
         return None
     return tuple(Transformer().get_loader(_TEXTS, pq.Format.TEXT).load(text))

@@ -1,9 +1,9 @@
-"""Starting a source over: its next start empties its topics by a truncate and reads everything anew.
+"""Starts a source over: its next start empties its topics by a truncate and re-snapshots every table.
 
-It is the way out of a gap, and the topics stay, so that what stands in them in front of the truncate keeps its offsets
-and the ledgers of migrations stay right. Only where the new stream's positions would be behind the old ones, since the
-database is another or was set back, or since another database published to them that was given the tables, went on
-and is lost, are the topics deleted.
+This recovers from a gap. The topics are kept, so that records before the truncate keep their offsets and the ledgers
+of migrations stay valid. Topics are deleted only if the new stream's positions would come before the old ones: the
+database is a different one or was restored to an earlier state, or another database was given the tables, published
+to these topics, and is lost.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _LET_GO_SECONDS: Final = 3.0
 
 
 def start_over(settings: Settings, source: str) -> None:
-    """Drop the source's slot, then record that its tables are to be read anew.
+    """Drop the source's slot, then record that its tables are to be re-snapshotted from scratch.
 
-    Interrupted anywhere, running it again completes it. Raises Refused while a producer reads the slot. Where topics
-    have to be deleted, ledgers stand beyond the new topics' ends, which consumers refuse until they are replayed.
+    Idempotent: if interrupted, run it again. Raises Refused while a producer reads the slot. If topics have to be
+    deleted, ledgers are past the new topics' ends, and consumers refuse to start until the migration is replayed.
     """
     clients.ensure_reachable(settings.kafka)
     database = settings.database(source)
@@ -47,7 +47,7 @@ def start_over(settings: Settings, source: str) -> None:
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
         system, lsn = slots.system_identifier(connection), current_snapshot(connection)[1]
-        # What another database owns now is that one's to publish, and in its topics.
+        # Tables that another database owns now are published by that one.
         owned_by = owners(connection)
         elsewhere = {table.name for table in tables if not owned(table, source, owned_by)}
     topic = positions_topic(settings.prefix)
@@ -57,43 +57,47 @@ def start_over(settings: Settings, source: str) -> None:
     others = [each for name, each in sources.items() if name != source]
     ahead = {each for other in others for each in _topics_ahead(other, system, lsn)}
     here = {table.name: table for table in tables if table.name not in elsewhere}
-    goes_on = _is_before(state, system, lsn)
-    anew: dict[str, SnapshotState | None] = {
-        name: SnapshotState(source=source, table=name, topic=table.topic, anew=True)
+    continues = _is_before(state, system, lsn)
+    from_scratch: dict[str, SnapshotState | None] = {
+        name: SnapshotState(source=source, table=name, topic=table.topic, from_scratch=True)
         for name, table in here.items()
-        if table.topic not in ahead and (goes_on or (name in state.snapshots and state.snapshots[name].anew))
+        if table.topic not in ahead and (continues or (name in state.snapshots and state.snapshots[name].from_scratch))
     }
-    captured = {table.topic for name, table in here.items() if name not in anew}
-    if not goes_on:
-        captured |= {each.topic for name, each in state.snapshots.items() if name not in elsewhere | anew.keys()}
+    captured = {table.topic for name, table in here.items() if name not in from_scratch}
+    if not continues:
+        captured |= {
+            each.topic for name, each in state.snapshots.items() if name not in elsewhere | from_scratch.keys()
+        }
     delete_topics(settings.kafka, sorted(captured))
     forgotten = dict.fromkeys(state.snapshots)
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
     try:
-        states = {**forgotten, **anew}
+        states = {**forgotten, **from_scratch}
         relay.record([(record_key(source), None), *((record_key(source, name), each) for name, each in states.items())])
-        # What was written between the old slot and the new one is in neither's stream.
+        # Changes between the old slot and the new one are in neither stream.
         relay.record([(stray_key(source, table), None) for table in state.strays])
         relay.commit()
     finally:
         relay.close()
     seal(settings, source, list(here.values()), owned_by)
-    log.get(**{log.SOURCE: source}).info("forgotten", slot=name, anew=len(anew), deleted=len(captured))
+    log.get(**{log.SOURCE: source}).info(
+        "source reset", slot=name, from_scratch=len(from_scratch), deleted=len(captured)
+    )
 
 
 def _is_before(state: SourceState, system: str, lsn: Lsn) -> bool:
-    """Whether all that a source published is behind what comes from `lsn` on, in one order of positions."""
+    """Whether everything a source published comes before `lsn`, in one order of positions."""
     return state.stream is not None and state.stream.system_identifier == system and state.stream.commit_lsn < lsn
 
 
 def _topics_ahead(state: SourceState, system: str, lsn: Lsn) -> Iterator[str]:
-    """Yield the topics to which another source may have published what is not behind `lsn`."""
+    """Yield the topics to which another source may have published positions from `lsn` on."""
     if not _is_before(state, system, lsn):
         yield from (each.topic for each in state.snapshots.values())
 
 
 def _drop(connection: psycopg.Connection[Any], slot: str) -> None:
-    """Drop the slot; the server needs a moment to notice that a producer which was just stopped is gone."""
+    """Drop the slot; the server needs a moment to notice that a producer has just stopped."""
     deadline = time.monotonic() + _LET_GO_SECONDS
     while True:
         try:

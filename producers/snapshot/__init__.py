@@ -1,1 +1,1 @@
-"""Reading tables, chunk by chunk, beside the stream."""
+"""Reads tables chunk by chunk, interleaved with the stream."""

@@ -1,15 +1,15 @@
-"""Which stream events a snapshot in progress lets through: pure rules, no I/O.
+"""Decides which stream events are published during a snapshot: pure rules, no I/O.
 
-A table is copied in chunks of its key order while the stream continues. Each chunk is read under a snapshot of its
-own, and its rows are published at the stream's current position. An event of the stream, judged by its key:
+A table is copied in chunks in key order while the stream continues. Each chunk is read under its own database snapshot,
+and its rows are published at the stream's current position. An event of the stream, by its key:
 
-- in a range that is not copied yet: dropped, since the chunk to come will show its effect;
-- in a copied range: dropped exactly if the chunk's snapshot saw its transaction, published otherwise;
-- committed at or after the LSN noted after the chunk's snapshot: published, since that snapshot cannot
-  have seen it. Once the stream stands there, the chunk's snapshot is forgotten and done neighbours merge.
+- in a range that is not copied yet: dropped, since a later chunk includes its effect;
+- in a copied range: dropped if and only if the chunk's snapshot saw its transaction;
+- committed at or after the LSN read after the chunk's snapshot: published, since that snapshot cannot
+  have seen it. Once the stream is there, the chunk's snapshot is forgotten and adjacent settled chunks merge.
 
-What makes the first rule true is a barrier: no chunk is read before every transaction that the stream has passed is
-visible (`Unseen`); a commit is decoded as soon as its log is flushed, but becomes visible a moment later.
+A barrier ensures the first rule: no chunk is read before every transaction that the stream has passed is visible
+(`Unseen`). A commit is decoded as soon as its WAL is flushed, but becomes visible slightly later.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 Key = tuple[int | bytes, ...]
-"""A row's key, comparable in the order in which the database sorts it."""
+"""A row's key; compares as the database sorts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A copied range of keys, `after` exclusive to `upto` inclusive; None is the end of the key space.
 
-    `snapshot` and `lsn` (the insert position noted after it) are None once the stream has passed the chunk.
+    `snapshot` and `lsn` (the WAL insert position read after it) are None once the stream has passed the chunk.
     """
 
     after: Key | None
@@ -54,7 +54,7 @@ class TableChunks:
 
     @property
     def frontier(self) -> Key | None:
-        """Up to which key everything from the start is copied; None before the first chunk and after the last."""
+        """The key up to which everything is copied; None before the first chunk and after the last."""
         upto: Key | None = None
         for chunk in self._chunks:
             if chunk.after != upto:
@@ -69,7 +69,7 @@ class TableChunks:
 
     @property
     def settled(self) -> bool:
-        """Whether no event has to be judged any more: all copied, and the stream has passed every chunk."""
+        """Whether all is copied and the stream has passed every chunk, so that all events are published."""
         return self.complete and all(chunk.snapshot is None for chunk in self._chunks)
 
     def copied(self, chunk: Chunk) -> None:
@@ -78,7 +78,7 @@ class TableChunks:
         self._set(chunks)
 
     def passed(self, lsn: Lsn) -> bool:
-        """Note that the stream stands at `lsn`; returns whether a chunk was settled by that."""
+        """Note that the stream is at `lsn`; return whether that settled a chunk."""
         if not any(chunk.lsn is not None and chunk.lsn <= lsn for chunk in self._chunks):
             return False
         merged: list[Chunk] = []
@@ -92,11 +92,11 @@ class TableChunks:
         return True
 
     def restart(self) -> None:
-        """Forget everything: the table was truncated, which no snapshot shows truly."""
+        """Forget everything: the table was truncated, and TRUNCATE is not MVCC-safe."""
         self._set([])
 
     def publishes(self, key: Key, xid: int, commit_lsn: Lsn) -> bool:
-        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        """Whether the event of transaction `xid` for the row `key` is published."""
         index = bisect_left(self._uppers, key)
         if index == len(self._chunks):
             return False
@@ -109,12 +109,12 @@ class TableChunks:
 
     def _set(self, chunks: list[Chunk]) -> None:
         self._chunks = chunks
-        # A last chunk without an upper end has no entry: bisect then points at it for every greater key.
+        # A last chunk without an upper bound has no entry: bisect then points at it for every greater key.
         self._uppers = [chunk.upto for chunk in chunks if chunk.upto is not None]
 
 
 class Unseen:
-    """The transactions that the stream has passed and that no snapshot is known to see yet."""
+    """The transactions that the stream has passed and that may not be visible yet."""
 
     def __init__(self, xids: Iterable[int] = ()) -> None:
         self._xids = set(xids)
@@ -129,6 +129,6 @@ class Unseen:
         self._xids.add(xid)
 
     def visible_in(self, snapshot: Snapshot) -> bool:
-        """Forget what `snapshot` sees, as every later one does; returns whether nothing is left."""
+        """Forget the transactions that `snapshot` sees, as every later one does; return whether none is left."""
         self._xids = {xid for xid in self._xids if not snapshot.sees(xid)}
         return not self._xids

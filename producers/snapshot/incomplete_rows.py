@@ -1,16 +1,16 @@
-"""The rows of a table whose last record leaves out a value, and when they are read by key: pure rules, no I/O.
+"""Tracks rows whose last record omits a value, and when they are read by key: pure rules, no I/O.
 
-An update that leaves a large value alone is streamed without it. The value is then in an earlier record of the key,
-which compaction removes, and after a change of the key in no record of the new one. The keys of such records are noted,
-and recorded in the same Kafka transaction. Their rows are read soon after, and published just after the stream's
-current position. The keys that this returned are remembered until the stream has passed the LSN noted after its
-snapshot, and events are judged by them as by a chunk's (`producers.snapshot.resnapshot_rules`), whatever else of the
-table is copied.
+An update that does not change a large value is streamed without it. The value is then in an earlier record of the key,
+which compaction removes; after a change of the key no record of the new key has it. The keys of such records are
+recorded in the same Kafka transaction. Their rows are read soon after and published just after the stream's current
+position. The keys that were read are remembered until the stream has passed the LSN read after the snapshot, and events
+are compared with them as with a chunk's (`producers.snapshot.resnapshot_rules`), independently of other copies of the
+table.
 
-A key is noted only if its record is published, so that a delete to come is published too. A read waits until every
-transaction is visible that the stream has passed since the first key was noted
-(`producers.snapshot.chunk_rules.Unseen`). Earlier ones need no waiting: one that wrote such a row, or had its key
-before, was visible when the next could write it.
+A key is noted only if its record is published, so that a later delete is published too. A read waits until every
+transaction that the stream has passed since the first key was noted is visible
+(`producers.snapshot.chunk_rules.Unseen`). Earlier transactions need no waiting: one that wrote such a row, or had its
+key before, was visible when the next could write it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 READ_SECONDS: Final = 5.0
-"""A table's rows are read at most so often, however often they are updated, unless many keys wait."""
+"""The least time between two reads of a table's rows, unless many keys are pending."""
 
 _MANY: Final = 1_000
 _MANY_BYTES: Final = 64 * 1024
-"""So many keys, or bytes of them, are read at once and without waiting; the stream waits for that."""
+"""This many keys, or bytes of keys, are read in one batch without delay; the stream waits for it."""
 
 _TURN_SECONDS: Final = 0.2
-"""How long many keys wait for a chunk of their table's copy."""
+"""How long a batch waits so that the table's snapshot can read a chunk."""
 
 _MOST: Final = 20_000
 _MOST_BYTES: Final = 256 * 1024
-"""More of them are not recorded: the whole table is read instead."""
+"""The most pending keys that are recorded; beyond that the table is re-snapshotted."""
 
 
 class IncompleteRows:
-    """The keys of one table whose last record leaves out a value. Every change is in `state` at once."""
+    """The keys of one table whose last record omits a value; `state` reflects every change."""
 
     def __init__(self, state: IncompleteState) -> None:
         self._keys = dict.fromkeys(state.keys)
@@ -52,7 +52,7 @@ class IncompleteRows:
 
     @property
     def state(self) -> IncompleteState:
-        """What is recorded of them."""
+        """The state to record."""
         chunk = self._chunk
         return IncompleteState(
             keys=tuple(self._keys),
@@ -63,28 +63,28 @@ class IncompleteRows:
 
     @property
     def noted(self) -> bool:
-        """Whether a row is to be read."""
+        """Whether any row is to be read."""
         return bool(self._keys)
 
     @property
     def many(self) -> bool:
-        """Whether so many keys wait that they are to be read before the stream brings more."""
+        """Whether so many keys are pending that they are read before the stream continues."""
         return len(self._keys) >= _MANY or self._bytes >= _MANY_BYTES
 
     @property
     def too_many(self) -> bool:
-        """Whether the keys that wait are more than are recorded."""
+        """Whether more keys are pending than can be recorded."""
         return len(self._keys) > _MOST or self._bytes > _MOST_BYTES
 
     @property
     def remembered(self) -> RememberedChunk | None:
-        """The rows that were read last, until the stream has passed them."""
+        """The rows read last, until the stream has passed them."""
         return self._chunk
 
     def due(self, now: float, *, copying: bool) -> bool:
-        """Whether rows are to be read now; `now` is in seconds of a clock that only moves on.
+        """Whether rows are to be read now; `now` is in seconds of a monotonic clock.
 
-        With `copying` a chunk of the table could be read as well, which gets its turn.
+        With `copying`, a chunk of the table is due too, and gets its turn.
         """
         if not self._keys or self._chunk is not None:
             return False
@@ -93,17 +93,17 @@ class IncompleteRows:
 
     @property
     def next_keys(self) -> tuple[Texts, ...]:
-        """The keys to be read next, those that wait longest."""
+        """The keys to read next: those pending longest."""
         return tuple(islice(self._keys, _MANY))
 
     def note(self, key: Texts) -> None:
-        """Note that the last record of a key leaves out a value."""
+        """Note that the last record of a key omits a value."""
         if key not in self._keys:
             self._keys[key] = None
             self._bytes += _size(key)
 
     def read(self, keys: Iterable[Texts], chunk: RememberedChunk, now: float) -> None:
-        """Note that the rows of `keys` are published as a chunk shows them, or gone; `now` as for `due`."""
+        """Note that the rows of `keys` are published as read in a chunk, or gone; `now` as for `due`."""
         for key in keys:
             del self._keys[key]
             self._bytes -= _size(key)
@@ -111,16 +111,16 @@ class IncompleteRows:
         self._read_at = now
 
     def forget_keys(self) -> None:
-        """Note that no row is to be read any more: the table is."""
+        """Forget the pending keys: the whole table is read instead."""
         self._keys.clear()
         self._bytes = 0
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
-        """Whether the event of transaction `xid` on the row `key` goes to the topic, as far as these rows tell."""
+        """Whether these rows allow publishing the event of transaction `xid` for the row `key`."""
         return self._chunk is None or self._chunk.publishes(key, xid, commit_lsn)
 
     def passed(self, lsn: Lsn) -> bool:
-        """Note that the stream stands at `lsn`; returns whether something changed by that."""
+        """Note that the stream is at `lsn`; return whether that changed the state."""
         if self._chunk is None or self._chunk.lsn > lsn:
             return False
         self._chunk = None

@@ -1,4 +1,4 @@
-"""Reading a table chunk by chunk, each in a short transaction of its own."""
+"""Reads a table chunk by chunk, each in its own short transaction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
-"""What is locked is asked for without waiting; the time is for what a query locks beside, such as an index."""
+"""The table's lock is requested with NOWAIT; the timeout is for other locks of a query, such as on an index."""
 
 _TYPE_NAMES: Final = """
 SELECT pg_catalog.format_type(oid, -1) FROM pg_catalog.unnest(%s::pg_catalog.oid[]) WITH ORDINALITY AS of (oid, place)
@@ -34,18 +34,18 @@ ORDER BY place
 """
 
 CHUNK_BYTES: Final = 32 << 20
-"""What COPY may send for one chunk, of a row at least: encoded it is as much again, and waits for Kafka once more."""
+"""The most that COPY sends for one chunk (at least a row); encoded rows and Kafka's queue need as much again."""
 
 
 class TableGone(HeadraceError):
-    """Take it out of the settings' tables, or create it again and read it anew."""
+    """Remove it from databases.<name>.tables, or create it again and re-snapshot it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRows:
-    """What one chunk showed: whole lines of COPY's text format, in the columns of `relation`.
+    """The rows of one chunk: complete lines of COPY's text format, with the columns of `relation`.
 
-    `upto` is the last key that it has or could have had; None: it goes to the end of its bounds.
+    `upto` is the last key of its range; None: the chunk extends to the end of its bounds.
     """
 
     data: bytes
@@ -56,16 +56,16 @@ class ChunkRows:
     upto: Texts | None = None
 
     def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
-        """Return the texts of the columns `key` of one row."""
+        """Return the texts of one row's columns `key`."""
         names = [column.name for column in self.relation.columns]
         fields = self.data.split(b"\n", index + 1)[index].split(b"\t")
         return tuple(unescape(fields[names.index(name)]).decode() for name in key)
 
 
 def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int) -> Texts | None:
-    """Return the last key of the next chunk of about `rows` rows, None when the chunk goes to the end of the bounds.
+    """Return the last key of the next chunk of about `rows` rows, None if it extends to the end of the bounds.
 
-    Raises TableGone when the table was dropped.
+    Raises TableGone if the table was dropped.
     """
     query = sql.SQL("SELECT {}, {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
         _doubtful(table),
@@ -89,14 +89,14 @@ def read_chunk(
 ) -> ChunkRows:
     """Read the first rows with keys in the bounds, in key order: about `rows`, and CHUNK_BYTES at most, or one row.
 
-    `longest` is how many bytes COPY may send of one row. Never waits for a table that is locked, nor queues for its
-    lock. Raises TableGone when the table was dropped, TableStopped when its key sorts otherwise than before,
-    LineTooLong for a row, and psycopg's errors.
+    `longest` is the most bytes that COPY may send for one row. Never waits in the queue for the table's lock. Raises
+    TableGone if the table was dropped, TableStopped if the sort order of its key changed, LineTooLong for a row, and
+    psycopg's errors.
     """
     connection.execute(_BEGIN)
     try:
         with _present(table):
-            # Before the snapshot: what rewrites a table shows it empty to every snapshot taken before its end.
+            # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
             snapshot, lsn = current_snapshot(connection)
             relation = _relation(connection, table)
@@ -117,22 +117,22 @@ def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Rela
     """Return the table's columns as this transaction sees them."""
     relation = relation_of(connection, table.relation.oid, table.relation)
     if relation is None:
-        raise TableGone(f"table {table.name} does not exist any more")
+        raise TableGone(f"table {table.name} no longer exists")
     if gone := set(table.key) - {column.name for column in relation.columns}:
-        raise TableGone(f"table {table.name} has no column {min(gone)} any more, which is in its key")
+        raise TableGone(f"table {table.name} no longer has key column {min(gone)}")
     if table.order and key_order(connection, table.relation.oid, table.key) not in (table.order, None):
-        # Where there is no such index any more, the catalog's watch says so with its reason.
+        # If that index is gone, catalog_watch stops the table with its own reason.
         raise TableStopped(sorts_otherwise(table))
     return relation
 
 
 def sorts_otherwise(table: CapturedTable) -> str:
-    """Return why a copy cannot be gone on with once its ranges mean other rows."""
-    return f"its key ({', '.join(table.key)}) sorts otherwise than when its copy began"
+    """Return why a snapshot cannot continue when its key ranges contain other rows."""
+    return f"its key ({', '.join(table.key)}) sorts differently than when its snapshot began"
 
 
 def _refuse_doubtful_keys(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> None:
-    """Raise TableStopped where a key would come back from UTF-8 as another."""
+    """Raise TableStopped if a key does not survive conversion to UTF-8 and back."""
     if table.encoding not in DOUBTFUL:
         return
     query = sql.SQL("SELECT coalesce(bool_or({}), false) FROM {} AS t {}")
@@ -147,7 +147,7 @@ def _present(table: CapturedTable) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.UndefinedTable as error:
-        raise TableGone(f"table {table.name} does not exist any more") from error
+        raise TableGone(f"table {table.name} no longer exists") from error
     except psycopg.errors.UndefinedColumn as error:
         raise TableGone(f"table {table.name} lacks a column of its key ({', '.join(table.key)})") from error
 
@@ -165,18 +165,18 @@ def _copy(
 
 
 def _from(table: CapturedTable) -> sql.Composable:
-    # A table has its own rows alone in the stream, not those of tables that inherit from it.
+    # The stream has only a table's own rows, not those of tables that inherit from it.
     only = sql.SQL("" if table.partitioned else "ONLY ")
     return only + sql.Identifier(table.relation.schema, table.relation.table)
 
 
 def _key(table: CapturedTable) -> list[sql.Composable]:
-    # With the table's alias, since ORDER BY takes a bare name for that of an output column first.
+    # With the table's alias, since ORDER BY resolves a bare name to an output column first.
     return [sql.Identifier("t", name) for name in table.key]
 
 
 def _doubtful(table: CapturedTable) -> sql.Composable:
-    """Return the condition that the key of a row has a text which is another one once it was UTF-8."""
+    """Return the condition that a text in a row's key does not survive conversion to UTF-8 and back."""
     if table.encoding not in DOUBTFUL:
         return sql.SQL("false")
     changes = sql.SQL("{0}::text COLLATE \"C\" <> convert_from(convert_to({0}::text, 'UTF8'), 'UTF8')")
@@ -184,14 +184,14 @@ def _doubtful(table: CapturedTable) -> sql.Composable:
 
 
 def _among(connection: psycopg.Connection[Any], table: CapturedTable, keys: Sequence[Texts]) -> sql.Composable:
-    """Return the condition that a row has one of the keys. The planner chooses between the index and the whole table.
+    """Return the condition that a row has one of the keys. The planner chooses between index and sequential scan.
 
-    The first row of values is cast to the columns' types, by which the server takes the others.
+    The first row of values is cast to the columns' types; the server resolves the others accordingly.
     """
     types = {column.name: column.type_oid for column in table.relation.columns}
     found = connection.execute(_TYPE_NAMES, ([types[name] for name in table.key],)).fetchall()
     rows: list[list[sql.Composable]] = [[sql.Literal(text) for text in key] for key in keys]
-    # The server's own words for the type, which it has quoted.
+    # The type's name as the server prints it, quoted where needed.
     of_types = [sql.SQL(cast(LiteralString, name)) for (name,) in found]
     rows[0] = [sql.SQL("CAST({} AS {})").format(*each) for each in zip(rows[0], of_types, strict=True)]
     names = [sql.Identifier("wanted", f"key{place}") for place in range(len(table.key))]
@@ -203,7 +203,7 @@ def _among(connection: psycopg.Connection[Any], table: CapturedTable, keys: Sequ
 
 
 def _where(connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds) -> sql.Composable:
-    """Return the range as row comparisons, which an index on the key serves."""
+    """Return the range as row comparisons, which can use an index on the key."""
     comparisons = [
         compared(_key(table), sign, [sql.Literal(part) for part in bound], table.order)
         for bound, sign in ((bounds.first, ">="), (bounds.after, ">"), (bounds.last, "<="))

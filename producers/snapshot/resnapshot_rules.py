@@ -1,16 +1,16 @@
-"""Copying a table whose events continue to be published: pure rules, no I/O.
+"""Copies a table whose events continue to be published: pure rules, no I/O.
 
-Used where the ranges of `producers.snapshot.chunk_rules` cannot be: for a table whose topic has rows already (it is
-read again on demand), and for one whose keys this process cannot compare. No event is dropped for its place in the key
-order. A chunk's rows are published just after the stream's current position, and the keys that it returned are
-remembered until the stream has passed the LSN noted after its snapshot. Meanwhile an event
+Used where the ranges of `producers.snapshot.chunk_rules` do not work: for a table whose topic already has rows (a
+re-snapshot), and for one whose keys this process cannot compare. No event is dropped for its place in the key order. A
+chunk's rows are published just after the stream's current position, and their keys are remembered until the stream has
+passed the LSN read after the chunk's snapshot. Meanwhile an event
 
-- on a remembered key is dropped exactly if the chunk's snapshot saw its transaction, since the row shows its effect;
-- on any other key is published, so that a delete which the chunk could not show still arrives.
+- for a remembered key is dropped if and only if the chunk's snapshot saw its transaction: the row has its effect;
+- for any other key is published, so that a delete which the chunk cannot show still arrives.
 
-The barrier (`producers.snapshot.chunk_rules.Unseen`) holds here too. One chunk is remembered at a time, so that memory
-is bounded; the keys are recorded with the chunk, so that a crash forgets none of them. After a truncate the topic has
-all that the table has, and nothing is left to copy.
+The barrier (`producers.snapshot.chunk_rules.Unseen`) applies here too. Only one chunk is remembered at a time, which
+bounds memory; its keys are recorded with it, so that a crash loses none. After a truncate the topic is complete, and
+nothing is left to copy.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 _LENGTH: Final = 4
-"""Bytes that hold the length of a recorded key: a text that compresses well is one of megabytes."""
+"""Bytes for the length of a recorded key: a text that compresses well may have megabytes."""
 
 _MOST_ASKED: Final = 100
 _MOST_ASKED_BYTES: Final = 256 * 1024
-"""So many ranges, or bytes of their ends, may wait, since they are recorded; instead of more the table is read."""
+"""The most pending ranges, or bytes of their bounds, that are recorded; beyond that the whole table is read."""
 
 Texts = tuple[str, ...]
-"""A key as the texts of its columns, which the database compares."""
+"""A key as the texts of its columns; the database compares it."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """From `first` to `last`, both included; None is the end of the key space.
+    """A range from `first` to `last`, both inclusive; None is the end of the key space.
 
-    With `partition`, those of its rows that are in the partition with this oid.
+    With `partition`, only rows in the partition with this oid.
     """
 
     first: Texts | None = None
@@ -49,20 +49,20 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class RememberedChunk:
-    """What a chunk returned: the keys of its rows, as messages have them, under `snapshot`; `lsn` is noted after it."""
+    """The message keys of a chunk's rows, read under `snapshot`; `lsn` was read after it."""
 
     keys: frozenset[bytes]
     snapshot: Snapshot
     lsn: Lsn
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
-        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        """Whether the event of transaction `xid` for the row `key` is published."""
         return commit_lsn >= self.lsn or key not in self.keys or not self.snapshot.sees(xid)
 
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """How far a range is copied: everything up to `after`, all of it once `read`."""
+    """The progress of a range: copied up to `after`, completely once `read`."""
 
     range: KeyRange = KeyRange()
     after: Texts | None = None
@@ -71,35 +71,35 @@ class Reread:
 
     @property
     def ready(self) -> bool:
-        """Whether a next chunk may be read."""
+        """Whether the next chunk may be read."""
         return not self.read and self.chunk is None
 
     @property
     def complete(self) -> bool:
-        """Whether all is copied, and no event has to be judged any more."""
+        """Whether all is copied and all events are published."""
         return self.read and self.chunk is None
 
     def copied(self, upto: Texts | None, chunk: RememberedChunk) -> Reread:
-        """Note a chunk just published; it ends at `upto`, or with the range (None)."""
+        """Note a published chunk; it ends at `upto`, or with the range (None)."""
         return replace(self, after=upto, read=upto is None, chunk=chunk)
 
     def passed(self, lsn: Lsn) -> Reread:
-        """Note that the stream stands at `lsn`."""
+        """Note that the stream is at `lsn`."""
         return replace(self, chunk=None) if self.chunk is not None and self.chunk.lsn <= lsn else self
 
     def truncated(self) -> Reread:
-        """Note that the stream has emptied the table."""
+        """Note that the stream truncated the table."""
         return replace(self, read=True, chunk=None)
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
-        """Whether the event of transaction `xid` on the row `key` goes to the topic."""
+        """Whether the event of transaction `xid` for the row `key` is published."""
         return self.chunk is None or self.chunk.publishes(key, xid, commit_lsn)
 
 
 def united(ranges: Iterable[KeyRange], comparable: Callable[[Texts], Key] | None) -> tuple[KeyRange, ...]:
-    """Return ranges that have all keys of these, perhaps more, and are not many.
+    """Return few ranges that cover all keys of these, perhaps more.
 
-    Those that touch are one, where keys are `comparable`; too many become the whole table.
+    Adjacent ranges merge if keys are `comparable`; too many become the whole table.
     """
     whole = KeyRange()
     kept = list(dict.fromkeys(ranges))
@@ -124,7 +124,7 @@ def _joined(ranges: Sequence[KeyRange], comparable: Callable[[Texts], Key]) -> l
 
 
 def _touch(before: KeyRange, after: KeyRange, comparable: Callable[[Texts], Key]) -> bool:
-    """Whether no key is between two ranges, of which `before` does not begin later."""
+    """Whether no key is between two ranges; `before` does not start later than `after`."""
     if before.last is None or after.first is None:
         return True
     last, first = comparable(before.last), comparable(after.first)
@@ -134,12 +134,12 @@ def _touch(before: KeyRange, after: KeyRange, comparable: Callable[[Texts], Key]
 
 
 def pack_keys(keys: Iterable[bytes]) -> str:
-    """Return keys as the text that is recorded: each after its length."""
+    """Return keys as text for the record, each prefixed by its length."""
     return base64.b64encode(b"".join(len(key).to_bytes(_LENGTH) + key for key in sorted(keys))).decode()
 
 
 def unpack_keys(text: str) -> frozenset[bytes]:
-    """Return the keys that `pack_keys` was given."""
+    """Return the keys packed by `pack_keys`."""
     raw = base64.b64decode(text)
     keys: list[bytes] = []
     start = 0

@@ -1,10 +1,9 @@
-"""How far one table is copied, by which rules its events are judged, and the record of both. Pure: no I/O.
+"""Tracks the snapshot of one table: its progress, the rules for its events, and the record of both. No I/O.
 
-A first snapshot of a table whose keys can be compared here goes by `producers.snapshot.chunk_rules`; every other copy
-goes by `producers.snapshot.resnapshot_rules`. Into an empty topic that begins with a chunk that shows all that its
-snapshot sees: no event of it is published, since a row that it lacks may have gone without one, such as while the table
-was out of the publication. A truncate ends any of them: whatever the table has from then on comes after it in the
-stream.
+The first snapshot of a table whose keys can be compared here follows `producers.snapshot.chunk_rules`; every other copy
+follows `producers.snapshot.resnapshot_rules`. A copy by the latter into an empty topic publishes no event that its
+first chunk's snapshot saw: a row missing from the chunk may have been deleted without an event, for example while the
+table was not in the publication. A truncate ends every copy: the stream has all later rows.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 
 Comparable = Callable[[tuple[bytes, ...]], Key]
-"""From a key's texts to the form that sorts here as it does in the database."""
+"""Converts a key's texts to a form that compares as the database sorts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The keys that are to be read next: from `first` on, after `after`, up to and including `last`.
+    """The keys to read next: from `first`, after `after`, up to and including `last`.
 
-    With `keys`, these and no others. Of a partitioned table, those that are in one of `partitions`, given by oid: the
-    changes of any other are not published yet, so that a row of it which is deleted meanwhile would stay in the topic.
+    With `keys`, only these. From a partitioned table, only rows in `partitions`, given by oid: changes of other
+    partitions are not published yet, so a row deleted from one meanwhile would stay in the topic.
     """
 
     first: Texts | None = None
@@ -39,10 +38,10 @@ class Bounds:
 
 
 class TableCopy:
-    """The copy of one table, as `state` has it; every change is in `state` at once."""
+    """The copy of one table; `state` reflects every change."""
 
     def __init__(self, state: SnapshotState, comparable: Comparable | None) -> None:
-        """`comparable` is None for a table whose keys cannot be compared here."""
+        """`comparable` is None if the table's keys cannot be compared here."""
         self._state = state
         self._rows_changed = False
         self._comparable = comparable
@@ -53,7 +52,7 @@ class TableCopy:
 
     @property
     def state(self) -> SnapshotState:
-        """What is to be recorded of the table."""
+        """The state to record for the table."""
         if self._rows_changed:
             self._rows_changed = False
             self.note(incomplete=self.incomplete.state)
@@ -61,10 +60,10 @@ class TableCopy:
 
     @property
     def ready(self) -> bool:
-        """Whether a chunk may be read now, as far as this table is concerned."""
+        """Whether the table's state allows reading a chunk now."""
         if self._reread is None:
             return not self._chunks.complete
-        # Two chunks that have the same key have to be published at two positions.
+        # Two chunks with the same key have to be published at different positions.
         return self._reread.ready and self.incomplete.remembered is None
 
     def rows_due(self, now: float) -> bool:
@@ -78,12 +77,12 @@ class TableCopy:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to read, nor to be remembered of a table that is read again."""
+        """Whether nothing is left to read, or to remember during a re-snapshot."""
         return self._chunks.complete if self._reread is None else self._reread.complete
 
     @property
     def judging(self) -> bool:
-        """Whether events have to be judged at all."""
+        """Whether events have to be compared with the snapshot."""
         return self._reread is not None or not self._chunks.settled or self.incomplete.remembered is not None
 
     @property
@@ -103,7 +102,7 @@ class TableCopy:
 
     @property
     def bounds(self) -> Bounds:
-        """What the next chunk starts with, and where the last one ends."""
+        """The bounds of the rows left to read."""
         partitions = self._partitions
         if self._reread is not None:
             range_ = self._reread.range
@@ -115,7 +114,7 @@ class TableCopy:
 
     @property
     def bounds_of_rows(self) -> Bounds:
-        """The rows that are to be read by key."""
+        """The rows to read by key."""
         return Bounds(partitions=self._partitions, keys=self.incomplete.next_keys)
 
     @property
@@ -123,9 +122,9 @@ class TableCopy:
         return tuple(each.oid for each in self.state.partitions)
 
     def copied(self, upto: Texts | None, snapshot: Snapshot, lsn: Lsn, keys: Iterable[bytes], rows: int) -> None:
-        """Note that the chunk from `bounds` to `upto` (None: to their end) is published.
+        """Note that the chunk from `bounds` to `upto` (None: to its end) is published.
 
-        `keys` are those of its rows as messages have them; needed only when it `remembers`.
+        `keys` are the message keys of its rows, needed only if it `remembers`.
         """
         if self._reread is not None:
             self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), snapshot, lsn))
@@ -134,16 +133,16 @@ class TableCopy:
         self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
 
     def note(self, **changes: object) -> None:
-        """Change what else is recorded of the table than its copy."""
+        """Change recorded state other than the copy's progress."""
         self._state = self._state.model_copy(update=changes)
 
     def expect(self, chunks: int) -> None:
-        """Note how many chunks there will be, for those who watch."""
+        """Record the expected number of chunks, for progress reports."""
         done = self.state.chunks_done
         self._update(chunks=max(done + 1, chunks) if self.unread else done)
 
     def passed(self, lsn: Lsn) -> bool:
-        """Note that the stream stands at `lsn`; returns whether something changed by that."""
+        """Note that the stream is at `lsn`; return whether that changed the state."""
         of_rows = self.incomplete.passed(lsn)
         self._rows_changed |= of_rows
         return self._copy_passed(lsn) or of_rows
@@ -166,9 +165,9 @@ class TableCopy:
         return True
 
     def truncated(self) -> None:
-        """Note that the stream has emptied the table: the topic has all that comes after, and nothing to copy is left.
+        """Note that the stream truncated the table: the topic gets all later rows, and nothing is left to copy.
 
-        No other session can have had changes of the table in progress, and no snapshot shows truly what was before.
+        No other session can have had changes of the table in progress, and TRUNCATE is not MVCC-safe.
         """
         self._chunks = TableChunks([Chunk(None, None)])
         self._reread = None
@@ -177,32 +176,32 @@ class TableCopy:
         self._update(asked=(), from_nothing=False)
 
     def leaves_out(self, key: Texts) -> None:
-        """Note that the last record of a key leaves out a value, and was published."""
+        """Note that the last record of a key omits a value and was published."""
         self.incomplete.note(key)
         self._rows_changed = True
 
     def read_rows(self, keys: Iterable[Texts], chunk: RememberedChunk, now: float) -> None:
-        """Note that the rows of `keys` are published as a chunk shows them; see IncompleteRows.read."""
+        """Note that the rows of `keys` are published as read in a chunk; see IncompleteRows.read."""
         self.incomplete.read(keys, chunk, now)
         self._rows_changed = True
 
     def repeat_for_rows(self, not_before: int) -> None:
-        """Read the whole table again, since too many rows are incomplete to read them by key."""
+        """Re-snapshot the table, since too many rows are incomplete to read them by key."""
         self.incomplete.forget_keys()
         self._rows_changed = True
         self.repeat(not_before)
 
     def ask(self, range_: KeyRange, not_before: int) -> None:
-        """Read a range again, after what is under way; nothing to do where that reads it in any case.
+        """Re-snapshot a range after the current copy; do nothing if the first snapshot will read it anyway.
 
-        A partition's rows are read even so: the chunks that were read may be from before it was attached.
-        `not_before` must be above every transaction that has begun, unless events were judged all along.
+        A partition's rows are read in any case: earlier chunks may predate its attachment. `not_before` must be above
+        every transaction that has begun, unless a copy is under way.
         """
         if self.state.done or range_.partition is not None:
             self._ask(range_, not_before)
 
     def repeat(self, not_before: int) -> None:
-        """Read the whole table again, after what is under way; also where that is its first copy.
+        """Re-snapshot the table after the current copy, even if that is the first.
 
         For rows that changed without events: any chunk may have been read before the change.
         """
@@ -218,11 +217,11 @@ class TableCopy:
             return
         asked = united((*waiting, range_), None if self._comparable is None else self._key)
         self._update(asked=tuple(map(_range_state, asked)))
-        if range_.partition is not None:  # none of its events was judged yet
+        if range_.partition is not None:  # its events were not published so far
             self.note(not_before=not_before)
 
-    def anew(self, not_before: int) -> None:
-        """Start from nothing: the topic is emptied at the stream's current position."""
+    def from_scratch(self, not_before: int) -> None:
+        """Restart the copy from scratch: the topic is emptied at the stream's current position."""
         state = self.state
         fresh = SnapshotState(
             source=state.source,
@@ -241,7 +240,7 @@ class TableCopy:
         self._update()
 
     def publishes(self, texts: tuple[bytes, ...], key: Callable[[], bytes], xid: int, commit_lsn: Lsn) -> bool:
-        """Whether an event goes to the topic; `key` gives the row's key as messages have it."""
+        """Whether an event is published; `key` returns the row's message key."""
         if self.incomplete.remembered is not None and not self.incomplete.publishes(key(), xid, commit_lsn):
             return False
         if self._reread is not None:
@@ -272,7 +271,7 @@ class TableCopy:
             self._update(from_nothing=True)
 
     def _finish(self) -> None:
-        """End a copy, and begin what was asked for meanwhile, if anything."""
+        """End a copy and start the next requested one, if any."""
         self._chunks = TableChunks([Chunk(None, None)])
         self._reread = None
         if self.state.asked:

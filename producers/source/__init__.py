@@ -1,1 +1,1 @@
-"""What a source consists of in PostgreSQL: tables, publication, slot, and what has to hold before they are read."""
+"""Manages a source in PostgreSQL: tables, publication, slot, and preflight checks."""

@@ -1,4 +1,4 @@
-"""Refusals that keep a gap from being silent: what was written meanwhile would be in no topic."""
+"""Refusals of starts that would silently lose changes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from schemas.errors import Refused
 
 
 class SilentGap(Refused):
-    """Start over with `headrace produce SOURCE --start-over`: with a new slot it reads all tables anew."""
+    """Re-snapshot all tables with `headrace produce SOURCE --start-over`, which creates a new slot."""
 
 
 def start_over_with(source: str) -> str:
-    """Return the remedy for a gap that nothing can fill."""
-    return f"start over with `headrace produce {source} --start-over`: with a new slot it reads all tables anew"
+    """Return the remedy for changes that are lost."""
+    return f"re-snapshot all tables with `headrace produce {source} --start-over`, which creates a new slot"
 
 
 def publication_gap(source: str, name: str, what: str) -> SilentGap:
-    """Return the refusal of a source whose publication is not the one under which its topics were filled."""
-    again, stays = start_over_with(source), f"so that it stays: change databases.{source}.tables, not the publication"
+    """Return the refusal for a source whose publication changed since its topics were filled."""
+    again, stays = start_over_with(source), f"in future change databases.{source}.tables, not the publication"
     if what == GONE:
         return SilentGap(
-            f"publication {name} of {source} {what}: what is written now is in no stream",
+            f"publication {name} of {source} {what}: new changes are not streamed",
             remedy=f"correct databases.{source}.publication if it names another, or {again}; {stays}",
         )
     return SilentGap(
-        f"publication {name} of {source} {what} by another session: what was written meanwhile may be in no stream",
+        f"publication {name} of {source} {what} by another session: changes made meanwhile may be missing",
         remedy=f"{again}; {stays}",
     )

@@ -1,9 +1,9 @@
-"""The partitions of a captured table: which there are, what the WAL has of them, and what a change of them means.
+"""Reads the partitions of a captured table, and compares them with those recorded.
 
 A partitioned table has no rows of its own. Its publication publishes each partition under its own name, so that the
-stream describes each as it is: with its replica identity, which may differ from the table's, and with a truncate of one
-of them. Attaching, detaching and dropping a partition write nothing into the stream: rows come and go without events.
-So the partitions whose rows a topic has are recorded with it, each in a version of the catalog, and compared.
+stream has each partition's replica identity, which may differ from the table's, and truncates of single partitions.
+Attaching, detaching and dropping a partition send nothing to the stream: rows come and go without events. So the
+partitions whose rows are in a topic are recorded with their catalog versions, and compared with the current ones.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from infra.state.positions import PartitionState
 from schemas.events import Relation
 
 _HALF: Final = 1 << 31
-"""Half of the 32-bit transaction ids: as far as PostgreSQL can tell which of two came first."""
+"""Half of the 32-bit transaction ids: the range in which PostgreSQL can order two of them."""
 
 _SEARCHED_PAGES: Final = 1 << 17
 
 NOTICES_ATTACHED: Final = 150_000
-"""The first server version whose pgoutput asks again what publishes a table once that is attached to another.
+"""The first server version whose pgoutput looks up a table's publications again after it is attached to another.
 
-An older one keeps what it found at the first change of the table that it decoded, until the publication is altered or
-the stream begins again: all that is written after the attach would be missing, since the table was published by none.
+Older ones keep the result from the first decoded change of the table until the publication is altered or the stream
+restarts: everything written after the attach would be missing, since the table was not published before.
 """
 
 PARTITION_TREE: Final = sql.SQL("""
@@ -40,11 +40,10 @@ WITH RECURSIVE tree(root, node, links) AS (
     JOIN pg_catalog.pg_class part ON part.oid = i.inhrelid AND part.relispartition
     WHERE NOT i.inhdetachpending)
 """)
-"""The tables `oids` and all that is below them, as one snapshot has it.
+"""The tables `oids` and all their descendants in one snapshot.
 
-Not by pg_partition_tree: it shows partitions that the snapshot does not have, without their indexes, and it opens each,
-and waits for one that is locked. A partition that is being detached concurrently is none any more, to new snapshots and
-to pgoutput alike.
+Not by pg_partition_tree: it ignores the snapshot, returns partitions without their indexes, and opens each, waiting for
+locked ones. A partition that is being detached concurrently does not count, as for new snapshots and pgoutput.
 """
 
 _PARTITIONS: Final = PARTITION_TREE + sql.SQL("""
@@ -72,12 +71,12 @@ WHERE c.oid = %s AND c.relispartition
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A table that has rows of a partitioned one.
+    """A leaf partition.
 
-    `links` are the xmin of the pg_inherits rows from the partitioned table down to it: others, once it or one that it
-    is in was detached and attached again. `file` is its relfilenode. `identity` are the columns that an old row carries
-    in the WAL, None for all of them. One that is not `logged` has no changes there. None is a foreign table, which the
-    unique index of a captured table forbids.
+    `links` are the xmin of the pg_inherits rows from the partitioned table down to it; they change if it, or a
+    partition that contains it, is detached and attached again. `file` is its relfilenode. `identity` are the columns of
+    old rows in the WAL, None for all columns. If not `logged`, its changes are not in the WAL. It is never a foreign
+    table, which the unique index of a captured table forbids.
     """
 
     oid: int
@@ -89,13 +88,13 @@ class Partition:
 
     @property
     def state(self) -> PartitionState:
-        """What is recorded of it."""
+        """The state to record."""
         return PartitionState(oid=self.oid, links=self.links, file=self.file)
 
 
 @dataclass(frozen=True, slots=True)
 class Partitions:
-    """The partitions of one table, by oid; `inner` are those that are partitioned themselves, and have no rows.
+    """The leaf partitions of one table, by oid; `inner` are those that are partitioned themselves.
 
     Every transaction below the 64-bit id `seen` had ended when they were read.
     """
@@ -106,16 +105,16 @@ class Partitions:
 
     @property
     def states(self) -> tuple[PartitionState, ...]:
-        """What is recorded of them, sorted by oid."""
+        """The states to record, sorted by oid."""
         return tuple(self.by_oid[oid].state for oid in sorted(self.by_oid))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of the recorded partitions, by oid.
+    """Changes since the recorded partitions, by oid.
 
-    The rows of those that are `gone` left the table, also where they came back by another attach; `added` are those
-    that have rows of which the topic knows nothing. `rewritten` have another file under the same name.
+    The rows of `gone` ones left the table, even if they were attached again; rows of `added` ones are not in the topic.
+    `rewritten` ones have another relfilenode.
     """
 
     added: frozenset[int]
@@ -124,10 +123,10 @@ class Change:
 
 
 def read_partitions(connection: psycopg.Connection[Any], oids: Collection[int]) -> dict[int, Partitions]:
-    """Return oid → its partitions for those of the tables that are partitioned, as the catalog has them now."""
+    """Return oid → current partitions of these partitioned tables."""
     if not oids:
         return {}
-    # Asked first: a transaction that ends in between is above it, and may be in the catalog already.
+    # Queried first: a transaction that ends in between is above it, and may already be in the catalog.
     row = connection.execute(_XMIN).fetchone()
     assert row is not None
     with connection.cursor(row_factory=dict_row) as cursor:
@@ -150,22 +149,21 @@ def read_partitions(connection: psycopg.Connection[Any], oids: Collection[int]) 
 
 
 def obstacle(partitions: Iterable[Partition], key: tuple[str, ...]) -> str | None:
-    """Return why the changes of a table with that key and these partitions cannot be followed, None when they can."""
+    """Return why changes of a table with this key and these partitions cannot be followed, None if they can."""
     for each in sorted(partitions, key=lambda partition: partition.name):
         if not each.logged:
-            return f"its partition {each.name} is unlogged, so that its changes are not in the WAL"
-        # One without any is producers.source.writability's: it refuses UPDATE and DELETE, so that none of them is
-        # missed.
+            return f"its partition {each.name} is unlogged, so its changes are not in the WAL"
+        # A partition without identity columns refuses UPDATE and DELETE: see producers.source.writability.
         if each.identity and (left_out := [name for name in key if name not in each.identity]):
             return _leaves_out(each.name, left_out[0])
     return None
 
 
 def identity_obstacle(partition: Relation, key: tuple[str, ...]) -> str | None:
-    """Return why the changes of a partition, as the stream describes it, do not tell their key; None when they do."""
+    """Return why changes of a partition, as the stream describes it, lack the key; None if they have it."""
     names = {column.name for column in partition.columns}
     if not names.issuperset(key):
-        return None  # of the whole table; see producers.source.schema_changes.obstacle
+        return None  # an obstacle of the table: producers.source.schema_changes.obstacle
     left_out = [name for name in key if name not in partition.identity_columns]
     if partition.replica_identity == "f" or not left_out:
         return None
@@ -173,11 +171,11 @@ def identity_obstacle(partition: Relation, key: tuple[str, ...]) -> str | None:
 
 
 def _leaves_out(partition: str, column: str) -> str:
-    return f"the replica identity of its partition {partition} leaves out {column}, which is in its key"
+    return f"the replica identity of its partition {partition} leaves out key column {column}"
 
 
 def compared(recorded: Iterable[PartitionState], now: Partitions) -> Change:
-    """Return what became of the recorded partitions."""
+    """Return the changes since the recorded partitions."""
     before = {each.oid: each for each in recorded}
     gone = {oid for oid, each in before.items() if oid not in now.by_oid or now.by_oid[oid].links != each.links}
     return Change(
@@ -188,9 +186,9 @@ def compared(recorded: Iterable[PartitionState], now: Partitions) -> Change:
 
 
 def as_its_table(partition: Relation, table: Relation) -> Relation:
-    """Return a partition's columns in the order in which the table has them, under the table's name.
+    """Return a partition's columns in the table's order, under the table's name.
 
-    Its replica identity stays its own. Columns that the table had not when it was described come last.
+    It keeps its own replica identity. Columns that the table did not have when it was described come last.
     """
     places = {column.name: place for place, column in enumerate(table.columns)}
     columns = tuple(sorted(partition.columns, key=lambda column: places.get(column.name, len(places))))
@@ -199,24 +197,25 @@ def as_its_table(partition: Relation, table: Relation) -> Relation:
 
 
 def within(connection: psycopg.Connection[Any], partitions: Sequence[int]) -> sql.Composable:
-    """Return the condition on a table's rows (as `t`) that holds for those in some of its partitions, given by oid.
+    """Return the condition on a table's rows (as `t`) to be in one of these partitions, given by oid.
 
-    For a single one it has the server's own condition, by which that one alone is read. No right on it is needed.
+    For a single partition it includes the partition constraint, so that the planner reads no other. It needs no
+    privilege on the partition.
     """
     chosen = sql.SQL("t.tableoid = ANY ({}::pg_catalog.oid[])").format(sql.Literal(list(partitions)))
     if len(partitions) != 1:
         return chosen
     row = connection.execute(_CONSTRAINT, (partitions[0],)).fetchone()
-    # As the server prints it for the search_path of this session; none: it is a partition no more.
+    # As the server prints it for this session's search_path; no row: it is no longer a partition.
     return sql.SQL("({}) AND {}").format(sql.SQL("false" if row is None else row[0]), chosen)
 
 
 def kept_rows(connection: psycopg.Connection[Any], table: Relation, partition: int, seen: int) -> bool:
-    """Whether a partition with another file has a row still from before `seen`, which shows that it kept its rows.
+    """Whether a partition with another relfilenode has a row older than `seen`, which shows that it kept its rows.
 
-    VACUUM FULL, CLUSTER and a move to another tablespace keep each row's xmin. What may have hidden changes does not:
-    a partition that was unlogged for a while was written anew by its ALTER TABLE. A partition without such a row may be
-    either, and so may one that has none in its first gigabyte.
+    VACUUM FULL, CLUSTER and a move to another tablespace keep each row's xmin. Statements that may hide changes do not:
+    ALTER TABLE rewrites a partition that was unlogged for a while. A partition without such a row in its first gigabyte
+    may be either.
     """
     row = connection.execute("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text").fetchone()
     assert row is not None

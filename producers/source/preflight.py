@@ -1,4 +1,4 @@
-"""What must hold before a source is read; each finding says what to do about it."""
+"""Checks the preconditions of reading a source; each finding has a remedy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FROM pg_roles r WHERE r.rolname = current_user
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is in the way of a source, and the remedy."""
+    """A problem that prevents reading a source, and its remedy."""
 
     problem: str
     remedy: str
@@ -50,10 +50,10 @@ def findings(
     leave_out: Collection[str] = (),
     copied: Mapping[str, SnapshotState] = MappingProxyType({}),
 ) -> Iterator[Finding]:
-    """Yield everything that keeps `source` from being read, the server's settings first, then its tables.
+    """Yield every problem that prevents reading `source`: first the server's settings, then the tables.
 
-    Those in `leave_out` are stopped already, and keep no other from being read. Those `copied`, in part at least, go on
-    where their rows may not be read now, since the stream has their changes: only what is left to copy waits.
+    Tables in `leave_out` are already stopped and do not block others. Tables in `copied`, at least in part, continue
+    even if the role may not read their rows now, since the stream has their changes: only the rest of the copy waits.
     """
     yield from _of_server(connection, source, settings, slot)
     if not settings.tables:
@@ -78,10 +78,10 @@ def _of_server(
             "run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL",
         )
     if not server["may_replicate"]:
-        yield Finding(f"role {server['role']} may not replicate", f'run ALTER ROLE "{server["role"]}" REPLICATION')
+        yield Finding(f"role {server['role']} lacks REPLICATION", f'run ALTER ROLE "{server["role"]}" REPLICATION')
     if server["keep_size"] == "-1" and not settings.allow_unlimited_wal:
         yield Finding(
-            "max_slot_wal_keep_size is unlimited, so that a stopped producer could fill the server's disk",
+            "max_slot_wal_keep_size is unlimited, so a stopped producer could fill the server's disk",
             "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
             f" or accept it with databases.{source}.allow_unlimited_wal = true",
         )
@@ -97,16 +97,19 @@ def _of_slot(source: str, slot: str, state: slots.SlotState | None, server: dict
     if state is None and server["free_slots"] < 1:
         yield Finding("every replication slot is in use", "raise max_replication_slots and restart PostgreSQL")
     if state is not None and state.plugin != slots.PLUGIN:
-        yield Finding(f"slot {slot} is of plugin {state.plugin}", f"choose another with databases.{source}.slot")
+        yield Finding(
+            f"slot {slot} uses plugin {state.plugin}, not {slots.PLUGIN}",
+            f"choose another with databases.{source}.slot",
+        )
     elif state is not None and state.database != server["database"]:
         yield Finding(
-            f"slot {slot} is of database {state.database}, not of {server['database']}",
+            f"slot {slot} belongs to database {state.database}, not {server['database']}",
             f"correct databases.{source}.dsn, or choose another slot with databases.{source}.slot",
         )
     if state is not None and state.two_phase:
         yield Finding(
-            f"slot {slot} was made with two_phase, and sends transactions before they are committed",
-            f"`headrace produce {source} --start-over` drops it, and reads all tables anew with one of its own",
+            f"slot {slot} was created with two_phase and sends transactions before they commit",
+            f"`headrace produce {source} --start-over` drops it and re-snapshots all tables with a new slot",
         )
 
 
@@ -125,7 +128,7 @@ def _of_tables(
         return
     for table in tables:
         snapshot = copied.get(table.name)
-        if table.hidden is not None and (snapshot is None or snapshot.anew):
+        if table.hidden is not None and (snapshot is None or snapshot.from_scratch):
             yield Finding(table.hidden.problem, table.hidden.remedy)
     refused = refused_writes(connection, settings.publication, [table.relation.oid for table in tables])
     names = {table.relation.oid: table.name for table in tables}

@@ -1,8 +1,8 @@
-"""The publication of a source: which tables' changes its slot decodes, and whether it is still as a producer left it.
+"""Creates a source's publication, and detects edits of it.
 
-PostgreSQL decodes each change by the publication as it was at that moment. A table that was taken out and put back lost
-what was written in between, and so did every table while the publication lacked a kind of change. Each such edit
-replaces rows of the catalog, so the oid and xmin of these rows are recorded and compared.
+PostgreSQL decodes each change with the publication as of that change. If a table is removed and added back, changes in
+between are lost; so are all tables' changes of a kind while the publication omits that kind. Each such edit replaces
+catalog rows, so the oid and xmin of these rows are recorded and compared.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SELECT p.oid::text || '.' || p.xmin::text || coalesce(
           AND (%(oids)s::oid[] IS NULL OR r.prrelid = ANY(%(oids)s::oid[]))) AS tables
 FROM pg_catalog.pg_publication p WHERE p.pubname = %(name)s
 """
-"""From the catalog itself: the view pg_publication_tables opens the tables, and waits for one that is locked.
+"""Reads the catalog, since the view pg_publication_tables opens the tables and waits for locked ones.
 
-Before 15 there is neither a list of columns nor a filter of rows, and before 18 nothing is said of generated columns:
-those are looked for by name. A partitioned table published as one, via its root, is none.
+Column lists and row filters exist from 15 on, pubgencols from 18 on: these columns are looked up by name. A partitioned
+table published via its root does not count.
 """
 
 _IS_THERE: Final = """
@@ -56,17 +56,17 @@ JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n O
 WHERE p.pubname = %s AND n.nspname = %s AND c.relname = %s
 """
 
-GONE: Final = "does not exist any more"
+GONE: Final = "no longer exists"
 
 _WHOLE: Final = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
-"""Each partition by itself: published as its table, it would tell neither its replica identity nor its truncates."""
+"""Each partition by itself: via the root, the stream lacks its replica identity and its truncates."""
 _GENERATED: Final = ", publish_generated_columns = stored"
 _GENERATED_SINCE: Final = 180_000
 """From 18 on PostgreSQL refuses to update a table whose identity has a generated column that is not published."""
 
 
 class PublishesAllTables(Refused):
-    """Choose another with databases.<name>.publication; headrace makes it."""
+    """Choose another name in databases.<name>.publication; headrace creates it."""
 
 
 class PublicationOfAnotherRole(Refused):
@@ -75,13 +75,12 @@ class PublicationOfAnotherRole(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A publication as the catalog has it now.
+    """The current state of a publication.
 
-    `whole` says that it leaves out no kind of change, `generated` that stored generated columns are published,
-    `by_partition` that each partition is published by itself, `owned` that this role may alter it. `tables` are those
-    that it publishes without a filter: name → version of the publication, a slash, version of the table's row in it. An
-    edit that is undone has other versions. That of the publication has headrace.schema_ownership's in it, without which
-    no change of owner would come.
+    `whole`: it publishes every kind of change; `generated`: it publishes stored generated columns; `by_partition`: it
+    publishes each partition by itself; `owned`: this role may alter it. `tables` are those published without a filter:
+    name → version of the publication, a slash, version of the table's row in it. A reverted edit has other versions.
+    The publication's version includes that of headrace.schema_ownership, whose rows announce changes of owner.
     """
 
     version: str
@@ -96,29 +95,29 @@ class Publication:
 def read_publication(
     connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
 ) -> Publication | None:
-    """Return the publication of that name, None when there is none; with `oids`, only these of its tables."""
+    """Return the publication of that name, None if it does not exist; with `oids`, only these tables."""
     asked = {"name": name, "oids": None if oids is None else list(oids), "ownership": ".".join(OWNERSHIP)}
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_PUBLICATION, asked).fetchone()
     if row is None:
         return None
-    # Where kinds of changes are left out, no table is published whole.
+    # If kinds of changes are omitted, no table is published completely.
     found = (row.pop("tables") or {}) if row["whole"] else {}
     tables = {table: f"{row['version']}/{version}" for table, version in found.items()}
     return Publication(**{**row, "tables": tables})
 
 
 def published_tables(connection: psycopg.Connection[Any], name: str) -> frozenset[str] | None:
-    """Return the tables (`schema.table`) whose changes publication `name` publishes whole; None: it does not exist.
+    """Return the tables (`schema.table`) that publication `name` publishes completely; None if it does not exist.
 
-    A table of which it leaves out rows or columns is none, and if it leaves out kinds of changes, there is none.
+    Tables published with a filter or column list do not count, nor does any if kinds of changes are omitted.
     """
     publication = read_publication(connection, name)
     return None if publication is None else frozenset(publication.tables)
 
 
 def replaced(recorded: str | None, publication: Publication | None) -> str | None:
-    """Return what became of the publication under which a table was `recorded`; None: it is as it was."""
+    """Return what happened to the publication since a table was `recorded`; None if it is unchanged."""
     if recorded is None:
         return None
     if publication is None:
@@ -126,47 +125,45 @@ def replaced(recorded: str | None, publication: Publication | None) -> str | Non
     was, now = recorded.partition("/")[0], publication.version
     if was == now:
         return None
-    return "was altered" if was.partition(".")[0] == now.partition(".")[0] else "was dropped and made again"
+    return "was altered" if was.partition(".")[0] == now.partition(".")[0] else "was dropped and recreated"
 
 
 def edited(recorded: str | None, table: str, publication: Publication | None) -> str | None:
-    """Return why changes of a table may be missing since it was `recorded`; None: all are published."""
+    """Return why changes of a table may be missing since it was `recorded`; None if all are published."""
     now = None if publication is None else publication.tables.get(table)
     if now is None:
-        return "it was taken out of the publication"
+        return "it was removed from the publication"
     if recorded is not None and recorded != now:
-        return "the publication was altered for it, and perhaps altered back: what was written meanwhile may be missing"
+        return "the publication was altered for it, perhaps temporarily: changes made meanwhile may be missing"
     return None
 
 
 def wanted_tables(connection: psycopg.Connection[Any], tables: Sequence[CapturedTable]) -> frozenset[str]:
-    """Return what a publication must have: the tables, and headrace's own that a stream follows, once they exist."""
+    """Return the tables that a publication must have: the captured ones, and headrace's own once they exist."""
     own = [table for table in PUBLISHED if connection.execute(_IS_THERE, table).fetchone() is not None]
     return frozenset(table.name for table in tables) | {".".join(table) for table in own}
 
 
 def refuse_foreign(name: str, publication: Publication | None, wanted: frozenset[str]) -> None:
-    """Raise PublishesAllTables, or PublicationOfAnotherRole, for one that is not right and cannot be put right."""
+    """Raise PublishesAllTables or PublicationOfAnotherRole for a publication that is wrong and cannot be altered."""
     if publication is None:
         return
     if publication.all_tables:
-        raise PublishesAllTables(f"publication {name} is one FOR ALL TABLES")
+        raise PublishesAllTables(f"publication {name} is FOR ALL TABLES")
     if publication.owned:
         return
     if missing := sorted(wanted - publication.tables.keys()):
         raise PublicationOfAnotherRole(
-            f"publication {name} is another role's, and does not publish every change of {', '.join(missing)}"
+            f"publication {name} belongs to another role and does not publish every change of {', '.join(missing)}"
         )
 
 
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[CapturedTable]) -> bool:
-    """Make publication `name` publish exactly `tables`, every change of them; returns whether it had to be changed.
+    """Make publication `name` publish every change of exactly `tables`; return whether it had to be changed.
 
-    With them headrace's own tables that it has to follow, once they are there. What is right already keeps its version.
-    More than these may be in one of another role's, which cannot be changed.
-
-    Of a partitioned table each partition is published, under its own name. Raises PublishesAllTables and
-    PublicationOfAnotherRole.
+    It also gets headrace's own tables once they exist. What is already up to date keeps its version. A publication of
+    another role, which cannot be altered, may have more tables. Each partition of a partitioned table is published
+    under its own name. Raises PublishesAllTables and PublicationOfAnotherRole.
     """
     with connection.transaction(), connection.cursor() as cursor:
         publication = read_publication(connection, name)
@@ -192,7 +189,7 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
             with connection.transaction():
                 cursor.execute(sql.SQL("ALTER PUBLICATION {} SET TABLE {}").format(identifier, _listed(tables, wanted)))
         except errors.InsufficientPrivilege:
-            # Of some schema the role may not use: one of tables that are published already need not be named.
+            # The role may not use some schema; tables that are already published need not be named.
             if not _alter_in_part(connection, name, publication, tables, wanted):
                 raise
     return True
@@ -205,16 +202,15 @@ def _alter_in_part(
     tables: Sequence[CapturedTable],
     wanted: frozenset[str],
 ) -> bool:
-    """Publish what is missing, and take out what is not wanted, as far as the role may name it.
+    """Add missing tables and drop unwanted ones, as far as the role may name them.
 
-    What it may not stays published: its changes are read, and none of them is one of a captured table. Returns whether
-    nothing is missing then.
+    Unwanted tables that it may not name stay published; their changes are ignored. Returns whether nothing is missing.
     """
     command = sql.SQL("ALTER PUBLICATION {} {} TABLE {}")
     missing = wanted - publication.tables.keys()
     for each in tables:
         if each.name in missing:
-            # It may be published in part.
+            # It may be published with a filter or column list.
             if not withdraw(connection, name, each):
                 return False
             connection.execute(command.format(sql.Identifier(name), sql.SQL("ADD"), _table(each)))
@@ -226,14 +222,14 @@ def _alter_in_part(
 
 
 def lacking_own(publication: Publication) -> list[tuple[str, str]]:
-    """Return headrace's own tables, (schema, name), that were taken out of a publication; see Publication.version."""
+    """Return headrace's own tables, (schema, name), that a publication lacks; see Publication.version."""
     return [table for table in (REQUESTS, HEARTBEAT) if ".".join(table) not in publication.tables]
 
 
 def put_back(connection: psycopg.Connection[Any], name: str, own: Sequence[tuple[str, str]]) -> bool:
-    """Publish headrace's `own` tables whole that publication `name` has lost; returns whether that is done.
+    """Add headrace's `own` tables back to publication `name`, without filters; return whether that succeeded.
 
-    False where another role owns the publication, or another session alters it or one of the tables.
+    False if another role owns the publication, or another session is altering it or one of the tables.
     """
     try:
         with connection.transaction():
@@ -248,9 +244,9 @@ def put_back(connection: psycopg.Connection[Any], name: str, own: Sequence[tuple
 
 
 def withdraw(connection: psycopg.Connection[Any], name: str, table: CapturedTable) -> bool:
-    """Take a table out of publication `name`, so that PostgreSQL lets it be written; returns whether that is done.
+    """Drop a table from publication `name`, so that it can be updated; return whether that succeeded.
 
-    False where another role owns the publication, or another session alters the table.
+    False if another role owns the publication, or another session is altering the table.
     """
     command = sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(sql.Identifier(name), _table(table))
     try:
@@ -271,7 +267,7 @@ def _listed(tables: Sequence[CapturedTable], wanted: frozenset[str]) -> sql.Comp
 
 
 def _table(table: CapturedTable) -> sql.Composable:
-    # What inherits from a table is another table; a partitioned one has its rows in its partitions.
+    # Tables that inherit from one are separate; a partitioned table has its rows in its partitions.
     return sql.SQL("{} {}").format(
         sql.SQL("" if table.partitioned else "ONLY"),
         sql.Identifier(table.relation.schema, table.relation.table),

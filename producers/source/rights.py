@@ -1,4 +1,4 @@
-"""What a source's producer needs: ACLs in Kafka, and privileges in the database that it reads."""
+"""The ACLs in Kafka and the database privileges that a source's producer needs."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "database", ("SELECT",)),
     TablePrivileges(HEADRACE, "schema_ownership", ("SELECT",)),
     TablePrivileges(HEADRACE, "heartbeat", ("SELECT", "INSERT", "UPDATE")),
-    # Whoever may insert here may have a topic emptied.
+    # A role that may insert here can have a topic emptied.
     TablePrivileges(HEADRACE, "snapshot_requests", ("SELECT", "INSERT", "DELETE")),
 )
-"""headrace's own tables that a producer, and the requests to it, read and write."""
+"""headrace's own tables that a producer and snapshot requests read and write."""
 
 
 def needed(connection: psycopg.Connection[Any], settings: Settings, source: str) -> tuple[list[Acl], list[str]]:
-    """Return what the producer of a database needs in Kafka, and the topics that it writes (`kafka_rights`)."""
+    """Return the ACLs that the producer of a database needs, and the topics that it writes (`kafka_rights`)."""
     try:
         tables = captured_tables(connection, source, settings.database(source), settings.prefix)
     except Refused:
-        tables = ()  # which is a finding of preflight's
+        tables = ()  # preflight reports it
     return list(acls(settings, source)), [table.topic for table in tables]
 
 
@@ -57,12 +57,12 @@ def programs(settings: Settings) -> Iterator[Program]:
 
 
 def named_tables(database: DatabaseSettings) -> list[str]:
-    """Return the captured tables that the settings name; what a pattern means, only the database knows."""
+    """Return the captured tables named in the settings; only the database can expand patterns."""
     return sorted(table for table in set(database.tables) if not _PATTERN & set(table))
 
 
 def privileges(database: DatabaseSettings) -> Iterator[TablePrivileges]:
-    """Yield what a database's producer needs there."""
+    """Yield the privileges that a database's producer needs there."""
     yield from OWN_TABLES
     for name in named_tables(database):
         schema, _, table = name.partition(".")
@@ -70,11 +70,11 @@ def privileges(database: DatabaseSettings) -> Iterator[TablePrivileges]:
 
 
 def acls(settings: Settings, source: str) -> Iterator[Acl]:
-    """Yield what the producer of a database, or the walks of a virtual storage, need in Kafka."""
+    """Yield the ACLs that the producer of a database, or the walks of a virtual storage, need."""
     principal = settings.kafka.producer_principal.replace("{source}", source)
     if source in settings.databases:
         for label in settings.databases[source].gitlab_schemas:
-            # A table that every database has is each one's own.
+            # Each database has its own copy of a shared table.
             shared = label == GITLAB_SHARED
             prefix = shared_prefix(settings.prefix, source) if shared else schema_prefix(settings.prefix, label)
             yield Acl(principal, Kind.TOPIC, prefix, _TOPICS, prefixed=True)
@@ -84,5 +84,5 @@ def acls(settings: Settings, source: str) -> Iterator[Acl]:
     if not settings.registry.url:
         yield Acl(principal, Kind.TOPIC, schemas_topic(settings.prefix), _TOPICS)
     yield Acl(principal, Kind.GROUP, clients.READERS, (Operation.DESCRIBE,))
-    # All of them: whoever takes a gitlab schema over fences the producer of the database that gave it away.
+    # All of them: the new owner of a gitlab schema fences the old owner's producer.
     yield Acl(principal, Kind.TRANSACTIONAL_ID, f"{settings.prefix}.", _TRANSACTIONS, prefixed=True)

@@ -1,8 +1,8 @@
-"""What a table's new columns, key or name mean for its topic: pure rules, no I/O.
+"""Decides whether a schema change of a table can be followed in its topic: pure rules, no I/O.
 
-A change is followed when every row that stands in the topic still says what the table says, so that only the rows
-written from now on are of the new form. Every other change stops the table: `obstacle` says in one sentence why. The
-table of all changes is in docs/events.md, section "Schema changes".
+A change is followed if every row in the topic still matches the table, so that only rows written from now on have the
+new form. Every other change stops the table, for the reason that `obstacle` returns. All changes are listed in
+docs/reference/events.md, section "Schema changes".
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _TEXT: Final = frozenset({25, 1043})
 
 
 class TableStopped(Refused):
-    """Change the table back or keep the change; then have it read anew with `headrace snapshot TABLE --anew`."""
+    """Revert or keep the change, then re-snapshot the table with `headrace snapshot TABLE --from-scratch`."""
 
 
 @dataclass(frozen=True, slots=True)
 class FollowedColumn:
-    """A column as its values in the topic are; `number` is pg_attribute's attnum, which a rename leaves."""
+    """A column as its values are in the topic; `number` is its attnum, which a rename keeps."""
 
     number: int
     type_oid: int
@@ -35,12 +35,11 @@ class FollowedColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableNow:
-    """A table as the catalog has it now, perhaps ahead of the stream.
+    """A table in the current catalog, perhaps ahead of the stream.
 
-    `numbers` is column name → attnum; `filled` are the columns that rows had a value of as soon as they were added, by
-    a default; `unique` the sets of not-null columns of which no two rows have the same values; `types` is column name →
-    oid of its type. `generated` columns are not captured, and so not in `numbers`. `readable` says that this role sees
-    all rows.
+    `numbers` is column name → attnum; `filled` are columns that got a value in existing rows when they were added, by a
+    default; `unique` are the sets of NOT NULL columns with a unique index; `types` is column name → type oid.
+    `generated` columns are not captured, so they are not in `numbers`. `readable`: this role sees all rows.
     """
 
     name: str
@@ -54,11 +53,11 @@ class TableNow:
 
 
 Followed = Mapping[str, FollowedColumn]
-"""Column name → what is followed of it; empty where nothing is known yet."""
+"""Column name → its followed state; empty if nothing is known yet."""
 
 
 def follow(relation: Relation, followed: Followed, now: TableNow | None) -> Followed:
-    """Return what is followed once the table has the columns of `relation`."""
+    """Return the followed columns once the table has those of `relation`."""
     numbers = now.numbers if now is not None else {}
     return {
         column.name: FollowedColumn(
@@ -70,9 +69,9 @@ def follow(relation: Relation, followed: Followed, now: TableNow | None) -> Foll
 
 
 def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: TableNow | None) -> str | None:
-    """Return why events of the table cannot follow those in its topic, None when they can.
+    """Return why events of the table cannot follow those in its topic, None if they can.
 
-    `relation` is the table as the event describes it, `now` as the catalog has it (None: it is gone).
+    `relation` is the table as the event describes it, `now` as in the catalog (None: it was dropped).
     """
     if relation.qualified_name != table.name:
         return f"it was renamed to {relation.qualified_name}"
@@ -87,25 +86,25 @@ def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: 
             return _other_type(column.name)
     if (renamed := _renamed([column.name for column in relation.columns], followed, now)) is not None:
         return renamed
-    # Last, since it may speak of a later change than the one at hand.
-    return None if now is None else standing_obstacle(table, now)
+    # Last, since it may be about a later change.
+    return None if now is None else current_obstacle(table, now)
 
 
-def standing_obstacle(table: CapturedTable, now: TableNow | None) -> str | None:
-    """Return what no event tells: that the table, as it is now, is not what is captured."""
+def current_obstacle(table: CapturedTable, now: TableNow | None) -> str | None:
+    """Return why the table, as it is now, is not the captured one: no event may show that."""
     if now is None:
         return "it was dropped"
     if now.name != table.name:
         return f"it was renamed to {now.name}"
     if frozenset(table.key) not in now.unique:
-        return f"no unique index over not-null columns is on its key ({', '.join(table.key)}) any more"
+        return f"its key ({', '.join(table.key)}) no longer has a unique index over NOT NULL columns"
     if not now.published:
-        return "it was taken out of the publication"
+        return "it was removed from the publication"
     return _retyped(table, now)
 
 
 def filled_columns(relation: Relation, followed: Followed, now: TableNow | None) -> list[str]:
-    """Return the added columns of which the rows in the topic lack a value that the table's rows have."""
+    """Return the added columns whose values the table's rows have and the topic's rows lack."""
     if not followed or now is None:
         return []
     return [column.name for column in relation.columns if column.name not in followed and column.name in now.filled]
@@ -113,28 +112,28 @@ def filled_columns(relation: Relation, followed: Followed, now: TableNow | None)
 
 def _key_column_missing(column: str, now: TableNow | None) -> str:
     if now is not None and column in now.numbers:
-        return f"a change in the stream is of before column {column}, which is in its key, was called so"
-    return f"column {column}, which is in its key, is gone"
+        return f"the stream has a change from before key column {column} was given this name"
+    return f"key column {column} no longer exists"
 
 
 def _identity(table: CapturedTable, relation: Relation) -> str | None:
     if relation.replica_identity == "f":
         return None
     if left_out := [name for name in table.key if name not in relation.identity_columns]:
-        return f"its replica identity leaves out {left_out[0]}, which is in its key"
+        return f"its replica identity leaves out key column {left_out[0]}"
     was = table.relation
     if was.replica_identity == relation.replica_identity == "d" and set(was.identity_columns) == set(table.key) != set(
         relation.identity_columns
     ):
-        return f"its primary key is ({', '.join(relation.identity_columns)}) now, not ({', '.join(table.key)})"
+        return f"its primary key changed from ({', '.join(table.key)}) to ({', '.join(relation.identity_columns)})"
     return None
 
 
 def _same_type(was: int, now: int) -> bool:
-    """Whether a value that both types have has one text in both.
+    """Whether a value of both types has the same text in both.
 
-    Whether the change gave rows other values is seen elsewhere (producers.publish.silent_changes), and so is what a
-    modifier does. A numeric's is in the Avro type, so the registry judges it too.
+    producers.publish.silent_changes detects changed values and changes of the type modifier. A numeric's modifier is in
+    the Avro type, so the registry checks it too.
     """
     if was == now or any({was, now} <= group for group in (_WHOLE, _BINARY_FRACTION, _TEXT)):
         return True
@@ -142,7 +141,7 @@ def _same_type(was: int, now: int) -> bool:
 
 
 def _retyped(table: CapturedTable, now: TableNow) -> str | None:
-    """Return which column has a type now that the topic cannot follow, since no event may tell for long."""
+    """Return which column has a type that the topic cannot follow; an event may show that only much later."""
     for column in table.relation.columns:
         was, type_oid = column.type_oid, now.types.get(column.name, column.type_oid)
         if not _same_type(was, type_oid):
@@ -153,32 +152,32 @@ def _retyped(table: CapturedTable, now: TableNow) -> str | None:
 
 
 def _other_type(name: str) -> str:
-    return f"column {name} changed its type, and with it the values that stand in the topic"
+    return f"column {name} changed its type, so its values in the topic no longer match"
 
 
 def _renamed(names: Sequence[str], followed: Followed, now: TableNow | None) -> str | None:
-    """Return which followed column has another name, None when those that are not in `names` are gone.
+    """Return which followed column was renamed, None if those not in `names` were dropped.
 
-    The catalog may be further on than `names`, and lack what has been added to them; or what is followed was read from
-    the catalog, and the stream is behind it. `names` are in the order of their numbers, but in a partition.
+    The catalog may be ahead of `names` and lack columns in them; or the followed columns were read from the catalog,
+    and the stream is behind it. `names` are in the order of their numbers, except in a partition.
     """
     for old in sorted(followed.keys() - set(names)):
         number = followed[old].number
         called = None if now is None else next((name for name, each in now.numbers.items() if each == number), None)
         if called not in (None, old):
-            return f"column {old} is called {called} now"
+            return f"column {old} was renamed to {called}"
         for new in sorted(set(names) - followed.keys()):
-            if now is not None and new in now.numbers:
-                continue
             if now is None or not number:
-                return f"column {old} is called {new} now"
+                return f"column {old} was renamed to {new}"
+            if new in now.numbers:
+                continue
             if called == old and _may_be(number, names, new, now):
-                return f"a change in the stream has column {new} in the place of {old}: one may be the other, renamed"
+                return f"a change in the stream has column {new} in place of {old}: one may be a rename of the other"
     return None
 
 
 def _may_be(number: int, names: Sequence[str], name: str, now: TableNow) -> bool:
-    """Whether a column that the catalog lacks may have the number, by those beside it."""
+    """Whether a column that the catalog lacks may have this number, by its neighbours."""
     place = names.index(name)
     before = [now.numbers[each] for each in names[:place] if each in now.numbers]
     after = [now.numbers[each] for each in names[place:] if each in now.numbers]

@@ -1,8 +1,8 @@
-"""The stream's text of a database in another encoding than UTF-8, as its server would convert it.
+"""Converts the stream of a database whose encoding is not UTF-8, as its server would.
 
-A server that converts ends the stream, and with it every table, at the first character that UTF-8 does not have or
-that is none at all. So the stream comes in the server's own bytes (client_encoding SQL_ASCII), and each character is
-converted here by what the server said of it once; where it has nothing to say, one table stops.
+If the server converts, its first character that is invalid or missing in UTF-8 ends the stream for every table. So the
+stream has the server's own bytes (client_encoding SQL_ASCII), and each character is converted here after asking the
+server once; a character that cannot be converted stops only its table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NO_ENCODING: Final = "SQL_ASCII"
 _UTF8: Final = "UTF8"
 
 DOUBTFUL: Final = frozenset({"EUC_JP", "EUC_TW"})
-"""Encodings that have a few characters twice, where UTF-8 has them once: two keys could then become one.
+"""Encodings with two codes for a few characters that have one in UTF-8: two keys could become equal.
 
 Found by converting every character of each server encoding of PostgreSQL 18 there and back.
 """
@@ -35,20 +35,20 @@ _CHARACTERS: Final = {
     "EUC_CN": _DOUBLE,
     "EUC_KR": _DOUBLE,
 }
-"""Encoding → a character above ASCII; of every other one that is a byte."""
+"""Encoding → pattern of a character above ASCII; in every other encoding it is one byte."""
 
 _SAID: Final = """
     SELECT utf8, pg_catalog.convert_to(pg_catalog.convert_from(utf8, 'UTF8'), %(encoding)s) = %(character)s
       FROM pg_catalog.convert_to(pg_catalog.convert_from(%(character)s::bytea, %(encoding)s), 'UTF8') AS utf8
 """
-"""A character in UTF-8, and whether it is the one that UTF-8 gives back."""
+"""A character in UTF-8, and whether converting it back gives the same bytes."""
 
 Values = Sequence[Any]
-"""A row of the stream: each value bytes, None or UNCHANGED."""
+"""A row of the stream; each value is bytes, None or UNCHANGED."""
 
 
 def encoding_of(connection: psycopg.Connection[Any]) -> str:
-    """Return the encoding of the connected database, by PostgreSQL's name."""
+    """Return PostgreSQL's name of the connected database's encoding."""
     return connection.info.parameter_status("server_encoding") or _UTF8
 
 
@@ -58,7 +58,7 @@ def stream_encoding(connection: psycopg.Connection[Any]) -> str:
 
 
 def server_text(connection: psycopg.Connection[Any]) -> ServerText | None:
-    """Return what converts the stream's text; None where it is UTF-8."""
+    """Return the converter of the stream's text; None if that is UTF-8."""
     encoding = encoding_of(connection)
     return None if encoding == _UTF8 else ServerText(connection, encoding)
 
@@ -73,9 +73,9 @@ class ServerText:
         self._known: dict[bytes, tuple[bytes, bool]] = {}
 
     def row(self, relation: Relation, values: Values, key: Sequence[int]) -> list[Any]:
-        """Return the values in UTF-8; `key` are the places of the key's columns.
+        """Return the values in UTF-8; `key` are the indexes of the key's columns.
 
-        Raises Malformed for bytes that are no text, and for a character of the key that another one becomes too.
+        Raises Malformed for bytes that are not text, and for a character of the key that is not unique in UTF-8.
         """
         converted = list(values)
         for place, value in enumerate(values):
@@ -88,7 +88,7 @@ class ServerText:
         return converted
 
     def relation(self, relation: Relation) -> Relation:
-        """Return the relation with its names converted; one that cannot be is left as it is, and is no captured one."""
+        """Return the relation with its names converted; unconvertible names, never captured ones, stay as they are."""
         columns = tuple(replace(column, name=self._name(column.name)) for column in relation.columns)
         return replace(
             relation,
@@ -125,14 +125,14 @@ class ServerText:
         try:
             row = self._connection.execute(_SAID, {"encoding": self._encoding, "character": character}).fetchone()
         except (psycopg.errors.UntranslatableCharacter, psycopg.errors.CharacterNotInRepertoire):
-            raise ValueError(
-                f"has the bytes {character.hex(' ')}, which are no character of {self._encoding}"
-            ) from None
+            raise ValueError(f"has bytes {character.hex(' ')}, which are not a character in {self._encoding}") from None
         assert row is not None
         known = self._known[character] = bytes(row[0]), bool(row[1])
         return known
 
 
 def doubtful(what: str, encoding: str) -> str:
-    """Return why a table stops of whose keys two could be one in UTF-8."""
-    return f"{what} has a character that {encoding} has twice and UTF-8 once, so that two keys could become one".strip()
+    """Return why a table stops if two of its keys could become equal in UTF-8."""
+    return (
+        f"{what} has a character that {encoding} encodes twice and UTF-8 once, so two keys could become equal".strip()
+    )

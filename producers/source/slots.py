@@ -1,7 +1,7 @@
-"""Logical replication slots, over an ordinary connection.
+"""Manages logical replication slots over an ordinary connection.
 
-Every function takes a psycopg connection in any state that can run a query, and leaves its transaction to
-the caller; driver errors other than those named pass through untranslated.
+Every function takes a psycopg connection that can run a query, and leaves its transaction to the caller. Driver errors
+other than those named pass through unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from schemas.positions import Lsn, parse_lsn
 PLUGIN: Final = "pgoutput"
 _NAME: Final = re.compile(r"[a-z0-9_]{1,63}")
 _FAILOVER_SINCE: Final = 170_000
-"""The first server version whose slots can be synchronized to a standby, and that says why one is lost."""
+"""The first server version that synchronizes slots to a standby and reports why a slot was invalidated."""
 
 
 _ALTER_SECONDS: Final = 5.0
@@ -40,11 +40,11 @@ _READ: Final = """
 SELECT s.*, EXISTS (SELECT FROM pg_stat_replication r WHERE r.pid = s.active_pid) AS streaming
   FROM pg_replication_slots s WHERE s.slot_name = %s
 """
-"""As a whole row, since columns differ between versions."""
+"""The complete row, since its columns differ between versions."""
 
 
 class SlotExists(Refused):
-    """Drop the old slot if nothing reads it any more, or choose another name."""
+    """Drop the old slot if no process reads it, or choose another name."""
 
 
 class SlotsExhausted(HeadraceError):
@@ -59,14 +59,14 @@ class SlotAwaited(HeadraceError):
 class SlotState:
     """A slot as pg_replication_slots shows it.
 
-    `confirmed_flush` is where a reader goes on; the log from `restart_lsn` on is retained (None once lost).
-    `safe_wal_size` is the bytes of log that may still be written before the slot may be lost, None without
-    a limit. `invalidation_reason` is None while the slot is usable; before 17 there is only `wal_status`.
-    `inactive_since` is when its last reader went, None while there is one and before 17. `made` is false while a
-    process still makes it: it tells nothing of what is written meanwhile, and is gone if that process fails.
-    `streaming` says that the process that has it is a stream, not a function of SQL. A `temporary` one goes with the
-    process that has it, and with the server: on a standby it is one whose synchronization is not complete. One of
-    `two_phase` sends a prepared transaction before anybody knows whether it commits.
+    A reader resumes at `confirmed_flush`; WAL from `restart_lsn` on is retained (None once lost). `safe_wal_size` is
+    the bytes of WAL that may still be written before the slot may be lost, None without a limit. `invalidation_reason`
+    is None while the slot is usable; before 17 there is only `wal_status`. `inactive_since` is when its last reader
+    disconnected, None while it is active and before 17. `made` is false while a process is creating it: it does not
+    send what is written meanwhile, and is dropped if that process fails. `streaming`: its active process is a
+    walsender, not a SQL function. A `temporary` slot is dropped with its session or at a restart of the server; on a
+    standby it is one whose synchronization is not complete. A `two_phase` slot sends a prepared transaction before it
+    commits.
     """
 
     slot: str
@@ -88,32 +88,32 @@ class SlotState:
 
     @property
     def ready(self) -> bool:
-        """Whether a producer may rely on it: every commit from `confirmed_flush` on will be read from it.
+        """Whether a producer may rely on it to send every commit from `confirmed_flush` on.
 
-        It is pgoutput's, is there for good, has not lost anything, and no session still makes or moves it.
+        It uses pgoutput, is permanent, has lost nothing, and no session is creating or advancing it.
         """
         there = self.made and not self.temporary and not self.lost and self.confirmed_flush is not None
         return there and self.plugin == PLUGIN and not self.in_hand
 
     @property
     def in_hand(self) -> bool:
-        """Whether a session makes it, or reads it by a function of SQL."""
+        """Whether a session is creating it, or reading it by a SQL function."""
         return self.active_pid is not None and not self.streaming
 
     @property
     def lost(self) -> bool:
-        """Whether what it should have kept is gone."""
+        """Whether WAL that it should have retained is gone."""
         return self.wal_status == "lost" or self.invalidation_reason is not None
 
 
 def check_name(slot: str) -> str:
-    """Return `slot`; raises UsageError when no slot can be called that.
+    """Return `slot`; raises UsageError if that is not a valid slot name.
 
-    The server would cut a longer name to 63 bytes, and so open another slot than was asked for.
+    The server would truncate a longer name to 63 bytes, and so open another slot.
     """
     if _NAME.fullmatch(slot) is None:
         raise UsageError(
-            f"{slot!r} is not a slot name", remedy="use 1 to 63 lower-case letters, digits and underscores"
+            f"{slot!r} is not a valid slot name", remedy="use 1 to 63 lower-case letters, digits and underscores"
         )
     return slot
 
@@ -126,18 +126,19 @@ def create(
     stop: threading.Event | None = None,
     seconds: float | None = None,
 ) -> Lsn:
-    """Create a pgoutput slot and return its consistent point: it tells every later commit, no earlier one.
+    """Create a pgoutput slot and return its consistent point: it sends every later commit and no earlier one.
 
-    Waits until every transaction that runs now has ended, also a prepared one, and says in the log which these are;
-    until `stop` is set (Interrupted) or `seconds` are over (SlotAwaited, which names them). Either leaves no slot, and
-    neither does a process that dies: the server looks whether its client is still there. One of that name that another
-    session is making is waited for in place of making it, likewise. `failover` (a standby may take the slot over) is
-    left off on a server before 17, which has no such thing. Must come before any write of its transaction. Raises
-    SlotExists, SlotsExhausted.
+    Waits until every current transaction has ended, including prepared ones, and logs them; until `stop` is set
+    (Interrupted) or after `seconds` (SlotAwaited, which names them). Neither leaves a slot, nor does a killed process:
+    the server checks whether its client is still connected. If another session is already creating a slot of that name,
+    waits for that instead. `failover` (the slot is synchronized to standbys) is ignored before PostgreSQL 17, which
+    lacks it. Must come before any write of its transaction. Raises SlotExists, SlotsExhausted.
     """
     check_name(slot)
     stop = stop or threading.Event()
-    awaited = Awaited(connection, lambda names: log.get(slot=slot).warning("the slot waits", **{log.REASON: names}))
+    awaited = Awaited(
+        connection, lambda names: log.get(slot=slot).warning("slot waits for transactions", **{log.REASON: names})
+    )
     deadline = None if seconds is None else time.monotonic() + seconds
     with awaited:
         if (made := _made_by_another(connection, slot, awaited, stop, deadline)) is not None:
@@ -150,7 +151,7 @@ def create(
         except errors.QueryCanceled as error:
             if deadline is None or time.monotonic() < deadline:
                 raise
-            raise SlotAwaited(f"slot {slot} was not made: {awaited}") from error
+            raise SlotAwaited(f"slot {slot} was not created: {awaited}") from error
 
 
 def _create(connection: psycopg.Connection[Any], slot: str, *, failover: bool) -> Lsn:
@@ -161,9 +162,9 @@ def _create(connection: psycopg.Connection[Any], slot: str, *, failover: bool) -
     try:
         row = connection.execute(query.format(sql.SQL(", ").join(arguments))).fetchone()
     except errors.DuplicateObject as error:
-        raise SlotExists(f"slot {slot} exists already") from error
+        raise SlotExists(f"slot {slot} already exists") from error
     except errors.ConfigurationLimitExceeded as error:
-        raise SlotsExhausted(f"slot {slot} could not be created, every slot is in use") from error
+        raise SlotsExhausted(f"slot {slot} could not be created: every slot is in use") from error
     assert row is not None
     return parse_lsn(row[0])
 
@@ -171,69 +172,69 @@ def _create(connection: psycopg.Connection[Any], slot: str, *, failover: bool) -
 def _made_by_another(
     connection: psycopg.Connection[Any], slot: str, awaited: Awaited, stop: threading.Event, deadline: float | None
 ) -> Lsn | None:
-    """Wait while another session makes the slot, such as that of a process that was killed; return where it begins.
+    """Wait while another session, such as a killed process's, creates the slot; return its start position.
 
-    None when there is no such session, or it made none.
+    None if there is no such session, or it failed.
     """
     state = read(connection, slot)
     if state is None or state.made:
         return None
     while state is not None and (not state.made or state.in_hand):
         if stop.wait(_POLL_SECONDS):
-            raise Interrupted(f"stopped while another session made slot {slot}")
+            raise Interrupted(f"stopped while another session was creating slot {slot}")
         if state.active_pid is not None:
             awaited.look(state.active_pid)
         if deadline is not None and time.monotonic() > deadline:
-            raise SlotAwaited(f"slot {slot} is still being made by process {state.active_pid}: {awaited}")
+            raise SlotAwaited(f"slot {slot} is still being created by process {state.active_pid}: {awaited}")
         state = read(connection, slot)
     if state is not None and not state.ready:
-        raise SlotExists(f"slot {slot} exists already, and is none to read from ({state.plugin})")
+        raise SlotExists(f"slot {slot} already exists and is not usable (plugin {state.plugin})")
     return None if state is None else state.confirmed_flush
 
 
 def end_with_the_client(connection: psycopg.Connection[Any]) -> None:
-    """Have the server end what this session waits for once its client is gone; it would not notice by itself.
+    """Have the server end this session's waits once its client is gone, which it does not notice by default.
 
-    A slot whose client was killed would else be made in the end, for nobody. Some systems cannot see that.
+    Otherwise it would still create the slot of a killed client. Some operating systems do not support this.
     """
     with contextlib.suppress(errors.InvalidParameterValue), connection.transaction():
         connection.execute("SET client_connection_check_interval = '500ms'")
 
 
 def take_over(connection: psycopg.Connection[Any], source: str, slot: str) -> None:
-    """Make `slot` a copy of slot `source`, from the same position on, which a standby may take over in its turn.
+    """Create `slot` as a copy of slot `source` at the same position, and enable failover for it.
 
-    For the new owner's producer, of the slot that was synchronized from the old one's. Waits for no transaction. Killed
-    anywhere, it leaves no slot, or one that only lacks the last: see `ensure_failover`. Raises SlotExists.
+    For the new owner's producer, from the slot that was synchronized from the old owner. Waits for no transaction. If
+    killed, it leaves no slot, or one that only lacks failover: see `ensure_failover`. Raises SlotExists.
     """
     try:
         connection.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (source, check_name(slot)))
     except errors.DuplicateObject as error:
-        raise SlotExists(f"slot {slot} exists already") from error
+        raise SlotExists(f"slot {slot} already exists") from error
     ensure_failover(connection, slot)
 
 
 def ensure_failover(connection: psycopg.Connection[Any], slot: str) -> bool:
-    """Let a standby keep the slot in step from now on, so that the next failover has it; return whether that changed.
+    """Enable failover for the slot, so that standbys synchronize it; return whether that changed it.
 
-    Nothing is done for one that is in use or not there, and on a server before 17. A copied slot never has it, nor has
-    one of a server that was upgraded. Takes the right to replicate.
+    Does nothing if the slot is in use or missing, or before PostgreSQL 17. A copied slot never has it, nor does a slot
+    of an upgraded server. Requires REPLICATION.
     """
     state = read(connection, slot)
     if connection.info.server_version < _FAILOVER_SINCE or state is None or state.failover or state.active_pid:
         return False
-    # Only a replication connection may.
+    # Only a replication connection can.
     dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, replication="database")
     command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot))
     with connect(dsn, name=f"slot {slot}") as replication:
-        # Should somebody have begun to read it by now, the server would wait for the end of that.
+        # If another process has started reading it by now, the server waits for that to end.
         with bounded(replication, threading.Event(), seconds=_ALTER_SECONDS):
             replication.execute(command)
     return True
 
 
 def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
-    """Return the slot's state, or None when there is no slot of that name."""
+    """Return the slot's state, None if it does not exist."""
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_READ, (slot,)).fetchone()
     if row is None:
@@ -259,9 +260,9 @@ def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
 
 
 def skip(connection: psycopg.Connection[Any], slot: str) -> Lsn:
-    """Move a slot that nobody reads to the end of the log as it is now; return where it begins.
+    """Advance an inactive slot to the current end of WAL; return its new position.
 
-    What is committed before that is never told.
+    It never sends commits before that.
     """
     row = connection.execute(
         "SELECT end_lsn::text FROM pg_replication_slot_advance(%s, pg_current_wal_lsn())", (slot,)
@@ -271,9 +272,9 @@ def skip(connection: psycopg.Connection[Any], slot: str) -> Lsn:
 
 
 def drop(connection: psycopg.Connection[Any], slot: str) -> bool:
-    """Drop the slot; return whether there was one.
+    """Drop the slot; return whether it existed.
 
-    Raises Refused while a process reads it. What it retained, and its place in the log, are gone for good.
+    Raises Refused while a process reads it. Its position and the WAL that it retained are lost.
     """
     try:
         connection.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
@@ -289,12 +290,12 @@ def _lsn(text: str | None) -> Lsn | None:
 
 
 def slot_name(settings: Settings, source: str, database: DatabaseSettings) -> str:
-    """Return the slot of a source: the settings' own, else one made of prefix and source."""
+    """Return the slot name of a source: from the settings, else from prefix and source."""
     return database.slot or f"{settings.prefix}_{source}".lower().replace("-", "_")
 
 
 def system_identifier(connection: psycopg.Connection[Any]) -> str:
-    """Return what tells one PostgreSQL cluster (with its physical copies) from every other."""
+    """Return the identifier of a PostgreSQL cluster, shared by its physical copies."""
     row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
     assert row is not None
     return str(row[0])

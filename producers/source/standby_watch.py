@@ -1,4 +1,4 @@
-"""Says what a producer's stream waits for while a standby of synchronized_standby_slots has not confirmed."""
+"""Reports the standbys of synchronized_standby_slots that a producer's stream waits for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAY_EVERY_SECONDS: Final = 60.0
 
 
 class StandbyWatch:
-    """Asks when the stream stands still; says what it waits for once, then each minute, and when that is over."""
+    """Checks a stalled stream; logs the standbys that it waits for at once, then each minute, and at the end."""
 
     def __init__(self, source: str, slot: str, lines: log.Log) -> None:
         self._slot = slot
@@ -23,14 +23,14 @@ class StandbyWatch:
         self._awaited: list[str] = []
         self._said = 0.0
 
-    def look(self, connection: psycopg.Connection[Any], *, stands: bool) -> None:
-        """Note whether the stream `stands`: nothing that was written before the last look has come by now."""
-        awaited = standbys.awaited(connection, self._slot) if stands else []
+    def look(self, connection: psycopg.Connection[Any], *, stalled: bool) -> None:
+        """Note whether the stream is `stalled`: it has received nothing written before the last check."""
+        awaited = standbys.awaited(connection, self._slot) if stalled else []
         self._gauge.set(bool(awaited))
         if awaited and (awaited != self._awaited or time.monotonic() >= self._said + _SAY_EVERY_SECONDS):
             self._said = time.monotonic()
             reason = f"{', '.join(awaited)}; {standbys.REMEDY}"
-            self._log.warning("the stream waits for a standby", slot=self._slot, **{log.REASON: reason})
+            self._log.warning("stream waits for a standby", slot=self._slot, **{log.REASON: reason})
         if self._awaited and not awaited:
-            self._log.info("the stream waits for no standby any more", slot=self._slot)
+            self._log.info("stream no longer waits for a standby", slot=self._slot)
         self._awaited = awaited

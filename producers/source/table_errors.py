@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL's means for the one table that was being read: read it later, stop it, or neither."""
+"""Maps a PostgreSQL error from reading one table: retry later, stop the table, or neither."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from producers.source.schema_changes import TableStopped
 from schemas.errors import HeadraceError
 
 _PASSING: Final = frozenset({"55P03", "40001", "40P01", "57014"})
-"""A lock that another session holds or waits for, and what a session is ended for that may be begun again."""
+"""SQLSTATEs of locks held or awaited by another session, and of failures that a retry may not meet."""
 _RESOURCES: Final = "53"
-"""SQL states of a server that lacks memory, disk or a file's size just now."""
+"""The SQLSTATE class of a server that lacks memory, disk space or other resources."""
 _WITHOUT_VALUES: Final = ("42", "XX", "0A", "54", "58", "3F", "22021", "22P05")
-"""SQL states whose messages name objects, files and bytes of a character; those of others may have a row's values."""
+"""SQLSTATEs whose messages name objects, files or bytes of a character; other messages may contain row values."""
 
 
 class TableBusy(HeadraceError):
-    """Nothing is to be done: the table is read once no other session is in its way."""
+    """No action needed: the table is read once other sessions no longer block it."""
 
 
 def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeError) -> TableBusy | TableStopped | None:
-    """Return what to raise for an error of a statement that read one table.
+    """Return the error to raise for a failed statement that read one table.
 
-    TableBusy where the same statement may work a moment later, TableStopped where an operator has to put something
-    right first. None where the error is of the connection, and so of every table.
+    TableBusy if a retry may succeed, TableStopped if an operator has to fix something first. None if the connection
+    failed, which affects every table.
     """
     if isinstance(error, UnicodeError):
         return TableStopped(not_utf8("its key"))
@@ -42,6 +42,6 @@ def judged(connection: psycopg.Connection[Any], error: psycopg.Error | UnicodeEr
 
 
 def not_utf8(what: str) -> str:
-    """Return why a table stops that has bytes which no reader of its topic could take for text."""
-    told = f"{what} has bytes that are not UTF-8, and its database (SQL_ASCII) does not say which encoding they are in"
+    """Return why a table stops that has bytes which are not text in UTF-8."""
+    told = f"{what} has bytes that are not UTF-8, and its database (SQL_ASCII) does not record their encoding"
     return told.strip()

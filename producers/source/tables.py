@@ -1,4 +1,4 @@
-"""Which tables a source captures, under which gitlab schema, topic and key."""
+"""Resolves the tables that a source captures, with gitlab schema, topic and key."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
                                     WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND NOT c.convalidated
                                       AND a.attnum = ANY(c.conkey))))
 """
-"""Unique indexes over not-null columns. Not those of deferrable constraints: rows may swap their keys in between.
+"""Unique indexes over NOT NULL columns, without those of deferrable constraints: rows may swap keys in between.
 
-A column that is NOT NULL by a constraint that is NOT VALID (PostgreSQL 18) may be null in the rows from before.
+A column whose NOT NULL constraint is NOT VALID (PostgreSQL 18) may be null in older rows.
 """
 
 _NOT_VALIDATED = """
@@ -93,7 +93,7 @@ class MissingTable(PreflightFailed):
 
 
 class UnusableName(PreflightFailed):
-    """Rename it, or take the table out of databases.<name>.tables if it is named there."""
+    """Rename it, or remove the table from databases.<name>.tables."""
 
 
 class UnusableKey(PreflightFailed):
@@ -101,11 +101,11 @@ class UnusableKey(PreflightFailed):
 
 
 class PartitionTwice(PreflightFailed):
-    """Take the partition out of databases.<name>.tables: its rows come as those of the table it is part of."""
+    """Remove the partition from databases.<name>.tables: its rows are published as those of the partitioned table."""
 
 
 class UnfollowedPartition(PreflightFailed):
-    """Detach the partition, or make it one that is logged (SET LOGGED), with a replica identity that has the key."""
+    """Detach the partition, or make it logged (SET LOGGED) with a replica identity that includes the key."""
 
 
 class UnreadableTable(PreflightFailed):
@@ -113,17 +113,16 @@ class UnreadableTable(PreflightFailed):
 
 
 class IncompleteIdentity(PreflightFailed):
-    """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that a delete tells the row's key."""
+    """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that deletes carry the row's key."""
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedTable:
-    """A table as it is captured.
+    """A captured table.
 
-    `ordered` tells whether this process can compare keys as the database sorts them: integers, uuids, and text in byte
-    order. A table whose key it can't compare is copied by the rules of producers.snapshot.resnapshot_rules. The rows of
-    a `partitioned` table are in its partitions; tables that merely inherit from one are others, and not captured with
-    it.
+    `ordered`: this process can compare its keys as the database sorts them (integers, uuids, text in byte order). A
+    table whose keys it cannot compare is copied by producers.snapshot.resnapshot_rules. The rows of a `partitioned`
+    table are in its partitions; tables that merely inherit from it are separate.
     """
 
     relation: Relation
@@ -134,13 +133,13 @@ class CapturedTable:
     estimated_rows: int = field(compare=False, default=0)
     partitioned: bool = False
     order: tuple[Operators, ...] = field(compare=False, default=())
-    """How each key column is compared; none: by PostgreSQL's own operators."""
+    """The operators that compare each key column; empty: PostgreSQL's defaults."""
     encoding: str = field(compare=False, default="UTF8")
-    """The database's, by PostgreSQL's name."""
+    """PostgreSQL's name of the database's encoding."""
     hidden: UnreadableTable | None = field(compare=False, default=None)
-    """Why its rows may not be read now, None when they may; what is written to it comes in the stream all the same."""
+    """Why the role may not read its rows now, None if it may; the stream has its changes either way."""
     partitions: Partitions = field(compare=False, default_factory=Partitions)
-    """As they were before any row was read."""
+    """Its partitions before any row was read."""
 
     @property
     def name(self) -> str:
@@ -156,22 +155,22 @@ def captured_tables(
     *,
     leave_out: Collection[str] = (),
 ) -> tuple[CapturedTable, ...]:
-    """Return what the settings capture of the connected database but for `leave_out`, sorted by name.
+    """Return the connected database's tables that the settings capture, without `leave_out`, sorted by name.
 
-    Raises a PreflightFailed that names the table where one is missing, is in no gitlab schema, has no usable key or
-    name, or has a replica identity that leaves its key out of deletes.
+    Raises a PreflightFailed naming a table that is missing, has no gitlab schema, no usable key or name, or a replica
+    identity without its key.
     """
     try:
         with connection.cursor(row_factory=dict_row) as cursor:
             found = cursor.execute(_TABLES).fetchall()
     except psycopg.errors.CharacterNotInRepertoire as error:
-        told = f"the name of a schema, a table or a column of a key is not UTF-8: {one_line(error)}"
-        raise UnusableName(told) from error
+        problem = f"the name of a schema, a table or a column of a key is not UTF-8: {one_line(error)}"
+        raise UnusableName(problem) from error
     by_name = {f"{each['schema']}.{each['table']}": each for each in found}
     patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
     chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
     for each in found:
-        # Everywhere else a name is read as `schema.table`, and schema a with table "b.c" would have the same one.
+        # Names are `schema.table` everywhere else, and schema a with table "b.c" would have the same one.
         if "." in each["schema"] and (name := f"{each['schema']}.{each['table']}") in chosen:
             raise UnusableName(f"table {name} is in schema {each['schema']}, whose name has a dot")
     captured = {by_name[name]["oid"]: name for name in chosen}
@@ -184,7 +183,7 @@ def captured_tables(
 
 
 def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
-    """Return the table's columns as this transaction sees them, None when it is gone or has another name."""
+    """Return the table's columns as this transaction sees them, None if it was dropped or renamed."""
     with connection.cursor(row_factory=dict_row) as cursor:
         if cursor.execute(_IS_CALLED, (oid, like.schema, like.table)).fetchone() is None:
             return None
@@ -196,16 +195,14 @@ def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -
 
 def _chosen(patterns: tuple[str, ...], by_name: Mapping[str, dict[str, Any]], database: str) -> Iterator[str]:
     for pattern in patterns:
-        # A partition's rows are published as its root's; it is captured by itself only when it is named in full.
+        # A partition's rows are published as its root's; it is captured by itself only if named in full.
         matching = [
             name
             for name, table in by_name.items()
             if name == pattern or (fnmatchcase(name, pattern) and not table["is_partition"])
         ]
         if not matching:
-            raise MissingTable(
-                f"databases.{database}.tables names {pattern}, but there is no such ordinary table in the database"
-            )
+            raise MissingTable(f"databases.{database}.tables names {pattern}, but the database has no such table")
         yield from matching
 
 
@@ -223,7 +220,7 @@ def _captured(
     parts = partitions.read_partitions(connection, [table["oid"]] if table["partitioned"] else [])
     parts_now = parts.get(table["oid"], Partitions())
     if table["partitioned"]:
-        # Its partitions have each their own, and it has no rows.
+        # It has no rows; each partition has its own identity.
         has_key = table["immediate"] and set(key) <= set(table["primary_key"])
         replica_identity, identity = ("d", tuple(table["primary_key"])) if has_key else ("f", None)
     with connection.cursor(row_factory=dict_row) as cursor:
@@ -231,7 +228,7 @@ def _captured(
     columns = {column.name: column for column in described}
     order = _order(connection, database, name, table["oid"], key, columns)
     if identity is not None and (hidden := [column for column in key if column not in identity]):
-        raise IncompleteIdentity(f"the replica identity of table {name} leaves out {hidden[0]}, which is in its key")
+        raise IncompleteIdentity(f"the replica identity of table {name} leaves out key column {hidden[0]}")
     if (reason := partitions.obstacle(parts_now.by_oid.values(), key)) is not None:
         raise UnfollowedPartition(f"table {name} cannot be followed: {reason}")
     relation = Relation(
@@ -265,14 +262,16 @@ def _order(
     key: tuple[str, ...],
     columns: Collection[str],
 ) -> tuple[Operators, ...]:
-    """Return the operators that compare the key of a table; raises UnusableKey where it is no key."""
+    """Return the operators that compare the key of a table; raises UnusableKey if it is not a key."""
     if not key:
         raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
     generated = {column for (column,) in connection.execute(_GENERATED, (oid,))}
     if left_out := [column for column in key if column in generated]:
-        raise UnusableKey(f"column {left_out[0]}, in the key of table {name}, is generated, and so is not captured")
+        raise UnusableKey(
+            f"key column {left_out[0]} of table {name} is generated, and generated columns are not captured"
+        )
     if unknown := [column for column in key if column not in columns]:
-        raise UnusableKey(f"databases.{database}.keys of {name} names {unknown[0]}, which is no column of it")
+        raise UnusableKey(f"databases.{database}.keys names column {unknown[0]}, which table {name} does not have")
     order = key_order(connection, oid, key)
     unique = [set(found) for (found,) in connection.execute(_UNIQUE, (oid,))]
     if set(key) in unique and order is not None:
@@ -280,12 +279,12 @@ def _order(
     doubtful = connection.execute(_NOT_VALIDATED, (oid, list(key))).fetchone()
     if doubtful is not None:
         raise UnusableKey(
-            f"column {doubtful[0]}, which is in the key of table {name}, is NOT NULL by a constraint that is NOT"
-            " VALID: rows may have null there",
+            f"key column {doubtful[0]} of table {name} has a NOT NULL constraint that is NOT VALID: rows may have null"
+            " there",
             remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
         )
     raise UnusableKey(
-        f"the key ({', '.join(key)}) of table {name} has no unique index over not-null columns"
+        f"the key ({', '.join(key)}) of table {name} has no unique index over NOT NULL columns"
         " (a deferrable constraint's does not count)"
     )
 
@@ -306,7 +305,7 @@ def _hidden(name: str, table: Mapping[str, Any]) -> UnreadableTable | None:
 
 
 def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The columns that an old tuple carries; None for all of them."""
+    """Return the columns that an old tuple has; None for all."""
     match table["replica_identity"]:
         case "f":
             return None
@@ -323,6 +322,6 @@ def _comparable(column: Column, operators: Operators) -> bool:
 
 
 def comparable_key(table: CapturedTable, texts: tuple[bytes, ...]) -> tuple[int | bytes, ...]:
-    """Return a key's text values in the form that sorts here as it does in the database."""
+    """Return a key's texts in a form that compares as the database sorts it."""
     types = {column.name: column.type_oid for column in table.relation.columns}
     return tuple(int(text) if types[name] in _INTEGERS else text for name, text in zip(table.key, texts, strict=True))

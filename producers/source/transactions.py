@@ -1,4 +1,4 @@
-"""Transactions: what a query sees, and those that something waits for, each named so that an operator can end it."""
+"""Reads snapshots and transaction ids, and names the transactions that a session waits for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from schemas.xid_snapshot import Snapshot
 
 _LOOK_SECONDS: Final = 1.0
 
-# From pg_locks, which shows everybody's: without pg_read_all_stats a role sees only the pids of others' sessions.
-# A slot that is made waits for one transaction after the other, and so for all that began before its present wait.
+# From pg_locks, which shows all sessions: without pg_read_all_stats a role sees only the pids of other sessions.
+# Creating a slot waits for one transaction after another, so for all that began before its current wait.
 _BLOCKING: Final = """
 SELECT DISTINCT l.pid, p.gid, coalesce(nullif(a.application_name, ''), 'a session'), coalesce(p.database, a.datname),
        date_trunc('second', coalesce(p.prepared, a.xact_start))::text
@@ -36,11 +36,11 @@ SELECT DISTINCT l.pid, p.gid, coalesce(nullif(a.application_name, ''), 'a sessio
 
 
 _MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
-"""One query, so that its snapshot, which is the transaction's, is taken before the log position is read."""
+"""One query, so that the snapshot is taken before the WAL position is read."""
 
 
 def blocking(connection: psycopg.Connection[Any], pid: int) -> list[str]:
-    """Return the transactions whose end the server's process `pid` waits for."""
+    """Return the transactions that the server process `pid` waits for."""
     return [
         f"prepared transaction {gid!r} of database {database}, since {since}"
         if gid is not None
@@ -50,12 +50,12 @@ def blocking(connection: psycopg.Connection[Any], pid: int) -> list[str]:
 
 
 class Awaited:
-    """What a session waits for, looked at over a connection of its own, since the session's is busy with waiting."""
+    """Finds what a session waits for over a separate connection, since the session's own is blocked."""
 
-    def __init__(self, connection: psycopg.Connection[Any], tell: Callable[[str], None]) -> None:
-        """`connection` is one to the server; `tell` is called with what is waited for each time that it changed."""
+    def __init__(self, connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
+        """`connection` is one to the server; `report` is called with the awaited transactions each time they change."""
         self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, connect_timeout=2)
-        self._tell = tell
+        self._report = report
         self._looking: psycopg.Connection[Any] | None = None
         self._looked = 0.0
         self._names: list[str] = []
@@ -71,11 +71,11 @@ class Awaited:
                 self._looking.close()
 
     def __str__(self) -> str:
-        """What was waited for when it was last looked."""
-        return f"it waits for {', '.join(self._names)}" if self._names else "it is not known what it waits for"
+        """The transactions awaited at the last check."""
+        return f"it waits for {', '.join(self._names)}" if self._names else "what it waits for is unknown"
 
     def look(self, pid: int) -> None:
-        """Look what the server's process `pid` waits for, at most once a second. Raises psycopg.Error."""
+        """Find what the server process `pid` waits for, at most once a second. Raises psycopg.Error."""
         now = time.monotonic()
         if now < self._looked + _LOOK_SECONDS:
             return
@@ -84,23 +84,23 @@ class Awaited:
             try:
                 self._looking = connect(self._dsn, name="look")
             except HeadraceError:
-                return  # whoever waits hears of it from the session that does
+                return  # the waiting session reports the outage itself
         names = blocking(self._looking, pid)
         if names and names != self._names:
             self._names = names
-            self._tell(str(self))
+            self._report(str(self))
         self._names = names or self._names
 
 
 def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
-    """Return what a query sees now, and the log's insert position noted behind that."""
+    """Return the current snapshot, and the WAL insert position read after it."""
     row = connection.execute(_MOMENT).fetchone()
     assert row is not None
     return Snapshot.parse(row[0]), parse_lsn(row[1])
 
 
 def next_xid(connection: psycopg.Connection[Any]) -> int:
-    """Return a transaction id above all that have begun. A snapshot's xmax is none: later ones may run already."""
+    """Return a transaction id above all that have begun. A snapshot's xmax is not: later ones may already run."""
     row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
     assert row is not None
     return int(row[0])

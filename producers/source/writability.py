@@ -1,7 +1,8 @@
-"""Tables that PostgreSQL would refuse to update while they are published: the application's writes come first.
+"""Finds tables that PostgreSQL would refuse to update while they are published.
 
-UPDATE and DELETE of a published table need a replica identity, on each partition by itself. From 18 on it must not have
-a generated column that is not published, and a virtual one never is: such a table cannot be both FULL and published.
+UPDATE and DELETE of a published table require a replica identity, on each partition separately. From 18 on it must not
+include an unpublished generated column, and virtual ones are never published: a table with one cannot be both published
+and have replica identity FULL.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WHERE NOT (c.relreplident = 'f' OR i.indexrelid IS NOT NULL) OR generated.virtua
          AND NOT pg_catalog.pg_has_role(p.pubowner, 'USAGE')))
 ORDER BY 1, 2
 """)
-"""A publication of this role's own is made to publish stored generated columns (`producers.source.publication`)."""
+"""headrace makes its own publications publish stored generated columns (`producers.source.publication`)."""
 
 
 class WritesRefused(PreflightFailed):
@@ -47,7 +48,7 @@ class WritesRefused(PreflightFailed):
 
 
 def refused_writes(connection: psycopg.Connection[Any], publication: str, oids: Collection[int]) -> dict[int, str]:
-    """Return oid → why PostgreSQL refuses UPDATE and DELETE of these tables once `publication` has them."""
+    """Return oid → why PostgreSQL would refuse UPDATE and DELETE of the table once `publication` has it."""
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(_REFUSED, {"oids": list(oids), "publication": publication}).fetchall()
     return {row["oid"]: _reason(row) for row in found}
@@ -58,7 +59,7 @@ def _reason(row: dict[str, Any]) -> str:
     if not row["identified"]:
         what = f"{whose} leaves out every column"
     elif row["virtual"] is not None:
-        what = f"{whose} is full and has column {row['virtual']}, a virtual generated one"
+        what = f"{whose} is full and includes virtual generated column {row['virtual']}"
     else:
-        what = f"{whose} has column {row['stored']}, a generated one that the publication of another role leaves out"
+        what = f"{whose} includes generated column {row['stored']}, which the publication of another role leaves out"
     return f"{what}: PostgreSQL refuses every UPDATE and DELETE of it while it is published"

@@ -1,1 +1,1 @@
-"""Reading the log: connection, pgoutput, and transactions put together."""
+"""Reads the replication stream: connection, pgoutput, and reassembled transactions."""

@@ -1,8 +1,7 @@
-"""One logical replication stream, over psycopg's low-level connection (psycopg has no replication client).
+"""Reads a logical replication stream over psycopg's low-level connection (psycopg has no replication client).
 
-`ReplicationStream` opens a slot, hands out its frames in batches, answers the server and ends cleanly.
-Errors: DatabaseUnavailable when the server is gone or ends the stream (opening it again helps), and the
-classes below, for which it doesn't.
+`ReplicationStream` opens a slot, returns its frames in batches, answers the server and closes cleanly. Errors:
+DatabaseUnavailable if the server is gone or ends the stream (reconnecting helps), and the classes below (it does not).
 """
 
 from __future__ import annotations
@@ -24,51 +23,51 @@ from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn, format_lsn
 
 _PASSING: Final = frozenset({"", "57P01", "57P02", "57P03", "53300"})
-"""SQLSTATEs beside class 08 that another try may not meet: none at all, shutdowns, too many connections."""
+"""SQLSTATEs, next to class 08, that a retry may not meet: none at all, shutdowns, too many connections."""
 
 _CANCELED: Final = b"57014"
 
 _ANSWER_SECONDS: Final = 0.05
-"""How soon after the last status the server may have another for the asking."""
+"""The least time between two status updates that the server requests."""
 
 _READ_BYTES: Final = 16 * 1024 * 1024
-"""What one read returns at most, but for its last frame: rows may be large, and frames are asked for by number."""
+"""The most that one read returns, except for its last frame: rows may be large, and callers limit only the number."""
 
 _STANDBYS: Final = b"StandbySlotsHaveCaughtup"
-"""The server's function that names a standby of synchronized_standby_slots for which it waits. Its messages may be in
-any language, and their SQLSTATEs are those of others too."""
+"""The server's function that reports an awaited standby of synchronized_standby_slots. Its messages may be localized,
+and other errors share their SQLSTATEs."""
 
 _CLOSE_SECONDS: Final = 1.0
-"""How long a close waits for the server's farewell; the slot is free either way, at the latest soon after."""
+"""How long `close` waits for the end of the stream; the slot becomes inactive soon after in any case."""
 
 
 class SlotInUse(Fenced):
     """Stop that process first if this one should run."""
 
     def __init__(self, slot: str, pid: int | None) -> None:
-        reader = "another process" if pid is None else f"the server's process {pid} for another reader"
-        super().__init__(f"slot {slot} is held by {reader}")
+        reader = "another process" if pid is None else f"another process (server process {pid})"
+        super().__init__(f"slot {slot} is in use by {reader}")
         self.pid = pid
 
 
 class SlotMissing(Refused):
-    """Create it, and read the tables anew: changes since the old slot's end may be unknown."""
+    """Create it and re-snapshot the tables: changes since the old slot's end may be missing."""
 
 
 class SlotLost(Refused):
-    """Drop the slot, create it again, and read the tables anew: the changes that it kept are gone."""
+    """Drop and recreate the slot, then re-snapshot the tables: the changes that it retained are gone."""
 
 
 class PublicationMissing(Refused):
-    """Create the publication before the slot: a slot cannot tell what was not published at that time."""
+    """Create the publication before the slot: a slot cannot send changes from before its publication."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """How a slot is read.
+    """Options of a replication stream.
 
-    `proto_version` is by default the lowest that `streaming` needs; `status_interval` is in seconds. With the
-    `client_encoding` SQL_ASCII text comes in the database's own bytes.
+    `proto_version` defaults to the lowest that `streaming` requires; `status_interval` is in seconds. With
+    `client_encoding` SQL_ASCII, text has the database's own bytes.
     """
 
     proto_version: int | None = None
@@ -84,7 +83,7 @@ _USUAL: Final = StreamOptions()
 
 
 class ReplicationStream:
-    """A slot that is being read; the connection is its own and used by one thread."""
+    """A slot that is being read over its own connection, by one thread."""
 
     def __init__(
         self,
@@ -94,16 +93,16 @@ class ReplicationStream:
         start: Lsn,
         options: StreamOptions = _USUAL,
     ) -> None:
-        """Connect and start reading `slot` at `start` (or at what the slot has confirmed, if that is later).
+        """Connect and start reading `slot` at `start` (or at the slot's confirmed position, if that is later).
 
-        Raises UsageError (impossible arguments), DatabaseUnavailable, SlotInUse, SlotMissing, SlotLost,
-        PublicationMissing, and HeadraceError with the server's own words for anything else.
+        Raises UsageError (invalid arguments), DatabaseUnavailable, SlotInUse, SlotMissing, SlotLost,
+        PublicationMissing, and HeadraceError with the server's message for anything else.
         """
         self.slot = slot
         self.publication = publication
         self._status_interval = options.status_interval
         self._received = start
-        # Zero says nothing to the server; `start` would be believed, even past the end of its log.
+        # The server ignores zero, but would accept `start` even past the end of its WAL.
         self._flushed = Lsn(0)
         self._end: HeadraceError | None = None
         self._unsent = False
@@ -132,26 +131,25 @@ class ReplicationStream:
             raise
 
     def fileno(self) -> int:
-        """The socket, for a selector of the caller's; what is buffered already doesn't make it readable."""
+        """The socket, for the caller's selector; buffered data does not make it readable."""
         return self._connection.socket
 
     @property
     def flushed(self) -> Lsn:
-        """What the server was last told to be safe; 0 before the first `confirm`."""
+        """The position last confirmed to the server; 0 before the first `confirm`."""
         return self._flushed
 
     @property
     def received(self) -> Lsn:
-        """How far the server says it has read the log; not what may be confirmed."""
+        """The WAL position that the server reports; it may not be confirmed."""
         return self._received
 
     def read(self, max_messages: int, timeout: float) -> list[Frame]:
-        """Return the frames that are there, at most `max_messages`; wait up to `timeout` seconds for a first.
+        """Return the available frames, at most `max_messages`; wait up to `timeout` seconds for the first.
 
-        An empty list means that none came in time. Also answers the server's keepalives and sends a status
-        when one is due, so it must be called more often than the server's wal_sender_timeout.
-        Raises DatabaseUnavailable, SlotLost or PublicationMissing when the server ended the stream, once
-        everything that came before the end was handed out.
+        An empty list means that it timed out. Also answers keepalives and sends due status updates, so it must be
+        called more often than the server's wal_sender_timeout. Raises DatabaseUnavailable, SlotLost or
+        PublicationMissing if the server ended the stream, once all frames before the end were returned.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -172,10 +170,10 @@ class ReplicationStream:
             return frames
 
     def confirm(self, flushed: Lsn) -> None:
-        """Tell the server that everything up to `flushed` is safe; it may forget it, for ever.
+        """Confirm everything up to `flushed`; the server never sends it again.
 
-        Pass a commit's `end_lsn`, or a keepalive's `end` when all before it is safe. A lower one than before
-        is the same as the one before. Raises DatabaseUnavailable.
+        Pass a commit's `end_lsn`, or a keepalive's `end` once all before it is safe. A lower position than before is
+        ignored. Raises DatabaseUnavailable.
         """
         self._flushed = max(self._flushed, flushed)
         self._received = max(self._received, flushed)
@@ -185,7 +183,7 @@ class ReplicationStream:
             raise self._gone(str(error)) from error
 
     def close(self) -> None:
-        """End the stream and the connection; never raises, and may be called twice."""
+        """Close the stream and the connection; never raises, idempotent."""
         connection = self._connection
         try:
             if connection.status == pq.ConnStatus.OK:
@@ -198,7 +196,7 @@ class ReplicationStream:
                         break
                     self._wait(left)
         except psycopg.Error:
-            pass  # it is gone, which is as closed as can be
+            pass  # the connection is already gone
         finally:
             connection.finish()
 
@@ -214,7 +212,7 @@ class ReplicationStream:
         self.close()
 
     def _take(self, frames: list[Frame], max_messages: int) -> None:
-        """Add the frames that need no waiting to `frames`; notice the end."""
+        """Add the available frames to `frames`; detect the end of the stream."""
         get = self._connection.get_copy_data
         append = frames.append
         reply = False
@@ -233,7 +231,7 @@ class ReplicationStream:
             elif size == 0:
                 if fresh:
                     break
-                # libpq takes from the socket only when told to.
+                # libpq reads from the socket only here.
                 self._connection.consume_input()
                 fresh = True
             else:
@@ -243,11 +241,11 @@ class ReplicationStream:
         if self._skipped_publication is not None:
             raise PublicationMissing(self._skipped_publication)
         if reply:
-            # A server that shuts down asks again after each answer until all is confirmed: don't spin with it.
+            # A server that shuts down repeats its request after each answer until all is confirmed: avoid a busy loop.
             self._status_due = min(self._status_due, self._status_sent + _ANSWER_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        """Wait until the socket is readable (or writable with something left to send), then act on it."""
+        """Wait until the socket is readable (or writable with unsent data), then read (and flush)."""
         events = select.POLLIN | (select.POLLOUT if self._unsent else 0)
         self._poll.modify(self._connection.socket, events)
         if self._poll.poll(max(0.0, seconds) * 1000):
@@ -271,16 +269,16 @@ class ReplicationStream:
         self._connection.nonblocking = 1
 
     def _set_what_it_relies_on(self) -> None:
-        """Among it: no transaction_timeout, which ends the decoding of a large transaction, at every start."""
+        """Set session settings, such as no transaction_timeout, which would end the decoding of large transactions."""
         result = self._connection.exec_(pinned(self._connection.server_version, reading=True))
         if result.error_field(pq.DiagnosticField.SQLSTATE) == _CANCELED:
-            # By the role's statement_timeout, which holds until this statement has set ours: the server is overloaded.
+            # By the role's statement_timeout, which applies until this statement sets ours: the server is overloaded.
             raise self._gone(_line(result))
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise self._error(result, starting=True)
 
     def _check_publication(self) -> None:
-        # PostgreSQL 18 goes on without a publication that is missing, and so would lose its changes.
+        # PostgreSQL 18 continues without a missing publication, which would lose its changes.
         name = pq.Escaping(self._connection).escape_literal(self.publication.encode())
         result = self._connection.exec_(
             b"SELECT 1 FROM pg_catalog.pg_publication WHERE pubname::pg_catalog.text = " + name
@@ -291,9 +289,9 @@ class ReplicationStream:
             raise PublicationMissing(f"publication {self.publication} does not exist")
 
     def _notice(self, notice: pq.abc.PGresult) -> None:
-        """Remember the warning of PostgreSQL 18 that it skips a publication; exceptions are lost in here.
+        """Remember PostgreSQL 18's warning that it skips a publication; exceptions are lost in here.
 
-        One that a standby is waited for comes every second or so, and is no end: infra.postgres.standbys asks for that.
+        Warnings about an awaited standby repeat about every second and are ignored: see infra.postgres.standbys.
         """
         field = notice.error_field
         if (
@@ -304,7 +302,7 @@ class ReplicationStream:
             self._skipped_publication = f"slot {self.slot}: {_line(notice)}"
 
     def _unfinished(self) -> bool:
-        """Throw away what still comes; return whether the server has not said its farewell yet."""
+        """Discard remaining data; return whether the server has not ended the stream yet."""
         size = 1
         while size > 0:
             size, _ = self._connection.get_copy_data(1)
@@ -318,29 +316,29 @@ class ReplicationStream:
         return self._gone("the server ended the stream")
 
     def _error(self, result: pq.abc.PGresult, *, starting: bool) -> HeadraceError:
-        """Return the error for a result, by its SQLSTATE."""
+        """Return the error for a result's SQLSTATE."""
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         line = _line(result)
         where = f"slot {self.slot}: {line}"
         if state == "55006":  # object_in_use; the pid is the last number in every language
             found = re.search(r"(\d+)\D*$", line)
             return SlotInUse(self.slot, int(found[1]) if found else None)
-        # A server that shuts down waits for no standby, and makes an error of that.
+        # A server that shuts down does not wait for standbys, and reports that as an error.
         standby = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION) == _STANDBYS
         if state in _PASSING or state.startswith("08") or standby:
             return self._gone(line)
         if state == "42704":  # undefined_object
             return SlotMissing(where) if starting else PublicationMissing(where)
         if state in {"42501", "28000", "28P01"}:
-            remedy = "give the role LOGIN and REPLICATION, and pg_hba.conf a line"
+            remedy = "give the role LOGIN and REPLICATION, and allow it in pg_hba.conf"
         elif state == "58P01" or (starting and self._is_lost()):  # undefined_file: a segment was removed
             return SlotLost(where)
         else:
-            remedy = "put right what the server names"
+            remedy = "fix what the server reports"
         return HeadraceError(where, remedy=remedy)
 
     def _is_lost(self) -> bool:
-        """Ask, since object_not_in_prerequisite_state says a dozen things beside a slot's loss."""
+        """Query the slot, since object_not_in_prerequisite_state has a dozen other causes."""
         name = pq.Escaping(self._connection).escape_literal(self.slot.encode())
         result = self._connection.exec_(
             b"SELECT 1 FROM pg_catalog.pg_replication_slots WHERE wal_status = 'lost' AND slot_name = " + name

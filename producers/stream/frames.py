@@ -1,4 +1,4 @@
-"""The frames of streaming replication: what CopyData holds in either direction; no I/O.
+"""Frames of streaming replication, the contents of CopyData in both directions; no I/O.
 
 LSNs are as on the wire; times are milliseconds since 1970.
 Source: PostgreSQL 18, "Streaming Replication Protocol".
@@ -17,8 +17,8 @@ from schemas.positions import Lsn
 class XLogData(NamedTuple):
     """One message of the output plugin.
 
-    `start` is the LSN of what `data` tells (0 where the server has none to give), `end` is the same number
-    for logical replication; neither may be confirmed: that is what a commit's `end_lsn` is for.
+    `start` is the LSN of the change in `data` (0 if it has none), `end` is the same for logical replication. Neither
+    may be confirmed; a commit's `end_lsn` may.
     """
 
     start: Lsn
@@ -28,10 +28,10 @@ class XLogData(NamedTuple):
 
 
 class Keepalive(NamedTuple):
-    """The server decoded the log up to `end` and had nothing further for us.
+    """The server decoded WAL up to `end` and has nothing more to send.
 
-    Once everything received is safe, `end` may be confirmed, and should be: an idle table's slot moves only
-    so, and a server that shuts down waits for it.
+    Once everything received is safe, `end` should be confirmed: without changes a slot advances only this way, and a
+    server that shuts down waits for it.
     """
 
     end: Lsn
@@ -59,13 +59,13 @@ def parse(frame: bytes | memoryview) -> Frame:
         return _new(XLogData, (start, end, clock // 1000 + PG_EPOCH_MS, bytes(frame[25:])))
     if kind == 0x6B:  # k
         if size != _KEEPALIVE.size:
-            raise Malformed(f"replication keepalive frame of {size} bytes is malformed: it has {_KEEPALIVE.size}")
+            raise Malformed(f"replication keepalive frame of {size} bytes is malformed: expected {_KEEPALIVE.size}")
         _, lsn, clock, reply = _KEEPALIVE.unpack(frame)
         return Keepalive(lsn, clock // 1000 + PG_EPOCH_MS, reply != 0)
     raise Malformed(f"replication frame of {size} bytes is malformed at byte 0: type {kind} is unknown")
 
 
 def status_update(*, written: Lsn, flushed: Lsn, applied: Lsn, clock_ms: int, reply_requested: bool = False) -> bytes:
-    """Return a standby status update; `flushed` lets the server forget the log before it, for ever."""
+    """Return a standby status update; the server never sends changes before `flushed` again."""
     clock = (clock_ms - PG_EPOCH_MS) * 1000
     return _STATUS.pack(b"r", written, flushed, applied, clock, reply_requested)

@@ -1,10 +1,10 @@
-"""What pgoutput says, one class a message, named as in PostgreSQL's chapter on logical replication messages.
+"""pgoutput's messages, one class each, named as in PostgreSQL's "Logical Replication Message Formats".
 
-They are named tuples because millions are made: half the cost of a frozen dataclass. Tell them apart by
-type, never by `==` between different ones, since tuples compare by content alone.
+They are named tuples since millions are created, at half the cost of a frozen dataclass. Distinguish them by type, not
+by `==`, since tuples compare by content alone.
 
 LSNs are as on the wire. Times (`…_ms`) are milliseconds since 1970. An `xid` on a change is that of its
-(sub)transaction and present only inside a stream block, None elsewhere.
+(sub)transaction inside a stream block, None elsewhere.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from schemas.positions import Lsn
 
 
 class Binary(bytes):
-    """A value in its type's binary send format; the stream has them only when asked for `binary`."""
+    """A value in its type's binary send format; only in streams with the option `binary`."""
 
     __slots__ = ()
 
 
 Values: TypeAlias = Sequence[bytes | Unchanged | None]
-"""One row in the order of `Relation.columns`: text form as bytes, None for null, UNCHANGED if left out."""
+"""One row in the order of `Relation.columns`: text as bytes, None for null, UNCHANGED if omitted."""
 
 
 class Begin(NamedTuple):
@@ -35,7 +35,7 @@ class Begin(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """`end_lsn` is the byte after the commit record: what may be confirmed once this is safe."""
+    """A transaction ends; `end_lsn`, the byte after its commit record, may be confirmed once it is safe."""
 
     commit_lsn: Lsn
     end_lsn: Lsn
@@ -43,7 +43,7 @@ class Commit(NamedTuple):
 
 
 class LogicalMessage(NamedTuple):
-    """From pg_logical_emit_message; one that is not transactional stands outside any Begin and Commit."""
+    """From pg_logical_emit_message; a non-transactional one is outside any Begin and Commit."""
 
     transactional: bool
     lsn: Lsn
@@ -53,21 +53,21 @@ class LogicalMessage(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """The transaction was itself replicated, from the node `name`, where it committed at `lsn`."""
+    """The transaction was itself replicated from the node `name`, where it committed at `lsn`."""
 
     lsn: Lsn
     name: str
 
 
 class RelationMessage(NamedTuple):
-    """A table as the changes that follow describe it; sent before its first change and after DDL."""
+    """The description of a table for the changes that follow; sent before its first change and after DDL."""
 
     relation: Relation
     xid: int | None
 
 
 class TypeMessage(NamedTuple):
-    """The name behind a type's oid that is not built in."""
+    """The name of a type that is not built in."""
 
     oid: int
     schema: str
@@ -86,8 +86,8 @@ class Insert(NamedTuple):
 class Update(NamedTuple):
     """A changed row.
 
-    `before` is None unless the identity changed or was TOASTed, or the replica identity is full; columns
-    outside the identity are UNCHANGED in it (the wire has nulls there, which would be a lie).
+    `before` is None unless the identity changed or was TOASTed, or the replica identity is full. Columns outside the
+    identity are UNCHANGED in it; the wire has nulls there.
     """
 
     relation: Relation
@@ -105,7 +105,7 @@ class Delete(NamedTuple):
 
 
 class Truncate(NamedTuple):
-    """All these tables were emptied by one command."""
+    """These tables were truncated by one command."""
 
     relations: tuple[Relation, ...]
     cascade: bool
@@ -114,18 +114,18 @@ class Truncate(NamedTuple):
 
 
 class StreamStart(NamedTuple):
-    """A block of a transaction that has not committed yet; `first` is false when it was begun before."""
+    """A block of a transaction in progress starts; `first` marks its first block."""
 
     xid: int
     first: bool
 
 
 class StreamStop(NamedTuple):
-    """The block ends; the transaction's fate is told later."""
+    """The block ends; commit or abort follows later."""
 
 
 class StreamCommit(NamedTuple):
-    """Everything streamed under `xid` happened, here in the order of commits."""
+    """The streamed transaction `xid` committed, at this place in commit order."""
 
     xid: int
     commit_lsn: Lsn
@@ -134,9 +134,9 @@ class StreamCommit(NamedTuple):
 
 
 class StreamAbort(NamedTuple):
-    """`subxid` did not happen; when it is `xid`, nothing of the transaction did.
+    """The subtransaction `subxid` aborted; the whole transaction if it equals `xid`.
 
-    `abort_lsn` and `abort_ms` are known only with streaming = parallel.
+    `abort_lsn` and `abort_ms` are set only with streaming = parallel.
     """
 
     xid: int

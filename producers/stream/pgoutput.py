@@ -1,8 +1,8 @@
-"""pgoutput's bytes into messages: PostgreSQL's logical replication protocol, versions 1 to 4; no I/O.
+"""Decodes pgoutput messages: PostgreSQL's logical replication protocol, versions 1 to 4; no I/O.
 
-`Decoder.decode` takes one message and returns one of `producers.stream.messages`. Values stay the bytes of
-their text form, undecoded. Whatever is not a message raises `schemas.errors.Malformed`, which names the
-message and the byte where it broke, and leaves the decoder as it was.
+`Decoder.decode` takes one message and returns one of `producers.stream.messages`. Values stay undecoded bytes of their
+text form. Invalid messages raise `schemas.errors.Malformed`, which names the message and the offset of the error, and
+leave the decoder unchanged.
 
 Source: PostgreSQL 18, "Logical Replication Message Formats", and src/backend/replication/logical/proto.c.
 """
@@ -46,7 +46,7 @@ from schemas.events import Column, Relation
 from schemas.positions import Lsn
 
 _IN_STREAM: Final = frozenset(b"MORYIUDTE")
-"""What may stand in a stream block; all but Origin and Stream Stop carry their xid there."""
+"""Messages allowed in a stream block; all except Origin and Stream Stop have their xid there."""
 
 _MESSAGE = struct.Struct("!BQ")
 _CHANGE = struct.Struct("!IBH")
@@ -61,11 +61,11 @@ _STREAM_ABORT = struct.Struct("!II")
 _STREAM_ABORT_AT = struct.Struct("!IIQq")
 _PREPARE = struct.Struct("!BQQqI")
 _INT32 = struct.Struct("!I")
-_new = tuple.__new__  # what a named tuple's own constructor calls, at half its price
+_new = tuple.__new__  # half the cost of a named tuple's constructor, which calls it
 
 
 class _Known(NamedTuple):
-    """A relation with what each of its changes needs."""
+    """A relation with the data needed for each of its changes."""
 
     relation: Relation
     width: int
@@ -73,10 +73,10 @@ class _Known(NamedTuple):
 
 
 class Decoder:
-    """One replication session's decoder; remembers the relations and whether a stream block is open.
+    """The decoder of one replication session; remembers relations and the open stream block.
 
-    Relations are scoped as the server scopes them: those told in a streamed transaction hold for it alone
-    until it commits, and are forgotten when it aborts.
+    Relations are scoped as on the server: those described in a streamed transaction apply only to it until it commits,
+    and are forgotten if it aborts.
     """
 
     def __init__(self) -> None:
@@ -108,20 +108,20 @@ class Decoder:
 
     @property
     def stream_xid(self) -> int | None:
-        """The transaction whose stream block is open, or None."""
+        """The transaction of the open stream block, or None."""
         return self._stream_xid
 
     def decode(self, payload: bytes | memoryview) -> Message:
         """Return the message in `payload` (the data of one XLogData frame, without the frame's header).
 
-        Raises Malformed for anything else, and for what the state forbids: a change of a relation that was
-        not described, a message that may not stand in a stream block.
+        Raises Malformed for anything else, and for messages that the state forbids: a change of a relation that was not
+        described, a message that is not allowed in a stream block.
         """
         data = payload if type(payload) is bytes else bytes(payload)
         try:
             kind = data[0]
             if self._stream_xid is not None and kind in NAMES and kind not in _IN_STREAM:
-                raise malformed(data, 0, f"it stands inside the stream block of {self._stream_xid}")
+                raise malformed(data, 0, f"it is not allowed in the stream block of {self._stream_xid}")
             return self._readers[kind](data)
         except struct.error:
             raise malformed(data, len(data), "it ends early") from None
@@ -130,7 +130,7 @@ class Decoder:
         except IndexError:
             raise malformed(data, 0, "it is empty") from None
 
-    # The three that carry the load: one unpack for the fixed part, one loop for the columns.
+    # The hot path: one unpack for the fixed part, one loop for the columns.
 
     def _insert(self, data: bytes) -> Insert:
         if self._stream_xid is None:
@@ -192,17 +192,17 @@ class Decoder:
         return _new(Delete, (known.relation, before, xid))
 
     def _unfit(self, data: bytes, pos: int, oid: int, head: tuple[int, int], markers: bytes) -> Malformed:
-        """Say what is wrong with a change's head, whose tuple starts at `pos`."""
+        """Return the error in a change's head, whose tuple starts at `pos`."""
         marker, count = head
         known = self._known.get(oid)
         if known is None:
             return malformed(data, 1, f"relation {oid} was never described")
         if marker not in markers:
-            return malformed(data, pos - 3, f"tuple marker {bytes((marker,))!r} is none of {markers!r}")
+            return malformed(data, pos - 3, f"tuple marker {bytes((marker,))!r} is not one of {markers!r}")
         table = known.relation.qualified_name
         return malformed(data, pos - 2, f"{count} columns for {table}, which has {known.width}")
 
-    # The rest.
+    # All other messages.
 
     def _xid(self, data: bytes) -> tuple[int | None, int]:
         """Return the message's own xid (None outside a stream block) and where its body starts."""
@@ -228,7 +228,7 @@ class Decoder:
         table, pos = string(data, pos)
         identity, count = _ATTRIBUTES.unpack_from(data, pos)
         if identity not in b"dnfi":
-            raise malformed(data, pos, f"replica identity {bytes((identity,))!r} is none of b'dnfi'")
+            raise malformed(data, pos, f"replica identity {bytes((identity,))!r} is not one of b'dnfi'")
         pos += 3
         described = []
         keys = []
@@ -251,9 +251,9 @@ class Decoder:
             columns=tuple(described),
             identity_columns=tuple(described[index].name for index in keys),
         )
-        told = self._known.get(oid) or self._committed.get(oid)
-        if told is not None and told.relation == relation:
-            relation = told.relation  # so that what a caller made for it is found again, by `is`
+        known = self._known.get(oid) or self._committed.get(oid)
+        if known is not None and known.relation == relation:
+            relation = known.relation  # so that callers can cache by identity
         self._known[oid] = _Known(relation, count, tuple(keys))
         return RelationMessage(relation, xid)
 

@@ -1,7 +1,7 @@
-"""The parts of pgoutput's messages, and the messages whose meaning needs no memory of others.
+"""Reads the fields of pgoutput's messages, and the messages that need no decoder state.
 
-Positions are byte offsets from the message's type byte. Every reader of a message raises Malformed, or
-struct.error where a fixed part is cut off, which `producers.stream.pgoutput.Decoder` turns into Malformed.
+Positions are byte offsets from the message's type byte. Every reader raises Malformed, or struct.error if a fixed part
+is truncated, which `producers.stream.pgoutput.Decoder` translates into Malformed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schemas.events import UNCHANGED, Unchanged
 from schemas.positions import Lsn
 
 PG_EPOCH_MS: Final = 946_684_800_000
-"""2000-01-01 in milliseconds since 1970: where PostgreSQL's clock starts."""
+"""2000-01-01 in milliseconds since 1970: the epoch of PostgreSQL's timestamps."""
 
 NAMES: Final = {
     ord("B"): "Begin",
@@ -61,7 +61,7 @@ _length = struct.Struct("!I").unpack_from
 
 
 def malformed(data: bytes, offset: int, why: str) -> Malformed:
-    """Return the error for `data`, broken at byte `offset`; it tells no values."""
+    """Return the error for `data`, invalid at byte `offset`; it contains no values."""
     name = NAMES.get(data[0], "") if data else ""
     return Malformed(f"pgoutput {name or 'unknown'} message is malformed at byte {offset} of {len(data)}: {why}")
 
@@ -77,18 +77,18 @@ def ms(clock: int) -> int:
 
 
 def columns(data: bytes, pos: int, count: int) -> tuple[Values, int]:
-    """Return the `count` values of the tuple at `pos`, and where it ends."""
+    """Return the `count` values of the tuple at `pos`, and its end."""
     return (_tuple_row and _tuple_row(data, pos, count)) or columns_in_python(data, pos, count)
 
 
 _tuple_row: Callable[[bytes, int, int], tuple[Values, int] | None] | None = codec.compiled and codec.compiled.tuple_row
-"""Finds where the values are without making them: the compiled codec takes them from the message."""
+"""Locates the values without creating them: the compiled codec reads them from the message."""
 
 
 def columns_in_python(data: bytes, pos: int, count: int) -> tuple[list[bytes | Unchanged | None], int]:
-    """Do what `columns` does, for every message: a list, and the error for what is no tuple.
+    """Implement `columns` for every message: return a list, or raise the error for an invalid tuple.
 
-    A length that lies costs nothing: slices end where the message does, and the overrun is seen after.
+    A wrong length allocates nothing: slices end at the message's end, and the overrun is detected afterwards.
     """
     values: list[bytes | Unchanged | None] = []
     append = values.append
@@ -122,7 +122,7 @@ def columns_in_python(data: bytes, pos: int, count: int) -> tuple[list[bytes | U
 
 
 def identity_only(values: Values, identity: tuple[int, ...]) -> Values:
-    """Return a key tuple with UNCHANGED where the wire has nulls for want of anything to say."""
+    """Return a key tuple with UNCHANGED instead of the wire's nulls outside the identity."""
     kept: list[bytes | Unchanged | None] = [UNCHANGED] * len(values)
     for index in identity:
         kept[index] = values[index]
@@ -130,9 +130,9 @@ def identity_only(values: Values, identity: tuple[int, ...]) -> Values:
 
 
 def string(data: bytes, pos: int) -> tuple[str, int]:
-    """Return the NUL-terminated string at `pos`, and where the next field starts.
+    """Return the NUL-terminated string at `pos`, and the start of the next field.
 
-    What is not UTF-8 is kept as PEP 383 has it (surrogateescape): the encoding is the database's own.
+    Bytes that are not UTF-8 are kept by surrogateescape (PEP 383): the encoding is the database's.
     """
     end = data.find(0, pos)
     if end < 0:
@@ -141,14 +141,14 @@ def string(data: bytes, pos: int) -> tuple[str, int]:
 
 
 def whole(data: bytes, form: struct.Struct) -> tuple[Any, ...]:
-    """Unpack a message that is `form` and nothing else."""
+    """Unpack a message that consists of `form`."""
     if len(data) > 1 + form.size:
         raise trailing(data, 1 + form.size)
     return form.unpack_from(data, 1)
 
 
 def with_gid(data: bytes, form: struct.Struct) -> tuple[Any, ...]:
-    """Unpack a message that is `form` and then a global transaction id."""
+    """Unpack a message that consists of `form` and a global transaction id."""
     head = form.unpack_from(data, 1)
     gid, pos = string(data, 1 + form.size)
     if pos != len(data):
@@ -157,7 +157,7 @@ def with_gid(data: bytes, form: struct.Struct) -> tuple[Any, ...]:
 
 
 def no_flags(data: bytes, pos: int, flags: int) -> None:
-    """Refuse flags where the protocol has none yet: what they would mean is not known."""
+    """Reject flags: the protocol defines none here yet."""
     if flags:
         raise malformed(data, pos, f"flags {flags} are unknown")
 

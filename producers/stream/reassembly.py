@@ -1,9 +1,9 @@
-"""The stream's messages in the order of commits, where the server sends large transactions before they commit.
+"""Reassembles transactions that the server streams in progress, and returns messages in commit order.
 
-Blocks of a transaction in progress are kept as they come (`producers.stream.spill`) and decoded when it has committed,
-in place of its Stream Commit: then it is a transaction like any other, with Begin, changes and Commit. So what follows
-knows nothing of streaming, a transaction's changes have the same ordinals either way, and the schema that a block tells
-holds for its own transaction first.
+Blocks of a transaction in progress are stored undecoded (`producers.stream.spill`). When it has committed they are
+decoded in place of its Stream Commit, as an ordinary transaction with Begin, changes and Commit. So later stages need
+not handle streaming, a transaction's changes have the same ordinals either way, and relations described in a block
+first apply only to its own transaction.
 
 Source: PostgreSQL 18, "Streaming of Large Transactions for Logical Decoding" and "Logical Streaming Replication
 Protocol".
@@ -31,15 +31,15 @@ _STOP: Final = ord("E")
 
 
 class Frames(Protocol):
-    """Where frames come from: producers.stream.connection.ReplicationStream."""
+    """The source of frames: producers.stream.connection.ReplicationStream."""
 
     def read(self, max_messages: int, timeout: float) -> list[Frame]: ...
 
 
 class Incoming:
-    """Reads `frames` and returns messages, whole transactions in commit order.
+    """Reads `frames` and returns messages, complete transactions in commit order.
 
-    Memory is bounded whatever a transaction's size: read back, it comes in parts of about a megabyte.
+    Memory is bounded for any size of transaction: it is read back in parts of about a megabyte.
     """
 
     def __init__(self, frames: Frames, spills: SpillDirectory) -> None:
@@ -49,8 +49,8 @@ class Incoming:
         self._transactions: dict[int, Spill] = {}
         self._open: Spill | None = None
         self._replay: Iterator[list[Message]] | None = None
-        self._behind: deque[Frame] = deque()
-        """What was read behind a commit whose transaction is not yet handed out."""
+        self._pending: deque[Frame] = deque()
+        """Frames read after a commit whose transaction is not completely returned yet."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,40 +62,40 @@ class Incoming:
 
     @property
     def kept(self) -> int:
-        """Bytes of transactions in progress that are kept."""
+        """Bytes stored for transactions in progress."""
         return sum(spill.size for spill in self._transactions.values())
 
     def read(self, limit: int, timeout: float) -> list[Message]:
-        """Return the next messages; wait up to `timeout` seconds for a first of about `limit` frames.
+        """Return the next messages of about `limit` frames; wait up to `timeout` seconds for the first.
 
-        An empty list says that none came in time, or only parts of transactions in progress. To be called as often as
-        ReplicationStream.read, and raises what that does, SpillFailed and Malformed.
+        An empty list means that it timed out or received only parts of transactions in progress. Must be called as
+        often as ReplicationStream.read; raises its errors, SpillFailed and Malformed.
         """
         messages: list[Message] = []
-        if self._replay is None and not self._behind:
-            self._behind.extend(self._frames.read(limit, timeout))
+        if self._replay is None and not self._pending:
+            self._pending.extend(self._frames.read(limit, timeout))
         else:
-            # Nothing more is taken meanwhile, but the server has its answers.
+            # Read no frames meanwhile, but answer the server.
             self._frames.read(0, 0)
-        while self._replay is None and self._behind:
+        while self._replay is None and self._pending:
             self._take(messages)
         if self._replay is not None and not messages:
             messages = next(self._replay, [])
             if not messages:
                 self._replay = None
-                return self.read(limit, 0 if self._behind else timeout)
+                return self.read(limit, 0 if self._pending else timeout)
         return messages
 
     def close(self) -> None:
-        """Forget the transactions in progress: the server sends them again to whom reads on."""
+        """Forget the transactions in progress: the server sends them again to the next reader."""
         for spill in self._transactions.values():
             spill.discard()
         self._transactions.clear()
 
     def _take(self, messages: list[Message]) -> None:
-        """Decode what was read, up to a commit of a transaction that has to be read back."""
-        take, add, decode = self._behind.popleft, messages.append, self._decoder.decode
-        while self._behind:
+        """Decode the frames read, up to a commit whose transaction has to be read back."""
+        take, add, decode = self._pending.popleft, messages.append, self._decoder.decode
+        while self._pending:
             frame = take()
             if type(frame) is not XLogData:
                 continue
@@ -122,7 +122,7 @@ class Incoming:
             case StreamStop():
                 self._open = None
             case StreamAbort(xid, subxid):
-                # The server tells some aborts of which it sent nothing, or which an abort of the whole covered.
+                # The server also sends aborts of transactions that it never streamed or already aborted.
                 if xid == subxid:
                     self._forget(xid)
                 elif xid in self._transactions:
@@ -134,18 +134,18 @@ class Incoming:
         try:
             return self._transactions[xid]
         except KeyError:
-            raise Malformed(f"the stream goes on with transaction {xid}, of which it told no beginning") from None
+            raise Malformed(f"the stream continues transaction {xid}, whose start it did not send") from None
 
     def _forget(self, xid: int) -> None:
         if (spill := self._transactions.pop(xid, None)) is not None:
             spill.discard()
 
     def _committed(self, commit: StreamCommit, data: bytes) -> Iterator[list[Message]]:
-        """Yield the messages of a transaction that has committed; none of the parts is empty."""
+        """Yield the messages of a committed transaction in non-empty parts."""
         spill = self._known(commit.xid)
         decode = self._decoder.decode
         yield [Begin(commit.commit_lsn, commit.commit_ms, commit.xid)]
-        # One block around it all; the relations in it hold for the transaction alone until the commit is decoded.
+        # A single block: its relations apply only to the transaction until the commit is decoded.
         decode(_STREAM_START.pack(b"S", commit.xid, 1))
         for block in spill.read():
             if messages := [decode(payload) for payload in block]:

@@ -1,8 +1,8 @@
-"""Bytes that must wait, on disk: a directory of this process's own, and the files of transactions in it.
+"""Stores transactions in progress on disk, in a private directory of this process.
 
-Nothing here is needed after a crash, since the server sends it all again; so nothing is synced, and what a dead
-process left is removed by the next that starts. A directory is held by a lock on itself, which ends with its process
-however that dies, and which tells the living from the dead across containers too, where process ids do not.
+After a crash the server sends everything again, so nothing is synced, and the next process removes the directories of
+dead ones. A process locks its directory; the lock ends with the process, and works across containers, where process ids
+do not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from schemas.errors import HeadraceError
 
 _NAME: Final = "headrace-spill-"
 _HELD: Final = 64 * 1024
-"""Bytes of a transaction that are kept in memory before they go to its file: many may be in progress at once."""
+"""Bytes of a transaction buffered in memory before they are written to its file: many may be in progress at once."""
 
 _BLOCK: Final = 1024 * 1024
 """Bytes that are read back at a time."""
@@ -39,9 +39,9 @@ class SpillFailed(HeadraceError):
 
 
 class SpillDirectory:
-    """A directory of this process's own in `parent` (the system's temporary one by default), removed by `close`.
+    """A private directory in `parent` (by default the system's temporary directory), removed by `close`.
 
-    Raises SpillFailed when there can be none.
+    Raises SpillFailed if it cannot be created.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
@@ -66,7 +66,7 @@ class SpillDirectory:
         return Spill(self.path / str(xid), xid)
 
     def close(self) -> None:
-        """Remove the directory with all that is in it; does nothing the second time."""
+        """Remove the directory with its contents; idempotent."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
@@ -74,10 +74,10 @@ class SpillDirectory:
 
 
 class Spill:
-    """What one transaction in progress did, as raw messages in their order: the newest in memory, the rest in a file.
+    """The raw messages of one transaction in progress, in order: the newest in memory, the rest in a file.
 
-    Each message is one of a stream block: behind its type byte stands the (sub)transaction's id. The file is open only
-    while something is written or read, since hundreds of transactions may be in progress.
+    Each message is from a stream block: its type byte is followed by the (sub)transaction's id. The file is open only
+    during reads and writes, since hundreds of transactions may be in progress.
     """
 
     def __init__(self, path: Path, xid: int) -> None:
@@ -85,7 +85,7 @@ class Spill:
         self._path = path
         self._tail = bytearray()
         self._written = 0
-        # Four bytes each, where a set's entries have sixty: a transaction may roll back a million savepoints.
+        # Four bytes each, compared with sixty in a set: a transaction may roll back a million savepoints.
         self._aborted = array("I")
 
     @property
@@ -94,27 +94,27 @@ class Spill:
         return self._written + len(self._tail)
 
     def add(self, message: bytes) -> None:
-        """Keep one message. Raises SpillFailed when the disk takes no more."""
+        """Store one message. Raises SpillFailed if the disk is full or unwritable."""
         self._tail += _LENGTH.pack(len(message))
         self._tail += message
         if len(self._tail) >= _HELD:
             self._write()
 
     def abort(self, subxid: int) -> None:
-        """Leave out what the sub-transaction `subxid` did, once the messages are read."""
+        """Omit the messages of subtransaction `subxid` from reads."""
         self._aborted.append(subxid)
 
     def read(self) -> Iterator[list[bytes]]:
-        """Yield the messages in their order, about a megabyte at a time, without those of aborted sub-transactions.
+        """Yield the messages in order, about a megabyte at a time, without those of aborted subtransactions.
 
-        A sub-transaction within an aborted one has an abort of its own from the server.
+        The server sends a separate abort for each subtransaction nested in an aborted one.
         """
         aborted = sorted(self._aborted)
         for block in self._blocks():
             yield [message for message in block if not _is_in(aborted, message)] if aborted else block
 
     def discard(self) -> None:
-        """Forget everything; the file goes."""
+        """Forget everything and remove the file."""
         self._tail.clear()
         self._aborted = array("I")
         if self._written:
@@ -122,7 +122,7 @@ class Spill:
             self._path.unlink(missing_ok=True)
 
     def _blocks(self) -> Iterator[list[bytes]]:
-        """Yield the messages, first those of the file."""
+        """Yield the messages, those in the file first."""
         rest = b""
         if self._written:
             with self._path.open("rb", buffering=0) as file:
@@ -136,14 +136,14 @@ class Spill:
                     wanted = max(_BLOCK, missing + _LENGTH.size)
         block, rest = _messages(rest + self._tail)
         if rest:
-            raise SpillFailed(f"{self._path.parent} lost bytes of transaction {self.xid}: something else writes there")
+            raise SpillFailed(f"{self._path.parent} lost bytes of transaction {self.xid}: another process writes there")
         if block:
             yield block
 
     def _write(self) -> None:
         try:
             with self._path.open("ab", buffering=0) as file:
-                while self._tail:  # a disk that fills up takes a part first
+                while self._tail:  # a disk that fills up accepts a part first
                     written = file.write(self._tail) or 0
                     self._written += written
                     del self._tail[:written]
@@ -156,7 +156,7 @@ class Spill:
 
 
 def _messages(data: bytes | bytearray) -> tuple[list[bytes], bytes]:
-    """Return the whole messages in `data`, and the rest of it."""
+    """Return the complete messages in `data`, and the rest."""
     found: list[bytes] = []
     view = memoryview(data)
     end = len(view)
@@ -173,7 +173,7 @@ def _messages(data: bytes | bytearray) -> tuple[list[bytes], bytes]:
 
 
 def _is_in(aborted: list[int], message: bytes) -> bool:
-    if message[:1] == b"O":  # an origin is of the whole transaction
+    if message[:1] == b"O":  # an origin belongs to the whole transaction
         return False
     (xid,) = _XID.unpack_from(message)
     place = bisect_left(aborted, xid)
@@ -181,7 +181,7 @@ def _is_in(aborted: list[int], message: bytes) -> bool:
 
 
 def _held(parent: Path) -> tuple[Path, int]:
-    """Make a directory and lock it; another process may have taken it for an abandoned one in between."""
+    """Create and lock a directory; another process may remove it as abandoned in between."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=_NAME, dir=parent))
         with contextlib.suppress(FileNotFoundError):
@@ -194,7 +194,7 @@ def _held(parent: Path) -> tuple[Path, int]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the directories whose processes are dead; others' that may not be opened are theirs to remove."""
+    """Remove the directories of dead processes; skip those that may not be opened."""
     for path in parent.glob(f"{_NAME}*"):
         with contextlib.suppress(OSError):
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

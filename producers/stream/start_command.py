@@ -1,4 +1,4 @@
-"""What is said to open a replication stream: the connection string and START_REPLICATION; no I/O."""
+"""Builds the connection string and START_REPLICATION command of a replication stream; no I/O."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CONNECTION_DEFAULTS: Final = {
 
 
 class Streaming(StrEnum):
-    """Whether transactions larger than the server's logical_decoding_work_mem come before they commit."""
+    """Whether transactions larger than logical_decoding_work_mem are sent before they commit."""
 
     OFF = "off"
     ON = "on"
     PARALLEL = "parallel"
-    """As on, and a stream's abort tells its LSN and time."""
+    """As on, and aborts have LSN and time."""
 
 
 _LOWEST_VERSION: Final = {Streaming.OFF: 1, Streaming.ON: 2, Streaming.PARALLEL: 4}
@@ -44,15 +44,15 @@ def start_command(
     messages: bool = True,
     binary: bool = False,
 ) -> bytes:
-    """Return the START_REPLICATION command; raises UsageError when there can be none.
+    """Return the START_REPLICATION command; raises UsageError for invalid arguments.
 
-    The walsender's grammar has no parameters and its own quoting: doubled quotes and nothing else. The list
-    of publications is a literal whose content is quoted again, as identifiers.
+    The walsender's grammar has no parameters, and its quoting only doubles quotes. The list of publications is a
+    literal whose content is quoted again, as identifiers.
     """
     lowest = _LOWEST_VERSION[streaming]
     version = lowest if version is None else version
     if not lowest <= version <= 4:
-        raise UsageError(f"protocol version {version} cannot have streaming = {streaming}")
+        raise UsageError(f"protocol version {version} does not support streaming = {streaming}")
     options = {"proto_version": str(version), "publication_names": quote(publication, '"')}
     if messages:
         options["messages"] = "true"
@@ -66,22 +66,22 @@ def start_command(
 
 
 def quote(text: str, mark: str) -> str:
-    """Return `text` between `mark`s, those inside it doubled; raises UsageError for a NUL."""
+    """Return `text` quoted by `mark`, with inner marks doubled; raises UsageError for a NUL."""
     if "\0" in text:
-        raise UsageError(f"{text!r} has a NUL", remedy="no name in PostgreSQL can have one")
+        raise UsageError(f"{text!r} contains NUL", remedy="remove it: PostgreSQL names cannot contain NUL")
     return f"{mark}{text.replace(mark, mark * 2)}{mark}"
 
 
 def conninfo(dsn: str, application_name: str | None = None, client_encoding: str = "UTF8") -> str:
-    """Return `dsn` for replication; what else a session relies on is set once connected (`infra.postgres.connect`).
+    """Return `dsn` for replication; other session settings are set once connected (`infra.postgres.connect`).
 
-    Raises UsageError when `dsn` is not one (its text is not shown: it may hold a password).
+    Raises UsageError if `dsn` is not valid (without its text, which may contain a password).
     """
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         raise UsageError(
-            "the dsn is not one", remedy="write it as postgresql://user@host:port/database"
+            "the dsn is not valid", remedy="write it as postgresql://user@host:port/database"
         ) from None  # its message quotes the dsn
     parameters = {**_CONNECTION_DEFAULTS, **{k: str(v) for k, v in given.items() if v is not None}}
     if application_name is not None:

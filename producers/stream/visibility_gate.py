@@ -1,11 +1,11 @@
 """Holds the stream back until transactions in it are visible.
 
-PostgreSQL decodes a commit when its WAL is flushed; other sessions see it later: a moment in plain use, as long as it
-takes while a synchronous standby is away. What comes after a held transaction waits too, so that the order stays.
+PostgreSQL decodes a commit when its WAL is flushed; other sessions see it later: usually a moment, but while a
+synchronous standby is down as long as that lasts. Everything after a waiting transaction waits too, to keep the order.
 
-With `publish_when_visible` a transaction is in the topics only when every new snapshot of the source shows it. Without,
-a transaction is held only where it describes a table: the catalog is then asked about that table, and has to answer for
-the schema of this transaction or of a later one. Of one before it, a column that was added would be one that is gone.
+With `publish_when_visible` a transaction is published only when every new snapshot of the source sees it. Without it, a
+transaction waits only if it describes a table: the catalog is then queried for that table, and has to have the schema
+of this transaction or a later one. In an earlier schema an added column would look like a dropped one.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from schemas.positions import Lsn
 
 _LOOK_SECONDS: Final = 0.01
 _LOOK_MOST_SECONDS: Final = 0.1
-"""How often the source is asked while something is held: at first, and after a while."""
+"""The interval between snapshots while a transaction waits: at first, and later."""
 _ANSWER_SECONDS: Final = 1.0
 _SAID_SECONDS: Final = 5.0
 _SAID_AGAIN_SECONDS: Final = 60.0
 
 Sees = Callable[[int], bool]
-"""Whether a snapshot shows the transaction with this 32-bit id, whose commit was decoded."""
+"""Whether a snapshot sees the transaction with this 32-bit id, whose commit was decoded."""
 
 
 class Messages(Protocol):
-    """Where messages come from: producers.stream.reassembly.Incoming, or the gate in front of it."""
+    """The source of messages: producers.stream.reassembly.Incoming, or the gate in front of it."""
 
     def read(self, limit: int, timeout: float) -> list[Message]: ...
 
 
 class Answers(Protocol):
-    """Whose server waits for answers: producers.stream.connection.ReplicationStream."""
+    """Sends answers to the server: producers.stream.connection.ReplicationStream."""
 
     @property
     def flushed(self) -> Lsn: ...
@@ -51,16 +51,16 @@ class Answers(Protocol):
 def gated(
     incoming: Messages, database: DatabaseSettings, connection: psycopg.Connection[Any], stream: Answers, lines: log.Log
 ) -> Messages:
-    """Return `incoming` behind the gate that the settings of its database ask for."""
-    held = Begin if database.publish_when_visible else RelationMessage
-    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, stream, lines, held=held)
+    """Return `incoming` behind the gate that its database's settings require."""
+    kind = Begin if database.publish_when_visible else RelationMessage
+    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, stream, lines, kind=kind)
 
 
 class VisibilityGate:
-    """Reads `incoming` and returns its messages up to the first of a kind whose transaction is not visible.
+    """Reads `incoming` and returns its messages up to the first of type `kind` whose transaction is not visible.
 
-    `take` takes a snapshot of the source. A slot keeps the ids in its stream within 2**31 of the server's next one,
-    since catalogs behind it cannot be frozen, so a snapshot's nearest guess of their high half is right.
+    `take` takes a snapshot of the source. The ids in a slot's stream are within 2**31 of the server's next one, since
+    the slot prevents freezing newer catalog rows; so a snapshot's nearest guess of their high half is right.
     """
 
     def __init__(
@@ -70,30 +70,30 @@ class VisibilityGate:
         stream: Answers,
         lines: log.Log,
         *,
-        held: type[Begin] | type[RelationMessage],
+        kind: type[Begin] | type[RelationMessage],
     ) -> None:
         self._incoming = incoming
         self._take = take
         self._stream = stream
         self._log = lines
-        self._kind = held
-        self._held: list[Message] = []
-        """Its first was of a transaction that was not visible when the source was last asked."""
+        self._kind = kind
+        self._waiting: list[Message] = []
+        """The first belongs to a transaction that was not visible in the last snapshot."""
         self._xid = 0
-        """The transaction that the next message belongs to, unless it begins another."""
+        """The transaction of the next message, unless that begins another."""
         self._since = self._answer_due = self._said_due = 0.0
         self._said = False
 
     def read(self, limit: int, timeout: float) -> list[Message]:
-        """Return the next visible messages; wait up to `timeout` seconds for a first. See Incoming.read.
+        """Return the next visible messages; wait up to `timeout` seconds for the first. See Incoming.read.
 
-        While some are held nothing more is read, so that the source's slot retains the WAL after them and this
-        process's memory stays bounded; the server still gets its answers.
+        While messages wait nothing more is read, so that the slot retains the WAL after them and memory stays bounded;
+        the server still gets answers.
         """
         deadline = time.monotonic() + timeout
-        if not self._held:
+        if not self._waiting:
             return self._passed(self._incoming.read(limit, timeout))
-        while not (passed := self._passed(self._held)):
+        while not (passed := self._passed(self._waiting)):
             now = time.monotonic()
             self._wait(now)
             if now >= deadline:
@@ -105,15 +105,15 @@ class VisibilityGate:
         return passed
 
     def _passed(self, messages: list[Message]) -> list[Message]:
-        """Return the messages before the first that is to be held, and hold the rest."""
+        """Return the messages before the first that has to wait, and keep the rest."""
         kinds = [*map(type, messages)]
         if self._kind in kinds:
             sees = self._take()
             for place in range(kinds.index(self._kind), len(messages)):
                 if kinds[place] is self._kind and not sees(xid := self._xid_at(messages, place)):
-                    self._hold(messages[place:], xid)
+                    self._keep(messages[place:], xid)
                     return messages[:place]
-        self._held = []
+        self._waiting = []
         if Begin in kinds:
             self._xid = self._xid_at(messages, len(messages) - 1)
         return messages
@@ -123,22 +123,22 @@ class VisibilityGate:
         before = (messages[each] for each in range(place, -1, -1))
         return next((each.xid for each in before if isinstance(each, Begin)), self._xid)
 
-    def _hold(self, messages: list[Message], xid: int) -> None:
-        if not self._held or self._held[0] is not messages[0]:
+    def _keep(self, messages: list[Message], xid: int) -> None:
+        if not self._waiting or self._waiting[0] is not messages[0]:
             self._since = time.monotonic()
             self._said_due = self._since + _SAID_SECONDS
-        self._held = messages
+        self._waiting = messages
         self._xid = xid
 
     def _wait(self, now: float) -> None:
-        """Answer the server, which ends a stream that is silent for wal_sender_timeout; say what is waited for."""
+        """Answer the server, which ends a stream after wal_sender_timeout without answers; log the wait."""
         if now >= self._answer_due:
             self._answer_due = now + _ANSWER_SECONDS
             self._stream.confirm(self._stream.flushed)
         if now >= self._said_due:
             self._said, self._said_due = True, now + _SAID_AGAIN_SECONDS
             self._log.warning(
-                "publishing waits until a committed transaction is visible: a synchronous standby may be away",
+                "publishing waits for a committed transaction to become visible: a synchronous standby may be down",
                 xid=self._xid,
                 seconds=round(now - self._since),
             )

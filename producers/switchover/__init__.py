@@ -1,1 +1,1 @@
-"""Moving gitlab schemas from one database to another: states, rules, and the steps that they allow."""
+"""Switchover: moves gitlab schemas from one database to another by states, rules, and the steps that they allow."""

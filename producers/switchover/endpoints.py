@@ -1,6 +1,6 @@
-"""A switchover as its two ends record it: which gitlab schemas move, who owns them, and what the last move of each did.
+"""A switchover's records on its two databases: gitlab schemas, their owners, and the last move of each.
 
-Read by `side`; what it means is in move_states, what follows from it in move_rules.
+`side` reads them; `states` interprets them, and `rules` derives the next step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NotMovable(Refused):
 
 
 class Stage(StrEnum):
-    """How far the last switchover of a gitlab schema came, on the database that has the record."""
+    """The progress of a gitlab schema's last switchover, by the database that has the record."""
 
     CLOSED = "closed"
     TAKEN_BACK = "taken back"
@@ -40,9 +40,9 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The last switchover of a gitlab schema; `epoch` is that of the change of owner that it made.
+    """The last switchover of a gitlab schema; `epoch` is the epoch of its change of owner.
 
-    `claim` is what the one copy that is to be the owner wrote itself, once it was promoted.
+    `claim` is written by the one copy that becomes the owner, after its promotion.
     """
 
     id: UUID
@@ -55,7 +55,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Which gitlab schemas move, from the database `source` to `destination`, as the settings name them."""
+    """The gitlab schemas to move from the database `source` to `destination`, by their names in the settings."""
 
     gitlab_schemas: tuple[str, ...]
     source: str
@@ -64,7 +64,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one of the two databases says of itself."""
+    """The state of one of the two databases, as it records it."""
 
     name: str | None
     standby: bool
@@ -73,7 +73,7 @@ class Side:
     records: Mapping[str, Record] = field(default_factory=dict)
 
     def record(self, gitlab_schema: str) -> Record | None:
-        """Return the record of the change that gave the gitlab schema its owner; None: no switchover made that."""
+        """Return the record of the switchover that set the gitlab schema's owner; None: no switchover did."""
         found, owner = self.records.get(gitlab_schema), self.owners.get(gitlab_schema)
         if found is None or owner is None or found.epoch != owner.epoch:
             return None
@@ -81,14 +81,14 @@ class Side:
         return found if given == owner.name else None
 
     def opens(self, gitlab_schema: str) -> bool:
-        """Return whether transactions of `name` may write the gitlab schema here."""
+        """Return whether this side's transactions may write the gitlab schema."""
         owner = self.owners.get(gitlab_schema)
         return not self.standby and owner is not None and owner.name == self.name
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Both sides now. `slot`: the new owner's producer has its slot, or needs none."""
+    """The current state of both sides. `slot`: the new owner's producer has its slot, or needs none."""
 
     move: Move
     old: Side
@@ -99,7 +99,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Rows to be written on one side, in one transaction; `name` is that of the database, None: as it is."""
+    """Rows to write on one side, in one transaction; `name` is the database's new name, None: unchanged."""
 
     owners: Mapping[str, Owner]
     records: Mapping[str, Record]
@@ -114,7 +114,7 @@ def require_settings(settings: Settings, move: Move) -> None:
         raise UsageError(f"{move.source} cannot be both ends of a switchover")
     for gitlab_schema in move.gitlab_schemas:
         if gitlab_schema == GITLAB_SHARED:
-            raise UsageError("gitlab_shared does not move: every database has its own", remedy="leave it out")
+            raise UsageError("gitlab_shared does not move: every database has its own", remedy="omit it")
         if gitlab_schema not in listed:
             raise UsageError(
                 f"database {move.destination} does not list {gitlab_schema}",
@@ -123,9 +123,9 @@ def require_settings(settings: Settings, move: Move) -> None:
 
 
 def side(connection: psycopg.Connection[Any], database: str) -> Side:
-    """Return what `database` says of itself, within the connection's transaction.
+    """Return the state of `database`, within the connection's transaction.
 
-    Raises NewerFormat where a newer headrace made its tables, and NotMovable where they are not there.
+    Raises NewerFormat if a newer headrace made its tables, and NotMovable if they are missing.
     """
     table_format.require(connection, database)
     try:
@@ -139,14 +139,14 @@ def side(connection: psycopg.Connection[Any], database: str) -> Side:
         }
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise NotMovable(
-            f"database {database} lacks tables of headrace: {error.diag.message_primary}",
+            f"database {database} lacks headrace's tables: {error.diag.message_primary}",
             remedy=f"start `headrace produce {database}` once, or run what `headrace init --sql` prints",
         ) from error
     return Side(name, standby, slots.system_identifier(connection), owners, records)
 
 
 def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
-    """Write the rows within the connection's transaction, which has locked them."""
+    """Write the rows within the connection's transaction, which holds their locks."""
     for gitlab_schema, owner in changes.owners.items():
         connection.execute(
             "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s, changed_at = now()"

@@ -1,4 +1,4 @@
-"""The slot of a new owner's producer while it is made: usable only with a position, and with no creator at work."""
+"""Removes an incomplete slot of a new owner's producer: a slot is usable only once its creation has ended."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class SlotTaken(Refused):
 
 
 def drop_leftover(connection: psycopg.Connection[Any], slot: str, limit: StepLimit) -> None:
-    """Drop what an earlier switchover left of a slot, ending its session where that still works on it.
+    """Drop an incomplete slot of an earlier switchover, and terminate the session that still creates it.
 
-    To be called by the one switchover that may run; the producer of the slot does not start before that has ended.
-    Raises SlotTaken when the slot is another program's, Busy when its session does not end.
+    Only one switchover runs at a time, and the slot's producer does not start before it has ended. Raises SlotTaken
+    when another program owns the slot, Busy when its session does not end.
     """
     while (state := slots.read(connection, slot)) is not None:
         if state.plugin != slots.PLUGIN or state.database != connection.info.dbname:
-            raise SlotTaken(f"slot {slot} is there already, with plugin {state.plugin} in database {state.database}")
-        limit.waiting_for = f"the session that works on slot {slot} (process {state.active_pid}) to end"
+            raise SlotTaken(f"slot {slot} already exists, with plugin {state.plugin} in database {state.database}")
+        limit.waiting_for = f"the session that uses slot {slot} (process {state.active_pid}) to end"
         if state.active_pid is not None:
             connection.execute("SELECT pg_terminate_backend(%s)", (state.active_pid,))
         elif state.ready:

@@ -1,7 +1,7 @@
-"""Proves on the servers what a switchover rests on: two servers, one following the other, none that lacks the close.
+"""Proves a switchover's preconditions on the servers: two servers, one follows the other, no standby lacks the close.
 
-Addresses prove nothing: a virtual address, a DNS name or a pooler may lead from both dsns to one server, and a physical
-copy has its origin's system identifier, whichever of its copies it follows.
+Addresses prove nothing: a virtual address, a DNS name or a pooler may lead from both dsns to one server, and all
+physical copies of a server have the same system identifier.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SELECT r.application_name, r.flush_lsn >= %(lsn)s::pg_lsn, true
  WHERE r.state <> 'backup' AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid)
  ORDER BY 1
 """
-"""A physical slot's restart_lsn is what its standby said that it has flushed, also while it is away.
+"""A physical slot's restart_lsn is the position that its standby reported as flushed, even while it is disconnected.
 
-A slot that nothing ever used has none; a lost one says nothing, and its standby is behind.
+A slot that was never used has none; that of a lost slot is NULL, and its standby counts as behind.
 """
 _MAY_GIVE: Final = """
 SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
@@ -57,7 +57,7 @@ SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
 
 
 def same_server(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) -> bool:
-    """Return whether both connections lead to one server: a lock that is taken by the one is seen by the other."""
+    """Return whether both connections lead to one server: a lock taken on one is visible on the other."""
     key = secrets.randbits(63)
     with one.transaction():
         one.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
@@ -65,9 +65,9 @@ def same_server(one: psycopg.Connection[Any], other: psycopg.Connection[Any]) ->
 
 
 def write_probe(connection: psycopg.Connection[Any], *, synchronous: bool) -> tuple[UUID, Lsn]:
-    """Write a random value; return it and the end of the WAL that has it, with everything that was committed before.
+    """Write a random value; return it and the WAL position after it and everything that was committed before.
 
-    A `synchronous` one returns only when the standbys that the server commits with have flushed that too.
+    A `synchronous` probe returns only when the synchronous standbys have flushed it too.
     """
     value = uuid4()
     with connection.transaction():
@@ -79,32 +79,32 @@ def write_probe(connection: psycopg.Connection[Any], *, synchronous: bool) -> tu
 
 
 def has_probe(connection: psycopg.Connection[Any], value: UUID) -> bool:
-    """Return whether the other side's value has arrived here: then it follows that side, whatever its address."""
+    """Return whether the other side's value has arrived here, which proves that this server follows that side."""
     return connection.execute("SELECT value FROM headrace.switchover_probe").fetchone() == (value,)
 
 
 def lagging_standbys(connection: psycopg.Connection[Any], lsn: Lsn, *, known: Iterable[str]) -> list[str]:
-    """Return the physical standbys that may lack what was written before `lsn`, by slot or application_name.
+    """Return the physical standbys that may lack WAL before `lsn`, by slot or application_name.
 
-    Those that the server knows: attached, or with a slot. `known` are not asked about.
+    Only standbys that the server knows: connected, or with a slot. `known` are skipped.
     """
     found = connection.execute(_STANDBYS, {"lsn": format_lsn(lsn)})
     passed = set(known)
     return [
-        f"{name} ({'is behind' if active else 'is away'})"
+        f"{name} ({'is behind' if active else 'is disconnected'})"
         for name, flushed, active in found
         if not flushed and name not in passed
     ]
 
 
 def own_slot(connection: psycopg.Connection[Any]) -> str:
-    """Return the slot by which a standby follows, or followed, its primary; empty where it has none."""
+    """Return the slot through which a standby follows, or followed, its primary; empty if it has none."""
     row = connection.execute("SELECT current_setting('primary_slot_name', true)").fetchone()
     return (row[0] or "") if row else ""
 
 
 def waited_for(connection: psycopg.Connection[Any]) -> list[str]:
-    """Return the transactions that have an id, for whose end a new slot waits, prepared ones among them."""
+    """Return the transactions with an id, including prepared ones; a new slot waits for them to end."""
     prepared = connection.execute("SELECT gid, date_trunc('second', prepared)::text FROM pg_prepared_xacts ORDER BY 2")
     lines = [f"prepared transaction {gid!r} (since {since})" for gid, since in prepared]
     running = connection.execute(
@@ -115,12 +115,12 @@ def waited_for(connection: psycopg.Connection[Any]) -> list[str]:
 
 
 def require_rights(old: psycopg.Connection[Any], new: psycopg.Connection[Any], *, promotes: bool) -> None:
-    """Raise NotMovable now for a right that a later step would miss."""
+    """Raise NotMovable now for a right that a later step needs."""
     gives = old.execute(_MAY_GIVE).fetchone()
     takes = new.execute(_MAY_TAKE, (not promotes,)).fetchone()
     if not (gives == (True,) and takes == (True,)):
         raise NotMovable(
-            "the role of the dsn may not move a gitlab schema",
+            "the dsn's role lacks the rights to move a gitlab schema",
             remedy="run this command as an administrator: set HEADRACE_DATABASES__<NAME>__DSN for both",
         )
 
@@ -130,6 +130,6 @@ def require_publication(old: psycopg.Connection[Any], source: str, publication: 
     published = published_tables(old, publication)
     if published is not None and ".".join(OWNERSHIP) not in published:
         raise NotMovable(
-            f"publication {publication} of {source} does not have {'.'.join(OWNERSHIP)}",
+            f"publication {publication} of {source} lacks {'.'.join(OWNERSHIP)}",
             remedy=f"start `headrace produce {source}` once, or run what `headrace init --sql` prints",
         )

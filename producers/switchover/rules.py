@@ -1,14 +1,15 @@
-"""The rules of a switchover: from how both sides are, the next step or why there is none, and what it writes.
+"""The rules of a switchover: derive the next step, or a refusal, and the rows to write from the state of both sides.
 
-Pure, so that tests/producers/switchover/test_switchover_model.py can try them in every state that can be reached. At no
-moment may two databases write a gitlab schema:
+Pure, so that tests/producers/switchover/test_switchover_model.py can explore every reachable state. At no moment may
+two databases write a gitlab schema:
 
-- It is closed on the old owner, under a new id, before anything else. Only that side's own row decides whether that may
-  still be taken back: once it is released, it may not, whatever server the other end turns out to be.
-- It is released only when the other end is a promoted server which has that id, and so has all that the old side wrote.
-- It is released to one server, by what that wrote itself once it was promoted: other copies may have the same rows.
-- It is opened only after it was released, by naming the copy, which opens all that the copy was given: so nothing may
-  be there that the move does not name.
+- It is first closed on the old owner, under a new id. Only the old owner's row decides whether that may still be taken
+  back: once released, it may not, whichever server the other end turns out to be.
+- It is released only when the other end is a promoted server that has that id, and so has all that the old side wrote.
+- It is released to one server, by the claim which that server wrote after its promotion: other copies may have the same
+  rows.
+- It is opened only after its release, by naming the copy. That opens everything that the copy was given, so the copy
+  may have nothing that the move does not name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ S = SchemaState
 
 
 class Step(Enum):
-    """The steps, in their order; the value says what each brings about."""
+    """The steps, in their order; the value describes the result of each."""
 
     CLOSE = "closed on the old owner"
     REPLAY = "replayed by the copy"
@@ -39,21 +40,21 @@ class Step(Enum):
 
 
 class Way(Enum):
-    """A way on: what a refusal advises, which the model follows to the letter."""
+    """The actions that a refusal advises; the model in the tests follows them exactly."""
 
     CORRECT_ENDS = "correct the dsn of one of the two"
     NAME_ALL = "name the others too"
     NAME_FEWER = "leave some out"
     TAKE_BACK = "take some back with --abort"
     RUN = "run the switchover"
-    STANDBY_ANEW = "make the copy a standby anew"
-    OTHER_NAME = "give them to another standby, with a name of its own"
+    STANDBY_AGAIN = "rebuild the copy as a standby"
+    OTHER_NAME = "move them to another standby, with a name of its own"
     BY_HAND = "decide by hand"
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """One thing to do of a remedy, with the gitlab schemas that it is about."""
+    """One action of a remedy, with the gitlab schemas that it concerns."""
 
     way: Way
     gitlab_schemas: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why nothing can be done, what to do in words, and the same as data, in its order."""
+    """The reason why no step is possible, and the remedy: as text, and as data in the same order."""
 
     problem: str
     remedy: str
@@ -122,8 +123,8 @@ def done_steps(view: View) -> frozenset[Step]:
 def refused_abort(view: View) -> Refusal | None:
     """Return why the named gitlab schemas cannot all be taken back; None: they can, or were already.
 
-    Safe by the old side's rows alone, which release nothing before the copy has the close; the rest keeps a mistaken
-    name or dsn from going unnoticed.
+    The old side's rows alone make this safe, since they release nothing before the copy has the close; the other checks
+    detect a wrong name or dsn.
     """
     if refusal := _refused_ends(view):
         return refusal
@@ -131,7 +132,7 @@ def refused_abort(view: View) -> Refusal | None:
     states = schema_states(view, move.gitlab_schemas)
     if given := [each for each, state in states.items() if state in CARRIED]:
         return Refusal(
-            f"{_listed(given)} cannot be taken back: {move.destination} was promoted with what {move.source} gave it",
+            f"{_listed(given)} cannot be taken back: {move.destination} was promoted with that change of owner",
             f"complete it by running the switchover of {_listed(given)} again, without --abort",
             (Course(Way.RUN, tuple(given)),),
         )
@@ -143,14 +144,14 @@ def refused_abort(view: View) -> Refusal | None:
     if never:
         return Refusal(
             f"{_listed(never)} was never closed for {move.destination}: {move.source} owns it",
-            "name only what a switchover to that database has closed; --status shows it",
+            "name only gitlab schemas that a switchover to that database has closed; --status shows them",
             (Course(Way.NAME_FEWER, tuple(never)),),
         )
     return None
 
 
 def was_taken_back(view: View, gitlab_schema: str) -> bool:
-    """Return whether the last thing that happened to it is that this very move was taken back."""
+    """Return whether the gitlab schema's last change is that this same move was taken back."""
     record, move = view.old.record(gitlab_schema), view.move
     return (
         record is not None
@@ -173,7 +174,7 @@ def _refused_ends(view: View) -> Refusal | None:
             " another standby of it and point the dsn there",
         ),
         EndsState.OTHER_CLUSTER: (
-            f"{move.destination} is no physical copy of {move.source}: their system identifiers differ",
+            f"{move.destination} is not a physical copy of {move.source}: their system identifiers differ",
             f"point databases.{move.destination}.dsn at a standby of {move.source}",
         ),
         EndsState.SOURCE_IS_STANDBY: (f"{move.source} is a standby", "point its dsn at the primary"),
@@ -196,11 +197,11 @@ def _refused_ends(view: View) -> Refusal | None:
 _ROWS: Mapping[SchemaState, tuple[str, str]] = {
     S.ELSEWHERE: ("is owned by {owner}, not by {source}", "name the database that owns it with --from"),
     S.UNCLAIMED: (
-        "is owned by nobody on {source}",
+        "has no owner on {source}",
         "list it under databases.{source}.gitlab_schemas and start `headrace produce {source}` once",
     ),
     S.UNRECORDED: (
-        "belongs to {destination} by the rows of {source}, and no switchover between them is on record",
+        "belongs to {destination} by the rows of {source}, but no switchover between them is on record",
         "see `not recorded` in docs/how-to/switchover.md",
     ),
     S.TWO_OWNERS: (
@@ -208,11 +209,11 @@ _ROWS: Mapping[SchemaState, tuple[str, str]] = {
         "stop the writers of one of them now, then see `two owners` in docs/how-to/switchover.md",
     ),
     S.STALE: (
-        "was released to {destination}, and the server at that dsn does not have it: its rows there are stale",
+        "was released to {destination}, but the server at that dsn does not have it: its rows there are stale",
         "point databases.{destination}.dsn at the server that has it; a new copy needs a name of its own",
     ),
     S.MOVED_ON: (
-        "was released to {destination}, which has given it to {there} since",
+        "was released to {destination}, which has since given it to {there}",
         "name the database that owns it with --from",
     ),
 }
@@ -227,15 +228,15 @@ _ROW_WAYS: Mapping[SchemaState, Way] = {
 
 
 def _refused_rows(view: View, states: Mapping[str, SchemaState]) -> Refusal | None:
-    """Refuse for the first that no standby and no patience can help."""
+    """Refuse for the first gitlab schema whose rows make the move impossible with any standby."""
     for each, state in states.items():
         if state in _ROWS:
             owner, there = view.old.owners.get(each), view.new.owners.get(each)
             words = {
                 "source": view.move.source,
                 "destination": view.move.destination,
-                "owner": owner.name if owner else "nobody",
-                "there": there.name if there else "nobody",
+                "owner": owner.name if owner else "no database",
+                "there": there.name if there else "no database",
             }
             problem, remedy = _ROWS[state]
             course = Course(_ROW_WAYS[state], (each,))
@@ -244,7 +245,7 @@ def _refused_rows(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
 
 
 def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | None:
-    """Refuse where the other end was promoted without what it should be given now."""
+    """Refuse when the other end was promoted before it was given the named gitlab schemas."""
     late = [each for each, state in states.items() if state in (S.LEFT_BEHIND, S.MISSED)]
     if not late:
         return None
@@ -257,8 +258,8 @@ def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
     if not (carried or owned):
         return Refusal(
             f"{destination} was promoted before it was given {_listed(late)}, and lacks what {source} wrote since",
-            f"{back}unless {source} failed over to it, make it a standby of {source} anew, then run this again",
-            (*courses, Course(Way.STANDBY_ANEW, tuple(late))),
+            f"{back}unless {source} failed over to it, rebuild it as a standby of {source}, then run this again",
+            (*courses, Course(Way.STANDBY_AGAIN, tuple(late))),
         )
     has = f"owns {_listed(owned)}" if owned else f"was given {_listed(carried)}"
     pending = [each for each in carried if each not in owned]
@@ -266,7 +267,7 @@ def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
     if pending:
         courses.insert(0, Course(Way.RUN, tuple(pending)))
     return Refusal(
-        f"{destination} is no standby any more and cannot get {_listed(late)}: it {has},"
+        f"{destination} is no longer a standby and cannot get {_listed(late)}: it {has},"
         " and has the only current rows of that",
         f"{first}{back}keep {destination} as it is, and move {_listed(late)} to another standby of {source}, with a"
         " name of its own in the settings",
@@ -275,19 +276,19 @@ def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
 
 
 def owned_by_copy(view: View) -> Iterable[str]:
-    """Yield what the other end owns under a name of its own, and so has the only current rows of."""
+    """Yield the gitlab schemas that the other end owns under its own name: only it has their current rows."""
     if view.new.name != view.move.source:
         yield from (each for each in view.new.owners if view.new.opens(each) and each != GITLAB_SHARED)
 
 
 def _refused_others(view: View) -> Refusal | None:
-    """Refuse where opening the named ones would open, or leave on no side, one that is not named."""
+    """Refuse when opening the named gitlab schemas would open one that is not named, or leave it without a side."""
     source, destination = view.move.source, view.move.destination
     rest = others(view)
     if stale := [each for each, state in rest.items() if state in (S.STALE, S.UNRECORDED)]:
         begun = any(view.old.owners[each].name == destination for each in view.move.gitlab_schemas)
         return Refusal(
-            f"{_listed(stale)} belongs to {destination} by the rows of {source}, and the server at that dsn does not"
+            f"{_listed(stale)} belongs to {destination} by the rows of {source}, but the server at that dsn does not"
             " have it: its rows there are stale",
             f"point databases.{destination}.dsn at the server that has it; another copy needs a name of its own in the"
             " settings",
@@ -312,7 +313,7 @@ def _listed(gitlab_schemas: Iterable[str]) -> str:
 
 
 def closing(view: View, new_id: Callable[[], UUID]) -> Changes:
-    """Return what gives the named gitlab schemas to the new owner, on the old side."""
+    """Return the old side's rows that give the named gitlab schemas to the new owner."""
     move = view.move
     states = schema_states(view, move.gitlab_schemas)
     owners = {
@@ -328,7 +329,7 @@ def closing(view: View, new_id: Callable[[], UUID]) -> Changes:
 
 
 def taking_back(view: View) -> Changes:
-    """Return what gives them back to the old owner, on the old side: those that are closed, and were not released."""
+    """Return the old side's rows that give back to it those gitlab schemas that are closed and not released."""
     move, old = view.move, view.old
     states = schema_states(view, move.gitlab_schemas)
     closed = [each for each, state in states.items() if state in (S.CLOSED, S.REPLAYED, S.MISSED)]
@@ -340,14 +341,14 @@ def taking_back(view: View) -> Changes:
 
 
 def claiming(view: View, new_id: Callable[[], UUID]) -> Changes:
-    """Return what tells the promoted copy from every other that has the same rows, on the new side."""
+    """Return the new side's rows that distinguish the promoted copy from other copies with the same rows."""
     records = {each: view.new.records[each] for each in _to_release(view)}
     one = new_id()
     return Changes({}, {each: replace(record, claim=record.claim or one) for each, record in records.items()})
 
 
 def releasing(view: View) -> Changes:
-    """Return what makes the named ones the new owner's for good, on the old side."""
+    """Return the old side's rows that release the named gitlab schemas to the new owner for good."""
     records = {
         each: replace(view.old.records[each], stage=Stage.RELEASED, claim=view.new.records[each].claim)
         for each in _to_release(view)
@@ -361,10 +362,10 @@ def _to_release(view: View) -> list[str]:
 
 
 def opening(view: View, *, shared: bool) -> Changes:
-    """Return what opens the named ones on the new side, and nothing else there.
+    """Return the new side's rows that open the named gitlab schemas, and no others.
 
-    The name opens all that the copy's rows give it, so those of what was taken back meanwhile, or closed again, are
-    put right first. `shared`: the new owner has a gitlab_shared of its own, as every database has.
+    The name opens everything that the copy's rows give it, so rows of gitlab schemas that were taken back or closed
+    again meanwhile are corrected first. `shared`: the new owner has a gitlab_shared of its own, as every database has.
     """
     move, old, new = view.move, view.old, view.new
     owners = {}
@@ -380,7 +381,7 @@ def opening(view: View, *, shared: bool) -> Changes:
 
 
 def apply(side: Side, changes: Changes) -> Side:
-    """Return the side as it is with the changes."""
+    """Return the side with the changes applied."""
     return replace(
         side,
         name=changes.name or side.name,

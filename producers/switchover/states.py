@@ -1,6 +1,6 @@
-"""The states of a switchover: of its two ends, and of each gitlab schema that it names, each judged by itself.
+"""The states of a switchover: of its two ends, and of each gitlab schema that it names.
 
-Pure: from the rows of both sides. docs/how-to/switchover.md has a paragraph for each, by the words here.
+Pure: derived from the rows of both sides. docs/how-to/switchover.md describes each state under its value here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 
 
 class EndsState(Enum):
-    """What the two databases are to each other; the first three can be the ends of a switchover."""
+    """The relation of the two databases; the first three allow a switchover."""
 
     STANDBY = "a standby"
     PROMOTED = "promoted"
@@ -27,7 +27,7 @@ class EndsState(Enum):
 
 
 class SchemaState(Enum):
-    """How far the move of one gitlab schema is, and whether it can go on."""
+    """The progress of one gitlab schema's move, and whether it can continue."""
 
     NOT_STARTED = "not started"
     CLOSED = "closed"
@@ -48,11 +48,11 @@ class SchemaState(Enum):
 
 USABLE_ENDS = frozenset({EndsState.STANDBY, EndsState.PROMOTED, EndsState.NAMED})
 CARRIED = frozenset({SchemaState.PROMOTED, SchemaState.RELEASED, SchemaState.OPEN, SchemaState.UNCONFIRMED})
-"""The promoted copy was given it: nothing may be taken back, and the copy is not to be thrown away."""
+"""The promoted copy was given the gitlab schema: it cannot be taken back, and the copy must be kept."""
 
 
 def ends_state(view: View) -> EndsState:
-    """Return what the two databases are to each other, by what they say of themselves."""
+    """Return the relation of the two databases, by their own records."""
     old, new, move = view.old, view.new, view.move
     checks = (
         (view.same_server, EndsState.SAME_SERVER),
@@ -68,7 +68,7 @@ def ends_state(view: View) -> EndsState:
 
 
 def schema_state(view: View, gitlab_schema: str) -> SchemaState:
-    """Return the state of one gitlab schema, between ends that can be those of a switchover."""
+    """Return the state of one gitlab schema, between ends that allow a switchover."""
     owner, move = view.old.owners.get(gitlab_schema), view.move
     if owner is None:
         return SchemaState.UNCLAIMED
@@ -81,24 +81,24 @@ def schema_state(view: View, gitlab_schema: str) -> SchemaState:
     if record is None or (record.source, record.destination) != (move.source, move.destination):
         return SchemaState.UNRECORDED
     if record.stage is Stage.CLOSED and record.claim is not None:
-        return SchemaState.UNRECORDED  # this is itself the copy that claimed it
+        return SchemaState.UNRECORDED  # the old side is itself the copy that claimed it
     return _given(view, gitlab_schema, record, open_there)
 
 
 def _kept(view: View, open_there: bool) -> SchemaState:
-    """The old owner has it."""
+    """Return the state of a gitlab schema that the old owner still has."""
     if open_there:
         return SchemaState.TWO_OWNERS
     return SchemaState.NOT_STARTED if view.new.standby else SchemaState.LEFT_BEHIND
 
 
 def _given(view: View, gitlab_schema: str, record: Record, open_there: bool) -> SchemaState:
-    """The old owner has given it to the new one; `record` is that of the old side."""
+    """Return the state of a gitlab schema that was given to the new owner; `record` is the old side's."""
     new = view.new
     released = record.stage is not Stage.CLOSED
     theirs = new.records.get(gitlab_schema)
     same = theirs is not None and theirs.id == record.id and theirs.stage is not Stage.TAKEN_BACK
-    # The claim of the one that made it: what has a record of a release was the old side, or is a copy of that.
+    # A server with a record of a release is the old side or a copy of it, and cannot be the one that wrote the claim.
     claimed = theirs is not None and theirs.claim == record.claim and theirs.stage is not Stage.RELEASED
     ends = ends_state(view)
     if ends is EndsState.STANDBY:
@@ -109,9 +109,9 @@ def _given(view: View, gitlab_schema: str, record: Record, open_there: bool) -> 
         else:
             state = SchemaState.PROMOTED if same else SchemaState.MISSED
     elif open_there:
-        # What it owns by another move than this one came back to it later, which this side cannot know; but a server
-        # that owns it by an earlier change of owner is a copy of what it was before. A release that somebody recorded
-        # by hand has no claim, and its epoch need not be that of the other side.
+        # A schema that the new side owns by another move came back to it later, which the old side cannot know. But a
+        # server that owns it by an earlier change of owner is an outdated copy. A release that was recorded by hand has
+        # no claim, and its epoch may differ from the other side's.
         earlier = record.claim is not None and new.owners[gitlab_schema].epoch < view.old.owners[gitlab_schema].epoch
         if released:
             state = SchemaState.OPEN if not earlier and (claimed or not same) else SchemaState.STALE
@@ -127,9 +127,9 @@ def schema_states(view: View, gitlab_schemas: Iterable[str]) -> Mapping[str, Sch
 
 
 def others(view: View) -> Mapping[str, SchemaState]:
-    """Return the states of the gitlab schemas that the move does not name, but one of the two databases has on record.
+    """Return the states of the gitlab schemas that one of the two databases records, but the move does not name.
 
-    gitlab_shared is each database's own.
+    Without gitlab_shared, which every database has.
     """
     known = view.old.owners.keys() | view.new.owners.keys()
     return schema_states(view, sorted(known - set(view.move.gitlab_schemas) - {GITLAB_SHARED}))

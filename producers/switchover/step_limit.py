@@ -1,7 +1,7 @@
-"""Ends what a step of a switchover waits for, once it has taken too long or the command is stopped.
+"""Cancels a step of a switchover once it times out or the command is stopped.
 
-A statement that a server works on, or a commit that waits for a standby, is cancelled there; a server that does not
-even answer that loses its connection. Whatever is ended may be done again.
+A running statement, or a commit that waits for a standby, is cancelled on the server; if the server does not answer,
+the connection is shut down. Every cancelled step can be repeated.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from schemas.errors import HeadraceError, Interrupted
 
 _LOOK_SECONDS: Final = 0.1
 _CUT_SECONDS: Final = 5.0
-"""From the first cancellation on; by then a server that is there has answered."""
+"""From the first cancellation until connections are shut down; a running server has answered by then."""
 
 
 class Busy(HeadraceError):
-    """Run it again, which goes on from there; or take it back with --abort while the copy is not promoted."""
+    """Run it again to continue from there, or take it back with --abort until the copy is promoted."""
 
 
 class StepLimit:
-    """How long a step may take, in seconds, and what stops it earlier; `waiting_for` says what it is doing."""
+    """Limits a step to so many seconds, or until it is stopped; `waiting_for` describes what it waits for."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
@@ -39,7 +39,7 @@ class StepLimit:
         self._remedy: str | None = None
 
     def watch(self, connection: psycopg.Connection[Any]) -> None:
-        """Let `connection` be one of those that a step uses."""
+        """Add a connection that steps use."""
         self._connections.append(connection)
 
     @property
@@ -47,7 +47,7 @@ class StepLimit:
         return self.stop.is_set() or time.monotonic() > self._deadline
 
     def pause(self, seconds: float) -> None:
-        """Sleep between two looks; raises Busy or Interrupted when the step is over."""
+        """Sleep between two polls; raises Busy or Interrupted when the step is over."""
         self.stop.wait(seconds)
         self.check()
 
@@ -60,7 +60,7 @@ class StepLimit:
 
     @contextmanager
     def step(self, remedy: str | None) -> Iterator[None]:
-        """Limit what is done inside; what is ended raises Busy or Interrupted with `remedy`, None: their own."""
+        """Limit the work inside; when it is over, raise Busy or Interrupted with `remedy` (None: the default)."""
         self._deadline, self._remedy = time.monotonic() + self.seconds, remedy
         done = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(done,), name="step limit", daemon=True)
@@ -77,7 +77,7 @@ class StepLimit:
             self._deadline = float("inf")
 
     def cancel(self) -> None:
-        """Cancel what the servers work on."""
+        """Cancel the running statements."""
         for connection in self._connections:
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=1.0)
@@ -96,7 +96,7 @@ class StepLimit:
     def _watch(self, done: threading.Event) -> None:
         first: float | None = None
         while not done.wait(_LOOK_SECONDS):
-            # Again and again: one that comes between two statements cancels nothing.
+            # Repeatedly: a request that arrives between two statements cancels nothing.
             if self.over:
                 first = first or time.monotonic()
                 self.cancel()

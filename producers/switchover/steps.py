@@ -1,7 +1,7 @@
-"""Moves gitlab schemas to another database: from a primary to a physical copy of it, which is promoted on the way.
+"""Moves gitlab schemas from a primary to a physical copy of it, which is promoted on the way.
 
-What was done is read from the databases themselves, what comes next is decided by move_rules, and each step is one
-transaction on one side: so a switchover that died anywhere is completed by starting it again.
+The progress is read from the databases themselves, `rules` decides the next step, and each step is one transaction on
+one side: a switchover that died at any point is completed by running it again.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 _LOCK: Final = 0x7377697463686F76
 """The advisory lock of a switchover, on the old owner: "switchov" in ASCII."""
 _FENCE: Final = 0x7377697463686F77
-"""The one on the new owner, which whoever has the other takes from an earlier switchover."""
+"""The one on the new owner, which the session that holds the other takes from an earlier switchover."""
 _LOCK_LOOKS: Final = 200
 _POLL_SECONDS: Final = 0.05
 _TRY_MS: Final = 2_000
-"""How long a change of owner waits for transactions under way before it lets others in again for a moment."""
+"""How long a change of owner waits for running transactions before it lets others in again for a moment."""
 
 _LOCK_OWNERS: Final = "LOCK TABLE headrace.schema_ownership IN EXCLUSIVE MODE"
-"""For an application's own guard, which has a row FOR SHARE: it queues fairly behind those."""
+"""For an application's own guard, which locks a row FOR SHARE: this lock queues fairly after those."""
 
-_ABORT_AGAIN: Final = "run it with --abort again, which takes back what is left; without --abort it would close again"
+_ABORT_AGAIN: Final = "run it with --abort again to take back the rest; without --abort it would close them again"
 
 
 class PastNoReturn(NotMovable):
-    """Complete it by running the switchover again: the copy was promoted, and has the data from there on."""
+    """Complete it by running the switchover again: the copy was promoted and has the current data."""
 
 
 class Switchover:
-    """A move under way; made by `opened`. Only `run` and `abort` change anything."""
+    """A running move, created by `opened`. Only `run` and `abort` change anything."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Switchover:
 
     @property
     def source_slot(self) -> str:
-        """The slot of the old owner's producer, perhaps synchronized to the copy."""
+        """The slot of the old owner's producer, which may be synchronized to the copy."""
         return slots.slot_name(self._settings, self.move.source, self._settings.database(self.move.source))
 
     @property
@@ -79,7 +79,7 @@ class Switchover:
         return slots.slot_name(self._settings, self.move.destination, self._settings.database(self.move.destination))
 
     def look(self) -> View:
-        """Return how both sides are; what that means is for move_rules. Changes nothing."""
+        """Return the state of both sides, for `rules` to judge. Changes nothing."""
         move = self.move
         captures = bool(self._settings.database(move.destination).tables)
         with self._on(move.source) as old, self._on(move.destination) as new:
@@ -93,7 +93,7 @@ class Switchover:
         return View(move, left, right, same, has_slot)
 
     def require_possible(self) -> tuple[View, Step | None]:
-        """Return how both sides are and the step that is next; raises NotMovable where `run` would do nothing."""
+        """Return the state of both sides and the next step; raises NotMovable when `run` would do nothing."""
         view = self.look()
         step = rules.next_step(view)
         if isinstance(step, Refusal):
@@ -101,35 +101,35 @@ class Switchover:
         return view, step
 
     def run(self, after: Callable[[str], None] | None = None) -> View:
-        """Do every step that does not hold yet; `after`, if any, is called with the name of each that holds then.
+        """Do every step that is not done yet; `after`, if any, is called with the name of each step that is done.
 
-        Raises NotMovable where one cannot be done, Busy where one took too long, Interrupted when stopped. What was
-        done stays done.
+        Raises NotMovable when a step is not possible, Busy when it times out, Interrupted when stopped. Steps that were
+        done stay done.
         """
         with self._alone(None):
             last: Step | None = None
-            said: set[Step] = set()
+            logged: set[Step] = set()
             while True:
                 with self._limit.step(None):
                     view, step = self.require_possible()
                     for each in Step:
-                        if each in rules.done_steps(view) - said:
-                            said.add(each)
-                            self._log.info("done", step=each.name.lower())
+                        if each in rules.done_steps(view) - logged:
+                            logged.add(each)
+                            self._log.info("step done", step=each.name.lower())
                             if after is not None:
                                 after(each.name.lower())
                     if step is None:
                         return view
                     if step is last:
-                        raise Busy(f"step {step.name.lower()} did not last: {step.value} no more")
+                        raise Busy(f"step {step.name.lower()} was undone: no longer {step.value}")
                     _STEPS[step](self, view)
                 last = step
 
     def abort(self) -> View:
-        """Give the gitlab schemas back to the old owner and wait until the copy has that; again, it does nothing.
+        """Give the gitlab schemas back to the old owner and wait until the copy has replayed that. Idempotent.
 
-        Raises NotMovable, with nothing changed, where one of them cannot be taken back: PastNoReturn if it was given
-        to a promoted copy.
+        Raises NotMovable, with nothing changed, when one of them cannot be taken back: PastNoReturn if it was given to
+        a promoted copy.
         """
         with self._alone(_ABORT_AGAIN), self._limit.step(_ABORT_AGAIN):
             view = self._abortable()
@@ -166,7 +166,7 @@ class Switchover:
         with self._on(self.move.source) as old, self._on(self.move.destination) as new:
             proofs.require_rights(old, new, promotes=self._promotes)
             proofs.require_publication(old, self.move.source, self._settings.database(self.move.source).publication)
-        # What cannot follow, and a standby that could take the close away, are found out while nothing is closed yet.
+        # Before the close: check that the copy follows, and that no standby could be promoted without the close.
         self._confirm(view)
         self._alter((self.move.source,), lambda: self._if_still(Step.CLOSE, self._closing))
 
@@ -174,7 +174,7 @@ class Switchover:
         return rules.closing(view, uuid4)
 
     def _replay(self, _view: View) -> None:
-        self._limit.waiting_for = f"{self.move.destination} to replay that it was given them"
+        self._limit.waiting_for = f"{self.move.destination} to replay the change of owner"
         while rules.next_step(self.look()) is Step.REPLAY:
             self._limit.pause(_POLL_SECONDS)
 
@@ -192,9 +192,9 @@ class Switchover:
             raise Busy(f"{self.move.destination} was not promoted within {self._limit.seconds:.0f} s")
 
     def _make_slot(self, _view: View) -> None:
-        """Make the new producer's slot while nobody can write what it is for, so that it misses nothing.
+        """Create the new producer's slot while no session can write its gitlab schemas, so that it misses nothing.
 
-        Where the old producer's slot was synchronized, it is a copy of that, which begins before the change of owner.
+        If the old producer's slot was synchronized, the new one is a copy of it, and begins before the change of owner.
         """
         with self._on(self.move.destination) as connection:
             drop_leftover(connection, self.slot, self._limit)
@@ -208,7 +208,7 @@ class Switchover:
                 slots.take_over(connection, self.source_slot, self.slot)
             else:
                 slots.create(connection, self.slot, failover=True, stop=self._limit.stop)
-        self._log.info("slot made", slot=self.slot, synchronized=taken_over)
+        self._log.info("slot created", slot=self.slot, synchronized=taken_over)
 
     def _claim(self, view: View) -> None:
         self._confirm(view)
@@ -217,7 +217,7 @@ class Switchover:
         )
 
     def _release(self, view: View) -> None:
-        """Confirmed before, since it cannot be taken back; and before the copy is opened, since it must not be lost."""
+        """Release after a confirmation, since it cannot be taken back, and before the opening: it must not be lost."""
         self._confirm(view)
         self._alter((self.move.source,), lambda: self._if_still(Step.RELEASE, rules.releasing))
 
@@ -231,21 +231,21 @@ class Switchover:
         with self._on(self.move.destination) as connection:
             left = slots.read(connection, self.source_slot) if self.source_slot != self.slot else None
             if left is not None and left.synced:
-                slots.drop(connection, self.source_slot)  # nobody will read it here, and it would retain WAL
+                slots.drop(connection, self.source_slot)  # no producer reads it here, and it would retain WAL
 
     # -- what the steps rest on ----------------------------------------------------------------------------------------
 
     def _if_still(self, step: Step, changes: Callable[[View], Changes]) -> Changes:
-        """Return the changes by how both sides are now, under the locks; none where another step is next by now."""
+        """Return the changes for the current state of both sides, under the locks; none if another step is next now."""
         view = self.look()
         return changes(view) if rules.next_step(view) is step else Changes({}, {})
 
     def _alter(self, names: tuple[str, ...], changes: Callable[[], Changes]) -> None:
         """Write on the last of `names`, once every transaction that holds an ownership there has ended.
 
-        The rows of all of them are locked meanwhile. Our own transactions share the advisory locks; whoever gets one
-        next reads the owner afterwards. On the old side those of other gitlab schemas go on; the new side's name is
-        about all of them.
+        The ownership rows on all of `names` are locked meanwhile. headrace's own transactions share the advisory locks;
+        one that gets a lock later reads the owner after that. On the old side transactions of other gitlab schemas
+        continue; the new side's name concerns all of them.
         """
         while True:
             try:
@@ -262,18 +262,18 @@ class Switchover:
                     write(connection, changes())
                 return
             except HeadraceError as error:
-                # A transaction that wrote several of them may wait for this one as this one waits for it.
+                # A transaction that wrote several gitlab schemas may wait for this one while this one waits for it.
                 passing = psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected
                 if not isinstance(error.__cause__, passing):
                     raise
-                self._limit.waiting_for = f"transactions on {' and '.join(names)} to let go of its ownership"
+                self._limit.waiting_for = f"transactions on {' and '.join(names)} to release their ownership locks"
                 self._limit.pause(_POLL_SECONDS)
 
     def _confirm(self, view: View) -> None:
-        """Wait until everything that the old side has committed is wherever its data is, and on the copy if it follows.
+        """Wait until all the old side's commits are on each of its standbys, and on the copy if that still follows.
 
-        A failover of the old side then loses none of it. A commit that did not wait to its end for a synchronous
-        standby is as if it had not waited.
+        A failover of the old side then loses none of them. A commit whose wait for a synchronous standby was cancelled
+        counts as one that did not wait.
         """
         source, destination = self.move.source, self.move.destination
         self._limit.waiting_for = f"the synchronous standbys of {source} (synchronous_standby_names)"
@@ -284,15 +284,15 @@ class Switchover:
             copy = proofs.own_slot(new)
         while True:
             with self._on(source) as old:
-                # Once the copy is promoted its slot is idle; if another standby has taken that, it is asked.
+                # Once the copy is promoted its slot is idle; if another standby uses the slot, that one is checked.
                 state = slots.read(old, copy) if copy else None
                 known = {copy} if state is not None and (view.new.standby or state.active_pid is None) else set()
                 behind = proofs.lagging_standbys(old, lsn, known=known | self._without)
             if not behind:
                 break
             self._limit.waiting_for = (
-                f"other standbys of {source} to have all that it wrote, since one without the change of owner could"
-                f" take its place: {', '.join(behind)}. Bring it back, drop its slot if it is gone for good, or name it"
+                f"other standbys of {source} to receive all its WAL, since one without the change of owner could"
+                f" be promoted: {', '.join(behind)}. Bring it back, drop its slot if it is gone for good, or name it"
                 " with --without-standby if it is never promoted"
             )
             self._limit.pause(_POLL_SECONDS)
@@ -315,14 +315,14 @@ class Switchover:
 
     @contextmanager
     def _alone(self, remedy: str | None) -> Iterator[None]:
-        """Keep other switchovers out, and end what an earlier one has left at work on the new owner."""
+        """Exclude other switchovers, and terminate an earlier one's session on the new owner."""
         with self._limit.step(remedy):
             self._take(self.move.source, _LOCK, self._refuse_other)
             self._take(self.move.destination, _FENCE, self._end_earlier)
         yield  # the locks end with the connections
 
     def _take(self, name: str, key: int, in_the_way: Callable[[psycopg.Connection[Any], int], None]) -> None:
-        self._limit.waiting_for = f"an earlier switchover to let go of {name}"
+        self._limit.waiting_for = f"an earlier switchover to release {name}"
         looks = 0
         while True:
             with self._on(name) as connection:
@@ -333,16 +333,16 @@ class Switchover:
             self._limit.pause(_POLL_SECONDS)
 
     def _refuse_other(self, connection: psycopg.Connection[Any], looks: int) -> None:
-        """One that was killed lets go as soon as its server notices."""
+        """Refuse to run next to another switchover; a killed one releases its lock once its server notices."""
         if looks >= _LOCK_LOOKS:
             raise NotMovable(
-                f"another switchover runs: {', '.join(holders(connection, _LOCK)) or 'it has just ended'}",
-                remedy="wait for it, or stop it and run this one again; if its command is gone, end the session with"
+                f"another switchover is running: {', '.join(holders(connection, _LOCK)) or 'it has just ended'}",
+                remedy="wait for it, or stop it and run this again; if its command is gone, end the session with"
                 f" pg_terminate_backend on {self.move.source}",
             )
 
     def _end_earlier(self, connection: psycopg.Connection[Any], _looks: int) -> None:
-        """Only one whose session on the old owner was lost can still be there: it must do nothing more."""
+        """Terminate a switchover that lost its session on the old owner and still has one here."""
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -373,9 +373,9 @@ def opened(
 ) -> Iterator[Switchover]:
     """Connect to both sides; each step takes as long as `limit` allows.
 
-    With `promote` off, somebody else promotes the copy. The standbys in `without`, by slot or application_name, are
-    never to be promoted, and need not have the change of owner. Raises UsageError for a move that the settings don't
-    know.
+    With `promote` off, the operator's tooling promotes the copy. The standbys in `without`, by slot or
+    application_name, are never promoted, and may lack the change of owner. Raises UsageError for a move that the
+    settings do not allow.
     """
     require_settings(settings, move)
     limit = limit or StepLimit()
@@ -386,7 +386,7 @@ def opened(
             connection = connections.enter_context(connect.connect(dsn, name=f"switchover {name}"))
             limit.watch(connection)
             with connect.translated(dsn):
-                # With it go its locks and a half-made slot.
+                # The session's locks and its incomplete slot then end with it.
                 slots.end_with_the_client(connection)
             sides.append(connection)
         yield Switchover(settings, move, sides[0], sides[1], limit, promote=promote, without=without)

@@ -1,1 +1,1 @@
-"""Walks of git storages, whose repositories become events."""
+"""Walks git storages and publishes their repositories as events."""

@@ -1,8 +1,8 @@
-"""The repositories in a directory that is a git storage, found as Gitaly finds them.
+"""Finds the repositories in a git storage's directory by Gitaly's rules.
 
-The rules are those of the walk behind Gitaly's `WalkRepos`: a directory with `objects`, `refs` and `HEAD` in it is
-a repository, and nothing below it is looked at; `+gitaly`, directly in the storage, holds Gitaly's temporary files.
-Names are bytes here, since a file system does not promise that they are text.
+The rules are those of Gitaly's `WalkRepos`: a directory that contains `objects`, `refs` and `HEAD` is a repository, and
+is not descended into; `+gitaly`, at the top of the storage, holds Gitaly's temporary files. Names are bytes, since a
+file system does not guarantee that they are text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from schemas.errors import Unavailable
 
 _MARKS: Final = frozenset({"objects", "refs", "HEAD"})
 _GITALYS_OWN: Final = "+gitaly"
-"""Gitaly's directory of temporary files, at the top of a storage: what looks like a repository there is none."""
+"""Gitaly's directory of temporary files, at the top of a storage; repositories in it are ignored."""
 _MARKED: Final = ".gitaly-metadata"
 """The file that Gitaly writes into a storage at its start."""
 
 _VANISHED: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
-"""What opening a directory fails with that was there a moment ago: it is gone, or something else has its name.
+"""Errors of opening a directory that existed a moment ago: it is gone, or was replaced.
 
-Opened without following symbolic links, one that took a directory's place gives ENOTDIR or ELOOP.
+A symbolic link that replaced the directory gives ENOTDIR or ELOOP, since links are not followed.
 """
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -37,7 +37,7 @@ class StorageUnreadable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository by its path from the storage; `modified` is its directory's time, in microseconds since 1970."""
+    """A repository, by its path in the storage; `modified` is its directory's mtime, in microseconds since 1970."""
 
     path: bytes
     modified: int
@@ -45,7 +45,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A directory that could not be read, and the system's reason: what is below it is not known."""
+    """A directory that could not be read, and the system's reason; its contents are unknown."""
 
     path: bytes
     reason: str
@@ -57,20 +57,20 @@ ScanDirectory = Callable[[int], AbstractContextManager[Iterable["os.DirEntry[str
 
 
 def is_gitalys_own(path: bytes) -> bool:
-    """Return whether a path, from the storage, is among Gitaly's temporary files."""
+    """Return whether a path in the storage is among Gitaly's temporary files."""
     return path.split(b"/", 1)[0] == _GITALYS_OWN.encode()
 
 
 def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Found, None, None]:
-    """Yield what is in the storage, in lexicographic order of the paths' components.
+    """Yield the repositories in the storage, in lexicographic order of the paths' components.
 
-    That is the order of the names' bytes in each directory, with all below a directory before its next neighbour.
-    A symbolic link is never followed, not even one that takes a directory's place while it is opened, so that the
-    walk neither loops nor leaves the storage (`root` itself may be one). A directory that vanishes meanwhile is no
-    error. Memory holds the names of the directories on the way down, and an open file for each of them.
+    Names in a directory are ordered by their bytes, and everything below a directory comes before its next sibling.
+    Symbolic links are never followed, not even one that replaces a directory while it is opened, so that the walk
+    neither loops nor leaves the storage (`root` itself may be one). A directory that vanishes meanwhile is not an
+    error. Memory holds the names in the directories on the current path, and an open file for each of them.
 
-    `scan` reads an open directory, as os.scandir does. Raises StorageUnreadable when `root` is no readable directory,
-    stops being this one, or has no repository and no mark of Gitaly's, as an empty mount point.
+    `scan` reads an open directory, as os.scandir does. Raises StorageUnreadable when `root` is not a readable
+    directory, is replaced, or has neither a repository nor Gitaly's marker file, as an empty mount point.
     """
     levels: list[_Level] = []
     empty = True
@@ -94,13 +94,13 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
                 break
             else:
                 os.close(levels.pop().descriptor)
-        # Where the storage was unmounted or replaced, all that was left in it seemed to vanish.
+        # If the storage was unmounted or replaced, the rest of it seemed to vanish.
         with _storage(root):
             if not os.path.samestat(os.stat(root), os.stat(top.descriptor)):
                 raise StorageUnreadable(f"storage {root} was replaced while it was walked")
             if empty and not _is_marked(top.descriptor):
                 raise StorageUnreadable(
-                    f"storage {root} has no repository and no {_MARKED}: nothing says that it is a storage",
+                    f"storage {root} has neither a repository nor {_MARKED}: it may not be a storage",
                     remedy="check that it is mounted; Gitaly writes the file when it starts",
                 )
     finally:
@@ -110,7 +110,7 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
 
 @dataclass(slots=True)
 class _Level:
-    """A directory on the way down: `left` are those in it that are still to be looked at, the next one last."""
+    """A directory on the current path; `left` are its directories still to be walked, the next one last."""
 
     path: bytes
     descriptor: int
@@ -118,7 +118,7 @@ class _Level:
 
 
 def _step(level: _Level, levels: list[_Level], scan: ScanDirectory) -> Iterator[Found]:
-    """Look at the next directory in `level`; unless it is a repository it becomes the level to go on with."""
+    """Open the next directory in `level`; unless it is a repository it becomes the current level."""
     name = level.left.pop()
     path = level.path + os.fsencode(name)
     try:
@@ -139,7 +139,7 @@ def _step(level: _Level, levels: list[_Level], scan: ScanDirectory) -> Iterator[
 
 @contextmanager
 def _storage(root: str) -> Iterator[None]:
-    """Blame the storage as a whole for what the system refuses inside."""
+    """Translate OSError into StorageUnreadable."""
     try:
         yield
     except OSError as error:
@@ -155,7 +155,7 @@ def _is_marked(descriptor: int) -> bool:
 
 
 def _directories(descriptor: int, scan: ScanDirectory) -> list[str] | None:
-    """Return the names of the directories in one, backwards; None when it is a repository."""
+    """Return the names of the directories in a directory, in reverse order; None when it is a repository."""
     names: list[str] = []
     marks = 0
     with scan(descriptor) as entries:

@@ -1,20 +1,20 @@
-"""A storage walk as records of `<prefix>.praefect.storage_walk`, which reads like the topic of a table.
+"""Encodes a storage walk as records of `<prefix>.praefect.storage_walk`, which has the format of a table's topic.
 
-A row is one of four kinds, and its key is (virtual_storage, storage, relative_path):
+A row has one of four kinds, and its key is (virtual_storage, storage, relative_path):
 
-`repository`  a repository, by its path from the storage; `modified_at` is its directory's time.
-`problem`     a directory that could not be read, or a repository whose name cannot be text; `detail` says why.
-`start`       once in every partition before anything else of a walk. It has the key of the `end` before it: what that
-              end promised of an older walk is withdrawn, before compaction removes rows that were found again.
-`end`         once in every partition, after all else of a walk: the `repositories` and `problems` of the whole walk,
-              and whether it is `complete`, that is whether every directory was read. A walk that was stopped, killed
-              or taken over has none. `partitions` is how many ends there are.
+`repository`  a repository, by its path in the storage; `modified_at` is its directory's mtime.
+`problem`     a directory that could not be read, or a repository whose name is not text; `detail` is the reason.
+`start`       the first record of a walk in every partition. It has the key of the previous walk's `end` and so replaces
+              it, before compaction removes rows that are found again.
+`end`         the last record of a walk in every partition: `repositories` and `problems` of the whole walk, and
+              `complete` if every directory was read. A walk that was stopped, killed or taken over has none.
+              `partitions` is the number of ends.
 
-A complete walk removes what earlier ones found and it did not: a `d` event and its tombstone, before the ends. After
-one that is not complete such rows stay, since they may be in what was not read.
+A complete walk removes rows that earlier walks found and it did not: a `d` event and its tombstone, before the ends.
+After an incomplete walk such rows stay, since they may be in directories that were not read.
 
-`walk_id` counts the walks of a storage, those without an end too; with the ordinal it is the position. The paths of
-`start`, `end` and names that are no text begin with a slash, as no repository's does: nobody can take them for one.
+`walk_id` counts a storage's walks, including those without an end; with the ordinal it is the position. The paths of
+`start`, `end` and names that are not text begin with a slash, which no repository's path does.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ RELATION: Final = Relation(
     ),
     identity_columns=KEY,
 )
-"""The table that there would be: every column text, numbers and times as PostgreSQL has them."""
+"""The relation of the topic: every value in PostgreSQL's text format."""
 
-NO_TEXT: Final = "the name is not UTF-8 without NUL"
-OUTSIDE: Final = "the path does not stay in the storage"
+NO_TEXT: Final = "the name is not valid UTF-8, or contains NUL"
+OUTSIDE: Final = "the path leaves the storage"
 
 _EPOCH: Final = datetime(1970, 1, 1)
 
 
 class Kind(StrEnum):
-    """What a row says; see above."""
+    """The kinds of rows; see the module's docstring."""
 
     REPOSITORY = "repository"
     PROBLEM = "problem"
@@ -77,12 +77,12 @@ class Kind(StrEnum):
 
 
 def source_name(virtual_storage: str, storage: str) -> str:
-    """Return what a walk's events have as `source.database`: positions are the order of one storage's events."""
+    """Return the `source.database` of a walk's events: positions order the events of one storage."""
     return f"{virtual_storage}/{storage}"
 
 
 class WalkEncoder:
-    """Makes the records of one walk of one storage, in order: each takes the next ordinal. Counts what it made."""
+    """Makes the records of one walk of one storage, each with the next ordinal, and counts them."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class WalkEncoder:
         self.problems = 0
         self.removed = 0
         self.unread = 0
-        """Directories that could not be read: with any of them, the walk is not complete."""
+        """The number of directories that could not be read; the walk is complete only without any."""
 
     def start(self) -> list[dict[str, Any]]:
         """Return the records that begin the walk, one for each partition."""
@@ -130,7 +130,7 @@ class WalkEncoder:
         return [self._mark(Kind.END, partition, counts) for partition in range(self._partitions)]
 
     def found(self, found: Found) -> tuple[dict[str, Any], str | None]:
-        """Return the record of what a walk found, and its one line for the log where it is a problem."""
+        """Return the record of what a walk found, and a one-line description if it is a problem."""
         text = path_text(found.path)
         if isinstance(found, Repository):
             detail = NO_TEXT if text is None else None if _stays(text) else OUTSIDE
@@ -147,7 +147,7 @@ class WalkEncoder:
         return self._record(Kind.PROBLEM, name.encode(), modified, detail.encode()), f"{name!r}: {detail}"
 
     def removed_row(self, partition: int, key: bytes) -> list[dict[str, Any]]:
-        """Return the records that remove a row of an earlier walk, by its key as it is in the partition."""
+        """Return the records that remove a row of an earlier walk, by its key in the partition."""
         schema_id, _ = split_wire(key)
         if schema_id not in self._keys:
             self._keys[schema_id] = KeyDecoder(self._registry.schema(schema_id))
@@ -156,7 +156,7 @@ class WalkEncoder:
         _, value = self._delete(self._delete_prefix, self._ordinal, time.time_ns() // 1_000_000, row)
         self._ordinal += 1
         self.removed += 1
-        # To where the row is, and not to where its key belongs: the topic may have got more partitions since.
+        # To the row's own partition, not its key's: the topic may have got more partitions since.
         return [{"key": key, "value": each, "partition": partition} for each in (value, None)]
 
     def _mark(self, kind: Kind, partition: int, counts: tuple[bytes | None, ...]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class WalkEncoder:
 
 
 def path_text(path: bytes) -> str | None:
-    """Return a path as text; None where it is not UTF-8, or has a NUL, which PostgreSQL's text cannot hold."""
+    """Return a path as text; None if it is not UTF-8 or has a NUL, which PostgreSQL's text cannot hold."""
     try:
         text = path.decode()
     except UnicodeDecodeError:
@@ -182,7 +182,7 @@ def path_text(path: bytes) -> str | None:
 
 
 def escaped(path: bytes) -> str:
-    r"""Return a path that is no text for people: two paths never give the same, `\\` is a backslash, `\xHH` a byte."""
+    r"""Return a readable form of a path that is not text, unique per path: `\\` is a backslash, `\xHH` a byte."""
     shown = path.replace(b"\\", b"\\\\").decode(errors="backslashreplace")
     return "".join(
         character if character.isprintable() else "".join(f"\\x{byte:02x}" for byte in character.encode())
@@ -191,7 +191,7 @@ def escaped(path: bytes) -> str:
 
 
 def timestamptz(micros: int) -> bytes:
-    """Return PostgreSQL's text of a time in microseconds since 1970; one that no calendar has is infinite."""
+    """Return PostgreSQL's text of a time in microseconds since 1970; infinity if datetime cannot represent it."""
     try:
         return (_EPOCH + timedelta(microseconds=micros)).isoformat(" ", "microseconds").encode() + b"+00"
     except OverflowError:
@@ -199,5 +199,5 @@ def timestamptz(micros: int) -> bytes:
 
 
 def _stays(path: str) -> bool:
-    """Whether a path is one that a walk of directories could have found: a node's word is not taken for it."""
+    """Whether a path is one that a walk of directories could find; paths from a node are not trusted."""
     return all(part not in ("", ".", "..") for part in path.split("/"))

@@ -1,7 +1,7 @@
-"""The walk of a Gitaly node's storage, by its gRPC `gitaly.InternalGitaly/WalkRepos`.
+"""Walks a Gitaly node's storage through its gRPC method `gitaly.InternalGitaly/WalkRepos`.
 
-The two messages are small enough to be read and written here (protobuf's wire format: "Encoding" in its
-documentation), so that no generated code comes along. grpcio itself is the optional part `headrace[gitaly]`.
+The two messages are small enough to be encoded and decoded here (protobuf's wire format: "Encoding" in its
+documentation), without generated code. grpcio is an optional dependency, `headrace[gitaly]`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from schemas.errors import HeadraceError, Interrupted, Malformed, PreflightFaile
 METHOD: Final = "/gitaly.InternalGitaly/WalkRepos"
 
 _OPTIONS: Final = (
-    # A node that died without a word is noticed within a minute; Gitaly allows pings 20 seconds apart.
+    # Detects a dead node within a minute; Gitaly allows pings 20 seconds apart.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # http_proxy is for the way out, and a storage's node is never there.
+    # http_proxy is for outside hosts, and a storage's node is never one.
     ("grpc.enable_http_proxy", 0),
 )
 
 _SIXTY_FOUR_BITS: Final = 1 << 64
 _FIXED: Final = {1: 8, 5: 4}
-"""Protobuf's wire types of a fixed size → that size in bytes."""
+"""Protobuf's fixed-size wire types → their size in bytes."""
 
 
 class UnknownStorage(UsageError):
-    """Name the storage under virtual_storages as the node's own configuration names it."""
+    """Use the storage's name from the node's own configuration under virtual_storages."""
 
 
 class GitalyUnavailable(Unavailable):
@@ -43,10 +43,10 @@ class GitalyUnavailable(Unavailable):
 
 
 def walk_gitaly(storage: str, settings: StorageSettings, stop: threading.Event) -> Generator[Repository, None, None]:
-    """Yield the repositories of `storage` in the node's order, which is that of `walk_directory`, and what that does.
+    """Yield the repositories of `storage` in the node's order, which is that of `walk_directory`.
 
     Raises UnknownStorage, GitalyUnavailable, PreflightFailed for a wrong token, Interrupted soon after `stop` is
-    set, Malformed for an answer that is none, and HeadraceError for what else the node says.
+    set, Malformed for an invalid response, and HeadraceError for any other error of the node.
     """
     grpc = _grpc()
     assert settings.address is not None
@@ -69,15 +69,15 @@ def walk_gitaly(storage: str, settings: StorageSettings, stop: threading.Event) 
 
 
 def authorization(token: str, seconds: int) -> str:
-    """Return the header of Gitaly's authentication, version 2, at a time in seconds since 1970."""
+    """Return the header of Gitaly's authentication, version 2, for a time in seconds since 1970."""
     digest = hmac.new(token.encode(), str(seconds).encode(), hashlib.sha256).hexdigest()
     return f"Bearer v2.{digest}.{seconds}"
 
 
 def parse_response(message: bytes) -> Repository:
-    """Return what a WalkReposResponse says; a field that it leaves out is empty or zero, as in all of protobuf.
+    """Return the repository in a WalkReposResponse; a missing field is empty or zero, as always in protobuf.
 
-    Raises Malformed when it is no such message.
+    Raises Malformed for any other message.
     """
     path, modified = b"", b""
     try:
@@ -85,10 +85,10 @@ def parse_response(message: bytes) -> Repository:
             if number == 1 and isinstance(value, bytes):
                 path = value
             elif number == 2 and isinstance(value, bytes):
-                modified += value  # of a message that comes twice, protobuf merges the fields
+                modified += value  # protobuf merges the fields of a message that occurs twice
         return Repository(path, _timestamp(modified))
     except (IndexError, ValueError) as error:
-        raise Malformed("a WalkReposResponse that is no protobuf message") from error
+        raise Malformed("a WalkReposResponse is not a valid protobuf message") from error
 
 
 def _timestamp(message: bytes) -> int:
@@ -98,16 +98,16 @@ def _timestamp(message: bytes) -> int:
 
 
 def _signed(number: int, bits: int) -> int:
-    """Return the lowest bits of a varint as a number of so many bits has them."""
+    """Return the lowest bits of a varint as a signed number of so many bits."""
     number %= 1 << bits
     return number - (1 << bits) if number >> bits - 1 else number
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a message that are a varint or have a length: a number and the value, as it travels.
+    """Yield number and undecoded value of each field that is a varint or length-delimited.
 
-    Those of a fixed size, which no field of these messages has, are stepped over, as protobuf does with what it does
-    not know. Raises ValueError or IndexError when the bytes are none.
+    Skips fixed-size fields, which these messages don't have, as protobuf skips unknown fields. Raises ValueError or
+    IndexError for invalid bytes.
     """
     position = 0
     while position < len(message):
@@ -121,7 +121,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         if kind == 2:
             length, position = _varint(message, position)
         elif length is None:
-            raise ValueError("a group, or no such wire type")
+            raise ValueError("a group, or an unknown wire type")
         end = position + length
         if end > len(message):
             raise IndexError("a field longer than its message")
@@ -152,13 +152,13 @@ def _string_field(number: int, value: bytes) -> bytes:
 
 def _authorization(settings: StorageSettings) -> Sequence[tuple[str, str]]:
     token = settings.token.get_secret_value() if settings.token else ""
-    # A node without a token takes every call, and one with a header it did not ask for too.
+    # A node without a token accepts every call, with or without the header.
     return (("authorization", authorization(token, int(time.time()))),) if token else ()
 
 
 def _grpc() -> ModuleType:
     try:
-        # Optional, and slow to import for those who walk directories.
+        # Optional, and slow to import when only directories are walked.
         import grpc  # noqa: PLC0415
     except ImportError:
         raise UsageError(
@@ -173,7 +173,7 @@ def _channel(grpc: ModuleType, address: str) -> Iterator[Any]:
     scheme, _, rest = address.partition(":")
     target = address if scheme == "unix" else rest.removeprefix("//")
     if scheme == "tls":
-        # The authorities are grpc's own, or those of the file in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+        # Trusts grpc's own CA certificates, or those in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
         channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
     else:
         channel = grpc.insecure_channel(target, options=_OPTIONS)
@@ -183,7 +183,7 @@ def _channel(grpc: ModuleType, address: str) -> Iterator[Any]:
 
 @contextmanager
 def _cancelled_by(stop: threading.Event, call: Any) -> Iterator[None]:
-    """Cancel the call when `stop` is set: a node that is silent for long could not be left otherwise."""
+    """Cancel the call when `stop` is set, even while the node sends nothing."""
     done = threading.Event()
 
     def watch() -> None:
@@ -214,9 +214,9 @@ def _translate(grpc: ModuleType, error: Any, storage: str, address: str) -> Head
         return GitalyUnavailable(f"Gitaly at {address} does not answer: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return UsageError(
-            f"what answers at {address} does not offer WalkRepos: {details}",
+            f"the server at {address} does not offer WalkRepos: {details}",
             remedy="set the storage's address to the Gitaly node itself",
         )
     return HeadraceError(
-        f"Gitaly at {address} ended the walk of {storage}: {code.name} {details}", remedy="see the node's own log"
+        f"Gitaly at {address} ended the walk of {storage}: {code.name} {details}", remedy="see the node's log"
     )

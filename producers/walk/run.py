@@ -1,7 +1,7 @@
-"""The producer of a git storage: walks it once, and publishes what it found with marks at both ends.
+"""Runs the producer of a git storage: walks it once, and publishes its repositories between start and end marks.
 
-A storage has one walk at a time, by its `transactional.id`: a second one takes over, and the first ends as fenced.
-Nothing of a walk is kept for the next: one that was stopped or killed is begun anew, under the next number.
+A storage has one walk at a time, by its `transactional.id`: a second walk takes over, and the first ends as fenced.
+A walk that was stopped or killed is not resumed: the next walk starts from the beginning, under the next number.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from schemas.topics import positions_topic, table_topic
 
 _COMMIT_EVENTS: Final = 10_000
 _COMMIT_SECONDS: Final = 1.0
-"""A Kafka transaction is written at once when so many events are there, or the oldest of them has waited so long."""
+"""A Kafka transaction is written after this many events, or when the oldest has waited this long."""
 
 _PROGRESS_SECONDS: Final = 3.0
 _LOGGED_PROBLEMS: Final = 100
-"""So many of a walk are in the log by name; all of them are in the topic."""
+"""The number of a walk's problems that are logged; all of them are in the topic."""
 
 
 class WalkIncomplete(HeadraceError):
-    """Make them readable for this user, then walk again; until then the walk counts as not complete."""
+    """Make them readable for this user, then walk again; until then the walk is incomplete."""
 
 
 class WalksFailed(HeadraceError):
-    """The other storages were walked; put these right and walk again: what is published twice does no harm."""
+    """The other storages were walked. Fix these and walk again; a walk can safely be repeated."""
 
 
 class WalkState(SnapshotState):
-    """The last walk of a storage, in the positions topic: it stands there as the snapshot of a table would.
+    """The last walk of a storage, recorded in the positions topic like the snapshot of a table.
 
-    `source` is the virtual storage and `table` the storage; `rows` the repositories found so far, `done` whether the
-    walk has its end mark.
+    `source` is the virtual storage, `table` the storage, `rows` the number of repositories found so far, and `done`
+    whether the walk has its end mark.
     """
 
     walk_id: int
@@ -58,7 +58,7 @@ class WalkState(SnapshotState):
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """A walk that came to its end, with every directory read; `removed` are rows of earlier walks."""
+    """A complete walk, which read every directory; `removed` counts rows of earlier walks."""
 
     storage: str
     walk_id: int
@@ -73,12 +73,12 @@ def storage_walk_topic(settings: Settings) -> str:
 
 
 def virtual_storage_section(settings: Settings, virtual_storage: str) -> VirtualStorageSettings:
-    """Return the settings of a virtual storage. Raises UsageError where there is none of that name."""
+    """Return the settings of a virtual storage; raises UsageError for an unknown name."""
     section = settings.virtual_storages.get(virtual_storage)
     if section is None:
         known = ", ".join(sorted(settings.virtual_storages)) or "none"
         raise UsageError(
-            f"no virtual storage named {virtual_storage!r} in the settings (there: {known})",
+            f"no virtual storage named {virtual_storage!r} in the settings (configured: {known})",
             remedy=f"add [virtual_storages.{virtual_storage}] or use one of those names",
         )
     return section
@@ -87,11 +87,11 @@ def virtual_storage_section(settings: Settings, virtual_storage: str) -> Virtual
 def walk(
     settings: Settings, virtual_storage: str, stop: threading.Event, *, all_storages: bool = False
 ) -> list[Walked]:
-    """Walk the primary storage of `virtual_storage`, or all its storages, the primary first; return what was found.
+    """Walk the primary storage of `virtual_storage`, or all its storages, the primary first; return the walks.
 
-    A storage that fails does not stop the others; its error is raised when they are done: as it is where one storage
-    was to be walked, else as WalksFailed. Directories that could not be read are such an error (WalkIncomplete).
-    Raises UsageError when there is no such virtual storage, Interrupted when `stop` was set before the end.
+    A storage that fails does not stop the others. Its error is raised after them: unchanged if only one storage was to
+    be walked, else as WalksFailed. Unreadable directories are such an error (WalkIncomplete). Raises UsageError for an
+    unknown virtual storage, Interrupted when `stop` was set before the end.
     """
     section = virtual_storage_section(settings, virtual_storage)
     clients.ensure_reachable(settings.kafka)
@@ -140,7 +140,7 @@ class _Walk:
         self._partitions = 0
 
     def run(self) -> Walked:
-        """Walk to the end, and publish. Raises WalkIncomplete after an end mark that says so."""
+        """Walk to the end, and publish. Raises WalkIncomplete after the end mark of an incomplete walk."""
         kafka_settings = self._settings.kafka
         positions = positions_topic(self._settings.prefix)
         ensure_topic(kafka_settings, positions, partitions=1, config=STATE)
@@ -149,7 +149,7 @@ class _Walk:
         relay = Relay(kafka_settings, f"{self._settings.prefix}.{self._source}", positions)
         with closing(relay):
             try:
-                # Nobody but this process can write the storage's records from here on.
+                # Only this process can write the storage's records from here on.
                 walk_id = self._last_walk_id(positions) + 1
                 encoder = WalkEncoder(
                     self._registry,
@@ -165,7 +165,7 @@ class _Walk:
                 raise Fenced(f"another walk of {self._source} took over") from error
 
     def _publish(self, relay: Relay, encoder: WalkEncoder, walk_id: int) -> Walked:
-        # No transaction is open while the storage is read: a disk may be slow for longer than one may last.
+        # No transaction is open while the storage is read: a slow disk could exceed its timeout.
         self._send(relay, encoder, walk_id, encoder.start(), done=False)
         self._log.info("walking", walk_id=walk_id)
         waiting: list[dict[str, Any]] = []
@@ -180,7 +180,7 @@ class _Walk:
                 if encoder.unread and not first_unread:
                     first_unread = problem or ""
                 if problem is not None and encoder.problems <= _LOGGED_PROBLEMS:
-                    self._log.warning("not a repository that can be recorded", **{log.REASON: problem})
+                    self._log.warning("path not recorded as repository", **{log.REASON: problem})
                 now = time.monotonic()
                 if len(waiting) >= _COMMIT_EVENTS or now > sent + _COMMIT_SECONDS:
                     self._send(relay, encoder, walk_id, waiting, done=False)
@@ -194,12 +194,12 @@ class _Walk:
         self._log.info("walked", walk_id=walk_id, **_figures(encoder, time.monotonic() - started))
         if encoder.unread:
             raise WalkIncomplete(
-                f"{encoder.unread} directories of {self._source} could not be read, the first is {first_unread}"
+                f"{encoder.unread} directories of {self._source} could not be read; the first is {first_unread}"
             )
         return Walked(self._storage, walk_id, encoder.repositories, encoder.problems, encoder.removed)
 
     def _removals(self, encoder: WalkEncoder, walk_id: int) -> list[dict[str, Any]]:
-        """Return the records that remove what is in the topic and not in the storage any more."""
+        """Return the records that remove rows whose repositories are no longer in the storage."""
         rows = leftovers(self._settings.kafka, self._topic, self._source, walk_id, self._partitions)
         return [record for partition, key in rows for record in encoder.removed_row(partition, key)]
 
@@ -212,7 +212,7 @@ class _Walk:
     def _send(
         self, relay: Relay, encoder: WalkEncoder, walk_id: int, records: list[dict[str, Any]], *, done: bool
     ) -> None:
-        """Publish records in one Kafka transaction, with how far the walk is."""
+        """Publish records and the walk's progress in one Kafka transaction."""
         state = WalkState(
             source=self._virtual_storage,
             table=self._storage,

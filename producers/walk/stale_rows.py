@@ -1,4 +1,4 @@
-"""What earlier walks of a storage found and the present one did not: without this the topic would keep it for ever."""
+"""Finds the rows of a storage's earlier walks that the current walk did not find, so that they can be removed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def leftovers(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield partition and key of each row of `source` that no walk since `walk_id` wrote again.
 
-    Called when all that the walk found is committed. Memory holds the keys of one partition. Raises BrokerUnavailable.
+    Called after the walk's rows are committed. Memory holds the keys of one partition. Raises BrokerUnavailable.
     """
     header = HeaderReader()
     # Read uncommitted, so that the open transaction of another storage's walk does not hide records of this one.
-    # Nobody else writes this one's; what a fenced walk left aborted is at worst removed without having been there.
+    # No other process writes this one's; at worst a row that a fenced walk aborted is removed, which is harmless.
     with clients.reading(
         settings,
         isolation_level="read_uncommitted",
         enable_partition_eof=True,
-        queued_max_messages_kbytes=4096,  # of each partition; by default 64 MB wait where this is slower
-        fetch_wait_max_ms=10,  # at its end a broker answers only after this wait
+        queued_max_messages_kbytes=4096,  # per partition; the default would queue 64 MB
+        fetch_wait_max_ms=10,  # a broker answers a fetch at a partition's end only after this wait
     ) as client:
         for partition in range(partitions):
             client.assign([TopicPartition(topic, partition, 0)])
@@ -50,7 +50,7 @@ def leftovers(
 
 
 def _to_the_end(client: Consumer, topic: str) -> Iterator[Message]:
-    """Yield the records of the one partition that is assigned, up to its end."""
+    """Yield the records of the assigned partition, up to its end."""
     deadline = time.monotonic() + _SECONDS
     while True:
         for message in client.consume(_RECORDS, 0.02):

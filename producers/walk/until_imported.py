@@ -1,7 +1,7 @@
-"""Walks a virtual storage until Praefect's database says that it is imported, and not again once it does.
+"""Walks a virtual storage repeatedly until Praefect's database has it as imported.
 
-Seed 000: a flag in the database keeps the import from running again without need; until it is set, the import runs on
-each node at its start, and again after every restart. `missing_records` sets the flag; here it is only read.
+Seed 000: a flag in the database prevents a needless second import; until it is set, the import runs on each node at its
+start, and again after every restart. `missing_records` sets the flag; this module only reads it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from producers.walk.run import virtual_storage_section, walk
 from schemas.errors import Fenced, HeadraceError, Interrupted, Refused, SettingsError, Unavailable, UsageError
 
 FIRST_PAUSE_SECONDS: Final = 60.0
-"""From one walk to the next, where the first did not import: twice as long each time."""
+"""The pause after the first walk; it doubles after each walk."""
 LONGEST_PAUSE_SECONDS: Final = 12 * 3600.0
-"""Below `missing_records`' max_age_hours, after which what a walk saw is not recorded any more."""
+"""Below `missing_records`' max_age_hours, after which a walk's repositories are no longer recorded."""
 
 _LOOK_SECONDS: Final = 2.0
 
@@ -34,7 +34,7 @@ SELECT coalesce(bool_or(repositories_imported), false) FROM public.virtual_stora
 
 
 class ImportFlag:
-    """The flag of a virtual storage, by a connection that is opened when it is needed, and again once it was lost."""
+    """The import flag of a virtual storage; its connection is opened on demand, and reopened after it is lost."""
 
     def __init__(self, dsn: str, virtual_storage: str) -> None:
         self._dsn = dsn
@@ -49,14 +49,15 @@ class ImportFlag:
         except HeadraceError as error:
             if isinstance(error.__cause__, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
                 raise SettingsError(
-                    f"{connect.described(self._dsn)} has no virtual_storages.repositories_imported, as Praefect's has",
+                    f"{connect.described(self._dsn)} is not Praefect's database: it has no"
+                    " virtual_storages.repositories_imported",
                     remedy=f"correct virtual_storages.{self._virtual_storage}.database, or walk with --again, which"
-                    " does not ask",
+                    " does not read it",
                 ) from error
             raise
 
     def alone(self) -> bool:
-        """Whether this process is the one that walks: of several the first, as long as its connection lives."""
+        """Whether this process walks: the first of several does, as long as its connection lives."""
         if not self._alone:
             self._alone = self._asked("SELECT pg_try_advisory_lock(%s)", lock_key("walk", self._virtual_storage))
         return self._alone
@@ -80,15 +81,15 @@ class ImportFlag:
 def walk_unless_imported(
     settings: Settings, virtual_storage: str, stop: threading.Event, *, all_storages: bool = False
 ) -> None:
-    """Walk once; not at all where the virtual storage is imported. See `walk` for what it raises.
+    """Walk once, unless the virtual storage is imported. Raises the errors of `walk`.
 
-    Where the settings have no such database, as on a machine that has only the storage, it walks.
+    Walks if the settings lack Praefect's database, as on a machine that has only the storage.
     """
     lines = log.get(**{log.SOURCE: virtual_storage})
     if virtual_storage_section(settings, virtual_storage).database in settings.databases:
         with import_flag(settings, virtual_storage) as flag:
             if flag.is_set():
-                lines.info("imported already, nothing to walk; --again walks all the same")
+                lines.info("walk skipped", **{log.REASON: "already imported"}, remedy="use --again to walk anyway")
                 return
     walk(settings, virtual_storage, stop, all_storages=all_storages)
 
@@ -101,37 +102,36 @@ def walk_until_imported(
     all_storages: bool = False,
     pause_seconds: float = FIRST_PAUSE_SECONDS,
 ) -> None:
-    """Walk, and again with growing pauses, until the virtual storage is imported or `stop` is set.
+    """Walk repeatedly, with growing pauses, until the virtual storage is imported or `stop` is set.
 
-    Of several such processes one walks, and the others are in reserve. A walk that fails by its storage or by a server
-    is logged, and tried again as one that did not import; a mistake in the settings is raised, as is a database that
-    does not answer at first.
+    Of several such processes one walks, and the others wait. A walk that fails because of its storage or a server
+    is logged and retried; an error in the settings is raised, as is a database that does not answer at the start.
     """
     lines = log.get(**{log.SOURCE: virtual_storage})
     with import_flag(settings, virtual_storage) as flag:
-        imported, due, in_reserve = flag.is_set(), time.monotonic(), False
+        imported, due, waiting = flag.is_set(), time.monotonic(), False
         while not (imported or stop.is_set()):
             try:
                 if flag.alone() and time.monotonic() >= due:
-                    in_reserve = False
+                    waiting = False
                     if not _walked(settings, virtual_storage, stop, all_storages=all_storages):
-                        lines.warning("walking again later", seconds=pause_seconds)
+                        lines.warning("walk will be retried", seconds=pause_seconds)
                     due = time.monotonic() + pause_seconds
                     pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
-                elif not (flag.alone() or in_reserve):
-                    in_reserve = True
-                    lines.info("another process walks; in reserve")
+                elif not (flag.alone() or waiting):
+                    waiting = True
+                    lines.info("waiting, another process walks")
                 imported = flag.is_set()
             except Unavailable as error:
                 lines.warning("waiting for a server", **{log.REASON: str(error)})
             if not imported:
                 stop.wait(_LOOK_SECONDS)
-    lines.info("imported" if imported else "stopped before it was imported")
+    lines.info("imported" if imported else "stopped before the import")
 
 
 @contextmanager
 def import_flag(settings: Settings, virtual_storage: str) -> Iterator[ImportFlag]:
-    """Give the flag of a virtual storage; raises UsageError where the settings lack it or its database."""
+    """Yield the flag of a virtual storage; raises UsageError if the settings lack it or its database."""
     section = virtual_storage_section(settings, virtual_storage)
     flag = ImportFlag(settings.database(section.database).dsn.get_secret_value(), virtual_storage)
     try:
@@ -141,7 +141,7 @@ def import_flag(settings: Settings, virtual_storage: str) -> Iterator[ImportFlag
 
 
 def _walked(settings: Settings, virtual_storage: str, stop: threading.Event, *, all_storages: bool) -> bool:
-    """Walk; False where that failed by what can be put right without a restart."""
+    """Walk; return False if it failed for a reason that can be fixed without a restart."""
     try:
         walk(settings, virtual_storage, stop, all_storages=all_storages)
     except Interrupted:
@@ -149,6 +149,6 @@ def _walked(settings: Settings, virtual_storage: str, stop: threading.Event, *, 
     except HeadraceError as error:
         if isinstance(error, UsageError | Refused) and not isinstance(error, Fenced):
             raise
-        log.get(**{log.SOURCE: virtual_storage}).error("not walked to the end", **{log.REASON: str(error)})
+        log.get(**{log.SOURCE: virtual_storage}).error("walk incomplete", **{log.REASON: str(error)})
         return False
     return True

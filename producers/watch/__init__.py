@@ -1,1 +1,1 @@
-"""What no event tells of captured tables, seen by looking at catalog and topics every few seconds."""
+"""Detects changes of captured tables that have no event, by polling catalog and topics every few seconds."""

@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalog says now of the tables that are captured, and which of them have to be stopped for it."""
+"""Compares captured tables with the current catalog, and stops those that can no longer be followed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from producers.source.publication import (
     replaced,
     withdraw,
 )
-from producers.source.schema_changes import TableNow, TableStopped, standing_obstacle
+from producers.source.schema_changes import TableNow, TableStopped, current_obstacle
 from producers.source.tables import UnreadableTable
 from producers.source.writability import WritesRefused, refused_writes
 from producers.watch.form_watch import FormWatch
@@ -64,7 +64,7 @@ WHERE c.oid = ANY(%s)
 def tables_now(
     connection: psycopg.Connection[Any], publication: Publication | None, oids: Collection[int]
 ) -> dict[int, TableNow]:
-    """Return oid → table for those that there are."""
+    """Return oid → table for those that exist."""
     published = publication.tables if publication is not None else {}
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(_NOW, (list(oids),)).fetchall()
@@ -84,10 +84,10 @@ def tables_now(
 
 
 class TableWatch:
-    """Notices what has no event: that a captured table was dropped, renamed, left its publication or its key.
+    """Detects captured tables that were dropped, renamed, removed from the publication, or lost their key.
 
-    The catalog is asked as it is now, where the stream may be behind; so a table that cannot be followed any more is
-    stopped once the stream has passed the LSN noted after that look, and all events before it are published.
+    The stream may be behind the catalog, so a table that can no longer be followed is stopped once the stream has
+    passed the LSN read after that check; all events before it are published.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], source: str, publication: str, lines: log.Log) -> None:
@@ -97,7 +97,7 @@ class TableWatch:
         self._log = lines
         self._found: list[tuple[TableFeed, str]] = []
         self._ending: list[tuple[Lsn, TableFeed, str]] = []
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._unwritable: set[str] = set()
         self._hidden: set[str] = set()
         self._without_own = False
@@ -105,33 +105,33 @@ class TableWatch:
         self._partitions = PartitionWatch(connection, lines)
 
     def now(self, oid: int) -> TableNow | None:
-        """Return one table; None when it is gone."""
+        """Return one table; None if it was dropped."""
         with one_snapshot(self._connection):
             publication = read_publication(self._connection, self._publication, [oid])
             return tables_now(self._connection, publication, [oid]).get(oid)
 
     def require(self, feed: TableFeed) -> None:
-        """Raise TableStopped when the table, as it is now, cannot be followed."""
-        if (reason := standing_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
+        """Raise TableStopped if the table, as it is now, cannot be followed."""
+        if (reason := current_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
             raise TableStopped(reason)
 
     def hides(self, feed: TableFeed) -> bool:
-        """Whether rows of the table may not be read now; copying it then waits until a look finds that they may."""
+        """Whether the role may not read the table's rows now; the snapshot then waits until it may."""
         self._note_readable(feed, self.now(feed.table.relation.oid))
         return feed.hidden
 
     def differs(self, feed: TableFeed) -> bool:
-        """Whether the table's values are made of something else than was noted, which the next look acts on."""
+        """Whether the table's form differs from the recorded one, which the next check handles."""
         return self._forms.differs(feed)
 
     def look(self, feeds: Iterable[TableFeed]) -> None:
-        """Look at the tables; to be called before a heartbeat, whose position `noted` then gets.
+        """Check the tables; to be called before a heartbeat, whose position is then passed to `noted`.
 
-        Raises SilentGap once the publication is not the one whose changes the stream has.
+        Raises SilentGap if the publication was dropped, recreated or altered.
         """
         feeds = list(feeds)
         oids = [feed.table.relation.oid for feed in feeds]
-        # A table that is moved to another schema and back between two of them would be in none of the publication's.
+        # Without one snapshot, a table moved to another schema and back could be missing from the publication's tables.
         with one_snapshot(self._connection):
             refused = refused_writes(self._connection, self._publication, oids)
             publication = read_publication(self._connection, self._publication)
@@ -142,7 +142,7 @@ class TableWatch:
             oid = feed.table.relation.oid
             self._note_readable(feed, now.get(oid))
             if oid in refused and publication is not None and feed.table.name in publication.tables:
-                # Also one that is stopped: its owner's statements fail meanwhile.
+                # Also a stopped table: the application's statements fail meanwhile.
                 self._withdraw(feed, refused[oid])
             if feed.away or feed.state.stopped:
                 continue
@@ -151,40 +151,39 @@ class TableWatch:
                 raise gaps.publication_gap(self._source, self._publication, what)
             lacking = edited(published, feed.table.name, publication)
             if lacking is not None and oid in now:
-                # What is left of it may have a filter that keeps the table from being updated.
+                # Its remaining entry may have a filter that prevents updates of the table.
                 withdraw(self._connection, self._publication, feed.table)
-            if (reason := standing_obstacle(feed.table, now.get(oid)) or lacking or refused.get(oid)) is not None:
+            if (reason := current_obstacle(feed.table, now.get(oid)) or lacking or refused.get(oid)) is not None:
                 self._found.append((feed, reason))
         ending = [feed for feed, _ in self._found]
         live = [feed for feed in feeds if not feed.away and not feed.state.stopped and feed not in ending]
         self._forms.look(live)
         for feed, reason in self._partitions.look(live):
-            # What is said of a partition may come from a change of the whole table, since that was looked at above.
+            # The reason may be a change of the whole table since the check above.
             now_of = self.now(feed.table.relation.oid)
-            self._found.append((feed, standing_obstacle(feed.table, now_of) or reason))
+            self._found.append((feed, current_obstacle(feed.table, now_of) or reason))
 
     def begin(self, feeds: Iterable[TableFeed]) -> None:
-        """Compare the tables with what was recorded of them, before anything is read of them or published."""
+        """Compare the tables with their recorded forms, before anything is read or published."""
         self._forms.look([feed for feed in feeds if not feed.away and not feed.state.stopped])
         self._forms.take(Lsn(0))
 
     def noted(self, lsn: Lsn) -> None:
-        """Everything that the last look saw is in the log before `lsn`."""
+        """Note that everything seen by the last check is in the WAL before `lsn`."""
         self._ending += ((lsn, feed, reason) for feed, reason in self._found)
         self._found = []
         self._partitions.noted(lsn)
 
     @property
     def stream_lacks_partitions(self) -> bool:
-        """Whether the stream has to begin again, after what it has passed, for the changes of added partitions."""
+        """Whether the stream has to restart, from its position, to get the changes of added partitions."""
         return self._partitions.lacks_added
 
     def passed(self, lsn: Lsn) -> bool:
-        """Stop the tables whose end the stream, at `lsn`, has passed, and read others again that need it.
+        """Stop tables whose change the stream, at `lsn`, has passed; re-snapshot others that need it.
 
-        To be called before the tables' states are recorded with that position: every transaction that the stream has
-        passed has begun before, and is waited for by what is read again. Returns whether the changes of some relation
-        go elsewhere from here on.
+        To be called before the tables' states are recorded with that position: a re-snapshot waits for every
+        transaction that the stream has passed by now. Returns whether routes of relations changed.
         """
         self._forms.take(lsn)
         ended = [(feed, reason) for at, feed, reason in self._ending if at <= lsn and not feed.state.stopped]
@@ -195,31 +194,35 @@ class TableWatch:
         return self._partitions.passed(lsn) or bool(ended)
 
     def _lacking_own(self, publication: Publication | None) -> None:
-        """Put headrace's own tables back that were taken out of the publication.
+        """Put headrace's own tables back if they were removed from the publication.
 
-        Without its heartbeats an idle slot retains WAL, and no request that was made meanwhile is in the stream.
+        Without heartbeats an idle slot retains WAL, and requests made meanwhile are not in the stream.
         """
         if publication is None or not publication.whole or not (lacking := lacking_own(publication)):
             self._without_own = False
             return
         named = ", ".join(".".join(table) for table in lacking)
         if put_back(self._connection, self._publication, lacking):
-            self._log.warning("put back into the publication; send requests made meanwhile again", tables=named)
+            self._log.warning(
+                "own tables put back into the publication",
+                tables=named,
+                remedy="send snapshot requests made meanwhile again",
+            )
         elif not self._without_own:
             self._without_own = True
             self._log.error(
-                "taken out of the publication: an idle slot retains WAL, and requests do not arrive",
+                "own tables are missing from the publication, so an idle slot retains WAL and requests do not arrive",
                 tables=named,
                 remedy=PublicationOfAnotherRole.__doc__,
             )
 
     def _withdraw(self, feed: TableFeed, reason: str) -> None:
         if withdraw(self._connection, self._publication, feed.table):
-            self._log.warning("table taken out of the publication", **{log.TABLE: feed.table.name, log.REASON: reason})
+            self._log.warning("table removed from the publication", **{log.TABLE: feed.table.name, log.REASON: reason})
         elif feed.table.name not in self._unwritable:
             self._unwritable.add(feed.table.name)
             self._log.error(
-                "the publication keeps a table from being updated, and it could not be taken out",
+                "table cannot be updated while published, and cannot be removed from the publication",
                 **{log.TABLE: feed.table.name, log.REASON: reason},
                 remedy=WritesRefused.__doc__,
             )
@@ -229,7 +232,7 @@ class TableWatch:
         if feed.table.name not in self._hidden:
             self._hidden.add(feed.table.name)
             self._log.warning(
-                "rows of a table may not be read: its changes are published, and copying it waits",
+                "snapshot waits because the table may not be read",
                 **{log.TABLE: feed.table.name, log.REASON: reason},
                 remedy=UnreadableTable.__doc__,
             )
@@ -241,13 +244,13 @@ class TableWatch:
         feed.hidden = False
         self._hidden.discard(feed.table.name)
 
-    def tell(self, states: Iterable[SnapshotState]) -> None:
-        """Log the tables that are stopped, each once."""
+    def log_stopped(self, states: Iterable[SnapshotState]) -> None:
+        """Log each stopped table once."""
         for state in states:
-            if state.stopped and state.table not in self._told:
-                self._told.add(state.table)
+            if state.stopped and state.table not in self._logged:
+                self._logged.add(state.table)
                 self._log.error(
-                    "table stopped; the others go on",
+                    "table stopped",
                     **{log.TABLE: state.table, log.TOPIC: state.topic, log.REASON: state.stopped},
                     remedy=TableStopped.__doc__,
                 )

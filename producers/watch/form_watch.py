@@ -1,4 +1,4 @@
-"""Notices rows that changed without events, and has their tables read again."""
+"""Detects rows that changed without events, and re-snapshots their tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from schemas.positions import Lsn
 
 @dataclass(slots=True)
 class _KeyChange:
-    """A change by which rows have other keys, as it was first seen.
+    """A detected change of rows' keys.
 
-    Events of transactions below the 64-bit id `begun` may still have the old keys, and no later event takes those back.
-    The stream has passed them all at `lsn`, which is None until these transactions have ended.
+    Events of transactions below the 64-bit id `begun` may still have the old keys, and no later event removes those. At
+    `lsn` the stream has passed them all; it is None until these transactions have ended.
     """
 
     feed: TableFeed
@@ -31,9 +31,9 @@ class _KeyChange:
 
 
 class FormWatch:
-    """Compares what tables are made of with what is recorded of them; see producers.publish.silent_changes.
+    """Compares the forms of tables with the recorded ones; see producers.publish.silent_changes.
 
-    Nothing of a table may be copied before its form was taken, so that a change during the copy differs from it.
+    No table may be copied before its form was recorded, so that a change during the copy differs from it.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], lines: log.Log) -> None:
@@ -43,7 +43,7 @@ class FormWatch:
         self._keys: dict[str, _KeyChange] = {}
 
     def look(self, feeds: Sequence[TableFeed]) -> None:
-        """Read the catalog; `take` is to follow."""
+        """Read the catalog; call `take` next."""
         forms = table_forms(self._connection, [feed.table.relation.oid for feed in feeds])
         self._seen = []
         for feed in feeds:
@@ -62,28 +62,28 @@ class FormWatch:
                 each.lsn = lsn if each.begun <= snapshot.xmin else None
 
     def differs(self, feed: TableFeed) -> bool:
-        """Whether the next look will find a change of this table."""
+        """Whether the next check will find a change of this table."""
         form = table_forms(self._connection, [feed.table.relation.oid]).get(feed.table.relation.oid)
         return form is not None and feed.silent_change(form) is not None
 
     def take(self, passed: Lsn) -> None:
-        """Note what was seen, and what has to be read again, right before the tables' states are recorded.
+        """Record the forms seen, and request re-snapshots, right before the tables' states are recorded.
 
-        Not earlier: a copy waits for every transaction that began before it was asked for, and those that the stream
-        passes from then on are noted. `passed` is how far the stream has come.
+        Not earlier: a copy waits for every transaction that began before its request, and only transactions that the
+        stream passes after it are noted. `passed` is the stream's position.
         """
         seen, self._seen = self._seen, []
         due = [each for each in self._keys.values() if each.lsn is not None and each.lsn <= passed]
         for each in due:
             del self._keys[each.feed.table.name]
         for feed, form in [*seen, *((each.feed, each.form) for each in due)]:
-            restarting = feed.state.anew and feed.state.form.columns
+            restarting = feed.state.from_scratch and feed.state.form.columns
             if feed.away or feed.state.stopped or restarting or not feed.state.form.differs(form):
                 continue
             change = feed.take_form(form, next_xid(self._connection))
             if change is not None:
                 self._log.warning(
-                    "rows changed without events; the table is read again",
+                    "rows changed without events, re-snapshotting table",
                     **{log.TABLE: feed.table.name, log.REASON: change.reason},
-                    anew=change.keys,
+                    from_scratch=change.keys,
                 )

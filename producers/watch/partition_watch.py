@@ -1,4 +1,4 @@
-"""Notices what has no event in a partitioned table: a partition that came, went, or was written without the WAL."""
+"""Detects partitions that were added, removed or changed without WAL, none of which has an event."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.positions import Lsn
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The partitions of a table at one look; `doubtful` are those of which changes may have been hidden."""
+    """The partitions of a table at one check; `doubtful` ones may have changes that are not in the WAL."""
 
     feed: TableFeed
     partitions: Partitions
@@ -26,11 +26,11 @@ class _Seen:
 
 
 class PartitionWatch:
-    """Compares the partitions that there are with those whose rows a topic has, and has the topic put right.
+    """Compares existing partitions with those whose rows are in the topic, and corrects the topic.
 
-    As for producers.watch.catalog_watch.TableWatch, what a look sees counts once the stream has passed the log position
-    behind it. Not before: until then the stream has the table as it was, and a new partition's earlier changes may
-    be those of another table.
+    As in producers.watch.catalog_watch.TableWatch, a check takes effect once the stream has passed the WAL position
+    read after it. Until then the stream has the table's earlier state, and a new partition's earlier changes may belong
+    to another table.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], lines: log.Log) -> None:
@@ -40,17 +40,17 @@ class PartitionWatch:
         self._pending: list[tuple[Lsn, _Seen]] = []
         self._kept: dict[tuple[int, int], bool] = {}
         self.lacks_added = False
-        """Whether the stream may lack the changes of partitions that were added, until it begins again."""
+        """Whether the stream may lack changes of added partitions until it restarts."""
 
     def look(self, feeds: Sequence[TableFeed]) -> list[tuple[TableFeed, str]]:
-        """Look at the tables' partitions; return those that cannot be followed with them, each with the reason."""
+        """Check the tables' partitions; return the tables that cannot be followed, each with the reason."""
         partitioned = {feed.table.relation.oid: feed for feed in feeds if feed.table.partitioned}
         now = read_partitions(self._connection, partitioned.keys())
         self._found = []
         ending: list[tuple[TableFeed, str]] = []
         for oid, feed in partitioned.items():
             ending += (
-                (each, f"it is a partition of {feed.table.name} now, in whose topic its rows are")
+                (each, f"it is now a partition of {feed.table.name}, and its rows are in that topic")
                 for each in feeds
                 if each.table.relation.oid in now[oid].by_oid or each.table.relation.oid in now[oid].inner
             )
@@ -60,20 +60,20 @@ class PartitionWatch:
             try:
                 self._compare(feed, now[oid])
             except (psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege):
-                continue  # to be looked at next time
+                continue  # checked next time
         return ending
 
     def noted(self, lsn: Lsn) -> None:
-        """Everything that the last look saw is in the log before `lsn`."""
+        """Note that everything seen by the last check is in the WAL before `lsn`."""
         self._pending += ((lsn, seen) for seen in self._found)
         self._found = []
 
     def passed(self, lsn: Lsn) -> bool:
-        """Have the topics put right for which the stream has passed a change; returns whether there was one."""
+        """Correct the topics whose change the stream has passed; return whether there was one."""
         due = [seen for at, seen in self._pending if at <= lsn]
         self._pending = [each for each in self._pending if each[0] > lsn]
         for seen in due:
-            if not seen.feed.state.stopped and not seen.feed.state.anew and not seen.feed.away:
+            if not seen.feed.state.stopped and not seen.feed.state.from_scratch and not seen.feed.away:
                 self._follow(seen)
         return bool(due)
 
@@ -82,7 +82,7 @@ class PartitionWatch:
         doubtful = frozenset(oid for oid in change.rewritten if not self._kept_rows(feed, oid, now.by_oid[oid].file))
         last = next((seen for _, seen in reversed(self._pending) if seen.feed is feed), None)
         if change.added or change.gone or change.rewritten:
-            # Looks go on while the stream is behind, and a table may have ten thousand partitions.
+            # Checks continue while the stream is behind, and a table may have ten thousand partitions.
             if last is None or (last.partitions.by_oid, last.doubtful) != (now.by_oid, doubtful):
                 self._found.append(_Seen(feed, now, doubtful))
         elif last is None:
@@ -101,16 +101,16 @@ class PartitionWatch:
         names = {oid: partition.name for oid, partition in now.by_oid.items()}
         if change.gone or change.rewritten & seen.doubtful:
             self._log.warning(
-                "rows of partitions came or went without an event: the table is read anew",
+                "partitions changed without events, re-snapshotting table from scratch",
                 **{log.TABLE: feed.table.name},
                 partitions=sorted(names.get(oid, str(oid)) for oid in change.gone | change.rewritten & seen.doubtful),
             )
-            feed.ask_anew()
+            feed.ask_from_scratch()
             return
         feed.has_partitions(now)
         if change.added:
             self._log.info(
-                "partitions were added: their rows are read",
+                "snapshotting rows of added partitions",
                 **{log.TABLE: feed.table.name},
                 partitions=sorted(names[oid] for oid in change.added),
             )

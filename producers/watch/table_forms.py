@@ -1,4 +1,4 @@
-"""Reads from PostgreSQL's catalog what the values of captured tables are made of."""
+"""Reads the forms of captured tables from the catalog: columns, types and storage."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from producers.source.partitions import PARTITION_TREE
 from schemas.positions import parse_lsn
 
 _MOST_PARTS: Final = 200
-"""An enum with more labels is recorded as one digest, so that the record of a table stays small."""
+"""An enum with more labels is recorded as one digest, to keep the table's record small."""
 
 _FEW: Final = 8
-"""How many of the oldest partitions are recorded, and of the newest: one that stays is enough."""
+"""How many of the oldest and of the newest partitions are recorded: one that remains is enough."""
 
 _COLUMNS: Final = """
 SELECT a.attrelid::bigint, a.attname::text, a.attnum::int, a.xmin::text::bigint, a.attcollation::bigint,
@@ -59,16 +59,16 @@ JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) t.typrelid A
 WHERE t.typtype OPERATOR(pg_catalog.=) 'c'
 ORDER BY 1, 2, 3
 """
-"""Labels and attributes of all types within a type: through arrays, domains, ranges, composites.
+"""Labels and attributes of all types nested in a type: arrays, domains, ranges, composites.
 
-The built-in types (below 16384) have neither. A row of pg_attribute stays when its attribute is dropped.
+Built-in types (below 16384) have neither. A row of pg_attribute remains when its attribute is dropped.
 """
 
 _LSN: Final = "SELECT pg_catalog.pg_current_wal_insert_lsn()::text"
 
 
 class _Parts:
-    """The parts of one column type, and the newest of the transactions that made or changed them."""
+    """The parts of one column type, and the transactions that created or changed them."""
 
     def __init__(self, found: Iterable[tuple[str, str, int]]) -> None:
         by_type: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -78,7 +78,7 @@ class _Parts:
         self.xids = [version for parts in by_type.values() for _, version in parts]
         for of_type, parts in by_type.items():
             if of_type.startswith("composite"):
-                # An attribute that was renamed alone leaves the text as it is: its place tells, not its xmin.
+                # Renaming an attribute does not change the text, so compare attnums, not xmin.
                 self.versions[of_type] = _digest(part for part, _ in parts)
             elif len(parts) > _MOST_PARTS:
                 self.versions[of_type] = _digest(f"{part} {version}" for part, version in parts)
@@ -87,9 +87,9 @@ class _Parts:
 
 
 def table_forms(connection: psycopg.Connection[Any], oids: Collection[int]) -> dict[int, FormState]:
-    """Return oid → what the table's values are made of now, for those that there are."""
+    """Return oid → current form of each existing table."""
     wanted = list(oids)
-    # A column as it was before a rewrite, with the storage after it, would hide that.
+    # A column read before a rewrite and storage read after it would hide the rewrite.
     with one_snapshot(connection):
         columns = connection.execute(_COLUMNS, (wanted,)).fetchall()
         files = connection.execute(_STORAGE, {"oids": wanted}).fetchall()
@@ -120,12 +120,12 @@ def table_forms(connection: psycopg.Connection[Any], oids: Collection[int]) -> d
 
 
 def _some(files: list[tuple[str, int]]) -> dict[str, int]:
-    """Return the files of the oldest partitions and of the newest: a statement that rewrites one rewrites all."""
+    """Return the files of the oldest and newest partitions: a statement that rewrites one rewrites all."""
     return dict([*files[:_FEW], *files[-_FEW:]])
 
 
 def _newer(xid: int, than: int) -> bool:
-    """Whether a transaction began after another, as PostgreSQL compares the low halves of their ids."""
+    """Whether a transaction id is newer than another by PostgreSQL's modular comparison."""
     return min(xid, than) > 2 and 0 < (xid - than) % (1 << 32) < 1 << 31
 
 

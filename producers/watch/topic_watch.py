@@ -1,4 +1,4 @@
-"""Notices that a table's topic was given partitions: a key would be in two of them, in no order."""
+"""Detects topics whose number of partitions changed: a key's records would be in two partitions, unordered."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SECONDS: Final = 10.0
 
 
 class TopicWatch:
-    """Asks Kafka for the partitions of the topics at each look, and acts on the answers at the next: never waits."""
+    """Requests the topics' partitions at each check and handles the answers at the next: never waits."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._asked: dict[str, Future[Any]] = {}
 
     def look(self, feeds: Sequence[TableFeed]) -> None:
-        """Stop the tables whose topic has other partitions than at the start; the records of some may be there."""
+        """Stop the tables whose topic's number of partitions changed since the start."""
         self._act(feeds)
         names = [feed.table.topic for feed in _live(feeds)]
         if names and not self._asked:
@@ -34,7 +34,7 @@ class TopicWatch:
     def _act(self, feeds: Iterable[TableFeed]) -> None:
         if not all(future.done() for future in self._asked.values()):
             return
-        # A question that failed is asked again; that Kafka does not answer is heard of elsewhere.
+        # A failed request is retried; outages of Kafka are reported elsewhere.
         found = {
             name: len(future.result().partitions) for name, future in self._asked.items() if future.exception() is None
         }

@@ -1,7 +1,7 @@
-"""`python -m tests.benchmarks`: headrace and its peers in turn on the same servers, as a table of ratios.
+"""`python -m tests.benchmarks`: measures headrace and its peers in turn on the same servers, as a table of ratios.
 
-Writes build/bench.json after each benchmark. Exit code 1 when one could not be carried out; a missed target is a
-result, and no error.
+Writes build/bench.json after each benchmark. Exit code 1 if a benchmark failed to run; a missed target is a result,
+not an error.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from tests.benchmarks.figures import Figure, table, write
 
 _RESULT: Final = Path(__file__).parents[2] / "build" / "bench.json"
 _FIRST: Final = ("snapshot", "catch_up", "latency")
-"""What the eye looks for first; all others follow by name."""
+"""Shown first; all others follow by name."""
 
 Case = Callable[[Bench], Iterator[Figure]]
 
 
 def benchmarks() -> dict[str, Case]:
-    """Return what stands in `cases`, by module name: each has a function `figures(bench)`."""
+    """Return the benchmarks in `cases`, by module name: each has a function `figures(bench)`."""
     names = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return {name: importlib.import_module(f"{cases.__name__}.{name}").figures for name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for; returns the exit code."""
+    """Run the requested benchmarks; return the exit code."""
     known = benchmarks()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of container_repositories")
-    parser.add_argument("--only", help=f"names, with commas between them, of: {', '.join(known)}")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each median")
+    parser.add_argument("--only", help=f"comma-separated names from: {', '.join(known)}")
+    parser.add_argument("--runs", type=int, default=3, help="runs per median")
     options = parser.parse_args(arguments)
     chosen = options.only.split(",") if options.only else list(known)
     if unknown := [name for name in chosen if name not in known]:
-        parser.error(f"there is no benchmark {unknown[0]}; there are {', '.join(known)}")
+        parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(known)}")
     if options.rows < 10_000 or options.runs < 1:
         parser.error("a benchmark needs at least 10,000 rows and one run")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -83,7 +83,7 @@ def _run(console: Console, chosen: dict[str, Case], rows: int, runs: int) -> int
                 failed = 1
                 print(f"error: {name}: {' '.join(str(error).split())}", file=sys.stderr)
     Console(width=max(console.width, 130)).print(table(found))
-    console.print(f"{time.monotonic() - began:.0f} s; in {_RESULT.relative_to(_RESULT.parents[1])}")
+    console.print(f"{time.monotonic() - began:.0f} s; results in {_RESULT.relative_to(_RESULT.parents[1])}")
     return failed
 
 

@@ -1,4 +1,4 @@
-"""An application in the foreground while something else works: its p99 then, beside its p99 when it is alone."""
+"""An application in the foreground while something else works: its p99 then, compared with its p99 when alone."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _WAITS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A while, in seconds of the monotonic clock."""
+    """A time span, in seconds of the monotonic clock."""
 
     start: float
     end: float
 
 
 class Application:
-    """Runs as a process of its own; see foreground_load."""
+    """Runs as a separate process; see foreground_load."""
 
     def __init__(self, bench: Bench, process: Guarded, lines: Path) -> None:
         self._bench = bench
@@ -48,7 +48,7 @@ class Application:
         self.pid = process.pid
 
     def window(self, seconds: float) -> Window:
-        """Let it work alone for so long; return when that was."""
+        """Let it work alone for the given time; return the time span."""
         start = time.monotonic()
         for _ in self._bench.watched("the application", self._process, every=0.1):
             if time.monotonic() > start + seconds:
@@ -56,7 +56,7 @@ class Application:
         return Window(start, time.monotonic())
 
     def p99(self, name: str, *windows: Window) -> float:
-        """Return the 99th percentile of a statement's milliseconds, of those that were due in the windows."""
+        """Return the 99th percentile of a statement's milliseconds, over executions due in the windows."""
         taken = []
         for line in self._lines.read_text(encoding="utf-8").splitlines():
             fields = line.split()
@@ -71,7 +71,7 @@ class Application:
 
 @contextlib.contextmanager
 def working(site: Site, statements: Mapping[str, Mapping[str, object]]) -> Iterator[Application]:
-    """An application that executes `statements`; raises in the end if one of them failed."""
+    """Run an application that executes `statements`; raise at the end if one of them failed."""
     bench, name = site.bench, f"application-{site.prefix}"
     lines = bench.place / f"{name}.lines"
     words = [str(bench.kept_private(f"{name}.dsn", site.dsn)), json.dumps(statements), str(lines)]
@@ -88,9 +88,9 @@ def working(site: Site, statements: Mapping[str, Mapping[str, object]]) -> Itera
 
 
 class LockWaits:
-    """Samples how long sessions, by their application_name, wait for locks, by the server's own account.
+    """Samples how long sessions, by application_name, wait for locks, according to the server.
 
-    `longest` is in milliseconds. A wait that is over before the next sample is not seen.
+    `longest` is in milliseconds. A wait shorter than the sampling interval may be missed.
     """
 
     def __init__(self) -> None:
@@ -105,13 +105,13 @@ class LockWaits:
                 self.longest = max(self.longest, float(row[0]))
 
     def stop(self) -> None:
-        """Let `sample` end."""
+        """Stop `sample`."""
         self._stop.set()
 
 
 @contextlib.contextmanager
 def lock_waits(dsn: str, like: str) -> Iterator[LockWaits]:
-    """Samples, in a thread, the sessions whose application_name is LIKE `like`; raises what ended it before."""
+    """Sample, in a thread, the sessions whose application_name is LIKE `like`; raise any error at the end."""
     waits = LockWaits()
     with psycopg.connect(dsn, autocommit=True) as connection, ThreadPoolExecutor(1) as pool:
         sampling = pool.submit(waits.sample, connection, like)
@@ -124,7 +124,7 @@ def lock_waits(dsn: str, like: str) -> Iterator[LockWaits]:
 
 @contextlib.contextmanager
 def reading(dsn: str, table: str) -> Iterator[None]:
-    """A transaction that has read the table and does not end, as a long report does."""
+    """Run a transaction that has read the table and stays open, like a long report."""
     with psycopg.connect(dsn, application_name="report") as connection:
         connection.execute(f"SELECT count(*) FROM {table}".encode())
         yield

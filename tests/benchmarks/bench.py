@@ -1,4 +1,4 @@
-"""What every benchmark is given: the servers, databases filled once, and a place for its files."""
+"""The context of every benchmark: the servers, databases filled once, and a directory for its files."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from schemas.topics import positions_topic, table_topic
 TABLE: Final = "public.container_repositories"
 SOURCE: Final = "main"
 PATIENCE: Final = 900.0
-"""Seconds without an end after which a run is taken for broken."""
+"""Seconds after which a run counts as failed."""
 
-# Nothing that a migration has to change, and no trigger that would slow down every update.
+# Nothing for a migration to change, and no trigger that would slow down every update.
 _PLAIN: Final = (
     "DROP SCHEMA proof CASCADE",
     "UPDATE container_repositories SET migration_skipped_reason = 1 WHERE migration_skipped_reason = 2",
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class Bench:
-    """A session of benchmarks on one stack; `rows` are those of the table, `runs` the runs of each median."""
+    """A session of benchmarks on one stack; `rows` is the table's size, `runs` the number of runs per median."""
 
     def __init__(self, stack: EmbeddedStack, place: Path, console: Console, *, rows: int, runs: int) -> None:
         self.stack = stack
@@ -59,14 +59,14 @@ class Bench:
         self._console.print(f"[dim]{time.monotonic() - self._began:6.0f} s[/dim]  {line}", highlight=False)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what `make` returned the first time that `key` was asked for."""
+        """Return what `make` returned at the first call with this `key`."""
         if key not in self._made:
             self._made[key] = make()
         found: T = self._made[key]
         return found
 
     def repeated(self, what: str, run: Callable[[int], T], say: Callable[[T], str]) -> list[T]:
-        """Do all the runs of a measurement and tell each one's outcome."""
+        """Do all runs of a measurement and print each one's outcome."""
         outcomes = []
         for number in range(self.runs):
             outcomes.append(run(number))
@@ -74,7 +74,7 @@ class Bench:
         return outcomes
 
     def database(self, name: str, rows: int) -> str:
-        """Return the dsn of a database with `rows` container repositories that need no change; made once."""
+        """Return the dsn of a database with `rows` container repositories that need no change; created once."""
 
         def make() -> str:
             dsn = self.stack.postgres.create_database(f"bench_{name}")
@@ -90,23 +90,23 @@ class Bench:
 
     @contextlib.contextmanager
     def sql(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
-        """An autocommit connection."""
+        """Yield an autocommit connection."""
         with contextlib.closing(psycopg.connect(dsn, autocommit=True, application_name="bench")) as connection:
             yield connection
 
     def kept_private(self, name: str, text: str) -> Path:
-        """Write a file that its owner alone can read: it may hold a password, which no command line may."""
+        """Write a file that only its owner can read: it may hold a password, which must not be on a command line."""
         path = self.place / name
         path.touch(mode=0o600)
         path.write_text(text, encoding="utf-8")
         return path
 
     def start(self, name: str, words: list[str | Path]) -> Guarded:
-        """Start a process whose output goes to a file called after it."""
+        """Start a process whose output goes to a file of the same name."""
         return self.stack.keeper.start(words, log=self.place / f"{name}.log", cwd=Path(__file__).parents[2])
 
     def watched(self, what: str, *processes: Guarded, every: float = 0.02) -> Iterator[None]:
-        """Yield every so many seconds for as long as somebody waits; raises when a process fails, or in the end."""
+        """Yield every `every` seconds while the caller waits; raise if a process fails, or on timeout."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             yield
@@ -114,11 +114,11 @@ class Bench:
                 if process.poll():
                     raise HeadraceError(f"{what} ended by itself: {process.last_lines()}", remedy="")
             time.sleep(every)
-        raise HeadraceError(f"{what} did not come to an end within {PATIENCE:.0f} s", remedy="try fewer --rows")
+        raise HeadraceError(f"{what} did not finish within {PATIENCE:.0f} s", remedy="try fewer --rows")
 
 
 class Site:
-    """headrace's settings, topics and slot for one database, under a prefix of their own."""
+    """headrace's settings, topics and slot for one database, under a separate prefix."""
 
     def __init__(
         self, bench: Bench, dsn: str, prefix: str, migrations: Mapping[str, Mapping[str, object]] | None = None
@@ -142,21 +142,21 @@ class Site:
         self.settings: Settings = load_settings(self.file)
         with bench.sql(dsn) as connection:
             if recorded_prefix(connection) not in (None, prefix):
-                # A database's ledger is that of one prefix's topics: this one begins with none.
+                # A ledger belongs to one prefix's topics: this one starts without.
                 connection.execute("DROP SCHEMA headrace CASCADE")
         self.topic = table_topic(prefix, "gitlab_main", SOURCE, *TABLE.split("."))
         self.slot = slot_name(self.settings, SOURCE, self.settings.database(SOURCE))
 
     def command(self, *words: str) -> list[str | Path]:
-        """Return the words of one of headrace's own commands."""
+        """Return the command line of a headrace command."""
         return [sys.executable, "-m", "headrace", *words, "--config", self.file]
 
     def positions(self) -> Positions:
-        """Return a reader of where the source stands."""
+        """Return a reader of the source's positions."""
         return Positions(self.prefix, self.settings.kafka)
 
     def drop_slot(self) -> None:
-        """Let the database forget the source; the topics stay."""
+        """Drop the database's slot; the topics stay."""
         drop_slot(self.bench, self.dsn, self.slot)
 
     def drop(self) -> None:
@@ -167,18 +167,18 @@ class Site:
 
 
 def drop_slot(bench: Bench, dsn: str, slot: str) -> None:
-    """Drop a replication slot, ending its reader; nothing happens when there is none."""
+    """Drop a replication slot, ending its reader; idempotent."""
     query = psycopg.sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots WHERE slot_name = {}")
     with bench.sql(dsn) as connection:
         drop_slots(connection, query.format(psycopg.sql.Literal(slot)))
 
 
 def median(values: Iterable[float | None]) -> float:
-    """Return the median of what was measured."""
+    """Return the median of the measured values."""
     return statistics.median(value for value in values if value is not None)
 
 
 def median_or_none(values: Iterable[float | None]) -> float | None:
-    """Return the median, or None where nothing was measured: a peer that could not be had."""
+    """Return the median, or None if nothing was measured because the peer is unavailable."""
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None

@@ -1,7 +1,7 @@
-"""Debezium 3.6 for PostgreSQL in Kafka Connect standalone, as a process beside the servers.
+"""Debezium 3.6 for PostgreSQL in Kafka Connect standalone, as a process next to the servers.
 
-The set-up that its documentation describes for throughput: JSON without schemas, lz4, batches of 8,192, a queue of
-65,536, pgoutput. Its jars come from Maven, pinned in debezium_jars.txt.
+The configuration that its documentation describes for throughput: JSON without schemas, lz4, batches of 8,192, a queue
+of 65,536, pgoutput. Its jars come from Maven, pinned in debezium_jars.txt.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _COPY_BEGINS: Final = re.compile(r"^(\d+) \S+ .*Exporting data from table", re.M
 
 
 def pinned_debezium() -> list[Jar]:
-    """Return what debezium_jars.txt lists."""
+    """Return the entries of debezium_jars.txt."""
     return listed_jars(Path(__file__).with_name("debezium_jars.txt").read_text(encoding="utf-8"))
 
 
@@ -72,14 +72,14 @@ def debezium_home() -> Path:
 
 
 def has_debezium(bench: Bench) -> bool:
-    """Whether Debezium can be had; says so, once, where it can't: then figures stand without their peer."""
+    """Whether Debezium is available; prints the reason once if not: then figures have no peer."""
 
     def ask() -> bool:
         try:
             debezium_home()
             find_java()
         except HeadraceError as error:
-            bench.say(f"no figures of Debezium: {error}")
+            bench.say(f"Debezium is skipped: {error}")
             return False
         return True
 
@@ -87,7 +87,7 @@ def has_debezium(bench: Bench) -> bool:
 
 
 class Debezium:
-    """One connector on one database; `name` is its prefix of topics, its slot and its publication.
+    """One connector on one database; `name` is its topic prefix, its slot and its publication.
 
     With `snapshot` it copies the table first, else it streams from its first start on.
     """
@@ -128,7 +128,7 @@ class Debezium:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Guarded]:
-        """Run it; at the end it is stopped in order, so that it goes on where it was the next time."""
+        """Run it; it is stopped in order at the end, so that it resumes next time."""
         self._log.unlink(missing_ok=True)
         main = "org.apache.kafka.connect.cli.ConnectStandalone"
         words: list[str | Path] = [find_java(), *self._options, "-cp", f"{debezium_home()}/*", main, *self._files]
@@ -144,18 +144,18 @@ class Debezium:
 
     def _last_error(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        told = [line for line in lines if " ERROR " in line or line.startswith("Caused by: ")]
-        return " / ".join(told[-3:])[:1000] or "without a word"
+        errors = [line for line in lines if " ERROR " in line or line.startswith("Caused by: ")]
+        return " / ".join(errors[-3:])[:1000] or "no error in its log"
 
     def streams_from_here(self) -> None:
-        """Start it, wait until a change has come through, and stop it: later changes wait in its slot."""
+        """Start it, wait until a change has arrived, and stop it: later changes wait in its slot."""
         with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends, self.running() as process:
             await_change(self._site, ends, process)
 
     def timed(self, events: int) -> Run:
         """Run it until `events` more records are in its topic.
 
-        The time without its start begins, for a snapshot, where its log says that it reads the table; else with
+        The time without startup begins, for a snapshot, when its log reports that it reads the table; else with
         the first record in the topic.
         """
         with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends:

@@ -1,4 +1,4 @@
-"""What a benchmark found: a value, its peer's, and whether the target that the project set itself is met."""
+"""Figures of a benchmark: a value, its peer's, and whether the project's target is met."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Bounds, both inclusive, of a figure's value, or of its ratio to the peer where `ratio` is set."""
+    """Inclusive bounds of a figure's value, or of its ratio to the peer if `ratio` is set."""
 
     at_least: float = -math.inf
     at_most: float = math.inf
@@ -36,8 +36,8 @@ class Target:
 class Figure:
     """One line of the table.
 
-    `peer` is the same figure of who is compared with, None where there is none. The ratio is value / peer, so that
-    more is better; where less is better (`smaller`), peer / value.
+    `peer` is the same figure of the system compared with, or None. The ratio is value / peer, so that more is better;
+    if less is better (`smaller`), peer / value.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Figure:
         return None if number is None else self.target.met_by(number)
 
     def document(self) -> dict[str, Any]:
-        """Return the figure as bench.json has it."""
+        """Return the figure as a document of bench.json."""
         return {
             "name": self.name,
             "value": _rounded(self.value),
@@ -76,7 +76,7 @@ class Figure:
 
 
 def write(figures: Iterable[Figure], path: Path) -> None:
-    """Write bench.json, whole or not at all."""
+    """Write bench.json atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(json.dumps([figure.document() for figure in figures], indent=2) + "\n", encoding="utf-8")
@@ -84,8 +84,8 @@ def write(figures: Iterable[Figure], path: Path) -> None:
 
 
 def table(figures: Iterable[Figure]) -> Table:
-    """Return what a person reads."""
-    lines = Table(title="headrace beside its peers", title_justify="left")
+    """Return the table for display."""
+    lines = Table(title="headrace compared with its peers", title_justify="left")
     lines.add_column("name", no_wrap=True)
     for heading in ("value", "unit", "peer", "ratio"):
         lines.add_column(heading, justify="left" if heading == "unit" else "right")

@@ -1,8 +1,8 @@
 """An application at a fixed rate: `python -m tests.benchmarks.foreground_load DSN_FILE STATEMENTS OUT`, until SIGTERM.
 
-STATEMENTS is JSON: name → its SQL, its `rate` a second, and `keys`, up to which an id is chosen at random (0: none).
-Each has a connection of its own. Every statement becomes a line `name due milliseconds` in OUT, counted from when it
-was due: one that comes late because of the one before it has waited too. `due` is in seconds of the monotonic clock.
+STATEMENTS is JSON: name → its SQL, its `rate` per second, and `keys`, the limit of a random id (0: none). Each has
+its own connection. Every execution becomes a line `name due milliseconds` in OUT, measured from when it was due: one
+delayed by the previous one has waited too. `due` is in seconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def work(dsn: str, name: str, statement: dict[str, Any], stop: threading.Event, 
 
 
 def main() -> None:
-    """Work as the command line says."""
+    """Run with the command line's arguments."""
     file, statements, out = sys.argv[1:]
     dsn = Path(file).read_text(encoding="utf-8")
     stop, failed = threading.Event(), list[BaseException]()

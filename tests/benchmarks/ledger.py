@@ -1,4 +1,4 @@
-"""Runs of `headrace consume` as processes of their own, timed by the ledger in the target database."""
+"""Runs of `headrace consume` as separate processes, timed by the ledger in the target database."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _STOP_SECONDS: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """What members did to the end of a topic.
+    """The work of consumers up to the end of a topic.
 
-    `rate` is in events a second from the first progress in the ledger to the last, without what the first was;
-    `seconds` begins with the processes' start, or with what let them go on. `peak` is the most memory of one, in MB.
-    `ended` is when the last progress was seen, in seconds of the monotonic clock.
+    `rate` is in events per second from the first progress in the ledger to the last, without the first; `seconds`
+    begins with the processes' start, or with their resume. `peak` is the highest peak memory of one, in MB. `ended` is
+    when the last progress was seen, in seconds of the monotonic clock.
     """
 
     events: int
@@ -47,10 +47,10 @@ class Consumed:
 
 
 def consumed(site: Site, events: int, count: int = 1, every: float = 0.02) -> Consumed:
-    """Run `count` members from the topic's beginning until `events` are behind them.
+    """Run `count` consumers from the topic's beginning until `events` are done.
 
-    Several are held until all are in the group, so that what is measured is their work and not their start.
-    The ledger is looked at `every` so many seconds, which is work too.
+    Several are paused until all are in the group, so that their work is measured without their start. The ledger is
+    queried every `every` seconds, which is work too.
     """
     bench = site.bench
     replay_if_run(site)
@@ -64,10 +64,10 @@ def consumed(site: Site, events: int, count: int = 1, every: float = 0.02) -> Co
             name = f"consume-{site.prefix}-{number}"
             processes.append(bench.start(name, site.command("consume", MIGRATION)))
         if held:
-            for _ in bench.watched("the members", *processes, every=0.1):
+            for _ in bench.watched("the consumers", *processes, every=0.1):
                 if len(members(site.settings.kafka, group_name(site.prefix, MIGRATION))) == count:
                     break
-            time.sleep(_SETTLE_SECONDS)  # the group hands out its partitions in two rounds
+            time.sleep(_SETTLE_SECONDS)  # the group assigns its partitions in two rounds
             began = time.monotonic()
             _run_command(site, "resume", MIGRATION)
         return _watched(site, processes, events, began, every)
@@ -80,7 +80,7 @@ def _watched(site: Site, processes: list[Guarded], events: int, began: float, ev
     first: tuple[float, int] | None = None
     peak = 0.0
     with site.bench.sql(site.dsn) as connection:
-        for _ in site.bench.watched("a member", *processes, every=every):
+        for _ in site.bench.watched("a consumer", *processes, every=every):
             if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
                 continue
             row = connection.execute(_PROGRESS).fetchone()
@@ -94,11 +94,11 @@ def _watched(site: Site, processes: list[Guarded], events: int, began: float, ev
                 seconds = now - first[0] if done > first[1] else now - began
                 counted = done - first[1] if done > first[1] else done
                 return Consumed(done, applied, counted / seconds, now - began, peak, now)
-    raise HeadraceError("the members never came to the end", remedy="try fewer --rows")
+    raise HeadraceError("the consumers did not reach the end", remedy="try fewer --rows")
 
 
 def replay_if_run(site: Site) -> None:
-    """Have the next member read all from the topic's beginning."""
+    """Have the next consumer read from the topic's beginning, if one ran before."""
     if _has_run(site):
         _run_command(site, "replay", MIGRATION)
 

@@ -1,4 +1,4 @@
-"""What processes cost: peak memory and processor time, of a process with all its children."""
+"""Resource use of processes: peak memory and processor time, with all their children."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 
 
 def peak_megabytes(pid: int) -> float:
-    """Return the most memory (resident set, MB of 10^6 bytes) that a process and its children now alive ever held.
+    """Return the peak memory (resident set, MB of 10^6 bytes) of a process and its living children.
 
-    Where the system keeps no such mark, it is what they hold now. 0 when the process has ended.
+    Without such a mark in the system, their current memory. 0 if the process has ended.
     """
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -34,7 +34,7 @@ def _peak_bytes(process: psutil.Process) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time used so far by a process, its children now alive, and those it has waited for."""
+    """Return the processor time so far of a process, its living children, and those it has waited for."""
     total = 0.0
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
@@ -56,7 +56,7 @@ class Meter:
 
     @classmethod
     def started(cls, pids: Mapping[str, int]) -> Meter:
-        """Start one for processes that run, by name."""
+        """Start a meter for running processes, by name."""
         return cls(dict(pids), {name: cpu_seconds(pid) for name, pid in pids.items()})
 
     def read(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""A steady writer, run as a process of its own: `python -m tests.benchmarks.paced_writer DSN_FILE RATE SECONDS ROWS`.
+"""A steady writer in a separate process: `python -m tests.benchmarks.paced_writer DSN_FILE RATE SECONDS ROWS`.
 
-Updates random rows in transactions of 10 over a few connections, `RATE` rows a second, and prints what it did as JSON.
-A transaction that comes late does not delay the next ones' due times.
+Updates random rows in transactions of 10 over a few connections, `RATE` rows per second, and prints a summary as JSON.
+A late transaction does not delay the due times of later ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UPDATE: Final = "UPDATE public.container_repositories SET updated_at = clock_ti
 
 
 def write(dsn: str, rate: float, seconds: float, rows: int, seed: int) -> int:
-    """Write over one connection; return how many rows."""
+    """Write over one connection; return the number of rows."""
     choose = random.Random(seed)
     pause = _TRANSACTION / rate
     written = 0
@@ -39,7 +39,7 @@ def write(dsn: str, rate: float, seconds: float, rows: int, seed: int) -> int:
 
 
 def main() -> None:
-    """Write as the command line says."""
+    """Run with the command line's arguments."""
     file, rate, seconds, rows = sys.argv[1:]
     dsn = Path(file).read_text(encoding="utf-8")
     written: list[int] = []

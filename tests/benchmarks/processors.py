@@ -1,8 +1,8 @@
-"""Two machines out of one: half of the processors for the database and its application, half for everything else.
+"""Splits one machine: half of the processors for the database and its application, half for everything else.
 
-Kafka and headrace's processes seldom run where the database does. On a machine that all of them share, what an
-application feels is first of all how long it waits for a processor: a kernel that does not preempt lets whoever has
-one go on until the next tick, 4 ms later, and that is several times the p99 of a statement.
+Kafka and headrace's processes seldom run on the database's machine. On a shared machine, an application's latency is
+dominated by its wait for a processor: a kernel without preemption lets the running process continue until the next
+tick, 4 ms later, which is several times a statement's p99.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.benchmarks.bench import Bench
 
 
 class Halves:
-    """The processors of the database's machine, and those of headrace's; the same where they cannot be divided."""
+    """The database's processors, and headrace's; the same if they cannot be divided."""
 
     def __init__(self) -> None:
         every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -27,12 +27,12 @@ class Halves:
         self._headrace = self._all - self._database
 
     def for_the_database(self, pid: int) -> None:
-        """Let a process, with its threads and children, use the database's half alone."""
+        """Restrict a process, with its threads and children, to the database's half."""
         self._keep_to(pid, self._database)
 
     @contextlib.contextmanager
     def between(self, bench: Bench) -> Iterator[None]:
-        """Divide what runs; what the benchmark starts from now on is headrace's, unless it is moved."""
+        """Divide what runs; processes started from now on are headrace's, unless moved."""
         postgres, kafka = bench.stack.postgres.process.pid, bench.stack.kafka.brokers[1].process.pid
         self._keep_to(postgres, self._database)
         self._keep_to(kafka, self._headrace)

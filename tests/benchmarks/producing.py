@@ -1,4 +1,4 @@
-"""Runs of `headrace produce` as a process of its own, timed by what it commits to Kafka."""
+"""Runs of `headrace produce` as a separate process, timed by what it commits to Kafka."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _STOP_SECONDS: Final = 20.0
 class Run:
     """One run of a producer; all in seconds but `peak`, which is in MB.
 
-    `from_start` begins when the process is started. `seconds` begins with the record by which the producer claims its
-    source, which is committed before it opens the stream and reads anything. Both end when a read-committed consumer
-    has the position that ends the work, which is in one transaction with the last events. `cpu` is processor time
-    from the process's start, by who used it.
+    `from_start` begins when the process is started. `seconds` begins with the record with which the producer claims its
+    source, committed before it opens the stream and reads anything. Both end when a read-committed consumer has the
+    final position, which is in one transaction with the last events. `cpu` is processor time from the process's start,
+    by process.
     """
 
     events: int
@@ -47,20 +47,20 @@ class Run:
 
     @property
     def rate_from_start(self) -> float:
-        """Events per second, the start of the process included."""
+        """Events per second, including the start of the process."""
         return self.events / self.from_start
 
     def __str__(self) -> str:
         million = self.events / 1e6
         cpu = ", ".join(f"{name} {seconds / million:.1f}" for name, seconds in self.cpu.items())
         return (
-            f"{self.rate:,.0f}/s ({self.rate_from_start:,.0f}/s from the process's start),"
-            f" peak {self.peak:.0f} MB, processor seconds a million: {cpu}"
+            f"{self.rate:,.0f}/s ({self.rate_from_start:,.0f}/s from process start),"
+            f" peak {self.peak:.0f} MB, processor seconds per million: {cpu}"
         )
 
 
 def cpu_figures(name: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Iterator[Figure]:
-    """Yield the processor seconds that a million events cost the reader (theirs is Debezium) and each server."""
+    """Yield the processor seconds per million events of the reader (theirs is Debezium) and of each server."""
 
     def cost(runs: Sequence[Run], who: str) -> float | None:
         return median_or_none(run.cpu[who] / run.events * 1e6 for run in runs)
@@ -74,7 +74,7 @@ def cpu_figures(name: str, ours: Sequence[Run], theirs: Sequence[Run]) -> Iterat
 
 @contextlib.contextmanager
 def producing(site: Site) -> Iterator[Guarded]:
-    """A producer that is stopped in order at the end."""
+    """Run a producer that is stopped in order at the end."""
     process = site.bench.start(f"produce-{site.prefix}", site.command("produce", "main"))
     try:
         yield process
@@ -83,7 +83,7 @@ def producing(site: Site) -> Iterator[Guarded]:
 
 
 def copied(site: Site) -> Run:
-    """Run a producer until it has copied the table, which it has not seen before."""
+    """Run a producer until it has copied the table, which is new to it."""
 
     done: list[SnapshotState] = []
 
@@ -97,9 +97,9 @@ def copied(site: Site) -> Run:
 
 
 def caught_up(site: Site, events: int, last: Lsn) -> Run:
-    """Run a producer that was stopped until it has published, as a whole, the transaction that ends behind `last`.
+    """Run a stopped producer until it has fully published the transaction that ends after `last`.
 
-    Raises HeadraceError when fewer than `events` records came into the topic meanwhile.
+    Raises HeadraceError if fewer than `events` records were added to the topic meanwhile.
     """
 
     def ends(record: BaseModel) -> bool:
@@ -109,14 +109,14 @@ def caught_up(site: Site, events: int, last: Lsn) -> Run:
         before = topic.count()
         timed = _timed(site, StreamState, ends)
         if (come := topic.count() - before) < events:
-            raise HeadraceError(f"{come} changes came into the topic, where {events} were made")
+            raise HeadraceError(f"{come} changes were published, but {events} were made")
     return Run(events, *timed)
 
 
 def _timed(
     site: Site, first: type[BaseModel], ends: Callable[[BaseModel], bool]
 ) -> tuple[float, float, float, dict[str, float]]:
-    """Run a producer from its claim, which has a record of class `first`, to the record that `ends` it."""
+    """Run a producer from its claim, a record of class `first`, to the record that `ends` it."""
     with PositionsWatch(site) as watch:
         of_servers = Meter.started(servers(site.bench))
         started = time.monotonic()
@@ -133,7 +133,7 @@ def servers(bench: Bench) -> dict[str, int]:
 
 
 def write_position(connection: psycopg.Connection[Any]) -> Lsn:
-    """Return where the log is written next."""
+    """Return the current WAL write position."""
     row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint").fetchone()
     assert row is not None
     return Lsn(row[0])

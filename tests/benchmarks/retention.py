@@ -1,4 +1,4 @@
-"""How much log a slot holds back while something goes on, looked at again and again; and what makes the log grow."""
+"""Samples the WAL that a slot retains during some work; and generates WAL."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ _RETAINED: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """The most bytes that were held back at any look, the bytes of log written meanwhile, and the looks."""
+    """The maximum bytes retained at any sample, the bytes of WAL written meanwhile, and the number of samples."""
 
     most: int
     written: int
     looks: int
 
     def __str__(self) -> str:
-        return f"at most {self.most / 2**20:,.0f} MiB, of {self.written / 2**20:,.0f} MiB written ({self.looks} looks)"
+        return (
+            f"at most {self.most / 2**20:,.0f} MiB, of {self.written / 2**20:,.0f} MiB written ({self.looks} samples)"
+        )
 
 
 class _Thread:
-    """A thread that works over a connection of its own until it is left; what it raised is raised there."""
+    """A thread that works over its own connection until the block ends, which raises its error."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -65,7 +67,7 @@ class _Thread:
 
 
 class Retention(_Thread):
-    """Looks at a slot, which need not exist yet."""
+    """Samples a slot, which need not exist yet."""
 
     def __init__(self, dsn: str, slot: str) -> None:
         super().__init__(dsn)
@@ -76,7 +78,7 @@ class Retention(_Thread):
 
     @property
     def found(self) -> Retained:
-        """What was seen up to now."""
+        """The result so far."""
         return Retained(self._most, self._last - (self._first or self._last), self._looks)
 
     def _work(self, connection: psycopg.Connection[Any]) -> None:
@@ -91,7 +93,7 @@ class Retention(_Thread):
 
 
 class Load(_Thread):
-    """Calls `write` with a connection and a count from 0, `rate` times a second, or as often as can be."""
+    """Calls `write` with a connection and a count from 0, `rate` times per second, or as often as possible."""
 
     def __init__(
         self, dsn: str, write: Callable[[psycopg.Connection[Any], int], object], rate: float | None = None

@@ -1,4 +1,4 @@
-"""Snapshots of the whole table, measured once and used by every benchmark that asks about them."""
+"""Snapshots of the whole table, measured once for all benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def snapshot_runs(bench: Bench, rows: int) -> list[Run]:
 
 
 def snapshot_site(bench: Bench, rows: int) -> Site:
-    """Return where the topic with `rows` rows is that the last of those runs left; its slot is dropped."""
+    """Return the site of the last of those runs, whose topic has `rows` rows; its slot is dropped."""
     return _measured(bench, rows)[1]
 
 

@@ -1,6 +1,6 @@
-"""`python -m tests.benchmarks.stages`: processor seconds for a million rows, codec by codec, without Kafka.
+"""`python -m tests.benchmarks.stages`: processor seconds per million rows, for each codec, without Kafka.
 
-Prints what the process itself used, which other work on the machine hardly moves: the least of three passes.
+Prints the process's own use, which other work on the machine hardly affects: the minimum of three passes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TABLE = "public.container_repositories"
 
 
 def read_table(rows: int) -> tuple[CapturedTable, bytes, list[float]]:
-    """Return the demo's table, its rows as COPY writes them, and what reading them took: past libpq comes second."""
+    """Return the demo's table, its rows as COPY writes them, and the seconds to read them, libpq first."""
     with embedded_stack() as stack:
         dsn = stack.postgres.create_database("stages")
         with connect(dsn, name="stages", reading=True) as connection:
@@ -54,7 +54,7 @@ def described(relation: Relation) -> bytes:
 
 
 def inserted(relation: Relation, line: bytes) -> bytes:
-    """Return the stream's message for a row that COPY wrote; the demo's rows have nothing to escape."""
+    """Return the stream's message for a row that COPY wrote; the demo's rows contain nothing to escape."""
     fields = line.split(b"\t")
     cells = (b"n" if field == rb"\N" else b"t" + struct.pack("!I", len(field)) + field for field in fields)
     return b"I" + struct.pack("!IcH", relation.oid, b"N", len(fields)) + b"".join(cells)
@@ -62,7 +62,7 @@ def inserted(relation: Relation, line: bytes) -> bytes:
 
 @contextmanager
 def rows_in_python(wanted: bool) -> Iterator[None]:
-    """Let the stream's decoder make lists of values, as it does without the compiled codec."""
+    """Let the stream's decoder make lists of values, as without the compiled codec."""
     kept = pgoutput_fields._tuple_row
     if wanted:
         pgoutput_fields._tuple_row = None
@@ -73,7 +73,7 @@ def rows_in_python(wanted: bool) -> Iterator[None]:
 
 
 def seconds(rows: int, work: Callable[[], object]) -> float:
-    """Return the processor seconds of a million rows."""
+    """Return the processor seconds per million rows."""
     best = float("inf")
     for _ in range(3):
         start = time.process_time()

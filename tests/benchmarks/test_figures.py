@@ -23,11 +23,11 @@ from tests.benchmarks.figures import Figure, Target, write
         (Figure("nothing measured", 0, "s", peer=1, smaller=True), None, None),
     ],
 )
-def test_ratio_and_target(figure: Figure, ratio: float | None, met: bool | None) -> None:
+def test_figure_has_ratio_and_verdict(figure: Figure, ratio: float | None, met: bool | None) -> None:
     assert (figure.ratio, figure.met) == (ratio, met)
 
 
-def test_bench_json_has_the_promised_keys(tmp_path: Path) -> None:
+def test_bench_json_has_its_documented_keys(tmp_path: Path) -> None:
     path = tmp_path / "build" / "bench.json"
     write([Figure("speed", 123456.7, "rows/s", peer=20, target=Target(at_least=5, ratio=True))], path)
     assert json.loads(path.read_text()) == [
@@ -43,14 +43,14 @@ def test_bench_json_has_the_promised_keys(tmp_path: Path) -> None:
     ]
 
 
-def test_every_benchmark_is_found_by_scanning() -> None:
+def test_benchmarks_finds_every_case() -> None:
     names = list(benchmarks())
     files = {file.stem for file in (Path(__file__).parent / "cases").glob("*.py")}
     assert set(names) == files
     assert names[0] == "snapshot"
 
 
-def test_the_peer_is_pinned() -> None:
+def test_debezium_is_pinned() -> None:
     jars = {jar.artifact: jar.version for jar in pinned_debezium()}
     assert jars["debezium-connector-postgres"] == "3.6.3.Final"
     assert jars["connect-runtime"] == jars["connect-json"] == "4.3.0"

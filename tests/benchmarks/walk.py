@@ -1,4 +1,4 @@
-"""A walk of many repositories into Kafka: how fast, in how much memory, and whether everything arrived.
+"""Walks many repositories into Kafka: speed, memory, and completeness.
 
 `python -m tests.benchmarks.walk [--repositories N]` prints one JSON object a line: name, value, unit.
 """
@@ -31,7 +31,7 @@ def report(name: str, value: float, unit: str) -> None:
 
 
 def directories(storage: Path) -> int:
-    """Return how many directories a walk of the storage opens."""
+    """Return the number of directories that a walk of the storage opens."""
     return sum(1 for path, _, files in os.walk(storage) if Path(path).name not in ("objects", "refs") or files)
 
 
@@ -71,14 +71,14 @@ def main() -> None:
             seconds = time.perf_counter() - started
             if child.returncode:
                 sys.exit(f"produce ended with {child.returncode}")
-            report(f"headrace produce, {run}, from its start to its end", count / seconds, "repositories/s")
+            report(f"headrace produce, {run}, from start to end", count / seconds, "repositories/s")
             report(f"headrace produce, {run}, peak memory", usage.ru_maxrss / 1024, "MB")
         rows = list(fold(read_topic(settings, storage_walk_topic(settings))).values())
         kinds = Counter(str(row["kind"]) for row in rows)
         if kinds != {"repository": count, "end": settings.kafka.partitions}:
-            sys.exit(f"the topic has {dict(kinds)} where {count} repositories and an end a partition were expected")
+            sys.exit(f"the topic has {dict(kinds)}; expected {count} repositories and one end per partition")
         if {row["relative_path"] for row in rows if row["kind"] == "repository"} != set(map(hashed, range(count))):
-            sys.exit("the topic's repositories are not those of the storage")
+            sys.exit("the topic's repositories differ from the storage's")
         report("rows of repositories", kinds["repository"], "rows")
 
 

@@ -1,4 +1,4 @@
-"""Noticing when something is in Kafka: a source's positions as they are committed, a topic's ends."""
+"""Waits for records in Kafka: a source's positions as they are committed, a topic's ends."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.benchmarks.bench import PATIENCE, TABLE, Site
 
 _TIMEOUT: Final = 30.0
 _NOT_READY: Final = (KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION)
-"""What a client is told for a moment of a topic that was just made."""
+"""Errors that a client gets for a moment for a newly created topic."""
 
 
 class PositionsWatch:
-    """Follows the topic of positions from its present end, read-committed: what it shows is there for everyone."""
+    """Follows the positions topic from its current end, read-committed: every reader can see what it returns."""
 
     def __init__(self, site: Site) -> None:
         topic = positions_topic(site.prefix)
@@ -37,7 +37,7 @@ class PositionsWatch:
         self._consumer.assign([TopicPartition(topic, 0, end)])
 
     def until_copied(self, process: Guarded) -> SnapshotState:
-        """Return the state of the table once it is copied as a whole."""
+        """Return the table's state once it is completely copied."""
         done: list[SnapshotState] = []
 
         def copied(record: BaseModel) -> bool:
@@ -49,9 +49,9 @@ class PositionsWatch:
         return done[0]
 
     def until(self, wanted: Callable[[BaseModel], bool], process: Guarded) -> float:
-        """Return the monotonic second at which the first record after the last call that is `wanted` arrived.
+        """Return the monotonic time at which the first `wanted` record since the last call arrived.
 
-        Raises HeadraceError when the producer ends first.
+        Raises HeadraceError if the producer ends first.
         """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -66,7 +66,7 @@ class PositionsWatch:
                 kind = SnapshotState if b"/" in (message.key() or b"") else StreamState
                 if wanted(kind.model_validate_json(value)):
                     return now
-        raise HeadraceError(f"the producer was not there within {PATIENCE:.0f} s", remedy="try fewer --rows")
+        raise HeadraceError(f"the producer did not get there within {PATIENCE:.0f} s", remedy="try fewer --rows")
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +78,7 @@ class PositionsWatch:
 
 
 class EndWatch:
-    """Counts the records of a topic by its partitions' ends (markers of transactions count too)."""
+    """Counts the records of a topic by its partitions' ends (transaction markers count too)."""
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._consumer = clients.consumer(settings, "bench-ends", isolation_level="read_uncommitted")
@@ -86,7 +86,7 @@ class EndWatch:
         self._partitions = [TopicPartition(topic, partition) for partition in found.partitions]
 
     def count(self) -> int:
-        """Return the sum of the ends as they are now."""
+        """Return the sum of the current ends."""
         return sum(_end(self._consumer, place) for place in self._partitions)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class EndWatch:
 
 
 def await_change(site: Site, ends: EndWatch, process: Guarded) -> None:
-    """Change a row now and then until one change has come into the topic: `process` streams."""
+    """Change a row repeatedly until one change has arrived in the topic, which proves that `process` streams."""
     before = ends.count()
     with site.bench.sql(site.dsn) as connection:
         for _ in site.bench.watched("the reader", process, every=0.25):
@@ -106,7 +106,7 @@ def await_change(site: Site, ends: EndWatch, process: Guarded) -> None:
 
 
 def _end(consumer: Consumer, place: TopicPartition) -> int:
-    """Return a partition's end, waiting for one of a topic that was just made."""
+    """Return a partition's end, waiting for a newly created topic."""
     deadline = time.monotonic() + _TIMEOUT
     while True:
         try:

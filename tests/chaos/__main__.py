@@ -1,9 +1,9 @@
-"""`python -m tests.chaos`: systems under load and kills, with random timing, until time is up.
+"""`python -m tests.chaos`: runs systems under load while processes are killed at random moments, until time is up.
 
-What is played is every module beside this one that has a `play_round(stack, directory, seed)`; they take turns. It
-returns what happened, and raises AssertionError where a promise was broken: that, or any other error, ends it all with
-exit code 1 and names the seed, with which the same kills are drawn again. One with `play_for(stack, directory, seed,
-seconds)` instead plays as long as it is told: all the time when it is played alone.
+It plays every module in this directory that has a `play_round(stack, directory, seed)`; the modules take turns.
+`play_round` returns a summary, and raises AssertionError if a promise was broken. Any error ends the run with exit
+code 1 and prints the seed, which draws the same kills again. A module with `play_for(stack, directory, seed, seconds)`
+plays for the given time: the whole time if it is the only one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Any
 from infra.stack import EmbeddedStack, embedded_stack
 
 PlayRound = Callable[[EmbeddedStack, Path, int, float], Mapping[str, Any]]
-"""Plays one round in a directory, with a seed, for about so many seconds where its length is not its own."""
+"""Plays one round in a directory, with a seed, for about the given seconds unless it has its own length."""
 
 _TURN_SECONDS = 60.0
-"""How long a round of such a kind is when others take turns with it."""
+"""Length of such a round when several modules take turns."""
 
 
 def plays() -> dict[str, PlayRound]:
-    """Return what can be played, by the name of its module."""
-    beside = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    names = [name for name in beside if not name.startswith(("_", "test_"))]
+    """Return what can be played, by module name."""
+    siblings = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    names = [name for name in siblings if not name.startswith(("_", "test_"))]
     modules = {name: importlib.import_module(f"tests.chaos.{name}") for name in names}
     found: dict[str, PlayRound] = {}
     for name, module in modules.items():
@@ -50,11 +50,11 @@ def _of_its_own_length(play_round: Callable[[EmbeddedStack, Path, int], Mapping[
 def main() -> int:
     every = plays()
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    arguments.add_argument("--minutes", type=float, default=15.0, help="begin no round after so many minutes")
-    arguments.add_argument("--rounds", type=int, default=0, help="end after so many rounds; 0: only by time")
-    arguments.add_argument("--seed", type=int, default=None, help="the first round's; each next one has the next")
-    arguments.add_argument("--only", choices=sorted(every), default=None, help="play nothing else")
-    arguments.add_argument("--keep-going", action="store_true", help="play on after a broken promise, fail at the end")
+    arguments.add_argument("--minutes", type=float, default=15.0, help="start no round after this many minutes")
+    arguments.add_argument("--rounds", type=int, default=0, help="end after this many rounds; 0: no limit")
+    arguments.add_argument("--seed", type=int, default=None, help="first seed; each round takes the next")
+    arguments.add_argument("--only", choices=sorted(every), default=None, help="play only this module")
+    arguments.add_argument("--keep-going", action="store_true", help="continue after a broken promise, fail at the end")
     chosen = arguments.parse_args()
     names = [chosen.only] if chosen.only else sorted(every)
     seed = chosen.seed if chosen.seed is not None else random.randrange(10_000)
@@ -71,7 +71,7 @@ def main() -> int:
             except Exception as error:
                 if not isinstance(error, AssertionError):
                     traceback.print_exc()
-                print(f"{name}, seed {seed}: {error}; again with: make chaos ONLY={name} SEED={seed}", file=sys.stderr)
+                print(f"{name}, seed {seed}: {error}; repeat with: make chaos ONLY={name} SEED={seed}", file=sys.stderr)
                 if not chosen.keep_going:
                     return 1
                 failed.append(seed)
@@ -80,9 +80,9 @@ def main() -> int:
             played += 1
             seed += 1
     if failed:
-        print(f"{len(failed)} of {played} rounds broke a promise, with the seeds {failed}", file=sys.stderr)
+        print(f"{len(failed)} of {played} rounds broke a promise; seeds: {failed}", file=sys.stderr)
         return 1
-    print(f"{played} rounds of {', '.join(names)}: every promise was kept")
+    print(f"{played} rounds of {', '.join(names)}: no promise was broken")
     return 0
 
 

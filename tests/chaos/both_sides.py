@@ -1,7 +1,7 @@
-"""The database that moves in `make chaos ONLY=switchovers`, and an application that tries all sides, all the time.
+"""The database that moves in `make chaos ONLY=switchovers`, and an application that writes on all sides all the time.
 
-Each table that moves has headrace's guard. The application does not know who owns what: at every
-moment it tries to write on each server that there is, so that whichever takes a write shows in the history.
+Each table that moves has headrace's guard. The application does not know who owns what: it tries to write on every
+server at every moment, so that the history shows each server that accepts a write.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ SEC: Final = "gitlab_sec"
 SHARED: Final = "gitlab_shared"
 
 TABLES: Final = {MAIN: "container_repositories", CI: "ci_builds", SEC: "vulnerabilities"}
-"""Gitlab schema → its table; what can move."""
+"""Gitlab schema → its table, for the schemas that can move."""
 VALUE: Final = {
     MAIN: ("name", "migration_state", "migration_skipped_reason"),
     CI: ("name",),
     SEC: ("name",),
 }
-"""Gitlab schema → the columns that are a row's value in the history and in the topic."""
+"""Gitlab schema → the columns that make up a row's value in the history and in the topic."""
 
 _ISOLATION: Final = (*[IsolationLevel.READ_COMMITTED] * 4, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE)
 _KEYS: Final = 60
 _FIRST: Final = 24
-"""Keys that are there from the beginning."""
+"""Keys that exist from the start."""
 _PAUSE: Final = (0.01, 0.05)
 _PLAIN = "CREATE TABLE public.{} (id bigint PRIMARY KEY, name text NOT NULL)"
 
 
 def build(connection: psycopg.Connection[Any]) -> None:
-    """Make the database `first`, which owns everything."""
+    """Build the database `first`, which owns everything."""
     for statement in (
         (ROOT / "infra" / "postgres" / "control.sql").read_text(),
         "INSERT INTO headrace.database (name) VALUES ('first')",
@@ -67,7 +67,7 @@ def build(connection: psycopg.Connection[Any]) -> None:
 
 
 def filled() -> dict[Key, str]:
-    """Return the value of each row that `build` makes."""
+    """Return the value of each row that `build` inserts."""
     found: dict[Key, str] = {}
     for key in range(1, _FIRST + 1):
         state = "import_skipped/2" if key % 3 else "default/"
@@ -124,7 +124,7 @@ _WRITES: Final[dict[str, tuple[tuple[float, str], ...]]] = {
         ),
     ),
 }
-"""Gitlab schema → statements, each with its share."""
+"""Gitlab schema → statements, each with its probability."""
 
 
 class Writer:
@@ -135,7 +135,7 @@ class Writer:
     ) -> None:
         self.side = side
         self.taken = dict.fromkeys((*TABLES, SHARED), 0)
-        """Gitlab schema → transactions that were committed."""
+        """Gitlab schema → number of committed transactions."""
         self.error: BaseException | None = None
         self._dsn = dsn
         self._draw = random.Random(seed)
@@ -146,10 +146,10 @@ class Writer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it; raises what ended it before."""
+        """Stop the session; raise the error that ended it earlier, if any."""
         self._stop.set()
         self._thread.join(PATIENCE)
-        assert not self._thread.is_alive(), f"the application's session on {self.side} does not end"
+        assert not self._thread.is_alive(), f"the application's session on {self.side} did not end"
         if self.error is not None:
             raise self.error
 

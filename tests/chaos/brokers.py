@@ -1,9 +1,9 @@
-"""A producer on three brokers, of which one at a time is killed, hangs or is restarted, under a steady load.
+"""A producer on three brokers, one of which at a time is killed, frozen or restarted under a steady load.
 
-Triggers keep a history of every row that a committed transaction changed. Afterwards each of these changes is in the
-topic once, in the order of its transaction, at a position of its own, and nothing else is: the end state alone could
-hide a change that a later one covers. The producer must not have ended. What a reader saw meanwhile is printed: how
-late a change came, how many came in a second, and how long none did.
+Triggers keep a history of every row that a committed transaction changed. Afterwards the topic must have each change
+once, in transaction order, at its own position, and nothing else: the end state alone could hide a change that a later
+one overwrites. The producer must not have ended. The round prints what a reader saw meanwhile: latency, throughput,
+and the longest gap.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from tests.producers.sources import Source, settings_for, topic_of
 _TABLE: Final = "public.t"
 _PARTITIONS: Final = 4
 _CALM_SECONDS: Final = 3.0
-_TOLD: Final = re.compile(r"^(?=.*Kafka kept the producer waiting).*\bseconds\W+([\d.]+)", re.MULTILINE)
+_STALLS: Final = re.compile(r"^(?=.*Kafka kept the producer waiting).*\bseconds\W+([\d.]+)", re.MULTILINE)
 
 
 @dataclass
 class Phase:
-    """What a reader saw while one thing happened."""
+    """What a reader saw during one event."""
 
     name: str
     began: float
     seconds: float = 0.0
     delays: list[float] = field(default_factory=list)
-    """Of each change that arrived: the time from its commit to the reader, in seconds."""
+    """For each change that arrived: the time from its commit to the reader, in seconds."""
     gap: float = 0.0
-    """The longest time in which none arrived."""
+    """The longest time without a change."""
 
 
 class Reader:
@@ -61,7 +61,7 @@ class Reader:
     def __init__(self, settings: Settings, topic: str) -> None:
         self.phases: list[Phase] = []
         self.newest = 0.0
-        """When the newest change that was read had committed, in seconds since 1970."""
+        """Commit time of the newest change read, in seconds since the epoch."""
         self.error: BaseException | None = None
         self._settings, self._topic = settings, topic
         self._stop = threading.Event()
@@ -70,14 +70,14 @@ class Reader:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Count what arrives inside to a phase of that name."""
+        """Count what arrives inside the block towards a phase with that name."""
         phase = Phase(name, time.time())
         self.phases.append(phase)
         yield phase
         phase.seconds = time.time() - phase.began
 
     def past(self, moment: float) -> Callable[[], bool]:
-        """Return a condition: a change that was committed after that moment has arrived."""
+        """Return a condition: a change committed after that moment has arrived."""
 
         def passed() -> bool:
             if self.error is not None:
@@ -137,50 +137,50 @@ class World:
         return _there(lambda: leader(self.brokers, topic_of(self.source.settings, _TABLE)))
 
     def follower(self) -> int:
-        """Return a broker that is not the coordinator, and does not lead the positions if there is such a one."""
+        """Return a broker that is not the coordinator, and preferably does not lead the positions topic."""
         others = [number for number in self.brokers.brokers if number != self.coordinator()]
         positions = leader(self.brokers, positions_topic(self.source.settings.prefix))
         return next((number for number in others if number != positions), others[0])
 
     def killed(self, number: int) -> None:
-        """Kill a broker, see the changes come in spite of that, and start it again."""
+        """Kill a broker, wait until changes arrive without it, and start it again."""
         broker = self.brokers.brokers[number]
         broker.kill()
-        self._goes_on()
+        self._wait_for_changes()
         broker.start()
 
     def frozen(self, number: int) -> None:
-        """Let a broker hang, see the changes come in spite of that, and let it continue."""
+        """Freeze a broker, wait until changes arrive without it, and resume it."""
         broker = self.brokers.brokers[number]
         broker.freeze()
         try:
-            self._goes_on()
+            self._wait_for_changes()
         finally:
             broker.thaw()
 
     def rolled(self) -> None:
-        """Restart one broker after the other, each when all are in sync."""
+        """Restart the brokers one after another, each when all are in sync."""
         for broker in self.brokers.brokers.values():
             broker.restart()
             until(lambda: all_in_sync(self.brokers), "all replicas to be in sync")
 
-    def _goes_on(self) -> None:
-        until(self.reader.past(time.time()), "a change that was committed behind the fault")
+    def _wait_for_changes(self) -> None:
+        until(self.reader.past(time.time()), "a change committed after the fault")
         self.process.check()
 
 
 FAULTS: Final[dict[str, Callable[[World], None]]] = {
-    "the coordinator of the transactions is killed": lambda world: world.killed(world.coordinator()),
+    "the transaction coordinator is killed": lambda world: world.killed(world.coordinator()),
     "a leader hangs": lambda world: world.frozen(world.leader()),
     "a leader is killed": lambda world: world.killed(world.leader()),
     "a follower hangs": lambda world: world.frozen(world.follower()),
-    "the coordinator of the transactions hangs": lambda world: world.frozen(world.coordinator()),
+    "the transaction coordinator hangs": lambda world: world.frozen(world.coordinator()),
     "a rolling restart": World.rolled,
 }
 
 
 def play_for(stack: Stack, directory: Path, seed: int, seconds: float) -> dict[str, Any]:
-    """Play the faults in random order, each at least once if the time suffices, and print what a reader saw."""
+    """Play the faults in random order, each at least once if time permits, and print what a reader saw."""
     draw = random.Random(seed)
     deadline = time.monotonic() + seconds
 
@@ -195,7 +195,7 @@ def play_for(stack: Stack, directory: Path, seed: int, seconds: float) -> dict[s
 
 
 def play(stack: Stack, directory: Path, seed: int, names: Iterator[str | bool]) -> tuple[dict[str, Any], list[Phase]]:
-    """Play the faults of these names; raises AssertionError where a change was lost, doubled or out of order."""
+    """Play the named faults; raises AssertionError if a change was lost, doubled or out of order."""
     prefix = f"b{seed}x{random.randrange(16**6):06x}"
     dsn = stack.postgres.create_database(prefix)
     try:
@@ -221,15 +221,15 @@ def play(stack: Stack, directory: Path, seed: int, names: Iterator[str | bool]) 
                         until(lambda: all_in_sync(brokers), "all replicas to be in sync")
                 source.caught_up(process.check)
                 reader.stop()
-                told = [float(found) for found in _TOLD.findall(process.log.read_text())]
+                stalls = [float(found) for found in _STALLS.findall(process.log.read_text())]
             records = read_topic(settings, topic_of(settings, _TABLE))
             _prove(source, records)
             story = {
                 "transactions": work.transactions,
                 "changes": sum(record.event is not None for record in records),
                 "faults": len(reader.phases) - 1,
-                "stalls told": len(told),
-                "longest": max(told, default=0.0),
+                "logged stalls": len(stalls),
+                "longest": max(stalls, default=0.0),
             }
             return story, reader.phases
     finally:
@@ -238,13 +238,13 @@ def play(stack: Stack, directory: Path, seed: int, names: Iterator[str | bool]) 
 
 def _prove(source: Source, records: list[Record]) -> None:
     found = list(faults(source.connection, records))
-    assert not found, f"{len(found)} faults, such as: {'; '.join(found[:5])}"
+    assert not found, f"{len(found)} faults, for example: {'; '.join(found[:5])}"
     source.require_equal(_TABLE)
 
 
 def table(phases: list[Phase]) -> Table:
-    """Return what the reader saw, a line a phase."""
-    shown = Table(title="A change's way from its commit to a reader of its topic, while of three brokers …")
+    """Return what the reader saw, one row per phase."""
+    shown = Table(title="From a change's commit to a reader of its topic, while one of three brokers …")
     shown.add_column("what happened")
     for column in ("seconds", "changes/s", "p50 ms", "p99 ms", "longest gap s"):
         shown.add_column(column, justify="right")

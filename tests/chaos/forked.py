@@ -1,7 +1,7 @@
-"""headrace's commands as processes that are forked from one that has everything imported: ready in some milliseconds.
+"""headrace's commands as processes forked from one that has everything imported: they start within milliseconds.
 
-Each is a process of its own, with the command line that a user types, and dies by signals as one that was started from
-a shell does.
+Each is a separate process with the command line that a user types, and reacts to signals like one started from a
+shell.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _become(
     environment: dict[str, str],
     prepare: Callable[[], None] | None,
 ) -> None:
-    """Be the command, in the forked process."""
+    """Run the command in the forked process."""
     for path, number in ((output, 1), (errors, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(file, number)
@@ -45,17 +45,17 @@ def _become(
     if prepare is not None:
         prepare()
     sys.argv = ["headrace", *arguments]
-    # Imported by the server of forks before.
+    # Already imported by the fork server.
     import consumers.delivery.group  # noqa: PLC0415
     import headrace  # noqa: PLC0415
 
-    # A consumer that is killed keeps its partitions until then; after many kills several such times follow each other.
+    # A killed consumer keeps its partitions until then; after many kills several such timeouts add up.
     vars(consumers.delivery.group)["SESSION_TIMEOUT_MS"] = _SESSION_MS
     headrace.main()
 
 
 class Command:
-    """A headrace command under way; its output and its errors are in two files that it shares with no other."""
+    """A running headrace command; its standard output and error go to two files of its own."""
 
     _made = 0
 
@@ -66,7 +66,7 @@ class Command:
         environment: Mapping[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
-        """`prepare` is called in the new process before anything else; it is a function of a module, or a partial."""
+        """`prepare` is called first in the new process; it has to be a module-level function or a partial of one."""
         Command._made += 1
         self.arguments = arguments
         words = "-".join(word for word in arguments[:3] if not word.startswith(("-", "/")))
@@ -89,23 +89,23 @@ class Command:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Return the exit code, minus the signal that ended it, None while it runs."""
+        """Return the exit code, minus the signal number if killed, None while it runs."""
         with self._lock:
             return self._process.exitcode
 
     def wait(self, seconds: float = PATIENCE) -> int | None:
-        """Return the exit code once it has ended, None if it has not meanwhile."""
+        """Return the exit code once it has ended, None on timeout."""
         connection.wait([self._process.sentinel], seconds)
         return self.poll()
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal if the process still runs."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def wait_until_said(self, text: str, seconds: float) -> None:
-        """Wait until its log has a text, or it has ended."""
+    def wait_until_logged(self, text: str, seconds: float) -> None:
+        """Wait until its log contains a text, or the process has ended."""
         deadline = time.monotonic() + seconds
         while text not in self.errors and self.poll() is None and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
@@ -120,7 +120,7 @@ class Command:
 
     @property
     def message(self) -> str:
-        """The last line of what it said on standard error."""
+        """The last line on standard error."""
         return next((line for line in reversed(self.errors.splitlines()) if line.strip()), "")
 
     def json(self) -> Any:
@@ -128,12 +128,12 @@ class Command:
 
 
 class Service:
-    """A command that is started again whenever it ends, as a service manager does it."""
+    """A command that is restarted whenever it ends, as by a service manager."""
 
     def __init__(self, directory: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> None:
         self.arguments = arguments
         self.ends: list[tuple[float, int | None, str]] = []
-        """Of each process: when it ended, its exit code, and its last line."""
+        """For each process that ended: the time, its exit code, and its last line."""
         self._directory = directory
         self._prepare = prepare
         self._stop = threading.Event()
@@ -144,17 +144,17 @@ class Service:
 
     @property
     def command(self) -> Command | None:
-        """The present process, or the last one."""
+        """The current process, or the last one."""
         return self._command
 
     def kill(self) -> None:
-        """End it without warning; it comes back."""
+        """Kill the process; it is restarted."""
         if self._command is not None:
             self._command.send(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end, and do not start it again."""
-        with self._starting:  # none is started behind the one that is ended here
+        """Stop the process, and do not restart it."""
+        with self._starting:  # so that no process is started after the one stopped here
             self._stop.set()
         if self._command is not None:
             self._command.send(signal.SIGTERM)

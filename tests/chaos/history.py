@@ -1,6 +1,6 @@
-"""A history of every write, kept by triggers, and of every move of the ledger, from the WAL; and its faults.
+"""A history of every write, kept by triggers, and of every ledger move, from the WAL; and the faults in it.
 
-Pure but for reading it: what was found is judged here, so that each fault can be shown to be found.
+Pure apart from reading the history, so that tests can show that each fault is found.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HISTORY: Final = """
 
 
 class Poll(NamedTuple):
-    """What status said of a migration; `ended` is when it had said so."""
+    """What status reported for a migration; `ended` is when the answer had arrived."""
 
     migration: str
     state: str
@@ -61,7 +61,7 @@ class Effect(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event that wants its row changed: when its transaction committed, and when the producer had it."""
+    """An event that requires its row to be changed; when its transaction committed, and when the producer read it."""
 
     partition: int
     offset: int
@@ -70,7 +70,7 @@ class Event(NamedTuple):
 
 
 class Moves:
-    """The moves of one migration's ledger, in order; `fault` is None when each offset was passed once."""
+    """The moves of one migration's ledger, in order; `fault` is None if each offset was passed once."""
 
     def __init__(self) -> None:
         self.fault: str | None = None
@@ -80,7 +80,7 @@ class Moves:
         known = self._moves[partition]
         expected = known[-1][0] if known else None
         if run != 1 or old != expected or (old is not None and new <= old) or (old is None and new != 0):
-            self.fault = f"run {run} of partition {partition} went from {old} to {new}, after {expected}"
+            self.fault = f"run {run} of partition {partition} moved from {old} to {new}, not from {expected}"
         known.append((new, xid))
 
     def over(self, partition: int, offset: int) -> int | None:
@@ -93,7 +93,7 @@ class Moves:
 
 
 class History:
-    """What the triggers logged, and the WAL says of the ledger."""
+    """What the triggers logged, and the ledger's moves from the WAL."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.effects: dict[str, dict[int, list[Effect]]] = defaultdict(lambda: defaultdict(list))
@@ -114,7 +114,7 @@ class History:
 
 
 class Fault(NamedTuple):
-    """A promise that was broken, and for which row or partition."""
+    """A broken promise, and the row or partition it concerns."""
 
     kind: str
     what: str
@@ -128,32 +128,32 @@ def find_faults(
     moves: Moves,
     finished: Sequence[Poll],
 ) -> Iterator[Fault]:
-    """Yield what is wrong with one migration.
+    """Yield the faults of one migration.
 
-    `wanted` are the keys of the rows that are to be changed, each once, from the first of `states` to the second;
-    `events` those of the topic that want it, `effects` the writes of the migration, both by key; `finished` the answers
-    of status that said that nothing is left.
+    `wanted` are the keys of the rows that have to be changed once each, from the first of `states` to the second;
+    `events` are the events that require it and `effects` the migration's writes, both by key; `finished` are the status
+    reports that said that nothing is left.
     """
     if moves.fault is not None:
-        yield Fault("a move of the ledger", moves.fault)
+        yield Fault("ledger did not move forward", moves.fault)
     for key in sorted(key for key, done in effects.items() if done and key not in wanted):
-        yield Fault("changed, and not wanted", str(key))
+        yield Fault("changed but not wanted", str(key))
     for key in sorted(wanted):
-        told, done = events.get(key, ()), effects.get(key, ())
-        if len(told) != 1:
-            yield Fault("not exactly one event", f"{key} has {len(told)}")
+        matching, done = events.get(key, ()), effects.get(key, ())
+        if len(matching) != 1:
+            yield Fault("not exactly one event", f"{key} has {len(matching)} events")
         if len(done) != 1:
             yield Fault("not changed once", f"{key} changed {len(done)} times")
         for effect in done:
             if (effect.old, effect.new) != states:
                 yield Fault("changed wrongly", f"{key} from {effect.old} to {effect.new}")
-        for event in told:
+        for event in matching:
             passed = moves.over(event.partition, event.offset)
             if done and passed != done[0].xid:
                 yield Fault(
                     "passed by another transaction",
                     f"{key}: changed by {done[0].xid}, its event {event.partition}@{event.offset} passed by {passed}",
                 )
-            said = next((poll for poll in finished if poll.ends.get(event.partition, 0) > event.offset), None)
-            if said is not None and (not done or done[0].at > said.ended):
-                yield Fault("status said that nothing is left", f"{key} was")
+            report = next((poll for poll in finished if poll.ends.get(event.partition, 0) > event.offset), None)
+            if report is not None and (not done or done[0].at > report.ended):
+                yield Fault("status reported caught up too early", f"{key} was")

@@ -1,6 +1,6 @@
-"""Members that join, leave and are killed at random while the broker restarts, with rows to change coming all the time.
+"""Consumers join, leave and are killed at random while the broker restarts and rows to change keep coming.
 
-Afterwards each of them was changed once: the log of a trigger and the ledger say so.
+Afterwards a trigger's log and the ledger must show that each row was changed once.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tests.consumers.services import PATIENCE, until
 _OTHERS = ("import_skipped", 5)
 _ROWS_A_MOVE = 120
 _BACKLOG = 3 * _ROWS_A_MOVE
-"""The next move waits until no more events than these are left to do."""
+"""The next move waits until at most this many events are left."""
 _PACE: Mapping[str, Any] = {"batch_size": 60, "sub_batch_size": 4, "adaptive": False, "pause_ms": 5}
-"""Small transactions, so that a member has always something in hand when it is made to go."""
+"""Small transactions, so that a consumer is always mid-work when it is stopped."""
 
 
 class Crowd:
-    """The members that are alive, as processes; those that left in order must have said nothing wrong."""
+    """The running consumers, as processes; those stopped in order must have logged no error."""
 
     def __init__(self, config: Path, most: int) -> None:
         self.alive: list[subprocess.Popen[str]] = []
@@ -46,21 +46,21 @@ class Crowd:
         self._most = most
 
     def move(self, draw: random.Random) -> None:
-        """Let one join, leave or die."""
+        """Start, stop or kill one consumer."""
         kind = draw.random()
         if not self.alive or (kind < 0.6 and len(self.alive) < self._most):
             self.join()
         elif kind < 0.8:
-            self.leave(self._one_of_the_older(draw))
+            self.leave(self._pop_older(draw))
         else:
-            self.kill(self._one_of_the_older(draw))
+            self.kill(self._pop_older(draw))
 
-    def _one_of_the_older(self, draw: random.Random) -> subprocess.Popen[str]:
-        """Take out one that has had time to begin."""
+    def _pop_older(self, draw: random.Random) -> subprocess.Popen[str]:
+        """Remove and return a consumer that has had time to start."""
         return self.alive.pop(draw.randrange((len(self.alive) + 1) // 2))
 
     def tend(self) -> None:
-        """Take out those that have ended by themselves, and see that somebody is there."""
+        """Remove consumers that ended by themselves, and keep at least one running."""
         for member in [each for each in self.alive if each.poll() is not None]:
             self.alive.remove(member)
             self.leave(member)
@@ -68,15 +68,15 @@ class Crowd:
             self.join()
 
     def join(self) -> None:
-        """Start one."""
+        """Start a consumer."""
         self.alive.append(start_impatient_member(self._config))
         self.counts["joined"] += 1
 
     def leave(self, member: subprocess.Popen[str]) -> None:
-        """Stop one in order; one that found no broker when it started has ended by itself, and said so."""
+        """Stop a consumer in order; one that found no broker at its start has ended by itself with an error."""
         member.send_signal(signal.SIGTERM)
         _, log = member.communicate(timeout=PATIENCE)
-        if member.returncode == -signal.SIGTERM:  # it had not begun, or was ending by itself
+        if member.returncode == -signal.SIGTERM:  # it had not started working, or was ending by itself
             assert "Traceback" not in log, log
             self.counts["killed"] += 1
         elif member.returncode == 1 and "headrace: error: Kafka at" in log:
@@ -87,25 +87,25 @@ class Crowd:
             self.counts["left"] += 1
 
     def kill(self, member: subprocess.Popen[str]) -> None:
-        """End one without warning."""
+        """Kill a consumer."""
         member.kill()
         member.communicate()
         self.counts["killed"] += 1
 
     def close(self) -> None:
-        """End all."""
+        """Kill all consumers."""
         for member in self.alive:
             member.kill()
             member.communicate()
 
 
 def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
-    """Play the long form: ten members at most, two restarts of the broker."""
+    """Play the long form: at most ten consumers, two broker restarts."""
     return play(stack, directory, seed, most=10, moves=60, restarts=2)
 
 
 def play(stack: Stack, directory: Path, seed: int, *, most: int, moves: int, restarts: int) -> dict[str, Any]:
-    """Play one round with at most so many members; return what happened. Raises AssertionError where it went wrong."""
+    """Play one round with at most `most` consumers; return a summary. Raises AssertionError on failure."""
     draw = random.Random(seed)
     name = f"m{seed}x{random.randrange(16**6):06x}"
     dsn = stack.postgres.create_database(name)
@@ -140,19 +140,19 @@ def play(stack: Stack, directory: Path, seed: int, *, most: int, moves: int, res
                 _until_settled(connection, crowd, events - _BACKLOG)
             crowd.join()
             _until_settled(connection, crowd, events)
-            until(lambda: _state(feed) == "caught_up", "the ledger is at the topic's end")
+            until(lambda: _state(feed) == "caught_up", "the ledger to reach the topic's end")
             while crowd.alive:
                 crowd.leave(crowd.alive.pop())
             _prove(connection, wanted, events)
         return {"seed": seed, **crowd.counts, "broker restarts": restarts, "changed": wanted, "events": events}
     finally:
         crowd.close()
-        stack.kafka.start()  # it runs, unless a restart has failed: other tests have the same one
+        stack.kafka.start()  # a no-op unless a restart failed: other tests share this broker
         stack.postgres.drop_database(name)
 
 
 def _restart(stack: Stack, crowd: Crowd, draw: random.Random) -> None:
-    """Restart the broker, in order or by SIGKILL, while members go on coming and going."""
+    """Restart the broker, in order or by SIGKILL, while consumers come and go."""
     if draw.random() < 0.5:
         stack.kafka.kill()
     with ThreadPoolExecutor(1) as pool:
@@ -168,13 +168,15 @@ def _until_settled(connection: psycopg.Connection[Any], crowd: Crowd, events: in
         crowd.tend()
         return _settled(connection) >= events
 
-    until(settled, f"the ledger counts {events} events")
+    until(settled, f"the ledger to count {events} events")
 
 
 def _settled(connection: psycopg.Connection[Any]) -> int:
     if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
         return 0
-    row = connection.execute("SELECT coalesce(sum(applied + skipped + parked), 0) FROM headrace.progress").fetchone()
+    row = connection.execute(
+        "SELECT coalesce(sum(applied + skipped + dead_letters), 0) FROM headrace.progress"
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -185,14 +187,14 @@ def _state(feed: Feed) -> str:
 
 
 def _prove(connection: psycopg.Connection[Any], wanted: int, events: int) -> None:
-    """Fail unless each row that should change was changed once, and each event counted once."""
+    """Fail unless each wanted row was changed once, and each event was counted once."""
     writes = connection.execute("SELECT id, old_state, new_state, application FROM writes").fetchall()
-    assert len({key for key, *_ in writes}) == len(writes) == wanted, f"{len(writes)} writes, of {wanted} rows"
+    assert len({key for key, *_ in writes}) == len(writes) == wanted, f"{len(writes)} writes for {wanted} rows"
     assert {tuple(rest) for _, *rest in writes} == {("import_skipped", "default", "headrace consume skip_resets")}
     left = connection.execute(
         "SELECT count(*) FROM container_repositories"
         " WHERE migration_state = 'import_skipped' AND migration_skipped_reason = 2"
     ).fetchone()
     assert left == (0,)
-    sums = connection.execute("SELECT sum(applied), sum(skipped), sum(parked) FROM headrace.progress").fetchone()
+    sums = connection.execute("SELECT sum(applied), sum(skipped), sum(dead_letters) FROM headrace.progress").fetchone()
     assert sums == (wanted, events - wanted, 0), sums

@@ -1,7 +1,7 @@
-"""Repositories on disk without a record, two walks and two members at once, one of them killed: each gets one record.
+"""Repositories on disk without a record, two walks and two consumers at once, one of them killed: each gets one record.
 
 `python -m tests.chaos.missing_records [--repositories N] [--schema old|new]` prints one JSON object a line: name,
-value, unit; and ends with exit code 1 when anything but the missing records was written, or one of them twice.
+value, unit. Exit code 1 means that something other than the missing records was written, or one of them twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.consumers.praefect_database import SCHEMAS, checksum, flags, has_ids,
 from tests.producers.storages import hashed, repository
 
 PATIENCE = 1800.0
-"""Seconds until it gives up; nothing is asserted about it."""
+"""Timeout in seconds; nothing is asserted about it."""
 
 Report = Callable[[str, float, str], None]
 End = Callable[[subprocess.Popen[bytes]], None]
@@ -36,9 +36,9 @@ End = Callable[[subprocess.Popen[bytes]], None]
 def play(
     stack: Stack, directory: Path, repositories: int, schema: str, report: Report, end: End = subprocess.Popen.kill
 ) -> None:
-    """Import `repositories`, three of ten of which have records; raises AssertionError where a promise is broken.
+    """Import `repositories`, three in ten of which have records; raises AssertionError if a promise is broken.
 
-    `end` ends one of the two members when half of it is done; another takes its place.
+    `end` ends one of the two consumers halfway; another replaces it.
     """
     paths = [hashed(project) for project in range(repositories)]
     known, missing = paths[: repositories * 3 // 10], paths[repositories * 3 // 10 :]
@@ -53,7 +53,7 @@ def play(
         connection.execute(SCHEMAS[schema])
         _track(connection, known)
         before = checksum(connection, known)
-        with listening(dsn) as (_, told), _processes(config) as start:
+        with listening(dsn) as (_, received), _processes(config) as start:
             members = [start("consume", "missing_records") for _ in range(2)]
             began = time.perf_counter()
             walks = [start("produce", "default") for _ in range(2)]
@@ -61,23 +61,23 @@ def play(
             end(members[0])
             start("consume", "missing_records")
             codes = [walk.wait(PATIENCE) for walk in walks]
-            report("from the walks' start to their end", repositories / (time.perf_counter() - began), "repositories/s")
-            # The one that took over went to its end, unless both took over from each other: then the service walks.
+            report("start to end of the walks", repositories / (time.perf_counter() - began), "repositories/s")
+            # The walk that took over finished, unless both took over from each other: then the service walks.
             assert set(codes) <= {0, 3}, f"the walks ended with {codes}"
             assert start("produce", "default", "--until-imported").wait(PATIENCE) == 0
             assert flags(connection) == {"default": True}
-            report("from the walks' start to the flag", repositories / (time.perf_counter() - began), "repositories/s")
-            listener = told()
-            assert members[1].poll() is None, "a member ended by itself"
-            assert start("verify", "missing_records").wait(PATIENCE) == 0, "headrace verify does not agree"
-        assert checksum(connection, known) == before, "records that were there were changed"
+            report("start of the walks to the flag", repositories / (time.perf_counter() - began), "repositories/s")
+            listener = received()
+            assert members[1].poll() is None, "a consumer ended by itself"
+            assert start("verify", "missing_records").wait(PATIENCE) == 0, "headrace verify found something left to do"
+        assert checksum(connection, known) == before, "existing records were changed"
         assert sorted(written(connection)) == sorted(f"INSERT {path}" for path in missing), "not each missing one once"
-        assert records(connection).keys() == set(paths), "the records are not those of the storage"
+        assert records(connection).keys() == set(paths), "the records differ from the storage"
         hosted = hosts(connection)
         assert all(hosted[path] == {"gitaly-0": 0} for path in missing), "a record without its storage"
-        assert sorted(listener.paths()) == sorted(missing), "Praefect was not told of each missing one once"
-        assert listener.longest < 8_000, f"a notification has {listener.longest} bytes"
-        assert written(connection, "virtual_storages") == ["INSERT default"], "the flag was not set once"
+        assert sorted(listener.paths()) == sorted(missing), "Praefect was not notified of each once"
+        assert listener.longest < 8_000, f"a notification is {listener.longest} bytes long"
+        assert written(connection, "virtual_storages") == ["INSERT default"], "the flag was not set exactly once"
     report("records made", len(missing), "records")
     report("notifications", len(listener.payloads), "notifications")
     report("longest notification", listener.longest, "bytes")
@@ -99,7 +99,7 @@ def _settings(stack: Stack, prefix: str, dsn: str, storage: Path) -> dict[str, A
 
 
 def _track(connection: psycopg.Connection[Any], paths: Sequence[str]) -> None:
-    """Record many repositories at once, without telling anybody."""
+    """Insert records for many repositories at once, without notifications."""
     replica = ", replica_path" if has_ids(connection) else ""
     repository_id = ", repository_id" if has_ids(connection) else ""
     connection.execute("SET session_replication_role = replica")
@@ -125,7 +125,7 @@ def _count(connection: psycopg.Connection[Any]) -> int:
 
 @contextmanager
 def _processes(config: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Give a function that starts a command; all that were started are stopped at the end."""
+    """Yield a function that starts a command; all started commands are stopped at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -147,7 +147,7 @@ def _until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     pause = threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
         pause.wait(0.2)
 
 

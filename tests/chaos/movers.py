@@ -1,4 +1,4 @@
-"""Members of `rehash_moves` that are killed again and again, until all is moved one way."""
+"""Consumers of `rehash_moves` that are killed repeatedly until everything is moved in one direction."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def move_under_kills(
     plant: str = "",
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Move all in one direction; return how many members were killed while something was left to move, `most` or less.
+    """Move everything in one direction; return how many consumers were killed with work left to do, at most `most`.
 
-    A member is killed at a random moment, or at a step of its work drawn by lot. `plant` is a fault that they have
-    (tests/consumers/gitserver/faults.py). `meanwhile` is called all the time, and ends it by raising. Raises
-    AssertionError when it does not go on.
+    A consumer is killed at a random moment, or at a random step of its work. `plant` is a fault that the consumers have
+    (tests/consumers/gitserver/faults.py). `meanwhile` is called continuously, and stops the moves by raising. Raises
+    AssertionError when the moves make no progress.
     """
     members: list[Any] = []
     killed = 0
     deadline = time.monotonic() + _PATIENCE_SECONDS
     try:
         while not _is_done(world, direction):
-            assert time.monotonic() < deadline, f"it does not go on: {world.states()}"
+            assert time.monotonic() < deadline, f"the moves make no progress: {world.states()}"
             meanwhile()
             for each in [each for each in members if not each.is_alive()]:
                 killed += each.exitcode == -SIGKILL
@@ -86,7 +86,7 @@ def move_under_kills(
 
 
 def _member(config: str, direction: str, plant: str, point: str, number: int) -> None:
-    """Move until there is nothing left to do; with a point, be killed there."""
+    """Move until nothing is left to do; with `point`, get killed there."""
     vars(worker)["_SLOW_SECONDS"] = 0.01
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

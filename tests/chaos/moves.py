@@ -1,9 +1,9 @@
-"""`make chaos ONLY=moves`: repositories move while they are read and pushed to, and members are killed.
+"""`make chaos ONLY=moves`: repositories move while they are read and pushed to, and consumers are killed.
 
-Readers resolve and open repositories all the time, and none may ever fail to find one whole. A writer pushes to
-wherever a repository's home is. Members are killed by SIGKILL, spread over the whole migration. At the end there is one
-copy of each repository, at its new home, whole, with the refs that it had and all that was pushed.
-`python -m tests.chaos.moves` plays once, with as many repositories and kills as one likes.
+Readers resolve and open repositories all the time, and must always find each one whole. A writer pushes to each
+repository's current home. Consumers are killed by SIGKILL throughout the migration. At the end there is one copy of
+each repository, at its new home, whole, with the refs that it had and everything that was pushed.
+`python -m tests.chaos.moves` plays once, with any number of repositories and kills.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _READERS: Final = 4
 _HELPERS: Final = (*(("reader", number) for number in range(_READERS)), ("writer", 0))
 _MEMBERS: Final = 2
 _PAUSE_SECONDS: Final = 0.005
-"""Between two reads of a reader, so that they leave the machine some time to move what they read."""
+"""Pause between two reads of a reader, which leaves the machine time to move repositories."""
 _GRACE_SECONDS: Final = 3.0
 _BY_GIT: Final = 25
-"""Every so manieth time a reader opens a repository by git itself; else it reads the files that git would."""
+"""A reader opens a repository with git every this many reads; otherwise it reads the files that git would."""
 
 
 @dataclass
@@ -70,23 +70,23 @@ class Ordeal:
 
     def helper(self, kind: str, seed: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.chaos.moves", f"--{kind}", str(self.config), "--seed", str(seed)]
-        with (self.directory / f"{kind}-{seed}.json").open("wb") as said:
-            return self._started(command, stdout=said)
+        with (self.directory / f"{kind}-{seed}.json").open("wb") as output:
+            return self._started(command, stdout=output)
 
-    def said(self, kind: str, seed: int) -> dict[str, Any]:
+    def output(self, kind: str, seed: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.directory / f"{kind}-{seed}.json").read_text())
         return found
 
     def begun(self, kind: str, seed: int) -> bool:
-        """Return whether a helper has done its first piece of work."""
+        """Return whether a helper process has done its first piece of work."""
         return (self.directory / f"{kind}-{seed}.begun").exists()
 
     def settled(self) -> int:
-        """Return how many repositories are moved, as far as the database answers."""
+        """Return how many repositories are moved; only the database's last answer counts."""
         return self._count("SELECT count(*) FROM headrace.rehash_moves WHERE state = 'settled'")
 
     def finished(self) -> bool:
-        """Return whether every partition is."""
+        """Return whether every partition is finished."""
         return self._count("SELECT count(*) FROM headrace.rehash_cursors WHERE finished") == PARTITIONS
 
     def _count(self, query: str) -> int:
@@ -105,16 +105,16 @@ class Ordeal:
 
 
 def play_round(stack: Stack, directory: Path, seed: int) -> Mapping[str, Any]:
-    """Play with 100 repositories, ten members killed and one crash of the database server."""
+    """Play with 100 repositories, ten killed consumers and one crash of the database server."""
     return play(stack, directory, seed, crashes=1)
 
 
 def play(
     stack: Stack, directory: Path, seed: int, *, repositories: int = 100, kills: int = 10, crashes: int = 0
 ) -> Mapping[str, Any]:
-    """Play once and return what happened. Raises AssertionError when a promise was broken.
+    """Play once and return a summary. Raises AssertionError if a promise was broken.
 
-    `crashes` is how often the database server is killed too: the stack has to be the caller's own then.
+    `crashes` is how often the database server is killed too, which needs a stack of the caller's own.
     """
     chance = random.Random(seed)
     ordeal = _prepared(stack, Path(tempfile.mkdtemp(prefix=f"moves-{seed}-", dir=directory)), repositories)
@@ -144,8 +144,8 @@ def play(
         for each in ordeal.processes:
             each.kill()
             each.wait()
-    readings = [ordeal.said("reader", number) for number in range(_READERS)]
-    pushed = ordeal.said("writer", 0)["pushed"]
+    readings = [ordeal.output("reader", number) for number in range(_READERS)]
+    pushed = ordeal.output("writer", 0)["pushed"]
     _judge(ordeal, readings, pushed)
     return {
         "repositories": repositories,
@@ -192,7 +192,7 @@ def _wait(condition: Callable[[], bool], ordeal: Ordeal, seconds: float = 900.0)
     deadline = time.monotonic() + seconds
     while not condition():
         log = ordeal.directory / "log"
-        assert time.monotonic() < deadline, f"it does not go on: {log.read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"no progress: {log.read_text()[-2000:]}"
         time.sleep(0.1)
 
 
@@ -211,8 +211,8 @@ def _judge(ordeal: Ordeal, readings: list[dict[str, Any]], pushed: dict[str, dic
         assert dict(rows.fetchall()) == {name: rendezvous_home(name, NODES) for name in ordeal.names}
 
 
-class _Told:
-    """Whether the process was told to stop."""
+class _StopSignal:
+    """Whether the process was asked to stop."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -223,15 +223,15 @@ class _Told:
 
 
 def read(config: Path, seed: int) -> None:
-    """Resolve and open repositories until told to stop; print how many, and what failed."""
-    told, chance = _Told(), random.Random(seed)
+    """Resolve and open repositories until asked to stop; print how many, and what failed."""
+    stop_signal, chance = _StopSignal(), random.Random(seed)
     settings = load_settings(config)
     disks = Disks(config.parent / "disks")
     expected: dict[str, dict[str, str]] = json.loads((config.parent / "expected.json").read_text())
     names = list(expected)
     opened, failures = 0, []
     with closing(Router(settings.database("main").dsn.get_secret_value(), settings.gitserver)) as router:
-        while not told.stop:
+        while not stop_signal.stop:
             name = chance.choice(names)
             problems = []
             began, sure = time.monotonic(), _is_sure(router, name)
@@ -240,11 +240,11 @@ def read(config: Path, seed: int) -> None:
                 if not (place / "HEAD").exists():
                     problems.append(f"not at {node}")
                     continue
-                said = _by_git(place) if opened % _BY_GIT == 0 else _by_files(place)
-                problems = [] if said == expected[name]["refs/heads/main"] else [f"at {node}: {said}"]
+                commit = _by_git(place) if opened % _BY_GIT == 0 else _by_files(place)
+                problems = [] if commit == expected[name]["refs/heads/main"] else [f"at {node}: {commit}"]
                 break
             if problems and not (sure and time.monotonic() - began < _GRACE_SECONDS / 2):
-                # The machine let this process lie for so long that the copy may have gone within this one read.
+                # The machine suspended this process for so long that the copy may be gone within this one read.
                 continue
             if problems:
                 failures.append(f"{name}: {problems}")
@@ -256,7 +256,7 @@ def read(config: Path, seed: int) -> None:
 
 
 def _is_sure(router: Router, name: str) -> bool:
-    """Return whether the cursors are as young as a reader may rely on: not older than half of the grace."""
+    """Return whether the cursors are recent enough for a reader: at most half of the grace period old."""
     try:
         router.home(name)
     except CursorTooOld:
@@ -274,7 +274,7 @@ def _by_git(place: Path) -> str:
 
 
 def _by_files(place: Path) -> str:
-    """Return the commit of HEAD, found as git finds it, and there."""
+    """Return the commit of HEAD, found in the files as git does; its objects have to exist."""
     try:
         ref = (place / "HEAD").read_text().strip().removeprefix("ref: ")
         try:
@@ -287,12 +287,12 @@ def _by_files(place: Path) -> str:
             return commit
     except (OSError, StopIteration) as error:
         return repr(error)
-    return "its objects are gone"
+    return "its objects are missing"
 
 
 def write(config: Path, seed: int) -> None:
-    """Push to repositories at their homes until told to stop; print the branches that were accepted."""
-    told, chance = _Told(), random.Random(1_000 + seed)
+    """Push to repositories at their homes until asked to stop; print the accepted branches."""
+    stop_signal, chance = _StopSignal(), random.Random(1_000 + seed)
     settings = load_settings(config)
     disks = Disks(config.parent / "disks")
     names = list(json.loads((config.parent / "expected.json").read_text()))
@@ -301,7 +301,7 @@ def write(config: Path, seed: int) -> None:
     make_repository(clone)
     number = 0
     with closing(Router(settings.database("main").dsn.get_secret_value(), settings.gitserver)) as router:
-        while not told.stop:
+        while not stop_signal.stop:
             name = chance.choice(names)
             number += 1
             branch = f"refs/heads/pushed-{number}"
@@ -314,7 +314,7 @@ def write(config: Path, seed: int) -> None:
                 capture_output=True,
                 check=False,
             )
-            # A push that was refused is the pusher's to repeat; one that was accepted is never lost.
+            # A refused push is for the pusher to repeat; an accepted one must never be lost.
             if done.returncode == 0:
                 pushed.setdefault(name, {})[branch] = git(clone, "rev-parse", "main")
                 (config.parent / f"writer-{seed}.begun").touch()
@@ -323,11 +323,11 @@ def write(config: Path, seed: int) -> None:
 
 
 def main() -> int:
-    """Play with what the command line says."""
+    """Play with the command line's options."""
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos.moves", description=__doc__)
     arguments.add_argument("--repositories", type=int, default=1_000)
     arguments.add_argument("--kills", type=int, default=50)
-    arguments.add_argument("--crashes", type=int, default=2, help="of the database server")
+    arguments.add_argument("--crashes", type=int, default=2, help="crashes of the database server")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--reader", type=Path, help=argparse.SUPPRESS)
     arguments.add_argument("--writer", type=Path, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""A producer killed at named points and at any moment, under random work; between two of its lives a server, too."""
+"""A producer killed at failpoints and at random moments, under random work; between two starts, sometimes a server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.producers.crashes.killing import TABLE, Crashes
 
 _KILLS: Final = (6, 14)
 _LIVES: Final = 8.0
-"""Seconds at most that a producer lives: a point that is not reached until then is a random moment."""
+"""Maximum lifetime of a producer in seconds: it is killed then if its failpoint was not reached."""
 
 
 def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
-    """Play one round: the topic, folded, is the table; positions in order; at most one chunk a start is read again."""
+    """Play one round: the folded topic equals the table; positions are in order; a start re-reads at most one chunk."""
     draw = random.Random(seed)
     name = f"p{seed}x{draw.randrange(16**6):06x}"
     dsn = stack.postgres.create_database(name)
@@ -89,7 +89,7 @@ def _drawn(draw: random.Random) -> Arming | None:
 def _request(draw: random.Random) -> SnapshotRequest:
     kind = draw.random()
     if kind < 0.25:
-        return SnapshotRequest(table=TABLE, anew=True)
+        return SnapshotRequest(table=TABLE, from_scratch=True)
     if kind < 0.5:
         return SnapshotRequest(table=TABLE)
     first, last = sorted(draw.randrange(2_000) for _ in range(2))

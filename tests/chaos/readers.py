@@ -1,8 +1,8 @@
-"""`make chaos ONLY=readers`: readers in Python, Go and Ruby read while repositories move there and back under kills.
+"""`make chaos ONLY=readers`: readers in Python, Go and Ruby read while repositories move back and forth under kills.
 
-Each reader goes by docs/routing.md alone, and reads with git (tests/readers). A writer pushes to where the cursors say
-that a repository is. No read may fail; and each has to show what was pushed to the home that readers were sent to when
-the reader asked for the cursors: a reader that goes by older ones than it believes is found out by that.
+Each reader follows docs/how-to/routing.md alone, and reads with git (tests/readers). A writer pushes to where the
+cursors say that a repository is. No read may fail, and each has to show what was pushed to the home that readers were
+sent to when the reader asked for the cursors: that exposes a reader that uses older cursors than it believes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _NAMES: Final = (
 _REFRESH_SECONDS: Final = 0.25
 _GRACE_SECONDS: Final = 3.0
 _PAUSE_SECONDS: Final = 0.1
-"""Between two reads of a reader."""
+"""Pause between two reads of a reader."""
 _PATIENCE_SECONDS: Final = 120.0
 _MOST_WAYS: Final = 10
-"""After which a reader that does it wrongly is taken for one that is not found out."""
-# `headrace consume` refuses a trigger on a table of headrace's; the members here are driven without it (movers.py).
+"""Time after which a wrong reader counts as not detected."""
+# `headrace consume` refuses triggers on headrace's tables; the consumers here run without that check (movers.py).
 _STATES: Final = """
     CREATE TABLE public.states (name text COLLATE "C", state text, at double precision);
     CREATE FUNCTION public.log_state() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -61,7 +61,7 @@ _STATES: Final = """
 
 
 class Push(NamedTuple):
-    """The number that main's file has since a push, where it was pushed, and when it began and was accepted."""
+    """The number in main's file after a push, where it was pushed, and when the push began and was accepted."""
 
     number: int
     node: str
@@ -70,7 +70,7 @@ class Push(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A time, in seconds of the epoch."""
+    """A time span, in seconds since the epoch."""
 
     began: float
     ended: float
@@ -85,12 +85,12 @@ class Story:
 
     pushes: Mapping[str, Sequence[Push]]
     unsure: Mapping[str, Sequence[Span]]
-    """When readers were being sent on: at its end all of them that asked since are."""
+    """When readers were being redirected: at the end of the span all later requests go to the new home."""
     moves: Mapping[str, Sequence[Span]]
-    """When there were two copies, or one was on its way out: at its end all that was pushed to either is in one."""
+    """When there were two copies, or one was being removed: at the end of the span one has all that was pushed."""
 
     def required(self, name: str, asked: float) -> int:
-        """Return the least number that a read may show whose cursors were asked for then."""
+        """Return the least number that a read may show whose cursors were requested at `asked`."""
         return max((push.number for push in self.pushes.get(name, ()) if self._is_shown(name, push, asked)), default=0)
 
     def _is_shown(self, name: str, push: Push, asked: float) -> bool:
@@ -103,10 +103,10 @@ class Story:
 
 @dataclass
 class Judged:
-    """A reader's reads: how many, how many fell within a move, how many were answered by the second home, what failed.
+    """A reader's reads: how many in all, during a move, and answered by the second home, and what failed.
 
-    `old` are those whose cursors were older than half of the grace: they are right, and prove nothing. `stalled` are
-    those that failed after the machine let the reader lie for longer than the grace allows.
+    `old` are reads with cursors older than half of the grace period: correct, but no proof. `stalled` are reads that
+    failed after the machine had suspended the reader for longer than the grace period allows.
     """
 
     reads: int = 0
@@ -118,7 +118,7 @@ class Judged:
 
 
 def judge(story: Story, reads: Iterator[Mapping[str, Any]], grace: float) -> Judged:
-    """Return what is to be said of a reader's reads."""
+    """Return the verdict on a reader's reads."""
     found = Judged()
     for read in reads:
         name, key = read["name"], normalised(read["name"])
@@ -131,13 +131,13 @@ def judge(story: Story, reads: Iterator[Mapping[str, Any]], grace: float) -> Jud
                 found.stalled += 1
             else:
                 found.failures.append(f"{name} at {read['tried']}: {read['error']}")
-        elif (said := int(read["value"])) < (least := story.required(key, read["asked"])):
-            found.failures.append(f"{name} at {read['tried']}: it has {said}, and {least} was pushed before")
+        elif (shown := int(read["value"])) < (least := story.required(key, read["asked"])):
+            found.failures.append(f"{name} at {read['tried']}: read {shown}, but {least} was pushed before")
     return found
 
 
 class Writer:
-    """Pushes numbers to main of repositories, one after the other, where the cursors say that they are."""
+    """Pushes increasing numbers to main, one repository after another, where the cursors say that they are."""
 
     def __init__(self, world: World, names: Sequence[str]) -> None:
         self._world = world
@@ -172,10 +172,10 @@ class Writer:
 
 @contextmanager
 def route_service(config: Path, log: Path) -> Iterator[str]:
-    """Run `headrace route --serve`; give its address."""
+    """Run `headrace route --serve`; yield its address."""
     serving = [sys.executable, "-m", "headrace", "route", "--serve", "--port", "0", "--config", str(config)]
-    with log.open("wb") as said:
-        process = subprocess.Popen(serving, cwd=CHECKOUT, stdout=said, stderr=said)
+    with log.open("wb") as output:
+        process = subprocess.Popen(serving, cwd=CHECKOUT, stdout=output, stderr=output)
     try:
         found = _waited(re.compile(r'"port": (\d+)'), log, log)
         yield f"http://127.0.0.1:{found[1]}"
@@ -185,7 +185,7 @@ def route_service(config: Path, log: Path) -> Iterator[str]:
 
 
 def _waited(pattern: re.Pattern[str], file: Path, log: Path) -> re.Match[str]:
-    """Wait until a file has a match; raises AssertionError with the log when it never does."""
+    """Wait until a file has a match; raises AssertionError with the log on timeout."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while (match := pattern.search(file.read_text(encoding="utf-8"))) is None:
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-2_000:]
@@ -201,10 +201,10 @@ def play_round(stack: Stack, directory: Path, seed: int) -> Mapping[str, Any]:
 def play(
     stack: Stack, directory: Path, seed: int, *, repositories: int, kills: int, wrong: Sequence[str] = ()
 ) -> Mapping[str, Any]:
-    """Play once, there and back, until so many members were killed.
+    """Play once, back and forth, until the given number of consumers were killed.
 
-    Returns what each reader did; with `wrong`, also what those did that do it wrongly, once each was found out. Raises
-    AssertionError when a read of another one failed.
+    Returns what each reader did; with `wrong`, also what the wrong readers did, once each was detected. Raises
+    AssertionError if a read of any other reader failed.
     """
     place = Path(tempfile.mkdtemp(prefix=f"readers-{seed}-", dir=directory))
     name = f"readers_{os.urandom(4).hex()}"
@@ -267,27 +267,27 @@ def _play(
     for reader in readers.keys() - set(wrong):
         assert not judged[reader].failures, (reader, judged[reader].failures[:3])
         assert judged[reader].in_moves > 0, reader
-        assert judged[reader].old < judged[reader].reads / 2, (reader, "it has no cursors", judged[reader])
+        assert judged[reader].old < judged[reader].reads / 2, (reader, "cursors are too old", judged[reader])
     return {
         "repositories": len(names), "ways": ways, "kills": killed, "pushes": sum(map(len, writer.pushes.values())),
         "seconds": took, "missing": missing,
-        **{reader: _told(found) for reader, found in judged.items()},
+        **{reader: _figures(found) for reader, found in judged.items()},
     }  # fmt: skip
 
 
 def _judged(world: World, writer: Writer, place: Path, reader: str) -> Judged:
-    lines = (place / f"{reader}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last one may not be whole
+    lines = (place / f"{reader}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last line may be incomplete
     return judge(_story(world, writer), map(json.loads, lines), _GRACE_SECONDS)
 
 
-def _told(found: Judged) -> dict[str, int]:
-    told = {"reads": found.reads, "in_moves": found.in_moves, "second_home": found.second, "old_cursors": found.old}
-    return {**told, "stalled": found.stalled, "failed": len(found.failures)}
+def _figures(found: Judged) -> dict[str, int]:
+    figures = {"reads": found.reads, "in_moves": found.in_moves, "second_home": found.second, "old_cursors": found.old}
+    return {**figures, "stalled": found.stalled, "failed": len(found.failures)}
 
 
 def _work(world: World, names: Sequence[str], url: str) -> dict[str, Any]:
     return {
-        # lib/pq asks for TLS where it is not told otherwise.
+        # lib/pq requires TLS by default.
         "dsn": f"{world.settings.database('main').dsn.get_secret_value()}?sslmode=disable",
         "url": url,
         "nodes": NODES,
@@ -301,8 +301,8 @@ def _work(world: World, names: Sequence[str], url: str) -> dict[str, Any]:
 
 @contextmanager
 def _started(words: Sequence[str], place: Path, reader: str) -> Iterator[subprocess.Popen[bytes]]:
-    with (place / f"{reader}.jsonl").open("wb") as said, (place / f"{reader}.log").open("wb") as log:
-        process = subprocess.Popen(words, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=said, stderr=log)
+    with (place / f"{reader}.jsonl").open("wb") as output, (place / f"{reader}.log").open("wb") as log:
+        process = subprocess.Popen(words, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=output, stderr=log)
     try:
         yield process
     finally:

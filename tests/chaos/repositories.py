@@ -1,10 +1,9 @@
-"""`make chaos ONLY=repositories`: every kind of repository moves there and back, under pushes, deletions, gc and kills.
+"""`make chaos ONLY=repositories`: every kind of repository moves back and forth under pushes, deletions, gc and kills.
 
-Two members move, and are killed again and again, at a random moment or at a step drawn by lot, until so many kills hit
-them at work. A writer pushes to, deletes branches of, repacks and collects the garbage of those repositories that are
-not themselves about writing. On each way, at its end, there is one copy of each in reach, where its readers look, with
-everything that was in its directory before and all that was pushed: or it was refused by name, and nothing of it was
-changed.
+Two consumers move repositories and are killed repeatedly, at a random moment or at a random step, until enough kills
+hit them at work. A writer pushes, deletes branches, repacks and collects garbage in repositories whose kind is not
+about writing. At the end of each direction there is one reachable copy of each repository, where its readers look, with
+everything that its directory had before and everything that was pushed; or it was refused by name and left unchanged.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from tests.consumers.gitservers import NODES, commit_stream, make_tables
 
 _PUSHED: Final = "refs/heads/pushed/"
 _QUIET: Final = ("reflogs_with_commits_of_their_own", "partial", "executable_hooks")
-"""Kinds that are left alone by the writer besides those whose own files would act."""
+"""Kinds that the writer leaves alone, besides those whose own files would run commands."""
 _WRITTEN: Final = 0.6
 """The share of all others that it writes to."""
 _BY_GC: Final = frozenset(("info", "info/refs"))
-"""What a gc makes, or makes anew, beside what it keeps."""
+"""Files that a gc creates or rewrites, besides those it keeps."""
 _AS_A_SERVER: Final = {
     "core.hooksPath": os.devnull,
-    # What a gc takes away by its own rules is not lost in a move.
+    # What a gc removes by its own rules is not lost in a move.
     "gc.reflogExpire": "never",
     "gc.reflogExpireUnreachable": "never",
     "gc.worktreePruneExpire": "never",
@@ -52,18 +51,18 @@ _AS_A_SERVER: Final = {
 
 @dataclass
 class Writer:
-    """Pushes, deletes, repacks and collects garbage wherever a repository's home is."""
+    """Pushes, deletes, repacks and collects garbage at each repository's current home."""
 
     world: World
     names: list[str]
     chance: random.Random
     expected: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    """Name → branch → its commit, None where it was deleted; only what was accepted."""
+    """Name → branch → its commit, None if deleted; accepted pushes only."""
     done: int = 0
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Write in a thread; raises in the end what ended that."""
+        """Write in a thread; raise at the end any error that stopped it."""
         stop = threading.Event()
         with ThreadPoolExecutor(1) as threads:
             writing = threads.submit(self._run, stop)
@@ -92,7 +91,7 @@ class Writer:
         self.done += 1
         if lot < 0.15 and alive:
             branch = self.chance.choice(alive)
-            # Only as it is: one that a late push brought to the other copy is not there yet to be deleted.
+            # Only at its known commit: a branch that a late push brought to the other copy cannot be deleted here yet.
             if _git(place, "update-ref", "-d", branch, branches[branch] or "") is not None:
                 branches[branch] = None
         elif lot < 0.2:
@@ -110,7 +109,7 @@ class Writer:
 
 
 def _git(place: Path, *arguments: str, given: bytes = b"") -> str | None:
-    """Run git in the repository as a server does, within its directory; None when it failed."""
+    """Run git in the repository's directory as a server does; None if it failed."""
     environment = {
         **os.environ,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -125,7 +124,7 @@ def _git(place: Path, *arguments: str, given: bytes = b"") -> str | None:
             cwd=place, input=given, capture_output=True, check=False, env=environment, **_as_owner(place),
         )  # fmt: skip
     except FileNotFoundError:
-        return None  # it was moved a moment ago
+        return None  # it has just been moved
     return done.stdout.decode().strip() if done.returncode == 0 else None
 
 
@@ -142,9 +141,9 @@ def play_round(stack: Stack, directory: Path, seed: int) -> Mapping[str, Any]:
 def play(
     stack: Stack, directory: Path, seed: int, *, kinds: list[Kind], kills: int, plant: str = ""
 ) -> Mapping[str, Any]:
-    """Play once, there and back as often as it takes for so many kills.
+    """Play once, back and forth as often as needed for the given number of kills.
 
-    Raises AssertionError when a promise was broken. `plant` is a fault that members have.
+    Raises AssertionError if a promise was broken. `plant` is a fault that consumers have.
     """
     chance = random.Random(seed)
     place = Path(tempfile.mkdtemp(prefix=f"repositories-{seed}-", dir=directory))
@@ -160,7 +159,7 @@ def play(
 
 def _play(world: World, named: Mapping[str, Kind], chance: random.Random, kills: int, plant: str) -> Mapping[str, Any]:
     before = make_all(world, named)
-    # Of those that are left alone every file has to be as it was, also how git keeps its own.
+    # In repositories that are left alone every file must be unchanged, git's own included.
     written = [name for name, kind in named.items() if _may_be_written(kind) and chance.random() < _WRITTEN]
     writer = Writer(world, written, random.Random(chance.random()))
     began, killed, ways = time.monotonic(), 0, 0
@@ -169,14 +168,14 @@ def _play(world: World, named: Mapping[str, Kind], chance: random.Random, kills:
             ways += 1
             with writer.at_work():
                 killed += move_under_kills(world, direction, chance, plant=plant)
-            drive(with_direction(world.config, direction))  # what was pushed last
+            drive(with_direction(world.config, direction))  # moves the last pushes
             faults = list(_faults(world, named, before, writer, direction=direction, first=ways == 1))
             assert not faults, (direction, faults[:5])
             world.new_run()
     pushes = sum(len(branches) for branches in writer.expected.values())
     took = round(time.monotonic() - began, 1)
-    told = {"repositories": len(named), "ways": ways, "kills": killed, "writes": writer.done}
-    return {**told, "pushes": pushes, "seconds": took}
+    figures = {"repositories": len(named), "ways": ways, "kills": killed, "writes": writer.done}
+    return {**figures, "pushes": pushes, "seconds": took}
 
 
 def _may_be_written(kind: Kind) -> bool:
@@ -193,7 +192,7 @@ def _faults(
     direction: str,
     first: bool,
 ) -> Iterator[tuple[str, str]]:
-    # What lay at the new homes is set aside, and reported, on the first way.
+    # What was already at the new homes is set aside, and reported, in the first direction.
     said = {name: replace(kind, said=kind.said if first else None) for name, kind in named.items()}
     yield from misplaced(world, said, forward=direction == "forward")
     aside = [path for node in NODES for path in (world.disks.path(node) / OWN / "set-aside").glob("*")]
@@ -202,7 +201,7 @@ def _faults(
     if lying := [path for path in world.disks.leftovers() if path not in aside]:
         yield "left behind", str(lying)
     if (world.disks.directory.parent / MARK).exists():
-        yield "hostile", "a command of a repository's own ran"
+        yield "hostile", "a command from a repository ran"
     for name, kind in named.items():
         copies = world.disks.copies(name)
         if name in before and len(copies) == 1:
@@ -213,7 +212,7 @@ def _faults(
 
 
 def _lost(pushed: Mapping[str, str | None], now: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with what was pushed and deleted, and take it out of the inventory."""
+    """Yield what is wrong with pushes and deletions, and remove them from the inventory."""
     for branch, value in pushed.items():
         if now["refs"].get(branch) != value:
             yield f"{branch}: {value} became {now['refs'].get(branch)}"
@@ -221,8 +220,8 @@ def _lost(pushed: Mapping[str, str | None], now: dict[str, Any]) -> Iterator[str
 
 
 def _written(before: Inventory, now: dict[str, Any]) -> Inventory:
-    """Return what is to be compared of a repository that git wrote to: it keeps what it has in other files now, and of
-    those it counts whose they are.
+    """Return what to compare of a repository that git wrote to: its contents are in other files now, and of those only
+    the owner counts.
     """
     owners = {each[1:3] for each in before["stored"].values()}
     now["stored"] = {path: each for path, each in now["stored"].items() if each[1:3] not in owners}
@@ -230,5 +229,5 @@ def _written(before: Inventory, now: dict[str, Any]) -> Inventory:
     known = {path: now["files"].get(path) if path in _BY_GC else each for path, each in before["files"].items()}
     for files in (now["files"], known):
         if "shallow" in files:
-            files["shallow"] = (*files["shallow"][:4], *files["shallow"][5:])  # a gc writes it again
+            files["shallow"] = (*files["shallow"][:4], *files["shallow"][5:])  # a gc rewrites it
     return {**before, "files": known, "stored": {}}

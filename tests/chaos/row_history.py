@@ -1,6 +1,6 @@
 """A history of every row that committed transactions changed, kept by a trigger, and how a topic differs from it.
 
-Pure but for reading it, so that each kind of difference can be shown to be found.
+Pure apart from reading the history, so that tests can show that each kind of difference is found.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def recorded(connection: psycopg.Connection[Any]) -> History:
 
 
 def published(records: Iterable[Record]) -> History:
-    """Return what the topic has of the stream, in the order of positions."""
+    """Return the stream's changes in the topic, in position order."""
     events = [(record.event, record.key["id"]) for record in records if record.event is not None]
     history: defaultdict[int, list[Change]] = defaultdict(list)
-    # A changed key is a delete of the old and a create of the new one, at one position.
+    # A changed key is a delete of the old key and a create of the new one, at one position.
     for event, key in sorted(events, key=lambda each: (each[0].source.position, each[0].op is not Op.DELETE)):
         if event.op is not Op.READ:
             assert isinstance(key, int)
@@ -74,12 +74,12 @@ def published(records: Iterable[Record]) -> History:
 
 
 def faults(connection: psycopg.Connection[Any], records: Sequence[Record]) -> Iterator[str]:
-    """Yield each transaction whose changes are in the topic otherwise than once and in order."""
+    """Yield each transaction whose changes are not in the topic exactly once and in order."""
     yield from differences(recorded(connection), published(records))
 
 
 def differences(committed: History, topic: History) -> Iterator[str]:
-    """Yield what the topic lacks, has twice, in another order, or has and never was."""
+    """Yield each transaction that the topic lacks, duplicates, reorders or invents."""
     for xid in sorted(committed.keys() | topic.keys()):
         wanted, found = list(committed.get(xid, ())), list(topic.get(xid, ()))
         if wanted != found:

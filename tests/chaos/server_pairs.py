@@ -1,8 +1,8 @@
-"""Primaries and standbys that are there in half a second: copies of a data directory that was made once.
+"""Primaries and standbys that start in half a second: copies of a data directory that is made once.
 
-All servers that are copied from one `Template` are copies of one database system, as a primary and its standbys are.
-A server is reached by a socket alone, at a place that goes with its name in the settings: who takes that name later,
-such as an old primary that was made a standby of the new one, is found there too.
+All servers copied from one `Template` are copies of one database system, like a primary and its standbys. A server is
+reached only by a socket, whose path follows its name in the settings: a later server with the same name, such as an
+old primary that became a standby of the new one, is found there too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infra.stack.processes.keeper import Guarded, Keeper, unprivileged_account
 from tests.consumers.services import until
 
 SYNCHRONIZES_SLOTS: Final = 17
-"""The first version whose standbys can have the slots of a primary's producers."""
+"""The first version in which a standby can have the slots of the primary's producers."""
 
 _SETTINGS: Final = {
     "wal_level": "logical",
@@ -47,14 +47,14 @@ _STOP_SECONDS: Final = 30.0
 
 
 def installed_versions() -> dict[int, Path]:
-    """Return major version → the directory of the programs that a package has installed, for those that run here."""
+    """Return major version → program directory, for versions installed as packages that run here."""
     account = unprivileged_account()
     found = Path("/usr/lib/postgresql").glob("*/bin")
     return {int(path.parent.name): path for path in found if runs_as(account, path / "postgres")}
 
 
 def versions() -> dict[int, Path]:
-    """Return major version → programs, of the wheel and of what a package has installed."""
+    """Return major version → program directory, from the wheel and from installed packages."""
     found = installed_versions()
     programs = installed_programs()
     text = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
@@ -63,7 +63,7 @@ def versions() -> dict[int, Path]:
 
 
 class Template:
-    """A data directory of a database system of its own, in which `build` has made what every copy has."""
+    """The data directory of a separate database system; `build` has made what every copy has."""
 
     def __init__(
         self, directory: Path, keeper: Keeper, version: int, build: Callable[[psycopg.Connection[Any]], None]
@@ -102,7 +102,7 @@ class Template:
 class Server(DatabaseServer):
     """A server in `directory`, whose last part is its name in the settings; it owns what it was copied from.
 
-    `incarnation` tells it from others that had the name before; its own `cluster_name` says it to SQL.
+    `incarnation` distinguishes it from earlier servers of that name; SQL sees it as `cluster_name`.
     """
 
     def __init__(self, template: Template, directory: Path, number: int = 0) -> None:
@@ -129,7 +129,7 @@ class Server(DatabaseServer):
 
     @classmethod
     def standby(cls, primary: Server, directory: Path, number: int = 0, *, fresh: bool = False) -> Server:
-        """Start a standby of a server; `fresh` if nothing was written there yet, so that the template will do."""
+        """Start a standby of a server; `fresh` if nothing was written there yet, so that the template can be copied."""
         server = cls(primary.template, directory, number)
         with primary.connect() as connection:
             connection.execute("SELECT pg_create_physical_replication_slot(%s, true)", (server.slot,))
@@ -144,7 +144,7 @@ class Server(DatabaseServer):
 
     @property
     def slot(self) -> str:
-        """The physical slot that it has on the server that it follows."""
+        """Its physical slot on the server that it follows."""
         return f"standby_{self.incarnation.replace('-', '_')}"
 
     @property
@@ -155,7 +155,7 @@ class Server(DatabaseServer):
         return f"postgresql://{SUPERUSER}@/{database}?host={self.socket}"
 
     def start(self) -> None:
-        """Start it and wait until it answers; does nothing when it runs."""
+        """Start the server and wait until it answers; idempotent."""
         if self.running:
             return
         self._process = self.template.keeper.start(
@@ -168,10 +168,10 @@ class Server(DatabaseServer):
             account=self.template.account,
             stop_signal=signal.SIGQUIT,
         )
-        until(self._answers, f"{self.incarnation} answers")
+        until(self._answers, f"{self.incarnation} to answer")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Shut it down, by default in order without waiting for clients; by SIGQUIT as if it crashed."""
+        """Shut it down, by default without waiting for clients; SIGQUIT simulates a crash."""
         if self._process is not None:
             self._process.stop(how, _STOP_SECONDS)
             self._process = None
@@ -181,13 +181,13 @@ class Server(DatabaseServer):
             return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
 
     def wait_for_standby(self, standby: Server) -> None:
-        """Have a standby of this server be one that producers' events wait for, where there is such a thing."""
+        """Have producers' events wait for this standby, where PostgreSQL supports that."""
         if not self.template.synchronizes_slots:
             return
         self._alter({"synchronized_standby_slots": standby.slot})
 
     def forget_standby(self, standby: Server) -> None:
-        """Do what an operator does once a standby was promoted, or is gone: retain nothing for it any more."""
+        """Stop retaining WAL for a standby that was promoted or is gone, as an operator does."""
         if self.template.synchronizes_slots:
             self._alter({"synchronized_standby_slots": ""})
         with self.connect() as connection:
@@ -195,7 +195,7 @@ class Server(DatabaseServer):
             drop_slots(connection, named.format(sql.Literal(standby.slot)))
 
     def synchronized(self, primary: Server) -> bool:
-        """Whether this standby has the slot of its primary's producer for good; helps it, as time does by itself."""
+        """Whether this standby has a persistent copy of the slot of its primary's producer; speeds up the sync."""
         with primary.connect() as first, self.connect() as second:
             first.execute("SELECT pg_log_standby_snapshot()")
             row = second.execute("SELECT bool_or(synced AND NOT temporary) FROM pg_replication_slots").fetchone()
@@ -209,7 +209,7 @@ class Server(DatabaseServer):
 
     def _copy_template(self) -> None:
         self.data.rmdir()
-        # By the tool: it keeps the owner, and is many times as fast as copying file by file here.
+        # With cp: it keeps the owner, and is many times faster here than copying file by file.
         subprocess.run(["cp", "-a", "--reflink=auto", self.template.data, self.data], check=True)
 
     def _back_up(self, primary: Server) -> None:

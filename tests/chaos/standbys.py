@@ -1,6 +1,6 @@
-"""A synchronous standby that comes and goes: while it is away, commits are in the WAL, decoded, and not visible.
+"""A synchronous standby that comes and goes: while it is away, commits are in the WAL and decoded, but not visible.
 
-Only those of sessions with `synchronous_commit = on` wait for it; sessions with `local` continue.
+Only sessions with `synchronous_commit = on` wait for it; sessions with `local` continue.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _VISIT_SHARE = 0.1
 
 
 class ComingAndGoing:
-    """Takes the standby away and brings it back, until `settle`, which brings it back for good.
+    """Takes the standby away and brings it back, until `settle` brings it back for good.
 
-    `quiet` is set during some of its absences: sessions that don't wait for it are to rest then, so that readers of
-    the topics reach their ends while commits are still invisible. `visit` is called in others, the second one and then
-    one in ten, which last until it returns.
+    `quiet` is set during some of its absences: sessions that don't wait for it should pause then, so that readers of
+    the topics reach the end while commits are still invisible. `visit` is called in others (the second one, then one in
+    ten), which last until it returns.
     """
 
     def __init__(self, stack: EmbeddedStack, name: str, draw: random.Random, visit: Callable[[], None]) -> None:
@@ -49,21 +49,21 @@ class ComingAndGoing:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="standby", daemon=True)
         with self._primary.connect() as connection:
-            # Set by `standby`: the server would send no event before the standby has it, and hide what is tested here.
+            # Set by `standby`: the server would send events only once the standby has them, hiding what is tested here.
             connection.execute("ALTER SYSTEM RESET synchronized_standby_slots")
             connection.execute(
                 sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(sql.Literal(f'ANY 1 ("{name}")'))
             )
             connection.execute("SELECT pg_reload_conf()")
-            until(lambda: self._is_synchronous(connection), "the standby is the synchronous one")
+            until(lambda: self._is_synchronous(connection), "the standby to be synchronous")
 
     def start(self, *, visits: bool) -> None:
-        """Begin to take it away, with or without calls of `visit`."""
+        """Start taking it away, with or without calls of `visit`."""
         self._visits = visits
         self._thread.start()
 
     def settle(self) -> None:
-        """Bring it back for good; raises what went wrong meanwhile."""
+        """Bring it back for good; raise any error since the start."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -71,7 +71,7 @@ class ComingAndGoing:
             raise self.error
 
     def close(self) -> None:
-        """Remove it, so that no commit waits for it any more."""
+        """Remove it, so that commits no longer wait for it."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -103,14 +103,14 @@ class ComingAndGoing:
                     if visited:
                         self._visit()
                 self.quiet.clear()
-                until(lambda: self._is_synchronous(connection), "the standby is back")
+                until(lambda: self._is_synchronous(connection), "the standby to be back")
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Keep what receives the WAL from running, as a hanging machine or network does."""
+        """Freeze the WAL receiver, as a hanging machine or network does."""
         with self._standby.connect() as connection:
             row = connection.execute("SELECT pid FROM pg_stat_wal_receiver").fetchone()
-        assert row is not None, "the standby receives nothing"
+        assert row is not None, "the standby has no WAL receiver"
         os.kill(row[0], signal.SIGSTOP)
         try:
             self.outages["frozen"] += 1

@@ -1,6 +1,6 @@
-"""What happens to a switchover before it is complete: each trouble is one thing that an operator or a machine does.
+"""What disturbs a switchover before it is complete: each trouble is one action of an operator or failure of a machine.
 
-A trouble leaves behind whatever it leaves behind; what may never be is noted as a fault here, or found in the history.
+A trouble does not clean up after itself; a broken promise is noted as a fault here, or found in the history.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS: Final = ("close", "replay", "promote", "slot", "open")
 AFTERWARDS: Final = ("abort", "wrong schemas", "wrong end", "status", "run killed", "one too few", "frozen")
 """What can still happen once a move is complete."""
 _RUN_SECONDS: Final = 1.2
-"""About how long a switchover runs that nothing keeps: kills are drawn from a little more than that."""
+"""About how long an undisturbed switchover runs: kills are drawn from a slightly longer time."""
 _PREPARED: Final = "in the way of a slot"
 
 
@@ -37,8 +37,8 @@ class Troubles:
         self._wrong_ends = wrong_ends
         self._kinds: dict[str, tuple[float, Callable[[Move], None]]] = {
             "run killed": (4.0, self._run_killed),
-            "run ended by SIGTERM": (1.0, self._run_terminated),
-            "run that may not take long": (0.7, self._run_short),
+            "run stopped by SIGTERM": (1.0, self._run_terminated),
+            "run with a short timeout": (0.7, self._run_short),
             "abort": (1.5, self._abort),
             "abort killed": (1.0, self._abort_killed),
             "wrong end": (1.5, self._wrong_end),
@@ -55,7 +55,7 @@ class Troubles:
         }
 
     def make(self, move: Move, kinds: Sequence[str] = ()) -> None:
-        """Make one that is drawn from all, or from `kinds`."""
+        """Make one trouble, drawn from all or from `kinds`."""
         chosen = {kind: self._kinds[kind][0] for kind in kinds or self._kinds}
         (kind,) = self._draw.choices(list(chosen), list(chosen.values()))
         self._world.story[kind] += 1
@@ -63,17 +63,17 @@ class Troubles:
         self._kinds[kind][1](move)
 
     def complete(self, move: Move, tries: int = 8) -> bool:
-        """Run the switchover until it is complete; that it cannot be completed is a fault."""
+        """Run the switchover until it is complete; a move that cannot be completed is a fault."""
         world = self._world
         message = ""
         for _ in range(tries):
             command = world.switchover(move)
-            if world.ended(command, "a switchover that nothing keeps") == 0:
-                self._require_owner(move, move.destination, "the switchover said that it was complete")
+            if world.ended(command, "an undisturbed switchover") == 0:
+                self._require_owner(move, move.destination, "the switchover reported success")
                 return True
             message = command.message
             time.sleep(0.2)
-        world.fault("no way to complete it", f"{move}: {message}")
+        world.fault("cannot be completed", f"{move}: {message}")
         return False
 
     def _require_owner(self, move: Move, owner: str, after: str) -> None:
@@ -81,9 +81,9 @@ class Troubles:
         open_ = not seen.standby and seen.name == owner
         for gitlab_schema in move.gitlab_schemas:
             if not open_ or seen.owners[gitlab_schema][0] != owner:
-                self._world.fault("said to be open, and is not", f"{after}: {gitlab_schema} on {owner}: {seen}")
+                self._world.fault("reported open but is not", f"{after}: {gitlab_schema} on {owner}: {seen}")
 
-    # Ends of the command itself.
+    # Ways in which the command itself ends.
 
     def _run_killed(self, move: Move) -> None:
         command = self._world.switchover(move)
@@ -103,7 +103,7 @@ class Troubles:
     def _abort(self, move: Move) -> None:
         command = self._world.switchover(move, "--abort")
         if self._world.ended(command, "an abort") == 0:
-            self._require_owner(move, move.source, "the abort said that it was done")
+            self._require_owner(move, move.source, "the abort reported success")
 
     def _abort_killed(self, move: Move) -> None:
         command = self._world.switchover(move, "--abort")
@@ -112,20 +112,20 @@ class Troubles:
         self._world.ended(command, "an abort after a signal", 20.0)
 
     def _at_some_moment(self, command: Command) -> None:
-        """Wait for a moment behind a step that is drawn, or any other."""
+        """Wait until just after a randomly drawn step, or for a random time."""
         if self._draw.random() < 0.5:
             step = self._draw.choice(STEPS)
-            command.wait_until_said(f'"step": "{step}"', 10.0)
+            command.wait_until_logged(f'"step": "{step}"', 10.0)
             time.sleep(self._draw.choice((0.0, 0.0, 0.005, 0.02, 0.05)))
         else:
             command.wait(self._draw.uniform(0.05, _RUN_SECONDS))
 
-    # What is asked for is wrong.
+    # Wrong requests.
 
     def _wrong_end(self, move: Move) -> None:
-        """Lead the destination elsewhere: it is refused, and nothing is changed anywhere."""
+        """Give a wrong destination: it has to be refused, and nothing may change anywhere."""
         world = self._world
-        # Another way to write the address: of the same server.
+        # Another spelling of the address of the same server.
         ends = {"itself": f"{world.dsn(move.source)}&application_name=virtual"}
         ends |= {name: server.dsn() for name, server in self._wrong_ends.items()}
         end = self._draw.choice(sorted(ends))
@@ -135,12 +135,12 @@ class Troubles:
         code = world.ended(command, f"a switchover to {end}")
         after = world.look(*self._wrong_ends.values())
         if code == 0:
-            world.fault("a wrong end was taken", f"{end} {options}")
+            world.fault("a wrong destination was accepted", f"{end} {options}")
         for what in changed(before, after, world.servers[move.destination].incarnation):
-            world.fault("a wrong end changed something", f"{end} {options}: {what}: {command.message}")
+            world.fault("a wrong destination changed something", f"{end} {options}: {what}: {command.message}")
 
     def _wrong_schemas(self, move: Move) -> None:
-        """Name one too many, one too few, only one that never moved, or gitlab_shared."""
+        """Name one schema too many, one too few, only one that never moved, or gitlab_shared."""
         world, draw = self._world, self._draw
         others = [each for each in TABLES if each not in move.gitlab_schemas]
         kinds = ["shared"]
@@ -153,7 +153,7 @@ class Troubles:
             "never moved": tuple(others[:1]),
             "one too few": move.gitlab_schemas[1:],
         }[kind]
-        # In a run, one more is one more that moves, and one less does not: neither is a mistake before all are closed.
+        # In a run, one more schema moves too and one less does not: neither is a mistake before all are closed.
         options = draw.choice((("--abort",), ("--abort",), ("--status",), *(((),) if kind == "shared" else ())))
         before = world.look()
         command = world.switchover(replace(move, gitlab_schemas=wrong), *options, "--timeout", "3")
@@ -163,17 +163,17 @@ class Troubles:
             for what in changed(before, after, world.servers[move.destination].incarnation):
                 world.fault("wrong gitlab schemas changed something", f"{options} with {kind}: {what}")
         if options == ("--abort",) and code == 0:
-            self._require_owner(replace(move, gitlab_schemas=wrong), move.source, f"the abort with {kind} was done")
+            self._require_owner(replace(move, gitlab_schemas=wrong), move.source, f"the abort with {kind} succeeded")
 
     def _one_too_few(self, move: Move) -> None:
-        """Once all are closed, run it for some of them only: the others are not forgotten, and are not opened by it."""
+        """Once all are closed, run it for some only: the others are not forgotten, and it does not open them."""
         world = self._world
         owners = world.sight(move.source).owners
         few = replace(move, gitlab_schemas=move.gitlab_schemas[1:])
         if not few.gitlab_schemas or any(owners[each][0] != move.destination for each in move.gitlab_schemas):
             return
-        if world.ended(world.switchover(few, "--timeout", "5"), "a switchover of some of what is closed") == 0:
-            self._require_owner(few, move.destination, "the switchover of some said that it was complete")
+        if world.ended(world.switchover(few, "--timeout", "5"), "a switchover of some of the closed schemas") == 0:
+            self._require_owner(few, move.destination, "the switchover of some reported success")
 
     def _status(self, move: Move) -> None:
         world = self._world
@@ -182,18 +182,18 @@ class Troubles:
             document = command.json()
             assert {"steps", "complete"} <= document.keys()
         else:
-            world.fault("status has no answer", command.message)
+            world.fault("status failed", command.message)
 
     def _cleanup(self, move: Move) -> None:
-        """Remove records that are said to be another's: never those that are in use."""
+        """Remove records that belong to another database: never those in use."""
         world = self._world
         name = self._draw.choice((move.source, move.destination))
         world.ended(world.command("cleanup", name, "--yes"), f"cleanup {name}")
 
-    # What is in the way.
+    # Obstacles.
 
     def _held(self, move: Move) -> None:
-        """Keep a transaction of the application open: its guard is held, though it writes no row."""
+        """Keep a transaction of the application open: it holds the guard's lock without writing a row."""
         world = self._world
         table = TABLES[move.gitlab_schemas[0]]
         with psycopg.connect(world.dsn(move.source)) as connection, contextlib.suppress(psycopg.Error):
@@ -202,11 +202,11 @@ class Troubles:
             if self._draw.random() < 0.5:
                 time.sleep(self._draw.uniform(0.1, 1.0))
                 command.send(self._draw.choice((signal.SIGTERM, signal.SIGKILL)))
-            world.ended(command, "a switchover while a transaction is held")
+            world.ended(command, "a switchover while a transaction is open")
             connection.rollback()
 
     def _prepared(self, move: Move) -> None:
-        """Keep a prepared transaction, for which a slot that is made has to wait, through some of the others."""
+        """Keep a prepared transaction, which the creation of a slot waits for, through some of the other troubles."""
         world = self._world
         name = f"{_PREPARED} {world.story['prepared transaction']}"
         try:
@@ -214,7 +214,7 @@ class Troubles:
                 connection.execute("INSERT INTO public.unguarded VALUES (1)")
                 connection.execute(f"PREPARE TRANSACTION '{name}'".encode())
         except psycopg.Error:
-            return  # it is a standby by now
+            return  # the server has become a standby
         try:
             for _ in range(self._draw.randrange(1, 4)):
                 command = world.switchover(move, "--timeout", "2")
@@ -222,8 +222,8 @@ class Troubles:
                 if how < 0.7:
                     time.sleep(self._draw.uniform(0.5, 2.5))
                     command.send(signal.SIGKILL if how < 0.4 else signal.SIGTERM)
-                if world.ended(command, "a switchover while a prepared transaction is there", 20.0) == 0:
-                    self._require_owner(move, move.destination, "the switchover said that it was complete")
+                if world.ended(command, "a switchover while a prepared transaction exists", 20.0) == 0:
+                    self._require_owner(move, move.destination, "the switchover reported success")
             time.sleep(self._draw.uniform(0.0, 0.5))
         finally:
             for side in (move.source, move.destination):
@@ -231,7 +231,7 @@ class Troubles:
                     connection.execute(f"ROLLBACK PREPARED '{name}'".encode())
 
     def _standby_away(self, move: Move) -> None:
-        """Stop the standby for a while, with a switchover under way or without."""
+        """Stop the standby for a while, with or without a running switchover."""
         world, standby = self._world, self._world.servers[move.destination]
         is_standby = standby.stands_by()
         command = world.switchover(move, "--timeout", "3") if self._draw.random() < 0.7 else None
@@ -247,7 +247,7 @@ class Troubles:
             world.ended(command, "a switchover while the standby was away")
 
     def _primary_away(self, move: Move) -> None:
-        """Crash the old owner's server, or restart it, with a switchover under way or without."""
+        """Crash or restart the old owner's server, with or without a running switchover."""
         world, primary = self._world, self._world.servers[move.source]
         command = world.switchover(move, "--timeout", "3") if self._draw.random() < 0.7 else None
         time.sleep(self._draw.uniform(0.0, 0.6))
@@ -265,7 +265,7 @@ class Troubles:
             world.ended(command, "one of two switchovers", 40.0)
 
     def _frozen(self, move: Move) -> None:
-        """Freeze a switchover, end its sessions as a server that gave it up would, and let it continue later."""
+        """Freeze a switchover, terminate its sessions as a server's timeout would, and let it continue later."""
         world = self._world
         frozen = world.switchover(move, "--timeout", "5")
         self._at_some_moment(frozen)
@@ -290,7 +290,7 @@ def _end_sessions(server: Server) -> None:
 
 @contextlib.contextmanager
 def killed_now_and_then(world: World) -> Iterator[None]:
-    """Kill services at random meanwhile."""
+    """Kill services at random inside the block."""
     calm = threading.Event()
     draw = type(world.draw)(world.draw.random())
 

@@ -33,13 +33,13 @@ from tests.producers.folding import read_topic, text
 
 FIRST, SECOND, THIRD = "first", "second", "third"
 _PATIENCE: Final = 180.0
-"""Seconds until something that is to happen counts as one that does not."""
+"""Timeout in seconds for anything that has to happen."""
 _LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Gitlab schemas that go from one database to another."""
+    """Gitlab schemas that move from one database to another."""
 
     gitlab_schemas: tuple[str, ...]
     source: str
@@ -47,9 +47,9 @@ class Move:
 
 
 def changed(before: Mapping[str, Sight], after: Mapping[str, Sight], destination: str) -> list[str]:
-    """Return the servers that say something else than before, though no command was to change anything.
+    """Return the servers whose state differs, though no command was meant to change anything.
 
-    What a command that was killed had asked for may still come about on its `destination`: a promotion, and a slot.
+    The requests of a killed command may still take effect on its `destination`: a promotion, and a slot.
     """
     found = []
     for name, was in before.items():
@@ -64,7 +64,7 @@ def changed(before: Mapping[str, Sight], after: Mapping[str, Sight], destination
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a server says of itself."""
+    """What a server reports about itself."""
 
     standby: bool
     name: str | None
@@ -77,7 +77,7 @@ class Sight:
 
 
 class World:
-    """One run's; what goes wrong on the way is in `faults`, what happened in `story`."""
+    """One run's world; `faults` collects what went wrong, `story` what happened."""
 
     def __init__(
         self, kafka_servers: str, template: Template, directory: Path, prefix: str, draw: random.Random
@@ -89,15 +89,15 @@ class World:
         self.faults: list[Fault] = []
         self.story: Counter[str] = Counter()
         self.moving: dict[str, tuple[str, ...]] = {}
-        """Server → the gitlab schemas that move to it: the application tries them there from the beginning.
+        """Server → the gitlab schemas that move to it: the application tries to write them there from the start.
 
-        What stays is tried on a server only once it has its own name: a copy that was promoted and not opened yet is
-        called what its origin is, and takes writes to what that keeps.
+        The other schemas are tried on a server only once it has its own name: a promoted copy that is not opened yet
+        has its origin's name, and accepts writes to the schemas that the origin keeps.
         """
         self.servers: dict[str, Server] = {}
         self.services: dict[str, Service] = {}
         self.outages: list[tuple[str, float, float]] = []
-        """Of each time that a standby was away: the database whose standby it was, from when and to when."""
+        """For each absence of a standby: the database it belongs to, its start and its end."""
         self.notes: list[str] = []
         self._began = time.monotonic()
         self._writers: dict[str, Writer] = {}
@@ -118,7 +118,7 @@ class World:
                 "prefix": prefix,
                 "kafka": {"bootstrap_servers": kafka_servers, "partitions": 2},
                 "databases": {name: {"dsn": self.dsn(name), **database} for name in (FIRST, SECOND, THIRD)},
-                # It continues after it is complete: rows to reset keep coming.
+                # Consumption continues after completion: rows to reset keep coming.
                 "migrations": {
                     "skip_resets": {"batch_size": 50, "sub_batch_size": 5, "pause_ms": 5, "continuous": True}
                 },
@@ -130,21 +130,21 @@ class World:
         return f"postgresql://postgres@/postgres?host={self.directory / name / 'socket'}"
 
     def start(self) -> None:
-        """Start producers and consumers, and once the tables are copied, the application."""
+        """Start producers and consumers, and the application once the tables are copied."""
         for number, words in enumerate(
             (("produce", FIRST), ("produce", SECOND), ("consume", "skip_resets"), ("consume", "skip_resets", "--json"))
         ):
             self.serve(*words, number=number)
-        self.require(self._copied, "the first snapshot is complete")
+        self.require(self._copied, "the first snapshot to complete")
         for name in (FIRST, SECOND):
             self.write_on(name)
 
     def serve(self, *words: str, number: int = 0) -> None:
-        """Have a command run for good."""
+        """Run a command as a service."""
         self.services[f"{' '.join(words)} {number}"] = Service(self.logs, *words, "--config", str(self.config))
 
     def write_on(self, name: str) -> None:
-        """Have the application try to write on the server that has a name now."""
+        """Have the application try to write on the server that has this name now."""
 
         def may_try(connection: psycopg.Connection[Any]) -> Collection[str]:
             row = connection.execute("SELECT name FROM headrace.database").fetchone()
@@ -155,7 +155,7 @@ class World:
         self._writers[server.incarnation] = Writer(server.incarnation, self.dsn(name), seed, may_try)
 
     def make_standby(self, name: str, primary: str) -> None:
-        """Have a server with a name be a new standby of another; what had the name before is gone for good."""
+        """Make the server a new standby of another; the previous server of that name is gone for good."""
         if (old := self.servers.get(name)) is not None:
             self._retire(old)
         self._numbers[name] += 1
@@ -164,20 +164,20 @@ class World:
         self.write_on(name)
 
     def command(self, *words: str, **environment: str) -> Command:
-        """Start a command, with what is added to its environment."""
+        """Start a command, with additions to its environment."""
         return Command(self.logs, (*words, "--config", str(self.config)), environment)
 
     def switchover(self, move: Move, *options: str, dsn: str | None = None) -> Command:
-        """Start a switchover; with `dsn` its destination is reached there, and not where it is."""
+        """Start a switchover; with `dsn` its destination is reached there instead of at its own address."""
         words = ("switchover", *move.gitlab_schemas, "--from", move.source, "--to", move.destination, "--yes")
         variable = f"HEADRACE_DATABASES__{move.destination.upper()}__DSN"
         return self.command(*words, *options, **({variable: dsn} if dsn else {}))
 
     def ended(self, command: Command, what: str, seconds: float = _PATIENCE) -> int | None:
-        """Return its exit code; one that does not end is a fault, and is ended."""
+        """Return the exit code; a command that times out is a fault, and is killed."""
         code = command.wait(seconds)
         if code is None:
-            self.fault("a command does not end", f"{what}: {command.message}")
+            self.fault("a command did not end", f"{what}: {command.message}")
             command.send(signal.SIGKILL)
             command.wait()
         elif "Traceback" in command.errors:
@@ -186,7 +186,7 @@ class World:
         return code
 
     def note(self, what: str) -> None:
-        """Note what happens now, for the reader of a fault."""
+        """Note what happens now, for the report of a fault."""
         self.notes.append(f"{time.monotonic() - self._began:6.1f} s ({time.time():.3f}) {what}")
 
     def fault(self, kind: str, what: str) -> None:
@@ -194,12 +194,12 @@ class World:
         self.faults.append(Fault(kind, what))
 
     def look(self, *more: Server) -> dict[str, Sight]:
-        """Return what every server that runs says, by its incarnation; of a standby only that it is one."""
+        """Return what every running server reports, by incarnation; for a standby only that it is one."""
         found = {}
         for server in (*self.servers.values(), *more):
             with contextlib.suppress(psycopg.OperationalError), server.connect() as connection:
                 seen = sight(connection)
-                # It replays what the primary did before, whenever it gets to it.
+                # It replays what the primary did before, at its own pace.
                 found[server.incarnation] = Sight(True, None, {}, frozenset()) if seen.standby else seen
         return found
 
@@ -208,23 +208,23 @@ class World:
             return sight(connection)
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = _PATIENCE) -> bool:
-        """Wait for a condition; return whether it came about. That it does not is a fault."""
+        """Wait for a condition; return whether it was met. A timeout is a fault."""
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(psycopg.OperationalError):
                 if condition():
                     return True
             if time.monotonic() > deadline:
-                self.fault("never happened", what)
+                self.fault("timed out", what)
                 return False
             time.sleep(_LOOK_SECONDS)
 
     def require(self, condition: Callable[[], object], what: str) -> None:
-        """Wait for what nothing can be played without."""
-        assert self.until(condition, what), f"never happened: {what}"
+        """Wait for a condition that the run depends on."""
+        assert self.until(condition, what), f"timed out waiting for {what}"
 
     def owner(self, gitlab_schema: str) -> str | None:
-        """Return the database that has the gitlab schema open now."""
+        """Return the database in which the gitlab schema is open now."""
         for name in self.servers:
             with contextlib.suppress(psycopg.OperationalError):
                 seen = self.sight(name)
@@ -233,23 +233,23 @@ class World:
         return None
 
     def taken(self, gitlab_schema: str, name: str) -> int:
-        """Return how many transactions of the application a server has taken."""
+        """Return how many transactions of the application a server has accepted."""
         return self._writers[self.servers[name].incarnation].taken[gitlab_schema]
 
-    def goes_on(self) -> None:
-        """Have the application write to every gitlab schema with its owner."""
+    def wait_for_writes(self) -> None:
+        """Wait until the application has written to every gitlab schema at its owner."""
         for gitlab_schema in TABLES:
             name = self.owner(gitlab_schema)
             if name is not None:
                 enough = self.taken(gitlab_schema, name) + 5
                 took = partial(self._took, gitlab_schema, name, enough)
-                self.until(took, f"{name} takes writes of {gitlab_schema}")
+                self.until(took, f"{name} to accept writes to {gitlab_schema}")
 
     def _took(self, gitlab_schema: str, name: str, enough: int) -> bool:
         return self.taken(gitlab_schema, name) >= enough
 
     def given_up(self, name: str) -> bool:
-        """Whether the producer of a database has published all that was given away."""
+        """Whether a database's producer has published everything up to the handover."""
         state = read_sources(self.settings).get(name)
         return state is not None and all(
             (given := state.handovers.get(gitlab_schema)) is not None and given.epoch == epoch
@@ -258,16 +258,16 @@ class World:
         )
 
     def require_slot(self, name: str) -> None:
-        """Note as a fault that the slot of a new owner's producer would not survive the next failover."""
+        """Note a fault if the slot of a new owner's producer would not survive the next failover."""
         with self.servers[name].connect() as connection:
             state = slots.read(connection, f"{self.prefix}_{name}")
         if state is None:
             self.fault("no slot", f"{name} has no slot for its producer")
         elif self.template.synchronizes_slots and not state.failover:
-            self.fault("a slot that the next failover loses", f"{state.slot} of {name} is made without failover")
+            self.fault("a slot without failover", f"{state.slot} of {name}")
 
     def settle(self) -> None:
-        """Stop the application, and wait until all of it is published, and answered by the migration."""
+        """Stop the application, and wait until everything is published and the migration has applied it."""
         for writer in self._writers.values():
             writer.stop()
         owners = {gitlab_schema: self.owner(gitlab_schema) for gitlab_schema in TABLES}
@@ -275,29 +275,30 @@ class World:
             if name is None:
                 self.fault("no owner", f"{gitlab_schema} is open on no server: {self.look()}")
         publishers = sorted({name for name in owners.values() if name is not None})
-        for _ in range(2):  # What the migration did last is a change like any other, made behind what was waited for.
+        # Twice: the migration's last changes are changes like any other, made after the position waited for.
+        for _ in range(2):
             if not all(list(map(self._until_published, publishers))):
                 return
             if owners[MAIN] is not None and not self.until(
-                lambda: not self._wanted(str(owners[MAIN])), "the migration has done all"
+                lambda: not self._wanted(str(owners[MAIN])), "the migration to apply everything"
             ):
                 return
 
     def clean_up(self) -> None:
-        """Note as faults what `cleanup` leaves of the migration where it is another's, or takes where it is not."""
+        """Note a fault where `cleanup` leaves migration records of another owner, or removes those in use."""
         owner = self.owner(MAIN)
         for name in self.servers:
             command = self.command("cleanup", name, "--yes", "--json")
             if self.ended(command, f"cleanup {name}") != 0:
-                self.fault("a cleanup that fails", f"{name}: {command.message}")
+                self.fault("cleanup failed", f"{name}: {command.message}")
                 continue
             with self.servers[name].connect() as connection:
                 left = connection.execute("SELECT 1 FROM headrace.migrations WHERE name = 'skip_resets'").fetchone()
             if (left is not None) != (name == owner):
-                self.fault("a cleanup that is wrong", f"{name}, where {owner} owns it: {left}, {command.output}")
+                self.fault("a wrong cleanup", f"{name}, where {owner} owns it: {left}, {command.output}")
 
     def judge(self) -> list[Fault]:
-        """Return every fault, found on the way or in the history."""
+        """Return every fault, noted on the way or found in the history."""
         for server in self.servers.values():
             if server.incarnation not in self._histories:
                 self._harvest(server)
@@ -308,7 +309,7 @@ class World:
         return self.faults
 
     def close(self) -> None:
-        """End all that runs."""
+        """Stop everything that runs."""
         for writer in self._writers.values():
             with contextlib.suppress(BaseException):
                 writer.stop()
@@ -346,10 +347,10 @@ class World:
             state = read_sources(self.settings).get(name)
             return state is not None and state.stream is not None and state.stream.commit_lsn >= lsn
 
-        return self.until(published, f"{name} has published up to {lsn}{self._last_word('produce', name)}")
+        return self.until(published, f"{name} to publish up to {lsn}{self._last_word('produce', name)}")
 
     def _last_word(self, *words: str) -> str:
-        """Return what a service said last, for a fault."""
+        """Return a service's last message, for a fault."""
         service = next((each for each in self.services.values() if each.arguments[:2] == words), None)
         return f": {service.ends[-1][1:]}" if service is not None and service.ends else ""
 
@@ -382,11 +383,11 @@ class World:
                 for at, code, message in service.ends:
                     left = "has given every captured table" in message
                     if since <= at <= until and code is not None and code > 0 and not left:
-                        yield Fault("a producer ended as a standby was away", f"{name} with {code}: {message}")
+                        yield Fault("a producer ended while a standby was away", f"{name} with {code}: {message}")
 
 
 def sight(connection: psycopg.Connection[Any]) -> Sight:
-    """Return what the server of a connection says of itself."""
+    """Return what the connection's server reports about itself."""
     row = connection.execute(
         "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database),"
         " (SELECT jsonb_object_agg(gitlab_schema, jsonb_build_array(owner, epoch)) FROM headrace.schema_ownership),"

@@ -1,9 +1,9 @@
-"""Switchovers killed at every step, run again, aborted, led to wrong ends, one after another and back again.
+"""Switchovers killed at every step, repeated, aborted, given wrong destinations, in sequence and back again.
 
-Each run has a primary and a standby of its own, both producers, consumers, and an application that tries to write on
-every side at every moment. What was written is logged by triggers on all sides with what the database believed of
-itself, and proves afterwards: one owner at every instant, every write published once and in order, and each row that
-the migration was to change changed once, by the owner (`tests/chaos/tenures.py`).
+Each run has its own primary and standby, both producers, consumers, and an application that tries to write on every
+side at every moment. Triggers on all sides log each write with what the database believed about itself. The log proves
+one owner at every instant, every write published once and in order, and each row that the migration had to change
+changed once, by the owner (`tests/chaos/tenures.py`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.chaos.switchover_world import FIRST, SECOND, THIRD, Move, World
 from tests.chaos.tenures import Fault
 
 _FEW: Final = (0, 5)
-"""How many troubles a move has."""
+"""Number of troubles per move."""
 _SHOWN: Final = 2
 _templates: dict[int, tuple[Template, Template]] = {}
 
 
 def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, Any]:
-    """Play one run; raises AssertionError with every promise that was broken."""
+    """Play one run; raises AssertionError with every broken promise."""
     draw = random.Random(seed)
     version = draw.choice(sorted(found for found in versions() if found == 15 or found >= SYNCHRONIZES_SLOTS))
     own, foreign = _templates_of(version, stack)
@@ -48,14 +48,14 @@ def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, An
         kind = draw.choices(list(_KINDS), [weight for weight, _ in _KINDS.values()])[0]
         world.story[kind] += 1
         if version >= SYNCHRONIZES_SLOTS and draw.random() < 0.6:
-            world.until(lambda: world.servers[SECOND].synchronized(world.servers[FIRST]), "the slot is on the standby")
+            world.until(lambda: world.servers[SECOND].synchronized(world.servers[FIRST]), "the slot's copy")
             world.story["slot synchronized"] += 1
         world.note("started")
         with killed_now_and_then(world):
             complete = _KINDS[kind][1](world, Troubles(world, wrong))
         world.note("moved")
         if complete:
-            world.goes_on()
+            world.wait_for_writes()
         world.settle()
         if complete:
             world.clean_up()
@@ -78,7 +78,7 @@ def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, An
 
 
 def _listed(faults: Sequence[Fault]) -> Iterator[str]:
-    """Return a line for each fault, but for some only how many more there are of its kind."""
+    """Return a line for each fault; for some kinds only the number of further ones."""
     kinds = Counter(fault.kind for fault in faults)
     for kind, count in kinds.items():
         yield from (f"{kind}: {fault.what}" for fault in [each for each in faults if each.kind == kind][:_SHOWN])
@@ -87,27 +87,27 @@ def _listed(faults: Sequence[Fault]) -> Iterator[str]:
 
 
 def _one(world: World, troubles: Troubles) -> bool:
-    """Some gitlab schemas, among them mostly that of the migration, to the standby."""
+    """Move some gitlab schemas to the standby, usually including that of the migration."""
     schemas = world.draw.choice(((MAIN,), (MAIN, CI), (MAIN, CI, SEC), (CI,)))
     return _move(world, troubles, Move(schemas, FIRST, SECOND))
 
 
 def _another(world: World, troubles: Troubles) -> bool:
-    """One to a standby, then another one to another standby; that it cannot go to the first is said so."""
+    """Move one to a standby, then another to another standby; a move to the first standby has to be refused."""
     if not _move(world, troubles, Move((MAIN,), FIRST, SECOND)):
         return False
     late = world.switchover(Move((CI,), FIRST, SECOND), "--timeout", "3")
-    if world.ended(late, "a move to what was promoted for another") == 0:
-        world.fault("moved to a server that is no standby any more", CI)
-    elif "standby anew" in late.message:
-        world.fault("a remedy that would throw away what second owns", late.message)
+    if world.ended(late, "a move to a server promoted for another schema") == 0:
+        world.fault("moved to a server that is no longer a standby", CI)
+    elif "rebuild it as a standby" in late.message:
+        world.fault("the remedy would discard what second owns", late.message)
     world.make_standby(THIRD, FIRST)
     world.serve("produce", THIRD)
     return _move(world, troubles, Move((CI,), FIRST, THIRD))
 
 
 def _onwards(world: World, troubles: Troubles) -> bool:
-    """To a standby, and from there to a standby of that."""
+    """Move to a standby, and from there to its standby."""
     if not _move(world, troubles, Move((MAIN, CI), FIRST, SECOND)):
         return False
     world.make_standby(THIRD, SECOND)
@@ -116,11 +116,11 @@ def _onwards(world: World, troubles: Troubles) -> bool:
 
 
 def _and_back(world: World, troubles: Troubles) -> bool:
-    """All to a standby, and back to the old primary, which was made a standby of the new one."""
+    """Move all to a standby, and back to the old primary, which has become a standby of the new one."""
     schemas = (MAIN, CI, SEC)
     if not _move(world, troubles, Move(schemas, FIRST, SECOND)):
         return False
-    world.until(lambda: world.given_up(FIRST), "first has published all that it gave away")
+    world.until(lambda: world.given_up(FIRST), "first to publish everything up to the handover")
     world.make_standby(FIRST, SECOND)
     return _move(world, troubles, Move(schemas, SECOND, FIRST))
 
@@ -131,11 +131,11 @@ _KINDS: Final[dict[str, tuple[float, Callable[[World, Troubles], bool]]]] = {
     "onwards": (0.15, _onwards),
     "and back": (0.2, _and_back),
 }
-"""What is moved: how often, and by whom."""
+"""Scenarios: how often each is played, and its function."""
 
 
 def _move(world: World, troubles: Troubles, move: Move) -> bool:
-    """Do a move, through some troubles; return whether it is complete."""
+    """Make a move, through some troubles; return whether it is complete."""
     world.moving[world.servers[move.destination].incarnation] = move.gitlab_schemas
     for _ in range(world.draw.randint(*_FEW)):
         troubles.make(move)
@@ -152,7 +152,7 @@ def _move(world: World, troubles: Troubles, move: Move) -> bool:
 
 
 def _make_wrong_ends(world: World, foreign: Template, ends: dict[str, Server]) -> None:
-    """Have servers at hand that no move may lead to, since each takes a while to start: one, the other, or none."""
+    """Start servers that are no valid destination in advance: the foreign one, the promoted one, or none."""
     kind = world.draw.choice(("foreign", "promoted early", "none", "none"))
     place = world.directory / "wrong"
     if kind == "foreign":
@@ -167,7 +167,7 @@ def _make_wrong_ends(world: World, foreign: Template, ends: dict[str, Server]) -
 
 
 def _templates_of(version: int, stack: EmbeddedStack) -> tuple[Template, Template]:
-    """Return what servers are copied from: those of the moves, and those of another database system."""
+    """Return the templates to copy servers from: the moves' own, and that of another database system."""
     if version not in _templates or not _templates[version][0].data.exists():
         place = Path(tempfile.mkdtemp(prefix="pg-", dir=stack.directory))
         place.chmod(0o711)

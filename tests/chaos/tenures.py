@@ -1,8 +1,8 @@
-"""Who owned a gitlab schema when: a history of every write, kept by triggers on all sides, and what is wrong with it.
+"""Which database owned a gitlab schema when: a history of every write, kept by triggers on all sides, and its faults.
 
 A tenure is the time for which one database owns a gitlab schema: an epoch of headrace.schema_ownership. The history is
-replicated with the data, so that each server's has what it inherited from the one that it is a copy of. Pure but for
-reading it: what was found is judged here, so that each fault can be shown to be found.
+replicated with the data, so that each server has the history of the server that it was copied from. Pure apart from
+reading the history, so that tests can show that each fault is found.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ HISTORY: Final = """
             RETURN NULL;
         END $$;
 """
-"""To be made behind headrace's own tables; then `log_writes` for each table."""
+"""Run after headrace's own tables are created; then `log_writes` for each table."""
 
 WANTED: Final = "import_skipped/2"
 RESET: Final = "default/"
-"""The ends of a value of a row that the migration is to change, and of one that it has changed."""
+"""Suffixes of the value of a row that the migration has to change, and of one that it has changed."""
 
 
 def log_writes(gitlab_schema: str, table: str, *columns: str) -> str:
-    """Return the statement that has every write of a table logged; a row's value is what `columns` have."""
+    """Return the statement that logs every write to a table; `columns` make up a row's value."""
     arguments = ", ".join(f"'{word}'" for word in (gitlab_schema, *columns))
     return (
         f"CREATE TRIGGER log_write AFTER INSERT OR UPDATE OR DELETE ON public.{table}"
@@ -60,7 +60,7 @@ def log_writes(gitlab_schema: str, table: str, *columns: str) -> str:
 
 
 class Write(NamedTuple):
-    """A write that was committed, with what the database believed of itself; `server` is where it was made."""
+    """A committed write, with what the database believed about itself; `server` is where it was made."""
 
     server: str
     sequence: int
@@ -82,27 +82,27 @@ class Write(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An event of a topic, of one key."""
+    """A topic's event, of one key."""
 
     op: str
     value: str | None
 
 
 class Fault(NamedTuple):
-    """A promise that was broken, and where."""
+    """A broken promise, and where."""
 
     kind: str
     what: str
 
 
 Histories = Mapping[str, Sequence[Write]]
-"""Server → every write in its history, also those that it inherited."""
+"""Server → every write in its history, including inherited ones."""
 Key = tuple[str, int]
 """Table and id."""
 
 
 def read_history(connection: psycopg.Connection[Any]) -> list[Write]:
-    """Return the history that a server has now."""
+    """Return a server's current history."""
     found = connection.execute(
         "SELECT server, sequence, at, gitlab_schema, relation, id, op, old, new, application, name, owner,"
         " coalesce(epoch, 0) FROM history.writes ORDER BY server, sequence"
@@ -111,7 +111,7 @@ def read_history(connection: psycopg.Connection[Any]) -> list[Write]:
 
 
 def in_order(histories: Histories) -> list[Write]:
-    """Return every write of all servers once, in the order of the tenures, and within one as they were made."""
+    """Return every write of all servers once, ordered by tenure, then by sequence."""
     found = {(write.server, write.sequence): write for history in histories.values() for write in history}
     return sorted(found.values(), key=lambda write: (write.gitlab_schema, write.epoch, write.server, write.sequence))
 
@@ -121,14 +121,14 @@ def find_faults(
     topics: Mapping[str, Mapping[int, Sequence[Event]]],
     filled: Mapping[Key, str],
 ) -> Iterator[Fault]:
-    """Yield what is wrong with a history.
+    """Yield the faults of a history.
 
-    `topics` has a table's events by key, in the order of the topic, `filled` the value of each row that was there
-    before the history began.
+    `topics` has a table's events by key, in topic order; `filled` has the value of each row that existed before the
+    history began.
     """
     everything = in_order(histories)
     yield from no_owners(everything)
-    # Every database has its own shared tables: they are no continuation of each other's.
+    # Every database has its own shared tables: they do not continue each other.
     writes = [write for write in everything if write.gitlab_schema != GITLAB_SHARED]
     yield from two_owners(writes)
     yield from lost_writes(histories, writes)
@@ -138,14 +138,14 @@ def find_faults(
 
 
 def no_owners(writes: Iterable[Write]) -> Iterator[Fault]:
-    """Yield the writes that a database took though it was not the owner, by its own rows."""
+    """Yield writes accepted by a database that was not the owner according to its own rows."""
     for write in writes:
         if write.name is None or write.name != write.owner:
-            yield Fault("written by no owner", f"{_told(write)}, which is called {write.name}, of {write.owner}")
+            yield Fault("written without ownership", f"{_described(write)}: database {write.name}, owner {write.owner}")
 
 
 def two_owners(writes: Iterable[Write]) -> Iterator[Fault]:
-    """Yield tenures of more than one server, and those that are not one after another."""
+    """Yield tenures of more than one server, and tenures that overlap."""
     tenures: dict[tuple[str, int], list[Write]] = defaultdict(list)
     for write in writes:
         tenures[write.gitlab_schema, write.epoch].append(write)
@@ -156,12 +156,12 @@ def two_owners(writes: Iterable[Write]) -> Iterator[Fault]:
             yield Fault("two owners", f"{gitlab_schema} in epoch {epoch}: {', '.join(sorted(servers))}")
         first, last = min(tenure, key=lambda write: write.at), max(tenure, key=lambda write: write.at)
         if before is not None and before[0] == gitlab_schema and before[1].at > first.at:
-            yield Fault("two owners", f"{_told(first)} before {_told(before[1])}")
+            yield Fault("two owners", f"{_described(first)} before {_described(before[1])}")
         before = gitlab_schema, last
 
 
 def lost_writes(histories: Histories, writes: Sequence[Write]) -> Iterator[Fault]:
-    """Yield the writes that a later owner of their gitlab schema does not have."""
+    """Yield writes that a later owner of their gitlab schema does not have."""
     inherited = {server: {(write.server, write.sequence) for write in history} for server, history in histories.items()}
     owners: dict[str, list[str]] = defaultdict(list)
     for write in writes:
@@ -172,40 +172,40 @@ def lost_writes(histories: Histories, writes: Sequence[Write]) -> Iterator[Fault
         known = owners[write.gitlab_schema]
         for later in known[known.index(write.server) + 1 :]:
             if (write.server, write.sequence) not in inherited.get(later, ()):
-                yield Fault("not with the later owner", f"{_told(write)}: {later} lacks it")
+                yield Fault("missing at the later owner", f"{_described(write)}: {later} lacks it")
 
 
 def stale_writes(writes: Iterable[Write], filled: Mapping[Key, str]) -> Iterator[Fault]:
-    """Yield the writes that did not find the row as the write before them had left it."""
+    """Yield writes that did not find the row as the previous write had left it."""
     state: dict[Key, str | None] = dict(filled)
     for write in writes:
         key = write.relation, write.id
         if state.get(key) != write.old:
-            yield Fault("written on other data", f"{_told(write)}: found {write.old}, not {state.get(key)}")
+            yield Fault("written on stale data", f"{_described(write)}: found {write.old}, not {state.get(key)}")
         state[key] = write.new
 
 
 def wrong_changes(writes: Sequence[Write], filled: Mapping[Key, str]) -> Iterator[Fault]:
-    """Yield what the migration changed and should not, and the rows that it was to change and did not.
+    """Yield wrong changes of the migration, and rows that it had to change and did not.
 
-    The application itself never answers what it has asked for, so that each row that is wanted is answered once: by
-    the migration, or by the end of the row.
+    The application never resolves its own requests, so that each wanted row is resolved once: by the migration, or by
+    the row's deletion.
     """
     state: dict[Key, str | None] = dict(filled)
     for write in writes:
         was_wanted = write.old is not None and write.old.endswith(WANTED)
         if write.by_migration and not (was_wanted and write.new is not None and write.new.endswith(RESET)):
-            yield Fault("changed by the migration, and not wanted", f"{_told(write)}: {write.old} to {write.new}")
+            yield Fault("changed by the migration but not wanted", f"{_described(write)}: {write.old} to {write.new}")
         state[write.relation, write.id] = write.new
     for (relation, key), value in sorted(state.items()):
         if value is not None and value.endswith(WANTED):
-            yield Fault("wanted, and never changed", f"{relation} {key}")
+            yield Fault("wanted but never changed", f"{relation} {key}")
 
 
 def wrong_events(
     writes: Iterable[Write], topics: Mapping[str, Mapping[int, Sequence[Event]]], filled: Mapping[Key, str]
 ) -> Iterator[Fault]:
-    """Yield the keys whose events are not the writes, each once and in order, behind those of the first snapshot."""
+    """Yield keys whose events after the first snapshot are not the writes, each once and in order."""
     written: dict[Key, list[Event]] = defaultdict(list)
     for (relation, key), value in filled.items():
         if relation in topics:
@@ -226,5 +226,5 @@ def wrong_events(
             )
 
 
-def _told(write: Write) -> str:
+def _described(write: Write) -> str:
     return f"{write.gitlab_schema} ({write.relation} {write.id}) written by {write.server} in epoch {write.epoch}"

@@ -1,4 +1,4 @@
-"""The short form of `make chaos ONLY=brokers`: the coordinator of the transactions dies, and a leader hangs."""
+"""The short form of `make chaos ONLY=brokers`: the transaction coordinator is killed, and a leader hangs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.brokers import FAULTS, play, table
 pytestmark = pytest.mark.stack
 
 
-def test_nothing_is_lost_or_doubled_while_brokers_die_and_hang(stack: Stack, tmp_path: Path) -> None:
+def test_topic_has_each_change_once_while_brokers_die_and_hang(stack: Stack, tmp_path: Path) -> None:
     names = list(FAULTS)[:2]
     story, phases = play(stack, tmp_path, 1, iter(names))
     print(story)

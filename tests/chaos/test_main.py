@@ -1,4 +1,4 @@
-"""The rounds of `make chaos`: who plays, in which order, and what a broken promise says."""
+"""The rounds of `make chaos`: which modules play, in which order, and the report of a broken promise."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from tests.chaos import __main__ as chaos
 
 
-def test_every_module_with_rounds_plays() -> None:
+def test_plays_finds_every_module_with_rounds() -> None:
     assert {"producer", "switchovers", "visibility"} <= chaos.plays().keys()
 
 
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What is played, in place of the real ones: `calm`, and `wild`, which breaks a promise with seed 9."""
+    """Played instead of the real modules: `calm`, and `wild`, which breaks a promise with seed 9."""
     played: list[tuple[str, int]] = []
 
     def calm(_stack: Any, _directory: Any, seed: int, _seconds: float) -> dict[str, Any]:
@@ -39,19 +39,19 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return chaos.main()
 
 
-def test_they_take_turns_each_with_the_next_seed(
+def test_modules_take_turns_each_with_the_next_seed(
     rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(monkeypatch, "--seed", "4", "--rounds", "3") == 0
     assert rounds == [("calm", 4), ("wild", 5), ("calm", 6)]
 
 
-def test_one_alone(rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_plays_a_single_module(rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "--seed", "4", "--rounds", "2", "--only", "wild") == 0
     assert rounds == [("wild", 4), ("wild", 5)]
 
 
-def test_a_broken_promise_names_its_seed_and_ends_it(
+def test_broken_promise_prints_its_seed_and_ends_the_run(
     rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--seed", "8", "--rounds", "5", "--only", "wild") == 1
@@ -59,7 +59,7 @@ def test_a_broken_promise_names_its_seed_and_ends_it(
     assert "wild, seed 9: a row was lost" in capsys.readouterr().err
 
 
-def test_it_says_how_to_play_it_again(
+def test_broken_promise_prints_the_command_to_repeat_it(
     rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--seed", "9", "--only", "wild") == 1
@@ -67,9 +67,9 @@ def test_it_says_how_to_play_it_again(
     assert rounds == [("wild", 9)]
 
 
-def test_it_plays_on_if_asked_and_fails_at_the_end(
+def test_keep_going_continues_after_a_broken_promise_and_fails_at_the_end(
     rounds: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--seed", "8", "--rounds", "4", "--only", "wild", "--keep-going") == 1
     assert rounds == [("wild", 8), ("wild", 9), ("wild", 10), ("wild", 11)]
-    assert "1 of 4 rounds broke a promise, with the seeds [9]" in capsys.readouterr().err
+    assert "1 of 4 rounds broke a promise; seeds: [9]" in capsys.readouterr().err

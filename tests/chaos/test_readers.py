@@ -1,4 +1,4 @@
-"""tests/chaos/readers.py, small; and that it tells readers that go by the contract from those that do not."""
+"""A small round of tests/chaos/readers.py, which has to pass correct readers and detect wrong ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def played(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
 
 @pytest.mark.stack
 @pytest.mark.parametrize("reader", READERS)
-def test_no_read_of_a_reader_fails_while_repositories_move_under_kills(played: Mapping[str, Any], reader: str) -> None:
+def test_reader_never_fails_while_repositories_move_under_kills(played: Mapping[str, Any], reader: str) -> None:
     if reader in played["missing"]:
         pytest.skip(played["missing"][reader])
     assert played["kills"] >= 3
@@ -31,7 +31,7 @@ def test_no_read_of_a_reader_fails_while_repositories_move_under_kills(played: M
 
 @pytest.mark.stack
 @pytest.mark.parametrize("reader", _WRONG)
-def test_a_reader_that_does_not_go_by_the_cursors_is_found_out(played: Mapping[str, Any], reader: str) -> None:
+def test_reader_that_ignores_the_cursors_is_detected(played: Mapping[str, Any], reader: str) -> None:
     assert played[reader]["failed"] > 0
 
 
@@ -49,7 +49,7 @@ def _judged(**read: Any) -> Judged:
         (12.0, "1", 0),
         (12.0, "0", 1),
         (10.5, "0", 0),  # its push was not accepted yet
-        (16.0, "0", 0),  # readers were being sent on: a late push may not have come over yet
+        (16.0, "0", 0),  # readers were being redirected: a late push may not have been copied yet
         (25.0, "0", 0),
         (29.0, "0", 1),  # the move has ended
         (32.0, "2", 0),
@@ -57,19 +57,19 @@ def _judged(**read: Any) -> Judged:
         (30.5, "1", 0),
     ],
 )
-def test_a_read_shows_what_was_pushed_where_readers_were_sent(asked: float, value: str, failures: int) -> None:
+def test_read_must_show_pushes_to_the_home_that_readers_were_sent_to(asked: float, value: str, failures: int) -> None:
     assert len(_judged(asked=asked, value=value).failures) == failures
 
 
-def test_a_read_that_failed_counts_unless_the_machine_let_the_reader_lie() -> None:
+def test_failed_read_counts_unless_the_machine_suspended_the_reader() -> None:
     assert len(_judged(asked=12.0, value="", error="no such repository").failures) == 1
     assert _judged(asked=12.0, ended=14.0, value="", error="no such repository").stalled == 1
 
 
-def test_a_read_by_cursors_that_are_old_is_counted_as_such() -> None:
+def test_read_with_old_cursors_is_counted_as_old() -> None:
     assert _judged(asked=12.0, began=13.0, ended=13.1, value="1").old == 0
     assert _judged(asked=12.0, began=14.0, ended=14.1, value="1").old == 1
 
 
-def test_a_read_falls_within_a_move_when_the_two_have_a_moment_in_common() -> None:
+def test_read_counts_as_during_a_move_if_they_overlap() -> None:
     assert [_judged(asked=asked, value="9").in_moves for asked in (13.0, 14.5, 20.0, 28.5)] == [0, 1, 1, 0]

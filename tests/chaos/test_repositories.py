@@ -1,4 +1,4 @@
-"""tests/chaos/repositories.py, small."""
+"""A small round of tests/chaos/repositories.py."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ pytestmark = pytest.mark.stack
 _SOME = ("plain", "packed_refs", "head_is_a_symbolic_link", "lfs", "leftover_whole_but_stale", "it_lends_objects")
 
 
-def test_no_only_copy_is_lost_while_members_are_killed(stack: Stack, tmp_path: Path) -> None:
+def test_last_copy_survives_while_consumers_are_killed(stack: Stack, tmp_path: Path) -> None:
     story = play(stack, tmp_path, 1, kinds=[KINDS[each] for each in _SOME], kills=6)
     assert story["kills"] >= 6
     assert story["pushes"] > 0
 
 
 @pytest.mark.parametrize("plant", ["late_pushes_are_not_carried_over", "deletions_are_not_carried_over"])
-def test_a_fault_of_the_moves_is_found(stack: Stack, tmp_path: Path, plant: str) -> None:
+def test_planted_fault_of_the_moves_is_found(stack: Stack, tmp_path: Path, plant: str) -> None:
     def rounds() -> None:
         for seed in range(1, 6):
             play(stack, tmp_path, seed, kinds=[KINDS[each] for each in _SOME], kills=60, plant=plant)
 
-    # A round shows it where a push comes at the right moment, as in most there is one.
+    # A round shows the fault if a push comes at the right moment, which most rounds have.
     with pytest.raises(AssertionError, match="refs/heads/pushed/"):
         rounds()

@@ -1,4 +1,4 @@
-"""Each way in which a topic may differ from what was committed is found."""
+"""`row_history` finds each way in which a topic may differ from the committed changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FIRST, SECOND = Change("c", 1, '{"id": 1}'), Change("d", 1, None)
 COMMITTED: History = {7: [FIRST, SECOND], 9: [FIRST]}
 
 
-def test_the_same_is_no_difference() -> None:
+def test_equal_histories_have_no_difference() -> None:
     assert not list(differences(COMMITTED, {9: [FIRST], 7: [FIRST, SECOND]}))
 
 
@@ -26,5 +26,5 @@ def test_the_same_is_no_difference() -> None:
     ],
     ids=["a transaction lost", "a change lost", "doubled", "out of order", "another row", "never committed"],
 )
-def test_each_difference_is_found(topic: History) -> None:
+def test_difference_is_found(topic: History) -> None:
     assert len(list(differences(COMMITTED, topic))) == 1

@@ -1,4 +1,4 @@
-"""The short form of `make chaos ONLY=switchovers`: some runs of moves that are killed, aborted and led astray."""
+"""The short form of `make chaos ONLY=switchovers`: a few runs whose moves are killed, aborted and misdirected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def own() -> Iterator[EmbeddedStack]:
 
 
 @pytest.mark.parametrize("seed", [2, 3, 5])
-def test_one_owner_at_every_instant_and_every_write_once(own: EmbeddedStack, tmp_path: Path, seed: int) -> None:
-    """Among them are a fresh slot and a synchronized one, a second move from the same database, and one back again."""
+def test_switchovers_keep_one_owner_and_publish_every_write_once(own: EmbeddedStack, tmp_path: Path, seed: int) -> None:
+    """The seeds cover a fresh slot, a synchronized slot, a second move from the same database, and a move back."""
     story = play_round(own, tmp_path, seed)
     assert story["writes"] > 0

@@ -1,4 +1,4 @@
-"""Each fault that `make chaos ONLY=switchovers` looks for is found; without a fault nothing is."""
+"""The history check of `make chaos ONLY=switchovers` finds each fault, and none in a correct history."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NEW = [
 
 @dataclass
 class Found:
-    """Row 7 was there, and was changed twice on each side, before and after its gitlab schema moved."""
+    """Row 7 existed, and was changed twice on each side, before and after its gitlab schema moved."""
 
     old: list[Write] = field(default_factory=lambda: list(OLD))
     inherited: list[Write] | None = None
@@ -64,72 +64,72 @@ class Found:
         return [fault.kind for fault in found]
 
 
-def test_a_history_without_a_fault() -> None:
+def test_correct_history_has_no_fault() -> None:
     assert Found().kinds() == []
 
 
-def test_a_write_that_the_old_owner_took_after_the_new_one_had_begun() -> None:
+def test_write_at_the_old_owner_after_the_new_one_started_is_a_fault() -> None:
     assert Found(old=[OLD[0], OLD[1]._replace(at=3.5)]).kinds() == ["two owners"]
 
 
-def test_two_servers_in_one_epoch() -> None:
-    # Such as a copy that was promoted, and is called what the old one is.
+def test_two_servers_in_one_epoch_are_a_fault() -> None:
+    # For example a promoted copy that still has the old server's name.
     new = [each._replace(epoch=1, name="first", owner="first") for each in NEW]
     assert "two owners" in Found(new=new).kinds()
 
 
-def test_a_write_of_a_database_that_is_not_the_owner_by_its_own_rows() -> None:
-    assert Found(new=[NEW[0]._replace(name="first"), NEW[1]]).kinds() == ["written by no owner"]
+def test_write_in_a_database_that_is_not_the_owner_is_a_fault() -> None:
+    assert Found(new=[NEW[0]._replace(name="first"), NEW[1]]).kinds() == ["written without ownership"]
 
 
-def test_a_write_of_a_database_that_has_no_name() -> None:
-    assert Found(new=[NEW[0]._replace(name=None, owner=None), NEW[1]]).kinds() == ["written by no owner"]
+def test_write_in_a_database_without_a_name_is_a_fault() -> None:
+    assert Found(new=[NEW[0]._replace(name=None, owner=None), NEW[1]]).kinds() == ["written without ownership"]
 
 
-def test_a_write_that_the_new_owner_does_not_have() -> None:
+def test_write_missing_at_the_new_owner_is_a_fault() -> None:
     kinds = Found(inherited=OLD[:1]).kinds()
-    assert kinds == ["not with the later owner"]
+    assert kinds == ["missing at the later owner"]
 
 
-def test_a_write_that_found_stale_data() -> None:
+def test_write_on_stale_data_is_a_fault() -> None:
     new = [NEW[0]._replace(old="b/import_skipped/2"), NEW[1]]
-    assert Found(new=new).kinds() == ["written on other data"]
+    assert Found(new=new).kinds() == ["written on stale data"]
 
 
-def test_a_row_that_the_migration_changed_twice() -> None:
+def test_second_change_by_the_migration_is_a_fault() -> None:
     again = write("second", 5, "u", "c/default/", "c/default/", epoch=2, by=MIGRATION)
     kinds = Found(new=[*NEW, again]).kinds()
-    assert kinds == ["changed by the migration, and not wanted", "not published once and in order"]
+    assert kinds == ["changed by the migration but not wanted", "not published once and in order"]
 
 
-def test_a_row_that_is_wanted_and_was_never_changed() -> None:
+def test_wanted_row_that_was_never_changed_is_a_fault() -> None:
     kinds = Found(new=NEW[:1], events=Found().events[:-1]).kinds()
-    assert kinds == ["wanted, and never changed"]
+    assert kinds == ["wanted but never changed"]
 
 
-def test_a_write_that_is_in_no_topic() -> None:
+def test_unpublished_write_is_a_fault() -> None:
     events = Found().events
     assert Found(events=[*events[:3], *events[4:]]).kinds() == ["not published once and in order"]
 
 
-def test_a_write_that_was_published_twice() -> None:
+def test_write_published_twice_is_a_fault() -> None:
     events = Found().events
     assert Found(events=[*events, events[-1]]).kinds() == ["not published once and in order"]
 
 
-def test_events_out_of_order() -> None:
+def test_events_out_of_order_are_a_fault() -> None:
     events = Found().events
     assert Found(events=[*events[:2], events[3], events[2], events[4]]).kinds() == ["not published once and in order"]
 
 
-def test_a_table_that_was_read_again_in_the_middle() -> None:
+def test_snapshot_in_the_middle_of_the_events_is_a_fault() -> None:
     events = Found().events
     assert Found(events=[*events[:3], Event("r", "b/default/"), *events[3:]]).kinds() == [
         "not published once and in order"
     ]
 
 
-def test_an_event_of_a_write_that_was_never_made() -> None:
+def test_event_without_a_write_is_a_fault() -> None:
     found = Found()
     histories = {"first": found.old, "second": [*found.old, *found.new]}
     topics = {TABLE: {7: found.events, 8: [Event("c", "x/default/")]}}
@@ -137,12 +137,12 @@ def test_an_event_of_a_write_that_was_never_made() -> None:
     assert kinds == ["not published once and in order"]
 
 
-def test_shared_tables_are_each_databases_own() -> None:
+def test_shared_tables_are_independent_in_each_database() -> None:
     old = write("first", 9, "c", None, "x", key=1, gitlab_schema="gitlab_shared")
     new = write("second", 9, "c", None, "y", key=1, gitlab_schema="gitlab_shared")
     assert Found(old=[*OLD, old], inherited=OLD, new=[*NEW, new]).kinds() == []
 
 
-def test_a_shared_table_that_was_written_by_a_copy_that_is_called_something_else() -> None:
+def test_shared_table_written_by_a_copy_under_another_name_is_a_fault() -> None:
     stray = write("second", 9, "c", None, "y", key=1, gitlab_schema="gitlab_shared", name="first", owner="second")
-    assert Found(new=[*NEW, stray]).kinds() == ["written by no owner"]
+    assert Found(new=[*NEW, stray]).kinds() == ["written without ownership"]

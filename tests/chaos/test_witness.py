@@ -1,4 +1,4 @@
-"""The witness tells where each transaction committed and how the ledger moved."""
+"""The witness reports where each transaction committed and how the ledger moved."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def xid_of(connection: psycopg.Connection, *statements: str) -> int:
     return int(row[0])
 
 
-def test_commits_and_moves_are_told_in_the_order_of_the_commits(connection: psycopg.Connection) -> None:
+def test_witness_reports_commits_and_moves_in_commit_order(connection: psycopg.Connection) -> None:
     made = xid_of(connection, "INSERT INTO headrace.progress VALUES ('m', 1, 't', 3, 0, NULL)")
     moved = xid_of(connection, "UPDATE headrace.progress SET next_offset = 20, note = 'an ümlaut'")
-    # No move, but a transaction that wrote something else, and one whose update changes the key.
+    # Not a ledger move: one transaction writes something else, one changes the key.
     xid_of(connection, "UPDATE headrace.progress SET note = 'no move'")
     marked = xid_of(connection, "INSERT INTO history.marks VALUES ('here')")
     xid_of(connection, "UPDATE headrace.progress SET run = 2, next_offset = 30")
@@ -59,7 +59,7 @@ def test_commits_and_moves_are_told_in_the_order_of_the_commits(connection: psyc
     assert found.commits[made] < found.commits[moved] < found.commits[marked]
 
 
-def test_what_was_rolled_back_is_not_told(connection: psycopg.Connection) -> None:
+def test_witness_does_not_report_rolled_back_transactions(connection: psycopg.Connection) -> None:
     with connection.transaction(force_rollback=True):
         connection.execute("INSERT INTO history.marks VALUES ('never')")
         row = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()

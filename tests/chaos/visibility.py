@@ -1,9 +1,9 @@
-"""Events that come before their rows are visible: a synchronous standby comes and goes while everything is killed.
+"""Events that arrive before their rows are visible: a synchronous standby comes and goes while everything is killed.
 
-A look at the end could be fooled by what repaired a row meanwhile, so the database keeps a history of each write and of
-each move of the ledger, with their transactions. A row that is to be changed has exactly one event that wants it; it is
-changed once, by the transaction that moves the ledger over that event; and `headrace status` never says caught up while
-an event in front of the topic's end is not done.
+The end state could hide a row that was repaired meanwhile, so the database keeps a history of each write and each
+ledger move, with their transactions. A row that has to be changed has exactly one event that wants it; it is changed
+once, by the transaction that moves the ledger past that event; and `headrace status` never reports caught up while an
+event before the topic's end is pending.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ from tests.consumers.services import PATIENCE, ROOT, Service, run, until
 from tests.settling import until_shown
 
 RATE: Final = 500.0
-"""Rows that the application writes in a second."""
+"""Rows that the application writes per second."""
 _SECONDS_A_KILL: Final = 28.0
 _FEWEST_KILLS: Final = 3
 _POLL_SECONDS: Final = 0.4
 _EARLY_SECONDS: Final = 0.5
 _REBALANCE_SECONDS: Final = 20.0
 _VISITED_SECONDS: Final = 60.0
-"""Rebalances take their time: they are part of rounds that last as long as this."""
+"""Minimum length of a round that includes rebalances, which take time."""
 _RESUMED_SECONDS: Final = 4.0
-"""How long the standby stays away after a migration was resumed: consumers read on before its commits are visible."""
+"""How long the standby stays away after a resume: consumers read on before its commits are visible."""
 _FIRST_ROWS: Final = 2_000
 
 _MIGRATIONS: Final = {"skip_resets": ("gitlab_main", REPOSITORIES), "status_backfills": ("registry", STATUSES)}
@@ -63,10 +63,10 @@ _STATES: Final = {
     "skip_resets": ("import_skipped/2", "default/"),
     "status_backfills": ("", "native"),
 }
-"""What a row that is to be changed is, and what it becomes."""
+"""The value of a row that has to be changed, and its value afterwards."""
 _COLUMNS: Final = {REPOSITORIES: ("migration_state", "migration_skipped_reason"), STATUSES: ("migration_status",)}
 _WANTED: Final = {REPOSITORIES: container_repositories.TOO_MANY_TAGS, STATUSES: (None,)}
-"""What an event says of a row that is to be changed, and in which columns."""
+"""The event's values for a row that has to be changed, and their columns."""
 _FINISHED: Final = ("caught_up", "complete")
 
 _PRODUCE: Final = ("produce", "main")
@@ -79,9 +79,9 @@ _SERVICES: Final = (
 
 
 def play_for(stack: EmbeddedStack, directory: Path, seed: int, seconds: float) -> dict[str, Any]:
-    """Play one round in which the application writes for so many seconds; return what happened.
+    """Play one round in which the application writes for the given time; return a summary.
 
-    Raises AssertionError where a promise was broken.
+    Raises AssertionError if a promise was broken.
     """
     draw = random.Random(seed)
     world = World(stack, directory, f"v{seed}x{draw.randrange(16**6):06x}", draw)
@@ -96,7 +96,7 @@ def play_for(stack: EmbeddedStack, directory: Path, seed: int, seconds: float) -
 
 
 class World:
-    """One round: a database with its standby, the services, and what they were seen doing."""
+    """One round: a database with its standby, the services, and observations of them."""
 
     def __init__(self, stack: EmbeddedStack, directory: Path, name: str, draw: random.Random) -> None:
         self.name = name
@@ -130,7 +130,7 @@ class World:
                         "snapshot": {"chunk_rows": 100},
                     }
                 },
-                # An autovacuum of the table is no reason to hold here.
+                # The table's autovacuum must not throttle here.
                 "migrations": {
                     "skip_resets": {"continuous": True, "health": {"autovacuum": False}},
                     "status_backfills": {"health": {"autovacuum": False}},
@@ -156,11 +156,11 @@ class World:
     def play(self, seed: int, draw: random.Random, seconds: float) -> dict[str, Any]:
         self._serve(_PRODUCE)
         with self.connect() as connection:
-            until(lambda: _there(connection, "headrace.progress"), "the ledger is there")
+            until(lambda: _there(connection, "headrace.progress"), "the ledger to exist")
             witness.follow_ledger(connection)
         for arguments in _SERVICES:
             self._serve(arguments)
-        until(self._published_first, "the first rows are published")
+        until(self._published_first, "the first rows to be published")
         polling = threading.Thread(target=self._poll, daemon=True)
         polling.start()
         began = time.monotonic()
@@ -201,15 +201,15 @@ class World:
         }
 
     def _rebalance_in_a_pause(self) -> None:
-        """Pause a migration, have a consumer join its group and leave it again, and resume; all in an outage.
+        """Pause a migration, have a consumer join its group and leave again, and resume; all during an outage.
 
-        A consumer that has partitions waiting for a transaction loses some of them, and has them back, while it waits.
+        A consumer whose partitions wait for a transaction loses some of them, and regains them, while it waits.
         """
         self._command("pause", "skip_resets")
         with (self.directory / f"{self.name}-joining.log").open("a") as log:
             joining = run(log, "consume", "skip_resets", "--config", str(self.config))
         try:
-            # One that was just killed holds the rebalance up until the group drops it: then it is only a pause.
+            # A consumer that was just killed delays the rebalance until the group drops it: then this is only a pause.
             joined = _within(_REBALANCE_SECONDS, lambda: self._share_all(3))
         finally:
             joining.terminate()
@@ -219,7 +219,7 @@ class World:
         time.sleep(_RESUMED_SECONDS)
 
     def _share_all(self, number: int) -> bool:
-        """Whether so many consumers share the partitions, each with one at least."""
+        """Whether `number` consumers share the partitions, each with at least one."""
         group = group_name(self.settings.prefix, "skip_resets")
         client = clients.admin(self.settings.kafka)
         members = client.describe_consumer_groups([group])[group].result(PATIENCE).members
@@ -244,7 +244,7 @@ class World:
             self.services[arguments] = Service(log, *arguments, "--config", str(self.config))
 
     def _check(self) -> None:
-        """Fail when a service has ended that was not killed or stopped, or when the standby's coming and going has."""
+        """Fail if a service ended without being killed or stopped, or if the standby's thread failed."""
         for arguments, service in self.services.items():
             assert {*service.codes} <= {-15, -9, 0}, f"{' '.join(arguments)} ended by itself: {service.codes}"
         if self.standby.error is not None:
@@ -272,7 +272,7 @@ class World:
                     self.polls.append(Poll(one["name"], one["state"], ends, now))
 
     def _settle(self) -> None:
-        """Wait until all that was written is published, and status says that each migration has caught up."""
+        """Wait until every write is published, and status reports each migration as caught up."""
         with self.connect() as connection:
             lsn = beat(connection)
 
@@ -281,7 +281,7 @@ class World:
             state = read_sources(self.settings).get("main")
             return state is not None and state.stream is not None and state.stream.commit_lsn >= lsn
 
-        until(published, "all is published")
+        until(published, "everything to be published")
         since = time.time()
 
         def caught_up() -> bool:
@@ -289,7 +289,7 @@ class World:
             late = [poll for poll in self.polls[-8:] if poll.ended > since + 1]
             return {poll.migration for poll in late if poll.state == "caught_up"} == _MIGRATIONS.keys()
 
-        until(caught_up, "status says that both migrations have caught up")
+        until(caught_up, "status to report both migrations as caught up")
 
     def _command_says(self) -> dict[str, str]:
         migrations = json.loads(self._command("status", "--json"))["migrations"]
@@ -299,7 +299,7 @@ class World:
         with self.connect() as connection:
             history = History(connection)
         known = (wanted.keys() - self._first.keys()) | others
-        assert known <= history.logged <= known | self._first.keys(), "the application's log and the history disagree"
+        assert known <= history.logged <= known | self._first.keys(), "the application's log and the history differ"
         effects: list[Effect] = []
         faults: list[Fault] = []
         waits: list[float] = []
@@ -309,8 +309,8 @@ class World:
             topic = table_topic(self.name, gitlab_schema, "main", "public", table)
             events = _wanting(self.settings, topic, table)
             done, moves = history.effects[table], history.moves[migration]
-            said = [poll for poll in self.polls if poll.migration == migration and poll.state in _FINISHED]
-            faults += find_faults(keys.keys(), _STATES[migration], events, done, moves, said)
+            reports = [poll for poll in self.polls if poll.migration == migration and poll.state in _FINISHED]
+            faults += find_faults(keys.keys(), _STATES[migration], events, done, moves, reports)
             effects += [effect for each in done.values() for effect in each]
             early += sum(events[key][0].seen < visible - _EARLY_SECONDS for key, visible in keys.items() if events[key])
             waits += [done[key][0].at - events[key][0].committed for key in keys if done[key] and events[key]]
@@ -322,20 +322,20 @@ class World:
             "wait p50": round(waits[len(waits) // 2], 3),
             "wait p99": round(waits[len(waits) * 99 // 100], 1),
             "longest wait": round(waits[-1], 1),
-            "said caught up": sum(poll.state in _FINISHED for poll in self.polls),
+            "reported caught up": sum(poll.state in _FINISHED for poll in self.polls),
         }
         kinds = dict(Counter(fault.kind for fault in faults))
         assert not faults, (
-            f"{kinds}, such as {'; '.join(f'{each.kind}: {each.what}' for each in faults[:3])}; {figures}"
+            f"{kinds}, for example: {'; '.join(f'{each.kind}: {each.what}' for each in faults[:3])}; {figures}"
         )
         assert early, "no event came before its row was visible: nothing was tested"
         return figures
 
 
 def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event]]:
-    """Return key → the events of the topic after which its row is to be changed.
+    """Return key → the events after which its row has to be changed.
 
-    None of them is compacted away yet: Kafka leaves a partition's last segment alone.
+    None of them is compacted away yet: Kafka does not compact a partition's active segment.
     """
     until_shown(settings.kafka, topic)
     schemas = open_registry(settings)
@@ -366,7 +366,7 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
 
 
 def _fill(connection: psycopg.Connection[Any]) -> dict[Row, float]:
-    """Insert the rows that the snapshot reads, a third of which is to be changed; return those."""
+    """Insert the rows for the snapshot, a third of which has to be changed; return those."""
     rows = {
         key: container_repositories.TOO_MANY_TAGS if key % 3 == 0 else container_repositories.DEFAULT
         for key in range(1, _FIRST_ROWS + 1)

@@ -1,6 +1,6 @@
-"""What the WAL says, read by a slot of the harness's own, not by headrace: every commit and move of the ledger.
+"""Reads commits and ledger moves from the WAL, through the harness's own slot instead of headrace's.
 
-A trigger would say the same of the ledger, but headrace refuses a schema of its own that has any.
+A trigger could report ledger moves too, but headrace refuses triggers on its own schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psycopg
 from schemas.positions import Lsn
 
 _SLOT: Final = "witness"
-"""Also the name of its publication."""
+"""Also the publication's name."""
 _MAKE: Final = (
     f"CREATE PUBLICATION {_SLOT} FOR TABLES IN SCHEMA history",
     f"SELECT FROM pg_create_logical_replication_slot('{_SLOT}', 'pgoutput')",
@@ -46,25 +46,25 @@ class Move(NamedTuple):
 
 @dataclass
 class Witness:
-    """Transaction → the position of its commit; migration → the moves of its ledger, in the order of the commits."""
+    """Transaction → its commit position; migration → the moves of its ledger, in commit order."""
 
     commits: dict[int, Lsn] = field(default_factory=dict)
     moves: dict[str, list[Move]] = field(default_factory=lambda: defaultdict(list))
 
 
 def begin(connection: psycopg.Connection[Any]) -> None:
-    """Have every commit that writes the history witnessed from now on."""
-    for statement in _MAKE:  # each in a transaction of its own: one that has written can make no slot
+    """Witness every commit that writes the history from now on."""
+    for statement in _MAKE:  # in separate transactions: one that has written cannot create a slot
         connection.execute(statement.encode())
 
 
 def follow_ledger(connection: psycopg.Connection[Any]) -> None:
-    """Have every move of the ledger witnessed from now on."""
+    """Witness every move of the ledger from now on."""
     connection.execute(_FOLLOW_LEDGER.encode())
 
 
 def read(connection: psycopg.Connection[Any]) -> Witness:
-    """Return all that was witnessed; the slot keeps it."""
+    """Return everything witnessed so far; the slot keeps it."""
     found = Witness()
     columns = [name for (name,) in connection.execute(_COLUMNS)]
     reached: dict[tuple[str, str], int] = {}
@@ -85,7 +85,7 @@ def read(connection: psycopg.Connection[Any]) -> Witness:
 
 
 def _new_row(data: bytes) -> Sequence[str]:
-    """Return the texts of the new row of an insert or update; an old key may stand before it."""
+    """Return the texts of the new row of an insert or update; an old key may precede it."""
     at = 5
     while True:
         new = data[at : at + 1] == b"N"

@@ -1,7 +1,7 @@
-"""An application of many sessions that writes at a fixed rate and keeps a log of what it wants changed.
+"""An application with many sessions that writes at a fixed rate and logs which rows have to be changed.
 
-Each row becomes one to be changed at most once, and is never written again after that: whatever is done to it later is
-the migration's doing, and no later event can mend what an earlier one missed.
+Each row is made one to be changed at most once, and never written again after that: any later change is the
+migration's, and no later event can repair what an earlier one missed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from psycopg.pq import TransactionStatus
 
 WAITING = "on"
 LOCAL = "local"
-"""What a session's synchronous_commit is."""
+"""A session's synchronous_commit."""
 
 REPOSITORIES = "container_repositories"
 STATUSES = "repositories"
 
 _KEYS = 10_000_000
-"""Keys of a session."""
+"""Keys per session."""
 _BEHIND_SECONDS = 5.0
-"""How much a session that was kept waiting makes up for."""
+"""Maximum backlog that a delayed session makes up for."""
 
 Row = tuple[str, int]
 """Table and id."""
 
 
 class _Write(NamedTuple):
-    """One statement; `wants` says whether its row is to be changed from then on, `spares` whether it may be later."""
+    """One statement; `wants`: its row has to be changed afterwards; `spares`: the row may be wanted later."""
 
     statement: str
     row: Row
@@ -63,8 +63,8 @@ _WITH_STATUS = _INSERT_STATUS.format("'import_complete'")
 class Writers:
     """The sessions: `waiting` of them wait at each commit for the synchronous standby, `local` don't.
 
-    `rate` is rows written in a second by all of them; a fifth of it is the waiting ones' share. `wanted` has each row
-    that is to be changed, with the time (seconds since 1970) at which its commit returned.
+    `rate` is rows written per second in all; the waiting sessions write a fifth of it. `wanted` has each row that has
+    to be changed, with the time (seconds since the epoch) at which its commit returned.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Writers:
             thread.start()
 
     def check(self) -> None:
-        """Raise what ended a session."""
+        """Raise the error that ended a session, if any."""
         if self.error is not None:
             raise self.error
 
     def stop(self) -> None:
-        """End all, each behind its commit; raises what ended one before."""
+        """Stop all sessions after their current commit; raise an earlier error, if any."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -131,7 +131,7 @@ class Writers:
                     began = time.monotonic()
                     connection.commit()
                     self._note(done, time.monotonic() - began)
-                # A row whose change was rolled back is what it was; one that was never inserted is nothing.
+                # A rolled-back change leaves its row as it was; a rolled-back insert leaves none.
                 updated = (write for write in writes if write.statement in (_TURN, _TOUCH) and write not in done)
                 spare += [write.row for write in done if write.spares] + [write.row for write in updated]
                 due = max(due, time.monotonic() - _BEHIND_SECONDS) + len(writes) / rate
@@ -139,10 +139,10 @@ class Writers:
     def _transaction(
         self, connection: psycopg.Connection[Any], draw: random.Random, writes: list[_Write]
     ) -> Iterator[_Write]:
-        """Carry out the writes, some in savepoints; yield those that were not rolled back with theirs."""
+        """Execute the writes, some in savepoints; yield those that were not rolled back."""
         for write in writes:
             kept, savepoint = draw.random() < 0.7, draw.random() < 0.3
-            # Outside of a transaction it would be one of its own, which commits.
+            # Outside a transaction this would start one that commits.
             savepoint = savepoint and connection.info.transaction_status is not TransactionStatus.IDLE
             with contextlib.suppress(psycopg.Rollback), connection.transaction() if savepoint else _no_savepoint():
                 connection.execute(write.statement.encode(), (write.row[1],))
@@ -171,7 +171,7 @@ def _no_savepoint() -> Iterator[None]:
 
 
 def _drawn(draw: random.Random, keys: Iterator[int], spare: list[Row]) -> _Write:
-    """Return the next write; a row of `spare` that is taken is in no other write until this one has ended."""
+    """Return the next write; a row taken from `spare` is in no other write until this one has ended."""
     kind = draw.random()
     if kind < 0.35 and spare:
         row = spare.pop(draw.randrange(len(spare)))

@@ -1,4 +1,4 @@
-"""A database with container_repositories, its topic, and members that run in a thread or as processes."""
+"""A database with container_repositories, its topic, and consumers in threads or processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Member = subprocess.Popen[str]
 
 @pytest.fixture(autouse=True)
 def members_are_gone_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A member of this process has left its group when it returns, however slow the machine is."""
+    """A consumer of this process has left its group when it returns, however slow the machine is."""
     monkeypatch.setattr(group, "_LEAVE_SECONDS", PATIENCE)
 
 
@@ -66,7 +66,7 @@ def feed(settings: Settings, connection: psycopg.Connection[Any]) -> Feed:
 
 @pytest.fixture
 def catch_up(settings: Settings) -> Callable[..., Totals]:
-    """A function that runs a member in this thread until it has caught up."""
+    """A function that runs a consumer in this thread until it has caught up."""
 
     def run(chosen: Settings = settings, migration: SkipResets | None = None) -> Totals:
         work = migration or SkipResets.configure(chosen.migration("skip_resets"))
@@ -77,7 +77,7 @@ def catch_up(settings: Settings) -> Callable[..., Totals]:
 
 @pytest.fixture
 def members(config: Path) -> Iterator[Callable[..., Member]]:
-    """A function that starts a member as a process; all are killed after the test."""
+    """A function that starts a consumer as a process; all are killed after the test."""
     started: list[Member] = []
 
     def start(**options: Any) -> Member:
@@ -92,7 +92,7 @@ def members(config: Path) -> Iterator[Callable[..., Member]]:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    """A function that waits until a condition holds, asking it again and again."""
+    """A function that polls until a condition holds."""
 
     def wait(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
@@ -105,7 +105,7 @@ def eventually() -> Callable[..., None]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of this machine that nobody listens on, and that nobody else gets during the test."""
+    """A local port without a listener, reserved during the test."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -113,7 +113,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture
 def ready(connection: psycopg.Connection[Any]) -> Callable[[], bool]:
-    """A function that says whether headrace's own tables are there."""
+    """A function that returns whether headrace's tables exist."""
     return lambda: connection.execute("SELECT to_regclass('headrace.progress')").fetchone() != (None,)
 
 
@@ -123,13 +123,13 @@ def ledger(connection: psycopg.Connection[Any], ready: Callable[[], bool]) -> Ca
 
     def sums() -> Mapping[str, Any]:
         if not ready():
-            return {"applied": 0, "skipped": 0, "parked": 0, "next": 0}
+            return {"applied": 0, "skipped": 0, "dead_letters": 0, "next": 0}
         row = connection.execute(
-            "SELECT coalesce(sum(applied), 0), coalesce(sum(skipped), 0), coalesce(sum(parked), 0),"
+            "SELECT coalesce(sum(applied), 0), coalesce(sum(skipped), 0), coalesce(sum(dead_letters), 0),"
             " coalesce(sum(next_offset), 0) FROM headrace.progress p JOIN headrace.migrations m"
             " ON m.name = p.migration AND m.run = p.run"
         ).fetchone()
         assert row is not None
-        return dict(zip(("applied", "skipped", "parked", "next"), map(int, row), strict=True))
+        return dict(zip(("applied", "skipped", "dead_letters", "next"), map(int, row), strict=True))
 
     return sums

@@ -117,7 +117,7 @@ class Feed:
     database: str = "main"
     gitlab_schema: str = "gitlab_main"
     xid: int = 7
-    """The low half of the id of the transaction that events are of: one that ended long ago."""
+    """The low half of the events' transaction id: one that ended long ago."""
 
     def __post_init__(self) -> None:
         registry = open_registry(self.settings)
@@ -136,7 +136,7 @@ class Feed:
         self.lsn = 1_000
 
     def row(self, key: int, state: str | Unchanged, reason: int | Unchanged | None) -> list[bytes | Unchanged | None]:
-        """Return the row's text as the log has it."""
+        """Return the row's text as in the WAL."""
         now = b"2024-05-06 07:08:09.123456+00"
         return [
             b"%d" % key, b"%d" % key, b"repository-%d" % key, b"0", now, now,
@@ -227,11 +227,11 @@ except HeadraceError as error:
 
 
 IMPATIENT_MEMBER = f"import consumers.delivery.group\nconsumers.delivery.group.SESSION_TIMEOUT_MS = 2_000\n{MEMBER}"
-"""One that the group drops after two seconds of silence, not after ten."""
+"""A consumer that the group removes after two seconds of silence, not ten."""
 
 
 def start_impatient_member(config: Path) -> subprocess.Popen[str]:
-    """Start such a member; kill it and wait for it when done."""
+    """Start such a consumer; kill it and wait for it when done."""
     return subprocess.Popen(
         [sys.executable, "-c", IMPATIENT_MEMBER, str(config), "skip_resets", "no"],
         stdout=subprocess.PIPE,
@@ -243,7 +243,7 @@ def start_impatient_member(config: Path) -> subprocess.Popen[str]:
 def start_member(
     config: Path, *, migration: str = "skip_resets", until_caught_up: bool = False, extra: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
-    """Start a member as a process of its own; kill it and wait for it when done."""
+    """Start a consumer as its own process; kill it and wait for it when done."""
     return subprocess.Popen(
         [sys.executable, "-c", MEMBER, str(config), migration, "yes" if until_caught_up else "no", *extra],
         stdout=subprocess.PIPE,

@@ -47,7 +47,7 @@ TABLES = (
 
 
 def make_tables(connection: psycopg.Connection[Any]) -> None:
-    """Make the application's tables, empty."""
+    """Create the application's tables, empty."""
     connection.execute(TABLES)
 
 
@@ -91,7 +91,7 @@ class Disks:
         return self.directory / node.partition(":")[0]
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """Return what `[gitserver]` says of them; grace and refresh are as short as they may be for a test."""
+        """Return their `[gitserver]` section, with grace and refresh as short as a test allows."""
         roots = {node: str(self.path(node)) for node in self.nodes}
         return {
             "nodes": list(self.nodes),
@@ -103,7 +103,7 @@ class Disks:
         }
 
     def place(self, node: str, name: str) -> Path:
-        """Return where a repository would lie on a node."""
+        """Return the path of a repository on a node."""
         return Root(self.path(node)).place(normalised(name))
 
     def old(self, name: str) -> Path:
@@ -113,11 +113,11 @@ class Disks:
         return self.place(rendezvous_home(name, self.nodes), name)
 
     def copies(self, name: str) -> list[Path]:
-        """Return all places where a repository lies, whole or not."""
+        """Return all places that have a repository, complete or not."""
         return [place for node in self.nodes if (place := self.place(node, name)).exists()]
 
     def leftovers(self) -> list[Path]:
-        """Return all that lies about in headrace's own directories."""
+        """Return all files in headrace's own directories."""
         return [path for node in self.nodes for path in (self.path(node) / OWN).glob("*/*")]
 
 
@@ -138,7 +138,7 @@ def git(at: Path, *arguments: str, given: bytes = b"", check: bool = True) -> st
 def make_repository(
     place: Path, *, commits: int = 1, branches: Sequence[str] = ("main",), object_format: str = "sha1"
 ) -> None:
-    """Make a bare repository with a history of its own."""
+    """Create a bare repository with its own history."""
     place.mkdir(parents=True)
     git(
         place,
@@ -180,7 +180,7 @@ def is_whole(place: Path) -> bool:
 
 
 def clone_template(template: Path, place: Path, text: str) -> None:
-    """Make a repository quickly: the copy of another one, with a commit of its own."""
+    """Create a repository quickly: a copy of another one, with its own commit."""
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(template, place)
     push(place, "main", text)
@@ -216,7 +216,7 @@ def add_rows(connection: psycopg.Connection[Any], shards: Mapping[str, str], *, 
 
 
 def shards(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """Return name → where the application has its repository on record."""
+    """Return name → shard recorded by the application."""
     found = connection.execute("SELECT r.name, g.shard_id FROM repo r JOIN gitserver_repos g ON g.repo_id = r.id")
     return dict(found.fetchall())
 
@@ -264,7 +264,7 @@ class Application:
         self._send(records)
 
     def snapshot_done(self) -> None:
-        """Record that the tables were read to their end, as a producer does."""
+        """Record that the snapshot of the tables is complete, as a producer does."""
         topic = positions_topic(self._settings.prefix)
         topics.ensure_topic(self._settings.kafka, topic, partitions=1)
         producer = clients.producer(self._settings.kafka)
@@ -275,7 +275,7 @@ class Application:
         assert producer.flush(120) == 0
 
     def publish_deleted(self, keys: Iterable[int]) -> None:
-        """Produce the events of rows that are gone."""
+        """Produce the events of deleted rows."""
         records: list[tuple[str, bytes, bytes | None]] = []
         for key in keys:
             for table, width in (("gitserver_repos", 5), ("repo", 2)):

@@ -84,7 +84,7 @@ class World:
 
     database: Database
     connection: psycopg.Connection[Any]
-    """The test's own."""
+    """The tests' database."""
     member: psycopg.Connection[Any]
     migration: Migration = field(default_factory=configured)
 
@@ -147,7 +147,7 @@ def wait_for_a_lock(world: World) -> None:
             if watching.execute(waiting).fetchone() != (0,):
                 return
             pause.wait(0.02)
-    raise AssertionError("nobody waits")
+    raise AssertionError("no connection waits")
 
 
 def paths(count: int, start: int = 0) -> list[str]:

@@ -1,4 +1,4 @@
-"""Praefect's database for the tests: its schema before 15 and since, triggers included, and a log of the writes."""
+"""Praefect's database for the tests: its schemas before and since version 15, with triggers, and a log of writes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def track(
     storages: Iterable[str] = ("gitaly-0", "gitaly-1"),
     generation: int = 7,
 ) -> None:
-    """Record repositories as Praefect has them after some writes."""
+    """Record repositories as Praefect does after some writes."""
     new = has_ids(connection)
     for path in paths:
         names = [virtual_storage, path]
@@ -152,7 +152,7 @@ def flags(connection: Connection) -> dict[str, bool]:
 
 
 def written(connection: Connection, table: str = "repositories") -> list[str]:
-    """Return what members wrote to a table, as `operation name`, in order."""
+    """Return consumers' writes to a table, as `operation name`, in order."""
     name = "relative_path" if table == "repositories" else "virtual_storage"
     found = connection.execute(
         "SELECT operation, row_was ->> %s FROM public.writes"
@@ -163,7 +163,7 @@ def written(connection: Connection, table: str = "repositories") -> list[str]:
 
 
 class Listener:
-    """Praefect's own listener: what it was told of."""
+    """A stand-in for Praefect's listener: the notifications it received."""
 
     def __init__(self) -> None:
         self.payloads: list[str] = []
@@ -173,7 +173,7 @@ class Listener:
         return max((len(payload.encode()) for payload in self.payloads), default=0)
 
     def paths(self) -> list[str]:
-        """Return every path of which a notification told that it is new, once for each time."""
+        """Return every path that a notification reported as new, once per notification."""
         return [path for payload in self.payloads for path in _paths(json.loads(payload))]
 
 

@@ -108,7 +108,7 @@ class RegistryFeed(Feed):
 
 
 def insert(connection: psycopg.Connection[Any], keys: Iterable[Key]) -> None:
-    """Insert rows as an application does that does not know the column."""
+    """Insert rows like an application that does not know the column."""
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO repositories (top_level_namespace_id, id, name, path) VALUES (%s, %s, %s, %s)",
@@ -117,7 +117,7 @@ def insert(connection: psycopg.Connection[Any], keys: Iterable[Key]) -> None:
 
 
 def insert_with_status(connection: psycopg.Connection[Any], rows: Mapping[Key, str | None]) -> None:
-    """Insert rows as an application does that knows the column."""
+    """Insert rows like an application that knows the column."""
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO repositories (top_level_namespace_id, id, name, path, migration_status)"

@@ -1,4 +1,4 @@
-"""Services that are started again whenever they end, and an application that writes without end."""
+"""Services that are restarted whenever they exit, and an application that writes continuously."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.consumers.container_repositories import TOO_MANY_TAGS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0
-"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
+"""Timeout in seconds of a test that waits; nothing is asserted about it."""
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -35,7 +35,7 @@ def advisory_lock_is_waited_for(connection: psycopg.Connection[Any]) -> bool:
 
 
 class Service:
-    """A headrace command that is started again whenever it ends, as a service manager does it."""
+    """A headrace command that is restarted whenever it exits, as by a service manager."""
 
     def __init__(self, log: Path, *arguments: str) -> None:
         self.codes: list[int] = []
@@ -57,7 +57,7 @@ class Service:
             self._stop.wait(0.5)
 
     def kill(self) -> None:
-        """End it without warning; it comes back."""
+        """Kill it; it is restarted."""
         if (process := self._process) is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -78,7 +78,7 @@ def run(log: Any, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 class Application:
-    """Writes to both gitlab schemas without end, each to the database that owns it: where it is refused, it turns."""
+    """Writes to both gitlab schemas continuously, each in its owner: when refused, it switches databases."""
 
     def __init__(self, dsns: Sequence[str], seed: int) -> None:
         self.transactions = 0

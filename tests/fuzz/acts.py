@@ -1,4 +1,4 @@
-"""What happens in a round, as data: transactions of the application, and what is done to the producer."""
+"""The acts of a round, as data: transactions of the application, and actions on the producer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class Ending(Enum):
     COMMIT = "COMMIT"
     ROLLBACK = "ROLLBACK"
     PREPARE = "PREPARE TRANSACTION"
-    """And is committed later, with what comes after it in between."""
+    """Prepared now and committed later, with other acts in between."""
     ALONE = ""
     """Each statement commits by itself."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """A transaction, or (without statements) something done to the producer: see `rounds.Round`.
+    """A transaction, or (without statements) an action on the producer: see `rounds.Round`.
 
     `justifies` are patterns (see `reasons`): once the act has happened, `table` (None: any) may be stopped, or a start
-    refused, for a reason that is one of them, and for no other. `mends` are statements with which the application then
-    puts the table right. `unwritable` says that PostgreSQL may refuse to write the table while it is published.
+    refused, for a reason that matches one of them, and for no other. `repairs` are statements with which the
+    application then repairs the table. `unwritable`: PostgreSQL may refuse writes to the table while it is published.
     """
 
     what: str
@@ -31,7 +31,7 @@ class Act:
     ending: Ending = Ending.COMMIT
     table: str | None = None
     justifies: tuple[str, ...] = ()
-    mends: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
     unwritable: bool = False
 
 
@@ -40,7 +40,7 @@ STOP = Act("stop the producer")
 KILL = Act("kill the producer")
 RESTART = Act("kill the producer if it runs, and start it again")
 CATCH_UP = Act("let it catch up")
-BEGIN = Act("let it begin to read")
-"""Until then nothing is copied: what is written at once after it is written while tables are."""
-PASS = Act("let the stream pass")
-"""Unlike CATCH_UP, no table has to be copied by then."""
+BEGIN = Act("let it start reading")
+"""No table has been copied by then, so that writes right after it happen during the snapshot."""
+PASS = Act("let the stream catch up")
+"""Unlike CATCH_UP, does not wait for tables to be copied."""

@@ -1,4 +1,4 @@
-"""The application of a round: writes its tables, alters them, and notes what its database lets it do."""
+"""The application of a round: writes its tables, alters them, and records what its database accepted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.fuzz.values import identifier
 from tests.fuzz.world import OWNER, Broken
 
 _OUR_DOING: Final = re.compile(r"publishes|replica identity", re.IGNORECASE)
-"""In the message of an application's statement that failed: it would have worked, had nothing been published."""
+"""In the error of an application's statement: it would have worked without headrace's publication."""
 
 _WRITES: Final = ("write", "rows", "large transaction")
-"""Acts of which a statement that is refused leaves the others."""
+"""Acts in which a refused statement does not undo the others."""
 
 _EXPECTED: Final = {
     "statement_timeout": "0",
@@ -38,14 +38,14 @@ _EXPECTED: Final = {
     "transform_null_equals": "off",
     "xmloption": "content",
 }
-"""The settings of role and database are for headrace; the application has what it expects."""
+"""The settings of role and database are for headrace; the application uses the defaults that it expects."""
 
 
 class Application:
-    """A connection to the round's database. `happened` are the acts that its database did not refuse."""
+    """A connection to the round's database. `happened` are the acts that the database accepted."""
 
     def __init__(self, dsn: str, name: str, *, owned: bool) -> None:
-        """With `owned` tables are made and altered by the role that owns the database, else by a superuser."""
+        """With `owned`, tables are created and altered by the database owner's role, else by a superuser."""
         options = " ".join(f"-c {setting}={value}" for setting, value in _EXPECTED.items())
         self.dsn = make_conninfo(dsn, options=options, client_encoding="UTF8")
         self._connection: psycopg.Connection[Any] = psycopg.connect(self.dsn, autocommit=True)
@@ -60,24 +60,24 @@ class Application:
 
     def close(self) -> None:
         with contextlib.suppress(psycopg.Error):
-            self._connection.execute("ROLLBACK")  # of what broke in the midst of a transaction
+            self._connection.execute("ROLLBACK")  # of a transaction that failed halfway
             self.finish_prepared()
         self._connection.close()
 
     def ask(self, query: str, *values: object) -> Any:
-        """Return the first column of the first row, as a superuser; None where there is none."""
+        """Return the first column of the first row, as a superuser; None if there is no row."""
         self.become(application=True)
         row = self._connection.execute(query.encode(), values).fetchone()
         return None if row is None else row[0]
 
     def request(self, table: str) -> None:
-        """Have a table re-snapshot, if it may be."""
+        """Request a re-snapshot of a table, if requests are possible."""
         with self.tolerated("a request"):
             self.become(application=True)
             send_request(self._connection, SnapshotRequest(table=table))
 
     def configure(self, database: tuple[str, ...], role: tuple[str, ...]) -> None:
-        """Give settings to the database, and to the producer's role in it."""
+        """Apply settings to the database, and to the producer's role in it."""
         self.become(application=True)
         named, who = f'DATABASE "{self._connection.info.dbname}"', OWNER if self._owned else "CURRENT_USER"
         for setting in database:
@@ -86,11 +86,11 @@ class Application:
             self._set(f"ALTER ROLE {who} IN {named} SET {setting}")
 
     def _set(self, statement: str) -> None:
-        with contextlib.suppress(psycopg.errors.FeatureNotSupported):  # an encoding that has no conversion to LATIN1
+        with contextlib.suppress(psycopg.errors.FeatureNotSupported):  # an encoding without a conversion to LATIN1
             self._connection.execute(statement.encode())
 
     def require_writable(self, table: tuple[str, str]) -> None:
-        """Raise Broken where what is published keeps the application from writing a table."""
+        """Raise Broken if the publication keeps the application from writing a table."""
         self.become(application=True)
         query = f"DELETE FROM {identifier(table[0])}.{identifier(table[1])}"
         with contextlib.suppress(psycopg.errors.UndefinedTable), self._connection.transaction(force_rollback=True):
@@ -100,22 +100,22 @@ class Application:
                 raise Broken(f"table {'.'.join(table)} cannot be written: {error}") from error
 
     def become(self, *, application: bool) -> None:
-        """Write as the application, a superuser here, or alter tables as their owner, the producer's role."""
+        """Switch to the application's role (a superuser), or to the tables' owner, the producer's role."""
         if self._connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             role = "postgres" if application or not self._owned else OWNER
             self._connection.execute(f"SET ROLE {role}".encode())
 
     def write(self, act: Act) -> None:
-        """Carry out the transaction, as far as the database lets it; one that is refused did not happen."""
+        """Execute the transaction as far as the database accepts it; a refused transaction did not happen."""
         if act.what not in _WRITES:
-            self.finish_prepared()  # what alters a table would wait for them
+            self.finish_prepared()  # an ALTER TABLE would wait for them
         self.become(application=act.what in _WRITES)
         if act.ending is Ending.ALONE:
-            # One after the other, whatever became of those before.
+            # One after another, independently of each other.
             happened = max(list(map(self._statement, act.statements)))
         else:
             self._connection.execute("BEGIN")
-            # A row that is refused leaves the others of its transaction; a change is made whole or not at all.
+            # A refused row leaves the rest of its transaction; a change happens as a whole or not at all.
             if act.what in _WRITES:
                 for statement in act.statements:
                     self._row(statement)
@@ -127,13 +127,13 @@ class Application:
             self.happened.append(act)
 
     def _end(self, ending: Ending) -> bool:
-        """End the transaction; return whether what it did is there to stay."""
+        """End the transaction; return whether its effects persist or will."""
         if ending is Ending.PREPARE:
             gid = f"{self._name}-{len(self.happened)}"
             with self.tolerated(ending.value):
                 self._connection.execute(f"PREPARE TRANSACTION '{gid}'".encode())
                 self._prepared.append(gid)
-                # Whatever it has locked stays so until this session itself commits it.
+                # Its locks stay until this session itself commits it.
                 self._connection.execute("SET lock_timeout = '50ms'")
                 return True
         elif ending is Ending.COMMIT:
@@ -175,7 +175,7 @@ class Application:
 
     @contextlib.contextmanager
     def tolerated(self, statement: str) -> Iterator[None]:
-        """Note what the database refuses; raises Broken where that is our doing."""
+        """Record what the database refuses; raise Broken if headrace is the cause."""
         try:
             yield
         except psycopg.Error as error:
@@ -186,11 +186,11 @@ class Application:
                 raise Broken(f"a write of the application failed: {error} ({statement[:200]})") from error
 
     def _made_unwritable(self, statement: str) -> bool:
-        """Whether the application took from the table that is written what PostgreSQL needs to publish it."""
+        """Whether the application removed what PostgreSQL needs to publish the table."""
         return any(act.unwritable and act.table and _prefix(act.table) in statement for act in self.happened)
 
 
 def _prefix(table: str) -> str:
-    """Return how a statement names the table, and its first partitions, but for the last quote."""
+    """Return the start of the table's name, and of its first partitions' names, in a statement (no closing quote)."""
     schema, _, name = table.partition(".")
     return f"{identifier(schema)}.{identifier(name)[:-1]}"

@@ -1,7 +1,7 @@
-"""Changes of a table's columns while it is captured, each with the reasons for which the table may be stopped after it.
+"""Changes of a table's columns while it is captured, each with the reasons for which it may stop the table.
 
-A change that docs/events.md names as followed, or as read again, justifies nothing: the topic has to say what the table
-says. Many are undone at once, with writes in between, so that the table looks as it did.
+A change that docs/reference/events.md documents as followed or as re-snapshotted justifies nothing: the topic has to
+equal the table. Many are undone at once, with writes in between, so that the table looks the same as before.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tests.fuzz.writes import transaction
 
 @dataclass(frozen=True)
 class Setting:
-    """What a change may have to know beside its table."""
+    """What a change may need to know besides its table."""
 
     version: int
     encoding: str
     codec: str
     tables: list[Table]
     owned: bool
-    """Whether the producer's role owns the tables, and is no superuser."""
+    """Whether the producer's role owns the tables, and is not a superuser."""
 
 
 Change = Callable[[Random, Table, Setting], list[Act]]
-"""Changes the table, and what is believed of it; returns nothing where it cannot be."""
+"""Changes the table and the fuzz's model of it; returns nothing if the change is not possible."""
 
 
 def acts(
@@ -41,29 +41,29 @@ def acts(
     setting: Setting,
     steps: list[str],
     *justifies: str,
-    mends: Sequence[str] = (),
+    repairs: Sequence[str] = (),
     unwritable: bool = False,
     undone: bool = False,
 ) -> list[Act]:
     """Return the steps in one transaction or in several, with writes between them.
 
-    `undone`: after the last step all is as before the first, which in one transaction is no change, and so justifies
+    `undone`: the last step restores the state before the first; in one transaction that is no change, and justifies
     nothing.
     """
     if random.random() < 0.4:
         if undone and len(steps) > 1:
             justifies, unwritable = (), False
-        return [Act(what, tuple(steps), Ending.COMMIT, table.qualified, justifies, tuple(mends), unwritable)]
+        return [Act(what, tuple(steps), Ending.COMMIT, table.qualified, justifies, tuple(repairs), unwritable)]
     made: list[Act] = []
     for step in steps:
         if made:
             made += between(random, table, setting)
-        made.append(Act(what, (step,), Ending.COMMIT, table.qualified, justifies, tuple(mends), unwritable))
+        made.append(Act(what, (step,), Ending.COMMIT, table.qualified, justifies, tuple(repairs), unwritable))
     return made
 
 
 def between(random: Random, table: Table, setting: Setting, wait: Act = CATCH_UP) -> list[Act]:
-    """Return what happens between two steps: writes, with which the producer may come along."""
+    """Return the acts between two steps: writes, with time for the producer to follow."""
     made = [transaction(random, [table], setting.codec) for _ in range(random.randrange(3))]
     if random.random() < 0.4:
         made.insert(random.randrange(len(made) + 1), wait)
@@ -81,7 +81,7 @@ def add_filled_column(random: Random, table: Table, setting: Setting) -> list[Ac
     column = Column(table.new_name("filled "), SMALL, "int4")
     table.columns.append(column)
     step = f"ALTER TABLE {table.sql} ADD COLUMN {column.sql} int4 {random.choice(('', 'NOT NULL'))} DEFAULT 7"
-    return [*acts(random, "add a column with a default", table, setting, [step]), read_again(table)]
+    return [*acts(random, "add a column with a default", table, setting, [step]), resnapshot(table)]
 
 
 def drop_column(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -93,7 +93,7 @@ def drop_column(random: Random, table: Table, setting: Setting) -> list[Act]:
 
 
 def drop_and_add_column(random: Random, table: Table, setting: Setting) -> list[Act]:
-    """Also of the type that it had, without the values that it had."""
+    """May add it with the type that it had, but without the values."""
     if (column := _any(random, table.others)) is None:
         return []
     justified: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def drop_and_add_column(random: Random, table: Table, setting: Setting) -> list[
     if random.random() < 0.3:
         whole = [f"ALTER TABLE {table.sql} {', '.join(steps)}"]
     made = acts(random, "drop and add a column", table, setting, whole, *justified)
-    return [*made, read_again(table)] if filled else made
+    return [*made, resnapshot(table)] if filled else made
 
 
 def rename_column(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -119,7 +119,7 @@ def rename_column(random: Random, table: Table, setting: Setting) -> list[Act]:
     steps = [f"ALTER TABLE {table.sql} RENAME COLUMN {old} TO {new}"]
     if undone := random.random() < 0.5:
         steps.append(f"ALTER TABLE {table.sql} RENAME COLUMN {new} TO {old}")
-        # Where it was read anew in between, or met by the stream only after it.
+        # If the table was re-snapshotted in between, or the stream reached the change only after the renaming back.
         justified += reasons.renamed_column(new[1:-1])
         if column.key:
             justified += reasons.key_column_gone(table.qualified, new[1:-1])
@@ -175,7 +175,7 @@ def change_values(random: Random, table: Table, setting: Setting) -> list[Act]:
 
 def retype_key(random: Random, table: Table, setting: Setting) -> list[Act]:
     column = random.choice(table.keys)
-    # Also where only its collation is another.
+    # Even if only its collation differs.
     justified = [reasons.SORTS_OTHERWISE]
     if column.type.partition(" ")[0] not in ("text", "varchar(20)"):
         justified += reasons.other_key_type(column.name)
@@ -199,18 +199,18 @@ def change_composite(random: Random, table: Table, setting: Setting) -> list[Act
     return acts(random, "change a composite", table, setting, [f"ALTER TYPE ext.pair {step}"])
 
 
-def read_again(table: Table) -> Act:
-    """Have a table re-snapshot, as an operator does."""
-    return Act("read it again", table=table.qualified)
+def resnapshot(table: Table) -> Act:
+    """Have a table re-snapshotted, as an operator does."""
+    return Act("re-snapshot it", table=table.qualified)
 
 
 def reads_again(random: Random, table: Table, setting: Setting) -> list[Act]:
-    return [read_again(table)]
+    return [resnapshot(table)]
 
 
 _UP_TO_INT4: Final = ("int2", "int4", '"int2"', '"int4"')
 _REWRITTEN: Final = {"text": "upper({0})", "int4": "{0} + 1", "numeric": "{0} + 1", "varchar(9)": "upper({0})"}
-"""Type → an expression of it that has other values."""
+"""Type → an expression of it that yields other values."""
 
 COLUMN_CHANGES: Final[tuple[Change, ...]] = (
     add_column,

@@ -1,4 +1,4 @@
-"""Changes of the partitions of a table: in no event of the stream, whatever rows come and go by them."""
+"""Changes of a table's partitions: the stream has no event for them, whatever rows they add or remove."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def attach(random: Random, table: Table, setting: Setting) -> list[Act]:
     ]
     table.partitions.append(partition)
     justified = _unlogged(table, partition) if unlogged else ()
-    mends = [f"ALTER TABLE {leaf} SET LOGGED"] if unlogged else []
+    repairs = [f"ALTER TABLE {leaf} SET LOGGED"] if unlogged else []
     what = f"attach {'an unlogged' if unlogged else 'a'} partition"
-    made = acts(random, what, table, setting, steps, *justified, mends=mends)
+    made = acts(random, what, table, setting, steps, *justified, repairs=repairs)
     insert = f"INSERT INTO {table.sql} ({columns}) VALUES ({row(random, table, setting.codec)}) ON CONFLICT DO NOTHING"
     return [*made, Act("write", (insert,))]
 
@@ -70,9 +70,9 @@ def change_partition_identity(random: Random, table: Table, setting: Setting) ->
     justified: tuple[str, ...] = ()
     if identity == "FULL":
         justified = reasons.virtual_in_identity(table.qualified, [column.name for column in table.virtual])
-    mends = [f"ALTER TABLE {leaf} REPLICA IDENTITY DEFAULT"]
+    repairs = [f"ALTER TABLE {leaf} REPLICA IDENTITY DEFAULT"]
     what = "change a partition's identity"
-    return acts(random, what, table, setting, [step], *justified, mends=mends, unwritable=bool(justified))
+    return acts(random, what, table, setting, [step], *justified, repairs=repairs, unwritable=bool(justified))
 
 
 def lose_partition_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -86,7 +86,7 @@ def lose_partition_identity(random: Random, table: Table, setting: Setting) -> l
         setting,
         steps[: random.randrange(1, 3)],
         *justified,
-        mends=steps[1:],
+        repairs=steps[1:],
         unwritable=True,
         undone=True,
     )
@@ -98,7 +98,7 @@ def unlog_partition(random: Random, table: Table, setting: Setting) -> list[Act]
     steps = [f"ALTER TABLE {leaf} SET UNLOGGED", f"ALTER TABLE {leaf} SET LOGGED"]
     justified = _unlogged(table, partition)
     kept = steps[: random.randrange(1, 3)]
-    return acts(random, "unlog a partition", table, setting, kept, *justified, mends=steps[1:], undone=True)
+    return acts(random, "unlog a partition", table, setting, kept, *justified, repairs=steps[1:], undone=True)
 
 
 def _unlogged(table: Table, partition: Partition) -> tuple[str, ...]:

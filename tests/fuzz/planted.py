@@ -1,8 +1,7 @@
-"""Faults of issue 12 put back, so that the fuzz of tables can show that it finds them.
+"""Faults of issue 12, planted again so that the fuzz of tables can show that it finds them.
 
-Each is put back by taking its mend out of headrace's source.
-A fault is data: the places of the source that mend it, and what stood there before, or would. It is planted in a
-process that runs, where the function or the SQL text is replaced; the checkout is left alone.
+A fault is data: the places in headrace's source that fix it, and the code without the fix. It is planted in a running
+process by replacing the function or the SQL text; the checkout is unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tests.server_versions import MAJORS
 
 @dataclass(frozen=True)
 class Edit:
-    """Puts `new` in the place of `old`, in a function or a text; `where` is `module:name` or `module:Class.name`."""
+    """Replaces `old` by `new`, in a function or a text; `where` is `module:name` or `module:Class.name`."""
 
     where: str
     old: str
@@ -31,19 +30,19 @@ class Edit:
 
 @dataclass(frozen=True)
 class Plant:
-    """A fault: the issue's point that named it, what it does, and by which edits."""
+    """A fault: the issue's item number, its description, and its edits."""
 
     point: int
     what: str
     edits: tuple[Edit, ...]
     majors: tuple[int, ...] = MAJORS
-    """The versions of PostgreSQL where it shows."""
+    """The PostgreSQL versions that show it."""
 
 
 PLANTS: Final[dict[str, Plant]] = {
     "unwritable": Plant(
         1,
-        "a table that PostgreSQL refuses to update once it is published is published",
+        "a table that cannot be updated while it is published is published",
         (Edit("producers.source.writability:refused_writes", "for row in found}", "for row in found if False}"),),
     ),
     "unpublished_generated": Plant(
@@ -57,7 +56,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "bare_operators": Plant(
         2,
-        "keys are compared by operators that are found by name, and sorted by their type's own",
+        "keys are compared by operators found by their bare name, but sorted by the type's own",
         (
             Edit("infra.postgres.key_order:Operators.named", 'sql.SQL("OPERATOR({}.{})")', "sql.SQL(name)"),
             Edit("infra.postgres.key_order:ascending", '"{} USING {}"', '"{}"'),
@@ -65,7 +64,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "partitions_unwatched": Plant(
         3,
-        "a partition that comes or goes is not noticed",
+        "an added or removed partition is not noticed",
         (
             Edit(
                 "producers.watch.partition_watch:PartitionWatch.look",
@@ -76,7 +75,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "published_as_one": Plant(
         3,
-        "a partitioned table is published via its root, whose identity its partitions may not have",
+        "a partitioned table is published via its root, whose identity its partitions may lack",
         (
             Edit(
                 "producers.source.publication:_WHOLE",
@@ -100,13 +99,13 @@ PLANTS: Final[dict[str, Plant]] = {
                 "for feed, others in left.items():",
                 "for feed, others in ():",
             ),
-            # It has another file then, by which the look at the catalog would notice it a moment later.
+            # The partition gets a new file, by which the catalog watch would notice it a moment later.
             Edit("producers.source.partitions:compared", "if now.by_oid[oid].file != before[oid].file)", "if False)"),
         ),
     ),
     "attribute_number": Plant(
         4,
-        "a column dropped and added again is taken for the one that it was",
+        "a column dropped and added again is taken for the old one",
         (Edit("producers.publish.silent_changes:_changed", "if was.number != now.number:", "if False:"),),
     ),
     "publication_edits": Plant(
@@ -119,12 +118,12 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "order_of_bytes": Plant(
         6,
-        "text keys of every encoding are taken to sort as the bytes of UTF-8",
+        "text keys of every encoding are assumed to sort by their UTF-8 bytes",
         (Edit("producers.source.tables:_comparable", "operators.in_bytes and ", ""),),
     ),
     "stream_in_utf8": Plant(
         6,
-        "the server converts the stream, and ends it at a character that UTF-8 does not have",
+        "the server converts the stream, and ends it at a character without a UTF-8 equivalent",
         (
             Edit("producers.source.server_text:server_text", "None if encoding == _UTF8 else", "None if encoding else"),
             Edit("producers.source.server_text:stream_encoding", "else _NO_ENCODING", "else _UTF8"),
@@ -132,7 +131,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "fatal_request": Plant(
         7,
-        "a request that cannot be done ends the source, at every start",
+        "an impossible request ends the source at every start",
         (
             Edit(
                 "producers.session.snapshot_requests:Requests.take",
@@ -143,7 +142,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "fatal_table": Plant(
         8,
-        "an error of PostgreSQL's that one table raises ends the source",
+        "a PostgreSQL error in one table ends the source",
         (
             Edit(
                 "producers.source.table_errors:judged",
@@ -154,12 +153,12 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "rewritten_table": Plant(
         11,
-        "a change of a type is followed although it changes values",
+        "a type change is followed although it changes values",
         (Edit("producers.publish.silent_changes:_rewritten", "return bool(before.storage)", "return False"),),
     ),
     "renamed_label": Plant(
         11,
-        "labels of enums and attributes of composites that are changed are not noticed",
+        "changed enum labels and composite attributes are not noticed",
         (
             Edit(
                 "producers.publish.silent_changes:_changed",
@@ -170,7 +169,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "session_settings": Plant(
         12,
-        "sessions go by the settings of role and database",
+        "sessions use the settings of role and database",
         (
             Edit(
                 "infra.postgres.connect:pinned", "return f\"SELECT {', '.join(calls)}\".encode()", 'return b"SELECT 1"'
@@ -179,7 +178,7 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "null_key": Plant(
         13,
-        "a key that is NOT NULL by a constraint that is NOT VALID is taken",
+        "a key with a NOT NULL constraint that is NOT VALID is accepted",
         (
             Edit("producers.source.tables:_UNIQUE", "AND NOT c.convalidated", "AND false"),
             Edit("producers.watch.catalog_watch:_NOW", "AND NOT n.convalidated", "AND false"),
@@ -188,33 +187,33 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "hidden_rows": Plant(
         13,
-        "a table whose rows may not be read at one start is stopped for good",
+        "a table that cannot be read at one start is stopped for good",
         (Edit("producers.source.tables:_hidden", "return UnreadableTable(", "raise UnreadableTable("),),
     ),
     "two_phase": Plant(
         13,
-        "a slot that was made with two_phase is read",
+        "a slot created with two_phase is read",
         (Edit("producers.source.preflight:_of_slot", "if state is not None and state.two_phase:", "if False:"),),
     ),
     "says_ready": Plant(
         13,
-        "`headrace check` says ready although a start is refused",
+        "`headrace check` reports ready although a start is refused",
         (Edit("producers.session.check:_gaps", "yield Finding(gap.problem, gap.remedy)", "pass"),),
     ),
     "long_years": Plant(
         16,
-        "the Python codec takes the last digits of a year of six for decimals",
+        "the Python codec takes the last digits of a six-digit year for decimals",
         (Edit("schemas.values:quick_encoder", 'text[19:20] == b"."', "True"),),
     ),
     "no_locale_provider": Plant(
         17,
-        "PostgreSQL 14 is asked for a column that it does not have",
+        "a query for PostgreSQL 14 has a column that it lacks",
         (Edit("infra.postgres.key_order:_BY_INDEX", "to_jsonb(d)->>'datlocprovider'", "d.datlocprovider::text"),),
         (14,),
     ),
     "equal_keys": Plant(
         18,
-        "a key that is changed to an equal text is no other key",
+        "a key changed to an equal text is not treated as another key",
         (
             Edit(
                 "producers.publish.capture:Capture._update",
@@ -227,15 +226,15 @@ PLANTS: Final[dict[str, Plant]] = {
 }
 """Name → fault.
 
-Of points 9, 10, 14 and 19, which are about time, memory and topics made beforehand, a round shows nothing: they are in
+A round cannot show items 9, 10, 14 and 19, which are about time, memory and existing topics: they are in
 tests/producers/source/test_table_errors.py and test_copy_phase.py, tests/infra/postgres/test_copy_out.py and `make
-bench ONLY=wide_memory`, tests/producers/watch/test_topic_watch.py, tests/producers/session/test_acquire.py. Point 15 is
-a limit that docs/events.md names.
+bench ONLY=wide_memory`, tests/producers/watch/test_topic_watch.py, tests/producers/session/test_acquire.py. Item 15 is
+a limit that docs/reference/events.md documents.
 """
 
 
 def plant(name: str | None) -> None:
-    """Give this process a fault for good; None: none. Raises ValueError where its mend is not found."""
+    """Plant a fault in this process for good; None: nothing. Raises ValueError if its fix is not found."""
     edits: dict[str, list[Edit]] = {}
     for edit in PLANTS[name].edits if name is not None else ():
         edits.setdefault(edit.where, []).append(edit)
@@ -245,7 +244,7 @@ def plant(name: str | None) -> None:
 
 @contextmanager
 def planted(name: str | None) -> Iterator[None]:
-    """Give this process a fault for a while; None: none."""
+    """Plant a fault in this process for the block; None: nothing."""
     places = {edit.where for edit in (PLANTS[name].edits if name is not None else ())}
     before = {where: _found(where) for where in places}
     try:
@@ -257,18 +256,18 @@ def planted(name: str | None) -> Iterator[None]:
 
 
 def _edited(where: str, edits: list[Edit]) -> str | CodeType:
-    """Return what stands at a place once it is edited: a text, or a function's code."""
+    """Return the edited text, or the edited function's code."""
     holder, name = _place(where)
     found = getattr(holder, name)
     text = found if isinstance(found, str) else textwrap.dedent(inspect.getsource(found))
     for edit in edits:
         if edit.old not in text:
-            raise ValueError(f"{where} has no {edit.old!r} to take out: what mends it is somewhere else now")
+            raise ValueError(f"{where} has no {edit.old!r} to replace: the fix has moved")
         text = text.replace(edit.old, edit.new)
     if isinstance(found, str):
         return text
     made: dict[str, Any] = {}
-    # The module's own globals, so that nothing but the code differs.
+    # The module's own globals, so that only the code differs.
     exec(compile(text, where, "exec", flags=__future__.annotations.compiler_flag), found.__globals__, made)
     code: CodeType = made[name].__code__
     return code
@@ -281,7 +280,7 @@ def _found(where: str) -> str | CodeType:
 
 
 def _put(where: str, what: str | CodeType) -> None:
-    """Replace a text, or a function's code, which all who have imported the function see."""
+    """Replace a text, or a function's code, for every importer of the function."""
     holder, name = _place(where)
     if isinstance(what, str):
         setattr(holder, name, what)

@@ -1,4 +1,4 @@
-"""The producer of a round: a process of its own, forked from one that has everything imported, to be killed at will."""
+"""The producer of a round: a separate process, forked from one that has everything imported, which may be killed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import Any, Final
 from infra.settings.model import Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-# With all that the module which runs the rounds imports, since each fork imports that one too.
+# Includes everything imported by the module that runs the rounds, since each fork imports it too.
 _FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
 
 _CHILDREN: Final = threading.Lock()
-"""Each start looks after the processes of all threads; of two that look after one at once, one is told 255."""
+"""Each start waits for the child processes of all threads; if two wait for the same one, one gets exit code 255."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a producer ended by itself: in order, refused by an error of headrace's, or otherwise (`error` is empty)."""
+    """How a producer ended: in order, refused by an error of headrace, or otherwise (`error` is empty)."""
 
     code: int
     error: str = ""
@@ -43,9 +43,9 @@ class End:
 
 
 class Producer:
-    """`headrace produce main`, as far as its settings are given.
+    """`headrace produce main`, with the given settings.
 
-    With `python_codec` rows are encoded as where there is no compiler. `plant` is a fault of `planted` that it has.
+    With `python_codec` rows are encoded as without a compiler. `plant` is a fault of `planted` that it has.
     """
 
     def __init__(self, settings: Settings, log: Path, *, python_codec: bool = False, plant: str | None = None) -> None:
@@ -61,13 +61,13 @@ class Producer:
         heard.close()
 
     def hurry(self) -> None:
-        """Have it look at the catalog and write a heartbeat now, for which a round would wait otherwise."""
+        """Have it look at the catalog and write a heartbeat now, which a round would otherwise wait for."""
         with contextlib.suppress(OSError):  # it has ended
             self._hurry.send(None)
 
     @property
     def reads(self) -> bool:
-        """Whether it has come as far as to read the log."""
+        """Whether it has started to read the WAL."""
         with self.log.open("rb") as lines:
             lines.seek(self._from)
             return b'"event": "reading"' in lines.read()
@@ -82,7 +82,7 @@ class Producer:
         return End(code, problem=self.log.read_text(errors="replace").rpartition("Traceback")[2][-1500:])
 
     def stop(self, seconds: float) -> bool:
-        """Stop it in order; return whether it did."""
+        """Stop it in order; return whether it ended."""
         if self._code is None:
             assert self._process.pid is not None
             os.kill(self._process.pid, signal.SIGTERM)
@@ -105,7 +105,7 @@ class Producer:
 
 
 def _hear(heard: Connection) -> None:
-    """Hurry the session that this process then has, each time it is asked to."""
+    """Hurry this process's session each time it is asked to."""
     from producers.session import opening  # noqa: PLC0415
     from producers.session.loop import Session  # noqa: PLC0415
 
@@ -121,7 +121,7 @@ def _hear(heard: Connection) -> None:
         while True:
             try:
                 heard.recv()
-            except EOFError:  # whoever played the round is gone, without having stopped it
+            except EOFError:  # the process that played the round ended without stopping this one
                 os._exit(1)
             for session in sessions:
                 session._heartbeat_due = 0.0
@@ -145,18 +145,18 @@ def _produce(
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     if python_codec:
-        codec.compiled = None  # type: ignore[misc]  # as where there is no compiler
+        codec.compiled = None  # type: ignore[misc]  # as without a compiler
     if plant is not None:
         planted.plant(plant)
     lines.configure()
     _hear(heard)
     try:
         with stop_on_signals() as stop:
-            # What comes every few seconds comes several times in a round; see also `Producer.hurry`.
+            # Periodic work of every few seconds happens several times in a round; see also `Producer.hurry`.
             produce(settings, "main", stop, Timing(heartbeat_seconds=2.0, copy_seconds=0.3))
     except HeadraceError as error:
-        told = {"error": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
+        refusal = {"error": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
         written = end.with_suffix(".written")
-        written.write_text(json.dumps(told))
+        written.write_text(json.dumps(refusal))
         written.rename(end)  # it may be killed at any moment
         sys.exit(error.exit_code)

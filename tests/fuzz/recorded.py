@@ -1,4 +1,4 @@
-"""What a producer has recorded, asked many times a round: by one client, where headrace makes one each time."""
+"""Reads a producer's records many times per round, with one client, where headrace creates one each time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE: Final = 120.0
 
 
 class Recorded(Positions):
-    """As `Positions`; to be closed."""
+    """Like `Positions`; has to be closed."""
 
     def __init__(self, prefix: str, settings: KafkaSettings) -> None:
         super().__init__(prefix, settings)
@@ -32,7 +32,7 @@ class Recorded(Positions):
 
 
 class _Kept:
-    """As LogReader, with one client for all reads."""
+    """Like LogReader, with one client for all reads."""
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._settings = settings
@@ -41,7 +41,7 @@ class _Kept:
         self._next = 0
 
     def read(self) -> Iterator[Message]:
-        """Yield every committed record from the last one read up to the end as it is now."""
+        """Yield every committed record from the last one read up to the current end."""
         place = TopicPartition(self._topic, 0, OFFSET_BEGINNING)
         client = self._client
         if client is None:
@@ -61,13 +61,13 @@ class _Kept:
                 self._next = (message.offset() or 0) + 1
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
-                # Behind the markers of transactions, too.
+                # Also moves past transaction markers.
                 self._next = message.offset() or 0
             else:
                 raise KafkaException(error)
 
     def _end(self, client: Consumer, place: TopicPartition) -> int:
-        """Ask where the topic ends; a broker that is overloaded may lose its connections."""
+        """Return the topic's end; an overloaded broker may lose its connections."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:

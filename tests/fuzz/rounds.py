@@ -1,4 +1,4 @@
-"""Plays a script on real servers, and says what broke: a topic that is not its table, or a table stopped wrongly."""
+"""Plays a script on real servers, and reports what broke: a topic that differs from its table, or a wrong stop."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from tests.producers.sources import settings_for
 
 _SETTLES: Final = 20.0
 _LOOKS: Final = 10
-"""After so many seconds and catch-ups a table that is neither right nor stopped will not be."""
+"""Seconds and catch-ups after which a table has to be equal or stopped."""
 
 _HURRY_SECONDS: Final = 0.5
 
 
 @dataclass
 class Outcome:
-    """What came of a round that broke nothing."""
+    """The result of a round that broke nothing."""
 
     equal: dict[str, int] = field(default_factory=dict)
-    """Tables whose topics are equal to them at the end → rows."""
+    """Tables equal to their topics at the end → rows."""
     stopped: dict[str, str] = field(default_factory=dict)
-    """Tables that were stopped when all was done → the reason, whatever came of their remedies."""
+    """Tables that were stopped when everything was done → the reason, whatever their remedies achieved."""
     still: dict[str, str] = field(default_factory=dict)
-    """Those that are stopped after their remedies."""
+    """Tables that are still stopped after their remedies."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Tables that could not be captured any more."""
+    """Tables that can no longer be captured."""
     refusals: list[str] = field(default_factory=list)
     """Reasons for which starts were refused, before their remedies."""
 
@@ -60,7 +60,7 @@ def play(world: World, script: Script) -> Outcome:
     settings = settings_for(
         world.bootstrap_servers,
         name,
-        # Large transactions are streamed before their end.
+        # Large transactions are streamed before their commit.
         make_conninfo(world.owners_dsn(dsn) if script.owned else dsn, options="-c logical_decoding_work_mem=64kB"),
         *script.tables,
         snapshot={"chunk_rows": script.chunk_rows},
@@ -82,7 +82,7 @@ def play(world: World, script: Script) -> Outcome:
 
 
 class Round:
-    """A round while it is played."""
+    """A round in progress."""
 
     def __init__(self, world: World, script: Script, settings: Settings, dsn: str) -> None:
         self.world, self.script = world, script
@@ -93,7 +93,7 @@ class Round:
         self._log = world.directory / f"{settings.prefix}.log"
         self._slot = slot_name(settings, "main", settings.database("main"))
         self._completed: set[str] = set()
-        """Tables that were read again for values that the stream left out."""
+        """Tables that were re-snapshotted for values that the stream omitted."""
         self.outcome = Outcome()
 
     @property
@@ -112,7 +112,7 @@ class Round:
         for act in self.script.first:
             self._carry_out(act)
         if refused := [each for each in self._application.failed if "CREATE TABLE" in each]:
-            raise Broken(f"the fuzz drew a table that there cannot be: {refused}")
+            raise Broken(f"the fuzz drew an impossible table: {refused}")
         self._application.configure(self.script.settings, self.script.role_settings)
         for act in self.script.acts:
             self._carry_out(act)
@@ -127,7 +127,7 @@ class Round:
             schema, _, name = table.partition(".")
             self._application.require_writable((schema, name))
         if self.script.checked and not self.outcome.still and (found := self._operator.checked()):
-            raise Broken(f"every topic is its table, and `headrace check` says: {found}")
+            raise Broken(f"every topic equals its table, but `headrace check` reports: {found}")
         self._carry_out(STOP)
         self.outcome.refusals, self.outcome.left_out = self._operator.refusals, self._operator.left_out
         return self.outcome
@@ -150,7 +150,7 @@ class Round:
             self._catch_up(copied=act == CATCH_UP)
         elif act == BEGIN and self._producer is not None:
             self._until_it_reads(self._producer)
-        elif act.what == "read it again" and act.table is not None:
+        elif act.what == "re-snapshot it" and act.table is not None:
             self._application.request(act.table)
         elif act.statements:
             self._application.write(act)
@@ -161,16 +161,16 @@ class Round:
         )
 
     def _until_it_reads(self, producer: Producer) -> None:
-        """Wait until the producer reads, or has ended: a later act hears of that."""
-        self._application.finish_prepared()  # a first start waits for them
+        """Wait until the producer reads, or has ended, which a later act handles."""
+        self._application.finish_prepared()  # a first start waits for prepared transactions
         deadline = time.monotonic() + self.world.patience
         while not producer.reads and producer.ended is None:
             if time.monotonic() > deadline:
-                raise Broken(f"it never began to read; {self.tail()}")
+                raise Broken(f"the producer did not start reading; {self.tail()}")
             time.sleep(0.02)
 
     def _end_producer(self) -> None:
-        """Kill the producer; one that was refused before has its remedy followed."""
+        """Kill the producer; if it was refused before, follow its remedy."""
         producer, self._producer = self._producer, None
         if producer is None:
             return
@@ -182,13 +182,13 @@ class Round:
     def _make_slot_two_phase(self) -> None:
         running = self._producer is not None
         self._end_producer()
-        self._application.finish_prepared()  # a slot waits for them
+        self._application.finish_prepared()  # a slot's creation waits for prepared transactions
         deadline = time.monotonic() + self.world.patience
         drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
         while self._application.ask("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", self._slot):
             self._application.ask(f"{drop} WHERE slot_name = %s AND active_pid IS NULL", self._slot)
             if time.monotonic() > deadline:
-                raise Broken(f"slot {self._slot} is still read")
+                raise Broken(f"slot {self._slot} is still active")
             time.sleep(0.02)
         made = "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput', false, true)"
         self._application.ask(made, self._slot)
@@ -197,11 +197,11 @@ class Round:
             self._start()
 
     def _catch_up(self, *, copied: bool = True) -> None:
-        """Wait until all that was written is published and, with `copied`, no table is left to copy."""
-        # The producer's next heartbeat is behind everything that was written.
+        """Wait until all writes are published and, with `copied`, all tables are copied."""
+        # The producer's next heartbeat is after everything that was written.
         lsn = parse_lsn(self._application.ask("SELECT pg_current_wal_insert_lsn()::text"))
         deadline = time.monotonic() + self.world.patience
-        self._application.finish_prepared()  # a first start waits for them
+        self._application.finish_prepared()  # a first start waits for prepared transactions
         pause = 0.02
         hurried = 0.0
         while not self._there(lsn, copied=copied):
@@ -210,16 +210,16 @@ class Round:
                 hurried = time.monotonic()
             if self._producer is not None and (ended := self._producer.ended) is not None:
                 if ended.in_order:
-                    raise Broken("it ended by itself")
+                    raise Broken("the producer ended by itself")
                 self._end_producer()
                 self._start()
                 pause = 0.02
             if time.monotonic() > deadline:
-                raise Broken(f"it never caught up; {self.tail()}")
+                raise Broken(f"the producer did not catch up; {self.tail()}")
             time.sleep(pause := min(0.2, 1.5 * pause))
 
     def _there(self, lsn: Lsn, *, copied: bool) -> bool:
-        # The slot is asked first, which costs less: it is confirmed after the position is recorded.
+        # The slot is queried first, which is cheaper: it is confirmed after the position is recorded.
         found = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = %s"
         confirmed = self._application.ask(found, self._slot)
         if confirmed is None or parse_lsn(confirmed) < lsn:
@@ -229,17 +229,17 @@ class Round:
             return False
         return not copied or all(each.stopped or not each.under_way for each in state.snapshots.values())
 
-    def _prove(self, mended: frozenset[str]) -> None:
-        """Raise Broken unless each topic is its table, or the table is stopped for a reason that is true.
+    def _prove(self, repaired: frozenset[str]) -> None:
+        """Raise Broken unless each topic equals its table, or the table is stopped for a justified reason.
 
-        Those that were `mended` have to be equal.
+        Those that were `repaired` have to be equal.
         """
         self.outcome.still.clear()
         with connect(self._application.dsn, name="fuzz", reading=True) as connection:
             left = dict.fromkeys(self._operator.tables, "")
             deadline = time.monotonic() + _SETTLES
             for looks in count(1):
-                left = self._judged(connection, [table for table in left if table in self._operator.tables], mended)
+                left = self._judged(connection, [table for table in left if table in self._operator.tables], repaired)
                 if not left:
                     return
                 if time.monotonic() > deadline and looks >= _LOOKS:
@@ -248,31 +248,35 @@ class Round:
                 self._catch_up()
 
     def _follow_remedies(self) -> None:
-        """Follow the remedies of tables that are stopped; each is then equal, unless it could not be put right."""
-        mended = {table for table, reason in self.outcome.still.items() if self._operator.read_anew(table, reason)}
+        """Follow the remedies of stopped tables; each is then equal, unless it could not be repaired."""
+        repaired = {
+            table for table, reason in self.outcome.still.items() if self._operator.restart_from_scratch(table, reason)
+        }
         if self._operator.left_out and self._producer is not None:
             self._carry_out(RESTART)
         self._catch_up()
-        self._prove(frozenset(mended))
+        self._prove(frozenset(repaired))
 
     def _states(self) -> dict[str, SnapshotState]:
         state = self._positions.sources().get("main")
         return {} if state is None else dict(state.snapshots)
 
-    def _judged(self, connection: psycopg.Connection[Any], tables: list[str], mended: frozenset[str]) -> dict[str, str]:
-        """Return what is wrong with tables, leaving out those that are right."""
+    def _judged(
+        self, connection: psycopg.Connection[Any], tables: list[str], repaired: frozenset[str]
+    ) -> dict[str, str]:
+        """Return what is wrong with tables, without those that are right."""
         states = self._states()
         going = {table: state for table, state in states.items() if table in tables and state.stopped is None}
         records = read_topics(self.settings, [state.topic for state in going.values()]) if going else {}
         found: dict[str, str] = {}
         for table in tables:
             if table not in states:
-                found[table] = "nothing is recorded of it"
+                found[table] = "no state is recorded"
             elif (reason := states[table].stopped) is not None:
                 self._operator.require_justified(reason, table)
                 self.outcome.still[table] = reason
-                if table in mended:
-                    found[table] = f"it was put right and read anew, and is stopped: {reason}"
+                if table in repaired:
+                    found[table] = f"repaired and re-snapshotted, but stopped: {reason}"
             elif how := self._difference(connection, table, records[states[table].topic]):
                 found[table] = how
         return found

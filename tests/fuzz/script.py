@@ -54,10 +54,10 @@ _CHANGES: Final = (*COLUMN_CHANGES, *TABLE_CHANGES, *SOURCE_CHANGES, *PARTITION_
 
 @dataclass(frozen=True)
 class Script:
-    """What a round does. `tables` are the names of those that are captured, `first` makes them and their rows.
+    """The acts of a round. `tables` are the names of the captured tables, `first` creates them and their rows.
 
     `settings` are the database's, `role_settings` the role's in it. With `owned` the producer's role owns the tables
-    and is no superuser; with `python_codec` it encodes rows as where there is no compiler.
+    and is not a superuser; with `python_codec` it encodes rows as without a compiler.
     """
 
     seed: int
@@ -71,7 +71,7 @@ class Script:
     owned: bool = False
     python_codec: bool = False
     checked: bool = True
-    """Whether `headrace check` is asked in the end; it is in any case where a start is refused."""
+    """Whether `headrace check` runs at the end; it always does if a start is refused."""
 
     def described(self) -> str:
         settings = "; ".join(self.settings + self.role_settings)
@@ -84,12 +84,12 @@ class Script:
 
 
 def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
-    """Return the round of a seed; `only` are the names of the changes that it may have, by default all."""
+    """Return a seed's round; `only` are the names of the allowed changes, by default all."""
     random = Random(f"{seed} on {version}")
     encoding = random.choice(("UTF8", "UTF8", "UTF8", "UTF8", *CODECS))
     collations = ('"C"', '"POSIX"', *(('"und-x-icu"', '"en-x-icu"') if encoding == "UTF8" and version < 18 else ()))
     codec = CODECS[encoding]
-    # The first is never changed, so that there is always one that goes on.
+    # The first table is never changed, so that one always continues.
     tables = [random_table(random, number, version, collations) for number in range(random.choice((2, 3, 3, 4)))]
     names = tuple(table.qualified for table in tables)
     setting = Setting(version, encoding, codec, tables, owned=random.random() < 0.4)
@@ -124,14 +124,14 @@ def draw(seed: int, version: int, only: tuple[str, ...] = ()) -> Script:
 def _made(random: Random, table: Table) -> Act:
     steps = tuple(statements(random, table))
     justified: list[str] = []
-    mends: list[str] = []
+    repairs: list[str] = []
     if table.virtual and any("REPLICA IDENTITY FULL" in step for step in steps):
         justified += virtual_in_identity(table.qualified, [column.name for column in table.virtual])
-        mends += table.defaults
+        repairs += table.defaults
     if table.null_key:
         justified += not_validated(table.qualified, names_of(table.keys))
-        mends += validated(table)
-    return Act("make a table", steps, table=table.qualified, justifies=tuple(justified), mends=tuple(mends))
+        repairs += validated(table)
+    return Act("make a table", steps, table=table.qualified, justifies=tuple(justified), repairs=tuple(repairs))
 
 
 def _work(random: Random, setting: Setting, changes: int, only: tuple[str, ...]) -> list[Act]:
@@ -157,7 +157,7 @@ def change(random: Random, setting: Setting, only: tuple[str, ...]) -> list[Act]
         usual = random.choices((COLUMN_CHANGES, TABLE_CHANGES, SOURCE_CHANGES), (5, 2, 3))[0]
         wanted = PARTITION_CHANGES if table.partitioned and random.random() < 0.6 else usual
     possible = [each for each in wanted if table.partitioned or each not in PARTITION_CHANGES]
-    for _ in range(4 if possible else 0):  # not every table has what a change needs
+    for _ in range(4 if possible else 0):  # a change may not be possible for the table
         if made := random.choice(possible)(random, table, setting):
             return made
     return []

@@ -1,4 +1,4 @@
-"""Random tables as the fuzz believes them to be: columns, key, identity, partitions, and their SQL."""
+"""Random tables as modelled by the fuzz: columns, key, identity, partitions, and their SQL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMAS: Final = ("public", "public", "Sch-ema", 's"q')
 _NAMES: Final = ("t", "MiXed", "semi;colon", 'quo"te', "o'clock", "select", "x%y", "_1", "$d", "café", "order")
 COLUMN_NAMES: Final = ("v", "Val", "a b", 'q"c', "it's", "from", "c%", "é", "_x", "n$", "user", "headrace", "op", "z")
 STEP: Final = 100
-"""How many keys a partition has."""
+"""Number of keys in a partition."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Column:
     virtual: bool = False
     key: bool = False
     former: tuple[str, ...] = ()
-    """What it was called before: its name in the topic, for a producer that has not met the new one yet."""
+    """Its previous name: its name in the topic, for a producer that has not seen the new one yet."""
 
     @property
     def sql(self) -> str:
@@ -55,26 +55,26 @@ def names_of(columns: Iterable[Column]) -> list[str]:
 class Partition:
     name: str
     number: int | None
-    """Which range of keys it has; None: all others."""
+    """The number of its key range; None: the default partition."""
     attached: bool = True
 
 
 @dataclass
 class Table:
-    """A table that is captured; `schema` and `name` are what its settings call it, whatever becomes of it."""
+    """A captured table; `schema` and `name` are its name in the settings, even after a rename."""
 
     schema: str
     name: str
     columns: list[Column]
     identity: str = "DEFAULT"
     unique_only: bool = False
-    """Whether its key is that of a replica identity's index, for want of a primary key."""
+    """Whether its key is that of a replica identity index, because it has no primary key."""
     null_key: bool = False
-    """Whether it has a row without a key, from before its columns were NOT NULL (NOT VALID, since 18)."""
+    """Whether it has a row without a key, from before its columns were NOT NULL (NOT VALID, from version 18)."""
     key_name: str = "pk"
     partitions: list[Partition] = field(default_factory=list)
     made: int = 0
-    """How many names were given out for columns and partitions that were added later."""
+    """Number of names given to columns and partitions that were added later."""
 
     @property
     def qualified(self) -> str:
@@ -94,22 +94,22 @@ class Table:
 
     @property
     def index_sql(self) -> str:
-        """The index of one that is `unique_only`."""
+        """The index of a table that is `unique_only`."""
         return identifier(f"{self.name}_index")
 
     @property
     def safe_identity(self) -> str:
-        """The replica identity that has its key and nothing else."""
+        """The replica identity with exactly its key."""
         return f"USING INDEX {self.index_sql}" if self.unique_only else "DEFAULT"
 
     @property
     def given_identity(self) -> str:
-        """The replica identity that it was made with."""
+        """The replica identity that it was created with."""
         return self.safe_identity if self.identity == "DEFAULT" else self.identity
 
     @property
     def defaults(self) -> list[str]:
-        """The statements that give it, and each partition, the identity that has its key and nothing else."""
+        """The statements that set the identity of the table, and of each partition, to exactly its key."""
         mine = [f"ALTER TABLE {self.sql} REPLICA IDENTITY {self.safe_identity}"]
         return mine + [f"ALTER TABLE {self.leaf(each)} REPLICA IDENTITY DEFAULT" for each in self.partitions]
 
@@ -143,7 +143,7 @@ class Table:
 
 
 def random_table(random: Random, number: int, version: int, collations: tuple[str, ...]) -> Table:
-    """Return a table that can be captured; `number` is in its name."""
+    """Return a table that can be captured; `number` is part of its name."""
     columns = [_key_column(random, "id", collations)]
     if random.random() < 0.3:
         columns.append(_key_column(random, random.choice(("Key 2", "k")), collations))
@@ -187,7 +187,7 @@ def _key_column(random: Random, name: str, collations: tuple[str, ...]) -> Colum
 
 
 def statements(random: Random, table: Table) -> list[str]:
-    """Return what makes the table."""
+    """Return the statements that create the table."""
     listed = [
         f"{column.sql} {column.type}{' NOT NULL' if column.not_null and not table.null_key else ''}"
         for column in table.columns
@@ -215,7 +215,7 @@ def statements(random: Random, table: Table) -> list[str]:
 
 
 def not_valid(table: Table) -> list[str]:
-    """Return the constraints by which rows from before may have no key, and later ones have one."""
+    """Return the constraints that old rows without a key may violate, but new rows may not."""
     return [
         f"CONSTRAINT {identifier(f'not null {place}')} NOT NULL {column.sql} NOT VALID"
         for place, column in enumerate(table.keys)
@@ -223,7 +223,7 @@ def not_valid(table: Table) -> list[str]:
 
 
 def validated(table: Table) -> list[str]:
-    """Return what makes them valid: the remedy that headrace names."""
+    """Return the statements that make them valid: the remedy that headrace names."""
     none = " OR ".join(f"{column.sql} IS NULL" for column in table.keys)
     return [f"DELETE FROM {table.sql} WHERE {none}"] + [
         f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {identifier(f'not null {place}')}"
@@ -243,7 +243,7 @@ def row(random: Random, table: Table, codec: str) -> str:
 
 
 def value(random: Random, column: Column, codec: str) -> str:
-    """Return a value of a column, which its database's encoding has."""
+    """Return a value of a column that its database's encoding can represent."""
     if not column.not_null and random.random() < 0.15:
         return "NULL"
     for _ in range(20):

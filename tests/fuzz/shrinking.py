@@ -14,7 +14,7 @@ _TRIES: Final = 40
 
 
 def shrunk(world: World, script: Script) -> Script:
-    """Return the shortest that was found: runs of acts are left out, then shorter ones, as long as it fails."""
+    """Return the shortest script found: runs of acts are left out, then shorter ones, while it still fails."""
     tries = _TRIES
     size = max(1, len(script.acts) // 2)
     while tries and size:

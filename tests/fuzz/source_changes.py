@@ -1,4 +1,4 @@
-"""What happens to a source as a whole, or to its right to read: publication, slot, grants, requests, foreign bytes."""
+"""Changes of a whole source, or of its right to read: publication, slot, grants, requests, foreign bytes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def edit_publication_of_table(random: Random, table: Table, setting: Setting) ->
         part = random.choice((" WHERE (false)", f" ({key})"))
         steps = [drop, f"{add}{part}", drop, add]
     justified = (reasons.TAKEN_OUT, reasons.EDITED, reasons.taken_out_since(table.qualified))
-    # With a list of columns that lacks some of its identity, PostgreSQL refuses to update it.
+    # With a column list that lacks part of its identity, PostgreSQL refuses to update it.
     what, unwritable = "edit the publication of a table", len(steps) > 2
     return acts(random, what, table, setting, steps, *justified, unwritable=unwritable)
 
 
 def edit_publication(random: Random, table: Table, setting: Setting) -> list[Act]:
-    """Also one that is undone at once leaves it altered."""
+    """Even an edit that is undone at once leaves it altered."""
     ways = (
         ("publish = 'insert'", "publish = 'insert, update, delete, truncate'"),
         ("publish_via_partition_root = true", "publish_via_partition_root = false"),
@@ -54,13 +54,13 @@ def make_publication_again(random: Random, table: Table, setting: Setting) -> li
         f"DO $$ BEGIN {create}; END $$",
         "DROP TABLE ext.published",
     ]
-    gone = ("was dropped and made again", "was dropped", "does not exist any more", "was altered")
+    gone = ("was dropped and recreated", "was dropped", "no longer exists", "was altered")
     justified = [*map(reasons.publication, gone), reasons.TAKEN_OUT]
     return _of_all(acts(random, "make the publication again", table, setting, steps, *justified))
 
 
 def drop_publication(random: Random, table: Table, setting: Setting) -> list[Act]:
-    gone = ("was dropped", "does not exist any more", "was dropped and made again")
+    gone = ("was dropped", "no longer exists", "was dropped and recreated")
     justified = (*map(reasons.publication, gone), reasons.TAKEN_OUT)
     return _of_all(acts(random, "drop the publication", table, setting, ["DROP PUBLICATION headrace"], *justified))
 
@@ -73,7 +73,7 @@ def make_slot_two_phase(random: Random, table: Table, setting: Setting) -> list[
 
 
 def hide_rows(random: Random, table: Table, setting: Setting) -> list[Act]:
-    """Take the right to read from the producer's role for a while; a superuser loses none."""
+    """Take the right to read from the producer's role for a while; a superuser keeps it."""
     if not setting.owned:
         return []
     hide, show = random.choice(
@@ -91,7 +91,7 @@ def hide_rows(random: Random, table: Table, setting: Setting) -> list[Act]:
     )
     justified = reasons.hidden(None if "USAGE" in hide else table.qualified)
     name = None if "USAGE" in hide else table.qualified
-    made = [Act("hide rows", (hide,), Ending.COMMIT, name, justified, mends=(show,))]
+    made = [Act("hide rows", (hide,), Ending.COMMIT, name, justified, repairs=(show,))]
     made += between(random, table, setting, PASS)
     if random.random() < 0.7:
         made += [RESTART, BEGIN, *between(random, table, setting, PASS)]
@@ -99,7 +99,7 @@ def hide_rows(random: Random, table: Table, setting: Setting) -> list[Act]:
 
 
 def request_nonsense(random: Random, table: Table, setting: Setting) -> list[Act]:
-    """Ask for what cannot be re-snapshot: refused, and nobody's end."""
+    """Request impossible re-snapshots: they are refused, and end nothing."""
     name = quoted(table.qualified)
     no_key = f"ARRAY{['no key'] * len(table.keys)}"
     values = random.choice(
@@ -113,12 +113,12 @@ def request_nonsense(random: Random, table: Table, setting: Setting) -> list[Act
             f"{name}, {no_key}, {no_key}, false",
         )
     )
-    step = f'INSERT INTO headrace.snapshot_requests ("table", first_key, last_key, anew) VALUES ({values})'
+    step = f'INSERT INTO headrace.snapshot_requests ("table", first_key, last_key, from_scratch) VALUES ({values})'
     return [Act("request nonsense", (step,))]
 
 
 _WITHOUT_TEXT: Final = {"WIN1252": "81", "SQL_ASCII": "e9", "EUC_JP": "a9a1"}
-"""Encoding → bytes, in hexadecimal, that are no character of it, or none that UTF-8 has."""
+"""Encoding → bytes, in hexadecimal, that are no character in it, or none that UTF-8 has."""
 
 
 def write_bytes_without_text(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -128,12 +128,12 @@ def write_bytes_without_text(random: Random, table: Table, setting: Setting) -> 
     column, written = random.choice(found), _WITHOUT_TEXT[setting.encoding]
     value = f"convert_from('\\x{written}'::bytea, '{setting.encoding}')"
     step = f"UPDATE {table.sql} SET {column.sql} = {value} WHERE {picked(random, table, 1)}"
-    mend = (
+    repair = (
         f"UPDATE {table.sql} SET {column.sql} = 'x'"
         f" WHERE convert_to({column.sql}::text, '{setting.encoding}') = '\\x{written}'::bytea"
     )
     justified = reasons.without_text(table.qualified, column.name, written, setting.encoding)
-    return [Act("write bytes without text", (step,), Ending.COMMIT, table.qualified, justified, (mend,))]
+    return [Act("write bytes without text", (step,), Ending.COMMIT, table.qualified, justified, (repair,))]
 
 
 def write_null_key(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -150,8 +150,8 @@ def write_null_key(random: Random, table: Table, setting: Setting) -> list[Act]:
     names = names_of(table.keys)
     justified = [*reasons.no_key(table.qualified), *reasons.not_validated(table.qualified, names)]
     justified += reasons.virtual_in_identity(table.qualified, [column.name for column in table.virtual])
-    what, mends = "write a key that is null", tuple(validated(table))
-    return [Act(what, tuple(steps), Ending.COMMIT, table.qualified, tuple(justified), mends, unwritable=True)]
+    what, repairs = "write a key that is null", tuple(validated(table))
+    return [Act(what, tuple(steps), Ending.COMMIT, table.qualified, tuple(justified), repairs, unwritable=True)]
 
 
 SOURCE_CHANGES: Final[tuple[Change, ...]] = (

@@ -1,4 +1,4 @@
-"""Changes of a table's key, identity, name and place while it is captured; see `changes`."""
+"""Changes of a table's key, identity, name and schema while it is captured; see `changes`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def change_identity(random: Random, table: Table, setting: Setting) -> list[Act]
     wanted = [random.choice(("FULL", "DEFAULT")) for _ in range(random.randrange(1, 3))]
     steps = [f"ALTER TABLE {table.sql} REPLICA IDENTITY {identity}" for identity in wanted]
     justified: list[str] = []
-    # That of a partitioned table does not count: it has no rows.
+    # The identity of a partitioned table itself does not matter: it has no rows.
     if "DEFAULT" in wanted and table.unique_only:
         justified += reasons.no_identity(table.qualified, names_of(table.keys))
         justified += reasons.no_key(table.qualified)
@@ -24,9 +24,9 @@ def change_identity(random: Random, table: Table, setting: Setting) -> list[Act]
         if table.unique_only:
             justified += reasons.no_key(table.qualified)
         justified += reasons.virtual_in_identity(table.qualified, names_of(table.virtual))
-    mends = [] if table.partitioned else [f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}"]
+    repairs = [] if table.partitioned else [f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}"]
     return acts(
-        random, "change the identity", table, setting, steps, *justified, mends=mends, unwritable=bool(justified)
+        random, "change the identity", table, setting, steps, *justified, repairs=repairs, unwritable=bool(justified)
     )
 
 
@@ -38,7 +38,7 @@ def lose_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
         justified += reasons.no_identity(table.qualified, names_of(table.keys))
         if table.unique_only:
             justified += reasons.no_key(table.qualified)
-    mends = [f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}"]
+    repairs = [f"ALTER TABLE {table.sql} REPLICA IDENTITY {table.safe_identity}"]
     return acts(
         random,
         "lose the identity",
@@ -46,7 +46,7 @@ def lose_identity(random: Random, table: Table, setting: Setting) -> list[Act]:
         setting,
         steps,
         *justified,
-        mends=mends,
+        repairs=repairs,
         unwritable=bool(justified),
         undone=True,
     )
@@ -62,7 +62,7 @@ def drop_key(random: Random, table: Table, setting: Setting) -> list[Act]:
     names = names_of(table.keys)
     justified = [*reasons.no_key(table.qualified), *reasons.no_identity(table.qualified, names)]
     justified += reasons.partition_without_identity(table.qualified, names) if table.partitioned else ()
-    return acts(random, "drop the key", table, setting, steps, *justified, mends=[add], unwritable=True, undone=True)
+    return acts(random, "drop the key", table, setting, steps, *justified, repairs=[add], unwritable=True, undone=True)
 
 
 def drop_key_column(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -80,14 +80,14 @@ def rename_table(random: Random, table: Table, setting: Setting) -> list[Act]:
     back = f"ALTER TABLE {table.schema_sql}.away RENAME TO {table.name_sql}"
     steps = [away, back] if random.random() < 0.7 else [away]
     justified = reasons.gone(table.qualified)
-    return acts(random, "rename the table", table, setting, steps, *justified, mends=[back], undone=True)
+    return acts(random, "rename the table", table, setting, steps, *justified, repairs=[back], undone=True)
 
 
 def move_table(random: Random, table: Table, setting: Setting) -> list[Act]:
     back = f"ALTER TABLE ext.{table.name_sql} SET SCHEMA {table.schema_sql}"
     steps = [f"ALTER TABLE {table.sql} SET SCHEMA ext", back]
     justified = reasons.gone(table.qualified)
-    return acts(random, "move the table", table, setting, steps, *justified, mends=[back], undone=True)
+    return acts(random, "move the table", table, setting, steps, *justified, repairs=[back], undone=True)
 
 
 def replace_table(random: Random, table: Table, setting: Setting) -> list[Act]:
@@ -100,7 +100,7 @@ def replace_table(random: Random, table: Table, setting: Setting) -> list[Act]:
         f"ALTER TABLE {table.schema_sql}.other RENAME TO {table.name_sql}",
     )
     names = names_of(table.keys)
-    # What is there now is in no publication, and without the identity, which LIKE leaves out.
+    # The new table is in no publication, and lacks the identity, which LIKE does not copy.
     justified = [*reasons.gone(table.qualified), reasons.TAKEN_OUT, reasons.taken_out_since(table.qualified)]
     if table.unique_only:
         justified += [*reasons.no_key(table.qualified), *reasons.no_identity(table.qualified, names)]
@@ -122,13 +122,20 @@ def add_generated_column(random: Random, table: Table, setting: Setting) -> list
     table.columns.append(column)
     step = f"ALTER TABLE {table.sql} ADD COLUMN {column.sql} int GENERATED ALWAYS AS (1 + 1) {kind}"
     justified: tuple[str, ...] = ()
-    mends: list[str] = []
+    repairs: list[str] = []
     if kind == "VIRTUAL":
-        # Whatever identity it has now, for which each change of it would have to be known.
+        # With any identity: each later change of the identity would have to be modelled.
         justified = reasons.virtual_in_identity(table.qualified, [column.name])
-        mends = table.defaults
+        repairs = table.defaults
     return acts(
-        random, "add a generated column", table, setting, [step], *justified, mends=mends, unwritable=bool(justified)
+        random,
+        "add a generated column",
+        table,
+        setting,
+        [step],
+        *justified,
+        repairs=repairs,
+        unwritable=bool(justified),
     )
 
 

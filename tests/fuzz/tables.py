@@ -1,10 +1,10 @@
-"""`python -m tests.fuzz.tables`: random tables under random work, whose topics are compared with them.
+"""`python -m tests.fuzz.tables`: compares random tables under random work with their topics.
 
 Each round has a database, some tables, an application that writes, alters and undoes, and a producer that is stopped
-and killed. Afterwards each topic, folded by key, is what its table says, or the table is stopped for a reason that is
-true; then it is read anew, as its remedy says, and compared after all. A start that is refused is for a reason that is
-true as well, and its remedy is followed. A round that fails names its seed, with which the same is drawn again; what
-the producer does in between is as fast as the machine.
+and killed. Afterwards each topic, folded by key, equals its table, or the table is stopped for a justified reason; then
+it is re-snapshotted, as its remedy says, and compared. A refused start also has to have a justified reason, and its
+remedy is followed. A failing round prints its seed, which draws the same round again; the producer's timing depends on
+the machine.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ def main() -> int:
         last = first + chosen.rounds if chosen.rounds else None
         deadline = None if chosen.rounds else time.monotonic() + chosen.seconds
         drawn = takewhile(lambda seed: seed != last and not (deadline and time.monotonic() > deadline), count(first))
-        # Each round waits more than it works.
+        # A round waits more than it works.
         with ThreadPoolExecutor(chosen.jobs) as pool:
             for _ in range(chosen.jobs):
                 pool.submit(series.play, drawn)
     print(f"PostgreSQL {chosen.version}: {series}")
     if not series.failed and not series.rows:
-        print("no table with rows was compared: nothing was shown")
+        print("no table with rows was compared: the run proves nothing")
     return 1 if series.failed or not series.rows else 0
 
 
 def _arguments() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(prog="python -m tests.fuzz.tables", description=__doc__)
-    arguments.add_argument("--rounds", type=int, default=0, help="end after so many rounds; 0: only by time")
-    arguments.add_argument("--seconds", type=float, default=60.0, help="begin no round after so many seconds")
-    arguments.add_argument("--seed", type=int, default=None, help="the first round's; each next one has the next")
+    arguments.add_argument("--rounds", type=int, default=0, help="end after this many rounds; 0: no limit")
+    arguments.add_argument("--seconds", type=float, default=60.0, help="start no round after this many seconds")
+    arguments.add_argument("--seed", type=int, default=None, help="seed of the first round; each round takes the next")
     arguments.add_argument("--version", type=int, choices=MAJORS, default=NEWEST, help="PostgreSQL's")
-    arguments.add_argument("--change", action="append", default=[], help="make no other changes than this one")
-    arguments.add_argument("--jobs", type=int, default=1, help="rounds at a time")
-    arguments.add_argument("--keep-going", action="store_true", help="play on after a failure, fail at the end")
+    arguments.add_argument("--change", action="append", default=[], help="only make this kind of change")
+    arguments.add_argument("--jobs", type=int, default=1, help="number of parallel rounds")
+    arguments.add_argument("--keep-going", action="store_true", help="continue after a failure, fail at the end")
     arguments.add_argument(
-        "--plant", action="append", default=[], choices=(*PLANTS, "all"), help="put a fault back, and look for it"
+        "--plant", action="append", default=[], choices=(*PLANTS, "all"), help="plant a fault, and look for it"
     )
-    arguments.add_argument("--shrink", action="store_true", help="look for fewer acts that fail as well")
+    arguments.add_argument("--shrink", action="store_true", help="look for fewer acts that still fail")
     return arguments.parse_args()
 
 
 class Series:
-    """Rounds, several at a time, and what came of all of them together."""
+    """Rounds, several in parallel, and their combined results."""
 
     def __init__(self, world: World, chosen: argparse.Namespace) -> None:
         self._world = world
@@ -84,7 +84,7 @@ class Series:
         self.refusals = 0
 
     def play(self, seeds: Iterator[int]) -> None:
-        """Play the rounds of `seeds`, which others take from too, until they end or one has failed."""
+        """Play the rounds of `seeds`, shared with other threads, until they end or one has failed."""
         while not self.failed or self._chosen.keep_going:
             with self._lock:
                 seed = next(seeds, None)
@@ -110,7 +110,7 @@ class Series:
                 print(script.described())
             print(
                 f"{trace}FAILED seed {script.seed}: {str(error)[:2500] or type(error).__name__} [{changed(script)}];"
-                f" again with: {again(script.seed, self._chosen.version, self._only)}",
+                f" repeat with: {again(script.seed, self._chosen.version, self._only)}",
                 flush=True,
             )
 
@@ -124,7 +124,7 @@ class Series:
             self.tables["stopped"] += len(outcome.still)
             self.tables["left out"] += len(outcome.left_out)
             print(
-                f"round {self.rounds}, seed {script.seed}: {told(outcome)}, {took:.1f} s; {changed(script)}",
+                f"round {self.rounds}, seed {script.seed}: {summary(outcome)}, {took:.1f} s; {changed(script)}",
                 flush=True,
             )
 
@@ -137,7 +137,7 @@ class Series:
         )
 
 
-def told(outcome: Outcome) -> str:
+def summary(outcome: Outcome) -> str:
     """Return one round's outcome in a few words."""
     rows = sum(outcome.equal.values())
     parts = [f"{len(outcome.equal)} equal ({rows} rows)"]

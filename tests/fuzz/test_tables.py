@@ -1,4 +1,4 @@
-"""A few rounds of the fuzz of tables, and that it fails for what it is made to find."""
+"""Plays a few rounds of the fuzz of tables, and proves that the fuzz fails for what it has to find."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server_versions import MAJORS, NEWEST
 stack = pytest.mark.stack
 
 SEEDS = (3,)
-"""Of rounds that are short, and differ."""
+"""Seeds of short rounds that differ."""
 
 MADE = [Act("make a table", (f"CREATE TABLE public.{name} (id int PRIMARY KEY, v text)",)) for name in ("t", "other")]
 ROWS = Act("rows", ("INSERT INTO public.t SELECT i, 'v' FROM generate_series(1, 5) i",))
@@ -37,14 +37,14 @@ def script(*acts: Act, first: tuple[Act, ...] = (*MADE, ROWS)) -> Script:
     return Script(0, "UTF8", (), ("public.t", "public.other"), first, (START, CATCH_UP, *acts, STOP), 3)
 
 
-def test_a_round_is_the_same_for_its_seed_and_another_for_another() -> None:
+def test_seed_determines_the_round() -> None:
     for version in MAJORS:
         assert draw(7, version) == draw(7, version)
         assert draw(7, version).described() != draw(8, version).described()
 
 
 @pytest.mark.parametrize("name", PLANTS)
-def test_what_mends_a_fault_is_still_where_it_can_be_taken_out(name: str) -> None:
+def test_fix_of_a_fault_is_where_the_plant_replaces_it(name: str) -> None:
     with planted(name):
         pass
 
@@ -58,14 +58,14 @@ def test_rounds_keep_every_promise(world: World, seed: int) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong after the producer has looked is wrong."""
+    """Judge each table at the first look after the producer has caught up."""
     monkeypatch.setattr("tests.fuzz.rounds._SETTLES", 0.0)
     monkeypatch.setattr("tests.fuzz.rounds._LOOKS", 2)
 
 
 @stack
 @pytest.mark.usefixtures("impatient")
-def test_a_record_that_is_missing_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_record_fails_the_round(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tests.fuzz.rounds.read_topics",
         lambda settings, topics: {topic: records[:-1] for topic, records in read_topics(settings, topics).items()},
@@ -78,12 +78,12 @@ DROPPED = Act("drop the publication", ("DROP PUBLICATION headrace",))
 
 
 @stack
-def test_a_refused_start_has_its_remedy_followed_if_something_that_happened_is_the_reason(world: World) -> None:
+def test_remedy_of_a_refused_start_is_followed_only_if_an_act_justifies_it(world: World) -> None:
     with pytest.raises(
-        Broken, match=r"nothing .* was a reason .*: publication headrace of main (was dropped|does not exist)"
+        Broken, match=r"no act on .* justifies .*: publication headrace of main (was dropped|does not exist)"
     ):
         play(world, script(PASS, DROPPED, PASS))
-    justified = replace(DROPPED, justifies=(publication("was dropped"), publication("does not exist any more")))
+    justified = replace(DROPPED, justifies=(publication("was dropped"), publication("no longer exists")))
     outcome = play(world, script(PASS, justified, PASS))
     assert len(outcome.refusals) == 1
     assert outcome.equal == {"public.t": 5, "public.other": 0}
@@ -91,9 +91,9 @@ def test_a_refused_start_has_its_remedy_followed_if_something_that_happened_is_t
 
 @stack
 @pytest.mark.usefixtures("impatient")
-def test_a_table_that_was_stopped_for_nothing_that_happened_fails(world: World) -> None:
+def test_unjustified_stop_of_a_table_fails_the_round(world: World) -> None:
     renamed = Act("rename", ("ALTER TABLE public.t RENAME COLUMN v TO w", "UPDATE public.t SET w = 'x'"))
-    with pytest.raises(Broken, match=r"nothing .* public\.t was a reason .*: column v is called w now"):
+    with pytest.raises(Broken, match=r"no act on public\.t justifies .*: column v was renamed to w"):
         play(world, script(renamed))
 
 
@@ -120,7 +120,7 @@ FOUND = {
 @stack
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("name", FOUND)
-def test_a_fault_that_is_put_back_is_found(world: World, name: str) -> None:
+def test_planted_fault_is_found(world: World, name: str) -> None:
     played, how = FOUND[name]
     with planted(name), pytest.raises(Broken, match=how):
         play(replace(world, plant=name), played)

@@ -1,4 +1,4 @@
-"""A topic, folded by key, against its table: value for value, as the server's output functions print them."""
+"""Compares a topic, folded by key, with its table: value by value, as the server's output functions print them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _BOOL: Final = 16
 
 _UNKNOWN: Final = "<unknown>"
 
-INCOMPLETE: Final = "values that the stream left out are in no record of their key"
-"""A difference that docs/events.md names, with its remedy: to read the table again."""
+INCOMPLETE: Final = "values that the stream omitted are in no record of their key"
+"""A difference that docs/reference/events.md documents, with its remedy: re-snapshot the table."""
 
 Printed = tuple[str | None, ...]
 
 
 def compared(connection: psycopg.Connection[Any], records: list[Record], table: tuple[str, str]) -> tuple[str, int]:
-    """Return how a topic, folded, differs from the table (nothing where it does not), and how many rows that has.
+    """Return how a folded topic differs from the table (empty if it does not), and the table's number of rows.
 
     `connection` shows values in the text that headrace encodes.
     """
@@ -74,7 +74,7 @@ def _same_but_for_what_is_unknown(missing: list[Printed], surplus: list[Printed]
 def _table_rows(
     connection: psycopg.Connection[Any], table: tuple[str, str], columns: list[tuple[str, int]]
 ) -> list[Printed]:
-    # A cast to text is another function for some types, and a composite of nulls is no null.
+    # A cast to text is a different function for some types, and a composite of nulls IS NULL.
     shown = sql.SQL("CASE WHEN num_nonnulls({0}) = 1 THEN format('%s', {0}) END")
     query = sql.SQL("SELECT {} FROM {}").format(
         sql.SQL(", ").join(shown.format(sql.Identifier(name)) for name, _ in columns), sql.Identifier(*table)
@@ -101,7 +101,7 @@ def _number(value: float, kind: int) -> str:
 
 def _printed(row: dict[str, object], name: str, kind: int, default: str | None) -> str | None:  # noqa: PLR0911  # one for each type
     if name not in row:
-        # Older than the column: it is null there, or has the default that it was added with.
+        # The record is older than the column: null there, or the default that it was added with.
         return default
     match row[name]:
         case None:

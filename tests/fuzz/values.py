@@ -1,4 +1,4 @@
-"""Column types and values for random tables: those of every_type, and keys of which there are many values."""
+"""Column types and values for random tables: those of every_type, and key types with many values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.producers.every_type import OWN_SAMPLES, OWN_SINCE, samples
 
-# In a schema that no search path names, so that an operator found by its bare name is another type's.
+# In a schema that no search path contains, so that an operator found by its bare name belongs to another type.
 PRELUDE: Final = """
 CREATE SCHEMA ext; CREATE SCHEMA "Sch-ema"; CREATE SCHEMA "s""q";
 CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext;
@@ -28,7 +28,7 @@ CODECS: Final = {"UTF8": "utf-8", "WIN1252": "cp1252", "EUC_JP": "euc_jp", "LATI
 
 _LETTERS: Final = "abzABZ09 _-é€ÿŠ名ｱー~\U0001f600"
 _NO_VALUES: Final = {"xml", "aclitem", "regrole", "refcursor"}
-"""Types left out: without libxml, without equal names everywhere, or of no interest."""
+"""Excluded types: without libxml, without equal names in all versions, or of no interest."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Kind:
 
 
 def quoted(value: str) -> str:
-    """Return a value as SQL's literal."""
+    """Return a value as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def identifier(name: str) -> str:
-    """Return a name as SQL's identifier."""
+    """Return a name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def letters(random: Random) -> str:
-    """Return a short text, whose order differs between encodings and collations."""
+    """Return a short text whose order differs between encodings and collations."""
     return "".join(random.choice(_LETTERS) for _ in range(random.choice((0, 1, 1, 2, 3, 8))))
 
 
@@ -103,7 +103,7 @@ KEYS: Final = (
     Kind("bytea", lambda random: "\\x" + random.randbytes(random.randrange(4)).hex()),
     Kind("inet", lambda random: f"10.0.{random.randrange(3)}.{random.randrange(60)}"),
     Kind("ext.mood", lambda random: random.choice(("sad", "o,k", 'it\'s "fine"', "glad"))),
-    # No two of them become equal once an attribute is dropped, which the unique index would not notice.
+    # No two of them become equal when an attribute is dropped, which the unique index would not notice.
     Kind("ext.pair", lambda random: f"({(number := random.randrange(30))},{'xyz'[number % 3]})"),
     Kind("ext.day", lambda random: _moment(random)[:10]),
     Kind("jsonb", lambda random: random.choice(("{}", '{{"a": {}}}', "[{}, null]")).format(random.randrange(60))),
@@ -115,7 +115,7 @@ KEYS: Final = (
 
 
 def plain_kinds(version: int) -> tuple[Kind, ...]:
-    """Return the types of columns that are no key, with the values of every_type."""
+    """Return the types of non-key columns, with the values of every_type."""
     built_in = {f'"{name}"': values for name, values in samples(version).items() if name not in _NO_VALUES}
     own = {name: values for name, values in OWN_SAMPLES.items() if name != "mood"}
     own |= {name: values for since, more in OWN_SINCE.items() if version >= since for name, values in more.items()}
@@ -145,7 +145,7 @@ LARGE: Final = Kind(
     ),
     expression=True,
 )
-"""What is stored out of line, and left out of an update that does not change it."""
+"""Values stored out of line, and omitted from an update that does not change them."""
 SMALL: Final = Kind("int4", lambda random: str(random.randrange(1000)))
 _ENDS: Final = ("59", "59.5", "00")
 FAR: Final = Kind(
@@ -154,7 +154,7 @@ FAR: Final = Kind(
         f"{random.choice((1, 2024, 9999, 12345, 294276)):04}-12-31 23:59:{random.choice(('59', '59.5', '00'))}"
     ),
 )
-"""Moments in years that readers' calendars have, and that they do not have."""
+"""Times in years inside and outside the range of readers' calendars."""
 
 RETYPED: Final[tuple[tuple[Kind, str, bool], ...]] = (
     (
@@ -180,9 +180,9 @@ RETYPED: Final[tuple[tuple[Kind, str, bool], ...]] = (
     (Kind("timestamp", _moment), "date", False),
     (Kind("date", lambda random: _moment(random)[:10]), "timestamp", False),
 )
-"""Columns of these types may be given the other, which changes values that are there, or their text.
+"""Type changes that change existing values, or their text.
 
-The last says whether docs/events.md has it as read again; else it stops.
+The flag: docs/reference/events.md documents a re-snapshot; otherwise the table stops.
 """
 
 WIDENED: Final[tuple[tuple[Kind, str], ...]] = (
@@ -194,4 +194,4 @@ WIDENED: Final[tuple[tuple[Kind, str], ...]] = (
     (Kind("float4", lambda random: random.choice(("0.1", "-0", "16777217"))), "float8"),
     (Kind("numeric(6,2)", lambda random: f"{random.randrange(99)}.{random.randrange(99):02}"), "numeric(9,2)"),
 )
-"""And of these, which leaves every value as it is."""
+"""Type pairs whose change keeps every value."""

@@ -1,4 +1,4 @@
-"""The servers on which rounds are played, and their databases."""
+"""The servers on which rounds are played, and the rounds' databases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Broken(AssertionError):
 
 @dataclass
 class World:
-    """Servers on which rounds are played, each in a database of its own, also several at a time.
+    """Servers on which rounds are played, each in a separate database, also in parallel.
 
     `plant` names a fault that every producer has (see `planted`).
     """
@@ -41,7 +41,7 @@ class World:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def database(self, name: str, encoding: str) -> str:
-        """Create a database of this encoding with everything that tables refer to; return its dsn."""
+        """Create a database of this encoding with everything that the tables need; return its dsn."""
         with self._lock:
             template = self._templates.get(encoding) or self._make_template(encoding)
         self._create(name, encoding, template)
@@ -59,11 +59,11 @@ class World:
         return template
 
     def owners_dsn(self, dsn: str) -> str:
-        """Return the same database's dsn for its owner."""
+        """Return the owner's dsn of the same database."""
         return make_conninfo(dsn, user=OWNER, password=_PASSWORD)
 
     def close(self) -> None:
-        """Drop what its rounds had in common."""
+        """Drop everything that the rounds share."""
         for template in self._templates.values():
             self.server.drop_database(template)
         with self.server.connect() as connection, contextlib.suppress(psycopg.Error):

@@ -9,7 +9,7 @@ from tests.fuzz.shapes import Table, row, value
 
 
 def transaction(random: Random, tables: list[Table], codec: str) -> Act:
-    """Return one transaction over some of the tables, each statement alone in a savepoint or not."""
+    """Return a transaction over some of the tables; some statements are in a savepoint."""
     made: list[str] = []
     for _ in range(random.choice((1, 1, 2, 4))):
         table = random.choice(tables)
@@ -25,12 +25,12 @@ def transaction(random: Random, tables: list[Table], codec: str) -> Act:
 
 
 def rows(random: Random, table: Table, codec: str, count: int) -> Act:
-    """Return a transaction that inserts about so many rows."""
+    """Return a transaction that inserts about `count` rows."""
     return Act("rows", (_insert(random, table, codec, count),), Ending.COMMIT)
 
 
 def large_transaction(random: Random, table: Table, codec: str) -> Act:
-    """Return one that the server streams before its end, since it has more than its memory for it."""
+    """Return a transaction that is streamed before its commit, since it exceeds logical_decoding_work_mem."""
     statements = [_insert(random, table, codec, 12) for _ in range(4)]
     statements += ["SAVEPOINT s", _update(random, table, codec, 60)]
     if random.random() < 0.5:
@@ -84,7 +84,7 @@ def _delete(random: Random, table: Table, count: int) -> str:
 
 
 def picked(random: Random, table: Table, count: int) -> str:
-    """Return a condition for some rows, the same ones whatever their places in the file are."""
+    """Return a condition for some rows, independent of their physical order."""
     order = ", ".join(f'{column.sql}::text COLLATE "C"' for column in table.keys)
     start = f"(SELECT {random.randrange(997)} % greatest(count(*), 1) FROM {table.sql})"
     picked = f"SELECT tableoid, ctid FROM {table.sql} ORDER BY {order} OFFSET {start} LIMIT {count}"

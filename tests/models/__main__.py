@@ -1,7 +1,7 @@
-"""`python -m tests.models`: verifies the models of docs/explanation/models with SPIN, and that no rule can be left out.
+"""`python -m tests.models`: verifies the models of docs/explanation/models with SPIN, and that every rule is needed.
 
-A complete model has to hold in every state that can be reached, with nothing of it unreached; with any rule left out
-there has to be a counterexample. Exit code 1 where that is not so, 2 where SPIN or a C compiler is missing.
+A complete model has to hold in every reachable state, and every statement has to be reached; without any one rule there
+has to be a counterexample. Exit code 1 if not, 2 if SPIN or a C compiler is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.models.spin import Found, NotVerified, SpinMissing, require_tools, ve
 
 
 def judged(run: Run, found: Found) -> tuple[str, bool]:
-    """Return what there is to say of a run's outcome, and whether it is as it has to be."""
+    """Return a summary of a run's outcome, and whether it is as expected."""
     if run.without:
         if found.problem is None:
             return "NO COUNTEREXAMPLE", False
@@ -32,7 +32,7 @@ def main() -> int:
     models = sorted({run.model for run in LEFT_OUT})
     arguments = argparse.ArgumentParser(prog="python -m tests.models", description=__doc__)
     arguments.add_argument("--only", choices=models, default=None, help="verify one model")
-    arguments.add_argument("--rule", default=None, help="verify the models with this rule left out, and nothing else")
+    arguments.add_argument("--rule", default=None, help="only verify the models without this rule")
     chosen = arguments.parse_args()
     try:
         require_tools()

@@ -1,4 +1,4 @@
-"""The models of docs/explanation/models, and what is left out of each: what has to be verified of them."""
+"""The verifications of the models in docs/explanation/models: each complete, and each without one rule."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MODELS: Final = Path(__file__).parents[2] / "docs/explanation/models"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One verification of `model`; with `without` a rule is left out, which has to give a counterexample.
+    """One verification of `model`; `without` a rule it has to find a counterexample.
 
-    `progress` looks for an endless fair run in which what has to happen never does, instead of a wrong state.
+    `progress` looks for an endless fair run in which a required event never happens, instead of a wrong state.
     """
 
     model: str
@@ -86,11 +86,11 @@ LEFT_OUT: Final = {
         "NO_STAYING",
     ),
 }
-"""Which rules each verification needs; tests/models/test_runs.py compares them with those that the models have."""
+"""The rules whose omission each verification tests; tests/models/test_runs.py compares them with the models' rules."""
 
 
 def every_run() -> list[Run]:
-    """Return all verifications: each complete model, and after it those with a rule left out."""
+    """Return all verifications: each complete model, followed by those without a rule."""
     return [
         run
         for whole, rules in LEFT_OUT.items()

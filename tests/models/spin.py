@@ -1,4 +1,4 @@
-"""Runs SPIN: a model becomes a C program, which visits every state that can be reached, and reports what it found."""
+"""Runs SPIN: a model becomes a C program that visits every reachable state, and reports what it found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 from tests.models.runs import Run
 
 _DEPTH: Final = 2_000_000
-"""Steps of one history. A search that would go deeper is not exhaustive, and is refused."""
+"""Maximum steps of one history. A deeper search is not exhaustive, and is refused."""
 _SECONDS: Final = 1800.0
 _MEMORY_MB: Final = 6_000
 _NOT_EXHAUSTIVE: Final = (
@@ -36,37 +36,37 @@ class NotVerified(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the search of one run found."""
+    """The result of one run's search."""
 
     states: int
     transitions: int
     depth: int
     seconds: float
     problem: str | None
-    """The first violation, None where there is none."""
+    """The first violation, or None."""
     steps: int
-    """How many steps lead to it."""
+    """The number of steps that lead to it."""
     exhaustive: bool
     unreached: tuple[str, ...]
-    """Statements that no history comes to, as file:line."""
+    """Statements that no history reaches, as file:line."""
 
 
 def require_tools() -> None:
     """Raise SpinMissing unless SPIN and a C compiler can be run."""
     missing = [name for name, path in (("spin", shutil.which("spin")), ("a C compiler", _compiler())) if path is None]
     if missing:
-        raise SpinMissing(f"{' and '.join(missing)} cannot be found. {SpinMissing.__doc__}")
+        raise SpinMissing(f"{' and '.join(missing)} not found. {SpinMissing.__doc__}")
 
 
 def verify(run: Run) -> Found:
-    """Search all states of a run. Raises SpinMissing, and NotVerified when the search could not be made."""
+    """Search all states of a run. Raises SpinMissing, or NotVerified if the search failed."""
     require_tools()
     with tempfile.TemporaryDirectory(prefix="headrace-model-") as name:
         directory = Path(name)
         shutil.copy(run.source, directory)
         rule = (run.without,) if run.without else ()
         _do(directory, "spin", "-a", *(f"-D{each}" for each in (*run.defines, *rule)), run.source.name)
-        # Weak fairness counts the processes, eight to a byte.
+        # Weak fairness counts the processes, eight per byte.
         how = ("-DNFAIR=4",) if run.progress else ("-DSAFETY",)
         compiler = _compiler()
         assert compiler is not None
@@ -75,24 +75,24 @@ def verify(run: Run) -> Found:
             "-o", "pan", "pan.c",
         )  # fmt: skip
         began = time.monotonic()
-        # With a rule left out a wrong state is looked for, not a process that waits for ever.
+        # Without a rule, the search is for a wrong state, not for a process that waits forever.
         search = ("-a", "-f") if run.progress else ("-E",) if run.without else ()
-        said = _do(directory, "./pan", f"-m{_DEPTH}", *search)
-    return read_report(said, time.monotonic() - began)
+        report = _do(directory, "./pan", f"-m{_DEPTH}", *search)
+    return read_report(report, time.monotonic() - began)
 
 
-def read_report(said: str, seconds: float) -> Found:
-    """Return what a verifier's report says. Raises NotVerified where it is none."""
-    errors, states = re.search(r"errors: (\d+)", said), re.search(r"(\d+) states, stored", said)
-    transitions, depth = re.search(r"(\d+) transitions", said), re.search(r"depth reached (\d+)", said)
+def read_report(report: str, seconds: float) -> Found:
+    """Return the contents of a verifier's report. Raises NotVerified if it is not a report."""
+    errors, states = re.search(r"errors: (\d+)", report), re.search(r"(\d+) states, stored", report)
+    transitions, depth = re.search(r"(\d+) transitions", report), re.search(r"depth reached (\d+)", report)
     if errors is None or states is None or transitions is None or depth is None:
-        raise NotVerified(f"the verifier ended without a report: {said[-500:]}")
-    problem = re.search(r"^pan:1: (.*?)(?: \(at depth (\d+)\))?$", said, re.MULTILINE)
+        raise NotVerified(f"the verifier ended without a report: {report[-500:]}")
+    problem = re.search(r"^pan:1: (.*?)(?: \(at depth (\d+)\))?$", report, re.MULTILINE)
     if int(errors[1]) and problem is None:
-        raise NotVerified(f"the verifier found something and did not say what: {said[-500:]}")
+        raise NotVerified(f"the verifier found a violation but did not name it: {report[-500:]}")
     unreached = [
         f"{match[1]}:{match[2]}"
-        for match in re.finditer(r"^\t(\S+):(\d+), state \d+, \"(.*)\"$", said, re.MULTILINE)
+        for match in re.finditer(r"^\t(\S+):(\d+), state \d+, \"(.*)\"$", report, re.MULTILINE)
         if match[3] != "-end-"
     ]
     return Found(
@@ -102,7 +102,7 @@ def read_report(said: str, seconds: float) -> Found:
         seconds=seconds,
         problem=problem[1] if problem and int(errors[1]) else None,
         steps=int(problem[2] or 0) if problem else 0,
-        exhaustive=not any(each in said for each in _NOT_EXHAUSTIVE),
+        exhaustive=not any(each in report for each in _NOT_EXHAUSTIVE),
         unreached=tuple(dict.fromkeys(unreached)),
     )
 

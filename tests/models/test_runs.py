@@ -1,4 +1,4 @@
-"""Every rule of the models is left out by a run of `make model`; with SPIN installed, some are seen to be needed."""
+"""Each rule of the models is left out by a run of `make model`; with SPIN installed, some are shown to be needed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_report_of_a_violation_is_read() -> None:
     )
 
 
-def test_complete_model_has_to_hold_everywhere_and_to_be_reached_as_a_whole() -> None:
+def test_complete_model_has_to_hold_and_be_reached_everywhere() -> None:
     whole, without = Run("snapshot"), Run("snapshot", without="NO_FENCE")
     holds = Found(1, 1, 1, 0.1, None, 0, exhaustive=True, unreached=())
     assert judged(whole, holds) == ("holds", True)

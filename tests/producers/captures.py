@@ -1,4 +1,4 @@
-"""What the tests of feed and capture share: a table, a registry in memory, and records decoded."""
+"""Helpers for the tests of feed and capture: a table, a registry in memory, and decoded records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.wire import split_wire
 RELATION = Relation(16_400, "public", "t", "d", (Column("id", 23), Column("v", 25)), ("id",))
 TABLE = CapturedTable(RELATION, "gitlab_main", "p.gitlab_main.t", ("id",), True, 100)
 OTHER = Relation(16_401, "public", "other", "d", (Column("id", 23),), ("id",))
-"""A relation that is published and not captured."""
+"""A relation that is published but not captured."""
 
 
 class MemoryRegistry:

@@ -31,14 +31,14 @@ def new_source(bootstrap_servers: str, prefix: str, database: Database) -> Calla
 
 @pytest.fixture(scope="module")
 def ends_server() -> Iterator[EmbeddedPostgres]:
-    """A server of the module's own, whose databases a switchover may move."""
+    """A server for one module, whose databases a switchover may move."""
     with own_server() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def oldest_server() -> Iterator[MajorServer]:
-    """The same of the oldest PostgreSQL that a package has installed."""
+    """The same, for the oldest PostgreSQL that is installed from a package."""
     version = oldest_installed()
     if version is None:
         pytest.skip("no other PostgreSQL than the stack's is installed")
@@ -48,7 +48,7 @@ def oldest_server() -> Iterator[MajorServer]:
 
 @pytest.fixture
 def ends(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterator[Ends]:
-    """The two databases of a switchover that was not begun; with `on_the_oldest_too`, of each version."""
+    """The two databases of a switchover that has not started; with `on_the_oldest_too`, of each version."""
     server = request.getfixturevalue(getattr(request, "param", "ends_server"))
     with Ends(server, prefix, tmp_path) as made:
         yield made

@@ -1,4 +1,4 @@
-"""Values of every type that a column can have: ordinary ones, the ends of the range, and what other systems lose."""
+"""Values of every column type: ordinary ones, the ends of the range, and values that other systems lose."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ WITHOUT_VALUES: Final = {
     "pg_ndistinct": "the statistics' own",
     "pg_node_tree": "the catalog's own",
 }
-"""Types of the catalog of which nobody can write a value: columns of them are null."""
+"""Catalog types without writable values: their columns are null."""
 
 OWN_TYPES: Final = """
 CREATE EXTENSION hstore;
@@ -232,7 +232,7 @@ _DOMAINS: Final[dict[str, tuple[str, ...]]] = {
     "hstore": ('"a"=>NULL',),
     "citext": ("MiXed",),
 }
-"""Type under a domain of its own → values."""
+"""Base type of a domain → values."""
 
 DOMAIN_TYPES: Final = "".join(f"CREATE DOMAIN domain_{place} AS {name};\n" for place, name in enumerate(_DOMAINS))
 
@@ -309,4 +309,4 @@ KEYED: Final = (
     *("float_range", "hstore", "citext", "ltree", "numeric(12,3)", "numeric(3,-2)", "char(5)", "timestamptz(3)"),
     "interval(2)",
 )
-"""Column types that have an order, and so may be a key's."""
+"""Column types with an order, which may be in a key."""

@@ -1,4 +1,4 @@
-"""What a topic says: its records read to the end, folded by key, and compared with the table."""
+"""Reads a topic to its end, folds its records by key, and compares them with the table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Record:
 
 
 def read_topic(settings: Settings, topic: str) -> list[Record]:
-    """Return the topic's committed records up to its end as it is now, each partition in offset order.
+    """Return the topic's committed records up to its current end, each partition in offset order.
 
     Waits for the end of open transactions: a commit returns a moment before all partitions show it.
     """
@@ -104,9 +104,9 @@ class Decoders:
 
 
 def fold(records: list[Record]) -> dict[bytes, Row]:
-    """Return key → row after all records; raises AssertionError where the topic cannot be a table.
+    """Return key → row after all records; raises AssertionError if the topic is not a valid table.
 
-    A value left out as unchanged is the one that the key's row has.
+    A value that was left out as unchanged is taken from the key's row.
     """
     partitions: dict[int, dict[bytes, Row]] = {}
     for record in records:
@@ -133,10 +133,10 @@ def fold(records: list[Record]) -> dict[bytes, Row]:
 def require_order(records: list[Record], *, broker_died: bool = False) -> None:
     """Fail unless positions grow strictly with the offsets of each key, and never go back in a partition's truncates.
 
-    A delete and its tombstone are one. With `broker_died` an event may be there again, at the same position: a broker
-    without replicas that is killed right behind a commit may forget to show it (docs/recovery.md), so that the next
-    session reads as much once more. A row that is read again behind a truncate may have the position of both: nothing
-    was written since it was read before.
+    A delete and its tombstone count as one. With `broker_died` an event may occur again at the same position: a broker
+    without replicas that is killed right after a commit may lose it (docs/how-to/recovery.md), so that the next session
+    publishes it again. A row that is re-snapshotted after a truncate may have the position of both, if nothing was
+    written in between.
     """
     last: dict[tuple[int, bytes], Position] = {}
     emptied: dict[int, Position] = {}
@@ -147,8 +147,8 @@ def require_order(records: list[Record], *, broker_died: bool = False) -> None:
         position = record.event.source.position
         if record.event.op is Op.TRUNCATE:
             emptied[record.partition] = position
-        read_anew = record.event.op is Op.READ and emptied.get(record.partition) == position
-        again = last.get(place) == position and (broker_died or read_anew)
+        restart_from_scratch = record.event.op is Op.READ and emptied.get(record.partition) == position
+        again = last.get(place) == position and (broker_died or restart_from_scratch)
         assert place not in last or last[place] < position or again, (
             f"{record.op} of {record.key} at {position} is behind {last[place]}"
         )

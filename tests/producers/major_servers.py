@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own of another major version than the stack's, as a package has it installed."""
+"""A separate PostgreSQL server of another major version than the stack's, installed from a package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chaos.server_pairs import Server, Template, installed_versions
 
 
 class MajorServer(DatabaseServer):
-    """A server that a switchover's tests can use in place of the stack's; its standbys are made the same way."""
+    """A server that switchover tests can use in place of the stack's; its standbys are made the same way."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -47,14 +47,14 @@ class MajorServer(DatabaseServer):
 
 
 def oldest_installed() -> int | None:
-    """Return the oldest major version that is installed; None where there is none."""
+    """Return the oldest installed major version; None if there is none."""
     return min(installed_versions(), default=None)
 
 
 @contextmanager
 def major_server(version: int) -> Iterator[MajorServer]:
-    """A running server of that version, gone at the end with its standbys."""
-    # Not below pytest's own directory, which nobody else may enter: the server is another user's when we are root.
+    """A running server of that version, removed at the end with its standbys."""
+    # Not below pytest's directory, which other users may not enter: as root, the server runs as another user.
     with tempfile.TemporaryDirectory(prefix="headrace-test-") as place:
         Path(place).chmod(0o755)
         keeper = Keeper()

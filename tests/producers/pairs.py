@@ -53,7 +53,7 @@ class Pair:
 
 @contextmanager
 def paired(server: EmbeddedPostgres, bootstrap_servers: str, name: str) -> Iterator[Pair]:
-    """A pair on `server`, which is left without the database, and waiting for no standby."""
+    """A pair on `server`; at the end its database is removed, and the server waits for no standby."""
     made = Pair(server, bootstrap_servers, name)
     try:
         yield made
@@ -64,7 +64,7 @@ def paired(server: EmbeddedPostgres, bootstrap_servers: str, name: str) -> Itera
 
 
 def kept(source: Source, standby: EmbeddedPostgres) -> bool:
-    """Whether the standby has the source's slot for good; helps it, as a longer run does by itself."""
+    """Whether the standby has the source's slot persistently; helps it, as a longer run does by itself."""
     source.connection.execute("SELECT pg_log_standby_snapshot()")
     with standby.connect() as connection:
         state = slots.read(connection, source.slot)

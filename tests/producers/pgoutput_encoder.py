@@ -1,4 +1,4 @@
-"""pgoutput's writing side, as small as it can be: messages into the bytes that a server would send."""
+"""A minimal encoder of pgoutput: messages to the bytes that a server would send."""
 
 from __future__ import annotations
 

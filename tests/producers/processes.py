@@ -64,7 +64,7 @@ class Process:
         self._process.send_signal(number)
 
     def check(self) -> None:
-        """Fail when it has ended."""
+        """Fail if it has ended."""
         assert self._process.poll() is None, self.log.read_text()
 
     @property
@@ -84,7 +84,7 @@ class Process:
 
 @contextmanager
 def producing(config: Path, *options: str) -> Iterator[Process]:
-    """A process that is gone at the end, however the test ends."""
+    """A process that is terminated at the end, however the test ends."""
     process = Process(config, *options)
     try:
         yield process
@@ -96,18 +96,18 @@ SCHEMA = "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL, v text)"
 
 
 _PAUSE = 0.002
-"""Seconds between two transactions: the producer is to be under test, not the machine."""
+"""Seconds between two transactions, so that the producer is tested, not the machine."""
 
 LARGE_KEYS = 100_000
 LARGE_ROWS = 300
-"""Where the keys of large transactions begin, and how many rows one writes."""
+"""The first key of large transactions, and the number of rows in each."""
 
 
 class Workload:
-    """A thread that inserts, updates, deletes, moves keys, truncates rarely, rolls back; the same for a seed.
+    """A thread that inserts, updates, deletes, moves keys, rolls back and rarely truncates; deterministic per seed.
 
-    With `large`, every so many transactions there is one of more rows than the server keeps in 64 kB of memory.
-    A connection that is lost is opened again.
+    With `large`, every so many transactions one has more rows than the server keeps in 64 kB of memory. A lost
+    connection is reopened.
     """
 
     def __init__(self, dsn: str, seed: int, *, keys: int = 200, truncates: bool = True, large: int = 0) -> None:
@@ -120,7 +120,7 @@ class Workload:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.transactions = 0
         self.large_ones = 0
-        """How many of the large ones were committed."""
+        """The number of committed large transactions."""
         self.error: BaseException | None = None
 
     def __enter__(self) -> Workload:

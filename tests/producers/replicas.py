@@ -1,4 +1,4 @@
-"""What the tests of the stream share: a table, a slot on it, and a reader that decodes."""
+"""Helpers for the tests of the stream: a table, a slot, and a decoding reader."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from schemas.positions import Lsn, parse_lsn
 
 PUBLICATION = "pub"
 PATIENCE = 180.0
-"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
+"""Seconds until a waiting test times out; nothing is asserted about it."""
 
 
 def emit_message(connection: psycopg.Connection[Any], prefix: str = "test", *, transactional: bool = True) -> Lsn:
-    """Write a logical message, by which a test knows the place in its own stream; return its LSN."""
+    """Write a logical message that marks a place in the stream; return its LSN."""
     query = "SELECT pg_logical_emit_message(%s, %s, %s::text)::text"
     row = connection.execute(query, (transactional, prefix, "a mark")).fetchone()
     assert row is not None
@@ -31,7 +31,7 @@ def emit_message(connection: psycopg.Connection[Any], prefix: str = "test", *, t
 
 
 class Reader:
-    """A stream and its decoder; keeps what it read."""
+    """A stream and its decoder; keeps the messages that it read."""
 
     def __init__(self, stream: ReplicationStream) -> None:
         self.stream = stream
@@ -40,7 +40,7 @@ class Reader:
         self.keepalives: list[Keepalive] = []
 
     def until(self, enough: Callable[[], bool]) -> None:
-        """Read until `enough` says so."""
+        """Read until `enough` returns true."""
         deadline = time.monotonic() + PATIENCE
         while not enough():
             assert time.monotonic() < deadline, f"only {self.messages[-5:]}"
@@ -54,13 +54,13 @@ class Reader:
             self.keepalives.append(frame)
 
     def confirm_idle(self) -> bool:
-        """Confirm the last keepalive, as one does whose every change is safe."""
+        """Confirm the last keepalive, as a reader does once every change is safe."""
         if self.keepalives:
             self.stream.confirm(self.keepalives[-1].end)
         return True
 
     def until_mark(self, connection: psycopg.Connection[Any]) -> list[m.Message]:
-        """Read up to a message written now; return everything read before its transaction."""
+        """Read up to a message that is written now; return everything before its transaction."""
         lsn = emit_message(connection)
         self.until(lambda: any(type(each) is m.LogicalMessage and each.lsn == lsn for each in self.messages))
         self.until(lambda: type(self.messages[-1]) is m.Commit)

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, with settings that the shared one must not have."""
+"""A separate PostgreSQL server for a test, with settings that the shared one must not have."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.server_versions import NEWEST, server_of
 
 
 def own_server(**settings: str) -> AbstractContextManager[EmbeddedPostgres]:
-    """A running server of the stack's version, gone at the end with all of its standbys' and copies' data beside it."""
+    """A running server of the stack's version, removed at the end with the data of its standbys and copies."""
     return server_of(NEWEST, **settings)

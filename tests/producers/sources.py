@@ -19,7 +19,7 @@ from producers.session.commits import Restart
 from producers.session.loop import USUAL, Session, Timing
 from producers.session.opening import Start, open_session
 from producers.session.service import produce
-from producers.session.slot_monitor import guardian_of
+from producers.session.slot_monitor import slot_monitor_of
 from producers.source import slots
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
@@ -27,13 +27,13 @@ from tests.producers.folding import Record, folded_rows, read_topic, require_ord
 from tests.settling import until_shown
 
 PATIENCE = 180.0
-"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
+"""Seconds until a waiting test times out; nothing is asserted about it."""
 
 
 def settings_for(
     bootstrap_servers: str, prefix: str, dsn: str, *tables: str, partitions: int = 2, source: str = "main", **more: Any
 ) -> Settings:
-    """Return settings that capture `tables`, all of gitlab_main; `more` goes into the database's section."""
+    """Return settings that capture `tables`, all in gitlab_main; `more` goes into the database's section."""
     return Settings(
         prefix=prefix,
         kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, partitions=partitions),
@@ -64,17 +64,17 @@ def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for a condition that another process makes true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
         time.sleep(0.02)
 
 
 OFTEN = Timing(heartbeat_seconds=0.3)
-"""That of a producer which looks at the catalog often."""
+"""The timing of a producer that looks at the catalog often."""
 
 
 @dataclass
 class Source:
-    """A source as its test sees it: what it writes, what is in Kafka of it."""
+    """A source under test: writes to its database, and reads its topics and records."""
 
     settings: Settings
     connection: psycopg.Connection[Any]
@@ -82,11 +82,11 @@ class Source:
     timing: Timing = USUAL
 
     def state(self) -> SourceState:
-        """Return what Kafka shows now, to be asked again and again; once a producer has ended, ask `recorded`."""
+        """Return the state that Kafka shows now, for polling; once a producer has ended, use `recorded`."""
         return read_sources(self.settings).get(self.name, SourceState())
 
     def recorded(self) -> SourceState:
-        """Return what is recorded by now, with the commits that Kafka has taken and does not show yet."""
+        """Return the recorded state, including commits that Kafka has accepted but does not show yet."""
         until_shown(self.settings.kafka, positions_topic(self.settings.prefix))
         return self.state()
 
@@ -108,7 +108,7 @@ class Source:
         return read_topic(self.settings, topic_of(self.settings, table))
 
     def beat(self, check: Callable[[], None]) -> Lsn:
-        """Write a heartbeat, once a producer has made the table for it."""
+        """Write a heartbeat, once a producer has created its table."""
 
         def made() -> bool:
             check()
@@ -118,7 +118,7 @@ class Source:
         return beat(self.connection)
 
     def caught_up(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait until all written so far is published and every table is copied; `check` may raise meanwhile."""
+        """Wait until all earlier writes are published and every table is copied; `check` may raise meanwhile."""
         lsn = self.beat(check)
 
         def there() -> bool:
@@ -130,7 +130,7 @@ class Source:
         until(there, f"{self.name} at {lsn}")
 
     def passes(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait until the stream, whatever is copied, has passed all that is written so far."""
+        """Wait until the stream has passed all earlier writes, whether or not tables are copied."""
         lsn = self.beat(check)
 
         def there() -> bool:
@@ -152,7 +152,7 @@ class Source:
 
 
 class Running:
-    """A producer in a thread of this process; `session` may be one with a fault, and is then the only one."""
+    """A producer in a thread of this process; a `session` with a fault is its only session."""
 
     def __init__(self, source: Source, session: type[Session] | None = None) -> None:
         self.source = source
@@ -168,16 +168,16 @@ class Running:
             if self._session is None:
                 produce(self.source.settings, self.source.name, self.stop, self.source.timing)
                 return
-            guardian = guardian_of(self.source.settings, self.source.name, log.get())
+            slot_monitor = slot_monitor_of(self.source.settings, self.source.name, log.get())
             settings, timing = self.source.settings, self.source.timing
-            start = Start(settings, self.source.name, "a test", self.stop, guardian, timing=timing)
+            start = Start(settings, self.source.name, "a test", self.stop, slot_monitor, timing=timing)
             with open_session(start, self._session) as session:
                 self.restart = session if isinstance(session, Restart) else session.work()
         except BaseException as error:
             self.error = error
 
     def check(self) -> None:
-        """Raise what ended the producer."""
+        """Raise the error that ended the producer."""
         if self.error is not None:
             raise self.error
         assert self._thread.is_alive(), "the producer ended"
@@ -186,20 +186,20 @@ class Running:
         self.source.caught_up(self.check)
 
     def ended(self) -> BaseException | None:
-        """Wait for the end; return what it raised."""
+        """Wait for the end; return the error that it raised."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         return self.error
 
     def restarts(self) -> Restart | None:
-        """Wait for the end of the session; return why another one has to begin."""
+        """Wait for the end of the session; return the reason for a restart."""
         assert self.ended() is None
         return self.restart
 
 
 @contextmanager
 def running(source: Source, session: type[Session] | None = None) -> Iterator[Running]:
-    """A producer that is stopped, and must not have failed, at the end."""
+    """Run a producer; stop it at the end, and fail if it has failed."""
     producer = Running(source, session)
     try:
         yield producer

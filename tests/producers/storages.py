@@ -1,4 +1,4 @@
-"""A git storage for the tests: directories that are repositories, and those that only look like it."""
+"""A git storage for the tests: repositories, and directories that only look like one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKS = ("objects", "refs", "HEAD")
 
 
 def repository(storage: Path, path: str | bytes) -> Path:
-    """Make what the walk takes for a repository; return its directory."""
+    """Create a directory that the walk accepts as a repository; return it."""
     directory = Path(os.fsdecode(os.path.join(os.fsencode(storage), os.fsencode(path))))
     (directory / "objects").mkdir(parents=True)
     (directory / "refs").mkdir()
@@ -22,21 +22,21 @@ def repository(storage: Path, path: str | bytes) -> Path:
 
 
 def marked(storage: Path) -> Path:
-    """Make a storage as Gitaly leaves it at its first start: empty, with its mark; return it."""
+    """Create a storage as after Gitaly's first start: empty, with its marker file; return it."""
     storage.mkdir(parents=True, exist_ok=True)
     (storage / ".gitaly-metadata").write_text('{"gitaly_filesystem_id":"7c2f"}')
     return storage
 
 
 def hashed(project: int) -> str:
-    """Return the path that GitLab gives the repository of a project."""
+    """Return GitLab's path for the repository of a project."""
     digest = hashlib.sha256(str(project).encode()).hexdigest()
     return f"@hashed/{digest[:2]}/{digest[2:4]}/{digest}.git"
 
 
 @contextmanager
 def without_rights() -> Iterator[Path]:
-    """Give a directory, and for as long a user whom permissions bind, as they do not bind root."""
+    """Yield a directory, and until the end a user to whom permissions apply, unlike root."""
     with tempfile.TemporaryDirectory(prefix="headrace-storage-") as made:
         path = Path(made)
         path.chmod(0o755)
@@ -52,7 +52,7 @@ def without_rights() -> Iterator[Path]:
 
 
 def drop_rights() -> None:
-    """Become nobody until the end of `without_rights`; another user than root has nothing to drop."""
+    """Become an unprivileged user until the end of `without_rights`; only root has rights to drop."""
     if os.geteuid() == 0:
         os.seteuid(65_534)
 

@@ -21,7 +21,7 @@ from tests.producers.folding import Record, text
 from tests.producers.sources import Source, running, settings_for
 
 STREAMED: Final = 1_000
-"""What is added to a row's id when it comes by the stream."""
+"""Added to a row's id when it comes from the stream."""
 
 _BUILT_IN: Final = """
 SELECT typname::text FROM pg_type
@@ -29,12 +29,12 @@ WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype IN ('b', 'r', 'm') A
 """
 
 _LIBXML: Final = "SELECT 1 FROM pg_config WHERE name = 'CONFIGURE' AND setting ~ 'with-libxml|libxml=enabled'"
-"""Without it a server has the type xml, and takes no value."""
+"""Without it a server has the type xml, but accepts no value."""
 
 
 @dataclass
 class Comparison:
-    """What was compared: every value of every record, one at a time."""
+    """The number of comparisons: every value of every record, one at a time."""
 
     columns: int = 0
     keys: int = 0
@@ -96,7 +96,7 @@ def _compare_columns(
     shown: Mapping[int, list[str | None]],
 ) -> None:
     assert len(records) == len(shown) > 2
-    # Both ways lead to the same, value for value.
+    # Both ways give the same values.
     assert {record.op for record in records} == {"r", "c"}
     for record in records:
         number = record.key["id"]
@@ -130,7 +130,7 @@ def columns_of(connection: psycopg.Connection[Any]) -> dict[str, tuple[str, ...]
     if not connection.execute(_LIBXML).fetchall():
         known["xml"] = ()
     built_in = {name for (name,) in connection.execute(_BUILT_IN).fetchall()}
-    assert built_in - WITHOUT_VALUES.keys() - known.keys() == set(), "types that nobody thought of"
+    assert built_in - WITHOUT_VALUES.keys() - known.keys() == set(), "types without test values"
     columns: dict[str, tuple[str, ...]] = {}
     for name in sorted(built_in):
         quoted = f'"{name}"'

@@ -1,15 +1,15 @@
-"""Readers of repositories in Python, Go and Ruby, each a program of its own that reads by docs/routing.md.
+"""Readers of repositories in Python, Go and Ruby, each a separate program that follows docs/how-to/routing.md.
 
-A reader is given a file that says what to read (`Work`), and reads until its standard input ends: it chooses a name,
-asks the homes in their order, and has git print a file of main's commit. It prints a line of JSON for each read:
+A reader takes a file with its work (`Work`), and reads until its standard input ends: it chooses a name, asks the homes
+in their order, and has git print a file from main's commit. It prints a line of JSON for each read:
 
-    name    what it read
-    asked   when the cursors that it went by were asked for, in seconds of the epoch; nothing that they say is older
-    began   when it began to read, after that
-    ended   when it had read
+    name    the repository's name
+    asked   when it requested the cursors that it used, in seconds since the epoch; they are at least as recent
+    began   when it started to read, after that
+    ended   when it had finished
     tried   the nodes that it asked, in this order
-    value   what git printed, empty where that failed
-    error   why it failed, empty where it did not
+    value   git's output, empty on failure
+    error   why it failed, empty on success
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Final
 
 READERS: Final = ("http", "query", "go", "ruby")
-"""Python by `headrace route --serve`, Python by the query, and the reference readers of docs/readers."""
+"""Python with `headrace route --serve`, Python with the query, and the reference readers of docs/reference/readers."""
 
 _HERE: Final = Path(__file__).parent
-_DOCS: Final = _HERE.parents[1] / "docs" / "readers"
+_DOCS: Final = _HERE.parents[1] / "docs" / "reference" / "readers"
 _MODULE: Final = "module headrace/readers\n\ngo 1.21\n"
 
 
 class NotInstalled(Exception):
-    """What a reader needs is not on this machine, or cannot be had from it."""
+    """A reader's requirement is not installed, and cannot be downloaded here."""
 
 
 def command(reader: str, directory: Path) -> list[str]:
-    """Return the command of a reader, to which the file of its work is added. Raises NotInstalled with the reason."""
+    """Return a reader's command, without the file argument. Raises NotInstalled with the reason."""
     if reader == "go":
         return build_go("reader", directory)
     if reader == "ruby":
@@ -46,7 +46,7 @@ def command(reader: str, directory: Path) -> list[str]:
 
 
 def build_go(program: str, directory: Path) -> list[str]:
-    """Build a program of this directory with the packages of docs/readers; see `command`."""
+    """Build one of this directory's programs with the packages in docs/reference/readers; see `command`."""
     tool = _installed("go")
     place = directory / f"go-{program}"
     (place / "routing").mkdir(parents=True)
@@ -60,12 +60,12 @@ def build_go(program: str, directory: Path) -> list[str]:
         (place / "go.mod").write_text(_MODULE, encoding="ascii")
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     if not environment.keys() & {"HOME", "XDG_CACHE_HOME", "GOCACHE"}:
-        environment["GOCACHE"] = str(directory / "cache")  # elsewhere the standard library is compiled once for all
+        environment["GOCACHE"] = str(directory / "cache")  # on other platforms the shared cache has it compiled
     built = subprocess.run(
         [tool, "build", "-o", "built", "."], cwd=place, env=environment, capture_output=True, text=True, check=False
     )
     if "dial tcp" in built.stderr or "module lookup disabled" in built.stderr:
-        raise NotInstalled(f"Go's module for PostgreSQL cannot be had: {built.stderr.strip()[:300]}")
+        raise NotInstalled(f"Go's module for PostgreSQL cannot be downloaded: {built.stderr.strip()[:300]}")
     assert built.returncode == 0, built.stderr
     return [str(place / "built")]
 

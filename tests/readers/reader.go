@@ -1,4 +1,4 @@
-// Reads repositories until its input ends, by the reference reader in Go; see tests/readers/__init__.py.
+// Reads repositories until its input ends, with the reference reader in Go; see tests/readers/__init__.py.
 package main
 
 import (
@@ -73,14 +73,14 @@ func (w work) read(name string, reading routing.Reading) read {
 	for _, node := range routing.Homes(name, w.Nodes, w.Pins, reading.Cursors) {
 		found.Tried = append(found.Tried, node)
 		place := filepath.Join(w.Roots[node], routing.NormalForm(name), ".git")
-		said, err := exec.Command("git", "--git-dir="+place, "cat-file", "blob", "refs/heads/main:file").CombinedOutput()
+		output, err := exec.Command("git", "--git-dir="+place, "cat-file", "blob", "refs/heads/main:file").CombinedOutput()
 		if err == nil {
-			found.Value, found.Error = strings.TrimSpace(string(said)), ""
+			found.Value, found.Error = strings.TrimSpace(string(output)), ""
 			break
 		}
-		found.Error = strings.TrimSpace(string(said))
+		found.Error = strings.TrimSpace(string(output))
 		if _, err := os.Lstat(filepath.Join(place, "HEAD")); err == nil {
-			break // it is there, and cannot be read
+			break // it exists, but cannot be read
 		}
 	}
 	found.Ended = seconds(time.Now())

@@ -1,7 +1,7 @@
 """Reads repositories until its input ends; see tests/readers/__init__.py.
 
-`python -m tests.readers.reader HOW FILE`: HOW is http, query, or how a reader does it wrongly: ignoring (it reads the
-cursors and does not look at them) or late (it chooses the home, waits for its turn, and reads the cursors then).
+`python -m tests.readers.reader HOW FILE`: HOW is http, query, or a wrong way: ignoring (it reads the cursors and does
+not use them) or late (it chooses the home, waits for its turn, and only then reads the cursors).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from consumers.routing.placement import Placement, normalised
 
 Work = Mapping[str, Any]
 Choice = tuple[float, Iterable[str]]
-"""When the cursors were asked for that are gone by, and the homes in their order."""
+"""When the cursors in use were requested, and the homes in their order."""
 
 _WAITS_SECONDS: Final = 0.5
 
 
 class Cursors:
-    """What the cursors say, asked when it is older than it may be."""
+    """The cursors, queried again once they are older than allowed."""
 
     def __init__(self, work: Work) -> None:
         self._database = Database(work["dsn"])
         self._refresh_seconds: float = work["refresh_seconds"]
         self._latest = Reading(0.0)
 
-    def latest(self, *, anew: bool = False) -> Reading:
-        if anew or time.time() - self._latest.asked_at >= self._refresh_seconds:
+    def latest(self, *, from_scratch: bool = False) -> Reading:
+        if from_scratch or time.time() - self._latest.asked_at >= self._refresh_seconds:
             at = time.time()
             self._latest = Reading(at, self._database.ask())
         return self._latest
@@ -49,7 +49,7 @@ class Cursors:
 
 
 def by_http(work: Work) -> Callable[[str], Choice]:
-    """Ask `headrace route --serve`, whose cursors are at most so old."""
+    """Ask `headrace route --serve`, whose cursors have a maximum age."""
 
     def choose(name: str) -> Choice:
         asked = time.time() - 2 * work["refresh_seconds"]
@@ -60,7 +60,7 @@ def by_http(work: Work) -> Callable[[str], Choice]:
 
 
 def by_query(work: Work, cursors: Cursors) -> Callable[[str], Choice]:
-    """Read the cursors, and compute the homes by them."""
+    """Read the cursors, and compute the homes from them."""
     placement = Placement(tuple(work["nodes"]), work["pins"])
 
     def choose(name: str) -> Choice:
@@ -71,13 +71,13 @@ def by_query(work: Work, cursors: Cursors) -> Callable[[str], Choice]:
 
 
 def ignoring_cursors(work: Work, cursors: Cursors) -> Callable[[str], Choice]:
-    """Do it wrongly: ask the md5 home first, always."""
+    """Wrong on purpose: always ask the md5 home first."""
     placement = Placement(tuple(work["nodes"]), work["pins"])
     return lambda name: (cursors.latest().asked_at, homes(placement, name, Reading(0.0)))
 
 
 def too_late(work: Work, cursors: Cursors) -> Callable[[str], Choice]:
-    """Do it wrongly: read the cursors after the homes were chosen."""
+    """Wrong on purpose: read the cursors after the homes were chosen."""
     placement = Placement(tuple(work["nodes"]), work["pins"])
     chosen: dict[str, tuple[str, ...]] = {}
 
@@ -86,28 +86,28 @@ def too_late(work: Work, cursors: Cursors) -> Callable[[str], Choice]:
             chosen.clear()
             chosen.update({each: homes(placement, each, cursors.latest()) for each in work["names"]})
             time.sleep(_WAITS_SECONDS)
-            cursors.latest(anew=True)
+            cursors.latest(from_scratch=True)
         return cursors.latest().asked_at, chosen.pop(name)
 
     return choose
 
 
 def read(work: Work, name: str, choose: Callable[[str], Choice]) -> dict[str, Any]:
-    """Read a repository as the contract says: ask the second home only if the first does not have it."""
+    """Read a repository as the contract requires: ask the second home only if the first does not have it."""
     asked, nodes = choose(name)
     found: dict[str, Any] = {"name": name, "asked": asked, "began": time.time(), "tried": []}
     for node in nodes:
         found["tried"].append(node)
         place = Path(work["roots"][node], normalised(name), ".git")
-        said = subprocess.run(
+        output = subprocess.run(
             ["git", f"--git-dir={place}", "cat-file", "blob", "refs/heads/main:file"], capture_output=True, check=False
         )
-        if said.returncode == 0:
-            found |= {"value": said.stdout.decode().strip(), "error": ""}
+        if output.returncode == 0:
+            found |= {"value": output.stdout.decode().strip(), "error": ""}
             break
-        found |= {"value": "", "error": said.stderr.decode().strip()}
+        found |= {"value": "", "error": output.stderr.decode().strip()}
         if os.path.lexists(place / "HEAD"):
-            break  # it is there, and cannot be read
+            break  # it exists, but cannot be read
     return {**found, "ended": time.time()}
 
 

@@ -12,7 +12,7 @@ from schemas.events import Column, Relation
 COLUMNS = (Column("id", 20), Column("1st name", 25), Column("at", 1184))
 
 
-def test_what_every_consumer_needs_stands_first() -> None:
+def test_header_fields_come_first() -> None:
     schema = value_schema(Relation(1, "public", "t", "d", COLUMNS, ("id",)), "gitlab_main")
     assert [field["name"] for field in schema["fields"]] == ["op", "source", "ts_ms", "unchanged", "before", "after"]
     source = [field["name"] for field in schema["fields"][1]["type"]["fields"]]
@@ -20,7 +20,7 @@ def test_what_every_consumer_needs_stands_first() -> None:
     fastavro.parse_schema(schema)
 
 
-def test_a_name_that_avro_cannot_have_is_kept_beside() -> None:
+def test_name_invalid_in_avro_is_kept_as_a_property() -> None:
     relation = Relation(1, "odd schema", "t", "f", COLUMNS)
     schema = value_schema(relation, "gitlab_main")
     field = schema["fields"][4]["type"][1]["fields"][1]

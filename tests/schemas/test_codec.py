@@ -169,13 +169,13 @@ def test_a_broken_tuple_is_left_to_python(values: list[Any], data: st.DataObject
 
 
 @pytest.mark.parametrize("arguments", [(), (b"", 0), ("", 0, 0), (b"", "0", 0), (b"", 0, None), (b"", 1 << 70, 0)])
-def test_a_row_of_nothing_of_the_kind(arguments: tuple[Any, ...]) -> None:
+def test_row_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, OverflowError)):
         codec.compiled.tuple_row(*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(b"", -1, 0), (b"", 0, -1), (b"n", 1, 1), (b"n", 5, 1), (b"b\0\0\0\0", 0, 1)])
-def test_a_tuple_that_is_not_there(arguments: tuple[Any, ...]) -> None:
+def test_missing_tuple_is_left_to_python(arguments: tuple[Any, ...]) -> None:
     assert codec.compiled.tuple_row(*arguments) is None
 
 
@@ -203,6 +203,6 @@ def test_an_encoder_is_forgotten_with_its_plan() -> None:
         (((0,) * 8,), ("0",), b"", b"", (b"",), (len,) * 5),
     ],
 )
-def test_a_plan_of_nothing_of_the_kind(arguments: tuple[Any, ...]) -> None:
+def test_plan_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, ValueError)):
         codec.compiled.Plan(*arguments)

@@ -1,4 +1,4 @@
-"""Which changes of a table may go on in the same topic."""
+"""Changes of a table that may continue in the same topic, and those that may not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def value(*columns: Column, identity: str = "d") -> Schema:
         ([Column("a", 1700, NUMERIC_10_2)], [Column("a", 1700, NUMERIC_12_2)]),
     ],
 )
-def test_what_may_go_on(old: list[Column], new: list[Column]) -> None:
+def test_compatible_change_may_continue_in_the_topic(old: list[Column], new: list[Column]) -> None:
     assert incompatibilities(value(*old), value(*new)) == []
 
 
@@ -59,7 +59,7 @@ def test_what_may_go_on(old: list[Column], new: list[Column]) -> None:
         (Column("a b", 16), Column("a b", 25), "column a b: boolean → text"),
     ],
 )
-def test_what_stands_against_it(old: Column, new: Column, sentence: str) -> None:
+def test_incompatible_change_is_reported(old: Column, new: Column, sentence: str) -> None:
     assert incompatibilities(value(old), value(new)) == [sentence]
 
 

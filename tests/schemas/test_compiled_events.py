@@ -117,13 +117,13 @@ def test_a_reader_is_forgotten_with_what_makes_its_values() -> None:
         ((((1, True, "id", None),),), ValueError),
     ],
 )
-def test_a_reader_of_nothing_of_the_kind(arguments: tuple[Any, ...], error: type[Exception]) -> None:
+def test_reader_with_invalid_arguments_is_refused(arguments: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
         codec.compiled.Reader(*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(), (b"a",), ("a", 0), (b"a", "0"), (b"a", b"")])
-def test_reading_nothing_of_the_kind(arguments: tuple[Any, ...]) -> None:
+def test_read_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     reader = codec.compiled.Reader(())
     with pytest.raises(TypeError):
         reader.read(*arguments)
@@ -133,6 +133,6 @@ def test_reading_nothing_of_the_kind(arguments: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), (b"a",), ("a", ()), (b"a", [b"a"]), (b"a", ("a",))])
-def test_mentions_of_nothing_of_the_kind(arguments: tuple[Any, ...]) -> None:
+def test_mentions_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError):
         codec.compiled.mentions(*arguments)

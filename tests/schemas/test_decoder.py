@@ -1,4 +1,4 @@
-"""What the encoder wrote is what the decoder reads, and bytes that nobody wrote are Malformed, never worse."""
+"""The decoder reads what the encoder wrote, and raises only Malformed for arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_projection_is_the_event_with_fewer_columns(sample: Sample, data: st.D
 
 @given(samples(unchanged=True, rows=2), st.data())
 @settings(deadline=None)
-def test_bytes_that_nobody_wrote_are_malformed_or_an_event(sample: Sample, data: st.DataObject) -> None:
+def test_arbitrary_bytes_are_malformed_or_an_event(sample: Sample, data: st.DataObject) -> None:
     encoder = encoder_of(sample)
     decode = Decoder(encoder.value_schema).decode
     project = projection(encoder.value_schema, [sample.key[0], sample.relation.columns[-1].name])

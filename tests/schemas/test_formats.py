@@ -1,4 +1,4 @@
-"""The mark of stored documents: refused when newer, brought forward when older."""
+"""Formats of stored documents: newer ones are refused, older ones upgraded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_newer_document_is_refused_with_place_writer_and_remedy() -> None:
     assert refused.value.exit_code == 3
     assert str(refused.value) == (
         f"note 7 has format 3, written by headrace 9.1; this is headrace {PROGRAM}, which reads notes up to format 2;"
-        " Run the version of headrace that wrote it, or a later one: nothing was changed."
+        " Run the version of headrace that wrote it, or a later one; nothing was changed."
     )
 
 
@@ -51,7 +51,7 @@ def test_older_document_takes_each_step_in_order() -> None:
 @pytest.mark.parametrize(
     "broken", [None, [], "x", 5, {"format": "1"}, {"format": 0}, {"format": True}, {"format": 1.0}]
 )
-def test_what_is_no_document_is_malformed_by_name(broken: object) -> None:
+def test_invalid_document_is_malformed_with_its_name(broken: object) -> None:
     with pytest.raises(Malformed, match="note 7"):
         Format("notes").read(broken, "note 7")
 

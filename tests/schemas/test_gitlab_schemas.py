@@ -1,4 +1,4 @@
-"""Which gitlab schema a table belongs to."""
+"""The gitlab schema of a table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_database_decides_between_two_systems() -> None:
         gitlab_schema_of("public.repositories", ALL, {})
 
 
-def test_settings_go_first() -> None:
+def test_settings_override_the_dictionary() -> None:
     extra = {"public.repositories": "registry", "public.mine": "my_schema"}
     assert gitlab_schema_of("public.repositories", ALL, extra) == "registry"
     assert gitlab_schema_of("public.mine", [], extra) == "my_schema"

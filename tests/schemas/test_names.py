@@ -1,4 +1,4 @@
-"""Escaped names keep apart what was apart."""
+"""Escaped names stay distinct."""
 
 from __future__ import annotations
 

@@ -13,6 +13,6 @@ def test_lsn_comes_back_as_it_was_printed(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "/", "1", "1/", "-1/0", "1/-1", "+1/0", "1_0/0", " 1/0", "0x1/0", "1/000000000"])
-def test_what_postgresql_would_not_print_is_no_lsn(text: str) -> None:
+def test_invalid_lsn_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an LSN"):
         parse_lsn(text)

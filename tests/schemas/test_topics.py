@@ -1,4 +1,4 @@
-"""Topic names: Kafka takes them, and no two tables share one."""
+"""Topic names: valid in Kafka, and unique to a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import UsageError
-from schemas.topics import parked_topic, positions_topic, schema_prefix, schemas_topic, table_topic
+from schemas.topics import dead_letters_topic, positions_topic, schema_prefix, schemas_topic, table_topic
 
 PARTS = st.text("ab._-é", min_size=1, max_size=4)
 TABLES = st.tuples(st.sampled_from(["gitlab_main", "gitlab_shared"]), PARTS, st.one_of(st.just("public"), PARTS), PARTS)
@@ -26,9 +26,9 @@ def test_a_table_is_found_under_its_gitlab_schema() -> None:
 def test_headraces_own_topics() -> None:
     assert positions_topic("p") == "p.positions"
     assert schemas_topic("p") == "p.schemas"
-    assert parked_topic("p", "skip_resets") == "p.parked.skip_resets"
-    with pytest.raises(UsageError, match="parked"):
-        schema_prefix("p", "parked")
+    assert dead_letters_topic("p", "skip_resets") == "p.dead_letters.skip_resets"
+    with pytest.raises(UsageError, match="dead_letters"):
+        schema_prefix("p", "dead_letters")
 
 
 @given(TABLES, TABLES)

@@ -1,4 +1,4 @@
-"""Every short cut for a time gives what the exact encoder gives, at all ends of what PostgreSQL has."""
+"""Short cuts for times agree with the exact encoder over PostgreSQL's whole range."""
 
 from __future__ import annotations
 

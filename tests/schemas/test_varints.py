@@ -1,4 +1,4 @@
-"""Whole numbers, there and back, as fastavro has them."""
+"""Integers encoded and decoded as by fastavro."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_long_is_what_fastavro_writes(number: int) -> None:
     assert decode_long(b"\xff" + encode_long(number) + b"\xff", 1) == (number, 1 + len(stream.getvalue()))
 
 
-def test_what_is_no_long() -> None:
+def test_invalid_long_is_refused() -> None:
     with pytest.raises(OverflowError):
         encode_long(1 << 63)
     with pytest.raises(IndexError):

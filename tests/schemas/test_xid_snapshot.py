@@ -1,4 +1,4 @@
-"""What a snapshot sees."""
+"""Visibility of transactions in a snapshot."""
 
 import random
 
@@ -17,12 +17,12 @@ def test_reads_and_prints_the_text_form() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1:2", "1:2:x", "a:b:c", "1:2:3:4"])
-def test_refuses_what_is_no_snapshot(text: str) -> None:
+def test_invalid_snapshot_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a snapshot"):
         Snapshot.parse(text)
 
 
-def test_sees_what_ended_before_it_and_nothing_else() -> None:
+def test_snapshot_sees_only_transactions_that_ended_before_it() -> None:
     snapshot = Snapshot.parse("795:799:795,797")
     assert [xid for xid in range(790, 803) if snapshot.sees(xid)] == [790, 791, 792, 793, 794, 796, 798]
 
@@ -50,7 +50,7 @@ def test_a_row_of_a_snapshot_is_of_no_transaction_and_never_hidden() -> None:
     assert hidden.any_of([None, 795])
 
 
-def test_what_a_failover_lost_is_not_waited_for() -> None:
+def test_transaction_lost_in_a_failover_is_not_hidden() -> None:
     """The server never gave such an id out, so there is nothing of it to become visible."""
     assert Hidden(Snapshot.parse("795:799:"), 800).full(5_000) is None
 
@@ -78,7 +78,7 @@ def test_one_transaction_with_a_million_subtransactions_is_no_set_of_a_million()
     assert not hidden.any_of([99, 1_000_100])
 
 
-def test_any_of_says_what_full_says() -> None:
+def test_any_of_agrees_with_full() -> None:
     chance = random.Random(5)
     for _ in range(300):
         xmax = chance.randrange(3, 2**34)

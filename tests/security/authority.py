@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, made on the spot: certificates of servers and of clients, as PEM files."""
+"""A certificate authority for the tests, created on demand: server and client certificates as PEM files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Certificate:
-    """Files of one certificate; `both` has the key and the certificate, as Kafka's brokers want them."""
+    """Files of one certificate; `both` has the key and the certificate, as Kafka's brokers need them."""
 
     certificate: Path
     key: Path
@@ -25,7 +25,7 @@ class Certificate:
 
 
 class Authority:
-    """Signs certificates; `certificate` is the file that those who trust it name."""
+    """Signs certificates; `certificate` is its own file, for those that trust it."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -38,7 +38,7 @@ class Authority:
         self.certificate.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str, *, address: str = "127.0.0.1") -> Certificate:
-        """Return a certificate of a server that is reached by `address` alone, and by no name."""
+        """Return a certificate of a server that is reached only by `address`, not by a name."""
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
         return self._signed(name, ExtendedKeyUsageOID.SERVER_AUTH, names)
 

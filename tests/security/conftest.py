@@ -1,4 +1,4 @@
-"""Servers that let in whom they know alone, for this folder's tests."""
+"""Servers with TLS and client authentication for this folder's tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.security.secured_postgres import secured_server
 
 @pytest.fixture(scope="session")
 def authority() -> Iterator[Authority]:
-    """Who signed the certificates of all servers here."""
+    """The authority that signed the certificates of all servers here."""
     with tempfile.TemporaryDirectory(prefix="headrace-test-") as place:
         Path(place).chmod(0o755)
         yield Authority(Path(place), "authority")

@@ -1,6 +1,6 @@
-"""A broker that lets nobody in without TLS: by SCRAM on one listener, by a client's certificate on another; with ACLs.
+"""A broker that requires TLS: with SCRAM on one listener, a client certificate on another; with ACLs.
 
-Its plaintext listener is the tests' own, whose anonymous principal is an administrator's.
+Its plaintext listener is for the tests, with an administrator as the anonymous principal.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SecuredKafka(EmbeddedKafka):
         return AdminClient({"bootstrap.servers": self.bootstrap_servers})
 
     def add_users(self, names: Iterable[str]) -> None:
-        """Let users log in by SCRAM, each with a random password of its own; who may already keeps theirs."""
+        """Let users log in by SCRAM, each with a random password; existing users keep theirs."""
         new = {name: secrets.token_hex(12) for name in names if name not in self._passwords}
         if not new:
             return
@@ -90,10 +90,10 @@ class SecuredKafka(EmbeddedKafka):
             future.result(_SECONDS)
         self._passwords |= new
         for name in new:
-            until(lambda: _lets_in(self.scram(name)), f"the broker knows {name}")  # noqa: B023
+            until(lambda: _lets_in(self.scram(name)), f"the broker to know {name}")  # noqa: B023
 
     def scram(self, user: str, **options: str) -> KafkaSettings:
-        """Return the settings of a client that logs in as `user`; `options` have `_` for `.`, and win."""
+        """Return the settings of a client that logs in as `user`; `options` have `_` for `.`, and take precedence."""
         usual = {
             "security.protocol": "SASL_SSL",
             "sasl.mechanisms": "SCRAM-SHA-256",

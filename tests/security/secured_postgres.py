@@ -1,6 +1,6 @@
-"""A PostgreSQL server that lets nobody but its superuser in without TLS and a client's certificate.
+"""A PostgreSQL server that requires TLS and a client certificate from everyone but its superuser.
 
-The wheel's server is built without OpenSSL: this is the newest of tests/server_versions.py that has it.
+The wheel's server is built without OpenSSL: this is the newest one in tests/server_versions.py that has it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ hostssl all all      ::1/128      cert
 
 @contextmanager
 def secured_server(authority: Authority) -> Iterator[EmbeddedPostgres]:
-    """A server whose certificate is for 127.0.0.1; a test that needs it is skipped where there is no such server."""
+    """A server with a certificate for 127.0.0.1; tests that need it are skipped if there is no such server."""
     directory = authority.certificate.parent
     certificate = authority.server("postgres")
     access = directory / "pg_hba.conf"
@@ -53,7 +53,7 @@ def secured_server(authority: Authority) -> Iterator[EmbeddedPostgres]:
 
 
 def secured_dsn(dsn: str, role: str, certificate: Certificate | None, trusted: Path, **options: str) -> str:
-    """Return a superuser's dsn as that of `role`, which shows `certificate` and no password."""
+    """Turn a superuser's dsn into one of `role`, with `certificate` and without a password."""
     parts: dict[str, str | None] = {"sslmode": "verify-full", "sslrootcert": str(trusted)}
     if certificate is not None:
         parts |= {"sslcert": str(certificate.certificate), "sslkey": str(certificate.key)}

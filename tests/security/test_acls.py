@@ -1,6 +1,6 @@
-"""The ACLs that `init` gives, on a broker that has them: each program can do its work, and none can do another's.
+"""The ACLs that `init` prints, on a broker with ACLs: each program can do its work, and none can do another's.
 
-Each denial is first seen to be possible with a right too many, so that a test that denies nothing is noticed.
+Each denied action is also tried with excess rights, so that a test that denies nothing is noticed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Shared
-from consumers.delivery.dead_letter_topic import read_parked
+from consumers.delivery.dead_letter_topic import read_dead_letters_topic
 from consumers.delivery.group import Group
 from consumers.ledger.progress import Place
 from consumers.migrations.skip_resets import SkipResets
@@ -33,7 +33,7 @@ from producers.publish.kafka_transaction import Relay
 from producers.source import rights as producer_rights
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
-from schemas.topics import group_name, parked_topic, positions_topic, schemas_topic, table_topic
+from schemas.topics import dead_letters_topic, group_name, positions_topic, schemas_topic, table_topic
 from tests.consumers.services import until
 from tests.security.secured_kafka import SecuredKafka
 
@@ -64,11 +64,11 @@ class SharedNotes(Migration):
 
 @dataclass(frozen=True)
 class World:
-    """A prefix of the test's own on the secured broker, with topics that have a record each."""
+    """A separate prefix on the secured broker, with topics that have a record each."""
 
     broker: SecuredKafka
     settings: Settings
-    """An administrator's."""
+    """The administrator's settings."""
 
     def as_user(self, user: str) -> Settings:
         return self.settings.model_copy(update={"kafka": self.broker.scram(user)})
@@ -83,14 +83,14 @@ class World:
 
     @property
     def dead_letters(self) -> str:
-        return parked_topic(self.settings.prefix, "skip_resets")
+        return dead_letters_topic(self.settings.prefix, "skip_resets")
 
     @property
     def group(self) -> str:
         return group_name(self.settings.prefix, "skip_resets")
 
     def granted(self) -> list[Acl]:
-        """What `init` prints for the producer of main and both migrations."""
+        """The ACLs that `init` prints for the producer of main and both migrations."""
         return [
             *producer_rights.acls(self.settings, "main"),
             *consumer_rights.acls(self.settings, SkipResets),
@@ -111,7 +111,7 @@ def world(secured_kafka: SecuredKafka, prefix: str) -> Iterator[World]:
     )
     secured_kafka.add_users([PRODUCER, MAIN, SHARED])
     made = World(secured_kafka, settings)
-    names = [made.table, made.shared_table, made.dead_letters, parked_topic(prefix, "shared_notes")]
+    names = [made.table, made.shared_table, made.dead_letters, dead_letters_topic(prefix, "shared_notes")]
     names += [positions_topic(prefix), schemas_topic(prefix)]
     topics.ensure_topics(settings.kafka, names, partitions=1)
     producer = clients.producer(settings.kafka)
@@ -146,7 +146,7 @@ def write_one(settings: KafkaSettings, topic: str, value: bytes | None) -> None:
 
 
 def join(settings: KafkaSettings, group: str, topic: str) -> None:
-    """Become a member of a group, and leave it."""
+    """Join a group, and leave it."""
     joined: list[object] = []
     client: Consumer = clients.consumer(settings, group)
     try:
@@ -171,7 +171,7 @@ def administer(ask: Callable[[AdminClient], Mapping[Any, Future[Any]]]) -> Calla
 
 
 def attacks(world: World) -> dict[str, Callable[[KafkaSettings], object]]:
-    """What a consumer of gitlab_shared has no business to do."""
+    """Actions that a consumer of gitlab_shared must not be able to do."""
     return {
         "read a table": lambda user: read_one(user, world.table),
         "read its dead letters": lambda user: read_one(user, world.dead_letters),
@@ -198,10 +198,10 @@ TOO_MUCH = {
 }
 
 
-def test_a_consumer_of_one_gitlab_schema_gets_nothing_of_another(world: World) -> None:
+def test_consumer_of_one_gitlab_schema_has_no_access_to_another(world: World) -> None:
     acls.apply(world.settings.kafka, world.granted())
     user = world.as_user(SHARED).kafka
-    until(lambda: not kafka_rights.lacking(user, *needed(world, SharedNotes)), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(user, *needed(world, SharedNotes)), "the broker to have the ACLs")
     possible = []
     for name, attack in attacks(world).items():
         try:
@@ -210,18 +210,18 @@ def test_a_consumer_of_one_gitlab_schema_gets_nothing_of_another(world: World) -
             continue
         possible.append(name)
     assert possible == []
-    assert read_one(user, world.shared_table) == b"a row's values", "its own it reads"
+    assert read_one(user, world.shared_table) == b"a row's values", "it can read its own table"
     join(user, group_name(world.settings.prefix, "shared_notes"), world.shared_table)
-    write_one(user, parked_topic(world.settings.prefix, "shared_notes"), b"a dead letter")
+    write_one(user, dead_letters_topic(world.settings.prefix, "shared_notes"), b"a dead letter")
 
 
-def test_with_rights_to_everything_with_the_prefix_all_of_that_is_possible(world: World) -> None:
+def test_rights_to_the_whole_prefix_allow_every_attack(world: World) -> None:
     user = world.as_user(SHARED).kafka
     every = [
         Acl(f"User:{SHARED}", kind, f"{world.settings.prefix}.", wide, prefixed=True) for kind, wide in TOO_MUCH.items()
     ]
     acls.apply(world.settings.kafka, [*every, *world.granted()])
-    until(lambda: not kafka_rights.lacking(user, every, [world.table]), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(user, every, [world.table]), "the broker to have the ACLs")
     for attack in attacks(world).values():
         attack(user)
 
@@ -234,7 +234,7 @@ def of_producer(world: World) -> kafka_rights.Needed:
     return list(producer_rights.acls(world.settings, "main")), [world.table, world.shared_table]
 
 
-def test_each_right_that_lacks_is_named(world: World) -> None:
+def test_each_missing_right_is_named(world: World) -> None:
     for user, (granted, names) in {MAIN: needed(world, SkipResets), PRODUCER: of_producer(world)}.items():
         own, client = list(granted), world.as_user(user).kafka
         for left_out in (*own, None):
@@ -244,7 +244,7 @@ def test_each_right_that_lacks_is_named(world: World) -> None:
 
 
 def resources(acl: Acl, names: Iterable[str]) -> list[str]:
-    """Return what is lacking without the ACL, by its kind and name."""
+    """Return what is missing without the ACL, by its kind and name."""
     if acl.kind is Kind.TRANSACTIONAL_ID:
         return [f"transactional id {acl.name}*"]
     covered = [name for name in names if acl.covers(name)] if acl.prefixed else [acl.name]
@@ -252,14 +252,14 @@ def resources(acl: Acl, names: Iterable[str]) -> list[str]:
 
 
 def until_lacking(client: KafkaSettings, wanted: kafka_rights.Needed, expected: list[str]) -> None:
-    """Wait until these resources are named, and no other: an ACL takes a moment to reach a broker."""
+    """Wait until exactly these resources are named: an ACL takes a moment to reach a broker."""
     until(
         lambda: sorted(str(each).rpartition(" on ")[2] for each in kafka_rights.lacking(client, *wanted)) == expected,
-        f"lacking: {expected}",
+        f"the missing rights to be {expected}",
     )
 
 
-def test_of_several_operations_the_one_that_lacks_is_named(world: World) -> None:
+def test_missing_operation_of_several_is_named(world: World) -> None:
     client = world.as_user(MAIN).kafka
     own, names = needed(world, SkipResets)
     reading = Acl(f"User:{MAIN}", Kind.TOPIC, world.dead_letters, (Operation.READ,))
@@ -273,20 +273,20 @@ def test_of_several_operations_the_one_that_lacks_is_named(world: World) -> None
     world.broker.remove_acls(name=world.dead_letters)
     acls.apply(world.settings.kafka, [replace(reading, operations=(Operation.WRITE,))])
     until_only(Operation.READ)
-    # Of a topic that is not there, only whether it may be made is known.
+    # For a topic that does not exist, only the right to create it is known.
     topics.delete_topics(world.settings.kafka, [world.dead_letters])
     until_only(Operation.CREATE)
 
 
-def test_what_may_not_be_seen_is_not_taken_for_what_is_not_there(world: World) -> None:
-    """Kafka's list of topics leaves both out: a consumer waited for ever, and no dead letter was told of."""
+def test_invisible_topic_is_not_mistaken_for_a_missing_one(world: World) -> None:
+    """Kafka's list of topics omits both: a consumer waited forever, and no dead letter was reported."""
     acls.apply(world.settings.kafka, [Acl(f"User:{SHARED}", Kind.GROUP, "headrace-readers", (Operation.DESCRIBE,))])
     user = world.as_user(SHARED)
     for ask in (
         lambda: topics.end_offsets(user.kafka, world.table),
         lambda: topics.with_records(user.kafka, [world.table]),
         lambda: list(topics.LogReader(user.kafka, positions_topic(user.prefix)).read()),
-        lambda: read_parked(user, "skip_resets"),
+        lambda: read_dead_letters_topic(user, "skip_resets"),
         lambda: topics.ensure_topic(user.kafka, world.table),
         lambda: topics.delete_topics(user.kafka, [world.table]),
         lambda: missing(user.kafka, world),
@@ -295,7 +295,7 @@ def test_what_may_not_be_seen_is_not_taken_for_what_is_not_there(world: World) -
             ask()
     acls.apply(world.settings.kafka, consumer_rights.acls(world.settings, SkipResets))
     allowed = world.as_user(MAIN).kafka
-    until(lambda: not kafka_rights.lacking(allowed, *needed(world, SkipResets)), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(allowed, *needed(world, SkipResets)), "the broker to have the ACLs")
     assert missing(allowed, world) == []
     assert missing(allowed, world, f"{world.table}_later") == [f"{world.table}_later"]
     assert topics.end_offsets(allowed, world.table) == {0: 1}
@@ -310,7 +310,7 @@ def missing(settings: KafkaSettings, world: World, name: str | None = None) -> l
         group.close()
 
 
-def test_a_denial_names_principal_operation_and_resource(world: World) -> None:
+def test_denial_names_principal_operation_and_resource(world: World) -> None:
     user = world.as_user(MAIN).kafka
     acls.apply(
         world.settings.kafka,
@@ -321,18 +321,18 @@ def test_a_denial_names_principal_operation_and_resource(world: World) -> None:
     assert str(caught.value) == (
         f"Kafka at {user.bootstrap_servers} denies User:{MAIN} what it needs: Read, Describe on group {world.group};"
         " Describe on group headrace-readers;"
-        " Grant it: `headrace init --sql` prints the ACL commands, `headrace check` names all that is missing."
+        " Grant it: `headrace init --sql` prints the ACL commands, `headrace check` lists all that is missing."
     )
 
 
-def test_the_first_denial_stays_where_nothing_lacks_any_more(world: World) -> None:
+def test_first_denial_is_kept_if_no_right_is_missing_any_more(world: World) -> None:
     acls.apply(world.settings.kafka, world.granted())
     user = world.as_user(MAIN).kafka
-    until(lambda: not kafka_rights.lacking(user, *needed(world, SkipResets)), "the broker has the ACLs")
+    until(lambda: not kafka_rights.lacking(user, *needed(world, SkipResets)), "the broker to have the ACLs")
     with pytest.raises(AccessDenied, match="lately"), kafka_rights.named(user, lambda: needed(world, SkipResets)):
         raise AccessDenied("lately")
 
 
-def test_only_an_administrator_makes_acls(world: World) -> None:
-    with pytest.raises(acls.AclsRefused, match="makes no ACLs for this client"):
+def test_only_an_administrator_can_create_acls(world: World) -> None:
+    with pytest.raises(acls.AclsRefused, match="creates no ACLs for this client"):
         acls.apply(world.as_user(MAIN).kafka, world.granted())

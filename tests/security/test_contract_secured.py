@@ -1,7 +1,7 @@
-"""The contract of a migration once more, where its consumers and its producer have no right too many.
+"""The contract of a migration, with no excess rights for its consumers and its producer.
 
-They log in by certificates and SCRAM over TLS, each with what `headrace init` prints for it. The tests are those of
-tests/consumers/migrations/test_contract.py.
+They log in with certificates and SCRAM over TLS, each with the rights that `headrace init` prints for it. The tests are
+those of tests/consumers/migrations/test_contract.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ globals().update({name: test for name, test in vars(test_contract).items() if na
 
 
 class LeastPrivileged(World):
-    """The contract's world: events come from the producer's principal, all else is done by the consumers' own."""
+    """The contract's world: the producer's principal sends events, the consumers' does everything else."""
 
     def __init__(self, secured: SecuredWorld) -> None:
         self.kind = migrations()[MIGRATION]

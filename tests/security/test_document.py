@@ -1,4 +1,4 @@
-"""docs/security.md names what there is: each test that keeps a way in shut, and each right."""
+"""docs/reference/security.md matches the code: the tests it names exist, and its table has the granted rights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.settings.model import DatabaseSettings, Settings
 from producers.source import rights as producer_rights
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "reference" / "security.md").read_text(encoding="utf-8")
 SETTINGS = Settings(
     databases={
         "main": DatabaseSettings(
@@ -23,7 +23,7 @@ SETTINGS = Settings(
 )
 
 
-def test_every_test_that_it_names_is_there() -> None:
+def test_every_test_named_by_the_document_exists() -> None:
     named = set(re.findall(r"tests/[\w/]+\.py", DOCUMENT))
     assert len(named) >= 10
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
@@ -47,6 +47,6 @@ def granted(acls: list[Acl]) -> dict[str, set[str]]:
     return {acl.name: {operation.value for operation in acl.operations} for acl in acls}
 
 
-def test_its_table_is_what_is_granted_in_kafka() -> None:
+def test_table_has_the_rights_granted_in_kafka() -> None:
     assert rows(1) == granted(list(producer_rights.acls(SETTINGS, "main")))
     assert rows(2) == granted(list(consumer_rights.acls(SETTINGS, SkipResets)))

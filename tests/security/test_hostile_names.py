@@ -1,4 +1,4 @@
-"""Names are whatever somebody chose: none of them is a command to a terminal, a line of the log, or markup."""
+"""Hostile names of tables and the like: none is a terminal command, a forged log line, or markup."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def is_harmless(shown: str) -> bool:
     return all(each.isprintable() or each == "\n" for each in shown)
 
 
-def test_the_name_would_do_harm() -> None:
+def test_name_is_hostile() -> None:
     assert not is_harmless(HOSTILE)
     assert HOSTILE.count("\n") == 1
 
 
-def test_an_error_is_one_line_of_printable_characters() -> None:
-    said = str(HeadraceError(f"table {HOSTILE} is stopped", remedy="look at it"))
-    assert is_harmless(said)
-    assert "\n" not in said
-    assert r"public.t\x1b]0;owned" in said, "and it still says which"
+def test_error_is_one_line_of_printable_characters() -> None:
+    output = str(HeadraceError(f"table {HOSTILE} is stopped", remedy="look at it"))
+    assert is_harmless(output)
+    assert "\n" not in output
+    assert r"public.t\x1b]0;owned" in output, "and it still names the table"
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_line_of_the_log_is_one_line(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_line_is_one_line(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     log.configure(json=as_json)
@@ -41,13 +41,13 @@ def test_a_line_of_the_log_is_one_line(as_json: bool, monkeypatch: pytest.Monkey
     shown = written.getvalue()
     assert shown.count("\n") == 1
     assert "\x9b" not in shown
-    assert "\x1b]0" not in shown, "of escape sequences there are the log's own colours, at most"
+    assert "\x1b]0" not in shown, "the only escape sequences are the log's own colours"
     assert "\x1b[2J" not in shown
     if as_json:
-        assert json.loads(shown)["table"] == HOSTILE, "whole, for a program"
+        assert json.loads(shown)["table"] == HOSTILE, "unchanged for a program"
 
 
-def test_status_and_dry_run_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_dry_run_show_names_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
     source = {
         "name": "main",
         "lsn": None,
@@ -66,7 +66,7 @@ def test_status_and_dry_run_show_names_as_they_are(capsys: pytest.CaptureFixture
             "remaining": 0,
             "database": "main",
             "skipped": {HOSTILE: 1},
-            "parked": {HOSTILE: 1},
+            "dead_letters": {HOSTILE: 1},
         }
     )
     shown = capsys.readouterr().out
@@ -74,12 +74,12 @@ def test_status_and_dry_run_show_names_as_they_are(capsys: pytest.CaptureFixture
     assert "[red]" in shown.replace("\n", ""), "brackets are no markup"
 
 
-def test_what_check_advises_keeps_its_lines() -> None:
+def test_advice_of_check_keeps_its_lines() -> None:
     shown = str(Advice("main", HOSTILE, ("    " + HOSTILE,), HOSTILE))
     assert is_harmless(shown)
     assert len(shown.splitlines()) == 3
     assert shown.splitlines()[1].startswith("        public.t"), "a plan keeps its indentation"
 
 
-def test_what_can_be_shown_stays_as_it_is() -> None:
+def test_printable_text_is_unchanged() -> None:
     assert printable("Größe 大 “x”") == "Größe 大 “x”"

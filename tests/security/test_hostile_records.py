@@ -1,4 +1,4 @@
-"""Records that no program of headrace's wrote: they are left out, by name, and end nothing with a traceback."""
+"""Records that headrace did not write: they are left out, by name, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import struct
 
 import pytest
 
-from consumers.delivery.dead_letter_topic import Parking, read_parked
+from consumers.delivery.dead_letter_topic import DeadLetterWriter, read_dead_letters_topic
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import TopicRegistry, UnknownSchema
 from infra.settings.model import KafkaSettings, Settings
 from schemas.avro import COLUMN_PROPERTY
 from schemas.errors import Malformed
 from schemas.projection import projection
-from schemas.topics import parked_topic, schemas_topic
+from schemas.topics import dead_letters_topic, schemas_topic
 
 pytestmark = pytest.mark.stack
 
@@ -25,7 +25,7 @@ def settings(bootstrap_servers: str, prefix: str) -> Settings:
 
 
 def send(settings: Settings, topic: str, records: list[tuple[bytes, bytes | None]]) -> None:
-    """Write records; a compacted topic takes none without a key."""
+    """Write records; a compacted topic accepts none without a key."""
     failures: list[object] = []
     topics.ensure_topic(settings.kafka, topic, partitions=1)
     producer = clients.producer(settings.kafka)
@@ -41,19 +41,19 @@ def send(settings: Settings, topic: str, records: list[tuple[bytes, bytes | None
     assert failures == []
 
 
-def test_what_is_no_dead_letter_is_left_out_with_a_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    topic = parked_topic(settings.prefix, "skip_resets")
+def test_invalid_dead_letter_is_left_out_and_logged(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    topic = dead_letters_topic(settings.prefix, "skip_resets")
     hostile = [b"", b"x", b"\xff/a/0/0/1", b"main/a/zero/0/1", b"main/a/0/0/1/2", b"main/a/0/" + b"9" * 5000 + b"/1"]
     send(settings, topic, [(b"main/t/0/7/1", b"event"), *((key, b"event") for key in hostile)])
-    found = read_parked(settings, "skip_resets")
+    found = read_dead_letters_topic(settings, "skip_resets")
     assert [entry.name for entry in found] == ["main/t/0/7"]
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("not a dead letter: left out") == len(hostile)
-    Parking(settings, "skip_resets", "main").remove(found)
-    assert read_parked(settings, "skip_resets") == []
+    output = capsys.readouterr()
+    assert (output.out + output.err).count("record skipped, not a dead letter") == len(hostile)
+    DeadLetterWriter(settings, "skip_resets", "main").remove(found)
+    assert read_dead_letters_topic(settings, "skip_resets") == []
 
 
-def test_what_is_no_schema_is_left_out_and_its_id_is_nobodys(settings: Settings) -> None:
+def test_invalid_schema_is_left_out_and_its_id_is_unused(settings: Settings) -> None:
     deep = "[" * 100_000
     hostile = [None, b"", b"\xff", b"7", b"[]", b"{}", json.dumps({"subject": "a", "schema": deep}).encode()]
     send(settings, schemas_topic(settings.prefix), [(b"k%d" % number, value) for number, value in enumerate(hostile)])
@@ -74,12 +74,12 @@ def test_what_is_no_schema_is_left_out_and_its_id_is_nobodys(settings: Settings)
         {"fields": [{"name": "before", "type": ["null", {"fields": [{"name": "a", "type": {"type": "x" * 1000}}]}]}]},
     ],
 )
-def test_what_a_registry_answers_becomes_no_code(schema: object) -> None:
+def test_registry_answer_is_never_run_as_code(schema: object) -> None:
     with pytest.raises(Malformed):
         projection(schema, ["a"])  # type: ignore[arg-type]
 
 
-def test_a_column_whose_name_is_code_is_a_column() -> None:
+def test_column_name_is_never_run_as_code() -> None:
     name = 'a"]; import os; os._exit(3) #'
     column = {"name": "c", COLUMN_PROPERTY: name, "type": ["null", "int"]}
     row = {"type": "record", "name": "row", "fields": [column]}

@@ -1,4 +1,4 @@
-"""TLS, certificates and SCRAM to Kafka: who is let in, and what is said to who is not."""
+"""TLS, certificates and SCRAM to Kafka: which clients may log in, and the error for those that may not."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ def refused(settings: KafkaSettings) -> str:
     return str(caught.value)
 
 
-def test_scram_over_tls(secured_kafka: SecuredKafka) -> None:
+def test_scram_user_may_log_in_over_tls(secured_kafka: SecuredKafka) -> None:
     secured_kafka.add_users(["somebody"])
     clients.ensure_reachable(secured_kafka.scram("somebody"))
-    said = refused(secured_kafka.scram("somebody", sasl_password="wrong-s3cret"))
-    assert "does not let User:somebody in" in said
-    assert "Authentication failed" in said
-    assert "wrong-s3cret" not in said
+    output = refused(secured_kafka.scram("somebody", sasl_password="wrong-s3cret"))
+    assert "does not let User:somebody in" in output
+    assert "Authentication failed" in output
+    assert "wrong-s3cret" not in output
 
 
-def test_a_broker_that_another_authority_signed_is_none_of_ours(
-    secured_kafka: SecuredKafka, authority: Authority
-) -> None:
+def test_broker_of_another_authority_is_refused(secured_kafka: SecuredKafka, authority: Authority) -> None:
     other = Authority(authority.certificate.parent, "another")
     secured_kafka.add_users(["somebody"])
     assert "certificate verify failed" in refused(
@@ -43,15 +41,15 @@ def test_a_broker_that_another_authority_signed_is_none_of_ours(
     )
 
 
-def test_mutual_tls(secured_kafka: SecuredKafka, authority: Authority) -> None:
+def test_client_certificate_may_log_in(secured_kafka: SecuredKafka, authority: Authority) -> None:
     clients.ensure_reachable(secured_kafka.mutual(authority.client("a-client")))
     assert "certificate required" in refused(secured_kafka.mutual(None))
     stranger = Authority(authority.certificate.parent, "stranger").client("a-stranger")
-    said = refused(secured_kafka.mutual(stranger))
-    assert "does not let the principal of the certificate in a-stranger.crt in" in said
+    output = refused(secured_kafka.mutual(stranger))
+    assert "does not let the principal of the certificate in a-stranger.crt in" in output
 
 
-def test_a_client_that_does_not_speak_tls_is_told_apart_from_a_broker_that_is_down(secured_kafka: SecuredKafka) -> None:
+def test_client_without_tls_gets_another_error_than_for_a_broker_that_is_down(secured_kafka: SecuredKafka) -> None:
     assert "APIVERSION_QUERY" in refused(secured_kafka.mutual(None, security_protocol="PLAINTEXT"))
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

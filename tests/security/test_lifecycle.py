@@ -1,7 +1,7 @@
-"""A migration's life over TLS, with a role and a principal each for its producer and its consumers.
+"""A migration's life over TLS, with separate roles and principals for its producer and its consumers.
 
-What `headrace init` prints is all that they have; `headrace check` says that it is enough, and what lacks when the two
-are confused.
+They have exactly the rights that `headrace init` prints; `headrace check` reports that these suffice, and what is
+missing if the two are swapped.
 """
 
 from __future__ import annotations
@@ -59,27 +59,27 @@ def write(path: Path, settings: Settings) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
-    """Run a command as `headrace` does; return its code and what it said."""
+    """Run a command as `headrace` does; return its exit code and output."""
     monkeypatch.setattr(sys, "argv", ["headrace", *words])
     with pytest.raises(SystemExit) as caught:
         headrace.main()
-    said = capsys.readouterr()
-    return int(caught.value.code or 0), said.out + said.err
+    output = capsys.readouterr()
+    return int(caught.value.code or 0), output.out + output.err
 
 
-def test_each_does_its_work_with_its_own_rights_and_not_the_others(
+def test_each_program_works_with_its_own_rights_but_not_the_others(
     world: SecuredWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     producer = ("--config", str(write(tmp_path / "producer.toml", world.producer)))
     consumer = ("--config", str(write(tmp_path / "consumer.toml", world.consumer)))
-    code, said = run(capsys, monkeypatch, "check", SOURCE, *producer)
-    assert (code, said.splitlines()[-1]) == (0, "ready: Kafka, the registry and 1 database(s)"), said
-    code, said = run(capsys, monkeypatch, "check", SOURCE, *consumer)
+    code, output = run(capsys, monkeypatch, "check", SOURCE, *producer)
+    assert (code, output.splitlines()[-1]) == (0, "ready: Kafka, the registry and 1 database(s)"), output
+    code, output = run(capsys, monkeypatch, "check", SOURCE, *consumer)
     assert code == 3
-    assert f"role {world.consumer_role} may not replicate" in said
-    assert f"role {world.consumer_role} lacks INSERT, UPDATE on headrace.heartbeat" in said
-    assert "Kafka denies User:headrace-consumer-gitlab_main " in said
-    assert f"Write, Describe on transactional id {world.producer.prefix}.*" in said
+    assert f"role {world.consumer_role} lacks REPLICATION" in output
+    assert f"role {world.consumer_role} lacks INSERT, UPDATE on headrace.heartbeat" in output
+    assert "Kafka denies User:headrace-consumer-gitlab_main " in output
+    assert f"Write, Describe on transactional id {world.producer.prefix}.*" in output
 
     fill(world.superuser, {1: TOO_MANY_TAGS, 2: ("importing", 2)})
     log = tmp_path / "producer.log"
@@ -88,36 +88,38 @@ def test_each_does_its_work_with_its_own_rights_and_not_the_others(
             [sys.executable, "-m", "headrace", "produce", SOURCE, *producer], cwd=ROOT, stdout=file, stderr=file
         )
     try:
-        until(lambda: "table copied" in log.read_text() or service.poll() is not None, "the table is copied")
+        until(lambda: "table copied" in log.read_text() or service.poll() is not None, "the table to be copied")
         assert service.poll() is None, log.read_text()
-        code, said = run(capsys, monkeypatch, "check", MIGRATION, *consumer)
-        assert code == 0, said
-        code, said = run(capsys, monkeypatch, "check", MIGRATION, *producer)
+        code, output = run(capsys, monkeypatch, "check", MIGRATION, *consumer)
+        assert code == 0, output
+        code, output = run(capsys, monkeypatch, "check", MIGRATION, *producer)
         assert code == 3
-        assert f"migrations.{MIGRATION}: role {world.producer_role} lacks INSERT, UPDATE on headrace.migrations" in said
-        assert "UPDATE on public.container_repositories" in said
-        assert f"Read, Describe on group {world.producer.prefix}.{MIGRATION}" in said
-        assert f"Read, Write, Describe on topic {world.producer.prefix}.parked.{MIGRATION}" in said
+        assert (
+            f"migrations.{MIGRATION}: role {world.producer_role} lacks INSERT, UPDATE on headrace.migrations" in output
+        )
+        assert "UPDATE on public.container_repositories" in output
+        assert f"Read, Describe on group {world.producer.prefix}.{MIGRATION}" in output
+        assert f"Read, Write, Describe on topic {world.producer.prefix}.dead_letters.{MIGRATION}" in output
 
-        code, said = run(capsys, monkeypatch, "consume", MIGRATION, "--until-caught-up", *producer)
+        code, output = run(capsys, monkeypatch, "consume", MIGRATION, "--until-caught-up", *producer)
         assert code == 1
-        assert "the role lacks a right: permission denied for table" in said
+        assert "the role lacks a privilege: permission denied for table" in output
         for command in (
             ("consume", MIGRATION, "--until-caught-up"),
             ("verify", MIGRATION),
-            ("parked", "list", MIGRATION),
+            ("dead-letters", "list", MIGRATION),
             ("pause", MIGRATION),
             ("resume", MIGRATION),
             ("status", "--json"),
             ("replay", MIGRATION),
             ("consume", MIGRATION, "--until-caught-up"),
         ):
-            code, said = run(capsys, monkeypatch, *command, *consumer)
-            assert code == 0, (command, said)
-            assert not any(str(value) in said for value in passwords(world)), command
+            code, output = run(capsys, monkeypatch, *command, *consumer)
+            assert code == 0, (command, output)
+            assert not any(str(value) in output for value in passwords(world)), command
         assert states(world.superuser) == {1: DEFAULT, 2: ("importing", 2)}
-        code, said = run(capsys, monkeypatch, "verify", "public.container_repositories", "--rows", *producer)
-        assert code == 0, said
+        code, output = run(capsys, monkeypatch, "verify", "public.container_repositories", "--rows", *producer)
+        assert code == 0, output
     finally:
         service.terminate()
         service.wait(180)

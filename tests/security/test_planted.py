@@ -1,4 +1,4 @@
-"""A role with CREATE that comes first: what it plants is never run as headrace, nor as the administrator."""
+"""A role with CREATE that comes first: objects it plants never run as headrace, nor as the administrator."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def superuser(database: Database) -> psycopg.Connection:
 
 @pytest.fixture
 def stranger(database: Database, superuser: psycopg.Connection) -> Iterator[str]:
-    """A role that may create in public and make schemas, with functions that note who ran them; its dsn."""
+    """The dsn of a role that may create schemas and objects in public, with functions that record who ran them."""
     role = f"stranger_{database.name}"
     name = sql.Identifier(role)
     superuser.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(name))
@@ -90,22 +90,22 @@ def who_ran(superuser: psycopg.Connection) -> list[str]:
     return [who for (who,) in superuser.execute("SELECT who FROM public.ran")]
 
 
-def test_the_script_runs_no_function_that_a_bare_name_finds_elsewhere(
+def test_script_runs_no_planted_function_of_the_same_name(
     database: Database, superuser: psycopg.Connection, stranger: str
 ) -> None:
     plant(stranger, PLANTED_FUNCTION)
     superuser.execute(whole_script(settings(database, stranger)).encode())
     assert who_ran(superuser) == []
-    # The twin: with the search path that a session has by default they are what a bare name means.
+    # Counter-check: with a session's default search path a bare name finds them.
     superuser.execute("SELECT to_jsonb(p) FROM pg_publication p")
     assert who_ran(superuser) == ["postgres"]
 
 
-def test_neither_script_nor_start_writes_a_schema_that_somebody_else_made(
+def test_script_and_start_refuse_a_schema_that_another_role_created(
     database: Database, superuser: psycopg.Connection, stranger: str
 ) -> None:
     plant(stranger, PLANTED_TABLE)
-    named = "was not made by headrace or an administrator: .* is of role"
+    named = "was not created by headrace or an administrator: .* is owned by role"
     with pytest.raises(psycopg.errors.RaiseException, match=named):
         superuser.execute(whole_script(settings(database, stranger)).encode())
     superuser.execute("ROLLBACK; RESET search_path")
@@ -113,7 +113,7 @@ def test_neither_script_nor_start_writes_a_schema_that_somebody_else_made(
         ensure_control_schema(connection, "main", ["gitlab_main"])
     assert who_ran(superuser) == []
     superuser.execute("INSERT INTO headrace.database (name) VALUES ('main')")
-    assert who_ran(superuser) == ["postgres"], "the twin: whoever writes that table runs it"
+    assert who_ran(superuser) == ["postgres"], "counter-check: every role that writes the table runs it"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_neither_script_nor_start_writes_a_schema_that_somebody_else_made(
         "CREATE TABLE headrace.rehash_runs (run integer DEFAULT length(public.note()))",
     ],
 )
-def test_what_was_added_to_the_schema_later_is_refused_at_the_next_start(
+def test_objects_added_to_the_schema_later_are_refused_at_the_next_start(
     database: Database, superuser: psycopg.Connection, stranger: str, planted: str
 ) -> None:
     role = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(stranger)["user"]))
@@ -138,7 +138,7 @@ def test_what_was_added_to_the_schema_later_is_refused_at_the_next_start(
         ensure_control_schema(connection, "main", ["gitlab_main"])
 
 
-def test_what_headraces_own_role_or_an_administrator_made_is_fine(
+def test_objects_of_headraces_role_or_an_administrator_are_accepted(
     database: Database, superuser: psycopg.Connection, stranger: str
 ) -> None:
     with connect(stranger, name="test") as own:

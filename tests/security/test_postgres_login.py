@@ -1,4 +1,4 @@
-"""TLS and certificates to PostgreSQL: who is let in, and what is said to who is not."""
+"""TLS and certificates to PostgreSQL: which clients may log in, and the error for those that may not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dsn(secured_postgres: EmbeddedPostgres) -> str:
     return secured_postgres.dsn()
 
 
-def test_a_server_and_a_client_that_prove_who_they_are(dsn: str, authority: Authority) -> None:
+def test_server_and_client_with_valid_certificates_connect(dsn: str, authority: Authority) -> None:
     with connect(secured_dsn(dsn, ROLE, authority.client(ROLE), authority.certificate), name="test") as connection:
         row = connection.execute("SELECT ssl, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
     assert row == (True, f"/CN={ROLE}")
@@ -40,7 +40,7 @@ def test_a_server_and_a_client_that_prove_who_they_are(dsn: str, authority: Auth
         "no TLS",
     ],
 )
-def test_who_does_not_is_refused_with_the_reason(dsn: str, authority: Authority, wrong: str) -> None:
+def test_invalid_certificate_is_refused_with_the_reason(dsn: str, authority: Authority, wrong: str) -> None:
     mine, trusted = authority.client(ROLE), authority.certificate
     other = Authority(trusted.parent, "other")
     attempts = {
@@ -52,7 +52,10 @@ def test_who_does_not_is_refused_with_the_reason(dsn: str, authority: Authority,
         "authority of the client": (secured_dsn(dsn, ROLE, other.client("forged"), trusted), "unknown ca"),
         "name of the client": (secured_dsn(dsn, ROLE, authority.client("else"), trusted), "certificate authentication"),
         "none": (secured_dsn(dsn, ROLE, None, trusted), "client certificate"),
-        "no TLS": (secured_dsn(dsn, ROLE, None, trusted, sslmode="disable"), "does not let that user in"),
+        "no TLS": (
+            secured_dsn(dsn, ROLE, None, trusted, sslmode="disable"),
+            "does not let the user of the dsn connect",
+        ),
     }
     chosen, reason = attempts[wrong]
     with pytest.raises(SettingsError) as caught, connect(chosen, name="test"):
@@ -62,10 +65,8 @@ def test_who_does_not_is_refused_with_the_reason(dsn: str, authority: Authority,
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_the_certificate_does_not_have_passes_where_only_the_authority_is_verified(
-    dsn: str, authority: Authority
-) -> None:
-    """The twin of the name above: it is `verify-full` that compares names."""
+def test_wrong_server_name_is_accepted_if_only_the_authority_is_verified(dsn: str, authority: Authority) -> None:
+    """Counter-check of the name test above: only `verify-full` compares names."""
     chosen = secured_dsn(
         dsn,
         ROLE,

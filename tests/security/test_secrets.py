@@ -1,6 +1,6 @@
-"""A secret planted in every setting that may have one, and looked for wherever headrace writes: it is in none.
+"""Plants a secret in every setting that may have one, and checks that headrace writes it nowhere.
 
-Each place is seen to show what is not secret, so that looking in the wrong place is noticed.
+Each output also has to show something that is not secret, so that looking in the wrong place is noticed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ COMMANDS = (
     ("init", "--sql"),
     ("init", "--acls"),
     ("verify", "skip_resets"),
-    ("parked", "list", "skip_resets"),
+    ("dead-letters", "list", "skip_resets"),
     ("produce", "main"),
     ("consume", "skip_resets"),
     ("route", "github.com/a/b"),
 )
-"""Commands that read settings and meet each kind of server."""
+"""Commands that read settings and connect to each kind of server."""
 
 
 class Planted:
-    """A settings file, or an environment, with a secret of its own in each place; everything else is wrong or away."""
+    """A settings file, or an environment, with a different secret in each place; the rest is wrong or missing."""
 
     def __init__(self, port: int) -> None:
         self.secrets = [f"s3cret-{secrets.token_hex(6)}" for _ in range(8)]
@@ -69,7 +69,7 @@ class Planted:
         }
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables that have all of it."""
+        """Return the environment variables with the same settings."""
         return {f"HEADRACE_{name}": value for name, value in self.values.items()}
 
     def found_in(self, text: str) -> list[str]:
@@ -78,7 +78,7 @@ class Planted:
 
 @pytest.fixture
 def planted() -> Iterator[Planted]:
-    """With the address of a port on which nobody listens."""
+    """Settings with a port on which no process listens."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield Planted(held.getsockname()[1])
@@ -89,10 +89,10 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A function that runs a command as `headrace` does, with an empty file; returns its code and all that it said."""
+    """A function that runs a command as `headrace` does, with an empty file; returns its exit code and output."""
     (tmp_path / "empty.toml").write_text("")
     monkeypatch.setenv("HEADRACE_CONFIG", str(tmp_path / "empty.toml"))
-    # Nobody answers there: how long that is waited for is not what is tested.
+    # No process answers there, and the timeout is not what is tested.
     monkeypatch.setattr(kafka, "ensure_reachable", partial(kafka.ensure_reachable, timeout=0.2))
     monkeypatch.setattr(denials, "_SECONDS", 0.2)
     for name, value in planted.variables().items():
@@ -105,20 +105,22 @@ def run(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
             patched.setattr(sys, "argv", ["headrace", *words])
             with pytest.raises(SystemExit) as caught:
                 headrace.main()
-        said = capsys.readouterr()
-        return int(caught.value.code or 0), said.out + said.err
+        output = capsys.readouterr()
+        return int(caught.value.code or 0), output.out + output.err
 
     return ended
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_no_command_shows_one(planted: Planted, run: Run, words: tuple[str, ...]) -> None:
-    _, said = run(*words)
-    assert "shown" in said or "127.0.0.1" in said or "kafka_acl" in said, f"it says nothing of what it met: {said}"
-    assert planted.found_in(said) == []
+def test_command_shows_no_secret(planted: Planted, run: Run, words: tuple[str, ...]) -> None:
+    _, output = run(*words)
+    assert "shown" in output or "127.0.0.1" in output or "kafka_acl" in output, (
+        f"it does not report what it connected to: {output}"
+    )
+    assert planted.found_in(output) == []
 
 
-def test_no_mistake_in_the_settings_shows_one(planted: Planted, run: Run) -> None:
+def test_settings_error_shows_no_secret(planted: Planted, run: Run) -> None:
     secret = planted.secrets[0]
     for name, wrong in (
         ("HEADRACE_DATABASES__MAIN__DSN", f"postgresql://u:{secret}/{secret}@h:x/d"),
@@ -130,27 +132,27 @@ def test_no_mistake_in_the_settings_shows_one(planted: Planted, run: Run) -> Non
         ("HEADRACE_VIRTUAL_STORAGES__DEFAULT", secret),
         ("HEADRACE_METRICS__PORT", secret),
     ):
-        code, said = run("check", **{name: wrong})
-        assert planted.found_in(said) == [], name
+        code, output = run("check", **{name: wrong})
+        assert planted.found_in(output) == [], name
         assert code in (2, 3), name
 
 
-def test_the_settings_themselves_show_none(planted: Planted, run: Run) -> None:
+def test_printed_settings_show_no_secret(planted: Planted, run: Run) -> None:
     del run  # which has set the variables
     settings = load_settings()
     for text in (repr(settings), str(settings), settings.model_dump_json()):
         assert "shown-user" in text or "gitaly-0" in text
         assert planted.found_in(text) == []
-    # The twin: they are there, for those who ask for them.
+    # Counter-check: code that asks for them gets them.
     assert planted.found_in(settings.databases["main"].dsn.get_secret_value()) == planted.secrets[:1]
     assert planted.found_in(str(settings.kafka.options["sasl.password"])) == planted.secrets[1:2]
-    # A section that goes into other settings as a whole keeps them.
+    # A section that is copied into other settings as a whole keeps them.
     again = Settings(kafka=settings.kafka, registry=settings.registry)
     assert again.kafka.options == settings.kafka.options
     assert again.registry.url == settings.registry.url
 
 
-def test_ps_shows_none(planted: Planted, run: Run) -> None:
+def test_ps_shows_no_secret(planted: Planted, run: Run) -> None:
     del run
     process = subprocess.Popen(
         [sys.executable, "-m", "headrace", "consume", "skip_resets"], stderr=subprocess.PIPE, cwd=ROOT, text=True
@@ -160,6 +162,6 @@ def test_ps_shows_none(planted: Planted, run: Run) -> None:
         assert "consume" in seen
         assert planted.found_in(" ".join(seen)) == []
     finally:
-        _, said = process.communicate(timeout=300)
-    assert "headrace: error: PostgreSQL at 127.0.0.1" in said
-    assert planted.found_in(said) == []
+        _, output = process.communicate(timeout=300)
+    assert "headrace: error: PostgreSQL at 127.0.0.1" in output
+    assert planted.found_in(output) == []

@@ -1,6 +1,6 @@
-"""A database and a topic prefix on the secured servers, with a role and a principal each for producer and consumers.
+"""A database and a topic prefix on the secured servers, with separate roles and principals for producer and consumers.
 
-Each gets what `headrace init` prints for it, and nothing else.
+Each gets exactly what `headrace init` prints for it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class SecuredWorld:
         return chosen(programs(self.administrator), [name])[0]
 
     def grant(self) -> None:
-        """Run what `headrace init` prints for each of the two, once the table is there."""
+        """Run what `headrace init` prints for both, once the table exists."""
         for settings, name in ((self.producer, SOURCE), (self.consumer, MIGRATION)):
             self.superuser.execute(administrator_script(settings, [self.program(name)]).encode())
-        # The table of the tests logs each write by a trigger, which is the application's to grant.
+        # A trigger on the tests' table logs each write; the application would grant this right.
         self.superuser.execute(
             sql.SQL("GRANT INSERT ON public.writes TO {}").format(sql.Identifier(self.consumer_role))
         )
@@ -99,7 +99,7 @@ def secured_world(
             acls.apply(plain, acls_of(programs(world.administrator)))
             for user, wanted in ((world.producer, SOURCE), (world.consumer, MIGRATION)):
                 granted = world.program(wanted).acls
-                until(lambda: not kafka_rights.lacking(user.kafka, granted, ()), "the broker has the ACLs")  # noqa: B023
+                until(lambda: not kafka_rights.lacking(user.kafka, granted, ()), "the broker to have the ACLs")  # noqa: B023
             yield world
         finally:
             broker.remove_acls()

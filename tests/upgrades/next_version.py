@@ -1,8 +1,8 @@
-"""headrace with every format one higher: `python -m tests.upgrades.next_version …` does what `headrace …` does.
+"""headrace with every format one version higher: `python -m tests.upgrades.next_version …` acts like `headrace …`.
 
-The changes of form are real: columns of tables, keys of documents and of the settings have other names. The program
-between them is the present one, so this build puts the new names into each statement that it sends, and takes them out
-of each document that it has read.
+The format changes are real: columns of tables, keys of documents and of settings have other names. The program is the
+present one, so this build puts the new names into each statement that it sends, and translates each document that it
+reads back.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from schemas.formats import Format
 PROGRAM: Final = "99.0.0"
 
 COLUMNS: Final = {"next_offset": "read_up_to", "beaten_at": "last_beat"}
-"""Of headrace's tables: the old name → the new one."""
+"""For headrace's tables: the old name → the new one."""
 
 KEYS: Final = {
     "positions": {"confirmed_lsn": "flushed_lsn", "chunks_done": "chunks_copied"},
     "schemas": {"subject": "of"},
     "settings": {"prefix": "topic_prefix"},
 }
-"""Of documents, likewise."""
+"""For documents, likewise."""
 
 UPGRADE: Final = """
 ALTER TABLE headrace.progress RENAME COLUMN next_offset TO read_up_to;

@@ -1,8 +1,8 @@
-"""What a version of headrace stored, as files: written by that version, and put into fresh servers by later ones.
+"""The stored state of a headrace version as files: written by that version, loaded into fresh servers by later ones.
 
-`python -m tests.upgrades.states CONFIG DIRECTORY` writes the state behind a settings file: `tables.sql` and `rows.json`
+`python -m tests.upgrades.states CONFIG DIRECTORY` writes the state of a settings file: `tables.sql` and `rows.json`
 (headrace's own tables), `topics.json` (positions, schemas, dead letters) and the settings without their dsn. A release
-writes its own into tests/upgrades/states/<version>, where test_states.py finds it.
+writes its own into tests/upgrades/states/<version>, where test_upgrade.py finds it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ RELEASED: Final = Path(__file__).parent / "states"
 _TABLES: Final = (
     "SELECT relname FROM pg_class WHERE relnamespace = 'headrace'::regnamespace AND relkind = 'r' ORDER BY 1"
 )
-_KEPT: Final = re.compile(r"positions|schemas|parked\..+")
+_KEPT: Final = re.compile(r"positions|schemas|dead_letters\..+")
 
 
 def save(config: Path, directory: Path) -> None:
-    """Write the state of the only database of the settings, and of the topics of its prefix."""
+    """Write the state of the settings' only database, and of the topics with its prefix."""
     settings = load_settings(config)
     ((_, section),) = settings.databases.items()
     directory.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def save(config: Path, directory: Path) -> None:
 
 
 def restore(directory: Path, settings: Settings, connection: psycopg.Connection[Any]) -> None:
-    """Put a state into an empty database, and into topics of another prefix."""
+    """Load a state into an empty database, and into topics with another prefix."""
     connection.execute((directory / "tables.sql").read_text())
     for name, rows in json.loads((directory / "rows.json").read_text()).items():
         table = sql.Identifier("headrace", name)
@@ -99,7 +99,7 @@ def _fill(client: Producer, settings: Settings, topic: str, records: list[Any]) 
 
 
 def _text(raw: Any) -> str | None:
-    """Return bytes as JSON can have them, each as one character."""
+    """Return bytes in a form that JSON can hold, each as one character."""
     return None if raw is None else bytes(raw).decode("latin-1")
 
 

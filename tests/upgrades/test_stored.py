@@ -1,6 +1,6 @@
-"""Each kind of stored document, written by a build whose formats are one higher, is refused where it is read.
+"""Each kind of stored document, written by a build whose formats are one version higher, is refused on reading.
 
-headrace's tables are in tests/infra/postgres/test_table_format.py.
+headrace's tables are tested in tests/infra/postgres/test_table_format.py.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ STRAY = StrayState(source="main", table="public.t", gitlab_schema="gitlab_main",
 RELATION = Relation(1, "public", "t", "d", (Column("id", 20),), ("id",))
 
 Write = Callable[[Path], Callable[[], object]]
-"""Writes something into an empty directory or into memory, and returns what reads it back."""
+"""Writes something into an empty directory or into memory, and returns a function that reads it back."""
 
 
 class Letter:
-    """A Kafka message of the dead letters, as it was written."""
+    """A Kafka message of the dead letters topic, as it was written."""
 
     def __init__(self) -> None:
         self.format = str(formats.DEAD_LETTERS.version).encode()
@@ -97,7 +97,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_every_kind_of_document_is_here() -> None:
+def test_every_kind_of_document_is_tested() -> None:
     assert {kind.__name__ for kind in KINDS} == formats.every().keys() - {"tables"}
 
 
@@ -118,10 +118,10 @@ def test_document_of_a_newer_version_is_refused_by_name(
 
 
 @pytest.mark.parametrize("mark", ['"1"', "0", "true", "1.5", "[1]"])
-def test_settings_file_whose_format_is_none_is_a_mistake_of_the_settings(mark: str, tmp_path: Path) -> None:
+def test_settings_file_with_an_invalid_format_is_a_settings_error(mark: str, tmp_path: Path) -> None:
     file = tmp_path / "headrace.toml"
     file.write_text(f"format = {mark}\n")
     with pytest.raises(
-        SettingsError, match="format must be a whole number, from 1; set it to 1, or leave it out for 1"
+        SettingsError, match="format must be a whole number, 1 or more; set it to 1, or remove it, which means 1"
     ):
         load_settings(file)

@@ -1,6 +1,6 @@
-"""An upgrade under load: consumers and a producer of this version, then of the next one, whose formats are one higher.
+"""An upgrade under load: consumers and a producer of this version, then of the next one, with formats one higher.
 
-Everything here happens in one run, which the tests look at: starting services is what takes long.
+Everything happens in one run, which the tests inspect, because starting services takes long.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NEXT = "tests.upgrades.next_version"
 
 @dataclass
 class Upgraded:
-    """What happened: exit codes and logs by name of the service, and what was stored at which moment."""
+    """What happened: exit codes and logs by service name, and the stored state at several moments."""
 
     settings: Settings
     config: Path
@@ -85,7 +85,7 @@ def start(made: ExitStack, log: Path, program: str, *arguments: str) -> subproce
 
 
 def stored(settings: Settings) -> list[dict[str, Any]]:
-    """Return the last record of each key of the positions topic, as it stands there."""
+    """Return the last record of each key of the positions topic."""
     found: dict[bytes, dict[str, Any]] = {}
     for message in LogReader(settings.kafka, positions_topic(settings.prefix)).read():
         found[message.key() or b""] = json.loads(message.value() or b"{}")
@@ -169,20 +169,20 @@ def play(made: ExitStack, folder: Path, run: Upgraded, writer: Writer) -> None:
     run.after = stored(run.settings)
 
 
-def test_nothing_is_lost_or_done_twice(upgraded: Upgraded) -> None:
+def test_upgrade_resets_each_row_once(upgraded: Upgraded) -> None:
     assert set(states(upgraded.connection).values()) == {("default", None)}
     assert sorted(written(upgraded.connection)) == list(range(upgraded.rows))
     assert [upgraded.codes[name] for name in ("new consumer", "new producer")] == [0, 0]
 
 
-def test_services_of_the_older_version_end_by_name_when_the_first_newer_one_starts(upgraded: Upgraded) -> None:
+def test_older_services_end_with_an_error_when_the_first_newer_one_starts(upgraded: Upgraded) -> None:
     for name in ("old producer", "old consumer", "other old consumer"):
         assert upgraded.codes[name] == 3, upgraded.logs[name]
         assert f"has format 2, written by headrace {PROGRAM}" in upgraded.logs[name]
         assert "Run the version of headrace that wrote it, or a later one" in upgraded.logs[name]
 
 
-def test_what_the_older_version_stored_was_brought_forward(upgraded: Upgraded) -> None:
+def test_older_versions_state_was_upgraded(upgraded: Upgraded) -> None:
     assert {record["format"] for record in upgraded.before} == {1}
     assert {record["format"] for record in upgraded.after} == {2}
     assert all("confirmed_lsn" in record or "chunks_done" in record for record in upgraded.before)
@@ -211,16 +211,16 @@ def test_older_version_refuses_what_the_newer_one_wrote(upgraded: Upgraded, argu
         check=False,
         timeout=PATIENCE,
     )
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said
-    assert f"written by headrace {PROGRAM}" in " ".join(said.split()), said
-    assert done.returncode == 3, said
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output
+    assert f"written by headrace {PROGRAM}" in " ".join(output.split()), output
+    assert done.returncode == 3, output
     assert format_of(upgraded.connection) == (2, PROGRAM)
     assert stored(upgraded.settings) == before
 
 
 def require_readable(state: Path, folder: Path, stack: Stack, program: str) -> None:
-    """Fail unless `program` takes over a state that was saved as files: its status shows what the files say."""
+    """Fail unless `program` resumes from a state saved as files: its status shows what the files have."""
     with ExitStack() as made:
         database = made.enter_context(new_database(stack.postgres))
         written = tomllib.loads((state / "headrace.toml").read_text())
@@ -249,14 +249,12 @@ def require_readable(state: Path, folder: Path, stack: Stack, program: str) -> N
         assert source["name"] == "main"
 
 
-def test_state_saved_as_files_is_taken_over_by_the_next_version(
-    upgraded: Upgraded, stack: Stack, tmp_path: Path
-) -> None:
+def test_next_version_resumes_from_state_saved_as_files(upgraded: Upgraded, stack: Stack, tmp_path: Path) -> None:
     require_readable(upgraded.saved, tmp_path, stack, NEXT)
 
 
 @pytest.mark.parametrize("state", sorted(RELEASED.glob("*")), ids=lambda state: state.name)
-def test_state_of_a_release_is_taken_over_by_this_version(state: Path, stack: Stack, tmp_path: Path) -> None:
+def test_this_version_resumes_from_the_state_of_a_release(state: Path, stack: Stack, tmp_path: Path) -> None:
     require_readable(state, tmp_path, stack, PRESENT)
 
 

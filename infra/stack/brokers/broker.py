@@ -1,4 +1,4 @@
-"""One Apache Kafka broker of a cluster: one JVM, KRaft, broker and controller in one, on the loopback interface."""
+"""Runs one Apache Kafka broker of a cluster: a combined KRaft broker and controller in one JVM, on loopback."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from infra.stack.processes.ports import free_port, require_free
 from schemas.errors import BrokerUnavailable
 
 READY_SECONDS: Final = 180.0
-"""A broker that was killed first looks through what it has: on a busy disk that takes a minute."""
+"""A broker that was killed first recovers its log: on a busy disk that takes a minute."""
 STOP_SECONDS: Final = 30.0
 CHECKPOINT: Final = "bootstrap.checkpoint"
 
 
 class PortTaken(BrokerUnavailable):
-    """Start it again: another program was quicker to listen on a port that was free."""
+    """Start it again: another program took the port meanwhile."""
 
 
 @dataclass
 class Cluster:
-    """What the brokers of a cluster share. Ports are by a broker's number, which is its node id in Kafka."""
+    """The state that the brokers of a cluster share; ports by a broker's number, its node id in Kafka."""
 
     settings: Mapping[str, str]
     heap: Sequence[str]
@@ -49,7 +49,7 @@ class Cluster:
 
 
 class EmbeddedBroker:
-    """The broker `number` of a cluster, whose data, configuration and log live in `directory`."""
+    """Broker `number` of a cluster, with its data, configuration and log in `directory`."""
 
     def __init__(self, number: int, directory: Path, keeper: Keeper, cluster: Cluster) -> None:
         self.number = number
@@ -61,7 +61,7 @@ class EmbeddedBroker:
 
     @property
     def port(self) -> int:
-        """Where its clients come to; 0 before the cluster's first start."""
+        """The port for clients; 0 before the cluster's first start."""
         return self._cluster.ports.get(self.number, 0)
 
     @property
@@ -70,21 +70,21 @@ class EmbeddedBroker:
 
     @property
     def process(self) -> Guarded:
-        """The running broker; raises BrokerUnavailable when it has not been started."""
+        """The running broker; raises BrokerUnavailable if it has not been started."""
         if self._process is None:
             raise BrokerUnavailable(f"broker {self.number} of the embedded Kafka is not running")
         return self._process
 
     @property
     def running(self) -> bool:
-        """Whether its process is there; it is also while the broker is frozen."""
+        """Whether its process exists, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it and wait until the cluster has it in service; does nothing when it runs.
+        """Start it and wait until the cluster has it in service; does nothing if it runs.
 
-        Of several brokers a majority has to be up for that. Raises BrokerUnavailable when it does not come up,
-        UsageError when its port is taken.
+        That needs a majority of the brokers. Raises BrokerUnavailable if it does not come up, UsageError if its port is
+        taken.
         """
         if self.running:
             return
@@ -117,14 +117,14 @@ class EmbeddedBroker:
         archive.note_classes()
 
     def stop(self) -> None:
-        """Shut down in order; the data stays. Does nothing when it is down."""
+        """Shut down cleanly, keeping the data; does nothing if it is down."""
         if self._process is not None:
             self.thaw()
             self._process.stop(signal.SIGTERM, STOP_SECONDS)
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL it, be it frozen; the data stays as it was at that instant. Does nothing when it is down."""
+        """SIGKILL it, even if frozen, keeping the data; does nothing if it is down."""
         if self._process is not None:
             self._process.kill()
             self._process = None
@@ -135,16 +135,16 @@ class EmbeddedBroker:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP it: its connections stay open and nothing answers on them, as when a machine hangs."""
+        """SIGSTOP it: its connections stay open without answers, as if the machine hung."""
         self.process.send(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen one continue; does nothing to one that runs or is down."""
+        """SIGCONT it; does nothing if it runs or is down."""
         if self._process is not None:
             self._process.send(signal.SIGCONT)
 
     def format(self) -> None:
-        """Make its data directory one of the cluster, unless it is; see `cluster_of`."""
+        """Format its data directory for the cluster, unless it is formatted; see `cluster_of`."""
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         data = self.directory / "data"
         properties = data / "meta.properties"
@@ -159,9 +159,9 @@ class EmbeddedBroker:
         new.rename(properties)
 
     def _bootstrap_checkpoint(self) -> Path:
-        """Return the file that tells a new cluster its feature levels, which is the same for every cluster.
+        """Return the bootstrap checkpoint with the feature levels of a new cluster, the same for every cluster.
 
-        Kafka's own formatter makes it, once for each set of jars: it costs a second and a JVM.
+        Kafka's own formatter creates it once per set of jars: that takes a JVM and a second.
         """
         home, java = kafka_home(), find_java()
         cached = home / CHECKPOINT
@@ -215,7 +215,7 @@ class EmbeddedBroker:
                 raise BrokerUnavailable(
                     f"Kafka ended while starting: {process.last_lines(1)}", remedy=f"its log is {self.log}"
                 )
-            # another Kafka may have taken the port: then ours ends, since it cannot bind it
+            # another Kafka may have taken the port: ours then ends, since it cannot bind it
             if _answers(self.port) and serving(self.bootstrap_servers, self.number) == self._cluster.id:
                 return
             time.sleep(0.02)
@@ -223,7 +223,7 @@ class EmbeddedBroker:
 
 
 def cluster_of(directory: Path) -> str | None:
-    """Return the id of the cluster that a broker's directory belongs to; None for one without data."""
+    """Return the id of the cluster that a broker's directory belongs to, None without data."""
     properties = directory / "data" / "meta.properties"
     if not properties.exists():
         return None
@@ -231,12 +231,12 @@ def cluster_of(directory: Path) -> str | None:
 
 
 def kafka_uuid() -> str:
-    """Return a new id of the kind that Kafka gives clusters and directories."""
+    """Return a new id in the form of Kafka's cluster and directory ids."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def serving(bootstrap_servers: str, number: int = 1) -> str | None:
-    """Return the id of the cluster that answers there and has that broker in service; None when there is none."""
+    """Return the id of the cluster that answers there and has that broker in service, None if there is none."""
     client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
     with contextlib.suppress(KafkaException):
         metadata = client.list_topics(timeout=5)
@@ -245,7 +245,7 @@ def serving(bootstrap_servers: str, number: int = 1) -> str | None:
 
 
 def ports_for(numbers: Sequence[int], kept: Mapping[int, int]) -> dict[int, int]:
-    """Return a port for each number, all different: the one that is kept, or one that is free now."""
+    """Return a distinct port for each number: the kept one, or one that is free now."""
     chosen = {number: kept[number] for number in numbers if kept.get(number)}
     for number in numbers:
         while number not in chosen:

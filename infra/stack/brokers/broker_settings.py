@@ -1,11 +1,11 @@
-"""What the embedded brokers are configured with, alone or as several of one cluster."""
+"""Configuration of the embedded brokers, single or in a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-# Small and fast to start; what crash and fencing tests need to be short is short; nothing here weakens durability.
+# Small and fast to start, with short timeouts for crash and fencing tests; nothing here weakens durability.
 SETTINGS: Final[Mapping[str, str]] = {
     "process.roles": "broker,controller",
     "node.id": "1",
@@ -24,7 +24,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "group.min.session.timeout.ms": "500",
     "group.consumer.min.session.timeout.ms": "500",
     "group.consumer.min.heartbeat.interval.ms": "100",
-    # 2 s by default, and a broker that starts is in service one such later
+    # 2 s by default; a starting broker is in service one interval later
     "broker.heartbeat.interval.ms": "300",
     "num.network.threads": "2",
     "num.io.threads": "4",
@@ -32,8 +32,8 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 
 REPLICATED: Final[Mapping[str, str]] = {
-    # How long the others wait for a broker that is gone, before its partitions have another leader: 9 s by default. One
-    # that is alone keeps to that: taken for gone because the machine stood still, nothing would be left.
+    # How long until the partitions of a lost broker get another leader: 9 s by default. A single broker keeps that: if
+    # a stalled machine fenced it, no broker would be left.
     "broker.session.timeout.ms": "2000",
     "default.replication.factor": "3",
     "min.insync.replicas": "2",
@@ -44,24 +44,24 @@ REPLICATED: Final[Mapping[str, str]] = {
     "share.coordinator.state.topic.replication.factor": "3",
     "share.coordinator.state.topic.min.isr": "2",
 }
-"""What several brokers have beside that: each record is on three of them, and on two before it counts."""
+"""Further settings of several brokers: each record has three replicas and is acknowledged by two."""
 
 LISTENERS: Final = ("listeners", "advertised.listeners")
-"""Of these a cluster's settings are added to each broker's own: more ways in, such as by TLS."""
+"""A cluster's values of these are appended to each broker's own: further listeners, such as TLS."""
 
 COUNTS: Final = (1, 3, 5)
-"""How many brokers a cluster may have: each is a controller too, and of an even number one more may not fail."""
+"""Allowed numbers of brokers: each is also a controller, and an even number tolerates no more failures."""
 
 HEAP: Final = ("-Xms256m", "-Xmx768m")
-"""The memory for objects of a broker that is alone."""
+"""The heap of a single broker."""
 
 SMALL_HEAP: Final = ("-Xms64m", "-Xmx320m")
-"""The same for each of several."""
+"""The heap of each of several brokers."""
 
 JVM_OPTIONS: Final = (
     "-XX:+UseG1GC",
-    # the first compiler only: half the time to start, and a broker mostly copies bytes: 500,000 records through a
-    # transaction and back cost 1.1 s of processor time with it, 2.0 s with both
+    # C1 only: half the start time, and a broker mostly copies bytes: 500,000 records through a transaction and back
+    # take 1.1 s of CPU time with C1, 2.0 s with both compilers
     "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",  # it would leave a file in the system's temporary directory
     "-XX:+IgnoreUnrecognizedVMOptions",
@@ -87,5 +87,5 @@ rootLogger.appenderRef.file.ref = file
 
 
 def of_cluster(brokers: int) -> dict[str, str]:
-    """Return what each of so many brokers is configured with, but for its number, its ports and its directory."""
+    """Return the configuration of each of `brokers` brokers, without its number, ports and directory."""
     return {**SETTINGS, **(REPLICATED if brokers > 1 else {})}

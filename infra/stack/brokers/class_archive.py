@@ -1,8 +1,8 @@
-"""Kafka's classes, parsed once for each set of jars and Java: halves the broker's time to start.
+"""Creates a class data sharing archive per set of jars and Java, which halves the broker's start time.
 
-HotSpot maps such an archive (class data sharing) and falls back to the jars when it does not fit. The first start
-notes which classes it loads, which is free; the second makes the archive (some seconds, 60 MB beside the jars); the
-later ones use it. A first and only start, such as a demonstration's, never waits for it.
+HotSpot maps the archive and falls back to the jars if it does not match. The first start records the loaded classes at
+no cost; the second creates the archive (some seconds, 60 MB next to the jars); later starts use it. So a single start,
+such as a demo's, never waits for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ClassArchive:
         self._archive = home / f"classes-{key}.jsa"
 
     def launch_options(self, keeper: Keeper) -> list[str]:
-        """Return what to add to the broker's command line, making the archive if it is time for it."""
+        """Return the options for the broker's command line, creating the archive at the second start."""
         if not self._archive.exists() and self._list.exists():
             self._make(keeper)
         if self._archive.exists() and self._archive.stat().st_size:
@@ -39,11 +39,11 @@ class ClassArchive:
         return [] if self._list.exists() else [f"-XX:DumpLoadedClassList={self._directory / LIST}"]
 
     def note_classes(self) -> None:
-        """Keep the list of what a broker has loaded; to be called once it serves."""
+        """Keep the list of classes that a broker has loaded; called once it serves."""
         noted = self._directory / LIST
         if self._list.exists() or not noted.exists():
             return
-        with contextlib.suppress(OSError):  # a cache that is read-only, or full, costs speed and nothing else
+        with contextlib.suppress(OSError):  # a read-only or full cache only costs speed
             self._keep(noted)
 
     def _keep(self, noted: Path) -> None:
@@ -56,11 +56,11 @@ class ClassArchive:
         with self._list.open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # another process is at it: start without
+            except BlockingIOError:  # another process is creating it: start without
                 return
             if self._archive.exists():
                 return
-            new = self._archive.with_suffix(".new")  # the lock's holder is alone with it
+            new = self._archive.with_suffix(".new")  # only the lock's holder writes it
             command: list[str | Path] = [
                 self._java,
                 *self._options,
@@ -73,7 +73,7 @@ class ClassArchive:
             ]
             try:
                 keeper.run(command, log=self._directory / "archive.log", cwd=self._directory)
-            except HeadraceError:  # this Java cannot; an empty archive says so to later starts, which need none
+            except HeadraceError:  # this Java cannot; an empty archive keeps later starts from trying
                 new.unlink(missing_ok=True)
                 new.touch()
             new.rename(self._archive)

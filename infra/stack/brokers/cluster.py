@@ -1,4 +1,4 @@
-"""An Apache Kafka of one's own: one broker, or several of one cluster, each of which can be crashed by its number."""
+"""Runs an embedded Kafka cluster of one or more brokers, each of which can be killed by its number."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PORT_TRIES: Final = 5
 
 
 class EmbeddedKafka:
-    """A cluster whose brokers' data live in `directory`, each below its number.
+    """A cluster with its brokers' data in `directory`, each below its number.
 
-    It has as many brokers as `ports`; 0 chooses a free port at the first start; it is kept from then on, as the data
-    is. `settings` are added to every broker's. What the whole does, such as `kill`, is done to all brokers at once;
-    `brokers` has each by its number, from 1 on, which is its node id in Kafka.
+    It has as many brokers as `ports`; port 0 is a free one, chosen at the first start and kept with the data.
+    `settings` are added to every broker's. Methods such as `kill` apply to all brokers at once; `brokers` has each by
+    its number, from 1 on, its node id in Kafka.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class EmbeddedKafka:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Where the brokers listen, in the order of their numbers; 0 before the first start."""
+        """The brokers' ports, in the order of their numbers; 0 before the first start."""
         return tuple(broker.port for broker in self.brokers.values())
 
     @property
@@ -47,11 +47,11 @@ class EmbeddedKafka:
 
     @property
     def running(self) -> bool:
-        """Whether every broker's process is there."""
+        """Whether every broker's process exists."""
         return all(broker.running for broker in self.brokers.values())
 
     def check(self) -> None:
-        """Raise UsageError, in one line, for what is known to be in the way before anything starts."""
+        """Raise UsageError for what would prevent a start, such as a taken port."""
         find_java()
         for number, port in self._kept.items():
             if not self.brokers[number].running:
@@ -60,7 +60,7 @@ class EmbeddedKafka:
     def start(self) -> None:
         """Start every broker that does not run, and wait until all are in service.
 
-        Raises BrokerUnavailable when one does not come up, UsageError when its port is taken.
+        Raises BrokerUnavailable if one does not come up, UsageError if its port is taken.
         """
         down = [broker for broker in self.brokers.values() if not broker.running]
         alone = len(down) == len(self.brokers)
@@ -68,13 +68,13 @@ class EmbeddedKafka:
             self.check()
             if alone:
                 self._choose_ports()
-            for broker in reversed(down):  # the first one last, by which `brokers_in` knows a whole cluster
+            for broker in reversed(down):  # broker 1 last: `brokers_in` takes it as the mark of a complete cluster
                 broker.format()
             try:
                 at_once([broker.start for broker in down])
             except BaseException as error:
                 at_once([broker.kill for broker in down])
-                # a port found free may be taken before the broker binds it: then others
+                # a free port may be taken before the broker binds it: then try others
                 if not alone or not isinstance(error, PortTaken) or attempt == PORT_TRIES:
                     raise
             else:
@@ -82,11 +82,11 @@ class EmbeddedKafka:
                 return
 
     def stop(self) -> None:
-        """Shut all down in order; the data stays."""
+        """Shut all down cleanly, keeping the data."""
         at_once([broker.stop for broker in self.brokers.values()])
 
     def kill(self) -> None:
-        """SIGKILL all; the data stays as it was at that instant."""
+        """SIGKILL all, keeping the data."""
         at_once([broker.kill for broker in self.brokers.values()])
 
     def restart(self) -> None:
@@ -95,7 +95,7 @@ class EmbeddedKafka:
         self.start()
 
     def _choose_ports(self) -> None:
-        """Settle what the brokers have in common; only when none of them runs."""
+        """Choose the cluster's id and ports; only while no broker runs."""
         numbers = list(self.brokers)
         known = [found for broker in self.brokers.values() if (found := cluster_of(broker.directory)) is not None]
         self._cluster.id = known[0] if known else kafka_uuid()
@@ -105,19 +105,19 @@ class EmbeddedKafka:
 
 
 def brokers_in(directory: Path) -> int:
-    """Return how many brokers have their data in a cluster's directory; 0 where there is no whole cluster."""
+    """Return the number of brokers with data in a cluster's directory, 0 if there is no complete cluster."""
     if cluster_of(directory / "1") is None:
         return 0
     return sum(cluster_of(each) is not None for each in directory.iterdir())
 
 
 def at_once(actions: Sequence[Callable[[], None]]) -> None:
-    """Run the actions at once, each to its end, then raise the first error."""
+    """Run the actions in parallel, each to its end, then raise the first error."""
     if not actions:
         return
     with ThreadPoolExecutor(len(actions)) as pool:
         running = [pool.submit(action) for action in actions]
-        # inside: a Ctrl-C here still lets all come to their end before anything is stopped
+        # inside: after a Ctrl-C here all still complete before anything is stopped
         wait(running)
     for action in running:
         action.result()

@@ -1,7 +1,7 @@
-"""Kafka's jars, and other sets of jars: pinned by Maven coordinate and SHA-256, kept in the user's cache directory.
+"""Downloads sets of jars, such as Kafka's, pinned by Maven coordinate and SHA-256, into the user's cache directory.
 
-A set of jars becomes visible by one rename after every file's checksum was right, so a cache directory that is
-there is whole; later starts compare sizes only. A lock makes a second process wait instead of downloading too.
+A set of jars becomes visible by one rename after every checksum matched, so an existing cache directory is complete;
+later starts compare only sizes. A lock makes a second process wait instead of downloading too.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class Jar:
 
 
 Download = Callable[[Jar, Path], Path]
-"""Fetches a jar into an empty directory of its own and returns the file."""
+"""Fetches a jar into an empty directory and returns the file."""
 
 
 def pinned_jars() -> list[Jar]:
-    """Return what kafka_jars.txt lists."""
+    """Return the jars of kafka_jars.txt."""
     return listed_jars(resources.files("infra.stack.brokers").joinpath("kafka_jars.txt").read_text())
 
 
 def listed_jars(text: str) -> list[Jar]:
-    """Return the jars of a list with one in each line: its coordinate, its SHA-256 and its size."""
+    """Parse a list with one jar per line: its coordinate, its SHA-256 and its size."""
     jars = []
     for line in text.splitlines():
         if line and not line.startswith("#"):
@@ -69,16 +69,16 @@ def listed_jars(text: str) -> list[Jar]:
 def kafka_home(cache: Path | None = None) -> Path:
     """Return the directory with Kafka's jars, downloaded at first use.
 
-    `cache` is by default the user's own. Raises Unavailable when a download fails, Malformed (naming the jar)
-    when what arrived is not what is pinned.
+    `cache` is by default the user's own. Raises Unavailable if a download fails, Malformed (naming the jar) if it does
+    not match its pinned checksum.
     """
     return ensure_jars(pinned_jars(), cache or Path(platformdirs.user_cache_dir("headrace")), download_from_maven)
 
 
 def ensure_jars(jars: Sequence[Jar], cache: Path, download: Download, name: str = f"kafka-{KAFKA_VERSION}") -> Path:
-    """Return a directory below `cache` that holds `jars`; `download` is asked for them when it does not yet.
+    """Return a directory below `cache` with `jars`, calling `download` for them if it does not exist yet.
 
-    The directory is called after `name`, such as kafka-4.3.0, and what is pinned.
+    The directory is named after `name`, such as kafka-4.3.0, and a hash of the pins.
     """
     pins = hashlib.sha256("".join(jar.sha256 for jar in jars).encode()).hexdigest()[:12]
     home = cache / f"{name}-{pins}"
@@ -93,19 +93,19 @@ def ensure_jars(jars: Sequence[Jar], cache: Path, download: Download, name: str 
                 new = Path(work) / "jars"
                 new.mkdir()
                 _download_all(jars, new, Path(work), download, name)
-                if home.exists():  # damaged since: a file is missing or has another size
+                if home.exists():  # damaged: a file is missing or has another size
                     home.rename(Path(work) / "damaged")
                 new.rename(home)
     except OSError as error:
         raise Unavailable(
-            f"cannot keep the jars of {name} in {cache}: {error.strerror or error}",
-            remedy=f"it needs {_megabytes(jars)} MB there and the right to write",
+            f"cannot store the jars of {name} in {cache}: {error.strerror or error}",
+            remedy=f"provide {_megabytes(jars)} MB of writable space there",
         ) from error
     return home
 
 
 def is_whole(home: Path, jars: Sequence[Jar]) -> bool:
-    """Tell whether every jar is there with its size."""
+    """Return whether every jar exists with its size."""
     try:
         return all((home / jar.file_name).stat().st_size == jar.size for jar in jars)
     except OSError:
@@ -114,7 +114,7 @@ def is_whole(home: Path, jars: Sequence[Jar]) -> bool:
 
 def download_from_maven(jar: Jar, directory: Path) -> Path:
     """Download one jar with jgo, which also checks the repository's own checksum."""
-    from jgo.maven import MavenContext  # noqa: PLC0415  it is needed once in the life of a cache
+    from jgo.maven import MavenContext  # noqa: PLC0415  needed only once per cache
 
     context = MavenContext(repo_cache=directory, timeout=30)
     return Path(context.project(jar.group, jar.artifact).at_version(jar.version).artifact("", "jar").resolve())
@@ -126,13 +126,13 @@ def _megabytes(jars: Sequence[Jar]) -> int:
 
 def _download_all(jars: Sequence[Jar], into: Path, work: Path, download: Download, name: str) -> None:
     def fetch(jar: Jar) -> None:
-        # a directory for each try: jgo takes a file left by a broken download for the whole one
+        # a new directory for each try: jgo takes a partial file for a complete one
         with tempfile.TemporaryDirectory(dir=work) as own:
             try:
                 file = download(jar, Path(own))
             except HeadraceError:
                 raise
-            except Exception as error:  # jgo passes on whatever its HTTP library raises
+            except Exception as error:  # jgo raises its HTTP library's errors
                 raise Unavailable(
                     f"cannot download {jar.coordinate}: {error}",
                     remedy="check the network and the proxy settings, then start again",
@@ -140,8 +140,8 @@ def _download_all(jars: Sequence[Jar], into: Path, work: Path, download: Downloa
             found = hashlib.sha256(file.read_bytes()).hexdigest()
             if found != jar.sha256:
                 raise Malformed(
-                    f"{jar.coordinate} was refused: its SHA-256 is {found}, pinned is {jar.sha256}",
-                    remedy="something between here and the Maven repository changed it; try another network",
+                    f"{jar.coordinate} was rejected: its SHA-256 is {found}, the pinned one {jar.sha256}",
+                    remedy="it was changed between the Maven repository and this machine; try another network",
                 )
             shutil.move(file, into / jar.file_name)
 

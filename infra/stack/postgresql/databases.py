@@ -1,4 +1,4 @@
-"""What every PostgreSQL server of a stack can do over a connection, wherever it runs."""
+"""Operations on a PostgreSQL server of a stack over a connection, wherever it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DatabaseServer(ABC):
         return psycopg.connect(self.dsn(database), autocommit=True, connect_timeout=10)
 
     def create_database(self, name: str, template: str | None = None) -> str:
-        """Create a database, empty or as a copy of `template` (to which nobody may be connected); return its dsn."""
+        """Create a database, empty or as a copy of `template` (with no open sessions); return its dsn."""
         with self.connect() as connection:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
@@ -34,7 +34,7 @@ class DatabaseServer(ABC):
         return self.dsn(name)
 
     def drop_database(self, name: str) -> None:
-        """Drop a database with its replication slots and whoever is still connected, if it exists."""
+        """Drop a database with its replication slots and open sessions, if it exists."""
         with self.connect() as connection:
             slots = sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = {}")
             drop_slots(connection, slots.format(sql.Literal(name)))
@@ -50,8 +50,8 @@ def drop_slots(connection: psycopg.Connection, query: sql.Composed) -> None:
                 if user is not None:
                     connection.execute("SELECT pg_terminate_backend(%s, 5000)", [user])
                 connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-            except psycopg.errors.ObjectInUse:  # its user came back, or has not let go yet
+            except psycopg.errors.ObjectInUse:  # its user reconnected, or has not released it yet
                 if time.monotonic() > deadline:
                     raise
-            except psycopg.errors.UndefinedObject:  # a temporary one, gone with its user
+            except psycopg.errors.UndefinedObject:  # a temporary slot ended with its session
                 pass

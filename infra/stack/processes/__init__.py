@@ -1,1 +1,1 @@
-"""Child processes that end with whoever started them."""
+"""Child processes that end with the process that started them."""

@@ -1,16 +1,16 @@
-"""A server's parent: stops it when whoever asked for it is gone, however that one died.
+"""The parent process of a server: stops it when its owner is gone, however the owner died.
 
 Run as a program, never imported by the code it guards. Two forms:
 
     python -P guardian.py run '<json>'      start a server in this process's environment and watch it
-    python -P guardian.py remove <path>     remove a directory once nobody needs it
+    python -P guardian.py remove <path>     remove a directory once its owners are gone
 
-Standard input is a pipe whose other end the owner holds: its end of file means that the owner is gone, even by
-SIGKILL, since the kernel closes the pipe then. The byte `d` means: leave it running (or in place) and go away.
+Standard input is a pipe whose other end the owner holds: end of file means that the owner is gone, even by SIGKILL,
+since the kernel then closes the pipe. The byte `d` means: detach, leaving the server running (or the directory).
 
-`run` prints the server's process id on one line (or `!` and why it did not start), ends when the server and every
-process that it left behind has ended, and exits with its exit code (128 + n for signal n). At end of file it sends
-`stop_signal`, and SIGKILL after `grace` seconds to whatever is left.
+`run` prints the server's process id on one line (or `!` and the reason if it did not start), waits for the server and
+all its orphans, and exits with the server's exit code (128 + n for signal n). At end of file it sends `stop_signal`,
+and after `grace` seconds SIGKILL to the remaining processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def adopt_orphans() -> None:
 
 def kill_family() -> None:
     """SIGKILL everything below this process: the server, its children, its orphans."""
-    import psutil  # type: ignore[import-untyped]  # noqa: PLC0415  a guard should cost little while all is well
+    import psutil  # type: ignore[import-untyped]  # noqa: PLC0415  a guard should cost little in normal operation
 
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -62,12 +62,12 @@ def run(spec: dict[str, Any]) -> int:
         return 127
     print(server.pid, flush=True)
     ended = threading.Event()
-    told_to_stop = threading.Event()
+    stopping = threading.Event()
 
     def stop() -> None:
-        if told_to_stop.is_set():
+        if stopping.is_set():
             return
-        told_to_stop.set()
+        stopping.set()
         with contextlib.suppress(ProcessLookupError):
             server.send_signal(spec["stop_signal"])
         if not ended.wait(spec["grace"]):
@@ -82,7 +82,7 @@ def run(spec: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop, daemon=True).start())
     code = server.wait()
     with contextlib.suppress(ChildProcessError):
-        while True:  # the orphans; on other systems there are none to wait for here
+        while True:  # the orphans; only on Linux are they adopted
             os.wait()
     ended.set()
     return code if code >= 0 else 128 - code

@@ -1,8 +1,8 @@
-"""Processes that never outlive their owner: each is the child of a guard (guardian.py) that watches a pipe.
+"""Starts processes that never outlive their owner: each is the child of a guard (guardian.py) that watches a pipe.
 
-A `Keeper` is one owner's: it starts guarded processes, and may own a directory that is removed after the last of
-them has ended. Two pipes make that hold at any instant: the guards read one that this process alone holds, and
-the directory's guard reads one that this process and every guard hold.
+A `Keeper` belongs to one owner: it starts guarded processes, and may own a directory that is removed after the last of
+them has ended. Two pipes ensure that at any time: the guards read one that only this process holds, and the directory's
+guard reads one that this process and every guard hold.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Account:
 
 
 def unprivileged_account() -> Account | None:
-    """Return whom to run PostgreSQL as when this process is root, which PostgreSQL refuses; None otherwise.
+    """Return the account to run PostgreSQL as if this process is root, which PostgreSQL refuses; None otherwise.
 
-    Raises UsageError when root has nobody to hand it to.
+    Raises UsageError if no suitable account exists.
     """
     if os.geteuid() != 0:
         return None
@@ -50,14 +50,14 @@ def unprivileged_account() -> Account | None:
             if entry.pw_uid != 0:
                 return Account(name, entry.pw_uid, entry.pw_gid)
     raise UsageError(
-        "PostgreSQL does not run as root, and there is no user nobody, postgres or daemon to run it as",
+        "PostgreSQL refuses to run as root, and no user nobody, postgres or daemon exists to run it",
         remedy="run headrace as an ordinary user",
     )
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One process for good: an id may be given to another process later, id and start time together never."""
+    """Identifies one process: an id may be reused, but not id and start time together."""
 
     pid: int
     started: float
@@ -68,7 +68,7 @@ class Identity:
         return cls(pid, psutil.Process(pid).create_time())
 
     def find(self) -> psutil.Process | None:
-        """Return the process if it still runs (a zombie does not)."""
+        """Return the process if it still runs; a zombie does not."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
             # psutil reads the start in clock ticks since boot and adds the boot time, which may be off by one tick
@@ -78,7 +78,7 @@ class Identity:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Tell whether it runs; a zombie, which nobody may ever reap in a container, does not."""
+    """Return whether it runs; a zombie, which may never be reaped in a container, does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -86,7 +86,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def wait_gone(processes: Sequence[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Wait until none runs; return those that still do after `timeout` seconds."""
+    """Wait until none runs; return those still running after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -102,11 +102,11 @@ class Guarded:
         self.log = log
         try:
             self.identity = Identity.of(pid)
-        except psutil.NoSuchProcess:  # it has failed already; poll() tells
+        except psutil.NoSuchProcess:  # it has failed already; poll() reports it
             self.identity = Identity(pid, 0.0)
 
     def poll(self) -> int | None:
-        """Return the exit code (128 + n for signal n) once the server and all it left behind has ended."""
+        """Return the exit code (128 + n for signal n) once the server and its orphans have ended."""
         code = self._guard.poll()
         if code is not None:
             self._close_pipes()
@@ -119,7 +119,7 @@ class Guarded:
         return code
 
     def children(self) -> list[psutil.Process]:
-        """Return the server's own child processes as they are now."""
+        """Return the server's current child processes."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = self.identity.find()
             return process.children(recursive=True) if process else []
@@ -132,7 +132,7 @@ class Guarded:
                 process.send_signal(number)
 
     def stop(self, number: signal.Signals, timeout: float) -> None:
-        """Ask with a signal, insist with SIGKILL after `timeout` seconds, and wait for the end."""
+        """Send a signal, then SIGKILL after `timeout` seconds, and wait for the end."""
         self.send(number)
         try:
             self.wait(timeout)
@@ -140,7 +140,7 @@ class Guarded:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL the server, then its children, as a power cut would, and wait until none is left."""
+        """SIGKILL the server, then its children, as in a power failure, and wait for them."""
         family = self.children()
         self.send(signal.SIGKILL)
         for process in family:
@@ -158,7 +158,7 @@ class Guarded:
         self._close_pipes()
 
     def last_lines(self, count: int = 3) -> str:
-        """Return the end of its log, in one line, for an error message."""
+        """Return the last lines of its log as one line, for an error message."""
         with contextlib.suppress(OSError):
             lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             return " / ".join(lines[-count:])
@@ -197,8 +197,8 @@ class Keeper:
     ) -> Guarded:
         """Start a server whose output is appended to `log`; `env` is added to this process's environment.
 
-        `stop_signal` is what it gets when this process dies without having stopped it. Raises Unavailable when
-        the program cannot be executed.
+        `stop_signal` is sent to it if this process dies without stopping it. Raises Unavailable if the program cannot
+        be executed.
         """
         command = [str(word) for word in argv]
         spec = {
@@ -217,9 +217,9 @@ class Keeper:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 text=True,
-                env={**os.environ, **(env or {})},  # handed on, and not in the words, which anyone sees in ps
-                pass_fds=held,  # the directory stays until this guard, too, has ended
-                start_new_session=True,  # the terminal's Ctrl-C is for the owner, who then stops them in order
+                env={**os.environ, **(env or {})},  # not in the arguments, which every user sees in ps
+                pass_fds=held,  # the directory stays until this guard has ended too
+                start_new_session=True,  # the terminal's Ctrl-C goes to the owner, which then stops them in order
                 cwd="/",
             )
         assert watcher.stdout is not None
@@ -228,7 +228,7 @@ class Keeper:
             watcher.communicate()
             raise Unavailable(
                 f"cannot run {command[0]}: {first.lstrip('!') or 'its guard ended'}",
-                remedy="check that the program is there and may be executed",
+                remedy="check that the program exists and is executable",
             )
         guarded = Guarded(watcher, int(first), log)
         with self._starting:  # several servers start at once
@@ -245,7 +245,7 @@ class Keeper:
         env: Mapping[str, str] | None = None,
         timeout: float = 300.0,
     ) -> None:
-        """Run a program to its end; raises HeadraceError with the end of `log` when it fails."""
+        """Run a program to completion; raises HeadraceError with the last lines of `log` if it fails."""
         process = self.start(argv, log=log, cwd=cwd, account=account, env=env)
         try:
             code = process.wait(timeout)
@@ -254,11 +254,11 @@ class Keeper:
             code = -1
         if code != 0:
             raise HeadraceError(
-                f"{Path(str(argv[0])).name} failed: {process.last_lines()}", remedy=f"its whole output is in {log}"
+                f"{Path(str(argv[0])).name} failed: {process.last_lines()}", remedy=f"see its output in {log}"
             )
 
     def close(self) -> None:
-        """Kill whatever it started and is still there, then remove the directory."""
+        """Kill the processes that still run, then remove the directory."""
         for guarded in self._started:
             if guarded.poll() is None:
                 guarded.kill()

@@ -1,4 +1,4 @@
-"""TCP ports of the loopback interface for the embedded servers."""
+"""Chooses TCP ports on the loopback interface for the embedded servers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import socket
 
 from schemas.errors import UsageError
 
-# Below the ports that systems hand out to outgoing connections (from 32768 on Linux, 49152 elsewhere): a port in
-# that range could be taken by any client while its server is down for a restart.
+# Below the ephemeral ports (from 32768 on Linux, 49152 elsewhere): any client could take a port in that range while its
+# server restarts.
 FIRST, LAST = 15000, 32000
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a server could listen on 127.0.0.1:`port` now."""
+    """Return whether a server could listen on 127.0.0.1:`port` now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
         try:
@@ -24,18 +24,18 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that is free now; whoever listens on it must still be ready to find it taken."""
+    """Return a port that is free now; another process may take it before the caller listens on it."""
     for _ in range(1000):
         port = random.randrange(FIRST, LAST)  # noqa: S311  not a secret
         if is_free(port):
             return port
     raise UsageError(
-        f"no free port on 127.0.0.1 between {FIRST} and {LAST}", remedy="stop some of the servers that listen there"
+        f"no free port on 127.0.0.1 between {FIRST} and {LAST}", remedy="stop some servers that use these ports"
     )
 
 
 def require_free(port: int, server: str, option: str) -> None:
-    """Raise UsageError when `port`, asked for with `option`, is taken."""
+    """Raise UsageError if `port`, set with `option`, is taken."""
     if not is_free(port):
         raise UsageError(
             f"port {port} for {server} is taken by another program",

@@ -1,7 +1,7 @@
-"""Changes made while the reader was stopped: how fast it catches up, beside Debezium and pg_recvlogical.
+"""Catching up with changes made while the reader was stopped, compared with Debezium and pg_recvlogical.
 
-Half as many changes as the table has rows, each row once, in transactions of 1,000. All sides wait with slots of
-their own while the changes are made, and then read the same log in turn.
+Half as many changes as the table has rows, each row once, in transactions of 1,000. Each side has its own slot during
+the changes, and then they read the same WAL in turn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RECEIVER: Final = "bench_receiver"
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The same changes read by each side; `receiver` in changes a second."""
+    """The same changes read by each side; `receiver` in changes per second."""
 
     ours: Run
     theirs: Run | None
@@ -52,7 +52,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
         target=Target(at_least=3, ratio=True),
     )
     yield Figure(
-        "catch_up, from the process's start",
+        "catch_up, from process start",
         median(run.rate_from_start for run in ours),
         _UNIT,
         peer=median_or_none(run.rate_from_start for run in theirs),
@@ -62,7 +62,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def catch_up_rounds(bench: Bench) -> list[Round]:
-    """Return the rounds; measured once."""
+    """Return the rounds, measured once."""
 
     def measure() -> list[Round]:
         site = Site(bench, bench.database("changing", bench.rows), "catch_up")
@@ -87,7 +87,7 @@ def _round(bench: Bench, site: Site, peer: Debezium | None, number: int) -> Roun
     changes = bench.rows // 2
     last = _change(bench, site.dsn, changes)
     theirs = None
-    # Who comes later finds more of the log in memory: let each go first now and then.
+    # Later readers find more of the WAL in memory: each goes first now and then.
     if peer is not None and number % 2:
         theirs = peer.timed(changes)
     ours = caught_up(site, changes, last)
@@ -101,7 +101,7 @@ def _round(bench: Bench, site: Site, peer: Debezium | None, number: int) -> Roun
 
 
 def _change(bench: Bench, dsn: str, changes: int) -> Lsn:
-    """Update the first `changes` rows; return a position behind all the changes and before the last commit."""
+    """Update the first `changes` rows; return a position after all the changes and before the last commit."""
     last = Lsn(0)
     with bench.sql(dsn) as connection:
         for start in range(1, changes + 1, _TRANSACTION):

@@ -1,4 +1,4 @@
-"""The most memory that a consumer ever holds, and whether ten times the events make it more."""
+"""A consumer's peak memory, and its growth with ten times the events."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From an application's commit to its effect, at 300 wanted changes a second: producer, Kafka and one consumer.
 
-The moment of the commit is when the application has its answer; that of the effect is when a trigger runs for the
-migration's own write, a moment before that one commits. Both are of one machine's clock.
+The commit counts from the moment the application has its answer; the effect from a trigger on the migration's own
+write, a moment before that commits. Both use the same machine's clock.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _WANT: Final = f"UPDATE {TABLE} SET migration_state = 'import_skipped', migratio
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of all changes after the warm-up, in milliseconds."""
+    """Latencies of all changes after the warm-up, in milliseconds."""
 
     p50: float
     p99: float
@@ -53,7 +53,7 @@ class Latency:
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Measure it."""
+    """Measure the latency."""
     rows = 50_000
     site = Site(bench, bench.database("effects", rows), "effects")
     with bench.sql(site.dsn) as connection:
@@ -92,7 +92,7 @@ def _measured(bench: Bench, site: Site, ids: Iterator[int]) -> Latency:
 
 
 def _write(dsn: str, ids: Iterator[int], committed: list[tuple[int, float]]) -> None:
-    """Write at the rate, one row a transaction; one that comes late does not delay the next ones' due times."""
+    """Write at the given rate, one row a transaction; a late transaction does not delay the due times of later ones."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         begin = time.monotonic()
         for number in range(int(_RATE * (_WARM_SECONDS + _SECONDS))):

@@ -1,9 +1,9 @@
-"""What people notice while a migration runs: the seed's resets in seconds, and their own statements' p99 meanwhile.
+"""What users notice while a migration runs: the seed's resets in seconds, and their own statements' p99 meanwhile.
 
 27,700 of a million container repositories are reset from a full topic (seed 003 took 6 minutes), while an application
 reads and writes the table at a fixed rate. The database and the application have one half of the processors, Kafka and
-the member the other (see processors.py). Then the registry's repositories get their status (seed 004) by all three
-releases while old-style rows are inserted and a long report holds the table.
+the consumer the other (see processors.py). Then the registry's repositories get their status (seed 004) in all three
+releases while old-style rows are inserted and a long report locks the table.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _IDLE_SECONDS: Final = 10.0
 _REPORT_SECONDS: Final = 5.0
 _LOCK_TIMEOUT_MS: Final = 100
 _LOOK_SECONDS: Final = 0.25
-"""How often progress is looked at: what looks uses the database too."""
+"""Interval between looks at the progress: each look uses the database too."""
 
 _GENTLE_RESETS: Final = {"sub_batch_size": 50, "adaptive": False, "max_rate": 6_200}
 _GENTLE_BACKFILL: Final = {"sub_batch_size": 50, "adaptive": False, "max_rate": 5_000}
-"""As docs/running.md has it for a database that people share: transactions so short that nobody waits long behind one,
-at a rate that leaves the database mostly to others."""
+"""The settings in docs/how-to/running.md for a database with users: transactions so short that nothing waits long for
+one, at a rate that leaves the database mostly to others."""
 
 _TWICE: Final = Target(at_least=0.5, ratio=True)
 """At most twice the p99 of the application alone."""
@@ -73,7 +73,7 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Felt:
-    """p99 in milliseconds by statement: of the application alone, and during so many `seconds` of work."""
+    """p99 in milliseconds by statement: of the application alone, and during `seconds` of work."""
 
     idle: dict[str, float]
     busy: dict[str, float]
@@ -86,7 +86,7 @@ class Felt:
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """What was felt of two of the releases, and the longest wait of ours for a lock in all three, in milliseconds."""
+    """The application's p99 in two of the releases, and headrace's longest lock wait in all three, in milliseconds."""
 
     expand: Felt
     backfill: Felt
@@ -174,7 +174,7 @@ def _compared(application: Application, idle: Window, busy: Window) -> Felt:
 
 
 class _RegistrySite(Site):
-    """As Site, for a database whose one table is the registry's repositories."""
+    """Like Site, for a database whose only table is the registry's repositories."""
 
     def __init__(self, bench: Bench, dsn: str, prefix: str) -> None:
         super().__init__(bench, dsn, prefix)
@@ -191,7 +191,7 @@ class _RegistrySite(Site):
 
 
 def _releases(bench: Bench, number: int, halves: Halves) -> Releases:
-    """Run the three releases with an application; each comes upon a report that holds the table for a while."""
+    """Run the three releases with an application; each has to wait for a report that locks the table for a while."""
     rows = max(10_000, bench.rows // 4)
     dsn = bench.stack.postgres.create_database(f"bench_registry_{number}")
     with bench.sql(dsn) as connection:
@@ -207,20 +207,20 @@ def _releases(bench: Bench, number: int, halves: Halves) -> Releases:
             halves.for_the_database(application.pid)
             idle = application.window(_IDLE_SECONDS)
             began = time.monotonic()
-            _behind_a_report(site, "expand")
+            _after_a_report(site, "expand")
             expand = _compared(application, idle, Window(began, time.monotonic()))
-            member = bench.start(f"consume-{site.prefix}", site.command("consume", "status_backfills"))
+            consumer = bench.start(f"consume-{site.prefix}", site.command("consume", "status_backfills"))
             first = 0.0
             with bench.sql(dsn) as connection:
-                for _ in bench.watched("the backfill", producer, member, every=_LOOK_SECONDS):
+                for _ in bench.watched("the backfill", producer, consumer, every=_LOOK_SECONDS):
                     applied = _applied(connection)
                     first = first or (time.monotonic() if applied else 0.0)
-                    if applied >= rows:  # all that was there before; the application goes on inserting such rows
+                    if applied >= rows:  # all existing rows; the application keeps inserting such rows
                         break
             backfill = _compared(application, idle, Window(first, time.monotonic()))
         _run(site, "backfill")
-        _behind_a_report(site, "contract")
-        member.stop(signal.SIGTERM, 20.0)
+        _after_a_report(site, "contract")
+        consumer.stop(signal.SIGTERM, 20.0)
     site.drop()
     bench.stack.postgres.drop_database(f"bench_registry_{number}")
     return Releases(expand, backfill, waits.longest)
@@ -234,8 +234,8 @@ def _applied(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def _behind_a_report(site: Site, release: str) -> None:
-    """Begin a release while a report holds the table; it ends once the report has."""
+def _after_a_report(site: Site, release: str) -> None:
+    """Start a release while a report locks the table; the release finishes once the report has."""
     words = site.command("schema", release, "status_backfills")
     with reading(site.dsn, _REPOSITORIES):
         process = site.bench.start(f"{release}-{site.prefix}", words)

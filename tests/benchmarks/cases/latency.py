@@ -1,8 +1,8 @@
-"""From commit to a read-committed consumer, at 5,000 changes a second, beside Debezium.
+"""From commit to a read-committed consumer, at 5,000 changes a second, compared with Debezium.
 
-The moment of the commit is PostgreSQL's own, which both sides carry as `source.ts_ms`; that of the arrival is when a
-consumer in this process has the record in hand. Both in whole milliseconds or better, of one machine's clock; the
-commit's is rounded down, which adds half a millisecond to both sides.
+The commit time is PostgreSQL's own, which both sides carry as `source.ts_ms`; the arrival time is when a consumer in
+this process has the record. Both are precise to at least a millisecond, of the same machine's clock; the commit's is
+rounded down, which adds half a millisecond on both sides.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _RATE: Final = 5000
 _WARM_SECONDS: Final = 5.0
 _SECONDS: Final = 20.0
 _QUIET_SECONDS: Final = 30.0
-"""How long nothing more may come before the rest is taken for lost."""
+"""Seconds without a record after which the rest counts as lost."""
 
 _DEBEZIUM_CLOCK: Final = re.compile(rb'"source":\{[^}]*?"ts_ms":(\d+)')
 
 Clock = Callable[[bytes], int]
-"""A record's value → when its change was committed, in milliseconds since 1970."""
+"""A record's value → its change's commit time, in milliseconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of all changes after the warm-up, in milliseconds; `rate` is what was written in changes a second."""
+    """Latencies of all changes after the warm-up, in milliseconds; `rate` is the changes written per second."""
 
     p50: float
     p99: float
@@ -113,12 +113,12 @@ def _theirs(bench: Bench, site: Site, peer: Debezium, rows: int) -> Latency:
 
 
 def _measured(bench: Bench, site: Site, topic: str, rows: int, clock: Clock, process: Guarded) -> Latency:
-    """Write at the rate and consume meanwhile; every change has to arrive."""
+    """Write at the given rate and consume meanwhile; every change has to arrive."""
     consumer = clients.consumer(site.settings.kafka, "bench-latency", fetch_wait_max_ms=10)
     found = consumer.list_topics(topic, timeout=30).topics[topic]
     ready: list[bool] = []
     consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in found.partitions])
-    while consumer.poll(0.5) is not None:  # until it stands at the ends
+    while consumer.poll(0.5) is not None:  # until it is at the ends
         ready.append(True)
     dsn = bench.kept_private("writer-dsn", site.dsn)
     seconds = _WARM_SECONDS + _SECONDS
@@ -144,7 +144,7 @@ def _measured(bench: Bench, site: Site, topic: str, rows: int, clock: Clock, pro
             if process.poll() is not None:
                 raise HeadraceError(f"the reader ended: {process.last_lines()}", remedy="")
             if time.monotonic() > last + _QUIET_SECONDS:
-                raise HeadraceError(f"{len(taken)} changes arrived, of {report or 'those still written'}")
+                raise HeadraceError(f"{len(taken)} changes arrived; written: {report or 'still writing'}")
     finally:
         writer.kill()
         consumer.close()
@@ -165,5 +165,5 @@ def _report(writer: Guarded) -> dict[str, float]:
     try:
         report: dict[str, float] = json.loads(lines)
     except ValueError:
-        raise HeadraceError(f"the writer failed: {lines}", remedy="see its words") from None
+        raise HeadraceError(f"the writer failed: {lines}", remedy="see its output") from None
     return report

@@ -1,4 +1,4 @@
-"""Whether ten times the rows take at most eleven times as long."""
+"""Checks that ten times the rows take at most eleven times as long."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Moving small repositories by one member: seconds, next to another checkout of headrace where there is one.
+"""Moving small repositories with one consumer, optionally compared with another checkout of headrace.
 
-There are 1,000 of them, or one for each thousand of the --rows that the other benchmarks have.
-With HEADRACE_PEER, the directory of a checkout that has its own .venv (as `git worktree add` and make leave it), the
-two take turns on the same servers and disks.
+There are 1,000 of them, or one for each thousand of the --rows that the other benchmarks have. HEADRACE_PEER is the
+directory of a checkout with its own .venv (as `git worktree add` and make leave it); the two take turns on the same
+servers and disks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DONE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """One run: from the first move on record to the last that is settled, and the CPU of the member and its children.
+    """One run: from the first recorded move to the last settled one, and the CPU of the consumer and its children.
 
     All in seconds.
     """
@@ -82,7 +82,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def _moved(bench: Bench, checkout: Path, template: Path, name: str, count: int) -> Moved:
-    """Make all repositories, have a checkout's producer publish their rows, and its member move them."""
+    """Create all repositories, have a checkout's producer publish their rows, and its consumer move them."""
     disks = bench.place / name
     roots = {node: disks / node.partition(":")[0] for node in NODES}
     names = moving(f"github.com/team-{number % 50}/{number}" for number in range(2 * count))[:count]
@@ -96,12 +96,12 @@ def _moved(bench: Bench, checkout: Path, template: Path, name: str, count: int) 
         add_rows(connection, {each: md5_home(each, NODES) for each in names})
     file = bench.kept_private(f"moves-{name}.toml", tomli_w.dumps(_settings(bench, checkout, dsn, roots, name)))
     producer = _started(bench, checkout, name, file, "produce", "main")
-    member = None
+    consumer = None
     try:
-        member = _started(bench, checkout, name, file, "consume", "rehash_moves")
-        return _timed(bench, dsn, member, producer, count)
+        consumer = _started(bench, checkout, name, file, "consume", "rehash_moves")
+        return _timed(bench, dsn, consumer, producer, count)
     finally:
-        for process in filter(None, (member, producer)):
+        for process in filter(None, (consumer, producer)):
             process.stop(signal.SIGTERM, _STOP_SECONDS)
         with bench.sql(dsn) as connection:
             mine = psycopg.sql.SQL(_SLOTS).format(psycopg.sql.Literal(connection.info.dbname))
@@ -110,7 +110,7 @@ def _moved(bench: Bench, checkout: Path, template: Path, name: str, count: int) 
 
 
 def _settings(bench: Bench, checkout: Path, dsn: str, roots: dict[str, Path], name: str) -> dict[str, Any]:
-    known = next((checkout / "infra").rglob("gitserver*.py")).read_text(encoding="utf-8")  # also of an earlier layout
+    known = next((checkout / "infra").rglob("gitserver*.py")).read_text("utf-8")  # also in older layouts
     for root in roots.values():
         root.mkdir(parents=True, exist_ok=True)
     return {
@@ -128,7 +128,7 @@ def _settings(bench: Bench, checkout: Path, dsn: str, roots: dict[str, Path], na
             "refresh_seconds": 0.25,
             "grace_seconds": 1.0,
             "roots": {node: str(root) for node, root in roots.items()},
-            # A checkout of before November 2026 has no such setting.
+            # A checkout from before November 2026 has no such setting.
             **({"wrong_shard_deletion": "off"} if "wrong_shard_deletion" in known else {}),
         },
     }
@@ -140,10 +140,10 @@ def _started(bench: Bench, checkout: Path, name: str, file: Path, *words: str) -
     return bench.stack.keeper.start(command, log=bench.place / f"{words[0]}-{name}.log", cwd=checkout)
 
 
-def _timed(bench: Bench, dsn: str, member: Guarded, producer: Guarded, count: int) -> Moved:
+def _timed(bench: Bench, dsn: str, consumer: Guarded, producer: Guarded, count: int) -> Moved:
     began: float | None = None
     with bench.sql(dsn) as connection:
-        for _ in bench.watched("the moves", member, producer, every=0.05):
+        for _ in bench.watched("the moves", consumer, producer, every=0.05):
             if connection.execute(_THERE).fetchone() != (True,):
                 continue
             row = connection.execute(_DONE).fetchone()
@@ -152,5 +152,5 @@ def _timed(bench: Bench, dsn: str, member: Guarded, producer: Guarded, count: in
             if began is None and noted:
                 began = time.monotonic()
             if began is not None and settled == count and finished == PARTITIONS:
-                return Moved(time.monotonic() - began, cpu_seconds(member.pid))
-    raise HeadraceError("the moves never came to an end", remedy="")
+                return Moved(time.monotonic() - began, cpu_seconds(consumer.pid))
+    raise HeadraceError("the moves did not finish", remedy="")

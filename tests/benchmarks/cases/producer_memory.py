@@ -1,4 +1,4 @@
-"""The most memory that a producer ever holds: copying, catching up, ten times the rows, one huge transaction."""
+"""A producer's peak memory: snapshot, catching up, ten times the rows, one huge transaction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SELECT 1, 'image-' || i, 'import_done' FROM generate_series(1, %s) i
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Compare what the other benchmarks saw, and add a transaction of twice the rows."""
+    """Compare the memory seen by the other benchmarks, and add a transaction of twice the rows."""
     whole = median(run.peak for run in snapshot_runs(bench, bench.rows))
     tenth = median(run.peak for run in snapshot_runs(bench, max(1000, bench.rows // 10)))
     rounds = catch_up_rounds(bench)
@@ -32,7 +32,9 @@ def figures(bench: Bench) -> Iterator[Figure]:
     yield Figure("producer memory, snapshot of 10x the rows", whole / tenth, "x", target=_SAME, smaller=True)
     yield Figure("producer memory, catch_up", stream, "MB", peer=debezium, target=_LIMIT, smaller=True)
     yield Figure("producer memory, one huge transaction", huge, "MB", target=_LIMIT, smaller=True)
-    yield Figure("producer memory, huge transaction beside catch_up", huge / stream, "x", target=_SAME, smaller=True)
+    yield Figure(
+        "producer memory, huge transaction compared with catch_up", huge / stream, "x", target=_SAME, smaller=True
+    )
 
 
 def _huge_runs(bench: Bench) -> list[Run]:

@@ -1,4 +1,4 @@
-"""Reading a whole topic again where no row needs a change: events a second of one process."""
+"""Replaying a whole topic in which no row needs a change: events per second of one process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.benchmarks.replays import replay_runs
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Measure one member on the topic of the snapshot."""
+    """Measure one consumer on the snapshot's topic."""
     runs = replay_runs(bench, bench.rows)
     rate = median(run.rate for run in runs)
     yield Figure("replay", rate, "events/s", target=Target(at_least=250_000))
-    yield Figure("replay, from the process's start", median(run.events / run.seconds for run in runs), "events/s")
+    yield Figure("replay, from process start", median(run.events / run.seconds for run in runs), "events/s")

@@ -1,7 +1,7 @@
-"""Resetting a third of the rows: the migration beside the loop of seed 003, and the share of one single UPDATE.
+"""Resetting a third of the rows: the migration compared with the loop of seed 003, and with a single UPDATE.
 
-The loop is the seed's: batches of 10,000 rows that need it, each in sub-batches of 100 by key range, every sub-batch
-a transaction. All sides reset the same rows, which are put back in between.
+The loop is the seed's: batches of 10,000 rows that need it, each in sub-batches of 100 by key range, every sub-batch a
+transaction. All sides reset the same rows, which are restored in between.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNIT: Final = "rows/s"
 _BATCH: Final = 10_000
 _SUB_BATCH: Final = 100
 _LAST: Final = 1 << 62
-"""An id behind every other."""
+"""An id after every other."""
 
 _SKIPPED: Final = "migration_state = 'import_skipped' AND migration_skipped_reason = 2"
 _SKIP: Final = f"UPDATE {TABLE} SET migration_state = 'import_skipped', migration_skipped_reason = 2 WHERE id % 3 = 0"
@@ -37,16 +37,16 @@ def figures(bench: Bench) -> Iterator[Figure]:
     loops = bench.repeated("resets by the seed's loop", lambda _: _looped(bench, site), "{:,.0f} rows/s".format)
     single = bench.repeated("resets by one UPDATE", lambda _: _single(bench, site), "{:,.0f} rows/s".format)
     rate = median(run.applied / run.seconds for run in ours)
-    # The migration reads every row's event to find its third; `rate` counts the rows that it resets.
+    # The migration reads every row's event to find the third; `rate` counts the rows that it resets.
     steady = median(run.rate * run.applied / run.events for run in ours)
     yield Figure("resets", steady, UNIT, peer=median(loops), target=Target(at_least=1.5, ratio=True))
-    yield Figure("resets, from the process's start", rate, UNIT, peer=median(loops))
+    yield Figure("resets, from process start", rate, UNIT, peer=median(loops))
     yield Figure("resets, share of one UPDATE", steady, UNIT, peer=median(single))
     yield Figure("resets, memory", median(run.peak for run in ours), "MB", target=Target(at_most=200), smaller=True)
 
 
 def resets_site(bench: Bench) -> Site:
-    """Return a database with a third of its rows skipped, and their events in a topic; made once."""
+    """Return a database with a third of its rows skipped, and their events in a topic; created once."""
 
     def make() -> Site:
         site = Site(bench, bench.database("resets", bench.rows), "resets")
@@ -59,7 +59,7 @@ def resets_site(bench: Bench) -> Site:
 
 
 def restore(bench: Bench, site: Site) -> None:
-    """Put the rows back as they were before the resets."""
+    """Restore the rows to their state before the resets."""
     with bench.sql(site.dsn) as connection:
         connection.execute(_SKIP)
         connection.execute(f"VACUUM (FREEZE, ANALYZE) {TABLE}")
@@ -100,7 +100,7 @@ def _sub_batches(connection: psycopg.Connection[Any], start: int, end: int) -> i
 
 
 def _nth(connection: psycopg.Connection[Any], start: int, end: int, offset: int) -> int | None:
-    """Return the id of the row that many places behind the first one to reset in [start, end)."""
+    """Return the id of the row `offset` places after the first one to reset in [start, end)."""
     row = connection.execute(_FIRST, (start, end, offset)).fetchone()
     return None if row is None else int(row[0])
 

@@ -1,6 +1,6 @@
-"""Where the time of `resets` goes: one member in this process, with its stages timed, and its UPDATEs alone.
+"""Profiles `resets`: one consumer in this process with its stages timed, and its UPDATEs alone.
 
-The UPDATEs are of the same rows in the same transactions, without Kafka, fence or ledger: what the database can do.
+The UPDATEs change the same rows in the same transactions, without Kafka, fence or ledger: the database's own limit.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from tests.benchmarks.figures import Figure
 from tests.benchmarks.ledger import replay_if_run
 
 _WITHIN: Final = ("fence", "update", "ledger")
-"""Stages of a transaction; what is left of it is its begin and commit."""
+"""A transaction's stages; the rest of it is begin and commit."""
 
 
 @dataclass
 class Profile:
-    """Seconds of each stage, by the clock and of its thread's processor time; `keys` are each UPDATE's."""
+    """Seconds of each stage, by the clock and in its thread's processor time; `keys` are each UPDATE's."""
 
     wall: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     cpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     keys: list[list[Any]] = field(default_factory=list)
     first: float = 0.0
-    """When the first transaction was over, in seconds of the monotonic clock."""
+    """When the first transaction ended, in seconds of the monotonic clock."""
     last: float = 0.0
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add what the block takes to a stage."""
+        """Add the block's time to a stage."""
         wall, cpu = time.monotonic(), time.thread_time()
         try:
             yield
@@ -59,7 +59,7 @@ class Profile:
             self.calls[name] += 1
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that does the same as a stage."""
+        """Return a function that does the same, timed as a stage."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
             with self.stage(name):
@@ -68,7 +68,7 @@ class Profile:
         return call
 
     def planned(self, plan: Callable[..., Iterator[SubBatch]]) -> Callable[..., Iterator[SubBatch]]:
-        """Return a generator that does the same, each of its items a stage."""
+        """Return a generator that does the same, with each item timed as a stage."""
 
         def items(*arguments: Any) -> Iterator[SubBatch]:
             made = plan(*arguments)
@@ -82,7 +82,7 @@ class Profile:
         return items
 
     def applied(self, apply: Callable[..., None]) -> Callable[..., None]:
-        """Return a function that does the same transaction as a stage, noting when it ended."""
+        """Return a function that does the same transaction, timed as a stage, and records when it ended."""
 
         def transaction(runtime: Consumer, sub_batch: SubBatch) -> None:
             with self.stage("transaction"):
@@ -93,7 +93,7 @@ class Profile:
         return transaction
 
     def updated(self, apply: Callable[..., int]) -> Callable[..., int]:
-        """Return a function that does the same update as a stage, noting its keys."""
+        """Return a function that does the same update, timed as a stage, and records its keys."""
 
         def update(migration: SkipResets, cursor: Cursor, changes: Sequence[Change]) -> int:
             self.keys.append([change.key for change in changes])
@@ -104,13 +104,13 @@ class Profile:
 
     @property
     def rate(self) -> float:
-        """Rows a second from the end of the first transaction to that of the last."""
+        """Rows per second from the end of the first transaction to that of the last."""
         return sum(map(len, self.keys[1:])) / (self.last - self.first)
 
     def __str__(self) -> str:
         names = ("poll", "plan", "transaction", *_WITHIN)
         lines = [
-            f"    {name:20}{self.wall[name]:6.2f} s, of the processor {self.cpu[name]:5.2f} s, {self.calls[name]} times"
+            f"    {name:20}{self.wall[name]:6.2f} s, CPU {self.cpu[name]:5.2f} s, {self.calls[name]} times"
             for name in names
         ]
         around = self.wall["transaction"] - sum(self.wall[name] for name in _WITHIN)
@@ -120,9 +120,9 @@ class Profile:
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Run the member, and then its UPDATEs alone."""
+    """Run the consumer, and then its UPDATEs alone."""
     site = resets_site(bench)
-    profiles = bench.repeated("a member's stages", lambda _: _profiled(bench, site), str)
+    profiles = bench.repeated("a consumer's stages", lambda _: _profiled(bench, site), str)
     alone = bench.repeated(
         "its UPDATEs alone", lambda run: _alone(bench, site, profiles[run].keys), "{:,.0f} rows/s".format
     )
@@ -154,11 +154,11 @@ def _profiled(bench: Bench, site: Site) -> Profile:
 
 
 def _alone(bench: Bench, site: Site, keys: list[list[Any]]) -> float:
-    """Return the rows a second of the same transactions, the first left out as the member's is."""
+    """Return the rows per second of the same transactions, without the first, as for the consumer."""
     migration = SkipResets(SkipResetsOptions())
     changes = [[Change(key) for key in part] for part in keys]
     with bench.sql(site.dsn) as connection:
-        connection.execute("SET synchronous_commit = off")  # as a member's connection has it
+        connection.execute("SET synchronous_commit = off")  # as in a consumer's connection
         began = 0.0
         for part in changes:
             with connection.transaction(), connection.cursor() as cursor:

@@ -1,7 +1,7 @@
-"""How much log the source holds back: beside a consumer that reads nothing, while idle, and under a heavy load.
+"""WAL retained by the source: with a stalled consumer, while idle, and under heavy load.
 
-The bound is `databases.<name>.snapshot.max_retained_wal_mb` of the settings, half of the default here. Each goes on
-until three times as much is written: to the captured table at 20,000 rows a second, to another database as fast as one
+The bound is the setting `databases.<name>.snapshot.max_retained_wal_mb`, half of the default here. Each case runs until
+three times as much is written: to the captured table at 20,000 rows a second, to another database as fast as one
 connection can.
 """
 
@@ -32,7 +32,7 @@ _OTHERS: Final = 20_000
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Measure each once: the most of some hundred looks counts."""
+    """Measure each once: the maximum over some hundred samples counts."""
     dsn = bench.database("retained", bench.rows)
     scenarios: dict[str, Callable[[Bench, Site, int], Retained]] = {
         "a stalled consumer": _stalled,
@@ -45,16 +45,16 @@ def figures(bench: Bench) -> Iterator[Figure]:
             found = scenario(bench, site, bench.rows)
         finally:
             site.drop()
-        bench.say(f"retained log, {name}: {found}")
+        bench.say(f"retained WAL, {name}: {found}")
         yield Figure(
-            f"retained log, {name}",
+            f"retained WAL, {name}",
             found.most / 2**20,
             "MiB",
             peer=_BOUND,
             target=Target(at_most=_BOUND),
             smaller=True,
         )
-        yield Figure(f"retained log, {name}: written", found.written / 2**20, "MiB")
+        yield Figure(f"retained WAL, {name}: written", found.written / 2**20, "MiB")
 
 
 def _bounded(site: Site) -> Site:
@@ -73,7 +73,7 @@ def _change(connection: psycopg.Connection[Any], number: int, *, rows: int) -> N
 
 
 def _stalled(bench: Bench, site: Site, rows: int) -> Retained:
-    """Updates of the captured table, and a consumer of its topic that reads one record and no more."""
+    """Update the captured table, with a consumer of its topic that reads one record and then stops."""
     with ExitStack() as opened:
         watch = opened.enter_context(PositionsWatch(site))
         process = opened.enter_context(producing(site))
@@ -89,7 +89,7 @@ def _stalled(bench: Bench, site: Site, rows: int) -> Retained:
 
 
 def _idle(bench: Bench, site: Site, rows: int) -> Retained:
-    """Nothing is written to the captured database, and much to another one of the same server."""
+    """Write nothing to the captured database, and much to another one on the same server."""
     del rows
     other = bench.database("retained_other", _OTHERS)
     with ExitStack() as opened:
@@ -103,7 +103,7 @@ def _idle(bench: Bench, site: Site, rows: int) -> Retained:
 
 
 def _snapshot(bench: Bench, site: Site, rows: int) -> Retained:
-    """The table is copied while its rows are updated, and followed for a while behind that."""
+    """Snapshot the table while its rows are updated, and stream it for a while afterwards."""
     with ExitStack() as opened:
         watch = opened.enter_context(PositionsWatch(site))
         opened.enter_context(Load(site.dsn, partial(_change, rows=rows), _TRANSACTIONS_A_SECOND))

@@ -1,4 +1,4 @@
-"""Copying a whole table: rows a second into committed Kafka, beside Debezium and plain COPY."""
+"""Copying a whole table: rows per second committed to Kafka, compared with Debezium and plain COPY."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNIT: Final = "rows/s"
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Measure headrace, Debezium and COPY one after the other on the same table."""
+    """Measure headrace, Debezium and COPY one after another on the same table."""
     ours = snapshot_runs(bench, bench.rows)
     site = snapshot_site(bench, bench.rows)
     theirs = peer_runs(bench, site) if has_debezium(bench) else []
@@ -33,7 +33,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
         target=Target(at_least=5, ratio=True),
     )
     yield Figure(
-        "snapshot, from the process's start",
+        "snapshot, from process start",
         median(run.rate_from_start for run in ours),
         _UNIT,
         peer=median_or_none(run.rate_from_start for run in theirs),
@@ -56,7 +56,7 @@ def peer_runs(bench: Bench, site: Site) -> list[Run]:
 
 
 def copy_rate(bench: Bench, site: Site) -> float:
-    """Return the rows a second of a COPY whose rows are read and thrown away."""
+    """Return the rows per second of a COPY whose rows are read and discarded."""
     with bench.sql(site.dsn) as connection:
         began = time.monotonic()
         result = connection.pgconn.exec_(f"COPY {TABLE} TO STDOUT".encode())

@@ -1,4 +1,4 @@
-"""`headrace verify --rows`: five records that are wrong are found among all, beside the copying of the same rows."""
+"""`headrace verify --rows`: finds five wrong records among all, compared with copying the same rows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def _spoil(site: Site) -> dict[str, set[int]]:
-    """Put five wrong records into the topic; return which keys have to be found, by what is wrong with them."""
+    """Put five wrong records into the topic; return the keys that have to be found, by kind of difference."""
     known: list[tuple[bytes, bytes, int]] = []
     with closing(clients.consumer(site.settings.kafka, f"{site.prefix}.spoiling")) as reader:
         partitions = reader.list_topics(site.topic).topics[site.topic].partitions
@@ -99,8 +99,8 @@ def _verified(site: Site, wrong: dict[str, set[int]]) -> Verified:
         time.sleep(0.02)
     seconds = time.monotonic() - began
     lines = process.log.read_text(encoding="utf-8").splitlines()
-    (found,) = json.loads(next(line for line in lines if line.startswith("[")))  # the log of its work is around it
-    told = {kind: {one["id"] for one in found[kind]} for kind in wrong}
-    if told != wrong:
-        raise HeadraceError(f"verify found {told}, where {wrong} is wrong", remedy="")
+    (found,) = json.loads(next(line for line in lines if line.startswith("[")))  # surrounded by log lines
+    reported = {kind: {one["id"] for one in found[kind]} for kind in wrong}
+    if reported != wrong:
+        raise HeadraceError(f"verify found {reported}, but {wrong} is wrong", remedy="")
     return Verified(seconds, peak)

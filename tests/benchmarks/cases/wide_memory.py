@@ -1,4 +1,4 @@
-"""The most memory that a producer holds while it copies wide rows: some hundred MB of each width, up to the largest."""
+"""A producer's peak memory while it copies wide rows: some hundred MB of each width, up to the largest."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _WIDTHS: Final = {
     "1 MB": (1_000_000, 300),
     "100 MB": (100_000_000, 3),
 }
-"""Name → bytes of a row, and rows."""
+"""Name → bytes per row, and number of rows."""
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Measure each width, also against rows as narrow as the other benchmarks have them."""
+    """Measure each width, also compared with the narrow rows of the other benchmarks."""
     narrow = median(run.peak for run in snapshot_runs(bench, max(1000, bench.rows // 10)))
     for name, (size, rows) in _WIDTHS.items():
         peak = median(run.peak for run in _runs(bench, name, size, rows))
         yield Figure(f"producer memory, rows of {name}", peak, "MB", target=Target(at_most=300), smaller=True)
-        yield Figure(f"producer memory, rows of {name} beside narrow ones", peak / narrow, "x", smaller=True)
+        yield Figure(f"producer memory, rows of {name} compared with narrow ones", peak / narrow, "x", smaller=True)
 
 
 def _runs(bench: Bench, name: str, size: int, rows: int) -> list[Run]:
@@ -33,7 +33,7 @@ def _runs(bench: Bench, name: str, size: int, rows: int) -> list[Run]:
     with bench.sql(dsn) as connection:
         connection.execute(
             f"ALTER TABLE {TABLE} DROP CONSTRAINT IF EXISTS check_migration_plan"
-        )  # at most 255 characters
+        )  # the check allows 255 characters at most
         connection.execute(f"UPDATE {TABLE} SET migration_plan = repeat(md5(id::text), %s)", (size // 32,))
 
     def run(number: int) -> Run:

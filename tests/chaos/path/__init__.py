@@ -1,6 +1,6 @@
-"""One harness for the whole path, from the application's commit to the effect of a migration: `make chaos`.
+"""The chaos harness for the whole path, from the application's commit to a migration's effect: `make chaos`.
 
 `python -m tests.chaos.path` plays rounds: a random application writes while everything on the path is killed, frozen,
-restarted, cut off, slowed. Afterwards the history checker (`checker.py`) decides from what was logged on the way
+restarted, cut off and slowed. Afterwards the history checker (`checker.py`) decides from what was logged on the way
 whether a promise was broken.
 """

@@ -1,6 +1,6 @@
-"""`python -m tests.chaos.path`: rounds of the whole path; a broken promise ends them with exit code 1.
+"""`python -m tests.chaos.path`: plays rounds of the whole path; a broken promise ends them with exit code 1.
 
-With `--planted`, each violation in turn is planted in headrace's processes, and has to be found within a minute.
+With `--planted`, violations are planted in headrace's processes one by one; each has to be found within a minute.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.chaos.path.world import World
 
 
 def play_one(seed: int, seconds: float, brokers: int) -> Story:
-    """Play one round in a world of its own."""
+    """Play one round in a separate world."""
     world = World(seed, brokers=brokers)
     try:
         world.produce()
@@ -43,37 +43,37 @@ def play_one(seed: int, seconds: float, brokers: int) -> Story:
 def main() -> int:
     faulthandler.enable()
     log.configure(level="error")
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # a session that lost its server is no news here
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # lost sessions are expected here
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos.path", description=__doc__)
-    arguments.add_argument("--minutes", type=float, default=10.0, help="how long a round is")
-    arguments.add_argument("--rounds", type=int, default=1, help="how many rounds, each with the next seed")
-    arguments.add_argument("--seed", type=int, default=None, help="the first round's")
+    arguments.add_argument("--minutes", type=float, default=10.0, help="length of a round")
+    arguments.add_argument("--rounds", type=int, default=1, help="number of rounds, each with the next seed")
+    arguments.add_argument("--seed", type=int, default=None, help="seed of the first round")
     arguments.add_argument("--brokers", type=int, default=3)
     arguments.add_argument(
         "--planted",
         choices=("all", *VIOLATIONS),
         action="append",
-        help="plant a violation instead of playing, and catch it; all: one after another",
+        help="plant a violation and find it, instead of playing; all: one after another",
     )
-    arguments.add_argument("--results", type=Path, default=None, help="add what happened to a file, a line a round")
-    arguments.add_argument("--report", action="store_true", help=f"write {reliability.PAGE} from --results, and end")
+    arguments.add_argument("--results", type=Path, default=None, help="append each round's results to this file")
+    arguments.add_argument("--report", action="store_true", help=f"write {reliability.PAGE} from --results, and exit")
     chosen = arguments.parse_args()
     if chosen.report:
         reliability.write(chosen.results)
         return 0
     if (lacking := missing()) is not None:
-        print(f"no packet is dropped or delayed: {lacking}", file=sys.stderr)
+        print(f"packet faults are skipped: {lacking}", file=sys.stderr)
     seed = chosen.seed if chosen.seed is not None else random.randrange(100_000)
     if chosen.planted:
         violations = list(VIOLATIONS) if "all" in chosen.planted else chosen.planted
         return catch_all(violations, seed, chosen.brokers, chosen.results)
     for number in range(seed, seed + chosen.rounds):
         began = time.monotonic()
-        again = f"again with: make chaos SEED={number} MINUTES={chosen.minutes:g}"
-        # In a thread of its own: it enters a namespace for good.
+        again = f"repeat with: make chaos SEED={number} MINUTES={chosen.minutes:g}"
+        # In a separate thread, which stays in the namespace it enters.
         story = _in_a_thread(number, 60 * chosen.minutes, chosen.brokers)
         if story is None:
-            print(f"seed {number} came to no end; {again}", file=sys.stderr)
+            print(f"seed {number} did not finish; {again}", file=sys.stderr)
             return 1
         tried = {f"{role} {kind}": count for (kind, role), count in sorted(story.tried.items())}
         print(f"seed {number}: {len(story.faults)} faults in {time.monotonic() - began:.0f} s: {tried}", flush=True)
@@ -83,7 +83,7 @@ def main() -> int:
         if story.verdict is not None:
             print(f"seed {number}: {story.verdict}\n{again}", file=sys.stderr)
             return 1
-    print("every promise was kept")
+    print("no promise was broken")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The application: sessions that write at random and keep their own log of what became of each transaction.
+"""The application: sessions that write at random and log the outcome of each transaction.
 
-Inserts, updates, deletes, changed keys, truncates, savepoints, large transactions, changes of the table's form. Some
-sessions wait at each commit for the synchronous standby, whether it is there or not. A session that loses its server
-connects again for as long as it takes.
+They insert, update and delete rows, change keys, truncate, use savepoints and large transactions, and alter the table.
+Some sessions wait at each commit for the synchronous standby, whether it is running or not. A session that loses its
+server reconnects until it succeeds.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ _LARGE: Final = (
 )
 _LARGE_DELETE: Final = "DELETE FROM public.container_repositories WHERE id BETWEEN %(first)s AND %(last)s"
 _KINDS: Final = {_UPSERT: 40, _UPDATE: 20, _TOUCH: 15, _DELETE: 15, _REKEY: 10}
-"""Statement → how often, of a hundred."""
+"""Statement → percentage."""
 
 
 class Application:
-    """Sessions that write until `stop`; `log` has each transaction's name and what became of it."""
+    """Sessions that write until `stop`; `log` has each transaction's name and outcome."""
 
     def __init__(self, dsn: str, seed: int, *, rate: float, label: str = "") -> None:
-        """`rate` is transactions in a second, by all sessions together; their names begin with `label`."""
+        """`rate` is transactions per second over all sessions; their names start with `label`."""
         self.log: dict[str, Outcome] = {}
         self.counts: Counter[str] = Counter()
         self.error: BaseException | None = None
         self.longest_commit = 0.0
         self.forms = 0
-        """How often the table's form was to be changed: its rows may be read again each time."""
+        """Number of attempts to alter the table; each may re-snapshot its rows."""
         self._dsn = dsn
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class Application:
             self._start(session)
 
     def change_forms(self) -> None:
-        """Begin to change the table's form, and to truncate it: while it is copied a truncate copies it once more."""
+        """Start altering and truncating the table: a truncate during the snapshot restarts it."""
         self._start(self._forms)
 
     @property
@@ -89,12 +89,12 @@ class Application:
         return self._stop
 
     def connect(self, mode: str) -> psycopg.Connection[Any]:
-        """Open a session whose commits wait for the standby, or do not."""
+        """Open a session whose commits wait for the standby, or do not, according to `mode`."""
         options = f"-c synchronous_commit={mode} -c lock_timeout={_LOCK_MS} -c deadlock_timeout=200"
         return psycopg.connect(self._dsn, application_name=f"application {mode}", options=options, connect_timeout=5)
 
     def note(self, name: str, outcome: Outcome, kind: str, seconds: float = 0.0) -> None:
-        """Write down what became of a transaction."""
+        """Log a transaction's outcome."""
         with self._lock:
             self.log[name] = outcome
             self.counts[outcome.value] += 1
@@ -103,20 +103,20 @@ class Application:
                 self.longest_commit = max(self.longest_commit, seconds)
 
     def check(self) -> None:
-        """Raise what ended a session."""
+        """Raise the error that ended a session, if any."""
         if self.error is not None:
             raise self.error
 
     def stop(self) -> None:
-        """Have no session begin another transaction."""
+        """Have no session start another transaction."""
         self._stop.set()
 
     def join(self) -> None:
-        """Wait until each session has its last answer; raises what ended one."""
+        """Wait until each session has its last answer; raise the error that ended one, if any."""
         self._stop.set()
         for thread in self._threads:
             thread.join(120)
-            assert not thread.is_alive(), f"{thread.name} has no answer"
+            assert not thread.is_alive(), f"{thread.name} got no answer"
         self.check()
 
     def _start(self, session: _Session) -> None:
@@ -133,7 +133,7 @@ class Application:
 
 
 class _Session:
-    """One session, over as many connections as it takes."""
+    """One session, over any number of connections."""
 
     def __init__(self, owner: Application, name: str, mode: str, draw: random.Random, pause: float) -> None:
         self.name = name
@@ -147,7 +147,7 @@ class _Session:
         """Write until the application stops."""
         stopping = self._owner.stopping
         while not stopping.is_set():
-            # Whatever a server's end does to a session, it begins again.
+            # Whatever a server's failure does to a session, it restarts.
             with contextlib.suppress(psycopg.Error), self._owner.connect(self._mode) as connection:
                 while not stopping.wait(self.draw.expovariate(1 / self._pause)):
                     self._transaction(connection)
@@ -161,7 +161,7 @@ class _Session:
             connection.execute("INSERT INTO history.transactions VALUES (%s)", (name,))
             kind = self.write(connection, name)
         except psycopg.Error:
-            # Its commit was never sent.
+            # The commit was never sent.
             self._owner.note(name, Outcome.ROLLED_BACK, kind)
             connection.rollback()
             return
@@ -178,7 +178,7 @@ class _Session:
         self._owner.note(name, Outcome.ACKNOWLEDGED, kind, time.monotonic() - began)
 
     def write(self, connection: psycopg.Connection[Any], name: str) -> str:
-        """Do the writes of a transaction; return what kind it is."""
+        """Execute a transaction's writes; return its kind."""
         draw = self.draw
         if draw.random() < 0.01:
             first = draw.randrange(*_LARGE_KEYS)
@@ -187,7 +187,7 @@ class _Session:
             connection.execute(statement.encode(), values)
             return "large"
         kinds, weights = list(_KINDS), list(_KINDS.values())
-        # In the order of the keys, mostly: a deadlock now and then is a rollback like another.
+        # Mostly in key order: an occasional deadlock is just another rollback.
         keys = [draw.randrange(KEYS) for _ in range(draw.choice((1, 1, 1, 2, 4)))]
         for number, key in enumerate(sorted(keys) if draw.random() < 0.9 else keys):
             (statement,) = draw.choices(kinds, weights)
@@ -204,15 +204,24 @@ class _Session:
 
 
 class _Forms(_Session):
-    """The session that changes the table's form now and then, and truncates it."""
+    """The session that alters and truncates the table from time to time."""
+
+    def __init__(self, owner: Application, name: str, mode: str, draw: random.Random, pause: float) -> None:
+        super().__init__(owner, name, mode, draw, pause)
+        self._altered = False
+        self._after: tuple[str] | None = None
+        """The WAL position after the last alteration, until the slot has confirmed it."""
 
     def write(self, connection: psycopg.Connection[Any], name: str) -> str:
-        """Change the form, or truncate; return which."""
+        """Alter or truncate the table; return which."""
         draw = self.draw
         kind = draw.random()
         if kind < 0.25:
             connection.execute("TRUNCATE public.container_repositories")
             return "truncate"
+        if not self._slot_is_after_last_alteration(connection):
+            connection.execute(_UPSERT.encode(), {"key": draw.randrange(KEYS), **self._state(name)})
+            return "small"
         columns = [
             column
             for (column,) in connection.execute(
@@ -220,8 +229,10 @@ class _Forms(_Session):
                 " AND attname LIKE 'extra%' AND NOT attisdropped"
             )
         ]
-        # A row of each form: of a column gone and another come at once nobody could tell that it was no rename.
+        # A row between alterations: a column dropped and another added at once could also be a rename. So could they be
+        # if a producer starts with a catalog that is ahead of its stream by both.
         self._owner.forms += 1
+        self._altered = True
         if columns and kind < 0.5:
             connection.execute(f"ALTER TABLE public.container_repositories DROP COLUMN {draw.choice(columns)}".encode())
         elif kind < 0.75:
@@ -234,10 +245,21 @@ class _Forms(_Session):
         connection.execute(_UPSERT.encode(), {"key": draw.randrange(KEYS), **self._state(name)})
         return "form"
 
+    def _slot_is_after_last_alteration(self, connection: psycopg.Connection[Any]) -> bool:
+        if self._altered:
+            # After the transaction of the alteration, whatever became of it.
+            self._after, self._altered = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone(), False
+        if self._after is None:
+            return True
+        passed = "SELECT coalesce(bool_and(confirmed_flush_lsn >= %s), false) FROM pg_replication_slots"
+        if connection.execute(passed + " WHERE slot_type = 'logical'", self._after).fetchone() == (True,):
+            self._after = None
+        return self._after is None
+
 
 @contextlib.contextmanager
 def _savepoint(connection: psycopg.Connection[Any], draw: random.Random) -> Iterator[bool]:
-    """Give whether what is done inside is to be undone, in a savepoint then; some others are in one too."""
+    """Yield whether to roll the block back, to a savepoint in that case; some other blocks use a savepoint too."""
     kind = draw.random()
     if kind > 0.3:
         yield False

@@ -1,7 +1,7 @@
-"""From the topic to the effect: what a migration wants applied exactly once, by the owner, in the ledger's transaction.
+"""Checks from the topic to the effect: each effect exactly once, by the owner, in the ledger's transaction.
 
-Both migrations are judged by what lies between two writes of a row, not by how it ended: what a later event repaired
-was broken all the same.
+Both migrations are judged by what happened between two writes of a row, not by the end state: a row that a later event
+repaired was broken all the same.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NO_EFFECT = (TOMBSTONE, TRUNCATE)
 
 
 def find_faults(evidence: Evidence) -> Iterator[Fault]:
-    """Yield what is wrong with the effects of both migrations."""
+    """Yield the faults in the effects of both migrations."""
     yield from copies(evidence)
     yield from resets(evidence)
 
 
 def copies(evidence: Evidence) -> Iterator[Fault]:
-    """Yield events that chaos_copies did not apply exactly once, in order, and in the transaction that passed them."""
+    """Yield events that chaos_copies did not apply exactly once, in order, in the transaction that passed them."""
     done: dict[int, list[Effect]] = defaultdict(list)
     for effect in evidence.effects:
         done[effect.key].append(effect)
@@ -57,7 +57,7 @@ def _row_of_copies(evidence: Evidence, key: int, events: Sequence[Event], effect
     reached = -1
     for effect in effects:
         if not waiting[effect.identity]:
-            kind = "applied twice" if effect.identity in known else "applied, and not in the topic"
+            kind = "applied twice" if effect.identity in known else "applied but not in the topic"
             yield Fault(kind, f"row {key}, {_event_of(effect)}, by transaction {effect.xid}", key)
             continue
         event = waiting[effect.identity].pop(0)
@@ -71,16 +71,16 @@ def _row_of_copies(evidence: Evidence, key: int, events: Sequence[Event], effect
     for left in waiting.values():
         for event in left:
             if (passed := evidence.passed(COPIES, event)) is not None:
-                yield Fault("passed, and not applied", f"row {key}, {_at(event)}, by transaction {passed}", key)
+                yield Fault("passed but not applied", f"row {key}, {_at(event)}, by transaction {passed}", key)
             elif event.lsn <= evidence.settled:
                 yield Fault("never applied", f"row {key}, {_at(event)}", key)
 
 
 def resets(evidence: Evidence) -> Iterator[Fault]:
-    """Yield rows that skip_resets left as they were, or changed though nothing asked for it.
+    """Yield rows that skip_resets left unchanged, or changed without a request.
 
-    A row that is wanted stays so until its event is passed: by then the migration has changed it, in that transaction
-    or in the one that passed an earlier event of the row, or the application has overtaken it.
+    A wanted row stays wanted until its event is passed: by then the migration has changed it, in that transaction or in
+    the one that passed an earlier event of the row, or the application has overwritten it.
     """
     passing: dict[int, set[int]] = defaultdict(set)
     """Key → the transactions that passed an event that wants the row changed."""
@@ -114,24 +114,24 @@ def _reset(write: Write, passing: set[int], key: int) -> Iterator[Fault]:
 def _left_alone(
     evidence: Evidence, write: Write, after: Write | None, event: Event | None, key: int
 ) -> Iterator[Fault]:
-    """Yield it when the event of a wanted row was passed while the row was still wanted."""
-    if event is None:  # in a row that was read, or not published: another's business
+    """Yield a fault if the event of a wanted row was passed while the row was still wanted."""
+    if event is None:  # it is in a snapshot row, or unpublished, which another check reports
         if after is None and evidence.commit_of(write.xid) <= evidence.settled:
-            yield Fault("wanted, and never changed", f"row {key} since transaction {write.xid}", key)
+            yield Fault("wanted but never changed", f"row {key} since transaction {write.xid}", key)
         return
     passed = evidence.passed(RESETS, event)
     if passed is None:
         if after is None and event.lsn <= evidence.settled:
-            yield Fault("wanted, and never changed", f"row {key}, {_at(event)}", key)
+            yield Fault("wanted but never changed", f"row {key}, {_at(event)}", key)
     elif after is None or evidence.commit_of(passed) < evidence.commit_of(after.xid):
         until = "the end" if after is None else f"transaction {after.xid}, which came later"
-        what = f"row {key}, {_at(event)}, passed by {passed}: it stayed wanted until {until}"
+        what = f"row {key}, {_at(event)}, passed by {passed}: the row stayed wanted until {until}"
         yield Fault("passed while the row was wanted", what, key)
 
 
 def _rightful(evidence: Evidence, migration: str, effect: Effect | Write, key: int) -> Iterator[Fault]:
     if effect.name != evidence.name or effect.owner != evidence.name:
-        what = f"{migration} wrote row {key}: this is {effect.name}, the owner is {effect.owner}"
+        what = f"{migration} wrote row {key}: the database is {effect.name}, the owner {effect.owner}"
         yield Fault("written without ownership", what, key)
     if effect.paused:
         yield Fault("written while it was paused", f"{migration} wrote row {key} by transaction {effect.xid}", key)

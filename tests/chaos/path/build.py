@@ -1,7 +1,7 @@
-"""The harness's own test build of headrace: its commands with the harness's migration, in a network namespace, and with
-a violation planted where a run is to show that the checker finds it.
+"""The harness's test build of headrace: its commands with the harness's migrations, in a network namespace, and with a
+planted violation where a run has to show that the checker finds it.
 
-Each violation is a switch: a function that changes the code of the process that it is called in, and of no other.
+Each violation is a function that changes the code of the calling process only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 def prepare(namespace: str | None, violation: str | None) -> None:
-    """Make this process one of the test build; called in it before anything else."""
+    """Make this process part of the test build; called before anything else."""
     if namespace is not None:
         namespaces.enter(namespace)
     add_migrations()
@@ -30,7 +30,7 @@ def prepare(namespace: str | None, violation: str | None) -> None:
 
 
 def add_migrations() -> None:
-    """Have the harness's migrations found beside headrace's."""
+    """Make the harness's migrations available next to headrace's."""
     import consumers.migrations  # noqa: PLC0415
 
     if str(_MIGRATIONS) not in consumers.migrations.__path__:
@@ -38,7 +38,7 @@ def add_migrations() -> None:
 
 
 def _skip_an_event() -> None:
-    """The producer leaves out a change now and then."""
+    """The producer omits a change now and then."""
     from producers.publish.capture import Capture  # noqa: PLC0415
 
     add, numbers = Capture._add, itertools.count(1)
@@ -65,14 +65,14 @@ def _apply_twice() -> None:
 
 
 def _apply_before_visible() -> None:
-    """A consumer asks nothing about the transactions of its events."""
+    """A consumer does not check whether its events' transactions are visible."""
     from consumers.planning.planner import SubBatch  # noqa: PLC0415
 
     _replace(SubBatch, "waiting", lambda *_: {})
 
 
 def _commit_the_offset_early() -> None:
-    """A consumer commits in Kafka what it read, and applies it then."""
+    """A consumer commits what it read in Kafka before it applies it."""
     from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415
 
     from consumers.runtime.applying import Applying  # noqa: PLC0415
@@ -93,7 +93,7 @@ def _commit_the_offset_early() -> None:
 
 
 def _confirm_the_lsn_early() -> None:
-    """The producer lets the slot forget what it read, and publishes it a moment later."""
+    """The producer confirms the LSN of what it read to the slot a moment before it publishes it."""
     from producers.session.commits import Commits  # noqa: PLC0415
 
     commit = Commits.commit
@@ -107,7 +107,7 @@ def _confirm_the_lsn_early() -> None:
 
 
 def _ignore_the_fence() -> None:
-    """A consumer asks neither who owns the gitlab schema nor whether it is paused."""
+    """A consumer checks neither who owns the gitlab schema nor whether it is paused."""
     from consumers.ledger import fence  # noqa: PLC0415
     from consumers.ledger.progress import Ledger  # noqa: PLC0415
     from schemas.xid_snapshot import Hidden, Snapshot  # noqa: PLC0415
@@ -122,12 +122,12 @@ def _ignore_the_fence() -> None:
 
 
 def _lose_the_ledgers_last_commit() -> None:
-    """The ledger of a consumer that was killed is where it was a moment before."""
+    """The ledger of a killed consumer goes back to where it was a moment before."""
     from consumers.ledger.progress import Ledger  # noqa: PLC0415
 
     begin, starts = Ledger.begin, itertools.count()
 
-    def behind(self: Any, connection: Any) -> int:
+    def rewound(self: Any, connection: Any) -> int:
         run = begin(self, connection)
         if next(starts):
             return run
@@ -137,11 +137,11 @@ def _lose_the_ledgers_last_commit() -> None:
         )
         return run
 
-    _replace(Ledger, "begin", behind)
+    _replace(Ledger, "begin", rewound)
 
 
 def _repair_silently() -> None:
-    """skip_resets leaves out a row now and then, and mends all that it left out when it next comes by."""
+    """skip_resets omits a row now and then, and repairs all omitted rows in a later transaction."""
     from consumers.migrations.skip_resets import SkipResets  # noqa: PLC0415
 
     apply, numbers = SkipResets.apply, itertools.count(1)

@@ -1,7 +1,7 @@
-"""The history checker: decides from the evidence of a round whether a promise was broken.
+"""The history checker: decides from a round's evidence whether a promise was broken.
 
-Pure: it sees no server. What it looks for is in three modules: `published` (the application's commit to the topic),
-`applied` (the topic to the effect), `ledgers` (where everything stands).
+Pure: it talks to no server. Its checks are in three modules: `published` (the application's commit to the topic),
+`applied` (the topic to the effect), `ledgers` (ledgers, offsets and the slot).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _TOLD: Final = 3
 
 
 def find_faults(evidence: Evidence) -> Iterator[Fault]:
-    """Yield every promise that was broken."""
+    """Yield every broken promise."""
     yield from published.find_faults(evidence)
     yield from applied.find_faults(evidence)
     yield from ledgers.find_faults(evidence)
 
 
 def verdict(evidence: Evidence) -> str | None:
-    """Return what was broken, with the smallest history that shows it; None: every promise was kept."""
+    """Return what was broken, with the smallest history that shows it; None if nothing was."""
     faults = list(find_faults(evidence))
     if not faults:
         return None
@@ -42,7 +42,7 @@ def verdict(evidence: Evidence) -> str | None:
 
 
 def shrunk(evidence: Evidence, fault: Fault) -> Evidence:
-    """Return the smallest history of one row, a beginning left out, in which the same kind of promise is broken."""
+    """Return the smallest history of one row, from any start, in which the same kind of promise is broken."""
     small = _only(evidence, fault.key)
     if not _shows(small, fault):
         return evidence
@@ -71,14 +71,14 @@ def _only(evidence: Evidence, key: int | None) -> Evidence:
         ledger={},
         committed={},
         leads=(),
-        said=(),
+        reports=(),
     )
 
 
 def _without(evidence: Evidence, xid: int) -> Evidence:
-    """Return the history without a transaction's writes, their events, and the effects of these."""
+    """Return the history without a transaction's writes, their events, and those events' effects."""
     gone = {(event.key, event.identity) for event in evidence.events if event.xid == xid}
-    # A tombstone follows its delete, and so does what is left of it.
+    # A tombstone goes with its delete.
     places = {(event.partition, event.offset + 1) for event in evidence.events if event.xid == xid}
     return replace(
         evidence,
@@ -93,7 +93,7 @@ def _without(evidence: Evidence, xid: int) -> Evidence:
 
 
 def history_of(evidence: Evidence, key: int) -> Iterator[str]:
-    """Yield what happened to one row, a line each, in the order of the WAL as far as it is known."""
+    """Yield one row's history, a line per entry, in WAL order as far as it is known."""
     lines: list[tuple[Lsn, int, str]] = []
     passing: set[tuple[str, int]] = set()
     for write in evidence.writes.get(key, []):

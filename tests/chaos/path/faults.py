@@ -1,4 +1,4 @@
-"""What goes wrong: kinds of faults, and the threads that have them happen at random until they are told to stop."""
+"""Faults: their kinds, and the threads that inject them at random until stopped."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _OF_THE_NETWORK: Final = (CUT_OFF, LOSSY, SLOW)
 
 _WEIGHTS: Final = {PRODUCER: 5, CONSUMER: 6, BROKER: 4, PRIMARY: 2, STANDBY: 4, REGISTRY: 2}
 _SECONDS: Final = {PRODUCER: 5.0, CONSUMER: 5.0, BROKER: 4.0, PRIMARY: 2.5, STANDBY: 4.0, REGISTRY: 3.0}
-"""How long at most one lasts, by what it happens to."""
+"""Maximum duration of a fault, by role."""
 _PAUSE: Final = (0.05, 0.8)
 _RECOVERY_SECONDS: Final = 45.0
-"""A role is disturbed again after so long even where nothing moved since."""
+"""A role is disturbed again after this time even without progress."""
 
 
 class Happened(NamedTuple):
-    """A fault that was over at `ended`, in seconds since 1970."""
+    """A fault that was over at `ended`, in seconds since the epoch."""
 
     kind: str
     role: str
@@ -40,11 +40,11 @@ class Happened(NamedTuple):
 
 
 class Faults:
-    """Has faults happen, `threads` at a time, from `start` to `stop`; `happened` has them all.
+    """Injects faults, `threads` at a time, from `start` to `stop`; `happened` lists them.
 
-    At most one of each role is disturbed at a time, but for the consumers, so that two brokers of three are there at
-    every instant. None is again before `progress` returned something else than after its last fault: what only ever
-    starts shows nothing. On a slow machine faults are fewer. `weights` and `kinds` say what may be drawn.
+    At most one target of each role is disturbed at a time, except consumers, so that two of three brokers always run. A
+    target is not disturbed again before `progress` has changed since its last fault, since a process that only ever
+    starts proves nothing; so a slow machine has fewer faults. `weights` and `kinds` say what may be drawn.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class Faults:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start injecting faults."""
         for thread in self._threads:
             thread.start()
 
     def check(self) -> None:
-        """Raise what kept a fault from being mended."""
+        """Raise the error that kept a fault from being repaired, if any."""
         if self.error is not None:
             raise self.error
 
     def stop(self) -> None:
-        """End, with everything mended; raises what kept one from it."""
+        """Stop, with every fault repaired; raise the error that prevented a repair, if any."""
         self._over.set()
         for thread in self._threads:
             if thread.ident is not None:
@@ -124,12 +124,12 @@ class Faults:
 
     @contextlib.contextmanager
     def _happening(self, kind: str, target: Target, draw: random.Random) -> Iterator[None]:
-        begin, mend = self._acts(kind, target, draw)
+        begin, repair = self._acts(kind, target, draw)
         begin()
         try:
             yield
         finally:
-            mend()
+            repair()
 
     def _acts(self, kind: str, target: Target, draw: random.Random) -> tuple[Callable[[], None], Callable[[], None]]:
         if kind == KILLED:

@@ -1,4 +1,4 @@
-"""What is known of a round when it is over: the evidence that the checker judges. Data only."""
+"""The evidence of a finished round, which the checker judges. Data only."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from schemas.positions import Lsn
 from tests.chaos.witness import Move
 
 RESETS: Final = "skip_resets"
-"""The migration that is guarded: it writes the table that it reads, by a condition on the row."""
+"""The guarded migration: it writes the table that it reads, with a condition on the row."""
 COPIES: Final = "chaos_copies"
-"""The migration that is not idempotent: it writes down every event that it applies (migrations/chaos_copies.py)."""
+"""The migration that is not idempotent: it records every event that it applies (migrations/chaos_copies.py)."""
 MIGRATIONS: Final = (RESETS, COPIES)
 
 WANTED: Final = "/import_skipped/2"
 RESET: Final = "/default/"
-"""The ends of the value of a row that skip_resets is to change, and of one that it has changed."""
+"""Suffixes of the value of a row that skip_resets has to change, and of one that it has changed."""
 
 BEGINNING: Final = Lsn(0)
 END: Final = Lsn(1 << 63)
-"""Positions before and behind every other."""
+"""Positions before and after every other."""
 
 TOMBSTONE: Final = "tombstone"
 READ, CREATE, UPDATE, DELETE, TRUNCATE = "r", "c", "u", "d", "t"
 
 
 class Outcome(Enum):
-    """What an application's session knows of its transaction."""
+    """What an application's session knows about its transaction."""
 
     ACKNOWLEDGED = "acknowledged"
     ROLLED_BACK = "rolled back"
     IN_DOUBT = "in doubt"
-    """The connection was lost while the commit was under way: only the database knows."""
+    """The connection was lost during the commit: only the database knows."""
 
 
 class Write(NamedTuple):
-    """A change of a row that was committed, as a trigger logged it; a changed key is two, of the same transaction.
+    """A committed change of a row, as a trigger logged it; a changed key makes two, in the same transaction.
 
-    `value` is what the row became, None for one that is gone. `key` is None for a truncate. `at` is in seconds since
-    1970. `name`, `owner` and `paused` are what the database said then of itself and of the migration that wrote.
+    `value` is the row's new value, None if deleted. `key` is None for a truncate. `at` is in seconds since the epoch.
+    `name`, `owner` and `paused` are the database's state then, for itself and the migration that wrote.
     """
 
     sequence: int
@@ -65,7 +65,7 @@ class Write(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A record of the topic. `key` is None for a truncate, `xid` for what is no change of a transaction."""
+    """A record of the topic. `key` is None for a truncate, `xid` for a record that is no change of a transaction."""
 
     partition: int
     offset: int
@@ -78,14 +78,14 @@ class Event(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, Lsn, int]:
-        """What an effect says of the event that it came from, beside its key."""
+        """What an effect records of its event, besides the key."""
         return self.op, self.lsn, self.ordinal
 
 
 class Effect(NamedTuple):
-    """An event that chaos_copies applied: which, by which transaction, and what that one saw.
+    """An event that chaos_copies applied: which, by which transaction, and what that transaction saw.
 
-    `visible` says whether the event's transaction was visible to it; the others are as in Write.
+    `visible`: the event's transaction was visible to it; the other fields are as in Write.
     """
 
     sequence: int
@@ -106,15 +106,15 @@ class Effect(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """A look at two places that follow each other, the follower first: `follower` may not be ahead of `leader`."""
+    """Two positions read together, the follower first: `follower` may not be ahead of `leader`."""
 
     what: str
     follower: int
     leader: int
 
 
-class Said(NamedTuple):
-    """Status said at `at` that a migration had caught up, with these ends of the topic's partitions."""
+class StatusReport(NamedTuple):
+    """Status reported at `at` that a migration had caught up, with these ends of the topic's partitions."""
 
     migration: str
     ends: Mapping[int, int]
@@ -123,43 +123,43 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the checker is given.
+    """All input of the checker.
 
-    Up to `settled`, a position in the WAL, everything has to be published and applied: nothing was broken any more, and
-    all were waited for. At `given_away` the database gave its gitlab schema to another; None: it did not.
+    Up to `settled`, a WAL position, everything has to be published and applied: all faults were over, and the round
+    waited for it. At `given_away` the database gave its gitlab schema to another; None: it did not.
     """
 
     log: Sequence[Write]
-    """In the order of the trigger's sequence, which is that of the commits for each row."""
+    """In the order of the trigger's sequence, which is commit order for each row."""
     commits: Mapping[int, Lsn]
-    """Transaction → the position of its commit, as a slot of the harness's own was told."""
+    """Transaction → its commit position, as the harness's own slot received it."""
     events: Sequence[Event]
-    """In the order of their offsets, partition by partition."""
+    """In offset order, partition by partition."""
     effects: Sequence[Effect] = ()
     moves: Mapping[str, Sequence[Move]] = field(default_factory=dict)
     transactions: Mapping[str, Outcome] = field(default_factory=dict)
-    """The application's own log: its name for each transaction, and what it knows of it."""
+    """The application's own log: its name for each transaction, and the outcome that it knows."""
     found: Set[str] = frozenset()
-    """Those of them that the database has."""
+    """The transactions that the database has."""
     settled: Lsn = END
     given_away: Lsn | None = None
     copied: Lsn = BEGINNING
-    """The first snapshot was seen to be complete at this position of the WAL."""
+    """The first snapshot was seen to be complete at this WAL position."""
     rereads: int = 0
-    """How often the table was asked to be read again, or its form was changed, which may have the same effect."""
+    """Number of requested re-snapshots, and of alterations of the table, which may cause one."""
     ends: Mapping[int, int] = field(default_factory=dict)
     """Partition → its end when everything had settled."""
     ledger: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     committed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    """Migration → partition → the ledger's offset, and the group's in Kafka, at the end of all."""
+    """Migration → partition → the ledger's offset, and the group's in Kafka, at the end."""
     leads: Sequence[Lead] = ()
-    said: Sequence[Said] = ()
+    reports: Sequence[StatusReport] = ()
     name: str = "main"
-    """What the database is called in the settings."""
+    """The database's name in the settings."""
 
     @cached_property
     def writes(self) -> Mapping[int, list[Write]]:
-        """Key → the writes of its row, each truncate among them that came after its first."""
+        """Key → the writes of its row, including each truncate after the first of them."""
         found: dict[int, list[Write]] = defaultdict(list)
         for write in self.log:
             if write.key is None:
@@ -171,7 +171,7 @@ class Evidence:
 
     @cached_property
     def records(self) -> Mapping[int, list[Event]]:
-        """Key → its events, each truncate of its partition among them that came after its first; no tombstones."""
+        """Key → its events, including each truncate of its partition after the first of them; no tombstones."""
         found: dict[int, list[Event]] = defaultdict(list)
         here: dict[int, set[int]] = defaultdict(set)
         for event in self.events:
@@ -206,18 +206,18 @@ class Evidence:
         return found
 
     def passed(self, migration: str, event: Event) -> int | None:
-        """Return the transaction that moved the migration's ledger over an event; None: it is not passed."""
+        """Return the transaction that moved the migration's ledger past an event; None: it is not passed."""
         offsets, xids = self._reached.get((migration, event.partition), ((), ()))
         place = bisect_right(offsets, event.offset)
         return xids[place] if place < len(offsets) else None
 
     def commit_of(self, xid: int) -> Lsn:
-        """Return the position of a transaction's commit; one that no slot was told of came after everything else."""
+        """Return a transaction's commit position; one that no slot received counts as after everything else."""
         return self.commits.get(xid, END)
 
 
 class Fault(NamedTuple):
-    """A promise that was broken; `key` is the row's, where it is one row's."""
+    """A broken promise; `key` is the row's, if it concerns one row."""
 
     kind: str
     what: str

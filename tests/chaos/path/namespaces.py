@@ -1,10 +1,9 @@
-"""Network namespaces: each process of a round in one of its own, all joined by a bridge that can be cut at each.
+"""Network namespaces: one for each process of a round, joined by a bridge at which each link can be cut.
 
-Every server listens on 127.0.0.1, and every client finds it there, as they do without namespaces: what a process sends
-to a port that another namespace owns is sent there instead (nftables), and comes from there. So nothing of headrace
-or of its stack knows of them.
+Every server listens on 127.0.0.1, and every client connects to it there, as without namespaces: nftables redirects
+packets for a port that another namespace owns, and their answers. So headrace and its stack know nothing of them.
 
-Linux only, as root, with `ip` and `tc` (Debian's iproute2) and `nft` (nftables). `missing()` says what is not there.
+Linux only, as root, with `ip` and `tc` (Debian's iproute2) and `nft` (nftables). `missing()` reports what is missing.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ table ip faults {{
 
 @cache
 def missing() -> str | None:
-    """Return what keeps namespaces from being made here, and how to get it; None: nothing."""
+    """Return why namespaces cannot be used here, and how to fix it; None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     programs = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables"}
@@ -89,14 +88,14 @@ def _trial() -> Iterator[str]:
 
 
 def enter(name: str) -> None:
-    """Have the calling thread, and what it starts from now on, be in a namespace."""
+    """Move the calling thread, and what it starts from now on, into a namespace."""
     with (_NAMED / name).open("rb") as place:
         _set(place.fileno())
 
 
 @contextlib.contextmanager
 def entered(name: str | None) -> Iterator[None]:
-    """Be in a namespace for a while; None: stay."""
+    """Run the block in a namespace; None: in the current one."""
     if name is None:
         yield
         return
@@ -109,21 +108,21 @@ def entered(name: str | None) -> Iterator[None]:
 
 
 def _set(number: int) -> None:
-    # os.setns is there from Python 3.12 on.
+    # os.setns exists from Python 3.12 on.
     if ctypes.CDLL(None, use_errno=True).setns(number, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 class Network:
-    """The namespaces of one round; `ports` are those that each node's server listens on."""
+    """The namespaces of one round; `ports` are the ports of each node's server."""
 
     def __init__(self, ports: Mapping[str, Sequence[int]]) -> None:
         _remove_those_of_the_dead()
         name = f"{_NAME}{os.getpid()}x{next(_NUMBERS)}"
         self.hub = f"{name}-hub"
         self.addresses = f"{_NETWORK}.0/24"
-        """Where a node's connections come from, as the others see it."""
+        """The source address of a node's connections, as the others see it."""
         self._name = name
         self._ports = {node: list(numbers) for node, numbers in ports.items()}
         self._addresses = {node: f"{_NETWORK}.{number}" for number, node in enumerate(ports, start=2)}
@@ -148,7 +147,7 @@ class Network:
         return f"{self._name}-{node}"
 
     def close(self) -> None:
-        """Remove all; what still runs in one keeps it until it ends."""
+        """Remove all namespaces; one with running processes stays until they end."""
         for name in (*map(self.namespace, self._ports), self.hub):
             if (_NAMED / name).exists():
                 _run("ip", "netns", "del", name)
@@ -158,18 +157,18 @@ class Network:
         self._drop(node, "drop")
 
     def lose(self, node: str, percent: int) -> None:
-        """Drop so many packets of a hundred, either way."""
+        """Drop a percentage of packets in both directions."""
         self._drop(node, f"numgen random mod 100 < {percent} drop")
 
     def slow(self, node: str, kilobits: int, milliseconds: int) -> None:
-        """Let so many kilobits a second pass, either way: packets wait for their turn, so long at most."""
+        """Limit both directions to a bandwidth in kbit/s: packets queue for the given time at most."""
         for name, link in self._ends(node):
             with entered(name):
                 limits = ("rate", f"{kilobits}kbit", "burst", "4kb", "latency", f"{milliseconds}ms")
                 _run("tc", "qdisc", "replace", "dev", link, "root", "tbf", *limits)
 
     def heal(self, node: str) -> None:
-        """Let everything pass again."""
+        """Let all packets pass again."""
         with entered(self.namespace(node)):
             _run("nft", "-f", "-", given=_NO_FAULTS)
         for name, link in self._ends(node):
@@ -197,7 +196,7 @@ class Network:
             _run("ip", "link", "set", "path", "up")
 
     def _route(self, node: str | None) -> None:
-        """Have what goes to another node's port on the loopback interface go to that node; None: of the hub."""
+        """Redirect what is sent to another node's port on the loopback interface to that node; None: for the hub."""
         own = self._ports[node] if node is not None else []
         link = "path" if node is not None else "hub"
         sent = "\n        ".join(
@@ -214,7 +213,7 @@ class Network:
 
 
 def _remove_those_of_the_dead() -> None:
-    """Remove the namespaces of processes that were killed: nothing else does."""
+    """Remove the namespaces of killed processes: nothing else does."""
     for place in _NAMED.glob(f"{_NAME}*x*"):
         owner = place.name.removeprefix(_NAME).partition("x")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():

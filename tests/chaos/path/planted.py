@@ -1,4 +1,4 @@
-"""The checker tested on real servers: each violation planted in headrace's processes, and found within a minute."""
+"""Tests the checker on real servers: each violation is planted in headrace's processes, and has to be found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.chaos.path.world import World
 
 _SECONDS: Final = 12.0
 LIMIT_SECONDS: Final = 60.0
-"""How soon after the application began to write a violation has to be found."""
+"""Deadline for finding a violation, from the application's first write."""
 
 DISTURBED: Final[Mapping[str, Mapping[str, float]]] = {
     "skip an event": {STANDBY: 1},
@@ -31,11 +31,11 @@ DISTURBED: Final[Mapping[str, Mapping[str, float]]] = {
     "lose the ledger's last commit": {CONSUMER: 1},
     "repair silently": {STANDBY: 1},
 }
-"""What goes wrong meanwhile: what brings the violation to light, where it needs anything to."""
+"""Faults injected meanwhile: those that bring the violation to light, if it needs any."""
 
 
 class Caught(NamedTuple):
-    """What the checker said of a violation, and how long after the application began; None: nothing."""
+    """The checker's verdict on a violation, and the time from the application's start; None: nothing found."""
 
     violation: str
     verdict: str | None
@@ -43,7 +43,7 @@ class Caught(NamedTuple):
 
 
 def catch(violation: str | None, seed: int, brokers: int, *, seconds: float = _SECONDS) -> Caught:
-    """Play a round with a violation planted, in a thread of its own; None plants nothing."""
+    """Play a round with a violation planted, in a separate thread; None plants nothing."""
     found: list[Caught] = []
 
     def run() -> None:
@@ -68,7 +68,7 @@ def catch(violation: str | None, seed: int, brokers: int, *, seconds: float = _S
     thread = threading.Thread(target=run, name=f"planted {violation}")
     thread.start()
     thread.join()
-    assert found, f"the round with {violation} came to no end"
+    assert found, f"the round with {violation} did not finish"
     return found[0]
 
 

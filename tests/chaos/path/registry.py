@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.path.registry PORT FILE`: a schema registry that keeps what it answered through a kill."""
+"""`python -m tests.chaos.path.registry PORT FILE`: a schema registry whose answers survive a kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.infra.schema_registry.registry_server import RegistryServer, handler_
 
 
 class LastingRegistry(RegistryServer):
-    """Writes its schemas to a file, and to the disk, before it answers."""
+    """Writes its schemas to a file, and syncs it, before it answers."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()

@@ -36,18 +36,18 @@ from tests.settling import until_shown
 T = TypeVar("T")
 
 _RATE: Final = 60.0
-"""Transactions that the application makes in a second."""
+"""The application's transactions per second."""
 _TICK: Final = 0.1
 _OPERATOR_PAUSE: Final = (6.0, 18.0)
 _FAREWELL_SECONDS: Final = 1.5
 _REFUSED: Final = 3
 _COPY_SECONDS: Final = 600.0
-"""How long the first snapshot may take, with all that happens meanwhile."""
+"""Maximum duration of the first snapshot, under all faults."""
 
 
 @dataclass
 class Story:
-    """What happened in a round; `verdict` is what was broken, None where nothing was."""
+    """What happened in a round; `verdict` is what was broken, None if nothing was."""
 
     seed: int
     verdict: str | None
@@ -62,11 +62,11 @@ class Story:
 
 
 class RefusedToContinue(AssertionError):
-    """One of headrace's processes ended in a way that none of the faults explains."""
+    """A process of headrace ended in a way that no fault explains."""
 
 
 def play(world: World, disturb: Callable[[Watch], Faults], seed: int, seconds: float, *, rate: float = _RATE) -> Story:
-    """Play a round in a world whose consumers have not been started yet; `disturb` is called once they are."""
+    """Play a round in a world whose consumers have not been started yet; `disturb` is called once they have."""
     began = time.monotonic()
     application = Application(world.dsn, seed, rate=rate)
     watch = Watch(world)
@@ -116,7 +116,7 @@ def play(world: World, disturb: Callable[[Watch], Faults], seed: int, seconds: f
 
 
 def _copied(world: World, faults: Faults, application: Application, watch: Watch) -> Lsn:
-    """Wait until the first snapshot is complete, or a lead is broken; return a position in the WAL behind that."""
+    """Wait until the first snapshot is complete, or a lead is broken; return a later WAL position."""
 
     def complete() -> bool:
         _check(world, faults, application)
@@ -129,7 +129,7 @@ def _copied(world: World, faults: Faults, application: Application, watch: Watch
 
     deadline = time.monotonic() + _COPY_SECONDS
     while not complete():
-        assert time.monotonic() < deadline, "the first snapshot is never complete"
+        assert time.monotonic() < deadline, "timed out waiting for the first snapshot"
         time.sleep(_TICK)
     return _asked(world, _wal_position)
 
@@ -141,7 +141,7 @@ def _wal_position(connection: psycopg.Connection[Any]) -> Lsn:
 
 
 def _asked(world: World, question: Callable[[psycopg.Connection[Any]], T]) -> T:
-    """Return the database's answer, however often it has to be asked."""
+    """Return the database's answer, retrying as often as needed."""
     while True:
         with contextlib.suppress(psycopg.Error), world.connect() as connection:
             return question(connection)
@@ -152,13 +152,13 @@ def _check(world: World, faults: Faults, application: Application) -> None:
     faults.check()
     application.check()
     for service in world.services:
-        for _, code, said in service.service.ends:
-            if code == _REFUSED or "Traceback" in said:
-                raise RefusedToContinue(f"{' '.join(service.service.arguments[:2])} ended with {code}: {said}")
+        for _, code, message in service.service.ends:
+            if code == _REFUSED or "Traceback" in message:
+                raise RefusedToContinue(f"{' '.join(service.service.arguments[:2])} ended with {code}: {message}")
 
 
 class _Operator:
-    """Pauses migrations and has the table read again, now and then."""
+    """Pauses migrations and requests re-snapshots of the table from time to time."""
 
     def __init__(self, world: World, draw: random.Random) -> None:
         self.rereads = self.paused = 0
@@ -171,7 +171,7 @@ class _Operator:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; whatever was paused goes on."""
+        """Stop, and resume whatever was paused."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -179,7 +179,7 @@ class _Operator:
     def _run(self) -> None:
         while not self._over.wait(self._draw.uniform(*_OPERATOR_PAUSE)):
             if self._draw.random() < 0.3:
-                self.rereads += 1  # also where no answer came: it may have been taken
+                self.rereads += 1  # even without an answer: it may have been accepted
                 with contextlib.suppress(psycopg.Error), self._world.connect() as connection:
                     send_request(connection, SnapshotRequest(table=f"public.{tables.TABLE}"))
             else:
@@ -200,7 +200,7 @@ def _until_done(act: Callable[[], None]) -> None:
 
 
 class _Settled:
-    """Where everything is once nothing is disturbed any more and all that was written is published and applied."""
+    """The state once nothing is disturbed any more and every write is published and applied."""
 
     def __init__(self, world: World, watch: Watch) -> None:
         self.lsn = Lsn(0)
@@ -213,14 +213,14 @@ class _Settled:
         self._watch = watch
 
     def wait(self) -> None:
-        """Return when nothing moves any more, or when that does not happen: then only what must never be is judged."""
+        """Return when nothing moves any more; on timeout, only what must never happen is judged."""
         began = time.monotonic()
         try:
-            assert not self._watch.leads, "not waited for"
-            until(self._world.is_synchronous, "the standby is back")
-            until(self._all_done, "all that was written is published and applied")
-            # Kafka's offsets follow the ledger by themselves, and nobody waits for them.
-            until(self._offsets_follow, "Kafka's offsets are those of the ledger")
+            assert not self._watch.leads, "a lead is broken"
+            until(self._world.is_synchronous, "the standby to be back")
+            until(self._all_done, "every write to be published and applied")
+            # Kafka's offsets follow the ledger asynchronously.
+            until(self._offsets_follow, "Kafka's offsets to reach the ledger's")
         except AssertionError as error:
             self.stuck = str(error)
             self.lsn, self.ends, self.ledger, self.committed = BEGINNING, {}, {}, {}
@@ -258,10 +258,10 @@ class _Settled:
 
 
 class _Farewell:
-    """The gitlab schema is given to another database while the application writes.
+    """Gives the gitlab schema to another database while the application writes.
 
-    All consumers are frozen meanwhile, and come back as zombies; sooner where one holds the fence's lock, since nobody
-    can give away what it writes.
+    All consumers are frozen meanwhile, and come back as zombies; sooner if one holds the fence's lock, since a schema
+    that is being written cannot be given away.
     """
 
     def __init__(self, world: World, seed: int) -> None:
@@ -270,7 +270,7 @@ class _Farewell:
         frozen = [consumer for name in MIGRATIONS for consumer in world.consumers(name)]
         for consumer in frozen:
             consumer.freeze()
-        # They have something left to do then.
+        # Then they have work left.
         time.sleep(_FAREWELL_SECONDS)
         with world.connect() as connection:
             connection.execute("SET lock_timeout = '1s'")
@@ -286,7 +286,7 @@ class _Farewell:
         self.log = application.log
 
     def _given_away(self, connection: psycopg.Connection[Any]) -> int | None:
-        """Return the transaction that gave it away; None where somebody holds the lock."""
+        """Return the transaction that gave it away; None if another session holds the lock."""
         with contextlib.suppress(psycopg.errors.LockNotAvailable), connection.transaction():
             exclude(connection, [ownership_key("gitlab_main")])
             connection.execute("INSERT INTO history.marks VALUES ('given away')")
@@ -327,5 +327,5 @@ def _evidence(
             ledger=settled.ledger,
             committed=settled.committed,
             leads=watch.leads,
-            said=watch.said,
+            reports=watch.reports,
         )

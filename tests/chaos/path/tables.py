@@ -12,9 +12,9 @@ from tests.consumers import container_repositories
 
 TABLE: Final = "container_repositories"
 VALUE: Final = ("name", "migration_state", "migration_skipped_reason")
-"""The columns that are a row's value in the history; `name` is another one with every write of the application."""
+"""The columns that make up a row's value in the history; every write of the application changes `name`."""
 
-_STANDING: Final = """
+_OWNERSHIP: Final = """
     SELECT d.name, o.owner, coalesce(m.paused, false)
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
@@ -37,29 +37,29 @@ TABLES: Final = f"""
         RETURN format('%s/%s/%s', r.name, r.migration_state, r.migration_skipped_reason);
     CREATE FUNCTION history.log_write() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
-            standing record;
+            ownership record;
         BEGIN
             IF current_setting('application_name') LIKE 'headrace%' THEN
                 {
-    _STANDING.replace(
+    _OWNERSHIP.replace(
         "SELECT d.name, o.owner, coalesce(m.paused, false)",
-        "SELECT d.name, o.owner, coalesce(m.paused, false) AS paused INTO standing",
+        "SELECT d.name, o.owner, coalesce(m.paused, false) AS paused INTO ownership",
     )
 };
             ELSE
-                SELECT NULL::text AS name, NULL::text AS owner, false AS paused INTO standing;
+                SELECT NULL::text AS name, NULL::text AS owner, false AS paused INTO ownership;
             END IF;
             IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
                 INSERT INTO history.writes (op, id, old, name, owner, paused)
-                VALUES ('d', OLD.id, history.value_of(OLD), standing.name, standing.owner, standing.paused);
+                VALUES ('d', OLD.id, history.value_of(OLD), ownership.name, ownership.owner, ownership.paused);
             END IF;
             IF TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
                 INSERT INTO history.writes (op, id, new, name, owner, paused)
-                VALUES ('c', NEW.id, history.value_of(NEW), standing.name, standing.owner, standing.paused);
+                VALUES ('c', NEW.id, history.value_of(NEW), ownership.name, ownership.owner, ownership.paused);
             ELSIF TG_OP = 'UPDATE' THEN
                 INSERT INTO history.writes (op, id, old, new, name, owner, paused)
                 VALUES ('u', NEW.id, history.value_of(OLD), history.value_of(NEW),
-                        standing.name, standing.owner, standing.paused);
+                        ownership.name, ownership.owner, ownership.paused);
             END IF;
             RETURN NULL;
         END $$;
@@ -82,8 +82,8 @@ TABLES: Final = f"""
             INSERT INTO history.effects (id, op, lsn, ordinal, visible, name, owner, paused)
             SELECT NEW.id, NEW.op, NEW.lsn, NEW.ordinal,
                    NEW.xid IS NULL OR pg_visible_in_snapshot(NEW.xid::text::xid8, pg_current_snapshot()),
-                   standing.*
-              FROM ({_STANDING}) AS standing;
+                   ownership.*
+              FROM ({_OWNERSHIP}) AS ownership;
             RETURN NULL;
         END $$;
     CREATE TRIGGER log_effect AFTER INSERT OR UPDATE ON public.copies
@@ -92,7 +92,7 @@ TABLES: Final = f"""
 
 
 def make(connection: psycopg.Connection[Any]) -> None:
-    """Make all in an empty database."""
+    """Create everything in an empty database."""
     connection.execute(TABLES.encode())
 
 
@@ -120,7 +120,7 @@ def transactions(connection: psycopg.Connection[Any]) -> set[str]:
 
 
 def ledger(connection: psycopg.Connection[Any]) -> dict[str, dict[int, int]]:
-    """Return migration → partition → the offset that the ledger needs next."""
+    """Return migration → partition → the next offset in the ledger."""
     found: dict[str, dict[int, int]] = defaultdict(dict)
     for migration, partition, offset in connection.execute(
         "SELECT migration, partition, next_offset FROM headrace.progress"

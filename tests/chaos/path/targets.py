@@ -1,4 +1,4 @@
-"""What can be disturbed: each server and each of headrace's processes, in its namespace if there are any."""
+"""Targets of faults: each server and each of headrace's processes, in its namespace if there are any."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BROKER: Final = "broker"
 PRIMARY: Final = "primary"
 STANDBY: Final = "standby"
 REGISTRY: Final = "registry"
-# What headrace's processes are forked by listens on a socket: one with a name, which every namespace can reach.
+# The fork server of headrace's processes listens on a socket with a file name, which every namespace can reach.
 vars(util)["abstract_sockets_supported"] = False
 
 _STOP_SECONDS: Final = 10.0
@@ -35,7 +35,7 @@ ROLES: Final = (PRODUCER, CONSUMER, BROKER, PRIMARY, STANDBY, REGISTRY)
 
 
 class Target(ABC):
-    """A process of the path. `busy` is held by who disturbs it; `node` names its place in the network."""
+    """A process of the path. The thread that disturbs it holds `busy`; `node` is its name in the network."""
 
     def __init__(self, role: str, node: str) -> None:
         self.role = role
@@ -45,36 +45,36 @@ class Target(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """End it with all that belongs to it, by SIGKILL."""
+        """Kill it and all its processes by SIGKILL."""
 
     @abstractmethod
     def end(self) -> None:
-        """Ask it to end, and wait until it has."""
+        """Stop it in order, and wait until it has ended."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Start it again, and wait until it serves; nothing for what is started again by itself."""
+        """Start it again, and wait until it serves; a no-op for a service that restarts by itself."""
 
     @abstractmethod
     def pids(self) -> Iterable[int]:
-        """Return its processes, the one that starts others first."""
+        """Return its processes, the parent first."""
 
     def freeze(self) -> None:
-        """Have none of its processes run."""
+        """Stop all its processes with SIGSTOP."""
         self._frozen = list(self.pids())
-        # What was started before the first one was stopped.
+        # Processes that were started before the first one was stopped.
         for number in (*self._frozen, *self.pids()):
             _send(number, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run again."""
+        """Let it continue."""
         for number in {*self._frozen, *self.pids()}:
             _send(number, signal.SIGCONT)
         self._frozen = []
 
 
 class ServiceTarget(Target):
-    """A command of headrace's that is started again whenever it ends."""
+    """A headrace command that is restarted whenever it ends."""
 
     def __init__(self, role: str, node: str, service: Service) -> None:
         super().__init__(role, node)
@@ -102,7 +102,7 @@ class ServiceTarget(Target):
 
 
 class Stoppable(Protocol):
-    """A server that can be started and ended."""
+    """A server that can be started and stopped."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -147,7 +147,7 @@ class Registry:
 
     @property
     def process(self) -> Guarded:
-        assert self._process is not None, "the registry does not run"
+        assert self._process is not None, "the registry is not running"
         return self._process
 
     def start(self) -> None:
@@ -163,7 +163,7 @@ class Registry:
 
 
 def preparing(namespace: str | None, violation: str | None) -> Callable[[], None]:
-    """Return what makes a process one of the test build."""
+    """Return the function that makes a process part of the test build."""
     return partial(build.prepare, namespace, violation)
 
 

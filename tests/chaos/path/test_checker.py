@@ -1,4 +1,4 @@
-"""The history checker finds each kind of broken promise in a small history, and nothing where none was broken."""
+"""The history checker finds each kind of broken promise in a small history, and none in a correct one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.chaos.path.histories import (
     Evidence,
     Lead,
     Outcome,
-    Said,
+    StatusReport,
     Write,
 )
 from tests.chaos.witness import Move
@@ -24,7 +24,7 @@ from tests.chaos.witness import Move
 RESETTING = "headrace consume skip_resets"
 ASKED, DONE, OVER = "a/import_skipped/2", "a/default/", "b/import_done/"
 
-# Row 7 is inserted by 100 so that it is to be reset, reset by 200, written by 101 and deleted by 102.
+# Row 7 is inserted by 100 as one to be reset, reset by 200, written by 101 and deleted by 102.
 LOG = [
     Write(1, 100, "c", 7, None, ASKED),
     Write(2, 200, "u", 7, ASKED, DONE, application=RESETTING, name="main", owner="main"),
@@ -76,7 +76,7 @@ GOOD = Evidence(
     ledger={RESETS: {0: 9}, COPIES: {0: 9}},
     committed={RESETS: {0: 9}, COPIES: {0: 9}},
     leads=[Lead("Kafka's offset", 5, 5), Lead("the slot", 10, 30)],
-    said=[Said(COPIES, {0: 9}, 13.0), Said(COPIES, {0: 6}, 11.0)],
+    reports=[StatusReport(COPIES, {0: 9}, 13.0), StatusReport(COPIES, {0: 6}, 11.0)],
 )
 
 
@@ -84,76 +84,74 @@ def kinds(evidence: Evidence) -> set[str]:
     return {fault.kind for fault in find_faults(evidence)}
 
 
-def test_a_history_in_which_every_promise_was_kept() -> None:
+def test_correct_history_has_no_fault() -> None:
     assert kinds(GOOD) == set()
     assert verdict(GOOD) is None
 
 
-class TestTheApplicationsOwnLog:
-    def test_a_commit_that_was_acknowledged_and_lost(self) -> None:
-        assert kinds(replace(GOOD, found={"t3"})) == {"acknowledged, and not in the database"}
+class TestApplicationLog:
+    def test_acknowledged_commit_that_was_lost_is_a_fault(self) -> None:
+        assert kinds(replace(GOOD, found={"t3"})) == {"acknowledged but not in the database"}
 
-    def test_a_transaction_that_was_rolled_back_and_is_there(self) -> None:
-        assert kinds(replace(GOOD, found={"t1", "t2", "t3"})) == {"rolled back, and in the database"}
+    def test_rolled_back_transaction_in_the_database_is_a_fault(self) -> None:
+        assert kinds(replace(GOOD, found={"t1", "t2", "t3"})) == {"rolled back but in the database"}
 
-    def test_a_commit_in_doubt_may_be_there_or_not(self) -> None:
+    def test_commit_in_doubt_may_be_in_the_database_or_not(self) -> None:
         assert kinds(replace(GOOD, found={"t1", "t4"})) == set()
 
-    def test_a_transaction_that_nobody_made(self) -> None:
-        assert kinds(replace(GOOD, found={"t1", "t9"})) == {"in the database, and never made"}
+    def test_transaction_missing_from_the_log_is_a_fault(self) -> None:
+        assert kinds(replace(GOOD, found={"t1", "t9"})) == {"in the database but never written"}
 
 
 class TestPublished:
-    def test_a_change_that_is_not_in_the_topic(self) -> None:
+    def test_change_missing_from_the_topic_is_a_fault(self) -> None:
         events = [event for event in EVENTS if event.xid != 101]
         found = kinds(replace(GOOD, events=events))
-        assert "committed, and not published" in found
-        assert "applied, and not in the topic" in found
+        assert "committed but not published" in found
+        assert "applied but not in the topic" in found
 
-    def test_the_last_change_that_is_not_in_the_topic(self) -> None:
+    def test_last_change_missing_from_the_topic_is_a_fault(self) -> None:
         small = replace(GOOD, events=EVENTS[:3], effects=EFFECTS[:3])
-        assert kinds(small) == {"committed, and not published"}
+        assert kinds(small) == {"committed but not published"}
 
-    def test_what_was_committed_after_all_had_settled_may_be_missing(self) -> None:
+    def test_change_committed_after_settling_may_be_missing(self) -> None:
         assert kinds(replace(GOOD, events=EVENTS[:3], effects=EFFECTS[:3], settled=Lsn(2500))) == set()
 
-    def test_a_change_that_is_there_twice(self) -> None:
+    def test_change_published_twice_is_a_fault(self) -> None:
         again = [*EVENTS[:3], EVENTS[2]._replace(offset=5), *EVENTS[3:]]
-        assert {"published twice or out of order", "a position that goes back"} <= kinds(replace(GOOD, events=again))
+        assert {"published twice or out of order", "position went back"} <= kinds(replace(GOOD, events=again))
 
-    def test_changes_of_a_row_in_another_order(self) -> None:
+    def test_changes_of_a_row_out_of_order_are_a_fault(self) -> None:
         turned = [EVENTS[0], EVENTS[2]._replace(offset=2), EVENTS[1]._replace(offset=4), *EVENTS[3:]]
-        assert {"published twice or out of order", "committed, and not published"} <= kinds(
-            replace(GOOD, events=turned)
-        )
+        assert {"published twice or out of order", "committed but not published"} <= kinds(replace(GOOD, events=turned))
 
-    def test_a_change_that_nobody_made(self) -> None:
+    def test_change_never_in_the_database_is_a_fault(self) -> None:
         other = [EVENTS[0], EVENTS[1], EVENTS[2]._replace(value="x/import_done/"), *EVENTS[3:]]
-        assert "published, and never so in the database" in kinds(replace(GOOD, events=other))
+        assert "published but never in the database" in kinds(replace(GOOD, events=other))
 
-    def test_a_change_of_a_transaction_that_did_not_commit(self) -> None:
+    def test_change_of_an_uncommitted_transaction_is_a_fault(self) -> None:
         commits = {xid: lsn for xid, lsn in COMMITS.items() if xid != 101}
-        assert "published, and never committed" in kinds(replace(GOOD, commits=commits))
+        assert "published but never committed" in kinds(replace(GOOD, commits=commits))
 
-    def test_a_change_at_another_position_than_its_commit(self) -> None:
+    def test_change_at_another_position_than_its_commit_is_a_fault(self) -> None:
         other = [EVENTS[0], EVENTS[1], EVENTS[2]._replace(lsn=Lsn(2001)), *EVENTS[3:]]
         assert "published at another position" in kinds(replace(GOOD, events=other))
 
-    def test_a_row_in_two_partitions(self) -> None:
+    def test_row_in_two_partitions_is_a_fault(self) -> None:
         other = [*EVENTS[:2], EVENTS[2]._replace(partition=1), *EVENTS[3:]]
         assert "one row in two partitions" in kinds(replace(GOOD, events=other))
 
-    def test_a_change_after_the_schema_was_given_away(self) -> None:
-        assert kinds(replace(GOOD, given_away=Lsn(2500))) == {"published by no owner"}
+    def test_change_after_the_handover_is_a_fault(self) -> None:
+        assert kinds(replace(GOOD, given_away=Lsn(2500))) == {"published after the handover"}
 
-    def test_a_delete_without_its_tombstone(self) -> None:
+    def test_delete_without_its_tombstone_is_a_fault(self) -> None:
         assert kinds(replace(GOOD, events=EVENTS[:4])) == {"a delete without its tombstone"}
 
-    def test_a_tombstone_without_a_delete(self) -> None:
+    def test_tombstone_without_a_delete_is_a_fault(self) -> None:
         other = [EVENTS[0], Event(0, 1, "tombstone", 7), *EVENTS[1:]]
         assert kinds(replace(GOOD, events=other)) == {"a tombstone without its delete"}
 
-    def test_a_key_that_changed_is_a_delete_and_a_create_at_one_position(self) -> None:
+    def test_changed_key_is_a_delete_and_a_create_at_one_position(self) -> None:
         log = [*LOG[:2], Write(3, 101, "d", 7, DONE, None), Write(4, 101, "c", 8, None, OVER)]
         events = [
             *EVENTS[:2],
@@ -163,9 +161,9 @@ class TestPublished:
         ]
         effects = [*EFFECTS[:2], EFFECTS[2]._replace(op="d"), EFFECTS[3]._replace(key=8, op="c", lsn=Lsn(2000))]
         moves = {name: [*made, Move(190, 1, None, 0), Move(204, 1, 0, 1)] for name, made in MOVES.items()}
-        changed = replace(GOOD, log=log, events=events, effects=effects, moves=moves, said=())
+        changed = replace(GOOD, log=log, events=events, effects=effects, moves=moves, reports=())
         assert kinds(changed) == set()
-        assert kinds(replace(changed, events=events[:4], effects=effects[:3])) == {"committed, and not published"}
+        assert kinds(replace(changed, events=events[:4], effects=effects[:3])) == {"committed but not published"}
 
 
 class TestTruncates:
@@ -176,20 +174,20 @@ class TestTruncates:
         Event(1, 0, "t", None, None, Lsn(3000), 0, 102),
     )
     EVIDENCE = replace(
-        GOOD, log=LOG, events=EVENTS, effects=EFFECTS[:3], ends={0: 9, 1: 2}, ledger={}, committed={}, said=()
+        GOOD, log=LOG, events=EVENTS, effects=EFFECTS[:3], ends={0: 9, 1: 2}, ledger={}, committed={}, reports=()
     )
 
-    def test_one_that_is_in_every_partition(self) -> None:
+    def test_truncate_in_every_partition_is_no_fault(self) -> None:
         assert kinds(self.EVIDENCE) == set()
 
-    def test_one_that_is_not_in_every_partition(self) -> None:
-        assert kinds(replace(self.EVIDENCE, events=self.EVENTS[:4])) == {"not each truncate once"}
+    def test_truncate_missing_from_a_partition_is_a_fault(self) -> None:
+        assert kinds(replace(self.EVIDENCE, events=self.EVENTS[:4])) == {"truncate lost or doubled"}
 
-    def test_one_that_came_before_a_change_that_it_follows(self) -> None:
+    def test_truncate_before_a_change_that_it_follows_is_a_fault(self) -> None:
         turned = [*EVENTS[:2], self.EVENTS[3]._replace(offset=4), EVENTS[2]._replace(offset=6), self.EVENTS[4]]
-        assert "committed, and not published" in kinds(replace(self.EVIDENCE, events=turned))
+        assert "committed but not published" in kinds(replace(self.EVIDENCE, events=turned))
 
-    def test_one_of_a_table_without_the_row(self) -> None:
+    def test_truncate_of_a_table_without_the_row_needs_no_change(self) -> None:
         log = [Write(0, 99, "t", None, None, None), *self.LOG]
         first = [Event(partition, 0, "t", None, None, Lsn(900), 0, 99) for partition in (0, 1)]
         moved = [event._replace(offset=event.offset + 1) for event in self.EVENTS]
@@ -201,26 +199,26 @@ class TestTruncates:
             moves={},
             effects=[],
             settled=Lsn(0),
-            said=(),
+            reports=(),
         )
-        assert kinds(evidence) == {"changed without an event"}, "the ledger was not looked at"
+        assert kinds(evidence) == {"changed without an event"}, "the ledger was not checked"
 
 
 class TestRowsThatAreRead:
-    def test_the_first_snapshot_stands_for_what_was_committed_before(self) -> None:
+    def test_first_snapshot_covers_earlier_commits(self) -> None:
         first = Event(0, 0, "r", 7, DONE, Lsn(1600), 1)
         effects = [EFFECTS[0]._replace(op="r", lsn=Lsn(1600), ordinal=1), *EFFECTS[2:]]
         evidence = replace(GOOD, events=[first, *EVENTS[2:]], effects=effects, copied=Lsn(1700))
-        assert "committed, and not published" not in kinds(evidence)
-        assert "committed, and not published" in kinds(replace(evidence, copied=Lsn(1200)))
+        assert "committed but not published" not in kinds(evidence)
+        assert "committed but not published" in kinds(replace(evidence, copied=Lsn(1200)))
 
-    def test_a_row_that_was_gone_before_it_was_copied(self) -> None:
+    def test_row_deleted_before_it_was_copied_needs_no_event(self) -> None:
         log = [LOG[0], LOG[2]._replace(old=ASKED), LOG[3]]
-        evidence = replace(GOOD, log=log, events=[], effects=[], moves={}, copied=Lsn(3500), said=())
+        evidence = replace(GOOD, log=log, events=[], effects=[], moves={}, copied=Lsn(3500), reports=())
         assert kinds(evidence) == set()
-        assert kinds(replace(evidence, copied=Lsn(2500))) == {"committed, and not published"}
+        assert kinds(replace(evidence, copied=Lsn(2500))) == {"committed but not published"}
 
-    def test_a_row_that_was_read_again_on_request(self) -> None:
+    def test_requested_resnapshot_of_a_row_is_no_fault(self) -> None:
         again = Event(0, 5, "r", 7, OVER, Lsn(2000), 1)
         effect = Effect(9, 202, 7, "r", Lsn(2000), 1, 11.0, name="main", owner="main")
         evidence = replace(
@@ -231,65 +229,65 @@ class TestRowsThatAreRead:
         )
         assert kinds(replace(evidence, rereads=1, copied=Lsn(1))) == set()
 
-    def test_a_row_that_repairs_silently_what_was_lost(self) -> None:
+    def test_snapshot_row_that_repairs_a_lost_change_is_a_fault(self) -> None:
         repaired = Event(0, 4, "r", 7, OVER, Lsn(2050), 1)
         evidence = replace(GOOD, events=[*EVENTS[:2], repaired, *EVENTS[3:]])
-        assert "committed, and not published" in kinds(evidence)
+        assert "committed but not published" in kinds(evidence)
 
-    def test_a_row_that_was_read_again_though_nobody_asked(self) -> None:
+    def test_resnapshot_without_a_request_is_a_fault(self) -> None:
         twice = [EVENTS[0], *(Event(0, offset, "r", 7, ASKED, Lsn(1000), 1) for offset in (1, 2)), *EVENTS[1:]]
-        assert "read without a request" in kinds(replace(GOOD, events=twice))
+        assert "re-snapshotted without a request" in kinds(replace(GOOD, events=twice))
 
 
 class TestApplied:
-    def test_an_event_that_was_applied_twice(self) -> None:
+    def test_event_applied_twice_is_a_fault(self) -> None:
         assert kinds(replace(GOOD, effects=[*EFFECTS, EFFECTS[3]])) == {"applied twice"}
 
-    def test_an_event_that_was_passed_and_not_applied(self) -> None:
-        found = kinds(replace(GOOD, effects=[*EFFECTS[:2], EFFECTS[3]], said=()))
-        assert found == {"passed, and not applied"}
+    def test_event_passed_but_not_applied_is_a_fault(self) -> None:
+        found = kinds(replace(GOOD, effects=[*EFFECTS[:2], EFFECTS[3]], reports=()))
+        assert found == {"passed but not applied"}
 
-    def test_an_event_that_was_never_applied(self) -> None:
+    def test_event_never_applied_is_a_fault(self) -> None:
         moves = {**MOVES, COPIES: MOVES[COPIES][:3]}
-        found = kinds(replace(GOOD, effects=EFFECTS[:3], moves=moves, said=()))
+        found = kinds(replace(GOOD, effects=EFFECTS[:3], moves=moves, reports=()))
         assert found == {"never applied"}
 
-    def test_an_event_that_was_applied_by_another_transaction_than_the_one_that_moved_the_ledger(self) -> None:
+    def test_event_applied_outside_the_ledgers_transaction_is_a_fault(self) -> None:
         effects = [*EFFECTS[:3], EFFECTS[3]._replace(xid=205)]
         assert kinds(replace(GOOD, effects=effects)) == {"not in the transaction that moved the ledger"}
 
-    def test_an_effect_that_came_before_its_event_was_visible(self) -> None:
+    def test_effect_before_its_event_was_visible_is_a_fault(self) -> None:
         effects = [EFFECTS[0]._replace(visible=False), *EFFECTS[1:]]
         assert kinds(replace(GOOD, effects=effects)) == {"applied before it was visible"}
 
-    def test_effects_in_another_order(self) -> None:
+    def test_effects_out_of_order_are_a_fault(self) -> None:
         effects = [EFFECTS[0], EFFECTS[2], EFFECTS[1], EFFECTS[3]]
         assert kinds(replace(GOOD, effects=effects)) == {"applied out of order"}
 
-    def test_an_effect_of_a_database_that_is_not_the_owner(self) -> None:
+    def test_effect_in_a_database_that_is_not_the_owner_is_a_fault(self) -> None:
         effects = [*EFFECTS[:3], EFFECTS[3]._replace(owner="elsewhere")]
         assert kinds(replace(GOOD, effects=effects)) == {"written without ownership"}
         log = [LOG[0], LOG[1]._replace(name="copy"), *LOG[2:]]
         assert kinds(replace(GOOD, log=log)) == {"written without ownership"}
 
-    def test_an_effect_of_a_migration_that_is_paused(self) -> None:
+    def test_effect_of_a_paused_migration_is_a_fault(self) -> None:
         effects = [*EFFECTS[:3], EFFECTS[3]._replace(paused=True)]
         assert kinds(replace(GOOD, effects=effects)) == {"written while it was paused"}
 
 
 class TestResets:
-    def test_a_wanted_row_that_was_passed_and_not_changed(self) -> None:
-        evidence = replace(GOOD, log=[LOG[0]], events=EVENTS[:1], effects=EFFECTS[:1], said=())
+    def test_wanted_row_passed_but_not_changed_is_a_fault(self) -> None:
+        evidence = replace(GOOD, log=[LOG[0]], events=EVENTS[:1], effects=EFFECTS[:1], reports=())
         assert kinds(evidence) == {"passed while the row was wanted"}
 
-    def test_a_wanted_row_that_was_passed_and_that_the_application_repaired_later(self) -> None:
-        """What looks right at the end, and was broken in between."""
+    def test_wanted_row_repaired_later_by_the_application_is_a_fault(self) -> None:
+        """The end state is right, but the promise was broken in between."""
         log = [LOG[0], LOG[2]._replace(old=ASKED), LOG[3]]
         events = [EVENTS[0], *EVENTS[2:]]
         effects = [EFFECTS[0], *EFFECTS[2:]]
         assert kinds(replace(GOOD, log=log, events=events, effects=effects)) == {"passed while the row was wanted"}
 
-    def test_a_wanted_row_that_the_application_overtook(self) -> None:
+    def test_wanted_row_overwritten_by_the_application_is_no_fault(self) -> None:
         log = [LOG[0], LOG[2]._replace(old=ASKED), LOG[3]]
         events = [EVENTS[0], *EVENTS[2:]]
         effects = [EFFECTS[0], *EFFECTS[2:]]
@@ -299,73 +297,75 @@ class TestResets:
         assert events
         assert kinds(replace(GOOD, log=log, events=late, effects=done, commits=commits)) == set()
 
-    def test_a_row_that_was_changed_later_than_its_event_was_passed(self) -> None:
-        """A sweep over the table, such as one that repairs silently what was left out."""
+    def test_row_changed_after_its_event_was_passed_is_a_fault(self) -> None:
+        """For example by a sweep over the table that silently repairs omitted rows."""
         moves = {**MOVES, RESETS: [Move(190, 0, None, 0), Move(189, 0, 0, 2), *MOVES[RESETS][2:]]}
         assert kinds(replace(GOOD, moves=moves, commits={**COMMITS, 189: Lsn(1100)})) == {"changed without an event"}
 
-    def test_a_row_that_was_changed_though_it_was_not_wanted(self) -> None:
+    def test_change_of_an_unwanted_row_is_a_fault(self) -> None:
         log = [LOG[0]._replace(value=OVER), LOG[1]._replace(old=OVER), *LOG[2:]]
         events = [EVENTS[0]._replace(value=OVER), *EVENTS[1:]]
         assert "changed wrongly" in kinds(replace(GOOD, log=log, events=events))
 
-    def test_a_wanted_row_whose_event_was_never_passed(self) -> None:
+    def test_wanted_row_whose_event_was_never_passed_is_a_fault(self) -> None:
         evidence = replace(
             GOOD,
             log=[LOG[0]],
             events=EVENTS[:1],
             effects=EFFECTS[:1],
             moves={**MOVES, RESETS: MOVES[RESETS][:1]},
-            said=(),
+            reports=(),
         )
-        assert kinds(evidence) == {"wanted, and never changed"}
+        assert kinds(evidence) == {"wanted but never changed"}
 
 
 class TestLedgers:
     @pytest.mark.parametrize(
         "move",
         [Move(300, 0, 9, 5), Move(300, 0, 6, 12), Move(300, 0, None, 0), Move(300, 0, 9, 12, run=2)],
-        ids=["back", "not from where it is", "begun again", "another run"],
+        ids=["back", "not from its position", "restarted", "another run"],
     )
-    def test_a_move_that_is_no_step_forward(self, move: Move) -> None:
+    def test_ledger_move_that_is_not_forward_is_a_fault(self, move: Move) -> None:
         moves = {**MOVES, COPIES: [*MOVES[COPIES], move]}
-        assert kinds(replace(GOOD, moves=moves)) == {"a move of the ledger that is no step forward"}
+        assert kinds(replace(GOOD, moves=moves)) == {"ledger did not move forward"}
 
-    def test_a_ledger_that_is_not_at_the_end(self) -> None:
+    def test_ledger_before_the_end_is_a_fault(self) -> None:
         ledger = {**GOOD.ledger, COPIES: {0: 7}}
         found = kinds(replace(GOOD, ledger=ledger, committed=ledger))
         assert found == {"the ledger is not at the end"}
 
-    def test_an_offset_that_is_not_the_ledgers(self) -> None:
+    def test_offset_that_differs_from_the_ledger_is_a_fault(self) -> None:
         assert kinds(replace(GOOD, committed={**GOOD.committed, COPIES: {0: 8}})) == {
-            "Kafka's offset is not the ledger's"
+            "Kafka's offset differs from the ledger"
         }
 
     @pytest.mark.parametrize("what", ["Kafka's offset", "the slot"])
-    def test_what_was_seen_ahead_of_what_it_follows(self, what: str) -> None:
-        assert kinds(replace(GOOD, leads=[Lead(what, 6, 5)])) == {f"{what} too early"}
+    def test_follower_ahead_of_its_leader_is_a_fault(self, what: str) -> None:
+        assert kinds(replace(GOOD, leads=[Lead(what, 6, 5)])) == {f"{what} is ahead"}
 
-    def test_status_that_said_done_too_early(self) -> None:
-        assert kinds(replace(GOOD, said=[Said(COPIES, {0: 9}, 11.5)])) == {"status said that nothing is left"}
+    def test_status_that_reported_caught_up_too_early_is_a_fault(self) -> None:
+        assert kinds(replace(GOOD, reports=[StatusReport(COPIES, {0: 9}, 11.5)])) == {
+            "status reported caught up too early"
+        }
 
 
 class TestShrinking:
-    def test_a_broken_promise_is_shown_by_its_row_alone(self) -> None:
+    def test_verdict_shrinks_to_the_broken_row(self) -> None:
         others = [Write(number, 1000 + number, "c", number, None, f"{number}/x/") for number in range(20, 60)]
         commits = COMMITS | {write.xid: Lsn(5000 + write.sequence) for write in others}
         events = [
             Event(1, n, "c", write.key, write.value, commits[write.xid], 0, write.xid) for n, write in enumerate(others)
         ]
         evidence = replace(
-            GOOD, log=[*LOG, *others], commits=commits, events=[*EVENTS[:3], *events], effects=EFFECTS[:3], said=()
+            GOOD, log=[*LOG, *others], commits=commits, events=[*EVENTS[:3], *events], effects=EFFECTS[:3], reports=()
         )
         (fault,) = [fault for fault in find_faults(evidence) if fault.key == 7]
         small = shrunk(evidence, fault)
         assert {write.key for write in small.log} == {7}
-        assert len(small.log) == 1, "what came before the lost change has nothing to do with it"
+        assert len(small.log) == 1, "earlier changes are left out"
 
-    def test_the_verdict_tells_the_rows_history(self) -> None:
-        said = verdict(replace(GOOD, effects=[*EFFECTS, EFFECTS[3]]))
-        assert said is not None
-        assert "1 times: applied twice" in said
-        assert "d to None by application, transaction 102" in said
+    def test_verdict_contains_the_rows_history(self) -> None:
+        verdict_text = verdict(replace(GOOD, effects=[*EFFECTS, EFFECTS[3]]))
+        assert verdict_text is not None
+        assert "1 times: applied twice" in verdict_text
+        assert "d to None by application, transaction 102" in verdict_text

@@ -1,4 +1,4 @@
-"""A server in a namespace is found at 127.0.0.1 by all others, unless packets are dropped on the way."""
+"""A server in a namespace is reachable at 127.0.0.1 from all others, unless packets are dropped on the way."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def ask(namespace: str, seconds: float = 10.0) -> bytes:
 
 
 @pytest.mark.usefixtures("served")
-def test_a_server_is_found_at_its_own_address_from_everywhere(network: Network) -> None:
+def test_server_is_reachable_at_its_own_address_from_every_namespace(network: Network) -> None:
     for namespace in (network.namespace("client"), network.namespace("server"), network.hub):
         assert ask(namespace) == b"hello"
 
 
 @pytest.mark.parametrize("node", ["server", "client"])
 @pytest.mark.usefixtures("served")
-def test_one_that_is_cut_off_is_not_reached_until_it_is_healed(network: Network, node: str) -> None:
+def test_node_that_is_cut_off_is_unreachable_until_healed(network: Network, node: str) -> None:
     network.cut(node)
     with pytest.raises(TimeoutError):
         ask(network.namespace("client"), 0.3)
@@ -77,7 +77,7 @@ def test_packets_get_through_a_lossy_and_slow_link(network: Network) -> None:
     network.heal("client")
 
 
-def test_a_thread_that_was_in_a_namespace_is_back(network: Network) -> None:
+def test_entered_returns_the_thread_to_its_namespace(network: Network) -> None:
     before = os.readlink("/proc/thread-self/ns/net")
     with entered(network.hub):
         assert os.readlink("/proc/thread-self/ns/net") != before

@@ -1,4 +1,4 @@
-"""The page on reliability says of each fault how often it was tried, and never that one was seen which was not."""
+"""The reliability page says for each fault how often it was tried, and claims results only for faults that were."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return (tmp_path / reliability.PAGE).read_text()
 
 
-def test_every_fault_has_its_line(page: str) -> None:
+def test_page_has_a_line_for_every_fault(page: str) -> None:
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     for role in ROLES:
         for kind in KINDS:
             assert sum(line.startswith(f"| {role} {kind} (") for line in lines) == 1
 
 
-def test_a_fault_says_how_often_it_was_tried_and_how_long_nothing_moved_after_it(page: str) -> None:
+def test_line_has_the_number_of_tries_and_the_time_without_progress(page: str) -> None:
     (line,) = [line for line in page.splitlines() if line.startswith(f"| {PRODUCER} {KILLED} ")]
     assert "| 3 |" in line
     assert "at most 3.0 s" in line
 
 
-def test_a_fault_that_was_not_tried_says_so(page: str) -> None:
+def test_line_of_an_untried_fault_says_not_tried(page: str) -> None:
     (line,) = [line for line in page.splitlines() if line.startswith(f"| {BROKER} {CUT_OFF} ")]
     assert line.endswith("| not tried |")
 
 
-def test_the_page_counts_rounds_and_broken_promises(page: str) -> None:
+def test_page_counts_rounds_and_broken_promises(page: str) -> None:
     assert "2 rounds (seeds 7, 8)" in page
     assert "**0 broken promises**" in page

@@ -1,4 +1,4 @@
-"""The records of the application's topic, from its beginning to its end, as the checker takes them."""
+"""Reads the records of the application's topic, from its beginning to its end, for the checker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.settling import until_shown
 
 
 def events(settings: Settings, topic: str) -> Iterator[Event]:
-    """Yield every record, partition by partition, in the order of the offsets.
+    """Yield every record, partition by partition, in offset order.
 
-    None of them is compacted away yet: Kafka leaves a partition's last segment alone.
+    None of them is compacted away yet: Kafka does not compact a partition's active segment.
     """
     until_shown(settings.kafka, topic)
     read = _Reader(settings)
@@ -45,7 +45,7 @@ class _Reader:
         self._schemas = open_registry(settings)
         self._read: dict[bytes, Callable[[bytes], ChangeEvent]] = {}
         self._keys: dict[bytes, int] = {}
-        """A record's key → the row's: a tombstone has no more than the former."""
+        """A record's key → the row's: a tombstone has only the former."""
 
     def event(self, message: Message) -> Event:
         partition, offset = message.partition() or 0, message.offset() or 0

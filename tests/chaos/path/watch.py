@@ -1,7 +1,8 @@
-"""Looks at everything from beside while a round is played: what follows must never be ahead of what it follows.
+"""Observes everything from outside during a round: a follower must never be ahead of what it follows.
 
-A look that gets no answer is none: servers are away for much of the time. Kafka is asked by consumers that join no
-group: librdkafka aborts a process whose admin client loses a group's coordinator under a request (its issue 4605).
+An observation without an answer is dropped: servers are away much of the time. Kafka is asked through consumers that
+join no group: librdkafka aborts a process whose admin client loses a group's coordinator during a request (its issue
+4605).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from infra.state.positions import Positions
 from schemas.errors import HeadraceError
 from schemas.topics import group_name, positions_topic
 from tests.chaos.forked import Command
-from tests.chaos.path.histories import MIGRATIONS, Lead, Said
+from tests.chaos.path.histories import MIGRATIONS, Lead, StatusReport
 from tests.chaos.path.world import World
 
 _PAUSE: Final = 0.2
@@ -34,15 +35,15 @@ _PASSING: Final = (psycopg.Error, KafkaException, HeadraceError, TimeoutError)
 
 
 class Watch:
-    """Looks until `stop`; `looks` counts those that got an answer, by what was looked at."""
+    """Observes until `stop`; `looks` counts the answered observations, by what was observed."""
 
     def __init__(self, world: World) -> None:
         self.leads: list[Lead] = []
-        """Only those that are broken."""
-        self.said: list[Said] = []
+        """Only the broken ones."""
+        self.reports: list[StatusReport] = []
         self.looks = {"offsets": 0, "slot": 0, "status": 0}
         self.progress: list[tuple[float, int]] = []
-        """When the ledgers were seen to have reached so many events in all."""
+        """When the ledgers were seen to have reached this many events in all."""
         self._world = world
         self._settings = world.settings
         self._over = threading.Event()
@@ -56,11 +57,11 @@ class Watch:
             thread.start()
 
     def reached(self) -> int:
-        """Return how many events the ledgers have passed in all, as far as was seen."""
+        """Return how many events the ledgers have passed in all, as far as observed."""
         return self.progress[-1][1] if self.progress else 0
 
     def stop(self) -> None:
-        """End it."""
+        """Stop observing."""
         self._over.set()
         for thread in self._threads:
             thread.join(60)
@@ -91,7 +92,7 @@ class Watch:
 
     @contextlib.contextmanager
     def groups(self) -> Iterator[dict[str, Consumer]]:
-        """Give migration → a consumer of its group, which does not join it."""
+        """Yield migration → a consumer with its group id, which does not join the group."""
         settings = self._settings
         with kafka.translated(settings.kafka):
             clients = {name: kafka.consumer(settings.kafka, group_name(settings.prefix, name)) for name in MIGRATIONS}
@@ -117,7 +118,7 @@ class Watch:
                 end = _end(written, place)
                 if row is None or row[0] is None:
                     continue
-                # A commit is answered a moment before all can read what it committed.
+                # A commit is acknowledged a moment before all readers can see it.
                 while _end(shown, place) < end and not self._over.wait(0.02):
                     pass
                 state = positions.sources().get("main")
@@ -141,7 +142,7 @@ class Watch:
         for one in asked.json()["migrations"]:
             if one["name"] in MIGRATIONS and one.get("state") in _FINISHED:
                 ends = {each["partition"]: each["end_offset"] for each in one["partitions"]}
-                self.said.append(Said(one["name"], ends, now))
+                self.reports.append(StatusReport(one["name"], ends, now))
 
 
 def committed(client: Consumer, topic: str) -> dict[int, int]:

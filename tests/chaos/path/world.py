@@ -1,4 +1,4 @@
-"""The servers and processes of one round, each in its place in the network."""
+"""The servers and processes of one round, each at its node in the network."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from tests.consumers.services import until
 
 DATABASE: Final = "gitlabhq"
 _CONSUMERS: Final = 2
-"""Of each migration."""
+"""Per migration."""
 _FIRST_ROWS: Final = 500
 _PARTITIONS: Final = 4
 _KEEP_WAL: Final = {"fsync": "on", "wal_keep_size": "64MB"}
 
 
 class World:
-    """All that a round needs, running; `violation` is planted in headrace's processes."""
+    """Everything that a round needs, running; `violation` is planted in headrace's processes."""
 
     def __init__(self, seed: int, *, brokers: int, violation: str | None = None, network: bool = True) -> None:
         build.add_migrations()
@@ -129,16 +129,16 @@ class World:
 
     @property
     def hub(self) -> str | None:
-        """Where the harness and the application are; None: there are no namespaces."""
+        """The namespace of the harness and the application; None: namespaces are not used."""
         return None if self.network is None else self.network.hub
 
     def place(self, node: str) -> str | None:
-        """Return a node's namespace; None: there are none."""
+        """Return a node's namespace; None: namespaces are not used."""
         return None if self.network is None else self.network.namespace(node)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[psycopg.Connection[Any]]:
-        """Give a session of the harness's own, whose commits wait for no standby."""
+        """Yield a session of the harness, whose commits wait for no standby."""
         with psycopg.connect(
             self.dsn, autocommit=True, application_name="harness", options="-c synchronous_commit=local"
         ) as connection:
@@ -149,13 +149,13 @@ class World:
         self._serve(PRODUCER, PRODUCER, "produce", "main")
 
     def until_ledger(self) -> None:
-        """Wait until headrace's tables are there, and have each move of the ledger witnessed from the first on."""
+        """Wait until headrace's tables exist, and witness each move of the ledger from the first on."""
         with self.connect() as connection:
 
             def there() -> bool:
                 return connection.execute("SELECT to_regclass('headrace.progress')").fetchone() != (None,)
 
-            until(there, "the ledger is there")
+            until(there, "the ledger to exist")
             witness.follow_ledger(connection)
 
     def consume(self) -> None:
@@ -168,7 +168,7 @@ class World:
         return [service for service in self.services if service.service.arguments[1] == migration]
 
     def is_synchronous(self) -> bool:
-        """Return whether commits that wait for the standby get their answer."""
+        """Return whether commits that wait for the standby are acknowledged."""
         with self.connect() as connection:
             return (
                 connection.execute(
@@ -180,11 +180,11 @@ class World:
             )
 
     def stop(self) -> None:
-        """Ask headrace's processes to end, and wait until they have."""
+        """Stop headrace's processes, and wait until they have ended."""
         _at_once([service.service.stop for service in self.services])
 
     def close(self) -> None:
-        """End all, and remove it."""
+        """Stop and remove everything."""
         for service in self.services:
             service.thaw()
             service.service.kill()
@@ -196,7 +196,7 @@ class World:
         self._closing.close()
 
     def preparing(self, namespace: str | None) -> Callable[[], None]:
-        """Return what makes a process one of this round's, in a namespace."""
+        """Return the function that makes a process part of this round, in a namespace."""
         return preparing(namespace, self._violation)
 
     def tails(self, lines: int = 8) -> Iterator[str]:
@@ -211,14 +211,14 @@ class World:
         self.services.append(ServiceTarget(role, node, service))
 
     def _copy(self, port: int, keeper: Keeper) -> EmbeddedPostgres:
-        """Make the standby, on a port that the network knows."""
+        """Create the standby, on a port that the network knows."""
         standby = EmbeddedPostgres(self.directory / STANDBY, keeper, primary=self.primary, port=port)
         standby._copy_from(self.primary, STANDBY)
         standby.start()
         return standby
 
     def _let_in(self, addresses: str) -> None:
-        """Have the primary, and who is copied from it, take connections from other nodes as it takes local ones."""
+        """Have the primary and its standby accept connections from other nodes like local ones."""
         with (self.primary.data / "pg_hba.conf").open("a") as rules:
             rules.writelines(f"host {database} all {addresses} scram-sha-256\n" for database in ("all", "replication"))
         with entered(self.place(PRIMARY)), self.primary.connect() as connection:
@@ -229,7 +229,7 @@ class World:
             name = sql.Literal(f'ANY 1 ("{STANDBY}")')
             connection.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(name))
             connection.execute("SELECT pg_reload_conf()")
-        until(self.is_synchronous, "the standby is the synchronous one")
+        until(self.is_synchronous, "the standby to be synchronous")
 
     def _settings(self) -> Path:
         pace = {"batch_size": 400, "sub_batch_size": 20, "health": {"autovacuum": False}, "health_seconds": 600.0}

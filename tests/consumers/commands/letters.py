@@ -1,4 +1,4 @@
-"""Migrations whose dead letters are tested, and `headrace parked` as a process that dies where it is told to.
+"""Migrations whose dead letters are tested, and `headrace dead-letters` as a process that dies at a given point.
 
 Run as `python -m tests.consumers.commands.letters SETTINGS POINT COMMAND…`; POINT is one of POINTS, or "nowhere".
 """
@@ -17,7 +17,7 @@ from consumers.commands import dead_letters_command
 from consumers.contract.decisions import Change
 from consumers.contract.migration import Cursor, Shared
 from consumers.dead_letters import settle
-from consumers.delivery.dead_letter_topic import Parking
+from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import catalog
 from schemas.errors import HeadraceError
@@ -25,7 +25,7 @@ from tests.consumers.services import ROOT, until
 
 
 class Unguarded(SkipResets):
-    """Writes whatever the row is: each time that it is called is seen in the log of writes."""
+    """Writes any row, so that each call is in the log of writes."""
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
         keys = [change.key for change in changes]
@@ -36,14 +36,14 @@ class Unguarded(SkipResets):
 
 
 class OfEach(Unguarded):
-    """Works on a table that every database has, once for each."""
+    """Works on a table that every database has, once per database."""
 
     gitlab_schema = "gitlab_shared"
     shared = Shared.PER_DATABASE
 
 
 def start(config: Path, *arguments: str, point: str = "nowhere") -> subprocess.Popen[str]:
-    """Start `headrace parked` for `Unguarded`; kill it and wait for it when done."""
+    """Start `headrace dead-letters` for `Unguarded`; kill it and wait for it when done."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.consumers.commands.letters", str(config), point, *arguments],
         cwd=ROOT,
@@ -54,13 +54,13 @@ def start(config: Path, *arguments: str, point: str = "nowhere") -> subprocess.P
 
 
 def until_stopped(process: subprocess.Popen[str]) -> None:
-    """Wait until a process stands still by SIGSTOP."""
+    """Wait until a process is stopped by SIGSTOP."""
 
     def stopped() -> bool:
         assert process.poll() is None, process.communicate()
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
-    until(stopped, "it stands still")
+    until(stopped, "the process is stopped")
 
 
 def main(config: str, point: str, *arguments: str) -> None:
@@ -105,11 +105,11 @@ def _stop_after(place: Any, name: str) -> Callable[[], None]:
 
 
 POINTS: Final[dict[str, Callable[[], None]]] = {
-    "stands still once it has read them": _stop_after(settle, "chosen"),
+    "stops once it has read them": _stop_after(settle, "chosen"),
     "before the commit": _after(Unguarded, "apply"),
     "after the commit": _after(settle._Settler, "settle"),
-    "before the events are removed": _before(Parking, "remove"),
-    "after the events are removed": _after(Parking, "remove"),
+    "before the events are removed": _before(DeadLetterWriter, "remove"),
+    "after the events are removed": _after(DeadLetterWriter, "remove"),
 }
 
 if __name__ == "__main__":

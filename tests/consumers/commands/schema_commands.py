@@ -1,4 +1,4 @@
-"""`headrace schema …` on a registry of a test's own: its settings, its database, and what the commands answer."""
+"""Runs `headrace schema …` on a test's own registry: its settings, its database, and the commands' results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def registry_settings(place: Path, bootstrap_servers: str, prefix: str, database
 
 
 def runner(config: Path) -> Run:
-    """Return a function that runs `headrace schema RELEASE status_backfills …`; what is raised is in the result."""
+    """Return a function that runs `headrace schema RELEASE status_backfills …`; the result has any exception."""
     app = typer.Typer()
     app.add_typer(schema_command.app, name="schema")
 
@@ -57,31 +57,31 @@ def runner(config: Path) -> Run:
 
 
 def answer(result: Result) -> dict[str, Any]:
-    """Return the JSON of a release that went well; the log of this process stands before it."""
+    """Return the JSON of a successful release, which follows the log of this process."""
     assert result.exception is None, result.exception
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
 
 
 def done(result: Result) -> list[str]:
-    """Return the statements of a release that went well."""
+    """Return the statements of a successful release."""
     return [each["statement"] for each in answer(result)["done"]]
 
 
 def refused(result: Result) -> str:
-    """Return what is said by a release that is refused, with exit code 3."""
+    """Return the error of a release that is refused with exit code 3."""
     assert isinstance(result.exception, HeadraceError), (result.output, result.exception)
     assert result.exception.exit_code == 3, result.exception
     return str(result.exception)
 
 
 def caught_up(settings: Settings) -> Totals:
-    """Run a member in this thread until it has caught up."""
+    """Run a consumer in this thread until it has caught up."""
     work = StatusBackfills.configure(settings.migration("status_backfills"))
     return consumer_of(settings, work, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 def complete(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the migration is complete on record."""
+    """Whether the migration is recorded as complete."""
     row = connection.execute("SELECT completed_at FROM headrace.migrations WHERE name = 'status_backfills'").fetchone()
     return row is not None and row[0] is not None

@@ -1,4 +1,4 @@
-"""The commands of a migration's life, run as the command line runs them."""
+"""Runs the commands of a migration as the command line does."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(config: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A function that runs a command with the test's settings; what is raised stands in the result."""
-    # The runner's standard error is gone after each command, and the log of this process would go on with it.
+    """A function that runs a command with the test's settings; the result has any exception."""
+    # The runner closes its standard error after each command, and the log of this process would keep using it.
     monkeypatch.setattr(log, "configure", lambda: None)
     app = typer.Typer()
     for command in consume.COMMANDS:
@@ -51,7 +51,7 @@ def refused(result: Result) -> tuple[int, str]:
 
 @pytest.fixture
 def poisoned(feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any]) -> None:
-    """Row 1 is forbidden to be reset, and parked; an unreadable event is parked too."""
+    """Row 1 cannot be reset and becomes a dead letter, as does an unreadable event."""
     connection.execute("ALTER TABLE container_repositories ADD CONSTRAINT poison CHECK (migration_state <> 'default')")
     fill(connection, {1: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
@@ -59,41 +59,41 @@ def poisoned(feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable
     catch_up()
 
 
-def test_parked_events_are_listed_retried_and_discarded(
+def test_dead_letters_are_listed_retried_and_discarded(
     run: Run, poisoned: None, connection: psycopg.Connection[Any]
 ) -> None:
-    listed = json.loads(run("parked", "list", "skip_resets", "--json").output)
+    listed = json.loads(run("dead-letters", "list", "skip_resets", "--json").output)
     assert listed["migration"] == "skip_resets"
     assert all(
-        each.keys() == {"event", "database", "topic", "partition", "offset", "reason", "run", "parked_at", "key"}
-        for each in listed["parked"]
+        each.keys() == {"event", "database", "topic", "partition", "offset", "reason", "run", "recorded_at", "key"}
+        for each in listed["dead_letters"]
     )
-    reasons = {each["reason"].split()[0]: each["event"] for each in listed["parked"]}
+    reasons = {each["reason"].split()[0]: each["event"] for each in listed["dead_letters"]}
     assert len(reasons) == 2
-    assert {"id": 1} in [each["key"] for each in listed["parked"]]
-    assert len(run("parked", "list", "skip_resets").output.splitlines()) == 2
+    assert {"id": 1} in [each["key"] for each in listed["dead_letters"]]
+    assert len(run("dead-letters", "list", "skip_resets").output.splitlines()) == 2
 
-    code, line = refused(run("parked", "retry", "skip_resets"))
-    assert (code, "2 events of skip_resets are still parked" in line) == (1, True)
+    code, line = refused(run("dead-letters", "retry", "skip_resets"))
+    assert (code, "2 events of skip_resets are still dead letters" in line) == (1, True)
     connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT poison")
-    assert "1 applied" in run("parked", "retry", "skip_resets", reasons["23514"]).output
+    assert "1 applied" in run("dead-letters", "retry", "skip_resets", reasons["23514"]).output
     assert written(connection) == [1]
 
-    assert run("parked", "discard", "skip_resets", "--all", answer="n\n").exit_code == 1
-    left = json.loads(run("parked", "list", "skip_resets", "--json").output)["parked"]
+    assert run("dead-letters", "discard", "skip_resets", "--all", answer="n\n").exit_code == 1
+    left = json.loads(run("dead-letters", "list", "skip_resets", "--json").output)["dead_letters"]
     assert [each["event"] for each in left] == [name for reason, name in reasons.items() if reason != "23514"]
-    done = run("parked", "discard", "skip_resets", "--all", "--yes", "--json")
+    done = run("dead-letters", "discard", "skip_resets", "--all", "--yes", "--json")
     assert json.loads(done.output)["discarded"] == 1
-    assert "nothing is parked" in run("parked", "list", "skip_resets").output
+    assert "no dead letters" in run("dead-letters", "list", "skip_resets").output
 
 
 @pytest.mark.parametrize("arguments", [[], ["t/0/1", "--all"]])
-def test_discarding_needs_a_selection(run: Run, arguments: list[str]) -> None:
-    code, line = refused(run("parked", "discard", "skip_resets", "--yes", *arguments))
+def test_discard_without_selection_is_refused(run: Run, arguments: list[str]) -> None:
+    code, line = refused(run("dead-letters", "discard", "skip_resets", "--yes", *arguments))
     assert (code, "name the events to discard, or give --all" in line) == (2, True)
 
 
-def test_a_replay_begins_where_it_is_told(run: Run, feed: Feed, catch_up: Callable[..., Any]) -> None:
+def test_replay_starts_at_requested_position(run: Run, feed: Feed, catch_up: Callable[..., Any]) -> None:
     feed.snapshot(dict.fromkeys(range(10), DEFAULT))
     catch_up()
     begun = json.loads(
@@ -105,13 +105,13 @@ def test_a_replay_begins_where_it_is_told(run: Run, feed: Feed, catch_up: Callab
     assert refused(run("replay", "skip_resets", "--where", "id"))[0] == 2
 
 
-def test_a_paused_migration_is_not_finalized(run: Run, settings: Settings, feed: Feed) -> None:
+def test_paused_migration_is_not_finalized(run: Run, settings: Settings, feed: Feed) -> None:
     set_paused(settings, SkipResets, "main", True)
     code, line = refused(run("finalize", "skip_resets"))
-    assert (code, "skip_resets is paused; go on with `headrace resume skip_resets`" in line) == (3, True)
+    assert (code, "skip_resets is paused; resume it with `headrace resume skip_resets`" in line) == (3, True)
 
 
-def test_verify_says_how_many_rows_are_left(run: Run, connection: psycopg.Connection[Any]) -> None:
+def test_verify_reports_remaining_rows(run: Run, connection: psycopg.Connection[Any]) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: DEFAULT})
     code, line = refused(run("verify", "skip_resets"))
     assert (code, "1 rows are left to change in main" in line) == (1, True)
@@ -129,8 +129,8 @@ def test_a_dry_run_counts_and_writes_nothing(run: Run, feed: Feed, connection: p
     assert written(connection) == []
 
 
-def test_pause_and_resume_say_what_to_do_next(run: Run, connection: psycopg.Connection[Any]) -> None:
-    assert "go on with: headrace resume skip_resets" in run("pause", "skip_resets").output
+def test_pause_and_resume_print_the_next_command(run: Run, connection: psycopg.Connection[Any]) -> None:
+    assert "resume it with: headrace resume skip_resets" in run("pause", "skip_resets").output
     assert connection.execute("SELECT paused FROM headrace.migrations").fetchone() == (True,)
-    assert "goes on" in run("resume", "skip_resets").output
+    assert "skip_resets is resumed" in run("resume", "skip_resets").output
     assert connection.execute("SELECT paused FROM headrace.migrations").fetchone() == (False,)

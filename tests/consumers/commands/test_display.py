@@ -1,4 +1,4 @@
-"""What people see: the status fits a terminal of 80 columns, and says what there is to say."""
+"""The status fits a terminal of 80 columns and shows all details."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def migration(**changes: Any) -> dict[str, Any]:
         "state": "caught_up",
         "applied": 123_456_789,
         "skipped": 1_234,
-        "skip_reasons": {"deleted": 1_000, "right already": 234},
-        "parked": 2,
+        "skip_reasons": {"deleted": 1_000, "already up to date": 234},
+        "dead_letters": 2,
         "remaining": 9_876_543,
         "rate": 123_456.7,
         "eta_seconds": 360_000.0,
         "members": ["host:1", "host:2"],
-        "held_by": None,
+        "throttled_by": None,
         "partitions": [{"topic": "t", "partition": 0, "offset": 999, "end_offset": 1000}],
         **changes,
     }
@@ -49,7 +49,7 @@ def source(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that returns the lines which a status prints on a terminal of 80 columns."""
+    """A function that returns the lines of a status on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def show(*migrations: dict[str, Any], sources: tuple[dict[str, Any], ...] = ()) -> list[str]:
@@ -59,7 +59,7 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return show
 
 
-def test_nothing_is_cut_or_wrapped_at_80_columns(shown: Any) -> None:
+def test_status_fits_80_columns(shown: Any) -> None:
     lines = shown(migration(), sources=(source(),))
     row = next(line for line in lines if line.startswith("status_backfills "))
     assert row.split() == [
@@ -70,44 +70,42 @@ def test_nothing_is_cut_or_wrapped_at_80_columns(shown: Any) -> None:
     assert any("16/B374D848" in line and "123 MB" in line and "12.5" in line for line in lines)
 
 
-def test_details_stand_below_where_there_are_any(shown: Any) -> None:
-    lines = shown(migration(held_by="archive: 50 log segments wait to be archived", state="held"))
-    assert "status_backfills: held by archive: 50 log segments wait to be archived" in lines
-    assert "status_backfills: 2 parked, see `headrace parked list status_backfills`" in lines
-    assert "status_backfills: 1,234 skipped (deleted 1,000, right already 234)" in lines
-    assert "status_backfills: run 3 in database main, members host:1, host:2" in lines
+def test_status_prints_details_below_the_table(shown: Any) -> None:
+    lines = shown(migration(throttled_by="archive: 50 WAL segments are waiting to be archived", state="throttled"))
+    assert "status_backfills: throttled by archive: 50 WAL segments are waiting to be archived" in lines
+    assert "status_backfills: 2 dead letters; see `headrace dead-letters list status_backfills`" in lines
+    assert "status_backfills: 1,234 skipped (already up to date 234, deleted 1,000)" in lines
+    assert "status_backfills: run 3 in database main, consumers host:1, host:2" in lines
     given_up = shown(migration(state="given_up", given_up=1_006, reported=2))
-    assert (
-        "status_backfills: 1,006 given up, 2 with something to report, see `headrace parked list status_backfills`"
-        in given_up
-    )
+    counts = "status_backfills: 1,006 given up, 2 with something to report"
+    assert f"{counts}; see `headrace dead-letters list status_backfills`" in given_up
     assert len(next(line for line in given_up if line.startswith("status_backfills "))) <= 80
     moving = shown(migration(reached={"0": "every name", "1": "the names up to a/\tb", "7": "every name"}))
     assert "status_backfills: passed every name of partition 0, 7" in moving
     assert "status_backfills: passed 'the names up to a/\\tb' of partition 1" in moving
-    quiet = shown(migration(parked=0, skipped=0, run=0, rate=0.0, eta_seconds=None, remaining=None))
+    quiet = shown(migration(dead_letters=0, skipped=0, run=0, rate=0.0, eta_seconds=None, remaining=None))
     assert not any(line.startswith("status_backfills:") for line in quiet)
 
 
-def test_a_database_that_does_not_answer_is_told(shown: Any) -> None:
+def test_unreachable_database_is_shown_as_error(shown: Any) -> None:
     lines = shown(migration(error="PostgreSQL at h:1/x does not answer"), sources=(source(lag_bytes=None),))
     assert any(line.split()[:2] == ["status_backfills", "unknown"] for line in lines)
     assert "status_backfills: PostgreSQL at h:1/x does not answer" in lines
 
 
-def test_a_slot_in_trouble_has_a_line_of_its_own(shown: Any) -> None:
+def test_lost_slot_has_its_own_line(shown: Any) -> None:
     assert "main: slot headrace_main is lost; see `headrace check`" in shown(sources=(source(slot_status="lost"),))
     assert not any("check" in line for line in shown(sources=(source(slot_status="extended"),)))
 
 
-def test_a_stream_that_waits_for_a_standby_says_so(shown: Any) -> None:
+def test_stream_that_waits_for_a_standby_has_its_own_line(shown: Any) -> None:
     (line,) = (
         line for line in shown(sources=(source(waits_for=["standby slot far does not exist"]),)) if "far" in line
     )
-    assert line == "main: its stream waits: standby slot far does not exist; see `headrace check`"
+    assert line == "main: its stream waits for standby slot far does not exist; see `headrace check`"
 
 
-def test_an_estimate_is_marked_and_a_broken_migration_is_failed(shown: Any) -> None:
+def test_estimate_is_marked_and_broken_migration_is_failed(shown: Any) -> None:
     assert any("~9,876,543" in line for line in shown(migration(remaining_estimated=True)))
     assert not any("~" in line for line in shown(migration(remaining_estimated=False)))
     lines = shown(migration(state="failed", error="x.py:3: class X declares no name"))
@@ -115,20 +113,20 @@ def test_an_estimate_is_marked_and_a_broken_migration_is_failed(shown: Any) -> N
     assert any("x.py:3: class X declares no name" in line for line in lines)
 
 
-def test_parked_events_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    display.show_parked("m", [])
+def test_each_dead_letter_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    display.show_dead_letters("m", [])
     entry = Entry("main", Place("t", 0), Offset(5), 1, "too odd", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), b"")
-    display.show_parked("m", [entry])
-    display.show_parked("m", [entry], keys={"main/t/0/5": {"path": "a.git", "other": "b\n.git"}})
+    display.show_dead_letters("m", [entry])
+    display.show_dead_letters("m", [entry], keys={"main/t/0/5": {"path": "a.git", "other": "b\n.git"}})
     line = "main/t/0/5  2023-11-14 22:13:20Z  too odd"
     assert capsys.readouterr().out.splitlines() == [
-        "m: nothing is parked",
+        "m: no dead letters",
         line,
         f"{line}  path=a.git other='b\\n.git'",
     ]
 
 
-def test_differences_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_difference_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     found = Comparison("public.t", "main", rows=9, missing=[{"a": 1, "b": "x"}], extra=[{"a": 2, "b": "y"}])
     found.differing.append({"a": 3, "b": "z"})
     found.columns.append(["name", "note"])
@@ -139,11 +137,11 @@ def test_differences_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None
         "a=2 b=y  extra in the topic",
         "a=3 b=z  differs in name, note",
         "public.t in main: 9 rows compared, 1 missing in the topic, 1 extra, 1 differing;"
-        " 4 changed each time they were looked at",
+        " 4 changed during every comparison",
     ]
 
 
-def test_a_dry_run_is_summed_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_is_summarised(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     display.show_dry_run(
         {
@@ -153,9 +151,9 @@ def test_a_dry_run_is_summed_up(capsys: pytest.CaptureFixture[str], monkeypatch:
             "changes": 10,
             "remaining": 9,
             "skipped": {"deleted": 989},
-            "parked": {"too odd": 1},
+            "dead_letters": {"too odd": 1},
         }
     )
     out = capsys.readouterr().out
-    assert "m: of 1,000 events 10 ask for a change; 9 rows of main would be changed now. Nothing was written." in out
-    assert "parked: too odd" in out
+    assert "m: 10 of 1,000 events ask for a change; 9 rows of main would be changed now. Nothing was written." in out
+    assert "dead letter: too odd" in out

@@ -1,4 +1,4 @@
-"""`headrace place`: names in, name and node out."""
+"""`headrace place` reads names and prints each with its node."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(*arguments: str, names: bytes = b"") -> Result:
     ("arguments", "home"),
     [([], rendezvous_home), (["--algorithm", "rendezvous"], rendezvous_home), (["--algorithm", "md5"], md5_home)],
 )
-def test_every_name_comes_out_as_it_came_with_its_node(
+def test_place_prints_every_name_unchanged_with_its_node(
     arguments: list[str], home: Callable[[str, Sequence[str]], str]
 ) -> None:
     result = run("--nodes", ",".join(NODES), *arguments, names="".join(f"{name}\n" for name in NAMES).encode())
@@ -40,21 +40,21 @@ def test_every_name_comes_out_as_it_came_with_its_node(
 
 
 @pytest.mark.parametrize("names", [b"a\nb", b"a\nb\n", b"\na\n\n\nb\n\n", b"a\r\nb\r\n"])
-def test_the_ends_of_lines_may_be_anybodys(names: bytes) -> None:
+def test_place_accepts_any_line_ending(names: bytes) -> None:
     assert run("--nodes", "x", names=names).stdout_bytes == b"a\tx\nb\tx\n"
 
 
-def test_no_names_are_no_lines() -> None:
+def test_place_without_names_prints_nothing() -> None:
     assert run("--nodes", "x").stdout_bytes == b""
 
 
-def test_bytes_that_are_no_text_are_placed_and_come_out_as_they_came() -> None:
+def test_place_prints_bytes_that_are_not_utf_8_unchanged() -> None:
     name = b"gitlab.com/\xff\xe2\x82"
     node = rendezvous_home(name.decode("utf-8", "surrogateescape"), NODES)
     assert run("--nodes", ",".join(NODES), names=name).stdout_bytes == name + b"\t" + node.encode() + b"\n"
 
 
-def test_a_pinned_name_is_on_its_node_whatever_the_hash_says() -> None:
+def test_pin_overrides_the_hash() -> None:
     pins = [f"--pin=github.com/a={number}={node}" for number, node in enumerate(NODES)]
     result = run("--nodes", ",".join(NODES), *pins, names=b"GitHub.com/A=0\ngithub.com/a=1.git\ngithub.com/a=2")
     assert [line.split("\t")[1] for line in result.output.splitlines()] == NODES
@@ -68,27 +68,27 @@ def test_a_pinned_name_is_on_its_node_whatever_the_hash_says() -> None:
         (["--nodes", "a,b,"], "--nodes: '' is not a node"),
         (["--nodes", "a, b"], "--nodes: ' b' is not a node: a node's name has at least one character, and no space"),
         (["--nodes", "a,b=c"], "--nodes: 'b=c' is not a node"),
-        (["--nodes", "a,b,a"], "--nodes: a is there twice; name each node once"),
+        (["--nodes", "a,b,a"], "--nodes: a is listed twice; list each node once"),
         (["--nodes", "a,b", "--pin", "name"], "--pin: 'name' is not NAME=NODE; write --pin"),
         (["--nodes", "a,b", "--pin", "=a"], "--pin: '=a' is not NAME=NODE"),
-        (["--nodes", "node-1,node-2", "--pin", "x=node-3"], "--pin: no node is called node-3, did you mean node-"),
+        (["--nodes", "node-1,node-2", "--pin", "x=node-3"], "--pin: unknown node node-3, did you mean node-"),
         (["--nodes", "a,b", "--pin", "x/y=a", "--pin", "x/y=b"], "--pin: x/y is pinned to two nodes"),
         (["--nodes", "a,b", "--pin", "x/y=a", "--pin", "X/y.git=b"], "x/y is pinned to two nodes; pin it once"),
     ],
 )
-def test_a_command_that_is_not_right(arguments: list[str], said: str) -> None:
+def test_invalid_options_are_refused(arguments: list[str], said: str) -> None:
     error = run(*arguments, names=b"foobar").exception
     assert isinstance(error, UsageError)
     assert said in str(error)
 
 
-def test_a_line_that_is_no_name_is_told_by_its_number() -> None:
+def test_overlong_line_is_reported_by_number() -> None:
     lines = place_lines(Placement(("x",)), Algorithm.MD5, io.BytesIO(b"a\n" * 70_000 + b"b" * 10_000_000))
     with pytest.raises(UsageError, match="line 70001 has more than 65,536 bytes; give one name a line"):
         list(lines)
 
 
-def test_a_name_may_come_in_pieces() -> None:
+def test_name_may_arrive_in_pieces() -> None:
     class Piecewise(io.BytesIO):
         def read1(self, size: int | None = -1, /) -> bytes:
             return super().read1(min(size or 3, 3))
@@ -97,7 +97,7 @@ def test_a_name_may_come_in_pieces() -> None:
     assert b"".join(lines).decode() == "github.com/\u00e9/b\tx\na\u00df\tx\nc\tx\n"
 
 
-def test_of_a_long_list_no_more_is_held_than_was_read_last() -> None:
+def test_place_keeps_only_the_last_read_in_memory() -> None:
     class Endless:
         read = 0
 
@@ -127,7 +127,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
             started.kill()
 
 
-def test_an_answer_does_not_wait_for_the_end_of_the_names_and_ctrl_c_ends_it() -> None:
+def test_place_answers_before_end_of_input_and_ends_on_ctrl_c() -> None:
     with process() as running:
         assert running.stdin is not None
         assert running.stdout is not None
@@ -137,10 +137,10 @@ def test_an_answer_does_not_wait_for_the_end_of_the_names_and_ctrl_c_ends_it() -
         assert running.stdout.readline() == b"foobar\tx\n"
         running.send_signal(signal.SIGINT)
         assert running.wait(180) == 130
-        assert running.stderr.read() == b"headrace: stopped; start it again to go on\n"
+        assert running.stderr.read() == b"headrace: stopped; start it again to continue\n"
 
 
-def test_a_reader_that_goes_away_ends_it() -> None:
+def test_place_ends_when_its_reader_is_gone() -> None:
     with process() as running:
         assert running.stdin is not None
         assert running.stdout is not None

@@ -1,11 +1,11 @@
-"""In a process of its own: what it sets is the whole process's."""
+"""Tunes a separate process, since the settings are process-wide."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-_TOLD = """
+_PROGRAM = """
 import gc, sys
 from consumers.commands import process_tuning
 from consumers.runtime import consumer
@@ -15,6 +15,6 @@ print(gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > be
 """
 
 
-def test_a_member_looks_for_garbage_seldom_and_not_in_modules_and_its_threads_give_way_soon() -> None:
-    told = subprocess.run([sys.executable, "-c", _TOLD], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["True"] * 4
+def test_tuning_makes_gc_rare_freezes_modules_and_shortens_switch_interval() -> None:
+    ended = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["True"] * 4

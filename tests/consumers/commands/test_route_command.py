@@ -1,4 +1,4 @@
-"""`headrace route`: by the cursors of a real database, once or as a service."""
+"""`headrace route` with the cursors of a real database, once or as a service."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def route(options: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout or done.stderr
 
 
-def test_a_name_that_was_passed_has_its_new_home_first(
-    connection: psycopg.Connection, database: Database, tmp_path: Path
-) -> None:
+def test_passed_name_has_its_new_home_first(connection: psycopg.Connection, database: Database, tmp_path: Path) -> None:
     config = settings(tmp_path, ("code", database.dsn))
     assert route([NAME, "--config", config]) == (0, f"{NAME}\t{OLD}\t{NEW}\n")
     pass_it(connection)
@@ -67,7 +65,7 @@ def test_a_name_that_was_passed_has_its_new_home_first(
     assert (code, json.loads(said)) == (0, {"name": NAME, "homes": [NEW, OLD]})
 
 
-def test_it_serves_until_it_is_stopped_and_follows_the_cursors(
+def test_route_service_follows_the_cursors_until_stopped(
     connection: psycopg.Connection, database: Database, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -93,7 +91,7 @@ def test_it_serves_until_it_is_stopped_and_follows_the_cursors(
         child.kill()
 
 
-def test_of_two_databases_the_one_that_owns_the_gitlab_schema_has_the_cursors(
+def test_route_reads_cursors_from_the_owner_of_the_gitlab_schema(
     connection: psycopg.Connection, database: Database, tmp_path: Path
 ) -> None:
     pass_it(connection)
@@ -102,13 +100,13 @@ def test_of_two_databases_the_one_that_owns_the_gitlab_schema_has_the_cursors(
     assert route([NAME, "--config", config]) == (0, f"{NAME}\t{NEW}\t{OLD}\n")
 
 
-def test_what_is_not_right_is_told_at_once(database: Database, tmp_path: Path) -> None:
+def test_route_reports_wrong_settings_at_the_start(database: Database, tmp_path: Path) -> None:
     away = settings(tmp_path, ("code", "postgresql://nobody@127.0.0.1:1/none"))
     assert route([NAME, "--config", away])[0] == 1
     code, said = route([NAME, "--config", settings(tmp_path, ("code", database.dsn), schema="gitlab_main")])
     assert code == 2
-    assert "no database of the settings lists the gitlab schema gitserver" in said
+    assert "no database in the settings lists the gitlab schema gitserver" in said
     for options in ([], [NAME, "--serve"]):
         code, said = route(options)
         assert code == 2
-        assert "give the names of repositories, or --serve" in said
+        assert "give either names of repositories or --serve" in said

@@ -1,4 +1,4 @@
-"""The three releases as a whole, by their commands, beside a real producer and applications that go on writing."""
+"""Runs the three releases by their commands, with a real producer and applications that keep writing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Pa
 
 @pytest.fixture
 def connection(database: Database) -> psycopg.Connection[Any]:
-    """A connection to a registry as it was before, with a log of the writes to it."""
+    """A connection to a registry before the releases, with a log of the writes to it."""
     opened = database.connect()
     opened.execute(TABLE + LOG)
     return opened
@@ -57,12 +57,12 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 @pytest.fixture
 def run(config: Path, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> Run:
-    # The runner's standard error is gone after each command, and the log of this process would go on with it.
+    # The runner closes its standard error after each command, and the log of this process would keep using it.
     monkeypatch.setattr(log, "configure", lambda: None)
     return runner(config)
 
 
-def test_the_three_releases_there_and_back_with_a_producer_and_applications_that_write(
+def test_releases_run_forward_and_down_with_live_producer_and_applications(
     run: Run, settings: Settings, connection: psycopg.Connection[Any]
 ) -> None:
     source = sources.Source(settings, connection)
@@ -90,14 +90,14 @@ def test_the_three_releases_there_and_back_with_a_producer_and_applications_that
         assert "run `headrace schema backfill status_backfills --down` first" in refused(
             run("expand", "--down", "--yes")
         )
-        assert "is run 2, and reads all events again" in run("backfill", "--down").stdout
-        assert "nothing to take back" in run("backfill", "--down").stdout
+        assert "is run 2 and reads all events again" in run("backfill", "--down").stdout
+        assert "nothing to undo" in run("backfill", "--down").stdout
         connection.execute("DELETE FROM repositories WHERE migration_status = 'import_complete'")
         run("expand", "--down", "--yes")
         with pytest.raises(psycopg.errors.UndefinedColumn):
             statuses(connection)
 
-        # The topic's events say what the dropped column had: expand has the rows read again.
+        # The topic's events still have the values of the dropped column: expand requests a re-snapshot.
         run("expand")
         producer.caught_up()
         run("backfill")
@@ -105,7 +105,7 @@ def test_the_three_releases_there_and_back_with_a_producer_and_applications_that
 
 
 class Writer(threading.Thread):
-    """An application that does not know the column, and inserts a row every few milliseconds."""
+    """An application without support for the column that inserts a row every few milliseconds."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         super().__init__(daemon=True)
@@ -128,7 +128,7 @@ class Writer(threading.Thread):
         assert self.error is None, self.error
 
 
-def test_while_old_style_rows_are_inserted_and_a_report_holds_the_table_nobody_waits_for_long(
+def test_expand_blocks_no_session_for_long_while_a_report_holds_the_table(
     run: Run,
     config: Path,
     settings: Settings,
@@ -149,16 +149,16 @@ def test_while_old_style_rows_are_inserted_and_a_report_holds_the_table_nobody_w
                 report.enter_context(reading(database.dsn, "repositories"))
                 with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as expanding:
                     assert expanding.stderr is not None
-                    said = next((line for line in expanding.stderr if b"the table is in use" in line), b"")
+                    said = next((line for line in expanding.stderr if b"table in use" in line), b"")
                     before = writer.rows
-                    eventually(lambda: writer.rows > before + 20, "the writer goes on behind the waiting expand")
+                    eventually(lambda: writer.rows > before + 20, "the writer continues after the waiting expand")
                     report.close()
                     expanding.stderr.read()
                 assert (b"report" in said, expanding.returncode) == (True, 0)
             member = StatusBackfills.configure(settings.migration("status_backfills"))
             working = pool.submit(consumer_of(settings, member, "main", stopping=stopping).run)
             eventually(lambda: writes(connection) > 100, "old rows and new ones are backfilled")
-            assert "status_backfills has members alive" in refused(run("expand", "--down", "--yes"))
+            assert "status_backfills has running consumers" in refused(run("expand", "--down", "--yes"))
             writer.stop()
             assert answer(run("backfill", "--json"))["table"] == "public.repositories"
             assert None not in statuses(connection).values()
@@ -170,10 +170,10 @@ def test_while_old_style_rows_are_inserted_and_a_report_holds_the_table_nobody_w
     assert writes(connection) == 100 + writer.rows
 
 
-PAGE = Path(__file__).parents[3] / "docs" / "schema-migrations.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "schema-migrations.md"
 
 
-def test_another_backfill_is_a_copy_of_ten_lines_the_one_of_the_page(
+def test_backfill_of_the_documentation_works_in_ten_lines(
     settings: Settings, config: Path, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -203,7 +203,7 @@ def test_another_backfill_is_a_copy_of_ten_lines_the_one_of_the_page(
             connection.execute("INSERT INTO projects VALUES (26, 'project 26', %s)", (forbidden,))
 
 
-def test_a_migration_that_is_no_backfill_alters_no_table(config: Path) -> None:
+def test_migration_that_is_no_backfill_is_refused(config: Path) -> None:
     result = CliRunner().invoke(schema_command.app, ["expand", "skip_resets", "--config", str(config)])
     assert isinstance(result.exception, UsageError)
-    assert "skip_resets alters no table; those that do: status_backfills" in str(result.exception)
+    assert "skip_resets is not a backfill; backfills: status_backfills" in str(result.exception)

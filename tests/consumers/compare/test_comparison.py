@@ -1,4 +1,4 @@
-"""The row-level comparison of a table with its topic finds what differs, and nothing else, while both are live."""
+"""The row-level comparison of a table with its topic finds exactly the differences while both are live."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _long(value: int) -> bytes:
     return bytes([*out, zigzag])
 
 
-def test_a_topic_that_is_right_is_the_same_while_both_change(
+def test_topic_without_faults_compares_equal_while_both_change(
     settings: Settings, connection: Connection, producer: threading.Event, stopping: threading.Event, database: Database
 ) -> None:
     writing, wrote = threading.Event(), threading.Event()
@@ -150,7 +150,7 @@ def test_a_topic_that_is_right_is_the_same_while_both_change(
     assert row == (at_rest.rows,)
 
 
-def test_missing_extra_differing_and_unreadable_rows_are_named_and_read_again(
+def test_missing_extra_differing_and_unreadable_rows_are_reported_and_re_snapshotted(
     settings: Settings,
     connection: Connection,
     producer: threading.Event,
@@ -158,7 +158,7 @@ def test_missing_extra_differing_and_unreadable_rows_are_named_and_read_again(
     eventually: Eventually,
 ) -> None:
     poison(settings, connection)
-    # Rows that changed since are told by their events, and one of the poisoned is put right by its own.
+    # Rows that changed since have their events, and one of the wrong records is repaired by such an event.
     connection.execute(f"UPDATE {TABLE} SET name = 'changed' WHERE id IN (1, 2, 3)")
 
     found = compare(settings, "main", TABLE, stopping)
@@ -169,23 +169,23 @@ def test_missing_extra_differing_and_unreadable_rows_are_named_and_read_again(
     by_key = {one["id"]: columns for one, columns in zip(found.differing, found.columns, strict=True)}
     assert by_key == {10: ["id", "name", "price"], 30: ["unreadable"]}
 
-    # Twice, since asking again does no harm; and a row that only the topic has is beyond it.
+    # Twice, since a second request is harmless; an extra row of the topic is not repaired.
     assert [request_repair(settings, found) for _ in range(2)] == [3, 3]
 
-    def mended() -> bool:
+    def repaired() -> bool:
         if not read_sources(settings)["main"].snapshots[TABLE].done:
             return False
         again = compare(settings, "main", TABLE, stopping)
         return (again.missing, again.differing, len(again.extra)) == ([], [], 1)
 
-    eventually(mended, "the rows are read again")
+    eventually(repaired, "the rows are re-snapshotted")
 
 
 @pytest.mark.parametrize("ahead", [-1_000_000_000, 1_000, 2**31 + 10, 2**32 - 200_000])
 def test_event_whose_transaction_is_billions_old_is_judged(
     settings: Settings, connection: Connection, producer: threading.Event, stopping: threading.Event, ahead: int
 ) -> None:
-    # An id ahead of the present one, as the 32 bits of an event have it, is one that was given out 2**32 before.
+    # An id ahead of the current one, in the 32 bits of an event, was assigned 2**32 ids before.
     row = connection.execute(f"UPDATE {TABLE} SET name = 'RIGHT' WHERE id = 50 RETURNING pg_current_xact_id()::text")
     (xid,) = row.fetchone() or ("0",)
     key, value, partition = last_record_of(settings, 50, b"RIGHT")
@@ -217,9 +217,9 @@ def last_record_of(settings: Settings, number: int, text: bytes) -> tuple[bytes,
                     return key, value, int(record.partition() or 0)
 
 
-def test_a_repair_asks_for_the_rows_that_differ(settings: Settings, connection: Connection) -> None:
+def test_repair_requests_the_rows_that_differ(settings: Settings, connection: Connection) -> None:
     ensure_control_schema(connection, "main", ["gitlab_main"])
-    # A trigger on the table of requests, since they are there for their transaction alone.
+    # A trigger on the table of requests, since requests exist only within their transaction.
     connection.execute(
         "CREATE TABLE public.asked AS TABLE headrace.snapshot_requests;"
         " CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS"
@@ -228,12 +228,14 @@ def test_a_repair_asks_for_the_rows_that_differ(settings: Settings, connection: 
     )
     found = Comparison(TABLE, "main", missing=[{"a": 5, "b": "x"}], extra=[{"a": 6, "b": "y"}])
     assert request_repair(settings, found) == 1
-    asked = connection.execute('SELECT "table", first_key, last_key, anew FROM public.asked').fetchall()
+    asked = connection.execute('SELECT "table", first_key, last_key, from_scratch FROM public.asked').fetchall()
     assert asked == [(TABLE, ["5", "x"], ["5", "x"], False)]
     assert connection.execute("SELECT count(*) FROM headrace.snapshot_requests").fetchone() == (0,)
 
 
-def test_what_cannot_be_compared_is_said(settings: Settings, connection: Connection, stopping: threading.Event) -> None:
+def test_comparison_without_topic_or_gitlab_schema_is_refused(
+    settings: Settings, connection: Connection, stopping: threading.Event
+) -> None:
     with pytest.raises(UsageError, match="has no events"):
         compare(settings, "main", TABLE, stopping)
     with pytest.raises(HeadraceError, match="no gitlab schema is known"):

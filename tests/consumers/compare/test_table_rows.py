@@ -1,4 +1,4 @@
-"""A table's rows in ranges of its key, and by their keys, whatever the key's type compares by."""
+"""Reads a table's rows by key range and by key, with the comparison operators of the key's type."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.mark.parametrize("schema", ["public", "extensions"])
 @pytest.mark.parametrize("key", [["k"], ["k", "n"], ["n", "k"]])
-def test_ranges_and_look_ups_by_a_key_with_operators_of_its_own(
-    database: Database, schema: str, key: list[str]
-) -> None:
+def test_ranges_and_lookups_use_the_operators_of_the_keys_type(database: Database, schema: str, key: list[str]) -> None:
     database.connect().execute(
         f"CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION citext SCHEMA {schema};"
         f' CREATE TABLE public.things (k {schema}.citext COLLATE "C", n int, PRIMARY KEY ({", ".join(key)}));'
@@ -34,7 +32,7 @@ def test_ranges_and_look_ups_by_a_key_with_operators_of_its_own(
         assert looked == 500
 
 
-def test_wide_rows_are_read_by_their_bytes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.connect().execute(
         "CREATE TABLE public.wide (id int PRIMARY KEY, v text);"
         " INSERT INTO public.wide SELECT i, repeat('x', 300000) FROM generate_series(1, 40) i"

@@ -1,4 +1,4 @@
-"""Files as authors of migrations write them: a sound one, and what goes wrong with others."""
+"""Files as authors of migrations write them: a valid one, and broken ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.events import ChangeEvent
 
 
 class Lowers(Migration):
-    """Lower-case e-mail addresses."""
+    """Lowercase email addresses."""
 
     name = "lower_emails"
     gitlab_schema = "gitlab_main"
@@ -38,7 +38,7 @@ class Lowers(Migration):
 
 
 def sound(called: str, **replaced: str) -> str:
-    """Return the sound file under another name, with `attribute = text` in place of a declaration."""
+    """Return the valid file under another name, with `attribute = text` in place of a declaration."""
     text = SOUND.replace('name = "lower_emails"', f'name = "{called}"')
     for attribute, declaration in replaced.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"    {attribute} = ")]
@@ -57,10 +57,10 @@ BROKEN: Final[Mapping[str, tuple[str, str]]] = {
     "nameless": (sound("x", name=""), "nameless.py:9: class Lowers declares no name; "),
     "no_comma": (
         sound("no_comma", tables='tables = ("public.users")'),
-        "no_comma.py:9: class Lowers tables is the string 'public.users', not a tuple: a tuple of one has a comma; "
-        'correct it, for example: tables = ("public.users",)',
+        "no_comma.py:9: class Lowers tables is the string 'public.users', not a tuple:"
+        ' a one-element tuple needs a comma; fix it, for example: tables = ("public.users",)',
     ),
-    "Capitals": (sound("Capitals"), "name is 'Capitals'; it has 1 to 63 lower-case letters"),
+    "Capitals": (sound("Capitals"), "name is 'Capitals'; a name has 1 to 63 lowercase letters"),
     "half_done": (sound("half_done").partition("    def remaining")[0], "class Lowers lacks remaining; "),
     "bad_backfill": (
         "from consumers.contract.backfill import Backfill\n\n\nclass Filled(Backfill):\n    name = 'bad_backfill'\n"
@@ -68,4 +68,4 @@ BROKEN: Final[Mapping[str, tuple[str, str]]] = {
         "bad_backfill.py:4: class Filled declares no table; ",
     ),
 }
-"""Name → a file of that name (but for `nameless`), and what is said of it."""
+"""Name → a file of that name (except `nameless`), and its reported problem."""

@@ -1,4 +1,4 @@
-"""Any table, key and value that a backfill may declare: names that need quotes, keys of several types."""
+"""Tables, keys and values of backfills: names that need quotes, keys of several types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ODD = 'a "table"; with'
 
 
 class Odd(Backfill):
-    """Everything about it needs quotes."""
+    """All its names need quotes."""
 
     name = "odd"
     gitlab_schema = "registry"
@@ -52,7 +52,7 @@ def connection(database: Database) -> psycopg.Connection[Any]:
     return opened
 
 
-def test_odd_names_and_keys_of_several_columns(connection: psycopg.Connection[Any]) -> None:
+def test_backfill_handles_quoted_names_and_composite_keys(connection: psycopg.Connection[Any]) -> None:
     migration = Odd(BackfillOptions())
     alterations = Alterations(connection, migration, "main", stopping=threading.Event())
     with pytest.raises(NotExpanded), connection.transaction(), connection.cursor() as cursor:
@@ -73,7 +73,7 @@ def test_odd_names_and_keys_of_several_columns(connection: psycopg.Connection[An
 
 
 class OwnTypes(Backfill):
-    """Its key and its column are of types that are not PostgreSQL's own."""
+    """Its key and its column have types that are not built in."""
 
     name = "own_types"
     gitlab_schema = "registry"
@@ -84,13 +84,13 @@ class OwnTypes(Backfill):
 
 
 class BareType(OwnTypes):
-    """Its column's type is written without a schema."""
+    """Its column's type is not qualified with a schema."""
 
     name = "bare_type"
     column_type = "mood"
 
 
-def test_types_that_are_not_postgresqls_own(database: Database) -> None:
+def test_backfill_handles_types_that_are_not_built_in(database: Database) -> None:
     application = database.connect()
     ensure_control_schema(application, "main", ["registry"])
     application.execute(
@@ -101,12 +101,12 @@ def test_types_that_are_not_postgresqls_own(database: Database) -> None:
     )
     migration = OwnTypes(BackfillOptions())
     with connect(database.dsn, name="test") as connection:
-        with pytest.raises(Refused, match=r"no type mood, which bare_type declares; .* written with its schema"):
+        with pytest.raises(Refused, match=r"no type mood, which bare_type declares; .* needs its schema"):
             Alterations(connection, BareType(BackfillOptions()), "main", stopping=threading.Event()).found()
         alterations = Alterations(connection, migration, "main", stopping=threading.Event())
         alterations.carry_out(Release.EXPAND)
         with connection.transaction(), connection.cursor() as cursor:
-            # As its type compares: whoever wrote the event may have spelt it otherwise.
+            # Compared by its type: the event may have another spelling.
             assert migration.apply(cursor, [Change((f"NAME {n}", n)) for n in range(1, 10)]) == 9
             assert migration.remaining(cursor) == 0
         alterations.carry_out(Release.CONTRACT)

@@ -1,4 +1,4 @@
-"""A migration that breaks its contract is stopped before the commit, with file and line of the author's code."""
+"""A migration that breaks its contract stops before the commit, with file and line of the author's code."""
 
 # ruff: noqa: ARG002 - a contract fixes the names
 
@@ -30,7 +30,7 @@ from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, wr
 pytestmark = pytest.mark.stack
 
 SECRET = "repository-3"
-"""A value of a row, which no message may have."""
+"""A value of a row, which no message may contain."""
 
 
 def run(settings: Settings, kind: type[SkipResets]) -> None:
@@ -39,7 +39,7 @@ def run(settings: Settings, kind: type[SkipResets]) -> None:
 
 
 class NoCount(SkipResets):
-    """Forgets to return."""
+    """Does not return a value."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         super().apply(cursor, changes)
@@ -47,7 +47,7 @@ class NoCount(SkipResets):
 
 
 class Negative(SkipResets):
-    """Returns what a driver says of a statement that it knows nothing of."""
+    """Returns the driver's rowcount for an unknown statement."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         return super().apply(cursor, changes) - 1_000
@@ -61,14 +61,14 @@ class TooMany(SkipResets):
 
 
 class Truth(SkipResets):
-    """Says whether, not how many."""
+    """Returns a boolean, not a number."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         return super().apply(cursor, changes) > 0
 
 
 class DriverCommit(SkipResets):
-    """Commits by the driver."""
+    """Commits with the driver."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         count = super().apply(cursor, changes)
@@ -77,7 +77,7 @@ class DriverCommit(SkipResets):
 
 
 class PerCent(SkipResets):
-    """Has a per cent sign beside a parameter."""
+    """Has a percent sign next to a parameter."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         cursor.execute("UPDATE container_repositories SET name = name WHERE name LIKE '%@%' AND id = %s", (1,))
@@ -85,7 +85,7 @@ class PerCent(SkipResets):
 
 
 class Parameters(SkipResets):
-    """Gives a parameter too many."""
+    """Passes one parameter too many."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         cursor.execute("UPDATE container_repositories SET name = name WHERE id = %s", (1, 2))
@@ -93,7 +93,7 @@ class Parameters(SkipResets):
 
 
 class Swallows(SkipResets):
-    """Goes on in a transaction that an error has ended."""
+    """Continues in a transaction that an error has aborted."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         try:
@@ -113,7 +113,7 @@ class OpenCopy(SkipResets):
 
 
 class Raises(SkipResets):
-    """Meets a row that it did not think of."""
+    """Fails on an unexpected row."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         super().apply(cursor, changes)
@@ -121,7 +121,7 @@ class Raises(SkipResets):
 
 
 class Syntax(SkipResets):
-    """Writes SQL that is none."""
+    """Has a syntax error in its SQL."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         cursor.execute("UPDATE container_repositories SETT name = 'x'")
@@ -129,7 +129,7 @@ class Syntax(SkipResets):
 
 
 class NoColumn(SkipResets):
-    """Names a column that is not there."""
+    """Names a column that does not exist."""
 
     def apply(self, cursor: Any, changes: Any) -> int:
         cursor.execute("UPDATE public.container_repositories SET nmae = 'x'")
@@ -137,42 +137,42 @@ class NoColumn(SkipResets):
 
 
 class NoDecision(SkipResets):
-    """Decides nothing."""
+    """Returns no decision."""
 
     def decide(self, event: Any) -> Any:
         return None
 
 
 class OddReason(SkipResets):
-    """Gives no text as its reason."""
+    """Its reason is not a string."""
 
     def decide(self, event: Any) -> Any:
         return Skip(7)  # type: ignore[arg-type]
 
 
 class NoKey(SkipResets):
-    """Reads a column that it has not declared."""
+    """Reads an undeclared column."""
 
     def decide(self, event: Any) -> Any:
         return event.after["nmae"]
 
 
 class NothingLeft(SkipResets):
-    """Forgets to count."""
+    """Does not return a count."""
 
     def remaining(self, cursor: Any) -> int:
         return None  # type: ignore[return-value]
 
 
 class CountsByText(SkipResets):
-    """Counts in a text."""
+    """Returns the count as a string."""
 
     def remaining(self, cursor: Any) -> int:
         return "3"  # type: ignore[return-value]
 
 
 class CountEndsTransaction(SkipResets):
-    """Ends the transaction in which it counts, and begins another."""
+    """Ends its transaction and starts another."""
 
     def remaining(self, cursor: Any) -> int:
         cursor.execute("COMMIT")
@@ -181,7 +181,7 @@ class CountEndsTransaction(SkipResets):
 
 
 class WrongCount(SkipResets):
-    """Counts in a table that is not there."""
+    """Counts in a table that does not exist."""
 
     def remaining(self, cursor: Any) -> int:
         cursor.execute("SELECT count(*) FROM container_repositoriez")
@@ -192,24 +192,24 @@ class WrongCount(SkipResets):
     ("kind", "problem"),
     [
         (NoCount, r"apply\(\) returned None, not a number of rows"),
-        (Negative, r"apply\(\) returned -\d+, which is no number of rows"),
+        (Negative, r"apply\(\) returned -\d+, which is not a number of rows"),
         (TooMany, r"apply\(\) returned \d+ for \d+ changes"),
         (Truth, r"apply\(\) returned bool, not a number of rows"),
         (DriverCommit, r"apply\(\) raised ProgrammingError \(Explicit commit\(\) forbidden\)"),
-        (PerCent, r"apply\(\) raised ProgrammingError \(only '%s'.*write %% for a per cent sign"),
+        (PerCent, r"apply\(\) raised ProgrammingError \(only '%s'.*write %% for a percent sign"),
         (Parameters, r"apply\(\) raised ProgrammingError \(the query has 1 placeholders but 2"),
-        (Swallows, r"apply\(\) caught an error of the database and went on.*cursor\.connection\.transaction"),
+        (Swallows, r"apply\(\) caught a database error and continued.*cursor\.connection\.transaction"),
         (OpenCopy, r"apply\(\) left a COPY or a stream open"),
         (Raises, r"apply\(\) raised ValueError, at "),
         (Syntax, r"42601 SyntaxError.*in apply\(\) at "),
         (NoColumn, r"42703 UndefinedColumn.*in apply\(\) at "),
-        (NoDecision, r"decide\(\) returned None, not a Skip, a Change or a Park"),
+        (NoDecision, r"decide\(\) returned None, not a Skip, a Change or a DeadLetter"),
         (OddReason, r"decide\(\) returned as the reason of its decision int, not a text"),
         (NoKey, r"decide\(\) raised KeyError for an event of container_repositories"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_a_broken_contract_is_named_with_its_line_and_nothing_is_written(
+def test_broken_contract_is_reported_with_line_and_nothing_is_written(
     kind: type[SkipResets],
     problem: str,
     feed: Feed,
@@ -237,7 +237,7 @@ def line_of(text: str) -> int:
     )
 
 
-def test_the_line_is_the_one_that_failed_and_the_log_has_the_author_s_traceback(
+def test_failing_line_is_reported_and_log_has_traceback(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS})
@@ -245,9 +245,9 @@ def test_the_line_is_the_one_that_failed_and_the_log_has_the_author_s_traceback(
     with structlog.testing.capture_logs() as logged, pytest.raises(HeadraceError) as raised:
         run(settings, Raises)
     assert f"{__file__}:{line_of('raise ValueError(SECRET)')}" in str(raised.value)
-    (told,) = [entry for entry in logged if entry["log_level"] == "error"]
-    assert "in apply\n    raise ValueError(SECRET)" in told["exception"]
-    assert told["exception"].endswith("ValueError")
+    (logged_error,) = [entry for entry in logged if entry["log_level"] == "error"]
+    assert "in apply\n    raise ValueError(SECRET)" in logged_error["exception"]
+    assert logged_error["exception"].endswith("ValueError")
 
 
 SQL_ENDS = {
@@ -260,7 +260,7 @@ SQL_ENDS = {
 
 
 @pytest.mark.parametrize("statements", SQL_ENDS.values(), ids=SQL_ENDS)
-def test_a_transaction_that_apply_ended_by_sql_is_noticed_and_the_ledger_stays(
+def test_transaction_ended_by_sql_in_apply_is_detected_and_ledger_is_unchanged(
     statements: Sequence[str],
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -278,9 +278,9 @@ def test_a_transaction_that_apply_ended_by_sql_is_noticed_and_the_ledger_stays(
 
     fill(connection, {1: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
-    for _ in range(2):  # what was committed behind our back is harmless: it is applied again, and guarded
+    for _ in range(2):  # what was committed unnoticed is harmless: it is applied again, with a guard
         with pytest.raises(
-            HeadraceError, match=r"apply\(\) ended the transaction.*test_contract_checks\.py:\d+; take "
+            HeadraceError, match=r"apply\(\) ended the transaction.*test_contract_checks\.py:\d+; remove "
         ):
             run(settings, Ends)
         assert ledger()["next"] == 0
@@ -289,11 +289,11 @@ def test_a_transaction_that_apply_ended_by_sql_is_noticed_and_the_ledger_stays(
     assert ledger()["next"] > 0
 
 
-def test_a_cursor_that_apply_closed_or_changed_is_its_own(
+def test_apply_may_close_or_change_its_cursor(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     class Closes(SkipResets):
-        """Wants dicts, and closes what it opened not."""
+        """Changes the row factory, and closes the cursor."""
 
         def apply(self, cursor: Any, changes: Any) -> int:
             cursor.row_factory = psycopg.rows.dict_row
@@ -317,7 +317,7 @@ def test_a_cursor_that_apply_closed_or_changed_is_its_own(
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_a_wrong_count_of_what_is_left_is_named_with_its_line(
+def test_invalid_remaining_count_is_reported_with_line(
     kind: type[SkipResets], problem: str, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     with pytest.raises(HeadraceError, match=problem) as raised:
@@ -325,7 +325,7 @@ def test_a_wrong_count_of_what_is_left_is_named_with_its_line(
     assert f"{__file__}:" in str(raised.value)
 
 
-def test_a_dry_run_checks_what_decide_returns(feed: Feed, settings: Settings) -> None:
+def test_dry_run_checks_return_value_of_decide(feed: Feed, settings: Settings) -> None:
     feed.snapshot({1: TOO_MANY_TAGS})
     migration = NoDecision.configure(settings.migration("skip_resets"))
     with pytest.raises(HeadraceError, match=r"decide\(\) returned None"):
@@ -333,7 +333,7 @@ def test_a_dry_run_checks_what_decide_returns(feed: Feed, settings: Settings) ->
 
 
 class Outdoors(SkipResets):
-    """Does something outside, wrongly."""
+    """Has incorrect external work."""
 
     own_tables = "CREATE TABLE IF NOT EXISTS headrace.outdoors (step integer PRIMARY KEY);"
 
@@ -354,7 +354,7 @@ class Outdoors(SkipResets):
 
 
 class Falls(Outdoors):
-    """Falls while it works; what it gave up it knows."""
+    """Its work raises, but it lists what it gave up."""
 
     def work(self, outside: Outside) -> Iterator[Pace]:
         yield Pace.BUSY
@@ -364,7 +364,7 @@ class Falls(Outdoors):
         return [("name", "reason", datetime(2024, 5, 6, tzinfo=UTC))]
 
 
-def test_the_work_outside_is_checked_as_well(
+def test_contract_of_external_work_is_checked(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     migration = Outdoors.configure(settings.migration("skip_resets"))
@@ -384,7 +384,7 @@ def test_the_work_outside_is_checked_as_well(
     assert [one.name for one in read_given_up(settings, falls, "main")] == ["name"]
 
 
-def test_status_names_what_a_migration_counts_wrongly_and_goes_on(
+def test_status_reports_invalid_count_and_continues(
     settings: Settings, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SkipResets, "remaining", NothingLeft.remaining)

@@ -1,4 +1,4 @@
-"""A migration's class is validated when it is found: what is wrong is said in one line, with a correct example."""
+"""A migration's class is validated on discovery; a mistake is one line with a correct example."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ A_TEXT: Any = "id"
 
 
 class Sound(Migration):
-    """Declares everything as it should."""
+    """Declares everything correctly."""
 
     name = "sound"
     gitlab_schema = "gitlab_main"
@@ -46,13 +46,13 @@ class SoundBackfill(Backfill):
 
 
 class TakesBatchSize(Options):
-    """Has an option that never gets to it."""
+    """Has an option that never reaches it."""
 
     batch_size: int = 7
 
 
 class Misspells(Options):
-    """Names an option that it does not have."""
+    """Names a nonexistent option."""
 
     not_deciding: ClassVar[tuple[str, ...]] = ("sped",)
     speed: int = 1
@@ -62,7 +62,7 @@ def found(base: Any, **declared: object) -> list[str]:
     return [f"{one.problem}; {one.example}" for one in mistakes(type("Mine", (base,), declared))]
 
 
-def test_what_headrace_has_itself_is_sound() -> None:
+def test_migrations_of_headrace_are_valid() -> None:
     kinds: list[type[Migration]] = [*migrations().values(), Sound, SoundBackfill]
     for kind in kinds:
         assert list(mistakes(kind)) == []
@@ -71,14 +71,17 @@ def test_what_headrace_has_itself_is_sound() -> None:
 @pytest.mark.parametrize(
     ("declared", "said"),
     [
-        ({"name": "LowerEmails"}, "name is 'LowerEmails'; it has 1 to 63 lower-case letters"),
+        ({"name": "LowerEmails"}, "name is 'LowerEmails'; a name has 1 to 63 lowercase letters"),
         ({"name": "LowerEmails"}, 'name = "lower_emails"'),
         ({"name": "lower-emails"}, 'name = "lower_emails"'),
         ({"name": ""}, 'name = "mine"'),
         ({"name": 7}, "name is 7 (int), not a string"),
         ({"name": "x" * 64}, "1 to 63"),
         ({"name": "läßt_nach"}, "1 to 63"),
-        ({"tables": "public.users"}, "tables is the string 'public.users', not a tuple: a tuple of one has a comma"),
+        (
+            {"tables": "public.users"},
+            "tables is the string 'public.users', not a tuple: a one-element tuple needs a comma",
+        ),
         ({"tables": "public.users"}, 'tables = ("public.users",)'),
         ({"tables": "users"}, "not a tuple"),
         ({"tables": ("users",)}, "tables has 'users', which is not schema.table; write tables = (\"public.users\",)"),
@@ -96,32 +99,32 @@ def test_what_headrace_has_itself_is_sound() -> None:
         ({"writes": ("profiles",)}, "writes has 'profiles'"),
         ({"optional_columns": ("born",)}, "optional_columns has born, which is not in columns"),
         ({"mentions": "import_skipped"}, "mentions is the string"),
-        ({"suggested_indexes": SuggestedIndex("public.users", ("id",), "true")}, "a tuple of one has a comma"),
+        ({"suggested_indexes": SuggestedIndex("public.users", ("id",), "true")}, "a one-element tuple needs a comma"),
         ({"suggested_indexes": (SuggestedIndex("users", ("id",), "true"),)}, "which is not schema.table"),
         ({"suggested_indexes": (SuggestedIndex("public.users", A_TEXT, "true"),)}, "not a tuple of strings"),
-        ({"version": "2"}, "version is '2' (str), not a whole number from 1"),
+        ({"version": "2"}, "version is '2' (str), not a positive integer"),
         ({"version": 0}, "version is 0"),
         ({"version": True}, "version is True"),
         ({"continuous": "no"}, "continuous is 'no' (str), not True or False"),
-        ({"own_tables": ("CREATE",)}, "not SQL in a string"),
+        ({"own_tables": ("CREATE",)}, "not a string of SQL"),
         ({"shared": "PER_DATABASE"}, "not a Shared; shared = Shared.PER_DATABASE"),
         ({"options_type": dict}, "options_type is the class dict, not a subclass of Options"),
         ({"options_type": TakesBatchSize}, "options_type has batch_size, which is a setting of every migration"),
-        ({"options_type": Misspells}, "not_deciding of options_type has sped, which is no option"),
+        ({"options_type": Misspells}, "options_type.not_deciding has sped, which is not one of its options"),
     ],
 )
-def test_a_mistake_is_described_with_a_correct_example(declared: dict[str, object], said: str) -> None:
+def test_mistake_is_reported_with_correct_example(declared: dict[str, object], said: str) -> None:
     assert any(said in one for one in found(Sound, **declared)), found(Sound, **declared)
 
 
 @pytest.mark.parametrize("attribute", ["name", "gitlab_schema", "tables", "columns"])
-def test_what_has_no_default_must_be_declared(attribute: str) -> None:
+def test_attribute_without_default_must_be_declared(attribute: str) -> None:
     rest = {name: value for name, value in vars(Sound).items() if not name.startswith("_") and name != attribute}
     (one,) = found(Migration, **rest)
     assert one.startswith(f"declares no {attribute}; {attribute} = ")
 
 
-def test_a_method_that_is_lacking_is_named() -> None:
+def test_missing_method_is_named() -> None:
     rest = {name: value for name, value in vars(Sound).items() if not name.startswith("_") and name != "remaining"}
     (one,) = found(Migration, **rest)
     assert one.startswith("lacks remaining; ")
@@ -131,27 +134,27 @@ def test_a_method_that_is_lacking_is_named() -> None:
     ("declared", "said"),
     [
         ({"table": "repositories"}, "table is 'repositories' (str), not a table as schema.table"),
-        ({"key": ("id",)}, "key is ('id',) (tuple), not a tuple of pairs"),
-        ({"key": (("id", "bigint"))}, "not a tuple of pairs"),
-        ({"key": 7}, "not a tuple of pairs"),
+        ({"key": ("id",)}, "key is ('id',) (tuple), not a tuple of (column, type) pairs"),
+        ({"key": (("id", "bigint"))}, "not a tuple of (column, type) pairs"),
+        ({"key": 7}, "not a tuple of (column, type) pairs"),
         ({"column": ("status",)}, "not a column's name"),
-        ({"column_type": str}, "column_type is the class str, not a type in SQL"),
+        ({"column_type": str}, "column_type is the class str, not an SQL type"),
         ({"checks": ("length", "true")}, "checks is"),
     ],
 )
-def test_a_backfill_is_validated_before_anything_is_derived_from_it(declared: dict[str, object], said: str) -> None:
+def test_backfill_is_validated_before_derivation(declared: dict[str, object], said: str) -> None:
     assert said in found(SoundBackfill, **declared)[0]
 
 
 @pytest.mark.parametrize("attribute", ["table", "key", "column", "column_type", "value"])
-def test_a_backfill_that_lacks_a_declaration_can_be_defined_and_is_described(attribute: str) -> None:
+def test_backfill_without_declaration_can_be_defined_and_is_reported(attribute: str) -> None:
     rest = {name: value for name, value in vars(SoundBackfill).items() if not name.startswith("_")}
     for derived in ("tables", "columns", "optional_columns", attribute):
         rest.pop(derived)
     assert found(Backfill, **rest)[0].startswith(f"declares no {attribute}; ")
 
 
-def test_a_values_description_is_short_and_on_one_line() -> None:
+def test_described_value_is_short_and_on_one_line() -> None:
     (one,) = found(Sound, mentions=["x\n" * 500])
     assert len(one) < 150
     assert "\n" not in one

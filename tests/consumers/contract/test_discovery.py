@@ -1,4 +1,4 @@
-"""A file that cannot be used is an entry of its own, with its place; the others are found as ever."""
+"""A file that cannot be used is an entry with its place; other files are found as usual."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Find = Callable[[Mapping[str, str]], Discovered]
 
 @pytest.fixture
 def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
-    """A function that puts files (stem → text) into a package and returns what is found there."""
+    """A function that writes files (stem → text) into a package and returns what discovery finds."""
     package = tmp_path / "authors_own"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -35,7 +35,7 @@ def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_one_broken_file_is_described_and_hides_no_other(find: Find, name: str) -> None:
+def test_broken_file_is_reported_and_hides_no_other(find: Find, name: str) -> None:
     text, said = BROKEN[name]
     found = find({name.lower(): text, "lower_emails": sound("lower_emails")})
     assert list(found.migrations) == ["lower_emails"]
@@ -45,16 +45,16 @@ def test_one_broken_file_is_described_and_hides_no_other(find: Find, name: str) 
     assert "\n" not in str(found.broken[entry])
 
 
-def test_two_of_one_name_are_both_refused_and_both_placed(find: Find) -> None:
+def test_two_migrations_with_same_name_are_refused_with_both_places(find: Find) -> None:
     found = find({"first": sound("same"), "second": sound("same"), "third": sound("other")})
     assert list(found.migrations) == ["other"]
     said = str(found.broken["same"])
-    assert "second.py:9: class Lowers is called same, as is class Lowers in " in said
+    assert "second.py:9: class Lowers has the same name, same, as class Lowers in " in said
     assert "first.py:9" in said
-    assert "rename one of the two" in said
+    assert "rename one of them" in said
 
 
-def test_two_in_one_file_a_base_and_an_import_are_no_mistakes(find: Find) -> None:
+def test_two_migrations_a_base_class_and_an_import_are_valid(find: Find) -> None:
     two = sound("one") + sound("two").partition("class Lowers")[2].join(["\n\nclass Others", ""])
     imported = "from consumers.contract.migration import Migration\n\n\n"
     base = f"{imported}class Base(Migration):\n    gitlab_schema = 'gitlab_main'\n"

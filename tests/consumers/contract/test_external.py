@@ -1,4 +1,4 @@
-"""A migration's work outside of the database: when it goes on, and when the runtime ends what it has under way."""
+"""External work of a migration: when the runtime advances it, and when it ends it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Eventually = Callable[..., None]
 
 
 class Works(SkipResets):
-    """Also does something outside, which the tests watch."""
+    """Has external work that the tests observe."""
 
     begun: ClassVar[int] = 0
     steps: ClassVar[int] = 0
@@ -47,13 +47,13 @@ class Works(SkipResets):
 
 @pytest.fixture
 def works() -> type[Works]:
-    """A class of the test's own, so that its counts are."""
+    """A new class for each test, with its own counts."""
     return type("WorksHere", (Works,), {})
 
 
 @pytest.fixture
 def running(settings: Settings, works: type[Works]) -> Iterator[Callable[[], threading.Thread]]:
-    """A function that starts a member in a thread; it is stopped after the test."""
+    """A function that starts a consumer in a thread; it is stopped after the test."""
     stopping = threading.Event()
     started: list[threading.Thread] = []
 
@@ -75,7 +75,7 @@ def run(settings: Settings, works: type[Works]) -> None:
     consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
-def test_it_goes_on_beside_the_events_and_has_its_own_table(
+def test_external_work_runs_between_batches_and_has_its_own_table(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings, works: type[Works]
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS})
@@ -86,17 +86,17 @@ def test_it_goes_on_beside_the_events_and_has_its_own_table(
     assert connection.execute("SELECT max(step) >= 5 FROM headrace.works").fetchone() == (True,)
 
 
-def test_a_member_has_caught_up_only_when_nothing_is_left_to_do_outside(
+def test_consumer_has_caught_up_only_when_external_work_is_done(
     feed: Feed, settings: Settings, works: type[Works], connection: psycopg.Connection[Any]
 ) -> None:
     feed.snapshot({1: DEFAULT})
     works.enough = 300
     run(settings, works)
     assert works.steps >= 300
-    assert works.begun == works.ended == 2, "what the last events asked for is looked at once more"
+    assert works.begun == works.ended == 2, "work from the last events is checked once more"
 
 
-def test_stopping_ends_what_is_under_way(
+def test_stopping_ends_external_work(
     feed: Feed, connection: psycopg.Connection[Any], works: type[Works], settings: Settings, eventually: Eventually
 ) -> None:
     feed.snapshot({1: DEFAULT})
@@ -111,7 +111,7 @@ def test_stopping_ends_what_is_under_way(
     assert (works.begun, works.ended) == (1, 1)
 
 
-def test_a_pause_ends_it_and_a_resume_begins_it_anew(
+def test_pause_ends_external_work_and_resume_restarts_it(
     feed: Feed,
     connection: psycopg.Connection[Any],
     works: type[Works],
@@ -129,10 +129,10 @@ def test_a_pause_ends_it_and_a_resume_begins_it_anew(
     set_paused(settings, works, "main", True)
     assert connection.execute(steps).fetchone() == recorded, "nothing is written while it is paused"
     set_paused(settings, works, "main", False)
-    eventually(lambda: works.begun == 2, "it began anew")
+    eventually(lambda: works.begun == 2, "it restarted")
 
 
-def test_a_lost_session_begins_it_anew(
+def test_lost_session_restarts_external_work(
     feed: Feed,
     connection: psycopg.Connection[Any],
     works: type[Works],
@@ -146,11 +146,11 @@ def test_a_lost_session_begins_it_anew(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    eventually(lambda: works.begun == 2, "it began anew")
+    eventually(lambda: works.begun == 2, "it restarted")
     assert works.ended == 1
 
 
-def test_a_wrong_owner_ends_it_and_the_member(
+def test_lost_ownership_ends_external_work_and_consumer(
     feed: Feed, connection: psycopg.Connection[Any], works: type[Works], settings: Settings
 ) -> None:
     feed.snapshot({1: DEFAULT})

@@ -1,4 +1,4 @@
-"""An index is offered where the guard is slow and has none; nothing is created."""
+"""An index is suggested if the guard is slow and has none; it is never created."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def rows(connection: psycopg.Connection[Any]) -> None:
 
 
 def offered(settings: Settings, limit_ms: int) -> list[Advice]:
-    """Return what is offered, and not what is missing."""
+    """Return the suggested indexes, without other findings."""
     return [one for one in advise(settings, limit_ms=limit_ms) if not one.blocks]
 
 
-def test_a_slow_guards_plan_is_shown_with_the_seeds_index(
+def test_slow_guard_is_reported_with_plan_and_index(
     settings: Settings, connection: psycopg.Connection[Any], rows: None
 ) -> None:
     assert offered(settings, NEVER) == []
@@ -49,7 +49,7 @@ def test_a_slow_guards_plan_is_shown_with_the_seeds_index(
     assert indexes(connection) == 1
 
 
-def test_with_the_index_nothing_is_offered_and_the_guard_uses_it(
+def test_existing_index_is_used_and_not_suggested(
     settings: Settings, connection: psycopg.Connection[Any], rows: None
 ) -> None:
     connection.execute(STATEMENT.encode())
@@ -58,7 +58,7 @@ def test_with_the_index_nothing_is_offered_and_the_guard_uses_it(
     assert "Index" in str(plan.fetchall())
 
 
-def test_what_a_failed_creation_left_is_to_be_dropped_first(
+def test_invalid_index_is_to_be_dropped_first(
     settings: Settings, connection: psycopg.Connection[Any], rows: None
 ) -> None:
     connection.execute(STATEMENT.encode())
@@ -71,7 +71,7 @@ def test_what_a_failed_creation_left_is_to_be_dropped_first(
     assert advice.remedy.endswith(STATEMENT)
 
 
-def test_a_database_without_the_table_or_that_is_away_is_no_offer(settings: Settings, closed_port: int) -> None:
+def test_missing_table_or_database_gives_no_suggestion(settings: Settings, closed_port: int) -> None:
     assert offered(settings, AT_ONCE) == []
     away = settings.database("main").model_copy(
         update={"dsn": type(settings.database("main").dsn)(f"host=127.0.0.1 port={closed_port}")}
@@ -79,7 +79,7 @@ def test_a_database_without_the_table_or_that_is_away_is_no_offer(settings: Sett
     assert offered(settings.model_copy(update={"databases": {"main": away}}), AT_ONCE) == []
 
 
-def test_check_shows_it_and_is_not_failed_by_it(config: Path, rows: None) -> None:
+def test_check_shows_suggested_index_and_succeeds(config: Path, rows: None) -> None:
     app = typer.Typer()
     for command in producers.commands.produce.commands(lambda settings, _: advise(settings, limit_ms=AT_ONCE)):
         app.command()(command)

@@ -1,4 +1,4 @@
-"""docs/writing-a-migration.md is enough: its one file runs as a migration, no list is edited, and its test passes."""
+"""The file in docs/how-to/writing-a-migration.md runs as a migration without edits elsewhere, and its test passes."""
 
 import json
 import re
@@ -14,12 +14,12 @@ import pytest
 from tests.consumers.container_repositories import Feed, fill
 
 CHECKOUT = Path(__file__).parents[3]
-PAGE = CHECKOUT / "docs" / "writing-a-migration.md"
+PAGE = CHECKOUT / "docs" / "how-to" / "writing-a-migration.md"
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout's code with the file of the page in its place."""
+    """A copy of the checkout's code with the documented file added."""
     copy = tmp_path / "checkout"
     for package in ("schemas", "infra", "producers", "consumers"):
         shutil.copytree(CHECKOUT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -40,7 +40,7 @@ def headrace(*words: str, checkout: Path, config: Path) -> subprocess.CompletedP
     )
 
 
-def test_the_page_s_file_is_a_migration_that_runs(
+def test_documented_migration_runs(
     checkout: Path, config: Path, feed: Feed, connection: psycopg.Connection[Any]
 ) -> None:
     fill(connection, dict.fromkeys(range(1, 11), ("default", None)))
@@ -67,7 +67,7 @@ def test_the_page_s_file_is_a_migration_that_runs(
     assert headrace("verify", checkout=checkout, config=config).returncode == 0
 
 
-def test_the_page_s_test_of_it_passes(checkout: Path) -> None:
+def test_documented_test_passes(checkout: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_name_repositories.py"],
         cwd=checkout,

@@ -1,4 +1,4 @@
-"""Which row a parked event is of."""
+"""Decoding of the key columns of a dead letter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from tests.consumers.container_repositories import Feed
 pytestmark = pytest.mark.stack
 
 
-def test_a_key_is_read_in_the_words_of_its_table_and_bytes_that_are_none_are_nobodys(
-    bootstrap_servers: str, prefix: str
-) -> None:
+def test_key_is_decoded_to_columns_and_invalid_bytes_to_none(bootstrap_servers: str, prefix: str) -> None:
     settings = Settings(prefix=prefix, kafka={"bootstrap_servers": bootstrap_servers})  # type: ignore[arg-type]
     key, _ = Feed(settings).upsert(7, "default", None)
     keys = RowKeys(settings)

@@ -1,4 +1,4 @@
-"""Parked events: listed, retried once, discarded, through deaths in between."""
+"""Dead letters are listed, retried once and discarded, across crashes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stopping() -> threading.Event:
 
 @pytest.fixture
 def poisoned(feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp) -> None:
-    """Three rows, of which a constraint forbids to reset number 77; its event is parked."""
+    """Rows of which a constraint rejects the reset of number 77, whose event becomes a dead letter."""
     connection.execute(FORBID)
     rows = dict.fromkeys((76, 77, 78), TOO_MANY_TAGS)
     fill(connection, rows)
@@ -49,7 +49,7 @@ def poisoned(feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp)
     catch_up()
 
 
-def test_of_10_000_events_one_is_parked_and_applied_once_when_its_cause_is_gone(
+def test_one_dead_letter_of_10_000_events_is_retried_and_applied_once(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -65,22 +65,22 @@ def test_of_10_000_events_one_is_parked_and_applied_once_when_its_cause_is_gone(
     catch_up(settings.model_copy(update={"migrations": {}}))
 
     assert sorted(written(connection)) == [key for key in rows if key != 77]
-    (parked,) = read_dead_letters(settings, SkipResets, "main")
-    assert parked.reason == "23514 CheckViolation constraint poison table container_repositories"
-    assert parked.name == f"main/{parked.place.topic}/{parked.place.partition}/{parked.offset}"
-    assert parked.place.topic == feed.topic
-    assert ledger()["parked"] == 1
+    (dead_letters,) = read_dead_letters(settings, SkipResets, "main")
+    assert dead_letters.reason == "23514 CheckViolation constraint poison table container_repositories"
+    assert dead_letters.name == f"main/{dead_letters.place.topic}/{dead_letters.place.partition}/{dead_letters.offset}"
+    assert dead_letters.place.topic == feed.topic
+    assert ledger()["dead_letters"] == 1
 
-    early = retry(settings, migration, "main", [parked.name], stopping)
-    assert early.stays == {parked.name: parked.reason}
-    assert ledger()["parked"] == 1
+    early = retry(settings, migration, "main", [dead_letters.name], stopping)
+    assert early.stays == {dead_letters.name: dead_letters.reason}
+    assert ledger()["dead_letters"] == 1
 
     connection.execute(ALLOW)
     assert retry(settings, migration, "main", [], stopping).applied == 1
     assert sorted(written(connection)) == sorted(rows)
     assert read_dead_letters(settings, SkipResets, "main") == []
     counts = ledger()
-    assert (counts["applied"], counts["skipped"], counts["parked"]) == (10_000, 0, 0)
+    assert (counts["applied"], counts["skipped"], counts["dead_letters"]) == (10_000, 0, 0)
 
 
 class DiesInTheTransaction(SkipResets):
@@ -96,7 +96,7 @@ class DiesInTheTransaction(SkipResets):
         return applied
 
 
-def test_a_connection_lost_in_mid_retry_costs_nothing(
+def test_connection_lost_during_retry_loses_nothing(
     poisoned: None, connection: psycopg.Connection[Any], settings: Settings, stopping: threading.Event
 ) -> None:
     connection.execute(ALLOW)
@@ -105,7 +105,7 @@ def test_a_connection_lost_in_mid_retry_costs_nothing(
     assert written(connection).count(77) == 1
 
 
-def test_an_event_whose_row_is_right_already_is_not_written(
+def test_retry_does_not_write_row_already_up_to_date(
     poisoned: None,
     connection: psycopg.Connection[Any],
     ledger: Ledger,
@@ -117,10 +117,10 @@ def test_an_event_whose_row_is_right_already_is_not_written(
     done = retry(settings, migration, "main", [], stopping)
     assert (done.applied, done.unneeded) == (0, 1)
     assert states(connection)[77] == ("importing", 2)
-    assert (ledger()["applied"], ledger()["skipped"], ledger()["parked"]) == (2, 1, 0)
+    assert (ledger()["applied"], ledger()["skipped"], ledger()["dead_letters"]) == (2, 1, 0)
 
 
-def test_a_wrong_owner_and_a_paused_migration_retry_nothing(
+def test_retry_is_refused_without_ownership_or_while_paused(
     poisoned: None,
     connection: psycopg.Connection[Any],
     settings: Settings,
@@ -140,7 +140,7 @@ def test_a_wrong_owner_and_a_paused_migration_retry_nothing(
     assert read_dead_letters(settings, SkipResets, "main") == entries
 
 
-def test_discarding_drops_what_was_named_and_counts_it(
+def test_discard_settles_named_dead_letter_and_counts_it(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -166,8 +166,8 @@ def test_discarding_drops_what_was_named_and_counts_it(
     )
 
     assert read_dead_letters(settings, SkipResets, "main") == [second]
-    assert (ledger()["skipped"], ledger()["parked"]) == (2, 1)
+    assert (ledger()["skipped"], ledger()["dead_letters"]) == (2, 1)
     reasons = connection.execute("SELECT skip_reasons FROM headrace.progress WHERE skip_reasons ? 'discarded'")
     assert [found["discarded"] for (found,) in reasons] == [1]
-    with pytest.raises(UsageError, match="has no parked event"):
+    with pytest.raises(UsageError, match="has no dead letter"):
         chosen(NAME, read_dead_letters(settings, SkipResets, "main"), [first.name])

@@ -1,4 +1,4 @@
-"""Dead letters: of one database alone, retried by one process at a time, neither lost nor applied twice."""
+"""Dead letters belong to one database, are retried by one process at a time, and are neither lost nor applied twice."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from consumers.commands import dead_letters_command
-from consumers.commands.dead_letters_command import StillParked
+from consumers.commands.dead_letters_command import StillDeadLetters
 from consumers.contract.decisions import Change
 from consumers.contract.migration import Cursor
 from consumers.dead_letters import settle
 from consumers.dead_letters.settle import read_dead_letters
 from consumers.delivery.dead_letter_rows import Busy
-from consumers.delivery.dead_letter_topic import Parked, Parking, read_parked
+from consumers.delivery.dead_letter_topic import DeadLetterWriter, NewDeadLetter, read_dead_letters_topic
 from consumers.operations import catalog
 from consumers.operations.replay import replay
 from consumers.runtime import assembly
@@ -49,7 +49,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """A function that runs `headrace parked` with a settings file."""
+    """A function that runs `headrace dead-letters` with a settings file."""
     monkeypatch.setattr(log, "configure", lambda: None)
 
     def run(config: Path, *arguments: str) -> Result:
@@ -60,20 +60,20 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture(autouse=True)
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands' migration has no guard of its own: what is applied twice is seen."""
+    """The commands' migration has no guard, so that a repeated effect shows."""
     monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
 
 
 def listed(command: Command, config: Path, *options: str) -> list[str]:
     result = command(config, "list", NAME, "--json", *options)
     assert result.exception is None, result.exception
-    return [each["event"] for each in json.loads(result.output)["parked"]]
+    return [each["event"] for each in json.loads(result.output)["dead_letters"]]
 
 
 def done(command: Command, config: Path, *arguments: str) -> dict[str, Any]:
     result = command(config, *arguments, "--json")
     assert result.exception is None, result.exception
-    return dict(json.loads(result.output.splitlines()[-1]))  # the log of this process stands before it
+    return dict(json.loads(result.output.splitlines()[-1]))  # after this process's log
 
 
 def consume(settings: Settings, database: str = "main", kind: type[Unguarded] = Unguarded) -> None:
@@ -82,7 +82,7 @@ def consume(settings: Settings, database: str = "main", kind: type[Unguarded] = 
 
 
 def park(connection: Connection, feed: Feed, settings: Settings, keys: Sequence[int]) -> None:
-    """Have a consumer park the events of `keys`, all of them 70 or more, whose cause is gone then."""
+    """Make the events of `keys`, all 70 or more, dead letters, then remove the cause."""
     connection.execute(FORBID)
     rows = dict.fromkeys(keys, TOO_MANY_TAGS)
     fill(connection, rows)
@@ -91,7 +91,7 @@ def park(connection: Connection, feed: Feed, settings: Settings, keys: Sequence[
     connection.execute(ALLOW)
 
 
-def test_dead_letters_of_one_database_are_not_retried_in_another(
+def test_dead_letters_are_retried_only_in_their_database(
     command: Command,
     prefix: str,
     bootstrap_servers: str,
@@ -113,7 +113,7 @@ def test_dead_letters_of_one_database_are_not_retried_in_another(
     )
     settings = load_settings(config)
     connections = {name: each.connect() for name, each in databases.items()}
-    # Row 77 cannot be written in main, row 88 in ci; both databases have both, as rows of their own.
+    # Row 77 cannot be written in main, row 88 in ci; each database has its own rows with both keys.
     for (name, connection), key in zip(connections.items(), (77, 88), strict=True):
         connection.execute(TABLE)
         connection.execute(
@@ -133,8 +133,8 @@ def test_dead_letters_of_one_database_are_not_retried_in_another(
     assert [(name.partition("/")[0], "gitlab_shared.ci." in name) for name in both] == [("main", False), ("ci", True)]
     unsaid = command(config, "retry", NAME).exception
     assert isinstance(unsaid, UsageError)
-    assert "runs once for each of the databases ci, main; say with --database" in str(unsaid)
-    # A promoted copy of main has main's dead letters on record too.
+    assert "runs once for each of the databases ci, main; choose one with --database" in str(unsaid)
+    # A promoted copy of main has main's rows of dead letters too.
     letter = connections["main"].execute("SELECT * FROM headrace.dead_letters").fetchone()
     assert letter is not None
     connections["ci"].execute(f"INSERT INTO headrace.dead_letters VALUES ({', '.join(['%s'] * len(letter))})", letter)
@@ -152,11 +152,11 @@ def test_dead_letters_of_one_database_are_not_retried_in_another(
     assert states(connections["main"]) == {77: ("default", 2)}
 
 
-def test_two_retries_at_once_apply_each_event_once(
+def test_concurrent_retries_apply_each_event_once(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:
     park(connection, feed, settings, range(70, 80))
-    first = letters.start(config, "retry", NAME, "--json", point="stands still once it has read them")
+    first = letters.start(config, "retry", NAME, "--json", point="stops once it has read them")
     try:
         letters.until_stopped(first)
         second = command(config, "retry", NAME)
@@ -166,27 +166,27 @@ def test_two_retries_at_once_apply_each_event_once(
         first.kill()
         first.wait()
     assert sorted(written(connection)) == list(range(70, 80)), (out, error, second.output)
-    assert (ledger()["applied"], ledger()["parked"]) == (10, 0)
+    assert (ledger()["applied"], ledger()["dead_letters"]) == (10, 0)
     assert json.loads(out)["applied"] == 10
     assert isinstance(second.exception, HeadraceError)
     assert second.exception.exit_code == 3
-    assert "headrace parked skip_resets" in str(second.exception)
+    assert "headrace dead-letters skip_resets" in str(second.exception)
 
 
-class ParksInVain(Parking):
-    """Parks durably, then the transaction that was to follow is lost, and the cause is gone."""
+class FailsToWrite(DeadLetterWriter):
+    """Writes the dead letter durably, then loses the transaction that should follow, and the cause is gone."""
 
     connection: Connection
 
-    def keep(self, parked: Sequence[Parked], run: int) -> None:
-        super().keep(parked, run)
+    def keep(self, dead_letters: Sequence[NewDeadLetter], run: int) -> None:
+        super().keep(dead_letters, run)
         self.connection.execute(
             f"{ALLOW}; SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE datname = current_database() AND application_name = 'headrace consume {NAME}'"
         )
 
 
-def test_an_event_that_was_applied_after_all_is_no_dead_letter(
+def test_event_applied_after_all_is_not_a_dead_letter(
     command: Command,
     feed: Feed,
     connection: Connection,
@@ -195,8 +195,8 @@ def test_an_event_that_was_applied_after_all_is_no_dead_letter(
     monkeypatch: pytest.MonkeyPatch,
     ledger: Callable[..., Any],
 ) -> None:
-    ParksInVain.connection = connection
-    monkeypatch.setattr(assembly, "Parking", ParksInVain)
+    FailsToWrite.connection = connection
+    monkeypatch.setattr(assembly, "DeadLetterWriter", FailsToWrite)
     connection.execute(FORBID)
     fill(connection, {77: TOO_MANY_TAGS})
     feed.snapshot({77: TOO_MANY_TAGS})
@@ -206,20 +206,20 @@ def test_an_event_that_was_applied_after_all_is_no_dead_letter(
     assert listed(command, config) == []
     assert done(command, config, "retry", NAME)["applied"] == 0
     assert written(connection) == [77]
-    assert (ledger()["applied"], ledger()["parked"]) == (1, 0)
+    assert (ledger()["applied"], ledger()["dead_letters"]) == (1, 0)
 
 
-class RetriedAtOnce(Parking):
-    """Somebody retries everything between the parking and the consumer's transaction."""
+class RetriedAtOnce(DeadLetterWriter):
+    """An operator retries everything between writing the dead letter and the consumer's transaction."""
 
     retry: Callable[[], None]
 
-    def keep(self, parked: Sequence[Parked], run: int) -> None:
-        super().keep(parked, run)
+    def keep(self, dead_letters: Sequence[NewDeadLetter], run: int) -> None:
+        super().keep(dead_letters, run)
         type(self).retry()
 
 
-def test_an_event_is_not_retried_before_the_consumer_is_past_it(
+def test_event_is_not_retried_before_the_ledger_is_past_it(
     command: Command,
     feed: Feed,
     connection: Connection,
@@ -235,30 +235,30 @@ def test_an_event_is_not_retried_before_the_consumer_is_past_it(
         early.append(done(command, config, "retry", NAME)["applied"])
 
     monkeypatch.setattr(RetriedAtOnce, "retry", staticmethod(retry_early), raising=False)
-    monkeypatch.setattr(assembly, "Parking", RetriedAtOnce)
+    monkeypatch.setattr(assembly, "DeadLetterWriter", RetriedAtOnce)
     connection.execute(FORBID)
     fill(connection, {77: TOO_MANY_TAGS})
     feed.snapshot({77: TOO_MANY_TAGS})
     consume(settings)
     assert early == [0]
-    assert len(listed(command, config)) == 1 == ledger()["parked"]
+    assert len(listed(command, config)) == 1 == ledger()["dead_letters"]
     assert done(command, config, "retry", NAME)["applied"] == 1
     assert written(connection) == [77]
-    assert (ledger()["applied"], ledger()["parked"]) == (1, 0)
+    assert (ledger()["applied"], ledger()["dead_letters"]) == (1, 0)
 
 
 def age(connection: Connection) -> None:
-    """Let the settled dead letters be older than any standby is behind."""
+    """Make the settled dead letters older than the lag of any standby."""
     connection.execute("UPDATE headrace.dead_letters SET settled_at = settled_at - interval '25 hours'")
 
 
 def kept(settings: Settings) -> list[tuple[int, int]]:
-    """Return the offset and run of each event that Kafka still has."""
-    return [(entry.offset, entry.run) for entry in read_parked(settings, NAME)]
+    """Return the offset and run of each event still in Kafka."""
+    return [(entry.offset, entry.run) for entry in read_dead_letters_topic(settings, NAME)]
 
 
 def killed(config: Path, point: str) -> None:
-    """Run `parked retry` until it is killed where it is told to."""
+    """Run `dead-letters retry` until it is killed at the given point."""
     process = letters.start(config, "retry", NAME, point=point)
     try:
         _, error = process.communicate(timeout=PATIENCE)
@@ -268,7 +268,7 @@ def killed(config: Path, point: str) -> None:
     assert process.returncode == -signal.SIGKILL, error
 
 
-def test_a_retry_that_is_killed_anywhere_twice_applies_each_event_once(
+def test_retry_killed_twice_anywhere_applies_each_event_once(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:
     park(connection, feed, settings, range(70, 74))
@@ -276,12 +276,12 @@ def test_a_retry_that_is_killed_anywhere_twice_applies_each_event_once(
         for number in (1, 2):
             killed(config, point)
             assert len(written(connection)) == number * applied
-            assert len(listed(command, config)) == 4 - number * applied == ledger()["parked"]
+            assert len(listed(command, config)) == 4 - number * applied == ledger()["dead_letters"]
     assert done(command, config, "retry", NAME)["applied"] == 2
     assert sorted(written(connection)) == [70, 71, 72, 73]
-    assert (ledger()["applied"], ledger()["parked"]) == (4, 0)
+    assert (ledger()["applied"], ledger()["dead_letters"]) == (4, 0)
 
-    # Their events are still in Kafka, for the case that a failover takes the commits back.
+    # Their events are still in Kafka, in case a failover loses the commits.
     assert done(command, config, "retry", NAME)["applied"] == 0
     assert len(kept(settings)) == 4
     age(connection)
@@ -297,7 +297,7 @@ def test_a_retry_that_is_killed_anywhere_twice_applies_each_event_once(
 
 
 @pytest.mark.parametrize("word", ["retry", "discard"])
-def test_one_that_is_settled_is_not_settled_again(
+def test_settled_dead_letter_is_not_settled_again(
     feed: Feed,
     connection: Connection,
     settings: Settings,
@@ -305,7 +305,7 @@ def test_one_that_is_settled_is_not_settled_again(
     monkeypatch: pytest.MonkeyPatch,
     word: str,
 ) -> None:
-    """Such as by a call whose connection is lost with the answer to its commit: it asks again."""
+    """As when a call loses its connection during the commit and repeats it."""
     park(connection, feed, settings, [70, 71])
     migration = Unguarded.configure(settings.migration(NAME))
     entries = read_dead_letters(settings, migration, "main") * 2
@@ -316,10 +316,10 @@ def test_one_that_is_settled_is_not_settled_again(
         result = settle.discard(settings, migration, "main", entries, threading.Event())
     assert result.before == 2
     assert sorted(written(connection)) == ([70, 71] if word == "retry" else [])
-    assert (ledger()["applied"] + ledger()["skipped"], ledger()["parked"]) == (2, 0)
+    assert (ledger()["applied"] + ledger()["skipped"], ledger()["dead_letters"]) == (2, 0)
 
 
-def test_an_event_that_a_replay_parks_again_outlives_the_removal_of_its_first_parking(
+def test_dead_letter_of_replay_survives_removal_of_earlier_one(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
     park(connection, feed, settings, [77])
@@ -337,7 +337,7 @@ def test_an_event_that_a_replay_parks_again_outlives_the_removal_of_its_first_pa
     assert written(connection) == [77, 77, 77]
 
 
-def test_an_event_that_a_replay_parks_again_is_one_dead_letter(
+def test_event_failing_again_in_replay_is_one_dead_letter(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
     park(connection, feed, settings, [77])
@@ -351,7 +351,7 @@ def test_an_event_that_a_replay_parks_again_is_one_dead_letter(
     assert written(connection) == [77]
 
 
-def test_events_of_a_topic_that_was_made_again_are_other_dead_letters(
+def test_events_of_recreated_topic_are_other_dead_letters(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
     feed.send([(b"key", b"nonsense")])
@@ -366,17 +366,17 @@ def test_events_of_a_topic_that_was_made_again_are_other_dead_letters(
     assert done(command, config, "discard", NAME, first.name, "--yes")["discarded"] == 2
 
 
-def test_a_dead_letter_whose_event_is_gone_is_listed_and_discarded_but_not_retried(
+def test_dead_letter_without_event_is_listed_and_discarded_but_not_retried(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:
     park(connection, feed, settings, [77])
-    Parking(settings, NAME, "main").remove(read_parked(settings, NAME))
+    DeadLetterWriter(settings, NAME, "main").remove(read_dead_letters_topic(settings, NAME))
     (name,) = listed(command, config)
     stays = command(config, "retry", NAME)
-    assert isinstance(stays.exception, StillParked)
-    assert f"its event is gone from {settings.prefix}.parked.{NAME}: discard it" in str(stays.exception)
+    assert isinstance(stays.exception, StillDeadLetters)
+    assert f"its event is gone from {settings.prefix}.dead_letters.{NAME}: discard it" in str(stays.exception)
     assert done(command, config, "discard", NAME, name, "--yes")["discarded"] == 1
-    assert (listed(command, config), ledger()["parked"], ledger()["skipped"]) == ([], 0, 1)
+    assert (listed(command, config), ledger()["dead_letters"], ledger()["skipped"]) == ([], 0, 1)
 
 
 def test_dead_letters_follow_their_gitlab_schema_to_its_next_owner(
@@ -391,16 +391,18 @@ def test_dead_letters_follow_their_gitlab_schema_to_its_next_owner(
     assert isinstance(refused, Refused), refused
     connection.execute("UPDATE headrace.schema_ownership SET owner = 'second', epoch = 2")
     assert listed(command, moved) == names
-    # What the next owner parks of the same run is no second dead letter: the one row is of the event.
-    entry = read_parked(settings, NAME)[0]
-    Parking(settings, NAME, "second").keep([Parked(*entry.identity[:2], "again", entry.key, entry.value or b"")], 1)
+    # A failure in the same run at the next owner is not a second dead letter: the event has one row.
+    entry = read_dead_letters_topic(settings, NAME)[0]
+    DeadLetterWriter(settings, NAME, "second").keep(
+        [NewDeadLetter(*entry.identity[:2], "again", entry.key, entry.value or b"")], 1
+    )
     assert listed(command, moved) == names
     assert done(command, moved, "retry", NAME)["applied"] == 2
     assert sorted(written(connection)) == [77, 78]
 
 
 class LosesItsSession(Unguarded):
-    """Loses its connection once, at row 78, before the commit; what is done in the meantime is the test's."""
+    """Loses its connection once, at row 78, before the commit, and calls the test meanwhile."""
 
     meanwhile: Callable[[int], None]
     lost: list[int]
@@ -419,7 +421,7 @@ def losing(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int], None]) ->
     monkeypatch.setattr(catalog, "migrations", lambda: {NAME: LosesItsSession})
 
 
-def test_what_a_failover_took_back_in_mid_retry_is_retried_at_once(
+def test_settlement_lost_in_failover_during_retry_is_retried_immediately(
     command: Command,
     feed: Feed,
     connection: Connection,
@@ -431,17 +433,19 @@ def test_what_a_failover_took_back_in_mid_retry_is_retried_at_once(
     park(connection, feed, settings, range(70, 90))
 
     def fail_over(pid: int) -> None:
-        # As a standby that lacks the commits so far has it.
+        # As on a standby that lacks the commits so far.
         connection.execute("UPDATE headrace.dead_letters SET settled_at = NULL WHERE settled_at IS NOT NULL")
-        connection.execute("UPDATE headrace.progress SET parked = parked + applied, applied = 0 WHERE applied > 0")
+        connection.execute(
+            "UPDATE headrace.progress SET dead_letters = dead_letters + applied, applied = 0 WHERE applied > 0"
+        )
         connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
     losing(monkeypatch, fail_over)
     assert done(command, config, "retry", NAME)["applied"] == 20
-    assert (ledger()["applied"], ledger()["parked"], listed(command, config)) == (20, 0, [])
+    assert (ledger()["applied"], ledger()["dead_letters"], listed(command, config)) == (20, 0, [])
 
 
-def test_a_retry_that_lost_its_session_stops_where_another_one_has_the_lock_now(
+def test_retry_that_lost_its_session_stops_if_another_has_the_lock(
     command: Command,
     feed: Feed,
     connection: Connection,
@@ -475,12 +479,12 @@ def test_a_retry_that_lost_its_session_stops_where_another_one_has_the_lock_now(
     assert sorted(written(connection)) == list(range(70, 90))
 
 
-def test_a_dead_letter_whose_transaction_is_not_visible_yet_stays(
+def test_dead_letter_with_invisible_transaction_stays(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
     row = connection.execute("SELECT (pg_current_xact_id()::text::bigint + 2000) % 4294967296").fetchone()
     assert row is not None
-    # As long as there is no such transaction it is taken for one that a failover lost.
+    # Without such a transaction it would be considered lost in a failover.
     feed.xid = row[0]
     park(connection, feed, settings, [77])
     connection.execute("BEGIN")
@@ -488,7 +492,7 @@ def test_a_dead_letter_whose_transaction_is_not_visible_yet_stays(
         connection.execute("COMMIT")
         connection.execute("BEGIN")
     stays = command(config, "retry", NAME).exception
-    assert isinstance(stays, StillParked)
+    assert isinstance(stays, StillDeadLetters)
     assert "its transaction is not visible yet" in str(stays)
     connection.execute("COMMIT")
     assert done(command, config, "retry", NAME)["applied"] == 1
@@ -501,7 +505,7 @@ def own() -> Iterator[EmbeddedStack]:
         yield stack
 
 
-def test_a_dead_letter_whose_retry_a_failover_lost_is_retried_once_more(
+def test_dead_letter_whose_retry_was_lost_in_failover_is_retried(
     command: Command, own: EmbeddedStack, prefix: str, tmp_path: Path
 ) -> None:
     def config_of(dsn: str) -> Path:
@@ -523,7 +527,7 @@ def test_a_dead_letter_whose_retry_a_failover_lost_is_retried_once_more(
         before = listed(command, config)
         standby = own.standby(prefix)
         try:
-            # From here on the standby gets nothing: what the primary commits now is lost with it.
+            # From here on the standby receives nothing: later commits of the primary are lost with it.
             standby.stop()
             assert done(command, config, "retry", NAME)["applied"] == 2
             assert listed(command, config) == []
@@ -538,7 +542,7 @@ def test_a_dead_letter_whose_retry_a_failover_lost_is_retried_once_more(
                 assert sorted(written(promoted)) == [77, 78]
                 assert done(command, config, "retry", NAME)["applied"] == 0
                 assert sorted(written(promoted)) == [77, 78]
-                sums = promoted.execute("SELECT sum(applied), sum(parked) FROM headrace.progress").fetchone()
+                sums = promoted.execute("SELECT sum(applied), sum(dead_letters) FROM headrace.progress").fetchone()
                 assert sums == (2, 0)
         finally:
             standby.abandon()

@@ -1,4 +1,4 @@
-"""Membership: what a member reads comes from the ledger's offsets, and waiting does not cost it its place."""
+"""A group member reads from the ledger's offsets, and keeps its partitions while waiting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Join = Callable[..., Group]
 
 
 class Ledger:
-    """Says where each partition stands; the beginning unless it was told otherwise."""
+    """Returns the position of each partition; the beginning by default."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -57,7 +57,7 @@ def ledger(settings: Settings) -> Ledger:
 
 @pytest.fixture
 def join(settings: Settings, topic: str, ledger: Ledger) -> Iterator[Join]:
-    """A function that makes a member of the topic's group."""
+    """A function that creates a group member for the topic."""
     made: list[Group] = []
 
     def member(stopping: threading.Event | None = None) -> Group:
@@ -86,7 +86,7 @@ def values(records: Sequence[Message]) -> list[int]:
 
 
 def read(group: Group, count: int, eventually: Eventually) -> list[int]:
-    """Return so many events."""
+    """Return `count` events."""
     found: list[int] = []
 
     def enough() -> bool:
@@ -97,7 +97,7 @@ def read(group: Group, count: int, eventually: Eventually) -> list[int]:
     return sorted(found)
 
 
-def test_reading_starts_where_the_ledger_stands_and_not_where_kafka_does(
+def test_reading_starts_at_ledger_offset_not_committed_offset(
     join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
 ) -> None:
     move_offsets(settings.kafka, group_name(settings.prefix, "m"), {Place(topic, 0): Offset(5)})
@@ -107,18 +107,18 @@ def test_reading_starts_where_the_ledger_stands_and_not_where_kafka_does(
     assert group.positions == {Place(topic, 0): 0, Place(topic, 1): 3}
 
 
-def test_a_member_that_waits_reads_nothing_and_stays(
+def test_waiting_group_member_reads_nothing_and_stays(
     join: Join, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     group = join()
-    # Up to the ends of both partitions, which are told like events, and a little later.
-    told: list[Message] = []
+    # Until the ends of both partitions, which arrive like events, and a little later.
+    received: list[Message] = []
 
-    def all_told() -> bool:
-        told.extend(group.poll(100, 0.1))
-        return len(values(told)) == 10 and len(told) == 12
+    def all_received() -> bool:
+        received.extend(group.poll(100, 0.1))
+        return len(values(received)) == 10 and len(received) == 12
 
-    eventually(all_told, "10 events and 2 ends")
+    eventually(all_received, "10 events and 2 ends")
     asked = []
 
     def still() -> bool:
@@ -129,9 +129,7 @@ def test_a_member_that_waits_reads_nothing_and_stays(
     assert [len(alive) for alive in asked] == [1, 1]
 
 
-def test_what_was_read_and_not_applied_arrives_again(
-    join: Join, topic: str, ledger: Ledger, eventually: Eventually
-) -> None:
+def test_records_not_applied_arrive_again(join: Join, topic: str, ledger: Ledger, eventually: Eventually) -> None:
     group = join()
     read(group, 10, eventually)
     ledger.offsets = {Place(topic, 0): 4, Place(topic, 1): 5}
@@ -140,7 +138,7 @@ def test_what_was_read_and_not_applied_arrives_again(
     assert group.positions == {Place(topic, 0): 4, Place(topic, 1): 5}
 
 
-def test_two_members_share_and_the_one_that_is_left_takes_over(join: Join, topic: str, eventually: Eventually) -> None:
+def test_two_group_members_share_partitions_and_one_takes_over(join: Join, topic: str, eventually: Eventually) -> None:
     first, second = join(), join()
 
     def shared() -> bool:
@@ -159,7 +157,7 @@ def test_two_members_share_and_the_one_that_is_left_takes_over(join: Join, topic
     eventually(alone, "the first has both")
 
 
-def test_a_partition_that_was_taken_away_from_a_waiting_member_is_read_when_it_comes_back(
+def test_partition_revoked_while_waiting_is_read_when_reassigned(
     join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
 ) -> None:
     first = join()
@@ -192,7 +190,7 @@ def produced(settings: Settings, topic: str, numbers: Sequence[int]) -> None:
     assert producer.flush(PATIENCE) == 0
 
 
-def test_partition_set_aside_is_read_again_once_it_is_brought_back_and_the_others_go_on(
+def test_partition_set_aside_is_read_after_bring_back_and_others_continue(
     join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
 ) -> None:
     group = join()
@@ -201,7 +199,7 @@ def test_partition_set_aside_is_read_again_once_it_is_brought_back_and_the_other
     group.set_aside(even, Offset(2))
     assert group.positions[even] == 2
     produced(settings, topic, range(10, 30))
-    assert read(group, 10, eventually) == list(range(11, 30, 2)), "of the other partition"
+    assert read(group, 10, eventually) == list(range(11, 30, 2)), "from the other partition"
     assert group.wait(0.05)
     assert group.rest(0.01)
     produced(settings, topic, range(30, 40))
@@ -214,10 +212,10 @@ def test_partition_set_aside_is_read_again_once_it_is_brought_back_and_the_other
     assert read(group, 22, eventually) == list(range(6, 50, 2)), "every one from there, once"
     produced(settings, topic, [50, 51])
     group.bring_back(even)
-    assert read(group, 2, eventually) == [50, 51], "the second time it is nothing"
+    assert read(group, 2, eventually) == [50, 51], "the second call does nothing"
 
 
-def test_partition_read_ahead_and_then_set_aside_comes_neither_early_nor_twice(
+def test_prefetched_partition_set_aside_arrives_neither_early_nor_twice(
     join: Join, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     produced(settings, topic, range(10, 2_000))
@@ -237,7 +235,7 @@ def test_partition_read_ahead_and_then_set_aside_comes_neither_early_nor_twice(
     assert read(group, 1_000, eventually) == list(range(0, 2_000, 2))
 
 
-def test_partition_set_aside_stays_so_when_another_member_takes_the_other_and_is_read_by_who_gets_it(
+def test_partition_set_aside_survives_rebalance_of_another_partition(
     join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
 ) -> None:
     first = join()
@@ -253,7 +251,7 @@ def test_partition_set_aside_stays_so_when_another_member_takes_the_other_and_is
         found.extend(second.poll(100, 0.05))
         return len(first.positions) == len(second.positions) == 1 and len(values(found)) == 2
 
-    eventually(shared, "the second reads the partition that it got, from the ledger's offset")
+    eventually(shared, "the second reads its partition from the ledger's offset")
     kept = next(iter(first.positions))
     second.close()
 
@@ -261,13 +259,13 @@ def test_partition_set_aside_stays_so_when_another_member_takes_the_other_and_is
         found.extend(first.poll(100, 0.05))
         return len(first.positions) == 2 and len(values(found)) == 4
 
-    eventually(both, "the one that came back is read")
+    eventually(both, "the reassigned one is read")
     assert {record.partition() for record in found} == {1 - kept.partition}
     first.bring_back(kept)
     assert read(first, 2, eventually) == [6 + kept.partition, 8 + kept.partition]
 
 
-def test_partitions_that_went_away_since_they_were_asked_for_are_not_sought(
+def test_partitions_revoked_during_reposition_are_not_sought(
     join: Join, topic: str, ledger: Ledger, eventually: Eventually
 ) -> None:
     stopping = threading.Event()
@@ -279,7 +277,7 @@ def test_partitions_that_went_away_since_they_were_asked_for_are_not_sought(
     def shared() -> bool:
         for group in (first, second):
             group.poll(100, 0.05)
-        # Assigned, revoked, and told that nothing is added: no further rebalance comes to the rescue.
+        # Assigned, revoked, and an assignment of nothing: no further rebalance follows.
         return first._generation >= 3 and len(first.positions) == len(second.positions) == 1
 
     eventually(shared, "each has a partition")
@@ -292,7 +290,7 @@ def test_partitions_that_went_away_since_they_were_asked_for_are_not_sought(
     assert len(read(first, 5, eventually)) == 5
 
 
-def test_a_partition_that_cannot_be_sought_is_told_and_read_as_soon_as_it_can(
+def test_partition_that_cannot_be_sought_is_logged_and_retried(
     join: Join,
     topic: str,
     ledger: Ledger,
@@ -307,7 +305,7 @@ def test_a_partition_that_cannot_be_sought_is_told_and_read_as_soon_as_it_can(
     group._consumer.incremental_unassign([one])
     moved = threading.Thread(target=lambda: group.reposition(ledger(list(group.positions))), daemon=True)
     moved.start()
-    eventually(lambda: "a partition cannot be read" in capsys.readouterr().out, "it says so")
+    eventually(lambda: "partition cannot be read" in capsys.readouterr().out, "it is logged")
     assert moved.is_alive()
     group._consumer.incremental_assign([one])
     moved.join(PATIENCE)
@@ -315,17 +313,17 @@ def test_a_partition_that_cannot_be_sought_is_told_and_read_as_soon_as_it_can(
     assert read(group, 10, eventually) == list(range(10))
 
 
-def test_a_partition_whose_first_events_are_gone_is_told(
+def test_partition_without_its_first_events_is_logged(
     join: Join, settings: Settings, topic: str, eventually: Eventually, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admin = clients.admin(settings.kafka)
     for future in admin.delete_records([TopicPartition(topic, 0, 3)]).values():
         future.result(PATIENCE)
     assert read(join(), 7, eventually) == [1, 3, 5, 6, 7, 8, 9]
-    assert "the topic no longer has its first events" in capsys.readouterr().out
+    assert "topic no longer has its first events" in capsys.readouterr().out
 
 
-def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:
+def test_committed_offsets_follow_positions(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:
     group = join()
     read(group, 10, eventually)
     group.positions[Place(topic, 0)] = Offset(4)
@@ -341,7 +339,7 @@ def test_kafkas_offsets_follow(join: Join, settings: Settings, topic: str, event
     eventually(followed, "the offset is there")
 
 
-def test_offsets_cannot_be_moved_under_a_member(
+def test_offsets_cannot_be_moved_while_group_is_active(
     join: Join, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     read(join(), 10, eventually)
@@ -349,17 +347,15 @@ def test_offsets_cannot_be_moved_under_a_member(
         move_offsets(settings.kafka, group_name(settings.prefix, "m"), {Place(topic, 0): Offset(0)})
 
 
-def test_a_ledger_that_is_past_the_end_is_noticed(
-    join: Join, topic: str, ledger: Ledger, eventually: Eventually
-) -> None:
+def test_ledger_past_the_end_is_refused(join: Join, topic: str, ledger: Ledger, eventually: Eventually) -> None:
     ledger.offsets = {Place(topic, 0): 6}
     with pytest.raises(TopicRecreated, match="ends at offset 5, but the ledger is at 6"):
         read(join(), 10, eventually)
 
 
-def test_topics_that_do_not_exist_are_told(join: Join, topic: str) -> None:
+def test_missing_topics_are_returned(join: Join, topic: str) -> None:
     assert join().missing([topic, "absent"]) == ["absent"]
 
 
-def test_a_group_that_never_was_has_no_members(settings: Settings, topic: str) -> None:
+def test_unknown_group_has_no_members(settings: Settings, topic: str) -> None:
     assert members(settings.kafka, "never") == []

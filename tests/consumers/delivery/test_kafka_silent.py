@@ -1,4 +1,4 @@
-"""A Kafka that does not answer: a running consumer waits and says so, a first start is told at once."""
+"""If Kafka does not answer, a running consumer waits and logs it, and a first start fails immediately."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Eventually = Callable[..., None]
 
 
 class Consumer:
-    """A member that runs in a thread; `error` is what ended it."""
+    """A consumer in a thread; `error` is what ended it."""
 
     def __init__(self, settings: Settings) -> None:
         self.stopping = threading.Event()
@@ -63,13 +63,13 @@ def consume() -> Iterator[Callable[[Settings], Consumer]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Questions to Kafka give up after a second, so that a silence of 30 s need not be waited for."""
+    """Limit requests to Kafka to one second instead of 30."""
     monkeypatch.setattr("infra.kafka.topics._TIMEOUT", 1.0)
     monkeypatch.setattr("consumers.delivery.group._REQUEST_SECONDS", 1.0)
     monkeypatch.setattr("consumers.delivery.topic_identity._REQUEST_SECONDS", 1.0)
 
 
-def test_an_idle_consumer_waits_for_kafka_and_continues(
+def test_idle_consumer_waits_for_kafka_and_continues(
     stack: Stack,
     feed: Feed,
     settings: Settings,
@@ -79,7 +79,7 @@ def test_an_idle_consumer_waits_for_kafka_and_continues(
     eventually: Eventually,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # One row that no event brings: the migration is not complete, so that the consumer looks every few seconds.
+    # A row without an event: the migration is not complete, so the consumer checks every few seconds.
     fill(connection, dict.fromkeys(range(21), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(10), TOO_MANY_TAGS))
     consumer = consume(settings)
@@ -89,11 +89,11 @@ def test_an_idle_consumer_waits_for_kafka_and_continues(
     stack.kafka.stop()
     try:
 
-        def told() -> bool:
+        def logged() -> bool:
             said.append(capsys.readouterr().out)
             return "".join(said).count("waiting for Kafka") >= 2 or not consumer.thread.is_alive()
 
-        eventually(told, "it says that it waits")
+        eventually(logged, "it logs that it waits")
         assert consumer.thread.is_alive(), consumer.error
     finally:
         stack.kafka.start()
@@ -103,7 +103,7 @@ def test_an_idle_consumer_waits_for_kafka_and_continues(
     assert consumer.error is None
 
 
-def test_a_first_start_without_kafka_is_told_at_once(
+def test_first_start_without_kafka_fails_immediately(
     connection: psycopg.Connection[Any], settings: Settings, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("consumers.delivery.group._REQUEST_SECONDS", 1.0)
@@ -115,7 +115,7 @@ def test_a_first_start_without_kafka_is_told_at_once(
 
 
 class SilentRegistry(TopicRegistry):
-    """Does not answer the first times."""
+    """Does not answer the first requests."""
 
     def __init__(self, silences: int) -> None:
         self.silences = silences
@@ -127,7 +127,7 @@ class SilentRegistry(TopicRegistry):
         return {"type": "record", "name": f"of{schema_id}"}
 
 
-def test_a_schema_is_waited_for_by_a_running_consumer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_running_consumer_waits_for_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("consumers.delivery.topics._AGAIN_SECONDS", 0.01)
     stopping = threading.Event()
     assert schemas_of(SilentRegistry(3), stopping)(1)["name"] == "of1"
@@ -138,7 +138,7 @@ def test_a_schema_is_waited_for_by_a_running_consumer_alone(monkeypatch: pytest.
         schemas_of(SilentRegistry(1), stopping)(1)
 
 
-def test_a_question_is_left_alone_when_the_consumer_stops() -> None:
+def test_request_is_abandoned_when_consumer_stops() -> None:
     stopping, answer = threading.Event(), threading.Event()
     assert clients.ask(lambda: 7, stopping) == 7
     with pytest.raises(TimeoutError, match="of the question"):

@@ -1,4 +1,4 @@
-"""A topic that was deleted and made again is noticed before anything of the new one can be passed over in silence."""
+"""A recreated topic is detected before any of its events can be skipped silently."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def topic(settings: Settings) -> str:
 
 @pytest.fixture
 def group(settings: Settings, topic: str) -> Iterator[Group]:
-    """A consumer of the topic whose ledger is of the topic as it was at first."""
+    """A consumer of the topic whose ledger has the original topic's id."""
     expected = topic_ids(settings.kafka, [topic])[topic]
     made = Group(
         settings.kafka,
@@ -70,7 +70,7 @@ def group(settings: Settings, topic: str) -> Iterator[Group]:
 
 @pytest.fixture
 def caught_up(group: Group, topic: str, eventually: Eventually) -> Group:
-    """The consumer, after it read the five events and the end."""
+    """The consumer after reading the five events and the end."""
     found: list[Any] = []
 
     def all_read() -> bool:
@@ -83,7 +83,7 @@ def caught_up(group: Group, topic: str, eventually: Eventually) -> Group:
 
 
 def refused(group: Group, eventually: Eventually) -> list[bytes | None]:
-    """Poll until the topic is refused; return the values that were given out before."""
+    """Poll until the topic is refused; return the values returned before."""
     found: list[bytes | None] = []
 
     errors: list[TopicRecreated] = []
@@ -101,7 +101,7 @@ def refused(group: Group, eventually: Eventually) -> list[bytes | None]:
     return found
 
 
-def test_topic_made_again_during_a_pause_is_refused_before_anything_is_read_of_it(
+def test_topic_recreated_during_pause_is_refused_before_reading(
     caught_up: Group, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     done = False
@@ -118,18 +118,18 @@ def test_topic_made_again_during_a_pause_is_refused_before_anything_is_read_of_i
     assert refused(caught_up, eventually) == []
 
 
-def test_topic_made_again_while_nothing_is_polled_is_refused_before_anything_is_read_of_it(
+def test_topic_recreated_without_polls_is_refused_before_reading(
     caught_up: Group, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     started = caught_up._polled
     made_again(settings, topic, range(100, 120))
     while caught_up._polled == started and not threading.Event().wait(0.05):
-        # As if it had been frozen for so long, however fast that was.
+        # As if it had been frozen that long, however fast the test was.
         caught_up._polled -= 10.0
     assert refused(caught_up, eventually) == []
 
 
-def test_topic_made_again_between_two_polls_is_refused_soon(
+def test_topic_recreated_between_polls_is_refused_soon(
     caught_up: Group, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     remaking = threading.Thread(target=made_again, args=(settings, topic, range(100, 120)))
@@ -138,7 +138,7 @@ def test_topic_made_again_between_two_polls_is_refused_soon(
     remaking.join(PATIENCE)
 
 
-def test_topic_made_again_is_noticed_in_the_background(settings: Settings, topic: str, eventually: Eventually) -> None:
+def test_recreated_topic_is_detected_in_background(settings: Settings, topic: str, eventually: Eventually) -> None:
     identity = TopicIdentity(settings.kafka, threading.Event())
     entry = Entry(Place(topic, 0), Offset(5), topic_ids(settings.kafka, [topic])[topic])
     identity.expect([entry])
@@ -154,23 +154,21 @@ def test_topic_made_again_is_noticed_in_the_background(settings: Settings, topic
             errors.append(error)
         return bool(errors)
 
-    eventually(noticed, "the background question finds the new topic")
-    assert f"{topic} was deleted and made again: the ledger is of the topic with id {entry.topic_id}" in str(errors[0])
+    eventually(noticed, "the background request detects the new topic")
+    assert f"{topic} was deleted and recreated: the ledger has topic id {entry.topic_id}" in str(errors[0])
     identity.keep_only([])
     identity.look()
-    assert identity.confirm(), "of no topic"
+    assert identity.confirm(), "without topics"
 
 
-def test_nobody_is_told_that_all_was_read_of_a_topic_made_again(
-    caught_up: Group, settings: Settings, topic: str
-) -> None:
+def test_recreated_topic_is_never_reported_as_caught_up(caught_up: Group, settings: Settings, topic: str) -> None:
     assert caught_up.confirm()
     made_again(settings, topic, range(100, 120))
     with pytest.raises(TopicRecreated):
         caught_up.confirm()
 
 
-def test_records_deleted_ahead_of_the_position_during_a_pause_are_refused(
+def test_records_deleted_past_position_during_pause_are_refused(
     caught_up: Group, settings: Settings, topic: str, eventually: Eventually
 ) -> None:
     caught_up.set_aside(Place(topic, 0), Offset(2))
@@ -192,7 +190,7 @@ def test_records_deleted_ahead_of_the_position_during_a_pause_are_refused(
     assert found == []
 
 
-def test_what_cannot_be_confirmed_is_read_again_once_it_can(
+def test_unconfirmed_records_are_read_again_once_confirmed(
     caught_up: Group, settings: Settings, topic: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([False, False])
@@ -206,12 +204,12 @@ def test_what_cannot_be_confirmed_is_read_again_once_it_can(
         found.extend(record.value() for record in caught_up.poll(100, 0.1) if record.error() is None)
         return len(found) >= 15
 
-    eventually(all_read, "all events of the time without an answer")
+    eventually(all_read, "all events from the time without an answer")
     assert found == [b"%d" % value for value in range(5, 20)]
     assert caught_up.aside == set()
 
 
-def test_a_broker_that_is_down_confirms_nothing_and_is_asked_again(
+def test_unavailable_broker_confirms_nothing_and_is_retried(
     stack: Stack, caught_up: Group, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("consumers.delivery.topic_identity._REQUEST_SECONDS", 1.0)
@@ -226,7 +224,7 @@ def test_a_broker_that_is_down_confirms_nothing_and_is_asked_again(
 ROWS = dict.fromkeys(range(400), TOO_MANY_TAGS)
 
 
-def test_a_frozen_consumer_whose_topic_was_made_again_stops_and_a_later_start_refuses(
+def test_frozen_consumer_with_recreated_topic_stops_and_restart_is_refused(
     feed: Feed,
     settings: Settings,
     connection: psycopg.Connection[Any],
@@ -238,7 +236,7 @@ def test_a_frozen_consumer_whose_topic_was_made_again_stops_and_a_later_start_re
     member = members()
     eventually(lambda: len(written(connection)) == len(ROWS), "it is done")
     freeze_between_transactions(member, connection)
-    # All want it once more, as after a producer that starts over; the new topic soon has more than the old one had.
+    # All rows need it again, as after a producer starts over; the new topic soon has more events than the old one.
     connection.execute(
         "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
     )
@@ -249,9 +247,9 @@ def test_a_frozen_consumer_whose_topic_was_made_again_stops_and_a_later_start_re
     member.send_signal(signal.SIGCONT)
     _, said = member.communicate(timeout=PATIENCE)
     assert member.returncode == 3, said
-    assert "was deleted and made again" in said
+    assert "was deleted and recreated" in said
     assert "headrace replay" in said
     again = members()
     _, said = again.communicate(timeout=PATIENCE)
     assert again.returncode == 3, said
-    assert "was deleted and made again" in said
+    assert "was deleted and recreated" in said

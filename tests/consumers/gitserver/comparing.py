@@ -1,4 +1,4 @@
-"""Compares repositories that were moved with what they were: everything in their directories, and where they lie."""
+"""Compares repositories before and after a move: everything in their directories, and their nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Inventory = Mapping[str, Any]
 
 
 def make_all(world: World, named: Mapping[str, Kind]) -> dict[str, Inventory]:
-    """Make repositories, name → kind, at their old homes, and put them on record; return name → inventory."""
+    """Create repositories, name → kind, at their old homes, and record them; return name → inventory."""
     for name, kind in named.items():
         kind.make(world.disks.old(name))
     for name, kind in named.items():
@@ -23,7 +23,7 @@ def make_all(world: World, named: Mapping[str, Kind]) -> dict[str, Inventory]:
 
 
 def reports(world: World) -> dict[str, str]:
-    """Return name → what is on record of its move: why it failed, and what there is to know."""
+    """Return name → the failure and the remarks recorded for its move."""
     return {
         name: " ".join(filter(None, row))
         for name, *row in world.connection.execute("SELECT name, failure, remarks FROM headrace.rehash_moves")
@@ -33,7 +33,7 @@ def reports(world: World) -> dict[str, str]:
 def wrong(
     world: World, named: Mapping[str, Kind], before: Mapping[str, Inventory], *, forward: bool
 ) -> Iterator[tuple[str, str]]:
-    """Yield kind and what is wrong with it after a move of all: nothing where all was kept, or refused by name."""
+    """Yield kind and error after all moves: nothing if all was kept, or refused by name."""
     yield from misplaced(world, named, forward=forward)
     for name, kind in named.items():
         place = world.disks.new(name) if forward and kind.refused is None else world.disks.old(name)
@@ -43,7 +43,7 @@ def wrong(
 
 
 def misplaced(world: World, named: Mapping[str, Kind], *, forward: bool) -> Iterator[tuple[str, str]]:
-    """Yield kind and what is wrong with where it lies, with the state of its move, and with what is said of it."""
+    """Yield kind and errors in its place, its move's state, and its reports."""
     states, said = world.states(), reports(world)
     for name, kind in named.items():
         old, new = world.disks.old(name), world.disks.new(name)
@@ -53,11 +53,11 @@ def misplaced(world: World, named: Mapping[str, Kind], *, forward: bool) -> Iter
         if states[name] != ("settled" if settles else "failed"):
             yield kind.name, f"{states[name]}: {said[name]}"
         if forward and (kind.refused or kind.said or "") not in said[name]:
-            yield kind.name, f"nothing is said of {kind.refused or kind.said!r}: {said[name]!r}"
+            yield kind.name, f"no report has {kind.refused or kind.said!r}: {said[name]!r}"
         if (place := new if moved and forward else old) not in (copies := world.disks.copies(name)):
-            yield kind.name, f"it does not lie at {place}"
-        # What was left at the new home of one that is refused is not headrace's.
-        yield from ((kind.name, f"something lies at {each}") for each in copies if each != place)
+            yield kind.name, f"it is not at {place}"
+        # A directory at the new home of a refused repository is not headrace's.
+        yield from ((kind.name, f"unexpected copy at {each}") for each in copies if each != place)
 
 
 def differences(before: Inventory, now: Inventory) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Drives `rehash_moves`' moves without Kafka: in the test's own thread, or as a process that ends where it is told to.
+"""Drives the moves of `rehash_moves` without Kafka: in the test's thread, or as a process that ends at a given point.
 
 `python -m tests.consumers.gitserver.driver CONFIG POINT NUMBER kill|stop`: POINT is `module:function:before` or
 `…:after`; there, the NUMBERth time, the process gets SIGKILL, as in a machine's crash, or SIGSTOP.
@@ -42,7 +42,7 @@ CHECKOUT = Path(__file__).parents[3]
 
 
 def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seconds: float = 600.0) -> None:
-    """Move until nothing is left to do, or `until` says so; then close what is under way."""
+    """Move until all is done or `until` returns True; then close the work in progress."""
     migration = RehashMoves.configure(settings.migration("rehash_moves"))
     outside = Outside(settings, migration, "main")
     with psycopg.connect(settings.database("main").dsn.get_secret_value(), autocommit=True) as connection:
@@ -58,14 +58,14 @@ def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seco
 
 
 def start(config: Path, point: str = "", number: int = 1, *, stop: bool = False) -> subprocess.Popen[bytes]:
-    """Start a process that drives; see above. With `stop` it is stopped there (SIGSTOP) and may go on."""
+    """Start a process that drives; see above. With `stop` it is stopped there (SIGSTOP) and may continue."""
     how = "stop" if stop else "kill"
     command = [sys.executable, "-m", "tests.consumers.gitserver.driver", str(config), point, str(number), how]
     return subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE)
 
 
 def moving(names: Iterable[str]) -> list[str]:
-    """Return those of the names whose two homes differ."""
+    """Return the names whose two homes differ."""
     return [name for name in names if md5_home(name, NODES) != rendezvous_home(name, NODES)]
 
 
@@ -73,7 +73,7 @@ NAMES = moving(f"github.com/team/{number:03}" for number in range(200))
 
 
 def broken(place: Path) -> None:
-    """Make a repository that cannot be cloned: an object is gone."""
+    """Create a repository that cannot be cloned: an object is missing."""
     make_repository(place)
     for pack in place.glob("objects/pack/*.pack"):
         pack.unlink()
@@ -82,20 +82,20 @@ def broken(place: Path) -> None:
 
 
 def member(settings: Settings) -> Totals:
-    """Run a member in this thread until all is moved."""
+    """Run a consumer in this thread until all is moved."""
     migration = RehashMoves.configure(settings.migration("rehash_moves"))
     return consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
 
 
 def hang(*_: Any, **__: Any) -> Steps[None]:
-    """Run a command for longer than any test, in place of a part of a clone."""
+    """Run a command for longer than any test, instead of a part of a clone."""
     yield from run("sleep", "1000", seconds=1000.0)
 
 
 class World:
     """A database with the application's rows and headrace's tables, and repositories on disks.
 
-    `gitserver` and `options` are what the settings say beside the defaults of the tests.
+    `gitserver` and `options` are settings in addition to the tests' defaults.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class World:
         return self.settings.model_copy(update={"migrations": {"rehash_moves": section}})
 
     def add(self, names: Sequence[str], *, make: Callable[[Path], None] = make_repository, new: bool = False) -> None:
-        """Add repositories at their md5 homes (with `new`, at their rendezvous homes), on record as from events."""
+        """Add repositories at their md5 homes (with `new`, at their rendezvous homes), recorded as from events."""
         for name in names:
             make(self.disks.new(name) if new else self.disks.old(name))
         self.note(self.rows(names))
@@ -133,7 +133,7 @@ class World:
         return add_rows(self.connection, {name: md5_home(name, self.disks.nodes) for name in names})
 
     def note(self, keys: Sequence[int]) -> int:
-        """Do what the events of these rows do; return how many were noted."""
+        """Record repositories as the events of these rows do; return how many were recorded."""
         with self.connection.transaction(), self.connection.cursor() as cursor:
             return states.note(cursor, states.cloned(cursor, keys))
 
@@ -142,7 +142,7 @@ class World:
         return dict(self.connection.execute("SELECT name, state FROM headrace.rehash_moves").fetchall())
 
     def new_run(self) -> None:
-        """Begin a new run, as a replay does."""
+        """Start a new run, as a replay does."""
         self.connection.execute("UPDATE headrace.migrations SET run = run + 1")
 
 
@@ -154,14 +154,14 @@ def with_direction(config: Path, direction: str) -> Settings:
 
 
 def open_to_owners(directory: Path) -> None:
-    """Let owners of repositories who are not this process's reach them, where it is root that made the directory."""
+    """Let other owners of repositories access them if root created the directory."""
     for each in (directory, *directory.parents):
         if os.geteuid() == 0 and each.stat().st_mode & 0o011 == 0:
             each.chmod(0o711)
 
 
 def end_at(point: str, number: int, with_signal: signal.Signals) -> None:
-    """Have this process end, or stop, the so manieth time that it comes to a point; see above."""
+    """End or stop this process when it reaches a point for the NUMBERth time; see above."""
     module_name, function, when = point.split(":")
     owner: Any = importlib.import_module(module_name)
     *path, name = function.split(".")

@@ -1,7 +1,7 @@
-"""Faults of moves that were mended, each put back by patching what mended it; the kinds of repositories that show it.
+"""Plants fixed faults of moves again by patching, each with the kinds of repositories that show it.
 
 `python -m tests.consumers.gitserver.faults` (`make faults`) moves those kinds there and back with each fault, prints
-what went wrong, and ends with exit code 1 when a fault showed nowhere.
+the errors, and ends with exit code 1 if a fault did not show.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Patch(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, the point of the issue that it is of, and the kinds that it loses, changes or does not refuse."""
+    """A fault, its point in the issue, and the kinds that it loses, changes or does not refuse."""
 
     name: str
     point: int
@@ -52,7 +52,7 @@ FAULTS: Final[dict[str, Fault]] = {}
 
 
 def fault(point: int, *kinds: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    """Add the decorated function, which puts the fault back."""
+    """Add the decorated function, which plants the fault."""
 
     def add(put_back: Callable[[Patch], None]) -> Callable[[Patch], None]:
         FAULTS[put_back.__name__] = Fault(put_back.__name__, point, kinds, put_back)
@@ -62,7 +62,7 @@ def fault(point: int, *kinds: str) -> Callable[[Callable[[Patch], None]], Callab
 
 
 def _nothing(*_: Any, **__: Any) -> Steps[None]:
-    """Take the place of a step that is left out."""
+    """Replace a step that is left out."""
     return
     yield
 
@@ -163,7 +163,7 @@ def links_that_lead_elsewhere_are_copied(patch: Patch) -> None:
 def settings_of_the_repository_act(patch: Patch) -> None:
     class Itself(View):
         def close(self) -> None:
-            """It is the repository, and no view of it."""
+            """It is the repository itself, not a view."""
 
     def view(copy: Copy, _config: str = "") -> Steps[View]:
         return Itself(copy.path, views.owner_of(copy.path))
@@ -272,7 +272,7 @@ def deletions_are_not_carried_over(patch: Patch) -> None:
 
 
 def shown(world: World, fault: Fault) -> dict[str, list[str]]:
-    """Move a fault's kinds there and back with it; return kind → what went wrong, by which the fault shows."""
+    """Move a fault's kinds there and back with it; return kind → the errors by which the fault shows."""
     named = dict(zip(NAMES, (KINDS[kind] for kind in fault.kinds), strict=False))
     before = make_all(world, named)
     found: dict[str, list[str]] = {kind: [] for kind in fault.kinds}
@@ -297,7 +297,7 @@ def shown(world: World, fault: Fault) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Show each fault; print a table of fault, kind, and what went wrong first."""
+    """Show each fault; print a table of fault, kind, and first error."""
     unseen = 0
     with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-faults-") as directory:
         Path(directory).chmod(0o711)

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def result(steps: Steps[T]) -> T:
-    """Take all steps and return what comes out."""
+    """Take all steps and return the result."""
     while True:
         try:
             assert next(steps) is Pace.BUSY

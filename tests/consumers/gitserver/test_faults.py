@@ -1,4 +1,4 @@
-"""Some of the faults that were mended, put back: the kinds of repositories show them. `make faults` has them all."""
+"""Plants some of the fixed faults: the kinds of repositories show them. `make faults` plants all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.mark.parametrize("name", ["copies_are_not_proven", "a_head_has_to_lead_to_a_file"])
-def test_a_fault_that_is_put_back_shows_in_each_of_its_kinds(world: World, name: str) -> None:
+def test_planted_fault_shows_in_each_of_its_kinds(world: World, name: str) -> None:
     fault = FAULTS[name]
     assert {kind for kind, what in shown(world, fault).items() if what} == set(fault.kinds)
 
 
-def test_faults_are_shown_by_kinds_that_there_are() -> None:
+def test_faults_refer_to_existing_kinds() -> None:
     assert {kind for fault in FAULTS.values() for kind in fault.kinds} <= KINDS.keys()

@@ -1,4 +1,4 @@
-"""Members that die or freeze between a renaming and its commit, as docs/explanation/models/routing.pml found them."""
+"""Consumers that die or freeze between a rename and its commit, as docs/explanation/models/routing.pml found them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NAME = NAMES[0]
 
 
 def end_sessions(world: World) -> None:
-    """End every session but the test's own, as a failover does."""
+    """End every session except the test's, as a failover does."""
     world.connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
 
 
-def test_push_in_progress_keeps_an_old_copy_whose_member_was_killed(world: World) -> None:
+def test_push_in_progress_keeps_old_copy_whose_consumer_was_killed(world: World) -> None:
     world.add([NAME])
     drive(world.settings, until=lambda: world.states()[NAME] == "passed")
     dying = start(world.config, "consumers.repositories.storage:Root.take_away:after")
@@ -48,7 +48,7 @@ def test_push_in_progress_keeps_an_old_copy_whose_member_was_killed(world: World
     assert git(world.disks.new(NAME), "rev-parse", "late") == pushed
 
 
-def test_member_that_was_frozen_before_its_commit_leaves_the_copy_that_another_member_went_on_with(
+def test_consumer_frozen_before_its_commit_leaves_copy_that_another_consumer_uses(
     world: World,
 ) -> None:
     world.add([NAME])

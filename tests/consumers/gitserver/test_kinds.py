@@ -1,4 +1,4 @@
-"""Every kind of repository, moved there and back: all of it arrives, or it is refused by name and nothing changed."""
+"""Moves every kind of repository there and back: it arrives completely, or is refused by name and unchanged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from tests.consumers.gitserver.kinds import KINDS, MARK
 pytestmark = pytest.mark.stack
 
 
-def test_all_of_it_arrives_there_and_back_or_it_is_refused_by_name(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_kind_is_moved_completely_or_refused_by_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(KINDS) >= 60
-    # Many are refused one after the other, which would slow the rest down.
+    # Many are refused in a row, which would throttle the rest.
     monkeypatch.setattr(worker, "_SLOW_SECONDS", 0.01)
     open_to_owners(world.disks.directory)
     kinds = dict(zip(NAMES, KINDS.values(), strict=False))

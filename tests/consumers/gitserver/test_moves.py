@@ -1,4 +1,4 @@
-"""One copy is the truth at every moment: what becomes of the other, whatever lies there and whatever fails."""
+"""One copy is authoritative at every moment; the other one is handled in any state and after any failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = NAMES[0]
 
 
 def said(world: World) -> tuple[str, str]:
-    """Return what is on record of the only move: its failure and what there is to know."""
+    """Return the failure and the remarks recorded for the only move."""
     row = world.connection.execute("SELECT coalesce(failure, ''), coalesce(remarks, '') FROM headrace.rehash_moves")
     found: tuple[str, str] = row.fetchone()  # type: ignore[assignment]
     return found
@@ -38,7 +38,7 @@ def set_aside(world: World) -> list[Path]:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Makes every carrying over fail once there is a word in this list: the first."""
+    """Makes every carry-over fail once this list has a word, with the first one."""
     words: list[str] = []
     original = carry_over.carry
 
@@ -53,7 +53,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return words
 
 
-def test_what_fails_before_readers_were_sent_on_goes_back_and_leaves_one_copy(world: World, failing: list[str]) -> None:
+def test_move_that_fails_before_the_cursor_passes_is_undone(world: World, failing: list[str]) -> None:
     world.add([NAME])
     before = inventory(world.disks.old(NAME))
     failing.append("broken")
@@ -65,9 +65,7 @@ def test_what_fails_before_readers_were_sent_on_goes_back_and_leaves_one_copy(wo
     assert (world.disks.leftovers(), set_aside(world)) == ([], [])
 
 
-def test_what_fails_after_readers_were_sent_on_goes_on_and_the_old_copy_is_set_aside(
-    world: World, failing: list[str]
-) -> None:
+def test_move_that_fails_after_the_cursor_passed_sets_the_old_copy_aside(world: World, failing: list[str]) -> None:
     world.add([NAME])
     drive(world.settings, until=lambda: world.states()[NAME] == "passed")
     late = push(world.disks.old(NAME), "late", "late")
@@ -80,7 +78,7 @@ def test_what_fails_after_readers_were_sent_on_goes_on_and_the_old_copy_is_set_a
     assert said(world) == ("", f"its old copy, which could not be carried over (broken), was set aside as {aside}")
 
 
-def test_a_head_detached_at_a_commit_of_its_own_is_moved_when_it_comes_late(world: World) -> None:
+def test_late_detached_head_with_its_own_commit_is_moved(world: World) -> None:
     world.add([NAME])
     old, new = world.disks.old(NAME), world.disks.new(NAME)
     drive(world.settings, until=lambda: world.states()[NAME] == "passed")
@@ -92,7 +90,7 @@ def test_a_head_detached_at_a_commit_of_its_own_is_moved_when_it_comes_late(worl
     assert world.disks.copies(NAME) == [new]
 
 
-def test_the_cursor_waits_for_a_copy_that_could_not_be_brought_up_to_date(world: World, failing: list[str]) -> None:
+def test_cursor_waits_for_copy_that_is_not_up_to_date(world: World, failing: list[str]) -> None:
     world.add([NAME])
     drive(world.settings, until=lambda: world.states()[NAME] == "copied")
     failing.append("broken")
@@ -108,7 +106,7 @@ def test_the_cursor_waits_for_a_copy_that_could_not_be_brought_up_to_date(world:
     assert world.states() == {NAME: "settled"}
 
 
-def test_what_is_made_at_the_old_home_again_is_merged_into_the_copy_that_readers_use(world: World) -> None:
+def test_repository_created_at_the_old_home_is_merged_into_the_authoritative_copy(world: World) -> None:
     world.add([NAME])
     drive(world.settings)
     old, new = world.disks.old(NAME), world.disks.new(NAME)
@@ -125,7 +123,7 @@ def test_what_is_made_at_the_old_home_again_is_merged_into_the_copy_that_readers
     assert is_whole(new)
 
 
-def test_a_copy_that_was_replaced_by_rubbish_behind_the_cursor_never_costs_the_whole_one(world: World) -> None:
+def test_rubbish_that_replaced_a_passed_copy_never_costs_the_complete_one(world: World) -> None:
     world.add([NAME])
     drive(world.settings)
     old, new = world.disks.old(NAME), world.disks.new(NAME)
@@ -141,7 +139,7 @@ def test_a_copy_that_was_replaced_by_rubbish_behind_the_cursor_never_costs_the_w
     assert len(set_aside(world)) == 1
 
 
-def test_the_new_copy_has_to_be_whole_when_the_old_one_goes(world: World) -> None:
+def test_new_copy_must_be_complete_before_the_old_one_is_removed(world: World) -> None:
     world.add([NAME])
     old, new = world.disks.old(NAME), world.disks.new(NAME)
     drive(world.settings, until=lambda: world.states()[NAME] == "passed")
@@ -152,12 +150,10 @@ def test_the_new_copy_has_to_be_whole_when_the_old_one_goes(world: World) -> Non
     drive(world.settings)
     (aside,) = set_aside(world)
     assert inventory(aside) == before
-    assert "it is not whole: missing blob" in said(world)[1]
+    assert "it is not complete: missing blob" in said(world)[1]
 
 
-def test_a_copy_whose_objects_others_began_to_use_stays_where_it_is(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copy_whose_objects_others_use_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lenders, "_SECONDS", 0.0)
     monkeypatch.setattr(lenders, "_SHARE", 0.0)
     monkeypatch.setattr(moves, "_BORROWED_SECONDS", 0.01)
@@ -175,7 +171,7 @@ def test_a_copy_whose_objects_others_began_to_use_stays_where_it_is(
     assert world.disks.copies(NAME) == [world.disks.new(NAME)]
 
 
-def test_what_was_set_aside_is_set_aside_once_however_often_the_member_is_killed(world: World) -> None:
+def test_directory_is_set_aside_once_even_if_consumers_are_killed(world: World) -> None:
     world.add([NAME])
     new = world.disks.new(NAME)
     write(new / "rubbish")
@@ -199,5 +195,5 @@ def test_what_was_set_aside_is_set_aside_once_however_often_the_member_is_killed
                 drive(world.settings)
     drive(world.settings)
     (aside,) = set_aside(world)
-    assert said(world)[1] == f"what lay at its new home was set aside as {aside}"
+    assert said(world)[1] == f"the directory at its new home was set aside as {aside}"
     assert (aside / "rubbish").exists()

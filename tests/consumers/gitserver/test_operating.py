@@ -1,4 +1,4 @@
-"""Operating `rehash_moves`: what the seed does not say, and an operator meets."""
+"""Operating `rehash_moves`: situations that the seed does not specify."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_dry_run_counts_and_writes_nothing(world: World, application: Applicat
     assert world.disks.copies(NAMES[0]) == [world.disks.old(NAMES[0])]
 
 
-def test_a_repository_with_sha256_names_and_a_detached_head_is_cloned_too(world: World) -> None:
+def test_sha256_repository_with_detached_head_is_cloned(world: World) -> None:
     def make(place: Path) -> None:
         make_repository(place, object_format="sha256")
         git(place, "update-ref", "--no-deref", "HEAD", git(place, "rev-parse", "refs/heads/main"))
@@ -68,13 +68,13 @@ def test_a_repository_with_sha256_names_and_a_detached_head_is_cloned_too(world:
     assert is_whole(new)
 
 
-def test_an_empty_repository_is_cloned_too(world: World) -> None:
+def test_empty_repository_is_cloned(world: World) -> None:
     world.add(NAMES[:1], make=lambda place: make_repository(place, branches=()))
     drive(world.settings)
     assert refs(world.disks.new(NAMES[0])) == {"HEAD": "refs/heads/main"}
 
 
-def test_a_new_run_tries_again_what_failed(world: World) -> None:
+def test_new_run_retries_failed_moves(world: World) -> None:
     bad = NAMES[0]
     world.add([bad], make=broken)
     drive(world.settings)
@@ -86,7 +86,7 @@ def test_a_new_run_tries_again_what_failed(world: World) -> None:
     assert world.states() == {bad: "settled"}
 
 
-def test_the_limit_counts_clones_on_other_machines(world: World) -> None:
+def test_clone_limit_counts_other_machines(world: World) -> None:
     elsewhere, here = (
         Outside(world.settings, RehashMoves.configure(world.settings.migration("rehash_moves")), "main")
         for _ in range(2)
@@ -101,9 +101,7 @@ def test_the_limit_counts_clones_on_other_machines(world: World) -> None:
         here.close()
 
 
-def test_a_repo_that_is_deleted_while_it_is_copied_leaves_no_copy(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repo_deleted_while_it_is_copied_leaves_no_copy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add(NAMES[:1])
     original = clone.copy
 
@@ -120,7 +118,7 @@ def test_a_repo_that_is_deleted_while_it_is_copied_leaves_no_copy(
     assert world.disks.leftovers() == []
 
 
-def test_a_machine_without_room_gives_nothing_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_gives_no_move_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add(NAMES[:1])
 
     def full(*_: object) -> None:
@@ -136,7 +134,7 @@ def test_a_machine_without_room_gives_nothing_up(world: World, monkeypatch: pyte
     assert world.states() == {NAMES[0]: "settled"}
 
 
-def test_when_many_in_a_row_fail_it_slows_down_and_goes_on_with_the_others(
+def test_consecutive_failures_throttle_moves_and_others_continue(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
@@ -155,18 +153,18 @@ def test_when_many_in_a_row_fail_it_slows_down_and_goes_on_with_the_others(
     drive(world.with_options(tries=1))
     assert world.states() == {name: "failed" if name in names[:6] else "settled" for name in names}
     assert max(waited) > 0.0
-    assert "moves throttled: all of the last ones failed" in capsys.readouterr().out
+    assert "moves throttled after consecutive failures" in capsys.readouterr().out
 
 
-def test_a_root_that_is_not_mounted_any_more_gives_nothing_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmounted_root_gives_no_move_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add(NAMES[:1], make=broken)
     monkeypatch.setattr(Root, "is_the_same", False)
-    with pytest.raises(worker.MachineFailed, match="is not what it was at the start: is it mounted"):
+    with pytest.raises(worker.MachineFailed, match="is not the directory that it was at the start: is it mounted"):
         drive(world.settings)
     assert world.states() == {NAMES[0]: "wanted"}
 
 
-def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
+def test_pause_ends_the_clone_in_progress_and_starts_no_other(
     world: World, application: Application, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     make_repository(world.disks.old(NAMES[0]))
@@ -180,9 +178,9 @@ def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
             target=consumer_of(world.settings, migration, "main", stopping=stopping, until_caught_up=True).run
         )
         running.start()
-        eventually(world.disks.leftovers, "a clone is under way")
+        eventually(world.disks.leftovers, "a clone is in progress")
         set_paused(world.settings, RehashMoves, "main", True)
-        eventually(lambda: not world.disks.leftovers(), "it is broken off and cleaned up")
+        eventually(lambda: not world.disks.leftovers(), "it is aborted and cleaned up")
     assert world.states() == {NAMES[0]: "wanted"}
     set_paused(world.settings, RehashMoves, "main", False)
     running.join(timeout=PATIENCE)
@@ -190,7 +188,7 @@ def test_a_pause_ends_the_clone_under_way_and_nothing_begins_until_it_is_over(
     assert world.disks.copies(NAMES[0]) == [world.disks.new(NAMES[0])]
 
 
-def test_a_member_killed_in_a_clone_leaves_nothing_when_another_goes_on(
+def test_consumer_killed_in_a_clone_leaves_nothing_after_another_resumes(
     world: World, application: Application, eventually: Eventually
 ) -> None:
     names = NAMES[:3]
@@ -208,7 +206,7 @@ def test_a_member_killed_in_a_clone_leaves_nothing_when_another_goes_on(
     assert world.disks.leftovers() == []
 
 
-def test_reverse_brings_all_back(world: World, application: Application) -> None:
+def test_reverse_moves_all_repositories_back(world: World, application: Application) -> None:
     names = NAMES[:3]
     for name in names:
         make_repository(world.disks.old(name))
@@ -228,22 +226,20 @@ def test_reverse_brings_all_back(world: World, application: Application) -> None
     ("roots", "said"),
     [
         ({}, r"node gitserver-0:3178 has no root; set gitserver\.roots\.\"gitserver-0:3178\""),
-        ({NODES[0]: "https://gitserver-0/"}, "is an address, over which a copy can be neither put in its place nor"),
-        ({NODES[0]: "/not/there"}, "the root of node gitserver-0:3178 is not there: /not/there"),
+        ({NODES[0]: "https://gitserver-0/"}, "is an address, but headrace needs a directory"),
+        ({NODES[0]: "/not/there"}, "the root of node gitserver-0:3178 does not exist: /not/there"),
     ],
 )
-def test_roots_that_repositories_cannot_be_moved_between_are_refused_at_once(
-    world: World, roots: dict[str, str], said: str
-) -> None:
+def test_unusable_roots_are_refused_at_the_start(world: World, roots: dict[str, str], said: str) -> None:
     gitserver = world.settings.gitserver.model_copy(update={"roots": roots})
     with pytest.raises(SettingsError, match=said):
         drive(world.settings.model_copy(update={"gitserver": gitserver}))
 
 
-def test_what_failed_is_listed_with_the_parked_and_tried_again_by_a_persons_word(
+def test_failed_moves_are_listed_with_dead_letters_and_retried_by_the_operator(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The runner's standard error is gone after each command, and the log of this process would go on with it.
+    # The runner closes its standard error after each command, and the log of this process would keep using it.
     monkeypatch.setattr(log, "configure", lambda: None)
     bad = NAMES[0]
     world.add([bad], make=broken)
@@ -262,4 +258,4 @@ def test_what_failed_is_listed_with_the_parked_and_tried_again_by_a_persons_word
     assert json.loads(retried.output)["taken_up"] == 1
     drive(world.settings)
     assert world.disks.copies(bad) == [world.disks.new(bad)]
-    assert "nothing is parked" in runner.invoke(dead_letters_command.app, ["list", "rehash_moves", *config]).output
+    assert "no dead letters" in runner.invoke(dead_letters_command.app, ["list", "rehash_moves", *config]).output

@@ -1,4 +1,4 @@
-"""The role that `headrace init --sql` makes can move repositories, and needs nothing more."""
+"""The role that `headrace init --sql` creates can move repositories without further privileges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.stack
 NAME = next(name for n in range(99) if md5_home(name := f"github.com/a/{n}", NODES) != rendezvous_home(name, NODES))
 
 
-def test_the_role_of_the_administrators_script_can_do_all_of_it(world: World) -> None:
+def test_role_created_by_init_sql_can_move_repositories(world: World) -> None:
     role = f"mover-of {world.connection.info.dbname}"
     main = world.settings.database("main")
     mine = main.model_copy(
@@ -28,7 +28,7 @@ def test_the_role_of_the_administrators_script_can_do_all_of_it(world: World) ->
     )
     settings = world.settings.model_copy(update={"databases": {"main": mine}})
     name = sql.Identifier(role)
-    # The log of the tests' trigger is the application's to grant.
+    # The log of the tests' trigger belongs to the application.
     world.connection.execute("DROP TRIGGER log_shard ON gitserver_repos")
     try:
         world.connection.execute(whole_script(settings))

@@ -1,4 +1,4 @@
-"""What has to be so before repositories are moved."""
+"""The preconditions of moving repositories."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ NOBODY = 65534
 
 @pytest.fixture
 def disks() -> Iterator[Disks]:
-    """Roots that every user of the machine can reach."""
+    """Roots that every user of the machine can access."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         yield Disks(Path(directory))
 
 
 @pytest.fixture
-def nobody() -> Iterator[int]:
-    """Run the test as a user that may not do everything; return who that is."""
+def unprivileged() -> Iterator[int]:
+    """Run the test as an unprivileged user; return its id."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(NOBODY)
@@ -53,7 +53,7 @@ def found(disks: Disks, **changes: object) -> list[str]:
 
 
 def put_git(directory: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Have a script be the first git in PATH."""
+    """Make a script the first git in PATH."""
     script = directory / "bin" / "git"
     script.parent.mkdir()
     script.write_text(f"#!/bin/sh\n{text}\n")
@@ -67,7 +67,7 @@ def with_gitserver(world: World, **changes: object) -> Settings:
 
 
 def janitor(disks: Disks) -> Iterator[Path]:
-    """Delete as gitserver's own does at its defaults; yield what was deleted."""
+    """Delete as gitserver's own janitor does by default; yield the deleted path."""
     for node in NODES:
         root = disks.path(node)
         for place in root.glob("github.com/*/*/.git"):
@@ -77,38 +77,38 @@ def janitor(disks: Disks) -> Iterator[Path]:
 
 
 @pytest.mark.stack
-def test_nothing_moves_until_the_janitors_deletion_is_said_to_be_off_or_to_follow_the_cursor(world: World) -> None:
+def test_nothing_moves_until_the_janitor_setting_is_confirmed(world: World) -> None:
     name = NAMES[0]
     world.add([name])
-    with pytest.raises(JanitorNotConfirmed, match=r"every moved repository.*switch that off on every node"):
+    with pytest.raises(JanitorNotConfirmed, match=r"every moved one.*disable it on every node"):
         drive(with_gitserver(world, wrong_shard_deletion=None))
     assert list(janitor(world.disks)) == []
     assert is_whole(world.disks.old(name))
 
     drive(with_gitserver(world, wrong_shard_deletion="follows_cursor"))
-    # Why it is asked for: the only copy is on what md5 takes for the wrong node.
+    # The reason for the setting: the only copy is not on its md5 node.
     assert list(janitor(world.disks)) == [world.disks.new(name)]
 
 
-def test_nothing_is_missing_where_all_is_right(disks: Disks) -> None:
+def test_valid_setup_has_no_problems(disks: Disks) -> None:
     make_repository(disks.old(NAMES[0]))
     assert found(disks) == []
-    assert not any((disks.path(node) / OWN).exists() for node in NODES), "looking changes nothing"
+    assert not any((disks.path(node) / OWN).exists() for node in NODES), "the check changes nothing"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("echo git version 2.35.8", "/git is 2.35.8, which is too old; Install git 2.36 or newer"),
-        ("echo git version 1.8.3.1", "/git is 1.8.3.1, which is too old"),
-        ("echo hello", "/git does not say its version: 'hello'"),
-        ("exit 1", "/git does not say its version: ''"),
+        ("echo git version 2.35.8", "/git is version 2.35.8, which is too old; Install git 2.36 or newer"),
+        ("echo git version 1.8.3.1", "/git is version 1.8.3.1, which is too old"),
+        ("echo hello", "/git printed no version: 'hello'"),
+        ("exit 1", "/git printed no version: ''"),
         ("echo git version 2.36.0.windows.1", None),
         ("echo 'git version 2.39.5 (Apple Git-154)'", None),
         ("echo git version 10.0", None),
     ],
 )
-def test_a_git_that_is_too_old_is_missing(
+def test_git_version_that_is_too_old_is_reported(
     disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str | None
 ) -> None:
     put_git(tmp_path, monkeypatch, text)
@@ -119,30 +119,33 @@ def test_a_git_that_is_too_old_is_missing(
         assert said in problem
 
 
-def test_a_machine_without_git_is_named(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_git_is_reported(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(disks.directory))
     (problem,) = found(disks)
-    assert problem.startswith("there is no git on this machine; Install git 2.36 or newer")
+    assert problem.startswith("git is not installed on this machine; Install git 2.36 or newer")
 
 
-def test_every_root_that_is_wrong_is_named_at_once(disks: Disks) -> None:
+def test_all_unusable_roots_are_reported(disks: Disks) -> None:
     roots = {NODES[0]: "/not/there", NODES[1]: "https://node/", NODES[2]: str(disks.path(NODES[2]))}
     (disks.path(NODES[2]) / OWN).write_text("")
     one, two, three = found(disks, roots=roots)
-    assert "the root of node gitserver-0:3178 is not there: /not/there" in one
+    assert "the root of node gitserver-0:3178 does not exist: /not/there" in one
     assert "the root of node gitserver-1:3178 is an address" in two
     assert f"{OWN} on node gitserver-2:3178 is not a directory; remove it" in three
 
 
-def test_roots_within_each_other_are_named(disks: Disks) -> None:
+def test_nested_roots_are_reported(disks: Disks) -> None:
     inner = disks.path(NODES[0]) / "inner"
     inner.mkdir()
     settings = disks.settings()
     (problem,) = found(disks, roots={**settings["roots"], NODES[1]: str(inner)})
-    assert "the roots of gitserver-0:3178 and gitserver-1:3178 are one directory, or one within the other" in problem
+    assert (
+        "the roots of gitserver-0:3178 and gitserver-1:3178 are the same directory, or one is inside the other"
+        in problem
+    )
 
 
-def test_a_file_system_below_a_root_is_named(disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_mount_below_a_root_is_reported(disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = disks.path(NODES[0]).resolve()
     lines = [
         "22 1 8:1 / / rw - ext4 /dev/sda1 rw",
@@ -159,7 +162,7 @@ def test_a_file_system_below_a_root_is_named(disks: Disks, monkeypatch: pytest.M
     )
 
 
-def test_roots_that_this_user_cannot_write_or_reach_are_named(disks: Disks, request: pytest.FixtureRequest) -> None:
+def test_inaccessible_roots_are_reported(disks: Disks, request: pytest.FixtureRequest) -> None:
     first, second = (disks.path(node) for node in NODES[:2])
     first.chmod(0o000)
     (second / OWN / "coming").mkdir(parents=True)
@@ -169,26 +172,26 @@ def test_roots_that_this_user_cannot_write_or_reach_are_named(disks: Disks, requ
     hidden.mkdir(mode=0o000)
     second.chmod(0o777)
     (second / OWN).chmod(0o777)
-    user = request.getfixturevalue("nobody")
+    user = request.getfixturevalue("unprivileged")
     roots = {**disks.settings()["roots"], NODES[2]: str(hidden / "repositories")}
     said = found(disks, roots=roots)
-    assert f"the root of node gitserver-2:3178 cannot be reached by user {user}: {hidden}" in said[0]
-    assert f"user {user} cannot write {first}, on node gitserver-0:3178; Run as the user that owns" in said[1]
-    assert f"user {user} cannot write {second}/{OWN}/coming, on node gitserver-1:3178" in said[2]
+    assert f"user {user} cannot access the root of node gitserver-2:3178: {hidden}" in said[0]
+    assert f"user {user} cannot write to {first} on node gitserver-0:3178; Run as the user that owns" in said[1]
+    assert f"user {user} cannot write to {second}/{OWN}/coming on node gitserver-1:3178" in said[2]
 
 
-def test_repositories_of_another_user_are_named(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repositories_of_another_user_are_reported(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
     make_repository(disks.old(NAMES[0]))
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     (problem,) = missing(GitserverSettings.model_validate(disks.settings()))
     assert isinstance(problem, RootUnusable)
-    assert f"belong to user {owner}, and user 4711 could not give their copies that owner; Run as" in str(problem)
+    assert f"belong to user {owner}, and user 4711 cannot create copies with that owner; Run as" in str(problem)
 
 
 @pytest.mark.stack
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_root_leaves_nothing_of_its_own_below_the_roots(world: World, disks: Disks) -> None:
+def test_root_user_leaves_no_files_of_its_own_below_the_roots(world: World, disks: Disks) -> None:
     make_repository(disks.old(NAMES[0]))
     for directory, _, names in os.walk(disks.directory):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
@@ -202,22 +205,22 @@ def test_root_leaves_nothing_of_its_own_below_the_roots(world: World, disks: Dis
 
 
 @pytest.mark.stack
-def test_check_and_a_start_name_the_same(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_and_start_report_the_same_problems(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_git(tmp_path, monkeypatch, "echo git version 2.20.1")
     settings = with_gitserver(world, roots={})
     where = "migrations.rehash_moves"
     said = [each.problem for each in advise(settings) if each.where == where and each.blocks]
-    assert any("git is 2.20.1, which is too old" in problem for problem in said)
+    assert any("git is version 2.20.1, which is too old" in problem for problem in said)
     assert [problem for problem in said if "has no root" in problem] == [f"node {node} has no root" for node in NODES]
-    with pytest.raises(GitUnusable, match=r"git is 2\.20\.1, which is too old"):
+    with pytest.raises(GitUnusable, match=r"git is version 2\.20\.1, which is too old"):
         drive(settings)
 
 
 @pytest.mark.stack
-def test_what_was_given_up_is_in_the_status_and_in_the_way_of_complete(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The runner's standard error is gone after each command, and the log of this process would go on with it.
+def test_given_up_moves_are_in_the_status_and_block_completion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The runner closes its standard error after each command, and the log of this process would keep using it.
     monkeypatch.setattr(log, "configure", lambda: None)
     bad, good = NAMES[:2]
     world.add([bad], make=broken)
@@ -233,8 +236,8 @@ def test_what_was_given_up_is_in_the_status_and_in_the_way_of_complete(
     verified = CliRunner().invoke(headrace.app, ["verify", "rehash_moves", "--json", "--config", str(world.config)])
     assert json.loads(verified.output.splitlines()[0])["given_up"] == 1
     assert str(verified.exception) == (
-        "rehash_moves: 1 were given up; See `headrace parked list`, put right what it names, then"
-        " `headrace parked retry`."
+        "rehash_moves: 1 were given up; See `headrace dead-letters list`, fix what it names, then"
+        " `headrace dead-letters retry`."
     )
 
     shutil.rmtree(world.disks.old(bad))
@@ -247,7 +250,7 @@ def test_what_was_given_up_is_in_the_status_and_in_the_way_of_complete(
 
 
 @pytest.mark.stack
-def test_finalize_fails_when_something_was_given_up_and_says_how_much(
+def test_finalize_fails_with_the_number_of_given_up_moves(
     world: World, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "configure", lambda: None)  # see above
@@ -260,8 +263,10 @@ def test_finalize_fails_when_something_was_given_up_and_says_how_much(
 
     finalized = CliRunner().invoke(headrace.app, ["finalize", "rehash_moves", "--json", "--config", str(world.config)])
 
-    told = json.loads(next(line for line in finalized.output.splitlines() if line.startswith("{")))
-    assert (told["complete"], told["given_up"]) == (False, 1)
-    assert str(finalized.exception).startswith("rehash_moves has ended, and 1 were given up; See `headrace parked list")
+    document = json.loads(next(line for line in finalized.output.splitlines() if line.startswith("{")))
+    assert (document["complete"], document["given_up"]) == (False, 1)
+    assert str(finalized.exception).startswith(
+        "rehash_moves has ended; 1 were given up; See `headrace dead-letters list"
+    )
     assert world.disks.copies(bad) == [world.disks.old(bad)]
     assert world.disks.copies(good) == [world.disks.new(good)]

@@ -1,4 +1,4 @@
-"""A run's way is that of all its members, the pins too."""
+"""All consumers of a run have its direction, nodes and pins."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def failure(world: World, name: str = NAME) -> str | None:
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ({}, {NAME: OLD}, f"run 1 of rehash_moves began with {NAME} not pinned; Begin a new run"),
-        ({NAME: OLD}, {}, f"run 1 of rehash_moves began with {NAME} pinned to {OLD}; Begin a new run"),
+        ({}, {NAME: OLD}, f"run 1 of rehash_moves began with {NAME} not pinned; Start a new run"),
+        ({NAME: OLD}, {}, f"run 1 of rehash_moves began with {NAME} pinned to {OLD}; Start a new run"),
         ({NAME: OLD}, {NAME: THIRD}, f"began with {NAME} pinned to {OLD}; "),
         ({NAME: OLD, OTHER: OLD}, {NAME: THIRD}, "pinned to .*, and 1 other pins differ"),
     ],
 )
-def test_pins_that_are_added_removed_or_changed_in_mid_run_are_refused(
+def test_pins_changed_during_a_run_are_refused(
     world: World, before: dict[str, str], now: dict[str, str], said: str
 ) -> None:
     drive(pinned(world, **before))
@@ -49,7 +49,7 @@ def test_pins_that_are_added_removed_or_changed_in_mid_run_are_refused(
         drive(pinned(world, **now))
 
 
-def test_a_pin_of_a_new_run_to_where_the_repository_is_settles_it_there(world: World) -> None:
+def test_new_pin_to_the_repositorys_node_settles_it_there(world: World) -> None:
     world.add([NAME])
     drive(world.settings)
     world.new_run()
@@ -62,18 +62,16 @@ def test_a_pin_of_a_new_run_to_where_the_repository_is_settles_it_there(world: W
     assert world.disks.copies(NAME) == [world.disks.new(NAME)]
 
 
-def test_a_repository_that_lies_where_no_reader_of_its_pin_looks_is_reported_and_left(world: World) -> None:
+def test_repository_where_no_reader_of_its_pin_looks_is_reported_and_kept(world: World) -> None:
     world.add([NAME])
     drive(world.settings)
     world.new_run()
     drive(pinned(world, **{NAME: THIRD}))
     assert world.states() == {NAME: "failed"}
-    assert f"it lies at {NEW}, where no reader looks, and not at {THIRD}: move its directory there" in str(
-        failure(world)
-    )
+    assert f"it is on {NEW}, where no reader looks, and not on {THIRD}: move its directory there" in str(failure(world))
     assert is_whole(world.disks.new(NAME))
 
-    # The way out that is named.
+    # The remedy of the error.
     place = world.disks.place(THIRD, NAME)
     place.parent.mkdir(parents=True)
     world.disks.new(NAME).rename(place)
@@ -85,25 +83,25 @@ def test_a_repository_that_lies_where_no_reader_of_its_pin_looks_is_reported_and
     # Without the pin, no reader looks there either.
     world.new_run()
     drive(world.settings)
-    assert f"it lies at {THIRD}, where no reader looks, and not at {OLD} nor {NEW}" in str(failure(world))
+    assert f"it is on {THIRD}, where no reader looks, and not on {OLD} nor {NEW}" in str(failure(world))
     assert world.disks.copies(NAME) == [place]
 
 
-def test_a_repository_with_one_home_that_is_not_there_is_reported(world: World) -> None:
+def test_missing_repository_with_one_home_is_reported(world: World) -> None:
     name = next(name for n in range(99) if md5_home(name := f"same/{n}", NODES) == rendezvous_home(name, NODES))
     world.note(world.rows([name]))
     drive(world.settings)
     assert world.states() == {name: "failed"}
-    assert failure(world, name) == f"there is no such repository at {md5_home(name, NODES)}"
+    assert failure(world, name) == f"the repository is not on {md5_home(name, NODES)}"
 
 
-def test_a_new_pin_of_a_name_that_is_on_its_way_is_refused_and_its_newer_copy_counts(world: World) -> None:
+def test_new_pin_during_a_move_is_refused_and_the_newer_copy_is_kept(world: World) -> None:
     world.add([NAME])
     drive(world.settings, until=lambda: world.states() == {NAME: "passed"})
     make_repository(other := world.disks.directory / "other", branches=("late",))
     git(world.disks.old(NAME), "fetch", "--quiet", str(other), "refs/heads/late:refs/heads/late")
     world.new_run()
-    with pytest.raises(PinOfTwoCopies, match=rf"the pin of {NAME} changed while it is on its way: it lies at .* and "):
+    with pytest.raises(PinOfTwoCopies, match=rf"the pin of {NAME} changed during its move: it is on .* and "):
         drive(pinned(world, **{NAME: NEW}))
     drive(world.settings)
     assert world.states() == {NAME: "settled"}

@@ -1,4 +1,4 @@
-"""The mover against real disks and a real database: killed at every step, turned round, and written to meanwhile."""
+"""The mover with real disks and a real database: killed at every step, reversed, and with concurrent writes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from tests.consumers.services import PATIENCE
 pytestmark = pytest.mark.stack
 
 POINTS = (
-    # A clone that nobody has seen yet: it is begun again.
+    # A clone that is not visible yet: it is begun again.
     ("consumers.repositories.clone:write_base:before", 2),
     ("consumers.repositories.storage:Root.install:before", 2),
-    # It is in its place, and not on record.
+    # It is in its place, but not recorded.
     ("consumers.repositories.storage:Root.install:after", 2),
     ("consumers.gitserver.states:advance:after", 3),
-    # The cursor moved, and its transaction was not committed; it was, and nobody noted when.
+    # The cursor moved, and its transaction was not committed; then committed, but the time was not recorded.
     ("consumers.gitserver.cursors:move:after", 1),
     ("consumers.gitserver.cursors:mark_passed:before", 1),
     ("consumers.gitserver.cursors:mark_passed:after", 1),
-    # The old copy is out of reach, and not on record.
+    # The old copy is out of reach, but that is not recorded.
     ("consumers.repositories.storage:Root.take_away:before", 1),
     ("consumers.repositories.storage:Root.take_away:after", 1),
     # It is being deleted.
@@ -53,7 +53,7 @@ POINTS = (
 
 
 def found_by_readers(world: World, name: str) -> Path:
-    """Return where a reader that has just asked finds a repository: at the first home, or else the second."""
+    """Return where a reader with current cursors finds a repository: at the first home, or else the second."""
     cursors = Cursors(world.settings.database("main").dsn.get_secret_value())
     try:
         reading = Reading(0.0, cursors.ask())
@@ -64,7 +64,7 @@ def found_by_readers(world: World, name: str) -> Path:
 
 
 @pytest.mark.parametrize(("point", "number"), POINTS, ids=[point.split(".")[-1] for point, _ in POINTS])
-def test_killed_at_any_step_it_loses_no_repository_and_leaves_none_twice(world: World, point: str, number: int) -> None:
+def test_kill_at_any_step_neither_loses_nor_duplicates_a_repository(world: World, point: str, number: int) -> None:
     names = NAMES[:4]
     world.add(names)
     before = {name: refs(world.disks.old(name)) for name in names}
@@ -86,14 +86,14 @@ def test_killed_at_any_step_it_loses_no_repository_and_leaves_none_twice(world: 
     assert shards(world.connection) == {name: rendezvous_home(name, NODES) for name in names}
 
 
-def test_a_push_to_the_old_home_while_it_moves_is_carried_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_the_old_home_during_the_move_is_carried_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     old, new = world.disks.old(name), world.disks.new(name)
     pushed: dict[str, str] = {}
 
     def at(state: str) -> bool:
-        """Push to a branch of its own as soon as the move has come that far."""
+        """Push to a separate branch as soon as the move has reached the state."""
         if state not in pushed and world.states()[name] == state and old.exists():
             pushed[state] = push(old, f"pushed-while-{state}", state)
         return False
@@ -106,7 +106,7 @@ def test_a_push_to_the_old_home_while_it_moves_is_carried_over(world: World, mon
     assert world.disks.copies(name) == [new]
 
 
-def test_a_push_of_somebody_who_learnt_it_late_is_soon_at_the_new_home(world: World) -> None:
+def test_push_by_a_reader_with_old_cursors_is_carried_over(world: World) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     old, new = world.disks.old(name), world.disks.new(name)
@@ -122,7 +122,7 @@ def test_a_push_of_somebody_who_learnt_it_late_is_soon_at_the_new_home(world: Wo
     assert old.exists()
 
 
-def test_a_push_that_had_begun_at_the_old_home_ends_there_and_is_carried_over(world: World) -> None:
+def test_push_begun_at_the_old_home_is_carried_over(world: World) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     source, _ = world.disks.old(name), world.disks.new(name)
@@ -133,7 +133,7 @@ def test_a_push_that_had_begun_at_the_old_home_ends_there_and_is_carried_over(wo
         return next(iter((root / ".headrace" / "leaving").glob("*")), None)
 
     def late() -> bool:
-        """Push within the directory that is out of reach by its path, as a process does that is in there already."""
+        """Push within the directory that is out of reach, as a process does that already runs in it."""
         nonlocal hash_of_name
         if hash_of_name is None and world.states()[name] == "leaving" and (place := leaving()) is not None:
             hash_of_name = push(place, "late", "late")
@@ -146,7 +146,7 @@ def test_a_push_that_had_begun_at_the_old_home_ends_there_and_is_carried_over(wo
     assert not source.exists()
 
 
-def test_a_push_in_progress_at_the_old_home_keeps_it_there(world: World) -> None:
+def test_push_in_progress_keeps_the_old_copy(world: World) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     old = world.disks.old(name)
@@ -164,7 +164,7 @@ def test_a_push_in_progress_at_the_old_home_keeps_it_there(world: World) -> None
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs Linux' /proc")
-def test_a_read_that_goes_on_at_the_old_home_keeps_it_there(world: World) -> None:
+def test_read_in_progress_keeps_the_old_copy(world: World) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     old = world.disks.old(name)
@@ -185,7 +185,7 @@ def test_a_read_that_goes_on_at_the_old_home_keeps_it_there(world: World) -> Non
     assert world.disks.copies(name) == [world.disks.new(name)]
 
 
-def test_refs_that_both_copies_changed_are_kept_both(world: World) -> None:
+def test_both_values_of_a_ref_changed_at_both_copies_are_kept(world: World) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     old, new = world.disks.old(name), world.disks.new(name)
@@ -202,7 +202,7 @@ def test_refs_that_both_copies_changed_are_kept_both(world: World) -> None:
     assert "both copies were written to" in row[1]
 
 
-def test_turned_round_half_way_it_brings_all_back(world: World) -> None:
+def test_reversal_half_way_moves_all_repositories_back(world: World) -> None:
     names = NAMES[:8]
     world.add(names)
     before = {name: refs(world.disks.old(name)) for name in names}
@@ -228,12 +228,12 @@ def test_turned_round_half_way_it_brings_all_back(world: World) -> None:
         assert refs(world.disks.new(name)) == {**before[name], "refs/heads/later": pushed[name]}
 
 
-def test_what_lies_about_of_names_that_nobody_works_on_is_seen_to(world: World) -> None:
+def test_leftovers_without_an_open_move_are_removed(world: World) -> None:
     moved, forgotten = NAMES[:2]
     world.add([moved])
     drive(world.settings)
     root = Root(world.disks.path(rendezvous_home(moved, NODES)))
-    # As a member leaves it that was stopped for long, in the one instant that is not guarded, and then died.
+    # As left by a consumer that was stopped for long at the one unguarded instant, and then died.
     root.take_away(root.place(moved), root.leaving(moved))
     make_repository(root.coming(forgotten))
 
@@ -244,7 +244,7 @@ def test_what_lies_about_of_names_that_nobody_works_on_is_seen_to(world: World) 
     assert world.disks.leftovers() == []
 
 
-def test_a_member_that_was_away_too_long_takes_nothing_from_its_place(world: World) -> None:
+def test_consumer_that_was_frozen_too_long_moves_no_repository(world: World) -> None:
     (name,) = NAMES[:1]
     world.add([name])
     drive(world.settings, until=lambda: world.states()[name] == "passed")
@@ -269,17 +269,19 @@ def test_a_member_that_was_away_too_long_takes_nothing_from_its_place(world: Wor
     assert world.disks.leftovers() == []
 
 
-def test_the_way_is_the_runs_and_not_each_members(world: World) -> None:
+def test_direction_belongs_to_the_run_not_to_a_consumer(world: World) -> None:
     world.add(NAMES[:1])
     drive(world.settings)
-    with pytest.raises(SettingsError, match=r"run 1 of rehash_moves goes forward, not reverse; Begin a new run"):
+    with pytest.raises(
+        SettingsError, match=r"run 1 of rehash_moves has direction forward, not reverse; Start a new run"
+    ):
         drive(world.with_options(direction="reverse"))
     other = world.settings.gitserver.model_copy(update={"nodes": NODES[::-1]})
-    with pytest.raises(SettingsError, match="goes between other nodes, or in another order"):
+    with pytest.raises(SettingsError, match="has other nodes, or another order of them"):
         drive(world.settings.model_copy(update={"gitserver": other}))
 
 
-def test_a_repository_made_at_the_old_home_behind_the_cursor_is_moved_too(world: World) -> None:
+def test_repository_created_at_the_old_home_after_the_cursor_passed_is_moved(world: World) -> None:
     world.add(NAMES[:2])
     drive(world.settings)
     late = NAMES[2]
@@ -288,7 +290,7 @@ def test_a_repository_made_at_the_old_home_behind_the_cursor_is_moved_too(world:
     assert world.disks.copies(late) == [world.disks.new(late)]
 
 
-def test_a_repository_made_at_the_new_home_stays_there(world: World) -> None:
+def test_repository_created_at_the_new_home_stays_there(world: World) -> None:
     world.add(NAMES[:1], new=True)
     place = world.disks.new(NAMES[0])
     inode = place.stat().st_ino
@@ -299,7 +301,7 @@ def test_a_repository_made_at_the_new_home_stays_there(world: World) -> None:
 
 @pytest.fixture
 def clones(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The sources of all clones, in their order."""
+    """The sources of all clones, in order."""
     made: list[Path] = []
     original = clone.copy
 
@@ -323,7 +325,7 @@ def test_pinned_repositories_and_those_with_one_home_are_not_copied(world: World
     assert world.disks.old(pinned).exists()
 
 
-def test_names_that_are_no_places_fail_and_nothing_outside_is_touched(world: World) -> None:
+def test_names_that_are_invalid_paths_fail_without_side_effects(world: World) -> None:
     outside = world.disks.directory / "outside"
     make_repository(outside / ".git")
     link = NAMES[0]
@@ -339,16 +341,16 @@ def test_names_that_are_no_places_fail_and_nothing_outside_is_touched(world: Wor
     reasons = world.connection.execute("SELECT DISTINCT failure FROM headrace.rehash_moves ORDER BY 1").fetchall()
     assert [reason for (reason,) in reasons] == [
         "a part of its name is too long for a directory",
-        "a symbolic link is in the way to it",
-        "its name is not one that a directory can have",
-        "its name is that of the directory .headrace, which headrace keeps for itself",
+        "its path has a symbolic link",
+        "its name is not a valid path",
+        "its name is in the directory .headrace, which is reserved for headrace",
     ]
     assert is_whole(outside / ".git")
 
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The times at which moves were begun."""
+    """The times at which moves began."""
     times: list[float] = []
     original = Moves.bring
 
@@ -360,7 +362,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def test_moves_obey_max_rate_also_when_the_work_begins_anew(world: World, begun: list[float]) -> None:
+def test_moves_obey_max_rate_after_a_restart(world: World, begun: list[float]) -> None:
     world.add(NAMES[:4])
     settings = world.with_options(max_rate=0.4)
     working = Working(settings, RehashMoves.configure(settings.migration("rehash_moves")), "main")
@@ -378,7 +380,7 @@ def test_moves_obey_max_rate_also_when_the_work_begins_anew(world: World, begun:
     assert all(later - earlier >= 2.3 for earlier, later in pairwise(begun)), begun
 
 
-def test_moves_rest_pause_ms_between_each_other(world: World, begun: list[float]) -> None:
+def test_moves_pause_for_pause_ms(world: World, begun: list[float]) -> None:
     world.add(NAMES[:3])
     drive(world.with_options(pause_ms=2_500))
     assert set(world.states().values()) == {"settled"}

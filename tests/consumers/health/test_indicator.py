@@ -1,4 +1,4 @@
-"""Each health indicator, asked on a real server that really suffers from what it looks for."""
+"""Each health indicator on a real server with the condition that it detects."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TABLE = "public.patients"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedPostgres]:
-    """A server whose archiving fails and whose autovacuum looks every second."""
+    """A server whose archiving fails and whose autovacuum runs every second."""
     directory = Path(tempfile.mkdtemp(prefix="headrace-test-"))
     directory.chmod(0o711)  # the server's own user passes through when the tests run as root
     keeper = Keeper(remove=directory)
-    suffering = {"archive_mode": "on", "archive_command": "false", "autovacuum_naptime": "1s"}
-    running = EmbeddedPostgres(directory / "postgres", keeper, fsync=False, settings=suffering)
+    unhealthy = {"archive_mode": "on", "archive_command": "false", "autovacuum_naptime": "1s"}
+    running = EmbeddedPostgres(directory / "postgres", keeper, fsync=False, settings=unhealthy)
     running.start()
     yield running
     running.abandon()
@@ -61,7 +61,7 @@ def database(connections: Callable[[], Connection]) -> Connection:
 
 
 def asking(database: Connection, name: str, limit: Limit) -> Callable[[], Signal]:
-    """Return what asks one indicator."""
+    """Return a function that queries one indicator."""
     health = Health({name: limit}, [TABLE])
     return lambda: health.signals(database)[name]
 
@@ -73,7 +73,7 @@ def becomes(kind: type[Signal], ask: Callable[[], Signal]) -> Callable[[], bool]
 Eventually = Callable[..., None]
 
 
-def test_autovacuum_on_the_table(database: Connection, eventually: Eventually) -> None:
+def test_autovacuum_on_the_table_throttles(database: Connection, eventually: Eventually) -> None:
     ask = asking(database, "autovacuum", True)
     assert ask() == Fine()
     database.execute(f"DELETE FROM {TABLE} WHERE id % 2 = 0")
@@ -82,8 +82,8 @@ def test_autovacuum_on_the_table(database: Connection, eventually: Eventually) -
         f"ALTER TABLE {TABLE} SET (autovacuum_enabled = true, autovacuum_vacuum_threshold = 1,"
         " autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_cost_delay = 100)"
     )
-    eventually(becomes(Stop, ask), "autovacuum works on the table")
-    assert ask() == Stop("autovacuum works on patients")
+    eventually(becomes(Stop, ask), "autovacuum runs on the table")
+    assert ask() == Stop("autovacuum is running on patients")
     assert asking(database, "autovacuum", True)() != Fine()
     assert Health({"autovacuum": True}, ["public.other"]).signals(database) == {
         "autovacuum": Unknown("42P01 UndefinedTable")
@@ -93,12 +93,12 @@ def test_autovacuum_on_the_table(database: Connection, eventually: Eventually) -
     eventually(becomes(Fine, ask), "the worker is gone")
 
 
-def test_segments_that_cannot_be_archived(database: Connection, eventually: Eventually) -> None:
+def test_segments_that_cannot_be_archived_throttle(database: Connection, eventually: Eventually) -> None:
     ask = asking(database, "archive", 2)
     for _ in range(4):
         database.execute(f"UPDATE {TABLE} SET note = 'y' WHERE id = 1")
         database.execute("SELECT pg_switch_wal()")
-    eventually(becomes(Stop, ask), "segments wait")
+    eventually(becomes(Stop, ask), "segments are waiting")
     assert asking(database, "archive", 42)() == Fine()
     database.execute("ALTER SYSTEM SET archive_command = 'true'")
     database.execute("SELECT pg_reload_conf()")
@@ -110,9 +110,9 @@ def test_segments_that_cannot_be_archived(database: Connection, eventually: Even
         database.execute("SELECT pg_reload_conf()")
 
 
-def test_a_log_that_grows_too_fast(database: Connection) -> None:
+def test_wal_that_grows_too_fast_throttles(database: Connection) -> None:
     ask = asking(database, "wal_rate", 0.000001)
-    assert ask() == Unknown("no two looks yet")
+    assert ask() == Unknown("first sample, no rate yet")
     database.execute(f"UPDATE {TABLE} SET note = 'z'")
     assert isinstance(ask(), Stop)
     slow = asking(database, "wal_rate", 1_000_000)
@@ -120,7 +120,7 @@ def test_a_log_that_grows_too_fast(database: Connection) -> None:
     assert slow() == Fine()
 
 
-def test_a_standby_that_is_behind(server: EmbeddedPostgres, database: Connection, eventually: Eventually) -> None:
+def test_lagging_standby_throttles(server: EmbeddedPostgres, database: Connection, eventually: Eventually) -> None:
     ask = asking(database, "replica_lag", 1)
     standby = server.standby("replica")
     try:
@@ -136,7 +136,7 @@ def test_a_standby_that_is_behind(server: EmbeddedPostgres, database: Connection
         server.forget_standby("replica")
 
 
-def test_sessions_that_wait_for_locks(
+def test_sessions_waiting_for_locks_throttle(
     database: Connection, connections: Callable[[], Connection], eventually: Eventually
 ) -> None:
     ask = asking(database, "lock_waits", 1)
@@ -147,12 +147,12 @@ def test_sessions_that_wait_for_locks(
             for each in waiting:
                 pool.submit(each.execute, f"UPDATE {TABLE} SET note = 'waited' WHERE id = 1")
             eventually(becomes(Stop, ask), "both wait")
-            assert ask() == Stop(f"2 sessions wait for locks on {TABLE}")
+            assert ask() == Stop(f"2 sessions are waiting for locks on {TABLE}")
             assert asking(database, "lock_waits", 5)() == Fine()
-        eventually(becomes(Fine, ask), "nobody waits")
+        eventually(becomes(Fine, ask), "no session waits")
 
 
-def test_a_transaction_that_stays_open(database: Connection, connections: Callable[[], Connection]) -> None:
+def test_long_running_transaction_throttles(database: Connection, connections: Callable[[], Connection]) -> None:
     ask = asking(database, "long_transactions", 0)
     assert ask() == Fine()
     other = connections()
@@ -165,7 +165,7 @@ def test_a_transaction_that_stays_open(database: Connection, connections: Callab
     assert ask() == Fine()
 
 
-def test_the_operators_own_question(database: Connection) -> None:
+def test_custom_query_throttles(database: Connection) -> None:
     def ask(query: str) -> Signal:
         return asking(database, "sql", query)()
 
@@ -173,13 +173,13 @@ def test_the_operators_own_question(database: Connection) -> None:
     assert ask("SELECT false") == Fine()
     assert ask("SELECT NULL") == Fine()
     assert ask("SELECT 'it is ' || 90 || ' %'") == Stop("it is 90 %")
-    assert ask("SELECT 1") == Stop("the settings' own query says so")
+    assert ask("SELECT 1") == Stop("the query in the settings returned a row")
     assert ask("SELECT nothing") == Unknown("42703 UndefinedColumn")
     assert ask(f"DELETE FROM {TABLE} RETURNING id") == Unknown("25006 ReadOnlySqlTransaction")
-    assert ask("SELECT pg_sleep(60)") == Unknown("57014 QueryCanceled"), "no answer is no reason to stop"
+    assert ask("SELECT pg_sleep(60)") == Unknown("57014 QueryCanceled"), "no answer never throttles"
 
 
-def test_every_indicator_is_found_and_asked_unless_it_is_switched_off() -> None:
+def test_every_indicator_is_enabled_unless_disabled() -> None:
     everything = {"archive", "autovacuum", "lock_waits", "long_transactions", "replica_lag", "sql", "wal_rate"}
     assert set(indicators()) >= everything
     assert limits({}, "m") == {
@@ -197,17 +197,17 @@ def test_every_indicator_is_found_and_asked_unless_it_is_switched_off() -> None:
 @pytest.mark.parametrize(
     ("health", "said"),
     [
-        ({"temperature": 40}, "unknown key migrations.m.health.temperature; there: archive, autovacuum"),
+        ({"temperature": 40}, "unknown key migrations.m.health.temperature; indicators: archive, autovacuum"),
         ({"archive": "many"}, "migrations.m.health.archive must be a number or false"),
-        ({"sql": 1}, "migrations.m.health.sql must be a text or false"),
+        ({"sql": 1}, "migrations.m.health.sql must be a string or false"),
     ],
 )
-def test_a_wrong_limit_is_named(health: dict[str, Limit], said: str) -> None:
+def test_invalid_limit_is_refused(health: dict[str, Limit], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         limits(health, "m")
 
 
-def test_a_role_that_may_not_see_others_says_so_and_never_that_all_is_well(database: Connection) -> None:
+def test_role_without_pg_monitor_reports_unknown_never_healthy(database: Connection) -> None:
     everything = {"archive": 2, "autovacuum": True, "long_transactions": 0, "replica_lag": 1, "lock_waits": 5}
     database.execute("CREATE ROLE blind; GRANT SELECT ON public.patients TO blind; SET ROLE blind")
     try:

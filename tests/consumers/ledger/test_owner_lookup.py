@@ -1,4 +1,4 @@
-"""Which database a migration writes, where several list its gitlab schema."""
+"""Finds the database that a migration writes if several list its gitlab schema."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ def settings(first: str, second: str) -> Settings:
     return Settings.model_validate({"databases": databases})
 
 
-def test_the_one_that_owns_it_by_its_own_rows_is_written(new_databases: New) -> None:
+def test_owner_is_the_database_whose_own_rows_say_so(new_databases: New) -> None:
     first, second = new_databases(None), new_databases(None)
     known = settings(first.dsn, second.dsn)
     kind = migration_class("skip_resets")
     with pytest.raises(UsageError, match="several databases: first, second"):
         target_database(known, kind)
-    for database in (first, second):  # a physical copy believes that it is the original
+    for database in (first, second):  # a physical copy records itself as the original
         ensure_control_schema(database.connect(), "first", ["gitlab_main"])
     assert target_database(known, kind) == "first"
 
     first.connect().execute(GIVE)
-    with pytest.raises(OwnershipMoved, match=r"owns gitlab_main at this moment \(first says second, second says first"):
+    with pytest.raises(OwnershipMoved, match=r"owns gitlab_main \(first says second, second says first"):
         target_database(known, kind)
     second.connect().execute(GIVE)
     second.connect().execute("UPDATE headrace.database SET name = 'second'")
     assert target_database(known, kind) == "second"
 
 
-def test_a_database_that_does_not_answer_is_not_the_owner(database: Database) -> None:
+def test_database_that_does_not_answer_is_not_the_owner(database: Database) -> None:
     known = settings(database.dsn, "postgresql://nobody@127.0.0.1:1/none")
     assert owning_database(known, ["first", "second"], "gitlab_main") is None
     ensure_control_schema(database.connect(), "first", ["gitlab_main"])
     assert owning_database(known, ["first", "second"], "gitlab_main") == "first"
     database.connect().execute(GIVE)
-    with pytest.raises(OwnershipMoved, match="start again once `headrace switchover` is complete"):
+    with pytest.raises(OwnershipMoved, match="restart once `headrace switchover` is complete"):
         owning_database(known, ["first", "second"], "gitlab_main")
 
 
-def test_two_that_claim_it_are_named_and_none_of_them_is_chosen(new_databases: New) -> None:
+def test_two_claiming_databases_are_named_and_refused(new_databases: New) -> None:
     first, second = new_databases(None), new_databases(None)
     known = settings(first.dsn, second.dsn)
     ensure_control_schema(first.connect(), "first", ["gitlab_main"])
     ensure_control_schema(second.connect(), "second", ["gitlab_main"])
-    words = r"first \(epoch 1\) and second \(epoch 1\) both say that they own gitlab_main; Stop what writes"
+    words = r"first \(epoch 1\) and second \(epoch 1\) both claim to own gitlab_main; Stop what writes"
     with pytest.raises(TwoOwners, match=words):
         target_database(known, migration_class("skip_resets"))
 
 
-def test_a_database_that_another_name_of_the_settings_leads_to_is_no_second_owner(database: Database) -> None:
+def test_same_database_under_two_names_is_one_owner(database: Database) -> None:
     ensure_control_schema(database.connect(), "first", ["gitlab_main"])
     assert owning_database(settings(database.dsn, database.dsn), ["first", "second"], "gitlab_main") == "first"
 
 
-def test_a_standby_is_no_owner_though_its_rows_say_so() -> None:
+def test_standby_is_not_the_owner() -> None:
     owners = {"gitlab_main": Owner("second", 2)}
     standby = Answer("second", "second", owners, standby=True)
     with pytest.raises(
-        OwnershipMoved, match=r"at this moment \(second says second but is a standby; first does not ans"
+        OwnershipMoved, match=r"owns gitlab_main \(second says second but is a standby; first does not ans"
     ):
         Answers((standby,), ("first",)).owner("gitlab_main")
     primary = Answer("second", "second", owners, standby=False)

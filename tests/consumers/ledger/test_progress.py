@@ -32,11 +32,11 @@ def advance(connection: psycopg.Connection, ledger: Ledger, run: int, *moves: Ad
 
 
 def counts(connection: psycopg.Connection) -> dict[int, tuple[object, ...]]:
-    found = connection.execute("SELECT partition, next_offset, applied, skipped, parked FROM headrace.progress")
+    found = connection.execute("SELECT partition, next_offset, applied, skipped, dead_letters FROM headrace.progress")
     return {row[0]: row[1:] for row in found}
 
 
-def test_a_run_begins_once_and_partitions_start_at_zero(connection: psycopg.Connection, ledger: Ledger) -> None:
+def test_run_starts_once_and_partitions_start_at_zero(connection: psycopg.Connection, ledger: Ledger) -> None:
     assert [ledger.begin(connection), ledger.begin(connection)] == [1, 1]
     for _ in range(2):
         entries = ledger.open(connection, 1, TOPIC_IDS)
@@ -46,9 +46,7 @@ def test_a_run_begins_once_and_partitions_start_at_zero(connection: psycopg.Conn
         }
 
 
-def test_a_partition_added_later_starts_at_zero_beside_the_others(
-    connection: psycopg.Connection, ledger: Ledger
-) -> None:
+def test_partition_added_later_starts_at_zero(connection: psycopg.Connection, ledger: Ledger) -> None:
     ledger.begin(connection)
     ledger.open(connection, 1, {FIRST: "a"})
     advance(connection, ledger, 1, Advance(FIRST, Offset(0), Offset(5), skipped={"x": 5}))
@@ -56,12 +54,12 @@ def test_a_partition_added_later_starts_at_zero_beside_the_others(
     assert [entries[place].next_offset for place in (FIRST, SECOND)] == [5, 0]
 
 
-def test_counts_add_up_and_reasons_are_kept(connection: psycopg.Connection, ledger: Ledger) -> None:
+def test_ledger_adds_counts_and_skip_reasons(connection: psycopg.Connection, ledger: Ledger) -> None:
     ledger.begin(connection)
     ledger.open(connection, 1, TOPIC_IDS)
     moves = (
         Advance(FIRST, Offset(0), Offset(9), changes=4, skipped={"x": 4, "y": 1}),
-        Advance(SECOND, Offset(0), Offset(3), changes=1, parked=1, skipped={"x": 1}),
+        Advance(SECOND, Offset(0), Offset(3), changes=1, dead_letters=1, skipped={"x": 1}),
     )
     advance(connection, ledger, 1, *moves, applied=3)
     advance(connection, ledger, 1, Advance(FIRST, Offset(9), Offset(11), skipped={"x": 2}))
@@ -69,10 +67,10 @@ def test_counts_add_up_and_reasons_are_kept(connection: psycopg.Connection, ledg
     reasons: dict[int, object] = dict(
         connection.execute("SELECT partition, skip_reasons FROM headrace.progress").fetchall()
     )
-    assert reasons == {0: {"x": 6, "y": 1, "right already": 1}, 1: {"x": 1, "right already": 1}}
+    assert reasons == {0: {"x": 6, "y": 1, "already up to date": 1}, 1: {"x": 1, "already up to date": 1}}
 
 
-def test_who_expects_another_offset_writes_nothing(connection: psycopg.Connection, ledger: Ledger) -> None:
+def test_advance_with_unexpected_offset_writes_nothing(connection: psycopg.Connection, ledger: Ledger) -> None:
     ledger.begin(connection)
     ledger.open(connection, 1, TOPIC_IDS)
     connection.execute("CREATE TABLE effects (id int)")

@@ -1,4 +1,4 @@
-"""The connection of a migration is opened again when it is lost, and gives up when it is told to stop."""
+"""The connection of a migration reconnects when lost, and gives up when stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stopping() -> threading.Event:
 
 @pytest.fixture
 def waits() -> list[float]:
-    """How long it wanted to wait, each time."""
+    """The requested waits, in order."""
     return []
 
 
@@ -40,14 +40,12 @@ def answer(connection: psycopg.Connection[Any]) -> object:
     return row[0] if row else None
 
 
-def test_pauses_double_from_a_tenth_of_a_second_to_fifteen() -> None:
+def test_backoff_doubles_from_a_tenth_to_fifteen_seconds() -> None:
     for attempt, longest in ((1, 0.1), (2, 0.2), (5, 1.6), (9, 15.0), (1_000, 15.0)):
         assert longest * 0.75 - 0.0005 <= backoff(attempt) <= longest, "to the millisecond"
 
 
-def test_a_lost_connection_is_opened_again_and_the_question_asked_again(
-    target: Target, database: Database, waits: list[float]
-) -> None:
+def test_lost_connection_is_reopened_and_query_repeated(target: Target, database: Database, waits: list[float]) -> None:
     first = target.connection
     database.connect().execute("SELECT pg_terminate_backend(%s)", (first.info.backend_pid,))
     assert target.ask(answer) == 42
@@ -56,25 +54,25 @@ def test_a_lost_connection_is_opened_again_and_the_question_asked_again(
 
 
 @pytest.mark.parametrize(("statements", "locks"), [("0", "5s"), ("1min", "5s"), ("2s", "1s")])
-def test_a_lock_is_waited_for_less_long_than_a_statement_may_take(
+def test_lock_timeout_is_below_statement_timeout(
     statements: str, locks: str, target: Target, database: Database
 ) -> None:
-    """A wait for a lock is told from a statement that takes too long by its own SQLSTATE."""
+    """A lock timeout has another SQLSTATE than a statement timeout."""
     database.connect().execute(f"ALTER DATABASE {database.name} SET statement_timeout = '{statements}'")
     assert target.connection.execute("SHOW lock_timeout").fetchone() == (locks,)
 
 
-def test_where_statements_may_take_next_to_nothing_a_lock_is_still_not_waited_for_without_end(
+def test_lock_timeout_is_never_disabled_by_tiny_statement_timeout(
     database: Database,
 ) -> None:
-    """A lock_timeout of 0 would be none at all. As if it were set, since no statement gets through in 1 ms for sure."""
+    """A lock_timeout of 0 would disable it. Simulated, since no statement reliably finishes in 1 ms."""
     connection = database.connect()
     settings = "(VALUES ('statement_timeout', '1')) AS settings (name, setting)"
     connection.execute(LOCK_TIMEOUT.replace("pg_settings", settings).encode())
     assert connection.execute("SHOW lock_timeout").fetchone() == ("1ms",)
 
 
-def test_what_passes_is_asked_again_over_the_same_connection(target: Target, waits: list[float]) -> None:
+def test_transient_error_is_retried_over_the_same_connection(target: Target, waits: list[float]) -> None:
     failures = [psycopg.errors.DeadlockDetected("a deadlock"), psycopg.errors.SerializationFailure("late")]
 
     def question(connection: psycopg.Connection[Any]) -> object:
@@ -88,14 +86,14 @@ def test_what_passes_is_asked_again_over_the_same_connection(target: Target, wai
     assert len(waits) == 2
 
 
-def test_what_waiting_cannot_mend_is_one_line_without_values(target: Target, waits: list[float]) -> None:
+def test_permanent_error_is_one_line_without_values(target: Target, waits: list[float]) -> None:
     with pytest.raises(HeadraceError, match=r"^database main: .*42P01 UndefinedTable; compare") as raised:
         target.ask(lambda connection: connection.execute("SELECT 'secret' FROM nothing"))
     assert "secret" not in str(raised.value)
     assert waits == []
 
 
-def test_a_wrong_dsn_is_told_at_once(database: Database, stopping: threading.Event) -> None:
+def test_invalid_dsn_is_reported_immediately(database: Database, stopping: threading.Event) -> None:
     wrong = Target(
         database.dsn.replace(database.name, "absent"),
         database="main",
@@ -107,7 +105,7 @@ def test_a_wrong_dsn_is_told_at_once(database: Database, stopping: threading.Eve
         wrong.ask(answer)
 
 
-def test_stopping_ends_the_waiting_for_a_server(stopping: threading.Event, closed_port: int) -> None:
+def test_stopping_ends_the_wait_for_a_server(stopping: threading.Event, closed_port: int) -> None:
     def stop(_seconds: float) -> None:
         stopping.set()
 
@@ -118,7 +116,7 @@ def test_stopping_ends_the_waiting_for_a_server(stopping: threading.Event, close
         gone.ask(answer)
 
 
-def test_a_statement_under_way_is_cancelled_from_another_thread(
+def test_running_statement_is_cancelled_from_another_thread(
     target: Target, database: Database, stopping: threading.Event, eventually: Callable[..., None]
 ) -> None:
     pid = target.connection.info.backend_pid
@@ -137,7 +135,7 @@ def test_a_statement_under_way_is_cancelled_from_another_thread(
     cancelling.join()
 
 
-def test_last_words_need_a_connection_that_stands(target: Target) -> None:
+def test_last_write_needs_an_open_connection(target: Target) -> None:
     said: list[object] = []
     target.finish(said.append)
     assert said == [], "it never connected"
@@ -150,8 +148,8 @@ def test_last_words_need_a_connection_that_stands(target: Target) -> None:
 
 
 @pytest.mark.usefixtures("standby_that_never_answers")
-def test_the_last_write_waits_for_no_synchronous_standby(target: Target) -> None:
-    """A consumer that is stopped would not end while the standby is away."""
+def test_last_write_does_not_wait_for_synchronous_standby(target: Target) -> None:
+    """Otherwise a stopped consumer would not exit while the standby is down."""
     assert target.connection is not None
     with ThreadPoolExecutor(1) as pool:
         finishing = pool.submit(target.finish, lambda connection: connection.execute("SELECT pg_current_xact_id()"))

@@ -1,6 +1,6 @@
-"""A primary with a physical standby, a migration under load, services that are restarted, and the proof at the end.
+"""A primary with a physical standby, a migration under load, restarted services, and the final checks.
 
-Triggers log every write on both sides with what the database believed of itself at that moment.
+Triggers log every write on both sides with the recorded owner at that moment.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class World:
                     },
                 },
                 "migrations": {
-                    # It goes on after it is complete: rows to reset keep coming.
+                    # Continuous: rows to reset keep arriving.
                     "skip_resets": {"batch_size": 50, "sub_batch_size": 5, "pause_ms": 5, "continuous": True}
                 },
             },
@@ -123,7 +123,7 @@ class World:
             yield connection
 
     def slot_is_synchronized(self) -> bool:
-        """Whether the standby has the old producer's slot for good; helps it, as a longer run does by itself."""
+        """Whether the slot is persistent on the standby; advances it, as a longer run would."""
         with self.first() as first, self.second() as second:
             first.execute("SELECT pg_log_standby_snapshot()")
             row = second.execute("SELECT bool_or(synced AND NOT temporary) FROM pg_replication_slots").fetchone()
@@ -157,10 +157,10 @@ class World:
         )
 
     def settle(self) -> None:
-        """Wait until the migration has done all that was asked of it, and both producers have published that too."""
+        """Wait until the migration has applied everything and both producers have published that."""
         self._until_published()
-        until(self._nothing_left, "the migration has done all")
-        # What the migration did last is a change like any other, made behind what was waited for above.
+        until(self._nothing_left, "the migration has applied all")
+        # The migration's own last changes come after what was waited for above.
         self._until_published()
 
     def _until_published(self) -> None:
@@ -184,7 +184,7 @@ class World:
         return row == (0,)
 
     def prove(self) -> None:
-        """Fail unless every row that should change changed once, on the side that owned it, and none was missed."""
+        """Fail unless every row that should change changed exactly once, on the owner's side."""
         query = "SELECT sequence, id, old_state, new_state, application, database, owner, epoch FROM writes ORDER BY 1"
         with self.first() as first, self.second() as second:
             old, new = first.execute(query).fetchall(), second.execute(query).fetchall()
@@ -206,7 +206,7 @@ class World:
             if application.startswith("headrace consume"):
                 assert (old, new) == ("import_skipped", "default"), f"row {key} was changed and should not"
             else:
-                # What asked for a change is undone by the migration alone, so that each request is seen answered.
+                # Only the migration resets a requested change, so that each request shows its answer.
                 assert not (old == "import_skipped" and new == "default")
             state[key] = new
 
@@ -220,7 +220,7 @@ class World:
 
 
 def play(stack: EmbeddedStack, directory: Path, seed: int, *, synchronized: bool) -> dict[str, Any]:
-    """Play one round; return what happened in it. Raises AssertionError where a promise was broken.
+    """Play one round; return what happened. Raises AssertionError if a promise was broken.
 
     With `synchronized`, the standby has the old producer's slot, which the new one then takes over.
     """
@@ -266,14 +266,14 @@ def play(stack: EmbeddedStack, directory: Path, seed: int, *, synchronized: bool
 def _move(
     world: World, services: dict[str, Service], application: Application, draw: random.Random, kills: dict[str, int]
 ) -> None:
-    """Run the switchover to its end, through kills of itself and of everything else."""
+    """Run the switchover to its end, with kills of itself and everything else."""
     calm = threading.Event()
     killer = threading.Thread(target=_kill_now_and_then, args=(services, random.Random(draw.random()), calm, kills))
     killer.start()
     try:
         for _ in range(_TRIES):
             moving = world.switchover()
-            # How long it may live is the draw; nothing depends on what it manages to do meanwhile.
+            # Killed after a random time; nothing depends on how far it gets.
             if kills["switchover"] < 4 and draw.random() < 0.85:
                 threading.Event().wait(draw.uniform(0.7, 2.5))
                 if moving.poll() is None:
@@ -285,7 +285,7 @@ def _move(
             raise AssertionError(f"the switchover was not complete after {_TRIES} times")
         world.stack.postgres.forget_standby(world.name)
         before = application.transactions
-        until(lambda: application.transactions > before + 100, "the application goes on")
+        until(lambda: application.transactions > before + 100, "the application continues")
     finally:
         calm.set()
         killer.join()

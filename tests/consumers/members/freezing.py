@@ -1,4 +1,4 @@
-"""Members that are stopped (SIGSTOP) at a chosen moment, and what the server has of them meanwhile."""
+"""Consumers stopped by SIGSTOP at a chosen moment, and their backends meanwhile."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.consumers.conftest import Member
 
 
 def named(member: Member) -> str:
-    """Return the name that a member has in its group; see consumers.delivery.group.member_name."""
+    """Return a consumer's name in its group; see consumers.delivery.group.member_name."""
     return f"{socket.gethostname()}:{member.pid}"
 
 
 def backends(connection: psycopg.Connection[Any]) -> dict[int, tuple[str, str | None]]:
-    """Return the server's process of each member: its state and what it waits for."""
+    """Return the backend of each consumer: its state and wait event."""
     found = connection.execute(
         "SELECT pid, state, wait_event_type FROM pg_stat_activity"
         " WHERE application_name = 'headrace consume skip_resets' AND datname = current_database()"
@@ -26,7 +26,7 @@ def backends(connection: psycopg.Connection[Any]) -> dict[int, tuple[str, str | 
 
 
 def freeze_between_transactions(member: Member, connection: psycopg.Connection[Any]) -> None:
-    """Stop the process at a moment at which it holds no lock that others would wait for."""
+    """Stop the process at a moment when it holds no lock that others wait for."""
     while True:
         member.send_signal(signal.SIGSTOP)
         if {state for state, _ in backends(connection).values()} == {"idle"}:

@@ -1,4 +1,4 @@
-"""Seed 001 on real servers: a gitlab schema moves to a promoted copy in mid-migration, under load and kills."""
+"""Seed 001 on real servers: a gitlab schema moves to a promoted copy during a migration, under load and kills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def own() -> Iterator[EmbeddedStack]:
 
 
 @pytest.mark.parametrize(("seed", "synchronized"), [(1, True), (2, False)])
-def test_a_switchover_under_load_changes_every_row_once_on_the_right_side(
+def test_switchover_under_load_changes_every_row_once_on_the_owner(
     own: EmbeddedStack, tmp_path: Path, seed: int, synchronized: bool
 ) -> None:
     """`make chaos` plays more rounds, with other seeds."""

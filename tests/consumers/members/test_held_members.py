@@ -1,6 +1,6 @@
-"""Each health indicator under a load that really trips it: the migration is held, its members stay, and it goes on.
+"""Each health indicator under a load that trips it: consumers are throttled, stay in the group, and resume.
 
-Two members work for a role that has what `headrace init --sql` grants and nothing more.
+Two consumers run with a role that has exactly what `headrace init --sql` grants.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ _RELEASES = """
             INSERT INTO public.releases VALUES (OLD.member);
             RETURN NULL;
         END $$;
-    CREATE TRIGGER log_release AFTER DELETE ON headrace.holds FOR EACH ROW EXECUTE FUNCTION public.log_release();
+    CREATE TRIGGER log_release AFTER DELETE ON headrace.throttles FOR EACH ROW EXECUTE FUNCTION public.log_release();
 """
-SUFFERING = {"archive_mode": "on", "archive_command": "true", "autovacuum_naptime": "1s"}
+THROTTLED = {"archive_mode": "on", "archive_command": "true", "autovacuum_naptime": "1s"}
 
 
 class World:
-    """A migration on a server that can be made to suffer, with two members at work."""
+    """A migration with two consumers on a server that can be made unhealthy."""
 
     def __init__(self, server: EmbeddedPostgres, bootstrap_servers: str, directory: Path) -> None:
         self.server = server
@@ -91,7 +91,7 @@ class World:
         self.sql.execute(whole_script(self.settings).encode())
         self.sql.execute(_RELEASES.encode())
         self.sql.execute(f"ALTER ROLE {ROLE} PASSWORD 'p'".encode())
-        # The table of the tests logs its writes, and the query is the operator's own: theirs to grant.
+        # The tests' write log and the operator's custom query need their own grants.
         self.sql.execute(f"GRANT INSERT ON public.writes TO {ROLE}; GRANT SELECT ON public.fever TO {ROLE}".encode())
         self.feed = Feed(self.settings)
         self.members: list[subprocess.Popen[bytes]] = []
@@ -102,18 +102,18 @@ class World:
 
     def start(self) -> None:
         for path in self._logs:
-            with path.open("wb") as log:  # and not a pipe, which nobody would empty meanwhile
+            with path.open("wb") as log:  # not a pipe, which no process would read meanwhile
                 command = [sys.executable, "-c", MEMBER, str(self.config), "skip_resets", "no"]
                 self.members.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log))
-        until(lambda: len(self.group()) == 2 and all(self.group().values()), "each member has partitions")
+        until(lambda: len(self.group()) == 2 and all(self.group().values()), "each consumer has partitions")
 
     def group(self) -> dict[str, frozenset[tuple[str, int]]]:
-        """Return Kafka's id of each member, which a member that left gets anew, and its partitions."""
+        """Return each group member's id in Kafka, which changes when it rejoins, and its partitions."""
         name = group_name(self.settings.prefix, "skip_resets")
-        client = clients.admin(self.settings.kafka)  # kept: a client that is forgotten fails the requests under way
+        client = clients.admin(self.settings.kafka)  # kept, since destroying the client fails pending requests
         try:
             found = client.describe_consumer_groups([name], request_timeout=PATIENCE)[name].result(PATIENCE)
-        except KafkaException:  # nobody has joined yet
+        except KafkaException:  # no consumer has joined yet
             return {}
         return {
             member.member_id: frozenset((each.topic, each.partition) for each in member.assignment.topic_partitions)
@@ -125,7 +125,7 @@ class World:
         return dict(found)
 
     def more(self) -> list[int]:
-        """Let there be more rows to reset, and their events; return their ids."""
+        """Add rows to reset, and their events; return their ids."""
         first = next(self._keys) * ROWS
         rows = dict.fromkeys(range(first, first + ROWS), TOO_MANY_TAGS)
         fill(self.sql, rows)
@@ -133,18 +133,18 @@ class World:
         return sorted(rows)
 
     def reset(self) -> list[int]:
-        """Return the ids of the rows that were written, once for each write; the loads write to others."""
+        """Return the ids of written rows, once per write; the loads write to other rows."""
         return [key for key in written(self.sql) if key not in FILLER]
 
     def holds(self) -> list[tuple[str, str]]:
-        """Return member and reason of everybody who is held."""
-        return self.sql.execute("SELECT member, reason FROM headrace.holds").fetchall()
+        """Return name and reason of every throttled consumer."""
+        return self.sql.execute("SELECT member, reason FROM headrace.throttles").fetchall()
 
     def look_again(self) -> None:
-        """Wait until every held member has looked once more, and has found nothing better."""
+        """Wait until every throttled consumer has checked again and is still throttled."""
 
         def seen() -> dict[str, datetime]:
-            found = self.sql.execute("SELECT member, seen_at FROM headrace.holds")
+            found = self.sql.execute("SELECT member, seen_at FROM headrace.throttles")
             return dict(found.fetchall())
 
         before = seen()
@@ -153,18 +153,18 @@ class World:
             now = seen()
             return all(member in now and now[member] > at for member, at in before.items())
 
-        until(all_looked, "the held members look again")
+        until(all_looked, "the throttled consumers check again")
 
     def releases(self) -> int:
-        """Return how often a member was let go on."""
+        """Return how often a throttle ended."""
         row = self.sql.execute("SELECT count(*) FROM public.releases").fetchone()
         assert row is not None
         return int(row[0])
 
     def held_all_the_while(self) -> tuple[list[int], dict[str, Any]] | None:
-        """Let rows come to members that are held; return their ids, and the status.
+        """Send rows to throttled consumers; return their ids and the status.
 
-        None when a member was let go on meanwhile: a load on a busy machine may have gaps.
+        None if a throttle ended meanwhile: a load on a busy machine may have gaps.
         """
         before = self.releases()
         wanted = self.more()
@@ -173,14 +173,14 @@ class World:
         found, wrote = self.status(), set(wanted) & set(self.reset())
         if self.releases() != before or len(self.holds()) < len(self.members):
             return None
-        assert not wrote, "held, and yet it wrote"
+        assert not wrote, "written while throttled"
         return wanted, found
 
     def well(self) -> bool:
         return not self.holds()
 
     def close(self) -> list[str]:
-        """Stop the members; return their logs."""
+        """Stop the consumers; return their logs."""
         for member in self.members:
             member.send_signal(signal.SIGTERM)
         for member in self.members:
@@ -195,14 +195,14 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with own_server(**SUFFERING) as server:
+    with own_server(**THROTTLED) as server:
         made = World(server, bootstrap_servers, tmp_path_factory.mktemp("held"))
         try:
             made.start()
             yield made
         finally:
             logs = made.close()
-        assert all(log.count('"assigned"') <= 2 for log in logs), "a rebalance, where nobody came or went"
+        assert all(log.count('"assigned"') <= 2 for log in logs), "a rebalance, though no consumer joined or left"
         assert "Traceback" not in "".join(logs)
 
 
@@ -231,13 +231,13 @@ def autovacuum(world: World) -> Iterator[None]:
         " autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_cost_delay = 100)"
     )
     yield
-    # The worker gives way to who waits for its lock.
+    # The worker yields to sessions waiting for its lock.
     world.sql.execute("ALTER TABLE container_repositories SET (autovacuum_enabled = false)")
 
 
 @contextmanager
 def lock_waits(world: World) -> Iterator[None]:
-    """Two sessions wait for a row that a third has."""
+    """Two sessions wait for a row locked by a third."""
     with ExitStack() as opened:
         pool = opened.enter_context(ThreadPoolExecutor(2))
         holder, *waiting = [opened.enter_context(world.connect()) for _ in range(3)]
@@ -260,7 +260,7 @@ def long_transactions(world: World) -> Iterator[None]:
 
 @contextmanager
 def replica_lag(world: World) -> Iterator[None]:
-    """A standby replays nothing while the log grows."""
+    """A standby replays nothing while WAL grows."""
     standby = world.server.standby("replica")
     try:
         with standby.connect() as replica:
@@ -275,7 +275,7 @@ def replica_lag(world: World) -> Iterator[None]:
 
 @contextmanager
 def sql(world: World) -> Iterator[None]:
-    """The operator's own query says so."""
+    """The custom query returns a row."""
     world.sql.execute("INSERT INTO fever VALUES ('it is hot')")
     yield
     world.sql.execute("DELETE FROM fever")
@@ -283,7 +283,7 @@ def sql(world: World) -> Iterator[None]:
 
 @contextmanager
 def wal_rate(world: World) -> Iterator[None]:
-    """Two write the log as fast as it goes, so that it grows at every look."""
+    """Two sessions write WAL as fast as possible, so that it grows at every sample."""
     stop = threading.Event()
 
     def write() -> None:
@@ -306,27 +306,27 @@ LOADS: dict[str, Callable[[World], AbstractContextManager[None]]] = {
 }
 
 
-def test_there_is_a_load_for_each_indicator() -> None:
+def test_each_indicator_has_a_load() -> None:
     assert LOADS.keys() == HEALTH.keys() == indicators().keys()
 
 
 @pytest.mark.parametrize("indicator", LOADS)
-def test_it_is_held_in_the_group_and_goes_on(world: World, indicator: str) -> None:
-    until(world.well, "nobody is held")
+def test_consumer_is_throttled_in_group_and_resumes(world: World, indicator: str) -> None:
+    until(world.well, "no consumer is throttled")
     members = world.group()
     with LOADS[indicator](world):
         seen = None
         while seen is None:
             until(
                 lambda: sum(f"{indicator}: " in reason for _, reason in world.holds()) == 2,
-                f"both members are held by {indicator}",
+                f"both consumers are throttled by {indicator}",
             )
             seen = world.held_all_the_while()
         wanted, found = seen
-        assert found["state"] == "held"
-        assert f"{indicator}: " in found["held_by"]
+        assert found["state"] == "throttled"
+        assert f"{indicator}: " in found["throttled_by"]
         assert world.group() == members, "the group is as it was"
-    until(lambda: set(wanted) <= set(world.reset()), "it goes on")
-    until(world.well, "nobody is held")
+    until(lambda: set(wanted) <= set(world.reset()), "it continues")
+    until(world.well, "no consumer is throttled")
     assert sorted(world.reset()) == sorted(set(world.reset())), "each row once"
     assert world.group() == members, "the group is as it was"

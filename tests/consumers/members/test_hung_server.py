@@ -1,4 +1,4 @@
-"""A database that takes everything and answers nothing keeps no command: its process is stopped here (SIGSTOP)."""
+"""No command hangs on a database that accepts everything and answers nothing: its process gets SIGSTOP."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.stack
 
 SECONDS = 2.0
 SLACK = 8.0
-"""What a busy machine may take for starting a thread and ending a process."""
+"""The time a busy machine may need to start a thread and end a process."""
 
 Stop = Callable[[int], None]
 
 
 @pytest.fixture
 def hang(connection: psycopg.Connection[Any]) -> Iterator[Stop]:
-    """A function that stops a process of the server; all go on after the test."""
+    """A function that stops a process of the server; all continue after the test."""
     stopped: list[int] = []
 
     def stop(pid: int) -> None:
@@ -49,14 +49,14 @@ def hang(connection: psycopg.Connection[Any]) -> Iterator[Stop]:
 
 
 def ended(process: Member) -> tuple[int, float, str]:
-    """Stop a process by one signal; return its exit code, how long it took, and what it said."""
+    """Stop a process by one signal; return its exit code, duration and output."""
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, problems = process.communicate(timeout=PATIENCE)
     return process.returncode, time.monotonic() - began, problems
 
 
-def test_an_idle_consumer_ends_at_the_first_signal(
+def test_idle_consumer_exits_at_first_signal(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -75,7 +75,7 @@ def test_an_idle_consumer_ends_at_the_first_signal(
     assert "Traceback" not in problems
 
 
-def test_a_consumer_in_a_transaction_ends_at_the_first_signal_and_nothing_is_lost(
+def test_consumer_in_transaction_exits_at_first_signal_and_loses_nothing(
     feed: Feed,
     connection: psycopg.Connection[Any],
     database: Database,
@@ -86,7 +86,7 @@ def test_a_consumer_in_a_transaction_ends_at_the_first_signal_and_nothing_is_los
     rows = dict.fromkeys(range(40), TOO_MANY_TAGS)
     fill(connection, rows)
     feed.snapshot(rows)
-    locking = database.connect()  # what the server says of its processes is one moment's within a transaction
+    locking = database.connect()  # pg_stat_activity is cached within a transaction
     with locking.transaction():
         locking.execute("LOCK container_repositories IN SHARE MODE")
         member = members()
@@ -106,7 +106,7 @@ def test_a_consumer_in_a_transaction_ends_at_the_first_signal_and_nothing_is_los
     assert sorted(written(connection)) == list(rows)
 
 
-def test_the_second_signal_ends_it_at_once(
+def test_second_signal_ends_consumer_immediately(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -126,7 +126,7 @@ def test_the_second_signal_ends_it_at_once(
     assert member.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
-def test_finalize_ends_at_the_first_signal(
+def test_finalize_exits_at_first_signal(
     feed: Feed, connection: psycopg.Connection[Any], config: Path, eventually: Callable[..., None], hang: Stop
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})

@@ -1,6 +1,6 @@
-"""A consumer that has nothing to apply sees all the same that its database does not own the gitlab schema any more.
+"""An idle consumer detects that its database no longer owns the gitlab schema.
 
-It has partitions: as long as it keeps them, their next events wait for it, and it writes to the wrong database.
+While it keeps its partitions, their next events wait for a consumer of the wrong database.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOVE = "UPDATE headrace.schema_ownership SET owner = 'second', epoch = 2"
 
 @dataclass
 class Idle:
-    """A consumer in the database `first`, which has done all that there is, and the database `second`."""
+    """A consumer in the database `first`, which has applied everything, and the database `second`."""
 
     settings: Settings
     first: psycopg.Connection
@@ -40,7 +40,7 @@ class Idle:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def start(self, pool: ThreadPoolExecutor) -> Future[Totals]:
-        """Start it; return once it has read the only event, which is none of its."""
+        """Start it; return once it has read the only event, which needs no change."""
         for name, connection in (("first", self.first), ("second", self.second)):
             ensure_control_schema(connection, name, ["gitlab_main"] if name == "first" else [])
             connection.execute(TABLE.encode())
@@ -69,7 +69,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 def idle(
     bootstrap_servers: str, prefix: str, database: Database, pool: ThreadPoolExecutor
 ) -> Iterator[Callable[..., Idle]]:
-    """A function that makes one whose first database is on a server."""
+    """A function that creates one whose first database is on `server`."""
     made: list[Idle] = []
 
     def make(server: DatabaseServer) -> Idle:
@@ -92,7 +92,9 @@ def idle(
         each.first.close()
 
 
-def test_it_ends_once_the_gitlab_schema_was_given_away(idle: Callable[..., Idle], pool: ThreadPoolExecutor) -> None:
+def test_idle_consumer_exits_once_gitlab_schema_was_given_away(
+    idle: Callable[..., Idle], pool: ThreadPoolExecutor
+) -> None:
     with own_server() as server:
         consumer = idle(server)
         running = consumer.start(pool)
@@ -101,7 +103,7 @@ def test_it_ends_once_the_gitlab_schema_was_given_away(idle: Callable[..., Idle]
             running.result(PATIENCE)
 
 
-def test_it_ends_once_another_database_owns_it_and_its_own_is_gone_for_good(
+def test_idle_consumer_exits_once_another_database_owns_the_schema_and_its_own_is_gone(
     idle: Callable[..., Idle], pool: ThreadPoolExecutor
 ) -> None:
     with own_server() as server:
@@ -113,7 +115,7 @@ def test_it_ends_once_another_database_owns_it_and_its_own_is_gone_for_good(
             running.result(PATIENCE)
 
 
-def test_it_waits_for_its_database_as_long_as_no_other_owns_the_gitlab_schema(
+def test_idle_consumer_waits_for_its_database_while_no_other_owns_the_schema(
     idle: Callable[..., Idle], pool: ThreadPoolExecutor
 ) -> None:
     with own_server() as server:

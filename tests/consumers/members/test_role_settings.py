@@ -1,4 +1,4 @@
-"""A member at work under settings that an administrator gave its role or database, and with triggers of the table."""
+"""A consumer under settings of its role or database, and with triggers on the table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = dict.fromkeys(range(1, 41), TOO_MANY_TAGS)
         "search_path = ''",
     ],
 )
-def test_member_applies_in_read_committed_whatever_the_database_says(
+def test_consumer_applies_in_read_committed_regardless_of_database_default(
     feed: Feed, connection: Connection, database: Database, catch_up: Callable[..., Any], setting: str
 ) -> None:
     fill(connection, ROWS)
@@ -50,7 +50,7 @@ def test_member_applies_in_read_committed_whatever_the_database_says(
 
 
 @pytest.mark.parametrize("by_setting", [False, True])
-def test_trigger_with_a_bare_name_stops_the_member_until_it_has_its_search_path(
+def test_trigger_with_unqualified_name_stops_consumer_until_it_has_a_search_path(
     by_setting: bool, settings: Settings, feed: Feed, connection: Connection, catch_up: Callable[..., Any]
 ) -> None:
     fill(connection, ROWS)
@@ -62,7 +62,7 @@ def test_trigger_with_a_bare_name_stops_the_member_until_it_has_its_search_path(
         " CREATE TRIGGER note AFTER UPDATE ON public.container_repositories"
         " FOR EACH ROW EXECUTE FUNCTION public.note()"
     )
-    with pytest.raises(HeadraceError, match=r"42P01 .*write every name with its schema.*ALTER FUNCTION"):
+    with pytest.raises(HeadraceError, match=r"42P01 .*qualify every name with its schema.*ALTER FUNCTION"):
         catch_up()
     assert written(connection) == []
 

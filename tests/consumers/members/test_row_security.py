@@ -1,4 +1,4 @@
-"""A role of which a policy hides rows: nothing is changed, counted or called complete; it is told by name."""
+"""If a policy hides rows from the role, nothing is changed, counted or complete; the error names the table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLICY = "CREATE POLICY tenant ON public.container_repositories TO {role} USING 
 
 @pytest.fixture
 def limited(settings: Settings, database: Database, connection: psycopg.Connection[Any]) -> Iterator[Settings]:
-    """Settings with a role that may do all that a consumer does, and sees 100 of 300 rows."""
+    """Settings with a role that has a consumer's privileges and sees 100 of 300 rows."""
     role = f"{database.name}_consumer"
     fill(connection, dict.fromkeys(range(1, 301), TOO_MANY_TAGS))
     ensure_control_schema(connection, "main", ["gitlab_main"])
@@ -45,7 +45,7 @@ def limited(settings: Settings, database: Database, connection: psycopg.Connecti
     connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def test_member_stops_before_it_writes_and_nothing_is_complete(
+def test_consumer_with_hidden_rows_stops_before_writing_and_is_not_complete(
     limited: Settings, feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any]
 ) -> None:
     feed.snapshot(dict.fromkeys(range(1, 301), TOO_MANY_TAGS))
@@ -57,12 +57,12 @@ def test_member_stops_before_it_writes_and_nothing_is_complete(
     assert written(connection) == []
     found = connection.execute("SELECT bool_or(completed_at IS NOT NULL) FROM headrace.migrations")
     assert found.fetchone() == (False,)
-    # With the right to see all rows it goes on.
+    # With BYPASSRLS it continues.
     connection.execute(f"ALTER ROLE {psycopg.conninfo.conninfo_to_dict(dsn_of(limited))['user']} BYPASSRLS")
     assert catch_up(limited).applied == 300
 
 
-def test_what_is_left_is_not_counted_of_a_part_of_the_rows(limited: Settings) -> None:
+def test_remaining_rows_are_not_counted_from_visible_rows_only(limited: Settings) -> None:
     with pytest.raises(RowsHidden, match='policy for table "container_repositories"'):
         remaining(limited, SkipResets.configure(limited.migration("skip_resets")), "main")
     (found,) = [one for one in gather(limited)["migrations"] if one["name"] == "skip_resets"]
@@ -70,7 +70,7 @@ def test_what_is_left_is_not_counted_of_a_part_of_the_rows(limited: Settings) ->
     assert "row security hides rows" in found["error"]
 
 
-def test_consume_names_the_table_at_its_start(limited: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consume_names_table_with_hidden_rows_at_start(limited: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consume, "load_settings", lambda _config: limited)
     with pytest.raises(RowsHidden, match=r"rows of table public\.container_repositories from this role"):
         consume.consume("skip_resets", until_caught_up=True)

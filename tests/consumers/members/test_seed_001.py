@@ -1,4 +1,4 @@
-"""Seed 001 sentence by sentence: one switchover in mid-migration on real servers, and what holds afterwards."""
+"""Seed 001 sentence by sentence: one switchover during a migration on real servers, and the state afterwards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
         application = Application((world.first_dsn, world.second_dsn), 1)
         try:
             until(lambda: world.resets() >= 50, "the migration is half complete")
-            # What is asked for from here on no member hears of before the move: it is left on the old side.
+            # No consumer receives requests made from here on before the move: they remain on the old side.
             services.pop("produce first").stop()
             with world.first() as connection:
                 fill(connection, dict.fromkeys(range(1_000, 1_010), TOO_MANY_TAGS))
@@ -58,7 +58,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
             services["produce first"] = world.service("produce", "first")
             stack.postgres.forget_standby(world.name)
             before = application.transactions
-            until(lambda: application.transactions > before + 50, "the application goes on")
+            until(lambda: application.transactions > before + 50, "the application continues")
             application.stop()
             world.settle()
         finally:
@@ -72,9 +72,9 @@ def test_half_complete_migrations_are_correctly_picked_up_after_the_failover(mov
     moved.world.prove()
     with moved.world.second() as connection:
         run = connection.execute("SELECT run, gitlab_schema FROM headrace.migrations").fetchall()
-        assert run == [(1, MOVED)], "the same run goes on"
+        assert run == [(1, MOVED)], "the same run continues"
         sides = {database for _, _, database, _ in moved.writes(connection)}
-        assert sides == {"first", "second"}, "begun on the one, completed on the other"
+        assert sides == {"first", "second"}, "started on one side, completed on the other"
 
 
 def test_we_do_not_duplicate_our_efforts_against_the_wrong_database(moved: Moved) -> None:
@@ -130,14 +130,14 @@ def test_stale_records_outside_of_a_database_are_cleaned_up_in_a_follow_up(moved
     assert [each["migration"] for each in json.loads(listed.stdout)["stale"]] == ["skip_resets"]
     removed = moved.world.command("cleanup", "first", "--yes")
     assert removed.stdout.startswith("removed  skip_resets (gitlab_main, owned by second): run 1, ")
-    assert moved.world.command("cleanup", "first").stdout.startswith("first has no records of gitlab schemas that it")
-    assert moved.world.command("cleanup", "second", "--yes").stdout.startswith("second has no records")
+    assert moved.world.command("cleanup", "first").stdout.startswith("first has no stale records")
+    assert moved.world.command("cleanup", "second", "--yes").stdout.startswith("second has no stale records")
     with moved.world.second() as connection:
         assert connection.execute("SELECT count(*) FROM headrace.migrations").fetchone() == (1,)
 
 
 class OfShared(SkipResets):
-    """Works on a table that every database has; never run."""
+    """Reads a table that every database has; never run."""
 
     name = "of_shared"
     gitlab_schema = "gitlab_shared"
@@ -145,7 +145,7 @@ class OfShared(SkipResets):
 
 
 class OfEach(OfShared):
-    """Says that it may run once for each database."""
+    """Declares that it may run once per database."""
 
     shared = Shared.PER_DATABASE
 

@@ -1,4 +1,4 @@
-"""Members that join, leave and are killed at random while the broker restarts: the short form of a chaos round."""
+"""Consumers join, leave and are killed at random while the broker restarts: a short chaos round."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ def next_multixact(stack: Stack) -> int:
     return int(row[0])
 
 
-def test_members_come_and_go_while_the_broker_restarts_and_each_effect_happens_once(
-    stack: Stack, tmp_path: Path
-) -> None:
+def test_effects_happen_once_while_consumers_come_and_go_and_broker_restarts(stack: Stack, tmp_path: Path) -> None:
     before = next_multixact(stack)
     story = play(stack, tmp_path, seed=4, most=4, moves=14, restarts=1)
-    # How many there were depends on how long the broker was away; that each has had its end does not.
-    # A multixact for each transaction of several members is what a large database cannot afford.
+    # Their number depends on how long the broker was down; that each has ended does not.
+    # A large database cannot afford a multixact per transaction.
     assert next_multixact(stack) == before
     assert story["joined"] == story["left"] + story["killed"] + story["turned away"] > 1

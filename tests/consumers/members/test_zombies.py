@@ -1,4 +1,4 @@
-"""A member that the group took for dead writes nothing that is not its own any more; triggers log every write."""
+"""A zombie, which the group considers dead, writes nothing of partitions it lost; triggers log every write."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = dict.fromkeys(range(400), TOO_MANY_TAGS)
 
 @pytest.fixture
 def start(config: Path) -> Iterator[Start]:
-    """A function that starts a member whose transactions are small, with a rest behind each."""
+    """A function that starts a consumer with small transactions and a pause after each."""
     started: list[Member] = []
     config.write_text(config.read_text() + "pause_ms = 30\nadaptive = false\n")
 
@@ -46,7 +46,7 @@ def start(config: Path) -> Iterator[Start]:
 
 
 def finish(member: Member) -> str:
-    """Stop a member in order; return its log."""
+    """Stop a consumer in order; return its log."""
     member.send_signal(signal.SIGTERM)
     _, log = member.communicate(timeout=PATIENCE)
     assert member.returncode == 0, log
@@ -55,12 +55,14 @@ def finish(member: Member) -> str:
 
 @pytest.fixture
 def dropped(settings: Settings, eventually: Eventually) -> Callable[[], None]:
-    """A function that waits until the group has no member left."""
+    """A function that waits until the group has no group member left."""
     group = group_name(settings.prefix, "skip_resets")
-    return lambda: eventually(lambda: group_members(settings.kafka, group) == [], "the group drops the frozen member")
+    return lambda: eventually(
+        lambda: group_members(settings.kafka, group) == [], "Kafka removes the frozen group member"
+    )
 
 
-def test_frozen_with_a_batch_in_hand_it_writes_nothing_when_it_wakes(
+def test_consumer_frozen_with_a_batch_writes_nothing_when_it_wakes(
     feed: Feed,
     connection: psycopg.Connection[Any],
     start: Start,
@@ -75,17 +77,17 @@ def test_frozen_with_a_batch_in_hand_it_writes_nothing_when_it_wakes(
     freeze_between_transactions(zombie, connection)
     dropped()
     other = start()
-    eventually(lambda: len(written(connection)) == len(ROWS), "the other one does the rest")
-    # Every row wants to be changed once more, so that a write by the zombie's old events would find its guard open.
+    eventually(lambda: len(written(connection)) == len(ROWS), "the other one applies the rest")
+    # Every row needs a change again, so that the guard would admit a write by the zombie's old events.
     connection.execute(
         "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
     )
     before = written(connection)
     zombie.send_signal(signal.SIGCONT)
     group = group_name(feed.settings.prefix, "skip_resets")
-    eventually(lambda: len(group_members(feed.settings.kafka, group)) == 2, "the zombie joins anew")
+    eventually(lambda: len(group_members(feed.settings.kafka, group)) == 2, "the zombie rejoins")
     feed.snapshot({1_000: TOO_MANY_TAGS})
-    eventually(lambda: ledger()["skipped"] == 1, "the two go on")
+    eventually(lambda: ledger()["skipped"] == 1, "both continue")
     logs = [finish(zombie), finish(other)]
     assert written(connection) == before
     assert ledger()["applied"] == len(ROWS)
@@ -93,7 +95,7 @@ def test_frozen_with_a_batch_in_hand_it_writes_nothing_when_it_wakes(
 
 
 @pytest.mark.parametrize("released", [True, False], ids=["its statement ends meanwhile", "its statement times out"])
-def test_frozen_within_its_transaction_the_effects_happen_once(
+def test_effects_happen_once_if_consumer_is_frozen_in_its_transaction(
     feed: Feed,
     connection: psycopg.Connection[Any],
     database: Database,
@@ -113,7 +115,7 @@ def test_frozen_within_its_transaction_the_effects_happen_once(
         ((pid, _),) = backends(connection).items()
         zombie.send_signal(signal.SIGSTOP)
         if not released:
-            # Its own lock_timeout ends the statement while nobody is there to hear of it.
+            # Its lock_timeout ends the statement while the process is frozen.
             eventually(lambda: backends(connection)[pid][0] == "idle in transaction (aborted)", "the statement ends")
     if released:
         eventually(lambda: backends(connection)[pid][0] == "idle in transaction", "its writes are made, uncommitted")
@@ -130,5 +132,5 @@ def test_frozen_within_its_transaction_the_effects_happen_once(
     logs = [finish(zombie), finish(other)]
     assert sorted(written(connection)) == sorted(ROWS), "each row once"
     assert set(states(connection).values()) == {("default", None)}
-    assert (ledger()["applied"], ledger()["skipped"], ledger()["parked"]) == (len(ROWS), 0, 0)
+    assert (ledger()["applied"], ledger()["skipped"], ledger()["dead_letters"]) == (len(ROWS), 0, 0)
     assert "Traceback" not in "".join(logs)

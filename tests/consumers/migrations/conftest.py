@@ -15,7 +15,7 @@ from tests.consumers.praefect_database import SCHEMAS
 
 @pytest.fixture(scope="module")
 def worlds(stack: Stack) -> Iterator[Mapping[str, World]]:
-    """A database of each schema for all tests: making one takes longer than most tests."""
+    """A database of each schema for all tests: creating one takes longer than most tests."""
     with ExitStack() as opened:
         yield {schema: made(opened.enter_context(new_database(stack.postgres)), schema) for schema in SCHEMAS}
 

@@ -1,4 +1,4 @@
-"""What every migration must withstand, whatever it does.
+"""The conditions that every migration must withstand.
 
 Each migration is found by its file, and its case by the migration's name: tests/consumers/cases/<name>.py.
 """
@@ -37,7 +37,7 @@ Connection = psycopg.Connection[Any]
 
 @pytest.fixture(params=sorted(migrations()))
 def name(request: pytest.FixtureRequest) -> str:
-    """Each migration that there is."""
+    """Each migration."""
     return str(request.param)
 
 
@@ -73,7 +73,7 @@ class World:
             return self.configured().remaining(cursor)
 
 
-def test_it_changes_what_it_should_and_nothing_else(world: World) -> None:
+def test_migration_changes_only_the_intended_rows(world: World) -> None:
     world.case.insert()
     world.case.publish()
     before = world.case.rows()
@@ -83,7 +83,7 @@ def test_it_changes_what_it_should_and_nothing_else(world: World) -> None:
     assert world.case.rows() == {**before, **world.case.wanted()}
 
 
-def test_run_twice_it_changes_nothing_more(world: World) -> None:
+def test_migration_run_twice_is_idempotent(world: World) -> None:
     world.case.insert()
     world.case.publish()
     world.run()
@@ -93,7 +93,7 @@ def test_run_twice_it_changes_nothing_more(world: World) -> None:
     assert (world.case.rows(), world.case.writes()) == (after, writes)
 
 
-def test_a_stale_event_does_nothing(world: World) -> None:
+def test_stale_event_changes_nothing(world: World) -> None:
     world.case.insert()
     world.case.publish()
     world.case.settle_elsewhere()
@@ -102,7 +102,7 @@ def test_a_stale_event_does_nothing(world: World) -> None:
     assert (world.case.rows(), world.case.writes()) == (after, writes)
 
 
-def test_a_crash_after_the_write_then_a_resume(world: World) -> None:
+def test_crash_after_the_write_is_resumed(world: World) -> None:
     world.case.insert()
     world.case.publish()
     with pytest.raises(_Crash):
@@ -112,7 +112,7 @@ def test_a_crash_after_the_write_then_a_resume(world: World) -> None:
     assert world.case.writes() == len(world.case.wanted())
 
 
-def test_a_replay_from_the_start_changes_nothing_that_is_right(world: World) -> None:
+def test_replay_from_the_start_changes_no_row_already_up_to_date(world: World) -> None:
     world.case.insert()
     world.case.publish()
     world.run()
@@ -125,8 +125,8 @@ def test_a_replay_from_the_start_changes_nothing_that_is_right(world: World) -> 
     assert (world.case.rows(), world.case.writes()) == (after, writes)
 
 
-def test_texts_that_its_events_leave_out_change_nothing_of_what_it_does(world: World) -> None:
-    """An update comes without large values that it leaves alone, and compaction may take the record that had them."""
+def test_values_left_out_of_events_do_not_affect_the_result(world: World) -> None:
+    """An update lacks large values that it does not change, and compaction may remove the record that had them."""
     world.case.insert()
     world.case.publish()
     before = world.case.rows()
@@ -135,8 +135,8 @@ def test_texts_that_its_events_leave_out_change_nothing_of_what_it_does(world: W
     assert world.case.rows() == {**before, **world.case.wanted()}
 
 
-def test_a_delete_that_comes_after_the_row_s_new_key_does_nothing_to_it(world: World) -> None:
-    """A key that changed to a text that the database calls equal is a delete and a create, in any two partitions."""
+def test_delete_after_the_rows_new_key_does_not_affect_it(world: World) -> None:
+    """A key changed to a text that the database considers equal is a delete and a create, in any two partitions."""
     deleted: list[Decision] = []
     world.case.insert()
     world.case.publish()
@@ -147,14 +147,14 @@ def test_a_delete_that_comes_after_the_row_s_new_key_does_nothing_to_it(world: W
     assert world.case.rows() == {**before, **world.case.wanted()}
 
 
-def test_an_event_waits_until_its_transaction_is_visible(world: World) -> None:
-    """PostgreSQL decodes a commit before others see it: what the event speaks of is not there yet."""
+def test_event_waits_until_its_transaction_is_visible(world: World) -> None:
+    """PostgreSQL decodes a commit before it is visible to other sessions: the event's row is not visible yet."""
     world.run()
     world.connection.execute("BEGIN")
     world.case.insert()
     (xid,) = world.connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or (0,)
     if not world.case.publish_as(xid % 2**32):
-        pytest.skip("its events are of no transaction")
+        pytest.skip("its events have no transaction")
     world.case.publish()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(world.run)
@@ -168,7 +168,7 @@ def test_an_event_waits_until_its_transaction_is_visible(world: World) -> None:
     assert world.remaining() == 0
 
 
-def test_a_row_deleted_and_created_again_is_changed_again(world: World) -> None:
+def test_row_deleted_and_created_again_is_changed_again(world: World) -> None:
     world.case.insert()
     world.case.publish()
     world.run()
@@ -177,7 +177,7 @@ def test_a_row_deleted_and_created_again_is_changed_again(world: World) -> None:
     assert world.remaining() == 0
 
 
-def test_a_wrong_owner_writes_nothing(world: World) -> None:
+def test_database_without_ownership_is_not_written(world: World) -> None:
     world.run()
     world.case.insert()
     world.case.publish()
@@ -194,14 +194,14 @@ def waiting_partitions(migration: str) -> float:
 
 
 class _Crash(BaseException):
-    """Stands for the end of the process: nothing catches it."""
+    """Simulates the end of the process: it is never caught."""
 
 
 def _without_texts(migration: Migration) -> Migration:
     kind = type(migration)
 
     class SeesNoTexts(kind):  # type: ignore[valid-type, misc]
-        """Decides on what is left of an event when every text is stored apart from its row, and was not written."""
+        """Decides on events without any text, as if every text were in the TOAST table and unchanged."""
 
         def decide(self, event: ChangeEvent) -> Decision:
             if WALKED not in kind.tables and event.after is not None:
@@ -233,7 +233,7 @@ def _crashing(migration: Migration) -> Migration:
     kind = type(migration)
 
     class CrashesAfterWriting(kind):  # type: ignore[valid-type, misc]
-        """Writes, and is gone before the ledger moves."""
+        """Writes, and dies before the ledger moves."""
 
         def apply(self, cursor: Any, changes: Any) -> int:
             super().apply(cursor, changes)

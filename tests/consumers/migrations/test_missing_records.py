@@ -1,4 +1,4 @@
-"""Seed 000, sentence by sentence: what gets a record, what is left alone, and when a virtual storage is imported."""
+"""Seed 000, sentence by sentence: new records, unchanged ones, and when a virtual storage is imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_creates_a_record_for_each_repository_existing_on_the_primary(world: Wor
 
 
 @pytest.mark.stack
-def test_of_each_virtual_storage(world: World) -> None:
+def test_creates_records_in_each_virtual_storage(world: World) -> None:
     world.walk(paths(3))
     world.walk(paths(3), virtual_storage="other", storage="gitaly-9")
     for name, storage in (("default", "gitaly-0"), ("other", "gitaly-9")):
@@ -48,7 +48,7 @@ def test_a_record_of_the_new_schema_has_the_path_where_praefect_looks_for_it(new
 
 
 @pytest.mark.stack
-def test_a_schema_on_the_way_from_the_old_to_the_new(database: Database) -> None:
+def test_intermediate_praefect_schema_is_supported(database: Database) -> None:
     between = made(database, "old")
     between.connection.execute("ALTER TABLE repositories ADD COLUMN repository_id bigserial UNIQUE")
     between.walk(paths(2))
@@ -60,7 +60,7 @@ def test_a_schema_on_the_way_from_the_old_to_the_new(database: Database) -> None
 
 
 @pytest.mark.stack
-def test_what_it_writes_is_what_the_health_indicators_look_at(world: World) -> None:
+def test_written_tables_are_those_of_the_health_indicators(world: World) -> None:
     for table in MissingRecords.writes:
         assert world.connection.execute("SELECT to_regclass(%s)", (table,)).fetchone() != (None,)
 
@@ -73,7 +73,7 @@ def test_what_it_writes_is_what_the_health_indicators_look_at(world: World) -> N
 @pytest.mark.stack
 def test_the_created_records_can_be_picked_up_by_the_automatic_reconciler(world: World) -> None:
     world.walk(paths(2))
-    # What it looks for: a storage that lacks the newest generation of a repository, and one to take it from.
+    # It searches a storage that lacks the newest generation of a repository, and one that has it.
     jobs = world.connection.execute(
         "SELECT r.relative_path, s.storage, m.storage FROM repositories r"
         " JOIN storage_repositories s USING (virtual_storage, relative_path, generation)"
@@ -93,19 +93,19 @@ def test_repositories_on_secondaries_are_ignored() -> None:
     assert configured({"default": ("gitaly-0", "praefect")}).decide(secondary) == Skip("not the primary storage")
 
 
-def test_a_storage_that_was_the_primary_once_is_a_secondary() -> None:
+def test_former_primary_is_a_secondary() -> None:
     chosen = configured({"default": ("gitaly-1", "praefect")})
     assert chosen.decide(event()) == Skip("not the primary storage")
     assert chosen.decide(event(**end(repositories=1))) == Skip("not the primary storage")
 
 
-def test_a_virtual_storage_that_the_settings_do_not_have_is_left_alone() -> None:
+def test_virtual_storage_not_in_the_settings_is_skipped() -> None:
     chosen = configured({"other": ("gitaly-0", "praefect")})
-    assert chosen.decide(event()) == Skip("a virtual storage that the settings do not have")
+    assert chosen.decide(event()) == Skip("virtual storage not in the settings")
 
 
 @pytest.mark.stack
-def test_a_virtual_storage_of_another_database_is_left_alone(world: World) -> None:
+def test_virtual_storage_of_another_database_is_skipped(world: World) -> None:
     world.migration = configured({"default": ("gitaly-0", "elsewhere"), "other": ("gitaly-0", "praefect")})
     assert world.walk(paths(3)) == 0
     assert (records(world.connection), flags(world.connection)) == ({}, {})
@@ -116,7 +116,7 @@ def test_a_virtual_storage_of_another_database_is_left_alone(world: World) -> No
 
 
 @pytest.mark.stack
-def test_a_repository_created_by_a_write_while_the_walk_runs_is_neither_doubled_nor_overwritten(world: World) -> None:
+def test_repository_created_during_the_walk_is_neither_duplicated_nor_overwritten(world: World) -> None:
     praefect = member_of(world.database, "praefect")
     praefect.autocommit = False
     track(praefect, paths(1), generation=3)
@@ -133,17 +133,17 @@ def test_a_repository_created_by_a_write_while_the_walk_runs_is_neither_doubled_
 
 
 @pytest.mark.stack
-def test_a_record_by_another_name_is_a_record(world: World) -> None:
+def test_record_with_another_name_counts_as_a_record(world: World) -> None:
     track(world.connection, ["@hashed/a.git"])
     known = set(records(world.connection))
-    # Where Praefect itself puts a repository; of the new schema it is that record's replica path.
+    # A path in which Praefect itself creates a repository; in the new schema it is that record's replica path.
     assert world.walk(["@cluster/repositories/aa/bb/@hashed/a.git", "@cluster/repositories/cc/dd/7"]) == 1
     assert records(world.connection).keys() == known
     assert flags(world.connection) == {"default": True}
 
 
 @pytest.mark.stack
-def test_the_replica_path_of_a_record_is_no_missing_record(new_world: World) -> None:
+def test_replica_path_of_a_record_is_not_missing(new_world: World) -> None:
     new_world.connection.execute(
         "INSERT INTO repositories (virtual_storage, relative_path, replica_path)"
         " VALUES ('default', 'renamed.git', 'first-name.git')"
@@ -158,7 +158,7 @@ def test_the_replica_path_of_a_record_is_no_missing_record(new_world: World) -> 
 
 @pytest.mark.stack
 def test_once_completed_a_flag_is_set(world: World) -> None:
-    assert world.remaining() == 0  # nobody knows of a virtual storage yet
+    assert world.remaining() == 0  # no virtual storage is recorded yet
     world.apply({"relative_path": paths(1)[0]})
     assert (flags(world.connection), world.remaining()) == ({}, 1)
     assert world.apply(end(repositories=1)) == 1
@@ -166,7 +166,7 @@ def test_once_completed_a_flag_is_set(world: World) -> None:
 
 
 @pytest.mark.stack
-def test_a_flag_that_is_there_unset_is_set(world: World) -> None:
+def test_existing_unset_flag_is_set(world: World) -> None:
     world.connection.execute("INSERT INTO virtual_storages VALUES ('default', false)")
     assert world.remaining() == 1
     world.walk(paths(2))
@@ -182,10 +182,10 @@ def test_the_flag_prevents_the_migration_from_running_again(world: World) -> Non
 
 
 @pytest.mark.stack
-def test_the_flag_is_set_only_behind_every_partitions_end_of_one_walk(world: World) -> None:
+def test_flag_is_set_only_after_every_partitions_end_of_one_walk(world: World) -> None:
     a, b, c = ({"relative_path": path} for path in paths(3))
     assert world.apply(a, end(repositories=2, partitions=2)) == 1
-    # The other partition is still at the walk before: its end says nothing of this one.
+    # The other partition is still at the previous walk, whose end does not count for this one.
     assert world.apply({**c, "walk_id": 0}, end(0, repositories=1, partitions=2, partition=1)) == 1
     assert flags(world.connection) == {}
     assert world.apply(b, end(repositories=2, partitions=2, partition=1)) == 2
@@ -193,7 +193,7 @@ def test_the_flag_is_set_only_behind_every_partitions_end_of_one_walk(world: Wor
 
 
 @pytest.mark.stack
-def test_the_last_two_ends_applied_at_once_by_two_members_set_the_flag(world: World) -> None:
+def test_last_two_ends_applied_concurrently_by_two_consumers_set_the_flag(world: World) -> None:
     first, second = member_of(world.database), member_of(world.database)
     a, b = ({"relative_path": path} for path in paths(2))
     with ThreadPoolExecutor(1) as pool, first.transaction():
@@ -208,9 +208,14 @@ def test_the_last_two_ends_applied_at_once_by_two_members_set_the_flag(world: Wo
 @pytest.mark.parametrize(
     "columns",
     [{"complete": False}, {"problems": 1}, {"repositories": 3}, {"repositories": 1}],
-    ids=["a directory was not read", "a name cannot be recorded", "one was parked", "one is of nowhere"],
+    ids=[
+        "a directory was not read",
+        "a name cannot be recorded",
+        "one became a dead letter",
+        "one leads out of the storage",
+    ],
 )
-def test_a_walk_that_is_not_whole_sets_no_flag(world: World, columns: dict[str, Any]) -> None:
+def test_incomplete_walk_sets_no_flag(world: World, columns: dict[str, Any]) -> None:
     a, b = ({"relative_path": path} for path in paths(2))
     assert world.apply(a, b, {**end(repositories=2), **columns}) == 2
     assert flags(world.connection) == {}
@@ -224,7 +229,7 @@ def test_a_walk_that_is_not_whole_sets_no_flag(world: World, columns: dict[str, 
 
 
 @pytest.mark.stack
-def test_a_walk_that_finds_nothing_where_the_database_knows_something_sets_no_flag(world: World) -> None:
+def test_empty_walk_of_a_storage_with_records_sets_no_flag(world: World) -> None:
     track(world.connection, paths(2))
     assert world.walk([]) == 0
     assert flags(world.connection) == {}
@@ -234,11 +239,11 @@ def test_a_walk_that_finds_nothing_where_the_database_knows_something_sets_no_fl
 
 
 @pytest.mark.stack
-def test_a_parked_repository_that_is_applied_after_all_completes_its_walk(world: World) -> None:
+def test_retried_dead_letter_completes_its_walk(world: World) -> None:
     a, b = ({"relative_path": path} for path in paths(2))
     assert world.apply(a, end(repositories=2)) == 1
     assert flags(world.connection) == {}
-    assert world.apply(b) == 1, "the flag is no change of its own"
+    assert world.apply(b) == 1, "the flag is not counted as a change"
     assert flags(world.connection) == {"default": True}
 
 
@@ -256,7 +261,7 @@ def test_if_it_does_not_run_to_completion_it_is_safe_to_rerun(world: World) -> N
 
 
 @pytest.mark.stack
-def test_what_was_applied_of_a_walk_that_was_killed_says_nothing_of_the_next(world: World) -> None:
+def test_counts_of_a_killed_walk_do_not_affect_the_next(world: World) -> None:
     world.apply(*({"relative_path": path} for path in paths(3)))
     assert world.apply(*({"relative_path": path, "walk_id": 2} for path in paths(1)), end(2, repositories=3)) == 0
     assert flags(world.connection) == {}
@@ -274,7 +279,7 @@ def test_running_concurrently_is_safe(world: World) -> None:
     def work(rows: Sequence[dict[str, Any]], member: psycopg.Connection[Any]) -> int:
         return sum(world.apply(*rows[at : at + 30], connection=member) for at in range(0, 120, 30))
 
-    # The same, cut differently and in different orders: each inserts in the order of the key.
+    # The same rows in other batches and orders: each batch inserts in key order.
     orders = (found, found[::-1], found[60:] + found[:60], found)
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(work, orders, members)) == 100
@@ -288,12 +293,12 @@ def test_only_missing_records_are_added_and_existing_ones_are_unmodified(world: 
     before = checksum(world.connection, paths(20))
     assert world.walk(paths(30)) == 11
     assert checksum(world.connection, paths(20)) == before
-    # A repository that has a record gets no row for the storage: the record says already who hosts it.
+    # A repository with a record gets no row for the storage: the record already has its hosts.
     assert hosts(world.connection)[paths(1)[0]].keys() == {"gitaly-0", "gitaly-1"}
 
 
 @pytest.mark.stack
-def test_a_hosting_row_without_a_record_stays_as_it_is(old_world: World) -> None:
+def test_hosting_row_without_a_record_is_unchanged(old_world: World) -> None:
     old_world.connection.execute("INSERT INTO storage_repositories VALUES ('default', 'a.git', 'gitaly-0', 5)")
     assert old_world.walk(["a.git"]) == 2
     assert hosts(old_world.connection) == {"a.git": {"gitaly-0": 5}}
@@ -310,7 +315,7 @@ def test_it_retries_on_every_restart_until_it_has_successfully_completed(world: 
 
 
 @pytest.mark.stack
-def test_a_replay_counts_anew(world: World) -> None:
+def test_replay_counts_from_zero(world: World) -> None:
     world.apply(*({"relative_path": path} for path in paths(2)))
     world.connection.execute("UPDATE headrace.migrations SET run = 2")
     assert world.walk(paths(2)) == 1

@@ -1,4 +1,4 @@
-"""Seed 000 from the directories on disk to the records: real walks, a real Kafka, real members."""
+"""Seed 000 from the directories on disk to the records: real walks, Kafka and consumers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from consumers.dead_letters.row_keys import RowKeys
-from consumers.delivery.dead_letter_topic import read_parked
+from consumers.delivery.dead_letter_topic import read_dead_letters_topic
 from consumers.operations.catalog import configured
 from consumers.operations.status import gather
 from consumers.runtime.assembly import consumer_of
@@ -43,7 +43,7 @@ class Cluster:
     directory: Path
     names: list[str] = field(default_factory=lambda: ["default"])
     role: str | None = None
-    """Who works, where it is not the test's own user."""
+    """The role that works, if it is not the test's own."""
 
     def __post_init__(self) -> None:
         self.connection: psycopg.Connection[Any] = self.database.connect()
@@ -102,7 +102,7 @@ def cluster(bootstrap_servers: str, prefix: str, database: Database, tmp_path: P
 PATHS = [hashed(project) for project in range(20)]
 
 
-def test_the_importer_walks_the_primary_storage_of_each_virtual_storage(cluster: Cluster) -> None:
+def test_importer_walks_the_primary_storage_of_each_virtual_storage(cluster: Cluster) -> None:
     cluster.names = ["default", "other"]
     track(cluster.connection, PATHS[:5])
     before = checksum(cluster.connection, PATHS[:5])
@@ -120,12 +120,12 @@ def test_the_importer_walks_the_primary_storage_of_each_virtual_storage(cluster:
     assert checksum(cluster.connection, PATHS[:5]) == before
     assert flags(cluster.connection) == {"default": True, "other": True}
     assert (cluster.status()["state"], cluster.status()["remaining"]) == ("complete", 0)
-    # From now on a start returns at once.
+    # From now on a consumer ends at once.
     assert cluster.consume().events == 0
 
 
-def test_the_rights_that_the_documentation_names_are_enough(cluster: Cluster) -> None:
-    document = (Path(__file__).parents[3] / "docs" / "storage-walks.md").read_text()
+def test_documented_privileges_suffice(cluster: Cluster) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "how-to" / "storage-walks.md").read_text()
     role = f"importer_{cluster.prefix}"
     cluster.connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'sesame'")
     try:
@@ -160,14 +160,14 @@ def test_one_failing_storage_does_not_stop_another(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("names", [["default"], []])
-def test_nothing_is_complete_before_the_first_walk(cluster: Cluster, names: list[str]) -> None:
+def test_migration_is_not_complete_before_the_first_walk(cluster: Cluster, names: list[str]) -> None:
     topics.ensure_topic(cluster.settings.kafka, storage_walk_topic(cluster.settings))
     cluster.names = names
     cluster.consume()
     assert cluster.status()["state"] != "complete"
 
 
-def test_a_secondary_that_fails_holds_up_nothing(cluster: Cluster) -> None:
+def test_failing_secondary_does_not_block_the_import(cluster: Cluster) -> None:
     cluster.host(*PATHS)
     with pytest.raises(WalksFailed):
         cluster.walk(all_storages=True)
@@ -175,7 +175,7 @@ def test_a_secondary_that_fails_holds_up_nothing(cluster: Cluster) -> None:
     assert (flags(cluster.connection), cluster.status()["state"]) == ({"default": True}, "complete")
 
 
-def test_a_walk_that_could_not_read_a_directory_is_repeated_until_it_can(
+def test_walk_with_unreadable_directory_is_repeated_until_readable(
     bootstrap_servers: str, prefix: str, database: Database
 ) -> None:
     with without_rights() as directory:
@@ -196,9 +196,9 @@ def test_a_walk_that_could_not_read_a_directory_is_repeated_until_it_can(
     assert records(cluster.connection).keys() == {"a.git", "closed/b.git"}
 
 
-def test_an_empty_mount_point_is_not_imported(cluster: Cluster) -> None:
+def test_empty_mount_point_is_not_imported(cluster: Cluster) -> None:
     cluster.storage().mkdir(parents=True)
-    with pytest.raises(StorageUnreadable, match="nothing says that it is a storage; check that it is mounted"):
+    with pytest.raises(StorageUnreadable, match="it may not be a storage; check that it is mounted"):
         cluster.walk()
     cluster.host(*PATHS)
     cluster.walk()
@@ -206,23 +206,23 @@ def test_an_empty_mount_point_is_not_imported(cluster: Cluster) -> None:
     cluster.storage().mkdir()
     with pytest.raises(StorageUnreadable):
         cluster.walk()
-    # The walk before was whole, and what it found is still in the topic.
+    # The previous walk was complete, and its repositories are still in the topic.
     assert cluster.consume().applied == 21
 
 
-def test_names_that_cannot_be_recorded_are_parked_and_hold_the_flag_back(cluster: Cluster) -> None:
-    # 2,800 bytes that do not compress: an index takes no more than 2,704.
+def test_unrecordable_names_become_dead_letters_and_block_the_flag(cluster: Cluster) -> None:
+    # 2,800 incompressible bytes: the limit of an index is 2,704.
     deep = "/".join(hashed(project).rpartition("/")[2] for project in range(1000, 1041)) + "/a.git"
     cluster.host(*PATHS, b"\xff\xfe.git", deep, 'it\'s "quoted"\nand more.git')
     cluster.walk()
     assert cluster.consume().applied == 21
     keys = RowKeys(cluster.settings)
-    parked = {
+    dead_letters = {
         keys.columns(entry.key)["relative_path"]: entry.reason
-        for entry in read_parked(cluster.settings, "missing_records")
+        for entry in read_dead_letters_topic(cluster.settings, "missing_records")
     }
-    assert parked == {
-        "/\\xff\\xfe.git": "a repository whose path cannot be text in a database",
+    assert dead_letters == {
+        "/\\xff\\xfe.git": "the repository's path is not valid text in the database",
         deep: "54000 ProgramLimitExceeded constraint repository_lookup_index table repositories",
     }
     assert flags(cluster.connection) == {}
@@ -233,6 +233,6 @@ def test_names_that_cannot_be_recorded_are_parked_and_hold_the_flag_back(cluster
     assert flags(cluster.connection) == {"default": True}
 
 
-def test_two_walks_and_two_members_at_once_record_every_missing_one_once(stack: Stack, tmp_path: Path) -> None:
-    # A killed member keeps its partitions for ten seconds: python -m tests.chaos.missing_records kills it.
+def test_two_walks_and_two_consumers_record_every_missing_repository_once(stack: Stack, tmp_path: Path) -> None:
+    # A killed consumer keeps its partitions for ten seconds: python -m tests.chaos.missing_records kills it.
     chaos.play(stack, tmp_path, 400, "new", lambda *_: None, end=Popen.terminate)

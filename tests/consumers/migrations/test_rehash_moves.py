@@ -50,7 +50,7 @@ def application(world: World) -> Application:
 
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The sources of all copies that this process begins, in their order."""
+    """The sources of all copies that this process begins, in order."""
     made: list[Path] = []
     original = clone.copy
 
@@ -89,7 +89,7 @@ def test_repos_need_to_be_moved_from_one_instance_of_gitserver_to_another(
     assert world.disks.leftovers() == []
 
 
-def test_we_will_iterate_over_all_repos_in_repo_name_order(world: World, copied: list[Path]) -> None:
+def test_repos_are_iterated_in_repo_name_order(world: World, copied: list[Path]) -> None:
     names = ONE_PARTITION[:5]
     world.add(names[::-1])
     drive(world.settings)
@@ -124,7 +124,7 @@ def test_clone_the_repo_to_its_new_location_whole_with_its_head_settings_and_sym
 
 
 def test_record_that_the_repo_has_been_moved(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each step of the cursor is looked for, however long the machine took to look for what is not on record.
+    # The cursor is moved at each step, even if the query for unrecorded names was slow.
     monkeypatch.setattr(worker, "_LOOK_SHARE", 0.0)
     first, *rest = sorted(ONE_PARTITION[:3], key=order_key)
     world.add([first, *rest])
@@ -157,26 +157,26 @@ def test_remove_the_repo_from_its_old_location_only_when_no_read_can_still_go_th
 
     assert (at["leaving"] - at["passed"]).total_seconds() >= world.settings.gitserver.grace_seconds
     assert not old.exists()
-    assert not old.parent.exists(), "the directory that its name made is gone as well"
+    assert not old.parent.exists(), "the directory of its name is removed too"
 
 
 def test_once_a_repo_has_been_moved_all_new_reads_use_rendezvous_hashing(world: World, eventually: Eventually) -> None:
     world.add(NAMES[:4])
     placement = Placement(NODES)
-    # The mover's grace is as short as it may be; this reader is sure for longer, however slow the machine is.
+    # The mover's grace is as short as possible; this reader trusts its cursors longer, even on a slow machine.
     patient = world.settings.gitserver.model_copy(update={"grace_seconds": 600.0})
     with Router(world.settings.database("main").dsn.get_secret_value(), patient) as router:
         assert [router.home(name) for name in NAMES[:4]] == [placement.home(name, Algorithm.MD5) for name in NAMES[:4]]
         drive(world.settings)
         new = [placement.home(name, Algorithm.RENDEZVOUS) for name in NAMES[:4]]
-        # What it knows may be from a moment before the last of them was passed; its next question is soon.
+        # Its cursors may be from before the last name was passed; it reads them again soon.
         eventually(lambda: [router.home(name) for name in NAMES[:4]] == new, "it reads the cursors again")
 
 
 def test_before_that_repo_in_order_the_new_hash_otherwise_the_old_one(world: World) -> None:
     names = sorted(ONE_PARTITION[:4], key=order_key)
     world.add(names)
-    # None is finished while the others are on their way, however long they take.
+    # No partition is finished while other moves are in progress.
     patient = world.settings.gitserver.model_copy(update={"grace_seconds": 1000.0})
     drive(
         world.with_options(moves_at_once=1).model_copy(update={"gitserver": patient}),
@@ -195,9 +195,7 @@ def test_before_that_repo_in_order_the_new_hash_otherwise_the_old_one(world: Wor
             assert world.disks.old(name).exists()
 
 
-def test_some_repos_may_fail_to_clone_it_tries_3_times_and_marks_them_as_moved_and_goes_on(
-    world: World, copied: list[Path]
-) -> None:
+def test_failed_clone_is_tried_3_times_and_marked_as_moved(world: World, copied: list[Path]) -> None:
     bad, good = sorted(ONE_PARTITION[:2], key=order_key)
     world.add([bad], make=broken)
     world.add([good])
@@ -208,18 +206,16 @@ def test_some_repos_may_fail_to_clone_it_tries_3_times_and_marks_them_as_moved_a
     assert world.states() == {bad: "failed", good: "settled"}
     reason = "SELECT failure FROM headrace.rehash_moves WHERE name = %s"
     assert "git: " in str(world.connection.execute(reason, (bad,)).fetchone())
-    assert world.disks.copies(bad) == [world.disks.old(bad)], "what could not be moved stays"
+    assert world.disks.copies(bad) == [world.disks.old(bad)], "a repository that could not be moved stays"
     assert world.disks.leftovers() == []
     assert world.disks.copies(good) == [world.disks.new(good)]
 
 
-def test_it_grabs_a_few_hundred_repos_at_a_time(world: World) -> None:
+def test_grabs_a_few_hundred_repos_at_a_time(world: World) -> None:
     assert RehashMoves.configure(world.settings.migration("rehash_moves")).options.moves_at_once == 200  # type: ignore[attr-defined]
 
 
-def test_a_blocking_clone_never_exceeds_the_limit_that_all_members_share(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clones_never_exceed_the_limit_shared_by_all_consumers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add(NAMES[:6])
     one = world.settings.gitserver.model_copy(update={"max_concurrent_clones": 1})
     settings = world.settings.model_copy(update={"gitserver": one})
@@ -260,7 +256,7 @@ def test_only_repos_marked_as_cloned_are_considered(world: World, application: A
     assert world.states() == {}
 
 
-def test_a_repo_that_is_not_cloned_any_more_when_its_turn_comes_is_left_alone(world: World, copied: list[Path]) -> None:
+def test_repo_no_longer_cloned_when_its_turn_comes_is_skipped(world: World, copied: list[Path]) -> None:
     world.add(NAMES[:1])
     world.connection.execute("UPDATE gitserver_repos SET clone_status = 'not_cloned'")
     drive(world.settings)
@@ -268,7 +264,7 @@ def test_a_repo_that_is_not_cloned_any_more_when_its_turn_comes_is_left_alone(wo
     assert world.states() == {}
 
 
-def test_the_migration_can_be_disabled_by_an_environment_variable(
+def test_migration_can_be_disabled_by_an_environment_variable(
     world: World, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_repository(world.disks.old(NAMES[0]))
@@ -282,7 +278,7 @@ def test_the_migration_can_be_disabled_by_an_environment_variable(
     assert world.disks.copies(NAMES[0]) == [world.disks.old(NAMES[0])]
 
 
-def test_it_makes_forward_progress_with_a_best_effort_to_move_all_repos(world: World) -> None:
+def test_makes_forward_progress_with_a_best_effort_to_move_all_repos(world: World) -> None:
     names = NAMES[:12]
     bad = names[::4]
     world.add(bad, make=broken)
@@ -293,7 +289,7 @@ def test_it_makes_forward_progress_with_a_best_effort_to_move_all_repos(world: W
     assert world.connection.execute(finished).fetchone() == (16,)
 
 
-def test_we_can_quickly_stop_the_migration(
+def test_migration_can_be_stopped_quickly(
     world: World, application: Application, hanging: None, eventually: Eventually
 ) -> None:
     make_repository(world.disks.old(NAMES[0]))
@@ -304,7 +300,7 @@ def test_we_can_quickly_stop_the_migration(
     runtime = consumer_of(world.settings, migration, "main", stopping=stopping)
     running = threading.Thread(target=runtime.run)
     running.start()
-    eventually(world.disks.leftovers, "a clone is under way")
+    eventually(world.disks.leftovers, "a clone is in progress")
 
     stopping.set()
     running.join(timeout=PATIENCE)
@@ -315,9 +311,7 @@ def test_we_can_quickly_stop_the_migration(
     assert world.states() == {NAMES[0]: "wanted"}
 
 
-def test_the_migration_does_not_adversely_affect_performance_no_transaction_is_open_while_it_clones(
-    world: World, hanging: None
-) -> None:
+def test_no_transaction_is_open_while_it_clones(world: World, hanging: None) -> None:
     world.add(NAMES[:1])
     sessions = "SELECT state, xact_start IS NULL FROM pg_stat_activity WHERE application_name LIKE 'headrace%'"
     seen: set[Any] = set()

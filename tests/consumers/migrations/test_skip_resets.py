@@ -1,4 +1,4 @@
-"""Seed 003, sentence by sentence: what is reset, what is left alone, and what it leaves behind."""
+"""Seed 003, sentence by sentence: rows that are reset, rows that are not, and their columns."""
 
 from __future__ import annotations
 
@@ -64,20 +64,20 @@ def test_all_with_a_state_of_import_skipped_and_the_reason_too_many_tags_which_i
 
 
 @pytest.mark.parametrize(("state", "reason"), [(UNCHANGED, 2), ("import_skipped", UNCHANGED), (UNCHANGED, UNCHANGED)])
-def test_a_value_that_the_stream_left_out_is_for_the_guard_to_judge(
+def test_value_left_out_by_the_stream_is_decided_by_the_guard(
     migration: Migration, state: object, reason: object
 ) -> None:
     assert migration.decide(event(Op.UPDATE, row(state, reason))) == Change(5)
 
 
 @pytest.mark.parametrize(("state", "reason"), [(UNCHANGED, 1), ("default", UNCHANGED), (UNCHANGED, None)])
-def test_a_value_that_is_there_decides_even_if_the_other_was_left_out(
+def test_present_value_decides_even_if_the_other_was_left_out(
     migration: Migration, state: object, reason: object
 ) -> None:
     assert isinstance(migration.decide(event(Op.UPDATE, row(state, reason))), Skip)
 
 
-def test_deletes_and_truncates_need_nothing(migration: Migration) -> None:
+def test_deletes_and_truncates_are_skipped(migration: Migration) -> None:
     assert migration.decide(event(Op.DELETE, None)) == Skip("deleted")
     assert migration.decide(event(Op.TRUNCATE, None)) == Skip("truncated")
 
@@ -95,7 +95,7 @@ def test_back_to_a_state_of_default_and_removing_the_skipped_reason_of_no_other_
     fill(connection, rows)
     skipped = [key for key, kind in rows.items() if kind == TOO_MANY_TAGS]
     with connection.transaction(), connection.cursor() as cursor:
-        # Every row, as if each event had said so once: the guard must hold by itself.
+        # Every row, as if each had matched once: the guard alone must suffice.
         assert migration.apply(cursor, [Change(key) for key in rows]) == len(skipped)
         assert migration.remaining(cursor) == 0
     assert states(connection) == {key: ("default", None) if key in skipped else rows[key] for key in rows}
@@ -117,13 +117,13 @@ def test_once_reset_they_qualify_for_import_and_can_be_skipped_and_reset_again(
         )
 
 
-def test_the_batch_size_is_10_000_and_each_sub_batch_processes_100_records() -> None:
+def test_batch_size_is_10_000_and_each_sub_batch_processes_100_records() -> None:
     settings = MigrationSettings()
     assert (settings.batch_size, settings.sub_batch_size) == (10_000, 100)
 
 
 @pytest.mark.stack
-def test_each_update_is_of_100_records_at_most_whatever_the_batch_size(
+def test_each_update_has_at_most_100_records(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any]
 ) -> None:
     rows = dict.fromkeys(range(1, 1_051), TOO_MANY_TAGS)
@@ -140,7 +140,7 @@ def test_each_update_is_of_100_records_at_most_whatever_the_batch_size(
 
 
 @pytest.mark.stack
-def test_no_update_reads_more_than_its_own_records(migration: Migration, connection: psycopg.Connection[Any]) -> None:
+def test_update_reads_only_its_own_records(migration: Migration, connection: psycopg.Connection[Any]) -> None:
     fill(connection, {key: TOO_MANY_TAGS if key % 40 == 0 else ("default", None) for key in range(1, 20_001)})
     connection.execute("VACUUM ANALYZE container_repositories")
     connection.execute("SELECT pg_stat_force_next_flush()")
@@ -157,14 +157,14 @@ def sequential_scans(connection: psycopg.Connection[Any]) -> tuple[int, ...] | N
     ).fetchone()
 
 
-def test_the_index_of_the_additional_note_is_suggested_and_not_necessary() -> None:
-    # `headrace check` offers it where it would help: tests/consumers/contract/test_suggested_index.py.
+def test_index_of_the_additional_note_is_suggested_and_not_required() -> None:
+    # `headrace check` suggests it where it would help: tests/consumers/contract/test_suggested_index.py.
     (index,) = SkipResets.suggested_indexes
     assert index.columns == ("migration_state", "migration_skipped_at", "id")
 
 
 @pytest.mark.stack
-def test_a_row_that_the_application_changed_meanwhile_stays_as_the_application_left_it(
+def test_row_changed_by_the_application_meanwhile_is_left_unchanged(
     migration: Migration, connection: psycopg.Connection[Any]
 ) -> None:
     fill(connection, {5: TOO_MANY_TAGS})
@@ -186,7 +186,7 @@ SHIPPED = (
 
 @pytest.mark.stack
 @pytest.mark.parametrize("clear", [False, True])
-def test_the_shipped_jobs_columns_are_cleared_only_by_option(connection: psycopg.Connection[Any], clear: bool) -> None:
+def test_shipped_jobs_columns_are_cleared_only_by_option(connection: psycopg.Connection[Any], clear: bool) -> None:
     options = MigrationSettings.model_validate({"clear_shipped_columns": clear})
     fill(connection, {5: TOO_MANY_TAGS})
     times = ", ".join(f"{column} = '2024-01-01'" for column in SHIPPED)

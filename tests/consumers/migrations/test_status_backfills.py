@@ -1,4 +1,4 @@
-"""Seed 004, sentence by sentence: the status comes in three releases, each of which holds up nobody."""
+"""Seed 004, sentence by sentence: the status is added in three releases that block no other session."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def migration() -> Migration:
 
 @pytest.mark.parametrize("op", [Op.READ, Op.CREATE, Op.UPDATE])
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_row_with_any_status_is_left_alone(migration: Migration, op: Op, status: str) -> None:
+def test_row_with_any_status_is_skipped(migration: Migration, op: Op, status: str) -> None:
     assert migration.decide(event(op, row(status))) == Skip("has a value")
 
 
 @pytest.mark.parametrize("op", [Op.READ, Op.CREATE, Op.UPDATE])
 @pytest.mark.parametrize("after", [row(None), row(), row(UNCHANGED)])
-def test_a_row_without_one_or_from_before_there_was_one_may_need_one(migration: Migration, op: Op, after: Row) -> None:
+def test_row_without_status_may_need_one(migration: Migration, op: Op, after: Row) -> None:
     assert migration.decide(event(op, after)) == Change((3, 5))
 
 
-def test_deletes_and_truncates_need_nothing(migration: Migration) -> None:
+def test_deletes_and_truncates_are_skipped(migration: Migration) -> None:
     assert migration.decide(event(Op.DELETE, None)) == Skip("deleted")
     assert migration.decide(event(Op.TRUNCATE, None)) == Skip("truncated")
 
@@ -63,7 +63,7 @@ def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Pa
 
 @pytest.fixture
 def connection(database: Database) -> psycopg.Connection[Any]:
-    """A connection to a registry as it was before, with a log of the writes to it."""
+    """A connection to a registry before the releases, with a log of the writes to it."""
     opened = database.connect()
     opened.execute(TABLE + LOG)
     return opened
@@ -71,7 +71,7 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 @pytest.fixture
 def run(config: Path, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> Run:
-    # The runner's standard error is gone after each command, and the log of this process would go on with it.
+    # The runner closes its standard error after each command, and the log of this process would keep using it.
     monkeypatch.setattr(log, "configure", lambda: None)
     return runner(config)
 
@@ -116,12 +116,12 @@ class TestReleaseN:
         with pytest.raises(psycopg.errors.CheckViolation):
             insert_with_status(connection, {(1, 2): "x" * 256})
 
-    def test_again_it_does_nothing(self, run: Run) -> None:
+    def test_expand_is_idempotent(self, run: Run) -> None:
         assert run("expand").stdout.count("1 try)\n") == 3
-        assert "nothing was left to do" in run("expand").stdout
+        assert "already up to date" in run("expand").stdout
         assert done(run("expand", "--json")) == []
 
-    def test_an_application_that_does_not_know_the_column_goes_on_and_one_that_does_defaults_it_to_native(
+    def test_old_application_still_writes_and_new_one_defaults_to_native(
         self, run: Run, connection: psycopg.Connection[Any]
     ) -> None:
         run("expand")
@@ -129,7 +129,7 @@ class TestReleaseN:
         insert_with_status(connection, {(1, 2): "native"})
         assert statuses(connection) == {(1, 1): None, (1, 2): "native"}
 
-    def test_down_drops_it_if_one_agrees_and_no_other_status_is_lost(
+    def test_down_drops_the_column_after_confirmation_unless_other_statuses_are_lost(
         self, run: Run, connection: psycopg.Connection[Any]
     ) -> None:
         before = columns(connection)
@@ -148,19 +148,19 @@ class TestReleaseN:
 class TestReleaseN1:
     """Backfill rows created before N, setting them to native."""
 
-    def test_it_is_refused_before_the_column_is_there(self, run: Run) -> None:
+    def test_release_is_refused_before_the_column_exists(self, run: Run) -> None:
         assert "run `headrace schema expand status_backfills` first" in refused(run("backfill"))
 
-    def test_it_is_refused_while_it_is_paused_or_switched_off(
+    def test_backfill_is_refused_while_paused_or_disabled(
         self, run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run("expand")
         set_paused(settings, StatusBackfills, "main", True)
-        assert "go on with `headrace resume status_backfills`" in refused(run("backfill"))
+        assert "resume it with `headrace resume status_backfills`" in refused(run("backfill"))
         monkeypatch.setenv("HEADRACE_STATUS_BACKFILLS_ENABLED", "false")
-        assert "status_backfills is switched off" in refused(run("backfill"))
+        assert "status_backfills is disabled" in refused(run("backfill"))
 
-    def test_without_the_column_every_row_is_left_and_with_it_those_that_are_null(
+    def test_remaining_counts_all_rows_without_the_column_and_null_rows_with_it(
         self, migration: Migration, connection: psycopg.Connection[Any]
     ) -> None:
         insert(connection, [(1, 1), (1, 2)])
@@ -170,7 +170,7 @@ class TestReleaseN1:
             insert_with_status(connection, {(1, 3): "native", (1, 4): None})
             assert migration.remaining(cursor) == 3
 
-    def test_a_member_without_the_column_says_what_to_run(
+    def test_consumer_without_the_column_ends_with_remedy(
         self, settings: Settings, connection: psycopg.Connection[Any]
     ) -> None:
         insert(connection, [(1, 1)])
@@ -178,9 +178,7 @@ class TestReleaseN1:
         with pytest.raises(NotExpanded, match="add it with `headrace schema expand status_backfills`"):
             caught_up(settings)
 
-    def test_only_through_the_stream_and_the_guard_rows_that_are_null_become_native(
-        self, settings: Settings, connection: psycopg.Connection[Any]
-    ) -> None:
+    def test_only_null_rows_become_native(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
         connection.execute(EXPANDED)
         insert_with_status(connection, {(1, 1): None, (2, 1): None, (1, 2): "import_failed", (1, 3): None})
         # As the stream says it: row 2 had none yet, and nothing is said of row 3.
@@ -189,7 +187,7 @@ class TestReleaseN1:
         assert statuses(connection) == {(1, 1): "native", (2, 1): "native", (1, 2): "import_failed", (1, 3): None}
         assert writes(connection) == 2
 
-    def test_rows_of_an_application_that_does_not_know_the_column_are_backfilled_as_they_come_whatever_was_before(
+    def test_rows_of_an_old_application_are_backfilled_as_they_come(
         self, settings: Settings, connection: psycopg.Connection[Any]
     ) -> None:
         connection.execute(EXPANDED)
@@ -205,16 +203,16 @@ class TestReleaseN1:
 class TestReleaseN2:
     """Add a non-blocking NOT NULL constraint."""
 
-    def test_it_is_refused_before_the_column_is_there(self, run: Run) -> None:
+    def test_release_is_refused_before_the_column_exists(self, run: Run) -> None:
         assert "run `headrace schema expand status_backfills` first" in refused(run("contract"))
 
-    def test_it_is_refused_while_a_row_has_none(self, run: Run, connection: psycopg.Connection[Any]) -> None:
+    def test_contract_is_refused_while_a_row_has_no_status(self, run: Run, connection: psycopg.Connection[Any]) -> None:
         run("expand")
         insert(connection, [(1, 1), (1, 2)])
         assert "2 rows of public.repositories have no migration_status" in refused(run("contract"))
         assert REQUIRED not in checks(connection).values()
 
-    def test_not_null_is_a_check_that_is_validated(self, run: Run, connection: psycopg.Connection[Any]) -> None:
+    def test_not_null_is_a_validated_check(self, run: Run, connection: psycopg.Connection[Any]) -> None:
         run("expand")
         insert_with_status(connection, {(1, 1): "native"})
         assert len(done(run("contract", "--json"))) == 2
@@ -223,7 +221,7 @@ class TestReleaseN2:
             insert(connection, [(1, 2)])
         assert done(run("contract", "--json")) == []
 
-    def test_when_a_row_without_one_came_in_the_last_moment_it_is_taken_back(
+    def test_contract_is_undone_when_a_row_without_status_was_written_meanwhile(
         self, run: Run, connection: psycopg.Connection[Any]
     ) -> None:
         run("expand")
@@ -233,10 +231,10 @@ class TestReleaseN2:
             "ALTER TABLE repositories ADD CONSTRAINT check_repositories_migration_status_not_null"
             " CHECK (migration_status IS NOT NULL) NOT VALID"
         )
-        assert "it was taken back; deploy the application that writes migration_status" in refused(run("contract"))
+        assert "so it was dropped; deploy the application that writes migration_status" in refused(run("contract"))
         insert(connection, [(1, 2)])
 
-    def test_down_allows_rows_without_one_again_and_the_order_backwards_is_kept(
+    def test_down_allows_null_again_and_enforces_the_reverse_order(
         self, run: Run, connection: psycopg.Connection[Any]
     ) -> None:
         run("expand")

@@ -1,4 +1,4 @@
-"""Consumers and retries at a model server: the real Applying, Planner, Settler and Ends, and what they ask for."""
+"""Consumers and retries on a model server: the real Applying, Planner, Settler and Ends, and stand-ins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.dead_letters import settle
-from consumers.delivery.dead_letter_topic import Entry, Parked
+from consumers.delivery.dead_letter_topic import Entry, NewDeadLetter
 from consumers.delivery.topic_identity import TopicRecreated
 from consumers.ledger.error_policy import Action, Rule
 from consumers.ledger.progress import Place
@@ -30,13 +30,13 @@ class _Position:
 
 @dataclass
 class Positions:
-    """What LedgerPositions is to Applying."""
+    """A stand-in for LedgerPositions."""
 
     run: int = 0
 
 
 class Consumer:
-    """A process, with what Group, Parking, Pacing and the runtime are to Applying."""
+    """A process: a stand-in for Group, DeadLetterWriter, Pacing and the runtime."""
 
     limit = 2
 
@@ -55,8 +55,8 @@ class Consumer:
         parts = Parts(
             migration=MIGRATION, database=self.name, topics=("t",),
             planner=Planner(MIGRATION, lambda _: SCHEMA, self.name), ledger=ModelLedger(world),  # type: ignore[arg-type]
-            group=this, target=this, positions=Positions(), parking=this, pacing=this, breaker=this, holding=this,  # type: ignore[arg-type]
-            working=this, completion=this,
+            group=this, target=this, positions=Positions(), dead_letter_writer=this, pacing=this, breaker=this,  # type: ignore[arg-type]
+            throttle=this, working=this, completion=this,
         )  # fmt: skip
         self.applying = Applying(parts, this, this)
         self.applying._ahead.close()
@@ -84,7 +84,7 @@ class Consumer:
             self.positions[place] = Offset(entry[0])
 
     def proceed(self, _rest: float) -> bool:
-        """Go on at once."""
+        """Continue immediately."""
         return True
 
     def recover(self, error: Exception, rule: Rule, attempt: int) -> bool:
@@ -98,7 +98,7 @@ class Consumer:
         raise error
 
     def read(self) -> None:
-        """Read what follows in all partitions but those that wait."""
+        """Read the next records of all partitions that do not wait."""
         if self.topic_id != self.world.topic.id and "id of the topic" not in self.world.without:
             raise TopicRecreated("t")
         topic, self.batch = self.world.topic, []
@@ -115,7 +115,7 @@ class Consumer:
         self.applying.process(batch)  # type: ignore[arg-type]
 
     def caught_up(self) -> bool:
-        """Say so, as the runtime does; what it is about is checked."""
+        """Commit, as the runtime does, after a check."""
         self.ends._next_check = 0.0
         run = self.applying.run
         ledger = {place: _Position(value[0]) for (of, place), value in self.server.state["ledger"].items() if of == run}
@@ -127,21 +127,21 @@ class Consumer:
         yield from items
 
     def rest(self) -> None:
-        """Nothing is planned ahead here."""
+        """No prefetch."""
 
     def set_aside(self, place: Place, offset: Offset) -> None:
         del offset
         self.aside.add(place)
 
-    def keep(self, parked: Sequence[Parked], run: int) -> None:
+    def keep(self, dead_letters: Sequence[NewDeadLetter], run: int) -> None:
         self.world.step()
-        if "parking before the ledger moves" not in self.world.without:
-            for each in parked:
+        if "dead letter before the ledger advances" not in self.world.without:
+            for each in dead_letters:
                 self.world.kept[(each.place, each.offset, self.world.run_in_key(run))] = (run, each.value)
         self.world.step()
         if "dead letters of the transaction of the ledger" in self.world.without:
             tx = self.server.begin()
-            for each in parked:
+            for each in dead_letters:
                 tx.write("letters", (run, each.place, each.offset), "open")
             self.server.commit(tx)
 

@@ -16,7 +16,7 @@ _STEPS: Final = 150
 
 
 class History:
-    """One history: what happens is drawn; at its end all comes to rest, and must be as wanted."""
+    """One random history; at its end everything settles, and the result must be correct."""
 
     def __init__(self, seed: int, without: frozenset[str] = frozenset()) -> None:
         self.world = World(random.Random(seed), without)
@@ -27,7 +27,7 @@ class History:
             self.poison()
         self.open: list[Transaction] = []
         self.live: dict[Any, Consumer] = {}
-        """Partition → the consumer that the group gave it to; all others are zombies."""
+        """Partition → its assigned consumer; all others are zombies."""
         choices: list[tuple[Callable[[], None], float]] = [
             (self.write, 7), (self.end, 6), (self.replicate, 2), (self.publish, 2), (self.deliver, 6), (self.start, 3),
             (self.learn, 1), (self.read, 2), (self.process, 3), (self.work, 14), (self.bring_back, 3), (self.retry, 4),
@@ -36,7 +36,7 @@ class History:
             (self.caught_up, 1),
         ]  # fmt: skip
         self._actions = [action for action, _ in choices]
-        # Each history has its own bent, so that rare things meet.
+        # Each history has its own weights, so that rare events coincide.
         self._weights = [weight * self.draw.choice((0.3, 1, 1, 4)) for _, weight in choices]
 
     def play(self) -> None:
@@ -63,7 +63,7 @@ class History:
             if not server.locked(tx, "rows", key):
                 state = self.draw.choice(("wanted", "wanted", "wanted", "other", None))
                 tx.write("rows", key, state)
-                # What the topic has of it may be damaged: it is parked, and discarded in the end.
+                # Its event may be corrupt: it becomes a dead letter, and is discarded at the end.
                 shown = "nonsense" if state == "other" and self.draw.random() < 0.2 else state
                 event = Event(next(self.numbers), key, shown, tx)
                 self.world.events[event.number] = event
@@ -91,7 +91,7 @@ class History:
         self.world.publish(self.draw.randint(1, 4))
 
     def deliver(self) -> None:
-        """The standby is level, and so is the topic."""
+        """The standby and the topic have caught up."""
         self.world.server.replicated = len(self.world.server.wal)
         self.world.publish(100)
 
@@ -102,10 +102,10 @@ class History:
         self.world.server.fail_over()
 
     def poison(self) -> None:
-        """A constraint forbids to change some rows, or does no more."""
+        """A constraint rejects changes of some rows, or is dropped."""
         self.world.poison = set() if self.world.poison else set(self.draw.sample(KEYS, 2))
 
-    # Operators. They take the fence's locks alone, so that they wait for what is under way: here they come later.
+    # Operators. They take the fence's locks exclusively, so they wait for running transactions: here they come later.
 
     def _alone(self, **values: Any) -> bool:
         server = self.world.server
@@ -124,12 +124,12 @@ class History:
         self._alone(paused=False)
 
     def replay(self) -> None:
-        """Begin a new run, with every consumer gone from the group: those that are left are zombies."""
+        """Start a new run after every consumer has left the group: those that remain are zombies."""
         self.live.clear()
         self._alone(run=self.world.server.state["control"]["run"] + 1)
 
     def recreate(self) -> None:
-        """The topic is deleted and made again, from what is published of the table, once a chunk sees all of that."""
+        """The topic is recreated from a snapshot of the table that sees all published changes."""
         world = self.world
         rows: dict[int, Event] = {}
         published = world.server.wal[: world.published]
@@ -167,7 +167,7 @@ class History:
         return [each for each in self.world.consumers if not each.busy]
 
     def _run(self, consumer: Consumer, *steps: Callable[[], object]) -> None:
-        """Let a consumer do something; one that an error ends is gone, and so is one that is killed."""
+        """Let a consumer act; an error or a kill removes it."""
         consumer.busy = True
         try:
             for step in steps:
@@ -181,7 +181,7 @@ class History:
             consumer.busy = False
 
     def start(self) -> None:
-        """A consumer comes, and gets some of the partitions; who had them does not know yet."""
+        """A consumer joins and gets some partitions; their previous owners do not know yet."""
         if len(self.world.consumers) < 4:
             consumer = Consumer(self.world, self.world.server)
             self.world.consumers.append(consumer)
@@ -190,7 +190,7 @@ class History:
             self._run(consumer, lambda: consumer.assign(places))
 
     def learn(self) -> None:
-        """A consumer hears which partitions are its own."""
+        """A consumer receives its assignment."""
         for consumer in self._idle():
             mine = [place for place, owner in self.live.items() if owner is consumer]
             consumer.batch = []
@@ -213,7 +213,7 @@ class History:
             self._run(consumer, *((consumer.read,) if not consumer.batch else ()), consumer.process)
 
     def bring_back(self) -> None:
-        """Partitions that wait are read again, perhaps too soon."""
+        """Waiting partitions are read again, perhaps too soon."""
         for consumer in self._idle():
             consumer.aside.clear()
 
@@ -240,7 +240,7 @@ class History:
             retry(self.world, self.world.server)
 
     def remove(self) -> None:
-        """Remove the events of what was settled so long ago that no failover takes it back."""
+        """Remove the events of dead letters settled so long ago that no failover reopens them."""
         world, server = self.world, self.world.server
         safe = {
             key

@@ -1,4 +1,4 @@
-"""Sessions at a model server, and the stand-ins for the few functions of the real code that are SQL."""
+"""Sessions on a model server, and stand-ins for the functions of the real code that are SQL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from consumers.contract.decisions import Change
-from consumers.delivery.dead_letter_topic import Entry, Parked
+from consumers.delivery.dead_letter_topic import Entry, NewDeadLetter
 from consumers.ledger import fence
 from consumers.ledger.progress import Advance, LedgerMoved
 from schemas.errors import OwnershipMoved
@@ -20,7 +20,7 @@ from tests.consumers.model.world import Killed, World
 
 
 class Cursor:
-    """What the real code uses of psycopg's connection and cursor, on a model server."""
+    """The part of psycopg's connection and cursor that the real code uses, on a model server."""
 
     def __init__(self, world: World, server: ModelServer, transaction: Transaction) -> None:
         self.world, self.server, self.tx = world, server, transaction
@@ -75,7 +75,7 @@ class Cursor:
 
 
 class Connection:
-    """A session: one transaction at a time. Once lost, it says so at the next one, and connects again after that."""
+    """A session: one transaction at a time. After a loss the next one fails, and the one after that reconnects."""
 
     def __init__(self, world: World, server: ModelServer) -> None:
         self.world, self.server = world, server
@@ -136,7 +136,7 @@ class ModelLedger:
 
 
 def hold(cursor: Cursor, *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
-    """Stand in for fence.hold: the same locks, the same look, the same errors."""
+    """Stand in for fence.hold: the same locks, checks and errors."""
     del migration, gitlab_schema
     without = cursor.world.without
     cursor.step()
@@ -158,13 +158,13 @@ def hold(cursor: Cursor, *, migration: str, run: int, gitlab_schema: str, databa
     return cursor.server.hidden(cursor.tx)
 
 
-def record(cursor: Cursor, migration: str, run: int, database: str, parked: Sequence[Parked]) -> None:
-    """Stand in for dead_letters.record."""
+def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters: Sequence[NewDeadLetter]) -> None:
+    """Stand in for dead_letter_rows.record."""
     del migration, database
-    for each in parked:
+    for each in dead_letters:
         cursor.step()
         cursor.tx.write("letters", (run, each.place, each.offset), "open")
-        cursor.tx.parked.append((each.place, each.offset))
+        cursor.tx.dead_letters.append((each.place, each.offset))
         for (before, place, offset), state in cursor.server.state["letters"].items():
             same = (place, offset) == (each.place, each.offset) and before < run and state == "open"
             topics = {cursor.server.state["ledger"].get((of, each.place), (0, ""))[1] for of in (before, run)}
@@ -173,7 +173,7 @@ def record(cursor: Cursor, migration: str, run: int, database: str, parked: Sequ
 
 
 def settle(cursor: Cursor, migration: str, entry: Entry) -> bool:
-    """Stand in for dead_letters.settle."""
+    """Stand in for dead_letter_rows.settle."""
     del migration
     cursor.step()
     place, offset, run = entry.identity

@@ -1,7 +1,7 @@
-"""A model of the database that a migration writes: transactions, what snapshots see of them, WAL, and failovers.
+"""A model of the target database: transactions, their visibility in snapshots, WAL, and failovers.
 
 A transaction is in the WAL, and decoded, before it is visible; until it is visible it keeps its locks. What a standby
-has replayed survives a failover, and is all visible then; nothing else is left, and its ids are given out again.
+has replayed survives a failover and is then visible; everything else is lost, and its ids are assigned again.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from typing import Any, Final
 from schemas.xid_snapshot import Hidden, Snapshot
 
 FIRST_XID: Final = (1 << 32) - 12
-"""The low halves begin anew in the midst of most histories."""
+"""The low halves wrap around during most histories."""
 
 Tables = dict[str, dict[Any, Any]]
 
 
 @dataclass(eq=False)
 class Transaction:
-    """A transaction's writes: table, key, and value; None deletes. What else is noted here, the checks need."""
+    """A transaction's writes: table, key and value, where None deletes; and what the checks need."""
 
     xid: int
     generation: int
     writes: list[tuple[str, Hashable, Any]] = field(default_factory=list)
     locks: set[tuple[str, Hashable]] = field(default_factory=set)
     shares: bool = False
-    """Whether it shares the fence's locks."""
+    """Whether it holds the fence's shared locks."""
     synchronous: bool = False
     fenced: tuple[str, int] | None = None
-    """The database and the run that the fence was asked for."""
+    """The database and run passed to the fence."""
     run: int = 0
-    """The run that its events are of: a dead letter's may be an earlier one."""
+    """The run of its events, which for a dead letter may be an earlier one."""
     applied: list[int] = field(default_factory=list)
     """The numbers of the events that it applied."""
     blind: list[int] = field(default_factory=list)
     """Those of them whose transactions it did not see."""
     moves: list[tuple[Any, int, int]] = field(default_factory=list)
     """Partition, expected offset, next offset."""
-    parked: list[tuple[Any, int]] = field(default_factory=list)
+    dead_letters: list[tuple[Any, int]] = field(default_factory=list)
 
     def write(self, table: str, key: Hashable, value: Any) -> None:
         self.writes.append((table, key, value))
@@ -62,7 +62,7 @@ class ModelServer:
             self.replicated = 1
 
     def _restore(self) -> None:
-        """Begin with what is in the WAL, as a promoted standby does."""
+        """Start from the WAL, as a promoted standby does."""
         self.state: Tables = {table: {} for table in ("control", "rows", "ledger", "letters", "applied")}
         self.running: list[Transaction] = []
         self.visible: set[Transaction] = set()
@@ -90,7 +90,7 @@ class ModelServer:
         self.wal.append(transaction)
 
     def end(self, transaction: Transaction) -> None:
-        """Make a commit visible, or roll back what is not committed; does nothing for what a failover took."""
+        """Make a commit visible, or roll back an uncommitted one; does nothing for those lost in a failover."""
         if transaction in self.running:
             self.running.remove(transaction)
             self._last_ended = max(self._last_ended, transaction.xid)
@@ -106,16 +106,16 @@ class ModelServer:
         return transaction in self.running and transaction in self.wal
 
     def locked(self, transaction: Transaction, table: str, key: Hashable) -> bool:
-        """Whether another transaction has written it and is not over."""
+        """Whether another running transaction has written it."""
         return any((table, key) in each.locks for each in self.running if each is not transaction)
 
     @property
     def shared(self) -> bool:
-        """Whether a transaction keeps those out that want the fence's locks alone."""
+        """Whether a transaction blocks an exclusive lock on the fence."""
         return any(each.shares for each in self.running)
 
     def hidden(self, transaction: Transaction) -> Hidden:
-        """Return what the real rule makes of a snapshot taken now: see fence.hold."""
+        """Return the result of the real rule for a snapshot taken now: see fence.hold."""
         xmax = self._last_ended + 1
         listed = frozenset(each.xid for each in self.running if each.xid < xmax and each is not transaction)
         return Hidden(Snapshot(min(listed, default=xmax), xmax, listed), self._next_xid)
@@ -128,7 +128,7 @@ class ModelServer:
         return self.state[table].get(key)
 
     def fail_over(self) -> None:
-        """Go on with the standby, which has what it has replayed; every connection is lost."""
+        """Fail over to the standby, with what it has replayed; every connection is lost."""
         self.wal = self.wal[: self.replicated]
         self.generation += 1
         self._restore()

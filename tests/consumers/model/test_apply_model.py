@@ -1,4 +1,4 @@
-"""Random histories of a database, a topic and consumers: the rules of applying hold, and none can be left out.
+"""Random histories of a database, a topic and consumers show that the rules of applying hold and are all needed.
 
 The real Applying, Planner, Settler, Hidden and Ends work against a model database in which commits are decoded before
 they are visible, and which fails over to a standby that lacks its last commits. Between any two of their steps others
@@ -29,7 +29,7 @@ HISTORIES = 2_000
 
 @pytest.fixture(autouse=True)
 def _model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the model in the place of the servers."""
+    """Replace the servers by the model."""
     monkeypatch.setattr(fence, "hold", session.hold)
     monkeypatch.setattr(dead_letter_rows, "record", session.record)
     monkeypatch.setattr(dead_letter_rows, "settle", session.settle)
@@ -49,7 +49,7 @@ def explore(histories: int, without: frozenset[str] = frozenset()) -> None:
             raise
 
 
-def test_every_wanted_change_is_applied_once_where_its_transaction_is_visible() -> None:
+def test_model_applies_every_wanted_change_once_when_visible() -> None:
     explore(HISTORIES)
 
 
@@ -58,12 +58,12 @@ def test_every_wanted_change_is_applied_once_where_its_transaction_is_visible() 
     [
         ("ownership", "does not own the schema"),
         ("pause", "written while paused"),
-        ("run", "goes on in run"),
-        ("lock of the fence", "does not own the schema|written while paused|goes on in run"),
-        ("look after the lock", "does not own the schema|written while paused|goes on in run"),
+        ("run", "continues in run"),
+        ("lock of the fence", "does not own the schema|written while paused|continues in run"),
+        ("look after the lock", "does not own the schema|written while paused|continues in run"),
         ("compare-and-set of the ledger", r"goes from \d+ to|is applied twice|steps over"),
         ("id of the topic", "steps over|is of no event|never changed"),
-        ("parking before the ledger moves", "the event of dead letter .* is gone"),
+        ("dead letter before the ledger advances", "the event of dead letter .* is gone"),
         ("dead letters of the transaction of the ledger", "is applied twice"),
         ("only what is open is settled", "is applied twice"),
         ("settled in the transaction of the effect", "was never applied|never changed"),
@@ -71,7 +71,7 @@ def test_every_wanted_change_is_applied_once_where_its_transaction_is_visible() 
         ("late removal", "the event of dead letter .* is gone"),
     ],
 )
-def test_no_rule_of_the_database_can_be_left_out(rule: str, broken: str) -> None:
+def test_model_detects_each_omitted_database_rule(rule: str, broken: str) -> None:
     with pytest.raises(AssertionError, match=broken):
         explore(5 * HISTORIES, frozenset((rule,)))
 
@@ -82,13 +82,13 @@ def applies_whatever_it_sees(self: SubBatch, hidden: Hidden) -> dict[Place, Wait
 
 
 def overtakes(record: Record, waiting: Mapping[Place, Waiting]) -> bool:
-    """Leaves out that all that follows in the partition waits too."""
+    """Omits that later events of the partition wait too."""
     place, offset = origin_of(record)
     return place in waiting and offset == waiting[place].offset
 
 
 def settles_what_was_read_behind(self: Applying) -> Mapping[Place, Offset]:
-    """Leaves out that nothing more of a partition that waits is planned."""
+    """Omits that no further records of a waiting partition are planned."""
     return self._group.positions
 
 
@@ -98,14 +98,14 @@ def looks_at_its_own_partitions(self: Ends, positions: Mapping[Place, Offset], l
 
 
 class ListedAlone(Hidden):
-    """Leaves out the ids from the snapshot's xmax on."""
+    """Omits ids at or above the snapshot's xmax."""
 
     def __init__(self, snapshot: Snapshot, next_xid: int) -> None:
         super().__init__(snapshot, min(next_xid, snapshot.xmax))
 
 
 class OfOneEpoch(Hidden):
-    """Leaves out that an event has the low half of its transaction's id."""
+    """Omits that an event has only the low half of its transaction's id."""
 
     def any_of(self, xids: Iterable[int | None]) -> bool:
         return any(self.full(xid) == xid for xid in xids if xid is not None)
@@ -122,7 +122,7 @@ class OfOneEpoch(Hidden):
         (target, "Hidden", OfOneEpoch, "before their transactions are visible"),
     ],
 )
-def test_no_rule_of_a_consumer_can_be_left_out(
+def test_model_detects_each_omitted_consumer_rule(
     place: object, name: str, without: object, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(place, name, without)

@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Record:
-    """A record as Kafka gives it; without an event it is the end of a partition."""
+    """A record as from Kafka; the end of a partition if it has no event."""
 
     place: Place
     at: int
@@ -93,7 +93,7 @@ MIGRATION: Final = ModelMigration(Options())
 
 
 class Topic:
-    """The records of each partition of one topic, by their offsets; a transaction's mark takes one too."""
+    """The records of each partition of one topic by offset, including transaction markers."""
 
     def __init__(self, number: int) -> None:
         self.id = str(number)

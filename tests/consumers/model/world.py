@@ -1,4 +1,4 @@
-"""The world of the model: databases, topic and processes, who draws what happens next, and what must hold."""
+"""The model's world: databases, topic, processes, the random source, and the invariants."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Killed(BaseException):
 
 
 class Stuck(BaseException):
-    """It waits for a lock; it is stopped, and tries again later."""
+    """It waits for a lock: it stops, and retries later."""
 
 
 Failure: Final = (psycopg.Error, HeadraceError, Killed, Stuck)
-"""What ends a process, or what it is at."""
+"""What ends a process or its current step."""
 
 
 @dataclass
 class World:
-    """Everything: databases, topic, consumers, and the one who draws what happens next."""
+    """All of it: databases, topic, consumers, and the random source."""
 
     draw: random.Random
     without: frozenset[str] = frozenset()
@@ -38,7 +38,7 @@ class World:
     events: dict[int, Event] = field(default_factory=dict)
     poison: set[int] = field(default_factory=set)
     kept: dict[tuple[Place, int, int], tuple[int, bytes]] = field(default_factory=dict)
-    """The dead letters' topic: partition, offset and run of the event, and which run parked it, and the event."""
+    """The topic of dead letters: partition, offset, run → event."""
     consumers: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class World:
         return 0 if "run in the key of a dead letter" in self.without else run
 
     def step(self) -> None:
-        """Between two steps of a process: others act, or it dies."""
+        """Between two steps of a process, others act or it is killed."""
         if self.quiet:
             return
         if self.draw.random() < 0.004:
@@ -73,7 +73,7 @@ class World:
     # The source.
 
     def publish(self, count: int) -> None:
-        """Publish the next transactions that the standby has; Kafka's transaction ends with a mark."""
+        """Publish the next transactions that the standby has; a Kafka transaction ends with a marker."""
         wal = self.server.wal[: self.server.replicated]
         ahead = wal[self.published : self.published + count]
         self.published += len(ahead)
@@ -86,17 +86,17 @@ class World:
     def append(self, event: Event, *, read: bool = False) -> None:
         self.topic.append(event, encode(event, self.active, len(self.server.wal), read=read))
 
-    # What must hold.
+    # Invariants.
 
     def require_right(self, server: ModelServer, tx: Transaction) -> None:
-        """Fail unless what is about to be committed may be."""
+        """Fail unless the transaction may be committed."""
         assert tx.fenced is not None
         control, (database, run) = server.state["control"], tx.fenced
         assert control["name"] == control["owner"] == database, f"written in {database}, which does not own the schema"
         assert not control["paused"], "written while paused"
         assert not tx.blind, f"events {tx.blind} are applied before their transactions are visible"
         moved = [(table, key) for table, key, _ in tx.writes if table == "ledger"]
-        assert not moved or control["run"] == run, f"run {run} goes on in run {control['run']}"
+        assert not moved or control["run"] == run, f"run {run} continues in run {control['run']}"
         for key in (key for table, key, _ in tx.writes if table == "applied"):
             assert key not in server.state["applied"], f"{key} (run, event) is applied twice"
         for place, expected, next_offset in tx.moves:
@@ -105,7 +105,7 @@ class World:
             for at, record in self.topics[topic].records[place].items():
                 event = record.event
                 if expected <= at < next_offset and event is not None and event.state in ("wanted", "nonsense"):
-                    settled = event.number in tx.applied or (place, at) in tx.parked
+                    settled = event.number in tx.applied or (place, at) in tx.dead_letters
                     assert settled, f"{place} steps over event {event.number}, which is wanted"
 
     def require_letters(self) -> None:

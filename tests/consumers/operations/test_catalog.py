@@ -32,7 +32,7 @@ class Everywhere(Migration):
 
 
 class OncePerDatabase(Everywhere):
-    """Says that it may."""
+    """Declares that it runs once per database."""
 
     shared = Shared.PER_DATABASE
 
@@ -42,18 +42,18 @@ def settings(**schemas: list[str]) -> Settings:
     return Settings.model_validate({"databases": databases})
 
 
-def test_skip_resets_is_found_under_its_files_name() -> None:
+def test_catalog_finds_skip_resets_by_file_name() -> None:
     for name, kind in migrations().items():
         assert kind.__module__ == f"consumers.migrations.{name}"
     assert "skip_resets" in migrations()
 
 
-def test_an_unknown_name_gets_a_suggestion_and_the_list() -> None:
-    with pytest.raises(UsageError, match=r"'skip_reset'; did you mean skip_resets\? there: .*skip_resets"):
+def test_unknown_migration_is_refused_with_suggestion_and_list() -> None:
+    with pytest.raises(UsageError, match=r"'skip_reset'; did you mean skip_resets\? known: .*skip_resets"):
         migration_class("skip_reset")
 
 
-def test_an_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     mistyped = type("Mistyped", (Everywhere,), {"name": "mistyped", "gitlab_schema": "gitlab_mian"})
     monkeypatch.setattr(catalog, "migrations", lambda: {"mistyped": mistyped})
     assert "mistyped" not in catalog.broken()
@@ -64,29 +64,29 @@ def test_an_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypa
         target_database(settings(main=["gitlab_main"]), mistyped)
 
 
-def test_the_target_is_the_one_database_that_lists_the_schema() -> None:
+def test_target_is_the_only_database_that_lists_the_schema() -> None:
     kind = migration_class("skip_resets")
     assert target_database(settings(main=["gitlab_main"], ci=["gitlab_ci"]), kind) == "main"
     with pytest.raises(UsageError, match="several databases: ci, main"):
         target_database(settings(main=["gitlab_main"], ci=["gitlab_main"]), kind)
-    with pytest.raises(UsageError, match=r"no database in the settings lists gitlab_main.*there: ci"):
+    with pytest.raises(UsageError, match=r"no database in the settings lists gitlab_main.*in the settings: ci"):
         target_database(settings(ci=["gitlab_ci"]), kind)
 
 
-def test_the_settings_may_choose_the_target() -> None:
+def test_settings_choose_the_target() -> None:
     both = settings(main=["gitlab_main"], ci=["gitlab_main"])
     chosen = both.model_copy(update={"migrations": {"skip_resets": _section(database="ci")}})
     assert target_database(chosen, migration_class("skip_resets")) == "ci"
 
 
-def test_a_shared_migration_is_refused_unless_it_says_once_per_database() -> None:
+def test_shared_migration_is_refused_unless_it_declares_per_database() -> None:
     known = settings(main=["gitlab_shared"])
     with pytest.raises(UsageError, match="gitlab_shared tables, which every database has"):
         target_database(known, Everywhere)
     assert target_database(known, OncePerDatabase) == "main"
 
 
-def test_a_wrong_option_is_named() -> None:
+def test_unknown_option_is_reported() -> None:
     with pytest.raises(SettingsError, match=r"unknown key migrations.skip_resets.clear_shiped_columns"):
         catalog.configured(_with(clear_shiped_columns=True), "skip_resets")
     with pytest.raises(SettingsError, match=r"migrations.skip_resets.clear_shipped_columns: "):

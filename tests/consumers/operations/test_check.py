@@ -1,4 +1,4 @@
-"""What `headrace check`, `status` and `consume` say of migrations that cannot run: on real servers, as commands."""
+"""`headrace check`, `status` and `consume` report migrations that cannot run: commands on real servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Ended = subprocess.CompletedProcess[str]
 
 
 class Author:
-    """Somebody's checkout, with migrations of their own, and a database with a table of users."""
+    """A migration author's checkout with migrations, and a database with a table of users."""
 
     def __init__(self, directory: Path, database: Database, kafka: str, prefix: str) -> None:
         self.directory = directory / "checkout"
@@ -60,7 +60,7 @@ class Author:
     def run(self, *words: str, **environment: str) -> Ended:
         return subprocess.run(
             [sys.executable, "-m", "headrace", *words, "--config", str(self.config)],
-            cwd=self.directory,  # Python looks there first, before what is installed
+            cwd=self.directory,  # which Python searches before installed packages
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
@@ -69,7 +69,7 @@ class Author:
         )
 
     def findings(self, **environment: str) -> list[str]:
-        """Return the lines of what is missing; the exit code says the same."""
+        """Return the lines of the findings; the exit code is checked against them."""
         ended = self.run("check", "--json", **environment)
         found = [f"{one['where']}: {one['problem']}; {one['remedy']}" for one in json.loads(ended.stdout)["findings"]]
         assert ended.returncode == (3 if found else 0), ended
@@ -87,7 +87,7 @@ def registry() -> Iterator[RegistryServer]:
         yield server
 
 
-def test_broken_files_are_listed_with_their_places_and_break_no_other(author: Author) -> None:
+def test_broken_files_are_listed_with_line_and_do_not_affect_others(author: Author) -> None:
     for name, (text, _) in BROKEN.items():
         author.write(name.lower(), text)
     author.write("first", sound("same"))
@@ -95,7 +95,7 @@ def test_broken_files_are_listed_with_their_places_and_break_no_other(author: Au
     author.write("mistyped", sound("mistyped", gitlab_schema='gitlab_schema = "gitlab_mian"'))
     author.write("lower_emails", sound("lower_emails"))
     expected = {**{name: said for name, (_, said) in BROKEN.items()}, "same": "rename one of the two"}
-    expected["mistyped"] = "mistyped.py:9: class Lowers: no gitlab schema is called gitlab_mian, did you mean"
+    expected["mistyped"] = "mistyped.py:9: class Lowers: unknown gitlab schema gitlab_mian, did you mean"
 
     findings = author.findings()
     assert len(findings) == len(expected)
@@ -115,17 +115,17 @@ def test_broken_files_are_listed_with_their_places_and_break_no_other(author: Au
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
         assert expected[name] in ended.stderr
     assert author.run("verify", "lower_emails").returncode == 0
-    for command in (("--help",), ("init", "--sql"), ("parked", "list", "lower_emails")):
+    for command in (("--help",), ("init", "--sql"), ("dead-letters", "list", "lower_emails")):
         ended = author.run(*command) if command != ("--help",) else author.run("check", "--help")
         assert ended.returncode == 0, ended.stderr
 
 
-def test_a_table_that_is_not_captured_blocks_what_is_meant_to_run(author: Author) -> None:
+def test_table_that_is_not_captured_blocks_configured_migration(author: Author) -> None:
     author.connection.execute("CREATE TABLE profiles (id bigint PRIMARY KEY, email text)")
     author.write("profiles", sound("profiles", tables='tables = ("public.profiles",)'))
-    assert author.findings() == [], "nothing says that it is meant to run"
+    assert author.findings() == [], "it is not meant to run"
     said = "migrations.profiles: it reads table public.profiles, which is not captured"
-    assert said in author.run("check").stdout, "but it is said"
+    assert said in author.run("check").stdout, "but it is reported"
     author.settings(migrations={"profiles": {"batch_size": 10}})
     (one,) = author.findings()
     assert one.startswith(f'{said}; add "public.profiles" to databases.main.tables')
@@ -133,16 +133,16 @@ def test_a_table_that_is_not_captured_blocks_what_is_meant_to_run(author: Author
     assert author.findings() == []
 
 
-def test_a_table_or_a_column_that_there_is_not_is_named_with_what_was_perhaps_meant(author: Author) -> None:
+def test_missing_table_or_column_is_reported_with_suggestion(author: Author) -> None:
     author.write("table", sound("table", tables='tables = ("public.user",)'))
     author.write("lacks", sound("lacks", columns='columns = ("id", "emial")'))
     author.settings(migrations={"lacks": {"batch_size": 10}})
     lacks, table = author.findings()
     assert "it reads table public.user, which database main does not have, did you mean public.users?" in table
-    assert "it looks at column emial, which table public.users does not have, did you mean email?" in lacks
+    assert "it reads column emial, which table public.users does not have, did you mean email?" in lacks
 
 
-def test_a_run_on_record_is_meant_to_run(author: Author) -> None:
+def test_recorded_run_makes_problems_blocking(author: Author) -> None:
     author.connection.execute("CREATE TABLE profiles (id bigint PRIMARY KEY, email text)")
     author.write("profiles", sound("profiles", tables='tables = ("public.profiles",)'))
     author.connection.execute(
@@ -154,14 +154,14 @@ def test_a_run_on_record_is_meant_to_run(author: Author) -> None:
     assert "public.profiles, which is not captured" in one
 
 
-def test_a_misspelt_section_or_switch_is_named_with_what_was_perhaps_meant(author: Author) -> None:
+def test_misspelt_section_or_variable_is_reported_with_suggestion(author: Author) -> None:
     author.write("lower_emails", sound("lower_emails"))
     author.settings(migrations={"lower_email": {"batch_size": 10}})
     (section,) = author.findings()
-    assert section.startswith("migrations.lower_email: no migration is called lower_email, did you mean lower_emails?")
+    assert section.startswith("migrations.lower_email: unknown migration lower_email, did you mean lower_emails?")
     author.settings()
     (switch,) = author.findings(HEADRACE_LOWER_EMIALS_ENABLED="false")
-    assert "HEADRACE_LOWER_EMIALS_ENABLED is set, and no migration is called lower_emials, did you mean" in switch
+    assert "HEADRACE_LOWER_EMIALS_ENABLED is set for the unknown migration lower_emials, did you mean" in switch
     (wrong,) = author.findings(HEADRACE_LOWER_EMAILS_ENABLED="perhaps")
     assert "HEADRACE_LOWER_EMAILS_ENABLED is 'perhaps'" in wrong
     author.settings(migrations={"lower_emails": {"bach_size": 10}})
@@ -169,9 +169,7 @@ def test_a_misspelt_section_or_switch_is_named_with_what_was_perhaps_meant(autho
     assert "unknown key migrations.lower_emails.bach_size" in key
 
 
-def test_a_registry_that_is_dead_silent_absent_or_refuses_is_a_finding(
-    author: Author, registry: RegistryServer, closed_port: int
-) -> None:
+def test_unusable_schema_registry_is_a_finding(author: Author, registry: RegistryServer, closed_port: int) -> None:
     author.settings(registry={"url": registry.url})
     assert author.findings() == []
     author.settings(registry={"url": f"{registry.url}/nothing-here"})
@@ -186,7 +184,7 @@ def test_a_registry_that_is_dead_silent_absent_or_refuses_is_a_finding(
         assert "does not answer" in author.findings()[0]
 
 
-def test_a_slow_count_of_a_migration_without_a_suggested_index_is_shown_with_its_plan(author: Author) -> None:
+def test_slow_count_without_suggested_index_is_shown_with_its_plan(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(3) WHERE email <>")
     author.write("lower_emails", slow)
     found = json.loads(author.run("check", "--json").stdout)["advice"]
@@ -196,7 +194,7 @@ def test_a_slow_count_of_a_migration_without_a_suggested_index_is_shown_with_its
     assert author.findings() == []
 
 
-def test_status_shows_an_estimate_where_counting_takes_too_long(author: Author) -> None:
+def test_status_shows_estimate_when_count_is_slow(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(30) WHERE email <>")
     author.write("lower_emails", slow)
     author.connection.execute("INSERT INTO users SELECT i, 'A' || i FROM generate_series(1, 5000) i; ANALYZE users")
@@ -207,7 +205,7 @@ def test_status_shows_an_estimate_where_counting_takes_too_long(author: Author) 
     assert f"~{found['remaining']:,}" in author.run("status").stdout
 
 
-def test_one_migration_that_cannot_be_counted_hides_no_other_in_status(author: Author) -> None:
+def test_status_shows_other_migrations_when_one_cannot_be_counted(author: Author) -> None:
     author.write("lower_emails", sound("lower_emails"))
     author.write("none", sound("none").replace("return cursor.fetchone()[0]", "return None"))
     author.write("raises", sound("raises").replace("return cursor.fetchone()[0]", "return {}['x']"))
@@ -222,9 +220,7 @@ def test_one_migration_that_cannot_be_counted_hides_no_other_in_status(author: A
     assert "migrations.none: none: remaining() returned None" in one
 
 
-def test_verify_counts_to_the_end_whatever_the_roles_statement_timeout(
-    author: Author, eventually: Callable[..., None]
-) -> None:
+def test_verify_ignores_the_roles_statement_timeout(author: Author, eventually: Callable[..., None]) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(7) WHERE email <>")
     author.write("lower_emails", slow)
     author.connection.execute("INSERT INTO users SELECT i, 'A' || i FROM generate_series(1, 5) i")
@@ -233,7 +229,7 @@ def test_verify_counts_to_the_end_whatever_the_roles_statement_timeout(
     ended = author.run("verify", "lower_emails", "--json")
     assert json.loads(ended.stdout)["remaining"] == 5
     assert ended.returncode == 1
-    assert "still counting what is left; Ctrl-C ends it" in ended.stderr
+    assert "still counting remaining rows" in ended.stderr
 
 
 def test_verify_can_be_stopped_while_it_counts(author: Author, eventually: Callable[..., None]) -> None:
@@ -250,11 +246,11 @@ def test_verify_can_be_stopped_while_it_counts(author: Author, eventually: Calla
         text=True,
     )
     try:
-        eventually(lambda: author.connection.execute(counting).fetchone() == (1,), "it counts")
+        eventually(lambda: author.connection.execute(counting).fetchone() == (1,), "the count runs")
         process.terminate()
         said = process.communicate(timeout=60)[1]
     finally:
         process.kill()
     assert process.returncode == 1
-    assert "lower_emails: stopped while it counted; nothing was changed" in said
-    eventually(lambda: author.connection.execute(counting).fetchone() == (0,), "the server does not go on counting")
+    assert "lower_emails: the count was stopped; nothing was changed" in said
+    eventually(lambda: author.connection.execute(counting).fetchone() == (0,), "the server stops counting")

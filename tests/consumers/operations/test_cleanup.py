@@ -1,4 +1,4 @@
-"""What a switchover left behind is listed and removed; what a database owns, or may get back, is not."""
+"""Records that a switchover left behind are listed and removed, unless the database owns or may regain the schema."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def names(connection: psycopg.Connection) -> list[str]:
 
 @pytest.fixture
 def sides(new_databases: New) -> tuple[Database, Database]:
-    """A database and its copy, in which gitlab_ci was closed and nothing more."""
+    """A database and its copy, in which only gitlab_ci was closed."""
     both = new_databases(None), new_databases(None)
     for database in both:
         connection = database.connect()
@@ -57,47 +57,45 @@ def settings(main: Database, ci: Database) -> Settings:
     )
 
 
-def test_each_side_loses_what_the_other_owns_and_keeps_its_own(sides: tuple[Database, Database]) -> None:
+def test_cleanup_removes_only_records_of_the_other_side(sides: tuple[Database, Database]) -> None:
     main, ci = sides
     ci.connect().execute("UPDATE headrace.database SET name = 'ci'")
     known = settings(main, ci)
     assert [(each.migration, each.owner, each.kept) for each in stale_records(known, "main")] == [("of_ci", "ci", None)]
-    for _ in range(2):  # the second time there is nothing left
+    for _ in range(2):  # cleanup is idempotent
         remove(known, "main")
         remove(known, "ci")
         assert (names(main.connect()), names(ci.connect())) == (["of_main"], ["of_ci"])
 
 
-def test_in_the_middle_of_a_switchover_nothing_is_removed(sides: tuple[Database, Database]) -> None:
+def test_cleanup_removes_nothing_during_a_switchover(sides: tuple[Database, Database]) -> None:
     main, ci = sides
     known = settings(main, ci)
     (stale,) = stale_records(known, "main")
-    assert stale.kept == (
-        "no database that answers owns gitlab_ci at this moment (main says ci, ci says ci but is on record as main)"
-    )
+    assert stale.kept == ("no reachable database owns gitlab_ci (main says ci, ci says ci but is on record as main)")
     assert remove(known, "main") == []
     assert names(main.connect()) == ["of_ci", "of_main"]
 
 
-def test_an_owner_that_cannot_be_asked_keeps_the_record(sides: tuple[Database, Database]) -> None:
+def test_cleanup_keeps_record_whose_owner_is_unreachable(sides: tuple[Database, Database]) -> None:
     main, ci = sides
     known = settings(main, ci)
     alone = known.model_copy(update={"databases": {"main": known.database("main")}})
     assert [each.kept for each in stale_records(alone, "main")] == [
-        "no database that answers owns gitlab_ci at this moment (main says ci)"
+        "no reachable database owns gitlab_ci (main says ci)"
     ]
 
 
-def test_a_database_that_the_settings_call_wrongly_is_left_alone(sides: tuple[Database, Database]) -> None:
+def test_cleanup_refuses_database_with_wrong_name_in_settings(sides: tuple[Database, Database]) -> None:
     main, ci = sides
-    with pytest.raises(WrongDatabase, match="call this database ci, but it is on record as main"):
+    with pytest.raises(WrongDatabase, match="call this database ci, but its own records call it main"):
         remove(settings(main, ci), "ci")
 
 
-def test_what_a_migration_declares_now_counts_not_what_its_ledger_was_begun_for(
+def test_cleanup_uses_the_declared_gitlab_schema_not_the_ledgers(
     sides: tuple[Database, Database],
 ) -> None:
-    """A corrected label: the ledger says gitlab_ci, which was given away, but the migration writes gitlab_main."""
+    """A corrected label: the ledger has gitlab_ci, which was given away, but the migration writes gitlab_main."""
     main, ci = sides
     ci.connect().execute("UPDATE headrace.database SET name = 'ci'")
     for database in sides:
@@ -115,7 +113,7 @@ def test_what_a_migration_declares_now_counts_not_what_its_ledger_was_begun_for(
 
 
 class Chain:
-    """Three databases with the record of a migration of gitlab_ci, each of which says who owns it."""
+    """Three databases with the record of a migration of gitlab_ci, each with its record of the owner."""
 
     def __init__(self, new: New) -> None:
         self.databases = {name: new(None) for name in ("first", "second", "third")}
@@ -126,13 +124,13 @@ class Chain:
             ledger.open(connection, ledger.begin(connection), {Place("t", 0): "id"})
 
     def says(self, database: str, owner: str, epoch: int, *, name: str | None = None) -> None:
-        """Let `database`, called so unless its name is another, have `owner` on record."""
+        """Record `owner` in `database`, whose recorded name is `name` if given."""
         connection = self.databases[database].connect()
         connection.execute("UPDATE headrace.database SET name = %s", (name or database,))
         connection.execute("UPDATE headrace.schema_ownership SET owner = %s, epoch = %s", (owner, epoch))
 
     def settings(self, **other: str) -> Settings:
-        """Return settings that have all three, with another dsn for some."""
+        """Return settings with all three, with other dsns for some."""
         dsns = {name: database.dsn for name, database in self.databases.items()} | other
         sections = {name: {"dsn": dsn, "gitlab_schemas": ["gitlab_ci"]} for name, dsn in dsns.items()}
         return Settings.model_validate({"databases": sections})
@@ -149,7 +147,7 @@ def chain(new_databases: New) -> Chain:
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
 
-def test_after_a_second_move_the_record_of_the_first_owner_is_removed_too(chain: Chain) -> None:
+def test_cleanup_removes_first_owners_record_after_a_second_move(chain: Chain) -> None:
     chain.says("first", "second", 2)
     chain.says("second", "third", 3)
     chain.says("third", "third", 3)
@@ -161,14 +159,14 @@ def test_after_a_second_move_the_record_of_the_first_owner_is_removed_too(chain:
     assert [chain.has_record(name) for name in chain.databases] == [False, False, True]
 
 
-def test_of_two_moves_the_database_in_the_middle_need_not_answer(chain: Chain) -> None:
+def test_cleanup_after_two_moves_does_not_need_the_middle_database(chain: Chain) -> None:
     chain.says("first", "second", 2)
     chain.says("third", "third", 3)
     assert [each.owner for each in remove(chain.settings(second=NOBODY), "first")] == ["third"]
 
 
-def test_moved_on_and_back_the_owner_keeps_its_record_and_the_others_lose_theirs(chain: Chain) -> None:
-    """first gave it to second, which gave it to third, which gave it to a new second, a copy of itself."""
+def test_cleanup_after_moves_and_back_keeps_only_the_owners_record(chain: Chain) -> None:
+    """The schema moved from first to second, to third, and to a new second, a copy of third."""
     chain.says("first", "second", 2)
     chain.says("third", "second", 4)
     chain.says("second", "second", 4)
@@ -179,7 +177,7 @@ def test_moved_on_and_back_the_owner_keeps_its_record_and_the_others_lose_theirs
     assert chain.has_record("second")
 
 
-def test_the_record_is_kept_while_the_second_move_is_under_way(chain: Chain) -> None:
+def test_cleanup_keeps_record_during_a_second_move(chain: Chain) -> None:
     chain.says("first", "second", 2)
     chain.says("second", "third", 3)
     chain.says("third", "third", 3, name="second")  # promoted, and not open yet
@@ -187,37 +185,36 @@ def test_the_record_is_kept_while_the_second_move_is_under_way(chain: Chain) -> 
     (stale,) = stale_records(known, "first")
     assert stale.owner == "second"
     assert stale.kept == (
-        "no database that answers owns gitlab_ci at this moment (first says second, second says third, third says"
+        "no reachable database owns gitlab_ci (first says second, second says third, third says"
         " third but is on record as second)"
     )
     assert remove(known, "first") == []
     assert chain.has_record("first")
 
 
-def test_the_record_is_kept_while_the_owner_does_not_answer(chain: Chain) -> None:
+def test_cleanup_keeps_record_while_the_owner_is_unreachable(chain: Chain) -> None:
     chain.says("first", "second", 2)
     chain.says("second", "third", 3)
     (stale,) = stale_records(chain.settings(third=NOBODY), "first")
     assert stale.kept == (
-        "no database that answers owns gitlab_ci at this moment (first says second, second says third; third does not"
-        " answer)"
+        "no reachable database owns gitlab_ci (first says second, second says third; third does not answer)"
     )
     assert remove(chain.settings(third=NOBODY), "first") == []
 
 
-def test_two_that_both_say_that_they_own_it_keep_every_record(chain: Chain) -> None:
+def test_cleanup_keeps_records_if_two_databases_claim_ownership(chain: Chain) -> None:
     chain.says("first", "second", 2)
     chain.says("second", "second", 2)
     chain.says("third", "third", 3)
     known = chain.settings()
     (stale,) = stale_records(known, "first")
-    assert stale.kept == "second (epoch 2) and third (epoch 3) both say that they own gitlab_ci"
+    assert stale.kept == "second (epoch 2) and third (epoch 3) both claim to own gitlab_ci"
     assert remove(known, "first") == []
     assert all(chain.has_record(name) for name in chain.databases)
 
 
-def test_a_claim_made_in_the_meantime_keeps_the_record(chain: Chain) -> None:
-    """The owner is asked again under the lock: a database that was given it back since has what it needs."""
+def test_cleanup_keeps_record_of_database_that_regained_ownership(chain: Chain) -> None:
+    """Ownership is checked again under the lock: a database that regained it meanwhile keeps its record."""
     chain.says("first", "second", 2)
     chain.says("second", "second", 2)
     known = chain.settings()

@@ -18,9 +18,7 @@ from tests.consumers.services import PATIENCE
 pytestmark = pytest.mark.stack
 
 
-def test_it_counts_and_writes_nothing_anywhere(
-    feed: Feed, connection: psycopg.Connection[Any], settings: Settings
-) -> None:
+def test_dry_run_counts_and_writes_nothing(feed: Feed, connection: psycopg.Connection[Any], settings: Settings) -> None:
     rows = {key: TOO_MANY_TAGS if key % 4 == 0 else DEFAULT for key in range(1_000)}
     fill(connection, rows)
     feed.snapshot(rows)
@@ -31,17 +29,17 @@ def test_it_counts_and_writes_nothing_anywhere(
 
     assert (outcome.events, outcome.changes) == (1_001, 250)
     assert outcome.skipped.total() == 750
-    assert outcome.parked.total() == 1
+    assert outcome.dead_letters.total() == 1
     assert written(connection) == []
     assert connection.execute("SELECT to_regnamespace('headrace')").fetchone() == (None,)
     admin = clients.admin(settings.kafka)
     topics = admin.list_topics(timeout=PATIENCE).topics
-    assert not any("parked" in topic for topic in topics if settings.prefix in topic)
+    assert not any("dead_letters" in topic for topic in topics if settings.prefix in topic)
     groups = [found.group_id for found in admin.list_consumer_groups().result(PATIENCE).valid]
     assert not any(group.startswith(group_name(settings.prefix, "skip_resets")) for group in groups)
 
 
-def test_a_topic_that_does_not_exist_is_named(settings: Settings) -> None:
+def test_missing_topic_is_reported(settings: Settings) -> None:
     migration = SkipResets.configure(settings.migration("skip_resets"))
     with pytest.raises(UsageError, match=r"gitlab_main.container_repositories does not exist yet"):
         dry_run(settings, migration, "main", stopping=threading.Event())

@@ -1,4 +1,4 @@
-"""Which columns of a migration the stream may leave out, as `headrace check` names them."""
+"""`headrace check` reports the columns of a migration whose values the stream may leave out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ ROOT = (
 
 
 @pytest.mark.parametrize("made", [PLAIN, ROOT])
-def test_a_table_with_large_values_is_named_with_the_columns_that_a_migration_reads(
-    database: Database, made: str
-) -> None:
+def test_table_with_large_values_is_reported_with_columns(database: Database, made: str) -> None:
     connection = database.connect()
 
     def said(*columns: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pausing and resuming: from anywhere, and when it returns nothing of the migration is under way."""
+"""Pausing and resuming from any machine; after pausing no transaction of the migration is in progress."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.consumers.services import PATIENCE, advisory_lock_is_waited_for, unti
 pytestmark = pytest.mark.stack
 
 
-def test_pausing_and_resuming_need_no_run_and_may_be_repeated(
+def test_pause_and_resume_are_idempotent_and_need_no_run(
     settings: Settings, connection: psycopg.Connection[Any]
 ) -> None:
     assert not is_paused(settings, SkipResets, "main")
@@ -47,7 +47,7 @@ def test_pausing_and_resuming_need_no_run_and_may_be_repeated(
     assert connection.execute("SELECT count(*), max(run) FROM headrace.migrations").fetchone() == (1, 1)
 
 
-def test_no_transaction_is_under_way_when_pausing_returns(
+def test_pause_returns_after_transactions_in_progress_ended(
     settings: Settings, database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     set_paused(settings, SkipResets, "main", False)
@@ -58,14 +58,14 @@ def test_no_transaction_is_under_way_when_pausing_returns(
             fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
             pausing = pool.submit(set_paused, settings, SkipResets, "main", True, seconds=PATIENCE)
             until(lambda: advisory_lock_is_waited_for(looking), "pausing waits for the transaction")
-            assert is_paused(settings, SkipResets, "main"), "nothing new may begin already"
+            assert is_paused(settings, SkipResets, "main"), "no new transaction may begin"
             assert not pausing.done()
         pausing.result()
     with pytest.raises(fence.Paused), connection.transaction(), connection.cursor() as cursor:
         fence.hold(cursor, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
 
 
-def test_a_transaction_that_takes_too_long_is_named_and_nothing_new_begins(
+def test_pause_reports_long_transaction_and_stays_in_force(
     settings: Settings, database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     set_paused(settings, SkipResets, "main", False)
@@ -81,21 +81,21 @@ def test_a_transaction_that_takes_too_long_is_named_and_nothing_new_begins(
             fence.hold(late, migration="skip_resets", run=run, gitlab_schema="gitlab_main", database="main")
 
 
-def test_a_row_that_stays_locked_is_waited_for_no_longer_than_asked(
+def test_pause_times_out_on_locked_row(
     settings: Settings, database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     set_paused(settings, SkipResets, "main", False)
     with connection.transaction():
         connection.execute("UPDATE headrace.migrations SET completed_at = now()")
-        with pytest.raises(Locked, match="skip_resets cannot be paused: another session keeps its row"):
+        with pytest.raises(Locked, match="cannot pause skip_resets: another session holds a lock on its row"):
             set_paused(settings, SkipResets, "main", True, seconds=0.2)
     assert not is_paused(settings, SkipResets, "main")
 
 
-def test_pausing_does_not_starve_behind_ten_consumers_whose_transactions_overlap(
+def test_pause_is_not_starved_by_ten_busy_consumers(
     settings: Settings, database: Database, connection: psycopg.Connection[Any]
 ) -> None:
-    """It took 52 seconds behind four of them while the fence was a row lock."""
+    """It took 52 seconds with four of them while the fence was a row lock."""
     set_paused(settings, SkipResets, "main", False)
     run = Ledger("skip_resets", "gitlab_main", "test").begin(connection)
     all_at_work = threading.Barrier(11)
@@ -116,15 +116,15 @@ def test_pausing_does_not_starve_behind_ten_consumers_whose_transactions_overlap
     with ThreadPoolExecutor(10) as pool:
         consumers = [pool.submit(consume, number) for number in range(10)]
         all_at_work.wait()
-        # The requirement is two seconds; what is under way takes a fifth of one.
+        # The requirement is two seconds; a transaction in progress takes a fifth of one.
         set_paused(settings, SkipResets, "main", True, seconds=2.0)
         assert all(consumer.result() >= 1 for consumer in consumers)
 
 
-def test_a_paused_member_learns_that_its_schema_has_moved(
+def test_paused_consumer_ends_when_its_gitlab_schema_has_moved(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Callable[..., None]
 ) -> None:
-    """What is resumed on the new owner is another row than the one that this member looks at."""
+    """The new owner has its own row of the migration, which this consumer does not read."""
     set_paused(settings, SkipResets, "main", True)
     work, stopping = SkipResets.configure(settings.migration("skip_resets")), threading.Event()
     member = consumer_of(settings, work, "main", stopping=stopping)
@@ -140,7 +140,7 @@ def test_a_paused_member_learns_that_its_schema_has_moved(
 
 
 class Machine:
-    """A place of its own: directory, home and settings, which share nothing but the addresses of the servers."""
+    """Its own directory, home and settings; only the addresses of the servers are shared."""
 
     def __init__(self, place: Path, prefix: str, bootstrap_servers: str, dsn: str) -> None:
         place.mkdir()
@@ -189,7 +189,7 @@ class Machine:
 
 @pytest.fixture
 def machines(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> tuple[Machine, Machine]:
-    """Two of them; the second has another spelling of the same addresses."""
+    """Two machines; the second spells the same addresses differently."""
     parts = conninfo_to_dict(database.dsn)
     words = f"host=localhost port={parts['port']} dbname={parts['dbname']} user={parts['user']}"
     spelt = f"{words} password={parts['password']}"
@@ -215,28 +215,28 @@ def test_services_are_paused_and_resumed_from_another_machine(
         eventually(lambda: len(written(connection)) == 50, "the services work")
         eventually(lambda: len(group_members(settings.kafka, group)) == 2, "both are members")
         assert "skip_resets is paused" in second.run("pause", "skip_resets")
-        # From here on nothing is written, whatever arrives: a member would have to take the fence first.
+        # From here on nothing is written, regardless of events: a consumer would have to take the fence first.
         feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
         status = second.run("status", "--json")
         assert '"state": "paused"' in status
-        eventually(lambda: first.all_said("paused; go on with `headrace resume`"), "both know it")
+        eventually(lambda: first.all_said('"migration paused"'), "both are paused")
         assert len(group_members(settings.kafka, group)) == 2, "they stay in the group"
         assert len(written(connection)) == 50
-        assert "skip_resets goes on" in second.run("resume", "skip_resets")
-        eventually(lambda: sorted(written(connection)) == list(range(100)), "they go on, each row once")
+        assert "skip_resets is resumed" in second.run("resume", "skip_resets")
+        eventually(lambda: sorted(written(connection)) == list(range(100)), "they continue, each row once")
         assert [service.poll() for service in services] == [None, None], "the same processes as before"
     finally:
         for service in services:
             service.send_signal(signal.SIGTERM)
         for service in services:
             service.wait(PATIENCE)
-    assert first.all_said('"resumed"')
+    assert first.all_said('"migration resumed"')
 
 
-def test_another_prefix_on_the_same_database_shares_no_run_pause_or_completion(
+def test_other_prefix_on_the_same_database_is_refused(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Totals]
 ) -> None:
-    """It was told 'complete already', and paused by a pause of the other."""
+    """Formerly it reported 'already complete', and was paused by the other prefix's pause."""
     fill(connection, {1: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
     other = settings.model_copy(update={"prefix": f"{settings.prefix}b"})

@@ -27,14 +27,14 @@ pytestmark = pytest.mark.stack
 
 
 def committed(settings: Settings) -> dict[int, int]:
-    """Return the group's offsets as Kafka has them."""
+    """Return the group's offsets in Kafka."""
     group = group_name(settings.prefix, "skip_resets")
     admin = clients.admin(settings.kafka)
     futures = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
     return {found.partition: found.offset for found in futures[group].result(PATIENCE).topic_partitions}
 
 
-def test_a_new_run_starts_the_ledger_and_kafkas_offsets_at_the_beginning(
+def test_new_run_starts_ledger_and_offsets_at_the_beginning(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     rows = dict.fromkeys(range(100), TOO_MANY_TAGS)
@@ -54,7 +54,7 @@ def test_a_new_run_starts_the_ledger_and_kafkas_offsets_at_the_beginning(
     assert len(written(connection)) == 100
 
 
-def test_it_is_refused_while_members_are_alive_and_names_them(
+def test_replay_is_refused_while_consumers_are_running(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -64,24 +64,24 @@ def test_it_is_refused_while_members_are_alive_and_names_them(
     member = members()
     group = group_name(settings.prefix, "skip_resets")
     eventually(lambda: group_members(settings.kafka, group), "it is a member")
-    with pytest.raises(MembersAlive, match=rf"members alive: .*:{member.pid}") as refused:
+    with pytest.raises(MembersAlive, match=rf"running consumers: .*:{member.pid}") as refused:
         replay(settings, SkipResets, "main")
     assert refused.value.exit_code == 3
     assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)
 
 
-def test_from_an_lsn_it_starts_at_the_first_event_of_that_position_or_later(
+def test_replay_from_lsn_starts_at_first_event_at_or_after_it(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     feed.snapshot(dict.fromkeys(range(100), DEFAULT))
-    # Tombstones, garbage and the marks of transactions lie between; none of them has a position.
+    # Between them are tombstones, garbage and transaction markers, which have no position.
     feed.send([*feed.delete(3), (b"x", b"garbage"), (b"y", b"garbage")])
     wanted = feed.lsn + 1
     fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
     for key in range(40, 100):
         feed.send([feed.upsert(key, *TOO_MANY_TAGS)])
 
-    # What cannot be read has no position: where it stands right before the first event, the start is at it.
+    # An unreadable record has no position: if it is right before the first event, the start is at it.
     for lsn, events in ((wanted, 63), (wanted + 30 * 8, 30), (feed.lsn + 1, 0)):
         replay(settings, SkipResets, "main", start=SinceLsn(Lsn(lsn)))
         totals = catch_up()
@@ -91,7 +91,7 @@ def test_from_an_lsn_it_starts_at_the_first_event_of_that_position_or_later(
     assert catch_up().events == 164
 
 
-def test_from_a_time_it_starts_at_what_was_produced_since(
+def test_replay_from_time_starts_at_first_event_produced_since(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     moments = []
@@ -105,14 +105,14 @@ def test_from_a_time_it_starts_at_what_was_produced_since(
 
 
 def next_millisecond() -> datetime:
-    """Return a time that is later than all that was produced, and not later than what comes."""
+    """Return a time after all events produced so far and not after later ones."""
     before = time.time_ns() // 1_000_000
     while (now := time.time_ns() // 1_000_000) <= before + 1:
         pass
     return datetime.fromtimestamp(now / 1000, UTC)
 
 
-def test_a_selection_of_keys_limits_what_is_decided_on(
+def test_key_selection_limits_the_events_decided_on(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: Callable[..., Any],
@@ -139,26 +139,28 @@ def test_a_selection_of_keys_limits_what_is_decided_on(
     assert len(written(connection)) == 100
 
 
-def test_a_selection_that_the_keys_do_not_have_is_refused(
+def test_selection_of_unknown_key_column_is_refused(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     with pytest.raises(UsageError, match="no events yet"):
         replay(settings, SkipResets, "main", selection={"id": ["1"]})
     feed.snapshot({1: DEFAULT})
     catch_up()
-    with pytest.raises(UsageError, match="no key column name; there: id"):
+    with pytest.raises(UsageError, match="no key column name; key columns: id"):
         replay(settings, SkipResets, "main", selection={"name": ["1"]})
-    with pytest.raises(UsageError, match=r'key column id: "1\.5" is not a whole number of its size; for example'):
+    with pytest.raises(
+        UsageError, match=r'key column id: "1\.5" is not an integer in the range of its type; for example'
+    ):
         replay(settings, SkipResets, "main", selection={"id": ["1.5"]})
     assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("wrong", ["yesterday", "timestamp:noon", "lsn:12", "beginning:1"])
-def test_a_start_that_is_none(wrong: str) -> None:
+def test_invalid_start_is_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match="use beginning, timestamp:"):
         parse_start(wrong)
 
 
-def test_a_time_without_a_zone_is_utc() -> None:
+def test_time_without_zone_is_utc() -> None:
     assert parse_start("timestamp:2026-01-31T12:00:00") == SinceTime(datetime(2026, 1, 31, 12, tzinfo=UTC))
     assert parse_start("timestamp:2026-01-31T13:00:00+01:00") == SinceTime(datetime(2026, 1, 31, 12, tzinfo=UTC))

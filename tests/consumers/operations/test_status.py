@@ -27,7 +27,7 @@ def skip_resets(settings: Settings) -> dict[str, Any]:
     return dict(found)
 
 
-def test_the_shape_is_the_one_that_is_promised(
+def test_status_document_has_the_documented_fields(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     rows = {key: TOO_MANY_TAGS if key < 10 else DEFAULT for key in range(100)}
@@ -54,7 +54,7 @@ def test_the_shape_is_the_one_that_is_promised(
         "applied": 10,
         "skipped": 90,
         "skip_reasons": {"no import_skipped in it": 90},
-        "parked": 0,
+        "dead_letters": 0,
         "given_up": 0,
         "reported": 0,
         "reached": {},
@@ -63,11 +63,11 @@ def test_the_shape_is_the_one_that_is_promised(
         "rate": 0.0,
         "eta_seconds": 0.0,
         "members": [],
-        "held_by": None,
+        "throttled_by": None,
     }
 
 
-def test_paused_and_members_are_told(
+def test_status_reports_pause_and_consumers(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -81,10 +81,10 @@ def test_paused_and_members_are_told(
     assert found["state"] == "paused"
     assert found["members"][0].endswith(f":{member.pid}")
     set_paused(settings, SkipResets, "main", False)
-    eventually(lambda: skip_resets(settings)["state"] == "caught_up", "it goes on")
+    eventually(lambda: skip_resets(settings)["state"] == "caught_up", "it continues")
 
 
-def test_a_database_that_does_not_answer_is_told_without_hiding_the_rest(settings: Settings, feed: Feed) -> None:
+def test_status_reports_unreachable_database_and_shows_the_others(settings: Settings, feed: Feed) -> None:
     down = settings.model_copy(
         update={
             "databases": Settings.model_validate(
@@ -97,7 +97,7 @@ def test_a_database_that_does_not_answer_is_told_without_hiding_the_rest(setting
     assert len(found["partitions"]) == feed.partitions
 
 
-def test_a_gitlab_schema_with_two_owners_is_told_without_hiding_the_rest(
+def test_status_reports_gitlab_schema_with_two_owners_and_shows_the_others(
     settings: Settings, new_databases: Callable[[str | None], Database]
 ) -> None:
     databases = {}
@@ -110,12 +110,10 @@ def test_a_gitlab_schema_with_two_owners_is_told_without_hiding_the_rest(
     )
     found = skip_resets(both)
     assert found["state"] == "waiting"
-    assert found["error"].startswith("main (epoch 1) and other (epoch 1) both say that they own gitlab_main;")
+    assert found["error"].startswith("main (epoch 1) and other (epoch 1) both claim to own gitlab_main;")
 
 
-def test_a_pause_is_shown_of_a_complete_run_too(
-    feed: Feed, connection: psycopg.Connection[Any], settings: Settings
-) -> None:
+def test_pause_of_complete_run_is_shown(feed: Feed, connection: psycopg.Connection[Any], settings: Settings) -> None:
     set_paused(settings, SkipResets, "main", True)
     connection.execute("UPDATE headrace.migrations SET completed_at = now()")
     found = skip_resets(settings)
@@ -126,7 +124,7 @@ def test_a_pause_is_shown_of_a_complete_run_too(
 
 
 @pytest.mark.parametrize("section", [{}, {"sub_batch_size": 50}, {"database": "ci"}])
-def test_a_migration_that_runs_once_for_each_database_is_shown_once_for_each(
+def test_migration_per_database_is_shown_once_per_database(
     settings: Settings,
     new_databases: Callable[[str | None], Database],
     monkeypatch: pytest.MonkeyPatch,

@@ -6,7 +6,7 @@ from consumers.pace.batch_size_optimizer import MAX_SIZE, MIN_SIZE, SMOOTHED_OVE
 
 
 def after(efficiencies: list[float], size: int = 10_000, **bounds: int) -> Optimizer:
-    """Return an optimizer whose last pieces took these shares of the interval; only the last one moves the size."""
+    """Return an optimizer whose last batches took these shares of the interval; only the last changes the size."""
     optimizer = Optimizer(size, 120.0, **bounds)
     for each in efficiencies[:-1]:
         optimizer.done(each * 120.0)
@@ -15,24 +15,24 @@ def after(efficiencies: list[float], size: int = 10_000, **bounds: int) -> Optim
     return optimizer
 
 
-def test_nothing_moves_before_20_pieces() -> None:
+def test_size_is_unchanged_before_20_batches() -> None:
     assert after([0.1] * 19).size == 10_000
     assert after([0.1] * 19).smoothed is None
     assert after([0.1] * 20).size != 10_000
 
 
-def test_it_grows_by_a_fifth_at_most() -> None:
+def test_size_grows_by_at_most_a_fifth() -> None:
     assert after([0.01] * 20).size == 12_000
     assert after([0.0] * 20).size == 12_000
 
 
-def test_it_aims_at_95_percent_and_truncates() -> None:
+def test_size_targets_95_percent_and_is_truncated() -> None:
     assert after([0.85] * 20).size == int(10_000 * 0.95 / 0.85) == 11_176
     assert after([1.9] * 20).size == 5_000
 
 
 @pytest.mark.parametrize("efficiency", [0.9, 0.92, 0.95])
-def test_between_90_and_95_percent_it_stays(efficiency: float) -> None:
+def test_size_is_unchanged_between_90_and_95_percent(efficiency: float) -> None:
     optimizer = Optimizer(10_000, 1.0)
     for _ in range(40):
         optimizer.done(efficiency)
@@ -40,30 +40,30 @@ def test_between_90_and_95_percent_it_stays(efficiency: float) -> None:
     assert optimizer.size == 10_000
 
 
-def test_the_newest_piece_weighs_most_and_each_older_one_six_tenths_of_it() -> None:
+def test_each_older_batch_has_six_tenths_of_the_weight() -> None:
     weights = [0.6**index for index in range(SMOOTHED_OVER)]
     assert after([0.0] * 19 + [1.0]).smoothed == pytest.approx(1 / sum(weights))
     assert after([0.0] * 18 + [1.0, 0.0]).smoothed == pytest.approx(0.6 / sum(weights))
 
 
-def test_older_pieces_than_the_20th_do_not_count() -> None:
+def test_batches_older_than_the_20th_do_not_count() -> None:
     assert after([50.0, *[0.5] * 20]).smoothed == pytest.approx(0.5)
 
 
-def test_it_stays_between_a_thousand_and_two_million() -> None:
+def test_size_stays_between_a_thousand_and_two_million() -> None:
     assert after([100.0] * 20).size == MIN_SIZE == 1_000
     assert after([0.01] * 20, size=1_900_000).size == MAX_SIZE == 2_000_000
     assert after([0.01] * 20, maximum=11_000).size == 11_000
     assert after([100.0] * 20, minimum=1).size == 95
 
 
-def test_a_timeout_takes_a_quarter_and_all_of_them_65_percent() -> None:
+def test_timeout_shrinks_by_a_quarter_and_65_percent_in_total() -> None:
     optimizer = Optimizer(1_000, 1.0)
     assert [optimizer.timed_out() for _ in range(5)] == [750, 562, 421, 350, 350]
     optimizer.done(0.5)
-    assert optimizer.timed_out() == 262, "what was done since begins anew"
+    assert optimizer.timed_out() == 262, "a success since resets the floor"
 
 
-def test_one_row_is_the_least() -> None:
+def test_minimum_size_is_one_row() -> None:
     optimizer = Optimizer(1, 1.0, minimum=1)
     assert optimizer.timed_out() == 1

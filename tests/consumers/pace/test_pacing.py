@@ -7,7 +7,7 @@ from infra.settings.model import MigrationSettings
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that advances only when set."""
 
     now = 100.0
 
@@ -19,7 +19,7 @@ def pacing(clock: Clock | None = None, **settings: float | bool) -> Pacing:
     return Pacing(MigrationSettings.model_validate(settings), clock or Clock())
 
 
-def test_a_fixed_size_stays() -> None:
+def test_fixed_size_is_unchanged() -> None:
     pace = pacing(adaptive=False, sub_batch_size=7)
     for _ in range(50):
         assert pace.done(7, 9.0) == 0.0
@@ -27,7 +27,7 @@ def test_a_fixed_size_stays() -> None:
     assert pace.limit == 7
 
 
-def test_an_adaptive_size_follows_the_time_of_full_transactions_up_to_a_quarter_of_the_batch() -> None:
+def test_adaptive_size_follows_full_transactions_up_to_a_quarter_of_the_batch() -> None:
     pace = pacing(sub_batch_size=100, batch_size=600, transaction_ms=100)
     for _ in range(30):
         pace.done(99, 0.001)
@@ -46,7 +46,7 @@ def test_an_adaptive_size_follows_the_time_of_full_transactions_up_to_a_quarter_
     assert pace.limit <= before
 
 
-def test_a_slow_database_does_not_make_transactions_of_single_rows() -> None:
+def test_slow_database_does_not_shrink_transactions_to_single_rows() -> None:
     pace = pacing(sub_batch_size=100, transaction_ms=2)
     for _ in range(200):
         pace.done(pace.limit, 0.5)
@@ -57,13 +57,13 @@ def test_a_slow_database_does_not_make_transactions_of_single_rows() -> None:
     assert small.limit == 3
 
 
-def test_a_pause_follows_each_transaction_that_changed_something() -> None:
+def test_pause_follows_each_transaction_with_changes() -> None:
     pace = pacing(pause_ms=250)
     assert pace.done(10, 1.0) == 0.25
     assert pace.done(0, 1.0) == 0.0
 
 
-def test_the_rate_is_kept_on_average_and_of_a_lull_a_tenth_of_a_second_is_made_up_for() -> None:
+def test_rate_is_kept_on_average_without_burst_after_idle_time() -> None:
     clock = Clock()
     pace = pacing(clock, max_rate=100, sub_batch_size=50)
     rested = 0.0
@@ -79,6 +79,6 @@ def test_the_rate_is_kept_on_average_and_of_a_lull_a_tenth_of_a_second_is_made_u
     assert pace.done(50, 0.1) == pytest.approx(0.4)
 
 
-def test_a_transaction_holds_no_more_than_a_second_of_the_rate() -> None:
+def test_transaction_has_at_most_one_second_of_the_rate() -> None:
     assert pacing(max_rate=30, sub_batch_size=50).limit == 30
     assert pacing(max_rate=0.5, sub_batch_size=50).limit == 1

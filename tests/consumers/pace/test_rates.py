@@ -6,7 +6,7 @@ from consumers.pace.rates import Rate
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that advances only when set."""
 
     now = 50.0
 
@@ -19,20 +19,20 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_first_second_is_told_as_it_goes(clock: Clock) -> None:
+def test_first_second_returns_the_unsmoothed_rate(clock: Clock) -> None:
     rate = Rate(clock)
     clock.now += 0.5
     assert rate.add(100) == pytest.approx(200)
     assert rate.per_second == 0.0, "nothing is smoothed yet"
 
 
-def test_a_window_of_a_second_becomes_the_rate(clock: Clock) -> None:
+def test_first_full_window_becomes_the_rate(clock: Clock) -> None:
     rate = Rate(clock)
     clock.now += 1.0
     assert rate.add(300) == pytest.approx(300)
 
 
-def test_a_new_window_weighs_four_tenths(clock: Clock) -> None:
+def test_new_window_has_four_tenths_of_the_weight(clock: Clock) -> None:
     rate = Rate(clock)
     clock.now += 1.0
     rate.add(1_000)
@@ -40,7 +40,7 @@ def test_a_new_window_weighs_four_tenths(clock: Clock) -> None:
     assert rate.add(4_000) == pytest.approx(0.4 * 2_000 + 0.6 * 1_000)
 
 
-def test_within_a_window_the_rate_stays(clock: Clock) -> None:
+def test_rate_is_unchanged_within_a_window(clock: Clock) -> None:
     rate = Rate(clock)
     clock.now += 1.0
     rate.add(1_000)

@@ -1,4 +1,4 @@
-"""How `--where` and `--keys` are read."""
+"""Parsing of `--where` and `--keys`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.errors import UsageError
         ([], ["7", "9,10"], {"id": ["7", "9", "10"]}),
     ],
 )
-def test_whole_numbers_in_lists(where: list[str], keys: list[str], found: dict[str, list[str]]) -> None:
+def test_lists_of_integers_are_parsed(where: list[str], keys: list[str], found: dict[str, list[str]]) -> None:
     assert named(parse_selection(where, keys), {"id": KeyKind("long")}) == found
 
 
@@ -34,18 +34,18 @@ def test_whole_numbers_in_lists(where: list[str], keys: list[str], found: dict[s
         ("k=a=b", ["a=b"]),
     ],
 )
-def test_texts_with_commas_and_quotes(where: str, found: list[str]) -> None:
+def test_strings_with_commas_and_quotes_are_parsed(where: str, found: list[str]) -> None:
     assert named(parse_selection([where], []), {"k": TEXT}) == {"k": found}
 
 
 @pytest.mark.parametrize("wrong", ["id", "=5", "id=", 'id="5'])
-def test_what_is_no_selection(wrong: str) -> None:
-    with pytest.raises(UsageError, match=r"--where .* (is not COLUMN=VALUE|has a quote that is not closed)"):
+def test_malformed_selection_is_refused(wrong: str) -> None:
+    with pytest.raises(UsageError, match=r"--where .* (is not COLUMN=VALUE|has an unclosed quote)"):
         parse_selection([wrong], [])
 
 
-def test_columns_that_the_key_does_not_have() -> None:
-    with pytest.raises(UsageError, match="no key column name; there: id"):
+def test_unknown_key_column_is_refused() -> None:
+    with pytest.raises(UsageError, match="no key column name; key columns: id"):
         named({"name": ["x"]}, {"id": TEXT})
     with pytest.raises(UsageError, match="the key has 2 columns: a, b; use --where, not --keys"):
         named({"": ["x"]}, {"a": TEXT, "b": TEXT})

@@ -1,4 +1,4 @@
-"""Values of keys as people type them become the text that the key has, or are refused by name."""
+"""Typed key values are normalized to the key's text, or refused with the column."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def kind_of(oid: int, modifier: int) -> KeyKind:
 
 
 @pytest.mark.parametrize(("oid", "modifier", "stored", "tries"), SAME)
-def test_what_is_typed_selects_the_key_as_it_is_encoded(oid: int, modifier: int, stored: str, tries: list[str]) -> None:
+def test_typed_value_selects_the_encoded_key(oid: int, modifier: int, stored: str, tries: list[str]) -> None:
     table = relation(oid, modifier)
     encoder = Encoder(table, "gitlab_main", ["the key"], database="main", value_schema_id=1, key_schema_id=2)
     prefix = encoder.copy_prefix(lsn=Lsn(0), ordinal=0, ts_ms=0)
@@ -79,10 +79,10 @@ def test_what_is_typed_selects_the_key_as_it_is_encoded(oid: int, modifier: int,
 @pytest.mark.parametrize(
     ("oid", "modifier", "wrong", "says"),
     [
-        (BIG, -1, "x", "is not a whole number of its size; for example --where the key=5,7"),
-        (BIG, -1, "1.0", "whole number"),
-        (BIG, -1, "", "whole number"),
-        (SMALL, -1, "2147483648", "whole number"),
+        (BIG, -1, "x", "is not an integer in the range of its type; for example --where the key=5,7"),
+        (BIG, -1, "1.0", "an integer"),
+        (BIG, -1, "", "an integer"),
+        (SMALL, -1, "2147483648", "an integer"),
         (BOOLEAN, -1, "maybe", "a boolean; for example --where the key=true"),
         (DOUBLE, -1, "ten", "a number"),
         (FLOAT, -1, "1e300", "a number"),
@@ -97,20 +97,18 @@ def test_what_is_typed_selects_the_key_as_it_is_encoded(oid: int, modifier: int,
         (NUMERIC, PRICE, "1.505", "a decimal number"),
         (NUMERIC, PRICE, "10000.00", "a decimal number"),
         (UUIDS, -1, "a0eebc99", "a uuid; for example"),
-        (TEXT, -1, " x", "a text without quotes; put it in double quotes"),
-        (TEXT, -1, "", "a text without quotes"),
+        (TEXT, -1, " x", "an unquoted string; put it in double quotes"),
+        (TEXT, -1, "", "an unquoted string"),
     ],
 )
-def test_what_is_no_value_of_the_type_is_refused_with_column_kind_and_example(
-    oid: int, modifier: int, wrong: str, says: str
-) -> None:
+def test_invalid_value_is_refused_with_column_type_and_example(oid: int, modifier: int, wrong: str, says: str) -> None:
     with pytest.raises(UsageError) as refused:
         typed("the key", wrong, kind_of(oid, modifier))
     assert "key column the key" in str(refused.value)
     assert says in str(refused.value)
 
 
-def test_without_an_event_a_text_is_a_text() -> None:
+def test_text_key_without_known_event_is_a_string() -> None:
     key = key_schema(relation(DATE, -1), "gitlab_main", ["the key"])
     assert key_kinds(key, None) == {"the key": KeyKind("string")}
 

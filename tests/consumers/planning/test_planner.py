@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from confluent_kafka import KafkaError
 
-from consumers.contract.decisions import Change, Decision, Park
+from consumers.contract.decisions import Change, DeadLetter, Decision
 from consumers.contract.migration import Options
 from consumers.delivery.topics import UnknownSchemaId
 from consumers.ledger.progress import Place
@@ -26,7 +26,7 @@ HERE, THERE = Place("t", 0), Place("t", 1)
 
 @dataclass
 class FakeRecord:
-    """A record as Kafka gives it; without `failure` it is an event."""
+    """A record as from Kafka; an event unless it has a `failure`."""
 
     at: int
     content: bytes | None
@@ -68,13 +68,13 @@ def wanted(key: int) -> bytes:
 
 def schemas(schema_id: int) -> dict[str, object]:
     if schema_id != 3:
-        raise UnknownSchemaId(f"schema id {schema_id} is in no registry")
+        raise UnknownSchemaId(f"schema id {schema_id} is not in the registry")
     return value_schema(RELATION, "gitlab_main")
 
 
 @pytest.fixture(autouse=True, params=[prefilter.sift_in_python, prefilter.sift], ids=["Python", "installed"])
 def _sift(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plan with what steps over records in Python, and with what was installed."""
+    """Plan with the Python prefilter and with the installed one."""
     monkeypatch.setattr(batches, "sift", request.param)
 
 
@@ -91,7 +91,7 @@ def plan(planner: Planner, records: Sequence[FakeRecord], limit: int = 100) -> l
     return list(planner.plan(records, {HERE: Offset(0), THERE: Offset(0)}, limit))
 
 
-def test_skips_however_many_are_one_transaction(planner: Planner) -> None:
+def test_any_number_of_skips_is_one_transaction(planner: Planner) -> None:
     (only,) = plan(planner, [FakeRecord(at, value(at)) for at in range(1_000)], limit=2)
     (advance,) = only.advances
     assert (advance.expected, advance.next_offset, advance.events) == (0, 1_000, 1_000)
@@ -99,7 +99,7 @@ def test_skips_however_many_are_one_transaction(planner: Planner) -> None:
     assert only.changes == []
 
 
-def test_a_transaction_ends_with_its_last_change(planner: Planner) -> None:
+def test_transaction_ends_with_its_last_change(planner: Planner) -> None:
     records = [FakeRecord(at, wanted(at) if at % 3 == 0 else value(at)) for at in range(9)]
     first, second = plan(planner, records, limit=2)
     assert [change.key for change in first.changes + second.changes] == [0, 3, 6]
@@ -109,7 +109,7 @@ def test_a_transaction_ends_with_its_last_change(planner: Planner) -> None:
     assert [sum(part.advances[0].skipped.values()) for part in (first, second)] == [2, 4]
 
 
-def test_partitions_move_side_by_side(planner: Planner) -> None:
+def test_partitions_advance_together(planner: Planner) -> None:
     records = [FakeRecord(at // 2, wanted(at), HERE if at % 2 else THERE) for at in range(6)]
     first, second = plan(planner, records, limit=4)
     assert {advance.place: (advance.expected, advance.next_offset) for advance in first.advances} == {
@@ -130,7 +130,7 @@ def test_two_schemas_may_alternate() -> None:
     assert only.advances[0].skipped == {"no import_skipped in it": 2}
 
 
-def test_several_tables_may_have_partitions_of_one_number() -> None:
+def test_tables_may_share_partition_numbers() -> None:
     class OfTwo(SkipResets):
         tables = ("public.container_repositories", "public.others")  # type: ignore[assignment]
 
@@ -144,7 +144,7 @@ def test_several_tables_may_have_partitions_of_one_number() -> None:
     ]
 
 
-def test_a_schema_that_only_left_out_records_have_is_not_asked_for() -> None:
+def test_schema_of_ignored_records_is_not_looked_up() -> None:
     foreign = b"\0\0\0\0\x09" + wanted(1)[5:]
     asked: list[int] = []
 
@@ -158,14 +158,14 @@ def test_a_schema_that_only_left_out_records_have_is_not_asked_for() -> None:
     assert asked == [3]
 
 
-def test_what_is_not_needed_next_is_left_out(planner: Planner) -> None:
+def test_records_before_the_next_offset_are_ignored(planner: Planner) -> None:
     records = [FakeRecord(4, wanted(4)), FakeRecord(5, wanted(5)), FakeRecord(0, wanted(9), Place("t", 7))]
     (only,) = planner.plan(records, {HERE: Offset(5)}, 10)
     assert [change.key for change in only.changes] == [5]
     assert [advance.place for advance in only.advances] == [HERE]
 
 
-def test_the_end_of_a_partition_passes_marks_of_transactions(planner: Planner) -> None:
+def test_end_of_partition_passes_transaction_markers(planner: Planner) -> None:
     (only,) = plan(planner, [FakeRecord(0, value(0)), end(3)])
     assert (only.advances[0].next_offset, only.advances[0].events) == (3, 1)
     assert plan(planner, [end(0)]) == []
@@ -176,7 +176,7 @@ def test_tombstones_are_counted(planner: Planner) -> None:
     assert only.advances[0].skipped == {"tombstone": 1, "no import_skipped in it": 1}
 
 
-def test_a_column_that_the_stream_left_out_is_looked_at(planner: Planner) -> None:
+def test_event_with_omitted_column_is_a_candidate(planner: Planner) -> None:
     (only,) = plan(planner, [FakeRecord(0, value(0)), FakeRecord(1, value(1, UNCHANGED, 2))])
     assert [change.key for change in only.changes] == [1]
 
@@ -186,25 +186,25 @@ def test_a_column_that_the_stream_left_out_is_looked_at(planner: Planner) -> Non
     [
         (b"nonsense", "a record that is not in Confluent's wire format"),
         (b"", "a record that is not in Confluent's wire format"),
-        (b"\0\0\0\0\x09" + wanted(1)[5:], "schema id 9 is in no registry"),
-        (wanted(1).partition(b"import_skipped")[0] + b"import_skipped", "a record that its schema does not describe"),
+        (b"\0\0\0\0\x09" + wanted(1)[5:], "schema id 9 is not in the registry"),
+        (wanted(1).partition(b"import_skipped")[0] + b"import_skipped", "a record that does not match its schema"),
     ],
 )
-def test_what_cannot_be_read_is_parked(planner: Planner, content: bytes, reason: str) -> None:
+def test_undecodable_record_becomes_dead_letter(planner: Planner, content: bytes, reason: str) -> None:
     (only,) = plan(planner, [FakeRecord(0, wanted(0)), FakeRecord(1, content), FakeRecord(2, wanted(2))])
-    assert [(parked.offset, parked.reason, parked.value) for parked in only.parked] == [(1, reason, content)]
+    assert [(letter.offset, letter.reason, letter.value) for letter in only.dead_letters] == [(1, reason, content)]
     assert [change.key for change in only.changes] == [0, 2]
-    assert (only.advances[0].parked, only.advances[0].next_offset) == (1, 3)
+    assert (only.advances[0].dead_letters, only.advances[0].next_offset) == (1, 3)
 
 
-def test_a_piece_can_be_planned_again_smaller_with_one_of_it_parked(planner: Planner) -> None:
+def test_sub_batch_can_be_replanned_smaller_with_a_dead_letter(planner: Planner) -> None:
     records = [FakeRecord(at, wanted(at)) for at in range(4)]
     (whole,) = plan(planner, records)
     part = records[whole.start : whole.end]
-    overrides: dict[tuple[Place, Offset], Decision] = {origin_of(whole.origins[1]): Park("poison")}
+    overrides: dict[tuple[Place, Offset], Decision] = {origin_of(whole.origins[1]): DeadLetter("poison")}
     pieces = list(planner.plan(part, {HERE: Offset(0)}, 2, overrides))
     assert [change.key for piece in pieces for change in piece.changes] == [0, 2, 3]
-    assert [(parked.offset, parked.reason) for piece in pieces for parked in piece.parked] == [(1, "poison")]
+    assert [(letter.offset, letter.reason) for piece in pieces for letter in piece.dead_letters] == [(1, "poison")]
     assert [piece.advances[0].next_offset for piece in pieces] == [2, 4]
 
 
@@ -215,7 +215,7 @@ class Confused(SkipResets):
         return Change({}[event.op])  # type: ignore[index]
 
 
-def test_a_bug_in_decide_stops_and_says_where_without_values() -> None:
+def test_bug_in_decide_stops_with_place_and_without_values() -> None:
     options: Options = SkipResetsOptions()
     with pytest.raises(
         HeadraceError,

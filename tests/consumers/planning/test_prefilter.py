@@ -1,4 +1,4 @@
-"""A stretch of records, in C and in Python: each rule by an example, and both the same on records of any kind."""
+"""The prefilter in C and in Python: each rule by example, and equal results on random records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOUND, OTHER = KNOWN + b"a needle in hay", KNOWN + b"hay"
 
 @dataclass
 class FakeRecord:
-    """A record as Kafka gives it; without `failure` it is an event."""
+    """A record as from Kafka; an event unless it has a `failure`."""
 
     at: int | None
     content: bytes | None
@@ -66,28 +66,28 @@ def values(*contents: bytes | None) -> list[FakeRecord]:
 
 @pytest.mark.parametrize("sift", BOTH)
 class TestRules:
-    def test_what_mentions_nothing_is_counted_and_so_are_tombstones(self, sift: prefilter.Sift) -> None:
+    def test_prefilter_counts_unmentioned_events_and_tombstones(self, sift: prefilter.Sift) -> None:
         records = values(OTHER, None, FOUND, OTHER, FOUND, None)
         assert sifted(sift, records) == (6, 6, 2, 2, [records[2], records[4]])
 
-    def test_without_needles_every_value_is_a_candidate(self, sift: prefilter.Sift) -> None:
+    def test_every_value_is_candidate_without_needles(self, sift: prefilter.Sift) -> None:
         records = values(OTHER, None, FOUND)
         assert sifted(sift, records, needles=()) == (3, 3, 1, 0, [records[0], records[2]])
 
-    def test_it_stops_with_the_last_candidate_that_there_is_room_for(self, sift: prefilter.Sift) -> None:
+    def test_prefilter_stops_after_the_maximum_of_candidates(self, sift: prefilter.Sift) -> None:
         records = values(OTHER, FOUND, OTHER, FOUND, OTHER)
         assert sifted(sift, records, room=2) == (4, 4, 0, 2, [records[1], records[3]])
 
-    def test_it_begins_where_it_is_told(self, sift: prefilter.Sift) -> None:
+    def test_prefilter_starts_at_the_given_record(self, sift: prefilter.Sift) -> None:
         assert sifted(sift, values(FOUND, FOUND, OTHER), 2) == (3, 3, 0, 1, [])
         assert sifted(sift, values(FOUND), 1, following=1) == (1, 1, 0, 0, [])
 
-    def test_what_is_not_needed_next_is_left_out(self, sift: prefilter.Sift) -> None:
+    def test_records_before_the_next_offset_are_ignored(self, sift: prefilter.Sift) -> None:
         records = values(FOUND, OTHER, None, FOUND)
         assert sifted(sift, records, following=3) == (4, 4, 0, 0, [records[3]])
         assert sifted(sift, [FakeRecord(None, FOUND), *records], following=9) == (5, 9, 0, 0, [])
 
-    def test_offsets_may_leap(self, sift: prefilter.Sift) -> None:
+    def test_offsets_may_have_gaps(self, sift: prefilter.Sift) -> None:
         assert sifted(sift, [FakeRecord(5, OTHER), FakeRecord(1 << 40, None)]) == (2, (1 << 40) + 1, 1, 1, [])
 
     @pytest.mark.parametrize(
@@ -99,34 +99,34 @@ class TestRules:
             FakeRecord(1, None, failure=KafkaError(KafkaError._PARTITION_EOF)),
         ],
     )
-    def test_it_stops_before_what_is_no_event_of_the_partition(self, sift: prefilter.Sift, foreign: FakeRecord) -> None:
+    def test_prefilter_stops_before_record_of_another_partition_or_error(
+        self, sift: prefilter.Sift, foreign: FakeRecord
+    ) -> None:
         records = [FakeRecord(0, FOUND), foreign, FakeRecord(2, FOUND)]
         assert sifted(sift, records, topic="t") == (1, 1, 0, 0, records[:1])
 
-    def test_any_topic_may_do(self, sift: prefilter.Sift) -> None:
+    def test_topic_none_accepts_any_topic(self, sift: prefilter.Sift) -> None:
         assert sifted(sift, [FakeRecord(0, OTHER), FakeRecord(1, OTHER, name="u")]) == (2, 2, 0, 2, [])
 
     @pytest.mark.parametrize("value", [UNKNOWN + b"needle", UNKNOWN, b"needle", b"\0\0\0\0", b""])
-    def test_it_stops_before_a_schema_that_is_not_known_and_takes_it_as_the_first(
-        self, sift: prefilter.Sift, value: bytes
-    ) -> None:
+    def test_prefilter_stops_before_unknown_schema_unless_first(self, sift: prefilter.Sift, value: bytes) -> None:
         records = values(None, value, value)
         assert sifted(sift, records) == (1, 1, 1, 0, [])
         assert sifted(sift, records, 1, following=1) == (2, 2, 0, 0, [records[1]])
         assert sifted(sift, records, needles=()) == (3, 3, 1, 0, records[1:])
 
     @pytest.mark.parametrize("value", [KNOWN_TOO + b"needle", KNOWN_TOO, UNKNOWN, KNOWN[:4], b""])
-    def test_it_stops_before_another_schema(self, sift: prefilter.Sift, value: bytes) -> None:
+    def test_prefilter_stops_before_another_schema(self, sift: prefilter.Sift, value: bytes) -> None:
         records = values(OTHER, FOUND, None, value, FOUND)
         assert sifted(sift, records) == (3, 3, 1, 1, [records[1]])
 
-    def test_the_records_of_kafka(self, sift: prefilter.Sift) -> None:
+    def test_prefilter_accepts_kafka_records(self, sift: prefilter.Sift) -> None:
         records = [Message(topic="t", partition=0, offset=at, value=each) for at, each in enumerate((OTHER, FOUND))]
         stop, following, tombstones, unmentioned, candidates = sifted(sift, records, topic="t")
         assert (stop, following, tombstones, unmentioned) == (2, 2, 0, 1)
         assert [candidate is records[1] for candidate in candidates] == [True]
 
-    def test_what_a_record_raises_is_raised(self, sift: prefilter.Sift) -> None:
+    def test_exception_from_record_is_raised(self, sift: prefilter.Sift) -> None:
         class Broken(FakeRecord):
             def value(self) -> bytes | None:
                 raise ZeroDivisionError
@@ -159,7 +159,7 @@ RECORDS = st.builds(
     st.lists(st.sampled_from([b"x", b"y", b"xy", KNOWN]), max_size=2),
     st.integers(1, 4),
 )
-def test_both_are_the_same(
+def test_c_and_python_prefilters_agree(
     records: list[FakeRecord], start: int, topic: str | None, following: int, needles: list[bytes], room: int
 ) -> None:
     python, compiled = (
@@ -182,6 +182,6 @@ def test_both_are_the_same(
         (([FakeRecord(1 << 70, b"")], 0, None, 0, 0, (), {}, 1), OverflowError),
     ],
 )
-def test_sifting_nothing_of_the_kind(arguments: tuple[Any, ...], error: type[Exception]) -> None:
+def test_c_prefilter_rejects_invalid_arguments(arguments: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
         codec.compiled.sift(*arguments)

@@ -1,4 +1,4 @@
-"""How what is to be recorded is cut into statements, so that no notification is too long."""
+"""Repositories to record are split into statements, so that no notification is too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOUND = st.builds(Found, TEXT, TEXT, TEXT)
 
 
 def whole_rows(batch: list[Found]) -> str:
-    """Return what the first versions' triggers send, with every column that there ever was at its longest."""
+    """Return the payload of the first versions' triggers, with every column at its longest."""
     extra = {"repository_id": 2**63 - 1, "assigned": True, "verified_at": None, "verification_leased_until": None}
     rows = [
         json.dumps({**row._asdict(), "generation": 0, **extra}, ensure_ascii=False, separators=(",", ":"))
@@ -27,7 +27,7 @@ def whole_rows(batch: list[Found]) -> str:
 
 
 def paths(batch: list[Found]) -> str:
-    """Return what later versions' triggers send."""
+    """Return the payload of later versions' triggers."""
     groups: dict[str, list[str]] = {}
     for row in batch:
         groups.setdefault(row.virtual_storage, []).append(row.relative_path)
@@ -37,7 +37,7 @@ def paths(batch: list[Found]) -> str:
 
 
 @given(st.lists(FOUND, max_size=60))
-def test_no_statement_is_notified_of_in_more_than_notify_takes(found: list[Found]) -> None:
+def test_statements_stay_below_the_limit_of_notify(found: list[Found]) -> None:
     batches = list(statements(found))
     assert [row for batch in batches for row in batch] == found
     for batch in batches:
@@ -46,25 +46,25 @@ def test_no_statement_is_notified_of_in_more_than_notify_takes(found: list[Found
 
 
 @given(st.integers(1, 400))
-def test_ordinary_paths_are_two_dozen_in_a_statement(count: int) -> None:
+def test_statement_has_two_dozen_ordinary_paths(count: int) -> None:
     found = [Found("default", f"@hashed/aa/bb/{number:064}.git", "gitaly-0") for number in range(count)]
     assert len(list(statements(found))) <= -(-count // 24)
 
 
-def test_a_path_that_may_be_too_long_is_alone_in_its_statement() -> None:
+def test_path_that_may_be_too_long_gets_its_own_statement() -> None:
     found = [Found("default", path, "gitaly-0") for path in ("a", "b" * 7_900, "c")]
     assert [len(batch) for batch in statements(found)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("more", "fits"), [(0, True), (1, False)])
-def test_a_path_is_recordable_up_to_the_byte(more: int, fits: bool) -> None:
+def test_path_is_recordable_up_to_the_exact_byte(more: int, fits: bool) -> None:
     path = "é" * 10
     path += "d" * (PAYLOAD_BYTES - len(paths([Found("default", path, "")]).encode()) + more)
     assert recordable("default", path) is fits
 
 
 @pytest.mark.stack
-def test_text_is_as_long_in_json_as_postgresql_makes_it(database: Database) -> None:
+def test_json_length_matches_postgresql(database: Database) -> None:
     texts = [chr(code) for code in (*range(1, 0x300), 0x2028, 0xFFFF, 0x1F980)] + ['a\\b"c/d\n\x1f\x7f']
     row = (
         database.connect()

@@ -1,4 +1,4 @@
-"""What is known of walks that several members apply."""
+"""The records of walks that several consumers apply."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def end(walk: Walk, partition: int, *, complete: bool = True) -> End:
     return End(walk, partition, 2, 5, 0, complete, 1_000 * walk.walk_id)
 
 
-def test_a_walk_is_what_all_members_applied_of_it(database: Database) -> None:
+def test_walk_is_the_sum_of_all_consumers(database: Database) -> None:
     connection = database.connect()
     cursor = connection.cursor()
     assert walk_ledger.walked(cursor) == set()
     ensure_control_schema(connection, "praefect", ["praefect"], walk_ledger.TABLES)
     assert walk_ledger.standing(cursor, 1, FIRST) == Standing(0, 0, 0, 0, False, 0)
 
-    # Each member by its own connection, and what is of another run or walk is not of this one.
+    # Each consumer has its own connection; other runs and walks do not count.
     walk_ledger.count(cursor, 1, {FIRST: 2, SECOND: 1})
     walk_ledger.count(other(database), 1, {FIRST: 3})
     walk_ledger.count(cursor, 2, {FIRST: 5})

@@ -1,4 +1,4 @@
-"""What two copies had in common, and which two: a base counts for no others."""
+"""The base identifies two copies and their common state, and is valid for no others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pair(tmp_path: Path) -> tuple[Copy, Copy]:
     return copies
 
 
-def test_a_base_comes_back_as_it_was_left_whichever_of_the_two_has_it(tmp_path: Path) -> None:
+def test_base_is_read_back_unchanged_from_either_copy(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     refs = {"HEAD": "ref: refs/heads/main", "refs/heads/\udcff odd\u2028one": "a" * 40}
     base = Base(refs, {"x\udcffy": Entry("file", 0o644, 0, 0, 3, 2**62, "")}, ("HEAD",))
@@ -28,7 +28,7 @@ def test_a_base_comes_back_as_it_was_left_whichever_of_the_two_has_it(tmp_path: 
     assert shared_base(old, new) is None
 
 
-def test_a_base_is_not_that_of_a_copy_of_its_copy_nor_of_what_replaced_the_other(tmp_path: Path) -> None:
+def test_base_is_invalid_for_other_copies(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     write_base(new.path, old.path, Base({}, {}))
     new.path.rename(tmp_path / "aside")
@@ -43,7 +43,7 @@ def test_a_base_is_not_that_of_a_copy_of_its_copy_nor_of_what_replaced_the_other
     assert shared_base(old, new) is None
 
 
-def test_a_proof_stays_with_its_base_and_rubbish_is_none(tmp_path: Path) -> None:
+def test_proof_is_kept_with_its_base_and_rubbish_is_ignored(tmp_path: Path) -> None:
     old, new = pair(tmp_path)
     write_proof(new.path, "abc")
     assert read_proof(new.path) == ""

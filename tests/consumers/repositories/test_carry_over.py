@@ -1,4 +1,4 @@
-"""Carrying over from an old copy to the new one: nothing that either got is lost, and nothing of them acts."""
+"""Carries over from an old copy to the new one: no change is lost, and no configuration takes effect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Pair = tuple[Copy, Copy]
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Callable[..., Pair]:
-    """Makes a repository at one root and copies it to another, as a move does."""
+    """Creates a repository at one root and copies it to another, as a move does."""
 
     def make(*prepare: Callable[[Path], object]) -> Pair:
         roots = [Root(tmp_path / "disks" / each) for each in ("a", "b")]
@@ -46,16 +46,16 @@ def pair(tmp_path: Path) -> Callable[..., Pair]:
 
 
 def carried(old: Copy, new: Copy) -> list[str]:
-    """Carry over; return what was told."""
-    told: list[str] = []
-    result(carry(old, new, seconds=60, tell=told.append))
-    return told
+    """Carry over; return the remarks."""
+    remarks: list[str] = []
+    result(carry(old, new, seconds=60, tell=remarks.append))
+    return remarks
 
 
-def test_all_that_came_to_the_old_copy_arrives_also_what_no_ref_leads_to(pair: Callable[..., Pair]) -> None:
+def test_all_objects_are_carried_over_even_unreachable_ones(pair: Callable[..., Pair]) -> None:
     old, new = pair()
     pushed = push(old.path, "next", "next")
-    nobodys = commit(old.path, "no ref leads to it")
+    unreachable = commit(old.path, "no ref leads to it")
     git(old.path, "update-ref", "--no-deref", "HEAD", commit(old.path, "only HEAD has it"))
     write(old.path / "worktrees/w1/HEAD", commit(old.path, "of a worktree") + "\n")
     write(old.path / "worktrees/w1/gitdir", "/nowhere/.git\n")
@@ -68,13 +68,13 @@ def test_all_that_came_to_the_old_copy_arrives_also_what_no_ref_leads_to(pair: C
     assert inventory(new.path)["refs"] == inventory(old.path)["refs"]
     assert inventory(old.path)["objects"] <= inventory(new.path)["objects"]
     assert git(new.path, "rev-parse", "refs/heads/next") == pushed
-    assert git(new.path, "cat-file", "-t", nobodys) == "commit"
+    assert git(new.path, "cat-file", "-t", unreachable) == "commit"
     old_files = inventory(old.path)["files"]
     assert {path: each for path, each in inventory(new.path)["files"].items() if path in old_files} == old_files
     result(prove(new, seconds=60))
 
 
-def test_what_the_new_copy_got_itself_stays(pair: Callable[..., Pair]) -> None:
+def test_changes_of_the_new_copy_are_kept(pair: Callable[..., Pair]) -> None:
     old, new = pair()
     ours, theirs = push(new.path, "main", "new"), push(old.path, "main", "old")
     directory, file = push(new.path, "topic/one", "new"), push(old.path, "topic", "old")
@@ -83,7 +83,7 @@ def test_what_the_new_copy_got_itself_stays(pair: Callable[..., Pair]) -> None:
     write(old.path / "description", "of the old\n")
     write(new.path / "sg_refhash", "new\n")
 
-    told = carried(old, new)
+    remarks = carried(old, new)
 
     assert git(new.path, "rev-parse", "main", "here", "topic/one").split() == [ours, ours, directory]
     kept_refs = (f"{KEPT}{theirs}/heads/main", f"{KEPT}{file}/heads/topic")
@@ -91,11 +91,11 @@ def test_what_the_new_copy_got_itself_stays(pair: Callable[..., Pair]) -> None:
     assert (new.path / "description").read_text() == "of the new\n"
     (kept,) = (new.path / KEPT_FILES).glob("*/description")
     assert kept.read_text() == "of the old\n"
-    assert [each.partition(";")[0] for each in told] == ["both copies were written to"] * 2
+    assert [each.partition(":")[0] for each in remarks] == ["both copies were written to"] * 2
     assert carried(old, new) == []
 
 
-def test_a_detached_head_that_both_changed_is_kept_as_a_ref(pair: Callable[..., Pair]) -> None:
+def test_detached_head_changed_at_both_copies_is_kept_as_a_ref(pair: Callable[..., Pair]) -> None:
     old, new = pair()
     theirs = commit(old.path, "only the old HEAD has it")
     git(old.path, "update-ref", "--no-deref", "HEAD", theirs)
@@ -105,7 +105,7 @@ def test_a_detached_head_that_both_changed_is_kept_as_a_ref(pair: Callable[..., 
     assert git(new.path, "rev-parse", f"{KEPT}{theirs}/HEAD") == theirs
 
 
-def test_a_ref_that_was_deleted_is_deleted_and_one_that_the_new_copy_deleted_stays_so(
+def test_deleted_ref_is_deleted_and_stays_deleted_at_the_new_copy(
     pair: Callable[..., Pair],
 ) -> None:
     old, new = pair(lambda place: [push(place, name, name) for name in ("one", "two")])
@@ -117,7 +117,7 @@ def test_a_ref_that_was_deleted_is_deleted_and_one_that_the_new_copy_deleted_sta
 
 
 @pytest.mark.parametrize("gone", ["packed-refs", "config", "HEAD", "refs"])
-def test_an_old_copy_that_is_being_removed_takes_nothing_along(
+def test_removal_of_the_old_copy_in_progress_deletes_nothing(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     monkeypatch.setattr(carry_over, "_SURE_SECONDS", 0.0)
@@ -130,7 +130,7 @@ def test_an_old_copy_that_is_being_removed_takes_nothing_along(
     assert inventory(new.path) == before
 
 
-def test_a_file_that_was_removed_from_the_old_copy_stays_at_the_new_one(pair: Callable[..., Pair]) -> None:
+def test_file_removed_from_the_old_copy_stays_at_the_new_one(pair: Callable[..., Pair]) -> None:
     old, new = pair(lambda place: write(place / "lfs/objects/x"), lambda place: write(place / "shallow", ""))
     shutil.rmtree(old.path / "lfs")
     (old.path / "shallow").unlink()
@@ -139,7 +139,7 @@ def test_a_file_that_was_removed_from_the_old_copy_stays_at_the_new_one(pair: Ca
     assert not (new.path / "shallow").exists()
 
 
-def test_what_was_repacked_at_either_home_is_not_copied_again(pair: Callable[..., Pair]) -> None:
+def test_repacked_objects_are_not_copied_again(pair: Callable[..., Pair]) -> None:
     old, new = pair()
     git(old.path, "repack", "-adq")
     assert carried(old, new) == []
@@ -151,7 +151,7 @@ def test_what_was_repacked_at_either_home_is_not_copied_again(pair: Callable[...
     assert inventory(new.path) == before
 
 
-def test_objects_that_the_new_copy_lost_come_back(pair: Callable[..., Pair]) -> None:
+def test_objects_lost_by_the_new_copy_are_restored(pair: Callable[..., Pair]) -> None:
     old, new = pair()
     result(prove(new, seconds=60))
     loosen(new.path)
@@ -164,7 +164,7 @@ def test_objects_that_the_new_copy_lost_come_back(pair: Callable[..., Pair]) -> 
     assert is_whole(new.path)
 
 
-def test_no_setting_of_either_copy_acts(pair: Callable[..., Pair]) -> None:
+def test_settings_of_either_copy_have_no_effect(pair: Callable[..., Pair]) -> None:
     old, new = pair(
         commands,
         another_address_for_the_roots,
@@ -184,7 +184,7 @@ def push_safely(copy: Copy, branch: str) -> None:
     git(copy.path, "-c", "core.hooksPath=/dev/null", "update-ref", f"refs/heads/{branch}", "refs/heads/main")
 
 
-def test_a_link_of_the_new_copy_leads_nothing_out_of_it(pair: Callable[..., Pair], tmp_path: Path) -> None:
+def test_symbolic_link_of_the_new_copy_writes_nothing_outside(pair: Callable[..., Pair], tmp_path: Path) -> None:
     old, new = pair(lambda place: write(place / "custom/file", "before"))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -197,14 +197,14 @@ def test_a_link_of_the_new_copy_leads_nothing_out_of_it(pair: Callable[..., Pair
     assert len(list((new.path / KEPT_FILES).glob("*/custom/*"))) == 2
 
 
-def test_a_copy_is_untouched_until_something_is_written_to_it(pair: Callable[..., Pair]) -> None:
+def test_copy_is_untouched_until_written_to(pair: Callable[..., Pair]) -> None:
     _, new = pair()
     assert result(is_untouched(new))
     push(new.path, "main", "more")
     assert not result(is_untouched(new))
 
 
-def test_git_runs_as_the_owner_and_leaves_files_of_the_owners(pair: Callable[..., Pair], tmp_path: Path) -> None:
+def test_git_runs_as_the_owner_and_creates_files_of_the_owner(pair: Callable[..., Pair], tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     for parent in (tmp_path, *tmp_path.parents):
@@ -228,7 +228,7 @@ def test_git_runs_as_the_owner_and_leaves_files_of_the_owners(pair: Callable[...
 
 
 def _settled(repository: Path) -> None:
-    """Let what was written be older than one step of a file system's clock."""
+    """Let all writes be older than one tick of the file system's clock."""
     for directory, _, names in os.walk(repository):
         for name in names:
             os.utime(os.path.join(directory, name), (1, 1), follow_symlinks=False)
@@ -250,7 +250,7 @@ CHANGES: dict[str, Callable[[Copy, Copy], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_keeping_up_carries_over_whatever_changed_and_nothing_where_nothing_did(
+def test_keep_up_carries_over_any_change_and_runs_nothing_without_one(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     def two_branches(place: Path) -> None:

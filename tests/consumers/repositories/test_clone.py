@@ -1,4 +1,4 @@
-"""A copy is made of a repository that is written to, repacked and removed meanwhile."""
+"""Copies a repository that is written to, repacked or removed meanwhile."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source(tmp_path: Path) -> Copy:
 
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], object]], None]:
-    """Has something done before each file is copied; it gets the number of the file."""
+    """Calls a function before each file is copied, with the file's number."""
 
     def arrange(act: Callable[[int], object]) -> None:
         original, number = trees.copy_file, [0]
@@ -48,7 +48,7 @@ def copied(source: Copy, tmp_path: Path) -> Copy:
     return result(copy(source, Root(tmp_path / "b"), seconds=60))
 
 
-def test_what_is_pushed_and_repacked_meanwhile_makes_no_copy_less_than_whole(
+def test_copy_is_complete_despite_concurrent_pushes_and_repacks(
     source: Copy, meanwhile: Callable[..., None], tmp_path: Path
 ) -> None:
     def act(number: int) -> None:
@@ -65,7 +65,7 @@ def test_what_is_pushed_and_repacked_meanwhile_makes_no_copy_less_than_whole(
     assert inventory(made.path) == inventory(source.path)
 
 
-def test_a_repository_that_never_stands_still_is_copied_all_the_same(
+def test_repository_that_keeps_changing_is_copied(
     source: Copy, meanwhile: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(clone, "_PASSES", 2)
@@ -77,7 +77,7 @@ def test_a_repository_that_never_stands_still_is_copied_all_the_same(
     assert not list(made.path.glob("objects/info/commit-graph*"))
 
 
-def test_a_repository_that_is_removed_meanwhile_leaves_no_copy(
+def test_repository_removed_meanwhile_leaves_no_copy(
     source: Copy, meanwhile: Callable[..., None], tmp_path: Path
 ) -> None:
     meanwhile(lambda number: shutil.rmtree(source.path) if number == 4 else None)
@@ -86,12 +86,12 @@ def test_a_repository_that_is_removed_meanwhile_leaves_no_copy(
     assert list((tmp_path / "b").glob(".headrace/*/*")) == []
 
 
-def test_more_files_than_are_synced_one_by_one(source: Copy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_many_files_are_synced_by_file_system(source: Copy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(clone, "_SYNCED_ONE_BY_ONE", 5)
     write(source.path / "lfs/x")
     assert is_whole(copied(source, tmp_path).path)
 
 
-def test_a_copy_that_takes_too_long_has_failed(source: Copy, tmp_path: Path) -> None:
+def test_copy_that_takes_too_long_fails(source: Copy, tmp_path: Path) -> None:
     with pytest.raises(GitFailed, match="the copy took longer than clone_seconds"):
         result(copy(source, Root(tmp_path / "b"), seconds=-1.0))

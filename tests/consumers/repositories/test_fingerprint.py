@@ -1,4 +1,4 @@
-"""A fingerprint differs whenever an object comes or goes, or a ref is set; none is had of what is being written."""
+"""A fingerprint changes whenever an object or a ref does; a repository that is being written to has none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _repository(directory: Path) -> Path:
     return place
 
 
-def test_it_is_the_same_until_something_changes(tmp_path: Path) -> None:
+def test_fingerprint_is_the_same_until_a_change(tmp_path: Path) -> None:
     place = _repository(tmp_path)
     before = result(fingerprint(place))
     assert before == result(fingerprint(place)) != ""
@@ -27,7 +27,7 @@ def test_it_is_the_same_until_something_changes(tmp_path: Path) -> None:
     assert result(fingerprint(place)) == before
 
 
-def test_a_ref_that_is_put_in_the_place_of_one_that_looks_the_same_is_another(tmp_path: Path) -> None:
+def test_replaced_ref_changes_the_fingerprint(tmp_path: Path) -> None:
     place = _repository(tmp_path)
     before = result(fingerprint(place))
     ref = place / "refs/heads/main"
@@ -38,7 +38,7 @@ def test_a_ref_that_is_put_in_the_place_of_one_that_looks_the_same_is_another(tm
     assert result(fingerprint(place)) != before
 
 
-def test_there_is_none_of_what_was_written_within_a_step_of_the_clock(tmp_path: Path) -> None:
+def test_fingerprint_is_empty_within_a_tick_of_the_clock(tmp_path: Path) -> None:
     place = _repository(tmp_path)
     os.utime(place / "refs/heads/main")
     assert result(fingerprint(place)) == ""

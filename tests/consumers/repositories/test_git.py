@@ -16,23 +16,23 @@ from tests.consumers.gitserver.steps import result
 from tests.consumers.gitservers import make_repository, refs
 
 
-def test_a_failure_has_gits_own_words(tmp_path: Path) -> None:
+def test_failure_has_the_output_of_git(tmp_path: Path) -> None:
     with pytest.raises(GitFailed, match=r"git: fatal: not a git repository"):
         result(git("for-each-ref", at=View(tmp_path, None)))
 
 
-def test_a_full_disk_is_nobodys_fault_but_the_disks() -> None:
+def test_full_disk_is_reported_as_no_room() -> None:
     ended = result(run("sh", "-c", "echo 'fatal: write error: No space left on device' >&2; exit 128", seconds=120))
     assert isinstance(failure("git", ended), NoRoom)
     assert "No space left on device; Free space there" in str(failure("git", ended))
 
 
-def test_what_takes_too_long_is_ended() -> None:
+def test_command_that_takes_too_long_is_killed() -> None:
     with pytest.raises(GitFailed, match="sleep did not end within 0 s"):
         result(run("sleep", "100", seconds=0.1))
 
 
-def test_closing_ends_the_command_and_what_it_started(tmp_path: Path, eventually: Callable[..., None]) -> None:
+def test_close_kills_the_command_and_its_children(tmp_path: Path, eventually: Callable[..., None]) -> None:
     child = tmp_path / "child"
     steps = run("sh", "-c", f"sleep 100 & echo $! > {child}; wait", seconds=200)
     next(steps)
@@ -41,14 +41,12 @@ def test_closing_ends_the_command_and_what_it_started(tmp_path: Path, eventually
     eventually(lambda: not _lives(int(child.read_text())), "both have ended")
 
 
-def test_much_output_does_not_stop_it() -> None:
+def test_large_output_does_not_block() -> None:
     ended = result(run("sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2", seconds=60))
     assert (len(ended.said), len(ended.complained)) == (3000000, 3000000)
 
 
-def test_neither_the_machines_nor_the_users_configuration_nor_the_environment_takes_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configuration_and_environment_have_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile = tmp_path / "hostile"
     hostile.write_text("[core]\n\thooksPath = /nowhere\n[user]\n\tname = Somebody\n")
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
@@ -60,7 +58,7 @@ def test_neither_the_machines_nor_the_users_configuration_nor_the_environment_ta
     assert result(asked("config", "--get", "user.name")).code == 1
 
 
-def test_names_are_never_taken_for_options_or_commands(tmp_path: Path) -> None:
+def test_names_are_never_interpreted_as_options_or_commands(tmp_path: Path) -> None:
     root, other = Root(tmp_path / "--upload-pack=x"), Root(tmp_path / "other")
     other.path.mkdir()
     for name in ("-rf/--help", "a b/$(touch x)", "host/\n\tnew line", "ext::sh -c touch", "ünïcode/ﬀ"):
@@ -72,7 +70,7 @@ def test_names_are_never_taken_for_options_or_commands(tmp_path: Path) -> None:
     assert not other.place("-rf/--help").exists()
 
 
-def test_a_directory_that_is_closed_to_its_owner_is_removed_too(tmp_path: Path) -> None:
+def test_read_only_directory_is_removed(tmp_path: Path) -> None:
     closed = tmp_path / "annex" / "key"
     closed.mkdir(parents=True)
     (closed / "file").touch()
@@ -81,7 +79,7 @@ def test_a_directory_that_is_closed_to_its_owner_is_removed_too(tmp_path: Path) 
     assert not (tmp_path / "annex").exists()
 
 
-def test_a_killed_member_takes_its_git_along(tmp_path: Path, eventually: Callable[..., None]) -> None:
+def test_git_ends_with_a_killed_consumer(tmp_path: Path, eventually: Callable[..., None]) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("needs setpriv, as on Linux")
     code = (

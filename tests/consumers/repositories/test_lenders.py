@@ -1,4 +1,4 @@
-"""Who lends objects is found by asking all others."""
+"""Lenders of objects are found by reading all repositories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.consumers.gitserver.steps import result
 from tests.consumers.gitservers import make_repository
 
 
-def test_each_way_to_use_anothers_objects_is_found(tmp_path: Path) -> None:
+def test_every_kind_of_borrower_is_found(tmp_path: Path) -> None:
     root, other = Root(tmp_path / "a"), Root(tmp_path / "b")
     lent = [root.copy(f"host/{number}") for number in range(5)]
     for each in lent:
@@ -37,7 +37,7 @@ def test_each_way_to_use_anothers_objects_is_found(tmp_path: Path) -> None:
         found.refuse(lent[0])
 
 
-def test_it_looks_again_after_a_while(tmp_path: Path) -> None:
+def test_lenders_are_read_again_after_a_while(tmp_path: Path) -> None:
     root = Root(tmp_path)
     lender = root.copy("host/lender")
     make_repository(lender.path)

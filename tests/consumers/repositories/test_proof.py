@@ -1,4 +1,4 @@
-"""What is whole, and what is only old-fashioned."""
+"""Distinguishes damage from objects that git merely warns about."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def repository(tmp_path: Path) -> Copy:
     return made
 
 
-def test_an_object_that_git_finds_fault_with_is_no_damage(repository: Copy) -> None:
+def test_object_that_git_warns_about_is_not_damage(repository: Copy) -> None:
     tree = git(repository.path, "rev-parse", "main^{tree}")
     old = f"tree {tree}\nauthor Somebody 0 +0000\ncommitter Somebody 0 +0000\n\nx\n"
     commit = git(repository.path, "hash-object", "--literally", "-t", "commit", "-w", "--stdin", given=old.encode())
@@ -29,20 +29,20 @@ def test_an_object_that_git_finds_fault_with_is_no_damage(repository: Copy) -> N
     result(prove(repository, seconds=60, content=True))
 
 
-def test_content_that_is_not_what_its_name_says_is_damage(repository: Copy) -> None:
+def test_content_that_does_not_match_its_name_is_damage(repository: Copy) -> None:
     loosen(repository.path)
     blob = git(repository.path, "rev-parse", "main:file")
     other = git(repository.path, "hash-object", "-w", "--stdin", given=b"another\n")
     path = repository.path / "objects" / blob[:2] / blob[2:]
     path.chmod(0o644)
     path.write_bytes((repository.path / "objects" / other[:2] / other[2:]).read_bytes())
-    with pytest.raises(GitFailed, match="it is not whole"):
+    with pytest.raises(GitFailed, match="it is not complete"):
         result(prove(repository, seconds=60, content=True))
 
 
-def test_a_missing_object_is_named(repository: Copy) -> None:
+def test_missing_object_is_reported(repository: Copy) -> None:
     loosen(repository.path)
     blob = git(repository.path, "rev-parse", "main:file")
     (repository.path / "objects" / blob[:2] / blob[2:]).unlink()
-    with pytest.raises(GitFailed, match=f"it is not whole: missing blob {blob}"):
+    with pytest.raises(GitFailed, match=f"it is not complete: missing blob {blob}"):
         result(prove(repository, seconds=60))

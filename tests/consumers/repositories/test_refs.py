@@ -1,4 +1,4 @@
-"""What is carried from one copy to the other, decided by three states."""
+"""The three-way merge of refs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAIN = "refs/heads/main"
         ("a", None, "b", [], []),
     ],
 )
-def test_a_ref_is_of_the_side_that_changed_it(
+def test_ref_takes_the_value_of_the_side_that_changed_it(
     base: str | None, source: str | None, target: str | None, carries: list[Carry], clashes: list[Clash]
 ) -> None:
     def refs(value: str | None) -> dict[str, str]:
@@ -37,7 +37,7 @@ def test_a_ref_is_of_the_side_that_changed_it(
     assert plan(refs(base), refs(source), refs(target)) == (carries, clashes)
 
 
-def test_no_value_is_ever_lost_whatever_the_three_states_are() -> None:
+def test_merge_loses_no_value() -> None:
     values = (None, "a", "b", "c")
     for base, source, target in product(values, repeat=3):
 
@@ -47,13 +47,13 @@ def test_no_value_is_ever_lost_whatever_the_three_states_are() -> None:
         carries, clashes = plan(refs(base), refs(source), refs(target))
         kept = {target} | {each.new for each in carries} | {each.source for each in clashes}
         replaced = {each.old for each in carries}
-        # What the source has is there afterwards, unless it is what both had before and the target has changed since.
+        # The source's value is there afterwards, unless it is the base's and the target has changed since.
         assert source in kept or source in (None, base)
-        # What is replaced is what both had before.
+        # Only the base's value is replaced.
         assert replaced <= {base}
 
 
-def test_head_is_carried_and_kept_only_where_it_is_a_commit() -> None:
+def test_head_is_kept_as_a_ref_only_if_it_is_a_commit() -> None:
     here, there = {"HEAD": "ref: refs/heads/next"}, {"HEAD": "ref: refs/heads/main"}
     assert plan(there, here, there) == ([Carry("HEAD", here["HEAD"], there["HEAD"])], [])
     assert plan({"HEAD": "ref: refs/heads/old"}, here, there) == ([], [])

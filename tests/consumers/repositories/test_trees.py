@@ -1,4 +1,4 @@
-"""A file is copied with all that it has, or not at all; what is at work in a repository is left out."""
+"""A file is copied with all its attributes, or not at all; temporary files of processes are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.consumers.gitserver.kinds.registry import write
 from tests.consumers.gitserver.steps import result
 
 
-def test_a_large_file_is_copied_in_blocks_with_its_mode_and_time(tmp_path: Path) -> None:
+def test_large_file_is_copied_in_blocks_with_mode_and_time(tmp_path: Path) -> None:
     source, target = write(tmp_path / "source", b"", 0o2750), tmp_path / "target"
     os.truncate(source, 64 << 20)
     os.utime(source, ns=(1, 1_234_567_891))
@@ -26,15 +26,15 @@ def test_a_large_file_is_copied_in_blocks_with_its_mode_and_time(tmp_path: Path)
     assert most < 8 << 20
 
 
-def test_a_file_that_never_stands_still_is_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_keeps_changing_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "source")
     monkeypatch.setattr("consumers.repositories.trees.dress", lambda one, _: write(one, one.read_bytes() + b"x"))
-    with pytest.raises(Changing, match="source is written to all the time"):
+    with pytest.raises(Changing, match="source keeps changing"):
         result(copy_file(source, tmp_path / "target", 60))
     assert not (tmp_path / "target").exists()
 
 
-def test_locks_and_objects_that_are_not_accepted_are_left_out_but_not_files_of_others(tmp_path: Path) -> None:
+def test_locks_and_quarantined_objects_are_left_out(tmp_path: Path) -> None:
     work = (
         "HEAD.lock",
         "gc.pid",
@@ -50,7 +50,9 @@ def test_locks_and_objects_that_are_not_accepted_are_left_out_but_not_files_of_o
     assert "objects/pack/pack-x.pack" not in result(walk(tmp_path, files_only=True))
 
 
-@pytest.mark.parametrize(("link", "problem"), [("../../x", "leads out of it"), ("{top}/real", "to its old place")])
+@pytest.mark.parametrize(
+    ("link", "problem"), [("../../x", "points out of the repository"), ("{top}/real", "to the old place")]
+)
 def test_links_that_depend_on_the_place_are_refused(tmp_path: Path, link: str, problem: str) -> None:
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom/link").symlink_to(link.format(top=tmp_path))

@@ -1,4 +1,4 @@
-"""Git is given a view of a repository: what of its settings is in it, and that writing goes through."""
+"""A view has only some of a repository's settings, and git writes through it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listed(repository: Copy) -> list[str]:
         opened.close()
 
 
-def test_a_view_has_how_objects_and_refs_are_stored_and_nothing_else(repository: Copy) -> None:
+def test_view_has_only_the_storage_settings(repository: Copy) -> None:
     assert listed(repository) == ["core.bare=true"]
     configure(repository.path, '[alias]\n\tx = "!y"\n[extensions]\n\tworktreeConfig = true\n\tpartialClone = origin\n')
     configure(repository.path, "\tnoop = 1\n[core]\n\tsharedRepository = group\n\thooksPath = /hooks\n")
@@ -42,7 +42,7 @@ def test_a_view_has_how_objects_and_refs_are_stored_and_nothing_else(repository:
     ]
 
 
-def test_an_extension_that_git_does_not_know_is_refused_by_git(repository: Copy) -> None:
+def test_unknown_extension_is_refused_by_git(repository: Copy) -> None:
     configure(repository.path, '[core]\n\trepositoryFormatVersion = 1\n[extensions]\n\ttomorrow = "a\\"b"\n')
     opened = result(view(repository))
     with pytest.raises(GitFailed, match="unknown repository extension found: tomorrow"):
@@ -50,7 +50,7 @@ def test_an_extension_that_git_does_not_know_is_refused_by_git(repository: Copy)
     opened.close()
 
 
-def test_what_git_writes_in_a_view_is_in_the_repository(repository: Copy) -> None:
+def test_git_writes_through_a_view_into_the_repository(repository: Copy) -> None:
     as_application(repository.path, "pack-refs", "--all")
     value = as_application(repository.path, "rev-parse", "main")
     opened = result(view(repository))

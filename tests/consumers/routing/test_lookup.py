@@ -1,4 +1,4 @@
-"""An application asks where a repository is: what the cursors say, one query a second, and right without a database."""
+"""Lookups follow the cursors with one query a second, and stay right without the database."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from infra.stack.processes.keeper import Keeper
 from schemas.errors import DatabaseUnavailable
 from tests.conftest import Database
 
-GUIDE = Path(__file__).parents[3] / "docs" / "routing.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "routing.md"
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")
 PLACEMENT = Placement(NODES, {"github.com/pinned/one": NODES[2]})
 TABLE = """
@@ -56,7 +56,7 @@ Eventually = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def a_first_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is: what a router does without an answer is the tests' own to choose."""
+    """Waits for the first query even on a slow machine: tests choose when a router has no cursors."""
     monkeypatch.setattr(lookup, "_PATIENCE_SECONDS", 120.0)
 
 
@@ -80,24 +80,24 @@ def passed(upto: str | None, *, finished: bool = False) -> Reading:
         (Reading(0.0, {partition_of(NAME) + 1: Cursor(None, finished=True)}), (OLD, NEW)),
     ],
 )
-def test_a_name_that_was_passed_has_its_new_home_first(reading: Reading, expected: tuple[str, str]) -> None:
+def test_passed_name_has_its_new_home_first(reading: Reading, expected: tuple[str, str]) -> None:
     assert homes(PLACEMENT, NAME, reading) == expected
     assert homes(PLACEMENT, NAME.upper().replace("GITHUB.COM/A", "GitHub.com/a") + ".git", reading) == expected
 
 
-def test_the_order_is_that_of_bytes_and_not_of_a_language() -> None:
+def test_names_are_ordered_by_bytes() -> None:
     accented, plain = "gitlab.com/\u00e9", "gitlab.com/z"
     reading = Reading(0.0, {partition_of(accented): Cursor(order_key(plain), False)})
     assert reading.algorithm(accented) is Algorithm.MD5
 
 
-def test_a_pinned_name_has_one_home() -> None:
+def test_pinned_name_has_one_home() -> None:
     for reading in (NEVER, passed(None, finished=True)):
         assert homes(PLACEMENT, "GitHub.com/pinned/One", reading) == (NODES[2],)
 
 
 @given(name=st.text(st.characters(codec="utf-8"), max_size=20), upto=st.none() | st.binary(), done=st.booleans())
-def test_there_are_always_both_homes_and_none_twice(name: str, upto: bytes | None, done: bool) -> None:
+def test_homes_are_always_both_homes_without_duplicates(name: str, upto: bytes | None, done: bool) -> None:
     reading = Reading(0.0, {partition_of(name): Cursor(upto, done)})
     both = {PLACEMENT.home(name, Algorithm.MD5), PLACEMENT.home(name, Algorithm.RENDEZVOUS)}
     found = homes(PLACEMENT, name, reading)
@@ -106,7 +106,7 @@ def test_there_are_always_both_homes_and_none_twice(name: str, upto: bytes | Non
 
 
 class Table:
-    """The table of the cursors, in memory; `fault` is raised instead of an answer."""
+    """The table of the cursors, in memory; if set, `fault` is raised instead."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -132,7 +132,7 @@ class Table:
         self.open -= 1
 
     def wait_until_read(self) -> None:
-        """Wait until what is here now was read, and has been taken in."""
+        """Wait until the current content was read by the router."""
         with self._changed:
             seen = self.asked
             assert self._changed.wait_for(lambda: self.asked >= seen + 2, timeout=180)
@@ -153,7 +153,7 @@ def router(table: Table) -> Iterator[Router]:
     assert table.open == 0
 
 
-def test_it_follows_the_cursors(router: Router, table: Table) -> None:
+def test_router_follows_the_cursors(router: Router, table: Table) -> None:
     assert (router.home(NAME), router.homes(NAME)) == (OLD, (OLD, NEW))
     table.finish()
     table.wait_until_read()
@@ -164,7 +164,7 @@ def test_it_follows_the_cursors(router: Router, table: Table) -> None:
 
 
 @pytest.mark.parametrize("fault", [DatabaseUnavailable("it is away"), RuntimeError("a mistake")])
-def test_without_the_database_it_goes_on_with_what_it_knew(
+def test_router_uses_last_cursors_while_the_database_is_unavailable(
     router: Router, table: Table, fault: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -176,7 +176,7 @@ def test_without_the_database_it_goes_on_with_what_it_knew(
     assert router.home(NAME) == NEW, "as old as half of grace_seconds"
     table.now += 1
     assert router.homes(NAME) == (NEW, OLD)
-    with pytest.raises(CursorTooOld, match=f"known 31 seconds ago: {fault.args[0]}"):
+    with pytest.raises(CursorTooOld, match=f"last read 31 seconds ago: {fault.args[0]}"):
         router.home(NAME)
     table.fault = None
     table.wait_until_read()
@@ -184,15 +184,15 @@ def test_without_the_database_it_goes_on_with_what_it_knew(
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"], "once away, once back"
 
 
-def test_without_the_database_from_the_start_it_has_both_homes(router: Router, table: Table) -> None:
+def test_router_has_both_homes_if_the_database_was_never_available(router: Router, table: Table) -> None:
     table.fault = DatabaseUnavailable("it is away")
     assert router.homes(NAME) == (OLD, NEW)
-    with pytest.raises(CursorTooOld, match="was known never: it is away"):
+    with pytest.raises(CursorTooOld, match="were last read never: it is away"):
         router.home(NAME)
 
 
-def test_a_reading_is_as_old_as_its_question(table: Table) -> None:
-    """Not as its answer: what was true when the answer came is not what was read."""
+def test_reading_has_the_time_of_its_query(table: Table) -> None:
+    """Not of its result, which may be out of date when it arrives."""
 
     class Slow(Table):
         def ask(self) -> Mapping[int, Cursor]:
@@ -204,7 +204,7 @@ def test_a_reading_is_as_old_as_its_question(table: Table) -> None:
         router.home(NAME)
 
 
-def test_a_closed_router_asks_no_more_until_it_is_asked(router: Router, table: Table) -> None:
+def test_closed_router_reads_again_only_on_lookup(router: Router, table: Table) -> None:
     router.home(NAME)
     router.close()
     assert table.open == 0
@@ -228,7 +228,7 @@ def set_cursor(connection: psycopg.Connection[Any], name: str, upto: str | None,
 
 
 @pytest.mark.stack
-def test_it_reads_the_migrations_table(
+def test_router_reads_the_migrations_table(
     connection: psycopg.Connection[Any], database: Database, eventually: Eventually
 ) -> None:
     with Router(database.dsn, gitserver()) as router:
@@ -242,7 +242,7 @@ def test_it_reads_the_migrations_table(
 
 
 @pytest.mark.stack
-def test_before_the_table_is_there_nothing_was_passed(database: Database, eventually: Eventually) -> None:
+def test_no_name_is_passed_before_the_table_exists(database: Database, eventually: Eventually) -> None:
     with Router(database.dsn, gitserver()) as router:
         assert router.home(NAME) == OLD
         connection = database.connect()
@@ -252,7 +252,7 @@ def test_before_the_table_is_there_nothing_was_passed(database: Database, eventu
 
 
 @pytest.mark.stack
-def test_names_are_in_the_same_order_here_and_there(connection: psycopg.Connection[Any]) -> None:
+def test_names_have_the_same_order_in_python_and_postgresql(connection: psycopg.Connection[Any]) -> None:
     names = ["b", "B", "a/b", "a-b", "a.b", "\u00e9", "z", "\U0001f600", "\uffee", "a", "a b", "", "github.com/\u00c4"]
     found = connection.execute('SELECT name FROM unnest(%s::text[]) AS name ORDER BY name COLLATE "C"', (names,))
     assert [name for (name,) in found] == sorted(names, key=str.encode)
@@ -260,7 +260,7 @@ def test_names_are_in_the_same_order_here_and_there(connection: psycopg.Connecti
 
 
 @pytest.mark.stack
-def test_the_server_sees_one_query_whatever_is_asked(connection: psycopg.Connection[Any], database: Database) -> None:
+def test_lookups_cause_one_query(connection: psycopg.Connection[Any], database: Database) -> None:
     connection.execute(
         "ALTER TABLE headrace.rehash_cursors RENAME TO cursors; CREATE SEQUENCE headrace.queries;"
         " CREATE VIEW headrace.rehash_cursors AS"
@@ -278,7 +278,7 @@ def test_the_server_sees_one_query_whatever_is_asked(connection: psycopg.Connect
 
 @pytest.fixture
 def reader(connection: psycopg.Connection[Any], database: Database) -> Iterator[str]:
-    """The dsn of a role that may do what docs/routing.md says, and nothing else."""
+    """The dsn of a role with only the privileges that docs/how-to/routing.md lists."""
     role = f"reader_{database.name}"
     name = sql.Identifier(role)
     connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'reads'").format(name))
@@ -289,14 +289,14 @@ def reader(connection: psycopg.Connection[Any], database: Database) -> Iterator[
 
 
 @pytest.mark.stack
-def test_a_reader_needs_that_table_and_nothing_else(connection: psycopg.Connection[Any], reader: str) -> None:
+def test_documented_grant_suffices_for_a_reader(connection: psycopg.Connection[Any], reader: str) -> None:
     set_cursor(connection, NAME, NAME)
     with Router(reader, gitserver()) as router:
         assert router.home(NAME) == NEW
 
 
 @pytest.mark.stack
-def test_a_reader_without_that_right_is_told(
+def test_reader_without_the_privilege_gets_an_error(
     connection: psycopg.Connection[Any], reader: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     role = sql.Identifier(str(conninfo_to_dict(reader)["user"]))
@@ -310,7 +310,7 @@ def test_a_reader_without_that_right_is_told(
 
 
 @pytest.mark.stack
-def test_it_survives_the_databases_absence(
+def test_router_survives_database_downtime(
     connection: psycopg.Connection[Any],
     database: Database,
     reader: str,
@@ -327,14 +327,14 @@ def test_it_survives_the_databases_absence(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'headrace routing'"
             " AND datname = current_database()"
         )
-        eventually(lambda: "goes on with the cursors" in caplog.text, "it noticed")
+        eventually(lambda: "routing uses old cursors" in caplog.text, "it noticed")
         assert router.homes(NAME) == (NEW, OLD)
         set_cursor(connection, NAME, None)
         connection.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(role))
         eventually(lambda: router.homes(NAME) == (OLD, NEW), "it is back")
 
 
-def test_a_standby_is_refused_since_it_shows_the_past() -> None:
+def test_standby_is_refused() -> None:
     directory = Path(tempfile.mkdtemp(prefix="headrace-test-"))
     directory.chmod(0o711)  # the server's own user passes through when the tests run as root
     with closing(Keeper(remove=directory)) as keeper:
@@ -343,14 +343,14 @@ def test_a_standby_is_refused_since_it_shows_the_past() -> None:
         standby = primary.standby("standby")
         with Router(standby.dsn(), gitserver()) as router:
             assert router.homes(NAME) == (OLD, NEW)
-            with pytest.raises(CursorTooOld, match="is a standby, whose cursors may be older than they look"):
+            with pytest.raises(CursorTooOld, match="is a standby, whose cursors may be out of date"):
                 router.home(NAME)
         standby.abandon()
         primary.abandon()
 
 
 @pytest.mark.stack
-def test_the_guides_example_runs(
+def test_example_of_the_guide_runs(
     connection: psycopg.Connection[Any], database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
@@ -383,8 +383,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.stack
-def test_a_forked_process_asks_for_itself(connection: psycopg.Connection[Any], database: Database) -> None:
-    """As the workers of many web servers are made."""
+def test_forked_process_reads_its_own_cursors(connection: psycopg.Connection[Any], database: Database) -> None:
+    """Many web servers fork their workers."""
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", FORKED, database.dsn],
         stdin=subprocess.PIPE,

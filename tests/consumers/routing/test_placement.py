@@ -1,4 +1,4 @@
-"""Where repositories live is what gitserver computes, to the bit."""
+"""Placement is identical to gitserver's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOUR = (*THREE, "gitserver-3:3178")
 NAMES = st.text(st.sampled_from("aB/.-\u0130\u03a3\u00c4\udcff"), max_size=12).map(
     lambda name: name.replace("B", "GitHub.com").replace("a.", ".git")
 )
-"""Names in which every rule of the normal form has something to do."""
+"""Names to which every rule of the normal form applies."""
 
 NODES = st.lists(st.text("abc:1", min_size=1, max_size=6), min_size=1, max_size=6, unique=True)
 
@@ -64,8 +64,8 @@ NODES = st.lists(st.text("abc:1", min_size=1, max_size=6), min_size=1, max_size=
         ('a\tb/c', 'a\tb/c', '20 33'),
     ],
 )  # fmt: skip
-def test_it_is_what_gitserver_computes(name: str, normal: str, homes: str) -> None:
-    """As a program of Go's own strings and path, cespare/xxhash and dgryski/go-rendezvous has it.
+def test_placement_matches_gitserver(name: str, normal: str, homes: str) -> None:
+    """Expected values by a program with Go's strings and path, cespare/xxhash and dgryski/go-rendezvous.
 
     `homes`: the number of the md5 and of the rendezvous home, with three nodes and then with four.
     """
@@ -88,14 +88,14 @@ def test_it_is_what_gitserver_computes(name: str, normal: str, homes: str) -> No
         ("gitlab.com/foo/bar", "gitserver-2"),
     ],
 )
-def test_it_is_what_gitservers_own_tests_expect(name: str, node: str) -> None:
+def test_placement_passes_gitservers_own_tests(name: str, node: str) -> None:
     assert rendezvous_home(name, ["gitserver-1", "gitserver-2", "gitserver-3"]) == node
 
 
 @given(name=NAMES)
-def test_a_normal_form_stays_as_it_is(name: str) -> None:
+def test_normal_form_is_stable(name: str) -> None:
     once = normalised(name)
-    # A second .git, or one before a slash, comes to the end only by the first cleaning; as in gitserver.
+    # A second .git, or one before a slash, becomes a suffix only by the first cleaning, as in gitserver.
     assume(not once.endswith(".git"))
     assert normalised(once) == once
     assert normalised(f"DELETED-1650360042.603863-{name}") == once
@@ -103,13 +103,13 @@ def test_a_normal_form_stays_as_it_is(name: str) -> None:
 
 
 @given(name=NAMES)
-def test_a_normal_form_stays_below_its_root(name: str) -> None:
+def test_normal_form_stays_below_its_root(name: str) -> None:
     parts = normalised(name).split("/")
     assert parts == [""] or not {"", ".", ".."} & set(parts)
 
 
 @given(name=NAMES, nodes=NODES, data=st.data())
-def test_a_node_that_goes_moves_only_its_own_names(name: str, nodes: list[str], data: st.DataObject) -> None:
+def test_removed_node_moves_only_its_own_names(name: str, nodes: list[str], data: st.DataObject) -> None:
     at = rendezvous_home(name, nodes)
     gone = data.draw(st.sampled_from(nodes))
     assume(len(nodes) > 1)
@@ -118,17 +118,17 @@ def test_a_node_that_goes_moves_only_its_own_names(name: str, nodes: list[str], 
 
 
 @given(name=NAMES, nodes=NODES, data=st.data())
-def test_the_order_of_the_nodes_is_nothing_to_rendezvous(name: str, nodes: list[str], data: st.DataObject) -> None:
+def test_rendezvous_does_not_depend_on_the_order_of_nodes(name: str, nodes: list[str], data: st.DataObject) -> None:
     assert rendezvous_home(name, data.draw(st.permutations(nodes))) == rendezvous_home(name, nodes)
 
 
-def test_the_order_of_the_nodes_is_everything_to_md5() -> None:
+def test_md5_depends_on_the_order_of_nodes() -> None:
     name = "github.com/a/b"
     homes = {md5_home(name, nodes) for nodes in itertools.permutations(THREE)}
     assert homes == set(THREE)
 
 
-def test_the_earlier_node_wins_a_tie() -> None:
+def test_earlier_node_wins_a_tie() -> None:
     # Two names of one hash, solved for: XXH64 can be turned round.
     twins = ["gitserver-0:3178", "gitservr\udcbf\udca0\udcda%)YY\udc8a"]
     hashes = {xxhash.xxh64_intdigest(node.encode("utf-8", "surrogateescape")) for node in twins}
@@ -137,7 +137,7 @@ def test_the_earlier_node_wins_a_tie() -> None:
 
 
 @given(name=NAMES)
-def test_the_order_is_that_of_bytes(name: str) -> None:
+def test_order_key_sorts_by_bytes(name: str) -> None:
     assert order_key(name) == normalised(name).encode("utf-8", "surrogateescape")
     assert 0 <= partition_of(name) < PARTITIONS
 
@@ -146,12 +146,12 @@ def test_the_order_is_that_of_bytes(name: str) -> None:
     ("name", "partition"),
     [("github.com/gitlab-org/gitlab", 12), ("GitHub.com/GitLab-Org/GitLab.git", 12), ("foobar", 5), ("", 0)],
 )
-def test_a_partition_is_for_good(name: str, partition: int) -> None:
-    """Cursors that are in a database are by this number."""
+def test_partition_of_a_name_never_changes(name: str, partition: int) -> None:
+    """Cursors in a database are stored by this number."""
     assert partition_of(name) == partition
 
 
-def test_a_pin_goes_before_any_hash() -> None:
+def test_pin_has_precedence_over_any_hash() -> None:
     name = "github.com/a/b"
     for node, algorithm in itertools.product(THREE, Algorithm):
         pinned = Placement(THREE, {"GitHub.com/A/b.git": node})
@@ -159,7 +159,7 @@ def test_a_pin_goes_before_any_hash() -> None:
         assert pinned.home("github.com/a/c", algorithm) == home("github.com/a/c", THREE, algorithm)
 
 
-def test_a_placement_that_cannot_be() -> None:
+def test_invalid_placement_is_refused() -> None:
     with pytest.raises(UsageError, match="no gitserver nodes"):
         Placement(())
     with pytest.raises(UsageError, match=r"github\.com/A/B is pinned to two nodes"):

@@ -1,4 +1,4 @@
-"""The contract of docs/routing.md: its vectors and its reference readers in Go and Ruby say what the router says."""
+"""The vectors and the reference readers in Go and Ruby of docs/how-to/routing.md match the router."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.conftest import Database
 from tests.readers import NotInstalled, build_go
 
 DOCS = Path(__file__).parents[3] / "docs"
-GUIDE = (DOCS / "routing.md").read_text(encoding="utf-8")
-VECTORS: dict[str, Any] = json.loads((DOCS / "readers" / "vectors.json").read_text(encoding="utf-8"))
+GUIDE = (DOCS / "how-to" / "routing.md").read_text(encoding="utf-8")
+VECTORS: dict[str, Any] = json.loads((DOCS / "reference" / "readers" / "vectors.json").read_text(encoding="utf-8"))
 NODES = VECTORS["nodes"]
 
 Question = Mapping[str, Any]
@@ -48,11 +48,11 @@ PIECES = [
         "x" * 40,
     ),
 ]
-"""Of which random names are made: every rule of the normal form has something to do in many of them."""
+"""The parts of random names, to many of which every rule of the normal form applies."""
 
 
 def answer(question: Question) -> dict[str, Any]:
-    """Return what headrace itself says, in the form of the reference readers."""
+    """Return headrace's own answer, in the form of the reference readers."""
     name, nodes = question["name"], question["nodes"]
     cursors = {
         row["partition"]: Cursor(None if row["upto"] is None else row["upto"].encode(), row["finished"])
@@ -88,7 +88,7 @@ def random_questions(seed: int, number: int) -> Iterable[Question]:
         }
 
 
-def test_each_vector_is_what_the_formulas_give() -> None:
+def test_each_vector_matches_the_formulas() -> None:
     assert [f"{xxhash.xxh64_intdigest(node.encode()):016x}" for node in NODES] == VECTORS["node_xxh64"]
     for each in VECTORS["placements"]:
         key = order_key(each["name"])
@@ -107,7 +107,7 @@ def test_each_vector_is_what_the_formulas_give() -> None:
     assert {tuple(each["homes"]) for each in VECTORS["homes"]} >= {(NODES[0], NODES[2]), (NODES[2], NODES[0])}
 
 
-def test_the_document_has_the_vectors_and_the_query() -> None:
+def test_document_has_the_vectors_and_the_query() -> None:
     (table,) = re.findall(r"<!-- vectors -->\n.*?\n.*?\n(.*?)<!-- end -->", GUIDE, re.DOTALL)
     shown = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()]
     expected = {each["name"]: each for each in VECTORS["placements"]}
@@ -127,7 +127,7 @@ def test_the_document_has_the_vectors_and_the_query() -> None:
 
 
 def program(language: str, directory: Path) -> list[str]:
-    """Return the command that answers by a reference reader; skips the test where its language is not installed."""
+    """Return the command of a reference reader; skip the test if its language is not installed."""
     if language == "go":
         try:
             return build_go("answer", directory)
@@ -136,7 +136,7 @@ def program(language: str, directory: Path) -> list[str]:
     tool = shutil.which("ruby")
     if tool is None:
         pytest.skip("ruby is not installed")
-    return [tool, str(DOCS / "readers" / "routing.rb")]
+    return [tool, str(DOCS / "reference" / "readers" / "routing.rb")]
 
 
 def ask(command: Sequence[str], questions: Sequence[Question]) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def ask(command: Sequence[str], questions: Sequence[Question]) -> list[dict[str,
 
 @pytest.mark.stack
 @pytest.mark.parametrize("language", ["go", "ruby"])
-def test_a_reference_reader_says_what_the_router_says(language: str, tmp_path: Path, database: Database) -> None:
+def test_reference_reader_matches_the_router(language: str, tmp_path: Path, database: Database) -> None:
     connection = database.connect()
     connection.execute("CREATE SCHEMA headrace")
     connection.execute(OWN_TABLES.encode())
@@ -166,7 +166,7 @@ def test_a_reference_reader_says_what_the_router_says(language: str, tmp_path: P
 
 
 def rows(connection: psycopg.Connection) -> list[dict[str, Any]]:
-    """Return the cursors as the document's query has them."""
+    """Return the cursors by the document's query."""
     (query,) = re.findall(r"```sql\n(SELECT partition.*?)```", GUIDE, re.DOTALL)
     return [
         cursor(partition, upto, finished=finished) for partition, upto, finished in connection.execute(query.encode())

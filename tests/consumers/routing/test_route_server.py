@@ -1,4 +1,4 @@
-"""Where a repository is, over HTTP: read-only, by whatever the router knows."""
+"""Lookups over HTTP: read-only, answered by a router."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.errors import SettingsError
 
 
 class Known:
-    """Routes that are known; `sure` is False while the cursors are too old for a new clone."""
+    """Fixed routes; `sure` is False while the cursors are too old for a new clone."""
 
     sure = True
 
@@ -29,7 +29,7 @@ class Known:
 
     def home(self, name: str) -> str:
         if not self.sure:
-            raise CursorTooOld("how far rehash_moves is was known never: no answer")
+            raise CursorTooOld("the cursors of rehash_moves were last read never: no response")
         return self.homes(name)[0]
 
 
@@ -57,7 +57,7 @@ def ask(server: RouteServer, path: str, method: str = "GET", body: bytes | None 
         return answer.status, json.loads(text) if text else None
 
 
-def test_a_name_has_its_nodes_in_their_order(server: RouteServer) -> None:
+def test_response_has_the_nodes_in_order(server: RouteServer) -> None:
     name = "github.com/\u00d6/a b"
     assert ask(server, "/homes?name=github.com%2F%C3%96%2Fa+b") == (
         200,
@@ -66,11 +66,11 @@ def test_a_name_has_its_nodes_in_their_order(server: RouteServer) -> None:
     assert ask(server, "/homes?name=") == (200, {"name": "", "homes": ["old:1"], "home": "old:1"})
 
 
-def test_where_a_new_clone_belongs_is_left_open_while_that_is_not_sure(server: RouteServer, known: Known) -> None:
+def test_response_has_no_home_while_the_cursors_are_too_old(server: RouteServer, known: Known) -> None:
     known.sure = False
     status, document = ask(server, "/homes?name=github.com/a/b")
     assert (status, document["homes"], document["home"]) == (200, ["old:1", "new:1"], None)
-    assert "was known never" in document["reason"]
+    assert "were last read never" in document["reason"]
 
 
 @pytest.mark.parametrize(
@@ -86,22 +86,22 @@ def test_where_a_new_clone_belongs_is_left_open_while_that_is_not_sure(server: R
         (f"/homes?name={'a' * 40_000}", 400),
     ],
 )
-def test_what_is_no_question_is_told(server: RouteServer, path: str, status: int) -> None:
+def test_invalid_request_gets_an_error(server: RouteServer, path: str, status: int) -> None:
     found, document = ask(server, path)
     assert found == status
     assert document["error"]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_it_only_reads(server: RouteServer, method: str) -> None:
-    assert ask(server, "/homes?name=a", method, b"x" * 1000) == (405, {"error": "this server only answers GET"})
+def test_server_supports_only_get(server: RouteServer, method: str) -> None:
+    assert ask(server, "/homes?name=a", method, b"x" * 1000) == (405, {"error": "this server supports only GET"})
 
 
-def test_a_head_has_no_body(server: RouteServer) -> None:
+def test_head_response_has_no_body(server: RouteServer) -> None:
     assert ask(server, "/homes?name=a", "HEAD") == (200, None)
 
 
-def test_many_ask_at_once_and_again_by_the_same_connection(server: RouteServer) -> None:
+def test_concurrent_and_repeated_requests_are_answered(server: RouteServer) -> None:
     def several(number: int) -> set[str]:
         with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as client:
             found = set()
@@ -125,7 +125,7 @@ def answering_one(known: Known) -> Iterator[RouteServer]:
 
 
 def begun(server: RouteServer) -> socket.socket:
-    """Return a connection whose request never arrives as a whole."""
+    """Return a connection whose request never arrives completely."""
     opened = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     opened.sendall(b"GET /homes?name=a HTTP/1.1\r\n")
     while not server._asking:
@@ -133,7 +133,7 @@ def begun(server: RouteServer) -> socket.socket:
     return opened
 
 
-def test_one_connection_too_many_is_closed(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_over_the_limit_is_closed(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
     with answering_one(known) as server, closing(begun(server)) as first:
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
@@ -142,7 +142,7 @@ def test_one_connection_too_many_is_closed(known: Known, monkeypatch: pytest.Mon
         assert first.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_one_that_asks_nothing_makes_room_for_one_that_does(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connection_is_closed_for_a_new_one(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
     monkeypatch.setattr(route_server, "_MAKING_ROOM_SECONDS", 120.0)
     with answering_one(known) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
@@ -153,12 +153,12 @@ def test_one_that_asks_nothing_makes_room_for_one_that_does(known: Known, monkey
         assert ask(server, "/homes?name=a")[0] == 200
 
 
-def test_a_request_that_never_ends_is_cut_off(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_request_is_cut(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route_server, "_REQUEST_SECONDS", 0.1)
     with answering_one(known) as server, closing(begun(server)) as slow:
-        assert slow.recv(1) == b"", "cut off, and not answered"
+        assert slow.recv(1) == b"", "cut, and not answered"
 
 
-def test_a_port_that_is_taken_is_a_mistake(server: RouteServer, known: Known) -> None:
-    with pytest.raises(SettingsError, match=f"127.0.0.1 port {server.port} cannot be listened on: .* --address and --"):
+def test_port_in_use_is_an_error(server: RouteServer, known: Known) -> None:
+    with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1 port {server.port}: .* --address and --"):
         RouteServer("127.0.0.1", server.port, known)

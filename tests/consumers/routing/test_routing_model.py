@@ -1,14 +1,14 @@
 """Random histories of a mover and its readers: a repository is found at every moment, and no rule can be left out.
 
-The readers' side is the real one (`Reading`, `homes`, `Placement`). The mover is what `rehash_moves` promises to it:
+The readers use the real code (`Reading`, `homes`, `Placement`). The mover models the guarantees of `rehash_moves`:
 
 - a copy is complete at the other home before the cursor passes its name, in either direction;
 - the cursor passes a name when every repository that is cloned up to it at that moment is settled: copied, or given up
   after its tries;
-- the copy at the home that was left is removed `GRACE` after the cursor passed and the other copy was complete, and
-  never without another.
+- the old copy is removed `GRACE` after the cursor passed and the other copy was complete, and never if it is the only
+  one.
 
-New repositories are cloned meanwhile, at the home that the cloner believed in when it began.
+New repositories are cloned meanwhile, at the home that the cloner's cursors had when it began.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from consumers.routing.placement import Algorithm, Placement, order_key, partiti
 
 GRACE: Final = 10.0
 SURE: Final = GRACE / 2
-"""How old a reading may be for an answer without a second one, and how long a request may take."""
+"""How old a reading may be for a single home, and how long a request may take."""
 
 PLACEMENT: Final = Placement(("a", "b", "c"))
 
@@ -47,7 +47,7 @@ READERS: Final = st.integers(0, 1)
 
 @dataclass
 class Request:
-    """A reader that looks for a repository which is there: the nodes that it has still to ask, and until when."""
+    """A reader that looks for an existing repository: the nodes that it still has to ask, and its deadline."""
 
     name: str
     nodes: list[str]
@@ -55,7 +55,7 @@ class Request:
 
 
 class Moves(RuleBasedStateMachine):
-    """Two readers that clone, too, and one mover that may turn round at any time."""
+    """Two readers, which also clone, and one mover that may reverse at any time."""
 
     grace: ClassVar[float] = GRACE
     sure: ClassVar[float] = SURE
@@ -70,13 +70,13 @@ class Moves(RuleBasedStateMachine):
         self.crossed = dict.fromkeys(NAMES, self.now)
         """When the cursor last passed a name, in either direction."""
         self.nodes: dict[str, dict[str, float]] = {name: {self.old(name): self.now} for name in cloned}
-        """Repository → node → since when its copy there is complete."""
+        """Repository → node → the time at which its copy there was complete."""
         self.cloned_at = dict.fromkeys(cloned, self.now - 1)
         self.first_cloned = set(cloned)
         self.cloning: dict[str, str] = {}
         self.given_up: set[str] = set()
         self.astray: set[str] = set()
-        """Cloned at a home that the cursor had left meanwhile."""
+        """Cloned at a home that the cursor left meanwhile."""
         self.readings = [NEVER, NEVER]
         self.requests: list[Request] = []
 
@@ -87,13 +87,13 @@ class Moves(RuleBasedStateMachine):
         return PLACEMENT.home(name, Algorithm.RENDEZVOUS)
 
     def home(self, name: str) -> str:
-        """Where the cursor, as it is, says that a repository is."""
+        """The home of a repository by the current cursor."""
         return self.new(name) if NAMES.index(name) < self.passed else self.old(name)
 
     def other(self, name: str) -> str:
         return self.old(name) if self.home(name) == self.new(name) else self.new(name)
 
-    # What the mover keeps to.
+    # The mover's rules.
 
     def listed(self) -> set[str]:
         return set(self.nodes)
@@ -105,7 +105,7 @@ class Moves(RuleBasedStateMachine):
         copies = self.nodes[name]
         return self.home(name) in copies and self.now >= self.grace + max(self.crossed[name], copies[self.home(name)])
 
-    # What happens. A step that cannot be taken at the moment is none.
+    # The steps. A step that is impossible at the moment does nothing.
 
     @rule(seconds=st.sampled_from((1.0, GRACE, GRACE)))
     def time_passes(self, seconds: float) -> None:
@@ -141,11 +141,11 @@ class Moves(RuleBasedStateMachine):
     @rule(reader=READERS)
     def a_reader_reads_the_cursors(self, reader: int) -> None:
         upto = order_key(NAMES[self.passed - 1]) if self.passed else None
-        self.now += 0.01  # what was cloned before that is older
+        self.now += 0.01  # earlier clones are older
         self.readings[reader] = Reading(self.now, {0: Cursor(upto, finished=self.passed == len(NAMES))})
 
     @rule(reader=READERS, name=ANY_NAME, slowly=st.booleans())
-    def somebody_clones(self, reader: int, name: str, slowly: bool) -> None:
+    def a_reader_clones(self, reader: int, name: str, slowly: bool) -> None:
         reading = self.readings[reader]
         if name not in self.cloning | self.nodes and self.now - reading.asked_at <= SURE:
             self.cloning[name] = homes(PLACEMENT, name, reading)[0]
@@ -165,11 +165,11 @@ class Moves(RuleBasedStateMachine):
             self.requests.append(Request(name, list(nodes), self.now + SURE))
 
     @rule()
-    def a_reader_goes_on_to_look(self) -> None:
+    def a_reader_continues_to_look(self) -> None:
         for request in self.requests[:1]:
             self.ask(request)
 
-    # What has to hold.
+    # The invariants.
 
     def ask(self, request: Request) -> None:
         node = request.nodes.pop(0)
@@ -179,14 +179,14 @@ class Moves(RuleBasedStateMachine):
             assert request.nodes, f"{request.name} was not found"
 
     @invariant()
-    def what_is_there_is_found(self) -> None:
+    def existing_repository_is_found(self) -> None:
         for reading, (name, copies) in itertools.product(self.readings, self.nodes.items()):
             asked = homes(PLACEMENT, name, reading)[: self.asks]
             assert not copies.keys().isdisjoint(asked), f"{name} was not found"
 
     @invariant()
     def the_first_answer_is_right(self) -> None:
-        """By a reading that is not too old, for what was there by then and did not go astray."""
+        """With a reading that is not too old, for a repository that existed then and was not cloned at a left home."""
         for reading, name in itertools.product(self.readings, self.nodes.keys() - self.astray - self.given_up):
             if self.now - reading.asked_at <= self.sure and self.cloned_at[name] < reading.asked_at:
                 assert homes(PLACEMENT, name, reading)[0] in self.nodes[name], f"{name} was not at its home"
@@ -198,7 +198,7 @@ class PassesBeforeTheCopy(Moves):
 
 
 class ListsOnce(Moves):
-    """It knows what was cloned when it began, and not what came since."""
+    """It lists the repositories cloned when it began, but not later ones."""
 
     def listed(self) -> set[str]:
         return self.first_cloned
@@ -237,13 +237,13 @@ def explore(machine: type[Moves], examples: int) -> None:
     run_state_machine_as_test(machine, settings=bounded)
 
 
-def test_a_repository_is_found_at_every_moment() -> None:
+def test_repository_is_found_at_every_moment() -> None:
     explore(Moves, 200)
 
 
 @pytest.mark.parametrize(
     "without", [PassesBeforeTheCopy, ListsOnce, RemovesAtOnce, RemovesWhatWasGivenUp, AsksOnce, TrustsOldCursors]
 )
-def test_no_rule_can_be_left_out(without: type[Moves]) -> None:
+def test_every_rule_is_necessary(without: type[Moves]) -> None:
     with pytest.raises(AssertionError, match=r"was not (found|at its home)"):
         explore(without, 3000)

@@ -1,4 +1,4 @@
-"""Sixteen orders keep the rule of one: the steps of docs/routing.md's proof, each as a property of what readers run."""
+"""Sixteen orders keep the rule of one: the steps of the proof in docs/how-to/routing.md as properties of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDERED = {
 }
 
 MOVED = st.fixed_dictionaries({partition: st.integers(0, len(names)) for partition, names in ORDERED.items()})
-"""Partition → how many of its names were passed, in their order."""
+"""Partition → how many of its names were passed, in order."""
 
 
 def passed(moved: Mapping[int, int]) -> set[str]:
@@ -25,7 +25,7 @@ def passed(moved: Mapping[int, int]) -> set[str]:
 
 
 def reading(moved: Mapping[int, int]) -> Reading:
-    """Return what the table says then."""
+    """Return the table's content then."""
     return Reading(
         0.0,
         {
@@ -40,42 +40,38 @@ def sent_on(by: Reading) -> set[str]:
 
 
 def rule_of_one(names: Sequence[str], latest: bytes | None) -> set[str]:
-    """Return which names get the new hash by the rule as it was asked for: those that are not after the latest one."""
+    """Return the names that get the new hash by the rule of the seed: those that are not after the latest one."""
     return {name for name in names if latest is not None and order_key(name) <= latest}
 
 
-def test_every_partition_has_names_and_each_name_is_in_one() -> None:
+def test_each_name_is_in_exactly_one_partition() -> None:
     assert all(len(names) > 1 for names in ORDERED.values())
     assert sorted(name for names in ORDERED.values() for name in names) == sorted(NAMES)
 
 
 @given(MOVED)
-def test_in_each_partition_it_is_the_rule_of_one_order(moved: Mapping[int, int]) -> None:
+def test_each_partition_keeps_the_rule_of_one_order(moved: Mapping[int, int]) -> None:
     by = reading(moved)
     for partition, names in ORDERED.items():
         assert sent_on(by) & set(names) == rule_of_one(names, by.cursors[partition].upto)
 
 
 @given(MOVED, MOVED)
-def test_a_name_is_answered_by_its_own_partitions_cursor_alone(
-    moved: Mapping[int, int], others: Mapping[int, int]
-) -> None:
+def test_name_depends_only_on_its_own_partitions_cursor(moved: Mapping[int, int], others: Mapping[int, int]) -> None:
     for partition, names in ORDERED.items():
         by = reading({**others, partition: moved[partition]})
         assert sent_on(by) & set(names) == sent_on(reading(moved)) & set(names)
 
 
 @given(MOVED, st.data())
-def test_cursors_of_different_moments_send_on_only_what_was_passed(
-    moved: Mapping[int, int], data: st.DataObject
-) -> None:
+def test_cursors_of_different_moments_route_only_passed_names(moved: Mapping[int, int], data: st.DataObject) -> None:
     torn = {partition: data.draw(st.integers(0, count)) for partition, count in moved.items()}
     assert sent_on(reading(torn)) <= passed(moved)
     assert sent_on(reading(moved)) == passed(moved)
 
 
 @given(MOVED)
-def test_the_one_cursor_that_the_sixteen_make_sends_on_no_other_names(moved: Mapping[int, int]) -> None:
+def test_combined_cursor_routes_no_other_names(moved: Mapping[int, int]) -> None:
     ordered = sorted(NAMES, key=order_key)
     left = [name for name in ordered if name not in passed(moved)]
     first = ordered.index(left[0]) if left else len(ordered)

@@ -17,7 +17,7 @@ def standing_at(topic: str, offset: int) -> dict[Place, Entry]:
     return {place: Entry(place, Offset(offset), "id")}
 
 
-def test_what_is_written_counts_before_the_broker_shows_its_commit(settings: Settings) -> None:
+def test_end_includes_transaction_before_broker_shows_its_commit(settings: Settings) -> None:
     topic = f"{settings.prefix}.t"
     topics.ensure_topic(settings.kafka, topic, partitions=1)
     producer = clients.producer(settings.kafka, transactional_id=topic)
@@ -35,7 +35,7 @@ def test_what_is_written_counts_before_the_broker_shows_its_commit(settings: Set
     assert Ends(settings.kafka, [topic]).reached({}, lambda: standing_at(topic, 2))
 
 
-def test_a_topic_without_events_is_read_to_its_end(settings: Settings) -> None:
+def test_topic_without_events_is_caught_up(settings: Settings) -> None:
     topic = f"{settings.prefix}.t"
     topics.ensure_topic(settings.kafka, topic, partitions=1)
     assert Ends(settings.kafka, [topic]).reached({}, dict)

@@ -1,4 +1,4 @@
-"""A migration most of whose changes cannot be applied fails, and parks no more of them."""
+"""A migration fails if most of its changes cannot be applied, and then writes no more dead letters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.contract.decisions import Park
+from consumers.contract.decisions import DeadLetter
 from consumers.dead_letters.settle import discard, read_dead_letters, retry
-from consumers.delivery.dead_letter_topic import read_parked
+from consumers.delivery.dead_letter_topic import read_dead_letters_topic
 from consumers.ledger.target import Target
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.pauses import set_paused
@@ -32,7 +32,10 @@ pytestmark = pytest.mark.stack
 
 Ledger = Callable[[], Mapping[str, Any]]
 REFUSE_ALL = "ALTER TABLE container_repositories ADD CONSTRAINT refused CHECK (migration_state <> 'default') NOT VALID"
-FAILED = r"skip_resets has failed: \d+ of \d+ changes of run 1 could not be applied and were parked; .*headrace resume"
+FAILED = (
+    r"skip_resets has failed: \d+ of \d+ changes of run 1 could not be applied and became dead letters;"
+    r" .*headrace resume"
+)
 
 
 def failed(connection: psycopg.Connection[Any]) -> str | None:
@@ -45,7 +48,7 @@ def state(settings: Settings) -> str:
     return str(found["state"])
 
 
-def test_a_bug_that_refuses_every_change_fails_the_migration_and_the_rest_is_left_alone(
+def test_migration_fails_when_every_change_is_rejected_and_leaves_remaining_events(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: Callable[..., Any],
@@ -60,19 +63,19 @@ def test_a_bug_that_refuses_every_change_fails_the_migration_and_the_rest_is_lef
     with pytest.raises(HeadraceError, match=FAILED) as raised:
         catch_up()
     assert raised.value.exit_code == 1
-    parked = ledger()["parked"]
-    assert 26 <= parked <= 60
-    assert len(read_parked(settings, "skip_resets")) == parked
+    dead_letters = ledger()["dead_letters"]
+    assert 26 <= dead_letters <= 60
+    assert len(read_dead_letters_topic(settings, "skip_resets")) == dead_letters
     assert state(settings) == "failed"
 
     before = ledger()
-    with pytest.raises(HeadraceError, match=FAILED):  # one that starts while it has failed does not work
+    with pytest.raises(HeadraceError, match=FAILED):  # a consumer started after the failure does no work
         catch_up()
     assert ledger() == before
-    assert len(read_parked(settings, "skip_resets")) == parked
+    assert len(read_dead_letters_topic(settings, "skip_resets")) == dead_letters
 
 
-def test_services_stay_and_wait_until_the_migration_is_resumed(
+def test_services_of_failed_migration_wait_in_group_until_resume(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -89,35 +92,35 @@ def test_services_stay_and_wait_until_the_migration_is_resumed(
     fill(connection, rows)
     feed.snapshot(rows)
     eventually(lambda: failed(connection) is not None, "the migration has failed")
-    parked = ledger()["parked"]
-    assert parked <= 100, "each has at most what it had under way"
+    dead_letters = ledger()["dead_letters"]
+    assert dead_letters <= 100, "at most the running transactions of each"
 
     connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
     connection.execute("ALTER TABLE container_repositories ADD CHECK (id <> 100_000 OR migration_state <> 'default')")
     set_paused(settings, SkipResets, "main", False)
-    eventually(lambda: len(written(connection)) >= 400 - ledger()["parked"] > 0, "the others are reset")
-    assert ledger()["parked"] <= parked + 20
-    # What was counted before is not counted again: one more of them does not fail it.
-    before = ledger()["parked"]
+    eventually(lambda: len(written(connection)) >= 400 - ledger()["dead_letters"] > 0, "the others are reset")
+    assert ledger()["dead_letters"] <= dead_letters + 20
+    # Earlier failures are not counted again: one more does not fail it.
+    before = ledger()["dead_letters"]
     fill(connection, {100_000: TOO_MANY_TAGS})
     feed.snapshot({100_000: TOO_MANY_TAGS})
-    eventually(lambda: ledger()["parked"] == before + 1, "one more is parked")
+    eventually(lambda: ledger()["dead_letters"] == before + 1, "one more becomes a dead letter")
     fill(connection, {7_777: TOO_MANY_TAGS})
     feed.snapshot({7_777: TOO_MANY_TAGS})
-    eventually(lambda: 7_777 in written(connection), "it goes on")
+    eventually(lambda: 7_777 in written(connection), "it continues")
     assert failed(connection) is None
 
     for member in running:
         member.send_signal(signal.SIGTERM)
     logs = [member.communicate(timeout=PATIENCE)[1] for member in running]
     assert [member.returncode for member in running] == [0, 0], logs
-    assert "has failed" in "".join(logs), "one that had nothing to apply meanwhile may not have noticed"
+    assert "has failed" in "".join(logs), "an idle consumer may not have noticed"
 
 
-def test_a_run_whose_dead_letters_were_retried_fails_again_when_it_has_to(
+def test_run_with_retried_dead_letters_can_fail_again(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings, ledger: Ledger
 ) -> None:
-    """What was counted when it failed is no credit for what fails later."""
+    """Changes counted before a failure do not count towards the next one."""
     connection.execute(REFUSE_ALL)
     rows = dict.fromkeys(range(50), TOO_MANY_TAGS)
     fill(connection, rows)
@@ -134,11 +137,11 @@ def test_a_run_whose_dead_letters_were_retried_fails_again_when_it_has_to(
     feed.snapshot(rows)
     with pytest.raises(HeadraceError, match=FAILED):
         catch_up()
-    assert ledger()["parked"] <= 90
+    assert ledger()["dead_letters"] <= 90
     assert failed(connection) is not None
 
 
-def test_few_refused_changes_say_nothing_of_a_migration(
+def test_migration_does_not_fail_below_the_minimum_of_changes(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
     connection.execute(REFUSE_ALL)
@@ -146,27 +149,27 @@ def test_few_refused_changes_say_nothing_of_a_migration(
     fill(connection, rows)
     feed.snapshot(rows)
     catch_up()
-    assert ledger()["parked"] == 40
+    assert ledger()["dead_letters"] == 40
     assert failed(connection) is None
 
 
-def test_what_decide_parks_counts_too(
+def test_dead_letters_from_decide_count_as_failures(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings, ledger: Ledger
 ) -> None:
-    class ParksAll(SkipResets):
-        """Understands nothing."""
+    class RejectsAll(SkipResets):
+        """Decides every event as a dead letter."""
 
-        def decide(self, event: Any) -> Park:  # noqa: ARG002 - a contract fixes the names
-            return Park("not understood")
+        def decide(self, event: Any) -> DeadLetter:  # noqa: ARG002 - a contract fixes the names
+            return DeadLetter("not understood")
 
     rows = dict.fromkeys(range(400), TOO_MANY_TAGS)
     feed.snapshot(rows)
     with pytest.raises(HeadraceError, match=FAILED):
-        catch_up(migration=ParksAll.configure(settings.migration("skip_resets")))
-    assert ledger()["parked"] < 100
+        catch_up(migration=RejectsAll.configure(settings.migration("skip_resets")))
+    assert ledger()["dead_letters"] < 100
 
 
-def test_a_replay_begins_again_and_dead_letters_wait_for_a_resume(
+def test_replay_restarts_the_count_and_retry_needs_a_resume(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     connection.execute(REFUSE_ALL)
@@ -189,7 +192,7 @@ def test_a_replay_begins_again_and_dead_letters_wait_for_a_resume(
     assert failed(connection) is None
 
 
-def test_the_end_of_the_topics_hides_no_failure(
+def test_failure_is_reported_at_the_end_of_the_topics(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings, ledger: Ledger
 ) -> None:
     connection.execute(REFUSE_ALL)
@@ -199,7 +202,7 @@ def test_the_end_of_the_topics_hides_no_failure(
     migration = SkipResets.configure(settings.migration("skip_resets"))
     with pytest.raises(HeadraceError, match=FAILED):
         consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
-    assert ledger()["parked"] == 50
+    assert ledger()["dead_letters"] == 50
 
 
 @pytest.fixture
@@ -212,7 +215,7 @@ def target(database: Database, connection: psycopg.Connection[Any]) -> Iterator[
 
 
 @pytest.mark.parametrize(
-    ("applied", "guarded", "skipped", "parked", "fails"),
+    ("applied", "guarded", "skipped", "dead_letters", "fails"),
     [
         (24, 0, 0, 26, True),
         (25, 0, 0, 25, False),
@@ -224,25 +227,26 @@ def target(database: Database, connection: psycopg.Connection[Any]) -> Iterator[
         (10_000, 0, 0, 10_001, True),
     ],
 )
-def test_half_of_what_was_tried_is_the_limit(
+def test_migration_fails_above_half_of_tried_changes(
     target: Target,
     connection: psycopg.Connection[Any],
     applied: int,
     guarded: int,
     skipped: int,
-    parked: int,
+    dead_letters: int,
     fails: bool,
 ) -> None:
     connection.execute(
-        "INSERT INTO headrace.progress (migration, run, topic, partition, topic_id, applied, skipped, parked,"
+        "INSERT INTO headrace.progress (migration, run, topic, partition, topic_id, applied, skipped, dead_letters,"
         " skip_reasons)"
-        " VALUES ('m', 1, 't', 0, 'i', %s, %s, %s, jsonb_build_object('right already', %s::int, 'deleted', %s::int)),"
+        " VALUES ('m', 1, 't', 0, 'i', %s, %s, %s,"
+        " jsonb_build_object('already up to date', %s::int, 'deleted', %s::int)),"
         " ('m', 1, 't', 1, 'i', 0, 0, 0, '{}'), ('m', 2, 't', 1, 'i', 0, 0, 500, '{}')",
-        (applied, guarded + skipped, parked, guarded, skipped),
+        (applied, guarded + skipped, dead_letters, guarded, skipped),
     )
     breaker = CircuitBreaker("m", target, None, ends=True)  # type: ignore[arg-type]
     breaker.look(1)
     assert (failed(connection) is not None) is fails
     breaker.look(1)
-    rows = connection.execute("SELECT tried, parked FROM headrace.failures").fetchall()
-    assert rows == ([(applied + guarded + parked, parked)] if fails else [])
+    rows = connection.execute("SELECT tried, dead_letters FROM headrace.failures").fetchall()
+    assert rows == ([(applied + guarded + dead_letters, dead_letters)] if fails else [])

@@ -1,4 +1,4 @@
-"""A migration is complete once its input was read to the snapshot's end and the database counts nothing left."""
+"""A migration is complete once the snapshot was read and the database counts no remaining rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TABLE = "public.container_repositories"
 
 
 class Positions:
-    """Says what a producer would say of itself."""
+    """Records a producer's state."""
 
     def __init__(self, settings: Settings, feed: Feed) -> None:
         self._topic = positions_topic(settings.prefix)
@@ -82,7 +82,7 @@ def finalizer(settings: Settings) -> Consumer:
     return consumer_of(settings, work, "main", stopping=threading.Event(), until_complete=True)
 
 
-def test_it_is_complete_when_the_snapshots_end_is_passed_and_nothing_is_left(
+def test_migration_is_complete_after_snapshot_end_without_remaining_rows(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -93,13 +93,13 @@ def test_it_is_complete_when_the_snapshots_end_is_passed_and_nothing_is_left(
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
     catch_up()
-    assert not completed(), "no producer has said anything"
+    assert not completed(), "no producer has recorded anything"
     positions.snapshot(done=False)
     catch_up()
     assert not completed(), "the snapshot is not done"
     positions.snapshot(done=True)
     catch_up()
-    assert not completed(), "row 2 is left"
+    assert not completed(), "row 2 remains"
     feed.snapshot({2: TOO_MANY_TAGS})
     assert catch_up().applied == 1
     assert completed()
@@ -107,7 +107,7 @@ def test_it_is_complete_when_the_snapshots_end_is_passed_and_nothing_is_left(
     assert found["state"] == "complete"
 
 
-def test_later_starts_return_at_once_until_a_replay(
+def test_start_after_completion_returns_immediately_until_replay(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -119,7 +119,7 @@ def test_later_starts_return_at_once_until_a_replay(
     catch_up()
     assert completed()
     feed.snapshot({1: DEFAULT})
-    assert catch_up().events == 0, "nothing is left to change, so it does not run again unnecessarily"
+    assert catch_up().events == 0, "no rows remain, so it does not run again unnecessarily"
     going_on = {"skip_resets": MigrationSettings(continuous=True)}
     assert catch_up(settings.model_copy(update={"migrations": going_on})).events == 1
 
@@ -129,7 +129,7 @@ def test_later_starts_return_at_once_until_a_replay(
     assert completed()
 
 
-def test_a_start_after_completion_looks_at_the_database_and_goes_on_where_rows_are_left(
+def test_start_after_completion_continues_if_rows_remain(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -148,7 +148,7 @@ def test_a_start_after_completion_looks_at_the_database_and_goes_on_where_rows_a
     assert completed()
 
 
-def test_a_start_after_completion_with_rows_left_is_refused_where_the_schema_was_given_away(
+def test_start_after_completion_with_rows_remaining_is_refused_without_ownership(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -165,7 +165,7 @@ def test_a_start_after_completion_with_rows_left_is_refused_where_the_schema_was
 
 
 class CountsSlowly(SkipResets):
-    """Takes longer to count than the role may take for a statement, and than it is given here."""
+    """Its count exceeds the role's statement_timeout and the limit set here."""
 
     def remaining(self, cursor: Cursor) -> int:
         cursor.execute(
@@ -178,7 +178,7 @@ class CountsSlowly(SkipResets):
 
 
 class CannotCount(SkipResets):
-    """Has a mistake in its count."""
+    """Its count fails."""
 
     def remaining(self, cursor: Cursor) -> int:
         cursor.execute("SELECT count(*) FROM public.container_repositoriez")
@@ -187,13 +187,13 @@ class CannotCount(SkipResets):
 
 @pytest.fixture
 def impatient(connection: psycopg.Connection[Any]) -> None:
-    """Every role of the database has a second for a statement, as many of GitLab's have fifteen."""
+    """Every role has a statement_timeout of a second, as many of GitLab's have fifteen."""
     name = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("ALTER DATABASE {} SET statement_timeout = '1s'").format(name))
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_count_that_takes_longer_than_the_roles_statement_timeout_completes(
+def test_count_may_exceed_the_roles_statement_timeout(
     feed: Feed,
     connection: psycopg.Connection[Any],
     catch_up: CatchUp,
@@ -211,7 +211,7 @@ def test_a_count_that_takes_longer_than_the_roles_statement_timeout_completes(
 
 @pytest.mark.parametrize("kind", [CountsSlowly, CannotCount])
 @pytest.mark.usefixtures("impatient")
-def test_a_count_that_is_too_slow_or_fails_never_stops_applying(
+def test_slow_or_failing_count_does_not_stop_applying(
     kind: type[SkipResets],
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -231,10 +231,10 @@ def test_a_count_that_is_too_slow_or_fails_never_stops_applying(
     with structlog.testing.capture_logs() as lines, ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:
-            eventually(lambda: "is not complete until that is known" in str(lines), "it says that it could not count")
+            eventually(lambda: "completion not verified" in str(lines), "it logs that it could not count")
             for key in range(1, 7):
                 feed.snapshot({key: TOO_MANY_TAGS})
-                eventually(lambda key=key: key in written(connection), "it goes on applying")
+                eventually(lambda key=key: key in written(connection), "it continues applying")
         finally:
             stopping.set()
             working.result(PATIENCE)
@@ -246,18 +246,18 @@ def test_a_count_that_is_too_slow_or_fails_never_stops_applying(
         assert 'relation "public.container_repositoriez" does not exist' in str(lines)
 
 
-def test_finalize_says_that_what_is_left_cannot_be_counted(
+def test_finalize_reports_that_remaining_rows_cannot_be_counted(
     feed: Feed, settings: Settings, positions: Positions, connection: psycopg.Connection[Any]
 ) -> None:
     feed.snapshot({1: DEFAULT})
     positions.snapshot(done=True)
     work = CannotCount.configure(settings.migration("skip_resets"))
-    with pytest.raises(HeadraceError, match="what is left cannot be counted: relation"):
+    with pytest.raises(HeadraceError, match="the remaining rows cannot be counted: relation"):
         consumer_of(settings, work, "main", stopping=threading.Event(), until_complete=True).run()
 
 
 class CountsBefore(SkipResets):
-    """Something happens between the count and the transaction that sets the flag."""
+    """Changes something between the count and the transaction that sets the flag."""
 
     between: ClassVar[Callable[[], None]]
     counts: ClassVar[int] = 0
@@ -272,7 +272,7 @@ class CountsBefore(SkipResets):
 
 
 @pytest.mark.parametrize("what", ["rows", "ledger", "paused", "run"])
-def test_the_flag_is_set_only_where_what_it_rests_on_still_holds_under_the_lock(
+def test_completion_flag_is_set_only_if_its_conditions_hold_under_the_lock(
     what: str,
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -294,7 +294,7 @@ def test_the_flag_is_set_only_where_what_it_rests_on_still_holds_under_the_lock(
     assert not completed()
 
 
-def test_finalize_waits_for_the_producer_and_works_until_it_is_complete(
+def test_finalize_waits_for_producer_and_runs_until_complete(
     feed: Feed,
     connection: psycopg.Connection[Any],
     settings: Settings,
@@ -315,7 +315,7 @@ def test_finalize_waits_for_the_producer_and_works_until_it_is_complete(
     assert completed()
 
 
-def test_finalize_says_what_is_left_once_every_event_has_had_its_time(
+def test_finalize_reports_remaining_rows_after_a_second_count(
     feed: Feed,
     connection: psycopg.Connection[Any],
     settings: Settings,
@@ -328,7 +328,7 @@ def test_finalize_says_what_is_left_once_every_event_has_had_its_time(
     positions.confirmed(Lsn(1))
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(finalizer(settings).run)
-        # Its first count finds both; the events of one of them come later, and then the producer is past the count.
+        # Its first count finds both rows; the event of one arrives later, when the producer is past the count.
         feed.snapshot({1: TOO_MANY_TAGS})
         eventually(lambda: written(connection) == [1], "the first row is reset")
         row = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()

@@ -22,7 +22,7 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack import Stack, embedded_stack
 from schemas.errors import OwnershipMoved
-from schemas.topics import group_name, parked_topic
+from schemas.topics import dead_letters_topic, group_name
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import (
     DEFAULT,
@@ -46,20 +46,20 @@ CatchUp = Callable[..., Totals]
 OTHER_REASON = ("import_skipped", 5)
 
 
-def reason_of(parked: Message) -> str:
-    """Return why an event was parked."""
-    reason = dict(parked.headers() or [])[REASON_HEADER]
+def reason_of(dead_letters: Message) -> str:
+    """Return why an event became a dead letter."""
+    reason = dict(dead_letters.headers() or [])[REASON_HEADER]
     assert isinstance(reason, bytes)
     return reason.decode()
 
 
 def mixed(count: int) -> dict[int, tuple[str, int | None]]:
-    """Return rows of which every third is to be reset."""
+    """Return rows, every third of which has to be reset."""
     kinds = (DEFAULT, TOO_MANY_TAGS, OTHER_REASON)
     return {key: kinds[key % 3] for key in range(count)}
 
 
-def test_every_row_is_reset_once_and_every_event_counted(
+def test_consumer_resets_each_row_once_and_counts_every_event(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger
 ) -> None:
     rows = mixed(3_000)
@@ -72,19 +72,17 @@ def test_every_row_is_reset_once_and_every_event_counted(
     assert totals.events == 3_000
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
     counts = ledger()
-    assert (counts["applied"], counts["skipped"], counts["parked"]) == (1_000, 2_000, 0)
+    assert (counts["applied"], counts["skipped"], counts["dead_letters"]) == (1_000, 2_000, 0)
 
 
-def test_a_stretch_of_skips_costs_few_transactions(
-    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp
-) -> None:
+def test_many_skips_need_few_transactions(feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp) -> None:
     feed.snapshot(dict.fromkeys(range(5000), DEFAULT))
     totals = catch_up()
     assert totals.skipped == 5_000
     assert totals.transactions <= 100
 
 
-def test_aborted_transactions_are_not_read_and_the_ledger_still_reaches_the_end(
+def test_aborted_transactions_are_skipped_and_ledger_reaches_the_end(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
@@ -95,7 +93,7 @@ def test_aborted_transactions_are_not_read_and_the_ledger_still_reaches_the_end(
     assert states(connection)[2] == TOO_MANY_TAGS
 
 
-def test_sigkill_in_mid_way_then_resume_applies_each_effect_once(
+def test_restart_after_sigkill_applies_each_effect_once(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -120,7 +118,7 @@ def test_sigkill_in_mid_way_then_resume_applies_each_effect_once(
     assert (counts["applied"], counts["skipped"]) == (4_000, 8_000)
 
 
-def test_two_members_share_the_partitions_and_do_each_row_once(
+def test_two_consumers_share_partitions_and_apply_each_row_once(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -146,7 +144,7 @@ def test_two_members_share_the_partitions_and_do_each_row_once(
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
 
 
-def test_a_zombie_writes_nothing(
+def test_zombie_writes_nothing(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -160,7 +158,7 @@ def test_a_zombie_writes_nothing(
     eventually(lambda: written(connection) == [1], "the first row is reset")
     freeze_between_transactions(zombie, connection)
     group = group_name(settings.prefix, "skip_resets")
-    eventually(lambda: group_members(settings.kafka, group) == [], "Kafka drops the stopped member")
+    eventually(lambda: group_members(settings.kafka, group) == [], "Kafka removes the stopped group member")
     rows = mixed(3_000)
     connection.execute("TRUNCATE container_repositories, writes")
     fill(connection, rows)
@@ -185,7 +183,7 @@ def test_a_zombie_writes_nothing(
     assert len(written(connection)) == before
 
 
-def test_a_wrong_owner_writes_nothing(
+def test_consumer_without_ownership_writes_nothing(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger
 ) -> None:
     catch_up()
@@ -198,7 +196,7 @@ def test_a_wrong_owner_writes_nothing(
     assert ledger()["next"] == 0
 
 
-def test_a_poison_row_is_parked_and_all_others_are_applied(
+def test_poison_row_becomes_dead_letter_and_others_are_applied(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger, settings: Settings
 ) -> None:
     connection.execute("ALTER TABLE container_repositories ADD CHECK (id <> 77 OR migration_state <> 'default')")
@@ -209,14 +207,14 @@ def test_a_poison_row_is_parked_and_all_others_are_applied(
     catch_up()
 
     assert sorted(written(connection)) == [key for key in rows if key != 77]
-    assert ledger()["parked"] == 1
-    (parked,) = LogReader(settings.kafka, parked_topic(settings.prefix, "skip_resets")).read()
-    reason = reason_of(parked)
+    assert ledger()["dead_letters"] == 1
+    (dead_letters,) = LogReader(settings.kafka, dead_letters_topic(settings.prefix, "skip_resets")).read()
+    reason = reason_of(dead_letters)
     assert reason.startswith("23514 CheckViolation constraint container_repositories_")
-    assert str(parked.key()).startswith(f"b'main/{feed.topic}/")
+    assert str(dead_letters.key()).startswith(f"b'main/{feed.topic}/")
 
 
-def test_undecodable_events_and_unknown_schemas_are_parked(
+def test_undecodable_events_and_unknown_schemas_become_dead_letters(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, ledger: Ledger, settings: Settings
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS})
@@ -232,14 +230,14 @@ def test_undecodable_events_and_unknown_schemas_are_parked(
 
     assert catch_up().applied == 1
 
-    assert ledger()["parked"] == 3
-    parked = LogReader(settings.kafka, parked_topic(settings.prefix, "skip_resets")).read()
-    reasons = sorted(map(reason_of, parked))
-    assert any("schema id 65535 is in no registry" in reason for reason in reasons)
+    assert ledger()["dead_letters"] == 3
+    dead_letters = LogReader(settings.kafka, dead_letters_topic(settings.prefix, "skip_resets")).read()
+    reasons = sorted(map(reason_of, dead_letters))
+    assert any("schema id 65535 is not in the registry" in reason for reason in reasons)
     assert any("wire format" in reason for reason in reasons)
 
 
-def test_it_waits_for_a_topic_that_does_not_exist_yet(
+def test_consumer_waits_for_topic_that_does_not_exist_yet(
     settings: Settings,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -256,7 +254,7 @@ def test_it_waits_for_a_topic_that_does_not_exist_yet(
     assert member.returncode == 0, problems
 
 
-def test_a_paused_migration_is_held_and_goes_on(
+def test_paused_migration_waits_in_group_and_resumes(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
@@ -270,14 +268,14 @@ def test_a_paused_migration_is_held_and_goes_on(
     feed.snapshot({1: TOO_MANY_TAGS})
     member = members()
     group = group_name(settings.prefix, "skip_resets")
-    eventually(lambda: group_members(settings.kafka, group) == [named(member)], "it is a member")
+    eventually(lambda: group_members(settings.kafka, group) == [named(member)], "it is in the group")
     assert written(connection) == []
     connection.execute("UPDATE headrace.migrations SET paused = false")
     eventually(lambda: written(connection) == [1], "the row is reset")
     assert member.poll() is None
 
 
-def test_a_deleted_topic_is_noticed(
+def test_recreated_topic_is_refused(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, settings: Settings, eventually: Eventually
 ) -> None:
     feed.snapshot({1: DEFAULT})
@@ -286,11 +284,11 @@ def test_a_deleted_topic_is_noticed(
     admin.delete_topics([feed.topic])[feed.topic].result(PATIENCE)
     eventually(lambda: feed.topic not in admin.list_topics(timeout=PATIENCE).topics, "the topic is gone")
     Feed(settings).snapshot(dict.fromkeys(range(100), DEFAULT))
-    with pytest.raises(Exception, match=r"deleted and made again.*headrace replay"):
+    with pytest.raises(Exception, match=r"deleted and recreated.*headrace replay"):
         catch_up()
 
 
-def test_servers_restart_under_a_running_member(tmp_path: Path, prefix: str, eventually: Eventually) -> None:
+def test_consumer_survives_restarts_of_database_and_broker(tmp_path: Path, prefix: str, eventually: Eventually) -> None:
     with embedded_stack() as own:
         _restart_both(own, tmp_path, prefix, eventually)
 
@@ -325,9 +323,9 @@ def _restart_both(own: Stack, tmp_path: Path, prefix: str, eventually: Eventuall
         eventually(lambda: len(resets()) >= 1, "the first rows are reset")
         own.postgres.kill()
         own.postgres.start()
-        eventually(lambda: len(resets()) >= 1_500, "it goes on after the database crashed")
+        eventually(lambda: len(resets()) >= 1_500, "it continues after the database crashed")
         own.kafka.restart()
-        eventually(lambda: len(resets()) >= len(expected), "it goes on after the broker was restarted")
+        eventually(lambda: len(resets()) >= len(expected), "it continues after the broker was restarted")
         assert resets() == expected
         member.send_signal(signal.SIGTERM)
         _, problems = member.communicate(timeout=PATIENCE)
@@ -339,7 +337,7 @@ def _restart_both(own: Stack, tmp_path: Path, prefix: str, eventually: Eventuall
 
 
 class DiesAfterWriting(SkipResets):
-    """Fails once, after its writes and before the ledger moves."""
+    """Fails once, after its writes and before the ledger advances."""
 
     died = False
 
@@ -351,7 +349,7 @@ class DiesAfterWriting(SkipResets):
         return applied
 
 
-def test_a_connection_lost_after_the_writes_costs_nothing(
+def test_connection_lost_after_writes_loses_nothing(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     rows = mixed(300)
@@ -363,10 +361,10 @@ def test_a_connection_lost_after_the_writes_costs_nothing(
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
 
 
-def test_an_idle_member_does_again_what_a_failover_took_back(
+def test_idle_consumer_reapplies_commits_lost_in_failover(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Eventually, ledger: Ledger
 ) -> None:
-    """Its last commits are not durable; effects and ledger go back together, and only its session tells it."""
+    """Its last commits are not durable: effects and ledger are lost together, and only the new session shows it."""
     fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
     stopping = threading.Event()
@@ -379,7 +377,7 @@ def test_an_idle_member_does_again_what_a_failover_took_back(
             feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
             eventually(lambda: ledger()["applied"] == 100, "all is done")
             with connection.transaction():
-                # As it is on a standby that lacks the last transactions.
+                # As on a standby that lacks the last transactions.
                 for topic, partition, offset in standby:
                     connection.execute(
                         "UPDATE headrace.progress SET next_offset = %s WHERE topic = %s AND partition = %s",
@@ -394,7 +392,7 @@ def test_an_idle_member_does_again_what_a_failover_took_back(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE application_name LIKE 'headrace consume%' AND datname = current_database()"
                 )
-            eventually(lambda: sorted(written(connection)) == list(range(50, 100)), "they are done again")
+            eventually(lambda: sorted(written(connection)) == list(range(50, 100)), "they are applied again")
             assert not running.done()
         finally:
             stopping.set()

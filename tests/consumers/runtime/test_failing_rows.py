@@ -1,4 +1,4 @@
-"""A row that cannot be applied is parked whatever the error; a statement that fails for every row parks nothing."""
+"""A row that cannot be applied becomes a dead letter; a statement that fails for every row does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from consumers.contract.decisions import Decision
 from consumers.dead_letters.settle import retry
-from consumers.delivery.dead_letter_topic import read_parked
+from consumers.delivery.dead_letter_topic import read_dead_letters_topic
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime.assembly import consumer_of
 from infra.settings.model import Settings
@@ -59,7 +59,7 @@ POISONS = {
 
 
 @pytest.mark.parametrize(("body", "reason"), POISONS.values(), ids=POISONS)
-def test_a_row_that_fails_alone_is_parked_and_all_others_are_applied(
+def test_row_that_fails_alone_becomes_dead_letter_and_others_are_applied(
     body: str,
     reason: str,
     feed: Feed,
@@ -73,16 +73,16 @@ def test_a_row_that_fails_alone_is_parked_and_all_others_are_applied(
     feed.snapshot(ROWS)
     catch_up()
     assert sorted(written(connection)) == [key for key in ROWS if key != BAD]
-    assert ledger()["parked"] == 1
-    (entry,) = read_parked(settings, "skip_resets")
+    assert ledger()["dead_letters"] == 1
+    (entry,) = read_dead_letters_topic(settings, "skip_resets")
     assert entry.reason.startswith(reason)
-    # Tried again, it stays, and keeps nobody waiting.
+    # Retried, it stays a dead letter, without delay.
     migration = SkipResets.configure(settings.migration("skip_resets"))
     assert list(retry(settings, migration, "main", [entry.name], threading.Event()).stays) == [entry.name]
 
 
 @pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])
-def test_a_row_that_takes_too_long_alone_is_parked(
+def test_row_that_times_out_alone_becomes_dead_letter(
     limit: str,
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -96,10 +96,10 @@ def test_a_row_that_takes_too_long_alone_is_parked(
     connection.execute(f"ALTER DATABASE {database.name} SET {limit} = '1500ms'")
     catch_up()
     assert sorted(written(connection)) == [key for key in ROWS if key != BAD]
-    assert ledger()["parked"] == 1
+    assert ledger()["dead_letters"] == 1
 
 
-def test_a_row_that_fails_at_the_commit_is_parked(
+def test_row_that_fails_at_commit_becomes_dead_letter(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
     connection.execute(trigger("PERFORM nope FROM public.writes", how="CONSTRAINT TRIGGER poison AFTER UPDATE"))
@@ -107,7 +107,7 @@ def test_a_row_that_fails_at_the_commit_is_parked(
     feed.snapshot(ROWS)
     catch_up()
     assert sorted(written(connection)) == [key for key in ROWS if key != BAD]
-    assert ledger()["parked"] == 1
+    assert ledger()["dead_letters"] == 1
 
 
 WHOLESALE = {
@@ -121,7 +121,7 @@ WHOLESALE = {
 
 
 @pytest.mark.parametrize("sql", WHOLESALE.values(), ids=WHOLESALE)
-def test_a_statement_that_fails_for_every_row_stops_with_its_hint_and_parks_nothing(
+def test_statement_that_fails_for_every_row_stops_without_dead_letters(
     sql: str,
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -133,14 +133,16 @@ def test_a_statement_that_fails_for_every_row_stops_with_its_hint_and_parks_noth
     fill(connection, ROWS)
     feed.snapshot(ROWS)
     connection.execute(sql)
-    with pytest.raises(HeadraceError, match=r"database main: the database does not have .*42703.*; compare the table"):
+    with pytest.raises(
+        HeadraceError, match=r"database main: the migration's SQL does not match .*42703.*; compare the table"
+    ):
         catch_up()
     assert written(connection) == []
-    assert read_parked(settings, "skip_resets") == []
-    assert ledger()["parked"] == 0
+    assert read_dead_letters_topic(settings, "skip_resets") == []
+    assert ledger()["dead_letters"] == 0
 
 
-def test_one_that_nothing_can_be_compared_with_stops_until_other_rows_come(
+def test_failing_row_without_other_rows_stops_until_others_arrive(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
     connection.execute(trigger("PERFORM nope FROM public.writes"))
@@ -148,24 +150,24 @@ def test_one_that_nothing_can_be_compared_with_stops_until_other_rows_come(
     feed.snapshot({BAD: TOO_MANY_TAGS})
     with pytest.raises(HeadraceError, match="42703 UndefinedColumn"):
         catch_up()
-    assert ledger()["parked"] == 0
+    assert ledger()["dead_letters"] == 0
     feed.snapshot({key: row for key, row in ROWS.items() if key != BAD})
     catch_up()
-    assert ledger()["parked"] == 1
+    assert ledger()["dead_letters"] == 1
     assert sorted(written(connection)) == [key for key in ROWS if key != BAD]
 
 
-def test_one_that_nothing_can_be_compared_with_is_parked_where_trying_again_did_not_help(
+def test_failing_row_without_other_rows_becomes_dead_letter_after_retries(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
     connection.execute(trigger(raised("40001")))
     fill(connection, ROWS)
     feed.snapshot({BAD: TOO_MANY_TAGS})
     catch_up()
-    assert ledger()["parked"] == 1
+    assert ledger()["dead_letters"] == 1
 
 
-def test_a_server_too_slow_for_every_row_is_waited_for(
+def test_consumer_waits_for_server_too_slow_for_every_row(
     feed: Feed,
     connection: psycopg.Connection[Any],
     database: Database,
@@ -180,7 +182,7 @@ def test_a_server_too_slow_for_every_row_is_waited_for(
     stopping, tried = threading.Event(), []
 
     class Tries(SkipResets):
-        """Counts its tries of a single row."""
+        """Counts the attempts for a single row."""
 
         def apply(self, cursor: Any, changes: Any) -> int:
             if len(changes) == 1:
@@ -202,17 +204,17 @@ def test_a_server_too_slow_for_every_row_is_waited_for(
     thread.start()
     try:
         eventually(lambda: len(set(tried)) > 3 or problems, "other rows were tried too")
-        assert ledger()["parked"] == 0
+        assert ledger()["dead_letters"] == 0
         connection.execute("DROP TRIGGER poison ON container_repositories")
         eventually(lambda: len(written(connection)) == len(ROWS) or problems, "all are applied")
         assert problems == []
-        assert ledger()["parked"] == 0
+        assert ledger()["dead_letters"] == 0
     finally:
         stopping.set()
         thread.join(PATIENCE)
 
 
-def test_a_table_that_changed_under_a_prepared_statement_is_read_again(
+def test_table_changed_under_prepared_statement_is_retried(
     feed: Feed,
     connection: psycopg.Connection[Any],
     settings: Settings,
@@ -220,7 +222,7 @@ def test_a_table_that_changed_under_a_prepared_statement_is_read_again(
     eventually: Callable[..., None],
 ) -> None:
     class ReturnsAll(SkipResets):
-        """Has a statement whose result follows the table's columns."""
+        """Has a statement whose result type depends on the table's columns."""
 
         def apply(self, cursor: Any, changes: Any) -> int:
             cursor.execute(
@@ -252,32 +254,32 @@ def test_a_table_that_changed_under_a_prepared_statement_is_read_again(
             connection.execute(f"ALTER TABLE container_repositories ADD COLUMN more_{key} integer")
         fill(connection, {3: TOO_MANY_TAGS})
         feed.snapshot({3: TOO_MANY_TAGS})
-        eventually(lambda: written(connection)[-1:] == [3] or problems, "it goes on")
+        eventually(lambda: written(connection)[-1:] == [3] or problems, "it continues")
     finally:
         stopping.set()
         thread.join(PATIENCE)
     assert problems == []
     assert written(connection) == [1, 2, 3]
-    assert ledger()["parked"] == 0
+    assert ledger()["dead_letters"] == 0
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_rows_that_are_up_to_date_are_no_evidence(
+def test_rows_already_up_to_date_are_no_evidence(
     every: int, feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
-    """As in a replay: a trigger does not run for them, whatever is wrong with it."""
+    """As in a replay: no trigger runs for them, even a broken one."""
     connection.execute(trigger("PERFORM nope FROM public.writes", when="true"))
     fill(connection, {key: TOO_MANY_TAGS if key >= 200 and key % every == 0 else DEFAULT for key in range(300)})
     feed.snapshot(dict.fromkeys(range(300), TOO_MANY_TAGS))
     with pytest.raises(HeadraceError, match="42703 UndefinedColumn"):
         catch_up()
-    assert ledger()["parked"] == 0
+    assert ledger()["dead_letters"] == 0
 
 
-def test_evidence_is_used_once(
+def test_evidence_justifies_only_one_dead_letter(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], ledger: Ledger
 ) -> None:
-    """Where the right is lost in mid-way, one change is parked for it at most."""
+    """If a privilege is lost midway, at most one change becomes a dead letter."""
     connection.execute(trigger("PERFORM nope FROM public.writes", when="(SELECT count(*) FROM public.writes) >= 3"))
     fill(connection, ROWS)
     feed.snapshot(ROWS)
@@ -285,17 +287,17 @@ def test_evidence_is_used_once(
     with pytest.raises(HeadraceError, match="42703 UndefinedColumn"):
         catch_up()
     assert time.monotonic() - started < PATIENCE
-    assert ledger()["parked"] <= 1
+    assert ledger()["dead_letters"] <= 1
     assert len(written(connection)) < len(ROWS)
 
 
-def test_a_change_that_only_its_own_transaction_refuses_is_parked(
+def test_change_rejected_only_in_its_own_transaction_becomes_dead_letter(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings, ledger: Ledger
 ) -> None:
-    """As where the commit itself fails: tried out, and rolled back, it looks well."""
+    """As when the commit itself fails: tried out and rolled back, the change succeeds."""
 
     class RefusedWhenCommitted(SkipResets):
-        """Fails whenever it is not tried out; other rows have not been applied before it."""
+        """Fails unless it is tried out; no other rows were applied before it."""
 
         def apply(self, cursor: Any, changes: Any) -> int:
             if any(change.key == BAD for change in changes):
@@ -312,12 +314,12 @@ def test_a_change_that_only_its_own_transaction_refuses_is_parked(
     feed.snapshot({key: row for key, row in ROWS.items() if key != BAD})
     migration = RefusedWhenCommitted.configure(settings.migration("skip_resets"))
     consumer_of(settings, migration, "main", stopping=threading.Event(), until_caught_up=True).run()
-    assert len(written(connection)) + ledger()["parked"] == len(ROWS)
-    assert ledger()["parked"] <= 1
+    assert len(written(connection)) + ledger()["dead_letters"] == len(ROWS)
+    assert ledger()["dead_letters"] <= 1
 
 
 class DecidesSlowly(SkipResets):
-    """Notes whether it was called to decide while it decided, and whether by several threads."""
+    """Records whether `decide` was called concurrently, and by several threads."""
 
     deciding = threading.Lock()
     overlapped = False
@@ -329,14 +331,14 @@ class DecidesSlowly(SkipResets):
             type(self).overlapped = True
             return super().decide(event)
         try:
-            # The chance that the fault is seen, where it is there; without it nothing depends on this.
+            # Makes the fault likely to show, if it is there; without it nothing depends on this.
             time.sleep(0.003)
             return super().decide(event)
         finally:
             self.deciding.release()
 
 
-def test_two_threads_never_decide_at_once(
+def test_decide_is_never_called_concurrently(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:
     connection.execute(trigger(raised("GL001")))
@@ -345,6 +347,6 @@ def test_two_threads_never_decide_at_once(
     DecidesSlowly.overlapped = False
     DecidesSlowly.threads.clear()
     catch_up(migration=DecidesSlowly.configure(settings.migration("skip_resets")))
-    # The thread that plans ahead, and the one that plans what was refused in pieces.
+    # The prefetch thread, and the one that replans rejected sub-batches.
     assert len(DecidesSlowly.threads) == 2
     assert not DecidesSlowly.overlapped

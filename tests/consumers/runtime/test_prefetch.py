@@ -1,4 +1,4 @@
-"""One item ahead: the next is made while the present one is in use, and nothing is made that nobody asked for."""
+"""Prefetches one item while the current one is in use, and no more."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def ahead() -> Iterator[Ahead]:
         yield made
 
 
-def test_items_come_in_order_and_all(ahead: Ahead) -> None:
+def test_prefetch_yields_all_items_in_order(ahead: Ahead) -> None:
     assert list(ahead.of(iter(range(100)))) == list(range(100))
     assert list(ahead.of(iter(()))) == []
 
 
-def test_the_next_is_made_while_the_present_one_is_in_use(ahead: Ahead) -> None:
+def test_prefetch_fetches_next_item_while_current_is_in_use(ahead: Ahead) -> None:
     second = threading.Event()
 
     def items() -> Iterator[int]:
@@ -36,7 +36,7 @@ def test_the_next_is_made_while_the_present_one_is_in_use(ahead: Ahead) -> None:
     assert list(taken) == [2]
 
 
-def test_what_is_raised_comes_where_its_item_would_have(ahead: Ahead) -> None:
+def test_prefetch_raises_exception_in_place_of_item(ahead: Ahead) -> None:
     def items() -> Iterator[int]:
         yield 1
         raise ZeroDivisionError
@@ -47,7 +47,7 @@ def test_what_is_raised_comes_where_its_item_would_have(ahead: Ahead) -> None:
         next(taken)
 
 
-def test_leaving_off_waits_for_the_item_under_way_and_makes_no_more(ahead: Ahead) -> None:
+def test_closing_prefetch_waits_for_running_fetch_and_starts_none(ahead: Ahead) -> None:
     begun, go_on, made = threading.Event(), threading.Event(), []
 
     def items() -> Iterator[int]:
@@ -67,7 +67,7 @@ def test_leaving_off_waits_for_the_item_under_way_and_makes_no_more(ahead: Ahead
     assert list(ahead.of(iter("ab"))) == ["a", "b"]
 
 
-def test_at_rest_the_item_under_way_is_made_and_none_is_begun(ahead: Ahead) -> None:
+def test_resting_prefetch_finishes_running_fetch_and_starts_none(ahead: Ahead) -> None:
     ahead.rest()
     begun, go_on, made = threading.Event(), threading.Event(), []
 

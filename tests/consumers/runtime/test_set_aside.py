@@ -1,4 +1,4 @@
-"""Events that come before their rows are visible: they wait, in order, and nothing else does."""
+"""Events that arrive before their rows are visible wait in order, and nothing else waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ A, B = Place("a", 0), Place("b", 1)
 
 
 class Answers:
-    """Answers the question which transactions are visible, as a connection would."""
+    """Answers which transactions are visible, as a connection would."""
 
     def __init__(self) -> None:
         self.visible: set[str] = set()
@@ -48,7 +48,7 @@ class Clock:
         return self.now
 
 
-def test_looks_are_soon_at_first_and_rarer_later() -> None:
+def test_visibility_checks_are_frequent_first_and_rarer_later() -> None:
     clock = Clock()
     unseen = WaitingPartitions("m", clock)
     assert unseen.seconds(5) == 5
@@ -65,7 +65,7 @@ def test_looks_are_soon_at_first_and_rarer_later() -> None:
     assert pauses[-1] == pauses[-2] < 1
 
 
-def test_a_partition_waits_until_its_own_transaction_is_visible() -> None:
+def test_partition_waits_until_its_own_transaction_is_visible() -> None:
     unseen, answers = WaitingPartitions("m", Clock()), Answers()
     unseen.add({A: Waiting(Offset(3), 77)})
     unseen.add({B: Waiting(Offset(9), 78)})
@@ -77,7 +77,7 @@ def test_a_partition_waits_until_its_own_transaction_is_visible() -> None:
     assert not unseen.places
 
 
-def test_a_partition_that_another_consumer_has_now_is_forgotten() -> None:
+def test_partition_assigned_to_another_consumer_is_forgotten() -> None:
     unseen = WaitingPartitions("m", Clock())
     unseen.add({A: Waiting(Offset(3), 77), B: Waiting(Offset(9), 78)})
     unseen.keep_only([B])
@@ -85,7 +85,7 @@ def test_a_partition_that_another_consumer_has_now_is_forgotten() -> None:
 
 
 @pytest.mark.stack
-def test_the_server_says_what_became_visible_and_what_a_failover_lost(
+def test_server_reports_visible_transactions_and_those_lost_in_failover(
     connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
     other, xid = open_transaction
@@ -98,7 +98,7 @@ def test_the_server_says_what_became_visible_and_what_a_failover_lost(
 
 
 class Member:
-    """A consumer in a thread of its own."""
+    """A consumer in its own thread."""
 
     def __init__(self, settings: Settings) -> None:
         self.stopping = threading.Event()
@@ -111,7 +111,7 @@ class Member:
         self.running = self._pool.submit(self.runtime.run)
 
     def waiting(self) -> float:
-        """Return how many partitions wait, by the metric."""
+        """Return the number of waiting partitions, from the metric."""
         return REGISTRY.get_sample_value("headrace_waiting_partitions", {"migration": "skip_resets"}) or 0.0
 
     def end(self) -> None:
@@ -132,7 +132,7 @@ def member(settings: Settings, *, at_once: bool = True) -> Iterator[Member]:
 
 @pytest.fixture
 def open_transaction(database: Database, connection: psycopg.Connection[Any]) -> tuple[Any, int]:
-    """A transaction that wrote something and is not committed: to others it looks as one whose commit still waits."""
+    """An uncommitted transaction with writes: other sessions cannot distinguish it from one whose commit waits."""
     del connection
     other = database.connect()
     other.execute("BEGIN")
@@ -141,7 +141,7 @@ def open_transaction(database: Database, connection: psycopg.Connection[Any]) ->
 
 
 @pytest.mark.stack
-def test_other_partitions_continue_and_the_order_within_one_stays(
+def test_other_partitions_continue_and_order_within_partition_is_kept(
     settings: Settings,
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -167,9 +167,9 @@ def test_other_partitions_continue_and_the_order_within_one_stays(
         done_before = set(written(connection))
         other.execute("COMMIT")
         totals = consumer.running.result()
-    assert waiting["offset"] > 0, "what came before it in its partition is done"
+    assert waiting["offset"] > 0, "earlier events of its partition are applied"
     assert 1_000 not in done_before
-    assert 100 < len(done_before) < 200, "what comes after it in its partition waits"
+    assert 100 < len(done_before) < 200, "later events of its partition wait"
     assert sorted(written(connection)) == [*range(200), 1_000]
     assert totals.applied == 201
     assert totals.skipped == 0
@@ -191,7 +191,7 @@ def _behind(settings: Settings, ends: dict[int, int]) -> int:
 
 
 @pytest.mark.stack
-def test_one_transaction_in_every_partition_waits_and_is_applied_once(
+def test_transaction_in_every_partition_waits_and_is_applied_once(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
     other, xid = open_transaction
@@ -208,10 +208,10 @@ def test_one_transaction_in_every_partition_waits_and_is_applied_once(
 
 
 @pytest.mark.stack
-def test_a_transaction_that_is_rolled_back_after_all_holds_nothing_up(
+def test_transaction_that_is_rolled_back_delays_nothing(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
-    """No event of it is ever published; but an old one may have the low half of its id."""
+    """None of its events is published, but an old event may have the low half of its id."""
     other, xid = open_transaction
     fill(connection, {1: TOO_MANY_TAGS})
     feed.xid = xid
@@ -223,10 +223,10 @@ def test_a_transaction_that_is_rolled_back_after_all_holds_nothing_up(
 
 
 @pytest.mark.stack
-def test_what_a_failover_lost_is_applied_to_the_row_as_it_is(
+def test_event_of_transaction_lost_in_failover_is_applied_to_current_row(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Totals]
 ) -> None:
-    """The server gave no such id out: nothing of it will ever be there to see, and the guard decides."""
+    """The server never assigned that id, so the transaction will never be visible, and the guard decides."""
     fill(connection, {1: TOO_MANY_TAGS})
     feed.xid = 900_000_000
     feed.snapshot({1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
@@ -235,10 +235,10 @@ def test_what_a_failover_lost_is_applied_to_the_row_as_it_is(
 
 
 @pytest.mark.stack
-def test_the_ids_of_another_database_say_nothing_here(
+def test_transaction_ids_of_another_database_are_ignored(
     settings: Settings, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
-    """After a switchover the topic has events of the old owner: all of them were replayed before the promotion."""
+    """After a switchover the topic has the old owner's events, all of which were replayed before the promotion."""
     _, xid = open_transaction
     fill(connection, {1: TOO_MANY_TAGS})
     old_owner = Feed(settings, database="old")
@@ -249,10 +249,10 @@ def test_the_ids_of_another_database_say_nothing_here(
 
 
 @pytest.mark.stack
-def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the_ledger(
+def test_waiting_partition_reassigned_during_pause_is_read_from_the_ledger(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
-    """A rebalance in a pause takes it away and brings it back before the consumer looks at anything."""
+    """A rebalance during a pause revokes and reassigns it before the consumer checks anything."""
     other, xid = open_transaction
     early, late = range(60), range(100, 160)
     fill(other, dict.fromkeys(early, TOO_MANY_TAGS))
@@ -270,7 +270,7 @@ def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the
         until(lambda: len(runtime._group.positions) == 4, "they are back")
         connection.execute("UPDATE headrace.migrations SET paused = false")
         turns = _turns(runtime)
-        until(lambda: len(turns) > 20 or consumer.running.done(), "some turns")
+        until(lambda: len(turns) > 20 or consumer.running.done(), "some iterations")
         other.execute("COMMIT")
         feed.snapshot(dict.fromkeys(late, TOO_MANY_TAGS))
         consumer.running.result()
@@ -278,7 +278,7 @@ def test_a_partition_that_waits_and_comes_back_in_a_pause_is_read_again_from_the
 
 
 def _turns(runtime: Consumer) -> list[None]:
-    """Return a list that gets longer with each of the consumer's turns."""
+    """Return a list that grows with each iteration of the consumer's loop."""
     turns: list[None] = []
     bring_back = runtime._applying.bring_back
 
@@ -292,10 +292,10 @@ def _turns(runtime: Consumer) -> list[None]:
 
 @pytest.mark.stack
 @pytest.mark.parametrize("statement_timeout", ["0", "800ms"])
-def test_a_row_that_is_locked_for_long_holds_up_its_own_partition_alone(
+def test_long_row_lock_delays_only_its_own_partition(
     statement_timeout: str, settings: Settings, feed: Feed, connection: psycopg.Connection[Any], database: Database
 ) -> None:
-    """It may be locked by a commit that waits for a synchronous standby, and was decoded long before."""
+    """The lock may be held by a commit that waits for a synchronous standby and was decoded long before."""
     connection.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '{statement_timeout}'")
     fill(connection, dict.fromkeys(range(200), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(200), TOO_MANY_TAGS))
@@ -313,7 +313,7 @@ def test_a_row_that_is_locked_for_long_holds_up_its_own_partition_alone(
     assert sorted(effects) == [(key,) for key in range(200)]
 
 
-def test_a_lock_is_tried_more_and_more_rarely_until_its_partition_moves() -> None:
+def test_lock_retries_back_off_until_partition_advances() -> None:
     clock = Clock()
     waiting = WaitingPartitions("m", clock)
     pauses = []
@@ -330,10 +330,10 @@ def test_a_lock_is_tried_more_and_more_rarely_until_its_partition_moves() -> Non
 
 
 @pytest.mark.stack
-def test_a_rebalance_while_the_database_is_asked_makes_what_was_read_of_no_use(
+def test_rebalance_during_database_wait_invalidates_records(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
 ) -> None:
-    """A partition that was set aside and is back is read from the ledger on, not from where its records were left."""
+    """A partition set aside and reassigned is read from the ledger, not from where its records ended."""
     other, xid = open_transaction
     early, late = range(40), range(100, 300)
     fill(other, dict.fromkeys(early, TOO_MANY_TAGS))
@@ -363,7 +363,7 @@ def test_a_rebalance_while_the_database_is_asked_makes_what_was_read_of_no_use(
 
 
 def _wait_until(runtime: Consumer, condition: Callable[[], bool]) -> None:
-    """Wait as a consumer does whose database does not answer: in its group, without a look at what happens there."""
+    """Wait as a consumer whose database does not answer: in its group, without checking for rebalances."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""A migration is held while its database suffers, its members stay in the group, and it goes on afterwards."""
+"""A migration is throttled while its database is unhealthy; its consumers stay in the group and resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def status(settings: Settings) -> dict[str, Any]:
     return dict(found)
 
 
-def test_it_is_held_and_says_why_and_goes_on(
+def test_consumer_is_throttled_with_reason_and_resumes(
     feed: Feed, connection: psycopg.Connection[Any], settings: Settings, eventually: Callable[..., None]
 ) -> None:
     connection.execute("CREATE TABLE fever (reason text)")
@@ -42,22 +42,24 @@ def test_it_is_held_and_says_why_and_goes_on(
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:
-            eventually(lambda: status(ill)["members"], "it is a member")
+            eventually(lambda: status(ill)["members"], "it is in the group")
             connection.execute("INSERT INTO fever VALUES ('it is hot')")
-            eventually(lambda: status(ill)["held_by"] == "sql: it is hot", "it is held")
+            eventually(lambda: status(ill)["throttled_by"] == "sql: it is hot", "it is throttled")
             feed.snapshot(rows)
             found = status(ill)
-            assert found["state"] == "held"
+            assert found["state"] == "throttled"
             assert written(connection) == []
             assert len(group_members(ill.kafka, group_name(ill.prefix, "skip_resets"))) == 1
             connection.execute("DELETE FROM fever")
-            eventually(lambda: len(written(connection)) >= 500, "it goes on")
+            eventually(lambda: len(written(connection)) >= 500, "it continues")
             connection.execute("INSERT INTO fever VALUES ('again')")
-            eventually(lambda: status(ill)["held_by"] is not None or len(written(connection)) == 2_000, "held again")
+            eventually(
+                lambda: status(ill)["throttled_by"] is not None or len(written(connection)) == 2_000, "throttled again"
+            )
             connection.execute("DELETE FROM fever")
             eventually(lambda: len(written(connection)) == 2_000, "all are reset")
-            eventually(lambda: status(ill)["held_by"] is None, "it is well")
+            eventually(lambda: status(ill)["throttled_by"] is None, "it is healthy")
         finally:
             stopping.set()
         assert working.result(PATIENCE).applied == 2_000
-    assert connection.execute("SELECT count(*) FROM headrace.holds").fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM headrace.throttles").fetchone() == (0,)

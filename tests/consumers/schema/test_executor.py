@@ -1,4 +1,4 @@
-"""A table in use is altered without anybody waiting behind us; what was begun is gone on with, by whoever comes."""
+"""A table in use is altered without blocking other sessions, and a killed release is completed by the next."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PARTITIONED = """
 
 @pytest.fixture
 def connection(database: Database) -> psycopg.Connection[Any]:
-    """A connection to a registry that `main` owns, with the table as it was before."""
+    """A connection to a registry that `main` owns, with the table before the releases."""
     opened = database.connect()
     ensure_control_schema(opened, "main", ["registry"])
     opened.execute(TABLE)
@@ -48,7 +48,7 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 
 class Recording(psycopg.Cursor[Any]):
-    """Notes what ALTER TABLEs are sent."""
+    """Records the ALTER TABLEs that are sent."""
 
     altered: list[str]
 
@@ -60,7 +60,7 @@ class Recording(psycopg.Cursor[Any]):
 
 
 class Bench:
-    """Alterations over a connection of their own, whose ALTER TABLEs are noted."""
+    """Alterations over their own connection, whose ALTER TABLEs are recorded."""
 
     def __init__(self, database: Database, kind: type[Alterations] = Alterations, **options: Any) -> None:
         self.stopping = threading.Event()
@@ -86,22 +86,22 @@ def reading(database: Database) -> Iterator[psycopg.Connection[Any]]:
         reader.rollback()
 
 
-def test_while_a_long_reader_holds_the_table_nothing_waits_for_it(
+def test_alter_is_not_tried_while_a_long_reader_holds_the_table(
     database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
 ) -> None:
     seen: list[str] = []
 
     class Counting(Alterations):
         def _held_by(self) -> str:
-            if held_by := super()._held_by():
-                seen.append(held_by)
-            return held_by
+            if blocked_by := super()._held_by():
+                seen.append(blocked_by)
+            return blocked_by
 
     bench = Bench(database, Counting, lock_timeout_ms=20)
     with ThreadPoolExecutor(1) as pool:
         with reading(database):
             expanding = pool.submit(bench, Release.EXPAND)
-            eventually(lambda: len(seen) > 1, "it saw twice that the table is held")
+            eventually(lambda: len(seen) > 1, "it found the table in use twice")
             insert(connection, [(1, 1)])
             assert bench.altered == []
         done = expanding.result(PATIENCE)
@@ -110,39 +110,39 @@ def test_while_a_long_reader_holds_the_table_nothing_waits_for_it(
 
 
 class Blind(Alterations):
-    """Never sees who holds the table: each comes just after it has looked."""
+    """Never finds a lock holder, as if each came just after the check."""
 
     def _held_by(self) -> str:
         return ""
 
 
-def test_a_reader_that_came_just_after_the_look_is_waited_for_no_longer_than_the_timeout(
+def test_alter_waits_for_a_later_reader_no_longer_than_the_timeout(
     database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
 ) -> None:
     bench = Bench(database, Blind, lock_timeout_ms=50)
     with ThreadPoolExecutor(1) as pool:
         with reading(database):
             expanding = pool.submit(bench, Release.EXPAND)
-            # It is the server that cancels: the second try shows that the first waited no longer.
-            eventually(lambda: len(bench.altered) > 1, "the lock was not granted, and it tried again")
+            # The server cancels: the second try shows that the first waited no longer.
+            eventually(lambda: len(bench.altered) > 1, "the lock was not granted, and the statement was retried")
             insert(connection, [(1, 1)])
         done = expanding.result(PATIENCE)
     assert done[0].tries > 1
     assert len(set(bench.altered)) == 3
 
 
-def test_when_patience_is_over_it_says_who_holds_the_table_and_the_next_one_goes_on(
+def test_timed_out_release_reports_lock_holder_and_next_one_resumes(
     database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     bench = Bench(database, lock_timeout_ms=1, patience_seconds=0.01)
     with reading(database) as reader:
-        with pytest.raises(LockNotGranted, match=rf"held for .* by process {reader.info.backend_pid} \(report\)"):
+        with pytest.raises(LockNotGranted, match=rf"locked for .* by process {reader.info.backend_pid} \(report\)"):
             bench(Release.EXPAND)
         assert bench.altered == []
     assert len(Bench(database)(Release.EXPAND)) == 3
 
 
-def test_validating_waits_for_no_reader_and_no_writer(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_validate_does_not_wait_for_readers_or_writers(database: Database, connection: psycopg.Connection[Any]) -> None:
     connection.execute("ALTER TABLE repositories ADD COLUMN migration_status text")
     connection.execute(f"ALTER TABLE repositories ADD CONSTRAINT {LENGTH} CHECK (true) NOT VALID")
     bench = Bench(database)
@@ -151,7 +151,7 @@ def test_validating_waits_for_no_reader_and_no_writer(database: Database, connec
         assert [each.tries for each in bench(Release.EXPAND)] == [1]
 
 
-def test_expand_leaves_the_rows_where_they_are(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_expand_does_not_rewrite_the_table(database: Database, connection: psycopg.Connection[Any]) -> None:
     insert(connection, [(1, 1), (1, 2)])
     before = connection.execute("SELECT ctid, xmin, id FROM repositories ORDER BY id").fetchall()
     Bench(database)(Release.EXPAND)
@@ -160,7 +160,7 @@ def test_expand_leaves_the_rows_where_they_are(database: Database, connection: p
 
 @pytest.mark.parametrize("release", [Release.EXPAND, Release.CONTRACT])
 @pytest.mark.parametrize("killed_after", range(3))
-def test_what_was_killed_between_two_statements_is_completed_by_the_next(
+def test_killed_release_is_completed_by_the_next(
     database: Database, connection: psycopg.Connection[Any], release: Release, killed_after: int
 ) -> None:
     if release is Release.CONTRACT:
@@ -186,7 +186,7 @@ def test_what_was_killed_between_two_statements_is_completed_by_the_next(
     assert Bench(database)(release) == []
 
 
-def test_two_processes_at_once_do_it_once(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_concurrent_releases_alter_once(database: Database, connection: psycopg.Connection[Any]) -> None:
     benches = [Bench(database, Blind) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(lambda bench: bench(Release.EXPAND), benches))
@@ -195,13 +195,13 @@ def test_two_processes_at_once_do_it_once(database: Database, connection: psycop
     assert connection.execute("SELECT count(*) FROM pg_constraint WHERE conname = %s", (LENGTH,)).fetchone() == (1,)
 
 
-def test_a_row_that_comes_while_contract_waits_for_its_lock_is_found(
+def test_contract_finds_row_written_while_it_waits_for_its_lock(
     database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     Bench(database)(Release.EXPAND)
 
     class WaitsOnce(Alterations):
-        """Was not granted its lock at first, and an application wrote meanwhile."""
+        """Is not granted its lock at first, and an application writes meanwhile."""
 
         def _execute(self, step: Step) -> None:
             insert(connection, [(1, 1)])
@@ -213,17 +213,17 @@ def test_a_row_that_comes_while_contract_waits_for_its_lock_is_found(
     assert bench.altered == []
 
 
-def test_a_row_that_a_check_forbids_is_told_without_its_values(
+def test_row_that_violates_a_check_is_reported_without_its_values(
     database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     connection.execute("ALTER TABLE repositories ADD COLUMN migration_status text")
     insert_with_status(connection, {(1, 1): "secret" * 50})
-    with pytest.raises(RowsForbidThis, match=f"rows of public.repositories are against {LENGTH}") as refused:
+    with pytest.raises(RowsForbidThis, match=f"rows of public.repositories violate {LENGTH}") as refused:
         Bench(database)(Release.EXPAND)
     assert "secret" not in str(refused.value)
 
 
-def test_the_wrong_database_is_not_altered(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_database_without_ownership_is_not_altered(database: Database, connection: psycopg.Connection[Any]) -> None:
     bench = Bench(database)
     connection.execute("UPDATE headrace.schema_ownership SET owner = 'elsewhere', epoch = epoch + 1")
     for release in Release:
@@ -232,9 +232,7 @@ def test_the_wrong_database_is_not_altered(database: Database, connection: psyco
     assert bench.altered == []
 
 
-def test_a_database_that_loses_its_schema_in_between_is_altered_no_further(
-    database: Database, connection: psycopg.Connection[Any]
-) -> None:
+def test_alterations_stop_when_ownership_is_lost(database: Database, connection: psycopg.Connection[Any]) -> None:
     class Moved(Alterations):
         def _held_by(self) -> str:
             if bench.altered:
@@ -247,7 +245,7 @@ def test_a_database_that_loses_its_schema_in_between_is_altered_no_further(
     assert len(bench.altered) == 1
 
 
-def test_a_role_that_does_not_own_the_table_is_told_so(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_role_that_does_not_own_the_table_is_refused(database: Database, connection: psycopg.Connection[Any]) -> None:
     role = f"reader_{secrets.token_hex(4)}"
     bench = Bench(database)
     connection.execute(f"CREATE ROLE {role}")
@@ -256,7 +254,7 @@ def test_a_role_that_does_not_own_the_table_is_told_so(database: Database, conne
         connection.execute(f"GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA headrace TO {role}")
         connection.execute(f"GRANT SELECT ON repositories TO {role}")
         bench.connection.execute(f"SET ROLE {role}")
-        with pytest.raises(PreflightFailed, match="must be owner of table repositories; give a role in the dsn"):
+        with pytest.raises(PreflightFailed, match="must be owner of table repositories; use a role in the dsn"):
             bench(Release.EXPAND)
         bench.connection.execute("RESET ROLE")
     finally:
@@ -264,21 +262,19 @@ def test_a_role_that_does_not_own_the_table_is_told_so(database: Database, conne
         connection.execute(f"DROP ROLE {role}")
 
 
-def test_a_column_of_another_type_is_not_taken_for_ours(
-    database: Database, connection: psycopg.Connection[Any]
-) -> None:
+def test_existing_column_of_another_type_is_refused(database: Database, connection: psycopg.Connection[Any]) -> None:
     connection.execute("ALTER TABLE repositories ADD COLUMN migration_status integer")
-    with pytest.raises(OutOfOrder, match="of another type"):
+    with pytest.raises(OutOfOrder, match="does not have the type"):
         Bench(database)(Release.EXPAND)
 
 
-def test_without_the_table_it_says_so(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_missing_table_is_refused(database: Database, connection: psycopg.Connection[Any]) -> None:
     connection.execute("DROP TABLE repositories")
     with pytest.raises(Refused, match=r"database main has no table public\.repositories"):
         Bench(database)(Release.EXPAND)
 
 
-def test_validating_a_large_table_is_cancelled_by_a_stop(
+def test_stop_cancels_validation(
     database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
 ) -> None:
     class Slow(StatusBackfills):
@@ -293,12 +289,12 @@ def test_validating_a_large_table_is_cancelled_by_a_stop(
         eventually(lambda: connection.execute(under_way).fetchone(), "it validates")
         stopping.set()
         alterations.cancel()
-        with pytest.raises(Interrupted, match="what was done stays done"):
+        with pytest.raises(Interrupted, match="completed steps are not undone"):
             expanding.result(PATIENCE)
     assert list(alterations.found().checks) == [Slow.constraint("slow")]
 
 
-def test_an_ownership_that_is_being_changed_is_waited_for_no_longer_than_the_timeout(
+def test_alter_waits_for_ownership_no_longer_than_the_timeout(
     database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     bench = Bench(database, lock_timeout_ms=10, patience_seconds=0.01)
@@ -309,7 +305,7 @@ def test_an_ownership_that_is_being_changed_is_waited_for_no_longer_than_the_tim
     assert len(bench(Release.EXPAND)) == 3
 
 
-def test_it_stops_while_it_waits(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_stop_interrupts_waiting_for_the_table(database: Database, connection: psycopg.Connection[Any]) -> None:
     bench = Bench(database)
     bench.stopping.set()
     with reading(database), pytest.raises(Interrupted):
@@ -317,7 +313,7 @@ def test_it_stops_while_it_waits(database: Database, connection: psycopg.Connect
     assert bench.altered == []
 
 
-def test_each_partition_is_validated_by_itself(database: Database, connection: psycopg.Connection[Any]) -> None:
+def test_each_partition_is_validated_separately(database: Database, connection: psycopg.Connection[Any]) -> None:
     connection.execute("DROP TABLE repositories")
     connection.execute(PARTITIONED)
     insert(connection, [(namespace, namespace) for namespace in range(10)])

@@ -1,4 +1,4 @@
-"""The order of a backfill's releases, and the statement that comes next from whatever a killed one left."""
+"""The order of a backfill's releases, and the next statement from any state that a killed one left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALLOWED = {
     Release.EXPAND_DOWN: [NOTHING, COLUMN_ONLY, UNVALIDATED, EXPANDED, EMPTY_ROWS],
 }
 REFUSED = {
-    Release.EXPAND: [(OTHER_TYPE, "of another type")],
+    Release.EXPAND: [(OTHER_TYPE, "does not have the type")],
     Release.BACKFILL: [(NOTHING, "schema expand"), (COLUMN_ONLY, "schema expand"), (UNVALIDATED, "schema expand")],
     Release.CONTRACT: [
         (NOTHING, "schema expand"),
@@ -43,20 +43,20 @@ REFUSED = {
         (CONTRACTED, "contract status_backfills --down"),
         (FILLED, "backfill status_backfills --down"),
         (IN_USE, "would be lost"),
-        (OTHER_TYPE, "of another type"),
+        (OTHER_TYPE, "does not have the type"),
     ],
 }
 
 
 @pytest.mark.parametrize(("release", "found"), [(release, each) for release in ALLOWED for each in ALLOWED[release]])
-def test_each_release_runs_after_its_predecessor_and_again_after_itself(release: Release, found: Found) -> None:
+def test_release_runs_after_its_predecessor_and_is_repeatable(release: Release, found: Found) -> None:
     assert refusal(release, StatusBackfills, found) is None
 
 
 @pytest.mark.parametrize(
     ("release", "found", "said"), [(r, *each) for r, refused in REFUSED.items() for each in refused]
 )
-def test_out_of_order_it_is_refused_with_what_to_do_first(release: Release, found: Found, said: str) -> None:
+def test_release_out_of_order_is_refused_with_remedy(release: Release, found: Found, said: str) -> None:
     refused = refusal(release, StatusBackfills, found)
     assert isinstance(refused, OutOfOrder)
     assert refused.exit_code == 3
@@ -68,7 +68,7 @@ def statements(release: Release, *stages: Found) -> list[str | None]:
     return [step.statement.as_string(None).replace('"', "") if step else None for step in steps]
 
 
-def test_expand_is_the_seeds_three_statements_one_after_the_other() -> None:
+def test_expand_executes_the_seeds_three_statements() -> None:
     assert statements(Release.EXPAND, NOTHING, COLUMN_ONLY, UNVALIDATED, EXPANDED) == [
         "ALTER TABLE public.repositories ADD COLUMN IF NOT EXISTS migration_status text",
         "ALTER TABLE public.repositories ADD CONSTRAINT check_repositories_migration_status_length"
@@ -78,7 +78,7 @@ def test_expand_is_the_seeds_three_statements_one_after_the_other() -> None:
     ]
 
 
-def test_contract_is_the_seeds_two_statements() -> None:
+def test_contract_executes_the_seeds_two_statements() -> None:
     assert statements(Release.CONTRACT, EXPANDED, CONTRACTING, CONTRACTED) == [
         "ALTER TABLE public.repositories ADD CONSTRAINT check_repositories_migration_status_not_null"
         " CHECK (migration_status IS NOT NULL) NOT VALID",
@@ -87,7 +87,7 @@ def test_contract_is_the_seeds_two_statements() -> None:
     ]
 
 
-def test_down_undoes_just_that() -> None:
+def test_down_undoes_only_its_release() -> None:
     assert statements(Release.CONTRACT_DOWN, CONTRACTING, CONTRACTED, EXPANDED) == [
         *["ALTER TABLE public.repositories DROP CONSTRAINT IF EXISTS check_repositories_migration_status_not_null"] * 2,
         None,
@@ -98,7 +98,7 @@ def test_down_undoes_just_that() -> None:
     ]
 
 
-def test_only_validating_lets_everybody_go_on() -> None:
+def test_only_validate_is_not_exclusive() -> None:
     exclusive = [next_step(Release.EXPAND, StatusBackfills, each) for each in (NOTHING, COLUMN_ONLY, UNVALIDATED)]
     assert [step and step.exclusive for step in exclusive] == [True, True, False]
 
@@ -110,7 +110,7 @@ def test_partitions_are_validated_one_by_one_before_the_table_itself() -> None:
     assert '"parts"."repositories_1"' in step.statement.as_string(None)
 
 
-def test_a_backfill_without_checks_is_expanded_with_its_column() -> None:
+def test_backfill_without_checks_is_expanded_once_its_column_exists() -> None:
     class Bare(Backfill):
         name, gitlab_schema, table, key = "bare", "registry", "public.t", (("id", "bigint"),)
         column, column_type, value = "c", "text", "v"
@@ -118,7 +118,7 @@ def test_a_backfill_without_checks_is_expanded_with_its_column() -> None:
     assert expanded(Bare, Found("text"))
 
 
-def test_a_long_constraints_name_is_cut_in_front_so_that_its_end_tells_it_from_others() -> None:
+def test_long_constraint_name_is_cut_at_the_front() -> None:
     class Long(Backfill):
         name, gitlab_schema, table, key = "long", "registry", f"public.{'tä' * 30}", (("id", "bigint"),)
         column, column_type, value = "column", "text", "v"

@@ -1,6 +1,6 @@
 """Fuzzes parsers: `python -m tests.fuzz.parsers --only pgoutput --cases 1000000`; see `make fuzz`.
 
-Each target runs in a process of its own, which a crash, a hang or a lack of memory ends. An input that breaks a parser
+Each target runs in a separate process, which a crash, a hang or a lack of memory ends. An input that breaks a parser
 is kept in tests/fuzz/parsers/regressions, and is a test from then on. `--sanitize` builds the codec with
 AddressSanitizer and UndefinedBehaviorSanitizer. `--keep` adds inputs that reached something new to the corpora in the
 tree.
@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 def _run(name: str, arguments: argparse.Namespace, sanitized: Sanitized | None) -> bool:
-    """Run one target, print a line about it, and return whether it held."""
+    """Run one target, print its result, and return whether it passed."""
     WORK.mkdir(exist_ok=True)
     log = WORK / f"{name}.log"
     seed = arguments.seed or secrets.randbelow(2**31 - 1) + 1
@@ -52,16 +52,16 @@ def _run(name: str, arguments: argparse.Namespace, sanitized: Sanitized | None) 
     details = f"coverage {covered[-1]}" if covered else "not guided by coverage"
     memory = f", {stats['peak_rss_mb']} MiB" if "peak_rss_mb" in stats else ""
     if code != 0:
-        print(f"{name}: FAILED after {cases:,} cases or more (exit code {code}), seed {seed}; {log} ends:")
+        print(f"{name}: FAILED after at least {cases:,} cases (exit code {code}), seed {seed}; {log} ends:")
         print("\n".join(text.splitlines()[-40:]))
-        print(f"its input is in {REGRESSIONS / name}; run it again with `make fuzz ONLY={name} INPUT=…`")
+        print(f"input saved in {REGRESSIONS / name}; repeat with `make fuzz ONLY={name} INPUT=…`")
         return False
     print(f"{name}: {cases:,} cases, no crash, hang or difference; {details}{memory}, seed {seed}", flush=True)
     return True
 
 
 def main() -> int:
-    """Run the targets and return 1 when one of them failed."""
+    """Run the targets and return 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=names(), action="append")
     parser.add_argument("--cases", type=int, default=0)

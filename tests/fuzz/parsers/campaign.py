@@ -1,8 +1,8 @@
 """Runs one target in this process: `python -m tests.fuzz.parsers.campaign TARGET …`; `tests.fuzz.parsers` starts it.
 
-With atheris (libFuzzer for Python; its wheel needs no compiler) mutations are guided by the coverage of headrace's own
-modules, which are instrumented as they are imported: so nothing of headrace is imported before. Without it, inputs are
-mutations of the kept ones, drawn from the seed.
+With atheris (libFuzzer for Python; its wheel needs no compiler) coverage of headrace's modules guides the mutations.
+They are instrumented during import, so nothing of headrace is imported earlier. Without atheris, inputs are mutations
+of the kept ones, drawn from the seed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CORPORA: Final = HERE / "corpora"
 REGRESSIONS: Final = HERE / "regressions"
 
 SECONDS_A_CASE: Final = 10
-"""A case that takes more of the processor's time hangs."""
+"""Processor seconds after which a case counts as hanging."""
 
 MEGABYTES_A_CASE: Final = 64
-"""A case that makes the process grow by more has unbounded memory: inputs have a few kilobytes."""
+"""Growth of the process in one case that counts as unbounded memory: inputs have a few kilobytes."""
 
 _PACKAGES: Final = ["schemas", "infra", "producers", "consumers"]
 _PROCESS_MEGABYTES: Final = 4096
 _STUCK_SECONDS: Final = 900
-"""After so long libFuzzer ends the process: no exception reaches a loop in C. Long, since a machine may be busy."""
+"""libFuzzer's own timeout: no exception reaches a loop in C. Long, since the machine may be busy."""
 _NASTY: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-"""Numbers at which counts, lengths and signs turn over."""
+"""Boundary values of counts, lengths and signs."""
 
 
 class Hangs(Exception):
@@ -57,13 +57,13 @@ def load_target(name: str) -> Target:
 
 
 def kept(name: str) -> list[bytes]:
-    """Return the inputs in the tree for a target: its corpus, and what once broke its parser."""
+    """Return a target's inputs in the tree: its corpus, and its regressions."""
     folders = (CORPORA / name, REGRESSIONS / name)
     return [path.read_bytes() for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
 
 
 def bounded(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """Return `run`, raising Hangs or Grew for a case that takes too much; to be called in the main thread."""
+    """Return `run`, raising Hangs or Grew for a case that exceeds a limit; call it in the main thread."""
     peak = 0
 
     def hangs(number: int, frame: object) -> None:
@@ -85,7 +85,7 @@ def bounded(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
 
 
 def mutations(target: Target, inputs: list[bytes], seed: object) -> Iterator[bytes]:
-    """Yield mutations of `inputs` without end, the same ones for the same seed."""
+    """Yield mutations of `inputs` endlessly, the same ones for the same seed."""
     rng = random.Random(f"{seed}")
     inputs = [each for each in inputs if each] or [b"\0"]
     while True:
@@ -96,7 +96,7 @@ def mutations(target: Target, inputs: list[bytes], seed: object) -> Iterator[byt
 
 
 def _mutate(rng: random.Random, data: bytes, inputs: list[bytes], dictionary: tuple[bytes, ...]) -> bytes:
-    """Replace a stretch of `data`, of any length and perhaps none, by something else or nothing."""
+    """Replace a part of `data`, of any length including zero, by something else or nothing."""
     start = rng.randint(0, len(data))
     end = rng.choice((start, start + 1, start + 4, rng.randint(start, len(data))))
     match rng.randrange(8):
@@ -120,7 +120,7 @@ def _mutate(rng: random.Random, data: bytes, inputs: list[bytes], dictionary: tu
 
 
 def _sanitized(path: Path) -> None:
-    """Put another build of the codec where headrace looks for it."""
+    """Install another build of the codec where headrace looks for it."""
     package = importlib.import_module("schemas")
     spec = importlib.util.spec_from_file_location("schemas._codec", path)
     assert spec is not None
@@ -131,7 +131,7 @@ def _sanitized(path: Path) -> None:
 
 
 def _guide() -> Any | None:
-    """Return atheris, None where it is not installed."""
+    """Return atheris, None if it is not installed."""
     if importlib.util.find_spec("atheris") is None:
         return None
     guide: ModuleType = importlib.import_module("atheris")
@@ -185,15 +185,15 @@ def _unguided(target: Target, arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Run the campaign; what breaks a property ends it, and its input is kept among the regressions."""
+    """Run the campaign; an input that breaks a property ends it, and is kept among the regressions."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("--cases", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, required=True, help="where inputs of new coverage are kept")
+    parser.add_argument("--work", type=Path, required=True, help="directory for inputs with new coverage")
     parser.add_argument("--codec", type=Path, help="another build of the compiled codec")
-    parser.add_argument("--unguided", action="store_true", help="take mutations of the kept inputs alone")
+    parser.add_argument("--unguided", action="store_true", help="only mutate the kept inputs")
     arguments = parser.parse_args()
     if arguments.codec is not None:
         _sanitized(arguments.codec)

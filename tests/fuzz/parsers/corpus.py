@@ -1,4 +1,4 @@
-"""Chooses which inputs of a campaign are kept in the tree: few, small, and together reaching all that was reached."""
+"""Chooses which inputs of a campaign are kept in the tree: few, small, and together with full coverage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arc = tuple[str, int, int]
 
 
 def reached(target: Target, data: bytes) -> set[Arc]:
-    """Return which steps from line to line of headrace's modules an input takes."""
+    """Return which line-to-line steps in headrace's modules an input takes."""
     found: set[Arc] = set()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -51,7 +51,7 @@ def reached(target: Target, data: bytes) -> set[Arc]:
 
 
 def keep(name: str, work: Path) -> int:
-    """Rewrite a target's corpus from what it has and what a campaign left in `work`; return how many inputs it has."""
+    """Rewrite a target's corpus from its inputs and a campaign's in `work`; return the number of inputs."""
     target = load_target(name)
     candidates = {*target.seeds(), *kept(name)}
     if work.is_dir():

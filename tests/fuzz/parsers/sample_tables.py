@@ -136,7 +136,7 @@ TABLES: Final = (
 
 
 def chosen(data: bytes) -> tuple[SampleTable, bytes]:
-    """Return the table that an input's first byte names, and the rest of the input."""
+    """Return the table selected by an input's first byte, and the rest of the input."""
     return TABLES[data[0] % len(TABLES)], data[1:]
 
 
@@ -144,7 +144,7 @@ Build = Callable[[int, SampleTable, Texts], bytes]
 
 
 def seeds(build: Build) -> list[bytes]:
-    """Return an input for each row of each table: its number in one byte, then what `build` makes."""
+    """Return an input for each row of each table: its number in one byte, then the result of `build`."""
     return [bytes((number,)) + build(number, table, row) for number, table in enumerate(TABLES) for row in table.rows]
 
 

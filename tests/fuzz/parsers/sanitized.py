@@ -1,7 +1,7 @@
-"""Builds the compiled codec with AddressSanitizer and UndefinedBehaviorSanitizer, for a process that is fuzzed.
+"""Builds the compiled codec with AddressSanitizer and UndefinedBehaviorSanitizer for fuzzing.
 
 With clang its coverage guides the mutations, too: atheris brings the runtime that clang's checks and libFuzzer share.
-With gcc, whose runtime takes the place of libFuzzer's hooks, inputs are mutations of the kept ones.
+With gcc, whose runtime replaces libFuzzer's hooks, inputs are mutations of the kept ones.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _BUILD: Final = Path("build/sanitized")
 _FLAGS: Final = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
 _CHECKS: Final = "-fsanitize=address,undefined"
 _OPTIONS: Final = {
-    # Python keeps what it has until the process ends, and asks for what there is not of a length that lies.
+    # Python does not free memory before the process ends, and a wrong length may request too much.
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:malloc_context_size=0:quarantine_size_mb=4",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    # Python's own allocator would hide what is read past an object's end.
+    # Python's own allocator would hide reads past an object's end.
     "PYTHONMALLOC": "malloc",
 }
 
@@ -39,7 +39,7 @@ class Sanitized:
 
 
 def build() -> Sanitized:
-    """Compile the codec again, with its checks. Raises UsageError where no compiler here can."""
+    """Compile the codec with the sanitizers. Raises UsageError if no compiler here can."""
     runtime = _atheris_runtime()
     if (
         runtime is not None

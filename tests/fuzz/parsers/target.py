@@ -1,4 +1,4 @@
-"""Declares what a fuzz target is: one parser, the property that every input must keep, and inputs to begin with."""
+"""Defines a fuzz target: one parser, the property that every input must satisfy, and initial inputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Violation(AssertionError):
 class Target:
     """One parser under test.
 
-    `run` takes any bytes and returns when the property holds. It raises Violation, or passes on what the parser raised
-    that is not the error of its contract. `seeds` are well-formed inputs. `dictionary` are tokens that a mutation may
-    insert. `longest` bounds the inputs, in bytes.
+    `run` takes any bytes and returns if the property holds. Otherwise it raises Violation, or passes on an error
+    outside the parser's contract. `seeds` are well-formed inputs. `dictionary` are tokens that a mutation may insert.
+    `longest` limits the inputs, in bytes.
     """
 
     about: str
@@ -37,7 +37,7 @@ def agree(what: str, *outcomes: object) -> None:
 
 
 def outcome(error: type[HeadraceError], call: Callable[..., object], *arguments: object) -> tuple[str, object]:
-    """Return ("value", the result), or ("refused", the message) where the call raises the error of its contract."""
+    """Return ("value", the result), or ("refused", the message) if the call raises the error of its contract."""
     try:
         return "value", call(*arguments)
     except error as refusal:
@@ -45,12 +45,12 @@ def outcome(error: type[HeadraceError], call: Callable[..., object], *arguments:
 
 
 def pack(parts: Iterable[bytes]) -> bytes:
-    """Join parts, each behind its length in two bytes: an input that has several."""
+    """Join parts, each after its length in two bytes."""
     return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 
 def unpack(data: bytes) -> list[bytes]:
-    """Split what `pack` joined; a length that lies ends with the input."""
+    """Split what `pack` joined; a wrong length ends at the end of the input."""
     parts = []
     position = 0
     while position + 2 <= len(data):

@@ -1,4 +1,4 @@
-"""Every fuzz target on the inputs that are kept and on some mutations of them, and that each kind of fault is found."""
+"""Runs every fuzz target on the kept inputs and some mutations, and proves that each kind of fault is found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fuzz.parsers.target import Violation
 from tests.producers.pgoutput_encoder import row
 
 CASES = 500
-"""Mutations of each target; `make fuzz` does as many as one likes, guided by coverage."""
+"""Mutations per target; `make fuzz` runs any number, guided by coverage."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def _no_alarm() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", names())
-def test_parser_keeps_its_property_for_kept_and_mutated_inputs(name: str) -> None:
+def test_parser_satisfies_its_property_for_kept_and_mutated_inputs(name: str) -> None:
     target = load_target(name)
     run = bounded(target.run)
     inputs = [*target.seeds(), *kept(name)]
@@ -48,7 +48,7 @@ def test_difference_between_the_codecs_is_found(monkeypatch: pytest.MonkeyPatch)
         load_target("rows").run(bytes((number,)) + texts + texts)
 
 
-def test_what_a_parser_raises_beside_its_error_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_outside_a_parsers_contract_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(message: bytes) -> Any:
         return message[9]
 

@@ -1,4 +1,4 @@
-"""What status and check say of tables that another database owns: written, refused, or not known."""
+"""Reports of status and check about tables that another database owns: stray writes, guarded, or unknown."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def said(source: Source) -> list[str]:
     return [line for given in gather(source.settings)["given_away"] for line in lines(given)]
 
 
-def test_it_is_said_what_was_written_and_of_which_table_that_is_not_known(source: Source) -> None:
+def test_stray_writes_and_unwatched_tables_are_reported(source: Source) -> None:
     unknown = (
-        "main: whether {}, which other owns, {} written here is not known: no guard refuses it and no producer reads"
-        " it; see `headrace check`"
+        "main: writes here to {}, owned by other, go unnoticed: no guard refuses them and no producer counts them;"
+        " see `headrace check`"
     )
     with running(source) as producer:
         producer.caught_up()
@@ -66,10 +66,10 @@ def test_it_is_said_what_was_written_and_of_which_table_that_is_not_known(source
         source.recorded()
         assert (tables(source)["public.t"]["watched"], tables(source)["public.t"]["writes"]) == (True, 0)
         assert tables(source)["public.not_captured"]["writes"] is None
-        assert said(source) == [unknown.format("public.not_captured", "is")]
+        assert said(source) == [unknown.format("public.not_captured")]
     until(lambda: source.slot_state().active_pid is None, "the slot to be free")
     assert tables(source)["public.t"]["writes"] is None, "nobody reads on"
-    assert said(source) == [unknown.format("public.not_captured, public.t", "are")]
+    assert said(source) == [unknown.format("public.not_captured, public.t")]
 
     source.connection.execute("INSERT INTO t VALUES (1), (2); DELETE FROM t WHERE id = 1; INSERT INTO u VALUES (1)")
     with running(source) as producer:
@@ -79,14 +79,14 @@ def test_it_is_said_what_was_written_and_of_which_table_that_is_not_known(source
         assert (written["watched"], written["writes"], written["inserts"], written["deletes"]) == (True, 3, 2, 1)
         line, _ = said(source)
         assert line == (
-            f"main: table public.t, which other owns, was written here 3 times since {written['since']} (inserts 2,"
-            f" updates 0, deletes 1, truncates 0), at last {written['last']}; see `headrace check`"
+            f"main: table public.t, owned by other, was written here 3 times since {written['since']} (inserts 2,"
+            f" updates 0, deletes 1, truncates 0), last at {written['last']}; see `headrace check`"
         )
     until(lambda: source.slot_state().active_pid is None, "the slot to be free")
     assert (tables(source)["public.t"]["watched"], tables(source)["public.t"]["writes"]) == (False, 3)
 
 
-def test_what_the_guard_refuses_is_known(source: Source) -> None:
+def test_guarded_tables_have_no_unknown_writes(source: Source) -> None:
     copy_all(source)
     write_guard.install(source.connection, "gitlab_main", ["public.t", "public.not_captured"])
     source.connection.execute(GIVE)
@@ -94,20 +94,20 @@ def test_what_the_guard_refuses_is_known(source: Source) -> None:
     assert said(source) == []
 
 
-def test_check_names_the_tables_that_were_made_since(source: Source) -> None:
+def test_check_lists_tables_without_the_guard_of_their_schema(source: Source) -> None:
     ensure_control_schema(source.connection, "main", ["gitlab_main", "gitlab_ci"])
     assert list(advise(source.settings, {})) == []
     write_guard.install(source.connection, "gitlab_main", ["public.t"])
     (advice,) = advise(source.settings, {})
     assert (advice.where, advice.problem, advice.remedy) == (
         "databases.main",
-        "public.not_captured lacks a guard that works, and tables of gitlab_main have been given one",
+        "public.not_captured lacks a working guard, and other tables of gitlab_main have one",
         "install it with `headrace guard gitlab_main --database main`",
     )
     assert not advice.blocks
     source.connection.execute("ALTER FUNCTION headrace.guard() STABLE")  # as of another version
     (advice,) = advise(source.settings, {})
-    assert advice.problem.startswith("public.not_captured, public.t lack a guard that works")
+    assert advice.problem.startswith("public.not_captured, public.t lack a working guard")
 
 
 def test_check_says_why_a_guard_refuses_the_owners_writes(source: Source) -> None:
@@ -118,7 +118,7 @@ def test_check_says_why_a_guard_refuses_the_owners_writes(source: Source) -> Non
     source.connection.execute(sql.SQL("ALTER FUNCTION headrace.guard() OWNER TO {}").format(role))
     (advice,) = advise(source.settings, {})
     assert advice.blocks
-    assert "may not look at the owners: no guarded table can be written" in advice.problem
+    assert "may not read the owners: no guarded table can be written" in advice.problem
     source.connection.execute(advice.remedy.encode())
     assert list(advise(source.settings, {})) == []
     source.connection.execute("INSERT INTO t VALUES (1)")
@@ -127,7 +127,7 @@ def test_check_says_why_a_guard_refuses_the_owners_writes(source: Source) -> Non
     )
 
 
-def test_a_database_that_is_not_what_the_settings_call_it_or_cannot_be_asked_is_left_out(
+def test_database_with_another_name_or_without_answer_is_left_out(
     source: Source, new_databases: Callable[[str | None], Database]
 ) -> None:
     """Of a copy that is promoted and not open yet nothing is said, and what one hides does not hide the others."""
@@ -175,7 +175,7 @@ def test_status_and_check_show_it(source: Source, tmp_path: Path) -> None:
             cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
         ).stdout  # fmt: skip
 
-    words = "whether public.not_captured, public.t, which other owns, are written here is not known"
+    words = "writes here to public.not_captured, public.t, owned by other, go unnoticed"
     assert words in command("status")
     (given,) = json.loads(command("status", "--json"))["given_away"]
     assert [each["writes"] for each in given["tables"]] == [None, None]

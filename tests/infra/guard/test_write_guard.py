@@ -1,4 +1,4 @@
-"""The guard on real servers: who writes is refused once another database is the owner, whatever the statement."""
+"""The guard on real servers: every write is refused once another database is the owner."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_snapshot_from_before_a_copy_was_named_writes_nothing_after_it(guarded
 
 
 @pytest.mark.parametrize("isolation", [3, 4])
-def test_an_owner_that_was_taken_off_the_record_is_not_put_there_again(guarded: Guarded, isolation: int) -> None:
+def test_removed_owner_is_not_recorded_again(guarded: Guarded, isolation: int) -> None:
     application = guarded.application(autocommit=False)
     application.isolation_level = psycopg.IsolationLevel(isolation)
     before = recorded(guarded)
@@ -185,7 +185,7 @@ def test_an_owner_that_was_taken_off_the_record_is_not_put_there_again(guarded: 
         application.execute("SELECT")
         guarded.admin.execute(f"DELETE FROM {row}".encode())
         left = recorded(guarded)
-        with pytest.raises(errors.SerializationFailure, match="does not know who owns gitlab_ci"):
+        with pytest.raises(errors.SerializationFailure, match="has no owner recorded for gitlab_ci"):
             application.execute("UPDATE public.moves SET n = 9 WHERE id = 1")
         application.rollback()
         assert recorded(guarded) == left != before
@@ -257,7 +257,7 @@ def test_many_writers_at_once_write_nothing_of_headraces(guarded: Guarded, isola
         assert found == [("0",)]
 
 
-def test_nothing_that_was_planted_is_run_with_the_functions_rights(guarded: Guarded) -> None:
+def test_planted_objects_are_not_run_with_the_functions_rights(guarded: Guarded) -> None:
     application = guarded.application()
     application.execute("CREATE TEMP TABLE schema_ownership AS SELECT 'gitlab_ci' AS gitlab_schema, 'main' AS owner")
     guarded.admin.execute(
@@ -291,7 +291,7 @@ def test_the_tables_of_a_gitlab_schema_are_found_with_their_partitions(guarded: 
     assert write_guard.tables_of(connection, ["gitlab_shared"], {"public.stays": "gitlab_shared"}, ()) == {}
 
 
-def test_again_it_changes_nothing_and_a_table_that_was_made_since_is_added(guarded: Guarded) -> None:
+def test_second_run_only_adds_the_guard_to_new_tables(guarded: Guarded) -> None:
     assert list(write_guard.installed(guarded.admin)) == OF_CI
     assert guarded.install() == []
     guarded.admin.execute("CREATE TABLE public.part_2 PARTITION OF public.parts DEFAULT")
@@ -312,7 +312,7 @@ def test_again_it_changes_nothing_and_a_table_that_was_made_since_is_added(guard
         " FOR EACH STATEMENT EXECUTE FUNCTION headrace.guard('gitlab_ci', '1')",
     ],
 )
-def test_a_guard_that_does_not_work_counts_as_none_and_is_put_right(guarded: Guarded, damage: str) -> None:
+def test_broken_guard_counts_as_missing_and_is_repaired(guarded: Guarded, damage: str) -> None:
     guarded.admin.execute(damage.encode())
     assert "public.moves" not in write_guard.installed(guarded.admin)
     assert guarded.install() == ["public.moves"]
@@ -350,14 +350,12 @@ def test_two_processes_at_once_install_it_once(guarded: Guarded) -> None:
     assert list(write_guard.installed(guarded.admin)) == OF_CI
 
 
-def test_a_table_in_use_is_tried_again_and_then_named_with_who_holds_it(guarded: Guarded) -> None:
+def test_table_in_use_is_retried_and_then_reported_with_the_lock_holder(guarded: Guarded) -> None:
     write_guard.remove(guarded.admin)
     writer = guarded.application(autocommit=False)
     writer.execute("SET application_name = 'a long transaction'")
     writer.execute("UPDATE public.moves SET n = 9 WHERE id = 1")
-    words = (
-        rf"public.moves was in use all the time, at last by a long transaction \(process {writer.info.backend_pid}\)"
-    )
+    words = rf"public.moves stayed in use, at last by a long transaction \(process {writer.info.backend_pid}\)"
     with pytest.raises(write_guard.TableInUse, match=words):
         guarded.install(seconds=0.0)
     assert write_guard.installed(guarded.admin) == {}, "its tables are in order, and this is the first"
@@ -379,7 +377,7 @@ def waits_for_a_table(connection: Connection) -> bool:
     return row != (0,)
 
 
-def test_what_was_installed_before_a_failure_stays_and_the_next_run_goes_on_there(guarded: Guarded) -> None:
+def test_guards_installed_before_a_failure_stay_and_the_next_run_continues(guarded: Guarded) -> None:
     write_guard.remove(guarded.admin)
     writer = guarded.application(autocommit=False)
     writer.execute("LOCK TABLE ONLY public.part_1_1 IN ROW EXCLUSIVE MODE")
@@ -390,7 +388,7 @@ def test_what_was_installed_before_a_failure_stays_and_the_next_run_goes_on_ther
     assert guarded.install() == ["public.part_1_1", "public.parts"]
 
 
-def test_what_is_stopped_leaves_the_tables_that_have_it_already(guarded: Guarded) -> None:
+def test_stopped_run_keeps_the_installed_guards(guarded: Guarded) -> None:
     stop = threading.Event()
     stop.set()
     write_guard.remove(guarded.admin, ["gitlab_ci"])
@@ -399,11 +397,9 @@ def test_what_is_stopped_leaves_the_tables_that_have_it_already(guarded: Guarded
     assert guarded.install() == OF_CI
 
 
-def test_a_gitlab_schema_that_nobody_owns_is_refused(guarded: Guarded) -> None:
+def test_gitlab_schema_without_an_owner_is_refused(guarded: Guarded) -> None:
     """Its tables would refuse everybody's writes."""
-    with pytest.raises(
-        write_guard.NotGuardable, match="no database owns gitlab_pm, so that the guard would refuse every"
-    ):
+    with pytest.raises(write_guard.NotGuardable, match="no database owns gitlab_pm, so the guard would refuse every"):
         write_guard.install(guarded.admin, "gitlab_pm", ["public.stays"])
     guarded.admin.execute("UPDATE public.stays SET id = id")
 
@@ -430,7 +426,7 @@ def test_a_table_in_use_keeps_its_guard(guarded: Guarded) -> None:
     write_guard.remove(guarded.admin)
 
 
-def test_headrace_taken_out_takes_the_guard_along(guarded: Guarded) -> None:
+def test_removing_headrace_removes_the_guard(guarded: Guarded) -> None:
     guarded.give_away()
     guarded.admin.execute("DROP SCHEMA headrace CASCADE")
     assert guarded.application().execute("UPDATE public.moves SET n = 9").rowcount == 2
@@ -500,13 +496,13 @@ def test_a_function_that_could_not_ask_for_the_owner_is_refused_before_a_table_h
     rights, _ = documented_rights(table_owner)
     guarded.admin.execute(rights)
     guarded.admin.execute(sql.SQL("REVOKE INSERT ON headrace.schema_ownership FROM {}").format(role_of(table_owner)))
-    with pytest.raises(write_guard.NotGuardable, match="may not look at the owners; GRANT USAGE ON SCHEMA headrace"):
+    with pytest.raises(write_guard.NotGuardable, match="may not read the owners; GRANT USAGE ON SCHEMA headrace"):
         write_guard.install(table_owner, "gitlab_ci", OF_CI)
     assert write_guard.installed(guarded.admin) == {}
     assert guarded.admin.execute("SELECT to_regprocedure('headrace.guard()')").fetchone() == (None,)
 
 
-def test_who_does_not_own_the_table_is_refused_by_its_name(guarded: Guarded) -> None:
+def test_role_that_does_not_own_the_table_is_refused_with_its_name(guarded: Guarded) -> None:
     write_guard.remove(guarded.admin)
     guarded.admin.execute("GRANT USAGE, CREATE ON SCHEMA headrace TO application")
     guarded.admin.execute("GRANT SELECT, INSERT ON headrace.schema_ownership, headrace.database TO application")
@@ -515,7 +511,7 @@ def test_who_does_not_own_the_table_is_refused_by_its_name(guarded: Guarded) -> 
     assert write_guard.installed(guarded.admin) == {}
 
 
-def test_nobody_else_may_use_the_function(guarded: Guarded) -> None:
+def test_other_roles_may_not_execute_the_function(guarded: Guarded) -> None:
     guarded.admin.execute("GRANT USAGE ON SCHEMA headrace TO application; GRANT CREATE ON SCHEMA public TO application")
     application = guarded.application()
     application.execute("CREATE TABLE public.mine ()")

@@ -1,4 +1,4 @@
-"""The administrator's script, run on a real server: what the role may do afterwards, and what it may not."""
+"""The administrator's script on a real server: the role's privileges afterwards, and their limits."""
 
 from __future__ import annotations
 
@@ -149,12 +149,12 @@ def test_the_role_can_fence_keep_its_ledger_and_change_rows(prepared: Prepared) 
         "INSERT INTO headrace.schema_ownership VALUES ('gitlab_ci', 'main')",
     ],
 )
-def test_the_role_may_do_no_more_than_that(prepared: Prepared, statement: str) -> None:
+def test_role_has_no_further_privileges(prepared: Prepared, statement: str) -> None:
     with prepared.connect() as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(statement)
 
 
-def test_run_again_the_script_alters_nothing_of_the_publication(prepared: Prepared) -> None:
+def test_second_run_of_the_script_leaves_the_publication_unchanged(prepared: Prepared) -> None:
     before = read_publication(prepared.superuser, "headrace")
     assert before is not None
     assert before.generated, "with a generated column in its replica identity a table could not be updated"
@@ -171,7 +171,7 @@ def test_a_table_added_to_the_settings_is_added_to_the_publication(prepared: Pre
     assert published(prepared) == {"public.container_repositories", "stock.odd_name"}
 
 
-def test_a_pattern_is_left_to_the_administrator_and_what_was_added_for_it_stays(prepared: Prepared) -> None:
+def test_pattern_is_left_to_the_administrator_and_added_tables_stay(prepared: Prepared) -> None:
     main = prepared.main.model_copy(update={"tables": ("public.container_repositories", "public.secret*")})
     script = whole_script(prepared.settings.model_copy(update={"databases": {"main": main}}))
     assert "-- public.secret* is a pattern" in script
@@ -206,7 +206,7 @@ def test_consumers_get_exact_names_of_dead_letters_and_groups(prepared: Prepared
         line for line in whole_script(prepared.settings).splitlines() if "User:headrace-consumer-gitlab_main " in line
     ]
     written = [line.partition("--topic ")[2] for line in mine if "--operation Write" in line]
-    assert written == ["t.parked.skip_resets --resource-pattern-type literal"]
+    assert written == ["t.dead_letters.skip_resets --resource-pattern-type literal"]
     assert [line.partition("--group ")[2].split()[0] for line in mine if "--group" in line] == [
         "t.skip_resets",
         "headrace-readers",

@@ -32,7 +32,7 @@ def programs(_settings: Settings) -> list[Program]:
 (init,) = commands(programs)
 
 
-def test_it_writes_a_file_that_loads_with_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.toml"
     init(config=path)
     assert f"wrote {path}; edit it, then run `headrace check`" in capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_it_writes_a_file_that_loads_with_what_it_says(tmp_path: Path, capsys: p
     assert settings.migration("skip_resets").sub_batch_size == 100
 
 
-def test_what_it_comments_out_would_load_too(tmp_path: Path) -> None:
+def test_commented_settings_load_too(tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
     init(config=path)
     lines = path.read_text().splitlines()
@@ -64,26 +64,26 @@ def test_what_it_comments_out_would_load_too(tmp_path: Path) -> None:
     assert settings.kafka.replication_factor == 3
 
 
-def test_it_is_the_owners_alone_since_a_dsn_may_have_a_password(tmp_path: Path) -> None:
+def test_settings_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
     init(config=path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_it_never_overwrites(tmp_path: Path) -> None:
+def test_init_never_overwrites_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("mine")
-    with pytest.raises(Refused, match=r"mine\.toml exists already; name another with --config, or edit that one"):
+    with pytest.raises(Refused, match=r"mine\.toml exists already; choose another with --config, or edit that one"):
         init(config=path)
     assert path.read_text() == "mine"
 
 
-def test_it_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_init_reports_a_path_that_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"not_there/new\.toml cannot be written: No such file or directory"):
         init(config=tmp_path / "not_there" / "new.toml")
 
 
-def test_it_writes_where_the_settings_would_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_writes_to_the_path_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     init()
     assert Path("headrace.toml").exists()
@@ -92,7 +92,7 @@ def test_it_writes_where_the_settings_would_be_read(tmp_path: Path, monkeypatch:
     assert Path("other.toml").exists()
 
 
-def test_the_sql_is_of_these_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sql_follows_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.toml"
     with pytest.raises(SettingsError, match="does not exist"):
         init(config=path, sql=True)
@@ -100,7 +100,7 @@ def test_the_sql_is_of_these_settings(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     init(config=path, sql=True)
     out = capsys.readouterr().out
-    assert "-- Database main: run in gitlabhq, as a superuser. May be run again." in out
+    assert "-- Database main: run in gitlabhq, as a superuser. Idempotent." in out
     assert "CREATE SCHEMA IF NOT EXISTS headrace;" in out
     assert 'ALTER ROLE "headrace" REPLICATION;' in out
     assert MINE in out
@@ -108,7 +108,7 @@ def test_the_sql_is_of_these_settings(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "headrace.others" not in out, "of another database"
 
 
-def test_with_names_it_is_for_these_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_limit_the_script_to_their_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.toml"
     init(config=path)
     capsys.readouterr()
@@ -123,9 +123,11 @@ def test_with_names_it_is_for_these_alone(tmp_path: Path, capsys: pytest.Capture
     producer = capsys.readouterr().out
     assert MINE not in producer
     assert "User:you" not in producer
-    with pytest.raises(UsageError, match="these settings run nothing called 'nobody'; there: main, mine, others"):
+    with pytest.raises(
+        UsageError, match="no source or migration named 'nobody' in the settings; use one of: main, mine, others"
+    ):
         init(["nobody"], config=path, sql=True)
-    with pytest.raises(UsageError, match="a settings file is written for everything"):
+    with pytest.raises(UsageError, match="names and --apply need --sql or --acls"):
         init(["mine"], config=path)
 
 

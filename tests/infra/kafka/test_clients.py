@@ -1,4 +1,4 @@
-"""Kafka's clients on a real broker, and what is said when it does not answer or takes the work away."""
+"""Kafka clients on a real broker, and errors if it does not answer or fences them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_option_that_librdkafka_refuses_is_a_mistake_in_the_settings() -> Non
         assert "ssl.ca.location" in str(caught.value)
 
 
-def test_a_producer_that_was_taken_over_is_fenced(settings: KafkaSettings, prefix: str) -> None:
+def test_superseded_producer_is_fenced(settings: KafkaSettings, prefix: str) -> None:
     topics.ensure_topic(settings, prefix, partitions=1)
     first = clients.producer(settings, transactional_id=prefix)
     first.init_transactions(120)
@@ -105,7 +105,7 @@ class Stuck:
         self.closed.set()
 
 
-def test_one_that_cannot_be_closed_is_left_to_itself() -> None:
+def test_consumer_that_cannot_be_closed_is_left_to_a_thread() -> None:
     stuck = Stuck()
     assert not clients.leave(cast(Consumer, stuck), 0.01)
     assert not stuck.closed.is_set()
@@ -114,7 +114,7 @@ def test_one_that_cannot_be_closed_is_left_to_itself() -> None:
     assert stuck.closed.is_set()
 
 
-def test_a_reader_leaves_and_what_it_raises_is_ours(settings: KafkaSettings, prefix: str) -> None:
+def test_reader_is_closed_and_its_errors_are_translated(settings: KafkaSettings, prefix: str) -> None:
     with pytest.raises(BrokerUnavailable), clients.reading(settings) as client:
         raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     with pytest.raises(RuntimeError, match="closed"):
@@ -161,7 +161,7 @@ def test_defaults_give_way_to_the_settings_and_the_settings_to_options(settings:
     clients.producer(small, message_max_bytes=1_000_000).produce(prefix, b"x" * 9000)
 
 
-def test_ends_are_of_what_is_committed_and_what_is_written(settings: KafkaSettings, prefix: str) -> None:
+def test_end_offsets_distinguish_committed_from_written_records(settings: KafkaSettings, prefix: str) -> None:
     topics.ensure_topic(settings, prefix, partitions=1)
     producer = clients.producer(settings, transactional_id=prefix)
     producer.init_transactions(120)

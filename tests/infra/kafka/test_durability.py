@@ -1,4 +1,4 @@
-"""What of Kafka would lose events with one broker. On three brokers: tests/producers/crashes/test_broker_faults.py."""
+"""Weaknesses of Kafka with a single broker. On three brokers: tests/producers/crashes/test_broker_faults.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infra.settings.model import KafkaSettings, Settings
 pytestmark = pytest.mark.stack
 
 
-def test_one_broker_is_said_loudly_and_nothing_of_its_topics_but_their_number(
+def test_single_broker_is_a_warning_and_only_partition_counts_of_topics_are_reported(
     bootstrap_servers: str, prefix: str
 ) -> None:
     settings = Settings(prefix=prefix, kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, partitions=2))

@@ -1,4 +1,4 @@
-"""What each of librdkafka's errors leads to: every code is decided once, and the documentation says the same."""
+"""The reaction to each of librdkafka's errors: every code has one, and the documentation agrees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.kafka.kafka_errors import MEANINGS, Course
 from infra.settings.model import KafkaSettings
 from schemas.errors import BrokerUnavailable, Fenced, HeadraceError, PreflightFailed, SettingsError
 
-DOCS = Path(__file__).parents[3] / "docs" / "kafka-errors.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "kafka-errors.md"
 SETTINGS = KafkaSettings(bootstrap_servers="kafka:9092")
 OURS: dict[Course, set[type[HeadraceError]]] = {
     Course.WAITED: {BrokerUnavailable},
@@ -45,12 +45,12 @@ def test_each_becomes_the_error_that_its_course_means() -> None:
 
 
 @pytest.mark.parametrize(("code", "waited"), [(KafkaError.INVALID_TXN_STATE, True), (KafkaError.INVALID_RECORD, False)])
-def test_a_transaction_that_an_error_aborted_is_done_again_where_that_may_help(code: int, waited: bool) -> None:
+def test_aborted_transaction_is_retried_if_that_may_help(code: int, waited: bool) -> None:
     error = KafkaError(code, "aborted", txn_requires_abort=True)
     assert isinstance(clients.translate(error, SETTINGS), BrokerUnavailable) is waited
 
 
-def test_a_code_that_a_later_library_has_is_named_and_its_transaction_done_again() -> None:
+def test_unknown_code_is_reported_and_its_transaction_retried() -> None:
     unknown = 9_999
     assert type(clients.translate(KafkaError(unknown, "new"), SETTINGS)) is HeadraceError
     aborted = KafkaError(unknown, "new", txn_requires_abort=True)

@@ -74,7 +74,7 @@ def test_end_offsets_of_a_missing_topic_are_none(settings: KafkaSettings, prefix
     assert prefix not in clients.admin(settings).list_topics(timeout=120).topics, "asking did not make it"
 
 
-def test_end_offsets_leave_out_what_is_not_committed(settings: KafkaSettings, prefix: str) -> None:
+def test_end_offsets_exclude_uncommitted_records(settings: KafkaSettings, prefix: str) -> None:
     ensure_topic(settings, prefix, partitions=1)
     send(settings, prefix, [b"a", b"b"])
     producer = transactional(settings)
@@ -125,7 +125,7 @@ def test_reading_a_missing_and_an_empty_topic(settings: KafkaSettings, prefix: s
     assert read(reader) == []
 
 
-def test_reading_goes_on_where_it_stopped(settings: KafkaSettings, prefix: str) -> None:
+def test_reading_continues_where_it_stopped(settings: KafkaSettings, prefix: str) -> None:
     reader = LogReader(settings, prefix)
     assert read(reader) == []
     ensure_topic(settings, prefix, partitions=1)
@@ -137,7 +137,7 @@ def test_reading_goes_on_where_it_stopped(settings: KafkaSettings, prefix: str) 
     assert read(LogReader(settings, prefix)) == [b"1", b"2", b"3"]
 
 
-def test_reading_that_was_broken_off_goes_on_behind_the_last_record_taken(settings: KafkaSettings, prefix: str) -> None:
+def test_interrupted_reading_continues_after_the_last_record_taken(settings: KafkaSettings, prefix: str) -> None:
     ensure_topic(settings, prefix, partitions=1)
     send(settings, prefix, [b"1", b"2", b"3"])
     reader = LogReader(settings, prefix)
@@ -166,7 +166,7 @@ def test_reading_leaves_out_aborted_and_unfinished_transactions(settings: KafkaS
     assert read(reader) == [b"later"]
 
 
-def test_deleting_what_is_there_and_what_is_not(settings: KafkaSettings, prefix: str) -> None:
+def test_deleting_existing_and_missing_topics(settings: KafkaSettings, prefix: str) -> None:
     names = [f"{prefix}.a", f"{prefix}.b"]
     for name in names:
         ensure_topic(settings, name, partitions=1)

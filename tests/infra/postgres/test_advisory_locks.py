@@ -1,4 +1,4 @@
-"""Advisory locks: who has them, and that they queue fairly."""
+"""Advisory locks: their holders, and their fair queue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_sessions_that_have_a_lock_are_named(database: Database) -> None:
         assert holders(database.connect(), key) == []
 
 
-def test_who_wants_it_alone_waits_only_for_those_before(database: Database) -> None:
+def test_exclusive_lock_waits_only_for_earlier_requests(database: Database) -> None:
     """Sharers that come later queue behind: overlapping ones cannot starve it."""
     key = lock_key("test", "queue")
     first, alone, later = database.connect(), database.connect(), database.connect()

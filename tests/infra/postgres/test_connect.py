@@ -1,4 +1,4 @@
-"""Connecting to a real server, and what is said when that fails."""
+"""Connections to a real server, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def refused(dsn: str, expected: type[HeadraceError], password: str) -> str:
 @pytest.mark.parametrize("wrong", [{"password": GUESS}, {"user": "nobody_here", "password": GUESS}])
 def test_wrong_password_or_user(database: Database, password: str, wrong: dict[str, str]) -> None:
     message = refused(make_conninfo(database.dsn, **wrong), SettingsError, password)
-    assert f"/{database.name} refuses the user or the password of the dsn; correct the dsn" in message
+    assert f"/{database.name} rejects the user or the password of the dsn; correct the dsn" in message
 
 
 def test_no_password(database: Database, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSFILE", "/dev/null")
     parts = {**conninfo_to_dict(database.dsn), "password": None}
     message = refused(make_conninfo("", **parts), SettingsError, password)
-    assert "refuses the user or the password of the dsn" in message
+    assert "rejects the user or the password of the dsn" in message
 
 
 def test_wrong_database(database: Database, password: str) -> None:
@@ -68,13 +68,13 @@ def test_wrong_database(database: Database, password: str) -> None:
 def test_wrong_host(database: Database, password: str) -> None:
     message = refused(make_conninfo(database.dsn, host="host.invalid"), SettingsError, password)
     assert "PostgreSQL at host.invalid:" in message
-    assert "is on a host whose name is unknown; correct the dsn" in message
+    assert "is on a host whose name cannot be resolved; correct the dsn" in message
 
 
 def test_closed_port(database: Database, password: str, closed_port: int) -> None:
     message = refused(make_conninfo(database.dsn, port=closed_port), DatabaseUnavailable, password)
     assert f"PostgreSQL at 127.0.0.1:{closed_port}/{database.name} does not answer" in message
-    assert "Check that PostgreSQL runs" in message
+    assert "Check that PostgreSQL is running" in message
 
 
 def test_a_server_that_is_no_postgres(database: Database, password: str) -> None:
@@ -91,15 +91,15 @@ def test_a_role_that_may_not_log_in(stack: Stack, database: Database, password: 
             message = refused(make_conninfo(database.dsn, user=role, password=GUESS), SettingsError, password)
         finally:
             connection.execute(f"DROP ROLE {role}")
-    assert "does not let that user in; correct the dsn" in message
+    assert "does not let the user of the dsn connect; correct the dsn" in message
 
 
 def test_an_option_that_is_not_valid(database: Database, password: str) -> None:
     message = refused(f"{database.dsn}?sslmode=sometimes", SettingsError, password)
-    assert "has a dsn that is not valid" in message
+    assert "has an invalid dsn" in message
 
 
-def test_a_connection_says_who_it_is(database: Database) -> None:
+def test_connection_sets_application_name(database: Database) -> None:
     with connect(database.dsn, name="produce main") as connection:
         assert connection.autocommit
         assert connection.info.get_parameters()["application_name"] == "headrace produce main"
@@ -116,7 +116,7 @@ CANONICAL = {
 }
 
 
-def test_canonical_text_whatever_the_role_says(stack: Stack, database: Database) -> None:
+def test_text_form_is_canonical_whatever_the_role_sets(stack: Stack, database: Database) -> None:
     with stack.postgres.connect() as connection:
         for setting in (
             "datestyle = 'SQL, DMY'",
@@ -136,7 +136,7 @@ def test_canonical_text_whatever_the_role_says(stack: Stack, database: Database)
         assert canonical.execute("SHOW work_mem").fetchone() == ("123kB",)
 
 
-def test_a_right_that_is_missing_names_the_remedy(stack: Stack, database: Database, password: str) -> None:
+def test_missing_privilege_names_the_remedy(stack: Stack, database: Database, password: str) -> None:
     role = f"{database.name}_plain"
     with stack.postgres.connect() as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{GUESS}'")
@@ -162,7 +162,7 @@ def test_a_lost_connection_is_a_server_that_does_not_answer(database: Database) 
             connection.execute("SELECT 1")
 
 
-def test_a_server_that_answers_with_an_error_is_not_called_silent(database: Database) -> None:
+def test_error_of_a_server_is_not_reported_as_no_answer(database: Database) -> None:
     with connect(database.dsn, name="test") as connection, connect(database.dsn, name="other") as other:
         connection.execute("CREATE TABLE public.held ()")
         connection.execute("SET lock_timeout = '1ms'")
@@ -174,10 +174,10 @@ def test_a_server_that_answers_with_an_error_is_not_called_silent(database: Data
     assert "canceling statement due to lock timeout" in str(caught.value)
 
 
-def test_a_full_disk_of_the_server_is_said(database: Database) -> None:
+def test_full_disk_of_the_server_is_reported(database: Database) -> None:
     with (
         connect(database.dsn, name="test") as connection,
-        pytest.raises(HeadraceError, match=r"has no disk space left: .*; free some on the server"),
+        pytest.raises(HeadraceError, match=r"has no disk space left: .*; free some space on the server"),
         translated(database.dsn),
     ):
         # The server's own error, raised by its own code: only the disk is not really full.
@@ -294,7 +294,7 @@ PINNED = {
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_session_sets_what_it_relies_on_whatever_the_role_says(database: Database, autocommit: bool) -> None:
+def test_session_settings_override_those_of_the_role(database: Database, autocommit: bool) -> None:
     administrator = database.connect()
     for name, value in HARMFUL.items():
         administrator.execute(f'ALTER DATABASE "{database.name}" SET {name} = {value if "," in value else repr(value)}')
@@ -340,17 +340,17 @@ def test_all_settings_are_sent_in_one_message(database: Database, tmp_path: Path
     assert "\tQuery\t" in sent[0]
 
 
-def test_a_role_whose_timeout_cancels_a_sessions_first_statement_is_one_to_try_again(
+def test_first_statement_cancelled_by_the_roles_timeout_is_retryable(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with database.connect() as connection:
         connection.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '100ms'".encode())
     monkeypatch.setattr("infra.postgres.connect.pinned", pinned_slowly)
-    with pytest.raises(DatabaseUnavailable, match=r"too slow to begin a session: canceling statement due to"):
+    with pytest.raises(DatabaseUnavailable, match=r"too slow to start a session: canceling statement due to"):
         connect(database.dsn, name="test", reading=True)
 
 
-def test_guards_of_the_role_stay_but_none_ends_what_reads_a_table(database: Database) -> None:
+def test_timeouts_of_the_role_stay_except_for_reading_sessions(database: Database) -> None:
     administrator = database.connect()
     guards = {"statement_timeout": "7s", "idle_in_transaction_session_timeout": "8s"}
     if administrator.info.server_version >= 170_000:

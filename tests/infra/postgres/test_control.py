@@ -26,7 +26,7 @@ def owners(connection: psycopg.Connection) -> dict[str, str]:
     return dict(connection.execute("SELECT gitlab_schema, owner FROM headrace.schema_ownership").fetchall())
 
 
-def test_it_makes_names_and_claims_and_does_nothing_the_second_time(database: Database) -> None:
+def test_control_schema_is_created_named_and_claimed_idempotently(database: Database) -> None:
     connection = database.connect()
     assert database_name(connection) is None
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_the_ledger_of_one_prefix_is_not_used_by_another(database: Database) -> 
     ensure_control_schema(connection, "main", ["gitlab_main"], prefix="one")
 
 
-def test_who_comes_first_sets_the_prefix_of_a_database_that_was_only_named(database: Database) -> None:
+def test_first_caller_sets_the_prefix_of_a_named_database(database: Database) -> None:
     connection = database.connect()
     assert recorded_prefix(connection) is None
     ensure_control_schema(connection, "main", ["gitlab_main"])
@@ -76,11 +76,11 @@ def test_tables_of_another_version_are_refused_by_name(database: Database) -> No
     connection = database.connect()
     ensure_control_schema(connection, "main", ["gitlab_main"])
     connection.execute("ALTER TABLE headrace.database DROP COLUMN prefix")
-    with pytest.raises(PreflightFailed, match="in schema headrace of database main are of another version"):
+    with pytest.raises(PreflightFailed, match="in schema headrace of database main belong to another version"):
         ensure_control_schema(connection, "main", ["gitlab_main"], prefix="one")
 
 
-def test_many_at_once_agree(database: Database) -> None:
+def test_concurrent_callers_agree(database: Database) -> None:
     problems: list[BaseException] = []
     barrier = threading.Barrier(8)
     connections = [database.connect() for _ in range(8)]
@@ -131,7 +131,7 @@ def grant(admin: psycopg.Connection, name: sql.Identifier) -> None:
     admin.execute(sql.SQL("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA headrace TO {}").format(name))
 
 
-def test_a_role_without_rights_is_told_what_to_do_and_works_once_it_is_done(database: Database) -> None:
+def test_role_without_privileges_gets_a_remedy_that_works(database: Database) -> None:
     admin = database.connect()
     with plain_role(database) as (plain, name):
         with pytest.raises(PreflightFailed, match="headrace init --sql"):
@@ -148,7 +148,7 @@ CREATE TABLE IF NOT EXISTS headrace.two (id bigint PRIMARY KEY);
 """
 
 
-def test_a_migrations_own_tables_are_made_where_one_is_missing(database: Database) -> None:
+def test_missing_own_tables_of_a_migration_are_created(database: Database) -> None:
     connection = database.connect()
     ensure_control_schema(connection, "main", ["gitlab_main"])
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_a_migrations_own_tables_are_made_where_one_is_missing(database: Databas
     assert connection.execute("SELECT count(*) FROM headrace.one, headrace.two").fetchone() == (0,)
 
 
-def test_own_tables_that_are_there_need_no_right_to_make_them(database: Database) -> None:
+def test_existing_own_tables_need_no_create_privilege(database: Database) -> None:
     admin = database.connect()
     ensure_control_schema(admin, "main", ["gitlab_main"], OWN_TABLES)
     with plain_role(database) as (plain, name):

@@ -1,4 +1,4 @@
-"""COPY past libpq: the same lines, the same errors, and a connection that is in step or closed."""
+"""COPY without libpq: the same lines, the same errors, and a connection that is usable or closed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_error_leaves_the_connection_usable(connection: psycopg.Connection[An
 
 
 @pytest.mark.stack
-def test_what_a_server_says_in_between_is_passed_over(connection: psycopg.Connection[Any]) -> None:
+def test_asynchronous_messages_are_skipped(connection: psycopg.Connection[Any]) -> None:
     connection.execute(
         "CREATE FUNCTION said(i int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
         " RAISE NOTICE 'row %', i; PERFORM set_config('TimeZone', 'UTC', false); RETURN i; END $$"
@@ -165,7 +165,7 @@ def test_messages_may_be_cut_anywhere(cuts: set[int]) -> None:
     ],
     ids=repr,
 )
-def test_anything_else_closes_the_connection(said: bytes) -> None:
+def test_unexpected_message_closes_the_connection(said: bytes) -> None:
     assert hear([said]) == (psycopg.OperationalError, True)
 
 
@@ -193,7 +193,7 @@ def test_fields_of_the_last_line() -> None:
 
 @pytest.mark.stack
 @pytest.mark.parametrize("past_libpq", [True, False])
-def test_lines_end_where_their_bytes_do_and_the_connection_goes_on(
+def test_lines_end_at_the_byte_limit_and_the_connection_stays_usable(
     connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, past_libpq: bool
 ) -> None:
     monkeypatch.setattr(copy_out, "possible", lambda _: past_libpq)
@@ -220,14 +220,14 @@ def _refused() -> None:
 
 
 @pytest.mark.stack
-def test_where_nothing_can_be_canceled_the_rest_is_dropped(connection: psycopg.Connection[Any]) -> None:
+def test_rest_is_dropped_if_the_query_cannot_be_canceled(connection: psycopg.Connection[Any]) -> None:
     lines = copy_out.copy_out(connection.pgconn, WIDE, 3_000_000, cancel=_refused)
     assert (lines.whole, lines.rows < 50) == (False, True)
     assert works(connection)
 
 
 @pytest.mark.parametrize("parts", [1, 3, 7])
-def test_what_is_dropped_may_be_cut_anywhere(parts: int) -> None:
+def test_dropped_line_may_be_split_anywhere(parts: int) -> None:
     whole = HELLO + say(b"d", b"1\n") + say(b"d", b"x" * 90 + b"\n") * 2 + say(b"d", b"2\n") + BYE
     conversation = Conversation([whole[at : at + parts] for at in range(0, len(whole), parts)])
     lines = copy_out.copy_out(conversation, b"COPY t TO STDOUT", 20)  # type: ignore[arg-type]

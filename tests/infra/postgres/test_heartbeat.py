@@ -1,4 +1,4 @@
-"""Heartbeats, and where their commits are."""
+"""Heartbeats, and the positions of their commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import Database
 pytestmark = pytest.mark.stack
 
 
-def test_position_is_behind_what_was_committed_before_and_not_behind_its_own_commit(database: Database) -> None:
+def test_position_is_after_earlier_commits_and_not_after_its_own(database: Database) -> None:
     connection = database.connect()
     ensure_control_schema(connection, "main", ["gitlab_main"])
     slot = f"s_{database.name}"
@@ -33,7 +33,7 @@ def test_position_is_behind_what_was_committed_before_and_not_behind_its_own_com
     assert all(commit < at for commit, at in zip(commits, beats[1:], strict=False))
 
 
-def test_one_row_whoever_beats(database: Database) -> None:
+def test_heartbeats_share_one_row(database: Database) -> None:
     first, second = database.connect(), database.connect()
     ensure_control_schema(first, "main", ["gitlab_main"])
     for connection in (first, second, first):

@@ -1,4 +1,4 @@
-"""The format of headrace's tables: refused when newer, upgraded when older, by one of several and all or nothing."""
+"""The format of headrace's tables: newer ones are refused, older ones upgraded atomically and once."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_new_tables_have_the_present_format(made: psycopg.Connection) -> None:
     [prepare, hold, own, heartbeat.beat, owners, control.database_name, lambda made: endpoints.side(made, "main")],
     ids=["start", "fence", "ownership", "heartbeat", "owners", "name", "switchover"],
 )
-def test_newer_tables_are_refused_by_whoever_uses_them(
+def test_newer_tables_are_refused_by_every_reader(
     made: psycopg.Connection, act: Callable[[psycopg.Connection], object]
 ) -> None:
     act(made)
@@ -128,7 +128,7 @@ def test_upgrade_waits_for_the_transaction_of_an_older_consumer_and_its_next_one
 
 
 @pytest.mark.usefixtures("next_version")
-def test_upgrade_gives_way_to_a_transaction_that_does_not_end(
+def test_upgrade_yields_to_a_transaction_that_does_not_end(
     made: psycopg.Connection, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_format, "_SECONDS", "50ms")
@@ -157,7 +157,7 @@ def test_upgrade_that_is_killed_has_changed_nothing(
 
 
 @pytest.mark.usefixtures("next_version")
-def test_role_that_does_not_own_the_tables_is_sent_to_the_administrators_script(
+def test_role_that_does_not_own_the_tables_is_referred_to_the_administrators_script(
     made: psycopg.Connection, database: Database
 ) -> None:
     role = sql.Identifier(f"{database.name}_consumer")

@@ -69,7 +69,7 @@ def fresh(request: pytest.FixtureRequest) -> Open:
     return lambda: open_registry(settings)
 
 
-def test_an_id_is_stable_and_gives_the_schema_back(fresh: Open) -> None:
+def test_id_is_stable_and_returns_the_schema(fresh: Open) -> None:
     registry = fresh()
     number = registry.register("t-value", NAMED)
     assert registry.register("t-value", NAMED) == number
@@ -78,7 +78,7 @@ def test_an_id_is_stable_and_gives_the_schema_back(fresh: Open) -> None:
     assert other.register("t-value", NAMED) == number
 
 
-def test_a_table_may_grow_and_old_ids_stay_good(fresh: Open) -> None:
+def test_new_column_keeps_old_ids_valid(fresh: Open) -> None:
     registry = fresh()
     numbers = [registry.register("t-value", each) for each in (NAMED, GROWN, WIDER)]
     assert len(set(numbers)) == 3
@@ -91,14 +91,14 @@ def test_an_incompatible_schema_is_refused_and_the_change_named(fresh: Open) -> 
         fresh().register("t-value", RETYPED)
     message = str(caught.value)
     assert "t-value changed incompatibly: column name: text → integer" in message
-    assert "Change the table back" in message
-    assert "headrace snapshot TABLE --anew" in message
+    assert "Revert the table" in message
+    assert "headrace snapshot TABLE --from-scratch" in message
     assert caught.value.exit_code == 3
     assert fresh().register("t-value", NAMED) == number, "nothing was registered"
     fresh().register("other-value", RETYPED)
 
 
-def test_behind_an_empty_topic_a_schema_follows_nothing(fresh: Open) -> None:
+def test_schema_after_an_emptied_topic_may_be_incompatible(fresh: Open) -> None:
     number = fresh().register("t-value", NAMED)
     registry = fresh()
     registry.forget("t-value")
@@ -112,7 +112,7 @@ def test_behind_an_empty_topic_a_schema_follows_nothing(fresh: Open) -> None:
     assert fresh().register("t-value", GROWN) not in (number, other), "it follows the one that came last"
 
 
-def test_a_registry_that_compares_by_itself_forgets_too(server: RegistryServer) -> None:
+def test_registry_with_its_own_compatibility_check_forgets_too(server: RegistryServer) -> None:
     registry = UrlRegistry(RegistrySettings(url=server.url))
     number = registry.register("t-value", NAMED)
     server.refusing = True
@@ -196,7 +196,7 @@ def test_credentials_are_sent(server: RegistryServer) -> None:
     assert protected(server, SECRET).register("t-value", NAMED) == 1
 
 
-def test_wrong_credentials_are_said_and_not_shown(server: RegistryServer) -> None:
+def test_wrong_credentials_are_reported_without_showing_them(server: RegistryServer) -> None:
     with pytest.raises(HeadraceError, match=f"registry at {server.url}: Unauthorized") as caught:
         protected(server, f"{SECRET}-2").register("t-value", NAMED)
     assert SECRET not in str(caught.value)
@@ -227,7 +227,7 @@ def test_a_registry_that_does_not_answer() -> None:
             UrlRegistry(RegistrySettings(url=url)).schema(1)
 
 
-def test_something_else_that_answers_there(server: RegistryServer) -> None:
+def test_server_that_is_not_a_registry_is_reported(server: RegistryServer) -> None:
     with pytest.raises(HeadraceError, match=r"registry at .*/elsewhere: "):
         UrlRegistry(RegistrySettings(url=f"{server.url}/elsewhere")).register("t-value", NAMED)
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics for Prometheus."""
 
 import socket
 import urllib.request
@@ -28,7 +28,7 @@ def serve_somewhere() -> int:
     raise AssertionError("every port was taken")
 
 
-def test_a_scrape_tells_what_was_counted() -> None:
+def test_scrape_returns_the_counts() -> None:
     port = serve_somewhere()
     metrics.APPLIED.labels("of_this_test").inc(3)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -46,5 +46,5 @@ def test_a_taken_port_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(SettingsError, match=rf"metrics.port {port} cannot be listened on.*choose another"):
+        with pytest.raises(SettingsError, match=rf"cannot listen on metrics\.port {port}.*choose another"):
             metrics.serve(MetricsSettings(port=port))

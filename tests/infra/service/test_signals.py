@@ -83,11 +83,11 @@ def test_work_that_never_ends_is_ended_with_the_process(how: str) -> None:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=180)
     assert process.returncode == 7
-    assert err == "headrace: ended without waiting for a server that does not answer; nothing is lost\n"
+    assert err == "headrace: exited without waiting for a server that does not answer; nothing is lost\n"
     assert time.monotonic() - began < 60
 
 
-def test_the_second_signal_is_heard_in_a_library_too() -> None:
+def test_second_signal_ends_a_process_blocked_in_a_library() -> None:
     with started("deaf") as process:
         process.send_signal(signal.SIGTERM)
         while process.poll() is None:  # two signals that are pending at once are one
@@ -98,7 +98,7 @@ def test_the_second_signal_is_heard_in_a_library_too() -> None:
 
 
 @pytest.mark.parametrize(("how", "cancelled"), [("end", False), ("cancel", True), ("cut", True)])
-def test_work_that_goes_on_for_too_long_is_cancelled_and_no_other(how: str, cancelled: bool) -> None:
+def test_only_overdue_work_is_cancelled(how: str, cancelled: bool) -> None:
     with started(how) as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=180)
@@ -119,7 +119,7 @@ def fail(stop: threading.Event) -> None:
     raise ZeroDivisionError
 
 
-def test_handlers_are_put_back_when_the_work_fails() -> None:
+def test_handlers_are_restored_when_the_work_fails() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), stop_on_signals() as stop:
         fail(stop)
@@ -130,7 +130,7 @@ SLEEPS = "SELECT pg_sleep(3600)"
 
 
 @pytest.mark.stack
-def test_what_waits_for_a_database_is_cancelled_by_a_stop_and_by_a_deadline(database: Database) -> None:
+def test_database_wait_is_cancelled_by_a_stop_and_by_a_deadline(database: Database) -> None:
     connection, stop = database.connect(), threading.Event()
     with pytest.raises(psycopg.errors.QueryCanceled), bounded(connection, stop, seconds=0.1):
         connection.execute(SLEEPS)
@@ -148,7 +148,7 @@ def test_what_waits_for_a_database_is_cancelled_by_a_stop_and_by_a_deadline(data
 
 
 @pytest.mark.stack
-def test_nothing_is_cancelled_once_the_wait_is_over(database: Database) -> None:
+def test_later_queries_are_not_cancelled(database: Database) -> None:
     connection, stop = database.connect(), threading.Event()
     before = set(threading.enumerate())
     with bounded(connection, stop, seconds=60):
@@ -157,7 +157,7 @@ def test_nothing_is_cancelled_once_the_wait_is_over(database: Database) -> None:
 
 
 @pytest.mark.stack
-def test_what_another_cancelled_is_an_error_as_ever(database: Database) -> None:
+def test_cancel_by_another_session_is_an_ordinary_error(database: Database) -> None:
     connection = database.connect()
     connection.execute("SET statement_timeout = '10ms'")
     with pytest.raises(psycopg.errors.QueryCanceled), bounded(connection, threading.Event()):

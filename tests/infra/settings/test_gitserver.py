@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
     ("text", "said"),
     [
         ('[gitserver]\nnodes = ["a b"]', "gitserver.nodes.0: a node's name has at least one character, and no space"),
-        ('[gitserver]\nnodes = ["a", "b", "a"]', "gitserver.nodes: a is there twice"),
+        ('[gitserver]\nnodes = ["a", "b", "a"]', "gitserver.nodes: a is listed twice"),
         (f'{NODES}[gitserver.roots]\n"node-2" = "/r"', "gitserver.roots: no node is called node-2, did you mean node-"),
         (f'{NODES}[gitserver.roots]\n"node-0" = ""', "gitserver.roots.node-0: "),
         (f'{NODES}[gitserver.pins]\n"a/b" = "nowhere"', "gitserver.pins: no node is called nowhere"),

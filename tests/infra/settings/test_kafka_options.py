@@ -1,4 +1,4 @@
-"""Options of librdkafka: each is known, is the user's or headrace's, and is told as such before a client is built."""
+"""Options of librdkafka: each belongs to the user or to headrace, and is checked before a client is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infra.settings.model import KafkaSettings
 from schemas.errors import SettingsError
 
 SECRET = "s3cret-of-the-test"
-DOCS = Path(__file__).parents[3] / "docs" / "kafka-options.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "kafka-options.md"
 
 
 @pytest.fixture(scope="module")
@@ -93,39 +93,39 @@ def test_the_docs_have_the_same_table() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('"auto.offset.reset" = "latest"', "is gone, events are lost: that is an error, never a jump"),
-        ('"isolation.level" = "read_uncommitted"', "events of an aborted transaction never happened"),
-        ('"group.id" = "ours"', "each migration has a group of its own"),
-        ('"group.instance.id" = "me"', "two members with one id fence each other"),
-        ('"group.protocol" = "consumer"', "the classic protocol is the one"),
+        ('"auto.offset.reset" = "latest"', "is gone, events are lost: an error, never a reset"),
+        ('"isolation.level" = "read_uncommitted"', "aborted transactions must not be read"),
+        ('"group.id" = "ours"', "each migration has its own group"),
+        ('"group.instance.id" = "me"', "two consumers with one id fence each other"),
+        ('"group.protocol" = "consumer"', "built for the classic protocol"),
         ('"partition.assignment.strategy" = "range"', "cooperative-sticky is used"),
         ('"transactional.id" = "tx"', "each source has its own"),
         ('"enable.idempotence" = false', "a retry writes an event twice"),
         ('"enable.partition.eof" = false', "how headrace knows that it has caught up"),
-        ('partitioner = "random"', "stays in one partition"),
+        ('partitioner = "random"', "agree on a key's partition"),
         ('"enable.auto.commit" = true', "offsets are in the ledger"),
-        ('"bootstrap.servers" = "127.0.0.1:1"', "it is bootstrap_servers under [kafka]"),
-        ('"client.id" = "gitlab"', "members are named host:pid by it"),
-        ('"session.timeout.ms" = 3000', "how members take over from each other"),
-        ('dr_cb = "f"', "an object or a callback in a program"),
+        ('"bootstrap.servers" = "127.0.0.1:1"', "use bootstrap_servers under [kafka]"),
+        ('"client.id" = "gitlab"', "it names consumers host:pid"),
+        ('"session.timeout.ms" = 3000', "when another consumer takes over"),
+        ('dr_cb = "f"', "an object or a callback"),
         ('"socket.blocking.max.ms" = 5', "librdkafka ignores it"),
-        ("acks = 1", "must be all or -1: what fewer replicas took may be lost"),
+        ("acks = 1", "must be all or -1: a record on fewer replicas may be lost"),
         ('"request.required.acks" = "0"', "must be all or -1"),
         ('"message.max.bytes" = "1MB"', "must be a whole number from 1000 to 1000000000"),
         ('"message.max.bytes" = 2_000_000_000', "must be a whole number from 1000 to 1000000000"),
         ('"message.max.bytes" = true', "must be a whole number from"),
-        ('"linger.ms" = 1.5', "must be a whole number from 0 to 10000: an event is to arrive soon"),
+        ('"linger.ms" = 1.5', "must be a whole number from 0 to 10000: events must arrive soon"),
         ('"message.timeout.ms" = 300', "must be a whole number from 1000 to 60000: a transaction of the producer"),
         ("retries = 0", "must be a whole number from 1 to 2147483647: an idempotent producer has to retry"),
-        ('"fetch.wait.max.ms" = 30_000', "the end of a partition is told only after it"),
+        ('"fetch.wait.max.ms" = 30_000', "the end of a partition is reported only after this wait"),
         ('"socket.keepalive.enable" = "perhaps"', "must be true or false"),
         (f'"security.protocol" = "{SECRET}"', "must be one of plaintext, ssl, sasl_plaintext, sasl_ssl"),
         (f'"sasl.pasword" = "{SECRET}"', "librdkafka has no such option, did you mean sasl.password?"),
         ('"sasl.username" = true', "must be text"),
-        ('"linger.ms" = 1\n"queue.buffering.max.ms" = 2', "is linger.ms by another name: set one of them"),
+        ('"linger.ms" = 1\n"queue.buffering.max.ms" = 2', "is another name of linger.ms: set one of them"),
     ],
 )
-def test_an_option_that_is_not_to_be_set_so_is_named_with_the_reason(file: Path, line: str, said: str) -> None:
+def test_invalid_option_is_reported_with_the_reason(file: Path, line: str, said: str) -> None:
     file.write_text(f"[kafka.options]\n{line}", encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
         load_settings(file)

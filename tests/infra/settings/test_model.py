@@ -1,4 +1,4 @@
-"""The settings file: what it may say, and that every mistake is one line which says where and what to do."""
+"""The settings file: its contents, and one-line errors with the place and the remedy."""
 
 from __future__ import annotations
 
@@ -169,19 +169,19 @@ def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
         (f'[databases.main]\ndsn = "postgresql://u:{SECRET}@h/d"', "databases.main.gitlab_schemas is missing"),
         (f'[databases.main]\ndsn = "{SECRET} nonsense"\ngitlab_schemas = ["gitlab_main"]', "main.dsn: not a Postgre"),
         (f'[databases.main]\ndsn = ["{SECRET}"]\ngitlab_schemas = ["gitlab_main"]', "main.dsn: must be a string"),
-        (MAIN.replace(":5432", ":54x2"), "databases.main.dsn: its port is not a number"),
-        (MAIN.replace(":5432", ":99999"), "databases.main.dsn: its port is not a number from 1 to 65535"),
+        (MAIN.replace(":5432", ":54x2"), "databases.main.dsn: the port is not a number"),
+        (MAIN.replace(":5432", ":99999"), "databases.main.dsn: the port is not a number from 1 to 65535"),
         (MAIN.replace(SECRET, f"1/{SECRET}"), "a password, / is %2F"),
         (MAIN.replace(SECRET, f"1@{SECRET}"), "a password, / is %2F and @ is %40"),
         (MAIN.replace('["gitlab_main"]', '"gitlab_main"'), "gitlab_schemas: must be a list"),
         (MAIN.replace('["gitlab_main"]', "[]"), "gitlab_schemas: must not be empty"),
         (MAIN.replace("gitlab_main", "gitlab_mian"), "schema is called gitlab_mian, did you mean gitlab_main?"),
-        (MAIN.replace("gitlab_main", "zzz"), "gitlab_schemas: no gitlab schema is called zzz (one of your own"),
+        (MAIN.replace("gitlab_main", "zzz"), "gitlab_schemas: no gitlab schema is called zzz (a custom one"),
         (
             MAIN + '[databases.main.table_schemas]\n"public.a" = "gitlab_mian"',
             'databases.main.table_schemas."public.a": no gitlab schema is called gitlab_mian, did you mean gitlab',
         ),
-        (MAIN + 'tables = ["projects"]', "databases.main.tables.0: a table is named with its schema"),
+        (MAIN + 'tables = ["projects"]', "databases.main.tables.0: a table's name includes its schema"),
         (MAIN + '[databases.main.keys]\n"public.a" = "id"', 'databases.main.keys."public.a": must be a list'),
         (MAIN + 'allow_unlimited_wal = "perhaps"', "databases.main.allow_unlimited_wal: must be true or false"),
         (MAIN + 'slot = "With-Hyphen"', "databases.main.slot: a name has 1 to 63 lower-case letters"),
@@ -224,7 +224,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_settings(tmp_path)
 
 
-def test_a_gitlab_schema_of_ones_own_labels_a_table(file: Path) -> None:
+def test_custom_gitlab_schema_labels_a_table(file: Path) -> None:
     own = MAIN.replace('["gitlab_main"]', '["gitlab_main", "warehouse"]')
     settings = load(file, own + '[databases.main.table_schemas]\n"stock.items" = "warehouse"')
     assert settings.database("main").gitlab_schemas == ("gitlab_main", "warehouse")
@@ -308,11 +308,11 @@ def test_an_off_switch_that_is_neither_on_nor_off(file: Path, monkeypatch: pytes
     assert "HEADRACE_SKIP_RESETS_ENABLED is 'perhaps'; set it to true or false" in checked(caught.value)
 
 
-def test_an_unknown_database_is_answered_with_those_there_are(file: Path) -> None:
+def test_unknown_database_error_lists_the_configured_ones(file: Path) -> None:
     settings = load(file, COMPLETE)
     with pytest.raises(UsageError) as caught:
         settings.database("mian")
-    assert "'mian' in the settings (there: main, praefect)" in checked(caught.value)
+    assert "'mian' in the settings (configured: main, praefect)" in checked(caught.value)
 
 
 def test_settings_are_not_changed_by_accident(file: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_stack_of_three_brokers_stays_one(directory: Path) -> None:
     assert headrace("up", "--dir", directory, "--brokers", "1")[2].startswith(other)
 
 
-def test_two_at_once_start_one_stack(directory: Path) -> None:
+def test_concurrent_calls_start_one_stack(directory: Path) -> None:
     both = [start("up", "--json", "--dir", directory) for _ in range(2)]
     said = [json.loads(process.communicate(timeout=400)[0]) for process in both]
     assert said[0] == said[1]
@@ -153,7 +153,7 @@ def test_a_directory_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = headrace("up", "--dir", tmp_path / "file")
     assert code == 2
-    assert err == f"{tmp_path / 'file'} is not a directory; choose another place with --dir\n"
+    assert err == f"{tmp_path / 'file'} is not a directory; choose another directory with --dir\n"
 
 
 def test_too_little_space_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

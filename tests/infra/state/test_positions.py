@@ -1,4 +1,4 @@
-"""What the positions topic says of every source."""
+"""The state of sources in the positions topic."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def record(
     assert producer.flush(120) == 0
 
 
-def test_nothing_is_recorded_yet(settings: Settings) -> None:
+def test_topic_without_records_has_no_sources(settings: Settings) -> None:
     assert read_sources(settings) == {}
     assert read_sources(settings.model_copy(update={"prefix": f"{settings.prefix}x"})) == {}, "not even the topic"
 
 
-def test_what_was_recorded_is_read_as_it_was(settings: Settings) -> None:
+def test_recorded_state_is_read_back(settings: Settings) -> None:
     table = record_key("main", "public.projects")
     record(settings, (record_key("main"), STREAM), (table, SNAPSHOT), (record_key("ci"), STREAM))
     assert read_sources(settings) == {
@@ -79,7 +79,7 @@ def test_the_last_record_counts_and_a_tombstone_removes(settings: Settings) -> N
     assert positions.sources().get("main", SourceState()) == SourceState()
 
 
-def test_fields_of_a_later_version_are_left_aside(settings: Settings) -> None:
+def test_fields_of_a_later_version_are_ignored(settings: Settings) -> None:
     producer = clients.producer(settings.kafka)
     value = STREAM.model_dump_json().encode().replace(b"{", b'{"from_the_future": 1, ', 1)
     producer.produce(positions_topic(settings.prefix), key=record_key("main"), value=value)
@@ -87,7 +87,7 @@ def test_fields_of_a_later_version_are_left_aside(settings: Settings) -> None:
     assert read_sources(settings)["main"].stream == STREAM
 
 
-def test_a_handover_is_a_record_of_its_own_beside_tables_and_storages(settings: Settings) -> None:
+def test_handover_has_a_separate_record(settings: Settings) -> None:
     given = HandoverState(
         source="main", gitlab_schema="gitlab_ci", owner="ci", epoch=2, commit_lsn=Lsn(7), ordinal=0,
         confirmed_lsn=Lsn(8), snapshots=(SNAPSHOT,),
@@ -99,7 +99,7 @@ def test_a_handover_is_a_record_of_its_own_beside_tables_and_storages(settings: 
     assert positions.sources() == {"main": SourceState(STREAM)}
 
 
-def test_writes_to_a_table_that_was_given_away_are_a_record_of_their_own(settings: Settings) -> None:
+def test_stray_writes_have_a_separate_record(settings: Settings) -> None:
     count = StrayState(source="main", table="public.t", gitlab_schema="gitlab_ci", since_ms=1, deletes=2, last_ms=3)
     positions = Positions(settings.prefix, settings.kafka)
     record(settings, (stray_key("main", "public.t"), count), (record_key("main"), STREAM))

@@ -79,7 +79,7 @@ def side(own: EmbeddedStack, prefix: str, tmp_path: Path) -> Iterator[Side]:
     own.postgres.drop_database(prefix)
 
 
-def test_it_is_installed_again_and_removed(side: Side) -> None:
+def test_guard_is_reinstalled_and_removed(side: Side) -> None:
     names = ["public.ci_builds", "public.ci_builds_1"]
     for report in ({"installed": names, "already": []}, {"installed": [], "already": names}):
         done = side.command("guard", "gitlab_ci", "--database", "first", "--yes", "--json")
@@ -95,7 +95,7 @@ def test_it_is_installed_again_and_removed(side: Side) -> None:
     assert write_guard.installed(side.first) == {}
 
 
-def test_what_it_prints_does_the_same(side: Side) -> None:
+def test_printed_sql_installs_the_same_guard(side: Side) -> None:
     printed = side.command("guard", "gitlab_main", "gitlab_ci", "--database", "first", "--sql")
     assert write_guard.installed(side.first) == {}, "it only prints"
     side.first.execute(printed.stdout.encode())
@@ -114,23 +114,21 @@ def test_what_it_prints_does_the_same(side: Side) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("gitlab_ci",), 2, "which database is not said; name it with --database"),
-        (("--database", "first"), 2, "which gitlab schemas is not said"),
-        (("gitlab_pm", "--database", "first"), 2, "database first has no table that is known to belong to gitlab_pm"),
+        (("gitlab_ci",), 2, "no database was given; name it with --database"),
+        (("--database", "first"), 2, "no gitlab schema was given"),
+        (("gitlab_pm", "--database", "first"), 2, "no table of database first is known to belong to gitlab_pm"),
         (("gitlab_shared", "--database", "first"), 2, "gitlab_shared needs no guard: every database has its own"),
         (("gitlab_ci", "--database", "third"), 2, "no database named 'third'"),
         (("gitlab_main", "--database", "second"), 3, "call this database second, but it is on record as first"),
     ],
 )
-def test_what_cannot_be_guarded_is_refused_by_name(
-    side: Side, arguments: tuple[str, ...], code: int, words: str
-) -> None:
+def test_unguardable_schema_is_refused_by_name(side: Side, arguments: tuple[str, ...], code: int, words: str) -> None:
     done = side.command("guard", *arguments, "--yes")
     assert (done.returncode, write_guard.installed(side.first)) == (code, {}), done.stderr
     assert words in done.stderr
 
 
-def test_without_yes_it_asks(side: Side) -> None:
+def test_guard_asks_without_yes(side: Side) -> None:
     done = side.command("guard", "gitlab_ci", "--database", "first")
     assert done.returncode == 1
     assert write_guard.installed(side.first) == {}
@@ -167,7 +165,7 @@ def write(connection: psycopg.Connection[Any]) -> None:
     connection.execute("UPDATE public.projects SET n = n + 1")
 
 
-def test_a_switchover_installs_it_before_the_close_and_both_sides_have_it(ends: Ends) -> None:
+def test_switchover_installs_the_guard_on_both_sides_before_the_close(ends: Ends) -> None:
     done = ends.switchover("--guard")
     assert done.returncode == 0, done.stderr
     for connection in (ends.side.first, ends.second):
@@ -178,7 +176,7 @@ def test_a_switchover_installs_it_before_the_close_and_both_sides_have_it(ends: 
     ends.side.first.execute("INSERT INTO public.ci_builds VALUES (1)")  # which stays
 
 
-def test_one_that_was_begun_without_it_installs_it_on_both_sides_later(ends: Ends) -> None:
+def test_switchover_begun_without_the_guard_installs_it_later(ends: Ends) -> None:
     assert ends.switchover().returncode == 0
     write(ends.side.first)  # nothing keeps it off
     done = ends.switchover("--guard")
@@ -188,18 +186,18 @@ def test_one_that_was_begun_without_it_installs_it_on_both_sides_later(ends: End
     write(ends.second)
 
 
-def test_with_a_table_in_use_nothing_is_closed(ends: Ends) -> None:
+def test_switchover_closes_nothing_while_a_guarded_table_is_in_use(ends: Ends) -> None:
     with psycopg.connect(ends.side.dsn) as application:
         write(application)
         done = ends.switchover("--guard", "--timeout", "1")
     assert done.returncode == 1
-    assert "public.projects was in use all the time" in done.stderr
+    assert "public.projects stayed in use" in done.stderr
     owner = ends.side.first.execute("SELECT DISTINCT owner FROM headrace.schema_ownership").fetchall()
     assert owner == [("first",)]
     write(ends.side.first)
 
 
-def test_a_standby_is_not_where_it_is_installed(ends: Ends) -> None:
+def test_guard_on_a_standby_is_refused(ends: Ends) -> None:
     ends.side.first.execute("UPDATE headrace.database SET name = 'second'")
     until(lambda: database_name(ends.second) == "second", "the standby has replayed that")
     done = ends.side.command("guard", "gitlab_main", "--database", "second", "--yes")

@@ -1,6 +1,6 @@
-"""A producer that dies where it is told, in a process of its own, and the journal of the chunks that it read.
+"""A producer process that dies at given points, and the journal of the chunks that it read.
 
-The process is forked from one that has imported everything already, so that dying thirty times takes seconds.
+It is forked from a process that has imported everything already, so that thirty deaths take seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FORKS.set_forkserver_preload(["headrace", __name__])
 
 
 class Dying:
-    """`headrace produce main`; its log goes to `log`. Unarmed it is a producer like any other."""
+    """`headrace produce main`; its log goes to `log`. Unarmed, it is an ordinary producer."""
 
     def __init__(self, config: Path, journal: Path, arming: Arming | None) -> None:
         self.log = config.with_suffix(".log")
@@ -35,7 +35,7 @@ class Dying:
         os.kill(self._process.pid, number)
 
     def check(self) -> None:
-        """Fail when it has ended."""
+        """Fail if it has ended."""
         assert self._process.exitcode is None, self.log.read_text()
 
     @property
@@ -44,7 +44,7 @@ class Dying:
         return self._process.exitcode is not None
 
     def waited(self, seconds: float) -> int | None:
-        """Wait so long for the end; return the exit code (negative: the signal's number), None when it still runs."""
+        """Wait up to a time for the end; return the exit code (negative: a signal's number), None while it runs."""
         self._process.join(seconds)
         return self._process.exitcode
 
@@ -62,7 +62,7 @@ class Dying:
 
 @contextmanager
 def dying(config: Path, journal: Path, arming: Arming | None = None) -> Iterator[Dying]:
-    """A process that is gone at the end, however the test ends."""
+    """A process that is terminated at the end, however the test ends."""
     process = Dying(config, journal, arming)
     try:
         yield process
@@ -80,9 +80,9 @@ def note(journal: Path, **entry: Any) -> None:
 
 
 def chunks_read_again(journal: Path) -> list[int]:
-    """Return, for each start in the journal, how many chunks it read that one before it had read.
+    """Return, for each start in the journal, the number of chunks it read that an earlier start had read.
 
-    A `copy` in it may begin another copy of the table, whose chunks are all others.
+    A `copy` in the journal may start another copy of the table, whose chunks are all new.
     """
     again: list[int] = []
     read: set[tuple[str, ...]] = set()
@@ -124,7 +124,7 @@ def _keep(journal: Path) -> None:
         return chunk
 
     def truncated(inner: Any, feed: Any, *arguments: Any) -> Any:
-        # What was copied in front of it may have to be copied again, which is no start's doing.
+        # Chunks before it may have to be copied again, but not because of a start.
         note(journal, what="copy")
         return inner(feed, *arguments)
 

@@ -1,4 +1,4 @@
-"""Named points at which a producer dies: calls of the product's own code, which knows nothing of them.
+"""Named points at which a producer dies: calls in the product's code, which does not know of them.
 
 They are wrapped in the process that is to die (`dying.py`), before it starts.
 """
@@ -50,10 +50,10 @@ def _by_key(_connection: Any, _table: Any, bounds: Any, *_: Any, **__: Any) -> b
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A call, `module:function` or `module:Class.method` as its caller finds it, and whether to die behind it.
+    """A call, `module:function` or `module:Class.method` as its caller looks it up, and whether to die after it.
 
-    Calls for whose arguments `when` is false are not counted; with `once` a process makes one at most. `tunes` are
-    constants of modules, so that what is rare with the product's own happens in a test.
+    Calls for whose arguments `when` is false are not counted; with `once` a process makes at most one. `tunes` are
+    module constants to change, so that a test reaches what is rare with their real values.
     """
 
     at: str
@@ -83,7 +83,7 @@ POINTS: Final[Mapping[str, Point]] = {
     "after Kafka's commit": Point("producers.publish.kafka_transaction:Relay.commit", behind=True),
     "before the confirmation": Point("producers.stream.connection:ReplicationStream.confirm"),
     "after the confirmation": Point("producers.stream.connection:ReplicationStream.confirm", behind=True),
-    # A switch of phase.
+    # A change of phase.
     "from copy to stream": Point(
         "producers.session.loop:Session._stream_phase", when=_behind_a_copy_phase, tunes=_SHORT_PHASES
     ),
@@ -98,18 +98,18 @@ POINTS: Final[Mapping[str, Point]] = {
         "producers.session.loop:Session._commit", behind=True, when=_in_mid_transaction, tunes=_SMALL_COMMITS
     ),
     "read back, not forgotten": Point("producers.stream.spill:Spill.discard"),
-    # A table that is read again, or anew.
+    # A re-snapshot, also from scratch.
     "request taken, not recorded": Point("producers.session.snapshot_requests:Requests.take", behind=True, once=True),
     "topic emptied, not committed": Point(
         "producers.publish.table_publisher:TableFeed.read_anew", behind=True, once=True
     ),
 }
-"""Every named failpoint. A chunk that is read again passes those of a copy phase too."""
+"""Every named failpoint. A re-snapshot's chunk passes those of a copy phase too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arming:
-    """Die at the `times`-th call of a point, or (with `delay`, in seconds) so long after that has begun."""
+    """Die at the `times`-th call of a point, or `delay` seconds after that call began."""
 
     point: str
     times: int = 1
@@ -121,7 +121,7 @@ def _die() -> None:
 
 
 def arm(arming: Arming) -> None:
-    """Have this process die there."""
+    """Make this process die there."""
     point = POINTS[arming.point]
     for place, value in point.tunes.items():
         setattr(*_found(place), value)
@@ -163,5 +163,5 @@ def _found(place: str) -> tuple[Any, str]:
     owner: Any = importlib.import_module(module)
     for each in owners:
         owner = getattr(owner, each)
-    getattr(owner, name)  # a point whose code has gone fails here, and not by never being reached
+    getattr(owner, name)  # a point whose code was removed fails here, instead of never being reached
     return owner, name

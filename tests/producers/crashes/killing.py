@@ -1,4 +1,4 @@
-"""A source under random work whose producer is killed again and again, and what must hold of it afterwards."""
+"""A source under random work whose producer is killed repeatedly, and the properties that must hold afterwards."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.producers.sources import Source, settings_for, until
 
 TABLE: Final = "public.t"
 
-# Without a space, since it stands in a settings file between quotes.
+# Without a space, since it is quoted in a settings file.
 _SMALL_MEMORY: Final = "-clogical_decoding_work_mem=64kB"
-"""Has the server stream a transaction of more than that before its commit."""
+"""Makes the server stream a larger transaction before its commit."""
 
 
 class Crashes:
@@ -66,14 +66,14 @@ class Crashes:
         return Workload(self._dsn, seed, keys=keys, truncates=truncates, large=large)
 
     def dies_at(self, arming: Arming) -> None:
-        """Run a producer that kills itself there; wait for it."""
+        """Run a producer that kills itself at the point; wait for its end."""
         with dying(self.config, self._journal, arming) as process:
             code = process.ended()
         assert code == -signal.SIGKILL, f"{arming}: ended with {code}\n{process.log.read_text()}"
         self.kills += 1
 
     def dies_within(self, seconds: float, arming: Arming | None) -> bool:
-        """Run a producer, killed after so long unless it has reached the point before; return whether it had."""
+        """Run a producer, killed after a time unless it dies at the point before; return whether it did."""
         with dying(self.config, self._journal, arming) as process:
             code = process.waited(seconds)
         assert code in (None, -signal.SIGKILL), f"{arming}: ended with {code}\n{process.log.read_text()}"
@@ -81,25 +81,25 @@ class Crashes:
         return code is not None
 
     def reconnect(self) -> None:
-        """Go on behind a crash of the database."""
+        """Continue after a crash of the database."""
         self.source.connection = self._connect()
 
     def ask(self, request: SnapshotRequest) -> None:
-        """Have rows read again; nothing may be under way."""
+        """Re-snapshot rows; no copy may be running."""
         note(self._journal, what="copy")
         send_request(self.source.connection, request)
         self._asked = current_snapshot(self.source.connection)[1]
 
     @property
     def under_way(self) -> bool:
-        """Whether rows are being copied, or are to be, or it is not recorded yet that they are not."""
+        """Whether rows are being copied or are to be copied, by the recorded state."""
         state = self.source.state()
         if state.stream is None or state.stream.commit_lsn < self._asked:
             return True
         return any(each.under_way for each in state.snapshots.values())
 
     def settle(self) -> None:
-        """Run a producer until all is published and nothing is being copied, and stop it."""
+        """Run a producer until everything is published and nothing is being copied, then stop it."""
         with dying(self.config, self._journal) as process:
             self.source.caught_up(process.check)
             until(lambda: not self.under_way, "nothing to be under way")
@@ -107,16 +107,16 @@ class Crashes:
             assert process.ended() == 0, process.log.read_text()
 
     def prove(self) -> int:
-        """Fail unless nothing was lost or doubled and at most one chunk was read again at a start.
+        """Fail unless nothing was lost or doubled and each start read at most one chunk again.
 
-        Returns how many chunks were. The work must have ended, and what it wrote be published.
+        Returns the number of such chunks. The work must have ended, and its writes be published.
         """
         source = self.source
         records = source.require_equal(TABLE)
         slot, stream = source.slot_state(), source.recorded().stream
         assert stream is not None
         assert slot.confirmed_flush is not None
-        assert slot.confirmed_flush <= stream.confirmed_lsn, "the slot forgot what is not recorded"
+        assert slot.confirmed_flush <= stream.confirmed_lsn, "the slot released changes that are not recorded"
         again = chunks_read_again(self._journal)
         assert max(again) <= 1, f"a start read more than one chunk again: {again}"
         assert sum(again) <= self.kills

@@ -1,4 +1,4 @@
-"""A producer on three brokers: what it does while some of them are dead or hang."""
+"""A producer on three brokers while some of them are dead or hang."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infra.kafka.topics import ensure_topic
 from infra.settings.model import KafkaSettings, Settings
 from infra.stack.brokers.cluster import EmbeddedKafka
 from schemas.errors import PreflightFailed
-from schemas.topics import parked_topic, positions_topic, schemas_topic
+from schemas.topics import dead_letters_topic, positions_topic, schemas_topic
 from tests.clusters import cluster, transaction_coordinator
 from tests.conftest import Database
 from tests.producers.processes import SCHEMA, write_settings
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.stack
 
 ROWS = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 40) i; CREATE TABLE u (id int PRIMARY KEY)"
 _SETTINGS = {"broker.session.timeout.ms": "5000"}
-"""Long enough that a start has to live through it: until then the others take a broker that died for alive."""
+"""Long enough that a start has to survive it: until then the other brokers consider a dead broker alive."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def source(brokers: EmbeddedKafka, prefix: str, database: Database) -> Source:
     return Source(settings_for(brokers.bootstrap_servers, prefix, database.dsn, "public.t", "public.u"), connection)
 
 
-def test_it_starts_right_behind_the_death_of_a_broker_and_outlives_its_coordinators(
+def test_producer_starts_after_a_broker_died_and_survives_its_coordinators(
     brokers: EmbeddedKafka, source: Source
 ) -> None:
     """At the start its topics are still to be made."""
@@ -64,14 +64,14 @@ def test_it_starts_right_behind_the_death_of_a_broker_and_outlives_its_coordinat
     source.require_equal("public.t")
 
 
-def test_a_stall_is_told_while_it_lasts(brokers: EmbeddedKafka, source: Source) -> None:
+def test_stall_is_logged_while_it_lasts(brokers: EmbeddedKafka, source: Source) -> None:
     with capture_logs() as told, running(source) as producer:
         producer.caught_up()
         for number in (1, 2):
             brokers.brokers[number].freeze()
         try:
             source.connection.execute("UPDATE t SET n = n + 1")
-            until(lambda: ("waiting for Kafka", "commit a transaction") in events(told), "the stall to be told")
+            until(lambda: ("waiting for Kafka", "commit a transaction") in events(told), "the stall to be logged")
         finally:
             for number in (1, 2):
                 brokers.brokers[number].thaw()
@@ -87,19 +87,19 @@ def make(settings: KafkaSettings, name: str, partitions: int, replicas: int, con
 
 
 def said(settings: Settings) -> dict[str, list[str]]:
-    """Return what is said of Kafka: problem → topics."""
+    """Return the findings about Kafka: problem → topics."""
     return {each.problem: [*each.shown] for each in weaknesses(settings)}
 
 
-def test_topics_that_headrace_made_on_three_brokers_lack_nothing(brokers: EmbeddedKafka, prefix: str) -> None:
+def test_topics_created_on_three_brokers_are_durable(brokers: EmbeddedKafka, prefix: str) -> None:
     settings = Settings(prefix=prefix, kafka=KafkaSettings(bootstrap_servers=brokers.bootstrap_servers))
     ensure_topic(settings.kafka, f"{prefix}.gitlab_main.t")
     ensure_topic(settings.kafka, positions_topic(prefix), partitions=1)
-    ensure_topic(settings.kafka, parked_topic(prefix, "m"), partitions=1)
+    ensure_topic(settings.kafka, dead_letters_topic(prefix, "m"), partitions=1)
     assert said(settings) == {}
 
 
-def test_topics_made_beforehand_are_named_by_check_and_by_a_start(
+def test_weak_existing_topics_are_reported_by_check_and_start(
     brokers: EmbeddedKafka, prefix: str, database: Database, tmp_path: Path
 ) -> None:
     connection = database.connect()
@@ -111,10 +111,10 @@ def test_topics_made_beforehand_are_named_by_check_and_by_a_start(
     make(settings.kafka, positions_topic(prefix), 1, 2, {})
     expected = {
         "topics are on one broker only": [alone],
-        "records count as written when one broker has them (min.insync.replicas=1)": [careless],
-        "a broker that lacks records may become the leader": [careless],
+        "a record is acknowledged once one broker has it (min.insync.replicas=1)": [careless],
+        "a broker that lacks records may become leader": [careless],
         "topics have 5 partitions, and kafka.partitions is 2": [careless],
-        "nothing can be written as soon as one of the topics' 2 brokers is away": [positions_topic(prefix)],
+        "nothing can be written while one of the topics' 2 brokers is down": [positions_topic(prefix)],
     }
 
     def found(problems: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -122,7 +122,7 @@ def test_topics_made_beforehand_are_named_by_check_and_by_a_start(
         assert len(starts) == len(problems), problems
         return starts
 
-    # Each broker is told of a new topic by itself.
+    # Each broker learns of a new topic separately.
     until(lambda: found(said(settings)) == expected, "the brokers to know the topics")
     config = write_settings(settings, tmp_path / "headrace.toml")
     shown = subprocess.run(
@@ -132,11 +132,11 @@ def test_topics_made_beforehand_are_named_by_check_and_by_a_start(
     assert found({each["problem"]: each["shown"] for each in advice}) == expected
     with capture_logs() as told:
         copy_all(Source(settings, connection))
-    warned = [each for each in told if each["event"] == "Kafka is not set up as it should be"]
+    warned = [each for each in told if each["event"] == "Kafka setup is not durable"]
     assert found({each["reason"]: [each["first"]] for each in warned}) == expected
 
 
-def test_a_factor_that_the_brokers_cannot_serve_is_named(brokers: EmbeddedKafka, prefix: str) -> None:
+def test_unavailable_replication_factor_is_reported(brokers: EmbeddedKafka, prefix: str) -> None:
     settings = Settings(
         prefix=prefix, kafka=KafkaSettings(bootstrap_servers=brokers.bootstrap_servers, replication_factor=4)
     )
@@ -144,7 +144,7 @@ def test_a_factor_that_the_brokers_cannot_serve_is_named(brokers: EmbeddedKafka,
     assert "kafka.replication_factor is 4, and 3 brokers are in service" in problem
 
 
-def test_topics_made_beforehand_suffice_for_a_principal_without_create(
+def test_existing_topics_suffice_for_a_principal_without_create(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any, **__: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ FIRST_SNAPSHOT = (
     Arming("chunk read", 3),
     Arming("chunk added, not committed", 2),
     Arming("before Kafka's commit", 4),
-    Arming("before Kafka's commit", 3, delay=0.002),  # in the midst of it
+    Arming("before Kafka's commit", 3, delay=0.002),  # in the middle of it
     Arming("after Kafka's commit", 4),
     Arming("before the confirmation", 3),
     Arming("after the confirmation", 3),
@@ -94,7 +94,7 @@ ROWS_BY_KEY = (
 )
 
 
-def test_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
+def test_producer_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
     with crashes.work(1):
         for arming in FIRST_SNAPSHOT:
             crashes.dies_at(arming)
@@ -102,7 +102,7 @@ def test_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
     assert crashes.prove() >= 3
 
 
-def test_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
+def test_producer_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
     with crashes.work(2, large=25):
         for arming in LARGE_TRANSACTIONS:
             crashes.dies_at(arming)
@@ -110,22 +110,22 @@ def test_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
     crashes.prove()
 
 
-def test_killed_at_every_point_of_a_table_that_is_read_again(crashes: Crashes) -> None:
+def test_producer_killed_at_every_point_of_a_re_snapshot(crashes: Crashes) -> None:
     crashes.settle()
     with crashes.work(3):
         crashes.ask(SnapshotRequest(table=TABLE))
         for arming in READ_AGAIN:
             crashes.dies_at(arming)
         crashes.settle()
-        crashes.ask(SnapshotRequest(table=TABLE, anew=True))
+        crashes.ask(SnapshotRequest(table=TABLE, from_scratch=True))
         for arming in READ_ANEW:
             crashes.dies_at(arming)
     crashes.settle()
     assert crashes.prove() >= 2
 
 
-def test_a_truncate_in_front_of_the_first_chunk_is_no_chunk_read_again(crashes: Crashes) -> None:
-    # The stream comes to the truncate when much is copied: what it is of is older than what was noted of the table.
+def test_truncate_before_the_first_chunk_is_not_counted_as_a_repeated_chunk(crashes: Crashes) -> None:
+    # The stream reaches the truncate when much is copied: the truncate is older than the noted state of the table.
     crashes.dies_at(Arming("claimed, not reading"))
     crashes.source.connection.execute("TRUNCATE t")
     with crashes.work(4):
@@ -139,9 +139,7 @@ def test_no_named_point_is_left_out() -> None:
     assert {arming.point for arming in reached} == POINTS.keys()
 
 
-def test_killed_before_a_row_is_read_whose_record_leaves_out_a_value(
-    new_source: NewSource, config: Path, tmp_path: Path
-) -> None:
+def test_producer_killed_before_it_reads_an_incomplete_row(new_source: NewSource, config: Path, tmp_path: Path) -> None:
     large = "SELECT i, 0, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200) WHERE i > 0)"
     source = new_source(f"{SCHEMA}; INSERT INTO t {large} FROM generate_series(1, 20) i", "public.t")
     write_settings(source.settings, config)
@@ -167,17 +165,17 @@ def test_killed_before_a_row_is_read_whose_record_leaves_out_a_value(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_moments(crashes: Crashes, seed: int) -> None:
+def test_producer_killed_at_random_moments(crashes: Crashes, seed: int) -> None:
     draw = random.Random(seed)
     with crashes.work(seed, truncates=True):
         for _ in range(4):
-            # How long it may live is the draw; nothing depends on what it manages to do meanwhile.
+            # Its lifetime is random; nothing depends on its progress.
             crashes.dies_within(draw.uniform(0.5, 2.0), None)
     crashes.settle()
     crashes.prove()
 
 
-def test_a_frozen_producer_ends_when_another_took_over(new_source: NewSource, config: Path) -> None:
+def test_frozen_producer_ends_when_another_took_over(new_source: NewSource, config: Path) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot=MANY)
     write_settings(source.settings, config)
     with Workload(dsn_of(source), 3):
@@ -198,7 +196,7 @@ def test_a_frozen_producer_ends_when_another_took_over(new_source: NewSource, co
     source.require_equal("public.t")
 
 
-def test_a_second_producer_takes_over_from_an_idle_one(new_source: NewSource, config: Path) -> None:
+def test_second_producer_takes_over_from_an_idle_one(new_source: NewSource, config: Path) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
     write_settings(source.settings, config)
     with producing(config) as first:
@@ -212,8 +210,8 @@ def test_a_second_producer_takes_over_from_an_idle_one(new_source: NewSource, co
     source.require_equal("public.t")
 
 
-def test_stopped_by_a_signal_all_that_was_read_is_committed(new_source: NewSource, config: Path) -> None:
-    # Of so many rows it is still on its way when it is stopped; and were it not, their chunks are all full.
+def test_stop_signal_commits_everything_that_was_read(new_source: NewSource, config: Path) -> None:
+    # With so many rows it is still running when it is stopped; otherwise all their chunks are full.
     rows = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 2100) i"
     source = new_source(f"{SCHEMA}; {rows}", "public.t", snapshot=MANY)
     write_settings(source.settings, config)
@@ -230,13 +228,13 @@ def test_stopped_by_a_signal_all_that_was_read_is_committed(new_source: NewSourc
 
 
 def lines_of(log: Path, event: str) -> list[dict[str, object]]:
-    """Return the log's lines of an event, each with the fields that tell how far a snapshot is."""
+    """Return the log's lines of an event, each with the fields of a snapshot's progress."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     told = ("table", "rows", "chunks_done", "chunks", "chunk_rows", "chunk")
     return [{name: line[name] for name in told if name in line} for line in lines if line["event"].startswith(event)]
 
 
-def test_killed_at_80_percent_of_a_snapshot_the_log_says_how_much_is_read_again(
+def test_restart_after_a_kill_at_80_percent_logs_the_repeated_chunk(
     new_source: NewSource, config: Path, tmp_path: Path
 ) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}; ANALYZE t", "public.t", snapshot={"chunk_rows": 3})
@@ -249,15 +247,15 @@ def test_killed_at_80_percent_of_a_snapshot_the_log_says_how_much_is_read_again(
     with dying(config, journal) as process:
         source.caught_up(process.check)
     at_start = {"table": "public.t", "rows": 240, "chunks_done": 80, "chunks": 100, "chunk_rows": 3}
-    assert lines_of(process.log, "going on with a snapshot; at most one chunk is read again") == [at_start]
+    assert lines_of(process.log, "snapshot resumed") == [at_start]
     again = {"table": "public.t", "rows": 3, "chunk": 81}
-    assert lines_of(process.log, "copied the only chunk that may have been read before") == [again]
-    # It is what was read twice, as the journal of both processes has it; and no row is in the topic twice.
+    assert lines_of(process.log, "first chunk after resume copied") == [again]
+    # It is the chunk that was read twice by both processes' journals; and no row is in the topic twice.
     assert chunks_read_again(journal) == [0, 1]
     assert len(source.require_equal("public.t")) == 300
 
 
-def test_stopped_while_its_new_slot_waits_for_a_transaction(
+def test_producer_stopped_while_its_new_slot_waits_for_a_transaction(
     new_source: NewSource, config: Path, tmp_path: Path
 ) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
@@ -268,7 +266,7 @@ def test_stopped_while_its_new_slot_waits_for_a_transaction(
         with dying(config, tmp_path / "journal") as process:
             until(lambda: source.connection.execute(waits).fetchone() is not None, "the producer to wait")
             process.send(signal.SIGTERM)
-            # The writer still has its transaction open: nothing but the signal can have ended the wait.
+            # The writer still has its transaction open: only the signal can have ended the wait.
             assert process.ended() == 0, process.log.read_text()
         writer.commit()
     assert slots.read(source.connection, source.slot) is None
@@ -299,9 +297,9 @@ def own_source(own: EmbeddedStack, prefix: str) -> Iterator[Source]:
 
 @contextmanager
 def unless_the_broker_forgot(process: Process, broker: EmbeddedStack) -> Iterator[None]:
-    """Skip the rest where a broker without replicas forgot to show a commit, and the producer refused the gap.
+    """Skip the rest if a broker without replicas lost a commit, and the producer refused the gap.
 
-    That is docs/recovery.md, "A Kafka of one broker": nothing but a broker with replicas can help it.
+    See docs/how-to/recovery.md, "A Kafka of one broker": only a broker with replicas can prevent it.
     """
     try:
         yield
@@ -313,12 +311,12 @@ def unless_the_broker_forgot(process: Process, broker: EmbeddedStack) -> Iterato
 
 
 @pytest.mark.parametrize("broken", ["kafka", "postgres", "both", "postgres in order"])
-def test_servers_are_killed_meanwhile(own: EmbeddedStack, own_source: Source, config: Path, broken: str) -> None:
+def test_producer_survives_killed_servers(own: EmbeddedStack, own_source: Source, config: Path, broken: str) -> None:
     write_settings(own_source.settings, config)
     dsn = dsn_of(own_source)
     with Workload(dsn, 4, truncates=False) as work:
         with producing(config) as process, unless_the_broker_forgot(process, own):
-            # A server that goes before everything has worked once is somebody's mistake, and not waited for.
+            # A producer does not wait for a server that fails before its first session was opened.
             until(lambda: any(each.chunks_done for each in own_source.state().snapshots.values()), "a chunk")
             for _ in range(2):
                 if broken in ("kafka", "both"):
@@ -330,7 +328,7 @@ def test_servers_are_killed_meanwhile(own: EmbeddedStack, own_source: Source, co
                 own.postgres.start()
                 own.kafka.start()
                 before = work.transactions
-                until(lambda before=before: work.transactions > before + 20, "work to go on")  # type: ignore[misc]
+                until(lambda before=before: work.transactions > before + 20, "work to continue")  # type: ignore[misc]
                 process.check()
             with psycopg.connect(dsn, autocommit=True) as connection:
                 own_source.connection = connection

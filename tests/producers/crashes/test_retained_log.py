@@ -1,4 +1,4 @@
-"""The source holds back no more log than it is told to: the short form of the benchmark `retained_wal`."""
+"""The source retains no more WAL than its bound: the short form of the benchmark `retained_wal`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ RUNS = 4
 
 
 def require_bound(runs: Iterator[Retained]) -> None:
-    """Fail unless one of some runs stays below the bound: where the machine stands still, more is written meanwhile.
+    """Fail unless one of several runs stays below the bound: while the machine stalls, more is written.
 
-    Without a bound each of them holds back nearly all that was written, which is twice as much.
+    Without a bound each run retains nearly all WAL that was written, which is twice as much.
     """
     seen = []
     for retained in islice(runs, RUNS):
@@ -50,7 +50,7 @@ def update(connection: psycopg.Connection, number: int) -> None:
     connection.execute("UPDATE t SET n = n + 1 WHERE id BETWEEN %s AND %s", (first, first + 199))
 
 
-def test_an_idle_database_lets_go_of_what_others_write(
+def test_idle_database_releases_wal_of_other_databases(
     new_source: NewSource, new_databases: Callable[..., Database]
 ) -> None:
     source = new_source(TABLE, "public.t", snapshot=SNAPSHOT)
@@ -70,7 +70,7 @@ def test_an_idle_database_lets_go_of_what_others_write(
         require_bound(runs())
 
 
-def test_a_snapshot_under_writes_with_nobody_who_reads_the_topic(new_source: NewSource) -> None:
+def test_snapshot_under_writes_without_a_consumer_bounds_retained_wal(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t", snapshot=SNAPSHOT)
 
     def runs() -> Iterator[Retained]:
@@ -83,6 +83,6 @@ def test_a_snapshot_under_writes_with_nobody_who_reads_the_topic(new_source: New
                 producer.caught_up()
             source.require_equal("public.t")
             yield retention.found
-            send_request(source.connection, SnapshotRequest(table="public.t", anew=True))
+            send_request(source.connection, SnapshotRequest(table="public.t", from_scratch=True))
 
     require_bound(runs())

@@ -1,4 +1,4 @@
-"""From messages to records: positions, what is passed over after a restart, and what a snapshot leaves out."""
+"""Records of messages: positions, events skipped after a restart, and events covered by a snapshot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def registry() -> MemoryRegistry:
 
 @pytest.fixture
 def table(registry: MemoryRegistry) -> TableFeed:
-    """A table whose snapshot is over."""
+    """A table whose snapshot is complete."""
     return feed(registry, done())
 
 
@@ -61,7 +61,7 @@ def places(registry: MemoryRegistry, table: TableFeed) -> list[tuple[str, object
     return [(op, key.get("id"), position) for op, key, position, _ in taken(registry, table)]
 
 
-FIRST, SECOND = SnapshotRequest(table="public.t", first=("1",)), SnapshotRequest(table="public.t", anew=True)
+FIRST, SECOND = SnapshotRequest(table="public.t", first=("1",)), SnapshotRequest(table="public.t", from_scratch=True)
 
 
 def ask(request: SnapshotRequest) -> pg.Insert:
@@ -72,10 +72,10 @@ def taken_from(into: Capture) -> list[SnapshotRequest]:
     return [read_request(row) for row in into.take_requests()]
 
 
-def test_a_request_is_taken_with_the_position_behind_it_also_in_the_midst_of_the_next_transaction(
+def test_request_is_taken_with_position_after_it_even_inside_next_transaction(
     table: TableFeed,
 ) -> None:
-    """The slot forgets it with that position: left for later, it would be lost with the process."""
+    """The slot advances with that position: a request left for later would be lost with the process."""
     into = capture(table)
     handle(into, transaction(100, ask(FIRST)))
     begin, change, message, commit = transaction(200, insert(1), ask(SECOND))
@@ -90,7 +90,7 @@ def test_a_request_is_taken_with_the_position_behind_it_also_in_the_midst_of_the
     assert into.take_requests() == []
 
 
-def test_each_change_has_its_place_in_its_transaction(registry: MemoryRegistry, table: TableFeed) -> None:
+def test_each_change_has_its_ordinal_in_its_transaction(registry: MemoryRegistry, table: TableFeed) -> None:
     into = capture(table)
     handle(into, transaction(100, insert(1), insert(9, OTHER), insert(2)))
     assert places(registry, table) == [("c", 1, (100, 0)), ("c", 2, (100, 2))]
@@ -119,7 +119,7 @@ RESTARTS = {
 
 
 @pytest.mark.parametrize("where", RESTARTS)
-def test_what_is_recorded_is_passed_over(registry: MemoryRegistry, table: TableFeed, where: str) -> None:
+def test_recorded_events_are_skipped(registry: MemoryRegistry, table: TableFeed, where: str) -> None:
     position, confirmed, expected = RESTARTS[where]
     into = capture(table, position=position, confirmed=confirmed)
     handle(into, transaction(100, insert(1), insert(2), insert(3)))
@@ -129,26 +129,26 @@ def test_what_is_recorded_is_passed_over(registry: MemoryRegistry, table: TableF
     assert into.confirmed == 108 if expected else confirmed
 
 
-def test_a_truncate_is_told_in_every_partition(registry: MemoryRegistry, table: TableFeed) -> None:
+def test_truncate_is_published_to_every_partition(registry: MemoryRegistry, table: TableFeed) -> None:
     handle(capture(table), transaction(100, pg.Truncate((OTHER, RELATION), False, False, None)))
     assert [record["partition"] for record in table.waiting] == [0, 1, 2]
     assert places(registry, table) == [("t", None, (100, 1))] * 3
 
 
-def test_a_truncate_of_a_table_that_is_copied_ends_that(registry: MemoryRegistry) -> None:
+def test_truncate_ends_snapshot_of_table(registry: MemoryRegistry) -> None:
     table = feed(registry)
     shown = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("5:5:"), Lsn(90))
     table.add_chunk(("5",), shown, Position(Lsn(50), 0), 9)
     table.take()
     into = capture(table)
     handle(into, transaction(100, insert(7), pg.Truncate((RELATION,), False, False, None), insert(8)))
-    # What comes behind the truncate is all that the table has.
+    # The table has only rows written after the truncate.
     assert places(registry, table) == [*[("t", None, (100, 1))] * 3, ("c", 8, (100, 2))]
     assert not table.copying
     assert into.settle() == [table]
 
 
-def test_events_are_left_to_the_chunks_that_show_them(registry: MemoryRegistry) -> None:
+def test_events_covered_by_chunks_are_dropped(registry: MemoryRegistry) -> None:
     table = feed(registry)
     chunk = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("10:12:11"), Lsn(1000))
     table.add_chunk(("5",), chunk, Position(Lsn(50), 0), 9)
@@ -158,28 +158,28 @@ def test_events_are_left_to_the_chunks_that_show_them(registry: MemoryRegistry) 
     assert places(registry, table) == []
     handle(into, transaction(110, insert(3), insert(7), delete(1), xid=11))
     assert places(registry, table) == [("c", 3, (110, 0)), ("d", 1, (110, 2)), ("tombstone", 1, None)]
-    # A key that moves from a copied range into one that is not is a delete alone.
+    # A key that moves from a copied range into one not yet copied is only a delete.
     handle(into, transaction(120, pg.Update(RELATION, [b"3", None], [b"8", b"v"], None), xid=20))
     assert places(registry, table) == [("d", 3, (120, 0)), ("tombstone", 3, None)]
 
 
 def test_a_transaction_is_unseen_from_its_first_change_on(registry: MemoryRegistry) -> None:
-    """A chunk may be read with the stream standing in the middle of it."""
+    """A chunk may be read while the stream is in the middle of it."""
     table = feed(registry)
     into = capture(table)
     handle(into, transaction(100, insert(1), xid=9)[:2])
     assert into.unseen.xids == (9,)
 
 
-def test_nothing_is_noted_as_unseen_when_no_table_is_copied(table: TableFeed) -> None:
+def test_transactions_are_not_noted_as_unseen_when_no_table_is_copied(table: TableFeed) -> None:
     into = capture(table)
     into.settle()
     handle(into, transaction(100, insert(1), xid=9))
     assert into.unseen.xids == ()
 
 
-def test_transactions_are_noted_from_a_record_on_that_leaves_out_a_value(table: TableFeed) -> None:
-    """A read of the row waits for all that may have written it since."""
+def test_transactions_are_noted_after_record_that_omits_a_value(table: TableFeed) -> None:
+    """A read of the row waits for all transactions that may have written it since."""
     into = capture(table)
     into.settle()
     handle(into, transaction(100, insert(1), xid=9))
@@ -203,29 +203,29 @@ def test_only_a_record_with_a_new_key_is_noted_without_complete_rows(table: Tabl
     assert table.state.incomplete.keys == (("1",), ("2",))
 
 
-def test_a_change_outside_of_a_transaction(table: TableFeed) -> None:
+def test_change_outside_transaction_is_malformed(table: TableFeed) -> None:
     with pytest.raises(Malformed, match=r"a change of public\.t outside of a transaction"):
         capture(table).handle(insert(1))
 
 
-def test_a_message_that_was_not_asked_for(table: TableFeed) -> None:
-    with pytest.raises(Malformed, match="a StreamStop in a stream without large transactions in progress"):
+def test_unrequested_message_is_malformed(table: TableFeed) -> None:
+    with pytest.raises(Malformed, match="unexpected StreamStop in a stream without large transactions in progress"):
         capture(table).handle(pg.StreamStop())
 
 
-def test_a_row_without_its_key(table: TableFeed) -> None:
+def test_row_without_key_stops_table(table: TableFeed) -> None:
     stopped = feed(MemoryRegistry())
     handle(capture(stopped), transaction(100, pg.Delete(RELATION, [None, None], None)))
-    assert stopped.state.stopped == "public.t: a row without its key (id)"
+    assert stopped.state.stopped == "public.t: a change lacks its key (id)"
 
 
 def test_a_key_column_that_was_renamed_is_named(registry: MemoryRegistry, table: TableFeed) -> None:
     renamed = Relation(16_400, "public", "t", "d", (Column("key", 23), Column("v", 25)), ("key",))
     handle(capture(table), transaction(100, insert(1, renamed)))
-    assert table.state.stopped == "column id, which is in its key, is gone"
+    assert table.state.stopped == "key column id no longer exists"
 
 
-def test_a_column_whose_name_is_no_text_stops_its_table(registry: MemoryRegistry, table: TableFeed) -> None:
+def test_column_name_that_is_not_text_stops_table(registry: MemoryRegistry, table: TableFeed) -> None:
     named = replace(RELATION, columns=(*RELATION.columns, Column("n\udce9", 25)))
     into = capture(table)
     handle(into, transaction(100, pg.Insert(named, [b"1", b"x", b"y"], None)))

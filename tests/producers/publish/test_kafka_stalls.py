@@ -1,4 +1,4 @@
-"""A call that Kafka keeps waiting: told while it waits, and counted when it is over."""
+"""Calls that wait for Kafka are logged meanwhile and counted afterwards."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def counted(client: str) -> float:
     )
 
 
-def test_a_call_that_takes_long_is_told_while_it_waits_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_call_is_logged_while_it_waits_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_stalls, "STALL_SECONDS", 0.05)
     monkeypatch.setattr(kafka_stalls, "_LOOK_SECONDS", 0.01)
     with capture_logs() as told, Stalls("p.main") as watch:
         with watch.watching("commit a transaction"):
-            until(lambda: len(told) == 1, "it is told")
+            until(lambda: len(told) == 1, "a warning")
         assert counted("p.main") == 1
     assert [(each["event"], each["to"], each["log_level"]) for each in told] == [
         ("waiting for Kafka", "commit a transaction", "warning"),
@@ -37,15 +37,15 @@ def test_a_call_that_takes_long_is_told_while_it_waits_and_counted_once(monkeypa
     assert all(each["seconds"] >= 0 for each in told)
 
 
-def test_one_that_waits_on_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_call_is_logged_repeatedly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_stalls, "STALL_SECONDS", 0.05)
     monkeypatch.setattr(kafka_stalls, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(kafka_stalls, "_AGAIN_SECONDS", 0.05)
     with capture_logs() as told, Stalls("p.again") as watch, watch.watching("take records"):
-        until(lambda: len(told) >= 3, "it is told again and again")
+        until(lambda: len(told) >= 3, "repeated warnings")
 
 
-def test_quick_calls_are_nothing_and_its_thread_ends() -> None:
+def test_quick_calls_are_not_logged_and_thread_ends() -> None:
     with capture_logs() as told, Stalls("p.quick") as watch:
         for _ in range(100):
             with watch.watching("commit a transaction"):

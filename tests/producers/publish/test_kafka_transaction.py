@@ -1,4 +1,4 @@
-"""The way into Kafka: whole transactions, in order, and one writer."""
+"""Writes to Kafka: complete transactions, in order, by one writer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def values(settings: KafkaSettings, topic: str) -> list[bytes | None]:
 
 
 def shown(settings: KafkaSettings, topic: str, expected: list[bytes | None]) -> None:
-    """Fail unless these are the topic's values, once a commit, which returns a moment before, shows."""
+    """Fail unless the topic gets these values; a commit returns slightly before it is visible."""
     until(lambda: len(values(settings, topic)) >= len(expected), f"{len(expected)} records")
     assert values(settings, topic) == expected
 
@@ -53,7 +53,7 @@ def record(number: int) -> dict[str, bytes]:
     return {"key": b"k", "value": b"%d" % number}
 
 
-def test_records_are_there_when_committed_with_the_position(
+def test_records_are_visible_once_committed_with_position(
     settings: KafkaSettings, topic: str, prefix: str, relay: Relay
 ) -> None:
     state = StreamState(
@@ -75,7 +75,7 @@ def write(relay: Relay, topic: str) -> None:
     relay.commit()
 
 
-def test_what_was_not_committed_is_gone(settings: KafkaSettings, topic: str, prefix: str, relay: Relay) -> None:
+def test_uncommitted_records_are_discarded(settings: KafkaSettings, topic: str, prefix: str, relay: Relay) -> None:
     relay.send(topic, [record(1)])
     relay.close()
     assert values(settings, topic) == []
@@ -119,7 +119,7 @@ def test_a_fenced_relay_stays_fenced_while_it_sends(
         relay.send(topic, [record(2)])
 
 
-def test_a_row_that_is_too_long_is_named(settings: KafkaSettings, topic: str, prefix: str) -> None:
+def test_row_above_client_limit_is_reported(settings: KafkaSettings, topic: str, prefix: str) -> None:
     small = settings.model_copy(update={"options": {"message.max.bytes": 1_000_000}})
     with closing(Relay(small, f"{prefix}.small", f"{prefix}.positions")) as narrow:
         with pytest.raises(HeadraceError, match=rf"a row for topic {topic} is 2000000 bytes long.*; set \"message.max"):
@@ -139,7 +139,7 @@ def test_a_record_goes_to_the_partition_it_names(
     assert min(end_offsets(settings, wide).values()) >= 2
 
 
-def test_more_than_the_queue_holds_stays_in_order(
+def test_records_beyond_queue_size_stay_in_order(
     settings: KafkaSettings, topic: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "_QUEUE_MESSAGES", 50)

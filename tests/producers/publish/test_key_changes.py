@@ -1,4 +1,4 @@
-"""A key changed to another text that its type calls equal is a delete and a create, and the row is there once."""
+"""A key changed to another text that its type considers equal is a delete and a create; the row exists once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = {
 }
 
 
-def test_a_key_that_is_equal_under_another_text_is_a_delete_and_a_create(new_source: Callable[..., Source]) -> None:
+def test_equal_key_with_another_text_is_a_delete_and_a_create(new_source: Callable[..., Source]) -> None:
     made = "".join(f"CREATE TABLE {name} (k {case.type} PRIMARY KEY, v int);" for name, case in CASES.items())
     source = new_source(f"CREATE EXTENSION citext; {made}", *(f"public.{name}" for name in CASES), partitions=3)
     with running(source) as producer:

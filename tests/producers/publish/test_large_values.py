@@ -1,4 +1,4 @@
-"""A large value goes through whole, and one that no topic takes stops its table alone, by size and column."""
+"""Large values are published completely; one above the topic's limit stops only its table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUE = "repeat(md5('{}'), {} / 32)"
 
 
 @pytest.mark.parametrize("size", [10_000_000, 100_000_000])
-def test_a_large_value_is_whole_from_copy_and_from_the_stream(new_source: NewSource, size: int) -> None:
+def test_large_value_is_complete_in_snapshot_and_stream(new_source: NewSource, size: int) -> None:
     source = new_source(SCHEMA, "public.t", "public.u")
     connection = source.connection
     connection.execute(f"INSERT INTO t VALUES (1, {VALUE.format('a', size)}, 'w')".encode())
@@ -70,13 +70,13 @@ def test_a_value_above_the_topics_limit_stops_that_table_alone(new_source: NewSo
         source.connection.execute("INSERT INTO t VALUES (3)")
         source.passes(producer.check)
     assert source.records("public.t") == []
-    assert "where its topic takes 1047588 (its key is id; bytes of its largest columns: v 2000000, w 10000" in (
+    assert "but its topic accepts 1047588 (its key is id; bytes of its largest columns: v 2000000, w 10000" in (
         stopped(source)
     )
     source.require_equal("public.u")
 
 
-def test_a_limit_of_ones_own_is_the_new_topics_too(new_source: NewSource) -> None:
+def test_new_topic_gets_configured_message_limit(new_source: NewSource) -> None:
     source = new_source(SCHEMA, "public.t", "public.u")
     options = {"message.max.bytes": 3_000_000}
     settings = source.settings.kafka.model_copy(update={"options": options})

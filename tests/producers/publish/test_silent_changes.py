@@ -1,4 +1,4 @@
-"""Which changes of a table count as changes of its rows: the rules, each forced."""
+"""Tests each rule for changes without events."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_a_change_of_a_key_column_counts_before_all_others() -> None:
     )
 
 
-def test_another_order_of_the_key_counts_while_chunks_are_judged_by_it() -> None:
+def test_changed_key_order_counts_while_chunks_use_it() -> None:
     other = ColumnForm(number=1, version=701, collation=950)
     assert changed(id=other) is None
-    assert changed(id=other, copying=True) == ("column id has another collation, and with it another order", True)
+    assert changed(id=other, copying=True) == ("column id has another collation, so its order changed", True)
 
 
-def test_a_dropped_column_is_remembered_until_its_name_comes_again() -> None:
+def test_dropped_column_is_remembered_until_its_name_is_reused() -> None:
     state = done().model_copy(update={"form": BEFORE})
     table = feed(MemoryRegistry(), state)
     dropped = FormState(columns={"id": BEFORE.columns["id"]}, storage={"9": 1})
@@ -55,7 +55,7 @@ def test_a_dropped_column_is_remembered_until_its_name_comes_again() -> None:
     )
     change = table.take_form(again, 9)
     assert change is not None
-    assert change.reason == "column v was dropped and added again, or another one has its name now"
+    assert change.reason == "column v was dropped and added again, or another column has its name now"
     assert table.copying
     assert (table.state.not_before, table.state.form.columns) == (9, again.columns)
 
@@ -66,8 +66,8 @@ def under_way(state: FormState) -> TableFeed:
     return table
 
 
-def test_a_truncate_that_is_older_than_the_form_does_not_end_the_reading() -> None:
-    """Rows that the stream has behind the truncate may be older than the change."""
+def test_truncate_older_than_form_does_not_end_snapshot() -> None:
+    """Rows in the stream after the truncate may be older than the change."""
     form = FormState(
         columns={**BEFORE.columns, "v": A.model_copy(update={"number": 3})}, storage={"9": 1}, lsn=Lsn(900)
     )
@@ -78,7 +78,7 @@ def test_a_truncate_that_is_older_than_the_form_does_not_end_the_reading() -> No
     assert not table.copying
 
 
-def test_a_change_during_the_first_copy_is_read_again_after_it() -> None:
+def test_change_during_first_snapshot_causes_resnapshot() -> None:
     table = feed(MemoryRegistry(), None)
     table.take_form(BEFORE, 7)
     assert not table.state.asked

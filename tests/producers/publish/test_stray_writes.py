@@ -1,4 +1,4 @@
-"""Writes to a table in a database that gave it away are counted, each once, and a table that comes back is complete."""
+"""Writes to a table that another database owns count once each; a table that comes back is complete."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ CHANGES = (
 )
 
 
-def test_what_is_on_record_already_is_not_counted_again() -> None:
-    """A position may be in the midst of a transaction, which is told again from its beginning."""
+def test_recorded_writes_are_not_counted_again() -> None:
+    """A position may be inside a transaction, which is sent again from its start."""
     for position, confirmed, inserts, updates in (
         (Position(Lsn(50), 0), 60, 2, 1),
         (Position(Lsn(100), 0), 60, 1, 1),
@@ -79,7 +79,7 @@ def test_what_is_on_record_already_is_not_counted_again() -> None:
         pg.Update(RELATION, [b"1", None], [b"2", b"v"], None),
     ],
 )
-def test_a_key_that_may_be_gone_is_noted(message: pg.Message) -> None:
+def test_removed_key_is_noted(message: pg.Message) -> None:
     capture = stray_capture(MemoryRegistry(), Position(Lsn(50), 0), 60)
     for each in transaction(100, message):
         capture.handle(each)
@@ -88,7 +88,7 @@ def test_a_key_that_may_be_gone_is_noted(message: pg.Message) -> None:
     assert (count.writes, count.removes) == (1, True)
 
 
-def test_a_table_that_is_not_watched_is_not_counted() -> None:
+def test_unwatched_table_is_not_counted() -> None:
     strays = Strays("main", {}, ())
     strays.note("public.t", Op.CREATE, 1, removes=False)
     assert list(strays.records()) == []
@@ -146,9 +146,7 @@ def test_each_write_after_the_change_of_owner_counts_once_also_after_a_restart(n
 
 
 @pytest.mark.stack
-def test_a_producer_that_is_killed_again_and_again_counts_each_write_once(
-    new_source: NewSource, tmp_path: Path
-) -> None:
+def test_repeatedly_killed_producer_counts_each_write_once(new_source: NewSource, tmp_path: Path) -> None:
     source = new_source(TWO, "public.t", "public.u", **BOTH)
     config = write_settings(
         tmp_path / "headrace.toml",
@@ -172,7 +170,7 @@ def test_a_producer_that_is_killed_again_and_again_counts_each_write_once(
         for key in range(100, 400):
             source.connection.execute("INSERT INTO t VALUES (%s)", (key,))
             if key % 100 == 50:
-                until(lambda: writes(source) > before, "more is counted since the last time")  # noqa: B023 - called here
+                until(lambda: writes(source) > before, "the count to grow")  # noqa: B023 - called here
                 before = writes(source)
                 service.kill()
         source.passes()
@@ -182,7 +180,7 @@ def test_a_producer_that_is_killed_again_and_again_counts_each_write_once(
 
 
 @pytest.mark.stack
-def test_a_table_that_was_never_this_sources_own_is_watched_from_its_start(new_source: NewSource) -> None:
+def test_table_never_owned_by_source_is_watched_from_its_start(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u", **BOTH)
     copy_all(without_t(source))
     source.connection.execute(GIVE)
@@ -205,7 +203,7 @@ def test_a_table_that_was_never_this_sources_own_is_watched_from_its_start(new_s
     ],
 )
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_move_that_is_taken_back_leaves_the_topic_with_what_was_written_meanwhile(
+def test_reverted_move_completes_topic_with_writes_made_meanwhile(
     new_source: NewSource, statements: str, emptied: bool, stopped: bool
 ) -> None:
     source = new_source(TWO, "public.t", "public.u", **BOTH)
@@ -232,14 +230,14 @@ def test_a_move_that_is_taken_back_leaves_the_topic_with_what_was_written_meanwh
 
 
 def until_equal(source: Source, producer: Running) -> None:
-    """Wait until the table was read again, which begins behind the change of owner, and is done."""
+    """Wait until the re-snapshot, which starts after the change of owner, is done."""
     producer.caught_up()
     producer.caught_up()
 
 
 @pytest.mark.stack
-def test_a_source_that_is_started_over_counts_from_there(new_source: NewSource) -> None:
-    """Between the old slot and the new one nothing is known."""
+def test_source_started_over_counts_from_new_slot(new_source: NewSource) -> None:
+    """Changes between the old slot and the new one are unknown."""
     source = new_source(TWO, "public.t", "public.u", **BOTH)
     with running(source) as producer:
         producer.caught_up()
@@ -256,7 +254,7 @@ def test_a_source_that_is_started_over_counts_from_there(new_source: NewSource) 
 
 
 @pytest.mark.stack
-def test_it_is_so_too_where_the_producer_had_no_table_left_and_ended(new_source: NewSource) -> None:
+def test_reverted_move_completes_topic_of_producer_that_had_no_table_left(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     producer = Running(source)
     producer.caught_up()
@@ -270,7 +268,7 @@ def test_it_is_so_too_where_the_producer_had_no_table_left_and_ended(new_source:
 
 
 @pytest.mark.stack
-def test_it_is_so_too_where_the_first_snapshot_was_not_done(new_source: NewSource) -> None:
+def test_reverted_move_completes_topic_whose_first_snapshot_was_not_done(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 3000)",
         "public.t",

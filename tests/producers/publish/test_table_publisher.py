@@ -1,4 +1,4 @@
-"""One table's feed: its chunks, its state as it is recorded, and going on from that."""
+"""The feed of one table: chunks, recorded state, and resuming from it."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ def rows(*ids: int, lsn: int = 1000) -> ChunkRows:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_copy_stops_whose_key_sorts_otherwise_than_when_it_began(registry: MemoryRegistry, ordered: bool) -> None:
+def test_table_stops_when_sort_order_of_key_changes_during_snapshot(registry: MemoryRegistry, ordered: bool) -> None:
     table = feed(registry, ordered=ordered)
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     signs = tuple(("ext", sign) for sign in (">", ">=", "=", "<=", "<"))
     backwards = replace(TABLE, order=(Operators(signs),))
     three = TableTopic(3)
     again = TableFeed("main", replace(backwards, ordered=False), three, registry, table.state, not_before=7)
-    assert again.state.stopped == "its key (id) sorts otherwise than when its copy began"
-    anew = TableFeed("main", backwards, three, registry, again.state.model_copy(update={"anew": True}), not_before=7)
-    assert (anew.state.stopped, anew.state.order) == (None, "ext >")
+    assert again.state.stopped == "its key (id) sorts differently than when its snapshot began"
+    from_scratch = TableFeed(
+        "main", backwards, three, registry, again.state.model_copy(update={"from_scratch": True}), not_before=7
+    )
+    assert (from_scratch.state.stopped, from_scratch.state.order) == (None, "ext >")
     whole = TableFeed("main", backwards, three, registry, done(), not_before=7)
     assert (whole.state.stopped, whole.state.order) == (None, "ext >")
 
 
-def test_a_chunk_s_rows_are_just_behind_the_stream_s_standing_position(registry: MemoryRegistry) -> None:
+def test_rows_of_chunk_are_just_after_current_stream_position(registry: MemoryRegistry) -> None:
     table = feed(registry)
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     assert taken(registry, table) == [
@@ -56,7 +58,7 @@ def test_a_chunk_s_rows_are_just_behind_the_stream_s_standing_position(registry:
     assert table.take() == []
 
 
-def test_chunks_are_counted_towards_the_planner_s_estimate(registry: MemoryRegistry) -> None:
+def test_chunks_are_counted_towards_planner_estimate(registry: MemoryRegistry) -> None:
     table = feed(registry)
     table.add_chunk(("2",), rows(1, 2), STANDING, 10)
     assert (table.state.rows, table.state.chunks_done, table.state.chunks, table.state.done) == (2, 1, 10, False)
@@ -65,7 +67,7 @@ def test_chunks_are_counted_towards_the_planner_s_estimate(registry: MemoryRegis
     assert table.judging
 
 
-def test_another_process_goes_on_from_the_recorded_state(registry: MemoryRegistry) -> None:
+def test_another_process_resumes_from_recorded_state(registry: MemoryRegistry) -> None:
     table = feed(registry)
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     again = feed(registry, SnapshotState.model_validate_json(table.state.model_dump_json()))
@@ -76,7 +78,7 @@ def test_another_process_goes_on_from_the_recorded_state(registry: MemoryRegistr
         assert again.publishes((key,), xid, Lsn(900)) == table.publishes((key,), xid, Lsn(900))
 
 
-def test_a_snapshot_that_the_stream_has_passed_judges_nothing(registry: MemoryRegistry) -> None:
+def test_snapshot_passed_by_stream_affects_no_events(registry: MemoryRegistry) -> None:
     assert not feed(registry, done()).judging
     table = feed(registry)
     table.add_chunk(None, rows(1), STANDING, 2)
@@ -88,7 +90,7 @@ def test_a_snapshot_that_the_stream_has_passed_judges_nothing(registry: MemoryRe
     assert [(each.snapshot, each.lsn) for each in table.state.copied] == [(None, None)]
 
 
-def test_after_a_truncate_nothing_is_left_to_copy(registry: MemoryRegistry) -> None:
+def test_truncate_leaves_nothing_to_copy(registry: MemoryRegistry) -> None:
     table = feed(registry)
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
     table.truncated(Lsn(1))
@@ -99,9 +101,9 @@ def test_after_a_truncate_nothing_is_left_to_copy(registry: MemoryRegistry) -> N
     assert table.state.done
 
 
-def test_a_topic_is_emptied_in_every_partition_before_it_is_read_anew(registry: MemoryRegistry) -> None:
+def test_topic_is_emptied_in_every_partition_before_resnapshot_from_scratch(registry: MemoryRegistry) -> None:
     table = feed(registry, done())
-    table.read_anew(STANDING, 12)
+    table.restart_from_scratch(STANDING, 12)
     assert [record["partition"] for record in table.waiting] == list(range(table.partitions))
     assert {each[:1] + each[2:3] for each in taken(registry, table)} == {("t", BEHIND)}
     assert table.settle(Lsn(500))
@@ -134,7 +136,7 @@ def test_the_keys_of_the_last_chunk_are_recorded_until_the_stream_has_passed_it(
         assert each.copy.bounds == Bounds(after=("2",))
 
 
-def test_into_an_empty_topic_the_first_chunk_shows_all_that_its_snapshot_sees(registry: MemoryRegistry) -> None:
+def test_events_seen_by_first_chunk_are_dropped_for_empty_topic(registry: MemoryRegistry) -> None:
     table = feed(registry, ordered=False)
     assert not table.publishes((b"1",), 99, Lsn(900))
     table.add_chunk(("2",), rows(1, 2), STANDING, 2)
@@ -147,7 +149,7 @@ def test_into_an_empty_topic_the_first_chunk_shows_all_that_its_snapshot_sees(re
         assert each.publishes((b"3",), 99, Lsn(1001))
 
 
-def test_what_is_asked_for_waits_for_chunks_that_the_stream_has_not_passed(registry: MemoryRegistry) -> None:
+def test_request_waits_for_chunks_that_stream_has_not_passed(registry: MemoryRegistry) -> None:
     table = feed(registry)
     table.ask(KeyRange(), 20)
     assert table.state.asked == (), "the first snapshot reads it in any case"

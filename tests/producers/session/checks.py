@@ -1,4 +1,4 @@
-"""What the tests of `headrace check` share: its findings, and following the remedy of one."""
+"""Helpers for the tests of `headrace check`: its findings, and following a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from producers.source.preflight import Finding
 from tests.producers.sources import Source, copy_all, settings_for, until
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)"
-AGAIN = "start over with `headrace produce main --start-over`: with a new slot it reads all tables anew"
+AGAIN = "re-snapshot all tables with `headrace produce main --start-over`, which creates a new slot"
 
 
 def findings(source: Source) -> list[Finding]:
@@ -39,7 +39,7 @@ def forecast_of(source: Source) -> Forecast:
 
 
 def at(source: Source, server: EmbeddedPostgres, database: str | None = None) -> Source:
-    """Return the same source with the dsn of another server, for the database of the same name unless told."""
+    """Return the same source with the dsn of another server; by default for the database of the same name."""
     database = database or source.settings.prefix
     section = {**source.settings.database("main").model_dump(), "dsn": server.dsn(database)}
     databases = {"main": DatabaseSettings.model_validate(section)}
@@ -47,8 +47,8 @@ def at(source: Source, server: EmbeddedPostgres, database: str | None = None) ->
     return Source(settings, psycopg.connect(server.dsn(database), autocommit=True))
 
 
-def read_anew(source: Source, finding: Finding) -> None:
-    """Do what the remedy says, and fail unless it was the way out."""
+def restart_from_scratch(source: Source, finding: Finding) -> None:
+    """Follow the remedy, and fail unless it helps."""
     assert "headrace produce main --start-over" in finding.remedy
     start_over(source.settings, "main")
     copy_all(source)
@@ -70,6 +70,6 @@ def copied(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Ite
 def set_to(connection: psycopg.Connection[Any], name: str, value: str) -> None:
     connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
     connection.execute("SELECT pg_reload_conf()")
-    # The server's processes hear of it one after the other, this one among them.
+    # The server's processes reload one after another, including this one.
     shown = "SELECT current_setting(%s)"
     until(lambda: connection.execute(shown, (name,)).fetchone() == (value,), f"{name} = {value}")

@@ -1,4 +1,4 @@
-"""A start that is stopped: what it waits for is given up, and nothing is left behind."""
+"""A start that is stopped: its waits are interrupted, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NewSource = Callable[..., Source]
 
 @contextmanager
 def set_once(connection: psycopg.Connection[Any], waits: psycopg.Connection[Any]) -> Iterator[threading.Event]:
-    """An event that is set as soon as `waits` waits for somebody else, as `connection` sees it."""
+    """An event that is set as soon as `waits` waits for another session, as `connection` sees it."""
     stop = threading.Event()
     query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
 
@@ -41,20 +41,20 @@ def set_once(connection: psycopg.Connection[Any], waits: psycopg.Connection[Any]
     watcher.join()
 
 
-def test_a_slot_that_waits_for_a_transaction_is_given_up(database: Database) -> None:
+def test_slot_creation_that_waits_for_a_transaction_is_interruptible(database: Database) -> None:
     starting, looking, writing = database.connect(), database.connect(), database.connect(autocommit=False)
     writing.execute("CREATE TABLE t (id int)")  # in progress until the end of the test
     with (
         set_once(looking, starting) as stop,
-        pytest.raises(Interrupted, match="stopped while it waited for the database"),
+        pytest.raises(Interrupted, match="stopped while waiting for the database"),
     ):
         with bounded(starting, stop):
             slots.create(starting, "t_given_up", failover=True)
     assert slots.read(looking, "t_given_up") is None
-    assert starting.execute("SELECT 1").fetchone() == (1,), "the connection is as good as before"
+    assert starting.execute("SELECT 1").fetchone() == (1,), "the connection is still usable"
 
 
-def test_a_takeover_ends_when_it_is_stopped(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slot_takeover_is_interruptible(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
     source = new_source("CREATE TABLE t (id int PRIMARY KEY)", "public.t")
     settings = source.settings.database("main")
     dsn, stop = settings.dsn.get_secret_value(), threading.Event()
@@ -67,19 +67,19 @@ def test_a_takeover_ends_when_it_is_stopped(new_source: NewSource, monkeypatch: 
 
     reader = take()
     try:
-        # A reader that comes back however often it is ended.
+        # A reader that reconnects however often it is terminated.
         def held(*_: object, **__: object) -> None:
             stop.set()
             raise SlotInUse(source.slot, None)
 
         monkeypatch.setattr("producers.session.acquire.ReplicationStream", held)
-        with pytest.raises(Interrupted, match=f"stopped while slot {source.slot} was taken over"):
+        with pytest.raises(Interrupted, match=f"stopped while taking over slot {source.slot}"):
             take()
     finally:
         reader.close()
 
 
-def test_the_session_of_a_producer_that_hangs_is_ended_with_its_locks(database: Database) -> None:
+def test_session_of_a_hanging_producer_is_terminated_with_its_locks(database: Database) -> None:
     hanging, other, next_one = database.connect(autocommit=False), database.connect(), database.connect()
     other.execute("CREATE TABLE t (id int)")
     going_on = threading.Event()
@@ -93,11 +93,11 @@ def test_the_session_of_a_producer_that_hangs_is_ended_with_its_locks(database: 
         hanging.execute("SELECT 1")
 
 
-def test_taking_a_session_over_is_given_up_when_stopped(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_takeover_is_interruptible(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = database.connect(), database.connect()
     stop = threading.Event()
     take_session(first, "main", "slot_of_main", stop)
-    # Where the other's backend does not go away, as one that hangs in the kernel.
+    # As if the other backend did not exit, like one that hangs in the kernel.
     monkeypatch.setattr("producers.session.acquire._END", "SELECT %s")
     stop.set()
     with pytest.raises(Interrupted, match="stopped while"):

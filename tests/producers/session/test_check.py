@@ -1,4 +1,4 @@
-"""What `headrace check` says where a source cannot be gone on with: each case forced on a real server."""
+"""`headrace check` of a source that cannot resume: each case forced on a real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.producers.session.checks import (
     copied,
     findings,
     forecast_of,
-    read_anew,
+    restart_from_scratch,
     set_to,
     the_finding,
 )
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.stack
 NewSource = Callable[..., Source]
 
 
-def test_nothing_is_in_the_way_before_the_first_start_while_it_runs_and_after_it(new_source: NewSource) -> None:
+def test_healthy_source_has_no_findings_before_during_and_after_a_run(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     assert findings(source) == []
     assert outlook(source.connection, source.settings, "main", None) is None
@@ -52,12 +52,12 @@ def test_nothing_is_in_the_way_before_the_first_start_while_it_runs_and_after_it
     assert findings(source) == []
     forecast = forecast_of(source)
     assert (forecast.slot, forecast.status, forecast.active) == (source.slot, "reserved", False)
-    assert forecast.rate is not None, "measured, where nobody recorded it"
+    assert forecast.rate is not None, "measured, since no producer recorded it"
     (seen,) = gather(source.settings)["sources"]
     assert (seen["slot_status"], seen["lag_bytes"] >= 0, seen["retained_bytes"] > 0) == ("reserved", True, True)
 
 
-def test_a_database_of_a_virtual_storage_has_no_tables_to_capture(new_source: NewSource) -> None:
+def test_database_of_a_virtual_storage_needs_no_captured_tables(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     main = source.settings.database("main").model_copy(update={"tables": ()})
     storage = VirtualStorageSettings.model_validate(
@@ -71,17 +71,17 @@ def test_a_database_of_a_virtual_storage_has_no_tables_to_capture(new_source: Ne
     assert hindrances(source.connection, walked, "main", None) == []
 
 
-def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
+def test_dropped_slot_is_reported(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     source.drop_slot()
     finding = the_finding(source)
-    assert f"but slot {source.slot} does not exist any more" in finding.problem
+    assert f"but slot {source.slot} no longer exists" in finding.problem
     assert finding.remedy == AGAIN
-    read_anew(source, finding)
+    restart_from_scratch(source, finding)
 
 
-def test_a_slot_that_is_still_being_made(new_source: NewSource, database: Database) -> None:
+def test_slot_under_creation_is_reported(new_source: NewSource, database: Database) -> None:
     source = new_source(TABLE, "public.t")
     with closing(database.connect(autocommit=False)) as slow, closing(database.connect()) as maker:
         slow.execute("INSERT INTO t VALUES (3)")
@@ -94,13 +94,13 @@ def test_a_slot_that_is_still_being_made(new_source: NewSource, database: Databa
         until(waits, "its maker to wait")
         finding = the_finding(source)
         assert (
-            f"slot {source.slot} is still being made by process {maker.info.backend_pid}, which waits for a transac"
+            f"slot {source.slot} is still being created by process {maker.info.backend_pid}, which waits for a transac"
             in (finding.problem)
         )
         assert finding.remedy.startswith("End those transactions")
 
 
-def test_a_slot_that_was_dropped_and_is_made_again_is_none_yet(new_source: NewSource, database: Database) -> None:
+def test_recreated_slot_is_unusable_until_it_is_ready(new_source: NewSource, database: Database) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     source.drop_slot()
@@ -109,13 +109,13 @@ def test_a_slot_that_was_dropped_and_is_made_again_is_none_yet(new_source: NewSo
         maker.pgconn.send_query(f"SELECT pg_create_logical_replication_slot('{source.slot}', 'pgoutput')".encode())
         until(lambda: slots.read(source.connection, source.slot) is not None, "the slot to be begun")
         (_half_made, gap) = findings(source)
-        assert f"but slot {source.slot} is being made by process {maker.info.backend_pid} only now" in gap.problem
+        assert f"but slot {source.slot} is only now being created by process {maker.info.backend_pid}" in gap.problem
         assert gap.remedy == AGAIN
         (seen,) = gather(source.settings)["sources"]
         assert seen["slot_status"] == "missing"
 
 
-def test_a_slot_that_somebody_read(new_source: NewSource) -> None:
+def test_slot_advanced_by_another_reader_is_reported(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     until(lambda: source.slot_state().active_pid is None, "the slot to be free")
@@ -126,7 +126,7 @@ def test_a_slot_that_somebody_read(new_source: NewSource) -> None:
     assert finding.remedy == AGAIN
 
 
-def test_a_slot_that_is_behind_is_gone_on_from_and_nothing_is_published_twice(new_source: NewSource) -> None:
+def test_slot_behind_the_topics_resumes_without_duplicates(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     kept = f"k_{source.slot}"
@@ -142,7 +142,7 @@ def test_a_slot_that_is_behind_is_gone_on_from_and_nothing_is_published_twice(ne
     assert len(source.require_equal("public.t")) == 5
 
 
-def test_another_database_of_the_same_server(
+def test_slot_of_another_database_is_reported(
     new_source: NewSource, new_databases: Callable[[str | None], Database]
 ) -> None:
     source = new_source(TABLE, "public.t")
@@ -154,11 +154,13 @@ def test_another_database_of_the_same_server(
     databases = {"main": DatabaseSettings.model_validate(section)}
     settings = source.settings.model_copy(update={"databases": databases})
     finding = the_finding(Source(settings, connection))
-    assert finding.problem == f"slot {source.slot} is of database {source.connection.info.dbname}, not of {other.name}"
+    assert (
+        finding.problem == f"slot {source.slot} belongs to database {source.connection.info.dbname}, not {other.name}"
+    )
     assert finding.remedy.startswith("correct databases.main.dsn")
 
 
-def test_a_database_that_is_on_record_as_another(new_source: NewSource) -> None:
+def test_database_recorded_under_another_name_is_reported(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     source.connection.execute("UPDATE headrace.database SET name = 'ci'")
@@ -168,7 +170,7 @@ def test_a_database_that_is_on_record_as_another(new_source: NewSource) -> None:
     assert "headrace switchover SCHEMA --from ci --to main" in finding.remedy
 
 
-def test_a_table_that_was_stopped(new_source: NewSource) -> None:
+def test_stopped_table_is_reported(new_source: NewSource) -> None:
     source = new_source(f"{TABLE}; CREATE TABLE u (id int PRIMARY KEY, n int)", "public.t", "public.u")
     source.connection.execute("INSERT INTO u VALUES (1, 1)")
     with running(source) as producer:
@@ -177,19 +179,19 @@ def test_a_table_that_was_stopped(new_source: NewSource) -> None:
         until(lambda: source.state().snapshots["public.u"].stopped is not None, "the table is stopped")
     finding = the_finding(source)
     assert finding.problem.startswith("table public.u is stopped (")
-    assert "headrace snapshot public.u --anew" in finding.remedy
+    assert "headrace snapshot public.u --from-scratch" in finding.remedy
 
 
-def test_a_topic_of_which_nothing_is_recorded(new_source: NewSource) -> None:
+def test_topic_without_a_recorded_snapshot_is_reported(new_source: NewSource) -> None:
     source = new_source(f"{TABLE}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
     copy_all(source)
     source.connection.execute("ALTER PUBLICATION headrace DROP TABLE t")
     finding = the_finding(source)
-    assert finding.problem.startswith("table public.t is stopped (it was taken out of the publication)")
-    assert "`headrace snapshot public.t --anew`" in finding.remedy
+    assert finding.problem.startswith("table public.t is stopped (it was removed from the publication)")
+    assert "`headrace snapshot public.t --from-scratch`" in finding.remedy
 
 
-# On servers of their own, which are made to suffer.
+# On separate servers, which are damaged.
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +211,12 @@ def elsewhere(other_server: EmbeddedPostgres, bootstrap_servers: str, prefix: st
 
 
 def lost(source: Source) -> bool:
-    """Have a checkpoint, which removes what is too old; return whether the slot lost its log by it."""
+    """Run a checkpoint, which removes old WAL; return whether the slot lost its WAL."""
     source.connection.execute("CHECKPOINT")
     return source.slot_state().lost
 
 
-def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path: Path) -> None:
+def test_slot_lost_by_wal_removal_is_reported(elsewhere: Source, tmp_path: Path) -> None:
     until(lambda: elsewhere.slot_state().active_pid is None, "the slot to be free")
     set_to(elsewhere.connection, "max_slot_wal_keep_size", "32MB")
     for _ in range(4):
@@ -226,14 +228,14 @@ def test_a_slot_that_was_lost_with_what_it_held_back(elsewhere: Source, tmp_path
     told = check(config)
     assert told.returncode == 3
     finding, slot, *_advice = told.stdout.splitlines()
-    assert f"slot {elsewhere.slot} is lost (wal_removed): its changes are gone; {AGAIN}" in finding
-    assert "so that it stays: raise max_slot_wal_keep_size" in finding
+    assert f"slot {elsewhere.slot} was invalidated (wal_removed): its changes are lost; {AGAIN}" in finding
+    assert "to prevent it: raise max_slot_wal_keep_size" in finding
     assert slot == f"databases.main: WARNING: slot {elsewhere.slot} is lost"
     as_json = json.loads(check(config, "--json").stdout)
     assert [each["where"] for each in as_json["findings"]] == ["databases.main"]
     (described,) = as_json["slots"]
     assert (described["source"], described["status"], described["lost_in_seconds"]) == ("main", "lost", 0)
-    read_anew(elsewhere, the_finding(elsewhere))
+    restart_from_scratch(elsewhere, the_finding(elsewhere))
 
 
 def check(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -241,16 +243,15 @@ def check(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-def test_a_slot_that_was_lost_because_nobody_read_it(elsewhere: Source) -> None:
+def test_slot_lost_by_idle_timeout_is_reported(elsewhere: Source) -> None:
     until(lambda: elsewhere.slot_state().active_pid is None, "the slot to be free")
     set_to(elsewhere.connection, "idle_replication_slot_timeout", "1s")
     until(lambda: guardian_says(elsewhere).cause == slot_monitor.IDLE_TIMEOUT, "the setting is in force")
     until(lambda: lost(elsewhere), "the slot is lost")
     finding = the_finding(elsewhere)
-    assert finding.problem == f"slot {elsewhere.slot} is lost (idle_timeout): its changes are gone"
+    assert finding.problem == f"slot {elsewhere.slot} was invalidated (idle_timeout): its changes are lost"
     assert (
-        finding.remedy
-        == f"{AGAIN}; so that it stays: raise idle_replication_slot_timeout, or keep its producer running"
+        finding.remedy == f"{AGAIN}; to prevent it: raise idle_replication_slot_timeout, or keep its producer running"
     )
 
 
@@ -260,12 +261,12 @@ def guardian_says(source: Source) -> Forecast:
     return slot_monitor.forecast(reading, None)
 
 
-def test_another_cluster(new_source: NewSource, other_server: EmbeddedPostgres) -> None:
+def test_other_database_system_is_reported(new_source: NewSource, other_server: EmbeddedPostgres) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     other = at(source, other_server, "postgres")
     with other.connection:
         other.connection.execute(TABLE)
         finding = the_finding(other)
-    assert "the topics of main are of database system" in finding.problem
+    assert "the topics of main come from database system" in finding.problem
     assert finding.remedy == f"correct databases.main.dsn, or {AGAIN}"

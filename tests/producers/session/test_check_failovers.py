@@ -1,4 +1,4 @@
-"""What `headrace check` says after a failover, or of a server that was set back: each case forced on real servers."""
+"""`headrace check` after a failover, or of a server restored from a copy: each case forced on real servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.settings.model import Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.source import slots
 from tests.producers.servers import own_server
-from tests.producers.session.checks import AGAIN, at, copied, findings, read_anew, set_to, the_finding
+from tests.producers.session.checks import AGAIN, at, copied, findings, restart_from_scratch, set_to, the_finding
 from tests.producers.sources import Source, copy_all, running, until
 
 pytestmark = pytest.mark.stack
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
-    """A server to be killed, set back and copied."""
+    """A server to be killed, restored and copied."""
     with own_server() as running_server:
         yield running_server
 
@@ -33,7 +33,7 @@ def own(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterat
         yield source
 
 
-def test_a_server_that_was_set_back_by_a_copy_of_its_files(own: Source, server: EmbeddedPostgres) -> None:
+def test_check_reports_server_restored_from_a_copy_of_its_files(own: Source, server: EmbeddedPostgres) -> None:
     own.connection.close()
     server.stop()
     kept = server.directory / "kept"
@@ -50,14 +50,12 @@ def test_a_server_that_was_set_back_by_a_copy_of_its_files(own: Source, server: 
     with at(own, server).connection as connection:
         own.connection = connection
         finding = the_finding(own)
-        assert "it was set back, as by a backup" in finding.problem
+        assert "the server was reset, for example restored from a backup" in finding.problem
         assert finding.remedy == AGAIN
-        read_anew(own, finding)
+        restart_from_scratch(own, finding)
 
 
-def test_a_failover_to_a_standby_that_was_behind_and_back_to_the_server_it_left(
-    own: Source, server: EmbeddedPostgres
-) -> None:
+def test_check_reports_failover_to_a_lagging_standby_and_back(own: Source, server: EmbeddedPostgres) -> None:
     standby = server.standby("behind")
     set_to(own.connection, "synchronized_standby_slots", "")
     standby.stop()
@@ -71,21 +69,21 @@ def test_a_failover_to_a_standby_that_was_behind_and_back_to_the_server_it_left(
         finding = the_finding(promoted)
         assert "it was promoted, or restored, without the last changes" in finding.problem
         assert finding.remedy == AGAIN
-        # What is written now stands where the topics have been already.
+        # New WAL gets positions that the topics have already passed.
         promoted.connection.execute("INSERT INTO t VALUES (4)")
-        read_anew(promoted, finding)
+        restart_from_scratch(promoted, finding)
         server.start()
         with at(own, server).connection as connection:
             own.connection = connection
             finding = the_finding(own)
-            assert "are of timeline 2, and this server's log, of timeline 1, has never been on it" in finding.problem
+            assert "are on timeline 2, but this server is on timeline 1 and was never on it" in finding.problem
             assert finding.remedy.startswith("correct databases.main.dsn")
         promoted.connection.close()
     finally:
         standby.abandon()
 
 
-def test_a_failover_before_the_slot_was_on_the_standby(own: Source, server: EmbeddedPostgres) -> None:
+def test_check_reports_failover_before_the_slot_was_synchronized(own: Source, server: EmbeddedPostgres) -> None:
     standby = server.standby("early")
     try:
         with standby.connect() as connection:
@@ -97,14 +95,14 @@ def test_a_failover_before_the_slot_was_on_the_standby(own: Source, server: Embe
             finding = the_finding(Source(at_settings(own, standby), connection))
             assert f"slot {own.slot} had not been synchronized to this server when it was promoted" in finding.problem
             assert finding.remedy.startswith(
-                f"{AGAIN}; so that the next failover keeps it: sync_replication_slots = on"
+                f"{AGAIN}; to keep it at the next failover: set sync_replication_slots = on"
             )
-            read_anew(Source(at_settings(own, standby), connection), finding)
+            restart_from_scratch(Source(at_settings(own, standby), connection), finding)
     finally:
         standby.abandon()
 
 
-def test_a_failover_with_the_slot_goes_on_where_it_was(own: Source, server: EmbeddedPostgres) -> None:
+def test_failover_with_the_slot_resumes_at_the_same_position(own: Source, server: EmbeddedPostgres) -> None:
     standby = server.standby("ready")
     try:
         with standby.connect() as connection:
@@ -120,7 +118,7 @@ def test_a_failover_with_the_slot_goes_on_where_it_was(own: Source, server: Embe
             assert findings(promoted) == []
             promoted.connection.execute("INSERT INTO t VALUES (4)")
             copy_all(promoted)
-            assert len(promoted.require_equal("public.t")) == 4, "read on, and not anew"
+            assert len(promoted.require_equal("public.t")) == 4, "resumed, not re-snapshotted"
             stream = promoted.state().stream
             assert stream is not None
             assert stream.timeline == 2

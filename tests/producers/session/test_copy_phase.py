@@ -1,4 +1,4 @@
-"""What the log tells of tables that are copied: how far they are, and what is read again after a start."""
+"""Logging of snapshots: their progress, and the chunk that may be read twice after a start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Lines = list[tuple[str, int, int]]
 
 @pytest.fixture
 def begun() -> SnapshotState:
-    """Two chunks of three rows are copied, of ten."""
+    """A feed of ten rows, of which two chunks of three rows are copied."""
     return SnapshotState(
         source="main",
         table=TABLE.name,
@@ -44,7 +44,7 @@ def told(lines: list[structlog.typing.EventDict]) -> list[tuple[object, ...]]:
     return [(line["event"], *(line[name] for name in fields if name in line)) for line in lines]
 
 
-def test_a_start_in_mid_snapshot_tells_how_far_it_is_and_which_chunk_may_be_read_twice(begun: SnapshotState) -> None:
+def test_start_mid_snapshot_logs_progress_and_the_chunk_that_may_be_read_twice(begun: SnapshotState) -> None:
     table = feed(MemoryRegistry(), begun)
     with structlog.testing.capture_logs() as lines:
         copying = CopyLog(log.get())
@@ -52,20 +52,20 @@ def test_a_start_in_mid_snapshot_tells_how_far_it_is_and_which_chunk_may_be_read
         copying.copied(table, read_on(table, 7, 9))
         copying.copied(table, read_on(table, 10, 12))
         copying.copied(table, read_on(table, 13, None))
-    again, size = "copied the only chunk that may have been read before", len(b"7\tsecret\n" * 3)
+    again, size = "first chunk after resume copied", len(b"7\tsecret\n" * 3)
     assert told(lines) == [
-        ("going on with a snapshot; at most one chunk is read again", 6, 2, 10, 3),
+        ("snapshot resumed", 6, 2, 10, 3),
         (again, 3, 3, size),
-        # The estimate is the feed's own, of a hundred rows.
-        ("copying", 9, 3, 34),
+        # The feed's own estimate is a hundred rows.
+        ("copying table", 9, 3, 34),
         ("table copied", 15, 5, 5),
     ]
     assert "secret" not in str(lines), "a row's values are in the log"
 
 
-@pytest.mark.parametrize("case", ["first start", "anew", "all read"])
-def test_nothing_is_told_of_a_table_that_nobody_began_or_that_is_read_whole(begun: SnapshotState, case: str) -> None:
-    states = {"first start": None, "anew": begun.model_copy(update={"anew": True}), "all read": done()}
+@pytest.mark.parametrize("case", ["first start", "from_scratch", "all read"])
+def test_start_logs_nothing_for_new_and_complete_snapshots(begun: SnapshotState, case: str) -> None:
+    states = {"first start": None, "from_scratch": begun.model_copy(update={"from_scratch": True}), "all read": done()}
     state = states[case]
     table = feed(MemoryRegistry(), state)
     with structlog.testing.capture_logs() as lines:
@@ -73,7 +73,7 @@ def test_nothing_is_told_of_a_table_that_nobody_began_or_that_is_read_whole(begu
     assert lines == []
 
 
-def test_chunks_are_planned_by_the_bytes_of_the_one_before_and_tables_in_the_way_are_left_for_longer_each_time(
+def test_chunk_size_follows_previous_chunk_and_busy_tables_are_set_aside_for_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0

@@ -1,4 +1,4 @@
-"""A source publishes what its database owns, up to the change of owner, and the next one goes on behind it."""
+"""A source publishes what its database owns, up to the change of owner, and the next source continues after it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from infra.postgres.control import Owner, ensure_control_schema
 from infra.state.positions import HandoverState, SnapshotState, SourceState, StreamState, read_sources
 from producers.session import handover as ownership
-from producers.session.handover import HandoverAwaited, standing
-from producers.session.resume import ServerLog, refuse_gaps
+from producers.session.handover import HandoverAwaited, source_scope
+from producers.session.resume import ServerWal, refuse_gaps
 from producers.session.start_over import start_over
 from producers.source import slots
 from producers.source.gaps import SilentGap
@@ -39,46 +39,46 @@ def given(owner: str = "ci", epoch: int = 2) -> HandoverState:
     )  # fmt: skip
 
 
-def stands(source: str, sources: Mapping[str, SourceState], owner: Owner | None) -> ownership.Standing:
-    return standing(source, [TABLE], sources, {"gitlab_main": owner} if owner else {})
+def scope_of(source: str, sources: Mapping[str, SourceState], owner: Owner | None) -> ownership.Scope:
+    return source_scope(source, [TABLE], sources, {"gitlab_main": owner} if owner else {})
 
 
-def test_nothing_is_asked_of_a_source_whose_schema_never_moved() -> None:
+def test_source_whose_schema_never_moved_needs_no_handover() -> None:
     for owner in (None, Owner("main", 1)):
-        assert stands("main", {"main": SourceState(STREAM, {TABLE.name: COPIED})}, owner) == ownership.Standing()
+        assert scope_of("main", {"main": SourceState(STREAM, {TABLE.name: COPIED})}, owner) == ownership.Scope()
 
 
-def test_a_producer_that_is_behind_publishes_up_to_the_change_of_owner() -> None:
+def test_lagging_producer_publishes_up_to_the_change_of_owner() -> None:
     state = SourceState(STREAM, {TABLE.name: COPIED})
-    assert not stands("main", {"main": state}, Owner("ci", 2)).away
+    assert not scope_of("main", {"main": state}, Owner("ci", 2)).away
 
 
-def test_who_never_published_a_table_leaves_another_owner_s_alone() -> None:
+def test_source_ignores_another_owner_s_table_that_it_never_published() -> None:
     with pytest.raises(OwnershipMoved, match="database main has given every captured table to another"):
-        stands("main", {}, Owner("ci", 2))
+        scope_of("main", {}, Owner("ci", 2))
 
 
-def test_who_gave_it_away_ends_once_that_is_all_and_reads_on_while_it_is_not() -> None:
+def test_source_ends_once_all_schemas_are_given_away_and_continues_before() -> None:
     state = {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}
     with pytest.raises(OwnershipMoved, match="drop its slot once the switchover is complete"):
-        stands("main", state, Owner("ci", 2))
-    taken_back = stands("main", state, Owner("main", 3))
-    assert taken_back.away == {"gitlab_main"}, "until the stream says so"
+        scope_of("main", state, Owner("ci", 2))
+    taken_back = scope_of("main", state, Owner("main", 3))
+    assert taken_back.away == {"gitlab_main"}, "until the stream has the change"
     assert taken_back.given == {TABLE.name: COPIED}
 
 
-def test_the_new_owner_waits_for_the_old_one_and_goes_on_behind_it() -> None:
+def test_new_owner_waits_for_the_old_one_and_continues_after_it() -> None:
     publishing = {"main": SourceState(STREAM, {TABLE.name: COPIED})}
-    with pytest.raises(HandoverAwaited, match="gitlab_main was given to ci, and the producer of main has not yet"):
-        stands("ci", publishing, Owner("ci", 2))
+    with pytest.raises(HandoverAwaited, match="gitlab_main was given to ci, but the producer of main has not yet"):
+        scope_of("ci", publishing, Owner("ci", 2))
     with pytest.raises(HandoverAwaited):  # of a switchover that was taken back
-        stands("ci", {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}, Owner("ci", 4))
-    done = stands("ci", {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}, Owner("ci", 2))
+        scope_of("ci", {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}, Owner("ci", 4))
+    done = scope_of("ci", {"main": SourceState(STREAM, handovers={"gitlab_main": given()})}, Owner("ci", 2))
     assert done.handover == given()
     assert done.inherited == {TABLE.name: COPIED.model_copy(update={"source": "ci"})}
-    assert stands("ci", {}, Owner("ci", 2)) == ownership.Standing(), "nobody published it before"
+    assert scope_of("ci", {}, Owner("ci", 2)) == ownership.Scope(), "no source published it before"
     started = {"main": SourceState(STREAM, handovers={"gitlab_main": given()}), "ci": SourceState(STREAM)}
-    assert stands("ci", started, Owner("ci", 2)) == ownership.Standing(), "by its own record from then on"
+    assert scope_of("ci", started, Owner("ci", 2)) == ownership.Scope(), "by its own record from then on"
 
 
 def gave(source: str, owner: str, epoch: int) -> SourceState:
@@ -86,60 +86,60 @@ def gave(source: str, owner: str, epoch: int) -> SourceState:
     return SourceState(STREAM, handovers={"gitlab_main": record})
 
 
-def test_of_several_owners_before_the_last_one_counts() -> None:
+def test_last_of_several_previous_owners_counts() -> None:
     publishes = SourceState(STREAM, {TABLE.name: COPIED})
     with pytest.raises(HandoverAwaited, match="the producer of ci has not yet published all"):
-        stands("sec", {"main": gave("main", "ci", 2), "ci": publishes}, Owner("sec", 3))
+        scope_of("sec", {"main": gave("main", "ci", 2), "ci": publishes}, Owner("sec", 3))
     with pytest.raises(HandoverAwaited, match="the producer of ci has not yet published all"):
-        stands("sec", {"main": gave("main", "ci", 2)}, Owner("sec", 3))  # it has not begun
-    last = stands("sec", {"main": gave("main", "ci", 2), "ci": gave("ci", "sec", 3)}, Owner("sec", 3))
+        scope_of("sec", {"main": gave("main", "ci", 2)}, Owner("sec", 3))  # it has not started
+    last = scope_of("sec", {"main": gave("main", "ci", 2), "ci": gave("ci", "sec", 3)}, Owner("sec", 3))
     assert last.handover is not None
     assert last.handover.source == "ci"
 
 
-def test_what_was_given_back_ends_the_stream_of_before() -> None:
+def test_schema_given_back_ends_the_earlier_stream() -> None:
     shared = SnapshotState(source="main", table="public.s", topic="s", done=True)
     own = SourceState(STREAM, {"public.s": shared}, gave("main", "ci", 2).handovers)
-    back = stands("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 3))
+    back = scope_of("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 3))
     assert (set(back.returned), set(back.away)) == ({"gitlab_main"}, set())
     assert back.handover is not None
     assert back.handover.epoch == 3
     known = back.of(own)
     assert known.stream is None
-    assert known.snapshots[TABLE.name].done, "read on"
-    assert known.snapshots["public.s"].anew, "it was another server's"
+    assert known.snapshots[TABLE.name].done, "resumed"
+    assert known.snapshots["public.s"].from_scratch, "it was another server's"
     with pytest.raises(HandoverAwaited, match="the producer of ci"):
-        stands("main", {"main": own, "ci": SourceState(STREAM, {TABLE.name: COPIED})}, Owner("main", 3))
+        scope_of("main", {"main": own, "ci": SourceState(STREAM, {TABLE.name: COPIED})}, Owner("main", 3))
 
 
-def test_how_far_the_log_was_read_that_was_left_says_nothing_once_all_came_back() -> None:
-    """The producer of the server before has confirmed its own heartbeats until the end."""
+def test_position_in_the_earlier_wal_is_ignored_once_all_schemas_came_back() -> None:
+    """The producer of the earlier server confirmed its own heartbeats until its end."""
     stream = STREAM.model_copy(update={"timeline": 1, "confirmed_lsn": Lsn(900)})
     own = SourceState(stream, handovers=gave("main", "ci", 2).handovers)
-    server = ServerLog("7", 3, Lsn(1000), {1: Lsn(500), 2: Lsn(800)})
-    back = stands("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 3))
+    server = ServerWal("7", 3, Lsn(1000), {1: Lsn(500), 2: Lsn(800)})
+    back = scope_of("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 3))
     refuse_gaps(back.of(own), slot(700), "s", server)
-    away = stands("main", {"main": own}, Owner("main", 3))
+    away = scope_of("main", {"main": own}, Owner("main", 3))
     with pytest.raises(SilentGap, match="which this server left at 0/1F4"):
         refuse_gaps(away.of(own), slot(700), "s", server)
 
 
-def test_what_was_taken_back_is_no_one_else_s_to_hand_over() -> None:
-    """By --abort, after moves there and back: the other's record is of an earlier move."""
+def test_schema_taken_back_needs_no_handover_from_another_source() -> None:
+    """By --abort, after moves there and back: the other source's record is from an earlier move."""
     own = gave("main", "ci", 4)
-    taken_back = stands("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 5))
+    taken_back = scope_of("main", {"main": own, "ci": gave("ci", "main", 3)}, Owner("main", 5))
     assert taken_back.away == {"gitlab_main"}, "until the stream says so"
     assert taken_back.of(own).stream == STREAM
 
 
-def test_a_copy_in_which_one_came_back_has_stale_rows_of_what_the_source_kept() -> None:
+def test_copy_with_a_schema_given_back_has_stale_rows_of_kept_schemas() -> None:
     kept = replace_schema(TABLE, "gitlab_ci", "public.kept")
     own = SourceState(
         STREAM, {"public.kept": COPIED.model_copy(update={"table": "public.kept"})}, gave("main", "ci", 2).handovers
     )
     owners = {"gitlab_main": Owner("main", 3), "gitlab_ci": Owner("main", 1)}
-    with pytest.raises(SilentGap, match=r"gitlab_ci was published from another server .* its rows here are stale"):
-        standing("main", [TABLE, kept], {"main": own, "ci": gave("ci", "main", 3)}, owners)
+    with pytest.raises(SilentGap, match=r"gitlab_ci was published from a different server .* its rows here are stale"):
+        source_scope("main", [TABLE, kept], {"main": own, "ci": gave("ci", "main", 3)}, owners)
 
 
 def replace_schema(table: CapturedTable, gitlab_schema: str, name: str) -> CapturedTable:
@@ -147,16 +147,16 @@ def replace_schema(table: CapturedTable, gitlab_schema: str, name: str) -> Captu
     return replace(table, gitlab_schema=gitlab_schema, relation=relation, topic="t.kept")
 
 
-def test_who_has_given_it_on_before_its_producer_ever_ran_publishes_what_was_written_in_between() -> None:
+def test_owner_that_passed_a_schema_on_before_its_first_start_publishes_its_tenure() -> None:
     main = gave("main", "ci", 2)
-    late = stands("ci", {"main": main}, Owner("sec", 3))
+    late = scope_of("ci", {"main": main}, Owner("sec", 3))
     assert late.handover == main.handovers["gitlab_main"]
     assert not late.away, "up to the change of owner in its own stream"
     with pytest.raises(OwnershipMoved):  # it never had it
-        stands("other", {"main": main}, Owner("sec", 3))
+        scope_of("other", {"main": main}, Owner("sec", 3))
     ci = gave("ci", "sec", 3)
     with pytest.raises(OwnershipMoved):  # it has done so
-        stands("ci", {"main": main, "ci": ci}, Owner("sec", 3))
+        scope_of("ci", {"main": main, "ci": ci}, Owner("sec", 3))
 
 
 def slot(confirmed: int) -> slots.SlotState:
@@ -169,7 +169,7 @@ def first(found: slots.SlotState | None, opened: int | None) -> tuple[int, int]:
     return state.commit_lsn, state.confirmed_lsn
 
 
-def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> None:
+def test_stream_begins_after_the_handover_or_at_the_slot_s_start() -> None:
     assert first(slot(150), None) == (200, 201)
     assert first(slot(201), None) == (200, 201)
     assert first(slot(250), 250) == (249, 250)
@@ -179,19 +179,17 @@ def test_the_stream_begins_behind_the_handover_or_where_the_slot_was_made() -> N
 @pytest.mark.parametrize(
     ("found", "opened", "words"),
     [
-        (None, 300, "slot s, which the switchover made, does not exist any more"),
-        (slot(250), 249, "slot s begins at 0/FA, after gitlab_main was opened here at 0/F9: what was written in"),
+        (None, 300, "slot s, which the switchover created, no longer exists"),
+        (slot(250), 249, "slot s begins at 0/FA, after gitlab_main was opened here at 0/F9: changes in between"),
         (slot(250), 100, "after gitlab_main was opened here at 0/64"),  # of an earlier switchover
-        (slot(202), None, r"at 0/CA, after gitlab_main was given to ci at 0/C8, and headrace.database does not say"),
-        (replace(slot(250), made=False, confirmed_flush=None, active_pid=7), 300, "still being made by process 7"),
+        (slot(202), None, r"at 0/CA, after gitlab_main was given to ci at 0/C8, and headrace.database does not record"),
+        (replace(slot(250), made=False, confirmed_flush=None, active_pid=7), 300, "still being created by process 7"),
     ],
 )
-def test_a_slot_that_may_lack_what_was_written_is_refused(
-    found: slots.SlotState | None, opened: int | None, words: str
-) -> None:
+def test_slot_that_may_lack_changes_is_refused(found: slots.SlotState | None, opened: int | None, words: str) -> None:
     with pytest.raises(SilentGap, match=words) as caught:
         first(found, opened)
-    assert "start over with `headrace produce ci --start-over`" in caught.value.remedy
+    assert "re-snapshot all tables with `headrace produce ci --start-over`" in caught.value.remedy
 
 
 # On real servers.
@@ -213,7 +211,7 @@ def handover(source: Source) -> HandoverState | None:
 
 
 @pytest.mark.stack
-def test_what_is_given_away_stops_there_and_the_others_go_on(new_source: NewSource) -> None:
+def test_schema_given_away_stops_and_others_continue(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u", **BOTH)
     with running(source) as producer:
         producer.caught_up()
@@ -231,7 +229,7 @@ def test_what_is_given_away_stops_there_and_the_others_go_on(new_source: NewSour
 
 
 @pytest.mark.stack
-def test_the_last_one_given_away_ends_the_producer_and_it_starts_again_when_taken_back(new_source: NewSource) -> None:
+def test_producer_ends_with_the_last_schema_given_away_and_restarts_when_taken_back(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     producer = Running(source)
     producer.caught_up()
@@ -250,7 +248,7 @@ def test_the_last_one_given_away_ends_the_producer_and_it_starts_again_when_take
 
 
 @pytest.mark.stack
-def test_given_away_taken_back_and_given_away_again_while_nobody_looked(new_source: NewSource) -> None:
+def test_schema_given_away_twice_while_the_producer_was_stopped(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     copy_all(source)
     for number, statement in enumerate((GIVE, TAKE_BACK, GIVE)):
@@ -265,7 +263,7 @@ def test_given_away_taken_back_and_given_away_again_while_nobody_looked(new_sour
 
 
 @pytest.mark.stack
-def test_a_table_that_is_given_away_while_it_is_copied_is_copied_no_further(new_source: NewSource) -> None:
+def test_table_given_away_during_its_snapshot_is_copied_no_further(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)",
         "public.t",
@@ -283,7 +281,7 @@ def test_a_table_that_is_given_away_while_it_is_copied_is_copied_no_further(new_
 
 
 @pytest.mark.stack
-def test_a_source_that_is_gone_for_good_is_ended_by_starting_over(
+def test_start_over_ends_a_source_that_is_lost(
     new_source: NewSource, new_databases: Callable[[str | None], Database]
 ) -> None:
     gone = new_source(TWO, "public.t")
@@ -298,9 +296,9 @@ def test_a_source_that_is_gone_for_good_is_ended_by_starting_over(
     new = Source(settings, connection, name="ci")
     waiting = Running(new)
     waiting.stop.set()
-    assert waiting.ended() is None, "it waits for the other, and is no failure"
+    assert waiting.ended() is None, "it waits for the other producer, and does not fail"
     start_over(settings, "ci")
     copy_all(new)
     assert states(new.require_equal("public.t")) == {"r": 1}
     with pytest.raises(OwnershipMoved):
-        standing("main", [TABLE], read_sources(settings), {"gitlab_main": Owner("ci", 2)})
+        source_scope("main", [TABLE], read_sources(settings), {"gitlab_main": Owner("ci", 2)})

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.stack
 NewSource = Callable[..., Source]
 
 
-def test_a_table_is_read_and_followed(new_source: NewSource) -> None:
+def test_table_is_snapshotted_and_followed(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id bigint PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 50) i",
         "public.t",
@@ -58,7 +58,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_keys_of_every_kind(new_source: NewSource, kind: str) -> None:
+def test_tables_with_every_kind_of_key_are_captured(new_source: NewSource, kind: str) -> None:
     columns, values, chunked = KEYS[kind]
     source = new_source(
         f"CREATE TABLE t ({columns}, v text NOT NULL); INSERT INTO t SELECT {values} FROM generate_series(1, 50) i",
@@ -74,8 +74,8 @@ def test_keys_of_every_kind(new_source: NewSource, kind: str) -> None:
     assert source.recorded().snapshots["public.t"].chunks_done == (8 if chunked else 1)
 
 
-def test_a_covering_primary_key_is_its_key_alone(new_source: NewSource) -> None:
-    """The columns that an index INCLUDEs are no part of the key, nor of what a delete tells."""
+def test_covering_primary_key_excludes_its_included_columns(new_source: NewSource) -> None:
+    """An index's INCLUDE columns are not part of the key, nor of a delete event."""
     source = new_source(
         "CREATE TABLE t (id int, name text, PRIMARY KEY (id) INCLUDE (name)); INSERT INTO t VALUES (1, 'a'), (2, 'b')",
         "public.t",
@@ -88,7 +88,7 @@ def test_a_covering_primary_key_is_its_key_alone(new_source: NewSource) -> None:
     assert ops(source.require_equal("public.t"), id=1) == ["r", "u"]
 
 
-def test_a_partitioned_table_is_one_table(new_source: NewSource) -> None:
+def test_partitioned_table_is_captured_as_one_table(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);"
         "CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');"
@@ -112,7 +112,7 @@ def test_a_partitioned_table_is_one_table(new_source: NewSource) -> None:
     assert set(source.recorded().snapshots) == {"public.t"}
 
 
-def test_a_table_that_others_inherit_from_is_itself_alone(new_source: NewSource) -> None:
+def test_inheritance_parent_is_captured_without_its_children(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE child () INHERITS (t);"
         "INSERT INTO t VALUES (1); INSERT INTO child VALUES (2)",
@@ -129,7 +129,7 @@ def test_a_table_that_others_inherit_from_is_itself_alone(new_source: NewSource)
 BIG = "string_agg(md5(i::text || '{seed}'), '')"
 
 
-def test_replica_identity_full_tells_the_row_before(new_source: NewSource) -> None:
+def test_replica_identity_full_publishes_the_old_row(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY, n int, big text); ALTER TABLE t REPLICA IDENTITY FULL;"
         f"INSERT INTO t SELECT 1, 1, {BIG.format(seed='a')} FROM generate_series(1, 500) i",
@@ -152,7 +152,7 @@ def test_replica_identity_full_tells_the_row_before(new_source: NewSource) -> No
     assert ops(records, id=2) == ["c", "d", "tombstone"]
 
 
-def test_a_large_value_that_nobody_touched_is_unchanged(new_source: NewSource) -> None:
+def test_unchanged_large_value_is_left_out(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY, n int, big text);"
         f"INSERT INTO t SELECT 1, 1, {BIG.format(seed='a')} FROM generate_series(1, 500) i",
@@ -167,7 +167,7 @@ def test_a_large_value_that_nobody_touched_is_unchanged(new_source: NewSource) -
     assert update.after == {"id": 1, "n": 2, "big": UNCHANGED}
 
 
-def test_a_changed_key_takes_its_large_value_along(new_source: NewSource) -> None:
+def test_changed_key_keeps_its_large_value(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY, big text);"
         f"INSERT INTO t SELECT 1, {BIG.format(seed='a')} FROM generate_series(1, 500) i",
@@ -180,7 +180,7 @@ def test_a_changed_key_takes_its_large_value_along(new_source: NewSource) -> Non
     assert UNCHANGED not in [value for row in fold(source.records("public.t")).values() for value in row.values()]
 
 
-def test_a_truncated_table_is_empty_and_fills_again(new_source: NewSource) -> None:
+def test_truncated_table_is_empty_and_refilled(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY REFERENCES t);"
         "INSERT INTO t SELECT generate_series(1, 20); INSERT INTO u SELECT generate_series(1, 20)",
@@ -202,7 +202,7 @@ DOTTED = "public. a b.c*"
 """The table's own name has blanks, a dot and a star."""
 
 
-def test_names_of_any_kind(new_source: NewSource) -> None:
+def test_tables_and_columns_may_have_any_name(new_source: NewSource) -> None:
     source = new_source(
         """CREATE SCHEMA "Odd-One"; CREATE TABLE "Odd-One"."a""b'%sä" (
         "select" int PRIMARY KEY, "a-b" text, "a.b" text, "A_b" text, "1st" int, "é" text, "x y" text, "%s" int);
@@ -220,7 +220,7 @@ def test_names_of_any_kind(new_source: NewSource) -> None:
     assert states(source.require_equal(DOTTED)) == {"r": 1}
 
 
-def test_an_empty_table_is_done_at_once(new_source: NewSource) -> None:
+def test_empty_table_is_done_at_once(new_source: NewSource) -> None:
     source = new_source("CREATE TABLE t (id int PRIMARY KEY, n int)", "public.t")
     with running(source) as producer:
         producer.caught_up()
@@ -230,8 +230,8 @@ def test_an_empty_table_is_done_at_once(new_source: NewSource) -> None:
     assert states(source.require_equal("public.t")) == {"c": 1}
 
 
-def test_every_type_is_the_same_from_copy_and_from_the_stream(new_source: NewSource) -> None:
-    """A smoke test: the codec has tests of its own."""
+def test_every_type_is_encoded_alike_from_copy_and_stream(new_source: NewSource) -> None:
+    """A smoke test: the codec has its own tests."""
     source = new_source(
         "CREATE TYPE mood AS ENUM ('sad', 'o,k'); CREATE DOMAIN tiny AS int CHECK (VALUE < 9);"
         "CREATE TABLE t (id int PRIMARY KEY, b bool, s smallint, i int, l bigint, o oid, r real, d float8, n numeric,"
@@ -267,7 +267,7 @@ def test_every_type_is_the_same_from_copy_and_from_the_stream(new_source: NewSou
         assert {**read, "id": 0} == {**created, "id": 0}
 
 
-def test_two_sources_at_once(
+def test_two_sources_run_at_once(
     bootstrap_servers: str, prefix: str, new_databases: Callable[[str | None], Database]
 ) -> None:
     sections: dict[str, Any] = {}
@@ -295,7 +295,7 @@ def test_two_sources_at_once(
     assert folded_rows(records) == table_rows(ci.connection, "public.t")
 
 
-def test_heartbeats_move_an_idle_slot_up_to_the_recorded_position(new_source: NewSource) -> None:
+def test_heartbeats_advance_an_idle_slot_to_the_recorded_position(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE busy (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
         "public.t",
@@ -304,7 +304,7 @@ def test_heartbeats_move_an_idle_slot_up_to_the_recorded_position(new_source: Ne
         producer.caught_up()
         before = source.slot_state().confirmed_flush
         assert before is not None
-        # Nothing of what follows is published.
+        # Nothing of the following is published.
         source.connection.execute("INSERT INTO busy SELECT generate_series(1, 10000)")
         written = source.connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()
         assert written is not None
@@ -321,7 +321,7 @@ def test_heartbeats_move_an_idle_slot_up_to_the_recorded_position(new_source: Ne
         until(moved, "the slot to follow the heartbeats")
 
 
-def test_a_transaction_of_more_than_a_kafka_transaction(new_source: NewSource) -> None:
+def test_transaction_larger_than_a_kafka_transaction_is_published(new_source: NewSource) -> None:
     timing = Timing(frames=70, commit_events=500)
     source = new_source("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t", timing=timing)
     with running(source) as producer:

@@ -1,4 +1,4 @@
-"""The loop of a session with nothing but fakes: what it does next, whatever the servers do. Each fault has a name."""
+"""The loop of a session with fakes only: its next action for each behaviour of the servers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from schemas.positions import Lsn, Position
 from tests.producers.captures import MemoryRegistry, done, feed
 
 BEHIND = Lsn(1_000)
-"""Where heartbeats are written, and up to where the stream has to come then."""
+"""The position of heartbeats, which the stream then has to reach."""
 
 
 @dataclass
 class World:
-    """What a session works with. `journal` says what it did, in order; it is stopped after so many `steps`.
+    """A session's parts. `journal` lists its actions in order; it is stopped after so many `steps`.
 
-    `chunks` are what reading a chunk does, one after the other: a log position, or an error that it raises.
+    `chunks` are the results of reading chunks, in order: a WAL position, or an error to raise.
     """
 
     chunks: list[Lsn | Exception] = field(default_factory=list)
     restarts: list[Restart | None] = field(default_factory=list)
-    """What commits return, one after the other, then None."""
+    """The results of commits, in order, then None."""
     steps: int = 30
     whole: bool = True
     """Whether the table is copied already."""
@@ -56,7 +56,7 @@ class World:
         if self.steps <= 0:
             self.stop.set()
 
-    # What the parts do.
+    # The parts' functions.
 
     received = Lsn(0)
 
@@ -98,7 +98,7 @@ class World:
         return BEHIND
 
     def look(self, *_: object) -> None:
-        """Nothing is seen, noted or told."""
+        """Does nothing."""
 
     noted = copied = look
 
@@ -113,26 +113,26 @@ class World:
         parts = Parts(
             source="main", dsn="host=nowhere", settings=SnapshotSettings(chunk_rows=3), sql=this, stream=this,
             incoming=this, feeds=[self.feed], capture=self.capture, commits=this, choose=self.choose,
-            copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this, guardian=this,
+            copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this, slot_monitor=this,
             copy_log=this,
         )  # fmt: skip
         return Session(parts, self.stop, timing).work()
 
 
-def test_what_was_read_is_committed_and_then_confirmed_also_when_it_is_stopped() -> None:
+def test_changes_are_committed_then_confirmed_even_when_stopped() -> None:
     world = World(steps=4)
     assert world.run() is None
     assert world.journal == ["read", "heartbeat", "read", "commit", "confirm", "commit", "confirm"]
 
 
-def test_a_table_that_is_copied_has_its_chunks_committed_one_by_one() -> None:
+def test_chunks_are_committed_one_by_one() -> None:
     world = World(chunks=[Lsn(5), Lsn(6)], whole=False, steps=8)
     world.run()
     assert world.journal[:6] == ["chunk", "commit public.t", "confirm"] * 2
 
 
-def test_the_stream_catches_up_after_a_copy_phase_before_the_next() -> None:
-    """It has come up to a heartbeat that was written behind the last chunk."""
+def test_stream_catches_up_between_copy_phases() -> None:
+    """The stream reaches a heartbeat that was written after the last chunk."""
     world = World(chunks=[Lsn(5)] * 9, whole=False, steps=40)
     world.run(Timing(copy_seconds=-1))
     assert "chunk" not in world.journal
@@ -141,21 +141,21 @@ def test_the_stream_catches_up_after_a_copy_phase_before_the_next() -> None:
         assert {"read", "commit"} <= set(world.journal[first:second])
 
 
-def test_copying_ends_where_the_slot_retains_too_much() -> None:
+def test_copy_phase_ends_when_the_slot_retains_too_much_wal() -> None:
     world = World(chunks=[Lsn(2 << 40)] * 9, whole=False, steps=6)
     world.run()
     assert world.journal[:4] == ["chunk", "commit public.t", "confirm", "heartbeat"]
 
 
 @pytest.mark.parametrize("error", [TableBusy("it is locked"), psycopg.errors.LockNotAvailable("locked")])
-def test_a_table_that_is_busy_is_set_aside_and_nothing_is_committed_for_it(error: Exception) -> None:
+def test_busy_table_is_set_aside_without_a_commit(error: Exception) -> None:
     world = World(chunks=[error, Lsn(5)], whole=False, steps=4)
     world.run()
     assert world.journal[:3] == ["chunk", "chunk", "commit public.t"]
     assert len(world.aside) == 1
 
 
-def test_a_table_that_cannot_be_read_is_stopped_which_is_committed_and_the_others_go_on() -> None:
+def test_unreadable_table_is_stopped_and_others_continue() -> None:
     world = World(chunks=[TableStopped("its key is gone")], whole=False, steps=8)
     assert world.run() is None
     assert world.journal[:3] == ["chunk", "commit public.t", "confirm"]
@@ -164,7 +164,7 @@ def test_a_table_that_cannot_be_read_is_stopped_which_is_committed_and_the_other
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_restart_ends_the_session_after_its_commit_and_confirmation_and_nothing_follows(whole: bool) -> None:
+def test_restart_ends_the_session_after_commit_and_confirmation(whole: bool) -> None:
     restart = Restart("public.t")
     world = World(chunks=[] if whole else [Lsn(5)], whole=whole, restarts=[restart])
     assert world.run() == restart
@@ -173,7 +173,7 @@ def test_a_restart_ends_the_session_after_its_commit_and_confirmation_and_nothin
     assert sum(what.startswith("commit") for what in world.journal) == 1
 
 
-def test_a_slot_that_is_about_to_be_lost_gets_a_heartbeat_at_once() -> None:
+def test_slot_at_risk_gets_a_heartbeat_at_once() -> None:
     idle, hurried = World(steps=20), World(steps=20, hurry=True)
     idle.run()
     hurried.run()
@@ -181,7 +181,7 @@ def test_a_slot_that_is_about_to_be_lost_gets_a_heartbeat_at_once() -> None:
     assert hurried.journal.count("heartbeat") > 3
 
 
-def test_a_heartbeat_that_cannot_be_written_stops_nothing() -> None:
+def test_failed_heartbeat_does_not_stop_the_session() -> None:
     world = World(chunks=[Lsn(5)], whole=False, heartbeats_fail=True, steps=12)
     assert world.run() is None
     assert world.journal.count("read") > 1

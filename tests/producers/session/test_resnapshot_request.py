@@ -1,4 +1,4 @@
-"""Tables that are read again on demand, on real servers: a range under work, and anew where changes were lost."""
+"""Re-snapshots on demand, on real servers: of a range under load, and from scratch after changes were lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session.resnapshot_request import NotReadYet, ReadAnewOnly, ask, source_of
+from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask, source_of
 from producers.source.gaps import SilentGap
 from schemas.errors import UsageError
 from tests.producers.folding import ops, states
@@ -20,20 +20,24 @@ NewSource = Callable[..., Source]
 ROWS = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 60) i"
 
 
-def request(source: Source, first: int | None = None, last: int | None = None, *, anew: bool = False) -> str:
+def request(source: Source, first: int | None = None, last: int | None = None, *, from_scratch: bool = False) -> str:
     ends = [None if key is None else (str(key),) for key in (first, last)]
-    return ask(source.settings, "main", SnapshotRequest(table="public.t", first=ends[0], last=ends[1], anew=anew))
+    return ask(
+        source.settings,
+        "main",
+        SnapshotRequest(table="public.t", first=ends[0], last=ends[1], from_scratch=from_scratch),
+    )
 
 
 def over(source: Source, table: str = "public.t") -> bool:
     return not source.state().snapshots[table].under_way
 
 
-def test_a_range_is_read_again_by_the_producer_that_runs(new_source: NewSource) -> None:
+def test_running_producer_re_snapshots_a_range(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot={"chunk_rows": 7})
     with running(source) as producer:
         producer.caught_up()
-        assert request(source, 11, 30).startswith("asked at ")
+        assert request(source, 11, 30).startswith("requested at ")
         producer.caught_up()
         until(lambda: over(source), "the range")
     records = source.require_equal("public.t")
@@ -42,7 +46,7 @@ def test_a_range_is_read_again_by_the_producer_that_runs(new_source: NewSource) 
 
 
 @pytest.mark.parametrize("key", ["id int PRIMARY KEY", "id numeric PRIMARY KEY"])
-def test_a_table_is_read_again_under_random_work(new_source: NewSource, key: str) -> None:
+def test_table_is_re_snapshotted_under_random_work(new_source: NewSource, key: str) -> None:
     source = new_source(
         f"{SCHEMA.replace('id int PRIMARY KEY', key)}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 300) i",
         "public.t",
@@ -58,7 +62,7 @@ def test_a_table_is_read_again_under_random_work(new_source: NewSource, key: str
     assert states(source.require_equal("public.t"))["r"] > 400
 
 
-def test_a_producer_that_is_down_does_it_when_it_starts(new_source: NewSource) -> None:
+def test_stopped_producer_re_snapshots_at_its_next_start(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
     copy_all(source)
     request(source, 60)
@@ -68,11 +72,11 @@ def test_a_producer_that_is_down_does_it_when_it_starts(new_source: NewSource) -
     assert states(source.require_equal("public.t")) == {"r": 61}
 
 
-def test_a_table_is_read_anew(new_source: NewSource) -> None:
+def test_table_is_re_snapshotted_from_scratch(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot={"chunk_rows": 7})
     with running(source) as producer:
         producer.caught_up()
-        request(source, anew=True)
+        request(source, from_scratch=True)
         until(lambda: "t" in states(source.records("public.t")), "the truncate")
         producer.caught_up()
         source.connection.execute("DELETE FROM t WHERE id = 1")
@@ -80,7 +84,7 @@ def test_a_table_is_read_anew(new_source: NewSource) -> None:
     assert states(source.require_equal("public.t")) == {"r": 120, "t": 2, "d": 1, "tombstone": 1}
 
 
-def test_a_table_that_was_taken_out_is_read_anew_when_it_is_back(new_source: NewSource) -> None:
+def test_table_removed_and_published_again_is_re_snapshotted_from_scratch(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
     copy_all(source)
     both = source.settings
@@ -88,33 +92,33 @@ def test_a_table_that_was_taken_out_is_read_anew_when_it_is_back(new_source: New
     copy_all(source)
     source.connection.execute("DELETE FROM t WHERE id < 10")
     source.settings = both
-    with pytest.raises(SilentGap, match=r"headrace snapshot public\.t --anew"):
+    with pytest.raises(SilentGap, match=r"headrace snapshot public\.t --from-scratch"):
         copy_all(source)
-    with pytest.raises(NotReadYet, match=r"public\.t was never read"):
+    with pytest.raises(NotReadYet, match=r"public\.t has never been read"):
         request(source)
-    assert request(source, anew=True) == "public.t is read anew when the producer of main starts"
+    assert request(source, from_scratch=True) == "public.t is re-snapshotted when the producer of main starts"
     copy_all(source)
     assert states(source.require_equal("public.t")) == {"r": 60 + 51, "t": 2}
 
 
-def test_a_table_that_was_stopped_is_read_anew(new_source: NewSource) -> None:
+def test_stopped_table_is_re_snapshotted_from_scratch(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
     with running(source) as producer:
         producer.caught_up()
         source.connection.execute("ALTER TABLE t ALTER COLUMN n TYPE text; UPDATE t SET n = 'x'")
         until(lambda: bool(source.state().snapshots["public.t"].stopped), "the stop")
-        with pytest.raises(ReadAnewOnly, match=r"public\.t is stopped"):
+        with pytest.raises(FromScratchOnly, match=r"public\.t is stopped"):
             request(source)
-        request(source, anew=True)
+        request(source, from_scratch=True)
         until(lambda: "t" in states(source.records("public.t")), "the truncate")
         producer.caught_up()
     source.require_equal("public.t")
 
 
-def test_a_table_that_cannot_be_captured_just_then_waits_and_holds_up_no_other(new_source: NewSource) -> None:
+def test_table_that_cannot_be_captured_waits_without_delaying_others(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
     copy_all(source)
-    request(source, anew=True)
+    request(source, from_scratch=True)
     source.connection.execute("ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO u VALUES (1)")
     with running(source) as producer:
         until(lambda: len(source.records("public.u")) == 1, "the other's row")
@@ -127,15 +131,15 @@ def test_a_table_that_cannot_be_captured_just_then_waits_and_holds_up_no_other(n
     source.require_equal("public.t")
 
 
-def test_what_is_no_key(new_source: NewSource) -> None:
+def test_key_that_does_not_match_is_refused(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
-    with pytest.raises(NotReadYet, match="source main was never read"):
+    with pytest.raises(NotReadYet, match="source main has never been read"):
         request(source)
     copy_all(source)
-    with pytest.raises(UsageError, match=r"a key with 2 value\(s\) was given, and the key of public\.t is \(id\)"):
+    with pytest.raises(UsageError, match=r"a key with 2 value\(s\) was given, but the key of public\.t is \(id\)"):
         ask(source.settings, "main", SnapshotRequest(table="public.t", first=("1", "2")))
-    with pytest.raises(UsageError, match=r"none of its columns' types was given, .*give --from and --to once"):
+    with pytest.raises(UsageError, match=r"does not match its columns' types, .*give --from and --to once"):
         ask(source.settings, "main", SnapshotRequest(table="public.t", last=("x",)))
     assert source_of(source.settings, "public.t") == "main"
-    with pytest.raises(UsageError, match="captured of no database"):
+    with pytest.raises(UsageError, match="captured from no database"):
         source_of(source.settings, "public.other")

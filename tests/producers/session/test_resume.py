@@ -1,4 +1,4 @@
-"""Where a producer goes on, and where it refuses to: never a silent gap."""
+"""A producer resumes, or refuses to start: it never leaves a silent gap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.kafka import clients
 from infra.kafka.topics import delete_topics, end_offsets, ensure_topic
 from infra.state.positions import SourceState, StreamState
 from producers.session import resume
-from producers.session.resume import ServerLog
+from producers.session.resume import ServerWal
 from producers.source import slots
 from producers.source.gaps import SilentGap
 from producers.source.schema_changes import TableStopped
@@ -24,7 +24,7 @@ from tests.producers.sources import Running, Source, capturing, copy_all, runnin
 NewSource = Callable[..., Source]
 
 SYSTEM = "7000"
-LOG = ServerLog(SYSTEM, 1, Lsn(200), {})
+LOG = ServerWal(SYSTEM, 1, Lsn(200), {})
 RECORDED = StreamState(
     source="main", instance="i", slot="s", system_identifier=SYSTEM, commit_lsn=Lsn(90), ordinal=0,
     confirmed_lsn=Lsn(100), ts_ms=0,
@@ -40,45 +40,45 @@ def slot(confirmed: int | None, status: str = "reserved", reason: str | None = N
     ("stream", "found"),
     [(None, None), (None, slot(5)), (RECORDED, slot(100)), (RECORDED, slot(50)), (RECORDED, slot(None))],
 )
-def test_what_fits_together(stream: StreamState | None, found: slots.SlotState | None) -> None:
+def test_consistent_slot_and_position_are_accepted(stream: StreamState | None, found: slots.SlotState | None) -> None:
     resume.refuse_gaps(SourceState(stream), found, "s", LOG)
 
 
-AGAIN = "start over with `headrace produce main --start-over`"
+AGAIN = "re-snapshot all tables with `headrace produce main --start-over`"
 ON_ONE = RECORDED.model_copy(update={"timeline": 1})
-GAPS: dict[str, tuple[StreamState, slots.SlotState | None, ServerLog, str, str]] = {
-    "lost": (RECORDED, slot(100, "lost", "wal_removed"), LOG, r"slot s is lost \(wal_removed\)", "raise max_slot_wal"),
-    "idle": (RECORDED, slot(100, "lost", "idle_timeout"), LOG, r"slot s is lost \(idle_timeout\)", "raise idle_repl"),
-    "lost, on an older server": (RECORDED, slot(100, "lost"), LOG, r"slot s is lost \(lost\)", "raise max_slot_wal"),
-    "missing": (RECORDED, None, LOG, "topics of main stand at 0/64, but slot s does not exist any more", AGAIN),
-    "being made": (
+GAPS: dict[str, tuple[StreamState, slots.SlotState | None, ServerWal, str, str]] = {
+    "lost": (RECORDED, slot(100, "lost", "wal_removed"), LOG, r"was invalidated \(wal_removed\)", "raise max_slot_wal"),
+    "idle": (RECORDED, slot(100, "lost", "idle_timeout"), LOG, r"was invalidated \(idle_timeout\)", "raise idle_repl"),
+    "lost, on an older server": (RECORDED, slot(100, "lost"), LOG, r"was invalidated \(lost\)", "raise max_slot_wal"),
+    "missing": (RECORDED, None, LOG, "topics of main are at 0/64, but slot s no longer exists", AGAIN),
+    "under creation": (
         RECORDED, replace(slot(None), made=False, active_pid=7), LOG,
-        "stand at 0/64, but slot s is being made by process 7 only now", AGAIN,
+        "are at 0/64, but slot s is only now being created by process 7", AGAIN,
     ),
-    "ahead": (RECORDED, slot(101), LOG, "slot s stands at 0/65, ahead of the topics at 0/64: something else", AGAIN),
+    "ahead": (RECORDED, slot(101), LOG, "slot s is at 0/65, ahead of the topics at 0/64: another reader", AGAIN),
     "another cluster": (
-        RECORDED, slot(100), ServerLog("8000", 1, Lsn(200), {}),
-        "are of database system 7000, this one is 8000", r"correct databases\.main\.dsn, or start over",
+        RECORDED, slot(100), ServerWal("8000", 1, Lsn(200), {}),
+        "come from database system 7000, but this server is 8000", r"correct databases\.main\.dsn, or re-snapshot",
     ),
-    "set back": (
-        RECORDED, slot(50), ServerLog(SYSTEM, 1, Lsn(99), {}),
-        "stand at 0/64, behind the end of the server's log at 0/63: it was set back", AGAIN,
+    "restored": (
+        RECORDED, slot(50), ServerWal(SYSTEM, 1, Lsn(99), {}),
+        "are at 0/64, after the end of the server's WAL at 0/63: the server was reset", AGAIN,
     ),
     "promoted without the last changes": (
-        ON_ONE, slot(50), ServerLog(SYSTEM, 2, Lsn(200), {1: Lsn(99)}),
-        "stand at 0/64 of timeline 1, which this server left at 0/63", AGAIN,
+        ON_ONE, slot(50), ServerWal(SYSTEM, 2, Lsn(200), {1: Lsn(99)}),
+        "are at 0/64 on timeline 1, which this server left at 0/63", AGAIN,
     ),
     "in the middle of a transaction": (
-        ON_ONE.model_copy(update={"commit_lsn": Lsn(120)}), slot(50), ServerLog(SYSTEM, 2, Lsn(200), {1: Lsn(120)}),
+        ON_ONE.model_copy(update={"commit_lsn": Lsn(120)}), slot(50), ServerWal(SYSTEM, 2, Lsn(200), {1: Lsn(120)}),
         "which this server left at 0/78", AGAIN,
     ),
     "left behind": (
         RECORDED.model_copy(update={"timeline": 2}), slot(50), LOG,
-        "are of timeline 2, and this server's log, of timeline 1, has never been on it",
+        "are on timeline 2, but this server is on timeline 1 and was never on it",
         r"correct databases\.main\.dsn",
     ),
     "not synchronized": (
-        ON_ONE, None, ServerLog(SYSTEM, 2, Lsn(200), {1: Lsn(100)}),
+        ON_ONE, None, ServerWal(SYSTEM, 2, Lsn(200), {1: Lsn(100)}),
         "slot s had not been synchronized to this server when it was promoted", "sync_replication_slots = on",
     ),
 }  # fmt: skip
@@ -94,12 +94,12 @@ def test_gaps_are_refused(kind: str) -> None:
     assert "headrace produce main --start-over" in caught.value.remedy
 
 
-def test_a_failover_to_a_standby_that_had_everything_is_gone_on_from() -> None:
-    later = ServerLog(SYSTEM, 3, Lsn(200), {1: Lsn(100), 2: Lsn(150)})
+def test_failover_to_an_up_to_date_standby_resumes() -> None:
+    later = ServerWal(SYSTEM, 3, Lsn(200), {1: Lsn(100), 2: Lsn(150)})
     resume.refuse_gaps(SourceState(ON_ONE), slot(50), "s", later)
 
 
-def test_a_lost_slot_of_which_nothing_was_read_is_dropped() -> None:
+def test_remedy_for_a_lost_unread_slot_is_to_drop_it() -> None:
     with pytest.raises(SilentGap, match=r"SELECT pg_drop_replication_slot\('s'\)"):
         resume.refuse_gaps(SourceState(), slot(100, "lost", "wal_removed"), "s", LOG)
 
@@ -119,24 +119,24 @@ def refused(source: Source, kind: type[BaseException], words: str) -> None:
 
 
 @pytest.mark.stack
-def test_a_slot_that_somebody_dropped(new_source: NewSource) -> None:
+def test_dropped_slot_is_refused(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     copy_all(source)
     source.drop_slot()
-    refused(source, SilentGap, f"slot {source.slot} does not exist any more")
+    refused(source, SilentGap, f"slot {source.slot} no longer exists")
     slots.create(source.connection, source.slot, failover=False)
-    refused(source, SilentGap, f"slot {source.slot} stands at .*, ahead of the topics at")
+    refused(source, SilentGap, f"slot {source.slot} is at .*, ahead of the topics at")
 
 
 @pytest.mark.stack
-def test_a_table_that_was_taken_out_and_put_in_again(new_source: NewSource) -> None:
+def test_table_removed_from_the_publication_and_added_again_is_refused(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u")
     copy_all(source)
     source.settings = capturing(source.settings, "public.t")
     copy_all(source)
     source.settings = capturing(source.settings, "public.t", "public.u")
     topic = topic_of(source.settings, "public.u")
-    refused(source, SilentGap, f"topic {topic} has records, but there is no record .* public.u .*; have it read anew")
+    refused(source, SilentGap, f"topic {topic} has records, but no snapshot .* public.u is recorded; re-snapshot it")
     delete_topics(source.settings.kafka, [topic])
     source.connection.execute("INSERT INTO u VALUES (2)")
     copy_all(source)
@@ -145,19 +145,19 @@ def test_a_table_that_was_taken_out_and_put_in_again(new_source: NewSource) -> N
 
 
 @pytest.mark.stack
-def test_a_table_that_was_made_anew_meanwhile(new_source: NewSource) -> None:
-    """The publication forgets a table that is dropped: what was written before the next start is in no log of ours."""
+def test_recreated_table_is_stopped(new_source: NewSource) -> None:
+    """A dropped table leaves the publication: changes before the next start are not in the stream."""
     source = new_source(TWO, "public.t")
     copy_all(source)
     source.connection.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (3, 3)")
-    refused(source, TableStopped, r"public\.t: it was taken out of the publication\)")
+    refused(source, TableStopped, r"public\.t: it was removed from the publication\)")
     delete_topics(source.settings.kafka, [topic_of(source.settings, "public.t")])
     copy_all(source)
     assert states(source.require_equal("public.t")) == {"r": 1}
 
 
 @pytest.mark.stack
-def test_a_topic_that_was_deleted_is_filled_again(new_source: NewSource) -> None:
+def test_deleted_topic_is_refilled(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u")
     copy_all(source)
     delete_topics(source.settings.kafka, [topic_of(source.settings, "public.t")])
@@ -171,7 +171,7 @@ def test_a_topic_that_was_deleted_is_filled_again(new_source: NewSource) -> None
 
 
 @pytest.mark.stack
-def test_another_gitlab_schema_is_another_topic(new_source: NewSource) -> None:
+def test_changed_gitlab_schema_uses_another_topic(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", gitlab_schemas=["gitlab_main", "gitlab_ci"])
     copy_all(source)
     database = source.settings.database("main")
@@ -182,7 +182,7 @@ def test_another_gitlab_schema_is_another_topic(new_source: NewSource) -> None:
 
 
 @pytest.mark.stack
-def test_another_key_is_refused(new_source: NewSource) -> None:
+def test_changed_key_is_refused(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL UNIQUE); ALTER TABLE t REPLICA IDENTITY FULL;"
         "INSERT INTO t VALUES (1, 'a')",
@@ -195,7 +195,7 @@ def test_another_key_is_refused(new_source: NewSource) -> None:
 
 
 @pytest.mark.stack
-def test_after_an_incompatible_change_a_new_topic_is_the_way_out(new_source: NewSource) -> None:
+def test_incompatible_change_is_fixed_by_a_new_topic(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     copy_all(source)
     source.connection.execute("ALTER TABLE t ALTER n TYPE text")
@@ -206,7 +206,7 @@ def test_after_an_incompatible_change_a_new_topic_is_the_way_out(new_source: New
 
 
 @pytest.mark.stack
-def test_a_table_that_lost_its_key_while_its_topic_is_empty_stops_alone(new_source: NewSource) -> None:
+def test_table_that_lost_its_key_stops_without_affecting_others(new_source: NewSource) -> None:
     source = new_source(f"{TWO}; DELETE FROM u", "public.t", "public.u")
     copy_all(source)
     source.connection.execute("ALTER TABLE u DROP CONSTRAINT u_pkey; INSERT INTO t VALUES (3, 3)")
@@ -222,7 +222,7 @@ def test_a_table_that_lost_its_key_while_its_topic_is_empty_stops_alone(new_sour
 
 
 @pytest.mark.stack
-def test_rows_that_nobody_recorded(new_source: NewSource) -> None:
+def test_topic_with_unrecorded_rows_is_refused(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t", "public.u")
     source.settings = capturing(source.settings, "public.u")
     copy_all(source)
@@ -232,11 +232,11 @@ def test_rows_that_nobody_recorded(new_source: NewSource) -> None:
     client.produce(topic, b"?", b"?")
     client.flush()
     source.settings = capturing(source.settings, "public.t", "public.u")
-    refused(source, SilentGap, f"topic {topic} has records, but there is no record of how table public.t was read")
+    refused(source, SilentGap, f"topic {topic} has records, but no snapshot of table public.t is recorded")
 
 
 @pytest.mark.stack
-def test_a_start_that_is_refused_leaves_the_one_that_runs_alone(new_source: NewSource) -> None:
+def test_refused_start_does_not_affect_the_running_producer(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     with running(source) as producer:
         producer.caught_up()
@@ -245,7 +245,7 @@ def test_a_start_that_is_refused_leaves_the_one_that_runs_alone(new_source: NewS
         wrong = Source(source.settings, source.connection)
         database = source.settings.database("main").model_copy(update={"slot": "x_" + source.settings.prefix})
         wrong.settings = source.settings.model_copy(update={"databases": {"main": database}})
-        refused(wrong, SilentGap, "does not exist any more")
+        refused(wrong, SilentGap, "no longer exists")
         source.connection.execute("INSERT INTO t VALUES (3, 3)")
         producer.caught_up()
         after = source.state().stream
@@ -255,7 +255,7 @@ def test_a_start_that_is_refused_leaves_the_one_that_runs_alone(new_source: NewS
 
 
 @pytest.mark.stack
-def test_a_slot_s_name_that_cannot_be(new_source: NewSource) -> None:
+def test_invalid_slot_name_is_refused(new_source: NewSource) -> None:
     source = new_source(TWO, "public.t")
     source.settings = source.settings.model_copy(update={"prefix": "p" * 60})
-    refused(source, UsageError, "is not a slot name")
+    refused(source, UsageError, "is not a valid slot name")

@@ -1,4 +1,4 @@
-"""A source whose role or database has settings of its own: each session of headrace's sets what it relies on."""
+"""A source whose role or database has its own settings: each headrace session sets what it relies on."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ LARGE = "INSERT INTO large SELECT i, repeat('x', 30000) FROM generate_series(%s,
 """30 MB in one transaction: more than 20 ms to decode, and to copy."""
 
 
-def test_source_is_read_whatever_the_database_says(new_source: NewSource, database: Database) -> None:
+def test_source_is_read_despite_role_and_database_settings(new_source: NewSource, database: Database) -> None:
     source = new_source(
         f"{PLANTED} {FORMS} CREATE TABLE large (id int PRIMARY KEY, v text);"
         " ALTER TABLE large ALTER v SET STORAGE EXTERNAL",

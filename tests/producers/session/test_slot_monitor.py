@@ -1,4 +1,4 @@
-"""How soon a slot is lost: the forecast by itself, and on a server whose slot comes nearer to its end."""
+"""The slot monitor's forecast, by itself and on a server whose slot is about to be lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.service import log
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import StreamState
 from producers.session import slot_monitor
-from producers.session.slot_monitor import DISK, IDLE_TIMEOUT, KEEP_SIZE, Guardian, LogGrowth, Rate, Reading
+from producers.session.slot_monitor import DISK, IDLE_TIMEOUT, KEEP_SIZE, Rate, Reading, SlotMonitor, WalGrowth
 from producers.source import slots
 from schemas.positions import Lsn
 from tests.producers.replicas import emit_message
@@ -53,7 +53,7 @@ IDLE = slot(safe_wal_size=None, inactive_since=datetime.fromtimestamp(940, UTC))
         (replace(READING, slot=replace(IDLE, synced=True), idle_timeout=3600), RATE, None, None, None),
     ],
 )
-def test_the_time_until_it_is_lost(
+def test_forecast_computes_time_until_the_slot_is_lost(
     reading: Reading, rate: Rate | None, seconds: float | None, cause: str | None, left: int | None
 ) -> None:
     found = slot_monitor.forecast(reading, rate)
@@ -71,17 +71,17 @@ def test_the_time_until_it_is_lost(
         (slot(wal_status="lost"), True),
     ],
 )
-def test_a_risk_is_what_is_near_and_not_a_reader_that_is_a_moment_behind(state: slots.SlotState, at_risk: bool) -> None:
+def test_briefly_lagging_reader_is_not_a_risk(state: slots.SlotState, at_risk: bool) -> None:
     assert slot_monitor.forecast(replace(READING, slot=state), RATE).at_risk is at_risk
 
 
-def test_what_a_person_reads() -> None:
+def test_forecast_is_readable() -> None:
     assert str(slot_monitor.forecast(READING, Rate(10_000, 90))) == (
-        "slot s holds back 10.0 MB of log; 100.0 MB may still be written (max_slot_wal_keep_size);"
-        " unread it is lost in 2 h 46 min; the log grows by 10.0 kB/s, measured over 1 min 30 s"
+        "slot s retains 10.0 MB of WAL; 100.0 MB may still be written (max_slot_wal_keep_size);"
+        " unread it is lost in 2 h 46 min; WAL grows by 10.0 kB/s, measured over 1 min 30 s"
     )
     assert str(slot_monitor.forecast(replace(READING, slot=IDLE, idle_timeout=3600), None)) == (
-        "slot s holds back 10.0 MB of log; unread it is lost in 59 min (idle_replication_slot_timeout)"
+        "slot s retains 10.0 MB of WAL; unread it is lost in 59 min (idle_replication_slot_timeout)"
     )
     active = slot_monitor.forecast(replace(READING, slot=replace(IDLE, active_pid=7), idle_timeout=60), None)
     assert "; without its reader it is lost in 1 min (idle_replication_slot_timeout)" in str(active)
@@ -93,8 +93,8 @@ def test_what_a_person_reads() -> None:
     assert str(slot_monitor.forecast(replace(READING, slot=slot(wal_status="lost")), RATE)) == "slot s is lost"
 
 
-def test_the_log_s_growth_is_the_greater_of_the_last_minute_and_of_all() -> None:
-    growth = LogGrowth()
+def test_wal_rate_is_the_greater_of_the_last_minute_and_the_whole_window() -> None:
+    growth = WalGrowth()
     assert growth.rate is None
     growth.add(0, Lsn(0))
     growth.add(0.1, Lsn(5))
@@ -105,7 +105,7 @@ def test_the_log_s_growth_is_the_greater_of_the_last_minute_and_of_all() -> None
     assert growth.rate == Rate(100, 10), "a sudden load"
     for at in range(120, 2000, 10):
         growth.add(at, Lsn(2000))
-    assert growth.rate == Rate(0, 600), "what is over is forgotten"
+    assert growth.rate == Rate(0, 600), "old samples are dropped"
     growth.add(2010, Lsn(10))
     assert growth.rate is None, "another server"
 
@@ -117,9 +117,9 @@ def stream(commit: int, at: float, rate: float | None = None) -> StreamState:
     )  # fmt: skip
 
 
-def test_the_rate_is_remembered_beyond_the_producer_s_end() -> None:
+def test_wal_rate_is_remembered_after_the_producer_stopped() -> None:
     assert slot_monitor.remembered(None, READING) is None
-    assert slot_monitor.remembered(stream(MB, at=990), READING) is None, "ten seconds say little"
+    assert slot_monitor.remembered(stream(MB, at=990), READING) is None, "ten seconds are too short"
     assert slot_monitor.remembered(stream(MB, at=900), READING) == Rate(100_000, 100)
     assert slot_monitor.remembered(stream(MB, at=900, rate=7 * MB), READING) == Rate(7 * MB, 600)
     assert slot_monitor.remembered(stream(MB, at=900, rate=7), READING) == Rate(100_000, 100)
@@ -132,13 +132,13 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 
 def write(connection: psycopg.Connection[Any], segments: int) -> None:
-    """Let the log grow by so many segments of 16 MB, with little to write."""
+    """Let the WAL grow by so many segments of 16 MB, with few writes."""
     for _ in range(segments):
         connection.execute("SELECT pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()")
 
 
 @pytest.mark.stack
-def test_a_slot_on_its_way_to_its_end(server: EmbeddedPostgres) -> None:
+def test_forecast_follows_a_slot_until_it_is_lost(server: EmbeddedPostgres) -> None:
     with server.connect() as connection:
         assert slot_monitor.read(connection, "near") is None
         slots.create(connection, "near", failover=False)
@@ -171,11 +171,11 @@ def test_a_slot_on_its_way_to_its_end(server: EmbeddedPostgres) -> None:
 
 
 @pytest.mark.stack
-def test_somebody_is_told_once_in_a_while(server: EmbeddedPostgres) -> None:
+def test_slot_at_risk_is_logged_at_most_once_a_minute(server: EmbeddedPostgres) -> None:
     with server.connect() as connection, capture_logs() as lines:
-        watch = Guardian("main", "told", 256 << 20, log.get())
+        watch = SlotMonitor("main", "logged", 256 << 20, log.get())
         assert watch.look(connection) is None, "no slot yet"
-        slots.create(connection, "told", failover=False)
+        slots.create(connection, "logged", failover=False)
         try:
             found = watch.look(connection)
             assert found is not None
@@ -183,22 +183,22 @@ def test_somebody_is_told_once_in_a_while(server: EmbeddedPostgres) -> None:
             write(connection, 6)
             for _ in range(3):
                 watch.look(connection)
-            watch.look_from_afar(server.dsn())
-            watch.look_from_afar("postgresql://nobody@127.0.0.1:1/none")
+            watch.look_over_new_connection(server.dsn())
+            watch.look_over_new_connection("postgresql://nobody@127.0.0.1:1/none")
         finally:
-            slots.drop(connection, "told")
+            slots.drop(connection, "logged")
     (warning,) = [line for line in lines if line["log_level"] == "warning"]
-    assert warning["event"] == "the slot may be lost"
+    assert warning["event"] == "slot at risk"
     assert "the next checkpoint removes what it needs" in warning["reason"]
 
 
 @pytest.mark.stack
-def test_a_slot_that_holds_back_much_is_helped_to_let_go(server: EmbeddedPostgres) -> None:
-    """The server notes the running transactions by itself only every 15 seconds; nothing here waits for that."""
+def test_slot_that_retains_much_wal_is_helped_to_release_it(server: EmbeddedPostgres) -> None:
+    """The server logs running transactions by itself only every 15 seconds; nothing here waits for that."""
     with server.connect() as connection:
         connection.execute("CREATE PUBLICATION helped FOR ALL TABLES")
         slots.create(connection, "helped", failover=False)
-        watch = Guardian("main", "helped", 64 << 20, log.get())
+        watch = SlotMonitor("main", "helped", 64 << 20, log.get())
         try:
 
             def let_go() -> bool:
@@ -219,7 +219,7 @@ def test_a_slot_that_holds_back_much_is_helped_to_let_go(server: EmbeddedPostgre
 
 
 @pytest.mark.stack
-def test_a_role_without_rights_sees_the_forecast_and_no_disk(server: EmbeddedPostgres) -> None:
+def test_role_without_rights_gets_a_forecast_without_disk(server: EmbeddedPostgres) -> None:
     with server.connect() as connection:
         connection.execute("CREATE ROLE plain; CREATE PUBLICATION plain FOR ALL TABLES")
         slots.create(connection, "plain", failover=False)
@@ -229,7 +229,7 @@ def test_a_role_without_rights_sees_the_forecast_and_no_disk(server: EmbeddedPos
             reading = slot_monitor.read(connection, "plain")
             assert reading is not None
             assert reading.disk_free is None
-            found = Guardian("main", "plain", 1 << 20, log.get()).look(connection)
+            found = SlotMonitor("main", "plain", 1 << 20, log.get()).look(connection)
             assert found is not None
             assert found.retained_bytes > 1 << 20
         finally:

@@ -1,4 +1,4 @@
-"""Requests to re-snapshot a table: whose are taken, and what becomes of one that cannot be done."""
+"""Requests to re-snapshot a table: whose are accepted, and how an impossible one is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MESSAGES = (
     ("headrace", ""),
     ("", "\u00e9" * 1000),
 )
-"""What was a request once, and what was a heartbeat."""
+"""The former formats of a request and of a heartbeat."""
 
 
 @pytest.mark.stack
@@ -76,7 +76,7 @@ def test_messages_of_other_roles_change_nothing(new_source: NewSource, stranger:
 def test_messages_of_other_roles_are_not_sent_at_all(
     new_source: NewSource, stranger: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One may have a gigabyte, which would be in memory at every start."""
+    """A message may have a gigabyte, which would be in memory at every start."""
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
     copy_all(source)
     largest = 0
@@ -94,9 +94,7 @@ def test_messages_of_other_roles_are_not_sent_at_all(
 
 
 @pytest.mark.stack
-def test_other_roles_may_not_write_what_producers_believe(
-    database: Database, stranger: psycopg.Connection[Any]
-) -> None:
+def test_other_roles_may_not_write_producers_tables(database: Database, stranger: psycopg.Connection[Any]) -> None:
     admin = database.connect()
     admin.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC")
     admin.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO PUBLIC")
@@ -113,16 +111,16 @@ def test_other_roles_may_not_write_what_producers_believe(
 
 
 NO_KEYS = {
-    "a value that is no number": (("no number",), "a key that is none of its columns' types"),
-    "a number too large": (("99999999999",), "a key that is none of its columns' types"),
-    "two values": (("1", "2"), r"a key with 2 value\(s\) was given, and the key of public\.t is \(id\)"),
+    "a value that is no number": (("no number",), "a key was given that does not match its columns' types"),
+    "a number too large": (("99999999999",), "a key was given that does not match its columns' types"),
+    "two values": (("1", "2"), r"a key with 2 value\(s\) was given, but the key of public\.t is \(id\)"),
     "no value": ((), r"a key with 0 value\(s\) was given"),
     "a long one": (("1" * 300_000,), "a key of more than 262144 bytes"),
 }
 
 
 @pytest.mark.stack
-def test_what_is_no_key_of_the_table_is_refused_without_waiting_for_its_lock(new_source: NewSource) -> None:
+def test_key_that_does_not_match_is_refused_without_waiting_for_the_table_lock(new_source: NewSource) -> None:
     source = new_source(SCHEMA, "public.t")
     (table,) = captured_tables(source.connection, "main", source.settings.database("main"), source.settings.prefix)
     dsn = source.settings.database("main").dsn.get_secret_value()
@@ -140,8 +138,8 @@ def test_what_is_no_key_of_the_table_is_refused_without_waiting_for_its_lock(new
 
 
 @pytest.mark.stack
-def test_keys_of_a_request_are_written_as_the_server_writes_them(new_source: NewSource) -> None:
-    """Ranges that touch are joined by comparing these texts."""
+def test_request_keys_are_normalized_by_the_server(new_source: NewSource) -> None:
+    """Adjacent ranges are joined by comparing these texts."""
     source = new_source("CREATE TABLE t (id uuid, n int, PRIMARY KEY (id, n))", "public.t")
     (table,) = captured_tables(source.connection, "main", source.settings.database("main"), source.settings.prefix)
     low, high = "{A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11}", "b0eebc999c0b4ef8bb6d6bb9bd380a11"
@@ -164,7 +162,7 @@ def test_request_that_cannot_be_done_is_refused_and_the_source_continues(new_sou
         assert stream is not None
         return stream.refused_request
 
-    insert = 'INSERT INTO headrace.snapshot_requests ("table", first_key, anew) VALUES'
+    insert = 'INSERT INTO headrace.snapshot_requests ("table", first_key, from_scratch) VALUES'
     oid = source.connection.execute("SELECT 't'::regclass::oid::text").fetchone()
     assert oid is not None
     with running(source) as producer:
@@ -175,15 +173,15 @@ def test_request_that_cannot_be_done_is_refused_and_the_source_continues(new_sou
             f" ('public.t', '{{{{1}},{{2}}}}', false), ('t', NULL, true), ('{oid[0]}', NULL, true), ('', NULL, true)"
         )
         producer.caught_up()
-        assert refused() == "table  was to be re-snapshot, and is not captured here"
+        assert refused() == "cannot re-snapshot table : it is not captured here"
     source.connection.execute(f"{insert} ('other.t', NULL, true)")
     copy_all(source)
-    assert refused() == "table other.t was to be re-snapshot, and is not captured here"
+    assert refused() == "cannot re-snapshot table other.t: it is not captured here"
     config = write_settings(source.settings, tmp_path / "headrace.toml")
     command = [sys.executable, "-m", "headrace", "check", "--config", str(config)]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert "table other.t was to be re-snapshot, and is not captured here" in shown.stdout
-    assert "Nothing was changed. Correct it, and ask again" in shown.stdout
+    assert "cannot re-snapshot table other.t: it is not captured here" in shown.stdout
+    assert "Nothing was changed. Correct the request and repeat it" in shown.stdout
     assert states(source.require_equal("public.t")) == {"r": 20}
     with running(source) as producer:
         send_request(source.connection, SnapshotRequest(table="public.t", first=("19",)))
@@ -194,15 +192,15 @@ def test_request_that_cannot_be_done_is_refused_and_the_source_continues(new_sou
     assert [ops(records, id=key) for key in (18, 19, 20)] == [["r"], ["r", "r"], ["r", "r"]]
 
 
-def test_row_that_is_no_request_is_refused() -> None:
-    whole = {"table": b"public.t", "first_key": b'{"a b",NULL,"c\\"d"}', "last_key": None, "anew": b"f"}
+def test_invalid_request_row_is_refused() -> None:
+    whole = {"table": b"public.t", "first_key": b'{"a b",NULL,"c\\"d"}', "last_key": None, "from_scratch": b"f"}
     for row in (whole, {}, {**whole, "first_key": b"{{a},{b}}"}, {**whole, "first_key": None, "table": b"\xff"}):
-        with pytest.raises(RequestRefused, match=r"is no request; Nothing was changed"):
+        with pytest.raises(RequestRefused, match=r"is not a valid request; Nothing was changed"):
             read_request(row)
 
 
 def test_request_is_read_from_its_row() -> None:
-    row = {"table": b"public.t", "first_key": b'{"a b","c\\"d",NULLS,""}', "last_key": b"{\\u00}", "anew": b"t"}
+    row = {"table": b"public.t", "first_key": b'{"a b","c\\"d",NULLS,""}', "last_key": b"{\\u00}", "from_scratch": b"t"}
     assert read_request(row) == SnapshotRequest(
-        table="public.t", first=("a b", 'c"d', "NULLS", ""), last=("u00",), anew=True
+        table="public.t", first=("a b", 'c"d', "NULLS", ""), last=("u00",), from_scratch=True
     )

@@ -1,4 +1,4 @@
-"""Starting over: a new slot, topics that are emptied, and everything read."""
+"""Starting over: a new slot, emptied topics, and a re-snapshot of every table."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ NewSource = Callable[..., Source]
 TABLE = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)"
 
 
-def test_everything_is_forgotten_and_read_anew(new_source: NewSource) -> None:
+def test_start_over_resets_the_source_and_re_snapshots_all_tables(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     start_over(source.settings, "main")
     assert slots.read(source.connection, source.slot) is None
     assert source.recorded().stream is None
-    assert source.recorded().snapshots["public.t"].anew
+    assert source.recorded().snapshots["public.t"].from_scratch
     source.connection.execute("DELETE FROM t WHERE id = 1")
     copy_all(source)
-    # The topic is the same one, emptied in both partitions.
+    # The same topic, emptied in both partitions.
     assert states(source.require_equal("public.t")) == {"r": 3, "t": 2}
 
 
-def test_where_positions_would_go_back_the_topics_are_deleted(new_source: NewSource) -> None:
+def test_topics_are_deleted_if_positions_would_go_back(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     stream = source.recorded().stream
@@ -53,7 +53,7 @@ def test_where_positions_would_go_back_the_topics_are_deleted(new_source: NewSou
     assert states(source.require_equal("public.t")) == {"r": 2}
 
 
-def test_twice_is_as_once(new_source: NewSource) -> None:
+def test_start_over_is_idempotent(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     start_over(source.settings, "main")
@@ -62,7 +62,7 @@ def test_twice_is_as_once(new_source: NewSource) -> None:
     assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
 
 
-def test_interrupted_behind_the_slot_it_is_completed(new_source: NewSource) -> None:
+def test_start_over_interrupted_after_the_slot_is_completed_by_a_rerun(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     source.drop_slot()
@@ -71,7 +71,7 @@ def test_interrupted_behind_the_slot_it_is_completed(new_source: NewSource) -> N
     assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
 
 
-def test_a_producer_that_runs_is_left_alone(new_source: NewSource) -> None:
+def test_running_producer_is_not_affected(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t")
     with running(source) as producer:
         producer.caught_up()
@@ -82,14 +82,14 @@ def test_a_producer_that_runs_is_left_alone(new_source: NewSource) -> None:
     assert states(source.require_equal("public.t")) == {"r": 2, "c": 1}
 
 
-def test_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
+def test_start_over_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)
     source.drop_slot()
     config = write_settings(source.settings, tmp_path / "headrace.toml")
     with producing(config) as process:
         assert process.ended() == 3
-        assert "start over with `headrace produce main --start-over`" in process.log.read_text()
+        assert "re-snapshot all tables with `headrace produce main --start-over`" in process.log.read_text()
     with producing(config, "--start-over", "--yes") as process:
         source.caught_up(process.check)
         process.send(signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""A model of the database that a producer reads: transactions, what snapshots see of them, and the decoded log.
+"""A model of the database that a producer reads: transactions, their visibility in snapshots, and the decoded WAL.
 
-A transaction is in the log, and decoded, before it becomes visible; until it is visible it holds its locks. Ids and
-log positions are the server's: an id comes with the first write, a snapshot's xmax is behind the last that ended.
+A transaction is in the WAL, and decoded, before it becomes visible; until it is visible it holds its locks. Ids and WAL
+positions behave as the server's: an id is assigned at the first write, a snapshot's xmax is after the last that ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REQUESTED = Relation(
     16_500,
     *REQUESTS,
     "d",
-    (Column("table", 25), Column("first_key", 1009), Column("last_key", 1009), Column("anew", 16)),
+    (Column("table", 25), Column("first_key", 1009), Column("last_key", 1009), Column("from_scratch", 16)),
     identity_columns=(),
 )
 FIRST_XID = (1 << 32) - 5
@@ -70,14 +70,14 @@ class Change:
 
 
 def requested(request: SnapshotRequest) -> pg.Values:
-    """Return the row of a request as the stream has it; keys are numbers here."""
+    """Return a request's row as in the stream; keys are numbers here."""
     ends = (None if key is None else f"{{{','.join(key)}}}".encode() for key in (request.first, request.last))
-    return [request.table.encode(), *ends, b"t" if request.anew else b"f"]
+    return [request.table.encode(), *ends, b"t" if request.from_scratch else b"f"]
 
 
 @dataclass
 class Transaction:
-    """A transaction that has written; `commit_lsn` is 0 until it is in the log."""
+    """A transaction that has written; `commit_lsn` is 0 until it is in the WAL."""
 
     xid: int
     changes: list[Change] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Transaction:
 
 
 def sees(snapshot: Snapshot, transaction: Transaction) -> bool:
-    """What PostgreSQL says, by whole ids."""
+    """PostgreSQL's answer, by full 64-bit ids."""
     xid = transaction.xid
     return xid < snapshot.xmin or (xid < snapshot.xmax and xid not in snapshot.in_progress)
 
@@ -111,7 +111,7 @@ class ModelDatabase:
     def __init__(self) -> None:
         self.log: list[Transaction] = []
         self.running: list[Transaction] = []
-        """Neither rolled back nor visible yet; those with a commit_lsn are in the log."""
+        """Neither rolled back nor visible yet; those with a commit_lsn are in the WAL."""
         self.insert_lsn = 1000
         self._next_xid = FIRST_XID
         self._last_ended = FIRST_XID - 1
@@ -132,7 +132,7 @@ class ModelDatabase:
         return self._last_ended
 
     def write(self, transaction: Transaction, key: int, other: int | None, *, keeps_big: bool) -> bool:
-        """Insert, update or (to `other`) move a row, whichever can be; returns whether no lock is in the way."""
+        """Insert, update or (to `other`) move a row, whichever applies; return whether no lock prevents it."""
         state = self._seen_by(transaction)
         if self._locked(transaction, key, other):
             return False
@@ -152,7 +152,7 @@ class ModelDatabase:
         return True
 
     def truncate(self, transaction: Transaction) -> bool:
-        """Empty the table, which needs it alone."""
+        """Truncate the table, which requires an exclusive lock."""
         if any(other is not transaction and other.changes for other in self.running):
             return False
         self._change(transaction, Change(None, None))
@@ -162,7 +162,7 @@ class ModelDatabase:
         self._change(transaction, Change(None, None, request=request))
 
     def commit(self, transaction: Transaction) -> None:
-        """Write the commit into the log: from now on it is decoded, though not yet visible."""
+        """Write the commit to the WAL: it is decoded from now on, though not yet visible."""
         transaction.commit_lsn = self.insert_lsn
         self.insert_lsn += 8
         transaction.end_lsn = self.insert_lsn
@@ -174,7 +174,7 @@ class ModelDatabase:
         self._last_ended = max(self._last_ended, transaction.xid)
 
     def age(self) -> None:
-        """Let two thousand million transactions pass that have nothing to do with the table."""
+        """Skip two billion transactions that do not touch the table."""
         self._next_xid += (1 << 31) + 5
         self._last_ended = self._next_xid - 1
 
@@ -187,7 +187,7 @@ class ModelDatabase:
 
     @property
     def locked_whole(self) -> bool:
-        """Whether a truncate keeps readers out."""
+        """Whether a truncate blocks readers."""
         return any(each.truncates for each in self.running)
 
     def state(self, includes: Callable[[Transaction], bool]) -> State:

@@ -66,13 +66,13 @@ class ModelProducer:
         self._published: dict[int, Position] = {}
         self._content: dict[int, Position] = {}
         self._lacking: set[int] = set()
-        """The keys whose last record leaves out a value."""
+        """The keys whose last record omits a value."""
         self.start()
 
-    # Its life.
+    # Its lifecycle.
 
     def start(self) -> None:
-        """Begin with what is recorded; called again, the producer was killed and remembers nothing else."""
+        """Start from the recorded state; calling it again models a kill."""
         stream = StreamState.model_validate_json(self.stream_record)
         snapshot = SnapshotState.model_validate_json(self.table_record) if self.table_record else None
         self.feed = TableFeed(
@@ -86,26 +86,26 @@ class ModelProducer:
         )
         self.capture = Capture([self.feed], stream.position, stream.confirmed_lsn, Unseen(stream.unseen))
         self._messages: deque[pg.Message] = deque()
-        self._told = sum(each.end_lsn <= self.slot for each in self.database.log)
+        self._decoded = sum(each.end_lsn <= self.slot for each in self.database.log)
         self._read_versions: dict[int, Position] = {}
         self._waiting: list[Record] = []
-        if self.feed.state.anew:
-            self.feed.read_anew(self.capture.position, self.feed.state.not_before)
+        if self.feed.state.from_scratch:
+            self.feed.restart_from_scratch(self.capture.position, self.feed.state.not_before)
         self.commit()
 
     def stream(self, count: int) -> None:
         """Handle some messages."""
         for _ in range(count):
-            if not self._messages and self._told < len(self.database.log):
-                self._messages.extend(self.database.log[self._told].messages())
-                self._told += 1
+            if not self._messages and self._decoded < len(self.database.log):
+                self._messages.extend(self.database.log[self._decoded].messages())
+                self._decoded += 1
             if self._messages:
                 self.capture.handle(self._messages.popleft())
 
     @property
     def behind(self) -> bool:
-        """Whether the log has more."""
-        return bool(self._messages) or self._told < len(self.database.log)
+        """Whether the WAL has more."""
+        return bool(self._messages) or self._decoded < len(self.database.log)
 
     def copy(self, rows: int) -> None:
         """Copy one chunk if the rules let it: see producers.session.loop, which does the same."""
@@ -134,13 +134,13 @@ class ModelProducer:
         self.commit()
 
     def commit(self, *, confirms: bool = True) -> None:
-        """Publish what waits, with the position; killed before it is `confirmed`, the slot stays where it was."""
+        """Publish pending records with the position; if killed before it is `confirmed`, the slot does not advance."""
         capture, feed = self.capture, self.feed
         self._waiting += feed.take()
         requests = [read_request(row) for row in capture.take_requests()]
         for request in requests:
-            if request.anew:
-                feed.ask_anew()
+            if request.from_scratch:
+                feed.ask_from_scratch()
             else:
                 feed.ask(KeyRange(request.first, request.last), self.database.next_xid())
         capture.settle()
@@ -157,10 +157,10 @@ class ModelProducer:
         if confirms:
             self.slot = capture.confirmed
         self.require_prefix()
-        if feed.state.anew:
+        if feed.state.from_scratch:
             self.start()
 
-    # What it must hold.
+    # Invariants.
 
     def require_prefix(self) -> None:
         """Fail unless the topic is the table as far as it is copied: at the stream's position, or as a chunk saw it."""
@@ -175,7 +175,7 @@ class ModelProducer:
             known = {key for key in range(100) if self._message_key(key) in remembered.keys}
             expected = {key: value for key, value in at_position.items() if key not in known}
             expected.update({key: value for key, value in seen.items() if key in known})
-            # A row that is gone in the chunk, and whose delete is still to come, need not be whole in a new topic.
+            # A row missing from the chunk whose delete is still to come may be incomplete in a new topic.
             rows = {key: row for key, row in rows.items() if key in seen or UNCHANGED not in row}
             expected = {key: value for key, value in expected.items() if key in rows or key in seen}
         elif state.reread is not None:
@@ -188,7 +188,7 @@ class ModelProducer:
                 expected.update({key: value for key, value in shown.items() if self._within(key, bounds)})
         expected = self._with_rows(expected, rows)
         if state.reread is not None and not state.done:
-            # Beyond what is read of a first snapshot the topic has what happened to be written since.
+            # Beyond the copied part of a first snapshot the topic has whatever was written since.
             bounds = Bounds(last=state.reread.after)
             copied = state.reread.after is not None or state.reread.read
             expected = {key: value for key, value in expected.items() if copied and self._within(key, bounds)}
@@ -196,7 +196,7 @@ class ModelProducer:
         assert rows == expected, f"at {position} the topic is not the table: {rows} != {expected}"
 
     def _with_rows(self, expected: State, rows: Mapping[int, tuple[object, object]]) -> State:
-        """Return what the topic has to have once rows were read by key, and while some are still to be."""
+        """Return the expected topic while or after rows are read by key."""
         incomplete, position = self.feed.copy.incomplete, self.capture.position
         with_rows = dict(expected)
         gone: set[int] = set()
@@ -246,7 +246,7 @@ class ModelProducer:
                 self._lacking.add(key)
             known = big is not UNCHANGED or before[1] is not UNCHANGED
             self.rows[key] = (n, before[1] if big is UNCHANGED else int(str(big)))
-            # Without ranges, an update may come before the chunk, or be of a row that no chunk shows any more.
+            # Without ranges, an update may come before the chunk, or be of a row that no chunk shows.
             moved = event.op is Op.CREATE or before[0] is not UNCHANGED
             assert not self.table.ordered or known or moved, f"a value of {key} that the topic never had"
 

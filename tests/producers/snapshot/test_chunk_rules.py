@@ -1,4 +1,4 @@
-"""The rules of a snapshot in progress, each forced."""
+"""Tests each rule of a snapshot in progress."""
 
 from producers.snapshot.chunk_rules import Chunk, TableChunks, Unseen
 from schemas.positions import Lsn
@@ -19,14 +19,14 @@ def test_an_event_in_a_range_not_copied_is_dropped() -> None:
     assert not TableChunks().publishes((1,), LATER, BEHIND)
 
 
-def test_in_a_copied_range_an_event_is_dropped_exactly_if_the_chunk_saw_it() -> None:
+def test_event_in_copied_range_is_dropped_only_if_chunk_saw_it() -> None:
     chunks = TableChunks([chunk(None, 10)])
     assert not chunks.publishes((10,), SEEN, BEFORE)
     assert chunks.publishes((10,), NOT_SEEN, BEFORE)
     assert chunks.publishes((10,), LATER, BEFORE)
 
 
-def test_what_commits_behind_the_chunk_is_published() -> None:
+def test_commit_after_chunk_is_published() -> None:
     assert TableChunks([chunk(None, 10)]).publishes((10,), SEEN, BEHIND)
 
 
@@ -35,7 +35,7 @@ def test_the_bounds_are_exclusive_below_and_inclusive_above() -> None:
     assert [key for key in range(4, 13) if chunks.publishes((key,), LATER, BEFORE)] == [6, 7, 8, 9, 10]
 
 
-def test_an_open_end_covers_every_greater_key() -> None:
+def test_open_end_covers_every_greater_key() -> None:
     chunks = TableChunks([chunk(None, 10), chunk(10, None)])
     assert chunks.publishes((10**12,), LATER, BEFORE)
     assert chunks.complete

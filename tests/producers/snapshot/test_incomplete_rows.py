@@ -1,4 +1,4 @@
-"""Rows whose last record leaves out a value: noted, recorded, and read by key, so that the last record is the row."""
+"""Rows whose last record omits a value are read by key, so that the last record is the row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_key_is_read_at_once_and_then_every_few_seconds_at_most() -> None:
     assert rows.due(50.0 + READ_SECONDS, copying=False)
 
 
-def test_many_keys_are_read_without_waiting_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_keys_are_read_in_batches_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incomplete_rows, "_MANY", 3)
     rows = noted("1", "2", "3", "4")
     rows.read((), CHUNK, 50.0)
@@ -56,14 +56,14 @@ def test_many_keys_are_read_without_waiting_so_many_at_a_time(monkeypatch: pytes
     assert rows.state.keys == (("4",),)
 
 
-def test_what_keys_take_is_bounded() -> None:
+def test_size_of_pending_keys_is_bounded() -> None:
     assert not noted("k" * 60_000).many
     assert noted("k" * 70_000).many
     assert not noted("k" * 70_000).too_many
     assert noted(*(str(number) * 70_000 for number in range(4))).too_many
 
 
-def test_keys_and_what_was_read_are_in_the_record() -> None:
+def test_keys_and_read_rows_are_recorded() -> None:
     rows = noted("1", "2")
     rows.read((("1",),), CHUNK, 50.0)
     again = IncompleteRows(IncompleteState.model_validate_json(rows.state.model_dump_json()))
@@ -76,14 +76,14 @@ BIG = "(SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200) 
 
 
 def lacking(records: list[Record]) -> set[str]:
-    """Return the keys whose last record leaves out a value: what a compacted topic has not."""
+    """Return the keys whose last record omits a value, which a compacted topic lacks."""
     last = {(record.partition, record.raw_key): record for record in records}
     events = [record for record in last.values() if record.event is not None and record.event.after is not None]
     return {str(record.key) for record in events if UNCHANGED in (record.event.after or {}).values()}  # type: ignore[union-attr]
 
 
 def whole(source: Source, *tables: str) -> bool:
-    """Whether nothing is to be read by key any more, nor remembered of what was."""
+    """Whether no row is left to read by key or to remember."""
     snapshots = source.state().snapshots
     return all(snapshots[f"public.{table}"].incomplete == IncompleteState() for table in tables)
 
@@ -137,7 +137,7 @@ def test_last_record_of_every_key_is_the_row(new_source: NewSource, monkeypatch:
 
 
 @pytest.mark.stack
-def test_without_the_option_only_rows_with_a_new_key_are_read(new_source: NewSource) -> None:
+def test_only_rows_with_new_key_are_read_without_complete_rows(new_source: NewSource) -> None:
     source = new_source(
         f"CREATE TABLE t (id int PRIMARY KEY, n int, big text); INSERT INTO t SELECT i, 0, {BIG.format('i')}"
         " FROM generate_series(1, 3) i",
@@ -148,7 +148,7 @@ def test_without_the_option_only_rows_with_a_new_key_are_read(new_source: NewSou
         source.connection.execute("UPDATE t SET n = 1 WHERE id = 1; UPDATE t SET id = 20 WHERE id = 2")
         producer.caught_up()
         until(lambda: whole(source, "t"), "the row")
-        # Of a row that is gone before it could be read, nothing is left to read.
+        # A row deleted before it is read leaves nothing to read.
         source.connection.execute("UPDATE t SET id = 30 WHERE id = 3; DELETE FROM t WHERE id = 30")
         producer.caught_up()
         until(lambda: whole(source, "t"), "that it is gone")
@@ -179,7 +179,7 @@ def test_a_change_of_many_keys_is_read_in_batches(new_source: NewSource, monkeyp
 
 
 @pytest.mark.stack
-def test_where_too_many_keys_would_wait_the_table_is_read(
+def test_table_is_resnapshotted_when_too_many_keys_are_pending(
     new_source: NewSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(incomplete_rows, "_MOST", 100)
@@ -198,7 +198,7 @@ def test_where_too_many_keys_would_wait_the_table_is_read(
             writer.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
             source.passes(producer.check)
             until(lambda: source.state().snapshots["public.t"].incomplete.keys == (), "the keys to be given up")
-        until(lambda: not source.state().snapshots["public.t"].under_way, "the table to be read again")
+        until(lambda: not source.state().snapshots["public.t"].under_way, "the re-snapshot")
         producer.check()
     records = source.require_equal("public.t")
     assert not lacking(records)
@@ -206,8 +206,8 @@ def test_where_too_many_keys_would_wait_the_table_is_read(
 
 
 @pytest.mark.stack
-def test_a_row_is_read_while_the_first_copy_goes_on(new_source: NewSource) -> None:
-    """The rows of a first copy are not complete for hours; those that it has passed need not wait for that."""
+def test_row_is_read_by_key_during_first_snapshot(new_source: NewSource) -> None:
+    """A first snapshot may take hours; rows that it has passed need not wait for its end."""
     source = new_source(
         f"CREATE TABLE t (id int PRIMARY KEY, n int, big text); INSERT INTO t SELECT i, 0, {BIG.format('i')}"
         " FROM generate_series(1, 300) i",

@@ -1,4 +1,4 @@
-"""Tables of every kind of key, copied in many chunks while their rows change: nothing left out, and an end."""
+"""Tables with every kind of key, copied in many chunks while rows change, end complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NewSource = Callable[..., Source]
 
 _MIXED = "CASE i % 2 WHEN 0 THEN 'B' ELSE 'a' END || i"
 _TWICE = "CASE i % 2 WHEN 0 THEN 'A' ELSE 'a' END || i / 2"
-"""Texts of which every two are one to citext, but not to the index."""
+"""Texts of which every two are equal in citext, but not in the index."""
 
 KINDS = {
     "citext_elsewhere": ("k ext.citext", "PRIMARY KEY (k)", f"({_MIXED})::ext.citext"),
@@ -42,7 +42,7 @@ CREATE OPERATOR CLASS ext.backwards FOR TYPE int USING btree AS
 """
 
 
-def test_no_row_is_left_out_whatever_its_key_is_ordered_by(new_source: NewSource) -> None:
+def test_no_row_is_missing_for_any_key_order(new_source: NewSource) -> None:
     ddl = [SCHEMA]
     for name, (columns, key, value) in KINDS.items():
         unique = key.startswith("UNIQUE")

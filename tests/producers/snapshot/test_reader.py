@@ -1,4 +1,4 @@
-"""The snapshot beside the stream, on real servers: random work, and each race forced."""
+"""Snapshot and stream together on real servers: random work, and each race forced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dsn_of(source: Source) -> str:
 
 
 @pytest.mark.parametrize("seed", [11, 12])
-def test_random_work_while_a_table_is_copied(new_source: NewSource, seed: int) -> None:
+def test_topic_equals_table_after_random_work_during_snapshot(new_source: NewSource, seed: int) -> None:
     source = new_source(
         f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 1500) i",
         "public.t",
@@ -50,7 +50,7 @@ def test_random_work_while_a_table_is_copied(new_source: NewSource, seed: int) -
 
 
 class TruncatesAfterTheLastChunk(Session):
-    """The application truncates the table between its last chunk and the stream's next look."""
+    """The application truncates the table between its last chunk and the stream's next read."""
 
     done = False
 
@@ -70,7 +70,7 @@ def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def test_what_comes_behind_a_truncate_is_published_though_a_chunk_has_shown_it(new_source: NewSource) -> None:
+def test_changes_after_truncate_are_published_although_chunk_has_them(new_source: NewSource) -> None:
     source = new_source(
         f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i",
         "public.t",
@@ -86,7 +86,7 @@ def test_what_comes_behind_a_truncate_is_published_though_a_chunk_has_shown_it(n
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 class DiesAfterTheLastChunk(Session):
@@ -99,36 +99,36 @@ class DiesAfterTheLastChunk(Session):
         return lsn
 
 
-def test_a_truncate_after_a_crash_behind_the_last_chunk(new_source: NewSource) -> None:
+def test_truncate_after_crash_past_last_chunk_is_published(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
     with pytest.raises(Killed), running(source, DiesAfterTheLastChunk) as producer:
         producer.ended()
     source.connection.execute("TRUNCATE t")
     source.connection.execute("INSERT INTO t VALUES (2, 0, 'new')")
-    # Heard of before the chunk is passed, by a process that has nothing to copy when it starts.
+    # Received before the stream passes the chunk, by a process that has nothing to copy at its start.
     copy_all(source)
     assert states(source.require_equal("public.t")) == {"r": 20, "t": 2, "c": 1}
 
 
 class SeesAll(Unseen):
-    """A barrier that holds nothing back."""
+    """A barrier that never waits."""
 
     def visible_in(self, snapshot: Snapshot) -> bool:  # noqa: ARG002  # it looks at nothing
         return True
 
 
-class CopiesWhenTold(Session):
-    """Follows the stream, and copies nothing before `told` is set."""
+class CopiesWhenAllowed(Session):
+    """Follows the stream, and copies nothing before `allowed` is set."""
 
-    told: threading.Event
+    allowed: threading.Event
 
     def _copy_phase(self) -> None:
-        if self.told.is_set():
+        if self.allowed.is_set():
             super()._copy_phase()
 
 
-class CopiesWithoutBarrier(CopiesWhenTold):
-    """Reads chunks whether or not they can show what the stream has passed."""
+class CopiesWithoutBarrier(CopiesWhenAllowed):
+    """Reads chunks whether or not they include what the stream has passed."""
 
     def _copy_phase(self) -> None:
         self._capture.unseen = SeesAll()
@@ -136,10 +136,12 @@ class CopiesWithoutBarrier(CopiesWhenTold):
 
 
 @pytest.mark.usefixtures("standby_that_never_answers")
-@pytest.mark.parametrize("session", [CopiesWhenTold, CopiesWithoutBarrier])
-def test_a_commit_that_is_decoded_before_it_is_visible(new_source: NewSource, session: type[CopiesWhenTold]) -> None:
+@pytest.mark.parametrize("session", [CopiesWhenAllowed, CopiesWithoutBarrier])
+def test_commit_decoded_before_it_is_visible_is_not_lost(
+    new_source: NewSource, session: type[CopiesWhenAllowed]
+) -> None:
     source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
-    session.told = threading.Event()
+    session.allowed = threading.Event()
     with connected(dsn_of(source)) as writer, ThreadPoolExecutor(1) as pool:
         writer.execute("SET synchronous_commit = on")
         with running(source, session) as producer:
@@ -153,7 +155,7 @@ def test_a_commit_that_is_decoded_before_it_is_visible(new_source: NewSource, se
                 waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
                 until(lambda: source.connection.execute(waits, (pid,)).fetchone() == ("SyncRep",), "the commit to wait")
                 source.passes(producer.check)
-                session.told.set()
+                session.allowed.set()
                 # The copy phase has had its turn between two heartbeats.
                 source.passes(producer.check)
                 source.passes(producer.check)
@@ -171,7 +173,7 @@ def test_a_commit_that_is_decoded_before_it_is_visible(new_source: NewSource, se
         assert ops(source.require_equal("public.t"), id=1000) == ["r"]
 
 
-def test_a_table_that_is_captured_later(new_source: NewSource) -> None:
+def test_table_captured_later_is_complete(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);"
         "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)",
@@ -195,7 +197,7 @@ def test_a_table_that_is_captured_later(new_source: NewSource) -> None:
     assert states(source.require_equal("public.t")) == {"r": 1}
 
 
-def test_a_table_that_is_locked_does_not_hold_the_stream_up(new_source: NewSource) -> None:
+def test_locked_table_does_not_delay_stream(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1);"
         "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)",
@@ -204,8 +206,8 @@ def test_a_table_that_is_locked_does_not_hold_the_stream_up(new_source: NewSourc
     copy_all(source)
     source.settings = capturing(source.settings, "public.t", "public.u")
     start_waits = threading.Event()
-    CopiesWhenTold.told = start_waits
-    with psycopg.connect(dsn_of(source)) as locking, running(source, CopiesWhenTold) as producer:
+    CopiesWhenAllowed.allowed = start_waits
+    with psycopg.connect(dsn_of(source)) as locking, running(source, CopiesWhenAllowed) as producer:
         until(lambda: "public.u" in source.state().snapshots, "the new table")
         locking.execute("LOCK TABLE u IN ACCESS EXCLUSIVE MODE")
         start_waits.set()
@@ -220,7 +222,7 @@ def test_a_table_that_is_locked_does_not_hold_the_stream_up(new_source: NewSourc
     source.require_equal("public.u")
 
 
-# The functions by themselves.
+# Unit tests of the functions.
 
 
 @pytest.fixture
@@ -249,8 +251,8 @@ def test_a_chunk_has_the_rows_of_its_range(source: Source) -> None:
     assert source.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
-def test_a_chunk_waits_for_no_rewrite_and_then_sees_its_rows(source: Source) -> None:
-    """A table that is rewritten is empty to every snapshot taken before the rewrite's end."""
+def test_chunk_does_not_wait_for_rewrite_and_then_sees_its_rows(source: Source) -> None:
+    """A rewritten table is empty in every snapshot taken before the rewrite's end."""
     table = table_of(source)
     with psycopg.connect(dsn_of(source)) as other, connected(dsn_of(source)) as reader:
         other.execute("ALTER TABLE t ALTER COLUMN n TYPE bigint")
@@ -262,23 +264,23 @@ def test_a_chunk_waits_for_no_rewrite_and_then_sees_its_rows(source: Source) -> 
     assert [column.type_oid for column in chunk.relation.columns] == [23, 20, 25]
 
 
-def test_a_table_that_is_gone(source: Source) -> None:
+def test_dropped_table_is_reported(source: Source) -> None:
     table = table_of(source)
     source.connection.execute("DROP TABLE t")
     with pytest.raises(TableGone):
         plan_chunk(source.connection, table, Bounds(), 7)
-    with pytest.raises(TableGone, match=r"table public\.t does not exist any more; Take it out"):
+    with pytest.raises(TableGone, match=r"table public\.t no longer exists; Remove it"):
         read_chunk(source.connection, table, Bounds(), 7)
     assert source.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
 @pytest.mark.parametrize("schema", ["public", "extensions"])
 @pytest.mark.parametrize("key", ["k", "k, n"])
-def test_chunks_of_a_key_with_its_own_operators_leave_nothing_out_wherever_its_type_is(
+def test_chunks_of_key_with_custom_operators_are_complete_in_any_schema(
     new_source: NewSource, schema: str, key: str
 ) -> None:
-    # In citext's order `b2` comes before `C1`; in that of text, which a bare `>` means where citext is not searched,
-    # behind it: then a chunk has rows of all the table, and what is cut off of it is lost.
+    # In citext's order `b2` is before `C1`; in text's, which a bare `>` means if citext is not in the search_path,
+    # after it: a chunk would then have rows from the whole table, and lose those cut off.
     source = new_source(
         f"CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION citext SCHEMA {schema};"
         f' CREATE TABLE t (k {schema}.citext COLLATE "C", n int, v text, PRIMARY KEY ({key}));'

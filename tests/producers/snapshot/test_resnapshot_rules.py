@@ -1,4 +1,4 @@
-"""The rules of a copy whose events go on being published, each forced."""
+"""Tests each rule of a copy whose events continue to be published."""
 
 from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread, Texts, pack_keys, united, unpack_keys
 from schemas.positions import Lsn
@@ -10,14 +10,14 @@ BEFORE, BEHIND = Lsn(900), Lsn(1000)
 CHUNK = RememberedChunk(frozenset({b"1", b"2"}), SNAPSHOT, Lsn(1000))
 
 
-def test_an_event_on_a_key_that_the_chunk_returned_is_dropped_exactly_if_the_chunk_saw_it() -> None:
+def test_event_for_remembered_key_is_dropped_only_if_chunk_saw_it() -> None:
     assert not CHUNK.publishes(b"1", SEEN, BEFORE)
     assert CHUNK.publishes(b"1", NOT_SEEN, BEFORE)
     assert CHUNK.publishes(b"1", LATER, BEFORE)
     assert CHUNK.publishes(b"1", SEEN, BEHIND)
 
 
-def test_an_event_on_any_other_key_is_published() -> None:
+def test_event_for_other_key_is_published() -> None:
     assert CHUNK.publishes(b"3", SEEN, BEFORE)
     assert Reread().publishes(b"1", SEEN, BEFORE)
 
@@ -35,7 +35,7 @@ def test_one_chunk_is_remembered_at_a_time_until_the_stream_has_passed_it() -> N
     assert reread.passed(Lsn(1000)).complete
 
 
-def test_after_a_truncate_nothing_is_left_to_copy() -> None:
+def test_truncate_leaves_nothing_to_copy() -> None:
     assert Reread().copied(("2",), CHUNK).truncated().complete
 
 
@@ -52,7 +52,7 @@ def text(key: Texts) -> tuple[int | bytes, ...]:
     return (key[0].encode(),)
 
 
-def test_ranges_that_touch_are_one() -> None:
+def test_adjacent_ranges_merge() -> None:
     for given, joined in (
         (between((1, 3), (7, 9), (2, 5)), between((1, 5), (7, 9))),
         (between((7, 9), (1, 20), (10, 30)), between((1, 30))),
@@ -66,14 +66,14 @@ def test_ranges_that_touch_are_one() -> None:
     assert united(between((1, 10), (2, 3), (11, 12)), text) == tuple(between((1, 10), (11, 12), (2, 3)))
 
 
-def test_ranges_whose_keys_cannot_be_compared_and_partitions_are_kept() -> None:
+def test_incomparable_ranges_and_partitions_do_not_merge() -> None:
     given = (*between((1, 3), (2, 5), (1, 3)), KeyRange(partition=5))
     assert united(given, None) == (*between((1, 3), (2, 5)), KeyRange(partition=5))
     assert united(given, number) == (*between((1, 5)), KeyRange(partition=5))
     assert united((*given, KeyRange()), None) == (KeyRange(),)
 
 
-def test_too_many_ranges_are_the_whole_table() -> None:
+def test_too_many_ranges_become_whole_table() -> None:
     assert len(united(between(*((key, key) for key in range(0, 200, 2))), number)) == 100
     assert united(between(*((key, key) for key in range(0, 202, 2))), number) == (KeyRange(),)
     assert united([KeyRange(("x" * 300_000,))], None) == (KeyRange(),)

@@ -1,6 +1,6 @@
-"""Random histories of a database and a producer: the rules of snapshots hold, and none of them can be left out.
+"""Random histories of a database and a producer: the snapshot rules hold, and each is needed.
 
-The machine drives the real decision code (Capture, TableFeed and what they are made of) against a model database in
+The machine drives the real decision code (Capture, TableFeed and their parts) against a model database in
 which commits are decoded before they are visible. `ModelProducer` checks every commit: the topic is the table as far
 as it is copied, positions grow, and no key goes back in time.
 """
@@ -20,7 +20,7 @@ from infra.state.positions import IncompleteState
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.publish import table_publisher
 from producers.publish.capture import Capture
-from producers.publish.own_tables import Told
+from producers.publish.own_tables import RequestRow
 from producers.publish.partition_routes import Route, key_of
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot import incomplete_rows, table_snapshot
@@ -37,7 +37,7 @@ from tests.producers.snapshot.model_database import ModelDatabase, Transaction
 from tests.producers.snapshot.model_producer import ModelProducer
 
 KEYS = st.sampled_from((1, 2, 3, 10, 11))
-"""Some of them sort otherwise as texts than as numbers."""
+"""Some of them sort differently as texts than as numbers."""
 
 SESSIONS = st.integers(0, 1)
 
@@ -109,7 +109,7 @@ class SnapshotMachine(RuleBasedStateMachine):
 
     @rule(session=SESSIONS)
     def end(self, session: int) -> None:
-        """A commit becomes visible; what is not committed is rolled back."""
+        """A commit becomes visible; an uncommitted transaction is rolled back."""
         found = self.sessions.get(session)
         if found in self.database.running and found is not None:
             self.database.end(found)
@@ -141,7 +141,7 @@ class SnapshotMachine(RuleBasedStateMachine):
 
     @rule(published=st.booleans(), chunk=st.booleans())
     def kill(self, published: bool, chunk: bool) -> None:
-        """The producer dies, perhaps just after Kafka has a chunk or a commit, and before the slot is told."""
+        """The producer dies, perhaps just after a commit to Kafka and before the slot is confirmed."""
         if chunk:
             self.work([1, 2, 3])
             self.producer.copy(3)
@@ -163,8 +163,8 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.producer.copy(5)
 
     @rule()
-    def ask_anew(self) -> None:
-        self._alone(SnapshotRequest(table="public.t", anew=True))
+    def ask_from_scratch(self) -> None:
+        self._alone(SnapshotRequest(table="public.t", from_scratch=True))
 
     @rule()
     def heartbeat(self) -> None:
@@ -181,7 +181,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.database.running)
     @rule(key=KEYS)
     def age(self, key: int) -> None:
-        """Ids of 32 bits come round again; a server does not let its slot be further behind than half of them."""
+        """32-bit ids wrap around; a server keeps its slot within half of them."""
         self._read_on()
         self.producer.copy(5)
         self.database.age()
@@ -194,7 +194,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.producer.commit()
 
     def teardown(self) -> None:
-        """All ends, all is copied and streamed: the topic is the table, and each request was taken once."""
+        """All transactions end, all is copied and streamed: the topic is the table, each request was taken once."""
         if not hasattr(self, "producer"):
             return
         for transaction in tuple(self.database.running):
@@ -221,7 +221,7 @@ class UnorderedMachine(SnapshotMachine):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows whose records leave out a value are read as soon as the rules allow."""
+    """Rows whose records omit a value are read as soon as the rules allow."""
     monkeypatch.setattr(incomplete_rows, "READ_SECONDS", 0)
 
 
@@ -264,7 +264,7 @@ class PublishesWhatAChunkShows(PublishesWhatIsNotCopied):
 
 
 class JudgesBehindTheChunk(PublishesWhatIsNotCopied):
-    """Leaves out that what commits behind a chunk's position is published whatever its snapshot says of the id."""
+    """Drops the rule that commits after a chunk's LSN are published whatever its snapshot says."""
 
     def publishes(self, key: Key, xid: int, commit_lsn: Lsn) -> bool:
         return super(PublishesWhatIsNotCopied, self).publishes(key, xid, Lsn(min(commit_lsn, 0)))
@@ -276,7 +276,7 @@ class ForgetsChunksAtOnce(TableChunks):
 
 
 class MergesWithWhatIsNotPassed(TableChunks):
-    """One chunk that is passed settles its neighbours."""
+    """Settles adjacent chunks when one is passed."""
 
     def passed(self, lsn: Lsn) -> bool:
         return super().passed(lsn) and (super().passed(Lsn(1 << 63)) or True)
@@ -299,7 +299,7 @@ class OverlooksTruncates(TableCopy):
 
 
 class RemembersNoKeys(RememberedChunk):
-    """Publishes what the rows show already."""
+    """Publishes events that the rows already include."""
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
         del key, xid, commit_lsn
@@ -320,7 +320,7 @@ class ForgetsKeysAtOnce(Reread):
 
 
 class RereadsAsIfForTheFirstTime(TableCopy):
-    """Drops events for their ranges though the topic has rows there."""
+    """Drops events by range although the topic has rows there."""
 
     def ask(self, range_: KeyRange, not_before: int) -> None:
         del range_
@@ -329,14 +329,14 @@ class RereadsAsIfForTheFirstTime(TableCopy):
 
 
 class AsksWithoutWaiting(TableCopy):
-    """Does not wait for what began before events were judged."""
+    """Does not wait for transactions that began before the copy."""
 
     def ask(self, range_: KeyRange, not_before: int) -> None:
         super().ask(range_, min(not_before, 0))
 
 
 class ReadsWhatIsRecordedAgain(Capture):
-    """Leaves out that a transaction may span commits."""
+    """Ignores that a transaction may span commits."""
 
     def __init__(self, feeds: Iterable[TableFeed], position: Position, confirmed: Lsn, unseen: Unseen) -> None:
         super().__init__(feeds, position, confirmed, unseen)
@@ -344,14 +344,14 @@ class ReadsWhatIsRecordedAgain(Capture):
 
 
 class HoldsRequestsBack(Capture):
-    """Takes none in the midst of a transaction, though the slot may forget what is before that."""
+    """Takes no requests inside a transaction, although the slot may advance past them."""
 
-    def take_requests(self) -> list[Told]:
+    def take_requests(self) -> list[RequestRow]:
         return [] if self._begin is not None else super().take_requests()
 
 
 class PublishesWhatRowsShow(IncompleteRows):
-    """Publishes what the rows that were read by key show already."""
+    """Publishes events that rows read by key already include."""
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
         del key, xid, commit_lsn
@@ -376,7 +376,7 @@ class LosesRowsWhenKilled(IncompleteRows):
 
 
 class ReadsRowsWithoutWaiting(Capture):
-    """Does not wait until the transaction is visible that left the value out."""
+    """Does not wait until the transaction that omitted the value is visible."""
 
     def _require_whole(self, route: Route, values: pg.Values) -> None:
         if UNCHANGED in values:
@@ -384,7 +384,7 @@ class ReadsRowsWithoutWaiting(Capture):
 
 
 class NotesWhatIsNotPublished(Capture):
-    """Reads rows by key where no chunk was read yet, so that their delete is not published."""
+    """Reads rows by key in ranges not yet copied, where their delete is not published."""
 
     def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
         super()._write(op, route, values)
@@ -421,11 +421,11 @@ LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
     (model_producer, "Capture", ReadsRowsWithoutWaiting, SnapshotMachine),
     (model_producer, "Capture", NotesWhatIsNotPublished, SnapshotMachine),
 ]
-"""Where a rule is, what leaves it out, and the machine that needs it."""
+"""Location of each rule, its removal, and the machine that needs it."""
 
 
 @pytest.mark.parametrize(("module", "name", "without", "machine"), LEFT_OUT)
-def test_no_rule_can_be_left_out(
+def test_every_rule_is_needed(
     module: ModuleType, name: str, without: object, machine: type[SnapshotMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, name, without)

@@ -1,4 +1,4 @@
-"""What a partitioned table consists of: what differs, what does not, and what no right on a partition is needed for."""
+"""Partitions of a table: compared with recorded ones, and read without privileges on them."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_what_differs_from_what_is_recorded(kind: str) -> None:
+def test_changes_since_recorded_partitions_are_found(kind: str) -> None:
     now, expected = CHANGES[kind]
     assert compared(of(ONE, TWO).states, of(*now)) == expected
 
 
-def test_partitions_that_cannot_be_followed_are_named() -> None:
+def test_obstacle_names_partition_that_cannot_be_followed() -> None:
     key = ("id", "at")
     assert obstacle([ONE, replace(TWO, identity=("at", "id", "more"))], key) is None
     assert obstacle([replace(ONE, identity=())], key) is None
     assert obstacle([replace(ONE, logged=False)], key) == (
-        "its partition public.t_1 is unlogged, so that its changes are not in the WAL"
+        "its partition public.t_1 is unlogged, so its changes are not in the WAL"
     )
-    leaves_out = "the replica identity of its partition public.t_1 leaves out at, which is in its key"
+    leaves_out = "the replica identity of its partition public.t_1 leaves out key column at"
     assert obstacle([replace(ONE, identity=("id",)), TWO], key) == leaves_out
     partition = Relation(1, "public", "t_1", "i", (ID, V), ("id",))
     assert identity_obstacle(replace(partition, columns=(ID, replace(V, name="at"))), key) == leaves_out
@@ -76,7 +76,7 @@ def test_a_partition_is_described_as_its_table_but_for_its_identity() -> None:
 
 
 @pytest.mark.stack
-def test_a_role_that_may_read_the_table_alone_sees_which_rows_are_where(database: Database) -> None:
+def test_role_without_privileges_on_partitions_can_select_their_rows(database: Database) -> None:
     connection = database.connect()
     connection.execute(
         "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id);"

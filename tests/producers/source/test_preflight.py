@@ -1,4 +1,4 @@
-"""What keeps a source from being read: each by name, with what to do."""
+"""Problems that prevent reading a source, each with its remedy."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ def found(connection: psycopg.Connection[Any], slot: str, section: DatabaseSetti
     return {each.problem: each.remedy for each in preflight.findings(connection, "main", section, slot, "p")}
 
 
-def test_nothing_is_in_the_way(connection: psycopg.Connection[Any], slot: str) -> None:
+def test_ready_source_has_no_findings(connection: psycopg.Connection[Any], slot: str) -> None:
     assert found(connection, slot) == {}
     slots.create(connection, slot, failover=False)
     assert found(connection, slot) == {}
 
 
-def test_no_tables(connection: psycopg.Connection[Any], slot: str) -> None:
+def test_empty_tables_setting_is_reported(connection: psycopg.Connection[Any], slot: str) -> None:
     section = database_section(connection.info.dsn)
     problems = {"databases.main.tables is empty": "name the tables to capture, such as public.projects"}
     assert found(connection, slot, section) == problems
 
 
-def test_a_slot_of_another_plugin_or_database(
+def test_slot_of_another_plugin_or_database_is_reported(
     connection: psycopg.Connection[Any], slot: str, new_databases: Callable[[str | None], Database]
 ) -> None:
     remedy = "choose another with databases.main.slot"
     connection.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (slot,))
-    assert found(connection, slot) == {f"slot {slot} is of plugin test_decoding": remedy}
+    assert found(connection, slot) == {f"slot {slot} uses plugin test_decoding, not pgoutput": remedy}
     slots.drop(connection, slot)
     other = new_databases(None)
     slots.create(other.connect(), slot, failover=False)
-    problem = f"slot {slot} is of database {other.name}, not of {connection.info.dbname}"
+    problem = f"slot {slot} belongs to database {other.name}, not {connection.info.dbname}"
     assert found(connection, slot) == {
         problem: f"correct databases.main.dsn, or {remedy.replace('choose another', 'choose another slot')}"
     }
 
 
-def test_the_first_is_raised_with_the_number_of_the_others(connection: psycopg.Connection[Any], slot: str) -> None:
+def test_first_finding_is_raised_with_number_of_others(connection: psycopg.Connection[Any], slot: str) -> None:
     connection.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (slot,))
     section = database_section(connection.info.dsn, "public.gone")
     with pytest.raises(PreflightFailed, match=r"source main: slot .* \(and 1 more: see `headrace check`\); choose"):
@@ -81,17 +81,19 @@ def test_the_first_is_raised_with_the_number_of_the_others(connection: psycopg.C
 
 @pytest.fixture
 def role(connection: psycopg.Connection[Any], database: Database) -> Iterator[str]:
-    """A role that may log in and nothing else; gives its name."""
+    """The name of a role with LOGIN and no other privilege."""
     name = f"r_{database.name}"
     connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
     yield name
     connection.execute(f"DROP PUBLICATION IF EXISTS headrace; DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def test_a_role_without_rights(connection: psycopg.Connection[Any], database: Database, role: str, slot: str) -> None:
+def test_role_without_privileges_is_reported(
+    connection: psycopg.Connection[Any], database: Database, role: str, slot: str
+) -> None:
     with psycopg.connect(make_conninfo(database.dsn, user=role, password="x"), autocommit=True) as other:
         assert found(other, slot) == {
-            f"role {role} may not replicate": f'run ALTER ROLE "{role}" REPLICATION',
+            f"role {role} lacks REPLICATION": f'run ALTER ROLE "{role}" REPLICATION',
             f"publication headrace does not exist and role {role} may not create it": (
                 "have an administrator run what `headrace init --sql` prints"
             ),
@@ -104,13 +106,13 @@ def test_a_role_without_rights(connection: psycopg.Connection[Any], database: Da
         assert found(other, slot) == {}
 
 
-def test_the_least_rights_are_enough(new_source: NewSource, database: Database) -> None:
+def test_least_privileges_are_enough(new_source: NewSource, database: Database) -> None:
     source = new_source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "public.t")
     name = f"r_{database.name}"
     dsn = make_conninfo(database.dsn, user=name, password="x")
     section = source.settings.database("main").model_copy(update={"dsn": type_of_secret(dsn)})
     source.settings = source.settings.model_copy(update={"databases": {"main": section}})
-    # What `headrace init --sql` prints is all that the role gets.
+    # The role gets only what `headrace init --sql` prints.
     source.connection.execute(whole_script(source.settings))
     source.connection.execute(f"ALTER ROLE {name} PASSWORD 'x'")
     try:
@@ -128,12 +130,12 @@ def type_of_secret(dsn: str) -> Any:
     return DatabaseSettings.model_validate({"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}).dsn
 
 
-# A server of its own, with other settings.
+# On a separate server with other settings.
 
 
 @pytest.fixture(scope="module")
 def other_server() -> Iterator[EmbeddedPostgres]:
-    # Not below pytest's own directory, which nobody else may enter: the server is another user's when we are root.
+    # Not below pytest's own directory, which other users may not enter: as root, the server runs as another user.
     with tempfile.TemporaryDirectory(prefix="headrace-test-") as place:
         Path(place).chmod(0o755)
         keeper = Keeper()
@@ -145,12 +147,12 @@ def other_server() -> Iterator[EmbeddedPostgres]:
         keeper.close()
 
 
-def test_a_server_that_is_not_set_up(other_server: EmbeddedPostgres) -> None:
+def test_unconfigured_server_is_reported(other_server: EmbeddedPostgres) -> None:
     with other_server.connect() as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS t (id int PRIMARY KEY)")
         assert found(connection, "s") == {
             "wal_level is replica, not logical": ("run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL"),
-            "max_slot_wal_keep_size is unlimited, so that a stopped producer could fill the server's disk": (
+            "max_slot_wal_keep_size is unlimited, so a stopped producer could fill the server's disk": (
                 "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
                 " or accept it with databases.main.allow_unlimited_wal = true"
             ),
@@ -160,8 +162,8 @@ def test_a_server_that_is_not_set_up(other_server: EmbeddedPostgres) -> None:
         assert len(found(connection, "s", section)) == 2
 
 
-def test_the_wrong_database(new_source: NewSource, other_server: EmbeddedPostgres, tmp_path: Path) -> None:
-    """The same settings with the dsn of another cluster that has such a table, too."""
+def test_wrong_database_is_reported(new_source: NewSource, other_server: EmbeddedPostgres, tmp_path: Path) -> None:
+    """The same settings with the dsn of another cluster that also has such a table."""
     source = new_source("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)", "public.t")
     copy_all(source)
     with other_server.connect() as connection:
@@ -174,11 +176,11 @@ def test_the_wrong_database(new_source: NewSource, other_server: EmbeddedPostgre
     settings = source.settings.model_copy(update={"databases": {"main": section}})
     error = Running(Source(settings, source.connection)).ended()
     assert isinstance(error, SilentGap)
-    assert "the topics of main are of database system" in str(error)
+    assert "the topics of main come from database system" in str(error)
     with producing(write_settings(settings, tmp_path / "headrace.toml")) as process:
         assert process.ended() == 3
         *_, line = process.log.read_text().splitlines()
-        assert line.startswith("headrace: error: the topics of main are of database system")
+        assert line.startswith("headrace: error: the topics of main come from database system")
     with other_server.connect() as connection:
         assert connection.execute("SELECT count(*) FROM pg_replication_slots").fetchone() == (0,)
         assert connection.execute("SELECT count(*) FROM pg_publication").fetchone() == (0,)

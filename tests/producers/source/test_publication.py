@@ -39,7 +39,7 @@ def tables(connection: psycopg.Connection[Any], *names: str) -> tuple[CapturedTa
     return captured_tables(connection, "main", database_section(connection.info.dsn, *names), "p")
 
 
-def test_it_is_made_once_and_follows_the_tables(connection: psycopg.Connection[Any]) -> None:
+def test_publication_is_created_once_and_follows_tables(connection: psycopg.Connection[Any]) -> None:
     both, one = tables(connection, "public.t", "public.u"), tables(connection, "public.u")
     assert published_tables(connection, NAME) is None
     assert ensure_publication(connection, NAME, both)
@@ -50,8 +50,8 @@ def test_it_is_made_once_and_follows_the_tables(connection: psycopg.Connection[A
     assert not ensure_publication(connection, NAME, one)
 
 
-def test_a_table_is_added_though_the_schema_of_others_may_not_be_used(connection: psycopg.Connection[Any]) -> None:
-    """The role owns them all, and lost its right to use a schema: what is published there stays so."""
+def test_table_is_added_although_schema_of_others_may_not_be_used(connection: psycopg.Connection[Any]) -> None:
+    """The role owns them all but lost USAGE on a schema: tables published there stay published."""
     role, database = f"r_{connection.info.dbname}", connection.info.dbname
     connection.execute(
         f"CREATE ROLE {role}; GRANT CREATE ON DATABASE {database} TO {role}; SET ROLE {role};"
@@ -91,10 +91,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", ["", ", publish_generated_columns = stored"])
-def test_one_that_publishes_partitions_as_their_table_is_put_right(
-    connection: psycopg.Connection[Any], other: str
-) -> None:
-    """It would tell neither a partition's replica identity nor its truncates."""
+def test_publication_via_root_is_repaired(connection: psycopg.Connection[Any], other: str) -> None:
+    """Its stream would lack a partition's replica identity and truncates."""
     connection.execute(
         f"CREATE PUBLICATION {NAME} FOR TABLE u, ONLY t WITH (publish_via_partition_root{other})".encode()
     )
@@ -104,7 +102,7 @@ def test_one_that_publishes_partitions_as_their_table_is_put_right(
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_one_that_somebody_else_made_is_put_right(connection: psycopg.Connection[Any], kind: str) -> None:
+def test_publication_created_by_another_program_is_repaired(connection: psycopg.Connection[Any], kind: str) -> None:
     connection.execute(f"CREATE PUBLICATION {NAME} {OTHERS[kind]}".encode())
     assert published_tables(connection, NAME) != frozenset({"public.t"})
     assert ensure_publication(connection, NAME, tables(connection, "public.t"))
@@ -117,7 +115,7 @@ EDITS = {
 }
 
 
-def test_an_edit_that_is_undone_shows_and_what_is_right_is_left_alone(connection: psycopg.Connection[Any]) -> None:
+def test_reverted_edit_is_detected_and_correct_publication_is_unchanged(connection: psycopg.Connection[Any]) -> None:
     ensure_control_schema(connection, "main", ["gitlab_main"])
     both, one = tables(connection, "public.t", "public.u"), tables(connection, "public.t")
     ensure_publication(connection, NAME, one)
@@ -151,7 +149,7 @@ def test_a_partition_and_its_root_are_both_published(connection: psycopg.Connect
     assert published_tables(connection, NAME) == frozenset({"public.u_1"})
 
 
-def test_one_for_all_tables_is_refused(connection: psycopg.Connection[Any]) -> None:
+def test_publication_for_all_tables_is_refused(connection: psycopg.Connection[Any]) -> None:
     connection.execute(f"CREATE PUBLICATION {NAME} FOR ALL TABLES".encode())
-    with pytest.raises(PublishesAllTables, match=r"publication pub is one FOR ALL TABLES; Choose another"):
+    with pytest.raises(PublishesAllTables, match=r"publication pub is FOR ALL TABLES; Choose another"):
         ensure_publication(connection, NAME, tables(connection, "public.t"))

@@ -1,4 +1,4 @@
-"""Each change of a table's schema has its outcome: the stream goes on, or that table alone stops; never a wrong value.
+"""After a schema change the stream continues or only that table stops; there is never a wrong value.
 
 Every case runs while the table is streamed, and once more between two chunks of its snapshot.
 """
@@ -14,6 +14,7 @@ import pytest
 from infra.kafka.topics import delete_topics
 from producers.session.loop import Session
 from schemas.events import UNCHANGED
+from schemas.positions import Lsn
 from tests.producers.folding import fold, text
 from tests.producers.sources import Running, Source, running, topic_of, until
 
@@ -31,15 +32,15 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class Case:
-    """`change` is run, then `write`; `stopped` is a part of the reason, None where the stream goes on."""
+    """`change` is run, then `write`; `stopped` is a part of the reason, None if the stream continues."""
 
     change: str
     write: str = "INSERT INTO t (id, v) VALUES (100, 'new'); UPDATE t SET v = 'updated' WHERE id = 1"
     stopped: str | None = None
     lacking: frozenset[str] = frozenset()
-    """Columns that rows written before the change lack: not null, and not a value."""
+    """Columns that rows written before the change lack: neither null nor a value."""
     copied: bool = False
-    """Whether what is still to be copied is right all the same, since only the stream would be wrong."""
+    """Whether the rest of the copy is still correct, since only the stream would be wrong."""
 
 
 FOLLOWED = {
@@ -62,21 +63,21 @@ FOLLOWED = {
         "CREATE UNIQUE INDEX i ON t (id, other); ALTER TABLE t REPLICA IDENTITY USING INDEX i"
     ),
     "a generated column": Case("ALTER TABLE t ADD twice int GENERATED ALWAYS AS (id * 2) STORED"),
-    "the same key made anew": Case("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id)"),
+    "the same key recreated": Case("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id)"),
 }
 
 STOPPED = {
     "a column renamed": Case(
-        "ALTER TABLE t RENAME v TO w", "INSERT INTO t (id, w) VALUES (100, 'new')", "column v is called w now"
+        "ALTER TABLE t RENAME v TO w", "INSERT INTO t (id, w) VALUES (100, 'new')", "column v was renamed to w"
     ),
     "a column renamed twice": Case(
         "ALTER TABLE t RENAME v TO w; INSERT INTO t (id, w) VALUES (99, 'w'); ALTER TABLE t RENAME w TO x",
         "INSERT INTO t (id, x) VALUES (100, 'new')",
-        "column v is called x now",
+        "column v was renamed to x",
     ),
     "a column renamed and renamed back": Case(
         "ALTER TABLE t RENAME v TO w; INSERT INTO t (id, w) VALUES (99, 'w'); ALTER TABLE t RENAME w TO v",
-        stopped="a change in the stream has column w in the place of v: one may be the other, renamed",
+        stopped="a change in the stream has column w in place of v: one may be a rename of the other",
         copied=True,
     ),
     "a number made text": Case("ALTER TABLE t ALTER n TYPE text", stopped="column n"),
@@ -84,25 +85,25 @@ STOPPED = {
     "another key": Case(
         "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, other)",
         "INSERT INTO t (id, other) VALUES (1, 1)",
-        "its primary key is (id, other) now, not (id)",
+        "its primary key changed from (id) to (id, other)",
     ),
     "another key under a full identity": Case(
         "ALTER TABLE t REPLICA IDENTITY FULL;ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, other)",
         "INSERT INTO t (id, other) VALUES (1, 1)",
-        "no unique index over not-null columns is on its key (id)",
+        "its key (id) no longer has a unique index over NOT NULL columns",
     ),
     "no key": Case("ALTER TABLE t DROP CONSTRAINT t_pkey", "INSERT INTO t (id) VALUES (1)", "its key"),
     "a key column dropped": Case("ALTER TABLE t DROP id", "INSERT INTO t (v) VALUES ('x')", "id"),
     "replica identity nothing": Case(
         "ALTER TABLE t REPLICA IDENTITY NOTHING",
         "INSERT INTO t (id) VALUES (100)",
-        "its replica identity leaves out id",
+        "its replica identity leaves out key column id",
         copied=True,
     ),
     "an identity index without the key": Case(
         "ALTER TABLE t ADD o int NOT NULL GENERATED ALWAYS AS IDENTITY; CREATE UNIQUE INDEX i ON t (o);"
         "ALTER TABLE t REPLICA IDENTITY USING INDEX i",
-        stopped="its replica identity leaves out id",
+        stopped="its replica identity leaves out key column id",
         copied=True,
     ),
     "the table renamed": Case(
@@ -114,8 +115,8 @@ STOPPED = {
         "INSERT INTO t (id) VALUES (200); INSERT INTO old (id) VALUES (100)",
         "it was renamed to public.old",
     ),
-    "the table taken out of the publication": Case(
-        "ALTER PUBLICATION headrace DROP TABLE t", stopped="it was taken out of the publication"
+    "the table removed from the publication": Case(
+        "ALTER PUBLICATION headrace DROP TABLE t", stopped="it was removed from the publication"
     ),
 }
 
@@ -126,7 +127,7 @@ def source(new_source: NewSource) -> Source:
 
 
 def require_right(source: Source, case: Case, table: str = "t") -> None:
-    """Fail unless each row of the topic says what the table's says, as far as it says anything."""
+    """Fail unless each row of the topic matches the table's, apart from values that it lacks."""
     rows = fold(source.records("public.t"))
     cursor = source.connection.execute(f"SELECT * FROM {table} LIMIT 0".encode())
     columns = [column.name for column in cursor.description or ()]
@@ -148,7 +149,7 @@ def require_right(source: Source, case: Case, table: str = "t") -> None:
 
 
 def until_right(source: Source, case: Case, producer: Running) -> None:
-    """Wait until the topic is right: a table that the change rewrote is read again."""
+    """Wait until the topic is correct: a table that the change rewrote is re-snapshotted."""
 
     def right() -> bool:
         producer.check()
@@ -180,7 +181,7 @@ def test_a_change_that_is_followed_while_streaming(source: Source, name: str) ->
 
 
 class ChangesBetweenChunks(Session):
-    """Runs `between` once, behind the first chunk of t."""
+    """Runs `between` once, after the first chunk of t."""
 
     between: Callable[[], None]
     changed: threading.Event
@@ -218,7 +219,7 @@ def reason(source: Source) -> str | None:
 
 
 def require_stopped(source: Source, case: Case, producer: Running) -> None:
-    """Wait until t has stopped for that reason; the other table goes on."""
+    """Wait until t has stopped for that reason; the other table continues."""
 
     def stopped() -> bool:
         producer.check()
@@ -235,7 +236,7 @@ def require_stopped(source: Source, case: Case, producer: Running) -> None:
 
 
 def require_stopped_still(source: Source, case: Case) -> None:
-    """A start publishes nothing more of a stopped table, and everything of the other."""
+    """A start publishes nothing of a stopped table, and everything of the other."""
     before = source.records("public.t")
     with running(source) as producer:
         source.connection.execute("INSERT INTO u VALUES (1001)")
@@ -256,7 +257,7 @@ def test_a_change_that_stops_the_table_while_streaming(source: Source, name: str
         source.connection.execute(case.change.encode())
         source.connection.execute(case.write.encode())
         require_stopped(source, case, producer)
-    # What is in the topic is the table as it was, up to the change and no further.
+    # The topic is the table as of the change.
     folded = sorted(tuple(row.values()) for row in fold(source.records("public.t")).values())
     assert folded == [tuple(row) for row in before]
     require_stopped_still(source, case)
@@ -285,8 +286,8 @@ def until_checked(producer: Running, condition: Callable[[], bool], what: str) -
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_a_stopped_table_is_read_anew_once_its_topic_is_gone(source: Source, back: bool) -> None:
-    """Both ways out: with the change, and with the change undone."""
+def test_stopped_table_is_resnapshotted_once_its_topic_is_deleted(source: Source, back: bool) -> None:
+    """Both remedies: with the change kept, and with it reverted."""
     with running(source) as producer:
         producer.caught_up()
         source.connection.execute("ALTER TABLE t ALTER n TYPE text USING 'n' || n")
@@ -294,7 +295,7 @@ def test_a_stopped_table_is_read_anew_once_its_topic_is_gone(source: Source, bac
         require_stopped(source, STOPPED["a number made text"], producer)
     if back:
         source.connection.execute("ALTER TABLE t ALTER n TYPE int USING id")
-        # Not before: a start would go on behind what was left out.
+        # Not before: a start would continue after the omitted changes.
         require_stopped_still(source, STOPPED["a number made text"])
     delete_topics(source.settings.kafka, [topic_of(source.settings, "public.t")])
     with running(source) as producer:
@@ -318,6 +319,30 @@ def test_columns_that_came_and_went_one_after_the_other_while_no_producer_ran(so
     source.require_equal("public.t", ("id", "v"))
 
 
+class ReadsLate(Session):
+    """Does not read the stream until `released` is set."""
+
+    released = threading.Event()
+
+    def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
+        if self.released.wait(0.05):
+            super()._stream_phase(until, seconds)
+
+
+def test_producer_stops_table_whose_column_was_added_and_renamed_before_the_stream_came_to_it(source: Source) -> None:
+    """The catalog has the column under its new name before the stream has it under the first."""
+    ReadsLate.released.set()
+    with running(source, ReadsLate) as producer:
+        producer.caught_up()
+        ReadsLate.released.clear()
+        for key, change in enumerate(["ADD a int DEFAULT 7", "RENAME a TO b"], 100):
+            source.connection.execute(f"ALTER TABLE t {change}".encode())
+            source.connection.execute("INSERT INTO t (id, v) VALUES (%s, 'new')", (key,))
+        ReadsLate.released.set()
+        until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
+    assert reason(source) == "column a was renamed to b"
+
+
 def test_a_column_that_takes_the_place_of_one_gone_may_be_that_one(source: Source) -> None:
     """Without a row between them it cannot be told."""
     with running(source) as producer:
@@ -327,7 +352,7 @@ def test_a_column_that_takes_the_place_of_one_gone_may_be_that_one(source: Sourc
         source.connection.execute("INSERT INTO t (id, v) VALUES (%s, 'new')", (key,))
     with running(source) as producer:
         until_checked(producer, lambda: reason(source) is not None, "the table to be stopped")
-    assert reason(source) == "column a is called b now"
+    assert reason(source) == "column a was renamed to b"
 
 
 @pytest.mark.parametrize("name", ["a column renamed", "another key", "the table dropped", "a number made text"])

@@ -1,4 +1,4 @@
-"""Databases in other encodings than UTF-8: keys in the server's own byte order, bytes that are in no encoding."""
+"""Databases with encodings other than UTF-8: keys in the server's byte order, invalid bytes."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def encoded(stack: object, bootstrap_servers: str, prefix: str) -> Iterator[Enco
         ("SQL_ASCII", "a€é", "e9", "not UTF-8|0xe9"),
     ],
 )
-def test_keys_in_the_servers_order_are_whole_and_bytes_that_are_no_text_stop_their_table_alone(
+def test_keys_in_server_order_are_complete_and_invalid_bytes_stop_only_their_table(
     encoded: Encoded, encoding: str, letters: str, raw: str, reason: str
 ) -> None:
-    """`raw` is in hexadecimal: what UTF-8 does not have, in EUC_JP what it has once for two."""
+    """`raw` is in hexadecimal: characters that UTF-8 lacks, or in EUC_JP has one for two."""
     name = f"t{letters[1]}"
     bad = ("copied", "streamed")
     source = encoded(
@@ -76,7 +76,7 @@ def test_keys_in_the_servers_order_are_whole_and_bytes_that_are_no_text_stop_the
     )
     dsn = source.settings.database("main").dsn.get_secret_value()
     with psycopg.connect(dsn, autocommit=True, client_encoding="SQL_ASCII") as writer:
-        # Written as by a client that says it has the database's encoding.
+        # Written as by a client with the database's encoding.
         text = b"('" + bytes.fromhex(raw) + b"')"
         writer.execute(b"INSERT INTO copied VALUES " + text)
         for start in range(2):

@@ -32,7 +32,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
         yield started
 
 
-def test_every_type_and_value_is_what_the_table_says(
+def test_every_type_and_value_matches_documented_table(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str
 ) -> None:
     with new_database(server) as database:
@@ -44,7 +44,7 @@ def test_every_type_and_value_is_what_the_table_says(
     assert found.keys == len(keyed) > 2
 
 
-def test_killed_in_its_snapshot_and_its_stream_it_resumes(
+def test_producer_resumes_after_kills_in_snapshot_and_stream(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str, tmp_path: Path
 ) -> None:
     with new_database(server) as database:
@@ -56,9 +56,7 @@ def test_killed_in_its_snapshot_and_its_stream_it_resumes(
         crashes.prove()
 
 
-def test_a_switchover_gives_its_stream_to_the_other_server(
-    server: EmbeddedPostgres, bootstrap_servers: str, prefix: str
-) -> None:
+def test_switchover_moves_stream_to_other_server(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> None:
     with paired(server, bootstrap_servers, prefix) as pair:
         synchronized = pair.first.connection.info.server_version >= FAILOVER_SLOTS_SINCE
         old = Running(pair.first)
@@ -76,7 +74,7 @@ def test_a_switchover_gives_its_stream_to_the_other_server(
 def test_changes_of_a_partition_that_was_written_before_it_was_attached_are_published(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL 14 goes on taking it for the table of nobody's that the stream met first."""
+    """PostgreSQL 14 continues to treat it as the unpublished table that the stream first decoded."""
     with new_database(server) as database:
         settings = settings_for(bootstrap_servers, prefix, database.dsn, "public.t")
         source = Source(settings, database.connect(), timing=OFTEN)
@@ -93,13 +91,13 @@ def test_changes_of_a_partition_that_was_written_before_it_was_attached_are_publ
             source.connection.execute("DELETE FROM t WHERE id = 101; INSERT INTO t VALUES (103)")
             runs.caught_up()
             source.require_equal("public.t")
-            # The same of a table that is read anew, with the stream still before it was attached.
+            # The same for a re-snapshotted table, while the stream is still before the attach.
             source.connection.execute("CREATE TABLE t_3 (LIKE t INCLUDING ALL)")
-        # It is stopped by the edit of its publication; what is noted for its next start takes no request's way.
+        # The edit of its publication stops it; the re-snapshot is recorded for its next start directly.
         source.connection.execute("ALTER PUBLICATION headrace DROP TABLE t; ALTER PUBLICATION headrace ADD TABLE t")
         source.connection.execute("INSERT INTO t_3 VALUES (201)")
         source.connection.execute("ALTER TABLE t ATTACH PARTITION t_3 FOR VALUES FROM (200) TO (300)")
-        ask(source.settings, "main", SnapshotRequest(table="public.t", anew=True))
+        ask(source.settings, "main", SnapshotRequest(table="public.t", from_scratch=True))
         with running(source) as runs:
             runs.caught_up()
             source.connection.execute("DELETE FROM t WHERE id = 201")

@@ -1,4 +1,4 @@
-"""A slot is made completely or not at all, whatever its making waits for: on an old server and on a new one."""
+"""A slot is created completely or not at all, whatever it waits for, on old and new servers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def looking(server: DatabaseServer) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def writing(server: DatabaseServer) -> Iterator[psycopg.Connection[Any]]:
-    """A transaction that goes on until the end."""
+    """A transaction that stays open until the end."""
     with psycopg.connect(server.dsn(), application_name="slow batch") as connection:
         connection.execute("INSERT INTO t VALUES (1)")
         yield connection
@@ -78,7 +78,7 @@ def writing(server: DatabaseServer) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def maker(server: DatabaseServer, slot: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own that makes the slot."""
+    """A separate process that creates the slot."""
     process = subprocess.Popen([sys.executable, "-c", MAKES, server.dsn(), slot], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -88,7 +88,7 @@ def maker(server: DatabaseServer, slot: str) -> Iterator[subprocess.Popen[bytes]
 
 
 class Making:
-    """A slot that is made in a thread of this process."""
+    """A slot that is created in a thread of this process."""
 
     def __init__(self, server: DatabaseServer, slot: str, seconds: float | None = None) -> None:
         self.stop = threading.Event()
@@ -113,12 +113,14 @@ class Making:
 
 
 def being_made(connection: psycopg.Connection[Any], slot: str) -> bool:
-    """Whether the slot is there, its maker waiting."""
+    """Whether the slot exists and its creator waits."""
     state = slots.read(connection, slot)
     return state is not None and state.active_pid is not None and bool(blocking(connection, state.active_pid))
 
 
-def test_is_not_ready_while_it_is_made(server: DatabaseServer, looking: psycopg.Connection[Any], slot: str) -> None:
+def test_slot_is_not_ready_while_it_is_created(
+    server: DatabaseServer, looking: psycopg.Connection[Any], slot: str
+) -> None:
     with writing(server):
         making = Making(server, slot)
         until(lambda: being_made(looking, slot), "the maker to wait")
@@ -132,7 +134,7 @@ def test_is_not_ready_while_it_is_made(server: DatabaseServer, looking: psycopg.
     assert (state.made, state.ready, state.confirmed_flush) == (True, True, start)
 
 
-def test_names_each_transaction_that_it_waits_for(
+def test_slot_creation_names_awaited_transactions(
     server: DatabaseServer, looking: psycopg.Connection[Any], slot: str
 ) -> None:
     with writing(server) as slow:
@@ -154,7 +156,7 @@ def test_names_each_transaction_that_it_waits_for(
     assert slots.read(looking, slot) is None
 
 
-def test_ends_when_stopped_and_leaves_nothing(
+def test_stopped_slot_creation_leaves_no_slot(
     server: DatabaseServer, looking: psycopg.Connection[Any], slot: str
 ) -> None:
     with writing(server):
@@ -167,7 +169,7 @@ def test_ends_when_stopped_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_is_gone_with_the_process_that_made_it(
+def test_slot_creation_ends_with_its_process(
     server: DatabaseServer, looking: psycopg.Connection[Any], slot: str, number: signal.Signals
 ) -> None:
     with writing(server), maker(server, slot) as process:
@@ -176,7 +178,7 @@ def test_is_gone_with_the_process_that_made_it(
         until(lambda: slots.read(looking, slot) is None, "the server to notice")
 
 
-def test_is_gone_with_a_server_that_crashes(server: DatabaseServer, slot: str) -> None:
+def test_slot_creation_ends_with_server_crash(server: DatabaseServer, slot: str) -> None:
     with closing(connect(server.dsn(), name="looking")) as looking, closing(psycopg.connect(server.dsn())) as slow:
         slow.execute("INSERT INTO t VALUES (1)")
         making = Making(server, slot)
@@ -196,7 +198,7 @@ def test_is_gone_with_a_server_that_crashes(server: DatabaseServer, slot: str) -
     until(gone, "the server to be back without the slot")
 
 
-def test_of_one_that_another_session_makes_the_end_is_waited_for(
+def test_slot_creation_waits_for_another_session_that_creates_it(
     server: DatabaseServer, looking: psycopg.Connection[Any], slot: str
 ) -> None:
     """As after a kill that the server has not noticed, or cannot notice."""
@@ -206,20 +208,20 @@ def test_of_one_that_another_session_makes_the_end_is_waited_for(
         second = Making(server, slot, seconds=1.0)
         error = second.end()
         assert isinstance(error, slots.SlotAwaited)
-        assert f"slot {slot} is still being made by process {first.connection.info.backend_pid}" in error.problem
+        assert f"slot {slot} is still being created by process {first.connection.info.backend_pid}" in error.problem
         assert "a transaction of slow batch" in error.problem
         third, stopped = Making(server, slot), Making(server, slot)
         stopped.stop.set()
         assert isinstance(stopped.end(), Interrupted)
     start = first.end()
     assert isinstance(start, int)
-    # Either it came to wait before the first was done, or it finds the slot made.
+    # Either it waited for the first to finish, or it finds the slot created.
     assert third.end() == start or isinstance(third.result, slots.SlotExists)
     for each in (first, second, third, stopped):
         each.connection.close()
 
 
-def test_when_the_other_session_fails_it_is_made_here(
+def test_slot_is_created_here_when_other_session_fails(
     server: DatabaseServer, looking: psycopg.Connection[Any], slot: str
 ) -> None:
     with writing(server):
@@ -237,7 +239,7 @@ def test_when_the_other_session_fails_it_is_made_here(
     second.connection.close()
 
 
-def test_a_producer_that_is_killed_while_its_slot_is_made_starts_again(
+def test_producer_killed_during_slot_creation_starts_again(
     bootstrap_servers: str, prefix: str, server: DatabaseServer, looking: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     looking.execute("CREATE TABLE public.kept (id int PRIMARY KEY); INSERT INTO public.kept VALUES (1)")
@@ -250,7 +252,7 @@ def test_a_producer_that_is_killed_while_its_slot_is_made_starts_again(
                 first.send(signal.SIGKILL)
                 first.ended()
             with producing(config) as second:
-                until(lambda: "the slot waits" in second.log.read_text(), "the next one to wait")
+                until(lambda: "slot waits for transactions" in second.log.read_text(), "the next one to wait")
                 second.send(signal.SIGTERM)
                 assert second.ended() == 0
                 assert slots.read(looking, source.slot) is None
@@ -264,7 +266,7 @@ def test_a_producer_that_is_killed_while_its_slot_is_made_starts_again(
         looking.execute("DROP TABLE public.kept; DROP PUBLICATION IF EXISTS headrace; DROP SCHEMA headrace CASCADE")
 
 
-def test_a_temporary_one_is_not_ready(looking: psycopg.Connection[Any], slot: str) -> None:
+def test_temporary_slot_is_not_ready(looking: psycopg.Connection[Any], slot: str) -> None:
     looking.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', true)", (slot,))
     state = slots.read(looking, slot)
     assert state is not None
@@ -272,7 +274,7 @@ def test_a_temporary_one_is_not_ready(looking: psycopg.Connection[Any], slot: st
     assert not state.ready, "it goes with its session"
 
 
-def test_no_standby_is_waited_for_where_none_is_listed(looking: psycopg.Connection[Any], slot: str) -> None:
+def test_no_standby_is_awaited_when_none_is_listed(looking: psycopg.Connection[Any], slot: str) -> None:
     """On a server before 17 there is neither such a setting nor such a slot."""
     slots.create(looking, slot, failover=True)
     assert standbys.obstacles(looking, slot) == standbys.awaited(looking, slot) == []
@@ -280,12 +282,12 @@ def test_no_standby_is_waited_for_where_none_is_listed(looking: psycopg.Connecti
     slots.drop(looking, slot)
 
 
-def test_what_else_is_not_ready() -> None:
+def test_unusable_slots_are_not_ready() -> None:
     ready = slots.SlotState("s", "pgoutput", "d", None, Lsn(5), Lsn(1), "reserved", None, None, False, False)
     assert ready.ready
     assert replace(ready, active_pid=7, streaming=True).ready, "its producer reads it"
     for missing in (
-        replace(ready, active_pid=7),  # a function of SQL moves it
+        replace(ready, active_pid=7),  # a SQL function advances it
         replace(ready, plugin="test_decoding"),
         replace(ready, wal_status="lost"),
         replace(ready, confirmed_flush=None),

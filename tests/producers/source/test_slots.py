@@ -26,13 +26,11 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 @pytest.fixture
 def slot() -> str:
-    """A name of its own: slots belong to the whole server."""
+    """A unique name: slots belong to the whole server."""
     return f"s_{uuid.uuid4().hex}"
 
 
-def test_a_slot_from_its_creation_to_its_end(
-    connection: psycopg.Connection[Any], database: Database, slot: str
-) -> None:
+def test_slot_is_created_read_and_dropped(connection: psycopg.Connection[Any], database: Database, slot: str) -> None:
     assert slots.read(connection, slot) is None
     start = slots.create(connection, slot, failover=True)
     state = slots.read(connection, slot)
@@ -48,7 +46,7 @@ def test_a_slot_from_its_creation_to_its_end(
     assert not slots.drop(connection, slot)
 
 
-def test_without_failover(connection: psycopg.Connection[Any], slot: str) -> None:
+def test_slot_is_created_without_failover(connection: psycopg.Connection[Any], slot: str) -> None:
     slots.create(connection, slot, failover=False)
     state = slots.read(connection, slot)
     assert state is not None
@@ -57,7 +55,7 @@ def test_without_failover(connection: psycopg.Connection[Any], slot: str) -> Non
 
 def test_a_slot_that_exists_is_not_replaced(connection: psycopg.Connection[Any], slot: str) -> None:
     start = slots.create(connection, slot, failover=False)
-    with pytest.raises(slots.SlotExists, match=f"slot {slot} exists already"):
+    with pytest.raises(slots.SlotExists, match=f"slot {slot} already exists"):
         slots.create(connection, slot, failover=False)
     state = slots.read(connection, slot)
     assert state is not None
@@ -77,17 +75,17 @@ def test_a_slot_that_is_being_read_is_not_dropped(
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_name_that_no_slot_can_have(connection: psycopg.Connection[Any], name: str) -> None:
-    with pytest.raises(UsageError, match="is not a slot name"):
+def test_invalid_slot_name_is_refused(connection: psycopg.Connection[Any], name: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid slot name"):
         slots.create(connection, name, failover=False)
 
 
 @pytest.mark.parametrize("name", ["a" * 63, "0", "_"])
-def test_names_that_a_slot_can_have(name: str) -> None:
+def test_valid_slot_names_are_accepted(name: str) -> None:
     assert slots.check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["%", "a'; SELECT 1; --", "a" * 64])
-def test_reading_or_dropping_a_strange_name_finds_nothing(connection: psycopg.Connection[Any], name: str) -> None:
+def test_reading_or_dropping_unknown_slot_finds_nothing(connection: psycopg.Connection[Any], name: str) -> None:
     assert slots.read(connection, name) is None
     assert not slots.drop(connection, name)

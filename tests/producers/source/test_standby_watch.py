@@ -1,4 +1,4 @@
-"""A standby of synchronized_standby_slots that is away, or was never there, is waited for and named."""
+"""A missing standby of synchronized_standby_slots is waited for and reported."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def of_check(source: Source) -> list[str]:
 
 
 def through(source: Source, producer: Running, mend: Callable[[], None], words: str) -> None:
-    """Write while a standby is awaited; fail unless it is said everywhere, and the producer continues once mended."""
+    """Write while a standby is awaited; fail unless it is reported everywhere and the producer then continues."""
     source.connection.execute("INSERT INTO t SELECT max(id) + 1 FROM t")
 
     def noticed() -> bool:
@@ -99,16 +99,16 @@ def through(source: Source, producer: Running, mend: Callable[[], None], words: 
         mend()
         producer.caught_up()
         until(lambda: gauge() == 0, "the producer to notice that it is over")
-    assert [words in reason for reason in said(lines, "the stream waits for a standby")] == [True], (
-        "once, not each second"
-    )
-    assert len(said(lines, "the stream waits for no standby any more")) == 1
+    assert [words in reason for reason in said(lines, "stream waits for a standby")] == [True], "once, not each second"
+    assert len(said(lines, "stream no longer waits for a standby")) == 1
     source.require_equal("public.t")
     (seen,) = gather(source.settings)["sources"]
     assert seen["waits_for"] == []
 
 
-def test_an_outage_of_a_standby_is_waited_for(own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+def test_stream_waits_during_outage_of_standby(
+    own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres
+) -> None:
     with running(own) as producer:
         producer.caught_up()
         set_to(server, STANDBY)
@@ -117,20 +117,18 @@ def test_an_outage_of_a_standby_is_waited_for(own: Source, server: EmbeddedPostg
 
         def mend() -> None:
             (finding,) = of_check(own)
-            assert (
-                f"slot {own.slot} sends nothing that is written now: standby slot {STANDBY} has no standby" in finding
-            )
-            assert f"take its slot out of {SETTING}" in finding
+            assert f"slot {own.slot} sends no new changes: standby slot {STANDBY} has no standby" in finding
+            assert f"remove its slot from {SETTING}" in finding
             standby.start()
 
         through(own, producer, mend, f"standby slot {STANDBY} has no standby connected")
         assert of_check(own) == []
 
 
-def test_a_standby_that_confirms_nothing_is_waited_for(
+def test_stream_waits_for_standby_that_does_not_confirm(
     own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres
 ) -> None:
-    """Its connection is there, and it is behind: the server says nothing at all of it."""
+    """It is connected but behind: the server reports nothing about it."""
     set_to(server, STANDBY)
     with running(own) as producer:
         producer.caught_up()
@@ -154,10 +152,10 @@ def test_a_standby_that_confirms_nothing_is_waited_for(
     [
         ("nowhere", "standby slot nowhere does not exist"),
         (f"{STANDBY}, nowhere", "standby slot nowhere does not exist"),
-        ("of_another", "slot of_another is no standby's, but a logical one"),
+        ("of_another", "slot of_another is logical, not a standby's physical slot"),
     ],
 )
-def test_a_slot_that_is_listed_and_is_no_standby_s(
+def test_listed_slot_that_is_not_a_standbys_is_reported(
     own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres, listed: str, words: str
 ) -> None:
     slots.create(own.connection, "of_another", failover=False)
@@ -170,7 +168,7 @@ def test_a_slot_that_is_listed_and_is_no_standby_s(
         slots.drop(own.connection, "of_another")
 
 
-def test_a_slot_that_is_lost_is_named_so(server: EmbeddedPostgres, own: Source) -> None:
+def test_lost_standby_slot_is_reported(server: EmbeddedPostgres, own: Source) -> None:
     connection = own.connection
     connection.execute("SELECT pg_create_physical_replication_slot('unread', true)")
     with server.connect() as administrator:
@@ -192,21 +190,21 @@ def test_a_slot_that_is_lost_is_named_so(server: EmbeddedPostgres, own: Source) 
         with running(own) as producer:
             producer.caught_up()
             set_to(server, "unread")
-            words = "standby slot unread is lost: make it and its standby again"
+            words = "standby slot unread is lost: recreate it and its standby"
             assert standbys.obstacles(connection, own.slot) == [words]
             through(own, producer, lambda: set_to(server, ""), words)
     finally:
         slots.drop(connection, "unread")
 
 
-def test_a_slot_without_failover_waits_for_nobody(server: EmbeddedPostgres, own: Source) -> None:
+def test_slot_without_failover_waits_for_no_standby(server: EmbeddedPostgres, own: Source) -> None:
     slots.create(own.connection, own.slot, failover=False)
     set_to(server, "nowhere")
     assert standbys.obstacles(own.connection, own.slot) == []
 
 
-def test_a_server_that_stops_meanwhile_is_one_that_went_away(server: EmbeddedPostgres, own: Source) -> None:
-    """It makes an error of the standby for which it would have waited."""
+def test_server_stopped_during_wait_is_unavailable(server: EmbeddedPostgres, own: Source) -> None:
+    """It reports the awaited standby as an error."""
     own.connection.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
     start = slots.create(own.connection, own.slot, failover=True)
     own.connection.execute("SELECT pg_create_physical_replication_slot('unread', true)")

@@ -1,4 +1,4 @@
-"""One table that cannot be read, or not now: it stops, or waits, alone and by name, and every other goes on."""
+"""A table that cannot be read, or not now, stops or waits alone; the others continue."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def role_of(database: Database, administrator: psycopg.Connection) -> Iterator[s
         administrator.execute(f"REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
-def test_a_table_that_cannot_be_read_stops_alone_and_is_read_once_that_is_put_right(
+def test_unreadable_table_stops_alone_and_is_read_once_fixed(
     database: Database, bootstrap_servers: str, prefix: str
 ) -> None:
     administrator = database.connect()
@@ -90,7 +90,7 @@ def test_a_table_that_cannot_be_read_stops_alone_and_is_read_once_that_is_put_ri
             f" GRANT EXECUTE ON FUNCTION near.citext_le(near.citext, near.citext) TO {role}".encode()
         )
         with running(source) as producer:
-            # Whose topics are empty are read by any start; they lack nothing.
+            # Tables with empty topics are read by any start; they lack nothing.
             until(lambda: all(state_of(source, name).done for name in ("hidden_type", "hidden_function")), "them")
             until(lambda: bool(state_of(source, "damaged").stopped), "the reason")
             source.passes(producer.check)
@@ -98,13 +98,13 @@ def test_a_table_that_cannot_be_read_stops_alone_and_is_read_once_that_is_put_ri
         source.require_equal("public.hidden_function")
 
 
-class CopiesWhenTold(Session):
-    """Follows the stream, and copies nothing before `told` is set."""
+class CopiesWhenAllowed(Session):
+    """Follows the stream, and copies nothing before `allowed` is set."""
 
-    told = threading.Event()
+    allowed = threading.Event()
 
     def _copy_phase(self) -> None:
-        if self.told.is_set():
+        if self.allowed.is_set():
             super()._copy_phase()
 
 
@@ -112,7 +112,7 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'a'::r
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_a_locked_table_is_set_aside_and_no_session_waits_behind_its_copy(new_source: NewSource, queued: bool) -> None:
+def test_locked_table_is_deferred_and_blocks_no_session(new_source: NewSource, queued: bool) -> None:
     source = new_source(
         "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);"
         " INSERT INTO a SELECT generate_series(1, 20); INSERT INTO b SELECT generate_series(1, 20)",
@@ -121,19 +121,19 @@ def test_a_locked_table_is_set_aside_and_no_session_waits_behind_its_copy(new_so
         snapshot={"chunk_rows": 7},
     )
     dsn = source.settings.database("main").dsn.get_secret_value()
-    CopiesWhenTold.told.clear()
-    # The holder is closed first, however this ends: the other waits for it, and the pool for that.
+    CopiesWhenAllowed.allowed.clear()
+    # The lock's holder is always closed first: the other session waits for it, and the pool for that.
     with ThreadPoolExecutor(1) as pool, psycopg.connect(dsn) as altering, psycopg.connect(dsn) as holder:
-        with capture_logs() as lines, running(source, CopiesWhenTold) as producer:
+        with capture_logs() as lines, running(source, CopiesWhenAllowed) as producer:
             source.passes(producer.check)
             if queued:
-                # A lock that another session waits for counts as one: who asks for less would queue behind it.
+                # A lock that another session waits for blocks too: weaker requests queue behind it.
                 holder.execute("SELECT FROM a")
                 alter = pool.submit(altering.execute, "ALTER TABLE a ADD v text")
                 until(lambda: source.connection.execute(WAITING).fetchone() == (1,), "the queue")
             else:
                 holder.execute("LOCK TABLE a IN ACCESS EXCLUSIVE MODE")
-            CopiesWhenTold.told.set()
+            CopiesWhenAllowed.allowed.set()
             until(lambda: state_of(source, "b").done, "the other table")
             until(lambda: any("cannot be read now" in line["event"] for line in lines), "the line")
             for row in range(100, 104):
@@ -152,7 +152,7 @@ def test_a_locked_table_is_set_aside_and_no_session_waits_behind_its_copy(new_so
     source.require_equal("public.b")
 
 
-def test_what_an_error_says_of_a_table(database: Database) -> None:
+def test_errors_are_classified(database: Database) -> None:
     connection = database.connect()
     connection.execute("CREATE FUNCTION fails(state text, told text) RETURNS int LANGUAGE plpgsql AS"
                        " $$ BEGIN RAISE EXCEPTION '%', told USING ERRCODE = state; END $$")  # fmt: skip

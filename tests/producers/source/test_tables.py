@@ -1,4 +1,4 @@
-"""Which tables are captured, with which key; every refusal names the table and the remedy."""
+"""Captured tables and their keys; every refusal names the table and the remedy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def captured(connection: psycopg.Connection[Any], *tables: str, **more: Any) -> 
     return captured_tables(connection, "main", section, "p")
 
 
-def test_a_captured_table(connection: psycopg.Connection[Any]) -> None:
+def test_captured_table_has_topic_key_and_columns(connection: psycopg.Connection[Any]) -> None:
     connection.execute("CREATE TABLE t (a text, g int GENERATED ALWAYS AS (1) STORED, id int PRIMARY KEY)")
     (table,) = captured(connection, "public.t")
     assert (table.name, table.topic, table.gitlab_schema) == ("public.t", "p.gitlab_main.t", "gitlab_main")
@@ -46,7 +46,7 @@ def test_a_captured_table(connection: psycopg.Connection[Any]) -> None:
     assert [column.name for column in table.relation.columns] == ["a", "id"]
 
 
-def test_a_pattern_means_the_tables_that_match(connection: psycopg.Connection[Any]) -> None:
+def test_pattern_captures_matching_tables(connection: psycopg.Connection[Any]) -> None:
     connection.execute("CREATE TABLE ci_a (id int PRIMARY KEY); CREATE TABLE ci_b (id int PRIMARY KEY);")
     connection.execute("CREATE TABLE other (id int PRIMARY KEY)")
     mapped = {"public.ci_a": "gitlab_ci", "public.ci_b": "gitlab_ci"}
@@ -59,7 +59,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
         "SELECT 1",
         {},
         MissingTable,
-        r"databases\.main\.tables names public\.t, but there is no such ordinary table in the database; Create it",
+        r"databases\.main\.tables names public\.t, but the database has no such table; Create it",
     ),
     "a view": ("CREATE VIEW t AS SELECT 1 AS id", {}, MissingTable, "no such ordinary table"),
     "unlogged": ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", {}, MissingTable, "no such ordinary table"),
@@ -79,33 +79,33 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
         "CREATE TABLE t (id int PRIMARY KEY)",
         {"keys": {"public.t": ["nme"]}},
         UnusableKey,
-        r"databases\.main\.keys of public\.t names nme, which is no column of it",
+        r"databases\.main\.keys names column nme, which table public\.t does not have",
     ),
     "a key that is not unique": (
         "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL); CREATE INDEX ON t (name)",
         {"keys": {"public.t": ["name"]}},
         UnusableKey,
-        r"the key \(name\) of table public\.t has no unique index over not-null columns",
+        r"the key \(name\) of table public\.t has no unique index over NOT NULL columns",
     ),
     "a key that may be null": (
         "CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE)",
         {"keys": {"public.t": ["name"]}},
         UnusableKey,
-        "no unique index over not-null columns",
+        "no unique index over NOT NULL columns",
     ),
     "a key that was never checked for nulls": (
         "CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE); INSERT INTO t VALUES (1, NULL);"
         "ALTER TABLE t ADD CONSTRAINT named NOT NULL name NOT VALID; ALTER TABLE t REPLICA IDENTITY FULL",
         {"keys": {"public.t": ["name"]}},
         UnusableKey,
-        r"column name, which is in the key of table public\.t, is NOT NULL by a constraint that is NOT VALID.*"
+        r"key column name of table public\.t has a NOT NULL constraint that is NOT VALID.*"
         r'ALTER TABLE public\.t VALIDATE CONSTRAINT "named"',
     ),
     "a key that is unique for some rows": (
         "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL); CREATE UNIQUE INDEX ON t (name) WHERE id > 1",
         {"keys": {"public.t": ["name"]}},
         UnusableKey,
-        "no unique index over not-null columns",
+        "no unique index over NOT NULL columns",
     ),
     "a key that may be doubled for a moment": (
         "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE); ALTER TABLE t REPLICA IDENTITY FULL",
@@ -117,19 +117,19 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
         "CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL UNIQUE)",
         {"keys": {"public.t": ["name"]}},
         IncompleteIdentity,
-        r"the replica identity of table public\.t leaves out name, which is in its key; Run ALTER TABLE",
+        r"the replica identity of table public\.t leaves out key column name; Run ALTER TABLE",
     ),
     "deletes that tell nothing": (
         "CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t REPLICA IDENTITY NOTHING",
         {},
         IncompleteIdentity,
-        "leaves out id",
+        "leaves out key column id",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusals(connection: psycopg.Connection[Any], case: str) -> None:
+def test_unusable_tables_are_refused(connection: psycopg.Connection[Any], case: str) -> None:
     ddl, more, kind, words = REFUSALS[case]
     connection.execute(ddl.encode())
     with pytest.raises(kind, match=words) as caught:
@@ -137,7 +137,7 @@ def test_refusals(connection: psycopg.Connection[Any], case: str) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_a_partition_and_its_root(connection: psycopg.Connection[Any]) -> None:
+def test_partition_is_refused_next_to_its_captured_root(connection: psycopg.Connection[Any]) -> None:
     connection.execute("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)")
     connection.execute("CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (9)")
     with pytest.raises(PartitionTwice, match=r"table public\.t_1 is a partition of public\.t, which is captured too"):
@@ -146,8 +146,8 @@ def test_a_partition_and_its_root(connection: psycopg.Connection[Any]) -> None:
     assert [table.partitioned for table in captured(connection, "public.t")] == [True]
 
 
-def test_a_schema_with_a_dot_in_its_name(connection: psycopg.Connection[Any]) -> None:
-    """Its table could have the name of another one, of which the topic would then be."""
+def test_schema_name_with_dot_is_refused(connection: psycopg.Connection[Any]) -> None:
+    """Its table could share the qualified name, and so the topic, of another one."""
     connection.execute(
         'CREATE SCHEMA "a.b"; CREATE SCHEMA a; CREATE TABLE "a.b".t (id int PRIMARY KEY);'
         'CREATE TABLE a."b.t" (id int PRIMARY KEY); CREATE TABLE a.t (id int PRIMARY KEY)'
@@ -159,7 +159,7 @@ def test_a_schema_with_a_dot_in_its_name(connection: psycopg.Connection[Any]) ->
 
 
 def test_a_table_is_refused_for_a_partition_that_cannot_be_followed(connection: psycopg.Connection[Any]) -> None:
-    """The identity that counts is the partition's."""
+    """The partition's own replica identity counts."""
     connection.execute("CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL) PARTITION BY RANGE (id)")
     connection.execute("CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (9)")
     connection.execute("CREATE UNIQUE INDEX i ON t_1 (v)")
@@ -167,7 +167,9 @@ def test_a_table_is_refused_for_a_partition_that_cannot_be_followed(connection: 
     (table,) = captured(connection, "public.t")
     assert [each.name for each in table.partitions.by_oid.values()] == ["public.t_1"]
     connection.execute("ALTER TABLE t_1 REPLICA IDENTITY USING INDEX i")
-    with pytest.raises(UnfollowedPartition, match=r"table public\.t cannot .* partition public\.t_1 leaves out id"):
+    with pytest.raises(
+        UnfollowedPartition, match=r"table public\.t cannot .* partition public\.t_1 leaves out key column id"
+    ):
         captured(connection, "public.t")
     connection.execute("ALTER TABLE t_1 REPLICA IDENTITY FULL")
     connection.execute("ALTER TABLE t_1 SET UNLOGGED")
@@ -177,7 +179,7 @@ def test_a_table_is_refused_for_a_partition_that_cannot_be_followed(connection: 
 
 @pytest.fixture
 def role(connection: psycopg.Connection[Any], database: Database) -> Iterator[str]:
-    """A role with no rights; gives its name."""
+    """The name of a role without privileges."""
     name = f"r_{database.name}"
     connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
     yield name
@@ -185,7 +187,7 @@ def role(connection: psycopg.Connection[Any], database: Database) -> Iterator[st
     connection.execute(f"DROP ROLE {name}")
 
 
-def test_a_table_that_the_role_may_not_read(connection: psycopg.Connection[Any], database: Database, role: str) -> None:
+def test_unreadable_table_is_hidden(connection: psycopg.Connection[Any], database: Database, role: str) -> None:
     connection.execute("CREATE TABLE t (id int PRIMARY KEY)")
     with psycopg.connect(make_conninfo(database.dsn, user=role, password="x")) as other:
         (hidden,) = captured(other, "public.t")
@@ -195,9 +197,7 @@ def test_a_table_that_the_role_may_not_read(connection: psycopg.Connection[Any],
         assert shown.hidden is None
 
 
-def test_a_table_of_which_the_role_sees_some_rows(
-    connection: psycopg.Connection[Any], database: Database, role: str
-) -> None:
+def test_table_with_row_security_is_hidden(connection: psycopg.Connection[Any], database: Database, role: str) -> None:
     connection.execute("CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY")
     connection.execute(f"GRANT SELECT ON t TO {role}")
     with psycopg.connect(make_conninfo(database.dsn, user=role, password="x")) as other:
@@ -220,14 +220,14 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_which_keys_can_be_compared_here(connection: psycopg.Connection[Any], kind: str) -> None:
+def test_comparable_keys_are_recognized(connection: psycopg.Connection[Any], kind: str) -> None:
     columns, ordered = KEYS[kind]
     connection.execute(f"CREATE TABLE t ({columns})".encode())
     (table,) = captured(connection, "public.t")
     assert table.ordered == ordered
 
 
-def test_the_order_of_rows_is_that_of_the_index_which_makes_the_key_unique(connection: psycopg.Connection[Any]) -> None:
+def test_row_order_is_that_of_the_unique_index(connection: psycopg.Connection[Any]) -> None:
     connection.execute('CREATE TABLE t (id text NOT NULL); CREATE UNIQUE INDEX one ON t (id COLLATE "C")')
     connection.execute("ALTER TABLE t REPLICA IDENTITY USING INDEX one")
     (table,) = captured(connection, "public.t")
@@ -241,7 +241,7 @@ def test_a_covering_index_has_the_columns_before_its_include(connection: psycopg
     assert (table.key, table.relation.identity_columns) == (("id",), ("id",))
 
 
-def test_a_key_of_one_s_own_with_the_identity_for_it(connection: psycopg.Connection[Any]) -> None:
+def test_configured_key_with_matching_identity_is_accepted(connection: psycopg.Connection[Any]) -> None:
     connection.execute("CREATE TABLE t (id int PRIMARY KEY, name text NOT NULL UNIQUE)")
     connection.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     (table,) = captured(connection, "public.t", keys={"public.t": ["name"]})

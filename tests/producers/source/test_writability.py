@@ -1,4 +1,4 @@
-"""No publication of ours keeps the application from writing a captured table, whatever is changed later."""
+"""headrace's publication never prevents the application from writing a captured table."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ NAMES = ("whole", "indexed", "virtual", "bare", "parts")
 REMOVES = {
     "virtual": "ALTER TABLE virtual ADD thrice int GENERATED ALWAYS AS (id * 3) VIRTUAL",
     "bare": "ALTER TABLE bare REPLICA IDENTITY NOTHING",
-    # What a table is made a partition with has an identity of its own.
+    # A table attached as a partition has its own identity.
     "parts": "CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (5) TO (10); INSERT INTO parts VALUES (5, 'a')",
 }
 
 
 def writes(source: Source, table: str, value: str) -> bool:
-    """Update and delete as the application does; return whether PostgreSQL lets it."""
+    """Update and delete as the application does; return whether PostgreSQL allows it."""
     try:
         with source.connection.transaction():
             source.connection.execute(f"UPDATE {table} SET v = %s WHERE id <> 1".encode(), (value,))
@@ -74,7 +74,7 @@ def require_captured(source: Source, table: str) -> None:
     assert ops(records, id=2) == ["r", "u", "u"]
 
 
-def test_writes_go_on_at_every_change_while_it_runs(new_source: NewSource) -> None:
+def test_writes_continue_after_every_change_while_producer_runs(new_source: NewSource) -> None:
     source = new_source(
         TABLES + "".join(f"INSERT INTO {name} VALUES (1, 'a'), (2, 'b');" for name in NAMES),
         *(f"public.{name}" for name in NAMES),
@@ -94,7 +94,7 @@ def test_writes_go_on_at_every_change_while_it_runs(new_source: NewSource) -> No
         assert all(writes(source, name, "second") for name in NAMES)
         source.passes(producer.check)
         assert stopped(source, "virtual") == (
-            f"its replica identity is full and has column thrice, a virtual generated one: {REFUSES}"
+            f"its replica identity is full and includes virtual generated column thrice: {REFUSES}"
         )
         assert stopped(source, "bare").startswith("its replica identity leaves out ")
         assert stopped(source, "parts") == (
@@ -102,13 +102,13 @@ def test_writes_go_on_at_every_change_while_it_runs(new_source: NewSource) -> No
         )
     for table in ("whole", "indexed"):
         require_captured(source, table)
-    # The next start leaves them out, and the way out is what the reason says.
+    # The next start leaves them out; the remedy resolves it.
     with running(source) as producer:
         source.passes(producer.check)
         assert all(writes(source, name, "third") for name in NAMES)
         source.connection.execute("ALTER TABLE virtual REPLICA IDENTITY DEFAULT")
-        ask(source.settings, "main", SnapshotRequest(table="public.virtual", anew=True))
-        until_checked(producer, lambda: stopped(source, "virtual") == "", "the table to be read anew")
+        ask(source.settings, "main", SnapshotRequest(table="public.virtual", from_scratch=True))
+        until_checked(producer, lambda: stopped(source, "virtual") == "", "the re-snapshot")
         assert writes(source, "virtual", "fourth")
         source.passes(producer.check)
         until_checked(producer, lambda: source.state().snapshots["public.virtual"].done, "its copy")
@@ -131,12 +131,12 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 
 
 def found(connection: psycopg.Connection[Any], *tables: str, **more: Any) -> dict[str, str]:
-    """Return problem → remedy of what preflight finds."""
+    """Return problem → remedy of preflight's findings."""
     section = database_section(connection.info.dsn, *(f"public.{name}" for name in tables), **more)
     return {each.problem: each.remedy for each in preflight.findings(connection, "main", section, "no_slot", "p")}
 
 
-def test_what_cannot_be_published_and_written_is_refused_before_it_is_published(
+def test_table_that_would_be_unwritable_is_refused_before_publishing(
     connection: psycopg.Connection[Any],
 ) -> None:
     keys = {"public.parts": ["id"]}
@@ -152,11 +152,11 @@ def test_what_cannot_be_published_and_written_is_refused_before_it_is_published(
     assert all(REFUSES in problem and "REPLICA IDENTITY" in remedy for problem, remedy in problems.items())
     connection.execute("CREATE TABLE k (id int, twice int GENERATED ALWAYS AS (id * 2) STORED PRIMARY KEY)")
     assert list(found(connection, "k")) == [
-        "column twice, in the key of table public.k, is generated, and so is not captured"
+        "key column twice of table public.k is generated, and generated columns are not captured"
     ]
 
 
-def test_what_another_role_publishes_is_refused_where_this_one_cannot_put_it_right(
+def test_publication_of_another_role_that_blocks_writes_is_refused(
     connection: psycopg.Connection[Any], database: Database
 ) -> None:
     role = f"r_{database.name}"
@@ -165,7 +165,7 @@ def test_what_another_role_publishes_is_refused_where_this_one_cannot_put_it_rig
     try:
         connection.execute(f"SET ROLE {role}".encode())
         (problem,) = found(connection, "whole")
-        assert "column twice, a generated one that the publication of another role leaves out" in problem
+        assert "includes generated column twice, which the publication of another role leaves out" in problem
         connection.execute("RESET ROLE; ALTER PUBLICATION headrace SET (publish_generated_columns = stored)")
         connection.execute(f"SET ROLE {role}".encode())
         assert found(connection, "whole") == {}
@@ -173,7 +173,7 @@ def test_what_another_role_publishes_is_refused_where_this_one_cannot_put_it_rig
         connection.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
-def test_one_of_ours_that_leaves_generated_columns_out_is_put_right(connection: psycopg.Connection[Any]) -> None:
+def test_own_publication_without_generated_columns_is_repaired(connection: psycopg.Connection[Any]) -> None:
     section = database_section(connection.info.dsn, "public.whole")
     tables = captured_tables(connection, "main", section, "p")
     connection.execute("CREATE PUBLICATION headrace FOR TABLE ONLY whole WITH (publish_via_partition_root = true)")

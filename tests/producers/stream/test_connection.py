@@ -36,7 +36,7 @@ def dsn(database: Database) -> str:
 
 @pytest.fixture
 def slot() -> str:
-    """A name of its own: slots belong to the whole server."""
+    """A unique name: slots belong to the whole server."""
     return f"s_{uuid.uuid4().hex}"
 
 
@@ -48,7 +48,7 @@ def connection(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         yield opened
 
 
-def test_every_kind_of_change(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_every_kind_of_change_is_streamed(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     with connection.transaction():
         connection.execute("INSERT INTO t VALUES (1, 'ä', repeat('x', 5000)), (2, NULL, '')")
@@ -70,7 +70,7 @@ def test_every_kind_of_change(dsn: str, slot: str, connection: psycopg.Connectio
     assert table.replica_identity == "d"
     assert [each.name for each in table.columns] == ["id", "name", "big"]
     assert table.identity_columns == ("id",)
-    # A truncate has the table described anew, in the same words: it is the same object then.
+    # A truncate repeats the same description, which stays the same object.
     assert all(each.relation is table for each in of(others, m.RelationMessage))
     changes = [each for each in others if type(each) is not m.RelationMessage]
     assert changes == [
@@ -85,7 +85,9 @@ def test_every_kind_of_change(dsn: str, slot: str, connection: psycopg.Connectio
     assert [type(each) for each in changes] == kinds
 
 
-def test_replica_identity_full_tells_the_whole_row(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_replica_identity_full_streams_complete_old_row(
+    dsn: str, slot: str, connection: psycopg.Connection[Any]
+) -> None:
     start = prepare(connection, slot)
     connection.execute("ALTER TABLE t REPLICA IDENTITY FULL")
     connection.execute("INSERT INTO t VALUES (1, NULL, repeat('x', 5000))")
@@ -97,13 +99,13 @@ def test_replica_identity_full_tells_the_whole_row(dsn: str, slot: str, connecti
     assert update.relation.replica_identity == "f"
     assert update.relation.identity_columns == ("id", "name", "big")
     assert update.before == [b"1", None, b"x" * 5000]
-    # The server has the value at hand in the old tuple and leaves it out of the new one all the same.
+    # The server omits the value from the new tuple although the old one has it.
     assert update.after in ([b"1", b"b", UNCHANGED], [b"1", b"b", b"x" * 5000])
     (delete,) = of(messages, m.Delete)
     assert delete.before == [b"1", b"b", b"x" * 5000]
 
 
-def test_a_table_that_changes_is_described_again(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_changed_table_is_described_again(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t VALUES (1)")
     connection.execute("ALTER TABLE t DROP COLUMN name, ADD COLUMN more numeric(10, 2) DEFAULT 1")
@@ -116,7 +118,7 @@ def test_a_table_that_changes_is_described_again(dsn: str, slot: str, connection
     assert [each.name for each in second.relation.columns] == ["id", "big", "more"]
 
 
-def test_values_have_one_form_whatever_the_database_prefers(
+def test_value_format_does_not_depend_on_database_settings(
     dsn: str, slot: str, connection: psycopg.Connection[Any]
 ) -> None:
     name = connection.info.dbname
@@ -139,7 +141,7 @@ def test_values_have_one_form_whatever_the_database_prefers(
     assert insert.after == expected
 
 
-def test_binary_values_when_asked_for(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_binary_values_are_streamed_when_requested(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t VALUES (258, 'a')")
     with reading(dsn, slot, start, binary=True) as reader:
@@ -174,21 +176,21 @@ def test_a_large_transaction_is_streamed(
     kept = [each for each in streamed if each.xid not in lost]
     assert [each.after[0] for each in kept] == [b"%d" % i for i in range(1, 5001)]
     assert kept[0].xid == commit.xid
-    # What is known to be aborted when it is read may not be sent at all, or in part.
+    # A transaction known to be aborted when decoded may be sent partly or not at all.
     assert {each.after[1][:1] for each in streamed if each.xid in lost} <= {b"y", b"z"}
     assert len(of(messages, m.StreamStart)) == len(of(messages, m.StreamStop)) > 1
     (small,) = [each for each in of(messages, m.Insert) if each.xid is None]
     assert small.after == [b"0", None, None]
 
 
-def test_a_large_transaction_that_aborts_while_it_is_read(
+def test_large_transaction_that_aborts_while_streamed_is_discarded(
     dsn: str, slot: str, connection: psycopg.Connection[Any]
 ) -> None:
     start = prepare(connection, slot)
     with reading(make_conninfo(dsn, options=SMALL_MEMORY), slot, start, Streaming.PARALLEL) as reader:
         with contextlib.suppress(psycopg.errors.DivisionByZero), connection.transaction():
             connection.execute("INSERT INTO t SELECT i, repeat('x', 50) FROM generate_series(1, 5000) i")
-            # Not until it is streamed may it abort; the read below is what lets it go on.
+            # It may abort only once it is streamed, after the read below.
             reader.until(lambda: bool(of(reader.messages, m.StreamStop)))
             connection.execute("SELECT 1 / 0")
         messages = reader.until_mark(connection)
@@ -200,7 +202,7 @@ def test_a_large_transaction_that_aborts_while_it_is_read(
     assert not of(messages, m.StreamCommit)
 
 
-def test_a_message_outside_any_transaction(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_nontransactional_message_is_streamed(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     with reading(dsn, slot, start) as reader:
         with contextlib.suppress(psycopg.errors.DivisionByZero), connection.transaction():
@@ -213,7 +215,7 @@ def test_a_message_outside_any_transaction(dsn: str, slot: str, connection: psyc
     assert message.content == b"a mark"
 
 
-def test_what_is_confirmed_is_not_sent_again(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_confirmed_changes_are_not_sent_again(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t VALUES (1)")
     connection.execute("INSERT INTO t VALUES (2)")
@@ -230,7 +232,7 @@ def test_what_is_confirmed_is_not_sent_again(dsn: str, slot: str, connection: ps
     assert state.confirmed_flush == first.end_lsn
 
 
-def test_an_idle_slot_moves_by_keepalives(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_idle_slot_advances_by_keepalives(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot, publish="FOR TABLE t")
     connection.execute("CREATE TABLE other (id int)")
     with reading(dsn, slot, start) as reader:
@@ -246,11 +248,11 @@ def test_an_idle_slot_moves_by_keepalives(dsn: str, slot: str, connection: psyco
     assert state.confirmed_flush == end
 
 
-def test_a_short_wal_sender_timeout_is_kept_alive_by_answers(
+def test_answers_keep_stream_alive_with_short_wal_sender_timeout(
     dsn: str, slot: str, connection: psycopg.Connection[Any]
 ) -> None:
     start = prepare(connection, slot)
-    # A machine that has this process wait for longer than the timeout gets a longer one.
+    # Slow machines get a longer timeout.
     for seconds in (1, 5, 25):
         impatient = make_conninfo(dsn, options=f"-c wal_sender_timeout={seconds}s")
         with (
@@ -262,9 +264,7 @@ def test_a_short_wal_sender_timeout_is_kept_alive_by_answers(
             return
 
 
-def test_reading_takes_no_more_than_asked_and_ends_with_its_time(
-    dsn: str, slot: str, connection: psycopg.Connection[Any]
-) -> None:
+def test_read_respects_limit_and_timeout(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t SELECT generate_series(1, 100)")
     with ReplicationStream(dsn, slot, PUBLICATION, start) as stream:
@@ -283,7 +283,9 @@ def test_reading_takes_no_more_than_asked_and_ends_with_its_time(
 @pytest.mark.parametrize(
     "name", ['we"ird', "it's", "a,b", "back\\slash", "naïve 名", " spaced ", "'; DROP TABLE t; --"]
 )
-def test_hostile_publication_names(dsn: str, slot: str, connection: psycopg.Connection[Any], name: str) -> None:
+def test_hostile_publication_names_are_quoted(
+    dsn: str, slot: str, connection: psycopg.Connection[Any], name: str
+) -> None:
     connection.execute(sql.SQL("CREATE PUBLICATION {} FOR ALL TABLES").format(sql.Identifier(name)))
     start = slots.create(connection, slot, failover=False)
     connection.execute("INSERT INTO t VALUES (1)")
@@ -293,9 +295,7 @@ def test_hostile_publication_names(dsn: str, slot: str, connection: psycopg.Conn
             seen.extend(each.data[:1] for each in stream.read(100, 60) if isinstance(each, XLogData))
 
 
-def test_connection_relies_on_nothing_that_a_role_database_or_dsn_says(
-    dsn: str, connection: psycopg.Connection[Any]
-) -> None:
+def test_connection_ignores_settings_of_role_database_and_dsn(dsn: str, connection: psycopg.Connection[Any]) -> None:
     harmful = {
         "search_path": "public, pg_catalog",
         "default_transaction_isolation": "serializable",

@@ -1,4 +1,4 @@
-"""How a stream is refused, how it ends, and that nothing is lost by it: against a real server."""
+"""Refused and ended streams lose nothing, on a real server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def dsn(database: Database) -> str:
 
 @pytest.fixture
 def slot() -> str:
-    """A name of its own: slots belong to the whole server."""
+    """A unique name: slots belong to the whole server."""
     return f"s_{uuid.uuid4().hex}"
 
 
@@ -58,19 +58,19 @@ def test_a_second_reader_is_refused_with_the_first_ones_pid(
     with reading(dsn, slot, start):
         state = slots.read(connection, slot)
         assert state is not None
-        with pytest.raises(SlotInUse, match=f"slot {slot} is held by .* {state.active_pid}") as caught:
+        with pytest.raises(SlotInUse, match=f"slot {slot} is in use by .* {state.active_pid}") as caught:
             ReplicationStream(dsn, slot, PUBLICATION, start)
     assert caught.value.pid == state.active_pid
     assert isinstance(caught.value, Fenced)
 
 
-def test_a_slot_that_is_missing(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_missing_slot_is_refused(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     connection.execute(f"CREATE PUBLICATION {PUBLICATION}")
     with pytest.raises(SlotMissing, match=f'slot {slot}: .*"{slot}" does not exist; Create it'):
         ReplicationStream(dsn, slot, PUBLICATION, Lsn(0))
 
 
-def test_a_role_whose_timeout_cancels_the_first_statement_is_one_to_try_again(
+def test_statement_timeout_at_start_is_unavailable(
     dsn: str, slot: str, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection.execute(
@@ -89,14 +89,14 @@ def test_a_publication_that_is_missing_is_never_a_silent_gap(
     with pytest.raises(PublicationMissing, match=f"publication {PUBLICATION} does not exist") as caught:
         ReplicationStream(dsn, slot, PUBLICATION, start)
     assert isinstance(caught.value, Refused)
-    # There now, but not at the time of the changes to come: the server would leave them out.
+    # It exists now, but not as of the later changes: the server would omit them.
     connection.execute("INSERT INTO t VALUES (1)")
     connection.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
     with reading(dsn, slot, start) as reader, pytest.raises(PublicationMissing, match=PUBLICATION):
         reader.until_mark(connection)
 
 
-def test_a_role_that_may_not_replicate(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_role_without_replication_is_refused(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     role = f"r_{uuid.uuid4().hex}"
     start = prepare(connection, slot)
     connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(role)))
@@ -108,7 +108,7 @@ def test_a_role_that_may_not_replicate(dsn: str, slot: str, connection: psycopg.
         connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
-def test_a_slot_that_is_terminated_says_so(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+def test_terminated_stream_is_unavailable(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     with reading(dsn, slot, start) as reader:
         state = slots.read(connection, slot)
@@ -120,9 +120,7 @@ def test_a_slot_that_is_terminated_says_so(dsn: str, slot: str, connection: psyc
             reader.until(lambda: False)
 
 
-def test_what_came_before_the_end_is_handed_out_before_the_error(
-    dsn: str, slot: str, connection: psycopg.Connection[Any]
-) -> None:
+def test_frames_before_end_are_returned_before_error(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t SELECT generate_series(1, 100)")
     sent = "SELECT active_pid FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid "
@@ -141,12 +139,12 @@ def test_what_came_before_the_end_is_handed_out_before_the_error(
     assert type(reader.messages[-1]) is m.Commit
 
 
-def test_nobody_listens(slot: str) -> None:
+def test_unreachable_server_is_unavailable(slot: str) -> None:
     with pytest.raises(DatabaseUnavailable, match="does not answer"):
         ReplicationStream("host=127.0.0.1 port=1 dbname=x", slot, PUBLICATION, Lsn(0))
 
 
-# These break their server, and so have one of their own.
+# These break their server, so they have a separate one.
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +165,7 @@ def own_dsn(own_stack: Stack) -> Iterator[str]:
     own_stack.postgres.drop_database(name)
 
 
-def test_a_killed_server_is_noticed_and_nothing_is_lost(own_stack: Stack, own_dsn: str, slot: str) -> None:
+def test_killed_server_is_detected_and_loses_nothing(own_stack: Stack, own_dsn: str, slot: str) -> None:
     with psycopg.connect(own_dsn, autocommit=True) as connection:
         start = prepare(connection, slot)
         connection.execute("INSERT INTO t VALUES (1)")
@@ -203,7 +201,7 @@ def test_a_server_that_shuts_down_waits_until_all_is_confirmed(own_stack: Stack,
         stopping.result()
 
 
-def test_a_slot_that_lost_its_log(own_stack: Stack, own_dsn: str, slot: str) -> None:
+def test_slot_without_its_wal_is_lost(own_stack: Stack, own_dsn: str, slot: str) -> None:
     with psycopg.connect(own_dsn, autocommit=True) as connection:
         start = prepare(connection, slot)
         connection.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
@@ -211,7 +209,7 @@ def test_a_slot_that_lost_its_log(own_stack: Stack, own_dsn: str, slot: str) -> 
         try:
 
             def lost() -> bool:
-                """Write, and have a checkpoint; the one who makes it may not have heard of the setting yet."""
+                """Write and checkpoint; the checkpointer may not have reloaded the setting yet."""
                 for _ in range(3):
                     connection.execute("SELECT pg_logical_emit_message(false, '', '', true), pg_switch_wal()")
                 connection.execute("CHECKPOINT")
@@ -226,5 +224,5 @@ def test_a_slot_that_lost_its_log(own_stack: Stack, own_dsn: str, slot: str) -> 
         assert state is not None
         assert state.lost
         assert (state.wal_status, state.invalidation_reason) == ("lost", "wal_removed")
-        with pytest.raises(SlotLost, match=f"slot {slot}: .*; Drop the slot"):
+        with pytest.raises(SlotLost, match=f"slot {slot}: .*; Drop and recreate the slot"):
             ReplicationStream(own_dsn, slot, PUBLICATION, start)

@@ -17,7 +17,7 @@ MS = 1_700_000_000_123
 CLOCK_US = 753_315_200_123_456
 
 
-def test_xlogdata() -> None:
+def test_xlogdata_is_parsed() -> None:
     frame = b"w" + struct.pack("!QQq", 5, 6, CLOCK_US) + b"payload"
     for form in (frame, memoryview(frame)):
         got = parse(form)
@@ -27,7 +27,7 @@ def test_xlogdata() -> None:
 
 
 @pytest.mark.parametrize("reply", [False, True])
-def test_keepalive(reply: bool) -> None:
+def test_keepalive_is_parsed(reply: bool) -> None:
     got = parse(b"k" + struct.pack("!QqB", 7, CLOCK_US, reply))
     assert (type(got), got) == (Keepalive, (7, MS, reply))
 
@@ -53,6 +53,6 @@ def test_random_bytes_give_a_frame_or_malformed(garbage: bytes, kind: bytes) -> 
         parse(kind + garbage)
 
 
-def test_status_update() -> None:
+def test_status_update_is_encoded() -> None:
     got = status_update(written=Lsn(3), flushed=Lsn(2), applied=Lsn(1), clock_ms=MS, reply_requested=True)
     assert got == b"r" + struct.pack("!QQQqB", 3, 2, 1, CLOCK_US - 456, 1)

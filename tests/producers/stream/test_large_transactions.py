@@ -1,4 +1,4 @@
-"""A transaction of any size, read as it happens and published when it has committed."""
+"""Transactions of any size are read in progress and published when they commit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def begin_large(
     return connection
 
 
-def test_others_go_on_while_it_is_in_progress(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_transactions_continue_during_large_transaction(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source.timing = Timing(commit_events=1_000)
     with running(source) as producer:
         producer.caught_up()
@@ -70,7 +72,7 @@ def test_others_go_on_while_it_is_in_progress(source: Source, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_is_rolled_back_leaves_nothing(source: Source, tmp_path: Path) -> None:
+def test_rolled_back_large_transaction_leaves_nothing(source: Source, tmp_path: Path) -> None:
     with running(source) as producer:
         producer.caught_up()
         with begin_large(source, producer, tmp_path, first=1, last=5_000) as large:
@@ -81,7 +83,7 @@ def test_one_that_is_rolled_back_leaves_nothing(source: Source, tmp_path: Path) 
 
 
 class FullDisk(SpillDirectory):
-    """Takes no byte."""
+    """Accepts no bytes."""
 
     def transaction(self, xid: int) -> Spill:
         return Spill(Path("/dev/full"), xid)
@@ -102,7 +104,7 @@ def test_a_full_disk_loses_nothing(source: Source, monkeypatch: pytest.MonkeyPat
 
 
 class DiesInTheMiddle(Session):
-    """Ends behind a Kafka transaction that holds only a part more of a transaction of the source."""
+    """Ends after a Kafka transaction that has only a part of a source transaction."""
 
     state_at_start: StreamState | None = None
 
@@ -114,7 +116,7 @@ class DiesInTheMiddle(Session):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_one_that_is_cut_in_the_middle_goes_on_there(
+def test_interrupted_large_transaction_resumes_at_its_position(
     source: Source, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     source.timing = Timing(commit_events=1_000)
@@ -132,5 +134,5 @@ def test_one_that_is_cut_in_the_middle_goes_on_there(
         reached.append(stream.ordinal)
     with running(source) as producer:
         producer.caught_up()
-    # Each position once: what was published of it before is not published again.
+    # Each position once: the part published before is not published again.
     assert states(source.require_equal("public.t")) == {"r": 1, "c": 60_000}

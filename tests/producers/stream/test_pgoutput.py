@@ -57,7 +57,7 @@ ALONE: list[tuple[bytes, m.Message]] = [
     ),
     (b"M\0" + struct.pack("!Q", 1) + b"\0\0\0\0\0", m.LogicalMessage(False, Lsn(1), "", b"", None)),
     (b"O" + struct.pack("!Q", COMMIT_LSN) + b"node\0", m.Origin(COMMIT_LSN, "node")),
-    # Of a database whose encoding is not UTF-8.
+    # From a database whose encoding is not UTF-8.
     (b"O" + struct.pack("!Q", COMMIT_LSN) + b"n\xe9\0", m.Origin(COMMIT_LSN, "n\udce9")),
     (TABLE_BYTES, m.RelationMessage(TABLE, None)),
     (b"Y\0\0\0\x63public\0mood\0", m.TypeMessage(99, "public", "mood", None)),
@@ -112,14 +112,14 @@ def change(body: bytes, xid: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize(("payload", "expected"), ALONE, ids=lambda each: type(each).__name__)
-def test_messages_that_need_no_other(payload: bytes, expected: m.Message) -> None:
+def test_independent_messages_are_decoded(payload: bytes, expected: m.Message) -> None:
     for form in (payload, memoryview(payload)):
         got = Decoder().decode(form)
         assert (type(got), got) == (type(expected), expected)
 
 
 @pytest.mark.parametrize(("body", "expected"), CHANGES)
-def test_changes(body: bytes, expected: m.Insert | m.Update | m.Delete) -> None:
+def test_changes_are_decoded(body: bytes, expected: m.Insert | m.Update | m.Delete) -> None:
     got = decoder(TABLE_BYTES).decode(change(body))
     assert (type(got), got) == (type(expected), expected)
 
@@ -132,13 +132,13 @@ def test_changes_in_a_stream_block_carry_their_subtransaction(
     assert (type(got), got) == (type(expected), expected._replace(xid=600))
 
 
-def test_binary_values_are_told_from_text() -> None:
+def test_binary_values_are_distinguished_from_text() -> None:
     got = decoder(TABLE_BYTES).decode(change(b"IN\0\x03b\0\0\0\x02\0\x01t\0\0\0\x011n"))
     assert isinstance(got, m.Insert)
     assert [type(each) for each in got.after] == [m.Binary, bytes, type(None)]
 
 
-def test_a_value_longer_than_one_byte_can_say() -> None:
+def test_value_longer_than_255_bytes_is_decoded() -> None:
     long = bytes(range(256)) * 300
     got = decoder(TABLE_BYTES).decode(change(b"IN\0\x03nnt" + struct.pack("!I", len(long)) + long))
     assert isinstance(got, m.Insert)
@@ -150,7 +150,7 @@ def test_replica_identity_full_flags_every_column() -> None:
     assert Decoder().decode(payload) == m.RelationMessage(WHOLE, None)
 
 
-def test_a_table_without_columns() -> None:
+def test_table_without_columns_is_decoded() -> None:
     bare = Relation(7, "public", "bare", "n", ())
     assert decoder(describe(bare)).decode(change(b"IN\0\0")) == m.Insert(bare, [], None)
 
@@ -162,7 +162,7 @@ def test_truncate_names_its_relations_and_options() -> None:
     assert made.decode(b"T\0\0\0\0\x02") == m.Truncate((), False, True, None)
 
 
-def test_a_relation_told_in_a_stream_is_known_elsewhere_only_once_it_committed() -> None:
+def test_streamed_relation_is_known_elsewhere_only_after_commit() -> None:
     insert = change(b"IN\0\x03nnn")
     made = in_stream(describe(TABLE, 600), b"E")
     with pytest.raises(Malformed, match="relation 7 was never described"):
@@ -171,7 +171,7 @@ def test_a_relation_told_in_a_stream_is_known_elsewhere_only_once_it_committed()
     assert made.decode(insert) == m.Insert(TABLE, [None, None, None], None)
 
 
-def test_a_relation_told_in_a_stream_that_aborts_is_forgotten() -> None:
+def test_streamed_relation_is_forgotten_after_abort() -> None:
     wider = Relation(7, "public", "repo", "d", (*TABLE.columns, Column("more", 25)), ("id",))
     made = decoder(TABLE_BYTES, b"S" + XID + b"\x01", describe(wider, 600), b"E")
     made.decode(encode(m.StreamAbort(600, 601, None, None)))
@@ -182,7 +182,7 @@ def test_a_relation_told_in_a_stream_that_aborts_is_forgotten() -> None:
     assert made.decode(change(b"IN\0\x03nnn")) == m.Insert(TABLE, [None] * 3, None)
 
 
-def test_interleaved_streams_keep_apart() -> None:
+def test_interleaved_streams_stay_separate() -> None:
     made = in_stream(describe(TABLE, 600), b"E")
     assert made.stream_xid is None
     made.decode(encode(m.StreamStart(601, True)))
@@ -214,7 +214,7 @@ BROKEN: list[tuple[bytes, str]] = [
     (b"T\xff\xff\xff\xff\0", r"Truncate .* 4294967295 relations are announced, 0 bytes follow"),
     (b"T\0\0\0\x01\0\0\0\0\x09", r"Truncate .* byte 6 .* relation 9 was never described"),
     (b"I\0\0\0\x09N\0\0", r"Insert .* byte 1 of 8: relation 9 was never described"),
-    (change(b"IK\0\x03nnn"), r"Insert .* byte 5 of 11: tuple marker b'K' is none of b'N'"),
+    (change(b"IK\0\x03nnn"), r"Insert .* byte 5 of 11: tuple marker b'K' is not one of b'N'"),
     (change(b"IN\0\x02nn"), r"Insert .* byte 6 of 10: 2 columns for public.repo, which has 3"),
     (change(b"IN\0\x03nn"), r"Insert .* byte 10 of 10: it ends inside column 2 of 3"),
     (change(b"IN\0\x03nnt\0\0"), r"Insert .* byte 10 of 13: it ends inside column 2 of 3"),
@@ -223,25 +223,25 @@ BROKEN: list[tuple[bytes, str]] = [
     (change(b"IN\0\x03nxn"), r"Insert .* byte 9 of 11: column 1 has the unknown kind b'x'"),
     (change(b"IN\0\x03nnnn"), r"Insert .* byte 11 of 12: 1 bytes are left over"),
     (change(b"UK\0\x03nnn"), r"Update .* it ends early"),
-    (change(b"UK\0\x03nnnK\0\x03nnn"), r"Update .* byte 11 .* tuple marker b'K' is none of b'N'"),
+    (change(b"UK\0\x03nnnK\0\x03nnn"), r"Update .* byte 11 .* tuple marker b'K' is not one of b'N'"),
     (change(b"UK\0\x03nnnN\0\x02nn"), r"Update .* byte 12 .* 2 columns for public.repo"),
-    (change(b"DN\0\x03nnn"), r"Delete .* tuple marker b'N' is none of b'KO'"),
+    (change(b"DN\0\x03nnn"), r"Delete .* tuple marker b'N' is not one of b'KO'"),
 ]
 
 
 @pytest.mark.parametrize(("payload", "message"), BROKEN)
-def test_a_broken_message_is_named_with_its_place(payload: bytes, message: str) -> None:
+def test_malformed_message_is_reported_with_offset(payload: bytes, message: str) -> None:
     with pytest.raises(Malformed, match=message):
         decoder(TABLE_BYTES).decode(payload)
 
 
-def test_what_may_not_stand_in_a_stream_block() -> None:
+def test_messages_not_allowed_in_stream_block_are_refused() -> None:
     for kind in b"BCScAbPpKr":
-        with pytest.raises(Malformed, match="stands inside the stream block of 600"):
+        with pytest.raises(Malformed, match="not allowed in the stream block of 600"):
             in_stream().decode(bytes((kind,)) + bytes(30))
 
 
-def test_an_error_tells_no_values() -> None:
+def test_error_contains_no_values() -> None:
     with pytest.raises(Malformed) as caught:
         decoder(TABLE_BYTES).decode(change(b"IN\0\x03t\0\0\0\x06secretnt\0\0\0\x09secret"))
     assert "secret" not in str(caught.value)
@@ -284,7 +284,7 @@ def rows(draw: st.DrawFn, relation: Relation) -> m.Values:
 
 @st.composite
 def keys(draw: st.DrawFn, relation: Relation) -> m.Values:
-    """Return an old key: nothing but the identity, in which nothing is left out."""
+    """Return an old key: only the identity, without omitted values."""
     present = st.one_of(st.none(), st.binary())
     return [draw(present) if c.name in relation.identity_columns else UNCHANGED for c in relation.columns]
 
@@ -350,11 +350,11 @@ def test_controls_come_back_as_they_were_encoded(message: m.Message) -> None:
     assert (type(got), got) == (type(message), message)
 
 
-# Garbage: a message or Malformed, and nothing else.
+# Garbage decodes to a message or Malformed.
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", *(bytes((k,)) for k in b"BCMORYIUDTSEcAbPpKr")]))
-def test_random_bytes(garbage: bytes, kind: bytes) -> None:
+def test_random_bytes_decode_or_are_malformed(garbage: bytes, kind: bytes) -> None:
     for made in (decoder(TABLE_BYTES), in_stream()):
         with contextlib.suppress(Malformed):
             made.decode(kind + garbage)

@@ -1,4 +1,4 @@
-"""Transactions that are streamed before they commit come out as those that are not."""
+"""Transactions streamed in progress are returned like ordinary ones."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ T_WIDER = Relation(1, "public", "t", "d", (Column("id", 23), Column("v", 25)), (
 
 
 class Recorded:
-    """A stream that was recorded: each read gives the next batch; `answers` counts the reads that took nothing."""
+    """A recorded stream: each read returns the next batch; `answers` counts reads of no frames."""
 
     def __init__(self, *batches: Sequence[m.Message]) -> None:
         self._batches = list(batches)
         self.answers = 0
 
-    def read(self, max_messages: int, timeout: float) -> list[Frame]:  # noqa: ARG002  # nothing is waited for
+    def read(self, max_messages: int, timeout: float) -> list[Frame]:  # noqa: ARG002  # it never waits
         if max_messages == 0:
             self.answers += 1
             return []
@@ -91,7 +91,7 @@ def test_blocks_of_two_transactions_come_in_the_order_of_their_commits(spills: S
     assert incoming.kept == 0
 
 
-def test_an_abort_drops_what_its_subtransaction_did_and_nothing_else(spills: SpillDirectory) -> None:
+def test_abort_drops_only_its_subtransaction(spills: SpillDirectory) -> None:
     block: list[m.Message] = [m.RelationMessage(T, 5), insert(1, 5), insert(2, 6), insert(3, 7), insert(4, 6)]
     frames = Recorded(
         [
@@ -109,7 +109,7 @@ def test_an_abort_drops_what_its_subtransaction_did_and_nothing_else(spills: Spi
     assert changes == [insert(1, 5), insert(3, 7), insert(5, 5)]
 
 
-def test_an_abort_of_the_whole_leaves_nothing(spills: SpillDirectory) -> None:
+def test_abort_of_transaction_leaves_nothing(spills: SpillDirectory) -> None:
     told = m.RelationMessage(T, 5)
     blocks: list[m.Message] = [m.StreamStart(5, True), told, insert(1, 5), m.StreamStop()]
     begin, end = m.Begin(Lsn(9), 0, 8), m.Commit(Lsn(9), Lsn(10), 0)
@@ -118,8 +118,8 @@ def test_an_abort_of_the_whole_leaves_nothing(spills: SpillDirectory) -> None:
     assert incoming.kept == 0
 
 
-def test_a_table_as_a_block_tells_it_is_its_transactions_own_until_it_commits(spills: SpillDirectory) -> None:
-    """What another transaction says of it meanwhile is of the table as it was."""
+def test_relation_in_stream_block_applies_to_its_transaction_until_commit(spills: SpillDirectory) -> None:
+    """Changes of another transaction meanwhile have the earlier table."""
     known = m.RelationMessage(T, None)
     begin, end = m.Begin(Lsn(9), 0, 8), m.Commit(Lsn(9), Lsn(10), 0)
     later, last = m.Begin(Lsn(209), 0, 9), m.Commit(Lsn(209), Lsn(210), 0)
@@ -151,7 +151,7 @@ def test_a_table_as_a_block_tells_it_is_its_transactions_own_until_it_commits(sp
     ]
 
 
-def test_while_a_transaction_is_read_back_nothing_is_taken_and_the_server_is_answered(spills: SpillDirectory) -> None:
+def test_no_frames_are_read_during_replay_but_server_is_answered(spills: SpillDirectory) -> None:
     rows = [m.Insert(T, [b"%0200d" % number], 5) for number in range(20_000)]
     behind: list[m.Message] = [m.Begin(Lsn(109), 0, 8), m.Commit(Lsn(109), Lsn(110), 0)]
     frames = Recorded(
@@ -170,7 +170,7 @@ def test_while_a_transaction_is_read_back_nothing_is_taken_and_the_server_is_ans
 
 
 @pytest.mark.parametrize("message", [m.StreamStart(5, False), commit(5, 100)])
-def test_a_transaction_without_a_beginning_is_no_transaction(spills: SpillDirectory, message: m.Message) -> None:
+def test_transaction_without_start_is_malformed(spills: SpillDirectory, message: m.Message) -> None:
     with pytest.raises(Malformed, match="transaction 5"):
         read_all(Incoming(Recorded([message]), spills))
 
@@ -206,7 +206,7 @@ def work(connection: psycopg.Connection[Any], chance: random.Random, depth: int 
 @pytest.mark.stack
 @pytest.mark.parametrize("streaming", [Streaming.ON, Streaming.PARALLEL])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_real_servers_messages_are_the_same_either_way(
+def test_messages_are_equal_with_and_without_streaming(
     database: Database, spills: SpillDirectory, seed: int, streaming: Streaming
 ) -> None:
     connection = database.connect()
@@ -229,7 +229,7 @@ def test_a_real_servers_messages_are_the_same_either_way(
             messages: list[m.Message] = []
             kept = 0
             while not any(isinstance(each, m.Commit) and each.end_lsn >= end for each in messages):
-                messages += incoming.read(50, 1)  # so few that a large one never comes as a whole
+                messages += incoming.read(50, 1)  # too few for a large transaction in one read
                 kept = max(kept, incoming.kept)
             assert (kept > 0) == (how is not Streaming.OFF)
             incoming.close()
@@ -238,5 +238,5 @@ def test_a_real_servers_messages_are_the_same_either_way(
 
 
 def told(message: m.Message) -> tuple[object, ...]:
-    """Return what a message says but for the number of its sub-transaction, which only a stream block tells."""
+    """Return a message without its subtransaction's id, which only stream blocks have."""
     return (type(message).__name__, *(each for name, each in message._asdict().items() if name != "xid"))

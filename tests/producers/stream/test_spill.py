@@ -1,4 +1,4 @@
-"""Transactions on disk, under the conditions that disks have."""
+"""Transactions stored on disk, with full and unwritable disks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(spill: Spill) -> list[bytes]:
     st.lists(st.tuples(st.integers(1, 4), st.sampled_from((0, 1, 3, 500, 40_000, 70_000))), max_size=40),
     st.sets(st.integers(2, 4)),
 )
-def test_what_was_added_is_read_but_for_what_was_aborted(
+def test_added_messages_are_read_without_aborted_ones(
     tmp_path_factory: pytest.TempPathFactory, added: list[tuple[int, int]], aborted: set[int]
 ) -> None:
     with SpillDirectory(tmp_path_factory.getbasetemp()) as directory:
@@ -49,7 +49,7 @@ def test_what_was_added_is_read_but_for_what_was_aborted(
         assert (read(spill), spill.size, list(directory.path.iterdir())) == ([], 0, [])
 
 
-def test_a_message_of_any_size(tmp_path: Path) -> None:
+def test_message_of_any_size_is_read_back(tmp_path: Path) -> None:
     with SpillDirectory(tmp_path) as directory:
         spill = directory.transaction(7)
         messages = [message(7, b"x" * size) for size in (5_000_000, 1, 3_000_000, 0, 1_048_576, 1_048_563, 64)]
@@ -68,7 +68,7 @@ def test_parts_are_about_a_megabyte(tmp_path: Path) -> None:
     assert max(parts) < 2 << 20
 
 
-def test_an_origin_has_no_transaction_of_its_own(tmp_path: Path) -> None:
+def test_origin_has_no_subtransaction(tmp_path: Path) -> None:
     with SpillDirectory(tmp_path) as directory:
         spill = directory.transaction(7)
         origin = message(9, b"not an xid", kind=b"O")
@@ -77,7 +77,7 @@ def test_an_origin_has_no_transaction_of_its_own(tmp_path: Path) -> None:
         assert read(spill) == [origin]
 
 
-def test_little_stays_in_memory_and_nothing_on_disk_after_the_end(tmp_path: Path) -> None:
+def test_little_stays_in_memory_and_no_file_after_discard(tmp_path: Path) -> None:
     with SpillDirectory(tmp_path / "new" / "place") as directory:
         small, large = directory.transaction(1), directory.transaction(2)
         small.add(message(1, b"x" * 100))
@@ -101,7 +101,7 @@ def full_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_full_disk_is_one_line_with_directory_and_size(tmp_path: Path) -> None:
+def test_full_disk_error_names_directory_and_size(tmp_path: Path) -> None:
     with SpillDirectory(tmp_path) as directory:
         spill = directory.transaction(7)
         for _ in range(150):
@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_with_directory_and_size(tmp_path: Path) -> None
         assert spill.size == 150 * 1_009 + 100_009
 
 
-def test_a_directory_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_unusable_directory_is_refused_at_start(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(SpillFailed, match="cannot hold large transactions"):
@@ -134,7 +134,7 @@ sys.stdin.read()
 """
 
 
-def test_what_a_dead_process_left_goes_at_the_next_start_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
+def test_directory_of_dead_process_is_removed_and_of_running_one_stays(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     with subprocess.Popen(
         [sys.executable, "-c", DIES, str(tmp_path)],

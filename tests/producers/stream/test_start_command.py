@@ -1,4 +1,4 @@
-"""The commands that open a stream, with the names that somebody would try."""
+"""The commands that open a stream, also with hostile names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.positions import Lsn
 START = Lsn(0x16_B374_D848)
 
 
-def test_the_whole_command() -> None:
+def test_complete_start_command() -> None:
     assert start_command("s", "p", START, streaming=Streaming.PARALLEL, binary=True) == (
         b"""START_REPLICATION SLOT "s" LOGICAL 16/B374D848 (proto_version '4', publication_names '"p"', """
         b"""messages 'true', streaming 'parallel', binary 'true')"""
@@ -22,7 +22,7 @@ def test_the_whole_command() -> None:
 @pytest.mark.parametrize(
     ("streaming", "version"), [(Streaming.OFF, b"1"), (Streaming.ON, b"2"), (Streaming.PARALLEL, b"4")]
 )
-def test_the_lowest_version_that_can(streaming: Streaming, version: bytes) -> None:
+def test_lowest_supporting_protocol_version_is_used(streaming: Streaming, version: bytes) -> None:
     assert b"proto_version '" + version in start_command("s", "p", START, streaming=streaming)
 
 
@@ -30,16 +30,16 @@ def test_the_lowest_version_that_can(streaming: Streaming, version: bytes) -> No
     ("streaming", "version"),
     [(Streaming.ON, 1), (Streaming.PARALLEL, 3), (Streaming.OFF, 0), (Streaming.OFF, 5)],
 )
-def test_a_version_that_cannot(streaming: Streaming, version: int) -> None:
-    with pytest.raises(UsageError, match=f"protocol version {version} cannot have streaming = {streaming}"):
+def test_unsupporting_protocol_version_is_refused(streaming: Streaming, version: int) -> None:
+    with pytest.raises(UsageError, match=f"protocol version {version} does not support streaming = {streaming}"):
         start_command("s", "p", START, version=version, streaming=streaming)
 
 
 @pytest.mark.parametrize(
     "slot", ["", "S", "a-b", 'a"b', "a'b", "a b", "ä", "a\n", "a\0b", "a" * 64, '"; DROP_REPLICATION_SLOT "x']
 )
-def test_a_slot_that_cannot_be(slot: str) -> None:
-    with pytest.raises(UsageError, match="is not a slot name"):
+def test_invalid_slot_name_is_refused_in_command(slot: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid slot name"):
         start_command(slot, "p", START)
 
 
@@ -52,11 +52,11 @@ def test_a_publication_is_quoted_twice() -> None:
 @pytest.mark.parametrize(
     ("text", "mark", "quoted"), [("a", '"', '"a"'), ('"', '"', '""""'), ("'", '"', '"\'"'), ("", "'", "''")]
 )
-def test_quote(text: str, mark: str, quoted: str) -> None:
+def test_quote_doubles_inner_marks(text: str, mark: str, quoted: str) -> None:
     assert quote(text, mark) == quoted
 
 
-def test_the_connection_string() -> None:
+def test_conninfo_has_replication_settings() -> None:
     given = "postgresql://me:secret@host:1/db?options=-c%20logical_decoding_work_mem%3D64kB&connect_timeout=3"
     made = conninfo_to_dict(conninfo(given, "headrace main"))
     assert made["replication"] == "database"
@@ -67,7 +67,7 @@ def test_the_connection_string() -> None:
     assert made["password"] == "secret"
 
 
-def test_a_dsn_that_is_none_is_not_shown() -> None:
+def test_invalid_dsn_is_not_shown() -> None:
     with pytest.raises(UsageError) as caught:
         conninfo("postgresql://me:secret@host:1/db?nonsense=1")
     assert "secret" not in str(caught.value)

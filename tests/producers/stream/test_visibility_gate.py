@@ -1,4 +1,4 @@
-"""The gate in front of the stream, by itself and on real servers where commits are decoded before they are visible."""
+"""The visibility gate, alone and on real servers where commits are decoded before they are visible."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from tests.producers.sources import PATIENCE, Source, running, topic_of, until
 NewSource = Callable[..., Source]
 
 FILLED = f"{SCHEMA}; INSERT INTO t VALUES (0, 0, 'first')"
-"""Its topic is not empty: it would be copied from nothing otherwise, at each start."""
+"""Its topic is not empty: otherwise each start would copy it from scratch."""
 
 
 class Stream:
-    """What the gate reads, one list at a time; counts the answers to the server."""
+    """The gate's input, one list per read; counts the answers to the server."""
 
     flushed = Lsn(7)
 
@@ -69,8 +69,8 @@ def describing(xid: int) -> list[Message]:
     return [begin, RelationMessage(Relation(1, "public", "t", "d", (), ()), None), commit]
 
 
-def gate(stream: Stream, held: type[Begin] | type[RelationMessage] = Begin) -> VisibilityGate:
-    return VisibilityGate(stream, stream.take, stream, log.get(), held=held)
+def gate(stream: Stream, kind: type[Begin] | type[RelationMessage] = Begin) -> VisibilityGate:
+    return VisibilityGate(stream, stream.take, stream, log.get(), kind=kind)
 
 
 def test_gate_passes_what_is_visible_with_one_snapshot() -> None:
@@ -80,62 +80,62 @@ def test_gate_passes_what_is_visible_with_one_snapshot() -> None:
     assert stream.snapshots == 1
 
 
-def test_gate_takes_no_snapshot_in_the_midst_of_a_transaction() -> None:
+def test_gate_takes_no_snapshot_inside_transaction() -> None:
     stream = Stream([transaction(10)[1]], [])
     assert gate(stream).read(100, 0) == [transaction(10)[1]]
     assert gate(stream).read(100, 0) == []
     assert stream.snapshots == 0
 
 
-def test_gate_holds_a_transaction_and_all_after_it_in_order() -> None:
+def test_gate_keeps_transaction_and_all_after_it_in_order() -> None:
     stream = Stream([*transaction(10), *transaction(11), *transaction(12)], transaction(13))
     stream.visible = {10, 12, 13}
-    held = gate(stream)
-    assert held.read(100, 0) == transaction(10)
-    assert held.read(100, 0) == []
+    gated = gate(stream)
+    assert gated.read(100, 0) == transaction(10)
+    assert gated.read(100, 0) == []
     assert stream.reads, "nothing more is read meanwhile"
     stream.visible.add(11)
-    assert held.read(100, 0) == [*transaction(11), *transaction(12)]
-    assert held.read(100, 0) == transaction(13)
+    assert gated.read(100, 0) == [*transaction(11), *transaction(12)]
+    assert gated.read(100, 0) == transaction(13)
 
 
-def test_gate_answers_the_server_while_it_holds_with_nothing_more_confirmed() -> None:
+def test_gate_answers_server_without_confirming_more_while_it_waits() -> None:
     stream = Stream(transaction(10))
-    held = gate(stream)
-    assert held.read(100, 0) == []
-    assert held.read(100, 0) == []
+    gated = gate(stream)
+    assert gated.read(100, 0) == []
+    assert gated.read(100, 0) == []
     assert stream.answers == [Lsn(7)]
 
 
-def test_gate_returns_as_soon_as_what_it_holds_is_visible() -> None:
+def test_gate_returns_as_soon_as_transaction_is_visible() -> None:
     stream = Stream(transaction(10))
-    held = gate(stream)
-    held.read(100, 0)
+    gated = gate(stream)
+    gated.read(100, 0)
     later = threading.Timer(0.05, stream.visible.add, (10,))
     later.start()
-    assert held.read(100, PATIENCE) == transaction(10)
+    assert gated.read(100, PATIENCE) == transaction(10)
     later.join()
 
 
-def test_gate_of_descriptions_passes_what_describes_nothing_without_a_snapshot() -> None:
+def test_gate_of_relations_passes_other_messages_without_snapshot() -> None:
     stream = Stream([*transaction(10), *transaction(11)])
     assert gate(stream, RelationMessage).read(100, 0) == [*transaction(10), *transaction(11)]
     assert stream.snapshots == 0
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["one read", "a read that ends behind the beginning"])
-def test_gate_of_descriptions_holds_one_until_its_transaction_is_visible(cut: bool) -> None:
+def test_gate_of_relations_waits_until_transaction_is_visible(cut: bool) -> None:
     begin, description, commit = describing(11)
     reads = [[*transaction(10), begin], [description, commit]] if cut else [[*transaction(10), *describing(11)]]
     stream = Stream(*reads, transaction(12))
-    held = gate(stream, RelationMessage)
-    assert held.read(100, 0) == [*transaction(10), begin]
-    assert held.read(100, 0) == []
-    assert held.read(100, 0) == []
+    gated = gate(stream, RelationMessage)
+    assert gated.read(100, 0) == [*transaction(10), begin]
+    assert gated.read(100, 0) == []
+    assert gated.read(100, 0) == []
     assert len(stream.reads) == 1, "nothing more is read meanwhile"
     stream.visible.add(11)
-    assert held.read(100, 0) == [description, commit]
-    assert held.read(100, 0) == transaction(12)
+    assert gated.read(100, 0) == [description, commit]
+    assert gated.read(100, 0) == transaction(12)
 
 
 # On real servers.
@@ -205,8 +205,8 @@ def visible(source: Source, key: int) -> bool:
 
 @pytest.mark.stack
 @pytest.mark.usefixtures("standby_that_never_answers")
-def test_without_the_setting_an_event_comes_before_its_row(new_source: NewSource) -> None:
-    """What PostgreSQL does, and what the setting is for."""
+def test_event_precedes_visible_row_without_publish_when_visible(new_source: NewSource) -> None:
+    """Shows the behaviour of PostgreSQL that the setting handles."""
     source = new_source(FILLED, "public.t")
     with running(source) as producer, late(source) as session:
         producer.caught_up()
@@ -233,12 +233,12 @@ LATE_CHANGES = {
 @pytest.mark.stack
 @pytest.mark.usefixtures("standby_that_never_answers")
 @pytest.mark.parametrize("statements", LATE_CHANGES.values(), ids=LATE_CHANGES)
-def test_a_table_is_not_compared_with_a_catalog_of_before_its_change(new_source: NewSource, statements: str) -> None:
-    """Seen with a commit of a microsecond: the column of before was still there, and the table was stopped."""
+def test_table_is_not_compared_with_catalog_from_before_its_change(new_source: NewSource, statements: str) -> None:
+    """Regression: the catalog still had the earlier column, and the table was stopped."""
     twice = ", twice int GENERATED ALWAYS AS (id * 2) STORED" if "twice" in statements else ""
     schema = FILLED.replace("v text)", f"v text{twice})")
     source = new_source(schema, "public.t")
-    # Of a column that was dropped, records of before have a value.
+    # Earlier records have a value of a dropped column.
     columns = ("id", "v") if statements.endswith("DROP m") else None
     with running(source) as producer, late(source) as session:
         producer.caught_up()
@@ -250,7 +250,7 @@ def test_a_table_is_not_compared_with_a_catalog_of_before_its_change(new_source:
         producer.caught_up()
         source.connection.execute("UPDATE t SET v = 'after' WHERE id = 1000")
         producer.caught_up()
-        # A look may have the table read again, and the rows of before get what the change gave them.
+        # A check may re-snapshot the table, which gives earlier rows the new values.
         right = partial(is_right, source, columns)
         until(lambda: reason(source) is not None or right(), "the topic to be right, or the table to stop")
         assert reason(source) is None
@@ -268,7 +268,7 @@ def is_right(source: Source, columns: tuple[str, ...] | None) -> bool:
 
 @pytest.mark.stack
 @pytest.mark.usefixtures("standby_that_never_answers")
-def test_a_commit_held_by_an_absent_standby_is_published_when_it_is_visible(new_source: NewSource) -> None:
+def test_commit_waiting_for_absent_standby_is_published_when_visible(new_source: NewSource) -> None:
     source = new_source(FILLED, "public.t", publish_when_visible=True, partitions=1)
     with running(source) as producer, late(source) as session:
         producer.caught_up()
@@ -339,8 +339,8 @@ def test_a_producer_killed_while_it_waits_loses_nothing(
 
 @pytest.mark.stack
 @pytest.mark.usefixtures("standby_that_never_answers")
-def test_the_query_of_the_documentation_tells_whether_a_row_is_visible(new_source: NewSource) -> None:
-    (query,) = re.findall(r"```sql\n(.*?);\n```", (ROOT / "docs" / "events.md").read_text(), re.DOTALL)
+def test_documented_query_returns_whether_row_is_visible(new_source: NewSource) -> None:
+    (query,) = re.findall(r"```sql\n(.*?);\n```", (ROOT / "docs" / "reference" / "events.md").read_text(), re.DOTALL)
     source = new_source(FILLED, "public.t")
 
     def says_visible(xid: int | None) -> bool:
@@ -399,7 +399,7 @@ class Releasing:
 @pytest.mark.stack
 @pytest.mark.usefixtures("standby_that_never_answers")
 @pytest.mark.parametrize("setting", [True, False])
-def test_a_reader_that_looks_at_the_row_of_an_event_at_once_finds_it(new_source: NewSource, setting: bool) -> None:
+def test_reader_finds_row_of_event_immediately(new_source: NewSource, setting: bool) -> None:
     source = new_source(FILLED, "public.t", publish_when_visible=setting)
     rows = 200
 
@@ -409,7 +409,7 @@ def test_a_reader_that_looks_at_the_row_of_an_event_at_once_finds_it(new_source:
             for key in range(first, rows + 1, 4):
                 done = False
                 while not done:
-                    # A release that comes too late ends the next statement instead.
+                    # A late release cancels the next statement instead.
                     with contextlib.suppress(psycopg.errors.QueryCanceled):
                         writer.execute("INSERT INTO t VALUES (%s, 0, 'v') ON CONFLICT DO NOTHING", (key,))
                         done = True
@@ -436,7 +436,7 @@ def reader(source: Source) -> Consumer:
 
 
 def events(source: Source, topic: Consumer, number: int) -> Iterator[int]:
-    """Yield the keys of so many events, each as soon as it is there."""
+    """Yield the keys of this many events, each as soon as it arrives."""
     registry = open_registry(source.settings)
     for _ in range(number):
         message = topic.poll(PATIENCE)

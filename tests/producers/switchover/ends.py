@@ -33,15 +33,15 @@ SHARED = "gitlab_shared"
 on_the_oldest_too = pytest.mark.parametrize(
     "ends", ["ends_server", "oldest_server"], ids=["embedded", "oldest"], indirect=True
 )
-"""Marks a test that runs on the stack's PostgreSQL and on the oldest one that is installed."""
+"""Marks a test that runs on the stack's PostgreSQL and on the oldest installed one."""
 
 
 class Stopped(Exception):
-    """A step after which a test wants no more."""
+    """Raised after the last step that a test wants."""
 
 
 class EndsServer(Protocol):
-    """What a switchover's tests need of a server, of whatever version it is."""
+    """The interface that switchover tests need from a server of any version."""
 
     @property
     def running(self) -> bool: ...
@@ -57,7 +57,7 @@ class EndsServer(Protocol):
 
 
 class Ends:
-    """Both servers, and the settings that name them; what it opened is closed at the end.
+    """Both servers, and the settings that name them; its connections are closed at the end.
 
     With `kafka`, the bootstrap servers, producers can run: each database captures public.projects.
     """
@@ -102,17 +102,17 @@ class Ends:
         return made
 
     def standby_of(self, database: str, name: str) -> EndsServer:
-        """Make a standby of one of the servers, gone at the end."""
+        """Create a standby of one of the servers, removed at the end."""
         origin = self.server if database == "first" else self.server_of(database)
         self._servers[f"{self.name}_{name}"] = made = origin.standby(f"{self.name}_{name}")
         return made
 
     def forget_second(self) -> None:
-        """Retain nothing for the copy any more on the old database's server, as after a move."""
+        """Stop retaining WAL for the copy on the old database's server, as after a move."""
         self.server.forget_standby(self._standby_name)
 
     def new_second(self) -> None:
-        """Throw the copy away and make it a standby anew, under the same name in the settings."""
+        """Discard the copy and rebuild it as a standby, under the same name in the settings."""
         self.second.close()
         self.standby.abandon()
         self.forget_second()
@@ -127,7 +127,7 @@ class Ends:
 
     @contextlib.contextmanager
     def other_standby(self, name: str) -> Iterator[str]:
-        """Another standby of `first`, with a slot of its own: its dsn."""
+        """Yield the dsn of another standby of `first`, with its own slot."""
         made = self.make_standby(f"{self.name}_{name}")
         try:
             yield made.dsn(self.name)
@@ -135,7 +135,7 @@ class Ends:
             made.abandon()
 
     def stop_receiving(self, name: str) -> None:
-        """Let a standby get nothing more of what `first` writes, though it may be promoted."""
+        """Disconnect a standby from `first`'s WAL; it may still be promoted."""
         with self.server_of(name).connect() as connection:
             connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
             connection.execute("SELECT pg_reload_conf()")
@@ -145,7 +145,7 @@ class Ends:
             )
 
     def lead(self, database: str, dsn: str) -> None:
-        """Let the settings' dsn of a database lead to another server."""
+        """Point a database's dsn in the settings at another server."""
         self._dsns[database] = dsn
         listed = {"gitlab_schemas": self.listed}
         databases: dict[str, Any] = {each: {"dsn": where, **listed} for each, where in self._dsns.items()}
@@ -158,7 +158,7 @@ class Ends:
 
     @contextlib.contextmanager
     def setting(self, name: str, value: str) -> Iterator[None]:
-        """Have a setting of the old database's server until the end, for all that share it."""
+        """Change a setting of the old database's server until the end; the server is shared."""
         named = sql.Identifier(name)
         self.first.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(named, sql.Literal(value)))
         self.first.execute("SELECT pg_reload_conf()")
@@ -169,13 +169,13 @@ class Ends:
             self.first.execute("SELECT pg_reload_conf()")
 
     def states(self, *gitlab_schemas: str, source: str = "first", to: str = "second") -> list[str]:
-        """Return what --status shows: of the two databases, then of each gitlab schema."""
+        """Return what --status shows: the state of the ends, then of each gitlab schema."""
         with opened(self.settings, Move(gitlab_schemas or (MAIN,), source, to)) as moving:
             report = status_report(moving.look())
         return [report["ends"], *(each["state"] for each in report["states"])]
 
     def follow(self, title: str, connection: psycopg.Connection[Any], gitlab_schema: str = CI) -> None:
-        """Run the statements of the guide below `title`, with the names that these tests have."""
+        """Run the guide's statements below `title`, with these tests' names."""
         text = (ROOT / "docs" / "how-to" / "switchover.md").read_text()
         found = re.findall(rf"<!-- sql: {title} -->\n```sql\n(.*?)```", text, re.DOTALL)
         assert found
@@ -200,12 +200,12 @@ class Ends:
         return owners(self.first)[gitlab_schema], owners(self.second)[gitlab_schema]
 
     def owner_by(self, database: str, gitlab_schema: str) -> str:
-        """Return who owns a gitlab schema, as the server that the settings name says."""
+        """Return the owner of a gitlab schema, as recorded on the server that the settings name."""
         with psycopg.connect(self._dsns[database]) as connection:
             return owners(connection)[gitlab_schema].name
 
     def open_on(self, gitlab_schema: str) -> list[str]:
-        """The databases of which the fence says that they own it."""
+        """Return the databases that own it according to the fence."""
         return [
             name
             for name, connection in (("first", self.first), ("second", self.second))

@@ -1,10 +1,10 @@
-"""A model of two databases and of the switchover command, for its real rules: every state that can be reached.
+"""A model of two databases and the switchover command, with the real rules: explores every reachable state.
 
 The database `first` has two gitlab schemas, a standby `copy`, which is to become `second`, and another standby,
-`spare`, which may take first's place. What first commits is replayed by each in order, later or never. The command may
-be started for any gitlab schemas and with any server at either end, killed between any two of its steps, and started
-again; it goes through the real move_rules, with the locks and proofs of `Switchover` around them. Applications write on
-the server that owns a gitlab schema.
+`spare`, which may take first's place. Each standby replays first's commits in order, later or never. The command may
+be started for any gitlab schemas and with any server at either end, killed between any two of its steps, and restarted;
+it uses the real rules, with the locks and proofs of `Switchover` around them. Applications write on the server that
+owns a gitlab schema.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMED: Final = tuple(each for size in (1, 2) for each in combinations(BOTH, size
 FIRST, SECOND = "first", "second"
 
 WRITES: Final = {FIRST: 1, SECOND: 2}
-"""How often a gitlab schema is written at most by the end of a server's turn."""
+"""The largest number of writes to a gitlab schema."""
 SERVERS: Final = ("nothing", "first", "copy", "spare", "zombie")
 ENDS: Final = tuple(
     (source, destination)
@@ -36,14 +36,14 @@ ENDS: Final = tuple(
     for destination in ("copy", "first", "zombie", "promoted", "foreign")
     if (source, destination) != ("zombie", "zombie")
 )
-"""Where the two dsns may lead, right or wrong."""
+"""The servers to which the two dsns may lead, right or wrong."""
 
 Items = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """What a server has: headrace's rows, and how often each gitlab schema was written; made by `rows`, each once."""
+    """A server's data: headrace's rows, and the number of writes to each gitlab schema; interned by `rows`."""
 
     name: str
     owners: Items
@@ -80,7 +80,7 @@ START: Final = rows(FIRST, items({each: Owner(FIRST, 1) for each in BOTH}), (), 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Server:
-    """A server; `behind` is what it has not replayed yet of what it follows, oldest first. Made by `server`."""
+    """A server; `behind` is what it still has to replay, oldest first. Created by `server`."""
 
     rows: Rows
     standby: bool
@@ -102,7 +102,7 @@ STRANGERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the command would do by how both sides are: the next step, and what --abort would leave on the old side."""
+    """The command's decision for the state of both sides: the next step, and the old side after --abort."""
 
     seen: View
     step: Step | None
@@ -120,7 +120,7 @@ def choice(named: tuple[str, ...], old: Server, new: Server, same_server: bool, 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A run between two of its steps: it has confirmed what `step` rests on; `writes` is set once it has looked."""
+    """A run between two steps: it has confirmed the preconditions of `step`; `writes` is set once it has looked."""
 
     named: tuple[str, ...]
     source: str
@@ -131,9 +131,9 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One state. `zombie` is an old primary that is back; `slot` that of second's producer: none, half made, made.
+    """One state. `zombie` is an old primary that is back; `slot` is second's producer's: none, incomplete, ready.
 
-    `ghost` is a run whose session on the old side went with that, while the one on the copy is still to write.
+    `ghost` is a run that lost its session on the old side, while its session on the copy is still to write.
     """
 
     first: Server
@@ -154,7 +154,7 @@ class World:
         return replace(self, **changes)
 
     def commit(self, name: str, written: Rows) -> World:
-        """Return the world after a server has written: those that follow it will replay that."""
+        """Return the world after a server has written; its followers will replay that."""
         writer = self.at(name)
         if writer is None or writer.standby or writer.rows is written or name in STRANGERS:
             return self
@@ -167,7 +167,7 @@ class World:
 
     @property
     def keeps_zombie(self) -> bool:
-        """Whether an old primary that was back became second: the place of the next one is then not its own."""
+        """Whether a returned old primary became second: the next old primary then needs another place."""
         return self.zombie is not None and any(record.claim for _, record in self.zombie.rows.records)
 
     def failed_over(self, name: str) -> World:
@@ -184,7 +184,7 @@ class World:
 
 
 class Model:
-    """The steps of a world; `without` are the rules of the command that are left out."""
+    """The steps of a world; `without` are the command's rules that are left out."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class Model:
         ends: Iterable[tuple[str, str]] = ENDS,
         closes: int = 1,
     ) -> None:
-        """`closes` is how often a run may close something: the histories end somewhere."""
+        """`closes` is the largest number of closes, so that the histories are finite."""
         self.without = without
         self.ends = tuple(ends)
         self._closes = closes
@@ -217,7 +217,7 @@ class Model:
             if standby is not None and standby.behind:
                 yield world.put(name, server(standby.behind[0], True, True, standby.behind[1:]))
         if world.copy is not None and world.copy.standby:
-            yield world.put("copy", server(world.copy.rows))  # promoted, by anybody
+            yield world.put("copy", server(world.copy.rows))  # promoted, by any process
         for name in ("copy", "spare"):
             standby = world.at(name)
             if standby is not None and standby.follows and not world.keeps_zombie:
@@ -248,7 +248,7 @@ class Model:
                     yield from self._begun(world, found, source, destination)
 
     def _begun(self, world: World, found: Choice, source: str, destination: str) -> Iterator[World]:
-        """A run that begins, or goes on after a step, and has confirmed what the next one rests on; or an --abort."""
+        """A run that starts or continues, and has confirmed the next step's preconditions; or an --abort."""
         if found.taken_back is not None and self._follows(world, source, destination):
             yield world.commit(source, found.taken_back)
         step = found.step
@@ -261,21 +261,21 @@ class Model:
         yield replace(world, command=Command(found.seen.move.gitlab_schemas, source, destination, step))
 
     def _follows(self, world: World, source: str, destination: str) -> bool:
-        """Whether what the one writes now arrives at the other, where that is a standby."""
+        """Whether the other server, if it is a standby, receives what this one writes now."""
         new = world.at(destination)
         if new is None or not new.standby or "following" in self.without:
             return True
         return source == "first" and new.follows
 
     def _confirmed(self, world: World, source: str, destination: str) -> bool:
-        """Whether the copy, if it is a standby, and every other standby that the old side knows have all of it."""
+        """Whether the copy, if it is a standby, and every other standby that the old side knows have all its WAL."""
         new = world.at(destination)
         if not self._follows(world, source, destination) or (new is not None and new.behind):
             return False
         if "every standby" in self.without:
             return True
         if source == "zombie":
-            # It has the slot of the one that took its place, which is away, unless that is meant to be the copy.
+            # It has the slot of the server that replaced it, which is disconnected, unless that one is to be the copy.
             return destination == "first"
         others = [world.at(name) for name in ("copy", "spare") if name != destination]
         return not any(each and each.follows and each.behind for each in others)
@@ -312,7 +312,7 @@ class Model:
         return world
 
     def _opened(self, world: World, command: Command) -> World:
-        """The commit that opens, by a session that still lives, whatever has become of the other end."""
+        """The opening commit, by a session that is still alive, whatever happened to the other end."""
         assert command.writes is not None
         return world.commit(command.destination, command.writes)
 
@@ -321,7 +321,7 @@ class Model:
 
 
 def owners_of(world: World, gitlab_schema: str) -> list[str]:
-    """Return the servers that own it: the one in first's place by that name, any other by second's."""
+    """Return the servers that own it: the one in first's place under that name, any other under second's."""
     places = (("first", FIRST), ("copy", SECOND), ("zombie", SECOND))
     return [
         place
@@ -341,14 +341,14 @@ def require_right(world: World) -> None:
         if found and found != ["first"]:
             owner = world.at(found[0])
             assert owner is not None
-            # All that first wrote before it closed, as the server that is in its place now has it.
+            # All that first wrote before the close, as the server in its place now has it.
             there, here = dict(owner.rows.written)[each], dict(world.first.rows.written)[each]
             assert there >= here, f"{each} is open with stale rows on {found[0]}"
             assert world.slot == "made", f"{each} is open without a slot"
 
 
 def explore(model: Model) -> dict[World, World | None]:
-    """Return every reachable state, each with the one that it was found from; raises AssertionError with the way."""
+    """Return every reachable state, each with its predecessor; raises AssertionError with the path."""
     start = World(server(START), server(START, True, True), server(START, True, True))
     found: dict[World, World | None] = {start: None}
     waiting = deque([start])

@@ -1,7 +1,7 @@
-"""A move of gitlab_main between two databases of one server, the second a copy of the first: without a standby.
+"""Moves gitlab_main between two databases of one server, the second a copy of the first: without a standby.
 
-They share one log, as a promoted copy shares it up to its promotion, so that what the producers see is the same. What
-a switchover does to the servers is test_switchover's.
+They share one WAL, as a promoted copy shares it up to its promotion, so that producers see the same. test_steps.py
+tests the switchover itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TABLES = (
 
 
 class Moves:
-    """The sources `first` and `second`; `first` owns gitlab_main at the beginning, and `second` is not there yet."""
+    """The sources `first` and `second`; `first` owns gitlab_main at the start, and `second` does not exist yet."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class Moves:
             self._server.drop_database(database)
 
     def copy(self, source: Source, to: Source) -> None:
-        """Make one database a copy of the other, in place of what it was: of all but its slots."""
+        """Replace one database by a copy of the other, without its slots."""
         source.connection.close()
         to.connection.close()
         old, new = self._names[source.name], self._names[to.name]
         self._server.drop_database(new)
 
         def unused() -> bool:
-            """Whether the sessions of a producer that has ended are gone."""
+            """Whether an ended producer's sessions are gone."""
             with self._server.connect() as connection:
                 return connection.execute(
                     "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", (old,)

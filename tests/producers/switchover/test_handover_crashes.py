@@ -1,4 +1,4 @@
-"""From the old owner's producer to the new one's: whatever is killed, restarted, or too early, nothing is missed."""
+"""Handover between producers: nothing is missed, whichever is killed, restarted, or started too early."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.positions import Positions, StreamState
 from producers.session.check import hindrances
 from producers.session.loop import Session
-from producers.session.resume import ServerLog, server_log
+from producers.session.resume import ServerWal, server_wal
 from producers.session.start_over import start_over
 from producers.source import slots
 from producers.source.gaps import SilentGap
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module", params=["oldest", "embedded"])
 def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """The oldest PostgreSQL that is supported, and the stack's own."""
+    """The oldest supported PostgreSQL, and the stack's."""
     if request.param == "embedded":
         yield request.getfixturevalue("stack").postgres
         return
@@ -48,7 +48,7 @@ def moves(bootstrap_servers: str, prefix: str, server: DatabaseServer) -> Iterat
 
 
 def published_by_first(moves: Moves) -> None:
-    """Have the old owner's producer publish all, and end."""
+    """Run the old owner's producer until it has published everything and ends."""
     assert isinstance(Running(moves.first).ended(), OwnershipMoved)
 
 
@@ -62,7 +62,7 @@ def refused(source: Source, kind: type[BaseException], words: str) -> None:
         raise Running(source).ended() or AssertionError("it started")
 
 
-def test_a_slot_that_was_made_before_the_opening_misses_nothing(moves: Moves) -> None:
+def test_slot_created_before_the_opening_misses_nothing(moves: Moves) -> None:
     copy_all(moves.first)
     write(moves.first, 3)
     moves.move(moves.first, moves.second)
@@ -73,7 +73,7 @@ def test_a_slot_that_was_made_before_the_opening_misses_nothing(moves: Moves) ->
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
-def test_a_slot_that_was_made_after_the_opening_is_refused(moves: Moves) -> None:
+def test_slot_created_after_the_opening_is_refused(moves: Moves) -> None:
     copy_all(moves.first)
     give(moves.first, "second")
     moves.copy(moves.first, moves.second)
@@ -81,18 +81,16 @@ def test_a_slot_that_was_made_after_the_opening_is_refused(moves: Moves) -> None
     write(moves.second, 3)
     make_slot(moves.second)
     published_by_first(moves)
-    words = "after gitlab_main was opened here at .*: what was written in between is in no topic"
+    words = "after gitlab_main was opened here at .*: changes in between are in no topic"
     refused(moves.second, SilentGap, words)
     (found,) = of_check(moves.second)
-    assert "what was written in between is in no topic" in found
+    assert "changes in between are in no topic" in found
     start_over(moves.settings, "second")
     copy_all(moves.second)
     moves.second.require_equal("public.t")
 
 
-def test_a_slot_that_was_still_being_made_at_the_opening_is_refused_before_it_is_ready_and_after(
-    moves: Moves, server: DatabaseServer
-) -> None:
+def test_slot_under_creation_at_the_opening_is_refused(moves: Moves, server: DatabaseServer) -> None:
     copy_all(moves.first)
     give(moves.first, "second")
     moves.copy(moves.first, moves.second)
@@ -105,27 +103,27 @@ def test_a_slot_that_was_still_being_made_at_the_opening_is_refused_before_it_is
         open_as(moves.second)
         write(moves.second, 3)
         published_by_first(moves)
-        refused(moves.second, SilentGap, f"slot {name} is still being made by process")
+        refused(moves.second, SilentGap, f"slot {name} is still being created by process")
         until(lambda: "a transaction of" in "".join(of_check(moves.second)), "check to name what it waits for")
         slow.commit()
         until(lambda: moves.second.slot_state().ready, "the slot to be ready")
-    refused(moves.second, SilentGap, "what was written in between is in no topic")
+    refused(moves.second, SilentGap, "changes in between are in no topic")
 
 
-def test_an_opening_that_is_not_on_record_proves_nothing(moves: Moves) -> None:
+def test_unrecorded_opening_is_refused(moves: Moves) -> None:
     copy_all(moves.first)
     give(moves.first, "second")
     moves.copy(moves.first, moves.second)
     make_slot(moves.second)
     moves.second.connection.execute("UPDATE headrace.database SET name = 'second'")
     published_by_first(moves)
-    refused(moves.second, SilentGap, r"headrace\.database does not say when it was opened")
+    refused(moves.second, SilentGap, r"headrace\.database does not record when it was opened")
     open_as(moves.second)
     copy_all(moves.second)
     moves.second.require_equal("public.t")
 
 
-def test_the_new_one_started_before_the_opening_ends_and_after_it_waits_for_the_old_one(moves: Moves) -> None:
+def test_new_producer_ends_before_the_opening_and_waits_for_the_old_one_after_it(moves: Moves) -> None:
     copy_all(moves.first)
     give(moves.first, "second")
     moves.copy(moves.first, moves.second)
@@ -141,7 +139,7 @@ def test_the_new_one_started_before_the_opening_ends_and_after_it_waits_for_the_
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
-def test_both_run_from_the_opening_on(moves: Moves) -> None:
+def test_both_producers_run_from_the_opening_on(moves: Moves) -> None:
     copy_all(moves.first)
     for key in range(3, 300):
         write(moves.first, key)
@@ -169,7 +167,7 @@ class DiesBeforeHandover(Session):
 
 
 class DiesAfterHandover(Session):
-    """Killed once Kafka has the change of owner, before the slot was told and anybody heard of it."""
+    """Killed once Kafka has the change of owner, before the slot is confirmed and it is logged."""
 
     def _commit(self, *arguments: Any) -> None:
         handed_over = bool(self._capture.handovers)
@@ -179,7 +177,7 @@ class DiesAfterHandover(Session):
 
 
 @pytest.mark.parametrize("session", [DiesBeforeHandover, DiesAfterHandover])
-def test_an_old_producer_that_is_killed_at_the_handover_is_started_again(moves: Moves, session: type[Session]) -> None:
+def test_old_producer_killed_at_the_handover_is_restarted(moves: Moves, session: type[Session]) -> None:
     copy_all(moves.first)
     write(moves.first, 3)
     moves.move(moves.first, moves.second)
@@ -191,7 +189,7 @@ def test_an_old_producer_that_is_killed_at_the_handover_is_started_again(moves: 
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
-def test_one_that_was_taken_back_meanwhile_is_handed_over_by_its_last_change_of_owner(moves: Moves) -> None:
+def test_schema_taken_back_meanwhile_is_handed_over_by_its_last_change_of_owner(moves: Moves) -> None:
     copy_all(moves.first)
     give(moves.first, "second")
     published_by_first(moves)
@@ -206,12 +204,14 @@ def test_one_that_was_taken_back_meanwhile_is_handed_over_by_its_last_change_of_
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
-def test_an_old_producer_that_started_over_before_it_had_published_all_leaves_no_silent_gap(moves: Moves) -> None:
+def test_old_producer_that_started_over_too_early_leaves_no_silent_gap(moves: Moves) -> None:
     copy_all(moves.first)
     write(moves.first, 3)
     moves.move(moves.first, moves.second)
     start_over(moves.settings, "first")
-    words = "no record of how table public.t was read; start over with `headrace produce second --start-over`"
+    words = (
+        "no snapshot of table public.t is recorded; re-snapshot all tables with `headrace produce second --start-over`"
+    )
     refused(moves.second, SilentGap, words)
     published_by_first(moves)
     start_over(moves.settings, "second")
@@ -219,7 +219,7 @@ def test_an_old_producer_that_started_over_before_it_had_published_all_leaves_no
     moves.second.require_equal("public.t")
 
 
-def test_an_old_producer_that_started_over_after_the_handover_changes_nothing(moves: Moves) -> None:
+def test_old_producer_that_started_over_after_the_handover_changes_nothing(moves: Moves) -> None:
     copy_all(moves.first)
     moves.move(moves.first, moves.second)
     write(moves.second, 3)
@@ -230,9 +230,7 @@ def test_an_old_producer_that_started_over_after_the_handover_changes_nothing(mo
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 1}
 
 
-def test_a_second_move_to_a_third_database_waits_for_the_last_owner_alone(
-    bootstrap_servers: str, prefix: str, server: DatabaseServer
-) -> None:
+def test_second_move_waits_only_for_the_last_owner(bootstrap_servers: str, prefix: str, server: DatabaseServer) -> None:
     with closing(Moves(bootstrap_servers, prefix, server, names=("first", "second", "third"))) as moves:
         third = moves.sources["third"]
         copy_all(moves.first)
@@ -248,13 +246,13 @@ def test_a_second_move_to_a_third_database_waits_for_the_last_owner_alone(
         assert states(third.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
-def test_a_schema_that_moves_back_is_gone_on_from_without_a_re_snapshot(moves: Moves) -> None:
+def test_schema_that_moves_back_resumes_without_a_re_snapshot(moves: Moves) -> None:
     copy_all(moves.first)
     moves.move(moves.first, moves.second)
     published_by_first(moves)
     write(moves.second, 3)
     copy_all(moves.second)
-    # What was the first is thrown away: it owns nothing any more. It comes back as a copy of the second.
+    # The first database is discarded, since it owns nothing. It comes back as a copy of the second.
     moves.move(moves.second, moves.first)
     write(moves.first, 4)
     with running(moves.first) as producer:
@@ -274,13 +272,13 @@ def test_a_schema_that_moves_back_is_gone_on_from_without_a_re_snapshot(moves: M
     assert states(moves.second.require_equal("public.t")) == {"r": 2, "c": 4}
 
 
-def test_one_that_moves_back_does_not_go_by_what_was_read_of_the_server_that_is_no_more(
+def test_schema_that_moves_back_ignores_positions_of_the_lost_server(
     moves: Moves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That one went on after the copy was promoted, with heartbeats at least, and its producer with it."""
+    """That server continued after the copy was promoted, at least with heartbeats, and so did its producer."""
 
-    def of_a_copy(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerLog:
-        found = server_log(connection, dsn, recorded)
+    def of_a_copy(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerWal:
+        found = server_wal(connection, dsn, recorded)
         if recorded is None or recorded.source != "first":
             return found
         return replace(found, timeline=found.timeline + 2, parted={found.timeline: Lsn(recorded.commit_lsn - 1)})
@@ -293,19 +291,19 @@ def test_one_that_moves_back_does_not_go_by_what_was_read_of_the_server_that_is_
     moves.move(moves.second, moves.first)
     assert isinstance(Running(moves.second).ended(), OwnershipMoved)
     write(moves.first, 4)
-    monkeypatch.setattr("producers.session.resume.server_log", of_a_copy)
+    monkeypatch.setattr("producers.session.resume.server_wal", of_a_copy)
     copy_all(moves.first)
     assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
-def test_one_that_moves_back_waits_for_the_other_to_publish_all(moves: Moves) -> None:
+def test_schema_that_moves_back_waits_for_the_other_producer(moves: Moves) -> None:
     copy_all(moves.first)
     moves.move(moves.first, moves.second)
     published_by_first(moves)
     copy_all(moves.second)
     write(moves.second, 3)
     moves.move(moves.second, moves.first)
-    words = "gitlab_main was given to first, and the producer of second has not yet published all before"
+    words = "gitlab_main was given to first, but the producer of second has not yet published all earlier changes"
     assert of_check(moves.first) == [words], "and no gap"
     waiting = Running(moves.first)
     waiting.stop.set()
@@ -316,10 +314,10 @@ def test_one_that_moves_back_waits_for_the_other_to_publish_all(moves: Moves) ->
     assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 1}
 
 
-def test_a_table_that_every_database_has_is_read_anew_after_a_move_back(
+def test_shared_table_is_re_snapshotted_after_a_move_back(
     bootstrap_servers: str, prefix: str, server: DatabaseServer
 ) -> None:
-    """Its topic is the database's own, and had the rows of the one that was thrown away."""
+    """Its topic belongs to the database, and had the rows of the discarded one."""
     with closing(Moves(bootstrap_servers, prefix, server, tables=("public.t", "public.shared"))) as moves:
         copy_all(moves.first)
         moves.first.connection.execute("INSERT INTO shared VALUES (2)")

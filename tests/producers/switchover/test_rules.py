@@ -1,4 +1,4 @@
-"""What the rules of a switchover make of rows that the model does not reach, and what they write."""
+"""The rules of a switchover for rows that the model does not reach, and the rows that they write."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def view(old: Side, new: Side, *named: str, slot: bool = True) -> View:
     return View(Move(named or (MAIN,), "first", "second"), old, new, same_server=False, slot=slot)
 
 
-def test_a_copy_with_another_change_of_the_same_epoch_was_not_given_it() -> None:
-    """As when first failed over to a standby that lacked the close, and closed again for another copy."""
+def test_copy_with_a_different_change_of_the_same_epoch_was_not_given_the_schema() -> None:
+    """As after first failed over to a standby that lacked the close, and closed again for another copy."""
     lost = side(GIVEN, replace(CLOSED, id=OTHER))
     assert schema_state(view(side(GIVEN, CLOSED), lost), MAIN) is SchemaState.MISSED
     assert schema_state(view(side(GIVEN, CLOSED), side(GIVEN, CLOSED)), MAIN) is SchemaState.PROMOTED
 
 
-def test_a_record_of_another_epoch_is_of_another_change() -> None:
+def test_record_of_another_epoch_belongs_to_another_change() -> None:
     by_hand = side(Owner("second", 3), CLOSED)
     assert schema_state(view(by_hand, side(GIVEN, CLOSED)), MAIN) is SchemaState.UNRECORDED
 
 
-def test_a_slot_comes_before_the_claim_and_the_release_before_the_opening() -> None:
+def test_slot_precedes_claim_and_release_precedes_opening() -> None:
     old, new = side(GIVEN, CLOSED), side(GIVEN, CLOSED)
     assert rules.next_step(view(old, new, slot=False)) is Step.SLOT
     assert rules.next_step(view(old, new)) is Step.CLAIM
@@ -53,13 +53,13 @@ def test_a_slot_comes_before_the_claim_and_the_release_before_the_opening() -> N
     assert (new.name, new.owners) == ("second", {MAIN: GIVEN, CI: HERE, SHARED: Owner("second", 2)})
 
 
-def test_an_old_primary_with_the_release_is_not_the_copy_that_claimed_it() -> None:
+def test_old_primary_with_the_release_is_not_the_copy_that_claimed_it() -> None:
     released = replace(CLOSED, stage=Stage.RELEASED, claim=OTHER)
     assert schema_state(view(side(GIVEN, released), side(GIVEN, released)), MAIN) is SchemaState.STALE
 
 
-def test_a_server_that_owned_it_before_is_not_the_one_that_was_given_it_back() -> None:
-    """Such as a copy of the first owner from before all moves, where a dsn leads by mistake."""
+def test_former_owner_is_not_the_server_that_was_given_the_schema_back() -> None:
+    """Such as a copy of the first owner from before all moves, to which a dsn leads by mistake."""
     move = Move((MAIN,), "second", "first")
     back = Record(ONE, "second", "first", 3, Stage.RELEASED, claim=OTHER)
     old = side(Owner("first", 3), back, name="second")
@@ -68,7 +68,7 @@ def test_a_server_that_owned_it_before_is_not_the_one_that_was_given_it_back() -
         assert schema_state(View(move, old, server, same_server=False, slot=True), MAIN) is state
 
 
-def test_going_back_would_open_stale_rows_of_what_never_left() -> None:
+def test_move_back_that_would_open_stale_rows_is_refused() -> None:
     """second moves gitlab_main back to a standby of its own, called first; gitlab_ci has been first's all the time."""
     opened = replace(CLOSED, stage=Stage.OPENED, claim=OTHER)
     owners = {MAIN: GIVEN, CI: HERE}
@@ -91,7 +91,7 @@ def test_going_back_would_open_stale_rows_of_what_never_left() -> None:
         ({"new": replace(side(HERE), system="2")}, EndsState.OTHER_CLUSTER),
     ],
 )
-def test_what_are_no_ends_is_refused_by_both_commands(change: dict[str, object], state: EndsState) -> None:
+def test_wrong_ends_are_refused_by_run_and_abort(change: dict[str, object], state: EndsState) -> None:
     seen = replace(view(side(HERE), side(HERE, standby=True)), **change)  # type: ignore[arg-type]
     assert ends_state(seen) is state
     for refused in (rules.next_step(seen), rules.refused_abort(seen)):
@@ -103,7 +103,9 @@ def test_what_are_no_ends_is_refused_by_both_commands(change: dict[str, object],
     ("owner", "state"),
     [(Owner("third", 2), SchemaState.ELSEWHERE), (None, SchemaState.UNCLAIMED)],
 )
-def test_what_is_not_the_sources_is_refused_by_both_commands(owner: Owner | None, state: SchemaState) -> None:
+def test_schema_that_the_source_does_not_own_is_refused_by_run_and_abort(
+    owner: Owner | None, state: SchemaState
+) -> None:
     old = side(HERE)
     old = replace(old, owners={name: at for name, at in {**old.owners, MAIN: owner}.items() if at is not None})
     seen = view(old, side(HERE, standby=True))

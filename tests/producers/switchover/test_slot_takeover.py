@@ -1,4 +1,4 @@
-"""The new owner's slot after a switchover, and after the failover that comes next: nothing is read anew."""
+"""The new owner's slot after a switchover, and after the next failover: nothing is re-snapshotted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def at(source: Source, dsn: str) -> Source:
     return Source(settings, psycopg.connect(dsn, autocommit=True), source.name)
 
 
-def test_the_slot_taken_over_is_kept_by_the_next_failover_too(own: EmbeddedStack, pair: Pair) -> None:
+def test_taken_over_slot_survives_the_next_failover(own: EmbeddedStack, pair: Pair) -> None:
     old = Running(pair.first)
     until(lambda: kept(pair.first, pair.standby), "the slot is on the standby")
     old.caught_up()
@@ -71,7 +71,7 @@ def test_the_slot_taken_over_is_kept_by_the_next_failover_too(own: EmbeddedStack
         third.abandon()
 
 
-def test_one_whose_taking_over_was_killed_half_way_is_completed_by_its_producer(pair: Pair) -> None:
+def test_takeover_killed_half_way_is_completed_by_its_producer(pair: Pair) -> None:
     source = pair.first
     with running(source) as producer:
         producer.caught_up()
@@ -87,7 +87,7 @@ def test_one_whose_taking_over_was_killed_half_way_is_completed_by_its_producer(
         assert source.slot_state().failover
 
 
-def test_a_slot_that_is_taken_over_begins_where_the_other_is(pair: Pair) -> None:
+def test_taken_over_slot_begins_at_the_old_slot_s_position(pair: Pair) -> None:
     connection = pair.first.connection
     start = slots.create(connection, f"{pair.name}_a", failover=True)
     connection.execute("INSERT INTO t VALUES (7)")
@@ -95,14 +95,14 @@ def test_a_slot_that_is_taken_over_begins_where_the_other_is(pair: Pair) -> None
     state = slots.read(connection, f"{pair.name}_b")
     assert state is not None
     assert (state.confirmed_flush, state.failover, state.ready) == (start, True, True)
-    assert not slots.ensure_failover(connection, f"{pair.name}_b"), "again it does nothing"
+    assert not slots.ensure_failover(connection, f"{pair.name}_b"), "idempotent"
     assert not slots.ensure_failover(connection, "nowhere")
-    with pytest.raises(slots.SlotExists, match=f"slot {pair.name}_b exists already"):
+    with pytest.raises(slots.SlotExists, match=f"slot {pair.name}_b already exists"):
         slots.take_over(connection, f"{pair.name}_a", f"{pair.name}_b")
 
 
-def test_a_schema_that_moves_back_to_a_copy_of_its_new_owner_is_read_on(own: EmbeddedStack, pair: Pair) -> None:
-    """On servers of three timelines; the server that was `first` is gone."""
+def test_schema_that_moves_back_to_a_copy_of_its_new_owner_resumes(own: EmbeddedStack, pair: Pair) -> None:
+    """On servers of three timelines; the original `first` is gone."""
     old = Running(pair.first)
     until(lambda: kept(pair.first, pair.standby), "the slot is on the standby")
     old.caught_up()

@@ -1,4 +1,4 @@
-"""A step of a switchover ends in time, whatever its server does."""
+"""A step of a switchover ends within its limit, whatever its server does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.stack
 FOR_EVER = "SELECT pg_sleep(3600)"
 
 
-def test_a_statement_that_takes_too_long_is_cancelled_on_the_server(database: Database) -> None:
+def test_slow_statement_is_cancelled_on_the_server(database: Database) -> None:
     limit, connection = StepLimit(0.5), database.connect()
     limit.watch(connection)
     limit.waiting_for = "what never comes"
@@ -25,7 +25,7 @@ def test_a_statement_that_takes_too_long_is_cancelled_on_the_server(database: Da
     assert connection.execute("SELECT 1").fetchone() == (1,), "the connection is as it was"
 
 
-def test_a_stop_ends_a_statement(database: Database) -> None:
+def test_stop_ends_a_statement(database: Database) -> None:
     limit, connection = StepLimit(), database.connect()
     limit.watch(connection)
     limit.waiting_for = "what never comes"
@@ -34,9 +34,7 @@ def test_a_stop_ends_a_statement(database: Database) -> None:
         connection.execute(FOR_EVER)
 
 
-def test_a_server_that_does_not_answer_loses_its_connection(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_does_not_answer_loses_its_connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("producers.switchover.step_limit._CUT_SECONDS", 0.2)
     limit, connection = StepLimit(0.2), database.connect()
     limit.watch(connection)
@@ -46,7 +44,7 @@ def test_a_server_that_does_not_answer_loses_its_connection(
     assert connection.closed
 
 
-def test_what_fails_in_time_fails_as_it_does(database: Database) -> None:
+def test_error_within_the_limit_is_raised_unchanged(database: Database) -> None:
     limit, connection = StepLimit(), database.connect()
     limit.watch(connection)
     with pytest.raises(psycopg.errors.DivisionByZero), limit.step(None):

@@ -48,7 +48,7 @@ with opened(load_settings(Path(sys.argv[1])), Move(("gitlab_main",), "first", "s
 
 
 @on_the_oldest_too
-def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) -> None:
+def test_switchover_killed_after_each_step_is_completed_by_a_rerun(ends: Ends) -> None:
     for step in Step:
         killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step.name.lower()], cwd=ROOT, check=False)
         assert killed.returncode == -signal.SIGKILL
@@ -61,10 +61,12 @@ def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) 
     assert [step["name"] for step in report["steps"] if step["done"]] == [step.name.lower() for step in Step]
     assert (database_name(ends.first), database_name(ends.second)) == ("first", "second")
     assert ends.owners_of("gitlab_main") == (Owner("second", 2), Owner("second", 2))
-    assert ends.owners_of("gitlab_ci") == (Owner("first", 1), Owner("first", 1)), "what stays is the old side's on both"
+    assert ends.owners_of("gitlab_ci") == (Owner("first", 1), Owner("first", 1)), (
+        "schemas that stay are the old side's on both"
+    )
     assert ends.owners_of("gitlab_shared") == (Owner("first", 1), Owner("second", 2)), "every database has its own"
     assert slots.read(ends.second, f"{ends.settings.prefix}_second") is not None
-    assert ends.run(), "again: nothing is left to do"
+    assert ends.run(), "idempotent"
     with pytest.raises(
         PastNoReturn,
         match=r"gitlab_main cannot be taken back: second was promoted with .*; complete it by running the switchover",
@@ -72,7 +74,7 @@ def test_killed_after_each_step_it_is_completed_by_running_it_again(ends: Ends) 
         ends.abort()
 
 
-def test_runs_nothing_that_was_planted_in_public(ends: Ends) -> None:
+def test_switchover_runs_nothing_planted_in_public(ends: Ends) -> None:
     ends.first.execute(
         "CREATE TABLE public.ran (what text);"
         " CREATE FUNCTION public.pg_promote(boolean, smallint) RETURNS boolean LANGUAGE plpgsql AS"
@@ -85,29 +87,30 @@ def test_runs_nothing_that_was_planted_in_public(ends: Ends) -> None:
 
 
 @on_the_oldest_too
-def test_until_the_promotion_it_is_taken_back_and_can_be_done_later(ends: Ends) -> None:
+def test_switchover_is_taken_back_until_the_promotion_and_repeated_later(ends: Ends) -> None:
     for step in ("close", "replay"):
         killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step], cwd=ROOT, check=False)
         assert killed.returncode == -signal.SIGKILL
         epoch = owners(ends.first)["gitlab_main"].epoch
-        for _ in range(2):  # the second time it does nothing
+        for _ in range(2):  # idempotent
             ends.abort()
             assert ends.owners_of("gitlab_main") == (Owner("first", epoch + 1), Owner("first", epoch + 1))
     assert ends.run()
     assert ends.owners_of("gitlab_main") == (Owner("second", 6), Owner("second", 6))
 
 
-def test_it_waits_for_who_holds_the_ownership_and_gives_up_with_nothing_changed(ends: Ends) -> None:
+def test_switchover_waits_for_ownership_locks_and_times_out_unchanged(ends: Ends) -> None:
     with ends.first.transaction():
         ends.first.execute("SELECT 1 FROM headrace.schema_ownership WHERE gitlab_schema = 'gitlab_main' FOR SHARE")
         with pytest.raises(
-            Busy, match="timed out after 5 s waiting for transactions on first to let go of its ownership; Run it again"
+            Busy,
+            match="timed out after 5 s waiting for transactions on first to release their ownership locks; Run it",
         ):
             ends.run(seconds=5.0)
     assert ends.owners_of("gitlab_main") == (Owner("first", 1), Owner("first", 1))
 
 
-def test_promoted_by_other_tooling(ends: Ends) -> None:
+def test_standby_is_promoted_by_other_tooling(ends: Ends) -> None:
     with pytest.raises(NotMovable, match="second is still a standby; promote it with your own tooling"):
         ends.run(promote=False)
     assert ends.owners_of("gitlab_main")[0] == Owner("second", 2), "closed meanwhile"
@@ -115,7 +118,7 @@ def test_promoted_by_other_tooling(ends: Ends) -> None:
     assert ends.run(promote=False)
 
 
-def test_one_that_was_promoted_too_early_gets_nothing_and_the_old_owner_has_it_back(ends: Ends) -> None:
+def test_copy_promoted_too_early_gets_nothing_and_the_schema_is_taken_back(ends: Ends) -> None:
     ends.standby.promote()
     with pytest.raises(NotMovable, match="second was promoted before it was given gitlab_main, and lacks what first"):
         ends.run()
@@ -125,7 +128,7 @@ def test_one_that_was_promoted_too_early_gets_nothing_and_the_old_owner_has_it_b
     assert ends.owners_of("gitlab_main")[0] == Owner("first", 1)
 
 
-def test_one_that_was_promoted_without_the_close_lets_the_old_owner_have_it_back(
+def test_copy_promoted_without_the_close_lets_the_schema_be_taken_back(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_probe = proofs.has_probe
@@ -141,7 +144,9 @@ def test_one_that_was_promoted_without_the_close_lets_the_old_owner_have_it_back
     monkeypatch.undo()
     assert ends.owners_of("gitlab_main")[0] == Owner("second", 2)
     ends.standby.promote()
-    with pytest.raises(NotMovable, match="take gitlab_main back with --abort; unless first failed over to it, make it"):
+    with pytest.raises(
+        NotMovable, match="take gitlab_main back with --abort; unless first failed over to it, rebuild it"
+    ):
         ends.run()
     for _ in range(2):
         ends.abort()
@@ -151,14 +156,14 @@ def test_one_that_was_promoted_without_the_close_lets_the_old_owner_have_it_back
     assert database_name(ends.second) == "first", "never opened"
 
 
-def test_a_publication_without_the_owners_is_refused(ends: Ends) -> None:
+def test_publication_without_the_owners_is_refused(ends: Ends) -> None:
     ends.first.execute("CREATE PUBLICATION headrace FOR TABLE ONLY projects WITH (publish_via_partition_root = true)")
-    with pytest.raises(NotMovable, match=r"publication headrace of first does not have headrace\.schema_ownership"):
+    with pytest.raises(NotMovable, match=r"publication headrace of first lacks headrace\.schema_ownership"):
         ends.run()
     assert ends.owners_of("gitlab_main")[0] == Owner("first", 1)
 
 
-def test_a_database_that_is_no_end_of_it_is_refused(ends: Ends) -> None:
+def test_unrelated_database_is_refused(ends: Ends) -> None:
     ends.first.execute("UPDATE headrace.schema_ownership SET owner = 'third' WHERE gitlab_schema = 'gitlab_main'")
     with pytest.raises(NotMovable, match="gitlab_main is owned by third, not by first"):
         ends.run()
@@ -176,7 +181,7 @@ def test_a_database_that_is_no_end_of_it_is_refused(ends: Ends) -> None:
         (Move(("gitlab_main",), "first", "third"), "no database named 'third'"),
     ],
 )
-def test_a_move_that_the_settings_do_not_know(move: Move, words: str) -> None:
+def test_move_that_is_not_in_the_settings_is_refused(move: Move, words: str) -> None:
     databases = {
         "first": {"dsn": "postgresql://h/a", "gitlab_schemas": ["gitlab_main", "gitlab_ci"]},
         "second": {"dsn": "postgresql://h/b", "gitlab_schemas": ["gitlab_main"]},
@@ -185,7 +190,7 @@ def test_a_move_that_the_settings_do_not_know(move: Move, words: str) -> None:
         pass
 
 
-def test_an_error_names_the_server_it_is_of(ends: Ends) -> None:
+def test_error_names_its_server(ends: Ends) -> None:
     ends.standby.abandon()
     port = conninfo_to_dict(ends.second_dsn)["port"]
     with pytest.raises(HeadraceError, match=f"127.0.0.1:{port}/.* does not answer"):
@@ -193,16 +198,18 @@ def test_an_error_names_the_server_it_is_of(ends: Ends) -> None:
     assert owners(ends.first)["gitlab_main"] == Owner("first", 1)
 
 
-def test_a_second_one_is_refused_while_the_first_runs(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_switchover_is_refused_while_the_first_runs(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_LOCK_LOOKS", 3)
     ends.first.execute("SELECT pg_advisory_lock(%s)", (steps._LOCK,))
-    with pytest.raises(NotMovable, match=r"another switchover runs: .* \(process \d+, since .*end the session with"):
+    with pytest.raises(
+        NotMovable, match=r"another switchover is running: .* \(process \d+, since .*end the session with"
+    ):
         ends.run()
     ends.first.execute("SELECT pg_advisory_unlock(%s)", (steps._LOCK,))
     assert ends.run()
 
 
-def test_what_an_earlier_one_has_at_work_on_the_new_side_is_ended(ends: Ends) -> None:
+def test_session_of_an_earlier_switchover_on_the_new_side_is_terminated(ends: Ends) -> None:
     with psycopg.connect(ends.second_dsn) as earlier:
         earlier.execute("SELECT pg_advisory_lock(%s)", (steps._FENCE,))
         earlier.commit()
@@ -211,7 +218,7 @@ def test_what_an_earlier_one_has_at_work_on_the_new_side_is_ended(ends: Ends) ->
             earlier.execute("UPDATE headrace.database SET name = 'first'")
 
 
-def test_the_slot_of_another_program_is_left_alone(ends: Ends) -> None:
+def test_slot_of_another_program_is_kept(ends: Ends) -> None:
     ends.run_to("replay")
     ends.standby.promote()
     ends.second.execute("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", (ends.slot,))
@@ -221,7 +228,7 @@ def test_the_slot_of_another_program_is_left_alone(ends: Ends) -> None:
     assert ends.run()
 
 
-def test_transactions_of_what_stays_are_not_waited_for(ends: Ends) -> None:
+def test_transactions_of_other_schemas_are_not_waited_for(ends: Ends) -> None:
     with ends.first.transaction():
         ends.first.execute("SELECT pg_advisory_xact_lock_shared(%s)", (ownership_key("gitlab_ci"),))
         ends.run_to("close")
@@ -229,7 +236,9 @@ def test_transactions_of_what_stays_are_not_waited_for(ends: Ends) -> None:
             assert owners(connection)["gitlab_main"] == Owner("second", 2)
 
 
-def test_a_role_that_may_not_move_anything_is_refused(ends: Ends) -> None:
+def test_role_without_rights_is_refused(ends: Ends) -> None:
     ends.first.execute("GRANT USAGE ON SCHEMA headrace TO pg_monitor; SET ROLE pg_monitor")
-    with pytest.raises(NotMovable, match="the role of the dsn may not move a gitlab schema; run this command as an"):
+    with pytest.raises(
+        NotMovable, match="the dsn's role lacks the rights to move a gitlab schema; run this command as an"
+    ):
         proofs.require_rights(ends.first, ends.second, promotes=True)

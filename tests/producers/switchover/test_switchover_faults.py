@@ -1,4 +1,4 @@
-"""What made two owners, lost a write or left no way on: each on a real primary and real physical standbys."""
+"""Faults that made two owners, lost a write or left a switchover stuck, on a real primary and physical standbys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.producers.switchover.ends import CI, MAIN, Ends, on_the_oldest_too
 pytestmark = pytest.mark.stack
 
 
-def test_taking_back_one_gitlab_schema_too_many_changes_nothing(ends: Ends) -> None:
+def test_abort_of_one_schema_too_many_changes_nothing(ends: Ends) -> None:
     assert ends.run(MAIN)
     with pytest.raises(Refused, match="gitlab_main"):
         ends.abort(MAIN, CI)
@@ -30,7 +30,7 @@ def test_taking_back_one_gitlab_schema_too_many_changes_nothing(ends: Ends) -> N
     assert ends.open_on(CI) == ["first"]
 
 
-def test_taking_back_in_the_other_direction_gives_nobody_what_never_moved(ends: Ends) -> None:
+def test_abort_in_the_other_direction_changes_nothing(ends: Ends) -> None:
     assert ends.run(MAIN)
     with pytest.raises(Refused), opened(ends.settings, Move((CI, MAIN), "second", "first")) as moving:
         moving.abort()
@@ -38,7 +38,7 @@ def test_taking_back_in_the_other_direction_gives_nobody_what_never_moved(ends: 
     assert ends.open_on(CI) == ["first"]
 
 
-def test_taking_back_what_was_never_closed_changes_nothing(ends: Ends) -> None:
+def test_abort_of_a_schema_that_was_never_closed_changes_nothing(ends: Ends) -> None:
     ends.run_to("replay", MAIN)
     with pytest.raises(Refused, match="gitlab_ci"):
         ends.abort(MAIN, CI)
@@ -49,7 +49,7 @@ def test_taking_back_what_was_never_closed_changes_nothing(ends: Ends) -> None:
 
 @on_the_oldest_too
 @pytest.mark.parametrize("prepared", [False, True])
-def test_a_slot_that_is_still_being_made_opens_nothing(ends: Ends, prepared: bool) -> None:
+def test_slot_under_creation_opens_nothing(ends: Ends, prepared: bool) -> None:
     ends.run_to("replay", MAIN)
     ends.standby.promote()
     with psycopg.connect(ends.second_dsn) as writer:
@@ -76,7 +76,7 @@ def test_a_slot_that_is_still_being_made_opens_nothing(ends: Ends, prepared: boo
 
 
 @on_the_oldest_too
-def test_the_same_server_at_both_ends_gets_nothing(ends: Ends) -> None:
+def test_move_between_two_dsns_of_one_server_is_refused(ends: Ends) -> None:
     ends.run_to("close", MAIN)
     ends.lead("second", ends.first_dsn)
     with pytest.raises(Refused):
@@ -87,33 +87,33 @@ def test_the_same_server_at_both_ends_gets_nothing(ends: Ends) -> None:
     assert ends.run(MAIN)
 
 
-def test_a_database_that_owns_something_gets_no_more_and_is_never_to_be_thrown_away(ends: Ends) -> None:
+def test_database_that_owns_a_schema_gets_no_other_and_must_be_kept(ends: Ends) -> None:
     assert ends.run(MAIN)
     ends.second.execute("INSERT INTO public.projects VALUES (1)")
     with pytest.raises(Refused) as refused:
         ends.run(CI)
-    assert "anew" not in str(refused.value)
+    assert "from_scratch" not in str(refused.value)
     assert "another" in str(refused.value)
     assert ends.owners_of(CI)[0] == Owner("first", 1)
 
 
-def test_a_new_standby_under_the_name_of_an_owner_is_not_opened_with_stale_rows(ends: Ends) -> None:
+def test_new_standby_under_the_name_of_an_owner_is_not_opened_with_stale_rows(ends: Ends) -> None:
     assert ends.run(MAIN)
     ends.second.execute("INSERT INTO public.projects VALUES (1)")
-    with ends.other_standby("anew") as anew:
-        ends.lead("second", anew)
+    with ends.other_standby("from_scratch") as from_scratch:
+        ends.lead("second", from_scratch)
         with pytest.raises(Refused):
             ends.run(CI)
-        with psycopg.connect(anew) as connection:
+        with psycopg.connect(from_scratch) as connection:
             assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
     assert ends.owners_of(CI)[0] == Owner("first", 1)
 
 
 @on_the_oldest_too
-def test_what_was_taken_back_is_not_opened_by_the_move_of_another(ends: Ends) -> None:
+def test_schema_taken_back_is_not_opened_by_another_move(ends: Ends) -> None:
     ends.run_to("replay", MAIN, CI)
     ends.stop_receiving("second")
-    # What --abort writes, at a copy that is promoted before it has replayed that.
+    # What --abort writes, on a copy that is promoted before it has replayed that.
     ends.first.execute(
         "UPDATE headrace.switchovers SET epoch = 3, stage = 'taken back' WHERE gitlab_schema = 'gitlab_ci';"
         "UPDATE headrace.schema_ownership SET owner = 'first', epoch = 3 WHERE gitlab_schema = 'gitlab_ci'"
@@ -125,7 +125,7 @@ def test_what_was_taken_back_is_not_opened_by_the_move_of_another(ends: Ends) ->
     assert ends.open_on(CI) == ["first"]
 
 
-def test_an_old_primary_that_lost_the_close_in_a_failover_makes_no_second_owner(prefix: str, tmp_path: Path) -> None:
+def test_old_primary_that_lost_the_close_in_a_failover_is_no_second_owner(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         with ends.other_standby("spare") as spare:
             ends.stop_receiving("spare")
@@ -140,7 +140,7 @@ def test_an_old_primary_that_lost_the_close_in_a_failover_makes_no_second_owner(
             assert (now.name, name) != ("first", "second")
 
 
-def test_sigterm_ends_it_while_the_server_makes_the_slot(ends: Ends) -> None:
+def test_sigterm_ends_slot_creation(ends: Ends) -> None:
     ends.run_to("replay", MAIN)
     ends.standby.promote()
     with psycopg.connect(ends.second_dsn) as writer:

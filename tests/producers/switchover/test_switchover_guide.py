@@ -1,4 +1,4 @@
-"""The remedies of docs/how-to/switchover.md, each followed to the letter on real servers."""
+"""The remedies of docs/how-to/switchover.md, each followed exactly on real servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BY_HAND = "UPDATE headrace.schema_ownership SET owner = %s, epoch = %s WHERE git
 
 
 def promoted_without_the_close(ends: Ends, gitlab_schema: str) -> None:
-    """Close it as the command does, at a copy that gets that no more and is promoted."""
+    """Close it as the command does, with a copy that no longer receives that and is promoted."""
     ends.stop_receiving("second")
     ends.first.execute(
         "INSERT INTO headrace.switchovers (gitlab_schema, id, source, destination, epoch, stage)"
@@ -45,10 +45,10 @@ def test_every_step_shows_its_state(ends: Ends) -> None:
     assert ends.states(CI, MAIN) == ["named", "open", "left behind"]
 
 
-def test_closed_at_a_copy_that_cannot_follow(ends: Ends) -> None:
+def test_closed_with_a_copy_that_cannot_follow(ends: Ends) -> None:
     ends.run_to("close", CI)
     ends.stop_receiving("second")
-    with pytest.raises(HeadraceError, match="--abort again, which takes back what is left") as timed_out:
+    with pytest.raises(HeadraceError, match="--abort again to take back the rest") as timed_out:
         ends.abort(CI, seconds=3.0)
     assert "un it again" not in str(timed_out.value)
     ends.new_second()
@@ -59,7 +59,7 @@ def test_closed_at_a_copy_that_cannot_follow(ends: Ends) -> None:
 def test_left_behind_by_a_copy_that_was_given_nothing(ends: Ends) -> None:
     ends.standby.promote()
     assert ends.states(CI) == ["promoted", "left behind"]
-    with pytest.raises(NotMovable, match="make it a standby of first anew"):
+    with pytest.raises(NotMovable, match="rebuild it as a standby of first"):
         ends.run(CI)
     ends.new_second()
     assert ends.run(CI)
@@ -87,7 +87,9 @@ def test_left_behind_by_a_copy_that_owns_something(ends: Ends) -> None:
 def test_missed(ends: Ends) -> None:
     promoted_without_the_close(ends, CI)
     assert ends.states(CI) == ["promoted", "missed"]
-    with pytest.raises(NotMovable, match="take gitlab_ci back with --abort; unless first failed over to it, make it"):
+    with pytest.raises(
+        NotMovable, match="take gitlab_ci back with --abort; unless first failed over to it, rebuild it"
+    ):
         ends.run(CI)
     ends.abort(CI)
     assert ends.states(CI) == ["promoted", "left behind"]
@@ -167,11 +169,13 @@ def test_two_owners(ends: Ends, keeper: str) -> None:
     assert ends.open_on(CI) == [keeper]
 
 
-def test_another_standby_that_is_away(ends: Ends) -> None:
+def test_another_standby_is_disconnected(ends: Ends) -> None:
     with ends.other_standby("spare"):
         ends.stop_receiving("spare")
         name = f"{ends.name}_spare"
-        with pytest.raises(Busy, match=rf"{name} \(is away\)\. Bring it back, drop its slot if it is gone for good"):
+        with pytest.raises(
+            Busy, match=rf"{name} \(is disconnected\)\. Bring it back, drop its slot if it is gone for good"
+        ):
             ends.run(CI, seconds=5.0)
         assert ends.owners_of(CI)[0] == Owner("first", 1), "nothing is closed yet"
         ends.server_of("spare").abandon()
@@ -179,13 +183,13 @@ def test_another_standby_that_is_away(ends: Ends) -> None:
         assert ends.run(CI)
 
 
-def test_another_standby_that_is_never_promoted(ends: Ends) -> None:
+def test_another_standby_is_never_promoted(ends: Ends) -> None:
     with ends.other_standby("spare"):
         ends.stop_receiving("spare")
         assert ends.run(CI, without=frozenset({f"{ends.name}_spare"}))
 
 
-def test_a_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
+def test_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
     with ends.setting("synchronous_standby_names", "nobody"):
         with pytest.raises(Busy, match="the synchronous standbys of first"):
             ends.run(CI, seconds=5.0)
@@ -193,7 +197,7 @@ def test_a_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
     assert ends.run(CI)
 
 
-def test_a_synchronous_standby_that_is_the_promoted_copy(ends: Ends) -> None:
+def test_synchronous_standby_that_is_the_promoted_copy(ends: Ends) -> None:
     with ends.setting("synchronous_standby_names", f"{ends.name}_anew"):
         ends.new_second()  # which has the same setting: it was copied
         ends.run_to("promote", CI)
@@ -203,7 +207,7 @@ def test_a_synchronous_standby_that_is_the_promoted_copy(ends: Ends) -> None:
     assert ends.run(CI)
 
 
-def test_a_slot_that_waits_for_a_prepared_transaction_names_it(ends: Ends) -> None:
+def test_slot_that_waits_for_a_prepared_transaction_names_it(ends: Ends) -> None:
     ends.first.execute("BEGIN; CREATE TABLE public.held (id int); PREPARE TRANSACTION 'held on first'")
     try:
         with pytest.raises(Busy, match=r"slot .* on second, which waits for prepared transaction 'held on first'"):

@@ -1,4 +1,4 @@
-"""The remedies of docs/how-to/switchover.md for what is lost, on real servers: a database of the two, a producer."""
+"""The remedies of docs/how-to/switchover.md for a lost database or producer, on real servers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def write(connection: psycopg.Connection, *keys: int) -> None:
 
 
 def move_main(ends: Ends) -> None:
-    """Move gitlab_main, and let the old database forget its standby, as is to be done after every move."""
+    """Move gitlab_main, and remove the standby from the old database, as after every move."""
     assert ends.run(MAIN)
     ends.forget_second()
 
 
-def test_the_new_database_is_restored_from_a_standby_of_it(published: Ends) -> None:
+def test_new_database_is_restored_from_a_standby_of_it(published: Ends) -> None:
     move_main(published)
     assert isinstance(Running(source(published, "first")).ended(), OwnershipMoved)
     copy_all(source(published, "second"))
@@ -61,7 +61,7 @@ def test_the_new_database_is_restored_from_a_standby_of_it(published: Ends) -> N
         assert database_name(restored) == owners(restored)[MAIN].name == "second"
 
 
-def test_the_new_database_is_lost_with_all_that_it_wrote(published: Ends) -> None:
+def test_new_database_is_lost_with_all_that_it_wrote(published: Ends) -> None:
     move_main(published)
     assert isinstance(Running(source(published, "first")).ended(), OwnershipMoved)
     published.second.execute("DELETE FROM projects WHERE id = 1")
@@ -79,23 +79,23 @@ def test_the_new_database_is_lost_with_all_that_it_wrote(published: Ends) -> Non
     source(published, "first").require_equal("public.projects")
 
 
-def test_the_old_producer_is_gone_for_good_before_it_has_published_all(published: Ends) -> None:
+def test_old_producer_is_lost_before_it_has_published_everything(published: Ends) -> None:
     write(published.first, 3)
     move_main(published)
     write(published.second, 4)
     waiting = Running(source(published, "second"))
     waiting.stop.set()
-    assert waiting.ended() is None, "it waits for the old one"
+    assert waiting.ended() is None, "it waits for the old producer"
     assert source(published, "second").recorded().stream is None
     start_over(published.settings, "second")
     copy_all(source(published, "second"))
-    assert isinstance(Running(source(published, "first")).ended(), OwnershipMoved), "it runs still: it adds nothing"
+    assert isinstance(Running(source(published, "first")).ended(), OwnershipMoved), "it still runs, and adds nothing"
     write(published.second, 5)
     copy_all(source(published, "second"))
     source(published, "second").require_equal("public.projects")
 
 
-def test_what_no_database_owns_is_claimed_by_its_producer(published: Ends) -> None:
+def test_schema_without_an_owner_is_claimed_by_its_producer(published: Ends) -> None:
     published.listed.append("gitlab_sec")
     published.lead("first", published.first_dsn)
     assert published.states("gitlab_sec") == ["a standby", "owned by no database"]
@@ -109,7 +109,7 @@ def test_what_no_database_owns_is_claimed_by_its_producer(published: Ends) -> No
     assert published.open_on("gitlab_sec") == ["second"]
 
 
-def test_the_old_database_is_lost_before_the_promotion(prefix: str, tmp_path: Path) -> None:
+def test_old_database_is_lost_before_the_promotion(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         spare = ends.standby_of("first", "spare")
         ends.run_to("replay", CI)
@@ -124,7 +124,7 @@ def test_the_old_database_is_lost_before_the_promotion(prefix: str, tmp_path: Pa
         assert (ends.owner_by("second", CI), ends.owner_by("second", MAIN)) == ("second", "first")
 
 
-def test_the_old_database_is_lost_after_the_promotion(prefix: str, tmp_path: Path) -> None:
+def test_old_database_is_lost_after_the_promotion(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         ends.run_to("replay", CI, MAIN)
         ends.standby.promote()
@@ -149,7 +149,7 @@ def test_the_old_database_is_lost_after_the_promotion(prefix: str, tmp_path: Pat
         assert ends.states(CI) == ["named", "open"]
 
 
-def test_the_old_database_failed_over_to_the_copy(prefix: str, tmp_path: Path) -> None:
+def test_old_database_failed_over_to_the_copy(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         ends.run_to("replay", CI)
         server.abandon()

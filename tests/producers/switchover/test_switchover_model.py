@@ -1,4 +1,4 @@
-"""Every reachable state of a switchover, in a model: no rule can be left out, and none is without a way on."""
+"""Every reachable state of a switchover, in a model: no rule can be left out, and every state has a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "switchover.md"
 
 @pytest.fixture(autouse=True)
 def _forget_choices() -> Iterable[None]:
-    """A rule that a test leaves out must not be remembered as it was before, nor left out afterwards."""
+    """Clear caches, so that a rule that a test leaves out is not cached before or after."""
     model.choice.cache_clear()
     yield
     model.choice.cache_clear()
@@ -31,7 +31,7 @@ def _forget_choices() -> Iterable[None]:
 
 @pytest.fixture(scope="module")
 def reachable() -> list[World]:
-    """The states of an operator who keeps an old primary that comes back from being taken for first."""
+    """The reachable states if the operator keeps a returned old primary from being used as first."""
     return list(model.explore(Model(ends=[ends for ends in model.ENDS if ends[0] == "first"])))
 
 
@@ -65,7 +65,7 @@ def opens_at_once(view: View, states: dict[str, SchemaState]) -> Step | None:
 
 
 def opens_what_it_finds(view: View, *, shared: bool) -> Changes:
-    """Leaves out that the rows of what is not named are put right."""
+    """Leaves out the correction of rows of schemas that are not named."""
     records = {each: replace(view.old.records[each], stage=Stage.OPENED) for each in view.move.gitlab_schemas}
     return Changes({}, records, view.move.destination)
 
@@ -95,7 +95,7 @@ def test_no_rule_can_be_left_out(
         model.explore(Model())
 
 
-# -- a way on from each ----------------------------------------------------------------------------------------------
+# -- a remedy from each ----------------------------------------------------------------------------------------------
 
 
 def test_from_every_state_the_remedies_lead_to_one_owner_of_each(reachable: list[World]) -> None:
@@ -109,7 +109,7 @@ def test_from_every_state_the_remedies_lead_to_one_owner_of_each(reachable: list
 
 
 def _follow_remedies(world: World, named: tuple[str, ...]) -> None:
-    """Do what the command says, with the true ends and standbys that come back, until it has nothing more to say."""
+    """Follow the command's remedies, with the right ends and standbys that come back, until there are none."""
     world = replace(world, command=None, ghost=None, slot=world.slot if world.slot == "made" else "none")
     given_up: set[str] = set()
     for _ in range(30):
@@ -135,7 +135,7 @@ def _follow_remedies(world: World, named: tuple[str, ...]) -> None:
 
 
 def _caught_up(world: World) -> World:
-    """Let the copy follow: one that cannot, or is gone, is made anew, which a standby may always be."""
+    """Let the copy follow; one that cannot, or is gone, is rebuilt, which is always allowed for a standby."""
     copy = world.copy
     if copy is None or (copy.standby and not copy.follows):
         return world.put("copy", server(world.first.rows, True, True))
@@ -165,7 +165,7 @@ def _done(world: World, seen: View, step: Step) -> World:
 def _do(
     world: World, named: tuple[str, ...], course: rules.Course, given_up: set[str]
 ) -> tuple[World, tuple[str, ...]]:
-    """Do one course of a refusal; return the world after it, and what is still to be moved to the copy."""
+    """Follow one course of a refusal; return the world after it, and the schemas still to be moved to the copy."""
     copy = world.copy
     assert copy is not None
     about = course.gitlab_schemas
@@ -176,9 +176,9 @@ def _do(
             seen = model.choice(about, world.first, copy, False, world.slot == "made").seen
             assert rules.refused_abort(seen) is None, f"--abort {about} is refused"
             return world.commit("first", world.first.rows.changed(rules.taking_back(seen))), named
-        case Way.STANDBY_ANEW:
+        case Way.STANDBY_AGAIN:
             for each in BOTH:
-                assert owners_of(world, each) != ["copy"], f"the only current rows of {each} are thrown away"
+                assert owners_of(world, each) != ["copy"], f"the only current rows of {each} are discarded"
             return world.put("copy", server(_caught_up(world).first.rows, True, True)), named
         case Way.RUN:
             _follow_remedies(world, about)
@@ -211,8 +211,8 @@ def test_every_state_has_its_paragraph_in_the_guide() -> None:
     assert sorted(headings) == sorted(shown)
 
 
-def test_the_states_that_are_reached_are_those_that_the_guide_calls_ordinary(reachable: list[World]) -> None:
-    """The others take a hand in the tables, or a server that came back when its place was taken."""
+def test_states_that_are_reached_are_those_that_the_guide_calls_ordinary(reachable: list[World]) -> None:
+    """Other states need edited tables, or a server that came back after it was replaced."""
     ordinary = re.search(r"<!-- reached -->(.*)<!-- end -->", GUIDE.read_text(), re.DOTALL)
     assert ordinary is not None
     named = set(re.findall(r"^#### `(.+)`$", ordinary[1], re.MULTILINE))

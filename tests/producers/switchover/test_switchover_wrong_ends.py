@@ -1,4 +1,4 @@
-"""Wrong dsns and wrong names of a switchover on real servers: what --status shows, and the remedy of the guide for it.
+"""Wrong dsns and wrong names of a switchover on real servers: what --status shows, and the guide's remedy.
 
 `the same server` is in test_switchover_guide.
 """
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.stack
 
 
 def refused(ends: Ends, words: str, source: str = "first", to: str = "second") -> None:
-    """Fail unless neither the switchover nor taking it back is to be had."""
+    """Fail unless both the switchover and --abort are refused."""
     for command in (ends.run, ends.abort):
         with pytest.raises(NotMovable, match=words):
             command(CI, source=source, to=to)
 
 
-def test_before_the_promotion(ends: Ends, database: Database) -> None:
+def test_wrong_ends_before_the_promotion_are_refused(ends: Ends, database: Database) -> None:
     ensure_control_schema(database.connect(), "first", [MAIN, CI, SHARED])
     ends.lead("second", database.dsn)
     assert ends.states(CI) == ["another cluster", "not known"]
-    refused(ends, r"no physical copy of first: .*point databases\.second\.dsn at a standby of first")
+    refused(ends, r"not a physical copy of first: .*point databases\.second\.dsn at a standby of first")
     ends.lead("second", ends.first_dsn)
     ends.lead("first", ends.second_dsn)
     assert ends.states(CI) == ["the source is a standby", "not known"]
@@ -43,7 +43,7 @@ def test_before_the_promotion(ends: Ends, database: Database) -> None:
 
 
 @on_the_oldest_too
-def test_after_the_opening(ends: Ends) -> None:
+def test_wrong_ends_after_the_opening_are_refused(ends: Ends) -> None:
     assert ends.run(MAIN)
     ends.lead("third", ends.second_dsn)
     assert ends.states(CI, to="third") == ["the destination has another name", "not known"]
@@ -59,7 +59,7 @@ def test_after_the_opening(ends: Ends) -> None:
 
 
 @on_the_oldest_too
-def test_what_another_database_owns_is_moved_from_that_one(ends: Ends) -> None:
+def test_schema_of_another_owner_is_moved_from_that_owner(ends: Ends) -> None:
     assert ends.run(CI)
     ends.forget_second()
     third = ends.standby_of("second", "third")
@@ -70,7 +70,7 @@ def test_what_another_database_owns_is_moved_from_that_one(ends: Ends) -> None:
             command(MAIN, source="second", to="third")
     assert ends.run(CI, source="second", to="third")
     assert ends.states(CI) == ["named", "moved on"]
-    refused(ends, "gitlab_ci was released to second, which has given it to third since; name the database that owns it")
+    refused(ends, "gitlab_ci was released to second, which has since given it to third; name the database that owns it")
     fourth = ends.standby_of("third", "fourth")
     ends.lead("fourth", fourth.dsn(ends.name))
     assert ends.run(CI, source="third", to="fourth")

@@ -16,19 +16,19 @@ import grpc
 from producers.walk.gitaly import METHOD
 
 Walk = Callable[[], Iterable[bytes]]
-"""What a storage answers: serialized WalkReposResponse messages."""
+"""The response of a storage: serialized WalkReposResponse messages."""
 
 SERVICE, _, NAME = METHOD[1:].partition("/")
 
 
 class Node:
-    """Serves the storages given by name; `token` is asked for unless it is empty."""
+    """Serves the given storages by name; requires `token` unless it is empty."""
 
     def __init__(self, storages: Mapping[str, Walk], token: str = "") -> None:
         self._storages = storages
         self._token = token
         self.cancelled = threading.Event()
-        """Set when a call was ended by its client."""
+        """Set when a client ended a call."""
 
     def walk(self, request: bytes, context: Any) -> Iterator[bytes]:
         context.add_callback(self.cancelled.set)
@@ -55,7 +55,7 @@ class Node:
 
 @contextmanager
 def serving(node: Node, address: str = "127.0.0.1:0", credentials: Any = None, method: str = NAME) -> Iterator[int]:
-    """Serve until the end of the block; gives the port."""
+    """Serve until the end of the block; yields the port."""
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     handler = grpc.unary_stream_rpc_method_handler(node.walk)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {method: handler})])

@@ -27,13 +27,13 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_directory_with_objects_refs_and_head_is_a_repository(tmp_path: Path) -> None:
+def test_directory_with_objects_refs_and_head_is_a_repository(tmp_path: Path) -> None:
     repository(tmp_path, hashed(1))
     assert walked(tmp_path) == [hashed(1)]
 
 
 @pytest.mark.parametrize("missing", MARKS)
-def test_a_directory_without_one_of_them_is_not(tmp_path: Path, missing: str) -> None:
+def test_directory_without_one_of_them_is_not(tmp_path: Path, missing: str) -> None:
     directory = repository(marked(tmp_path), "a.git") / missing
     directory.rmdir() if directory.is_dir() else directory.unlink()
     assert walked(tmp_path) == []
@@ -45,26 +45,26 @@ def test_no_descent_into_a_repository(tmp_path: Path) -> None:
     assert walked(tmp_path) == ["a.git"]
 
 
-def test_a_directory_that_is_no_repository_is_descended_into_even_where_it_looks_like_one(tmp_path: Path) -> None:
+def test_directory_that_only_looks_like_a_repository_is_descended_into(tmp_path: Path) -> None:
     repository(tmp_path, "a/objects/b.git")
     assert walked(tmp_path) == ["a/objects/b.git"]
 
 
-def test_files_and_empty_directories_are_nothing(tmp_path: Path) -> None:
+def test_files_and_empty_directories_are_ignored(tmp_path: Path) -> None:
     (marked(tmp_path) / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "HEAD").write_text("")
     assert walked(tmp_path) == []
 
 
 def test_lexicographic_by_component_as_go_walks(tmp_path: Path) -> None:
-    # As whole strings `a-b` would stand before `a/z`, since a dash is before a slash.
+    # As whole strings `a-b` would sort before `a/z`, since a dash sorts before a slash.
     paths = ["B", "a/c", "a/z", "a-b", "a.git", "aa", "ä", "ü/x"]
     for path in reversed(paths):
         repository(tmp_path, path)
     assert walked(tmp_path) == paths
 
 
-def test_gitalys_own_directory_is_skipped_at_the_top_and_only_there(tmp_path: Path) -> None:
+def test_gitaly_directory_is_skipped_only_at_the_top(tmp_path: Path) -> None:
     for path in ("+gitaly/tmp/a.git", "b/+gitaly/c.git", "+gitaly2/d.git"):
         repository(tmp_path, path)
     assert walked(tmp_path) == ["+gitaly2/d.git", "b/+gitaly/c.git"]
@@ -78,12 +78,12 @@ def test_pools_snippets_and_wikis_count(tmp_path: Path) -> None:
     assert sorted(walked(tmp_path)) == paths
 
 
-def test_the_modification_time_is_the_directorys(tmp_path: Path) -> None:
+def test_modification_time_is_the_directorys(tmp_path: Path) -> None:
     os.utime(repository(tmp_path, "a.git"), ns=(0, 1_700_000_000_123_456_789))
     assert list(walk_directory(str(tmp_path))) == [Repository(b"a.git", 1_700_000_000_123_456)]
 
 
-def test_a_symbolic_link_is_never_followed(tmp_path: Path) -> None:
+def test_symbolic_link_is_never_followed(tmp_path: Path) -> None:
     storage, outside = tmp_path / "storage", tmp_path / "outside"
     repository(outside, "secret.git")
     repository(storage, "a.git")
@@ -95,13 +95,13 @@ def test_a_symbolic_link_is_never_followed(tmp_path: Path) -> None:
     assert walked(storage) == ["a.git"]
 
 
-def test_the_storage_itself_may_be_a_link(tmp_path: Path) -> None:
+def test_storage_itself_may_be_a_link(tmp_path: Path) -> None:
     repository(tmp_path / "disk", "a.git")
     (tmp_path / "storage").symlink_to("disk")
     assert walked(tmp_path / "storage") == ["a.git"]
 
 
-def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(tmp_path: Path) -> None:
+def test_directory_that_becomes_a_link_meanwhile_is_not_followed(tmp_path: Path) -> None:
     repository(tmp_path / "outside", "secret.git")
     storage = tmp_path / "storage"
     for path in ("a.git", "b/c.git", "d.git"):
@@ -113,7 +113,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(tmp_path: Pat
     assert [each.path for each in walk] == [b"d.git"]
 
 
-def test_a_directory_that_vanishes_is_no_error(tmp_path: Path) -> None:
+def test_vanished_directory_is_not_an_error(tmp_path: Path) -> None:
     for path in ("a.git", "b/c.git", "d/e.git", "f.git"):
         repository(tmp_path, path)
     walk = walk_directory(str(tmp_path))
@@ -124,13 +124,13 @@ def test_a_directory_that_vanishes_is_no_error(tmp_path: Path) -> None:
     assert [each.path for each in walk] == [b"f.git"]
 
 
-def test_a_directory_that_vanishes_while_it_is_read_is_no_error(tmp_path: Path) -> None:
+def test_directory_that_vanishes_while_it_is_read_is_not_an_error(tmp_path: Path) -> None:
     repository(tmp_path, "a/b.git")
     repository(tmp_path, "c.git")
     assert [each.path for each in walk_directory(str(tmp_path), FailsIn("a", errno.ENOENT))] == [b"c.git"]
 
 
-def test_an_unreadable_directory_is_reported_by_name_and_the_walk_goes_on() -> None:
+def test_unreadable_directory_is_reported_by_name_and_the_walk_continues() -> None:
     with without_rights() as storage:
         for path in ("a.git", "closed/b.git", "d.git"):
             repository(storage, path)
@@ -142,7 +142,7 @@ def test_an_unreadable_directory_is_reported_by_name_and_the_walk_goes_on() -> N
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
-def test_a_directory_that_the_disk_does_not_give_is_reported(tmp_path: Path, code: int) -> None:
+def test_directory_with_an_io_error_is_reported(tmp_path: Path, code: int) -> None:
     repository(tmp_path, "a/b/c.git")
     repository(tmp_path, "a/d.git")
     found = list(walk_directory(str(tmp_path), FailsIn("b", code)))
@@ -150,14 +150,14 @@ def test_a_directory_that_the_disk_does_not_give_is_reported(tmp_path: Path, cod
     assert [each.path for each in found[1:]] == [b"a/d.git"]
 
 
-def test_names_of_any_bytes_come_as_they_are(tmp_path: Path) -> None:
+def test_names_of_any_bytes_are_unchanged(tmp_path: Path) -> None:
     names = [b"a\nb.git", b'it\'s "quoted".git', b"\xff\xfe.git", "é.git".encode(), b"\\xff.git", b"-rf.git"]
     for name in names:
         repository(tmp_path, name)
     assert [each.path for each in walk_directory(str(tmp_path))] == sorted(names)
 
 
-def test_a_path_longer_than_the_system_takes_at_once(tmp_path: Path) -> None:
+def test_path_longer_than_path_max_is_walked(tmp_path: Path) -> None:
     part, depth = "d" * 200, 30
     # Made from within: the whole path is longer than PATH_MAX.
     before = os.open(".", os.O_RDONLY)
@@ -173,7 +173,7 @@ def test_a_path_longer_than_the_system_takes_at_once(tmp_path: Path) -> None:
     assert walked(tmp_path) == ["/".join([part] * depth + ["a.git"])]
 
 
-def test_a_storage_that_is_not_there_is_an_error_and_not_an_empty_storage(tmp_path: Path) -> None:
+def test_missing_storage_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageUnreadable, match=r"storage .*/missing cannot be read: No such file") as caught:
         list(walk_directory(str(tmp_path / "missing")))
     assert isinstance(caught.value, Unavailable)
@@ -183,27 +183,27 @@ def test_a_storage_that_is_not_there_is_an_error_and_not_an_empty_storage(tmp_pa
 
 
 @pytest.mark.parametrize("directories", ["", "lost+found", "@hashed/aa/bb"])
-def test_a_storage_without_repositories_that_gitaly_never_marked_may_be_a_mount_point(
-    tmp_path: Path, directories: str
-) -> None:
+def test_empty_storage_without_gitaly_metadata_is_an_error(tmp_path: Path, directories: str) -> None:
     (tmp_path / directories).mkdir(parents=True, exist_ok=True)
-    with pytest.raises(StorageUnreadable, match=r"no repository and no \.gitaly-metadata.*check that it is mounted"):
+    with pytest.raises(
+        StorageUnreadable, match=r"neither a repository nor \.gitaly-metadata.*check that it is mounted"
+    ):
         list(walk_directory(str(tmp_path)))
     assert walked(marked(tmp_path)) == []
 
 
-def test_a_storage_with_repositories_needs_no_mark(tmp_path: Path) -> None:
+def test_storage_with_repositories_needs_no_mark(tmp_path: Path) -> None:
     repository(tmp_path, "a.git")
     assert walked(tmp_path) == ["a.git"]
 
 
-def test_a_storage_that_is_itself_a_repository_is_an_error(tmp_path: Path) -> None:
+def test_storage_that_is_itself_a_repository_is_an_error(tmp_path: Path) -> None:
     repository(tmp_path, "a.git")
     with pytest.raises(StorageUnreadable, match="is itself a repository; set the path to the directory above"):
         list(walk_directory(str(tmp_path / "a.git")))
 
 
-def test_a_storage_that_goes_away_meanwhile_does_not_seem_to_be_at_its_end(tmp_path: Path) -> None:
+def test_storage_that_is_unmounted_during_the_walk_is_an_error(tmp_path: Path) -> None:
     for path in ("a.git", "b.git"):
         repository(tmp_path / "storage", path)
     walk = walk_directory(str(tmp_path / "storage"))
@@ -235,7 +235,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
 
 
 class FailsIn:
-    """Reads directories, but for the one of this name, where the system answers with an error."""
+    """Reads directories, except the one of this name, which fails with an error."""
 
     def __init__(self, name: str, code: int) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""What a walk found, as rows: names and times of any bytes and any size."""
+"""Encoding of a walk's rows: names of any bytes, and times of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYS = KeyDecoder(key_schema(RELATION, "praefect", KEY))
 
 
 class MemoryRegistry:
-    """A registry in a list: a schema's id is its place, counted from one."""
+    """A registry in a list: a schema's id is its index, counted from one."""
 
     def __init__(self) -> None:
         self._schemas: list[tuple[str, AvroSchema]] = []
@@ -54,7 +54,7 @@ def found(what: Found) -> Row:
     return row_of(encoder().found(what)[0])
 
 
-def test_a_repository() -> None:
+def test_repository_is_encoded_as_a_row() -> None:
     assert found(Repository(b"@hashed/a.git", 1_700_000_000_123_456)) == {
         "virtual_storage": "default",
         "storage": "gitaly-0",
@@ -71,7 +71,7 @@ def test_a_repository() -> None:
     }
 
 
-def test_the_marks_are_one_for_each_partition_with_keys_of_their_own() -> None:
+def test_each_partition_has_its_own_marks() -> None:
     walk = encoder()
     starts = walk.start()
     walk.found(Repository(b"a.git", 0))
@@ -98,7 +98,7 @@ def test_positions_grow_within_a_walk_and_from_walk_to_walk() -> None:
 
 
 @pytest.mark.parametrize("name", ["a\nb.git", 'it\'s "quoted".git', "a\\b.git", "ä/🙂.git", "-rf", "a/ /b"])
-def test_a_name_that_is_text_is_a_repository_whatever_is_in_it(name: str) -> None:
+def test_any_text_is_a_valid_repository_name(name: str) -> None:
     row = found(Repository(name.encode(), 0))
     assert (row["kind"], row["relative_path"]) == (Kind.REPOSITORY, name)
 
@@ -106,16 +106,16 @@ def test_a_name_that_is_text_is_a_repository_whatever_is_in_it(name: str) -> Non
 @pytest.mark.parametrize(
     ("path", "reported", "detail"),
     [
-        (b"a/\xff.git", "/a/\\xff.git", "the name is not UTF-8 without NUL"),
-        (b"a\0b", "/a\\x00b", "the name is not UTF-8 without NUL"),
-        (b"../secret.git", "/../secret.git", "the path does not stay in the storage"),
-        (b"a/../../b.git", "/a/../../b.git", "the path does not stay in the storage"),
-        (b"/etc", "//etc", "the path does not stay in the storage"),
-        (b"", "/", "the path does not stay in the storage"),
-        (b".", "/.", "the path does not stay in the storage"),
+        (b"a/\xff.git", "/a/\\xff.git", "the name is not valid UTF-8, or contains NUL"),
+        (b"a\0b", "/a\\x00b", "the name is not valid UTF-8, or contains NUL"),
+        (b"../secret.git", "/../secret.git", "the path leaves the storage"),
+        (b"a/../../b.git", "/a/../../b.git", "the path leaves the storage"),
+        (b"/etc", "//etc", "the path leaves the storage"),
+        (b"", "/", "the path leaves the storage"),
+        (b".", "/.", "the path leaves the storage"),
     ],
 )
-def test_a_path_that_cannot_be_recorded_is_a_problem_by_name(path: bytes, reported: str, detail: str) -> None:
+def test_unrecordable_path_is_a_named_problem(path: bytes, reported: str, detail: str) -> None:
     walk = encoder()
     record, line = walk.found(Repository(path, 0))
     row = row_of(record)
@@ -124,7 +124,7 @@ def test_a_path_that_cannot_be_recorded_is_a_problem_by_name(path: bytes, report
     assert (walk.repositories, walk.problems, walk.unread) == (0, 1, 0)
 
 
-def test_an_unread_directory_is_a_problem_that_leaves_the_walk_incomplete() -> None:
+def test_unread_directory_is_a_problem_and_makes_the_walk_incomplete() -> None:
     walk = encoder()
     record, line = walk.found(Unread(b"a/closed", "Permission denied"))
     row = row_of(record)
@@ -134,7 +134,7 @@ def test_an_unread_directory_is_a_problem_that_leaves_the_walk_incomplete() -> N
 
 
 @given(st.sets(st.binary(min_size=1, max_size=6), min_size=2, max_size=2))
-def test_two_paths_are_never_shown_alike(paths: set[bytes]) -> None:
+def test_escaped_paths_are_unique(paths: set[bytes]) -> None:
     one, other = map(escaped, paths)
     assert one != other
     assert one.isprintable()
@@ -157,7 +157,7 @@ def test_text_is_what_postgresql_can_hold(path: bytes) -> None:
         (1 << 200, b"infinity"),
     ],
 )
-def test_any_time_has_a_text(micros: int, text: bytes) -> None:
+def test_any_time_is_encodable(micros: int, text: bytes) -> None:
     assert timestamptz(micros) == text
     row = found(Repository(b"a.git", micros))
     assert isinstance(row["modified_at"], str if b"infinity" in text else datetime)

@@ -60,7 +60,7 @@ def test_repositories_come_in_the_nodes_order() -> None:
     assert found[1:] == [Repository(b"%d.git" % n, 0) for n in range(1000)]
 
 
-def test_both_walks_leave_out_gitalys_temporary_repositories_and_nothing_else(tmp_path: Path) -> None:
+def test_both_walks_skip_only_gitalys_temporary_repositories(tmp_path: Path) -> None:
     kept = ["+gitaly.git", "+gitaly2/a.git", "@hashed/+gitaly/b.git", "c/+gitaly/tmp/d.git"]
     everything = ["+gitaly/e.git", "+gitaly/tmp/repo123.git", *kept]
     for path in everything:
@@ -71,17 +71,17 @@ def test_both_walks_leave_out_gitalys_temporary_repositories_and_nothing_else(tm
     assert asked == read == kept
 
 
-def test_a_storage_in_which_only_temporary_repositories_are_left(tmp_path: Path) -> None:
+def test_storage_with_only_temporary_repositories_is_empty(tmp_path: Path) -> None:
     with serving(Node({"gitaly-0": lambda: [response("+gitaly/tmp/a.git"), response("+gitaly")]})) as port:
         assert walked(settings(port)) == []
 
 
-def test_an_empty_storage() -> None:
+def test_empty_storage_has_no_repositories() -> None:
     with serving(Node({"gitaly-0": list})) as port:
         assert walked(settings(port)) == []
 
 
-def test_the_token_is_version_2_with_a_timestamp() -> None:
+def test_token_is_version_2_with_a_timestamp() -> None:
     with serving(Node({"gitaly-0": lambda: [RESPONSE]}, token="s3cret")) as port:
         assert walked(settings(port, "s3cret")) == [REPOSITORY]
         for wrong in (None, "another"):
@@ -92,18 +92,18 @@ def test_the_token_is_version_2_with_a_timestamp() -> None:
             assert "another" not in str(caught.value)
 
 
-def test_the_header_is_as_gitaly_signs_it() -> None:
+def test_header_matches_gitalys_signature() -> None:
     # printf 1700000000 | openssl dgst -sha256 -hmac s3cret
     digest = "b82d76a98690627a418267faa0be5e8830d04d82cc88b5450d2c0f32173127c5"
     assert authorization("s3cret", 1_700_000_000) == f"Bearer v2.{digest}.1700000000"
 
 
-def test_a_node_without_a_token_takes_a_call_with_one() -> None:
+def test_node_without_a_token_accepts_a_call_with_one() -> None:
     with serving(Node({"gitaly-0": lambda: [RESPONSE]})) as port:
         assert walked(settings(port, "whatever")) == [REPOSITORY]
 
 
-def test_an_unknown_storage_is_one_line_that_names_it() -> None:
+def test_unknown_storage_error_names_it_in_one_line() -> None:
     with serving(Node({"gitaly-1": list})) as port, pytest.raises(UnknownStorage) as caught:
         walked(settings(port))
     line = str(caught.value)
@@ -111,7 +111,7 @@ def test_an_unknown_storage_is_one_line_that_names_it() -> None:
     assert line.startswith(f"Gitaly at tcp://127.0.0.1:{port} has no storage gitaly-0: looking up storage")
 
 
-def test_a_node_that_is_not_there_is_unavailable() -> None:
+def test_unreachable_node_is_unavailable() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(GitalyUnavailable, match="does not answer") as caught:
@@ -119,7 +119,7 @@ def test_a_node_that_is_not_there_is_unavailable() -> None:
     assert isinstance(caught.value, Unavailable)
 
 
-def test_a_node_that_fails_in_the_middle_is_no_end() -> None:
+def test_node_failure_does_not_end_the_walk_normally() -> None:
     def walk() -> Iterator[bytes]:
         yield RESPONSE
         raise RuntimeError("the disk is gone")
@@ -131,17 +131,17 @@ def test_a_node_that_fails_in_the_middle_is_no_end() -> None:
             next(found)
 
 
-def test_what_is_no_gitaly_node() -> None:
+def test_server_without_walk_repos_is_refused() -> None:
     with serving(Node({}), method="Other") as port, pytest.raises(UsageError, match="does not offer WalkRepos"):
         walked(settings(port))
 
 
-def test_a_message_that_is_none() -> None:
+def test_invalid_message_is_malformed() -> None:
     with serving(Node({"gitaly-0": lambda: [RESPONSE, b"\x0a\x05abc"]})) as port, pytest.raises(Malformed):
         walked(settings(port))
 
 
-def test_a_silent_node_is_left_when_asked_to_stop() -> None:
+def test_walk_of_a_silent_node_is_interruptible() -> None:
     silence = threading.Event()
 
     def walk() -> Iterator[bytes]:
@@ -160,7 +160,7 @@ def test_a_silent_node_is_left_when_asked_to_stop() -> None:
         silence.set()
 
 
-def test_a_walk_that_nobody_reads_to_the_end_ends_its_call() -> None:
+def test_abandoned_walk_cancels_its_call() -> None:
     node = Node({"gitaly-0": lambda: iter(lambda: RESPONSE, b"")})
     with serving(node) as port:
         found = walk_gitaly("gitaly-0", settings(port), threading.Event())
@@ -169,21 +169,21 @@ def test_a_walk_that_nobody_reads_to_the_end_ends_its_call() -> None:
         assert node.cancelled.wait(180)
 
 
-def test_a_unix_socket(tmp_path: Path) -> None:
+def test_node_is_reached_over_a_unix_socket(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/gitaly.socket"
     with serving(Node({"gitaly-0": lambda: [RESPONSE]}), address):
         assert walked(StorageSettings(address=address)) == [REPOSITORY]
         assert walked(StorageSettings(address=address.replace("unix:", "unix://"))) == [REPOSITORY]
 
 
-def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
+def test_node_is_reached_over_tls_with_a_private_ca(tmp_path: Path) -> None:
     key, certificate = self_signed("localhost")
     (tmp_path / "roots.pem").write_bytes(certificate)
     credentials = grpc.ssl_server_credentials([(key, certificate)])
     with serving(Node({"gitaly-0": lambda: [RESPONSE]}, token="t"), "localhost:0", credentials) as port:
         with pytest.raises(GitalyUnavailable):
             walked(settings(port, "t", "tls", "localhost"))
-        # grpc reads the variable once in a process.
+        # grpc reads the variable once per process.
         child = subprocess.run(
             [sys.executable, "-c", CHILD, str(port)],
             env={**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "roots.pem")},
@@ -226,34 +226,34 @@ def self_signed(host: str) -> tuple[bytes, bytes]:
     return private, certificate.public_bytes(pem)
 
 
-def test_without_grpcio_the_error_says_what_to_install() -> None:
+def test_missing_grpcio_error_names_the_extra() -> None:
     code = f"import sys; sys.modules['grpc'] = None\n{CHILD}"
     child = subprocess.run([sys.executable, "-c", code, "1"], capture_output=True, text=True, check=False)
     assert "needs grpcio, which is not installed; install headrace[gitaly]" in child.stderr
 
 
-def test_a_message_with_fields_of_a_later_version() -> None:
+def test_unknown_fields_are_ignored() -> None:
     later = b"\x18\x01" + b"\x21" + bytes(8) + b"\x2d" + bytes(4) + b"\x32\x02hi"
     assert parse_response(later + RESPONSE + later) == REPOSITORY
     assert parse_response(b"") == Repository(b"", 0)
 
 
-def test_known_fields_of_another_wire_type_are_stepped_over_as_protobuf_does() -> None:
+def test_known_fields_of_another_wire_type_are_skipped() -> None:
     fixed = b"\x15" + bytes(4) + b"\x11" + bytes(8) + b"\x0d" + bytes(4)
     assert parse_response(fixed + RESPONSE + fixed) == REPOSITORY
 
 
-def test_a_time_that_comes_twice_is_merged_and_its_nanoseconds_have_32_bits() -> None:
+def test_repeated_timestamp_is_merged_with_32_bit_nanoseconds() -> None:
     seconds, nanos = b"\x12\x02\x08\x05", b"\x12\x0b\x10" + b"\xff" * 9 + b"\x01"
     assert parse_response(seconds + nanos) == Repository(b"", 5_000_000 - 1)
 
 
-def test_a_time_before_1970() -> None:
+def test_time_before_1970_is_negative() -> None:
     minus_one_second = b"\x12\x0b\x08" + b"\xff" * 9 + b"\x01"
     assert parse_response(minus_one_second) == Repository(b"", -1_000_000)
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_are_a_message_or_a_named_error(raw: bytes) -> None:
+def test_any_bytes_are_a_message_or_malformed(raw: bytes) -> None:
     with suppress(Malformed):
         assert isinstance(parse_response(raw), Repository)

@@ -34,7 +34,7 @@ from tests.producers.walk.walks import PARTITIONS, Walks, ends
 pytestmark = pytest.mark.stack
 
 BATCH = 10_000
-"""What the producer sends at once; see walk_producer."""
+"""The size of the producer's transactions; see walk_producer."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def paths(rows: Iterable[Row]) -> list[object]:
     return [row["relative_path"] for row in rows]
 
 
-def test_an_event_for_each_repository_and_an_end_in_each_partition(walks: Walks) -> None:
+def test_walk_publishes_each_repository_and_an_end_per_partition(walks: Walks) -> None:
     (walked,) = walks.walk()
     assert (walked.storage, walked.walk_id, walked.repositories, walked.problems) == ("gitaly-0", 1, 20, 0)
     rows = walks.rows()
@@ -78,7 +78,7 @@ def test_each_partition_begins_with_its_start_and_ends_with_its_end(walks: Walks
             assert (mark["relative_path"], mark["partitions"]) == (f"/{partition}", PARTITIONS)
 
 
-def test_a_second_walk_comes_after_the_first_and_replaces_it(walks: Walks, storage: Path) -> None:
+def test_second_walk_comes_after_the_first_and_replaces_it(walks: Walks, storage: Path) -> None:
     walks.walk()
     repository(storage, "new.git")
     (walked,) = walks.walk()
@@ -88,7 +88,7 @@ def test_a_second_walk_comes_after_the_first_and_replaces_it(walks: Walks, stora
     assert walks.folded(walk_id=1) == []
 
 
-def test_what_is_not_there_any_more_is_removed_by_a_complete_walk(walks: Walks, storage: Path) -> None:
+def test_complete_walk_removes_vanished_repositories(walks: Walks, storage: Path) -> None:
     repository(storage, b"\xff.git")
     walks.walk()
     shutil.rmtree(storage / hashed(7))
@@ -107,7 +107,7 @@ def test_what_is_not_there_any_more_is_removed_by_a_complete_walk(walks: Walks, 
     assert len(walks.folded(relative_path=hashed(7))) == 1
 
 
-def test_a_walk_removes_nothing_of_another_storage(walks: Walks, storage: Path, tmp_path: Path) -> None:
+def test_walk_removes_nothing_of_another_storage(walks: Walks, storage: Path, tmp_path: Path) -> None:
     repository(tmp_path / "other", "a.git")
     walks.storages = {"gitaly-0": {"path": str(storage)}, "gitaly-1": {"path": str(tmp_path / "other")}}
     for _ in range(2):
@@ -115,7 +115,7 @@ def test_a_walk_removes_nothing_of_another_storage(walks: Walks, storage: Path, 
     assert len(walks.folded(kind="repository")) == 21
 
 
-def test_another_storages_open_transaction_hides_nothing_of_a_walk(walks: Walks) -> None:
+def test_open_transaction_of_another_storage_hides_nothing(walks: Walks) -> None:
     walks.walk()
     settings, topic = walks.settings, storage_walk_topic(walks.settings)
     other = WalkEncoder(
@@ -137,13 +137,14 @@ def test_names_of_any_bytes_are_events_or_reported_by_name(walks: Walks, storage
     assert (walked.repositories, walked.problems) == (22, 1)
     assert {"a\nb.git", 'it\'s "quoted".git'} <= set(paths(walks.folded(kind="repository")))
     (problem,) = walks.folded(kind="problem")
-    assert (problem["relative_path"], problem["detail"]) == ("/\\xff\\xfe.git", "the name is not UTF-8 without NUL")
+    assert (problem["relative_path"], problem["detail"]) == (
+        "/\\xff\\xfe.git",
+        "the name is not valid UTF-8, or contains NUL",
+    )
     assert [end["complete"] for end in walks.folded(kind="end")] == [True] * PARTITIONS
 
 
-def test_an_unreadable_directory_makes_the_walk_incomplete_and_is_reported_by_name(
-    bootstrap_servers: str, prefix: str
-) -> None:
+def test_unreadable_directory_makes_the_walk_incomplete(bootstrap_servers: str, prefix: str) -> None:
     with without_rights() as storage:
         for path in ("a.git", "closed/b.git", "d.git"):
             repository(storage, path)
@@ -156,7 +157,7 @@ def test_an_unreadable_directory_makes_the_walk_incomplete_and_is_reported_by_na
         ) as caught:
             walks.walk()
     assert caught.value.exit_code == 1
-    # What an earlier walk saw there stays: it may still be there.
+    # Rows of an earlier walk in that directory stay: the repositories may still exist.
     assert paths(walks.folded(kind="repository")) == unordered(["a.git", "closed/b.git", "d.git"])
     assert [(row["relative_path"], row["detail"]) for row in walks.folded(kind="problem")] == [
         ("closed", "Permission denied")
@@ -174,7 +175,7 @@ class unordered(list[object]):
     __hash__ = None
 
 
-def test_a_failing_storage_does_not_stop_the_others(walks: Walks, storage: Path) -> None:
+def test_failing_storage_does_not_stop_the_others(walks: Walks, storage: Path) -> None:
     walks.storages = {
         "gitaly-0": {"path": str(storage / "missing")},
         "gitaly-1": {"path": str(storage)},
@@ -196,7 +197,7 @@ def test_only_the_primary_is_walked_unless_asked(walks: Walks, storage: Path) ->
     assert {row["storage"] for row in walks.rows()} == {"gitaly-0"}
 
 
-def test_the_storages_order_is_each_its_own(walks: Walks, storage: Path) -> None:
+def test_each_storage_has_its_own_order(walks: Walks, storage: Path) -> None:
     walks.storages = {"gitaly-0": {"path": str(storage)}, "gitaly-1": {"path": str(storage)}}
     walks.walk()
     first, second = walks.walk(all_storages=True)
@@ -205,7 +206,7 @@ def test_the_storages_order_is_each_its_own(walks: Walks, storage: Path) -> None
     assert len(walks.folded(kind="end")) == 2 * PARTITIONS
 
 
-def test_a_storage_that_is_not_there_has_no_end(walks: Walks, storage: Path) -> None:
+def test_missing_storage_has_no_end(walks: Walks, storage: Path) -> None:
     walks.storages = {"gitaly-0": {"path": str(storage / "missing")}}
     with pytest.raises(Unavailable, match="cannot be read"):
         walks.walk()
@@ -214,7 +215,7 @@ def test_a_storage_that_is_not_there_has_no_end(walks: Walks, storage: Path) -> 
 
 @dataclass
 class Halting:
-    """A storage of a Gitaly node whose first walk halts after a batch; later ones go to their end."""
+    """A storage of a Gitaly node whose first walk halts after a batch; later walks complete."""
 
     halted: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -246,7 +247,7 @@ def found_so_far(walks: Walks) -> SnapshotState:
     return read_sources(walks.settings)["default"].snapshots["gitaly-0"]
 
 
-def test_a_walk_that_is_killed_has_no_end_and_the_next_begins_anew(walks: Walks, tmp_path: Path) -> None:
+def test_killed_walk_has_no_end_and_the_next_restarts(walks: Walks, tmp_path: Path) -> None:
     walks.walk()
     with halting_node(walks) as halting:
         child = start_produce(walks.config(tmp_path))
@@ -257,7 +258,7 @@ def test_a_walk_that_is_killed_has_no_end_and_the_next_begins_anew(walks: Walks,
             child.send_signal(signal.SIGKILL)
             _, log = child.communicate()
         assert child.returncode == -signal.SIGKILL, log
-        # The end of the first walk is withdrawn: nothing of the second may be taken for a whole.
+        # The end of the first walk is withdrawn: the second must not be taken for a complete walk.
         assert walks.folded(kind="end") == []
         found = found_so_far(walks)
         assert not found.done
@@ -269,7 +270,7 @@ def test_a_walk_that_is_killed_has_no_end_and_the_next_begins_anew(walks: Walks,
     assert len(walks.folded(kind="repository", walk_id=3)) == BATCH + 5
 
 
-def test_of_two_walks_of_one_storage_the_later_takes_over(walks: Walks) -> None:
+def test_later_of_two_walks_takes_over(walks: Walks) -> None:
     ended: list[BaseException] = []
 
     def older() -> None:
@@ -293,7 +294,7 @@ def test_of_two_walks_of_one_storage_the_later_takes_over(walks: Walks) -> None:
     assert len(walks.folded(kind="repository", walk_id=2)) == BATCH + 5
 
 
-def test_a_walk_that_is_stopped_has_no_end(walks: Walks) -> None:
+def test_stopped_walk_has_no_end(walks: Walks) -> None:
     stop = threading.Event()
     ended: list[BaseException] = []
 
@@ -337,7 +338,7 @@ def test_produce_walks_a_virtual_storage_once(walks: Walks, tmp_path: Path) -> N
     assert len(walks.folded(kind="end")) == PARTITIONS
 
 
-def test_produce_says_what_failed_in_one_line(walks: Walks, tmp_path: Path) -> None:
+def test_produce_reports_a_failed_walk_in_one_line(walks: Walks, tmp_path: Path) -> None:
     walks.storages = {"gitaly-0": {"path": str(tmp_path / "missing")}}
     child = start_produce(walks.config(tmp_path))
     _, log = child.communicate()
@@ -345,21 +346,23 @@ def test_produce_says_what_failed_in_one_line(walks: Walks, tmp_path: Path) -> N
     assert log.splitlines()[-1].startswith(f"headrace: error: storage {tmp_path}/missing cannot be read: No such file")
 
 
-def test_a_walk_has_nothing_to_start_over(walks: Walks, tmp_path: Path) -> None:
+def test_walk_has_nothing_to_start_over(walks: Walks, tmp_path: Path) -> None:
     child = start_produce(walks.config(tmp_path), "--start-over")
     _, log = child.communicate()
     assert child.returncode == 2
-    assert "a walk always starts over" in log
+    assert "a walk always starts from the beginning" in log
 
 
-def test_an_unknown_virtual_storage_names_those_there_are(walks: Walks) -> None:
-    with pytest.raises(UsageError, match=r"no virtual storage named 'other' in the settings \(there: default\)"):
+def test_unknown_virtual_storage_error_names_the_known_ones(walks: Walks) -> None:
+    with pytest.raises(UsageError, match=r"no virtual storage named 'other' in the settings \(configured: default\)"):
         walk(walks.settings, "other", threading.Event())
 
 
-def test_a_name_is_a_database_or_a_virtual_storage_and_not_both(walks: Walks, tmp_path: Path) -> None:
+def test_name_is_a_database_or_a_virtual_storage_and_not_both(walks: Walks, tmp_path: Path) -> None:
     databases = {"default": {"dsn": "postgresql://h/d", "gitlab_schemas": ["praefect"]}}
     file = tmp_path / "headrace.toml"
     file.write_text(tomli_w.dumps({**walks.values, "databases": databases}))
-    with pytest.raises(SettingsError, match="virtual_storages: default is a database's name too; rename the database"):
+    with pytest.raises(
+        SettingsError, match="virtual_storages: default is also the name of a database; rename the database"
+    ):
         load_settings(file)

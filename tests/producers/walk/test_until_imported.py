@@ -1,4 +1,4 @@
-"""A virtual storage is walked until Praefect's database has it as imported, and not again once it has."""
+"""A virtual storage is walked until Praefect's database has it as imported, and not afterwards."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def walks(bootstrap_servers: str, prefix: str, tmp_path: Path, database: Databas
 
 
 def last_walk(walks: Walks) -> int:
-    """Return the number of the last walk that came to its end."""
+    """Return the number of the last completed walk."""
     return max((row["walk_id"] for row in walks.rows(kind=Kind.END) if isinstance(row["walk_id"], int)), default=0)
 
 
 def a_service_walks(praefect: psycopg.Connection) -> bool:
-    """Whether a service has the lock of the one that walks."""
+    """Whether a service holds the walker's lock."""
     return praefect.execute(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -103,12 +103,10 @@ def service(walks: Walks, pause_seconds: float = 3600.0) -> Iterator[Service]:
         running.thread.join(PATIENCE)
 
 
-def test_what_is_imported_is_not_walked_unless_that_is_asked_for(
-    walks: Walks, praefect: psycopg.Connection, tmp_path: Path
-) -> None:
+def test_imported_storage_is_walked_only_on_request(walks: Walks, praefect: psycopg.Connection, tmp_path: Path) -> None:
     praefect.execute("INSERT INTO public.virtual_storages VALUES ('another', true), ('default', false)")
     walk_unless_imported(walks.settings, "default", threading.Event())
-    assert last_walk(walks) == 1, "another one is imported, and not this"
+    assert last_walk(walks) == 1, "another storage is imported, not this one"
     praefect.execute(IMPORT)
     walk_unless_imported(walks.settings, "default", threading.Event(), all_storages=True)
     walk_until_imported(walks.settings, "default", threading.Event())
@@ -119,14 +117,14 @@ def test_what_is_imported_is_not_walked_unless_that_is_asked_for(
     assert last_walk(walks) == 2
 
 
-def test_it_walks_again_until_it_is_imported(walks: Walks, praefect: psycopg.Connection) -> None:
+def test_walk_is_repeated_until_the_storage_is_imported(walks: Walks, praefect: psycopg.Connection) -> None:
     with service(walks, pause_seconds=0.01) as running:
         until(lambda: last_walk(walks) >= 2, "a second walk, since the first did not import")
         praefect.execute(IMPORT)
         assert running.ended() is None
 
 
-def test_a_storage_that_cannot_be_read_is_walked_once_it_can(
+def test_unreadable_storage_is_walked_once_it_is_readable(
     walks: Walks, praefect: psycopg.Connection, tmp_path: Path
 ) -> None:
     (tmp_path / "storage").rename(tmp_path / "away")
@@ -138,7 +136,7 @@ def test_a_storage_that_cannot_be_read_is_walked_once_it_can(
         assert running.ended() is None
 
 
-def test_of_several_one_walks_and_another_takes_its_place(walks: Walks, praefect: psycopg.Connection) -> None:
+def test_one_of_several_processes_walks_and_another_takes_over(walks: Walks, praefect: psycopg.Connection) -> None:
     with service(walks) as first:
         until(lambda: last_walk(walks) == 1, "a walk")
         with service(walks) as second:
@@ -147,7 +145,7 @@ def test_of_several_one_walks_and_another_takes_its_place(walks: Walks, praefect
             first.stop.set()
             assert first.ended() is None
             until(lambda: last_walk(walks) == 2, "the walk of the second")
-            # A connection that is lost, as in a restart of the database, ends nothing.
+            # A lost connection, as in a restart of the database, does not end the service.
             praefect.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'headrace walk default'"
@@ -157,7 +155,7 @@ def test_of_several_one_walks_and_another_takes_its_place(walks: Walks, praefect
     assert last_walk(walks) == 2
 
 
-def test_a_service_that_is_stopped_ends_in_order(walks: Walks, praefect: psycopg.Connection, tmp_path: Path) -> None:
+def test_stopped_service_exits_cleanly(walks: Walks, praefect: psycopg.Connection, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "headrace", "produce", "default", "--config", str(walks.config(tmp_path))]
     child = subprocess.Popen([*command, "--until-imported"], stderr=subprocess.PIPE, text=True)
     try:
@@ -167,23 +165,23 @@ def test_a_service_that_is_stopped_ends_in_order(walks: Walks, praefect: psycopg
     finally:
         child.kill()
     assert child.returncode == 0, said
-    assert "stopped before it was imported" in said
+    assert "stopped before the import" in said
 
 
-def test_a_database_that_is_not_praefects_is_a_mistake(walks: Walks) -> None:
+def test_database_other_than_praefects_is_refused(walks: Walks) -> None:
     for walker in (walk_unless_imported, walk_until_imported):
         with pytest.raises(SettingsError, match=r"has no virtual_storages\.repositories_imported.*walk with --again"):
             walker(walks.settings, "default", threading.Event())
 
 
-def test_a_database_that_does_not_answer_is_told_at_once(walks: Walks) -> None:
+def test_unreachable_database_is_reported_at_once(walks: Walks) -> None:
     walks.praefect = "postgresql://nobody@127.0.0.1:1/praefect"
     for walker in (walk_unless_imported, walk_until_imported):
         with pytest.raises(DatabaseUnavailable):
             walker(walks.settings, "default", threading.Event())
 
 
-def test_without_a_database_in_the_settings_it_walks_and_cannot_wait_for_the_flag(walks: Walks) -> None:
+def test_missing_praefect_database_allows_a_walk_but_not_until_imported(walks: Walks) -> None:
     walks.praefect = None
     walk_unless_imported(walks.settings, "default", threading.Event())
     assert last_walk(walks) == 1

@@ -1,4 +1,4 @@
-"""Walks for the tests: their settings, and what came into the topic."""
+"""Walks for the tests: their settings, and the topic's records."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PARTITIONS = 3
 
 @dataclass
 class Walks:
-    """A prefix's walks: their settings, and what came into the topic."""
+    """A prefix's walks: their settings, and the topic's records."""
 
     bootstrap_servers: str
     prefix: str
     storages: Mapping[str, Mapping[str, str]]
     virtual_storage: str = "default"
     praefect: str | None = None
-    """The dsn of Praefect's database; None: the settings have none."""
+    """The dsn of Praefect's database; None: not in the settings."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -55,14 +55,14 @@ class Walks:
         return records
 
     def rows(self, **columns: object) -> list[Row]:
-        """Return the rows with these values, each event of them, in the order of their positions."""
+        """Return the events of the rows with these values, in order of position."""
         events = [record.event for record in self.records() if record.event is not None]
         events.sort(key=lambda event: (event.source.database, event.source.position))
         rows = [event.after for event in events if event.after is not None]
         return [row for row in rows if columns.items() <= row.items()]
 
     def folded(self, **columns: object) -> list[Row]:
-        """Return the rows that the topic has when it is compacted."""
+        """Return the rows of the compacted topic."""
         return [row for row in fold(self.records()).values() if columns.items() <= row.items()]
 
     def config(self, directory: Path) -> Path:
@@ -72,6 +72,6 @@ class Walks:
 
 
 def ends(settings: Settings, topic: str) -> list[int]:
-    """Return each partition's end, with what is not committed."""
+    """Return each partition's end offset, including uncommitted records."""
     with clients.reading(settings.kafka, isolation_level="read_uncommitted") as client:
         return [client.get_watermark_offsets(TopicPartition(topic, each), 30)[1] for each in range(PARTITIONS)]

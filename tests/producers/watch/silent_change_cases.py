@@ -1,4 +1,4 @@
-"""Tables whose rows change without an event, or only seem to: what changes them with a producer that runs or not."""
+"""Cases of tables whose rows change without events, or only seem to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATE TYPE mood_range AS RANGE (subtype = other_mood);
 
 @dataclass(frozen=True)
 class Case:
-    """A table `{t}` with a column `v`, its first rows, and what changes their values without an event.
+    """A table `{t}` with a column `v`, its first rows, and statements that change values without events.
 
     `again` is run while the producer is stopped, `change` while it runs; `v` is a column of the table before and after.
     """
@@ -43,7 +43,7 @@ PARTS = (
 )
 
 CHANGED = {
-    # A column's attribute number counts.
+    # Changes of a column's attnum.
     "dropped_and_added": Case(
         "v text", ("'old'",), "ALTER TABLE {t} DROP v; ALTER TABLE {t} ADD v text", "ALTER TABLE {t} DROP v, ADD v text"
     ),
@@ -178,7 +178,7 @@ SHARED = (
     "ALTER TYPE other_mood RENAME VALUE 'sad' TO 'blue'; ALTER TYPE wide ADD ATTRIBUTE d int",
 )
 SHARED_AGAIN = (
-    # Undone between two looks, with an event that has the name in between.
+    # Reverted between two checks, with an event that has the name in between.
     "ALTER TYPE mood RENAME VALUE 'happy' TO 'merry'; UPDATE enum_array SET v = '{merry}'; INSERT INTO enum VALUES"
     " (70, 'merry'); ALTER TYPE mood RENAME VALUE 'merry' TO 'happy'",
     "ALTER TYPE other_mood RENAME VALUE 'happy' TO 'merry'; ALTER TYPE wide DROP ATTRIBUTE c, ADD ATTRIBUTE c text",
@@ -269,7 +269,7 @@ def expected(source: Source, name: str) -> tuple[tuple[str, ...], list[tuple[str
             (name,),
         ).fetchall()
     )
-    # Not by a cast to text, which takes the blanks of a char(n) off.
+    # Not by a cast to text, which strips the blanks of a char(n).
     texts = sql.SQL(", ").join(
         sql.SQL("nullif(format('%s', {0}), '')").format(sql.Identifier(each)) for each in columns
     )

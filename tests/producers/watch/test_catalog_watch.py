@@ -1,4 +1,4 @@
-"""What the catalog says of captured tables now."""
+"""Checks of captured tables against the catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.stack
 AWAY, BACK = "ALTER TABLE public.t SET SCHEMA other", "ALTER TABLE other.t SET SCHEMA public"
 
 
-def test_a_column_that_was_never_checked_for_nulls_makes_no_key(database: Database) -> None:
+def test_column_never_checked_for_nulls_is_no_key(database: Database) -> None:
     connection = database.connect()
     connection.execute("CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE); INSERT INTO t VALUES (1, NULL)")
     connection.execute("ALTER TABLE t ADD CONSTRAINT named NOT NULL name NOT VALID")
@@ -34,7 +34,7 @@ def test_a_column_that_was_never_checked_for_nulls_makes_no_key(database: Databa
 
 
 def interrupt(connection: psycopg.Connection[Any], other: psycopg.Connection[Any], upcoming: list[str]) -> None:
-    """After each statement of a connection have another one run the next of those that are `upcoming`."""
+    """After each statement of a connection, run the next of `upcoming` on another one."""
 
     class Interrupted(psycopg.Cursor[Any]):
         def execute(self, *arguments: Any, **more: Any) -> Interrupted:
@@ -51,8 +51,8 @@ def run_rest(other: psycopg.Connection[Any], upcoming: list[str]) -> None:
         other.execute(upcoming.pop(0).encode())
 
 
-def test_a_table_that_is_moved_away_and_back_during_a_look_was_not_taken_out(database: Database) -> None:
-    """Its name at one moment is not among those that the publication had at another."""
+def test_table_moved_and_back_during_check_counts_as_published(database: Database) -> None:
+    """Its name at one moment is not among the publication's names at another."""
     connection, other = database.connect(), database.connect()
     other.execute("CREATE SCHEMA other; CREATE TABLE t (id int PRIMARY KEY)")
     settings = settings_for("none:9092", "p", database.dsn, "public.t")

@@ -1,4 +1,4 @@
-"""Rows that change without an event for any of them are read again, or stop their table; never a stale value.
+"""Tables whose rows change without events are re-snapshotted or stopped; values are never stale.
 
 All cases are tables of one source. Each is changed twice: once while the producer runs, and once while it is stopped.
 """
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.stack
 NewSource = Callable[..., Source]
 
 
-def test_rows_that_changed_without_events_are_read_again(new_source: NewSource) -> None:
+def test_rows_changed_without_events_are_resnapshotted(new_source: NewSource) -> None:
     cases = {**CHANGED, **KEPT}
     source = new_source(TYPES + ddl(cases), *(f"public.{name}" for name in cases), partitions=1)
     with running(source) as producer:
@@ -62,7 +62,7 @@ def test_rows_that_changed_without_events_are_read_again(new_source: NewSource) 
 
 
 @pytest.mark.parametrize("dies", ["noticed", "recorded", "copied"])
-def test_a_change_survives_the_producer_that_noticed_it(new_source: NewSource, dies: str) -> None:
+def test_detected_change_survives_its_producer(new_source: NewSource, dies: str) -> None:
     source = new_source(
         TYPES + "CREATE TABLE t (id int PRIMARY KEY, v mood);"
         "INSERT INTO t SELECT i, 'sad' FROM generate_series(1, 30) i",
@@ -86,17 +86,17 @@ def test_a_change_survives_the_producer_that_noticed_it(new_source: NewSource, d
 
 
 class Died(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def die(_start: object, _commits: object, feeds: Sequence[TableFeed], *_: object) -> None:
-    """Stands for the end of a process that has noticed that a table is to be read again, and not recorded it."""
+    """Simulates the end of a process that decided on a re-snapshot but has not recorded it."""
     assert all(feed.state.under_way for feed in feeds)
     raise Died
 
 
 class Dies(Session):
-    """Ends once it is recorded that a table is to be read again, after so many chunks of it."""
+    """Ends once a re-snapshot is recorded, after this many chunks of it."""
 
     after: int
     _chunks = 0
@@ -110,14 +110,14 @@ class Dies(Session):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_topic_is_emptied_where_keys_may_have_changed_without_events(new_source: NewSource, stopped: bool) -> None:
-    """A number rewritten, a label renamed, an order that chunks were read in: old keys must not stay."""
+    """A number rewritten, a label renamed, a changed sort order: old keys must not remain."""
     source = new_source(
         TYPES + "CREATE TABLE a (v numeric PRIMARY KEY, id int); CREATE TABLE b (v mood PRIMARY KEY, id int);"
         "INSERT INTO a VALUES (1.501, 1), (2, 2); INSERT INTO b VALUES ('sad', 1), ('happy', 2)",
         "public.a",
         "public.b",
     )
-    # What was written right before has the old key in the stream, and is read by the new one at once.
+    # A row written right before has the old key in the stream, and is read by the new one at once.
     change = (
         "INSERT INTO a VALUES (3.501, 3); ALTER TABLE a ALTER v TYPE numeric USING round(v, 1);"
         "ALTER TYPE mood ADD VALUE 'new'; INSERT INTO b VALUES ('new', 3); ALTER TYPE mood RENAME VALUE 'new' TO 'old';"
@@ -138,7 +138,7 @@ def test_a_topic_is_emptied_where_keys_may_have_changed_without_events(new_sourc
     assert {record.op for record in source.records("public.a")} == {"r", "t", "c"}
 
 
-def test_an_old_key_of_a_transaction_that_runs_on_is_taken_back(new_source: NewSource) -> None:
+def test_old_key_of_long_transaction_is_removed(new_source: NewSource) -> None:
     source = new_source(
         TYPES + "CREATE TABLE b (v mood PRIMARY KEY, id int); INSERT INTO b VALUES ('happy', 1)", "public.b"
     )
@@ -164,8 +164,8 @@ def test_an_old_key_of_a_transaction_that_runs_on_is_taken_back(new_source: NewS
         becomes_equal(source, producer, "b")
 
 
-def test_a_key_whose_form_changes_between_two_chunks_stops_nothing(new_source: NewSource) -> None:
-    # The end of the first chunk is a value of the type as it was; the second one begins behind it.
+def test_key_type_change_between_chunks_stops_no_table(new_source: NewSource) -> None:
+    # The first chunk ends at a value of the earlier type; the second starts after it.
     made = "CREATE TYPE pair AS (a int, b text); CREATE TABLE t (id pair PRIMARY KEY, v int);"
     rows = "INSERT INTO t SELECT (i, 'x')::pair, i FROM generate_series(1, 20) i"
     source = new_source(made + rows, "public.t", snapshot={"chunk_rows": 3})
@@ -178,7 +178,7 @@ def test_a_key_whose_form_changes_between_two_chunks_stops_nothing(new_source: N
             tried.append(feed.table.name)
             return super()._copy_chunk(feed)
 
-    # Its end is that the table is to be read anew, for which produce would start it again.
+    # It ends because the table is to be re-snapshotted, for which produce would restart it.
     assert Running(source, Changes).restarts() == Restart("public.t")
     with running(source) as producer:
         producer.caught_up()

@@ -1,4 +1,4 @@
-"""A table whose rows may not be read for a while: its changes are published, its copy waits, and nothing stops it."""
+"""Tables whose rows may temporarily not be read: changes are published, the snapshot waits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REVOKE, GRANT = HIDES["may not be read by this role"]
 
 @pytest.fixture
 def source(new_source: NewSource, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
-    """A source whose role has the rights that `headrace init --sql` gives, and no others."""
+    """A source whose role has only the privileges that `headrace init --sql` grants."""
     role = f"r_{database.name}"
     made = new_source(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 30);"
@@ -62,7 +62,7 @@ def as_administrator(source: Source, statement: str) -> None:
 
 
 def problems(source: Source) -> list[str]:
-    """Return what `headrace check` says, which asks as the source's role."""
+    """Return the problems that `headrace check` reports as the source's role."""
     positions = Positions(source.settings.prefix, source.settings.kafka)
     with connect(source.settings.database("main").dsn.get_secret_value(), name="check main") as connection:
         return [finding.problem for finding in hindrances(connection, source.settings, "main", positions)]
@@ -75,7 +75,7 @@ def require_published(source: Source, producer: Running, number: int) -> None:
     assert source.state().snapshots["public.t"].stopped is None
 
 
-def test_rows_that_may_not_be_read_for_a_while_stop_nothing(source: Source) -> None:
+def test_temporarily_unreadable_rows_stop_no_table(source: Source) -> None:
     copy_all(source)
     for number, (problem, (hide, show)) in enumerate(HIDES.items(), 100):
         as_administrator(source, hide)
@@ -85,14 +85,14 @@ def test_rows_that_may_not_be_read_for_a_while_stop_nothing(source: Source) -> N
         with running(source) as producer:
             require_published(source, producer, number)
             with pytest.raises(UnreadableTable, match=r"public\.t"):
-                ask(source.settings, "main", SnapshotRequest(table="public.t", anew=True))
+                ask(source.settings, "main", SnapshotRequest(table="public.t", from_scratch=True))
         as_administrator(source, show)
     copy_all(source)
     source.require_equal("public.t")
 
 
 class RevokedBehindTheFirstChunk(Session):
-    """Has the rows of t hidden once a chunk of them is copied."""
+    """Hides the rows of t once a chunk of them is copied."""
 
     hide: Callable[[], None]
     hidden: threading.Event
@@ -105,7 +105,7 @@ class RevokedBehindTheFirstChunk(Session):
         return lsn
 
 
-def test_a_copy_waits_while_its_rows_may_not_be_read_and_then_continues(source: Source) -> None:
+def test_snapshot_waits_while_rows_may_not_be_read_and_then_continues(source: Source) -> None:
     hidden = threading.Event()
     kind = type(
         "Revoked",
@@ -125,7 +125,7 @@ def test_a_copy_waits_while_its_rows_may_not_be_read_and_then_continues(source: 
     source.require_equal("public.t")
 
 
-def test_a_table_that_the_settings_map_no_more_is_refused_and_not_stopped(source: Source) -> None:
+def test_table_without_gitlab_schema_is_refused_and_not_stopped(source: Source) -> None:
     copy_all(source)
     right = source.settings
     section = right.database("main").model_copy(update={"table_schemas": {"public.u": "gitlab_main"}})

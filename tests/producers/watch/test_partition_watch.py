@@ -1,7 +1,7 @@
-"""Partitions that come, go or are written without an event, on a real server: the topic is the table all the same.
+"""Partitions added, removed or changed without events, on a real server: the topic still equals the table.
 
-Each case has a table of its own, and all of them share one source: `change` is run whole, each statement for itself,
-so that what it undoes is undone before anybody looks.
+Each case has its own table, and all share one source. The statements of `change` run in one go, each in its own
+transaction, so that reverted changes are reverted before the next check.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ MORE = {"a tree edited in between": f"{SUB}; INSERT INTO {{t}} VALUES (401, 'o')
 
 @pytest.fixture
 def new_source(new_source: NewSource) -> NewSource:
-    """Its producers look at the catalog often."""
+    """Its producers check the catalog often."""
     return partial(new_source, timing=OFTEN)
 
 
@@ -84,7 +84,7 @@ def run(source: Source, statements: str, table: str) -> None:
 
 
 def followed(source: Source, table: str) -> bool:
-    """Whether what is recorded is what the table consists of now, and all of it is copied."""
+    """Whether the recorded partitions are the current ones, and all are copied."""
     row = source.connection.execute("SELECT %s::regclass::oid::bigint", (table,)).fetchone()
     assert row is not None
     state = source.state().snapshots.get(table)
@@ -152,7 +152,7 @@ ALTER TABLE t_2 REPLICA IDENTITY FULL
 """
 
 
-def test_what_keeps_the_rows_of_a_partition_has_nothing_read_again(new_source: NewSource) -> None:
+def test_statement_that_keeps_rows_of_partition_causes_no_resnapshot(new_source: NewSource) -> None:
     source = new_source(MADE.format(t="t"), "public.t")
     with running(source) as it:
         it.caught_up()
@@ -175,7 +175,7 @@ BETWEEN = {
 
 @pytest.mark.parametrize("key", ["int", "numeric"])
 def test_partitions_change_between_two_chunks(new_source: NewSource, key: str) -> None:
-    """Of a first snapshot, be it by ranges or, with keys that are not compared here, by the rules of a second one."""
+    """In a first snapshot, by ranges or, with keys not comparable here, by the re-snapshot rules."""
     names = {case: f"t{number}" for number, case in enumerate(BETWEEN)}
     made = ";".join(MADE.format(t=name) for name in names.values()).replace("id int", f"id {key}")
     tables = [f"public.{name}" for name in names.values()]
@@ -194,14 +194,14 @@ def test_partitions_change_between_two_chunks(new_source: NewSource, key: str) -
                 run(source, "DELETE FROM {t} WHERE id = 240", names["new and written"])
             return lsn
 
-    # Its end is that a table is to be read anew, for which produce would start it again.
+    # It ends because a table is to be re-snapshotted, for which produce would restart it.
     assert Running(source, Changes).restarts() is not None
     with running(source) as it:
         settled(source, it, *tables)
     require_right(source, names)
 
 
-def test_a_producer_that_dies_while_it_reads_a_new_partition_reads_it_to_its_end(new_source: NewSource) -> None:
+def test_producer_killed_while_reading_new_partition_completes_it(new_source: NewSource) -> None:
     source = new_source(MADE.format(t="t"), "public.t", snapshot={"chunk_rows": 2})
     with running(source) as it:
         it.caught_up()
@@ -229,7 +229,7 @@ def test_a_producer_that_dies_while_it_reads_a_new_partition_reads_it_to_its_end
 BIG = "(SELECT string_agg(md5(i::text || '{}'), '') FROM generate_series(1, 500) i)"
 
 
-def test_each_partition_tells_what_its_own_replica_identity_logs(new_source: NewSource) -> None:
+def test_events_of_partition_follow_its_own_replica_identity(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id int PRIMARY KEY, n int, big text) PARTITION BY RANGE (id);"
         "ALTER TABLE t REPLICA IDENTITY FULL;"
@@ -243,14 +243,14 @@ def test_each_partition_tells_what_its_own_replica_identity_logs(new_source: New
         it.caught_up()
         run(source, "UPDATE {t} SET n = 2; UPDATE {t} SET id = id + 1; DELETE FROM {t}", "t")
         run(source, f"INSERT INTO {{t}} VALUES (5, 1, {BIG.format('a')}), (105, NULL, {BIG.format('b')})", "t")
-        # The other way round, with a change on either side of it.
+        # The reverse, with a change before and after it.
         run(source, "ALTER TABLE t_1 REPLICA IDENTITY FULL; ALTER TABLE t_2 REPLICA IDENTITY DEFAULT", "t")
         run(source, "UPDATE {t} SET n = 3; ALTER TABLE t_1 REPLICA IDENTITY DEFAULT; UPDATE {t} SET n = 4", "t")
         it.caught_up()
     records = source.records("public.t")
 
     def told(key: int) -> list[tuple[str, tuple[str, ...], bool]]:
-        """Each event of a key: what it left out, and whether it has the row before."""
+        """Each event of a key: omitted columns, and whether it has the old row."""
         events = [record.event for record in records if record.key == {"id": key} and record.event]
         rows = [event.before if event.op is Op.DELETE else event.after for event in events]
         left_out = [tuple(n for n, value in (row or {}).items() if value is UNCHANGED) for row in rows]
@@ -274,7 +274,7 @@ STOPS = {
     "another index": (
         "ALTER TABLE {t}_1 ADD UNIQUE (v); ALTER TABLE {t}_1 ALTER v SET NOT NULL;"
         "ALTER TABLE {t}_1 REPLICA IDENTITY USING INDEX {t}_1_v_key; DELETE FROM {t} WHERE id = 20",
-        "the replica identity of its partition public.{t}_1 leaves out id, which is in its key",
+        "the replica identity of its partition public.{t}_1 leaves out key column id",
     ),
 }
 
@@ -293,7 +293,7 @@ def test_a_partition_that_cannot_be_followed_stops_its_table(new_source: NewSour
         it.caught_up()
         for case, name in names.items():
             run(source, STOPS[case][0], name)
-        # A table that is captured by itself, in one that is captured as well: its rows are the other's.
+        # A captured table attached to another captured one: its rows belong to the other.
         run(
             source,
             "ALTER TABLE r ATTACH PARTITION u FOR VALUES FROM (300) TO (400); INSERT INTO r VALUES (302, 'r')",
@@ -302,6 +302,6 @@ def test_a_partition_that_cannot_be_followed_stops_its_table(new_source: NewSour
         until(lambda: all(stopped(name) for name in (*names.values(), "u")), "the tables to be stopped")
         for case, name in names.items():
             assert STOPS[case][1].format(t=name) in (stopped(name) or "")
-        assert stopped("u") == "it is a partition of public.r now, in whose topic its rows are"
+        assert stopped("u") == "it is now a partition of public.r, and its rows are in that topic"
         settled(source, it, "public.r")
         source.require_equal("public.r")

@@ -1,4 +1,4 @@
-"""A publication that another session edits, be it for a moment: no change is missed in silence."""
+"""Edits of the publication by another session, even reverted ones, never lose changes silently."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EDITS = {
     "b": f"{TAKE_OUT} {PUT_BACK} WHERE (id > 100); {LOST} {TAKE_OUT} {PUT_BACK}",
     "c": f"{TAKE_OUT} {PUT_BACK} (id); {LOST} {TAKE_OUT} {PUT_BACK}",
 }
-"""Edits of one table, each undone; `d` is left alone."""
+"""Edits of one table, each reverted; `d` is not edited."""
 
 ALL = (
     "FOR TABLE ONLY a, ONLY b, ONLY c, ONLY d, ONLY headrace.schema_ownership WITH (publish_via_partition_root = true)"
@@ -46,10 +46,10 @@ ALL = (
 OF_ALL = {
     "was altered": "ALTER PUBLICATION headrace SET (publish = 'insert'); DELETE FROM a; "
     "ALTER PUBLICATION headrace SET (publish = 'insert, update, delete, truncate')",
-    "was dropped and made again": f"DROP PUBLICATION headrace; {LOST.format('a')} CREATE PUBLICATION headrace {ALL}",
-    "does not exist any more": f"DROP PUBLICATION headrace; {LOST.format('b')}",
+    "was dropped and recreated": f"DROP PUBLICATION headrace; {LOST.format('a')} CREATE PUBLICATION headrace {ALL}",
+    "no longer exists": f"DROP PUBLICATION headrace; {LOST.format('b')}",
 }
-"""Edits of every table, and what is said of them."""
+"""Edits of every table, by their problem."""
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def edit(source: Source, statements: str) -> None:
 
 
 def problems(source: Source) -> list[str]:
-    """Return what `headrace check` says."""
+    """Return the problems that `headrace check` reports."""
     positions = Positions(source.settings.prefix, source.settings.kafka)
     return [finding.problem for finding in hindrances(source.connection, source.settings, "main", positions)]
 
@@ -78,7 +78,7 @@ def edit_all(source: Source) -> None:
 
 
 def require_stopped(source: Source, producer: Running) -> None:
-    """Wait until the edited tables are stopped, and fail unless the other goes on."""
+    """Wait until the edited tables are stopped, and fail unless the other continues."""
 
     def all_stopped() -> bool:
         producer.check()
@@ -90,15 +90,15 @@ def require_stopped(source: Source, producer: Running) -> None:
     assert stopped(source) == EDITS.keys()
 
 
-def read_anew(source: Source, producer: Running) -> None:
-    """Do what the remedy says, and fail unless it was the way out."""
+def restart_from_scratch(source: Source, producer: Running) -> None:
+    """Apply the remedy, and fail unless it works."""
     for name in EDITS:
-        ask(source.settings, "main", SnapshotRequest(table=f"public.{name}", anew=True))
-    until(lambda: not stopped(source), "the tables to be read anew")
+        ask(source.settings, "main", SnapshotRequest(table=f"public.{name}", from_scratch=True))
+    until(lambda: not stopped(source), "the re-snapshots")
     producer.caught_up()
 
 
-def test_tables_that_were_edited_while_it_runs_are_stopped(source: Source) -> None:
+def test_tables_edited_while_producer_runs_are_stopped(source: Source) -> None:
     with running(source) as producer:
         producer.caught_up()
         edit_all(source)
@@ -106,12 +106,12 @@ def test_tables_that_were_edited_while_it_runs_are_stopped(source: Source) -> No
         assert sorted(problem.partition(" (")[0] for problem in problems(source)) == [
             f"table public.{name} is stopped" for name in sorted(EDITS)
         ]
-        read_anew(source, producer)
+        restart_from_scratch(source, producer)
     for name in NAMES:
         source.require_equal(f"public.{name}")
 
 
-def test_tables_that_were_edited_while_it_was_stopped_are_stopped_at_its_start(source: Source) -> None:
+def test_tables_edited_while_producer_was_stopped_are_stopped_at_start(source: Source) -> None:
     copy_all(source)
     edit_all(source)
     told = problems(source)
@@ -121,19 +121,19 @@ def test_tables_that_were_edited_while_it_was_stopped_are_stopped_at_its_start(s
     assert all("the publication was altered for it" in problem for problem in told)
     with running(source) as producer:
         require_stopped(source, producer)
-        read_anew(source, producer)
+        restart_from_scratch(source, producer)
     assert problems(source) == []
     for name in NAMES:
         source.require_equal(f"public.{name}")
 
 
-def test_where_all_tables_were_edited_each_can_be_read_anew(new_source: NewSource) -> None:
+def test_each_table_can_be_resnapshotted_after_all_were_edited(new_source: NewSource) -> None:
     source = new_source(TABLES, "public.a")
     copy_all(source)
     edit(source, EDITS["a"].format("a"))
     with pytest.raises(TableStopped, match=r"every table of main is stopped"):
         copy_all(source)
-    # The server may notice only later that a producer is gone, and keeps its slot as one that is read.
+    # The server may notice a dead producer late, and keep its slot active.
     stream = source.recorded().stream
     assert stream is not None
     dsn = source.settings.database("main").dsn.get_secret_value()
@@ -141,8 +141,8 @@ def test_where_all_tables_were_edited_each_can_be_read_anew(new_source: NewSourc
     until(lambda: not sessions_of(source.connection, source.slot), "the refused producer's session to be over")
     reader = ReplicationStream(dsn, source.slot, "headrace", stream.confirmed_lsn)
     try:
-        answer = ask(source.settings, "main", SnapshotRequest(table="public.a", anew=True))
-        assert answer == "public.a is read anew when the producer of main starts"
+        answer = ask(source.settings, "main", SnapshotRequest(table="public.a", from_scratch=True))
+        assert answer == "public.a is re-snapshotted when the producer of main starts"
     finally:
         reader.close()
     copy_all(source)
@@ -151,7 +151,7 @@ def test_where_all_tables_were_edited_each_can_be_read_anew(new_source: NewSourc
 
 @pytest.mark.parametrize("key", ["float8", "int"])
 def test_an_edit_while_a_topic_was_empty_loses_nothing(new_source: NewSource, key: str) -> None:
-    """Of the row it is streamed that it came, and not that it went; keys of the one kind are not compared here."""
+    """The stream has the row's insert but not its delete; keys of one type are not comparable here."""
     source = new_source(f"{TABLES} CREATE TABLE f (id {key} PRIMARY KEY, v text);", "public.f", "public.a")
     copy_all(source)
     statements = f"INSERT INTO f VALUES (1, 'x'), (2, 'y'); {TAKE_OUT} DELETE FROM f WHERE id = 1; {PUT_BACK}"
@@ -163,15 +163,15 @@ def test_an_edit_while_a_topic_was_empty_loses_nothing(new_source: NewSource, ke
     assert len(source.require_equal("public.f")) == 4, "r of 2, c of 1, d of 2 and its tombstone"
 
 
-def test_an_edit_of_the_whole_publication_while_it_was_stopped_is_refused(source: Source) -> None:
+def test_edit_of_whole_publication_while_stopped_is_refused(source: Source) -> None:
     copy_all(source)
-    for what in ("was altered", "does not exist any more"):
+    for what in ("was altered", "no longer exists"):
         edit(source, OF_ALL[what])
         with pytest.raises(SilentGap, match=f"publication headrace of main {what}") as refused:
             copy_all(source)
         assert problems(source) == [refused.value.problem]
         with pytest.raises(SilentGap, match=what):
-            ask(source.settings, "main", SnapshotRequest(table="public.a", anew=True))
+            ask(source.settings, "main", SnapshotRequest(table="public.a", from_scratch=True))
         assert "headrace produce main --start-over" in refused.value.remedy
         start_over(source.settings, "main")
         copy_all(source)
@@ -180,13 +180,13 @@ def test_an_edit_of_the_whole_publication_while_it_was_stopped_is_refused(source
             source.require_equal(f"public.{name}")
 
 
-def test_an_edit_of_the_whole_publication_while_it_runs_ends_it(source: Source) -> None:
-    """Also where no session hears the server's warning that the publication is missing."""
+def test_edit_of_whole_publication_ends_running_producer(source: Source) -> None:
+    """Also if no session receives the server's warning about the missing publication."""
     database = source.connection.info.dbname
     source.connection.execute(f"ALTER DATABASE {database} SET client_min_messages = error".encode())
     producer = Running(source)
     producer.caught_up()
-    edit(source, OF_ALL["was dropped and made again"])
+    edit(source, OF_ALL["was dropped and recreated"])
     error = producer.ended()
     assert isinstance(error, SilentGap), error
     (problem,) = problems(source)
@@ -197,8 +197,8 @@ def test_an_edit_of_the_whole_publication_while_it_runs_ends_it(source: Source) 
         source.require_equal(f"public.{name}")
 
 
-def test_own_tables_that_were_taken_out_are_put_back(source: Source) -> None:
-    """Without its heartbeats the stream would stand where it is, and requests would never come."""
+def test_own_tables_removed_from_publication_are_put_back(source: Source) -> None:
+    """Without heartbeats the stream would not advance, and requests would never arrive."""
     with running(source) as producer:
         producer.caught_up()
         edit(source, TAKE_OUT.format("headrace.heartbeat"))
@@ -208,7 +208,7 @@ def test_own_tables_that_were_taken_out_are_put_back(source: Source) -> None:
         until(lambda: source.connection.execute(published).fetchone() == (whole,), "them to be back")
         producer.caught_up()
         ask(source.settings, "main", SnapshotRequest(table="public.d"))
-        until(lambda: len(source.records("public.d")) == 2, "the table to be read again")
+        until(lambda: len(source.records("public.d")) == 2, "the re-snapshot")
         producer.caught_up()
     assert stopped(source) == set()
     assert problems(source) == []
@@ -220,14 +220,14 @@ def die(*_: object) -> None:
 
 @contextmanager
 def dying(source: Source) -> Iterator[None]:
-    """After a producer that has published its tables, and ended before that was recorded."""
+    """After a producer that published its tables but ended before that was recorded."""
     with pytest.MonkeyPatch.context() as killed:
         killed.setattr(opening, "claim", die)
         assert isinstance(Running(source, Session).ended(), KeyboardInterrupt)
     yield
 
 
-def test_what_it_published_itself_and_did_not_record_is_no_edit(source: Source) -> None:
+def test_own_unrecorded_publication_change_is_no_edit(source: Source) -> None:
     both = source.settings
     section = both.database("main").model_copy(update={"tables": ("public.a", "public.b")})
     source.settings = both.model_copy(update={"databases": {"main": section}})
@@ -246,7 +246,7 @@ def test_what_it_published_itself_and_did_not_record_is_no_edit(source: Source) 
         source.require_equal(f"public.{name}") if name != "a" else None
 
 
-def test_a_slot_that_is_older_than_the_publication_is_read_from_its_first_start_on(source: Source) -> None:
+def test_slot_older_than_publication_is_read_from_first_start(source: Source) -> None:
     source.connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (source.slot,))
     source.connection.execute("INSERT INTO a VALUES (2, 'y'); UPDATE a SET v = 'z' WHERE id = 1")
     with running(source) as producer:
@@ -256,11 +256,11 @@ def test_a_slot_that_is_older_than_the_publication_is_read_from_its_first_start_
     source.require_equal("public.a")
 
 
-def test_a_slot_of_two_phase_is_refused_before_it_is_read(source: Source) -> None:
+def test_two_phase_slot_is_refused_before_reading(source: Source) -> None:
     source.connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', false, true)", (source.slot,))
     (problem,) = problems(source)
-    assert problem == f"slot {source.slot} was made with two_phase, and sends transactions before they are committed"
-    with pytest.raises(Exception, match="was made with two_phase"):
+    assert problem == f"slot {source.slot} was created with two_phase and sends transactions before they commit"
+    with pytest.raises(Exception, match="was created with two_phase"):
         copy_all(source)
     start_over(source.settings, "main")
     prepared = source.connection.execute("SHOW max_prepared_transactions").fetchone() != ("0",)
@@ -273,39 +273,41 @@ def test_a_slot_of_two_phase_is_refused_before_it_is_read(source: Source) -> Non
     source.require_equal("public.a")
 
 
-def test_an_edit_while_a_table_is_about_to_be_read_anew_has_it_read_anew_after_all(
+def test_edit_before_pending_resnapshot_still_resnapshots_table(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the end of the source, with a reason that names no table."""
+    """It does not end the source with a reason that names no table."""
     copy_all(source)
-    ask(source.settings, "main", SnapshotRequest(table="public.a", anew=True))
+    ask(source.settings, "main", SnapshotRequest(table="public.a", from_scratch=True))
     opened = acquire.open_feeds
     edits = ["ALTER PUBLICATION headrace DROP TABLE a"]
 
     def open_feeds(settings, name, tables, *arguments, **more):  # type: ignore[no-untyped-def]
-        # The first session takes the request, the second is the one that reads the table anew.
+        # The first session takes the request, the second re-snapshots the table.
         snapshots = arguments[1]
-        if edits and snapshots["public.a"].anew:
+        if edits and snapshots["public.a"].from_scratch:
             edit(source, edits.pop())
         return opened(settings, name, tables, *arguments, **more)
 
     monkeypatch.setattr(opening, "open_feeds", open_feeds)
     with running(source) as producer:
-        until(lambda: not edits or producer.error is not None, "the session that reads it anew")
-        until(lambda: not source.state().snapshots["public.a"].anew or producer.error is not None, "the next one")
+        until(lambda: not edits or producer.error is not None, "the session that re-snapshots it")
+        until(
+            lambda: not source.state().snapshots["public.a"].from_scratch or producer.error is not None, "the next one"
+        )
         producer.check()
     source.connection.execute("INSERT INTO a VALUES (3, 'later')")
     copy_all(source)
     source.require_equal("public.a")
 
 
-def test_a_table_that_cannot_be_read_anew_at_a_start_keeps_no_other_waiting(
+def test_table_whose_resnapshot_fails_does_not_block_others(
     new_source: NewSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = new_source(TABLES, "public.a", "public.b")
     copy_all(source)
     start_over(source.settings, "main")
-    taken_out = "it was taken out of the publication"
+    taken_out = "it was removed from the publication"
 
     def obstacle(table: CapturedTable, *arguments: Any) -> str | None:
         return taken_out if table.name == "public.a" else schema_changes.obstacle(table, *arguments)
@@ -315,7 +317,7 @@ def test_a_table_that_cannot_be_read_anew_at_a_start_keeps_no_other_waiting(
         source.connection.execute("INSERT INTO b VALUES (2, 'after')")
         producer.caught_up()
     kept = source.recorded().snapshots["public.a"]
-    assert (kept.stopped, kept.anew) == (taken_out, True)
+    assert (kept.stopped, kept.from_scratch) == (taken_out, True)
     copy_all(source)
     for name in ("a", "b"):
         source.require_equal(f"public.{name}")

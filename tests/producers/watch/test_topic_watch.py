@@ -1,4 +1,4 @@
-"""Topics that somebody made beforehand, or gave more partitions: what is right all the same, and what is named."""
+"""Topics created beforehand or given more partitions: accepted, or reported."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def checked(source: Source) -> list[Finding]:
         return hindrances(connection, source.settings, "main", Positions(source.settings.prefix, source.settings.kafka))
 
 
-def test_topics_of_own_state_may_have_been_made_with_many_partitions(new_source: NewSource) -> None:
+def test_state_topics_may_have_many_partitions(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", "public.u")
     for name in (positions_topic(source.settings.prefix), schemas_topic(source.settings.prefix)):
         make(source, name, 6, {"cleanup.policy": "compact"})
@@ -74,14 +74,14 @@ def test_topics_of_own_state_may_have_been_made_with_many_partitions(new_source:
     assert checked(source) == []
 
 
-def test_topic_that_loses_records_is_named_by_check_and_by_a_start(new_source: NewSource) -> None:
+def test_topic_that_loses_records_is_reported_by_check_and_start(new_source: NewSource) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", "public.u")
     topic, positions = topic_of(source.settings, "public.t"), positions_topic(source.settings.prefix)
     make(source, topic, 3, {"cleanup.policy": "compact,delete"})
     make(source, positions, 1, {"cleanup.policy": "compact", "max.message.bytes": "100000"})
     refusals = (
-        rf"topic {topic} loses records .*\(cleanup\.policy=compact,delete\)",
-        rf"topic {positions} takes records of 100000 bytes",
+        rf"topic {topic} deletes records .*\(cleanup\.policy=compact,delete\)",
+        rf"topic {positions} accepts records of 100000 bytes",
     )
     for problem, change in zip(
         refusals, ({"cleanup_policy": "compact"}, {"max_message_bytes": "2000000"}), strict=True
@@ -101,9 +101,7 @@ def test_topic_that_loses_records_is_named_by_check_and_by_a_start(new_source: N
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_table_whose_topic_was_given_partitions_is_stopped_until_it_is_read_anew(
-    new_source: NewSource, stopped: bool
-) -> None:
+def test_table_whose_topic_got_partitions_is_stopped_until_resnapshot(new_source: NewSource, stopped: bool) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", "public.u")
     topic = topic_of(source.settings, "public.t")
 
@@ -119,11 +117,11 @@ def test_table_whose_topic_was_given_partitions_is_stopped_until_it_is_read_anew
         if not stopped:
             add_partitions(source, topic, 5)
         until(lambda: bool(reason()), "the table to be stopped")
-        assert f"topic {topic} has 5 partitions, and the table's keys are spread over 2" in reason()
+        assert f"topic {topic} has 5 partitions, but the table's keys are spread over 2" in reason()
         source.connection.execute("UPDATE t SET v = 'second'; DELETE FROM t WHERE id > 30; INSERT INTO u VALUES (1)")
         producer.caught_up()
-        ask(source.settings, "main", SnapshotRequest(table="public.t", anew=True))
-        until(lambda: not reason(), "the table to be read anew")
+        ask(source.settings, "main", SnapshotRequest(table="public.t", from_scratch=True))
+        until(lambda: not reason(), "the re-snapshot")
         producer.caught_up()
         source.connection.execute("UPDATE t SET v = 'third' WHERE id < 10; INSERT INTO t VALUES (99, 0, 'v')")
         producer.caught_up()

@@ -1,1 +1,1 @@
-"""Migrations of the harness's own, found beside headrace's in its test build (build.py)."""
+"""The harness's own migrations, available next to headrace's in its test build (build.py)."""

@@ -1,6 +1,6 @@
-"""A migration that is not idempotent on purpose: it writes down every event that it applies, whatever the row is.
+"""A deliberately non-idempotent migration: it records every event that it applies, whatever the row's state.
 
-So an event that is applied twice, too early or out of order is seen, where a guard would hide it. A trigger on
+So an event that is applied twice, too early or out of order shows, where a guard would hide it. A trigger on
 public.copies logs each write; see tests.chaos.path.tables.
 """
 
@@ -20,7 +20,7 @@ _WRITE = (
 
 
 class ChaosCopies(Migration):
-    """Write down which event of each row was applied last."""
+    """Record which event of each row was applied last."""
 
     name = "chaos_copies"
     gitlab_schema = "gitlab_main"
@@ -41,7 +41,7 @@ class ChaosCopies(Migration):
         )
 
     def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        """Write each down, in their order; see Migration.apply."""
+        """Record each event, in order; see Migration.apply."""
         cursor.executemany(
             _WRITE,
             [
@@ -52,6 +52,6 @@ class ChaosCopies(Migration):
         return len(changes)
 
     def remaining(self, cursor: Cursor) -> int:
-        """Return zero: what an event told, another table cannot tell."""
+        """Return zero: the table cannot show which events are left."""
         del cursor
         return 0

@@ -1,4 +1,4 @@
-"""Kinds of repositories, each made so that something of it is easily lost, or does harm, when it is moved."""
+"""Kinds of repositories, each with content that is easily lost or harmful when it is moved."""
 
 from tests.consumers.gitserver.kinds import hostile, leftovers, refused, whole
 from tests.consumers.gitserver.kinds.registry import KINDS, MARK, Kind, inventory

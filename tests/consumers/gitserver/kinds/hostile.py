@@ -1,4 +1,4 @@
-"""Repositories whose own files would act while they are moved."""
+"""Repositories whose files would run commands or change git's behaviour during a move."""
 
 from __future__ import annotations
 

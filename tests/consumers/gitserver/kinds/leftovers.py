@@ -1,4 +1,4 @@
-"""What lies at a repository's new home before it is moved there: set aside, and the live copy wins."""
+"""Directories at a repository's new home before the move: they are set aside, and the live copy wins."""
 
 from __future__ import annotations
 

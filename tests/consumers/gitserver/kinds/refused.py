@@ -1,4 +1,4 @@
-"""Repositories that are not moved: each by name, with nothing changed."""
+"""Repositories that are refused by name and left unchanged."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def a_ref_leads_to_nothing(place: Path) -> None:
     write(place / "refs/heads/broken", "1234567890" * 4 + "\n")
 
 
-@kind("no repository")
+@kind("is not a repository")
 def head_is_missing(place: Path) -> None:
     (place / "HEAD").unlink()
 
 
-@kind("objects that lie elsewhere")
+@kind("objects of another repository")
 def it_borrows_objects(place: Path) -> None:
     lender = place.parent.with_name(f"{place.parent.name}-that-lends") / "bare"
     make_repository(lender)
@@ -84,18 +84,18 @@ def its_objects_are_elsewhere(place: Path) -> None:
     (place / "objects").symlink_to(elsewhere)
 
 
-@kind("leads out of it")
+@kind("points out of the repository")
 def a_relative_link_leads_out_of_it(place: Path) -> None:
     (place / "hooks").symlink_to("../../hooks")
 
 
-@kind("leads to its old place")
+@kind("points to the old place")
 def an_absolute_link_leads_back_to_it(place: Path) -> None:
     write(place / "custom/real")
     (place / "link").symlink_to(place / "custom/real")
 
 
-@kind("is no file")
+@kind("is not a file")
 def a_pipe(place: Path) -> None:
     os.mkfifo(place / "pipe")
 

@@ -1,6 +1,6 @@
-"""Kinds of repositories: each makes one, and what lies at its new home before the move; and what must become of it.
+"""The registry of kinds of repositories: how to create one and its new home's content, and the expected outcome.
 
-`inventory` is everything in a repository's directory, as files and not as git with its configuration has it.
+`inventory` lists everything in a repository's directory, as files and not as git with its configuration.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _WORK = re.compile(rb"([^/]*|(refs|logs)/.*)\.lock|gc\.(pid|log)|objects/(.*/)?(
 _GITS = re.compile(rb"(objects|refs)/.*|packed-refs|HEAD", re.DOTALL)
 
 MARK = "a-command-ran"
-"""The file, in the directory above all roots, that a hostile repository's commands make."""
+"""The file, in the directory above all roots, that a hostile repository's commands create."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. `refused` is in the reason for which it is not moved; `said` in what is reported of a move."""
+    """One kind. `refused` is part of the reason why it is not moved; `said` is part of the move's report."""
 
     name: str
     make: Make
@@ -57,7 +57,7 @@ def kind(refused: str | None = None, *, leave: Leave | None = None, said: str | 
 
 
 def from_scratch(refused: str | None = None) -> Callable[[Make], Make]:
-    """Add the decorated function to the kinds; it gets a path at which nothing lies."""
+    """Add the decorated function to the kinds; it gets an unused path."""
 
     def add(make: Make) -> Make:
         _add(Kind(make.__name__, make, None, refused))
@@ -67,7 +67,7 @@ def from_scratch(refused: str | None = None) -> Callable[[Make], Make]:
 
 
 def leftover(*, moved_over: bool = True) -> Callable[[Leave], Leave]:
-    """Add a kind whose new home has something already, which the decorated function makes."""
+    """Add a kind whose new home already has a directory, which the decorated function creates."""
 
     def add(leave: Leave) -> Leave:
         said = "set aside" if moved_over else None
@@ -97,10 +97,10 @@ def configure(place: Path, text: str) -> None:
 
 
 def inventory(place: Path) -> dict[str, Any]:
-    """Return everything that is in a repository's directory, but for what a process keeps there while it works.
+    """Return everything in a repository's directory, except temporary files of running processes.
 
-    `refs` and `objects` are what there is of them, however git keeps it; `stored` is each of the files in which it
-    does, the same as long as git does not write to the repository; `files` are all others.
+    `refs` and `objects` are independent of their storage; `stored` has their files, which are the same unless git
+    writes to the repository; `files` are all others.
     """
     files: dict[str, Any] = {}
     stored: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def _refs(place: Path) -> dict[str, str]:
 
 
 def _objects(place: Path) -> frozenset[str]:
-    """Return all objects with their types and sizes; git's own view without the repository's configuration."""
+    """Return all objects with their types and sizes, as git lists them without the repository's configuration."""
     sha256 = "objectformat = sha256" in (place / "config").read_text().lower()
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
@@ -164,7 +164,7 @@ def _paths(place: bytes) -> list[bytes]:
 
 
 def _file(path: Path) -> tuple[Any, ...]:
-    """Return kind, mode, owner, group, what is in it, when it was changed and what extends it (access lists too)."""
+    """Return kind, mode, owner, group, content, time and extended attributes (including ACLs)."""
     status = path.lstat()
     what, when = None, None
     if stat.S_ISLNK(status.st_mode):

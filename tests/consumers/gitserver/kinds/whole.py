@@ -1,4 +1,4 @@
-"""Repositories that are moved, each with something that is easily lost on the way."""
+"""Repositories that are moved, each with content that is easily lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IDENTITY = ("-c", "user.name=T", "-c", "user.email=t@example.org")
 
 
 def commit(place: Path, text: str, *parents: str) -> str:
-    """Make a commit that no ref leads to."""
+    """Create a commit that no ref leads to."""
     tree = git(place, "rev-parse", "refs/heads/main^{tree}")
     return git(place, *_IDENTITY, "commit-tree", tree, "-m", text, *(part for each in parents for part in ("-p", each)))
 

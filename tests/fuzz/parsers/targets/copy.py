@@ -1,4 +1,4 @@
-"""Lines of COPY into Kafka records, by the codec in C and in Python; what they accept is read back."""
+"""Converts lines of COPY to Kafka records with the codec in C and in Python, and reads accepted records back."""
 
 from __future__ import annotations
 

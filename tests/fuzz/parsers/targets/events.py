@@ -1,4 +1,4 @@
-"""Records of a topic into events: headrace's readers in C and in Python against fastavro, on whole and broken ones."""
+"""Reads records of a topic, whole and broken, with headrace's readers in C and in Python and with fastavro."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _run(data: bytes) -> None:
     agree("the two codecs", python, compiled)
     fresh = outcome(Malformed, HeaderReader(), record)
     if python[0] == "value" and fresh[0] == "refused":
-        raise Violation("an event whose header is none")
+        raise Violation("an event with an invalid header")
     whole = outcome(Malformed, table.whole.decode, record)
     if python[0] == "value":
         agree("headrace's reader and fastavro", python[1], repr(whole[1]))

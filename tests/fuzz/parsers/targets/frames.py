@@ -1,4 +1,4 @@
-"""The frames of streaming replication, and messages of COPY as the server sends them."""
+"""Parses the frames of streaming replication, and the server's messages of COPY."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fuzz.parsers.target import Target, Violation, agree, outcome
 def _run(data: bytes) -> None:
     kind, frame = outcome(Malformed, parse, data)
     if kind == "value" and isinstance(frame, XLogData) and frame.data != data[25:]:
-        raise Violation("a frame whose data is not that of its message")
+        raise Violation("a frame with data that its message does not have")
     if codec.compiled is not None:
         agree("the lines of COPY", codec.compiled.copy_data(bytearray(data)), _copy_data(data))
 

@@ -1,4 +1,4 @@
-"""Requests to `headrace route --serve`: whatever a client sends, the answers are whole, and all headers headrace's."""
+"""Sends requests to `headrace route --serve`: for any input, answers are complete and have only headrace's headers."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class _Server:
 
 
 class _Connection:
-    """A socket whose client has sent everything, and hears the answers."""
+    """A socket whose client has sent everything, and collects the answers."""
 
     def __init__(self, sent: bytes) -> None:
         self._sent = sent
         self.answered = bytearray()
 
     def settimeout(self, seconds: float) -> None:
-        """Wait for nothing."""
+        """Do nothing: there is nothing to wait for."""
 
     def makefile(self, mode: str, size: int) -> io.BufferedReader:
         del mode, size
@@ -82,11 +82,11 @@ def _judge(sent: bytes, answered: bytes) -> None:
             if first == b"{":
                 json.loads(body)
         answers += 1
-    # Where the version of HTTP cannot be read it answers as HTTP 0.9 does: a body, and nothing after it.
+    # If the HTTP version is unreadable it answers as HTTP 0.9: a body only, and nothing after it.
     if answered and not answered.startswith(b"{") and not answered.endswith(b"</html>\n"):
-        raise Violation(f"an answer that is none: {answered[:80]!r}")
+        raise Violation(f"an invalid answer: {answered[:80]!r}")
     if answers > sent.count(b"\n") + 1:
-        raise Violation("more answers than questions")
+        raise Violation("more answers than requests")
 
 
 def _seeds() -> Iterator[bytes]:

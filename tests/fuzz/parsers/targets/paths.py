@@ -1,4 +1,4 @@
-"""Names of repositories from outside: what they are normalised to, and where on the disk they lead."""
+"""Normalises repository names from outside, and checks the paths on disk that they lead to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _run(data: bytes) -> None:
     name = data.decode("utf-8", "surrogateescape")
     for algorithm in Algorithm:
         if _NODES.home(name, algorithm) not in _NODES.nodes:
-            raise Violation("a node that is none")
+            raise Violation("an unknown node")
     partition_of(name)
     cleaned = normalised(name)
     if cleaned.startswith("/") or any(part in ("..", ".") for part in cleaned.split("/")):
@@ -37,9 +37,9 @@ def _run(data: bytes) -> None:
 
 
 def _unescaped(shown: str) -> bytes:
-    """Read back what `escaped` shows: so no two paths are shown alike."""
+    """Read back what `escaped` shows, which proves that no two paths are shown alike."""
     if not shown.isprintable():
-        raise Violation(f"a path that would not be printed: {shown!r}")
+        raise Violation(f"a path with unprintable characters: {shown!r}")
     parts = []
     for found in _SHOWN.finditer(shown):
         if found[1]:

@@ -1,4 +1,4 @@
-"""pgoutput: a session of messages through the decoder in C and in Python, and what a refused message leaves behind."""
+"""Decodes a session of pgoutput messages in C and in Python; a refused message must leave no state behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _run(data: bytes) -> None:
 
 
 def _session(xid: int | None) -> list[bytes]:
-    """Return messages with every kind of change, in a stream block when `xid` is given."""
+    """Return messages with every kind of change, in a stream block if `xid` is given."""
     body: list[m.Message] = [
         m.Origin(Lsn(9), "elsewhere"),
         m.TypeMessage(99, "public", "mood", xid),
@@ -68,7 +68,7 @@ def _session(xid: int | None) -> list[bytes]:
 
 
 SESSIONS: Final = (_session(None), _session(600))
-"""Well-formed messages of every kind, as they are sent when a transaction commits, and before."""
+"""Well-formed messages of every kind, as sent at a transaction's commit, and before it."""
 
 
 def _seeds() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Settings files: one mistake, one line, and never the value of a secret."""
+"""Loads settings files: a mistake is reported in one line, without the value of a secret."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _run(data: bytes) -> None:
     _FILE.write_bytes(data)
     kind, found = outcome(UsageError, load_settings, _FILE)
     if kind == "refused" and "\n" in str(found):
-        raise Violation(f"a mistake of more than one line: {found!r}")
+        raise Violation(f"a message of more than one line: {found!r}")
     if _SECRET in (str(found) if kind == "refused" else repr(found)) and _is_secret(data):
         raise Violation(f"a secret is shown: {found!r}")
 
 
 def _is_secret(data: bytes) -> bool:
-    """Whether the secret is only where a secret belongs: a mutation may have made a key of it, or a prefix."""
+    """Whether the secret is only where a secret belongs: a mutation may have made it a key, or a prefix."""
     try:
         places = list(_places((), tomllib.loads(data.decode())))
     except ValueError:

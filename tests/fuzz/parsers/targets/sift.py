@@ -1,4 +1,4 @@
-"""Stretches of consumed records, stepped over in C and in Python."""
+"""Skips stretches of consumed records, with the prefilter in C and in Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fuzz.parsers.target import Target, agree, pack, unpack
 
 @dataclass(frozen=True)
 class _Record:
-    """What is used of a Kafka message."""
+    """The parts of a Kafka message that the prefilter uses."""
 
     number: int
     at: int | None

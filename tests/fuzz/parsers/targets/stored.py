@@ -1,4 +1,4 @@
-"""What headrace stored itself, and others may have written over: records of positions, schemas and dead letters."""
+"""Reads headrace's stored records, which other programs may have overwritten: positions, schemas and dead letters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _STATES: Final[tuple[Any, ...]] = (_STREAM, _SNAPSHOT, _STRAY, _HANDOVER)
 
 
 class _Letter:
-    """A Kafka message of the dead letters."""
+    """A Kafka message of the dead letters topic."""
 
     def __init__(self, parts: list[bytes]) -> None:
         self._parts = parts
@@ -83,7 +83,7 @@ def _position(kind: Any, value: bytes) -> None:
         state = decode(kind, "main", value)
     except NewerFormat:
         if json.loads(value)["format"] <= 1:
-            raise Violation("a record that is no newer one is refused as newer") from None
+            raise Violation("a record is refused as newer but is not") from None
     except Malformed:
         pass
     else:

@@ -1,4 +1,4 @@
-"""Texts that people and servers write: LSNs, snapshots, where a replay starts, values of keys."""
+"""Parses texts written by operators and servers: LSNs, snapshots, a replay's start, key values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _run(data: bytes) -> None:
         agree(f"a {kind.name} and itself", value, typed("c", str(value), kind))
     _, start = outcome(UsageError, parse_start, text)
     if isinstance(start, SinceLsn) and not 0 <= start.lsn < 1 << 64:
-        raise Violation(f"no position of 64 bits: {start}")
+        raise Violation(f"not a 64-bit position: {start}")
     try:
         lsn = parse_lsn(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Gitaly's WalkReposResponse, against protobuf's own reader, and the records that a walk makes of it."""
+"""Parses Gitaly's WalkReposResponse, compared with protobuf's own reader, and makes a walk's records of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _response() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="walk.proto", package="gitaly", syntax="proto3")
     file.dependency.append("google/protobuf/timestamp.proto")
     made = file.message_type.add(name="WalkReposResponse")
-    # As bytes: the server's Go accepts in a string what is no UTF-8, and so does headrace.
+    # As bytes: Go's server accepts strings that are not UTF-8, and so does headrace.
     made.field.add(name="relative_path", number=1, type="TYPE_BYTES", label="LABEL_OPTIONAL")
     made.field.add(
         name="modification_time",
@@ -51,10 +51,10 @@ class _Registry:
         return len(self.schemas) - 1
 
     def register_all(self, wanted: object) -> None:
-        """Need nothing more."""
+        """Register nothing."""
 
     def forget(self, subject: str) -> None:
-        """Remember nothing of it."""
+        """Do nothing."""
 
     def schema(self, schema_id: int) -> AvroSchema:
         return self.schemas[schema_id]
@@ -70,13 +70,13 @@ def _run(data: bytes) -> None:
         repository = parse_response(data)
     except Malformed as refusal:
         if "group" in str(refusal.__cause__):
-            return  # protobuf steps over groups, which no message of this service ever had
+            return  # protobuf skips groups, which no message of this service ever had
         try:
             expected = _Response.FromString(data)
         except DecodeError:
             return
         raise Violation(f"protobuf reads what headrace refuses: {expected}") from refusal
-    # Protobuf also refuses what headrace may read, such as field number 0.
+    # Protobuf also refuses some inputs that headrace may read, such as field number 0.
     with contextlib.suppress(DecodeError):
         expected = _Response.FromString(data)
         agree("paths", repository.path, expected.relative_path)
@@ -90,7 +90,7 @@ def _run(data: bytes) -> None:
     if event.after["kind"] == "repository":
         agree("the path", event.after["relative_path"], path_text(repository.path))
         if ".." in str(key["relative_path"]).split("/") or str(key["relative_path"]).startswith("/"):
-            raise Violation("a repository outside of its storage")
+            raise Violation("a repository outside its storage")
 
 
 def _seeds() -> Iterator[bytes]:

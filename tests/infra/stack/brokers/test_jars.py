@@ -51,7 +51,7 @@ def test_a_second_start_downloads_nothing(tmp_path: Path) -> None:
 
 
 def test_a_changed_jar_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(Malformed, match=r"org\.example:two:1\.0 was refused"):
+    with pytest.raises(Malformed, match=r"org\.example:two:1\.0 was rejected"):
         ensure_jars(PINNED, tmp_path, Repository(tampered="two"))
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
@@ -79,5 +79,5 @@ def test_two_at_once_download_once(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unavailable, match="cannot keep the jars of kafka-4"):
+    with pytest.raises(Unavailable, match="cannot store the jars of kafka-4"):
         ensure_jars(PINNED, tmp_path / "file" / "cache", Repository())

@@ -1,4 +1,4 @@
-"""Which Java runs Kafka."""
+"""Selection of the Java that runs Kafka."""
 
 from __future__ import annotations
 

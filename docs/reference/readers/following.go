@@ -10,19 +10,19 @@ import (
 
 const query = "SELECT partition, upto, finished FROM headrace.rehash_cursors"
 
-// Reading is what the cursors said; nothing that it says is older than AskedAt. One of no moment passed nothing.
+// Reading holds the cursors, none older than AskedAt. Without AskedAt, nothing has been passed.
 type Reading struct {
 	AskedAt time.Time
 	Cursors []Cursor
 }
 
-// Follower keeps what the cursors say. One is enough for a process: it asks once in a while, and never for a name.
+// Follower keeps the cursors. Use one per process: it polls at an interval, never per name.
 type Follower struct {
 	latest atomic.Pointer[Reading]
 }
 
-// Follow asks at once, and then again and again until the context ends. While the database is away, or where it is a
-// standby, the last answer stays: Homes is right with it, since the second home is asked too.
+// Follow polls at once, and then repeatedly until the context ends. While the database is away, or where it is a
+// standby, it keeps the last answer: Homes is right with it, since the second home is asked too.
 func Follow(ctx context.Context, db *sql.DB, every time.Duration, failed func(error)) *Follower {
 	follower := &Follower{}
 	follower.latest.Store(&Reading{})
@@ -39,7 +39,7 @@ func Follow(ctx context.Context, db *sql.DB, every time.Duration, failed func(er
 	return follower
 }
 
-// Latest is the last answer. Take it before you choose a home, and choose by it alone.
+// Latest returns the last answer. Read it before you choose a home, and choose by it alone.
 func (f *Follower) Latest() Reading {
 	return *f.latest.Load()
 }
@@ -89,7 +89,7 @@ func Ask(ctx context.Context, db *sql.DB) ([]Cursor, error) {
 	return cursors, rows.Err()
 }
 
-// undefined says whether the table is not there. The errors of lib/pq and of pgx have this method.
+// undefined reports whether the table does not exist. The errors of lib/pq and of pgx have this method.
 func undefined(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42P01"

@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
-# Where a repository is while rehash_moves moves it: the reference reader of docs/routing.md in Ruby, which needs the
-# standard library alone. As a program it answers the tests: one question a line, as JSON, one answer a line.
+# Computes where a repository is while rehash_moves moves it: the reference reader in Ruby for docs/how-to/routing.md. It
+# needs only the standard library. As a program it answers the tests: one question a line, as JSON, one answer a line.
 
 require 'digest'
 require 'json'
@@ -14,7 +14,7 @@ module Routing
 
   module_function
 
-  # What is hashed and ordered of a name. Takes a name as it is in the database, not a normal form.
+  # The form of a name that is hashed and ordered. Pass the name as it is in the database, not a normal form.
   def normal_form(name)
     name = name.sub(DELETED, '').delete_suffix('.git')
     parts = name.split('/').each_with_object([]) do |part, above|

@@ -3,17 +3,17 @@
 require 'pg'
 
 module Routing
-  # Keeps what the cursors say. One is enough for a process: it asks once in a while, and never for a name.
+  # Keeps the cursors. Use one per process: it polls at an interval, never per name.
   #
-  # While the database is away, or where it is a standby, the last answer stays: `homes` is right with it, since the
+  # While the database is away, or where it is a standby, it keeps the last answer: `homes` is right with it, since the
   # second home is asked too.
   class Follower
     QUERY = 'SELECT partition, upto, finished FROM headrace.rehash_cursors'
 
-    # What the cursors said; nothing that it says is older than `asked_at`. One of no moment passed nothing.
+    # The cursors, none older than `asked_at`. Without `asked_at`, nothing has been passed.
     Reading = Struct.new(:asked_at, :cursors)
 
-    # `connect` returns a new PG::Connection; `failed` is given each error.
+    # `connect` returns a new PG::Connection; `failed` receives each error.
     def initialize(every:, failed: ->(error) { warn(error.message) }, &connect)
       @connect = connect
       @failed = failed
@@ -27,7 +27,7 @@ module Routing
       end
     end
 
-    # The last answer. Take it before you choose a home, and choose by it alone.
+    # The last answer. Read it before you choose a home, and choose by it alone.
     attr_reader :latest
 
     private

@@ -1,5 +1,6 @@
-// Package routing says where a repository is while rehash_moves moves it: the reference reader of docs/routing.md in
-// Go. It needs the standard library alone, and following.go a driver of database/sql for PostgreSQL, such as lib/pq.
+// Package routing computes where a repository is while rehash_moves moves it. It is the reference reader in Go for
+// docs/how-to/routing.md. It needs only the standard library; following.go needs a database/sql driver for PostgreSQL,
+// such as lib/pq.
 package routing
 
 import (
@@ -23,7 +24,7 @@ const partitions = 16
 
 var deleted = regexp.MustCompile(`^(?:DELETED-[0-9]+\.[0-9]+-)+`)
 
-// NormalForm is what is hashed and ordered of a name. It takes a name as it is in the database, not a normal form.
+// NormalForm returns the form of a name that is hashed and ordered. Pass the name as it is in the database.
 func NormalForm(name string) string {
 	name = name[len(deleted.FindString(name)):]
 	clean := path.Clean("/" + strings.TrimSuffix(name, ".git"))[1:]
@@ -38,12 +39,12 @@ func NormalForm(name string) string {
 	return host + "/" + rest
 }
 
-// Partition is the number of the cursor that a normal form belongs to.
+// Partition returns the number of the cursor that a normal form belongs to.
 func Partition(key string) uint32 {
 	return crc32.ChecksumIEEE([]byte(key)) % partitions
 }
 
-// Passed says whether the cursors have passed a normal form: then its rendezvous home comes first.
+// Passed reports whether the cursors have passed a normal form: then its rendezvous home comes first.
 func Passed(key string, cursors []Cursor) bool {
 	for _, cursor := range cursors {
 		if cursor.Partition == Partition(key) {
@@ -53,13 +54,13 @@ func Passed(key string, cursors []Cursor) bool {
 	return false
 }
 
-// MD5Home is the old home of a normal form.
+// MD5Home returns the old home of a normal form.
 func MD5Home(key string, nodes []string) string {
 	sum := md5.Sum([]byte(key))
 	return nodes[binary.BigEndian.Uint64(sum[:8])%uint64(len(nodes))]
 }
 
-// RendezvousHome is the new home of a normal form.
+// RendezvousHome returns the new home of a normal form.
 func RendezvousHome(key string, nodes []string) string {
 	best, highest := 0, uint64(0)
 	for i, node := range nodes {
@@ -75,7 +76,7 @@ func RendezvousHome(key string, nodes []string) string {
 	return nodes[best]
 }
 
-// Homes are the nodes to ask for a repository, in this order: the second only if the first does not have it.
+// Homes returns the nodes to ask for a repository, in order: the second only if the first does not have it.
 func Homes(name string, nodes []string, pins map[string]string, cursors []Cursor) []string {
 	key := NormalForm(name)
 	for pinned, node := range pins {
@@ -105,7 +106,7 @@ func round(acc, lane uint64) uint64 {
 	return bits.RotateLeft64(acc+lane*prime2, 31) * prime1
 }
 
-// xxh64 is XXH64 with seed 0.
+// xxh64 computes XXH64 with seed 0.
 func xxh64(text string) uint64 {
 	input := []byte(text)
 	rest := input
