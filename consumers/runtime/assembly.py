@@ -10,12 +10,13 @@ from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.delivery.group import Group, member_name
-from consumers.delivery.topics import schemas_of, source_topics
+from consumers.delivery.topics import not_captured, schemas_of, source_topics
 from consumers.ledger.owner_lookup import require_not_elsewhere
 from consumers.ledger.progress import Entry, Ledger, Place
-from consumers.ledger.target import Target
+from consumers.ledger.target import Connection, Target
 from consumers.pace.pacing import Pacing
 from consumers.planning.planner import Planner
+from consumers.runtime.catch_up import Ends
 from consumers.runtime.circuit_breaker import CircuitBreaker
 from consumers.runtime.completion import Completion
 from consumers.runtime.consumer import Consumer
@@ -24,6 +25,8 @@ from consumers.runtime.ledger_positions import LedgerPositions
 from consumers.runtime.parts import Parts
 from consumers.runtime.throttle import Throttle
 from consumers.runtime.totals import Report
+from infra.postgres.connect import translated
+from infra.postgres.control import ensure_control_schema
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.topics import group_name
@@ -41,9 +44,8 @@ def consumer_of(
 ) -> Consumer:
     """Return a consumer of `migration` that runs until it is stopped, caught up or complete; see Consumer."""
     parts = assembled(settings, migration, database, stopping, ends=until_caught_up or until_complete)
-    return Consumer(
-        settings, parts, stopping, until_caught_up=until_caught_up, until_complete=until_complete, report=report
-    )
+    ends = partial(Ends, settings.kafka, parts.topics) if until_caught_up else None
+    return Consumer(parts, stopping, ends=ends, until_complete=until_complete, report=report)
 
 
 def assembled(
@@ -59,8 +61,9 @@ def assembled(
         return positions.assigned(places)
 
     group = Group(settings.kafka, group_name(settings.prefix, migration.name), assigned=assigned, stopping=stopping)
+    dsn = target_settings.dsn.get_secret_value()
     target = Target(
-        target_settings.dsn.get_secret_value(),
+        dsn,
         database=database,
         migration=migration.name,
         stopping=stopping,
@@ -68,6 +71,13 @@ def assembled(
         search_path=target_settings.search_path,
         missed=partial(require_not_elsewhere, settings, database, migration.gitlab_schema),
     )
+
+    def prepare(connection: Connection) -> None:
+        with translated(dsn):
+            ensure_control_schema(
+                connection, database, target_settings.gitlab_schemas, migration.own_tables, prefix=settings.prefix
+            )
+
     positions = LedgerPositions(settings.kafka, group, ledger, target, planner, stopping)
     return Parts(
         migration=migration,
@@ -84,4 +94,6 @@ def assembled(
         throttle=Throttle(section, migration, member_name()),
         working=Working(settings, migration, database),
         completion=Completion(settings, migration, database, topics, ledger, stopping),
+        prepare=prepare,
+        not_captured=not_captured(settings, migration, database),
     )

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Final
 
 import psycopg
 
 from consumers.contract.external import Pace
-from consumers.delivery.topics import not_captured
 from consumers.ledger.error_policy import rule_for
 from consumers.ledger.progress import Place
 from consumers.ledger.target import Connection
@@ -24,10 +23,7 @@ from consumers.runtime.catch_up import Ends
 from consumers.runtime.interruptions import Interruptions
 from consumers.runtime.parts import Parts
 from consumers.runtime.totals import Report, Totals
-from infra.postgres import connect
-from infra.postgres.control import ensure_control_schema
 from infra.service import log
-from infra.settings.model import Settings
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
 
 _POLL_SECONDS: Final = 0.1
@@ -46,15 +42,14 @@ class Consumer:
 
     def __init__(
         self,
-        settings: Settings,
         parts: Parts,
         stopping: threading.Event,
         *,
-        until_caught_up: bool = False,
+        ends: Callable[[], Ends] | None = None,
         until_complete: bool = False,
         report: Report | None = None,
     ) -> None:
-        self._settings = settings
+        """`ends` reads the topics' ends, for a consumer that runs until it has caught up with them."""
         self._parts = parts
         self._migration = parts.migration
         self._group = parts.group
@@ -64,7 +59,7 @@ class Consumer:
         self._working = parts.working
         self._completion = parts.completion
         self._stopping = stopping
-        self._until_caught_up = until_caught_up
+        self._read_ends = ends
         self._until_complete = until_complete
         self._report = report
         self._read_all = False
@@ -77,7 +72,7 @@ class Consumer:
     def run(self) -> Totals:
         """Run until stopped, caught up or complete; return the totals.
 
-        With `until_caught_up` it returns when the ledger has reached the topics' ends as of this consumer's start,
+        With `ends` it returns when the ledger has reached the topics' ends as of this consumer's start,
         by whichever consumer. A migration that is already complete returns immediately. Raises HeadraceError for an
         error that waiting cannot resolve, and, with `until_complete`, RowsLeft if rows remain after a second count. The
         ledger is correct even then.
@@ -90,7 +85,7 @@ class Consumer:
                 )
                 return self.totals
             self._wait_for_topics()
-            ends = Ends(self._settings.kafka, self._parts.topics) if self._until_caught_up else None
+            ends = None if self._read_ends is None else self._read_ends()
             self._group.join(self._parts.topics)
             while not self._stopping.is_set():
                 self._turn()
@@ -106,7 +101,7 @@ class Consumer:
                 raise
         finally:
             durable = self._close()
-        if self._until_caught_up and not durable and not self._stopping.is_set():
+        if self._read_ends is not None and not durable and not self._stopping.is_set():
             raise DatabaseUnavailable(f"the last commits of {self._migration.name} may be lost: run it again")
         return self.totals
 
@@ -122,18 +117,8 @@ class Consumer:
         self._working.cut()
 
     def _prepare(self) -> None:
-        database = self._settings.database(self._parts.database)
-        dsn = database.dsn.get_secret_value()
-
         def prepare(connection: Connection) -> None:
-            with connect.translated(dsn):
-                ensure_control_schema(
-                    connection,
-                    self._parts.database,
-                    database.gitlab_schemas,
-                    self._migration.own_tables,
-                    prefix=self._settings.prefix,
-                )
+            self._parts.prepare(connection)
             self._positions.begin(connection)
             self._completion.complete_already(connection)
 
@@ -145,8 +130,11 @@ class Consumer:
         logged = False
         while missing := self._group.missing(self._parts.topics):
             if not logged:
-                uncaptured = not_captured(self._settings, self._migration, self._parts.database)
-                self._log.info("waiting for the producer to create the topics", topics=missing, not_captured=uncaptured)
+                self._log.info(
+                    "waiting for the producer to create the topics",
+                    topics=missing,
+                    not_captured=self._parts.not_captured,
+                )
                 logged = True
             if self._stopping.wait(_TOPIC_SECONDS):
                 raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.delivery.group import Group
 from consumers.ledger.progress import Ledger
-from consumers.ledger.target import Target
+from consumers.ledger.target import Connection, Target
 from consumers.pace.pacing import Pacing
 from consumers.planning.planner import Planner
 from consumers.runtime.circuit_breaker import CircuitBreaker
@@ -38,4 +38,8 @@ class Parts:
     throttle: Throttle
     working: Working
     completion: Completion
+    prepare: Callable[[Connection], None]
+    """Creates headrace's own schema where it is missing, and verifies it."""
+    not_captured: Sequence[str] = ()
+    """The tables that the migration reads but that these settings do not capture."""
     totals: Totals = field(default_factory=Totals)

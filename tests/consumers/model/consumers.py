@@ -56,7 +56,7 @@ class Consumer:
             migration=MIGRATION, database=self.name, topics=("t",),
             planner=Planner(MIGRATION, lambda _: SCHEMA, self.name), ledger=ModelLedger(world),  # type: ignore[arg-type]
             group=this, target=this, positions=Positions(), dead_letter_writer=this, pacing=this, breaker=this,  # type: ignore[arg-type]
-            throttle=this, working=this, completion=this,
+            throttle=this, working=this, completion=this, prepare=this,
         )  # fmt: skip
         self.applying = Applying(parts, this, this)
         self.applying._ahead.close()
