@@ -144,7 +144,7 @@ def gone(table: str) -> tuple[str, ...]:
         reason("it was dropped"),
         reason("it was dropped, and another table has its name"),
         reason("table {} no longer exists", table),
-        reason("databases.main.tables names {}, but the database has no such table", table),
+        reason("databases.main.tables names {}, but the database has no such ordinary table", table),
     )
 
 

@@ -233,7 +233,7 @@ def test_a_prepared_transaction_that_has_written_is_waited_for(guarded: Guarded)
     application.execute(
         sql.SQL("BEGIN; UPDATE public.moves SET n = 9 WHERE id = 1; PREPARE TRANSACTION {}").format(sql.Literal(name))
     )
-    with pytest.raises(write_guard.TableInUse, match=r"public\.moves was in use .* by a prepared transaction"):
+    with pytest.raises(write_guard.TableInUse, match=r"public\.moves stayed in use .* by a prepared transaction"):
         write_guard.remove(guarded.admin, seconds=0.0)
     guarded.admin.execute("SET lock_timeout = '50ms'")
     with pytest.raises(errors.LockNotAvailable):
@@ -381,7 +381,7 @@ def test_guards_installed_before_a_failure_stay_and_the_next_run_continues(guard
     write_guard.remove(guarded.admin)
     writer = guarded.application(autocommit=False)
     writer.execute("LOCK TABLE ONLY public.part_1_1 IN ROW EXCLUSIVE MODE")
-    with pytest.raises(write_guard.TableInUse, match=r"public\.part_1_1 was in use"):
+    with pytest.raises(write_guard.TableInUse, match=r"public\.part_1_1 stayed in use"):
         guarded.install(seconds=0.0)
     assert list(write_guard.installed(guarded.admin)) == ["public.moves", "public.part_1"]
     writer.rollback()
@@ -419,7 +419,7 @@ def test_a_table_in_use_keeps_its_guard(guarded: Guarded) -> None:
     """To drop a trigger takes the table alone: not even readers may hold it."""
     with guarded._database.connect() as reader, reader.transaction():
         reader.execute("LOCK TABLE ONLY public.parts IN ACCESS SHARE MODE")
-        words = rf"public\.parts was in use .* by a session \(process {reader.info.backend_pid}\)"
+        words = rf"public\.parts stayed in use, .* a session \(process {reader.info.backend_pid}\)"
         with pytest.raises(write_guard.TableInUse, match=words):
             write_guard.remove(guarded.admin, seconds=0.0)
     assert "public.parts" in write_guard.installed(guarded.admin)

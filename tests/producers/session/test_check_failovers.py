@@ -67,7 +67,7 @@ def test_check_reports_failover_to_a_lagging_standby_and_back(own: Source, serve
         standby.promote()
         promoted = at(own, standby)
         finding = the_finding(promoted)
-        assert "it was promoted, or restored, without the last changes" in finding.problem
+        assert "it was promoted or restored without the last changes" in finding.problem
         assert finding.remedy == AGAIN
         # New WAL gets positions that the topics have already passed.
         promoted.connection.execute("INSERT INTO t VALUES (4)")

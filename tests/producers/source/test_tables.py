@@ -59,7 +59,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
         "SELECT 1",
         {},
         MissingTable,
-        r"databases\.main\.tables names public\.t, but the database has no such table; Create it",
+        r"databases\.main\.tables names public\.t, but the database has no such ordinary table; Create it",
     ),
     "a view": ("CREATE VIEW t AS SELECT 1 AS id", {}, MissingTable, "no such ordinary table"),
     "unlogged": ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", {}, MissingTable, "no such ordinary table"),
