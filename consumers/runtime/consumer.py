@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import psycopg
@@ -27,11 +27,20 @@ from infra.service import log
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
 
 _POLL_SECONDS: Final = 0.1
-_CHECK_SECONDS: Final = 1.0
-"""How often to check whether the migration is paused."""
-_TOPIC_SECONDS: Final = 1.0
-_REPORT_SECONDS: Final = 0.2
-_LOG_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """How often a consumer does what it does again and again, in seconds."""
+
+    check: float = 1.0
+    """Whether the migration is paused, and up to where Kafka's offsets may follow."""
+    topics: float = 1.0
+    report: float = 0.2
+    log: float = 10.0
+
+
+USUAL: Final = Intervals()
 
 
 class Consumer:
@@ -48,6 +57,7 @@ class Consumer:
         ends: Callable[[], Ends] | None = None,
         until_complete: bool = False,
         report: Report | None = None,
+        intervals: Intervals = USUAL,
     ) -> None:
         """`ends` reads the topics' ends, for a consumer that runs until it has caught up with them."""
         self._parts = parts
@@ -60,6 +70,7 @@ class Consumer:
         self._completion = parts.completion
         self._stopping = stopping
         self._read_ends = ends
+        self._intervals = intervals
         self._until_complete = until_complete
         self._report = report
         self._read_all = False
@@ -136,13 +147,13 @@ class Consumer:
                     not_captured=self._parts.not_captured,
                 )
                 logged = True
-            if self._stopping.wait(_TOPIC_SECONDS):
+            if self._stopping.wait(self._intervals.topics):
                 raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")
 
     def _turn(self) -> None:
         now = time.monotonic()
         if now >= self._next_check:
-            self._next_check = now + _CHECK_SECONDS
+            self._next_check = now + self._intervals.check
             self._positions.follow()
             if not self._interruptions.unpaused():
                 self._positions.read_again()
@@ -202,10 +213,10 @@ class Consumer:
     def _report_progress(self) -> None:
         now = time.monotonic()
         if self._report is not None and now >= self._next_report:
-            self._next_report = now + _REPORT_SECONDS
+            self._next_report = now + self._intervals.report
             self._report(self.totals, self._group.positions)
         if now >= self._next_log:
-            self._next_log = now + _LOG_SECONDS
+            self._next_log = now + self._intervals.log
             if self.totals.events:
                 self._log.info("progress", **asdict(self.totals))
 

@@ -14,7 +14,7 @@ import pytest
 from consumers.contract.external import Pace
 from consumers.ledger.progress import Place
 from consumers.planning.planner import Planner
-from consumers.runtime.consumer import Consumer
+from consumers.runtime.consumer import Consumer, Intervals
 from consumers.runtime.parts import Parts
 from consumers.runtime.totals import Totals
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
@@ -22,6 +22,8 @@ from schemas.positions import Offset
 from tests.consumers.model.topic import MIGRATION, SCHEMA
 
 HERE = Place("t", 0)
+ONCE = float("inf")
+NEVER_AGAIN = Intervals(check=ONCE, topics=0.0, report=ONCE, log=ONCE)
 
 
 @dataclass
@@ -148,8 +150,8 @@ class World:
             self.did("fails")
             raise self.errors.pop(0)
 
-    def count(self) -> None:
-        self.did("count")
+    def count(self, wait: object) -> None:
+        self.did("count patiently" if wait else "count")
         self.complete = self.counts_as_complete
 
     def rest(self) -> None:
@@ -158,7 +160,16 @@ class World:
     def nothing(self, *_: object) -> None:
         """Has no effect here."""
 
-    def run(self, *, until_caught_up: bool = False, until_complete: bool = False) -> Totals:
+    def report(self, _totals: Totals, _positions: object) -> None:
+        self.did("report")
+
+    def run(
+        self,
+        *,
+        until_caught_up: bool = False,
+        until_complete: bool = False,
+        intervals: Intervals = NEVER_AGAIN,
+    ) -> Totals:
         part: Any = partial(_Part, self)
         parts = Parts(
             migration=MIGRATION,
@@ -175,7 +186,7 @@ class World:
             throttle=part(look=self.throttled, due=lambda: True, leave="nothing"),
             working=part(stop="stop work"),
             completion=part(
-                look=lambda *_, **__: self.count(),
+                look=lambda *_, wait, **__: self.count(wait),
                 due=lambda **_: True,
                 close="stop counting",
                 complete_already="nothing",
@@ -184,7 +195,12 @@ class World:
         )
         ends = part(reached=lambda *_: self.at_end)
         return Consumer(
-            parts, self.stopping, ends=(lambda: ends) if until_caught_up else None, until_complete=until_complete
+            parts,
+            self.stopping,
+            ends=(lambda: ends) if until_caught_up else None,
+            until_complete=until_complete,
+            report=self.report,
+            intervals=intervals,
         ).run()
 
 
@@ -204,7 +220,7 @@ class _Part:
         return self._world.nothing if found == "nothing" else lambda *_: self._world.did(found)
 
 
-END = ["stop counting", "stop work", "last write", "commit offsets", "leave group", "disconnect"]
+END = ["stop counting", "stop work", "last write", "commit offsets", "report", "leave group", "disconnect"]
 
 
 def before_first_poll(world: World) -> list[str]:
@@ -217,13 +233,28 @@ def before_first_poll(world: World) -> list[str]:
 def test_consumer_prepares_the_database_then_joins_and_at_the_end_leaves() -> None:
     world = World(turns=1)
     world.run()
-    assert world.journal == ["prepare", "begin", "join", "follow", "poll", *END]
+    assert world.journal == ["prepare", "begin", "join", "follow", "poll", "report", *END]
 
 
 def test_consumer_of_a_complete_migration_does_not_join() -> None:
     world = World(complete=True)
     world.run()
     assert world.journal == ["prepare", "begin", *END]
+
+
+def test_consumer_waits_for_topics_before_it_joins() -> None:
+    world = World(missing_topics=[["t"], ["t"]], turns=1)
+    world.run()
+    assert world.journal[:3] == ["prepare", "begin", "join"]
+    assert world.missing_topics == []
+
+
+@pytest.mark.parametrize(("interval", "times"), [(0.0, 4), (ONCE, 1)])
+def test_consumer_checks_and_reports_at_its_intervals(interval: float, times: int) -> None:
+    world = World(turns=4)
+    world.run(intervals=Intervals(check=interval, report=interval))
+    assert world.journal.count("follow") == times
+    assert world.journal.count("report") == times + 1
 
 
 def test_consumer_stopped_while_topics_are_missing_ends_without_error() -> None:
@@ -317,6 +348,7 @@ def test_consumer_until_caught_up_ends_after_a_second_pass_over_external_work() 
     assert world.journal.count("poll") == 2
     first = world.journal.index("poll")
     assert "stop work" in world.journal[first : world.journal.index("poll", first + 1)]
+    assert world.journal.count("count patiently") == 1
 
 
 @pytest.mark.parametrize("lost", [False, True])

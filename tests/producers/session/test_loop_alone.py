@@ -40,6 +40,8 @@ class World:
     steps: int = 30
     whole: bool = True
     """Whether the table is copied already."""
+    lag: int = 0
+    """How many reads do not reach the heartbeat."""
     hurry: bool = False
     heartbeats_fail: bool = False
     journal: list[str] = field(default_factory=list)
@@ -66,7 +68,8 @@ class World:
     def read(self, _limit: int, _seconds: float) -> Iterable[Any]:
         self.did("read")
         self.capture.moved = True
-        self.capture.position = Position(BEHIND, 0)
+        self.lag -= 1
+        self.capture.position = Position(BEHIND if self.lag < 0 else Lsn(BEHIND - 1), 0)
         return ()
 
     pending = property(lambda self: self.capture.moved)
@@ -145,6 +148,19 @@ def test_copy_phase_ends_when_the_slot_retains_too_much_wal() -> None:
     world = World(chunks=[Lsn(2 << 40)] * 9, whole=False, steps=6)
     world.run()
     assert world.journal[:4] == ["chunk", "commit public.t", "confirm", "heartbeat"]
+
+
+def test_copy_phase_continues_up_to_a_quarter_of_the_wal_that_the_slot_may_retain() -> None:
+    world = World(chunks=[Lsn(63 << 20), Lsn(65 << 20), Lsn(5)], whole=False, steps=8)
+    world.run()
+    assert world.journal[:7] == [*["chunk", "commit public.t", "confirm"] * 2, "heartbeat"]
+
+
+def test_stream_phase_lasts_until_the_heartbeat_is_reached() -> None:
+    world = World(chunks=[Lsn(65 << 20), Lsn(5)], whole=False, steps=20, lag=3)
+    world.run()
+    first, second = (number for number, what in enumerate(world.journal) if what == "chunk")
+    assert world.journal[first:second].count("read") == 4
 
 
 @pytest.mark.parametrize("error", [TableBusy("it is locked"), psycopg.errors.LockNotAvailable("locked")])
