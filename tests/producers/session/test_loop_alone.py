@@ -20,6 +20,7 @@ from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.snapshot.chunk_rules import Unseen
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy
+from producers.stream.messages import Origin
 from schemas.positions import Lsn, Position
 from tests.producers.captures import MemoryRegistry, done, feed
 
@@ -40,6 +41,8 @@ class World:
     steps: int = 30
     whole: bool = True
     """Whether the table is copied already."""
+    busy: bool = False
+    """Whether each read returns something."""
     lag: int = 0
     """How many reads do not reach the heartbeat."""
     hurry: bool = False
@@ -70,7 +73,7 @@ class World:
         self.capture.moved = True
         self.lag -= 1
         self.capture.position = Position(BEHIND if self.lag < 0 else Lsn(BEHIND - 1), 0)
-        return ()
+        return [Origin(Lsn(1), "elsewhere")] if self.busy else ()
 
     pending = property(lambda self: self.capture.moved)
 
@@ -126,6 +129,14 @@ def test_changes_are_committed_then_confirmed_even_when_stopped() -> None:
     world = World(steps=4)
     assert world.run() is None
     assert world.journal == ["read", "heartbeat", "read", "commit", "confirm", "commit", "confirm"]
+
+
+@pytest.mark.parametrize(("seconds", "commits"), [(float("inf"), 1), (-1.0, 3)])
+def test_busy_stream_is_committed_at_intervals_and_at_the_end(seconds: float, commits: int) -> None:
+    world = World(busy=True, steps=9)
+    world.run(Timing(commit_seconds=seconds))
+    assert world.journal.count("commit") == commits
+    assert world.journal[-2:] == ["commit", "confirm"]
 
 
 def test_chunks_are_committed_one_by_one() -> None:

@@ -32,7 +32,7 @@ def test_one_chunk_is_remembered_at_a_time_until_the_stream_has_passed_it() -> N
     assert (reread.ready, reread.after, reread.chunk) == (True, ("2",), None)
     reread = reread.copied(None, CHUNK)
     assert not reread.complete
-    assert reread.passed(Lsn(1000)).complete
+    assert reread.passed(Lsn(1500)).complete
 
 
 def test_truncate_leaves_nothing_to_copy() -> None:
