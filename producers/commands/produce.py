@@ -32,6 +32,7 @@ from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
 from producers.walk.run import storage_walk_topic, walk
 from producers.walk.until_imported import walk_unless_imported, walk_until_imported
+from schemas import codec
 from schemas.errors import HeadraceError, PreflightFailed, UsageError, printable
 
 
@@ -137,7 +138,7 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         sources = [name for name in known if not names or name in names]
         migrations = [name for name in names or () if name not in known]
         advice = [*advise(settings, migrations)] if migrations or not names else []
-        _check(settings, sources, [*advice, *_recorded(settings)], json)
+        _check(settings, sources, [*advice, *_recorded(settings), *_slow()], json)
 
     return (produce, check, snapshot, switchover, guard)
 
@@ -187,6 +188,11 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
             yield Advice(f"databases.{name}", problem, (), remedy)
     yield from durability.weaknesses(settings)
     yield from given_away.advise(settings, sources)
+
+
+def _slow() -> Iterator[Advice]:
+    if codec.compiled is None:
+        yield Advice("headrace", codec.MISSING, (), codec.MISSING_REMEDY)
 
 
 def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast]]:

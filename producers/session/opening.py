@@ -129,6 +129,8 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
         return restart
     parts = _reading(start, sql, opened, slot, feeds, capture, commits, watch)
+    if codec.compiled is None:
+        lines.warning("codec is not compiled", **{log.REASON: codec.MISSING}, remedy=codec.MISSING_REMEDY)
     lines.info("reading", slot=slot, codec=codec.name, **{log.POSITION: str(capture.position)})
     parts.copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     return kind(parts, start.stop, start.timing)

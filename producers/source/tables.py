@@ -202,7 +202,9 @@ def _chosen(patterns: tuple[str, ...], by_name: Mapping[str, dict[str, Any]], da
             if name == pattern or (fnmatchcase(name, pattern) and not table["is_partition"])
         ]
         if not matching:
-            raise MissingTable(f"databases.{database}.tables names {pattern}, but the database has no such ordinary table")
+            raise MissingTable(
+                f"databases.{database}.tables names {pattern}, but the database has no such ordinary table"
+            )
         yield from matching
 
 

@@ -69,6 +69,16 @@ def test_mounted_files_exist_and_the_settings_load() -> None:
     assert settings.migration("skip_resets").enabled
 
 
+def test_image_is_built_from_what_the_checkout_has_and_with_a_compiler() -> None:
+    sources = [
+        path for line in re.findall(r"^      COPY ([a-zA-Z].*) \S+$", TEXT, re.MULTILINE) for path in line.split()
+    ]
+    assert {"pyproject.toml", "schemas", "producers", "consumers", "infra"} <= set(sources)
+    assert all((ROOT / path).exists() for path in sources)
+    assert "gcc" in TEXT
+    assert "assert codec.compiled" in TEXT
+
+
 def test_commands_name_what_the_settings_have() -> None:
     settings = load_settings(ROOT / "infra/compose/headrace.toml")
     assert '["produce", "main"]' in services()["producer-main"]
