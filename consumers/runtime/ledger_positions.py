@@ -80,14 +80,15 @@ class LedgerPositions:
                 return
 
     def follow(self) -> None:
-        """Have Kafka's offsets follow the ledger, which is made durable first: a crash must not leave them ahead of it.
+        """Commit the positions to Kafka after making the ledger durable: a crash must not leave Kafka's offsets ahead.
 
-        They are for tools that show them; nothing is read by them.
+        They serve tools that show them; no consumer reads from them.
         """
-        if self._group.positions == self._followed or not self.current:
+        positions = dict(self._group.positions)
+        if positions == self._followed or not self.current:
             return
         self._target.ask(flush)
-        # While it was asked partitions may have come and gone, or commits been lost with the session.
-        if self.current:
-            self._followed = dict(self._group.positions)
+        # Meanwhile partitions may have come and gone, or commits been lost with the session: flushed again next time.
+        if self.current and self._group.positions == positions:
+            self._followed = positions
             self._group.commit()

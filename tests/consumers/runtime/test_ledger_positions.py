@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,15 @@ import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 
+from consumers.ledger.progress import Place
+from consumers.ledger.target import flush
+from consumers.runtime.ledger_positions import LedgerPositions
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.settings.file import load_settings
-from infra.settings.model import Settings
+from infra.settings.model import KafkaSettings, Settings
 from infra.stack import embedded_stack
+from schemas.positions import Offset
 from schemas.topics import group_name
 from tests.consumers.container_repositories import (
     TABLE,
@@ -29,8 +34,6 @@ from tests.consumers.container_repositories import (
     written,
 )
 from tests.consumers.services import PATIENCE
-
-pytestmark = pytest.mark.stack
 
 Eventually = Callable[..., None]
 WRITERS = ("walwriter", "background writer", "checkpointer")
@@ -59,6 +62,57 @@ def frozen_at_rest(connection: psycopg.Connection[Any], writer: str) -> bool:
     return False
 
 
+class Fakes:
+    """The group and the target; `meanwhile` is called while the ledger is flushed."""
+
+    def __init__(self, meanwhile: Callable[[Fakes], None]) -> None:
+        self.positions = {Place("t", 0): Offset(7)}
+        self.sessions = 0
+        self.did: list[str] = []
+        self._meanwhile = meanwhile
+
+    def ask(self, question: object) -> None:
+        assert question is flush
+        self.did.append("flush")
+        self._meanwhile(self)
+
+    def commit(self) -> None:
+        self.did.append("commit")
+
+
+def ledger_positions(fakes: Fakes) -> LedgerPositions:
+    this: Any = fakes
+    return LedgerPositions(KafkaSettings(), this, this, this, this, threading.Event())
+
+
+def lose_the_session(fakes: Fakes) -> None:
+    fakes.sessions += 1
+
+
+def be_assigned(fakes: Fakes) -> None:
+    """As a rebalance does that comes while a lost database is waited for."""
+    fakes.positions = {Place("t", 1): Offset(9)}
+
+
+def test_offsets_follow_a_flush_once_for_each_progress() -> None:
+    fakes = Fakes(lambda _: None)
+    positions = ledger_positions(fakes)
+    positions.follow()
+    positions.follow()
+    assert fakes.did == ["flush", "commit"]
+    fakes.positions[Place("t", 0)] = Offset(8)
+    positions.follow()
+    assert fakes.did == ["flush", "commit"] * 2
+
+
+@pytest.mark.parametrize("meanwhile", [lose_the_session, be_assigned])
+def test_offsets_do_not_follow_what_the_flush_may_not_have_covered(meanwhile: Callable[[Fakes], None]) -> None:
+    fakes = Fakes(meanwhile)
+    ledger_positions(fakes).follow()
+    assert fakes.did == ["flush"]
+
+
+@pytest.mark.stack
 def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(
     tmp_path: Path, prefix: str, eventually: Eventually
 ) -> None:
