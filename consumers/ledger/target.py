@@ -145,7 +145,7 @@ class Target:
         """
         connection = self._connection
         if connection is None or connection.closed:
-            return connection is None
+            return self.sessions == 0
         try:
             last_words(connection)
             flush(connection)

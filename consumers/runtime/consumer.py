@@ -227,7 +227,7 @@ class Consumer:
         self._working.stop()
         try:
             durable = self._target.finish(lambda connection: self._leave(connection, places))
-            if durable:
+            if durable and self._positions.current:
                 self._group.commit()
             if self._report is not None:
                 self._report(self.totals, self._group.positions)

@@ -73,6 +73,8 @@ class ColumnState(_Record):
     name: str
     number: int
     type_oid: int
+    gone: bool = False
+    """Whether only earlier records have it."""
 
 
 class ColumnForm(_Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from infra.schema_registry.topic_registry import AvroSchema, Registry
 from infra.service import log
@@ -15,6 +15,7 @@ from producers.source.schema_changes import (
     filled_columns,
     follow,
     obstacle,
+    renamed,
 )
 from producers.source.tables import CapturedTable
 from schemas.avro import key_schema, value_schema
@@ -48,8 +49,13 @@ class TableEncoders:
         self._source = source
         self._table = table
         self._registry = registry
-        self._made: dict[tuple[object, ...], tuple[Encoder, Followed]] = {}
-        self._followed: Followed = {each.name: FollowedColumn(each.number, each.type_oid) for each in recorded}
+        self._made: dict[tuple[object, ...], Encoder] = {}
+        states = {each.name: (FollowedColumn(each.number, each.type_oid), each.gone) for each in recorded}
+        self._followed: Followed = {name: column for name, (column, gone) in states.items() if not gone}
+        self._gone: Followed = {name: column for name, (column, gone) in states.items() if gone}
+        """Columns of earlier records that the table's last version lacks."""
+        self._streamed: set[str] = set()
+        """Columns that the stream has described in this session."""
         self._now = now
         self.columns: tuple[ColumnState, ...] | None = None
         """The columns to record, None until an encoder was created; a new tuple after each change."""
@@ -67,10 +73,15 @@ class TableEncoders:
         """
         identity = _identity(relation)
         if identity not in self._made:
-            table = self._table
-            followed = self._follow(relation)
+            table, now = self._table, self._now()
+            if (reason := obstacle(table, relation, self._followed, now, self._gone)) is not None:
+                raise TableStopped(reason)
+            if filled := filled_columns(relation, self._followed, now):
+                log.get(**{log.SOURCE: self._source, log.TABLE: table.name}).warning(
+                    "rows in the topic lack an added column", columns=filled
+                )
             key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
-            encoder = Encoder(
+            self._made[identity] = Encoder(
                 relation,
                 table.gitlab_schema,
                 table.key,
@@ -78,22 +89,22 @@ class TableEncoders:
                 key_schema_id=key_id,
                 value_schema_id=value_id,
             )
-            self._made[identity] = encoder, followed
-            self._note(followed)
-        return self._made[identity][0]
+            self._follow(relation, now)
+        return self._made[identity]
 
     def stream_encoder(self, relation: Relation) -> Encoder:
         """Return the encoder for rows that the stream describes so from here on; as `encoder`.
 
-        Where the stream is back at an earlier version, columns are forgotten that came and went in between and whose
-        number is not known: a column added later cannot be one of these renamed, or this version would have it.
+        A version that was met before is judged again: the catalog's at the start may be one that the stream comes to
+        later, and columns may have come and gone in between.
         """
-        if (made := self._made.get(_identity(relation))) is None:
-            return self.encoder(relation)
-        encoder, followed = made
-        others = {name: each for name, each in self._followed.items() if each.number}
-        if self._followed.keys() - followed.keys() - others.keys():
-            self._note({**others, **followed})
+        if _identity(relation) in self._made:
+            now = self._now()
+            if (reason := renamed(relation, self._followed, now, self._gone)) is not None:
+                raise TableStopped(reason)
+            self._follow(relation, now)
+        encoder = self.encoder(relation)
+        self._streamed.update(column.name for column in relation.columns)
         return encoder
 
     def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
@@ -106,21 +117,24 @@ class TableEncoders:
         places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
         return None if len(places) == len(relation.columns) else places
 
-    def _note(self, followed: Followed) -> None:
-        self._followed = followed
-        self.columns = tuple(
-            ColumnState(name=name, number=each.number, type_oid=each.type_oid) for name, each in followed.items()
-        )
+    def _follow(self, relation: Relation, now: TableNow | None) -> None:
+        before = {**self._gone, **self._followed}
+        self._followed = follow(relation, before, now)
+        # The stream's next version shows whether a column without a known number was renamed. Only one that the stream
+        # has not come to yet has to be remembered.
+        self._gone = {
+            name: each
+            for name, each in before.items()
+            if name not in self._followed and (each.number > 0 or name not in self._streamed)
+        }
+        columns = (*self._states(self._followed, gone=False), *self._states(self._gone, gone=True))
+        if columns != self.columns:
+            self.columns = columns
 
-    def _follow(self, relation: Relation) -> Followed:
-        now = self._now()
-        if (reason := obstacle(self._table, relation, self._followed, now)) is not None:
-            raise TableStopped(reason)
-        if filled := filled_columns(relation, self._followed, now):
-            log.get(**{log.SOURCE: self._source, log.TABLE: self._table.name}).warning(
-                "rows in the topic lack an added column", columns=filled
-            )
-        return follow(relation, self._followed, now)
+    @staticmethod
+    def _states(columns: Followed, *, gone: bool) -> Iterator[ColumnState]:
+        for name, each in columns.items():
+            yield ColumnState(name=name, number=each.number, type_oid=each.type_oid, gone=gone)
 
 
 def _identity(relation: Relation) -> tuple[object, ...]:

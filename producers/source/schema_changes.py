@@ -27,7 +27,11 @@ class TableStopped(Refused):
 
 @dataclass(frozen=True, slots=True)
 class FollowedColumn:
-    """A column as its values are in the topic; `number` is its attnum, which a rename keeps."""
+    """A column as its values are in the topic; `number` is its attnum, which a rename keeps.
+
+    Where the catalog was ahead, and lacked the column, the number is not known: 0, or the negative of the highest that
+    it can be. A column with a higher one was added later.
+    """
 
     number: int
     type_oid: int
@@ -39,7 +43,8 @@ class TableNow:
 
     `numbers` is column name → attnum; `filled` are columns that got a value in existing rows when they were added, by a
     default; `unique` are the sets of NOT NULL columns with a unique index; `types` is column name → type oid.
-    `generated` columns are not captured, so they are not in `numbers`. `readable`: this role sees all rows.
+    `generated` columns are not captured, so they are not in `numbers`. `readable`: this role sees all rows. `last` is
+    the highest attnum ever used, also by a dropped column; 0 if not known.
     """
 
     name: str
@@ -50,42 +55,48 @@ class TableNow:
     types: Mapping[str, int]
     generated: frozenset[str] = frozenset()
     readable: bool = True
+    last: int = 0
 
 
 Followed = Mapping[str, FollowedColumn]
 """Column name → its followed state; empty if nothing is known yet."""
 
+NOTHING: Final[Followed] = {}
+
 
 def follow(relation: Relation, followed: Followed, now: TableNow | None) -> Followed:
     """Return the followed columns once the table has those of `relation`."""
-    numbers = now.numbers if now is not None else {}
+    numbers, unknown = (now.numbers, -now.last) if now is not None else ({}, 0)
+    before = {name: each.number for name, each in followed.items()}
     return {
         column.name: FollowedColumn(
-            numbers.get(column.name, followed[column.name].number if column.name in followed else 0),
+            numbers.get(column.name) or before.get(column.name) or unknown,
             column.type_oid,
         )
         for column in relation.columns
     }
 
 
-def obstacle(table: CapturedTable, relation: Relation, followed: Followed, now: TableNow | None) -> str | None:
+def obstacle(
+    table: CapturedTable, relation: Relation, followed: Followed, now: TableNow | None, gone: Followed = NOTHING
+) -> str | None:
     """Return why events of the table cannot follow those in its topic, None if they can.
 
-    `relation` is the table as the event describes it, `now` as in the catalog (None: it was dropped).
+    `relation` is the table as the event describes it, `now` as in the catalog (None: it was dropped); see `renamed`.
     """
     if relation.qualified_name != table.name:
         return f"it was renamed to {relation.qualified_name}"
     names = {column.name for column in relation.columns}
-    if gone := [name for name in table.key if name not in names]:
-        return _key_column_missing(gone[0], now)
+    if missing := [name for name in table.key if name not in names]:
+        return _key_column_missing(missing[0], now)
     if (reason := _identity(table, relation)) is not None:
         return reason
     for column in relation.columns:
         was = followed.get(column.name)
         if was is not None and not _same_type(was.type_oid, column.type_oid):
             return _other_type(column.name)
-    if (renamed := _renamed([column.name for column in relation.columns], followed, now)) is not None:
-        return renamed
+    if (reason := renamed(relation, followed, now, gone)) is not None:
+        return reason
     # Last, since it may be about a later change.
     return None if now is None else current_obstacle(table, now)
 
@@ -155,21 +166,25 @@ def _other_type(name: str) -> str:
     return f"column {name} changed its type, so its values in the topic no longer match"
 
 
-def _renamed(names: Sequence[str], followed: Followed, now: TableNow | None) -> str | None:
-    """Return which followed column was renamed, None if those not in `names` were dropped.
+def renamed(relation: Relation, followed: Followed, now: TableNow | None, gone: Followed = NOTHING) -> str | None:
+    """Return which followed column was renamed, None if those that `relation` lacks were dropped.
 
-    The catalog may be ahead of `names` and lack columns in them; or the followed columns were read from the catalog,
-    and the stream is behind it. `names` are in the order of their numbers, except in a partition.
+    The catalog may be ahead of `relation` and lack columns in it; or the followed columns were read from the catalog,
+    and the stream is behind it. Columns are in the order of their numbers, except in a partition. `gone` are columns
+    that earlier records have and the table's last version lacks.
     """
-    for old in sorted(followed.keys() - set(names)):
-        number = followed[old].number
+    names = [column.name for column in relation.columns]
+    for old in sorted({*followed, *gone} - set(names)):
+        number = followed[old].number if old in followed else gone[old].number
         called = None if now is None else next((name for name, each in now.numbers.items() if each == number), None)
         if called not in (None, old):
             return f"column {old} was renamed to {called}"
+        if now is None and old not in followed:
+            continue
         for new in sorted(set(names) - followed.keys()):
-            if now is None or not number:
+            if now is None or (number <= 0 and not (number < 0 and now.numbers.get(new, 0) > -number)):
                 return f"column {old} was renamed to {new}"
-            if new in now.numbers:
+            if new in now.numbers or (new in gone and 0 < gone[new].number != number):
                 continue
             if called == old and _may_be(number, names, new, now):
                 return f"a change in the stream has column {new} in place of {old}: one may be a rename of the other"

@@ -135,6 +135,11 @@ class ReplicationStream:
         return self._connection.socket
 
     @property
+    def backend_pid(self) -> int:
+        """The server's process of this stream."""
+        return self._connection.backend_pid
+
+    @property
     def flushed(self) -> Lsn:
         """The position last confirmed to the server; 0 before the first `confirm`."""
         return self._flushed

@@ -22,6 +22,10 @@ from producers.source.transactions import current_snapshot
 from producers.stream.messages import Begin, Message, RelationMessage
 from schemas.positions import Lsn
 
+_AWAITED: Final = "SELECT sync_state IN ('sync', 'quorum') FROM pg_stat_replication WHERE pid = %s"
+_SYNCHRONOUS: Final = "synchronous_standby_names matches its replication connection, so that it counts as a standby"
+_REMEDY: Final = "name the standbys in synchronous_standby_names, instead of *"
+
 _LOOK_SECONDS: Final = 0.01
 _LOOK_MOST_SECONDS: Final = 0.1
 """The interval between snapshots while a transaction waits: at first, and later."""
@@ -45,6 +49,9 @@ class Answers(Protocol):
     @property
     def flushed(self) -> Lsn: ...
 
+    @property
+    def backend_pid(self) -> int: ...
+
     def confirm(self, flushed: Lsn) -> None: ...
 
 
@@ -53,7 +60,11 @@ def gated(
 ) -> Messages:
     """Return `incoming` behind the gate that its database's settings require."""
     kind = Begin if database.publish_when_visible else RelationMessage
-    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, stream, lines, kind=kind)
+
+    def awaited() -> bool:
+        return connection.execute(_AWAITED, (stream.backend_pid,)).fetchone() == (True,)
+
+    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, awaited, stream, lines, kind=kind)
 
 
 class VisibilityGate:
@@ -61,12 +72,15 @@ class VisibilityGate:
 
     `take` takes a snapshot of the source. The ids in a slot's stream are within 2**31 of the server's next one, since
     the slot prevents freezing newer catalog rows; so a snapshot's nearest guess of their high half is right.
+    `awaited` says whether commits wait for this stream's answers: such a transaction is returned, since the gate and the
+    commit would otherwise wait for each other forever.
     """
 
     def __init__(
         self,
         incoming: Messages,
         take: Callable[[], Sees],
+        awaited: Callable[[], bool],
         stream: Answers,
         lines: log.Log,
         *,
@@ -74,6 +88,7 @@ class VisibilityGate:
     ) -> None:
         self._incoming = incoming
         self._take = take
+        self._awaited = awaited
         self._stream = stream
         self._log = lines
         self._kind = kind
@@ -81,6 +96,8 @@ class VisibilityGate:
         """The first belongs to a transaction that was not visible in the last snapshot."""
         self._xid = 0
         """The transaction of the next message, unless that begins another."""
+        self._released: int | None = None
+        """A transaction that is returned although it is not visible."""
         self._since = self._answer_due = self._said_due = 0.0
         self._said = False
 
@@ -110,7 +127,10 @@ class VisibilityGate:
         if self._kind in kinds:
             sees = self._take()
             for place in range(kinds.index(self._kind), len(messages)):
-                if kinds[place] is self._kind and not sees(xid := self._xid_at(messages, place)):
+                if kinds[place] is not self._kind:
+                    continue
+                xid = self._xid_at(messages, place)
+                if xid != self._released and not sees(xid):
                     self._keep(messages[place:], xid)
                     return messages[:place]
         self._waiting = []
@@ -135,6 +155,9 @@ class VisibilityGate:
         if now >= self._answer_due:
             self._answer_due = now + _ANSWER_SECONDS
             self._stream.confirm(self._stream.flushed)
+            if self._awaited():
+                self._released = self._xid
+                self._log.error("commits wait for this producer", reason=_SYNCHRONOUS, remedy=_REMEDY)
         if now >= self._said_due:
             self._said, self._said_due = True, now + _SAID_AGAIN_SECONDS
             self._log.warning(

@@ -55,7 +55,8 @@ SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name,
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated <> '') AS generated,
        has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
-       AND NOT row_security_active(c.oid) AS readable
+       AND NOT row_security_active(c.oid) AS readable,
+       c.relnatts::int AS last
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = ANY(%s)
 """
@@ -78,6 +79,7 @@ def tables_now(
             row["types"] or {},
             frozenset(row["generated"]),
             row["readable"],
+            row["last"],
         )
         for row in found
     }

@@ -45,7 +45,7 @@ def test_short_cuts_agree_with_the_exact_encoder(type_oid: int) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("type_oid", TEXTS)
 def test_rows_at_the_ends_of_time_are_encoded_by_each_codec(type_oid: int, compiled: bool) -> None:
-    if compiled and codec.name == "python":
+    if compiled and codec.name == "Python":
         pytest.skip("no compiled codec")
     encoder, exact = encoder_of(type_oid, compiled=compiled), value_encoder(column_type(type_oid))
     prefix = encoder.event_prefix(Op.CREATE, lsn=Lsn(1), xid=1, ts_ms=0)

@@ -137,13 +137,15 @@ def test_running_statement_is_cancelled_from_another_thread(
 
 def test_last_write_needs_an_open_connection(target: Target) -> None:
     said: list[object] = []
-    target.finish(said.append)
-    assert said == [], "it never connected"
+    assert target.finish(said.append), "it never connected, so nothing can be lost"
+    assert said == []
     connection = target.connection
-    target.finish(said.append)
+    assert target.finish(said.append)
     assert said == [connection]
     connection.close()
-    target.finish(said.append)
+    assert not target.finish(said.append)
+    target.close()
+    assert not target.finish(said.append)
     assert said == [connection]
 
 

@@ -335,6 +335,13 @@ def test_consumer_commits_no_offset_for_commits_that_may_be_lost() -> None:
     assert "commit offsets" not in world.journal
 
 
+def test_consumer_whose_session_was_lost_at_the_end_commits_no_offset() -> None:
+    """The first look is the loop's; the second is after the last write."""
+    world = World(turns=1, lost_sessions=[False, True])
+    world.run()
+    assert "commit offsets" not in world.journal
+
+
 def test_consumer_leaves_its_group_though_its_last_write_failed() -> None:
     world = World(turns=1, finish_fails=True)
     with pytest.raises(HeadraceError, match="the last write failed"):

@@ -92,7 +92,7 @@ STOPPED = {
         "INSERT INTO t (id, other) VALUES (1, 1)",
         "its key (id) no longer has a unique index over NOT NULL columns",
     ),
-    "no key": Case("ALTER TABLE t DROP CONSTRAINT t_pkey", "INSERT INTO t (id) VALUES (1)", "its key"),
+    "no key": Case("ALTER TABLE t DROP CONSTRAINT t_pkey", "INSERT INTO t (id) VALUES (1)", "key"),
     "a key column dropped": Case("ALTER TABLE t DROP id", "INSERT INTO t (v) VALUES ('x')", "id"),
     "replica identity nothing": Case(
         "ALTER TABLE t REPLICA IDENTITY NOTHING",

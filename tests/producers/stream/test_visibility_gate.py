@@ -46,6 +46,8 @@ class Stream:
         self.answers: list[Lsn] = []
         self.visible: set[int] = set()
         self.snapshots = 0
+        self.awaited = False
+        self.backend_pid = 0
 
     def read(self, limit: int, timeout: float) -> list[Message]:
         del limit, timeout
@@ -70,7 +72,7 @@ def describing(xid: int) -> list[Message]:
 
 
 def gate(stream: Stream, kind: type[Begin] | type[RelationMessage] = Begin) -> VisibilityGate:
-    return VisibilityGate(stream, stream.take, stream, log.get(), kind=kind)
+    return VisibilityGate(stream, stream.take, lambda: stream.awaited, stream, log.get(), kind=kind)
 
 
 def test_gate_passes_what_is_visible_with_one_snapshot() -> None:
@@ -138,6 +140,18 @@ def test_gate_of_relations_waits_until_transaction_is_visible(cut: bool) -> None
     assert gated.read(100, 0) == transaction(12)
 
 
+@pytest.mark.parametrize("kind", [Begin, RelationMessage])
+def test_gate_returns_a_transaction_that_waits_for_this_stream(kind: type[Begin] | type[RelationMessage]) -> None:
+    stream = Stream([*describing(10), *describing(11)])
+    stream.awaited = True
+    gated = gate(stream, kind)
+    gated.read(100, 0)
+    gated.read(100, 0)
+    assert gated.read(100, 0)[-1] in (describing(10)[-1], describing(11)[0])
+    stream.visible = {10, 11}
+    assert gated.read(100, 0)[-1] == describing(11)[-1]
+
+
 # On real servers.
 
 
@@ -150,6 +164,11 @@ class Late:
         self._writer = psycopg.connect(dsn_of(source), autocommit=True)
         self._writer.execute("SET synchronous_commit = on")
         self._committing: Future[Any] | None = None
+
+    def execute(self, statement: str) -> None:
+        """Return when it is committed and its commit was answered."""
+        self._committing = self._pool.submit(self._writer.execute, statement.encode())
+        self._committing.result(PATIENCE)
 
     def commit(self, statement: str) -> None:
         """Return when the commit is in the WAL and waits."""
@@ -292,6 +311,22 @@ def test_commit_waiting_for_absent_standby_is_published_when_visible(new_source:
         {"id": 1000},
         {"id": 2},
     ]
+
+
+@pytest.mark.stack
+@pytest.mark.usefixtures("standby_that_never_answers")
+@pytest.mark.parametrize("setting", [True, False])
+def test_commits_do_not_wait_forever_for_a_producer_that_counts_as_a_synchronous_standby(
+    new_source: NewSource, setting: bool
+) -> None:
+    source = new_source(FILLED, "public.t", publish_when_visible=setting)
+    source.connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    source.connection.execute("SELECT pg_reload_conf()")
+    with running(source) as producer, late(source) as session:
+        producer.caught_up()
+        session.execute("INSERT INTO t VALUES (1000, 0, 'waits for the producer')")
+        producer.caught_up()
+    assert ops(source.require_equal("public.t"), id=1000) == ["c"]
 
 
 @pytest.mark.stack
