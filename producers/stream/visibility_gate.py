@@ -72,8 +72,8 @@ class VisibilityGate:
 
     `take` takes a snapshot of the source. The ids in a slot's stream are within 2**31 of the server's next one, since
     the slot prevents freezing newer catalog rows; so a snapshot's nearest guess of their high half is right.
-    `awaited` says whether commits wait for this stream's answers: such a transaction is returned, since the gate and the
-    commit would otherwise wait for each other forever.
+    `awaited` says whether commits wait for this stream's answers: such a transaction is returned, since gate and commit
+    would otherwise wait for each other forever.
     """
 
     def __init__(
