@@ -263,7 +263,10 @@ def test_wal_level_is_not_logical(shell: Shell, plain_server: EmbeddedPostgres, 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("public.not_there", "databases.main.tables names public.not_there, but there is no such"),
+        (
+            "public.not_there",
+            "databases.main.tables names public.not_there, but the database has no such ordinary table",
+        ),
         ("public.unmapped", 'no gitlab schema is known for table public.unmapped; add "public.unmapped" ='),
     ],
 )

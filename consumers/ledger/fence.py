@@ -115,7 +115,7 @@ def require_declaration(migration: str, recorded: str | None, declared: str) -> 
 def require_owner(name: str | None, owner: str | None, gitlab_schema: str, database: str) -> None:
     """Raise OwnershipMoved unless the database's recorded `name` is `database` and it is the owner."""
     if name != database:
-        raise OwnershipMoved(f"the settings call this database {database}, but it is on record as {name}")
+        raise OwnershipMoved(f"the settings call this database {database}, but it is recorded as {name}")
     if owner is None:
         raise OwnershipMoved(
             f"database {database} has no owner recorded for {gitlab_schema}",

@@ -33,7 +33,7 @@ class Answer:
         """Return the owner according to this database, and why it is not the owner itself."""
         said = f"{self.database} says {self.owners[gitlab_schema].name}"
         if self.name != self.database:
-            return f"{said} but is on record as {self.name}"
+            return f"{said} but is recorded as {self.name}"
         return f"{said} but is a standby" if self.standby else said
 
 

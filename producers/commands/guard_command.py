@@ -57,7 +57,7 @@ def guard(
     with stop_on_signals() as stop, connect.connect(dsn, name="guard") as connection, connect.translated(dsn):
         recorded = database_name(connection)
         if recorded != database:
-            raise WrongDatabase(f"the settings call this database {database}, but it is on record as {recorded}")
+            raise WrongDatabase(f"the settings call this database {database}, but it is recorded as {recorded}")
         if sql:
             typer.echo(script(connection, settings, database, schemas, remove=remove))
             return

@@ -116,7 +116,7 @@ def _of_another_name(connection: psycopg.Connection[Any], source: str) -> Iterat
         return  # the script that creates the schema grants it, and preflight reports what else is missing
     if recorded not in (None, source):
         yield Finding(
-            f"the settings call this database {source}, but it is on record as {recorded} (headrace.database)",
+            f"the settings call this database {source}, but it is recorded as {recorded} (headrace.database)",
             f"correct databases.{source}.dsn; if the database was moved on purpose, finish it with"
             f" `headrace switchover SCHEMA --from {recorded} --to {source}`",
         )

@@ -179,11 +179,11 @@ def _refused_ends(view: View) -> Refusal | None:
         ),
         EndsState.SOURCE_IS_STANDBY: (f"{move.source} is a standby", "point its dsn at the primary"),
         EndsState.SOURCE_MISNAMED: (
-            f"the settings call it {move.source}, but it is on record as {old.name}",
+            f"the settings call it {move.source}, but it is recorded as {old.name}",
             "correct the dsn",
         ),
         EndsState.DESTINATION_MISNAMED: (
-            f"the settings call the copy {move.destination}, but it is on record as {new.name}",
+            f"the settings call the copy {move.destination}, but it is recorded as {new.name}",
             "correct the dsn",
         ),
         EndsState.DESTINATION_IS_STANDBY: (

@@ -204,7 +204,7 @@ class WrongCount(SkipResets):
         (Syntax, r"42601 SyntaxError.*in apply\(\) at "),
         (NoColumn, r"42703 UndefinedColumn.*in apply\(\) at "),
         (NoDecision, r"decide\(\) returned None, not a Skip, a Change or a DeadLetter"),
-        (OddReason, r"decide\(\) returned as the reason of its decision int, not a text"),
+        (OddReason, r"decide\(\) returned as the reason of its decision int, not a string"),
         (NoKey, r"decide\(\) raised KeyError for an event of container_repositories"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

@@ -125,7 +125,7 @@ def test_full_disk_gives_no_move_up(world: World, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, "No space left on device", "/data")
 
     monkeypatch.setattr(clone, "write_base", full)
-    with pytest.raises(NoRoom, match="/data: No space left on device; Free space there, then start again"):
+    with pytest.raises(NoRoom, match="/data: No space left on device; Free space there, then start the consumer again"):
         drive(world.settings)
     assert world.states() == {NAMES[0]: "wanted"}
     assert world.disks.leftovers() == []

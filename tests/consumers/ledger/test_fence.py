@@ -47,7 +47,7 @@ def test_owner_may_write(hold: Callable[..., None]) -> None:
         ("UPDATE headrace.schema_ownership SET owner = 'ci'", OwnershipMoved, "owned by ci, not by main"),
         ("DELETE FROM headrace.schema_ownership", OwnershipMoved, "no owner recorded for gitlab_main"),
         ("UPDATE headrace.database SET name = 'ci'", OwnershipMoved, "call this database main, .* as ci"),
-        ("DELETE FROM headrace.database", OwnershipMoved, "on record as None"),
+        ("DELETE FROM headrace.database", OwnershipMoved, "recorded as None"),
         ("UPDATE headrace.migrations SET paused = true", Paused, "m is paused"),
         ("UPDATE headrace.migrations SET failed = 'it broke'", Failed, "m has failed: it broke"),
         ("UPDATE headrace.migrations SET run = 2", RunReplaced, "run 1 of m was replaced by run 2"),

@@ -72,7 +72,7 @@ def test_cleanup_removes_nothing_during_a_switchover(sides: tuple[Database, Data
     main, ci = sides
     known = settings(main, ci)
     (stale,) = stale_records(known, "main")
-    assert stale.kept == ("no reachable database owns gitlab_ci (main says ci, ci says ci but is on record as main)")
+    assert stale.kept == ("no reachable database owns gitlab_ci (main says ci, ci says ci but is recorded as main)")
     assert remove(known, "main") == []
     assert names(main.connect()) == ["of_ci", "of_main"]
 
@@ -186,7 +186,7 @@ def test_cleanup_keeps_record_during_a_second_move(chain: Chain) -> None:
     assert stale.owner == "second"
     assert stale.kept == (
         "no reachable database owns gitlab_ci (first says second, second says third, third says"
-        " third but is on record as second)"
+        " third but is recorded as second)"
     )
     assert remove(known, "first") == []
     assert chain.has_record("first")

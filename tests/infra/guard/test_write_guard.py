@@ -233,7 +233,7 @@ def test_a_prepared_transaction_that_has_written_is_waited_for(guarded: Guarded)
     application.execute(
         sql.SQL("BEGIN; UPDATE public.moves SET n = 9 WHERE id = 1; PREPARE TRANSACTION {}").format(sql.Literal(name))
     )
-    with pytest.raises(write_guard.TableInUse, match=r"public\.moves stayed in use .* by a prepared transaction"):
+    with pytest.raises(write_guard.TableInUse, match=r"public\.moves stayed in use, .* by a prepared transaction"):
         write_guard.remove(guarded.admin, seconds=0.0)
     guarded.admin.execute("SET lock_timeout = '50ms'")
     with pytest.raises(errors.LockNotAvailable):
@@ -506,7 +506,9 @@ def test_role_that_does_not_own_the_table_is_refused_with_its_name(guarded: Guar
     write_guard.remove(guarded.admin)
     guarded.admin.execute("GRANT USAGE, CREATE ON SCHEMA headrace TO application")
     guarded.admin.execute("GRANT SELECT, INSERT ON headrace.schema_ownership, headrace.database TO application")
-    with pytest.raises(PreflightFailed, match=r"may not guard public\.moves: must be owner of table moves"):
+    with pytest.raises(
+        PreflightFailed, match=r"may not change the guard on public\.moves: must be owner of table moves"
+    ):
         write_guard.install(guarded.application(), "gitlab_ci", OF_CI)
     assert write_guard.installed(guarded.admin) == {}
 

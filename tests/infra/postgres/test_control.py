@@ -46,7 +46,7 @@ def test_an_owned_gitlab_schema_keeps_its_owner(database: Database) -> None:
 def test_a_database_with_another_name_is_refused_and_left_alone(database: Database) -> None:
     connection = database.connect()
     ensure_control_schema(connection, "main", ["gitlab_main"])
-    with pytest.raises(WrongDatabase, match="call this database ci, but it is on record as main") as refused:
+    with pytest.raises(WrongDatabase, match="call this database ci, but it is recorded as main") as refused:
         ensure_control_schema(connection, "ci", ["gitlab_ci"])
     assert refused.value.exit_code == 3
     assert owners(connection) == {"gitlab_main": "main"}

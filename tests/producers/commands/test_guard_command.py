@@ -119,7 +119,7 @@ def test_printed_sql_installs_the_same_guard(side: Side) -> None:
         (("gitlab_pm", "--database", "first"), 2, "no table of database first is known to belong to gitlab_pm"),
         (("gitlab_shared", "--database", "first"), 2, "gitlab_shared needs no guard: every database has its own"),
         (("gitlab_ci", "--database", "third"), 2, "no database named 'third'"),
-        (("gitlab_main", "--database", "second"), 3, "call this database second, but it is on record as first"),
+        (("gitlab_main", "--database", "second"), 3, "call this database second, but it is recorded as first"),
     ],
 )
 def test_unguardable_schema_is_refused_by_name(side: Side, arguments: tuple[str, ...], code: int, words: str) -> None:

@@ -101,7 +101,7 @@ POINTS: Final[Mapping[str, Point]] = {
     # A re-snapshot, also from scratch.
     "request taken, not recorded": Point("producers.session.snapshot_requests:Requests.take", behind=True, once=True),
     "topic emptied, not committed": Point(
-        "producers.publish.table_publisher:TableFeed.read_anew", behind=True, once=True
+        "producers.publish.table_publisher:TableFeed.restart_from_scratch", behind=True, once=True
     ),
 }
 """Every named failpoint. A re-snapshot's chunk passes those of a copy phase too."""

@@ -165,7 +165,7 @@ def test_database_recorded_under_another_name_is_reported(new_source: NewSource)
     copy_all(source)
     source.connection.execute("UPDATE headrace.database SET name = 'ci'")
     finding = the_finding(source)
-    assert finding.problem == "the settings call this database main, but it is on record as ci (headrace.database)"
+    assert finding.problem == "the settings call this database main, but it is recorded as ci (headrace.database)"
     assert "correct databases.main.dsn" in finding.remedy
     assert "headrace switchover SCHEMA --from ci --to main" in finding.remedy
 

@@ -128,7 +128,7 @@ def test_new_producer_ends_before_the_opening_and_waits_for_the_old_one_after_it
     give(moves.first, "second")
     moves.copy(moves.first, moves.second)
     make_slot(moves.second)
-    refused(moves.second, WrongDatabase, "the settings call this database second, but it is on record as first")
+    refused(moves.second, WrongDatabase, "the settings call this database second, but it is recorded as first")
     open_as(moves.second)
     write(moves.second, 3)
     with running(moves.second) as new:

@@ -168,7 +168,7 @@ def test_unrelated_database_is_refused(ends: Ends) -> None:
     with pytest.raises(NotMovable, match="gitlab_main is owned by third, not by first"):
         ends.run()
     ends.first.execute("UPDATE headrace.database SET name = 'third'")
-    with pytest.raises(NotMovable, match="the settings call it first, but it is on record as third"):
+    with pytest.raises(NotMovable, match="the settings call it first, but it is recorded as third"):
         ends.run()
 
 

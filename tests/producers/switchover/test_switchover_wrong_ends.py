@@ -36,7 +36,7 @@ def test_wrong_ends_before_the_promotion_are_refused(ends: Ends, database: Datab
     ends.lead("first", ends.first_dsn)
     ends.lead("third", ends.first_dsn)
     assert ends.states(CI, source="third") == ["the source has another name", "not known"]
-    refused(ends, "the settings call it third, but it is on record as first; correct the dsn", source="third")
+    refused(ends, "the settings call it third, but it is recorded as first; correct the dsn", source="third")
     assert ends.owners_of(CI) == (Owner("first", 1), Owner("first", 1))
     assert ends.states(CI) == ["a standby", "not started"]
     assert ends.run(CI)
@@ -47,7 +47,7 @@ def test_wrong_ends_after_the_opening_are_refused(ends: Ends) -> None:
     assert ends.run(MAIN)
     ends.lead("third", ends.second_dsn)
     assert ends.states(CI, to="third") == ["the destination has another name", "not known"]
-    refused(ends, "the settings call the copy third, but it is on record as second; correct the dsn", to="third")
+    refused(ends, "the settings call the copy third, but it is recorded as second; correct the dsn", to="third")
     follower = ends.standby_of("second", "follower")
     ends.lead("second", follower.dsn(ends.name))
     assert ends.states(MAIN) == ["a standby of the new owner", "not known"]
