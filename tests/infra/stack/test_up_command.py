@@ -107,7 +107,7 @@ def test_a_stack_of_three_brokers_stays_one(directory: Path) -> None:
     assert set(first["pids"]) == {"kafka-1", "kafka-2", "kafka-3", "postgres"}
     assert len(first["bootstrap_servers"].split(",")) == 3
     assert up(directory) == first
-    other = f"the stack in {directory} has 3 brokers, and not 1; "
+    other = f"the stack in {directory} has 3 brokers, not 1; "
     assert headrace("up", "--dir", directory, "--brokers", "1")[2].startswith(other)
     assert headrace("down", "--dir", directory)[0] == 0
     assert not any(psutil.pid_exists(pid) and runs(psutil.Process(pid)) for pid in first["pids"].values())
