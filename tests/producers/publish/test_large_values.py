@@ -86,5 +86,5 @@ def test_new_topic_gets_configured_message_limit(new_source: NewSource) -> None:
     with running(source) as producer:
         producer.caught_up()
         source.connection.execute(f"INSERT INTO t VALUES (2, {VALUE.format('a', 4_000_000)})".encode())
-        until(lambda: "takes 3000000" in stopped(source), "the table to be stopped")
+        until(lambda: "accepts 3000000" in stopped(source), "the table to be stopped")
     assert [record.key for record in source.records("public.t")] == [{"id": 1}]

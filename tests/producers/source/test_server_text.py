@@ -56,7 +56,7 @@ def encoded(stack: object, bootstrap_servers: str, prefix: str) -> Iterator[Enco
     [
         # By WIN1252 € is before é, in UTF-8 after it; by EUC_JP half-width kana are before kanji, in UTF-8 after them.
         ("WIN1252", "a€é", "81", "0x81"),
-        ("EUC_JP", "a亜ｱ丂", "adf0", "EUC_JP has twice"),
+        ("EUC_JP", "a亜ｱ丂", "adf0", "EUC_JP encodes twice"),
         ("SQL_ASCII", "a€é", "e9", "not UTF-8|0xe9"),
     ],
 )

@@ -96,7 +96,7 @@ def test_topic_that_loses_records_is_reported_by_check_and_start(new_source: New
     assert checked(source) == []
     alter(source, topic, delete_retention_ms="60000")
     ((told, remedy),) = forgetful(source.settings.kafka, [topic])
-    assert f"topic {topic} forgets a delete 60 s after" in told
+    assert f"topic {topic} drops a delete 60 s after" in told
     assert "delete.retention.ms=86400000" in remedy
 
 
