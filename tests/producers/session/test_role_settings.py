@@ -106,7 +106,7 @@ def test_source_is_read_despite_role_and_database_settings(new_source: NewSource
         application.execute(LARGE, (1001, 1001))
         producer.caught_up()
         request = SnapshotRequest(table="public.forms", first=("copied \\' 1",), last=("copied \\' 1",))
-        assert ask(source.settings, "main", request).startswith("asked at")
+        assert ask(source.settings, "main", request).startswith("requested at")
         producer.caught_up()
         until(lambda: not source.state().snapshots["public.forms"].under_way, "the row")
         for table in ("public.forms", "public.large"):
