@@ -20,6 +20,7 @@ from tests.chaos.path.histories import (
     Event,
     Evidence,
     Fault,
+    Pause,
     Write,
 )
 
@@ -133,8 +134,15 @@ def _rightful(evidence: Evidence, migration: str, effect: Effect | Write, key: i
     if effect.name != evidence.name or effect.owner != evidence.name:
         what = f"{migration} wrote row {key}: the database is {effect.name}, the owner {effect.owner}"
         yield Fault("written without ownership", what, key)
-    if effect.paused:
+    if any(_breaks(effect, pause) for pause in evidence.pauses if pause.migration == migration):
         yield Fault("written while it was paused", f"{migration} wrote row {key} by transaction {effect.xid}", key)
+
+
+def _breaks(effect: Effect | Write, pause: Pause) -> bool:
+    """Whether a write of a paused migration should not exist: only transactions begun before may end during a pause."""
+    if not pause.since <= effect.at < pause.until:
+        return False
+    return effect.began >= pause.since or effect.at >= pause.quiet
 
 
 def _event_of(effect: Effect) -> str:

@@ -43,8 +43,9 @@ class Outcome(Enum):
 class Write(NamedTuple):
     """A committed change of a row, as a trigger logged it; a changed key makes two, in the same transaction.
 
-    `value` is the row's new value, None if deleted. `key` is None for a truncate. `at` is in seconds since the epoch.
-    `name`, `owner` and `paused` are the database's state then, for itself and the migration that wrote.
+    `value` is the row's new value, None if deleted. `key` is None for a truncate. `at` and `began`, when the row was
+    written and when its transaction began, are in seconds since the epoch. `name` is the database's then, and `owner`
+    that of the gitlab schema.
     """
 
     sequence: int
@@ -57,7 +58,7 @@ class Write(NamedTuple):
     application: str = "application"
     name: str | None = None
     owner: str | None = None
-    paused: bool = False
+    began: float = 0.0
 
     @property
     def by_headrace(self) -> bool:
@@ -98,11 +99,23 @@ class Effect(NamedTuple):
     visible: bool = True
     name: str | None = None
     owner: str | None = None
-    paused: bool = False
+    began: float = 0.0
 
     @property
     def identity(self) -> tuple[str, Lsn, int]:
         return self.op, self.lsn, self.ordinal
+
+
+class Pause(NamedTuple):
+    """A pause of a migration, in seconds since the epoch: `since` its commit is certain, `until` its resumption began.
+
+    From `quiet` on it was reported that no transaction of the migration is in progress any more. Infinity: never.
+    """
+
+    migration: str
+    since: float
+    quiet: float
+    until: float
 
 
 class Lead(NamedTuple):
@@ -152,6 +165,7 @@ class Evidence:
     ledger: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     committed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Migration → partition → the ledger's offset, and the group's in Kafka, at the end."""
+    pauses: Sequence[Pause] = ()
     leads: Sequence[Lead] = ()
     reports: Sequence[StatusReport] = ()
     name: str = "main"

@@ -122,6 +122,7 @@ class _Row:
         events = self.evidence.records.get(self.key, [])
         states = [None, *(write.value for write in writes)]
         at = 0
+        streamed = 0
         begun = False
         last: Event | None = None
         for event in events:
@@ -135,13 +136,16 @@ class _Row:
                     continue
                 covered = [write for write in writes[at:to] if not self._may_be_covered(write, event, begun)]
             else:
-                to = next((i for i in range(at, len(writes)) if _same(writes[i], event)), None)
+                # A truncate ends a copy: what follows it is published, even if a chunk's snapshot saw it already.
+                first = streamed if event.op == TRUNCATE else at
+                to = next((i for i in range(first, len(writes)) if _same(writes[i], event)), None)
                 if to is None:
                     yield self._unknown(event, writes)
                     continue
                 excused = not begun and states[to] is None
                 covered = [write for write in writes[at:to] if not (excused and self._is_nothing(write))]
                 to += 1
+                streamed = to
             if covered:
                 yield self._missing(covered)
             begun, at = True, to

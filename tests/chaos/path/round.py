@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import threading
 import time
@@ -27,7 +28,7 @@ from tests.chaos import witness
 from tests.chaos.path import checker, tables, topic
 from tests.chaos.path.application import Application
 from tests.chaos.path.faults import Faults, Happened
-from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence
+from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence, Pause
 from tests.chaos.path.watch import Watch, committed
 from tests.chaos.path.world import World
 from tests.consumers.services import until
@@ -98,14 +99,14 @@ def play(world: World, disturb: Callable[[Watch], Faults], seed: int, seconds: f
                 faults.stop()
         application.stop()
         watch.stop()
-    evidence = _evidence(world, application, watch, settled, copied, operator.rereads, farewell)
+    evidence = _evidence(world, application, watch, settled, copied, operator, farewell)
     figures = {
         **application.counts,
         "longest commit": round(application.longest_commit, 1),
         "events": len(evidence.events),
         "effects": len(evidence.effects),
         "rereads": operator.rereads,
-        "pauses": operator.paused,
+        "pauses": len(operator.paused),
         "looks": watch.looks,
         "settled after": round(settled.seconds, 1),
         "seconds": round(wrote),
@@ -161,7 +162,8 @@ class _Operator:
     """Pauses migrations and requests re-snapshots of the table from time to time."""
 
     def __init__(self, world: World, draw: random.Random) -> None:
-        self.rereads = self.paused = 0
+        self.rereads = 0
+        self.paused: list[Pause] = []
         self._world = world
         self._draw = draw
         self._over = threading.Event()
@@ -183,12 +185,21 @@ class _Operator:
                 with contextlib.suppress(psycopg.Error), self._world.connect() as connection:
                     send_request(connection, SnapshotRequest(table=f"public.{tables.TABLE}"))
             else:
-                migration = migration_class(self._draw.choice(MIGRATIONS))
-                with contextlib.suppress(psycopg.Error, HeadraceError):
-                    pauses.set_paused(self._world.settings, migration, "main", True, 1.0)
-                self.paused += 1
-                self._over.wait(self._draw.uniform(0.5, 3.0))
-                _until_done(partial(pauses.set_paused, self._world.settings, migration, "main", False))
+                self._pause(self._draw.choice(MIGRATIONS))
+
+    def _pause(self, name: str) -> None:
+        set_paused = partial(pauses.set_paused, self._world.settings, migration_class(name), "main")
+        since = quiet = math.inf  # without an answer, it may not be paused
+        try:
+            set_paused(True, 1.0)
+            since = quiet = time.time()
+        except pauses.StillUnderWay:
+            since = time.time()
+        except (psycopg.Error, HeadraceError):
+            pass
+        self._over.wait(self._draw.uniform(0.5, 3.0))
+        self.paused.append(Pause(name, since, quiet, until=time.time()))
+        _until_done(partial(set_paused, False))
 
 
 def _until_done(act: Callable[[], None]) -> None:
@@ -305,7 +316,7 @@ def _evidence(
     watch: Watch,
     settled: _Settled,
     copied: Lsn,
-    rereads: int,
+    operator: _Operator,
     farewell: _Farewell | None,
 ) -> Evidence:
     events = list(topic.events(world.settings, world.topic))
@@ -322,10 +333,11 @@ def _evidence(
             settled=settled.lsn,
             given_away=seen.commits[farewell.xid] if farewell else None,
             copied=copied,
-            rereads=rereads + application.forms,
+            rereads=operator.rereads + application.forms,
             ends=settled.ends,
             ledger=settled.ledger,
             committed=settled.committed,
+            pauses=operator.paused,
             leads=watch.leads,
             reports=watch.reports,
         )

@@ -15,11 +15,10 @@ VALUE: Final = ("name", "migration_state", "migration_skipped_reason")
 """The columns that make up a row's value in the history; every write of the application changes `name`."""
 
 _OWNERSHIP: Final = """
-    SELECT d.name, o.owner, coalesce(m.paused, false)
+    SELECT d.name, o.owner
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
       LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = 'gitlab_main'
-      LEFT JOIN headrace.migrations m ON m.name = split_part(current_setting('application_name'), ' ', 3)
 """
 
 TABLES: Final = f"""
@@ -31,7 +30,8 @@ TABLES: Final = f"""
     CREATE TABLE history.writes (
         sequence bigint GENERATED ALWAYS AS IDENTITY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
         xid bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint, op text NOT NULL, id bigint, old text, new text,
-        application text NOT NULL DEFAULT current_setting('application_name'), name text, owner text, paused boolean
+        application text NOT NULL DEFAULT current_setting('application_name'), name text, owner text,
+        began timestamptz NOT NULL DEFAULT transaction_timestamp()
     );
     CREATE FUNCTION history.value_of(r public.container_repositories) RETURNS text LANGUAGE sql IMMUTABLE
         RETURN format('%s/%s/%s', r.name, r.migration_state, r.migration_skipped_reason);
@@ -42,24 +42,24 @@ TABLES: Final = f"""
             IF current_setting('application_name') LIKE 'headrace%' THEN
                 {
     _OWNERSHIP.replace(
-        "SELECT d.name, o.owner, coalesce(m.paused, false)",
-        "SELECT d.name, o.owner, coalesce(m.paused, false) AS paused INTO ownership",
+        "SELECT d.name, o.owner",
+        "SELECT d.name, o.owner INTO ownership",
     )
 };
             ELSE
-                SELECT NULL::text AS name, NULL::text AS owner, false AS paused INTO ownership;
+                SELECT NULL::text AS name, NULL::text AS owner INTO ownership;
             END IF;
             IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
-                INSERT INTO history.writes (op, id, old, name, owner, paused)
-                VALUES ('d', OLD.id, history.value_of(OLD), ownership.name, ownership.owner, ownership.paused);
+                INSERT INTO history.writes (op, id, old, name, owner)
+                VALUES ('d', OLD.id, history.value_of(OLD), ownership.name, ownership.owner);
             END IF;
             IF TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
-                INSERT INTO history.writes (op, id, new, name, owner, paused)
-                VALUES ('c', NEW.id, history.value_of(NEW), ownership.name, ownership.owner, ownership.paused);
+                INSERT INTO history.writes (op, id, new, name, owner)
+                VALUES ('c', NEW.id, history.value_of(NEW), ownership.name, ownership.owner);
             ELSIF TG_OP = 'UPDATE' THEN
-                INSERT INTO history.writes (op, id, old, new, name, owner, paused)
+                INSERT INTO history.writes (op, id, old, new, name, owner)
                 VALUES ('u', NEW.id, history.value_of(OLD), history.value_of(NEW),
-                        ownership.name, ownership.owner, ownership.paused);
+                        ownership.name, ownership.owner);
             END IF;
             RETURN NULL;
         END $$;
@@ -75,11 +75,12 @@ TABLES: Final = f"""
     CREATE TABLE history.effects (
         sequence bigint GENERATED ALWAYS AS IDENTITY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
         xid bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint, id bigint NOT NULL, op text, lsn bigint,
-        ordinal bigint, visible boolean NOT NULL, name text, owner text, paused boolean
+        ordinal bigint, visible boolean NOT NULL, name text, owner text,
+        began timestamptz NOT NULL DEFAULT transaction_timestamp()
     );
     CREATE FUNCTION history.log_effect() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            INSERT INTO history.effects (id, op, lsn, ordinal, visible, name, owner, paused)
+            INSERT INTO history.effects (id, op, lsn, ordinal, visible, name, owner)
             SELECT NEW.id, NEW.op, NEW.lsn, NEW.ordinal,
                    NEW.xid IS NULL OR pg_visible_in_snapshot(NEW.xid::text::xid8, pg_current_snapshot()),
                    ownership.*
@@ -100,7 +101,7 @@ def writes(connection: psycopg.Connection[Any]) -> list[Write]:
     """Return the history of the application's table."""
     rows = connection.execute(
         "SELECT sequence, xid, op, id, old, new, extract(epoch FROM at)::float8, application, name, owner,"
-        " coalesce(paused, false) FROM history.writes ORDER BY sequence"
+        " extract(epoch FROM began)::float8 FROM history.writes ORDER BY sequence"
     )
     return [Write(*row) for row in rows]
 
@@ -109,7 +110,7 @@ def effects(connection: psycopg.Connection[Any]) -> list[Effect]:
     """Return the history of the copies."""
     rows = connection.execute(
         "SELECT sequence, xid, id, op, lsn, ordinal, extract(epoch FROM at)::float8, visible, name, owner,"
-        " coalesce(paused, false) FROM history.effects ORDER BY sequence"
+        " extract(epoch FROM began)::float8 FROM history.effects ORDER BY sequence"
     )
     return [Effect(*row) for row in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.chaos.path.histories import (
     Evidence,
     Lead,
     Outcome,
+    Pause,
     StatusReport,
     Write,
 )
@@ -203,6 +205,28 @@ class TestTruncates:
         )
         assert kinds(evidence) == {"changed without an event"}, "the ledger was not checked"
 
+    def test_truncate_that_a_snapshot_row_has_seen_is_published_with_what_follows_it(self) -> None:
+        log = [
+            LOG[0],
+            Write(2, 101, "u", 7, ASKED, DONE),
+            Write(3, 102, "t", None, None, None),
+            Write(4, 103, "c", 7, None, OVER),
+        ]
+        events = [
+            EVENTS[0],
+            Event(0, 1, "r", 7, OVER, Lsn(1000), 1),
+            Event(0, 2, "t", None, None, Lsn(3000), 0, 102),
+            Event(0, 3, "c", 7, OVER, Lsn(3100), 0, 103),
+        ]
+        evidence = Evidence(log=log, commits={**COMMITS, 103: Lsn(3100)}, events=events, rereads=1, ends={0: 4})
+        published = "published twice or out of order"
+        assert published not in kinds(evidence)
+        assert "committed but not published" not in kinds(evidence)
+        assert "committed but not published" in kinds(replace(evidence, events=events[:3]))
+        late = [events[0], Event(0, 1, "r", 7, ASKED, Lsn(1000), 1), *events[2:]]
+        assert "committed but not published" in kinds(replace(evidence, events=late)), "the update is in no record"
+        assert published in kinds(replace(evidence, events=[*events, events[3]._replace(offset=4)]))
+
 
 class TestRowsThatAreRead:
     def test_first_snapshot_covers_earlier_commits(self) -> None:
@@ -271,8 +295,18 @@ class TestApplied:
         assert kinds(replace(GOOD, log=log)) == {"written without ownership"}
 
     def test_effect_of_a_paused_migration_is_a_fault(self) -> None:
-        effects = [*EFFECTS[:3], EFFECTS[3]._replace(paused=True)]
-        assert kinds(replace(GOOD, effects=effects)) == {"written while it was paused"}
+        effects = [*EFFECTS[:3], EFFECTS[3]._replace(began=11.6)]
+        paused = replace(GOOD, effects=effects, pauses=[Pause(COPIES, 11.5, inf, 12.5)])
+        assert kinds(paused) == {"written while it was paused"}
+        assert kinds(replace(paused, pauses=[Pause(RESETS, 11.5, inf, 12.5)])) == set()
+        assert kinds(replace(paused, pauses=[Pause(COPIES, 11.5, inf, 11.9)])) == set()
+
+    def test_transaction_begun_before_a_pause_may_end_until_none_is_reported_in_progress(self) -> None:
+        effects = [*EFFECTS[:3], EFFECTS[3]._replace(began=11.4)]
+        paused = replace(GOOD, effects=effects, pauses=[Pause(COPIES, 11.5, inf, 12.5)])
+        assert kinds(paused) == set()
+        quiet = replace(paused, pauses=[Pause(COPIES, 11.5, 11.8, 12.5)])
+        assert kinds(quiet) == {"written while it was paused"}
 
 
 class TestResets:
