@@ -161,12 +161,12 @@ class _Row:
         return self.evidence.commit_of(write.xid) < self.evidence.copied
 
     def _is_nothing(self, write: Write) -> bool:
-        """Whether a write that no event has reported yet, of a row that does not exist, needs no event."""
+        """Whether a write before the first event of its row needs none: it is in the snapshot, or empties the table."""
         return write.op == TRUNCATE or self._in_first_copy(write)
 
     def _may_be_covered(self, write: Write, event: Event, begun: bool) -> bool:
         """Whether a snapshot row may include a write, which then has no event of its own."""
-        if not begun and self._in_first_copy(write):
+        if not begun and self._is_nothing(write):
             return True
         # The stream had not passed the write when the row was read.
         return self.evidence.commit_of(write.xid) >= event.lsn

@@ -205,6 +205,26 @@ class TestTruncates:
         )
         assert kinds(evidence) == {"changed without an event"}, "the ledger was not checked"
 
+    def test_truncate_before_the_first_record_of_a_row_is_no_change_of_it(self) -> None:
+        log = [
+            Write(1, 100, "c", 7, None, ASKED),
+            Write(2, 101, "d", 7, ASKED, None),
+            Write(3, 102, "t", None, None, None),
+            Write(4, 103, "c", 7, None, OVER),
+        ]
+        truncate = Event(0, 0, "t", None, None, Lsn(3000), 0, 102)
+        read = Event(0, 1, "r", 7, OVER, Lsn(3050), 1)
+        evidence = Evidence(
+            log=log,
+            commits={**COMMITS, 103: Lsn(3100)},
+            events=[truncate, read],
+            copied=Lsn(2500),
+            rereads=1,
+            ends={0: 2},
+        )
+        assert "committed but not published" not in kinds(evidence)
+        assert "committed but not published" in kinds(replace(evidence, copied=Lsn(900))), "the row was never copied"
+
     def test_truncate_that_a_snapshot_row_has_seen_is_published_with_what_follows_it(self) -> None:
         log = [
             LOG[0],
