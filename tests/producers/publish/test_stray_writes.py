@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from producers.session.start_over import start_over
 from producers.snapshot.chunk_rules import Unseen
 from producers.stream import messages as pg
 from schemas.errors import OwnershipMoved
-from schemas.events import Op
+from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
 from tests.consumers.container_repositories import write_settings
 from tests.consumers.services import Service
@@ -69,6 +70,22 @@ def test_recorded_writes_are_not_counted_again() -> None:
     for message in transaction(100, *CHANGES):
         capture.handle(message)
     assert counted(capture) == []
+
+
+@pytest.mark.parametrize(
+    "relation",
+    [
+        pytest.param(replace(RELATION, table="renamed"), id="renamed"),
+        pytest.param(replace(RELATION, oid=16_500, table="t_1"), id="partition"),
+    ],
+)
+def test_write_under_another_name_counts_for_the_table(relation: Relation) -> None:
+    table = feed(MemoryRegistry(), done())
+    table.away, table.leaves = True, frozenset({16_500})
+    capture = Capture([table], Position(Lsn(50), 0), Lsn(60), Unseen(), Strays("main", {TABLE.name: AWAY}, [table]))
+    for message in transaction(100, pg.Insert(relation, [b"1", b"v"], None)):
+        capture.handle(message)
+    assert [count.inserts for count in counted(capture) if count is not None] == [1]
 
 
 @pytest.mark.parametrize(
