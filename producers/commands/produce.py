@@ -20,13 +20,13 @@ from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.state.positions import Positions, read_sources
+from infra.state.snapshot_requests import RequestRefused
 from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
 from producers.commands.switchover_command import switchover
 from producers.session.check import hindrances, outlook
 from producers.session.service import produce as run_producer
 from producers.session.slot_monitor import Forecast
-from producers.session.snapshot_requests import RequestRefused
 from producers.session.start_over import start_over as forget_source
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding

@@ -13,10 +13,10 @@ from infra.kafka.topics import ONLY_PARTITION
 from infra.postgres.connect import connect, translated
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState, encode, record_key
-from infra.state.snapshot_requests import SnapshotRequest, send_request
+from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
 from producers.session import resume
 from producers.session.acquire import sessions_of
-from producers.session.snapshot_requests import RequestRefused, require_keys
+from producers.session.snapshot_requests import require_keys
 from producers.source import gaps, slots
 from producers.source.publication import Publication, read_publication
 from producers.source.tables import CapturedTable, captured_tables

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from infra.state.snapshot_requests import SnapshotRequest
+from infra.state.snapshot_requests import SnapshotRequest, read_request
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
-from producers.session.snapshot_requests import read_request
 from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import ChunkRows
 from producers.stream import messages as pg

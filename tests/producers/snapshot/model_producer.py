@@ -12,10 +12,9 @@ from functools import cache
 from typing import Any
 
 from infra.state.positions import SnapshotState, StreamState
-from infra.state.snapshot_requests import SnapshotRequest
+from infra.state.snapshot_requests import SnapshotRequest, read_request
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import Record, TableFeed, TableTopic
-from producers.session.snapshot_requests import read_request
 from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import ChunkRows
 from producers.snapshot.resnapshot_rules import KeyRange
