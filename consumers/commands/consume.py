@@ -18,7 +18,7 @@ import typer
 from consumers.commands import dead_letters_command, display, process_tuning, schema_command
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
-from consumers.compare.comparison import TopicDiffers, compare, source_of
+from consumers.compare.comparison import TopicDiffers, compare
 from consumers.compare.repair import request_repair
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
@@ -242,7 +242,7 @@ def verify(
 def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
     log.configure()
     if "." in what:
-        tables, source = [what], database or source_of(settings, what)
+        tables, source = [what], database or settings.source_of(what, "--database")
     else:
         kind = catalog.migration_class(what)
         tables, source = list(kind.tables), database or catalog.target_database(settings, kind)

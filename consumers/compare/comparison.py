@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from consumers.compare.table_rows import RANGE_BYTES, Connection, Moment, TableRows
@@ -94,21 +93,6 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
         in_topic = TopicRows(settings.kafka, topic, look_up)
         comparing = _Comparing(settings, database, table, connection, rows, in_topic, _Decoders(look_up), stopping)
         return comparing.run()
-
-
-def source_of(settings: Settings, table: str) -> str:
-    """Return the database that is the source of `table`; raises UsageError unless there is exactly one."""
-    names = [
-        name
-        for name, database in settings.databases.items()
-        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
-    ]
-    if len(names) == 1:
-        return names[0]
-    raise UsageError(
-        f"{table} is captured from {', '.join(names) or 'no database in the settings'}",
-        remedy="choose one with --database" if names else "list it under databases.<name>.tables",
-    )
 
 
 class _Decoders(dict[int, Decoder]):

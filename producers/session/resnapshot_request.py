@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import psycopg
@@ -34,22 +33,6 @@ class NotReadYet(Refused):
 
 class FromScratchOnly(Refused):
     """Re-snapshot it with `headrace snapshot TABLE --from-scratch`, which empties its topic first."""
-
-
-def source_of(settings: Settings, table: str) -> str:
-    """Return the database whose settings capture `table`; raises UsageError unless exactly one does."""
-    found = [
-        name
-        for name, database in settings.databases.items()
-        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
-    ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{table} is captured from {', '.join(found)}", remedy="choose one with --source")
-    raise UsageError(
-        f"{table} is captured from no database", remedy="name it as the settings do, such as public.projects"
-    )
 
 
 def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
