@@ -17,12 +17,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from consumers.compare.table_rows import RANGE_BYTES, Connection, Moment, TableRows
+from consumers.compare.table_rows import RANGE_BYTES, Connection, TableRows
 from consumers.compare.topic_rows import Latest, TopicRows
 from consumers.delivery.topics import schemas_of
 from consumers.operations.start_offsets import first_key
 from infra.postgres import connect
 from infra.postgres.heartbeat import beat
+from infra.postgres.moments import next_xid
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
 from infra.settings.model import Settings
@@ -32,10 +33,10 @@ from schemas.decoder import Decoder
 from schemas.errors import HeadraceError, Interrupted, Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
 from schemas.gitlab_schemas import gitlab_schema_of
-from schemas.positions import Lsn, Position
+from schemas.positions import Position
 from schemas.topics import table_topic
 from schemas.wire import split_wire
-from schemas.xid_snapshot import Hidden, Snapshot
+from schemas.xid_snapshot import Hidden, Moment
 
 _RANGE_ROWS: Final = 50_000
 _MOST: Final = 200_000
@@ -107,13 +108,13 @@ class _Decoders(dict[int, Decoder]):
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """The transactions that a snapshot sees: those committed before the WAL position, except the hidden ones."""
+    """What rows read at a moment show, like `Moment.shows`, but for transactions of any age."""
 
-    lsn: Lsn
+    moment: Moment
     hidden: Hidden
 
     def shows(self, source: Source) -> bool:
-        return source.position.commit_lsn < self.lsn and self.hidden.full(source.xid) is None
+        return source.position.commit_lsn < self.moment.lsn and self.hidden.full(source.xid) is None
 
 
 class _Comparing:
@@ -183,10 +184,9 @@ class _Comparing:
         while keys:
             before = self._topic.ends()
             rows, looked, moment = self._rows.rows(keys, check)
-            hidden = Hidden(Snapshot.parse(moment.snapshot), self._wait_for_stream(moment))
+            sight = _Sight(moment, Hidden(moment.snapshot, self._wait_for_stream(moment)))
             latest, later, truncates = self._topic.latest(self._topic.ends(), set(keys[:looked]), RANGE_BYTES)
             truncated = max((self._event(value).source.position for value in truncates), default=None)
-            sight = _Sight(moment.lsn, hidden)
             for key in keys[:looked]:
                 if key not in later and not self._judge(key, rows.get(key), latest.get(key), before, sight, truncated):
                     left.append(key)
@@ -198,14 +198,13 @@ class _Comparing:
         # The heartbeat gives the stream of an idle source something to pass.
         with self._connection.transaction():
             beat(self._connection)
-            row = self._connection.execute("SELECT pg_current_xact_id()::text").fetchone()
-        assert row is not None
+            xid = next_xid(self._connection)
         deadline = time.monotonic() + _STREAM_SECONDS
         while True:
             state = self._positions.sources().get(self._database)
             stream = state.stream if state else None
             if stream is not None and stream.confirmed_lsn >= moment.lsn:
-                return int(row[0])
+                return xid
             if time.monotonic() > deadline:
                 raise HeadraceError(
                     f"cannot compare rows that differ: the producer of {self._database} makes no progress",

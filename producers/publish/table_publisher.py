@@ -179,7 +179,7 @@ class TableFeed:
             del keys[room:], values[room:]
         self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
         remembered = [key[HEADER_BYTES:] for key in keys] if self.copy.remembers else ()
-        self.copy.copied(upto, chunk.snapshot, chunk.lsn, remembered, len(keys))
+        self.copy.copied(upto, chunk.moment, remembered, len(keys))
         self.copy.expect(-(-self.table.estimated_rows // size) if self.copy.whole else 0)
         self._note()
         return len(keys)
@@ -195,7 +195,7 @@ class TableFeed:
         if chunk.upto is not None:
             # It was cut short: missing rows may be gone, or still to be read.
             asked = [key for key in asked if self._message_key(tuple(text.encode() for text in key)) in returned]
-        self.copy.read_rows(asked, RememberedChunk(returned, chunk.snapshot, chunk.lsn), time.monotonic())
+        self.copy.read_rows(asked, RememberedChunk(returned, chunk.moment), time.monotonic())
         self._note()
         return len(keys)
 

@@ -19,6 +19,7 @@ from infra.kafka import clients
 from infra.postgres.connect import connect, translated
 from infra.postgres.control import ensure_control_schema
 from infra.postgres.heartbeat import beat
+from infra.postgres.moments import next_xid
 from infra.service import log
 from infra.service.signals import bounded
 from infra.settings.model import Settings
@@ -39,7 +40,6 @@ from producers.snapshot.chunk_rules import Unseen
 from producers.source import preflight, slots
 from producers.source.server_text import server_text
 from producers.source.tables import CapturedTable, captured_tables
-from producers.source.transactions import next_xid
 from producers.stream.reassembly import Incoming
 from producers.stream.spill import SpillDirectory
 from producers.stream.visibility_gate import gated

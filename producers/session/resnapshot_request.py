@@ -10,6 +10,7 @@ import psycopg
 from infra.kafka import clients
 from infra.kafka.topics import ONLY_PARTITION
 from infra.postgres.connect import connect, translated
+from infra.postgres.moments import current_moment
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState, encode, record_key
 from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
@@ -19,7 +20,6 @@ from producers.session.snapshot_requests import require_keys
 from producers.source import gaps, slots
 from producers.source.publication import Publication, read_publication
 from producers.source.tables import CapturedTable, captured_tables
-from producers.source.transactions import current_snapshot
 from schemas.errors import BrokerUnavailable, Refused, UsageError
 from schemas.positions import format_lsn
 from schemas.topics import positions_topic
@@ -72,7 +72,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
             _require_keys(connection, table, request)
         send_request(connection, request)
         # After its commit: the stream has it before this position.
-        lsn = current_snapshot(connection)[1]
+        lsn = current_moment(connection).lsn
     return f"requested at {format_lsn(lsn)}: the producer of {source} re-snapshots {table.name} once it is there"
 
 

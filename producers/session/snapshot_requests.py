@@ -12,13 +12,13 @@ from typing import Any, Final, LiteralString, cast
 import psycopg
 from psycopg import sql
 
+from infra.postgres.moments import next_xid
 from infra.service import log
 from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import RequestRefused, RequestRow, SnapshotRequest, read_request
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.tables import CapturedTable
-from producers.source.transactions import next_xid
 
 _TYPES: Final = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a

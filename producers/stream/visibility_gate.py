@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
+from infra.postgres.moments import current_moment
 from infra.service import log
 from infra.settings.model import DatabaseSettings
-from producers.source.transactions import current_snapshot
 from producers.stream.messages import Begin, Message, RelationMessage
 from schemas.positions import Lsn
 
@@ -64,7 +64,7 @@ def gated(
     def awaited() -> bool:
         return connection.execute(_AWAITED, (stream.backend_pid,)).fetchone() == (True,)
 
-    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, awaited, stream, lines, kind=kind)
+    return VisibilityGate(incoming, lambda: current_moment(connection).snapshot.sees, awaited, stream, lines, kind=kind)
 
 
 class VisibilityGate:

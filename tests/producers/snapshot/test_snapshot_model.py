@@ -310,7 +310,7 @@ class TakesEveryKeyForRemembered(RememberedChunk):
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
         del key
-        return commit_lsn >= self.lsn or not self.snapshot.sees(xid)
+        return not self.moment.shows(xid, commit_lsn)
 
 
 class ForgetsKeysAtOnce(Reread):
