@@ -94,6 +94,11 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = Fal
         return connection
 
 
+def is_standby(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether the server is a standby now: it accepts no writes, and may lack the primary's last ones."""
+    return connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (True,)
+
+
 def search(connection: psycopg.Connection, schemas: Sequence[str]) -> None:
     """Add `schemas`, which the operator chose, to the session's search_path, after pg_catalog."""
     if schemas:

@@ -10,6 +10,7 @@ import psycopg
 
 from infra.kafka import denials, topic_requirements
 from infra.postgres import standbys
+from infra.postgres.connect import is_standby
 from infra.postgres.control import database_name, opened_lsn, owners
 from infra.rights import kafka_rights, privileges
 from infra.settings.model import Settings
@@ -53,7 +54,7 @@ def hindrances(
     found += _of_another_name(connection, source)
     found += _half_made(connection, name)
     found += _standbys(connection, name)
-    if positions is not None and not _standby(connection):
+    if positions is not None and not is_standby(connection):
         found += _topics(connection, settings, source, stopped)
         found += _gaps(connection, settings, source, positions, stopped)
         if not found:
@@ -84,10 +85,6 @@ def outlook(
         growth.add(again.at, again.written)
         reading, rate = again, growth.rate
     return slot_monitor.forecast(reading, rate)
-
-
-def _standby(connection: psycopg.Connection[Any]) -> bool:
-    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
 
 
 def _rights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,7 @@ def test_removed_owner_is_not_recorded_again(guarded: Guarded, isolation: int) -
         assert recorded(guarded) == before
 
 
-def recorded(guarded: Guarded) -> tuple[str | None, dict[str, Owner]]:
+def recorded(guarded: Guarded) -> tuple[str | None, Mapping[str, Owner]]:
     return database_name(guarded.admin), owners(guarded.admin)
 
 
