@@ -78,8 +78,7 @@ def consume(
         _dry(settings, work, database, as_json)
         return
     # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"consume {migration}") as connection:
+    with connect.session(settings.database(database), name=f"consume {migration}") as connection:
         connect.require_all_rows(connection, (*kind.tables, *kind.writes))
     metrics.serve(settings.metrics)
     stopping = threading.Event()

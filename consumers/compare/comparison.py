@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -85,11 +84,7 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
     key = first_key(settings.kafka, topic)
     if key is None:
         raise UsageError(f"topic {topic} has no events", remedy="start its producer first")
-    dsn = section.dsn.get_secret_value()
-    with (
-        connect.translated(dsn),
-        closing(connect.connect(dsn, name=f"verify {table}", reading=True)) as connection,
-    ):
+    with connect.session(section, name=f"verify {table}", reading=True) as connection:
         rows = TableRows(connection, table, gitlab_schema, columns_of(look_up(split_wire(key)[0])))
         in_topic = TopicRows(settings.kafka, topic, look_up)
         comparing = _Comparing(settings, database, table, connection, rows, in_topic, _Decoders(look_up), stopping)

@@ -83,9 +83,8 @@ def owning_database(settings: Settings, databases: Iterable[str], gitlab_schema:
 
 
 def _ask(settings: Settings, database: str) -> Answer | None:
-    dsn = settings.database(database).dsn.get_secret_value()
     try:
-        with connect.connect(dsn, name="ask for the owner") as connection, connect.translated(dsn):
+        with connect.session(settings.database(database), name="ask for the owner") as connection:
             there = table_format.present(connection)
             return Answer(database, ownership(connection) if there else Ownership(None, False, {}))
     except (Unavailable, SettingsError):

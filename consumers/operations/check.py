@@ -103,9 +103,8 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int, *, r
         return
     except HeadraceError:
         return
-    dsn = settings.database(database).dsn.get_secret_value()
     try:
-        with connect.translated(dsn), connect.connect(dsn, name=f"check {name}") as connection:
+        with connect.session(settings.database(database), name=f"check {name}") as connection:
             meant = configured or _has_run(connection, name)
             if reachable:
                 yield from _of_acls(settings, kind, database, meant=meant)

@@ -139,8 +139,7 @@ def _confirmed(answers: Answers, gitlab_schema: str) -> tuple[str | None, str | 
 
 @contextmanager
 def _opened(settings: Settings, database: str) -> Iterator[psycopg.Connection[Any]]:
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.connect(dsn, name=f"cleanup {database}") as connection, connect.translated(dsn):
+    with connect.session(settings.database(database), name=f"cleanup {database}") as connection:
         require_name(connection, database)
         require_prefix(connection, database, settings.prefix)
         yield connection

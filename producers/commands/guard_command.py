@@ -53,8 +53,7 @@ def guard(
     if not schemas and not remove:
         raise UsageError("no gitlab schema was given", remedy="name them, such as gitlab_ci")
     log.configure()
-    dsn = settings.database(database).dsn.get_secret_value()
-    with stop_on_signals() as stop, connect.connect(dsn, name="guard") as connection, connect.translated(dsn):
+    with stop_on_signals() as stop, connect.session(settings.database(database), name="guard") as connection:
         require_name(connection, database)
         if sql:
             typer.echo(script(connection, settings, database, schemas, remove=remove))
@@ -97,8 +96,7 @@ def install_on_both_sides(settings: Settings, move: Move, *, seconds: float, sto
     Called when the two sides are verified, before anything is closed. Raises the errors of `install`.
     """
     for name in (move.source, move.destination):
-        dsn = settings.database(name).dsn.get_secret_value()
-        with connect.connect(dsn, name=f"guard {name}") as connection, connect.translated(dsn):
+        with connect.session(settings.database(name), name=f"guard {name}") as connection:
             if not connect.is_standby(connection):
                 install(connection, settings, name, move.gitlab_schemas, seconds=seconds, stop=stop)
 

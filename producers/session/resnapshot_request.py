@@ -9,7 +9,7 @@ import psycopg
 
 from infra.kafka import clients
 from infra.kafka.topics import ONLY_PARTITION
-from infra.postgres.connect import connect, translated
+from infra.postgres.connect import session
 from infra.postgres.moments import current_moment
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState, encode, record_key
@@ -48,7 +48,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     recorded = state.snapshots.get(request.table)
     if state.stream is None:
         raise NotReadYet(f"source {source} has never been read")
-    with connect(dsn, name=f"snapshot {source}", reading=True) as connection, translated(dsn):
+    with session(database, name=f"snapshot {source}", reading=True) as connection:
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         if table.hidden is not None:
             raise table.hidden

@@ -16,7 +16,7 @@ import psycopg
 
 from infra.kafka import clients
 from infra.kafka.topics import STATE, delete_topics, ensure_topic
-from infra.postgres.connect import connect, translated
+from infra.postgres.connect import session
 from infra.postgres.control import owners
 from infra.postgres.moments import current_moment
 from infra.service import log
@@ -41,9 +41,8 @@ def start_over(settings: Settings, source: str) -> None:
     """
     clients.ensure_reachable(settings.kafka)
     database = settings.database(source)
-    dsn = database.dsn.get_secret_value()
     name = slots.slot_name(settings, source, database)
-    with connect(dsn, name=f"start-over {source}", reading=True) as connection, translated(dsn):
+    with session(database, name=f"start-over {source}", reading=True) as connection:
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
         system, lsn = slots.system_identifier(connection), current_moment(connection).lsn
