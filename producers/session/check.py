@@ -36,7 +36,9 @@ _SETTLED_SECONDS: Final = 5.0
 def hindrances(
     connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
 ) -> list[Finding]:
-    """Return everything that prevents `source` from being read, each with its remedy. Changes nothing.
+    """Return everything that prevents `source` from being read, or commits from ending, each with its remedy.
+
+    Changes nothing.
 
     Without `positions`, since Kafka cannot be reached, the source's recorded state is not checked.
     """
@@ -59,6 +61,8 @@ def hindrances(
         found += _gaps(connection, settings, source, positions, stopped)
         if not found:
             found += _unrecorded(connection, settings, source, sources, stopped)
+    if not is_standby(connection):
+        found += preflight.of_commits(connection, source, name)
     return found
 
 
