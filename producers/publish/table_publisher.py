@@ -148,15 +148,15 @@ class TableFeed:
 
     def encoder_for(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; see TableEncoders.encoder."""
-        return self._noting(self.encoders.encoder, relation)
+        return self._noting(lambda: self.encoders.encoder(relation))
 
-    def stream_encoder_for(self, relation: Relation) -> Encoder:
+    def stream_encoder_for(self, relation: Relation, now: TableNow | None) -> Encoder:
         """Return the encoder for rows as the stream describes them now; see TableEncoders.stream_encoder."""
-        return self._noting(self.encoders.stream_encoder, relation)
+        return self._noting(lambda: self.encoders.stream_encoder(relation, now))
 
-    def _noting(self, encoder_of: Callable[[Relation], Encoder], relation: Relation) -> Encoder:
+    def _noting(self, made: Callable[[], Encoder]) -> Encoder:
         before = self.encoders.columns
-        encoder = encoder_of(relation)
+        encoder = made()
         if self.encoders.columns is not before:
             self.copy.note(columns=self.encoders.columns)
             self._changed = True
