@@ -90,10 +90,6 @@ class Reread:
         """Note that the stream truncated the table."""
         return replace(self, read=True, chunk=None)
 
-    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
-        """Whether the event of transaction `xid` for the row `key` is published."""
-        return self.chunk is None or self.chunk.publishes(key, xid, commit_lsn)
-
 
 def united(ranges: Iterable[KeyRange], comparable: Callable[[Texts], Key] | None) -> tuple[KeyRange, ...]:
     """Return few ranges that cover all keys of these, perhaps more.

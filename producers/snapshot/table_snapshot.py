@@ -247,7 +247,7 @@ class TableCopy:
             chunk = self._reread.chunk
             if self._state.from_nothing:
                 return chunk is not None and not chunk.moment.shows(xid, commit_lsn)
-            return chunk is None or self._reread.publishes(key(), xid, commit_lsn)
+            return chunk is None or chunk.publishes(key(), xid, commit_lsn)
         return self._comparable is None or self._chunks.publishes(self._comparable(texts), xid, commit_lsn)
 
     def _load(self, state: SnapshotState) -> None:

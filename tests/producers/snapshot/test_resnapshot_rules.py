@@ -19,7 +19,6 @@ def test_event_for_remembered_key_is_dropped_only_if_chunk_saw_it() -> None:
 
 def test_event_for_other_key_is_published() -> None:
     assert CHUNK.publishes(b"3", SEEN, BEFORE)
-    assert Reread().publishes(b"1", SEEN, BEFORE)
 
 
 def test_one_chunk_is_remembered_at_a_time_until_the_stream_has_passed_it() -> None:
