@@ -3,17 +3,19 @@
 The text `xmin:xmax:xip,…` is that of pg_current_snapshot(): 64-bit transaction ids; all below xmin have ended, none at
 or above xmax had ended, those listed were in progress. The stream has 32-bit ids, the low half.
 
-There are two questions. Whether an earlier `Snapshot` sees transactions that may be older or younger (`sees`). And
-which transactions whose commits were decoded before are not visible in a snapshot taken now: PostgreSQL decodes a
-commit once its WAL is flushed, but makes it visible to other sessions later, much later while a synchronous standby is
-down. Those are the `Hidden` ones.
+There are two questions. Whether an earlier `Snapshot` sees transactions that may be older or younger (`sees`), and so
+whether rows read at that `Moment` show them. And which transactions whose commits were decoded before are not visible
+in a snapshot taken now: PostgreSQL decodes a commit once its WAL is flushed, but makes it visible to other sessions
+later, much later while a synchronous standby is down. Those are the `Hidden` ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
+
+from schemas.positions import Lsn
 
 _WRAP: Final = 1 << 32
 _HALF: Final = 1 << 31
@@ -48,6 +50,26 @@ class Snapshot:
         """
         full = self.xmax + ((xid - self.xmax + _HALF) % _WRAP) - _HALF
         return full < self.xmin or (full < self.xmax and full not in self.in_progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When rows were read: their `snapshot`, and the WAL insert position that was read after it was taken."""
+
+    snapshot: Snapshot
+    lsn: Lsn
+
+    @classmethod
+    def recorded(cls, snapshot: str | None, lsn: Lsn | None) -> Self | None:
+        """Return the moment of a record, where both are None once the stream has passed it."""
+        return None if snapshot is None or lsn is None else cls(Snapshot.parse(snapshot), lsn)
+
+    def shows(self, xid: int, commit_lsn: Lsn) -> bool:
+        """Return whether the rows have the effect of the transaction with the low half `xid`.
+
+        By the position alone they have none that committed at or after `lsn`; of the others, `Snapshot.sees` decides.
+        """
+        return commit_lsn < self.lsn and self.snapshot.sees(xid)
 
 
 class Hidden:

@@ -18,7 +18,7 @@ import typer
 from consumers.commands import dead_letters_command, display, process_tuning, schema_command
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
-from consumers.compare.comparison import TopicDiffers, compare, source_of
+from consumers.compare.comparison import TopicDiffers, compare
 from consumers.compare.repair import request_repair
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
@@ -78,8 +78,7 @@ def consume(
         _dry(settings, work, database, as_json)
         return
     # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"consume {migration}") as connection:
+    with connect.session(settings.database(database), name=f"consume {migration}") as connection:
         connect.require_all_rows(connection, (*kind.tables, *kind.writes))
     metrics.serve(settings.metrics)
     stopping = threading.Event()
@@ -242,7 +241,7 @@ def verify(
 def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
     log.configure()
     if "." in what:
-        tables, source = [what], database or source_of(settings, what)
+        tables, source = [what], database or settings.source_of(what, "--database")
     else:
         kind = catalog.migration_class(what)
         tables, source = list(kind.tables), database or catalog.target_database(settings, kind)

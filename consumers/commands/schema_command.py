@@ -177,11 +177,9 @@ def _opened(name: str, config: Path | None) -> Iterator[_Site]:
     log.configure()
     database = catalog.target_database(settings, kind)
     section = settings.database(database)
-    dsn = section.dsn.get_secret_value()
-    with connect.connect(dsn, name=f"schema {name}") as connection:
+    with connect.session(section, name=f"schema {name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
-        with connect.translated(dsn):
-            yield _Site(settings, kind, database, connection, threading.Event())
+        yield _Site(settings, kind, database, connection, threading.Event())
 
 
 def _require(site: _Site, release: Release) -> None:

@@ -13,17 +13,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from consumers.compare.table_rows import RANGE_BYTES, Connection, Moment, TableRows
+from consumers.compare.table_rows import RANGE_BYTES, Connection, TableRows
 from consumers.compare.topic_rows import Latest, TopicRows
 from consumers.delivery.topics import schemas_of
 from consumers.operations.start_offsets import first_key
 from infra.postgres import connect
 from infra.postgres.heartbeat import beat
+from infra.postgres.moments import next_xid
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
 from infra.settings.model import Settings
@@ -33,10 +32,10 @@ from schemas.decoder import Decoder
 from schemas.errors import HeadraceError, Interrupted, Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
 from schemas.gitlab_schemas import gitlab_schema_of
-from schemas.positions import Lsn, Position
+from schemas.positions import Position
 from schemas.topics import table_topic
 from schemas.wire import split_wire
-from schemas.xid_snapshot import Hidden, Snapshot
+from schemas.xid_snapshot import Hidden, Moment
 
 _RANGE_ROWS: Final = 50_000
 _MOST: Final = 200_000
@@ -85,30 +84,11 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
     key = first_key(settings.kafka, topic)
     if key is None:
         raise UsageError(f"topic {topic} has no events", remedy="start its producer first")
-    dsn = section.dsn.get_secret_value()
-    with (
-        connect.translated(dsn),
-        closing(connect.connect(dsn, name=f"verify {table}", reading=True)) as connection,
-    ):
+    with connect.session(section, name=f"verify {table}", reading=True) as connection:
         rows = TableRows(connection, table, gitlab_schema, columns_of(look_up(split_wire(key)[0])))
         in_topic = TopicRows(settings.kafka, topic, look_up)
         comparing = _Comparing(settings, database, table, connection, rows, in_topic, _Decoders(look_up), stopping)
         return comparing.run()
-
-
-def source_of(settings: Settings, table: str) -> str:
-    """Return the database that is the source of `table`; raises UsageError unless there is exactly one."""
-    names = [
-        name
-        for name, database in settings.databases.items()
-        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
-    ]
-    if len(names) == 1:
-        return names[0]
-    raise UsageError(
-        f"{table} is captured from {', '.join(names) or 'no database in the settings'}",
-        remedy="choose one with --database" if names else "list it under databases.<name>.tables",
-    )
 
 
 class _Decoders(dict[int, Decoder]):
@@ -123,13 +103,13 @@ class _Decoders(dict[int, Decoder]):
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """The transactions that a snapshot sees: those committed before the WAL position, except the hidden ones."""
+    """What rows read at a moment show, like `Moment.shows`, but for transactions of any age."""
 
-    lsn: Lsn
+    moment: Moment
     hidden: Hidden
 
     def shows(self, source: Source) -> bool:
-        return source.position.commit_lsn < self.lsn and self.hidden.full(source.xid) is None
+        return source.position.commit_lsn < self.moment.lsn and self.hidden.full(source.xid) is None
 
 
 class _Comparing:
@@ -199,10 +179,9 @@ class _Comparing:
         while keys:
             before = self._topic.ends()
             rows, looked, moment = self._rows.rows(keys, check)
-            hidden = Hidden(Snapshot.parse(moment.snapshot), self._wait_for_stream(moment))
+            sight = _Sight(moment, Hidden(moment.snapshot, self._wait_for_stream(moment)))
             latest, later, truncates = self._topic.latest(self._topic.ends(), set(keys[:looked]), RANGE_BYTES)
             truncated = max((self._event(value).source.position for value in truncates), default=None)
-            sight = _Sight(moment.lsn, hidden)
             for key in keys[:looked]:
                 if key not in later and not self._judge(key, rows.get(key), latest.get(key), before, sight, truncated):
                     left.append(key)
@@ -214,14 +193,13 @@ class _Comparing:
         # The heartbeat gives the stream of an idle source something to pass.
         with self._connection.transaction():
             beat(self._connection)
-            row = self._connection.execute("SELECT pg_current_xact_id()::text").fetchone()
-        assert row is not None
+            xid = next_xid(self._connection)
         deadline = time.monotonic() + _STREAM_SECONDS
         while True:
             state = self._positions.sources().get(self._database)
             stream = state.stream if state else None
             if stream is not None and stream.confirmed_lsn >= moment.lsn:
-                return int(row[0])
+                return xid
             if time.monotonic() > deadline:
                 raise HeadraceError(
                     f"cannot compare rows that differ: the producer of {self._database} makes no progress",

@@ -14,8 +14,7 @@ def request_repair(settings: Settings, found: Comparison) -> int:
     A second call requests them again. Extra rows of the topic stay: a re-snapshot of their range has no row for them.
     """
     keys = [*found.missing, *found.differing]
-    dsn = settings.database(found.database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"repair {found.table}") as connection:
+    with connect.session(settings.database(found.database), name=f"repair {found.table}") as connection:
         for key in keys:
             texts = tuple(str(value) for value in key.values())
             send_request(connection, SnapshotRequest(table=found.table, first=texts, last=texts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -12,14 +11,16 @@ from psycopg import sql
 from infra.postgres.connect import one_snapshot
 from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, compared, key_order
+from infra.postgres.moments import current_moment
 from schemas.avro import row_record
 from schemas.copy_text import unescape
 from schemas.decoder import Decoder, KeyDecoder
 from schemas.encoder import Encoder
 from schemas.errors import UsageError
 from schemas.events import Column, Relation
-from schemas.positions import Lsn, parse_lsn
+from schemas.positions import Lsn
 from schemas.wire import HEADER_BYTES
+from schemas.xid_snapshot import Moment
 
 Connection = psycopg.Connection[Any]
 
@@ -31,19 +32,9 @@ _COLUMNS: Final = """
     SELECT attname, atttypid::bigint, atttypmod, format_type(atttypid, atttypmod) FROM pg_attribute
      WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
-_MOMENT: Final = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
-"""One query, so that its snapshot, which is the transaction's, is taken before the WAL position is read."""
 _AT_ONCE: Final = 5_000
 RANGE_BYTES: Final = 32 << 20
 """The most that COPY sends at a time, but at least one row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A transaction's snapshot (pg_snapshot's text form), and the WAL insert position read after it."""
-
-    snapshot: str
-    lsn: Lsn
 
 
 class TableRows:
@@ -123,7 +114,7 @@ class TableRows:
                 planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
 
     def rows(self, keys: Sequence[bytes], check: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
-        """Return the rows of the first of `keys`, how many keys were looked up, and the snapshot that was used.
+        """Return the rows of the first of `keys`, how many keys were looked up, and when the rows were read.
 
         All keys are looked up unless their rows are too large for memory. `check` is called before each part; if it
         raises, the lookup ends.
@@ -132,9 +123,7 @@ class TableRows:
         size = start = 0
         at_once = _AT_ONCE
         with one_snapshot(self._connection):
-            row = self._connection.execute(_MOMENT).fetchone()
-            assert row is not None
-            moment = Moment(str(row[0]), parse_lsn(row[1]))
+            moment = current_moment(self._connection)
             while start < len(keys) and size < RANGE_BYTES:
                 check()
                 part = keys[start : start + at_once]

@@ -48,8 +48,7 @@ def read_work_status(connection: Connection, migration: Migration) -> WorkStatus
 
 def count_given_up(settings: Settings, migration: Migration, database: str) -> int:
     """Return how much of a migration's work was given up. Writes nothing."""
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"verify {migration.name}") as connection:
+    with connect.session(settings.database(database), name=f"verify {migration.name}") as connection:
         return read_work_status(connection, migration).given_up
 
 
@@ -57,10 +56,8 @@ def read_given_up(settings: Settings, migration: Migration, database: str) -> li
     """Return what `migration` gave up; nothing if it never ran. Writes nothing."""
     if not migration.own_tables:
         return []
-    dsn = settings.database(database).dsn.get_secret_value()
     with (
-        connect.translated(dsn),
-        connect.connect(dsn, name=f"dead letters {migration.name}") as connection,
+        connect.session(settings.database(database), name=f"dead letters {migration.name}") as connection,
         connection.transaction(),
         connection.cursor() as cursor,
     ):
@@ -75,8 +72,7 @@ def take_up(settings: Settings, migration: Migration, database: str, names: Sequ
 
     Raises OwnershipMoved or Paused as an apply transaction does, with nothing changed.
     """
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"dead letters {migration.name}") as connection:
+    with connect.session(settings.database(database), name=f"dead letters {migration.name}") as connection:
         run = Ledger(migration.name, migration.gitlab_schema, "").begin(connection)
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute(LOCALLY_DURABLE)

@@ -93,8 +93,7 @@ def read_dead_letters(settings: Settings, migration: type[Migration] | Migration
 
     Raises DatabaseUnavailable or BrokerUnavailable, since it needs both.
     """
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"list {migration.name}") as connection:
+    with connect.session(settings.database(database), name=f"list {migration.name}") as connection:
         rows = dead_letter_rows.open_rows(connection, migration, database)
     return dead_letter_rows.entries_of(rows, read_dead_letters_topic(settings, migration.name) if rows else [])
 
@@ -285,7 +284,7 @@ def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:
 def _target(settings: Settings, migration: Migration, database: str, stopping: threading.Event) -> Iterator[Target]:
     section = settings.database(database)
     dsn = section.dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"dead letters {migration.name}") as connection:
+    with connect.session(section, name=f"dead letters {migration.name}") as connection:
         ensure_control_schema(
             connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
         )

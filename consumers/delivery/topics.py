@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from typing import Any, Final
 
 from consumers.contract.migration import Migration
@@ -37,16 +36,11 @@ def source_topics(settings: Settings, migration: Migration | type[Migration], da
     return topics
 
 
-def captured(table: str, patterns: Sequence[str]) -> bool:
-    """Whether `table` (`schema.table`) matches one of the settings' patterns."""
-    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
-
-
 def not_captured(settings: Settings, migration: Migration, database: str) -> list[str]:
     """Return the tables that the migration reads but that these settings do not capture."""
-    patterns = settings.database(database).tables
+    section = settings.database(database)
     tables = [table for table in migration.tables if table != WALKED]
-    return [table for table in tables if patterns and not captured(table, patterns)]
+    return [table for table in tables if section.tables and not section.captures(table)]
 
 
 def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> Callable[[int], dict[str, Any]]:

@@ -22,25 +22,24 @@ from schemas.xid_snapshot import Hidden, Snapshot
 _SHARE: Final = sql.SQL("SELECT pg_advisory_xact_lock_shared({}), pg_advisory_xact_lock_shared({})")
 """Always the gitlab schema's lock before the migration's, so that waiting for one never blocks on the other."""
 _SHARE_OWNERSHIP: Final = "SELECT pg_advisory_xact_lock_shared(%s)"
-_LOOK: Final = sql.SQL("""
-    SELECT d.format, d.format_by, d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
-           pg_current_snapshot()::text, pg_current_xact_id()::text::bigint,
-           set_config('headrace.fenced', 'yes', true)
+_RECORDED: Final = sql.SQL("""
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
       LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = {gitlab_schema}
       LEFT JOIN headrace.migrations m ON m.name = {migration}
 """)
+"""Always one row, so that a missing record is refused by name."""
+_LOOK: Final = sql.SQL("""
+    SELECT d.format, d.format_by, d.name, o.owner, m.gitlab_schema, m.run, m.paused, m.failed,
+           pg_current_snapshot()::text, pg_current_xact_id()::text::bigint,
+           set_config('headrace.fenced', 'yes', true)
+    {recorded}
+""")
 """The transaction's own id, which the ledger needs anyway, is assigned after the snapshot: see Hidden.
 
 The setting ends with the transaction: `contract_checks.require_held` checks it after a migration's writes.
 """
-_OWNER: Final = """
-    SELECT d.format, d.format_by, d.name, o.owner
-      FROM (SELECT) AS always
-      LEFT JOIN headrace.database d ON true
-      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
-"""
+_OWNER: Final = sql.SQL("SELECT d.format, d.format_by, d.name, o.owner, m.paused {recorded}")
 
 
 class Paused(HeadraceError):
@@ -89,7 +88,7 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
 def _statements(migration: str, gitlab_schema: str) -> tuple[bytes, bytes]:
     """Return both statements with their values, cached since they are the same in every transaction."""
     share = _SHARE.format(ownership_key(gitlab_schema), migration_key(migration))
-    look = _LOOK.format(gitlab_schema=gitlab_schema, migration=migration)
+    look = _LOOK.format(recorded=_RECORDED.format(gitlab_schema=gitlab_schema, migration=migration))
     return share.as_bytes(None), look.as_bytes(None)
 
 
@@ -99,11 +98,21 @@ def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> No
     Raises NewerFormat and OwnershipMoved as `hold` does.
     """
     cursor.execute(_SHARE_OWNERSHIP, (ownership_key(gitlab_schema),))
-    row = cursor.execute(_OWNER, {"gitlab_schema": gitlab_schema}).fetchone()
+    ask(cursor, gitlab_schema=gitlab_schema, database=database)
+
+
+def ask(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str, migration: str | None = None) -> bool:
+    """Read the owner without a lock, so that it may change at once; return whether an operator paused `migration`.
+
+    Raises NewerFormat and OwnershipMoved as `hold` does.
+    """
+    recorded = _RECORDED.format(gitlab_schema=gitlab_schema, migration=migration)
+    row = cursor.execute(_OWNER.format(recorded=recorded)).fetchone()
     assert row is not None
-    version, by, name, owner = row
+    version, by, name, owner, paused = row
     table_format.known(version, by, database)
     require_owner(name, owner, gitlab_schema, database)
+    return bool(paused)
 
 
 def require_declaration(migration: str, recorded: str | None, declared: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infra.postgres import connect, control
-from infra.postgres.control import Owner
+from infra.postgres import connect, table_format
+from infra.postgres.control import Ownership, ownership
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved, SettingsError, Unavailable
 from schemas.gitlab_schemas import GITLAB_SHARED
@@ -18,23 +18,20 @@ class TwoOwners(OwnershipMoved):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of a database: its recorded name, gitlab schema → owner, and whether it is a standby."""
+    """The answer of a database, by its name in the settings."""
 
     database: str
-    name: str | None
-    owners: Mapping[str, Owner]
-    standby: bool
+    recorded: Ownership
 
     def owns(self, gitlab_schema: str) -> bool:
-        owner = self.owners.get(gitlab_schema)
-        return owner is not None and self.name == self.database == owner.name and not self.standby
+        return self.recorded.name == self.database and self.recorded.owns(gitlab_schema)
 
     def says(self, gitlab_schema: str) -> str:
         """Return the owner according to this database, and why it is not the owner itself."""
-        said = f"{self.database} says {self.owners[gitlab_schema].name}"
-        if self.name != self.database:
-            return f"{said} but is recorded as {self.name}"
-        return f"{said} but is a standby" if self.standby else said
+        said = f"{self.database} says {self.recorded.owners[gitlab_schema].name}"
+        if self.recorded.name != self.database:
+            return f"{said} but is recorded as {self.recorded.name}"
+        return f"{said} but is a standby" if self.recorded.standby else said
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +49,14 @@ class Answers:
         """
         owning = [each for each in self.given if each.owns(gitlab_schema)]
         if len(owning) > 1:
-            named = " and ".join(f"{each.database} (epoch {each.owners[gitlab_schema].epoch})" for each in owning)
+            named = " and ".join(
+                f"{each.database} (epoch {each.recorded.owners[gitlab_schema].epoch})" for each in owning
+            )
             raise TwoOwners(f"{named} {'both' if len(owning) == 2 else 'all'} claim to own {gitlab_schema}")
         if owning:
             return owning[0].database
-        if any(gitlab_schema in each.owners for each in self.given):
-            said = ", ".join(each.says(gitlab_schema) for each in self.given if gitlab_schema in each.owners)
+        if any(gitlab_schema in each.recorded.owners for each in self.given):
+            said = ", ".join(each.says(gitlab_schema) for each in self.given if gitlab_schema in each.recorded.owners)
             silent = f"; {', '.join(self.silent)} does not answer" if self.silent else ""
             raise OwnershipMoved(
                 f"no reachable database owns {gitlab_schema} ({said}{silent})",
@@ -84,11 +83,10 @@ def owning_database(settings: Settings, databases: Iterable[str], gitlab_schema:
 
 
 def _ask(settings: Settings, database: str) -> Answer | None:
-    dsn = settings.database(database).dsn.get_secret_value()
     try:
-        with connect.connect(dsn, name="ask for the owner") as connection, connect.translated(dsn):
-            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
-            return Answer(database, control.database_name(connection), control.owners(connection), row == (True,))
+        with connect.session(settings.database(database), name="ask for the owner") as connection:
+            there = table_format.present(connection)
+            return Answer(database, ownership(connection) if there else Ownership(None, False, {}))
     except (Unavailable, SettingsError):
         return None
 

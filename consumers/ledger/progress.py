@@ -15,7 +15,6 @@ from psycopg.types.json import Jsonb
 
 from consumers.ledger import fence
 from consumers.ledger.versions import Declared, agree
-from infra.postgres import table_format
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
@@ -83,15 +82,6 @@ _ADVANCE: Final = """
      WHERE p.migration = %(migration)s AND p.run = %(run)s AND p.topic = a.topic AND p.partition = a.partition
        AND p.next_offset = a.expected
  RETURNING pg_catalog.current_setting('headrace.fenced', true)
-"""
-
-
-_STATE: Final = """
-    SELECT d.format, d.format_by, d.name, o.owner, m.paused
-      FROM (SELECT) AS always
-      LEFT JOIN headrace.database d ON true
-      LEFT JOIN headrace.schema_ownership o ON o.gitlab_schema = %(gitlab_schema)s
-      LEFT JOIN headrace.migrations m ON m.name = %(migration)s
 """
 
 
@@ -234,11 +224,10 @@ class Ledger:
         """
 
         def paused(connection: Connection) -> bool:
-            names = {"gitlab_schema": self._gitlab_schema, "migration": self._migration}
-            version, by, name, owner, asked = connection.execute(_STATE, names).fetchone() or (None,) * 5
-            table_format.known(version, by, database)
-            fence.require_owner(name, owner, self._gitlab_schema, database)
-            return bool(asked)
+            with connection.cursor() as cursor:
+                return fence.ask(
+                    cursor, gitlab_schema=self._gitlab_schema, database=database, migration=self._migration
+                )
 
         return paused
 

@@ -165,7 +165,7 @@ class Target:
             connection.execute("SET synchronous_commit = off")
             connection.execute(LOCK_TIMEOUT)
             connect.search(connection, self._search_path)
-            if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+            if connect.is_standby(connection):
                 raise psycopg.errors.ReadOnlySqlTransaction("the server is a standby")
         except BaseException:
             connection.close()

@@ -10,7 +10,7 @@ import psycopg
 from consumers.contract import contract_checks, counting
 from consumers.contract.migration import Migration
 from consumers.contract.suggested_index import LIMIT_MS, offer
-from consumers.delivery.topics import WALKED, captured
+from consumers.delivery.topics import WALKED
 from consumers.operations import catalog
 from consumers.operations import rights as consumer_rights
 from consumers.operations.left_out import advise_of_left_out
@@ -103,9 +103,8 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int, *, r
         return
     except HeadraceError:
         return
-    dsn = settings.database(database).dsn.get_secret_value()
     try:
-        with connect.translated(dsn), connect.connect(dsn, name=f"check {name}") as connection:
+        with connect.session(settings.database(database), name=f"check {name}") as connection:
             meant = configured or _has_run(connection, name)
             if reachable:
                 yield from _of_acls(settings, kind, database, meant=meant)
@@ -148,7 +147,7 @@ def _of_tables(
     connection: psycopg.Connection[Any], settings: Settings, kind: type[Migration], database: str, *, meant: bool
 ) -> Iterator[Advice]:
     """Yield the tables that the migration reads but no producer captures, and the columns that they lack."""
-    where, patterns = f"migrations.{kind.name}", settings.database(database).tables
+    where, section = f"migrations.{kind.name}", settings.database(database)
     off = f"or disable the migration with {where}.enabled = false"
     for table in kind.tables:
         if table == WALKED:
@@ -159,16 +158,16 @@ def _of_tables(
         found = connection.execute(_TABLE, tuple(table.split(".", 1))).fetchone()
         if found is None:
             names = {f"{schema}.{name}" for schema, name in connection.execute(_TABLES)}
-            meant_another = close_to(table, {name for name in names if captured(name, patterns)})
+            meant_another = close_to(table, set(filter(section.captures, names)))
             problem = f"it reads table {table}, which database {database} does not have{meant_another}"
             yield Advice(where, problem, (), f"correct its tables, {off}", blocks=meant or bool(meant_another))
-        elif patterns and not (table in patterns if found[0] else captured(table, patterns)):
+        elif section.tables and not (table in section.tables if found[0] else section.captures(table)):
             problem = f"it reads table {table}, which is not captured"
             yield Advice(where, problem, (), f'add "{table}" to databases.{database}.tables, {off}', blocks=meant)
         elif lacking := [each for each in kind.columns if each not in (*found[1], *kind.optional_columns)]:
             problem = f"it reads column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
-        elif meant and not settings.database(database).complete_rows:
+        elif meant and not section.complete_rows:
             yield from advise_of_left_out(connection, where, table, kind.columns)
 
 

@@ -17,7 +17,7 @@ from consumers.operations import catalog
 from infra.cli.options import Config, Json, Yes
 from infra.postgres import connect
 from infra.postgres.advisory_locks import exclude, ownership_key
-from infra.postgres.control import WrongDatabase, database_name, require_prefix
+from infra.postgres.control import require_name, require_prefix
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
@@ -139,10 +139,7 @@ def _confirmed(answers: Answers, gitlab_schema: str) -> tuple[str | None, str | 
 
 @contextmanager
 def _opened(settings: Settings, database: str) -> Iterator[psycopg.Connection[Any]]:
-    dsn = settings.database(database).dsn.get_secret_value()
-    with connect.connect(dsn, name=f"cleanup {database}") as connection, connect.translated(dsn):
-        recorded = database_name(connection)
-        if recorded != database:
-            raise WrongDatabase(f"the settings call this database {database}, but its own records call it {recorded}")
+    with connect.session(settings.database(database), name=f"cleanup {database}") as connection:
+        require_name(connection, database)
         require_prefix(connection, database, settings.prefix)
         yield connection

@@ -35,8 +35,7 @@ def set_paused(
     then. Resuming also clears a recorded failure.
     """
     section = settings.database(database)
-    dsn = section.dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"pause {migration.name}") as connection:
+    with connect.session(section, name=f"pause {migration.name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         # Visible to all sessions at once, even while a synchronous standby is down.
         connection.execute("SET synchronous_commit = local")
@@ -75,8 +74,7 @@ def _wait_for_transactions(connection: psycopg.Connection[Any], migration: str) 
 def is_paused(settings: Settings, migration: type[Migration], database: str) -> bool:
     """Return whether an operator paused `migration`; one that never started is not paused."""
     section = settings.database(database)
-    dsn = section.dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"pause {migration.name}") as connection:
+    with connect.session(section, name=f"pause {migration.name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         row = connection.execute("SELECT paused FROM headrace.migrations WHERE name = %s", (migration.name,)).fetchone()
     return bool(row and row[0])

@@ -25,9 +25,8 @@ def remaining(settings: Settings, migration: Migration, database: str, stopping:
 
     A long count is logged. Once `stopping` is set the count is canceled, and Interrupted is raised.
     """
-    dsn = settings.database(database).dsn.get_secret_value()
     stop = stopping or threading.Event()
-    with connect.translated(dsn), connect.connect(dsn, name=f"verify {migration.name}") as connection:
+    with connect.session(settings.database(database), name=f"verify {migration.name}") as connection:
         ended = threading.Event()
         watch = threading.Thread(target=_watch, args=(connection, migration.name, stop, ended), daemon=True)
         watch.start()

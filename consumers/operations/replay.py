@@ -67,8 +67,7 @@ def replay(
     starts = start_offsets(settings.kafka, names, start)
     ids = topic_ids(settings.kafka, [place.topic for place in starts]) if starts else {}
     section = settings.database(database)
-    dsn = section.dsn.get_secret_value()
-    with connect.translated(dsn), connect.connect(dsn, name=f"replay {migration.name}") as connection:
+    with connect.session(section, name=f"replay {migration.name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         with connection.transaction():
             run = _next_run(connection, migration, reason, now)

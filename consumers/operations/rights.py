@@ -13,7 +13,7 @@ from consumers.contract.migration import Migration
 from consumers.delivery.topics import WALKED, source_topics
 from consumers.operations import catalog
 from infra.kafka import clients
-from infra.postgres.control import tables_made
+from infra.postgres.control import OWNERSHIP, tables_made
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import HEADRACE, TablePrivileges
 from infra.rights.programs import Program
@@ -26,7 +26,7 @@ _LEDGER: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "database", ("SELECT",)),
-    TablePrivileges(HEADRACE, "schema_ownership", ("SELECT",)),
+    TablePrivileges(*OWNERSHIP, ("SELECT",)),
     TablePrivileges(HEADRACE, "migrations", ("SELECT", "INSERT", "UPDATE")),
     TablePrivileges(HEADRACE, "progress", ("SELECT", "INSERT", "UPDATE")),
     TablePrivileges(HEADRACE, "selections", _LEDGER),

@@ -142,11 +142,10 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         for topic in source_topics(settings, kind, database)
         for partition, end in topics.end_offsets(settings.kafka, topic).items()
     }
-    dsn = settings.database(database).dsn.get_secret_value()
     found = _Recorded()
     error: str | None = None
     try:
-        with connect.translated(dsn), connect.connect(dsn, name="status") as connection:
+        with connect.session(settings.database(database), name="status") as connection:
             control.require_prefix(connection, database, settings.prefix)
             found = _recorded(connection, kind.name)
             migration = kind.configure(settings.migration(kind.name))
@@ -306,7 +305,6 @@ def _seen_from_its_database(settings: Settings, name: str, stream: StreamState |
     unknown: dict[str, Any] = {**dict.fromkeys(_SEEN_FIELDS), "waits_for": []}
     if name not in settings.databases or stream is None:
         return unknown
-    dsn = settings.databases[name].dsn.get_secret_value()
     known = {
         "confirmed": format_lsn(stream.confirmed_lsn),
         "ts_ms": stream.ts_ms,
@@ -314,7 +312,7 @@ def _seen_from_its_database(settings: Settings, name: str, stream: StreamState |
         "rate": stream.log_bytes_per_second,
     }
     try:
-        with connect.translated(dsn), connect.connect(dsn, name="status") as connection:
+        with connect.session(settings.databases[name], name="status") as connection:
             row = connection.execute(_SEEN, known).fetchone()
             awaited = standbys.awaited(connection, stream.slot)
     except HeadraceError:

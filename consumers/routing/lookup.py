@@ -127,7 +127,7 @@ class Database:
         if self._connection is None:
             self._connection = postgres.connect(self._dsn, name="routing")
             self._connection.execute("SET statement_timeout = '5s'")
-            if self._connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+            if postgres.is_standby(self._connection):
                 raise SettingsError(
                     f"{postgres.described(self._dsn)} is a standby, whose cursors may be out of date",
                     remedy="use the dsn of the primary for routing",

@@ -122,11 +122,9 @@ def _asked(settings: Settings, look: Callable[[psycopg.Connection[Any], str], It
     """Return what `look` finds in each database that answers, accepts writes and is recorded under its own name."""
     found: list[T] = []
     for name, database in settings.databases.items():
-        dsn = database.dsn.get_secret_value()
         with contextlib.suppress(HeadraceError):
-            with connect.translated(dsn), connect.connect(dsn, name="given away") as connection:
-                standby = connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (True,)
-                if not standby and database_name(connection) == name:
+            with connect.session(database, name="given away") as connection:
+                if not connect.is_standby(connection) and database_name(connection) == name:
                     found += list(look(connection, name))
     return found
 

@@ -12,6 +12,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra.postgres import table_format
+from infra.settings.model import DatabaseSettings
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from schemas.formats import NewerFormat
 
@@ -92,6 +93,22 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = Fal
             connection.close()
             raise
         return connection
+
+
+@contextmanager
+def session(database: DatabaseSettings, *, name: str, reading: bool = False) -> Iterator[psycopg.Connection]:
+    """Open a connection to a database of the settings for a `with`, and translate psycopg's errors in it.
+
+    `name` and `reading` as for `connect`. For one piece of work; who reconnects calls `connect` and `translated`.
+    """
+    dsn = database.dsn.get_secret_value()
+    with translated(dsn), connect(dsn, name=name, reading=reading) as connection:
+        yield connection
+
+
+def is_standby(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether the server is a standby now: it accepts no writes, and may lack the primary's last ones."""
+    return connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (True,)
 
 
 def search(connection: psycopg.Connection, schemas: Sequence[str]) -> None:

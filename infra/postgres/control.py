@@ -6,7 +6,8 @@ Shared by producers, which follow the ownership, and consumers, which keep their
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
@@ -56,6 +57,30 @@ class Owner(NamedTuple):
 
     name: str
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What a database records about itself: its name, whether it is a standby, and gitlab schema → owner."""
+
+    name: str | None
+    standby: bool
+    owners: Mapping[str, Owner]
+
+    def owns(self, gitlab_schema: str) -> bool:
+        """Whether this database's transactions may write the gitlab schema.
+
+        It may change at once, unless the transaction that asks holds the gitlab schema's lock (`advisory_locks`).
+        """
+        owner = self.owners.get(gitlab_schema)
+        return not self.standby and owner is not None and owner.name == self.name
+
+
+_OWNERSHIP: Final = """
+SELECT pg_is_in_recovery(), d.name, o.gitlab_schema, o.owner, o.epoch
+  FROM (SELECT) AS always LEFT JOIN headrace.database d ON true LEFT JOIN headrace.schema_ownership o ON true
+"""
+"""One statement, and so one snapshot: a switchover opens a database by changing its name and the owners at once."""
 
 
 class OtherPrefix(Refused):
@@ -159,12 +184,23 @@ def require_prefix(connection: Connection, database_name: str, prefix: str) -> N
         )
 
 
-def owners(connection: Connection) -> dict[str, Owner]:
+def ownership(connection: Connection) -> Ownership:
+    """Return what the database records about itself; driver errors pass through, such as UndefinedTable."""
+    found = connection.execute(_OWNERSHIP).fetchall()
+    standby, name = found[0][:2]
+    recorded = {gitlab_schema: Owner(owner, epoch) for *_, gitlab_schema, owner, epoch in found if gitlab_schema}
+    return Ownership(name, standby, recorded)
+
+
+def owners(connection: Connection) -> Mapping[str, Owner]:
     """Return gitlab schema → its owner as recorded in this database, empty if the table does not exist."""
-    if not table_format.present(connection):
-        return {}
-    found = connection.execute("SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership")
-    return {gitlab_schema: Owner(owner, epoch) for gitlab_schema, owner, epoch in found}
+    return ownership(connection).owners if table_format.present(connection) else {}
+
+
+def require_name(connection: Connection, wanted: str) -> None:
+    """Raise WrongDatabase unless the database is recorded under the name that it has in the settings."""
+    if (recorded := database_name(connection)) != wanted:
+        raise WrongDatabase(f"the settings call this database {wanted}, but it is recorded as {recorded}")
 
 
 def _missing(connection: Connection, tables: Sequence[str]) -> set[str]:

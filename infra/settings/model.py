@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -150,6 +151,13 @@ class DatabaseSettings(Section):
     snapshot: SnapshotSettings = SnapshotSettings()
     spill_directory: Path | None = None
     """Directory that buffers large transactions until they commit; by default that of temporary files."""
+
+    def captures(self, table: str) -> bool:
+        """Whether `tables` names `table` (`schema.table`), in full or by a pattern.
+
+        A pattern that matches a partition captures it only as a part of its root: see producers/source/tables.py.
+        """
+        return any(table == pattern or fnmatchcase(table, pattern) for pattern in self.tables)
 
     @field_validator("dsn")
     @classmethod
@@ -311,6 +319,18 @@ class Settings(BaseSettings):
                 f"no database named {name!r} in the settings (configured: {known})",
                 remedy=f"add [databases.{name}], or use one of these names",
             ) from None
+
+    def source_of(self, table: str, option: str) -> str:
+        """Return the database that captures `table`; unless one does, raises UsageError, which may name `option`."""
+        found = [name for name, database in self.databases.items() if database.captures(table)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(f"{table} is captured from {', '.join(found)}", remedy=f"choose one with {option}")
+        raise UsageError(
+            f"{table} is captured from no database",
+            remedy="name it as the settings do, such as public.projects, or list it under databases.<name>.tables",
+        )
 
     def migration(self, name: str) -> MigrationSettings:
         """Return the settings of migration `name`, or the defaults if the file has none."""

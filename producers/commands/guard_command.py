@@ -12,7 +12,7 @@ import typer
 from infra.cli.options import Config, Json, Yes
 from infra.guard import write_guard as trigger
 from infra.postgres import connect
-from infra.postgres.control import WrongDatabase, database_name
+from infra.postgres.control import require_name
 from infra.service import log
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
@@ -53,11 +53,8 @@ def guard(
     if not schemas and not remove:
         raise UsageError("no gitlab schema was given", remedy="name them, such as gitlab_ci")
     log.configure()
-    dsn = settings.database(database).dsn.get_secret_value()
-    with stop_on_signals() as stop, connect.connect(dsn, name="guard") as connection, connect.translated(dsn):
-        recorded = database_name(connection)
-        if recorded != database:
-            raise WrongDatabase(f"the settings call this database {database}, but it is recorded as {recorded}")
+    with stop_on_signals() as stop, connect.session(settings.database(database), name="guard") as connection:
+        require_name(connection, database)
         if sql:
             typer.echo(script(connection, settings, database, schemas, remove=remove))
             return
@@ -99,9 +96,8 @@ def install_on_both_sides(settings: Settings, move: Move, *, seconds: float, sto
     Called when the two sides are verified, before anything is closed. Raises the errors of `install`.
     """
     for name in (move.source, move.destination):
-        dsn = settings.database(name).dsn.get_secret_value()
-        with connect.connect(dsn, name=f"guard {name}") as connection, connect.translated(dsn):
-            if not _is_standby(connection):
+        with connect.session(settings.database(name), name=f"guard {name}") as connection:
+            if not connect.is_standby(connection):
                 install(connection, settings, name, move.gitlab_schemas, seconds=seconds, stop=stop)
 
 
@@ -134,12 +130,8 @@ def script(
 
 def require_primary(connection: psycopg.Connection[Any], database: str) -> None:
     """Raise Refused for a standby, which has only its primary's triggers."""
-    if _is_standby(connection):
+    if connect.is_standby(connection):
         raise Refused(f"{database} is a standby", remedy="install the guard on its primary; the standby replicates it")
-
-
-def _is_standby(connection: psycopg.Connection[Any]) -> bool:
-    return connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (True,)
 
 
 def _by_schema(

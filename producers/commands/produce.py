@@ -12,7 +12,7 @@ from infra.cli.advice import Advice, Adviser
 from infra.cli.options import Config, Json, Yes
 from infra.guard import given_away
 from infra.kafka import clients, denials, durability, topic_requirements
-from infra.postgres.connect import connect, translated
+from infra.postgres.connect import session
 from infra.rights import kafka_rights
 from infra.schema_registry.topic_registry import ensure_answers
 from infra.service import log, metrics
@@ -20,13 +20,13 @@ from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.state.positions import Positions, read_sources
+from infra.state.snapshot_requests import RequestRefused
 from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
 from producers.commands.switchover_command import switchover
 from producers.session.check import hindrances, outlook
 from producers.session.service import produce as run_producer
 from producers.session.slot_monitor import Forecast
-from producers.session.snapshot_requests import RequestRefused
 from producers.session.start_over import start_over as forget_source
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
@@ -104,8 +104,7 @@ def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool,
 
 
 def _needed(settings: Settings, source: str) -> kafka_rights.Needed:
-    dsn = settings.database(source).dsn.get_secret_value()
-    with translated(dsn), connect(dsn, name=f"rights {source}", reading=True) as connection:
+    with session(settings.database(source), name=f"rights {source}", reading=True) as connection:
         return producer_rights.needed(connection, settings, source)
 
 
@@ -210,9 +209,8 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
         if name in settings.virtual_storages:
             yield from _of_walks(settings, name, positions)
             continue
-        dsn = settings.databases[name].dsn.get_secret_value()
         try:
-            with connect(dsn, name="check", reading=True) as connection, translated(dsn):
+            with session(settings.databases[name], name="check", reading=True) as connection:
                 for finding in hindrances(connection, settings, name, positions):
                     yield f"databases.{name}", finding
                 forecast = outlook(connection, settings, name, positions)

@@ -10,7 +10,7 @@ import typer
 from infra.cli.options import Config, Json, Yes
 from infra.settings.file import load_settings
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session.resnapshot_request import ask, source_of
+from producers.session.resnapshot_request import ask
 from schemas.errors import UsageError
 
 _KEY_HELP = "Repeat for each column of the key."
@@ -48,7 +48,7 @@ def snapshot(
     settings = load_settings(config)
     if from_scratch and (first or last):
         raise UsageError("--from-scratch reads the whole table", remedy="omit --from and --to")
-    name = source or source_of(settings, table)
+    name = source or settings.source_of(table, "--source")
     if from_scratch and not yes:
         typer.confirm(f"Empty the topic of {table} first? Consumers will see a truncate", abort=True, err=True)
     request = SnapshotRequest(

@@ -13,7 +13,8 @@ from infra.postgres.control import OWNERSHIP, PUBLISHED, REQUESTS
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log
 from infra.state.positions import HandoverState
-from producers.publish.own_tables import RequestRow, owner_in, request_row
+from infra.state.snapshot_requests import RequestRow
+from producers.publish.own_tables import owner_in, request_row
 from producers.publish.partition_routes import Route, key_of, route_of
 from producers.publish.stray_writes import Strays
 from producers.publish.table_publisher import TableFeed

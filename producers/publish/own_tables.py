@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from infra.postgres.control import Owner
+from infra.state.snapshot_requests import RequestRow
 from schemas.events import UNCHANGED, Relation, Unchanged
 
 _OF_OWNER: Final = ("gitlab_schema", "owner", "epoch")
-
-RequestRow = Mapping[str, bytes | None]
-"""A row of headrace.snapshot_requests from the stream: column → text."""
 
 
 def request_row(relation: Relation, values: Sequence[bytes | Unchanged | None]) -> RequestRow:

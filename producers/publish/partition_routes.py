@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 from producers.publish.table_publisher import TableFeed
 from producers.source.partitions import as_its_table, identity_obstacle
-from producers.source.schema_changes import TableStopped
+from producers.source.schema_changes import TableNow, TableStopped
 from producers.source.server_text import ServerText
 from producers.stream import messages as pg
 from schemas.encoder import Encoder
@@ -36,13 +36,14 @@ def route_of(relation: Relation, named: Relation, feed: TableFeed, text: ServerT
     `named` is the relation with its names in UTF-8; `text` converts values that are not.
     """
     table = feed.table.relation
-    captured_places = feed.encoders.captured_places(named)
-    shown = named if captured_places is None else _of_columns(named, captured_places)
+    # Asked once: what is left out and what is followed are then of the same moment.
+    now = feed.encoders.now()
+    shown = _without_generated(named, now)
     if relation.oid != table.oid:
         if (reason := identity_obstacle(shown, feed.table.key)) is not None:
             raise TableStopped(reason)
         shown = as_its_table(shown, table)
-    encoder = feed.stream_encoder_for(shown)
+    encoder = feed.stream_encoder_for(shown, now)
     names = [column.name for column in named.columns]
     places = tuple(names.index(column.name) for column in shown.columns)
     captured = [column.name for column in shown.columns]
@@ -71,8 +72,14 @@ def key_of(route: Route, values: pg.Values) -> tuple[bytes, ...]:
     return cast("tuple[bytes, ...]", texts)
 
 
-def _of_columns(relation: Relation, places: tuple[int, ...]) -> Relation:
-    columns = tuple(relation.columns[place] for place in places)
+def _without_generated(relation: Relation, now: TableNow | None) -> Relation:
+    """Return the relation with the captured columns.
+
+    From PostgreSQL 18 on the stream has stored generated columns, chunks never do: both omit them.
+    """
+    if now is None or not now.generated:
+        return relation
+    columns = tuple(column for column in relation.columns if column.name not in now.generated)
     names = {column.name for column in columns}
     identity = tuple(name for name in relation.identity_columns if name in names)
     return replace(relation, columns=columns, identity_columns=identity)

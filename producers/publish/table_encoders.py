@@ -56,7 +56,7 @@ class TableEncoders:
         """Columns of earlier records that the table's last version lacks."""
         self._streamed: set[str] = set()
         """Columns that the stream has described in this session."""
-        self._now = now
+        self.now = now
         self.columns: tuple[ColumnState, ...] | None = None
         """The columns to record, None until an encoder was created; a new tuple after each change."""
 
@@ -71,51 +71,43 @@ class TableEncoders:
         Raises IncompatibleSchema if readers of the topic could not read both versions, and TableStopped if records in
         the topic would become wrong; see producers.source.schema_changes.
         """
-        identity = _identity(relation)
-        if identity not in self._made:
-            table, now = self._table, self._now()
-            if (reason := obstacle(table, relation, self._followed, now, self._gone)) is not None:
-                raise TableStopped(reason)
-            if filled := filled_columns(relation, self._followed, now):
-                log.get(**{log.SOURCE: self._source, log.TABLE: table.name}).warning(
-                    "rows in the topic lack an added column", columns=filled
-                )
-            key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
-            self._made[identity] = Encoder(
-                relation,
-                table.gitlab_schema,
-                table.key,
-                database=self._source,
-                key_schema_id=key_id,
-                value_schema_id=value_id,
-            )
-            self._follow(relation, now)
-        return self._made[identity]
+        return self._made.get(_identity(relation)) or self._new(relation, self.now())
 
-    def stream_encoder(self, relation: Relation) -> Encoder:
+    def stream_encoder(self, relation: Relation, now: TableNow | None) -> Encoder:
         """Return the encoder for rows that the stream describes so from here on; as `encoder`.
 
         A version that was met before is judged again: the catalog's at the start may be one that the stream comes to
-        later, and columns may have come and gone in between.
+        later, and columns may have come and gone in between. `now` is the catalog's answer after this description.
         """
-        if _identity(relation) in self._made:
-            now = self._now()
+        encoder = self._made.get(_identity(relation))
+        if encoder is None:
+            encoder = self._new(relation, now)
+        else:
             if (reason := renamed(relation, self._followed, now, self._gone)) is not None:
                 raise TableStopped(reason)
             self._follow(relation, now)
-        encoder = self.encoder(relation)
         self._streamed.update(column.name for column in relation.columns)
         return encoder
 
-    def captured_places(self, relation: Relation) -> tuple[int, ...] | None:
-        """Return the indexes of the stream's columns that are captured; None if all are.
-
-        From PostgreSQL 18 on the stream has stored generated columns, chunks never do: both omit them.
-        """
-        now = self._now()
-        generated = now.generated if now is not None else frozenset()
-        places = tuple(place for place, column in enumerate(relation.columns) if column.name not in generated)
-        return None if len(places) == len(relation.columns) else places
+    def _new(self, relation: Relation, now: TableNow | None) -> Encoder:
+        table = self._table
+        if (reason := obstacle(table, relation, self._followed, now, self._gone)) is not None:
+            raise TableStopped(reason)
+        if filled := filled_columns(relation, self._followed, now):
+            log.get(**{log.SOURCE: self._source, log.TABLE: table.name}).warning(
+                "rows in the topic lack an added column", columns=filled
+            )
+        key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
+        encoder = self._made[_identity(relation)] = Encoder(
+            relation,
+            table.gitlab_schema,
+            table.key,
+            database=self._source,
+            key_schema_id=key_id,
+            value_schema_id=value_id,
+        )
+        self._follow(relation, now)
+        return encoder
 
     def _follow(self, relation: Relation, now: TableNow | None) -> None:
         before = {**self._gone, **self._followed}

@@ -148,15 +148,15 @@ class TableFeed:
 
     def encoder_for(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; see TableEncoders.encoder."""
-        return self._noting(self.encoders.encoder, relation)
+        return self._noting(lambda: self.encoders.encoder(relation))
 
-    def stream_encoder_for(self, relation: Relation) -> Encoder:
+    def stream_encoder_for(self, relation: Relation, now: TableNow | None) -> Encoder:
         """Return the encoder for rows as the stream describes them now; see TableEncoders.stream_encoder."""
-        return self._noting(self.encoders.stream_encoder, relation)
+        return self._noting(lambda: self.encoders.stream_encoder(relation, now))
 
-    def _noting(self, encoder_of: Callable[[Relation], Encoder], relation: Relation) -> Encoder:
+    def _noting(self, made: Callable[[], Encoder]) -> Encoder:
         before = self.encoders.columns
-        encoder = encoder_of(relation)
+        encoder = made()
         if self.encoders.columns is not before:
             self.copy.note(columns=self.encoders.columns)
             self._changed = True
@@ -179,7 +179,7 @@ class TableFeed:
             del keys[room:], values[room:]
         self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
         remembered = [key[HEADER_BYTES:] for key in keys] if self.copy.remembers else ()
-        self.copy.copied(upto, chunk.snapshot, chunk.lsn, remembered, len(keys))
+        self.copy.copied(upto, chunk.moment, remembered, len(keys))
         self.copy.expect(-(-self.table.estimated_rows // size) if self.copy.whole else 0)
         self._note()
         return len(keys)
@@ -195,7 +195,7 @@ class TableFeed:
         if chunk.upto is not None:
             # It was cut short: missing rows may be gone, or still to be read.
             asked = [key for key in asked if self._message_key(tuple(text.encode() for text in key)) in returned]
-        self.copy.read_rows(asked, RememberedChunk(returned, chunk.snapshot, chunk.lsn), time.monotonic())
+        self.copy.read_rows(asked, RememberedChunk(returned, chunk.moment), time.monotonic())
         self._note()
         return len(keys)
 

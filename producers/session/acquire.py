@@ -30,6 +30,7 @@ from producers.source.partitions import NOTICES_ATTACHED
 from producers.source.publication import edited, ensure_publication, read_publication, withdraw
 from producers.source.schema_changes import TableStopped
 from producers.source.server_text import stream_encoding
+from producers.source.synchronous_commits import application_name
 from producers.source.tables import CapturedTable
 from producers.stream.connection import ReplicationStream, SlotInUse, StreamOptions
 from producers.stream.start_command import Streaming
@@ -234,7 +235,7 @@ def take_slot(
                 streaming=Streaming.ON,
                 # Any role may write messages of up to a gigabyte, which would be read at every start.
                 messages=False,
-                application_name=f"headrace {source}",
+                application_name=application_name(source),
                 client_encoding=stream_encoding(connection),
             )
             return ReplicationStream(dsn, slot, publication, start, options)

@@ -10,6 +10,7 @@ import psycopg
 
 from infra.kafka import denials, topic_requirements
 from infra.postgres import standbys
+from infra.postgres.connect import is_standby
 from infra.postgres.control import database_name, opened_lsn, owners
 from infra.rights import kafka_rights, privileges
 from infra.settings.model import Settings
@@ -35,7 +36,9 @@ _SETTLED_SECONDS: Final = 5.0
 def hindrances(
     connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
 ) -> list[Finding]:
-    """Return everything that prevents `source` from being read, each with its remedy. Changes nothing.
+    """Return everything that prevents `source` from being read, or commits from ending, each with its remedy.
+
+    Changes nothing.
 
     Without `positions`, since Kafka cannot be reached, the source's recorded state is not checked.
     """
@@ -53,11 +56,13 @@ def hindrances(
     found += _of_another_name(connection, source)
     found += _half_made(connection, name)
     found += _standbys(connection, name)
-    if positions is not None and not _standby(connection):
+    if positions is not None and not is_standby(connection):
         found += _topics(connection, settings, source, stopped)
         found += _gaps(connection, settings, source, positions, stopped)
         if not found:
             found += _unrecorded(connection, settings, source, sources, stopped)
+    if not is_standby(connection):
+        found += preflight.of_commits(connection, source, name)
     return found
 
 
@@ -84,10 +89,6 @@ def outlook(
         growth.add(again.at, again.written)
         reading, rate = again, growth.rate
     return slot_monitor.forecast(reading, rate)
-
-
-def _standby(connection: psycopg.Connection[Any]) -> bool:
-    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
 
 
 def _rights(

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from pydantic import BaseModel
 
+from infra.postgres.moments import current_moment, next_xid
 from infra.service import log, metrics
 from infra.state.positions import SnapshotState, StreamState, handover_key, record_key
 from producers.publish.capture import Capture
@@ -23,7 +24,6 @@ from producers.session import handover
 from producers.session.resume import ServerWal
 from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
-from producers.source.transactions import current_snapshot, next_xid
 from producers.watch.catalog_watch import TableWatch
 from schemas.positions import Lsn
 
@@ -116,7 +116,7 @@ class Commits:
         )
         self.send()
         if capture.unseen.xids:
-            capture.unseen.visible_in(current_snapshot(self._sql)[0])
+            capture.unseen.visible_in(current_moment(self._sql).snapshot)
         self._relay.record(self._records(changed))
         self._relay.commit()
         self._count()

@@ -15,6 +15,7 @@ import psycopg
 
 from infra.postgres.control import owners
 from infra.postgres.copy_out import LineTooLong
+from infra.postgres.moments import current_moment
 from infra.service import log
 from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed
@@ -23,7 +24,6 @@ from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import CHUNK_BYTES, read_chunk
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy, judged
-from producers.source.transactions import current_snapshot
 from producers.watch.catalog_watch import TableWatch
 from schemas.positions import Lsn, Position
 
@@ -114,7 +114,7 @@ def choose(
     """
     deadline = time.monotonic() + BARRIER_SECONDS
     while not stop.is_set():
-        snapshot, _ = current_snapshot(connection)
+        snapshot = current_moment(connection).snapshot
         visible = unseen.visible_in(snapshot)
         waiting = [feed for feed in feeds if feed.copying and feed.readable]
         ready = [feed for feed in waiting if turns.ready(feed)]
@@ -171,10 +171,10 @@ def copy_chunk(
         return None
     if by_key:
         turns.took(feed, 0, 0)  # rows with large values do not predict the next chunk's
-        return Copied(feed.add_rows(bounds.keys, chunk, position), len(chunk.data), chunk.lsn, by_key=True)
+        return Copied(feed.add_rows(bounds.keys, chunk, position), len(chunk.data), chunk.moment.lsn, by_key=True)
     turns.took(feed, chunk.rows, len(chunk.data))
     full = planned if chunk.upto is None else chunk.rows
-    return Copied(feed.add_chunk(chunk.upto, chunk, position, full), len(chunk.data), chunk.lsn)
+    return Copied(feed.add_chunk(chunk.upto, chunk, position, full), len(chunk.data), chunk.moment.lsn)
 
 
 class CopyLog:

@@ -19,6 +19,7 @@ from infra.kafka import clients
 from infra.postgres.connect import connect, translated
 from infra.postgres.control import ensure_control_schema
 from infra.postgres.heartbeat import beat
+from infra.postgres.moments import next_xid
 from infra.service import log
 from infra.service.signals import bounded
 from infra.settings.model import Settings
@@ -36,10 +37,9 @@ from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
 from producers.snapshot.chunk_rules import Unseen
-from producers.source import preflight, slots
+from producers.source import preflight, slots, synchronous_commits
 from producers.source.server_text import server_text
 from producers.source.tables import CapturedTable, captured_tables
-from producers.source.transactions import next_xid
 from producers.stream.reassembly import Incoming
 from producers.stream.spill import SpillDirectory
 from producers.stream.visibility_gate import gated
@@ -143,6 +143,8 @@ def _captured(
     settings, source, database = start.settings, start.source, start.settings.database(start.source)
     stopped = resume.stopped_tables(sql, settings, source, recorded)
     preflight.require(sql, source, database, slot, settings.prefix, leave_out=stopped, copied=recorded.snapshots)
+    if synchronous_commits.counts(sql, source, slot):
+        synchronous_commits.report(log.get(**{log.SOURCE: source}))
     ensure_control_schema(sql, source, database.gitlab_schemas, prefix=settings.prefix)
     return stopped, captured_tables(sql, source, database, settings.prefix, leave_out=stopped)
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import psycopg
 
 from infra.kafka import clients
 from infra.kafka.topics import ONLY_PARTITION
-from infra.postgres.connect import connect, translated
+from infra.postgres.connect import session
+from infra.postgres.moments import current_moment
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState, encode, record_key
-from infra.state.snapshot_requests import SnapshotRequest, send_request
+from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
 from producers.session import resume
 from producers.session.acquire import sessions_of
-from producers.session.snapshot_requests import RequestRefused, require_keys
+from producers.session.snapshot_requests import require_keys
 from producers.source import gaps, slots
 from producers.source.publication import Publication, read_publication
 from producers.source.tables import CapturedTable, captured_tables
-from producers.source.transactions import current_snapshot
 from schemas.errors import BrokerUnavailable, Refused, UsageError
 from schemas.positions import format_lsn
 from schemas.topics import positions_topic
@@ -36,22 +35,6 @@ class FromScratchOnly(Refused):
     """Re-snapshot it with `headrace snapshot TABLE --from-scratch`, which empties its topic first."""
 
 
-def source_of(settings: Settings, table: str) -> str:
-    """Return the database whose settings capture `table`; raises UsageError unless exactly one does."""
-    found = [
-        name
-        for name, database in settings.databases.items()
-        if any(table == pattern or fnmatchcase(table, pattern) for pattern in database.tables)
-    ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{table} is captured from {', '.join(found)}", remedy="choose one with --source")
-    raise UsageError(
-        f"{table} is captured from no database", remedy="name it as the settings do, such as public.projects"
-    )
-
-
 def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     """Request that the producer of `source` re-snapshots rows of a table; return what happens next, in one line.
 
@@ -65,7 +48,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     recorded = state.snapshots.get(request.table)
     if state.stream is None:
         raise NotReadYet(f"source {source} has never been read")
-    with connect(dsn, name=f"snapshot {source}", reading=True) as connection, translated(dsn):
+    with session(database, name=f"snapshot {source}", reading=True) as connection:
         (table,) = captured_tables(connection, source, alone, settings.prefix)
         if table.hidden is not None:
             raise table.hidden
@@ -89,7 +72,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
             _require_keys(connection, table, request)
         send_request(connection, request)
         # After its commit: the stream has it before this position.
-        lsn = current_snapshot(connection)[1]
+        lsn = current_moment(connection).lsn
     return f"requested at {format_lsn(lsn)}: the producer of {source} re-snapshots {table.name} once it is there"
 
 

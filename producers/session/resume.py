@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import psycopg
@@ -209,11 +208,7 @@ def stopped_tables(
     """
     database = settings.database(source)
     filled = with_records(settings.kafka, [snapshot.topic for snapshot in state.snapshots.values()])
-    recorded = {
-        name: snapshot
-        for name, snapshot in state.snapshots.items()
-        if any(name == pattern or fnmatchcase(name, pattern) for pattern in database.tables)
-    }
+    recorded = {name: snapshot for name, snapshot in state.snapshots.items() if database.captures(name)}
     begun = {name: snapshot for name, snapshot in recorded.items() if snapshot.topic in filled}
     stopped = {name: snapshot for name, snapshot in begun.items() if snapshot.stopped and not snapshot.from_scratch}
     reasons: dict[str, str] = {}

@@ -10,34 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, LiteralString, cast
 
 import psycopg
-from psycopg import pq, sql
-from psycopg.adapt import Transformer
-from pydantic import ValidationError
+from psycopg import sql
 
+from infra.postgres.moments import next_xid
 from infra.service import log
 from infra.state.positions import SnapshotState
-from infra.state.snapshot_requests import SnapshotRequest
-from producers.publish.own_tables import RequestRow
+from infra.state.snapshot_requests import RequestRefused, RequestRow, SnapshotRequest, read_request
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.tables import CapturedTable
-from producers.source.transactions import next_xid
-from schemas.errors import Refused
-
-_TEXTS: Final = 1009
-"""The type text[]."""
-
-_KEY_BYTES: Final = 256 * 1024
-"""The largest size of a request's keys, which are recorded with the table's state."""
 
 _TYPES: Final = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
  WHERE a.attrelid OPERATOR(pg_catalog.=) %s AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
 """
-
-
-class RequestRefused(Refused):
-    """Nothing was changed. Correct the request and repeat it with `headrace snapshot TABLE`."""
 
 
 class Requests:
@@ -91,35 +77,16 @@ class Requests:
         return {}
 
 
-def read_request(row: RequestRow) -> SnapshotRequest:
-    """Return the request in a row; raises RequestRefused for an invalid row."""
-    try:
-        return SnapshotRequest.model_validate(
-            {
-                "table": (row["table"] or b"").decode(),
-                "first": _key(row["first_key"]),
-                "last": _key(row["last_key"]),
-                "from_scratch": row["from_scratch"] == b"t",
-            }
-        )
-    except (KeyError, UnicodeDecodeError, ValidationError, psycopg.Error) as error:
-        raise RequestRefused("a row of headrace.snapshot_requests is not a valid request") from error
-
-
 def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, request: SnapshotRequest) -> KeyRange:
     """Return the requested range, its keys in the server's own text form, so that ranges can be compared.
 
     Raises RequestRefused when a bound does not match the table's key. Waits for no lock on the table.
     """
-    named = f"the key of {table.name} is ({', '.join(table.key)})"
-    keys = [key for key in (request.first, request.last) if key is not None]
-    for key in keys:
-        if len(key) != len(table.key):
-            raise RequestRefused(f"a key with {len(key)} value(s) was given, but {named}")
-    if sum(len(text.encode()) for key in keys for text in key) > _KEY_BYTES:
-        raise RequestRefused(f"a key of more than {_KEY_BYTES} bytes was given for {table.name}")
+    request.require_bounds(table.key)
+    keys = request.bounds
     if not keys:
         return KeyRange()
+    named = f"the key of {table.name} is ({', '.join(table.key)})"
     types = dict(connection.execute(_TYPES, (table.relation.oid,)).fetchall())
     if not types.keys() >= set(table.key):
         raise RequestRefused(f"{named}, but the table no longer has such a column")
@@ -139,10 +106,3 @@ def require_keys(connection: psycopg.Connection[Any], table: CapturedTable, requ
     texts = list(row or ())
     first = tuple(texts[: len(table.key)]) if request.first is not None else None
     return KeyRange(first, tuple(texts[-len(table.key) :]) if request.last is not None else None)
-
-
-def _key(text: bytes | None) -> tuple[str, ...] | None:
-    """Return an array's elements; the request's model rejects a null or nested element."""
-    if text is None:
-        return None
-    return tuple(Transformer().get_loader(_TEXTS, pq.Format.TEXT).load(text))

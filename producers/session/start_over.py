@@ -16,8 +16,9 @@ import psycopg
 
 from infra.kafka import clients
 from infra.kafka.topics import STATE, delete_topics, ensure_topic
-from infra.postgres.connect import connect, translated
+from infra.postgres.connect import session
 from infra.postgres.control import owners
+from infra.postgres.moments import current_moment
 from infra.service import log
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState, record_key, stray_key
@@ -25,7 +26,6 @@ from producers.publish.kafka_transaction import Relay
 from producers.session.handover import owned, seal
 from producers.source import slots
 from producers.source.tables import captured_tables
-from producers.source.transactions import current_snapshot
 from schemas.errors import Refused
 from schemas.positions import Lsn
 from schemas.topics import positions_topic
@@ -41,12 +41,11 @@ def start_over(settings: Settings, source: str) -> None:
     """
     clients.ensure_reachable(settings.kafka)
     database = settings.database(source)
-    dsn = database.dsn.get_secret_value()
     name = slots.slot_name(settings, source, database)
-    with connect(dsn, name=f"start-over {source}", reading=True) as connection, translated(dsn):
+    with session(database, name=f"start-over {source}", reading=True) as connection:
         _drop(connection, name)
         tables = captured_tables(connection, source, database, settings.prefix)
-        system, lsn = slots.system_identifier(connection), current_snapshot(connection)[1]
+        system, lsn = slots.system_identifier(connection), current_moment(connection).lsn
         # Tables that another database owns now are published by that one.
         owned_by = owners(connection)
         elsewhere = {table.name for table in tables if not owned(table, source, owned_by)}

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 
 Key = tuple[int | bytes, ...]
 """A row's key; compares as the database sorts it."""
@@ -29,13 +29,16 @@ Key = tuple[int | bytes, ...]
 class Chunk:
     """A copied range of keys, `after` exclusive to `upto` inclusive; None is the end of the key space.
 
-    `snapshot` and `lsn` (the WAL insert position read after it) are None once the stream has passed the chunk.
+    `moment`, when its rows were read, is None once the stream has passed it.
     """
 
     after: Key | None
     upto: Key | None
-    snapshot: Snapshot | None = None
-    lsn: Lsn | None = None
+    moment: Moment | None = None
+
+    def passed(self, lsn: Lsn) -> bool:
+        """Whether a stream at `lsn` has passed the chunk, which remembers its moment."""
+        return self.moment is not None and self.moment.lsn <= lsn
 
 
 class TableChunks:
@@ -70,7 +73,7 @@ class TableChunks:
     @property
     def settled(self) -> bool:
         """Whether all is copied and the stream has passed every chunk, so that all events are published."""
-        return self.complete and all(chunk.snapshot is None for chunk in self._chunks)
+        return self.complete and all(chunk.moment is None for chunk in self._chunks)
 
     def copied(self, chunk: Chunk) -> None:
         """Add a chunk just published."""
@@ -79,12 +82,12 @@ class TableChunks:
 
     def passed(self, lsn: Lsn) -> bool:
         """Note that the stream is at `lsn`; return whether that settled a chunk."""
-        if not any(chunk.lsn is not None and chunk.lsn <= lsn for chunk in self._chunks):
+        if not any(chunk.passed(lsn) for chunk in self._chunks):
             return False
         merged: list[Chunk] = []
         for each in self._chunks:
-            chunk = replace(each, snapshot=None, lsn=None) if each.lsn is not None and each.lsn <= lsn else each
-            if merged and merged[-1].snapshot is None and chunk.snapshot is None and merged[-1].upto == chunk.after:
+            chunk = replace(each, moment=None) if each.passed(lsn) else each
+            if merged and merged[-1].moment is None and chunk.moment is None and merged[-1].upto == chunk.after:
                 merged[-1] = Chunk(merged[-1].after, chunk.upto)
             else:
                 merged.append(chunk)
@@ -103,9 +106,7 @@ class TableChunks:
         chunk = self._chunks[index]
         if chunk.after is not None and key <= chunk.after:
             return False
-        if chunk.snapshot is None or chunk.lsn is None or commit_lsn >= chunk.lsn:
-            return True
-        return not chunk.snapshot.sees(xid)
+        return chunk.moment is None or not chunk.moment.shows(xid, commit_lsn)
 
     def _set(self, chunks: list[Chunk]) -> None:
         self._chunks = chunks

@@ -22,7 +22,7 @@ from typing import Final
 from infra.state.positions import IncompleteState
 from producers.snapshot.resnapshot_rules import RememberedChunk, Texts, pack_keys, unpack_keys
 from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment
 
 READ_SECONDS: Final = 5.0
 """The least time between two reads of a table's rows, unless many keys are pending."""
@@ -45,9 +45,8 @@ class IncompleteRows:
     def __init__(self, state: IncompleteState) -> None:
         self._keys = dict.fromkeys(state.keys)
         self._bytes = sum(map(_size, self._keys))
-        self._chunk: RememberedChunk | None = None
-        if state.snapshot is not None and state.lsn is not None:
-            self._chunk = RememberedChunk(unpack_keys(state.read), Snapshot.parse(state.snapshot), state.lsn)
+        moment = Moment.recorded(state.snapshot, state.lsn)
+        self._chunk = None if moment is None else RememberedChunk(unpack_keys(state.read), moment)
         self._read_at: float | None = None
 
     @property
@@ -56,8 +55,8 @@ class IncompleteRows:
         chunk = self._chunk
         return IncompleteState(
             keys=tuple(self._keys),
-            snapshot=str(chunk.snapshot) if chunk else None,
-            lsn=chunk.lsn if chunk else None,
+            snapshot=str(chunk.moment.snapshot) if chunk else None,
+            lsn=chunk.moment.lsn if chunk else None,
             read=pack_keys(chunk.keys) if chunk else "",
         )
 
@@ -121,7 +120,7 @@ class IncompleteRows:
 
     def passed(self, lsn: Lsn) -> bool:
         """Note that the stream is at `lsn`; return whether that changed the state."""
-        if self._chunk is None or self._chunk.lsn > lsn:
+        if self._chunk is None or self._chunk.moment.lsn > lsn:
             return False
         self._chunk = None
         return True

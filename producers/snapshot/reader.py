@@ -12,18 +12,17 @@ from psycopg import pq, sql
 
 from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, compared, key_order
+from infra.postgres.moments import current_moment
 from producers.snapshot.resnapshot_rules import Texts
 from producers.snapshot.table_snapshot import Bounds
 from producers.source import partitions
 from producers.source.schema_changes import TableStopped
 from producers.source.server_text import DOUBTFUL, doubtful
 from producers.source.tables import CapturedTable, relation_of
-from producers.source.transactions import current_snapshot
 from schemas.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
-from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
 """The table's lock is requested with NOWAIT; the timeout is for other locks of a query, such as on an index."""
@@ -51,8 +50,7 @@ class ChunkRows:
     data: bytes
     rows: int
     relation: Relation
-    snapshot: Snapshot
-    lsn: Lsn
+    moment: Moment
     upto: Texts | None = None
 
     def key_texts(self, index: int, key: tuple[str, ...]) -> Texts:
@@ -98,7 +96,7 @@ def read_chunk(
         with _present(table):
             # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
-            snapshot, lsn = current_snapshot(connection)
+            moment = current_moment(connection)
             relation = _relation(connection, table)
             upto = None if bounds.keys else plan_chunk(connection, table, bounds, rows)
             bounds = bounds if upto is None else replace(bounds, last=upto)
@@ -110,7 +108,7 @@ def read_chunk(
     if not lines.whole:
         names = [column.name for column in relation.columns]
         upto = tuple(unescape(field).decode() for field in lines.last([names.index(name) for name in table.key]))
-    return ChunkRows(lines.data, lines.rows, relation, snapshot, lsn, upto)
+    return ChunkRows(lines.data, lines.rows, relation, moment, upto)
 
 
 def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Relation:

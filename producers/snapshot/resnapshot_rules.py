@@ -22,7 +22,7 @@ from typing import Final
 
 from producers.snapshot.chunk_rules import Key
 from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment
 
 _LENGTH: Final = 4
 """Bytes for the length of a recorded key: a text that compresses well may have megabytes."""
@@ -49,15 +49,14 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class RememberedChunk:
-    """The message keys of a chunk's rows, read under `snapshot`; `lsn` was read after it."""
+    """The message keys of a chunk's rows, and when they were read."""
 
     keys: frozenset[bytes]
-    snapshot: Snapshot
-    lsn: Lsn
+    moment: Moment
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
         """Whether the event of transaction `xid` for the row `key` is published."""
-        return commit_lsn >= self.lsn or key not in self.keys or not self.snapshot.sees(xid)
+        return key not in self.keys or not self.moment.shows(xid, commit_lsn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +84,11 @@ class Reread:
 
     def passed(self, lsn: Lsn) -> Reread:
         """Note that the stream is at `lsn`."""
-        return replace(self, chunk=None) if self.chunk is not None and self.chunk.lsn <= lsn else self
+        return replace(self, chunk=None) if self.chunk is not None and self.chunk.moment.lsn <= lsn else self
 
     def truncated(self) -> Reread:
         """Note that the stream truncated the table."""
         return replace(self, read=True, chunk=None)
-
-    def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
-        """Whether the event of transaction `xid` for the row `key` is published."""
-        return self.chunk is None or self.chunk.publishes(key, xid, commit_lsn)
 
 
 def united(ranges: Iterable[KeyRange], comparable: Callable[[Texts], Key] | None) -> tuple[KeyRange, ...]:

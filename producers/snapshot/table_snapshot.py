@@ -16,7 +16,7 @@ from producers.snapshot.chunk_rules import Chunk, Key, TableChunks
 from producers.snapshot.incomplete_rows import IncompleteRows
 from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread, Texts, pack_keys, united, unpack_keys
 from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment
 
 Comparable = Callable[[tuple[bytes, ...]], Key]
 """Converts a key's texts to a form that compares as the database sorts it."""
@@ -121,15 +121,15 @@ class TableCopy:
     def _partitions(self) -> tuple[int, ...]:
         return tuple(each.oid for each in self.state.partitions)
 
-    def copied(self, upto: Texts | None, snapshot: Snapshot, lsn: Lsn, keys: Iterable[bytes], rows: int) -> None:
+    def copied(self, upto: Texts | None, moment: Moment, keys: Iterable[bytes], rows: int) -> None:
         """Note that the chunk from `bounds` to `upto` (None: to its end) is published.
 
         `keys` are the message keys of its rows, needed only if it `remembers`.
         """
         if self._reread is not None:
-            self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), snapshot, lsn))
+            self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), moment))
         else:
-            self._chunks.copied(Chunk(self._chunks.frontier, self._key_or_end(upto), snapshot, lsn))
+            self._chunks.copied(Chunk(self._chunks.frontier, self._key_or_end(upto), moment))
         self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
 
     def note(self, **changes: object) -> None:
@@ -246,8 +246,8 @@ class TableCopy:
         if self._reread is not None:
             chunk = self._reread.chunk
             if self._state.from_nothing:
-                return chunk is not None and (commit_lsn >= chunk.lsn or not chunk.snapshot.sees(xid))
-            return chunk is None or self._reread.publishes(key(), xid, commit_lsn)
+                return chunk is not None and not chunk.moment.shows(xid, commit_lsn)
+            return chunk is None or chunk.publishes(key(), xid, commit_lsn)
         return self._comparable is None or self._chunks.publishes(self._comparable(texts), xid, commit_lsn)
 
     def _load(self, state: SnapshotState) -> None:
@@ -258,8 +258,7 @@ class TableCopy:
             Chunk(
                 self._key_or_end(each.after),
                 self._key_or_end(each.upto),
-                Snapshot.parse(each.snapshot) if each.snapshot else None,
-                each.lsn,
+                Moment.recorded(each.snapshot, each.lsn),
             )
             for each in state.copied
         )
@@ -284,8 +283,8 @@ class TableCopy:
             ChunkState(
                 after=_texts(chunk.after),
                 upto=_texts(chunk.upto),
-                snapshot=str(chunk.snapshot) if chunk.snapshot else None,
-                lsn=chunk.lsn,
+                snapshot=str(chunk.moment.snapshot) if chunk.moment else None,
+                lsn=chunk.moment.lsn if chunk.moment else None,
             )
             for chunk in self._chunks.chunks
         )
@@ -306,9 +305,8 @@ def _texts(key: Key | None) -> Texts | None:
 
 
 def _loaded(state: RereadState) -> Reread:
-    chunk = None
-    if state.snapshot is not None and state.lsn is not None:
-        chunk = RememberedChunk(unpack_keys(state.keys), Snapshot.parse(state.snapshot), state.lsn)
+    moment = Moment.recorded(state.snapshot, state.lsn)
+    chunk = None if moment is None else RememberedChunk(unpack_keys(state.keys), moment)
     return Reread(_key_range(state.range), state.after, state.read, chunk)
 
 
@@ -328,7 +326,7 @@ def _recorded(reread: Reread | None) -> RereadState | None:
         range=_range_state(reread.range),
         after=reread.after,
         read=reread.read,
-        snapshot=str(chunk.snapshot) if chunk else None,
-        lsn=chunk.lsn if chunk else None,
+        snapshot=str(chunk.moment.snapshot) if chunk else None,
+        lsn=chunk.moment.lsn if chunk else None,
         keys=pack_keys(chunk.keys) if chunk else "",
     )

@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 
 from infra.settings.model import DatabaseSettings
 from infra.state.positions import SnapshotState
-from producers.source import slots
+from producers.source import slots, synchronous_commits
 from producers.source.publication import read_publication, refuse_foreign, wanted_tables
 from producers.source.tables import captured_tables
 from producers.source.writability import WritesRefused, refused_writes
@@ -59,6 +59,17 @@ def findings(
     if not settings.tables:
         yield Finding(f"databases.{source}.tables is empty", "name the tables to capture, such as public.projects")
     yield from _of_tables(connection, source, settings, prefix, leave_out, copied)
+
+
+def of_commits(connection: psycopg.Connection[Any], source: str, slot: str) -> Iterator[Finding]:
+    """Yield the finding that commits wait for the producer of `source`; without it they may wait for good.
+
+    So it refuses no start, unlike `findings`.
+    """
+    if synchronous_commits.counts(connection, source, slot):
+        yield Finding(
+            f"commits wait for the producer of {source}: {synchronous_commits.PROBLEM}", synchronous_commits.REMEDY
+        )
 
 
 def _of_server(

@@ -8,6 +8,7 @@ from typing import Any, Final
 import psycopg
 
 from infra.kafka import clients
+from infra.postgres.control import HEARTBEAT, OWNERSHIP, REQUESTS
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import HEADRACE, TablePrivileges
 from infra.rights.programs import Program
@@ -28,10 +29,10 @@ _TRANSACTIONS: Final = (Operation.WRITE, Operation.DESCRIBE)
 
 OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "database", ("SELECT",)),
-    TablePrivileges(HEADRACE, "schema_ownership", ("SELECT",)),
-    TablePrivileges(HEADRACE, "heartbeat", ("SELECT", "INSERT", "UPDATE")),
+    TablePrivileges(*OWNERSHIP, ("SELECT",)),
+    TablePrivileges(*HEARTBEAT, ("SELECT", "INSERT", "UPDATE")),
     # A role that may insert here can have a topic emptied.
-    TablePrivileges(HEADRACE, "snapshot_requests", ("SELECT", "INSERT", "DELETE")),
+    TablePrivileges(*REQUESTS, ("SELECT", "INSERT", "DELETE")),
 )
 """headrace's own tables that a producer and snapshot requests read and write."""
 

@@ -1,4 +1,4 @@
-"""Reads snapshots and transaction ids, and names the transactions that a session waits for."""
+"""Names the transactions that a session waits for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from psycopg.conninfo import make_conninfo
 
 from infra.postgres.connect import connect
 from schemas.errors import HeadraceError
-from schemas.positions import Lsn, parse_lsn
-from schemas.xid_snapshot import Snapshot
 
 _LOOK_SECONDS: Final = 1.0
 
@@ -33,10 +31,6 @@ SELECT DISTINCT l.pid, p.gid, coalesce(nullif(a.application_name, ''), 'a sessio
    AND (l.transactionid = w.transactionid OR coalesce(p.prepared, a.xact_start) < w.waitstart)
  ORDER BY 5, 1
 """
-
-
-_MOMENT = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
-"""One query, so that the snapshot is taken before the WAL position is read."""
 
 
 def blocking(connection: psycopg.Connection[Any], pid: int) -> list[str]:
@@ -90,17 +84,3 @@ class Awaited:
             self._names = names
             self._report(str(self))
         self._names = names or self._names
-
-
-def current_snapshot(connection: psycopg.Connection[Any]) -> tuple[Snapshot, Lsn]:
-    """Return the current snapshot, and the WAL insert position read after it."""
-    row = connection.execute(_MOMENT).fetchone()
-    assert row is not None
-    return Snapshot.parse(row[0]), parse_lsn(row[1])
-
-
-def next_xid(connection: psycopg.Connection[Any]) -> int:
-    """Return a transaction id above all that have begun. A snapshot's xmax is not: later ones may already run."""
-    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
-    assert row is not None
-    return int(row[0])

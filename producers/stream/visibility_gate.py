@@ -16,15 +16,12 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
+from infra.postgres.moments import current_moment
 from infra.service import log
 from infra.settings.model import DatabaseSettings
-from producers.source.transactions import current_snapshot
+from producers.source import synchronous_commits
 from producers.stream.messages import Begin, Message, RelationMessage
 from schemas.positions import Lsn
-
-_AWAITED: Final = "SELECT sync_state IN ('sync', 'quorum') FROM pg_stat_replication WHERE pid = %s"
-_SYNCHRONOUS: Final = "synchronous_standby_names matches its replication connection, so that it counts as a standby"
-_REMEDY: Final = "name the standbys in synchronous_standby_names, instead of *"
 
 _LOOK_SECONDS: Final = 0.01
 _LOOK_MOST_SECONDS: Final = 0.1
@@ -62,9 +59,9 @@ def gated(
     kind = Begin if database.publish_when_visible else RelationMessage
 
     def awaited() -> bool:
-        return connection.execute(_AWAITED, (stream.backend_pid,)).fetchone() == (True,)
+        return synchronous_commits.waits_for(connection, stream.backend_pid)
 
-    return VisibilityGate(incoming, lambda: current_snapshot(connection)[0].sees, awaited, stream, lines, kind=kind)
+    return VisibilityGate(incoming, lambda: current_moment(connection).snapshot.sees, awaited, stream, lines, kind=kind)
 
 
 class VisibilityGate:
@@ -157,7 +154,7 @@ class VisibilityGate:
             self._stream.confirm(self._stream.flushed)
             if self._awaited():
                 self._released = self._xid
-                self._log.error("commits wait for this producer", reason=_SYNCHRONOUS, remedy=_REMEDY)
+                synchronous_commits.report(self._log)
         if now >= self._said_due:
             self._said, self._said_due = True, now + _SAID_AGAIN_SECONDS
             self._log.warning(

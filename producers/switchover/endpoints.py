@@ -14,14 +14,12 @@ from uuid import UUID
 import psycopg
 
 from infra.postgres import table_format
-from infra.postgres.control import Owner
+from infra.postgres.control import Owner, Ownership, ownership
 from infra.settings.model import Settings
 from producers.source import slots
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import GITLAB_SHARED
 
-_SIDE: Final = "SELECT pg_is_in_recovery(), (SELECT name FROM headrace.database)"
-_OWNERS: Final = "SELECT gitlab_schema, owner, epoch FROM headrace.schema_ownership"
 _RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage, claim FROM headrace.switchovers"
 
 
@@ -63,13 +61,10 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Side(Ownership):
     """The state of one of the two databases, as it records it."""
 
-    name: str | None
-    standby: bool
     system: str
-    owners: Mapping[str, Owner]
     records: Mapping[str, Record] = field(default_factory=dict)
 
     def record(self, gitlab_schema: str) -> Record | None:
@@ -79,11 +74,6 @@ class Side:
             return None
         given = found.source if found.stage is Stage.TAKEN_BACK else found.destination
         return found if given == owner.name else None
-
-    def opens(self, gitlab_schema: str) -> bool:
-        """Return whether this side's transactions may write the gitlab schema."""
-        owner = self.owners.get(gitlab_schema)
-        return not self.standby and owner is not None and owner.name == self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +119,7 @@ def side(connection: psycopg.Connection[Any], database: str) -> Side:
     """
     table_format.require(connection, database)
     try:
-        row = connection.execute(_SIDE).fetchone()
-        assert row is not None
-        standby, name = row
-        owners = {label: Owner(owner, epoch) for label, owner, epoch in connection.execute(_OWNERS)}
+        found = ownership(connection)
         records = {
             label: Record(id, source, destination, epoch, Stage(stage), claim)
             for label, id, source, destination, epoch, stage, claim in connection.execute(_RECORDS)
@@ -142,7 +129,7 @@ def side(connection: psycopg.Connection[Any], database: str) -> Side:
             f"database {database} lacks headrace's tables: {error.diag.message_primary}",
             remedy=f"start `headrace produce {database}` once, or run what `headrace init --sql` prints",
         ) from error
-    return Side(name, standby, slots.system_identifier(connection), owners, records)
+    return Side(found.name, found.standby, found.owners, slots.system_identifier(connection), records)
 
 
 def write(connection: psycopg.Connection[Any], changes: Changes) -> None:

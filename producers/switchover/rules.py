@@ -278,7 +278,7 @@ def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
 def owned_by_copy(view: View) -> Iterable[str]:
     """Yield the gitlab schemas that the other end owns under its own name: only it has their current rows."""
     if view.new.name != view.move.source:
-        yield from (each for each in view.new.owners if view.new.opens(each) and each != GITLAB_SHARED)
+        yield from (each for each in view.new.owners if view.new.owns(each) and each != GITLAB_SHARED)
 
 
 def _refused_others(view: View) -> Refusal | None:

@@ -74,7 +74,7 @@ def schema_state(view: View, gitlab_schema: str) -> SchemaState:
         return SchemaState.UNCLAIMED
     if owner.name not in (move.source, move.destination):
         return SchemaState.ELSEWHERE
-    open_there = view.new.name == move.destination and view.new.opens(gitlab_schema)
+    open_there = view.new.name == move.destination and view.new.owns(gitlab_schema)
     if owner.name == move.source:
         return _kept(view, open_there)
     record = view.old.record(gitlab_schema)

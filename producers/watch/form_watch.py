@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 
+from infra.postgres.moments import current_moment, next_xid
 from infra.service import log
 from infra.state.positions import FormState
 from producers.publish.table_publisher import TableFeed
-from producers.source.transactions import current_snapshot, next_xid
 from producers.watch.table_forms import table_forms
 from schemas.positions import Lsn
 
@@ -57,9 +57,9 @@ class FormWatch:
                 self._seen.append((feed, form))
         waiting = [each for each in self._keys.values() if each.lsn is None]
         if waiting:
-            snapshot, lsn = current_snapshot(self._connection)
+            moment = current_moment(self._connection)
             for each in waiting:
-                each.lsn = lsn if each.begun <= snapshot.xmin else None
+                each.lsn = moment.lsn if each.begun <= moment.snapshot.xmin else None
 
     def differs(self, feed: TableFeed) -> bool:
         """Whether the next check will find a change of this table."""

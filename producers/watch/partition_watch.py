@@ -8,11 +8,11 @@ from typing import Any
 
 import psycopg
 
+from infra.postgres.moments import next_xid
 from infra.service import log
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.partitions import NOTICES_ATTACHED, Partitions, compared, kept_rows, obstacle, read_partitions
-from producers.source.transactions import next_xid
 from schemas.positions import Lsn
 
 

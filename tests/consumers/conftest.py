@@ -19,8 +19,10 @@ from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
-from tests.conftest import Database
+from tests.conftest import Build, Database
 from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
+from tests.consumers.gitserver.driver import World
+from tests.consumers.gitservers import Application, make_tables
 from tests.consumers.services import PATIENCE
 
 Member = subprocess.Popen[str]
@@ -88,6 +90,24 @@ def members(config: Path) -> Iterator[Callable[..., Member]]:
     for member in started:
         member.kill()
         member.communicate()
+
+
+@pytest.fixture
+def gitserver_world(
+    new_databases: Callable[[str | None], Database],
+    template_database: Callable[[str, Build], str],
+    bootstrap_servers: str,
+    prefix: str,
+    tmp_path: Path,
+) -> World:
+    """Gitservers whose consumers can be driven without Kafka; the `world` of the tests that move repositories."""
+    database = new_databases(template_database("gitservers", make_tables))
+    return World(database, tmp_path, kafka=bootstrap_servers, prefix=prefix)
+
+
+@pytest.fixture
+def application(gitserver_world: World) -> Application:
+    return Application(gitserver_world.settings, gitserver_world.connection)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.xid_snapshot import Hidden, Snapshot
+from schemas.positions import Lsn
+from schemas.xid_snapshot import Hidden, Moment, Snapshot
 
 XID = st.integers(min_value=3, max_value=2**40)
 
@@ -31,6 +32,17 @@ def test_snapshot_sees_only_transactions_that_ended_before_it() -> None:
 def test_half_an_id_finds_its_epoch_by_nearness(xmax: int, distance: int) -> None:
     xid = max(3, xmax + distance)
     assert Snapshot(xmax, xmax).sees(xid % 2**32) == (xid < xmax)
+
+
+def test_moment_shows_what_its_snapshot_sees_and_that_committed_before_its_position() -> None:
+    moment = Moment(Snapshot.parse("795:799:795,797"), Lsn(1000))
+    assert [xid for xid in range(793, 801) if moment.shows(xid, Lsn(999))] == [793, 794, 796, 798]
+    assert not any(moment.shows(xid, Lsn(1000)) for xid in range(793, 801))
+
+
+def test_moment_is_recorded_until_it_is_passed() -> None:
+    assert Moment.recorded("795:799:795,797", Lsn(1000)) == Moment(Snapshot(795, 799, frozenset({795, 797})), Lsn(1000))
+    assert Moment.recorded(None, None) is None
 
 
 def hidden_among(candidates: range, hidden: Hidden) -> list[int]:

@@ -114,8 +114,8 @@ def _ignore_the_fence() -> None:
 
     def hold(cursor: Any, *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
         _, look = fence._statements(migration, gitlab_schema)
-        row = cursor.execute(look).fetchone()
-        return Hidden(Snapshot.parse(row[6]), row[7])
+        *_, snapshot, xid, _ = cursor.execute(look).fetchone()
+        return Hidden(Snapshot.parse(snapshot), xid)
 
     _replace(fence, "hold", hold)
     _replace(Ledger, "pausing", lambda *_: lambda *_: False)

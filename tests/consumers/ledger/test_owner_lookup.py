@@ -8,7 +8,7 @@ import pytest
 
 from consumers.ledger.owner_lookup import Answer, Answers, TwoOwners, owning_database
 from consumers.operations.catalog import migration_class, target_database
-from infra.postgres.control import Owner, ensure_control_schema
+from infra.postgres.control import Owner, Ownership, ensure_control_schema
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved, UsageError
 from tests.conftest import Database
@@ -70,11 +70,11 @@ def test_same_database_under_two_names_is_one_owner(database: Database) -> None:
 
 def test_standby_is_not_the_owner() -> None:
     owners = {"gitlab_main": Owner("second", 2)}
-    standby = Answer("second", "second", owners, standby=True)
+    standby = Answer("second", Ownership("second", True, owners))
     with pytest.raises(
         OwnershipMoved, match=r"owns gitlab_main \(second says second but is a standby; first does not ans"
     ):
         Answers((standby,), ("first",)).owner("gitlab_main")
-    primary = Answer("second", "second", owners, standby=False)
+    primary = Answer("second", Ownership("second", False, owners))
     assert Answers((standby, primary), ()).owner("gitlab_main") == "second"
     assert Answers((primary,), ()).owner("gitlab_ci") is None

@@ -18,10 +18,9 @@ from consumers.repositories.storage import Copy
 from consumers.routing.lookup import Router
 from consumers.routing.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
 from consumers.runtime.assembly import consumer_of
-from tests.conftest import Build, Database
 from tests.consumers.container_repositories import start_member
 from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
-from tests.consumers.gitservers import NODES, Application, is_whole, make_repository, make_tables, refs, shards
+from tests.consumers.gitservers import NODES, Application, is_whole, make_repository, refs, shards
 from tests.consumers.services import PATIENCE
 
 pytestmark = pytest.mark.stack
@@ -32,20 +31,8 @@ ONE_PARTITION = [name for name in NAMES if partition_of(name) == partition_of(NA
 
 
 @pytest.fixture
-def world(
-    new_databases: Callable[[str | None], Database],
-    template_database: Callable[[str, Build], str],
-    bootstrap_servers: str,
-    prefix: str,
-    tmp_path: Path,
-) -> World:
-    database = new_databases(template_database("gitservers", make_tables))
-    return World(database, tmp_path, kafka=bootstrap_servers, prefix=prefix)
-
-
-@pytest.fixture
-def application(world: World) -> Application:
-    return Application(world.settings, world.connection)
+def world(gitserver_world: World) -> World:
+    return gitserver_world
 
 
 @pytest.fixture

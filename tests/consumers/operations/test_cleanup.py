@@ -88,7 +88,7 @@ def test_cleanup_keeps_record_whose_owner_is_unreachable(sides: tuple[Database, 
 
 def test_cleanup_refuses_database_with_wrong_name_in_settings(sides: tuple[Database, Database]) -> None:
     main, ci = sides
-    with pytest.raises(WrongDatabase, match="call this database ci, but its own records call it main"):
+    with pytest.raises(WrongDatabase, match="call this database ci, but it is recorded as main"):
         remove(settings(main, ci), "ci")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from infra.stack import PostgresServer, Stack
 from schemas.errors import Interrupted, PreflightFailed
 from tests.conftest import Database, new_database
 from tests.consumers.services import advisory_lock_is_waited_for, until
+from tests.prepared import ended
 from tests.server_versions import MAJORS, server_or_skip
 
 pytestmark = pytest.mark.stack
@@ -193,7 +194,7 @@ def test_removed_owner_is_not_recorded_again(guarded: Guarded, isolation: int) -
         assert recorded(guarded) == before
 
 
-def recorded(guarded: Guarded) -> tuple[str | None, dict[str, Owner]]:
+def recorded(guarded: Guarded) -> tuple[str | None, Mapping[str, Owner]]:
     return database_name(guarded.admin), owners(guarded.admin)
 
 
@@ -233,12 +234,13 @@ def test_a_prepared_transaction_that_has_written_is_waited_for(guarded: Guarded)
     application.execute(
         sql.SQL("BEGIN; UPDATE public.moves SET n = 9 WHERE id = 1; PREPARE TRANSACTION {}").format(sql.Literal(name))
     )
-    with pytest.raises(write_guard.TableInUse, match=r"public\.moves stayed in use, .* by a prepared transaction"):
-        write_guard.remove(guarded.admin, seconds=0.0)
-    guarded.admin.execute("SET lock_timeout = '50ms'")
-    with pytest.raises(errors.LockNotAvailable):
-        guarded.give_away()
-    guarded.admin.execute(sql.SQL("COMMIT PREPARED {}").format(sql.Literal(name)))
+    with ended(guarded.admin, name):
+        with pytest.raises(write_guard.TableInUse, match=r"public\.moves stayed in use, .* by a prepared transaction"):
+            write_guard.remove(guarded.admin, seconds=0.0)
+        guarded.admin.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(errors.LockNotAvailable):
+            guarded.give_away()
+        guarded.admin.execute(sql.SQL("COMMIT PREPARED {}").format(sql.Literal(name)))
     guarded.give_away()
 
 

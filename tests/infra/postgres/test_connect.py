@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.postgres.connect import connect, described, one_line, pinned, translated
+from infra.postgres.connect import connect, described, one_line, pinned, session, translated
+from infra.settings.model import DatabaseSettings
 from infra.stack import Stack
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from tests.conftest import Database
@@ -172,6 +173,16 @@ def test_error_of_a_server_is_not_reported_as_no_answer(database: Database) -> N
                 connection.execute("SELECT FROM public.held")
     assert not isinstance(caught.value, DatabaseUnavailable)
     assert "canceling statement due to lock timeout" in str(caught.value)
+
+
+def test_session_ends_with_its_work_and_translates_the_errors_in_it(database: Database) -> None:
+    section = DatabaseSettings.model_validate({"dsn": database.dsn, "gitlab_schemas": ("gitlab_main",)})
+    with session(section, name="test") as connection:
+        assert connection.execute("SHOW application_name").fetchone() == ("headrace test",)
+    assert connection.closed
+    with pytest.raises(HeadraceError, match="division by zero"), session(section, name="test") as connection:
+        connection.execute("SELECT 1 / 0")
+    assert connection.closed
 
 
 def test_full_disk_of_the_server_is_reported(database: Database) -> None:

@@ -10,11 +10,15 @@ from psycopg import sql
 
 from infra.postgres.control import (
     OtherPrefix,
+    Owner,
+    Ownership,
     WrongDatabase,
     control_sql,
     database_name,
     ensure_control_schema,
+    ownership,
     recorded_prefix,
+    require_name,
 )
 from schemas.errors import PreflightFailed
 from tests.conftest import Database
@@ -33,6 +37,36 @@ def test_control_schema_is_created_named_and_claimed_idempotently(database: Data
         ensure_control_schema(connection, "main", ["gitlab_main", "gitlab_shared"])
     assert database_name(connection) == "main"
     assert owners(connection) == {"gitlab_main": "main", "gitlab_shared": "main"}
+
+
+def test_what_a_database_records_about_itself_is_read_at_once(database: Database) -> None:
+    connection = database.connect()
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        ownership(connection)
+    ensure_control_schema(connection, "main", [])
+    assert ownership(connection) == Ownership("main", False, {})
+    ensure_control_schema(connection, "main", ["gitlab_main", "gitlab_shared"])
+    connection.execute(
+        "UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2 WHERE gitlab_schema = 'gitlab_main'"
+    )
+    recorded = {"gitlab_main": Owner("ci", 2), "gitlab_shared": Owner("main", 1)}
+    assert ownership(connection) == Ownership("main", False, recorded)
+    require_name(connection, "main")
+    with pytest.raises(WrongDatabase, match="call this database ci, but it is recorded as main"):
+        require_name(connection, "ci")
+
+
+def test_database_owns_the_gitlab_schemas_that_name_it_unless_it_is_a_standby() -> None:
+    recorded = {"gitlab_main": Owner("main", 1), "gitlab_ci": Owner("ci", 2)}
+    assert Ownership("main", False, recorded).owns("gitlab_main")
+    for found, gitlab_schema in (
+        (Ownership("main", True, recorded), "gitlab_main"),
+        (Ownership("main", False, recorded), "gitlab_ci"),
+        (Ownership("main", False, recorded), "gitlab_pm"),
+        (Ownership("second", False, recorded), "gitlab_main"),
+        (Ownership(None, False, recorded), "gitlab_main"),
+    ):
+        assert not found.owns(gitlab_schema)
 
 
 def test_an_owned_gitlab_schema_keeps_its_owner(database: Database) -> None:

@@ -315,6 +315,20 @@ def test_unknown_database_error_lists_the_configured_ones(file: Path) -> None:
     assert "'mian' in the settings (configured: main, praefect)" in checked(caught.value)
 
 
+def test_source_of_a_table_is_the_one_database_that_captures_it(file: Path) -> None:
+    ci = MAIN.replace("main", "ci") + 'tables = ["public.ci_*", "public.users"]\n'
+    settings = load(file, MAIN + 'tables = ["public.users", "public.projects", "odd.[x]"]\n' + ci)
+    assert settings.source_of("public.projects", "--source") == "main"
+    assert settings.source_of("public.ci_builds", "--source") == "ci"
+    # A table that is named in full may contain characters of patterns.
+    assert settings.source_of("odd.[x]", "--source") == "main"
+    with pytest.raises(UsageError, match=r"public\.users is captured from main, ci; choose one with --source"):
+        settings.source_of("public.users", "--source")
+    for table in ("public.issues", "Public.ci_builds", "odd.y"):
+        with pytest.raises(UsageError, match="is captured from no database; name it as the settings do"):
+            settings.source_of(table, "--source")
+
+
 def test_settings_are_not_changed_by_accident(file: Path) -> None:
     settings = load(file, COMPLETE)
     with pytest.raises(ValueError, match="frozen"):

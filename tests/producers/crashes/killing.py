@@ -10,8 +10,8 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from infra.postgres.moments import current_moment
 from infra.state.snapshot_requests import SnapshotRequest, send_request
-from producers.source.transactions import current_snapshot
 from schemas.positions import Lsn
 from tests.producers.crashes.dying import chunks_read_again, dying, note
 from tests.producers.crashes.failpoints import Arming
@@ -88,7 +88,7 @@ class Crashes:
         """Re-snapshot rows; no copy may be running."""
         note(self._journal, what="copy")
         send_request(self.source.connection, request)
-        self._asked = current_snapshot(self.source.connection)[1]
+        self._asked = current_moment(self.source.connection).lsn
 
     @property
     def under_way(self) -> bool:

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from infra.state.snapshot_requests import SnapshotRequest
+from infra.state.snapshot_requests import SnapshotRequest, read_request
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
-from producers.session.snapshot_requests import read_request
 from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import ChunkRows
 from producers.stream import messages as pg
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn, Position
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken
 from tests.producers.snapshot.model_database import REQUESTED, requested
 
@@ -137,7 +136,7 @@ def test_truncate_is_published_to_every_partition(registry: MemoryRegistry, tabl
 
 def test_truncate_ends_snapshot_of_table(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    shown = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("5:5:"), Lsn(90))
+    shown = ChunkRows(b"1\tv\n", 1, RELATION, Moment(Snapshot.parse("5:5:"), Lsn(90)))
     table.add_chunk(("5",), shown, Position(Lsn(50), 0), 9)
     table.take()
     into = capture(table)
@@ -150,7 +149,7 @@ def test_truncate_ends_snapshot_of_table(registry: MemoryRegistry) -> None:
 
 def test_events_covered_by_chunks_are_dropped(registry: MemoryRegistry) -> None:
     table = feed(registry)
-    chunk = ChunkRows(b"1\tv\n", 1, RELATION, Snapshot.parse("10:12:11"), Lsn(1000))
+    chunk = ChunkRows(b"1\tv\n", 1, RELATION, Moment(Snapshot.parse("10:12:11"), Lsn(1000)))
     table.add_chunk(("5",), chunk, Position(Lsn(50), 0), 9)
     table.take()
     into = capture(table)

@@ -38,7 +38,7 @@ class Session:
         if names.startswith("chunk "):
             self.encoders.encoder(version(names.removeprefix("chunk ")))
         else:
-            self.encoders.stream_encoder(version(names))
+            self.encoders.stream_encoder(version(names), self.catalog)
 
 
 RENAMED = {

@@ -13,7 +13,7 @@ from producers.snapshot.reader import ChunkRows
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.snapshot.table_snapshot import Bounds
 from schemas.positions import Lsn, Position
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.captures import RELATION, TABLE, MemoryRegistry, done, feed, taken
 
 STANDING = Position(Lsn(500), 4)
@@ -28,7 +28,7 @@ def registry() -> MemoryRegistry:
 
 def rows(*ids: int, lsn: int = 1000) -> ChunkRows:
     data = b"".join(b"%d\tv\n" % each for each in ids)
-    return ChunkRows(data, len(ids), RELATION, SNAPSHOT, Lsn(lsn))
+    return ChunkRows(data, len(ids), RELATION, Moment(SNAPSHOT, Lsn(lsn)))
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -11,7 +11,7 @@ from producers.publish.table_publisher import TableFeed
 from producers.session.copy_phase import Copied, CopyLog, Turns
 from producers.snapshot.reader import ChunkRows
 from schemas.positions import Lsn, Position
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.captures import RELATION, TABLE, MemoryRegistry, done, feed
 
 Lines = list[tuple[str, int, int]]
@@ -34,9 +34,9 @@ def begun() -> SnapshotState:
 def read_on(of: TableFeed, first: int, upto: int | None) -> Copied:
     """Copy a chunk of three rows."""
     data = b"".join(b"%d\tsecret\n" % key for key in range(first, first + 3))
-    chunk = ChunkRows(data, 3, RELATION, Snapshot(5, 5), Lsn(100))
+    chunk = ChunkRows(data, 3, RELATION, Moment(Snapshot(5, 5), Lsn(100)))
     rows = of.add_chunk(None if upto is None else (str(upto),), chunk, Position(Lsn(50), 0), 3)
-    return Copied(rows, len(data), chunk.lsn)
+    return Copied(rows, len(data), chunk.moment.lsn)
 
 
 def told(lines: list[structlog.typing.EventDict]) -> list[tuple[object, ...]]:

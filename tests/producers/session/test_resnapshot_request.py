@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask, source_of
+from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask
 from producers.source.gaps import SilentGap
 from schemas.errors import UsageError
 from tests.producers.folding import ops, states
@@ -140,6 +140,3 @@ def test_key_that_does_not_match_is_refused(new_source: NewSource) -> None:
         ask(source.settings, "main", SnapshotRequest(table="public.t", first=("1", "2")))
     with pytest.raises(UsageError, match=r"does not match its columns' types, .*give --from and --to once"):
         ask(source.settings, "main", SnapshotRequest(table="public.t", last=("x",)))
-    assert source_of(source.settings, "public.t") == "main"
-    with pytest.raises(UsageError, match="captured from no database"):
-        source_of(source.settings, "public.other")

@@ -15,8 +15,8 @@ from psycopg.conninfo import make_conninfo
 
 from infra.postgres.connect import connect
 from infra.postgres.control import ensure_control_schema
-from infra.state.snapshot_requests import SnapshotRequest, send_request
-from producers.session.snapshot_requests import RequestRefused, read_request, require_keys
+from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
+from producers.session.snapshot_requests import require_keys
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.tables import captured_tables
 from producers.stream.connection import ReplicationStream
@@ -190,17 +190,3 @@ def test_request_that_cannot_be_done_is_refused_and_the_source_continues(new_sou
     assert refused() is None
     records = source.require_equal("public.t")
     assert [ops(records, id=key) for key in (18, 19, 20)] == [["r"], ["r", "r"], ["r", "r"]]
-
-
-def test_invalid_request_row_is_refused() -> None:
-    whole = {"table": b"public.t", "first_key": b'{"a b",NULL,"c\\"d"}', "last_key": None, "from_scratch": b"f"}
-    for row in (whole, {}, {**whole, "first_key": b"{{a},{b}}"}, {**whole, "first_key": None, "table": b"\xff"}):
-        with pytest.raises(RequestRefused, match=r"is not a valid request; Nothing was changed"):
-            read_request(row)
-
-
-def test_request_is_read_from_its_row() -> None:
-    row = {"table": b"public.t", "first_key": b'{"a b","c\\"d",NULLS,""}', "last_key": b"{\\u00}", "from_scratch": b"t"}
-    assert read_request(row) == SnapshotRequest(
-        table="public.t", first=("a b", 'c"d', "NULLS", ""), last=("u00",), from_scratch=True
-    )

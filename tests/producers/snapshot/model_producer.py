@@ -12,10 +12,9 @@ from functools import cache
 from typing import Any
 
 from infra.state.positions import SnapshotState, StreamState
-from infra.state.snapshot_requests import SnapshotRequest
+from infra.state.snapshot_requests import SnapshotRequest, read_request
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import Record, TableFeed, TableTopic
-from producers.session.snapshot_requests import read_request
 from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import ChunkRows
 from producers.snapshot.resnapshot_rules import KeyRange
@@ -26,7 +25,7 @@ from schemas.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Lsn, Position
 from schemas.wire import split_wire
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.captures import MemoryRegistry
 from tests.producers.snapshot.model_database import RELATION, ModelDatabase, State
 
@@ -125,7 +124,7 @@ class ModelProducer:
         upto = (str(keys[rows - 1]),) if len(keys) > rows or (len(keys) == rows and not by_key) else None
         keys = keys[:rows]
         data = b"".join(b"%d\t%d\t%d\n" % (key, *state[key]) for key in keys)
-        chunk = ChunkRows(data, len(keys), RELATION, snapshot, Lsn(database.insert_lsn))
+        chunk = ChunkRows(data, len(keys), RELATION, Moment(snapshot, Lsn(database.insert_lsn)))
         self._read_versions = {key: database.versions(snapshot)[key] for key in keys}
         if by_key:
             feed.add_rows(bounds.keys, replace(chunk, upto=upto), self.capture.position)
@@ -171,7 +170,7 @@ class ModelProducer:
         expected: State = {}
         rows = self.rows
         if remembered is not None:
-            seen = self.database.state_at(position, remembered.snapshot)
+            seen = self.database.state_at(position, remembered.moment.snapshot)
             known = {key for key in range(100) if self._message_key(key) in remembered.keys}
             expected = {key: value for key, value in at_position.items() if key not in known}
             expected.update({key: value for key, value in seen.items() if key in known})
@@ -201,10 +200,10 @@ class ModelProducer:
         with_rows = dict(expected)
         gone: set[int] = set()
         if incomplete.remembered is not None:
-            seen = self.database.state_at(position, incomplete.remembered.snapshot)
+            seen = self.database.state_at(position, incomplete.remembered.moment.snapshot)
             known = {key for key in range(100) if self._message_key(key) in incomplete.remembered.keys}
             of_copy = self.feed.copy.remembered
-            if of_copy is not None and of_copy.lsn > incomplete.remembered.lsn:
+            if of_copy is not None and of_copy.moment.lsn > incomplete.remembered.moment.lsn:
                 known = {key for key in known if self._message_key(key) not in of_copy.keys}
             with_rows = {key: value for key, value in with_rows.items() if key not in known}
             with_rows.update({key: value for key, value in seen.items() if key in known})

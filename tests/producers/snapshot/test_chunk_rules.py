@@ -2,7 +2,7 @@
 
 from producers.snapshot.chunk_rules import Chunk, TableChunks, Unseen
 from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 
 SNAPSHOT = Snapshot.parse("100:110:105")
 SEEN, NOT_SEEN, LATER = 99, 105, 110
@@ -10,7 +10,7 @@ BEFORE, BEHIND = Lsn(900), Lsn(1000)
 
 
 def chunk(after: int | None, upto: int | None, lsn: int = 1000) -> Chunk:
-    return Chunk(None if after is None else (after,), None if upto is None else (upto,), SNAPSHOT, Lsn(lsn))
+    return Chunk(None if after is None else (after,), None if upto is None else (upto,), Moment(SNAPSHOT, Lsn(lsn)))
 
 
 def test_an_event_in_a_range_not_copied_is_dropped() -> None:
@@ -60,7 +60,7 @@ def test_past_its_position_a_chunk_is_settled_and_merges_with_its_neighbour() ->
 
 
 def test_one_chunk_can_be_the_whole_table() -> None:
-    chunks = TableChunks([Chunk(None, None, SNAPSHOT, Lsn(1000))])
+    chunks = TableChunks([Chunk(None, None, Moment(SNAPSHOT, Lsn(1000)))])
     assert chunks.complete
     assert not chunks.publishes((b"any",), SEEN, BEFORE)
     assert chunks.publishes((b"any",), LATER, BEFORE)

@@ -14,13 +14,13 @@ from producers.snapshot.incomplete_rows import READ_SECONDS, IncompleteRows
 from producers.snapshot.resnapshot_rules import RememberedChunk
 from schemas.events import UNCHANGED
 from schemas.positions import Lsn
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.folding import Record, ops
 from tests.producers.sources import Source, running, until
 
 NewSource = Callable[..., Source]
 
-CHUNK = RememberedChunk(frozenset({b"1"}), Snapshot.parse("100:110:105"), Lsn(1000))
+CHUNK = RememberedChunk(frozenset({b"1"}), Moment(Snapshot.parse("100:110:105"), Lsn(1000)))
 
 
 def noted(*keys: str) -> IncompleteRows:

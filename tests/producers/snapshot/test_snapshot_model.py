@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from infra.state.positions import IncompleteState
-from infra.state.snapshot_requests import SnapshotRequest
+from infra.state.snapshot_requests import RequestRow, SnapshotRequest
 from producers.publish import table_publisher
 from producers.publish.capture import Capture
-from producers.publish.own_tables import RequestRow
 from producers.publish.partition_routes import Route, key_of
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot import incomplete_rows, table_snapshot
@@ -311,7 +310,7 @@ class TakesEveryKeyForRemembered(RememberedChunk):
 
     def publishes(self, key: bytes, xid: int, commit_lsn: Lsn) -> bool:
         del key
-        return commit_lsn >= self.lsn or not self.snapshot.sees(xid)
+        return not self.moment.shows(xid, commit_lsn)
 
 
 class ForgetsKeysAtOnce(Reread):

@@ -51,7 +51,7 @@ class Rows:
     written: Items
 
     def side(self, *, standby: bool) -> Side:
-        return Side(self.name, standby, "1", dict(self.owners), dict(self.records))
+        return Side(self.name, standby, dict(self.owners), "1", dict(self.records))
 
     def changed(self, changes: Changes) -> Rows:
         side = rules.apply(self.side(standby=False), changes)

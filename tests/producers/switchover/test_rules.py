@@ -21,7 +21,7 @@ HERE, GIVEN = Owner("first", 1), Owner("second", 2)
 
 def side(owner: Owner, record: Record | None = None, *, name: str = "first", standby: bool = False) -> Side:
     records = {} if record is None else {MAIN: record}
-    return Side(name, standby, "1", {MAIN: owner, CI: HERE, SHARED: HERE}, records)
+    return Side(name, standby, {MAIN: owner, CI: HERE, SHARED: HERE}, "1", records)
 
 
 def view(old: Side, new: Side, *named: str, slot: bool = True) -> View:
@@ -72,7 +72,7 @@ def test_move_back_that_would_open_stale_rows_is_refused() -> None:
     """second moves gitlab_main back to a standby of its own, called first; gitlab_ci has been first's all the time."""
     opened = replace(CLOSED, stage=Stage.OPENED, claim=OTHER)
     owners = {MAIN: GIVEN, CI: HERE}
-    old = Side("second", False, "1", owners, {MAIN: opened})
+    old = Side("second", False, owners, "1", {MAIN: opened})
     seen = View(Move((MAIN,), "second", "first"), old, replace(old, standby=True), same_server=False, slot=True)
     refused = rules.next_step(seen)
     assert isinstance(refused, Refusal)

@@ -16,6 +16,7 @@ from producers.switchover.endpoints import Move
 from producers.switchover.steps import opened
 from schemas.errors import HeadraceError, Refused
 from tests.consumers.services import ROOT, until
+from tests.prepared import ended
 from tests.producers.servers import own_server
 from tests.producers.switchover.ends import CI, MAIN, Ends, on_the_oldest_too
 
@@ -57,17 +58,16 @@ def test_slot_under_creation_opens_nothing(ends: Ends, prepared: bool) -> None:
         if prepared:
             writer.execute("PREPARE TRANSACTION 'held'")
             writer.commit()
-        command = ends.command(MAIN)
-        moving = subprocess.Popen(command, cwd=ROOT)
-        until(lambda: slots.read(ends.second, ends.slot) is not None, "the slot is being made")
-        moving.send_signal(signal.SIGKILL)
-        moving.wait()
-        with pytest.raises(HeadraceError):
-            ends.run(MAIN, seconds=3.0)
-        assert database_name(ends.second) == "first", "not open: its producer's slot has no position yet"
-        if prepared:
-            ends.second.execute("ROLLBACK PREPARED 'held'")
-        else:
+        with ended(ends.second, "held"):
+            command = ends.command(MAIN)
+            moving = subprocess.Popen(command, cwd=ROOT)
+            until(lambda: slots.read(ends.second, ends.slot) is not None, "the slot is being made")
+            moving.send_signal(signal.SIGKILL)
+            moving.wait()
+            with pytest.raises(HeadraceError):
+                ends.run(MAIN, seconds=3.0)
+            assert database_name(ends.second) == "first", "not open: its producer's slot has no position yet"
+        if not prepared:
             writer.rollback()
     assert ends.run(MAIN)
     made = slots.read(ends.second, ends.slot)
