@@ -30,6 +30,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests whose fixtures need the running servers, before `-m` selects by marks."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
+            item.add_marker(pytest.mark.stack)
+
+
 @pytest.fixture(autouse=True)
 def _log_is_the_tests_own() -> Iterator[None]:
     """Forget where a command that ran in this process sent it: to a standard error that pytest has closed by now."""
