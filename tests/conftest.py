@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import pytest
 import structlog
 
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
+from tests.waiting import until
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -155,7 +155,7 @@ def standby_that_never_answers(stack: Stack) -> Iterator[None]:
 
 
 def _until_set(connection: psycopg.Connection, names: str) -> None:
-    deadline = time.monotonic() + 180
-    while connection.execute("SHOW synchronous_standby_names").fetchone() != (names,):
-        assert time.monotonic() < deadline, "the server does not take the setting"
-        time.sleep(0.02)
+    until(
+        lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == (names,),
+        "the server has the setting",
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from tests.conftest import Database
 from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE
 
 Member = subprocess.Popen[str]
 
@@ -88,19 +87,6 @@ def members(config: Path) -> Iterator[Callable[..., Member]]:
     for member in started:
         member.kill()
         member.communicate()
-
-
-@pytest.fixture
-def eventually() -> Callable[..., None]:
-    """A function that polls until a condition holds."""
-
-    def wait(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"never happened: {what}"
-            time.sleep(0.02)
-
-    return wait
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from tests.conftest import Database
 from tests.consumers.commands import letters
 from tests.consumers.commands.letters import OfEach, Unguarded
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, Feed, fill, states, write_settings, written
-from tests.consumers.services import PATIENCE, until
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

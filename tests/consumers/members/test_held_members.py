@@ -32,8 +32,8 @@ from infra.stack.postgresql.server import EmbeddedPostgres
 from schemas.topics import group_name
 from tests.administering import whole_script
 from tests.consumers.container_repositories import MEMBER, TABLE, TOO_MANY_TAGS, Feed, fill, write_settings, written
-from tests.consumers.services import PATIENCE, until
 from tests.producers.servers import own_server
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

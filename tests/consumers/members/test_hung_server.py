@@ -20,7 +20,8 @@ from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
 from tests.consumers.members.freezing import backends
-from tests.consumers.services import PATIENCE, ROOT
+from tests.consumers.services import ROOT
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -60,13 +61,12 @@ def test_idle_consumer_exits_at_first_signal(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Callable[..., None],
     hang: Stop,
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
     member = members()
-    eventually(lambda: written(connection) == [1], "the row is reset")
+    until(lambda: written(connection) == [1], "the row is reset")
     (pid,) = backends(connection)
     hang(pid)
     code, seconds, problems = ended(member)
@@ -80,7 +80,6 @@ def test_consumer_in_transaction_exits_at_first_signal_and_loses_nothing(
     connection: psycopg.Connection[Any],
     database: Database,
     members: Callable[..., Member],
-    eventually: Callable[..., None],
     hang: Stop,
 ) -> None:
     rows = dict.fromkeys(range(40), TOO_MANY_TAGS)
@@ -91,7 +90,7 @@ def test_consumer_in_transaction_exits_at_first_signal_and_loses_nothing(
         locking.execute("LOCK container_repositories IN SHARE MODE")
         member = members()
         waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UPDATE public.container%' AND state = 'active'"
-        eventually(lambda: connection.execute(waiting).fetchone(), "it waits for the lock")
+        until(lambda: connection.execute(waiting).fetchone(), "it waits for the lock")
         row = connection.execute(waiting).fetchone()
         assert row is not None
         hang(row[0])
@@ -110,24 +109,26 @@ def test_second_signal_ends_consumer_immediately(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Callable[..., None],
     hang: Stop,
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
     member = members()
-    eventually(lambda: written(connection) == [1], "the row is reset")
+    until(lambda: written(connection) == [1], "the row is reset")
     (pid,) = backends(connection)
     hang(pid)
     member.send_signal(signal.SIGINT)
-    while member.poll() is None:  # two signals that are pending at once are one
+
+    def interrupted_again() -> bool:  # two signals that are pending at once are one
         member.send_signal(signal.SIGINT)
-        time.sleep(0.01)
+        return member.poll() is not None
+
+    until(interrupted_again, "the consumer exits")
     assert member.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
 def test_finalize_exits_at_first_signal(
-    feed: Feed, connection: psycopg.Connection[Any], config: Path, eventually: Callable[..., None], hang: Stop
+    feed: Feed, connection: psycopg.Connection[Any], config: Path, hang: Stop
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
@@ -139,7 +140,7 @@ def test_finalize_exits_at_first_signal(
         text=True,
     )
     try:
-        eventually(lambda: written(connection) == [1], "the row is reset")
+        until(lambda: written(connection) == [1], "the row is reset")
         (pid,) = backends(connection)
         hang(pid)
         code, seconds, problems = ended(process)

@@ -17,6 +17,7 @@ from consumers.routing import route_server
 from consumers.routing.lookup import CursorTooOld
 from consumers.routing.route_server import RouteServer
 from schemas.errors import SettingsError
+from tests.waiting import until
 
 
 class Known:
@@ -128,8 +129,7 @@ def begun(server: RouteServer) -> socket.socket:
     """Return a connection whose request never arrives completely."""
     opened = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     opened.sendall(b"GET /homes?name=a HTTP/1.1\r\n")
-    while not server._asking:
-        threading.Event().wait(0.01)
+    until(lambda: server._asking, "the request has begun")
     return opened
 
 
@@ -148,8 +148,7 @@ def test_idle_connection_is_closed_for_a_new_one(known: Known, monkeypatch: pyte
     with answering_one(known) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
         first.request("GET", "/homes?name=a")
         first.getresponse().read()
-        while not server._idle:
-            threading.Event().wait(0.01)
+        until(lambda: server._idle, "the connection is idle")
         assert ask(server, "/homes?name=a")[0] == 200
 
 

@@ -18,8 +18,9 @@ from infra.postgres.control import Owner, database_name, ensure_control_schema, 
 from infra.stack import PostgresServer, Stack
 from schemas.errors import Interrupted, PreflightFailed
 from tests.conftest import Database, new_database
-from tests.consumers.services import advisory_lock_is_waited_for, until
+from tests.consumers.services import advisory_lock_is_waited_for
 from tests.server_versions import MAJORS, server_or_skip
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

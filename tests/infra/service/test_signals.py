@@ -14,6 +14,7 @@ import pytest
 from infra.service.signals import bounded, stop_on_signals
 from schemas.errors import Interrupted
 from tests.conftest import Database
+from tests.waiting import until
 
 # Never ends by itself, so that its end is the signal's doing. Says what it saw on its output, which the test reads.
 SERVICE = """
@@ -90,9 +91,12 @@ def test_work_that_never_ends_is_ended_with_the_process(how: str) -> None:
 def test_second_signal_ends_a_process_blocked_in_a_library() -> None:
     with started("deaf") as process:
         process.send_signal(signal.SIGTERM)
-        while process.poll() is None:  # two signals that are pending at once are one
+
+        def signalled_again() -> bool:  # two signals that are pending at once are one
             process.send_signal(signal.SIGTERM)
-            threading.Event().wait(0.01)
+            return process.poll() is not None
+
+        until(signalled_again, "the process ends")
     # The first may have come before the library was called: Python heard it then, and the kernel the second.
     assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from infra.service import metrics
 from producers.publish import kafka_stalls
 from producers.publish.kafka_stalls import Stalls
-from tests.producers.sources import until
+from tests.waiting import until
 
 
 def counted(client: str) -> float:

@@ -16,7 +16,8 @@ from producers.session.loop import Session
 from schemas.events import UNCHANGED
 from schemas.positions import Lsn
 from tests.producers.folding import fold, text
-from tests.producers.sources import Running, Source, running, topic_of, until
+from tests.producers.sources import Running, Source, running, topic_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -155,13 +156,10 @@ def until_right(source: Source, case: Case, producer: Running) -> None:
         producer.check()
         if source.state().snapshots["public.t"].under_way:
             return False
-        try:
-            require_right(source, case)
-        except AssertionError:
-            return False
+        require_right(source, case)
         return True
 
-    until(right, "the rows in the topic to be the table's")
+    until(right, "the rows in the topic to be the table's", passing=AssertionError)
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

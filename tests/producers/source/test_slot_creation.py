@@ -26,8 +26,9 @@ from schemas.errors import Interrupted
 from schemas.positions import Lsn
 from tests.producers.processes import ROOT, producing, write_settings
 from tests.producers.servers import own_server
-from tests.producers.sources import PATIENCE, Source, running, settings_for, until
+from tests.producers.sources import Source, running, settings_for
 from tests.server_versions import MAJORS, server_or_skip
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -28,7 +28,8 @@ from schemas.positions import Lsn
 from schemas.wire import split_wire
 from tests.producers.folding import ops
 from tests.producers.processes import ROOT, SCHEMA, producing, write_settings
-from tests.producers.sources import PATIENCE, Source, running, topic_of, until
+from tests.producers.sources import Source, running, topic_of
+from tests.waiting import PATIENCE, until
 
 NewSource = Callable[..., Source]
 

@@ -26,10 +26,10 @@ from schemas.errors import Fenced, Interrupted, SettingsError, Unavailable, Usag
 from schemas.events import Row
 from schemas.topics import positions_topic
 from tests.producers.folding import ops
-from tests.producers.sources import PATIENCE, until
 from tests.producers.storages import drop_rights, hashed, repository, without_rights
 from tests.producers.walk.gitaly_node import Node, serving
 from tests.producers.walk.walks import PARTITIONS, Walks, ends
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
