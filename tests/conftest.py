@@ -20,7 +20,7 @@ from tests.waiting import until
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes is the machine's doing, and a run that fails has to fail again. `make fuzz` draws anew.
+# How long an example takes is the machine's doing, and a run that fails has to fail again. `make fuzz` draws others.
 hypothesis.settings.register_profile(
     "tests",
     deadline=None,

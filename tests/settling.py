@@ -18,7 +18,7 @@ _PASSING = {
     KafkaError._TIMED_OUT,
     KafkaError._NOENT,
 }
-"""What is answered about a topic that was just made, or whose broker stood still: nobody leads it yet."""
+"""What is answered about a topic that was just made, or whose broker was paused: it has no leader yet."""
 
 
 def until_shown(settings: KafkaSettings, *topics: str) -> None:

@@ -34,7 +34,7 @@ def has_setuptools() -> bool:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, since a build leaves its own directories beside them."""
+    """A copy of the sources, since a build leaves its own directories next to them."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "headrace.py"):
         shutil.copy(CHECKOUT / name, source)

@@ -349,5 +349,5 @@ def test_missing_topics_are_returned(join: Join, topic: str) -> None:
     assert join().missing([topic, "absent"]) == ["absent"]
 
 
-def test_unknown_group_has_no_members(settings: Settings, topic: str) -> None:
+def test_unknown_group_is_empty(settings: Settings, topic: str) -> None:
     assert members(settings.kafka, "never") == []

@@ -36,7 +36,7 @@ from tests.consumers.container_repositories import (
 from tests.waiting import PATIENCE, until
 
 WRITERS = ("walwriter", "background writer", "checkpointer")
-"""The server's processes that write WAL which nobody waits for."""
+"""The server's processes that write WAL which no session waits for."""
 
 
 def committed(settings: Settings, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:

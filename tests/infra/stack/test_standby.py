@@ -46,7 +46,7 @@ def test_a_standby_takes_over_with_data_and_failover_slots() -> None:
             assert connection.execute("SELECT count(*) FROM t").fetchone() == (3,)
 
 
-def test_a_primary_goes_on_without_a_standby_that_was_promoted() -> None:
+def test_a_primary_continues_without_a_standby_that_was_promoted() -> None:
     with embedded_stack() as stack:
         standby = stack.standby("replica")
         standby.promote()

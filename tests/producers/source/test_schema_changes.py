@@ -342,7 +342,7 @@ def test_producer_stops_table_whose_column_was_added_and_renamed_before_the_stre
 
 
 def test_a_column_that_takes_the_place_of_one_gone_may_be_that_one(source: Source) -> None:
-    """Without a row between them it cannot be told."""
+    """Without a row between them it cannot be known."""
     with running(source) as producer:
         producer.caught_up()
     for key, change in enumerate(["ADD a int", "RENAME a TO b", "DROP b"], 100):
