@@ -172,13 +172,12 @@ def test_expand_blocks_no_session_for_long_while_a_report_holds_the_table(
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "schema-migrations.md"
 
 
-def test_backfill_of_the_documentation_works_in_ten_lines(
+def test_backfill_of_the_documentation_works(
     settings: Settings, config: Path, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     module = types.ModuleType("visibility_backfills")
     exec(source, vars(module))
-    assert len(source[source.index("class") :].strip().splitlines()) <= 11  # one of them is the docstring
     monkeypatch.setattr(catalog, "migrations", lambda: {"visibility_backfills": module.VisibilityBackfills})
     monkeypatch.setattr(log, "configure", lambda: None)
     captured = settings.database("main").model_copy(update={"tables": ("public.projects",)})

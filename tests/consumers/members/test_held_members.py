@@ -203,6 +203,7 @@ def world(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> I
         finally:
             logs = made.close()
         assert all(log.count('"assigned"') <= 2 for log in logs), "a rebalance, though no consumer joined or left"
+        assert '"assigned"' in "".join(logs)
         assert "Traceback" not in "".join(logs)
 
 

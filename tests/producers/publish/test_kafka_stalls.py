@@ -34,7 +34,7 @@ def test_long_call_is_logged_while_it_waits_and_counted_once(monkeypatch: pytest
         ("waiting for Kafka", "commit a transaction", "warning"),
         ("Kafka kept the producer waiting", "commit a transaction", "warning"),
     ]
-    assert all(each["seconds"] >= 0 for each in told)
+    assert 0 < told[0]["seconds"] <= told[1]["seconds"]
 
 
 def test_waiting_call_is_logged_repeatedly(monkeypatch: pytest.MonkeyPatch) -> None:

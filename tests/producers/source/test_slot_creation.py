@@ -190,13 +190,11 @@ def test_slot_creation_ends_with_server_crash(server: DatabaseServer, slot: str)
     making.connection.close()
 
     def gone() -> bool:
-        try:
-            with connect(server.dsn(), name="looking") as looking:
-                return slots.read(looking, slot) is None
-        except Exception:
-            return False  # it recovers
+        with connect(server.dsn(), name="looking") as looking:
+            return slots.read(looking, slot) is None
 
-    until(gone, "the server to be back without the slot")
+    # Until it has recovered, it refuses connections in several ways.
+    until(gone, "the server to be back without the slot", passing=Exception)
 
 
 def test_slot_creation_waits_for_another_session_that_creates_it(
