@@ -86,6 +86,11 @@ def test_modules_functions_and_constructors_are_short() -> None:
     assert long == []
 
 
+def test_modules_of_tests_are_short() -> None:
+    modules = sorted((CHECKOUT / "tests").rglob("*.py"))
+    assert [str(path) for path in modules if path.read_text(encoding="utf-8").count("\n") > LINES] == []
+
+
 def test_attributes_are_set_in_the_constructor() -> None:
     """Of classes that inherit nothing of others; and nothing asks whether something is there."""
     late: list[str] = []
