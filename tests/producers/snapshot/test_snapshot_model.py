@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.publish import table_publisher
 from producers.snapshot import incomplete_rows, table_snapshot
+from tests.histories import explore
 from tests.producers.snapshot import model_producer
 from tests.producers.snapshot.model_database import ModelDatabase, Transaction
 from tests.producers.snapshot.model_producer import ModelProducer
@@ -235,25 +235,9 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incomplete_rows, "READ_SECONDS", 0)
 
 
-def explore(machine: type[SnapshotMachine], examples: int) -> None:
-    """Run the same histories every time, up to the first that fails."""
-    bounded = settings(
-        max_examples=examples,
-        stateful_step_count=40,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        print_blob=False,
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(machine, settings=bounded)
-
-
 @pytest.mark.parametrize("machine", [SnapshotMachine, UnorderedMachine])
 def test_the_topic_is_the_table_and_no_key_goes_back_in_time(machine: type[SnapshotMachine]) -> None:
-    explore(machine, 150)
+    explore(machine, 150, steps=40)
 
 
 LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
@@ -290,4 +274,4 @@ def test_every_rule_is_needed(
 ) -> None:
     monkeypatch.setattr(module, name, without)
     with pytest.raises(AssertionError):
-        explore(machine, 3000)
+        explore(machine, 3000, steps=40)

@@ -24,23 +24,12 @@ from producers.stream.connection import (
 )
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn
-from tests.conftest import Database, start_stack
+from tests.conftest import start_stack
 from tests.overloaded import pinned_slowly
 from tests.producers.replicas import PUBLICATION, of, prepare, reading
 from tests.waiting import until
 
 pytestmark = pytest.mark.stack
-
-
-@pytest.fixture
-def dsn(database: Database) -> str:
-    return database.dsn
-
-
-@pytest.fixture
-def slot() -> str:
-    """A unique name: slots belong to the whole server."""
-    return f"s_{uuid.uuid4().hex}"
 
 
 @pytest.fixture
