@@ -14,6 +14,8 @@ ROUNDS ?=
 VERSION ?=
 CHANGE ?=
 SHRINK ?=
+# make coverage: set to measure every test instead of those without servers.
+SERVERS ?=
 # make chaos: number of brokers, a violation to plant and find (or all), a results file, whether to write the report.
 BROKERS ?=
 PLANTED ?=
@@ -31,7 +33,7 @@ RULE ?=
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
-.PHONY: help demo test lint bench fuzz types chaos faults model audit clean
+.PHONY: help demo test coverage lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
@@ -51,13 +53,20 @@ $(FUZZER): $(STAMP)
 	@touch $@
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s%s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s%s\n", $$1, $$2 }'
 
 demo: $(STAMP)  ## run all migrations on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
 
 test: $(STAMP)  ## run every test on real servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+coverage: $(STAMP)  ## show how much of each subpackage the tests without servers execute, or with SERVERS=1 every test
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest -n $(JOBS) --dist loadfile $(if $(SERVERS),,-m "not stack")
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m tests.executed
 
 lint: $(STAMP)  ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ def parsed(text: str) -> dict[str, str]:
 
 
 def of_report(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hashes of what pip's installation report says that it would install; headrace itself is none."""
+    """Return the hashes of what pip's installation report says that it would install; headrace itself is left out."""
     found = {}
     for each in report["install"]:
         metadata, info = each["metadata"], each["download_info"].get("archive_info")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from infra.stack.brokers.cluster import EmbeddedKafka
 from infra.stack.processes.keeper import Keeper
-
-PATIENCE: Final = 180.0
-"""Seconds until a test that waits for something gives up; nothing is asserted about it."""
 
 
 @contextmanager
@@ -62,11 +57,3 @@ def all_in_sync(kafka: EmbeddedKafka) -> bool:
         topics = client.list_topics(timeout=10).topics.values()
         return all(len(each.isrs) == len(each.replicas) for topic in topics for each in topic.partitions.values())
     return False
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)

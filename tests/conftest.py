@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,11 +15,12 @@ import pytest
 import structlog
 
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
+from tests.waiting import until
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes is the machine's doing, and a run that fails has to fail again. `make fuzz` draws anew.
+# How long an example takes is the machine's doing, and a run that fails has to fail again. `make fuzz` draws others.
 hypothesis.settings.register_profile(
     "tests",
     deadline=None,
@@ -28,6 +28,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests whose fixtures need the running servers, before `-m` selects by marks."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
+            item.add_marker(pytest.mark.stack)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +155,7 @@ def standby_that_never_answers(stack: Stack) -> Iterator[None]:
 
 
 def _until_set(connection: psycopg.Connection, names: str) -> None:
-    deadline = time.monotonic() + 180
-    while connection.execute("SHOW synchronous_standby_names").fetchone() != (names,):
-        assert time.monotonic() < deadline, "the server does not take the setting"
-        time.sleep(0.02)
+    until(
+        lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == (names,),
+        "the server has the setting",
+    )

@@ -38,7 +38,7 @@ def server_of(major: int, **settings: str) -> Iterator[EmbeddedPostgres]:
 
     `settings` are added to its postgresql.conf. Raises NoSuchServer.
     """
-    # Not below pytest's own directory, which nobody else may enter: the server is another user's when we are root.
+    # Not below pytest's own directory, which no other user may enter: the server is another user's when we are root.
     with tempfile.TemporaryDirectory(prefix="headrace-test-") as place:
         directory = Path(place)
         directory.chmod(0o755)

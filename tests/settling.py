@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -10,9 +9,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
+from tests.waiting import PATIENCE, until
 
-_PATIENCE = 180.0
-"""Seconds until it gives up. The broker itself ends what a producer that died left open, after a minute or so."""
 _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -20,7 +18,7 @@ _PASSING = {
     KafkaError._TIMED_OUT,
     KafkaError._NOENT,
 }
-"""What is answered about a topic that was just made, or whose broker stood still: nobody leads it yet."""
+"""What is answered about a topic that was just made, or whose broker was paused: it has no leader yet."""
 
 
 def until_shown(settings: KafkaSettings, *topics: str) -> None:
@@ -29,26 +27,30 @@ def until_shown(settings: KafkaSettings, *topics: str) -> None:
     What is still being written meanwhile is not waited for.
     """
     client = clients.admin(settings)
-    found = client.list_topics(timeout=_PATIENCE).topics
+    found = client.list_topics(timeout=PATIENCE).topics
     places = [TopicPartition(topic, number) for topic in topics if topic in found for number in found[topic].partitions]
     if not places:
         return
-    deadline = time.monotonic() + _PATIENCE
-    written = _ends(client, places, IsolationLevel.READ_UNCOMMITTED, deadline)
-    while True:
-        shown = _ends(client, places, IsolationLevel.READ_COMMITTED, deadline)
-        if all(now >= end for now, end in zip(shown, written, strict=True)):
-            return
-        assert time.monotonic() < deadline, f"a transaction of {', '.join(topics)} never ended"
-        threading.Event().wait(0.005)
+    written = until(lambda: _ends(client, places, IsolationLevel.READ_UNCOMMITTED), "the ends", passing=_NotYet)
+
+    def shown() -> bool:
+        ends = _ends(client, places, IsolationLevel.READ_COMMITTED)
+        return all(now >= end for now, end in zip(ends, written, strict=True))
+
+    # The broker itself ends what a producer that died left open, after a minute or so.
+    until(shown, f"the transactions of {', '.join(topics)} end", passing=_NotYet, meanwhile=lambda: time.sleep(0.005))
 
 
-def _ends(client: AdminClient, places: list[TopicPartition], level: IsolationLevel, deadline: float) -> list[int]:
+class _NotYet(Exception):
+    """The broker cannot answer yet."""
+
+
+def _ends(client: AdminClient, places: list[TopicPartition], level: IsolationLevel) -> list[int]:
     latest = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
-    while True:
-        answers = client.list_offsets(latest, isolation_level=level)
-        try:
-            return [answers[place].result().offset for place in places]
-        except KafkaException as error:
-            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
-                raise
+    answers = client.list_offsets(latest, isolation_level=level)
+    try:
+        return [answers[place].result().offset for place in places]
+    except KafkaException as error:
+        if error.args[0].code() in _PASSING:
+            raise _NotYet(str(error)) from error
+        raise

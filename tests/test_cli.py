@@ -117,7 +117,7 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port on which nobody listens, held so that nobody begins to."""
+    """A port without a listener, reserved during the test."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -125,7 +125,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def plain_server() -> Iterator[EmbeddedPostgres]:
-    """A server as it comes: without logical decoding, and with no limit to what a slot may hold back."""
+    """A server as it comes: without logical decoding, and with no limit to what a slot may retain."""
     directory = Path(tempfile.mkdtemp(prefix="headrace-test-"))
     directory.chmod(0o711)  # the server's own user passes through when the tests run as root
     keeper = Keeper(remove=directory)

@@ -40,7 +40,7 @@ def test_an_import_against_the_order_is_refused_in_every_room(tmp_path: Path) ->
 
 
 def wrong_imports() -> Iterator[tuple[str, str]]:
-    """Of each room, or package: itself, and one that it must not import, beside or above it."""
+    """Of each room, or package: itself, and one that it must not import, in its layer or above it."""
     rules = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
@@ -84,6 +84,11 @@ def test_modules_functions_and_constructors_are_short() -> None:
                 if node.name == "__init__" and parameters - 1 > PARAMETERS:
                     long.append(f"{path}:{node.lineno}: __init__ has more than {PARAMETERS} parameters")
     assert long == []
+
+
+def test_modules_of_tests_are_short() -> None:
+    modules = sorted((CHECKOUT / "tests").rglob("*.py"))
+    assert [str(path) for path in modules if path.read_text(encoding="utf-8").count("\n") > LINES] == []
 
 
 def test_attributes_are_set_in_the_constructor() -> None:

@@ -34,7 +34,7 @@ def has_setuptools() -> bool:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, since a build leaves its own directories beside them."""
+    """A copy of the sources, since a build leaves its own directories next to them."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "headrace.py"):
         shutil.copy(CHECKOUT / name, source)
@@ -45,19 +45,40 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("wheel")
+    return built(source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel_without_codec(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that a machine without a compiler builds."""
+    elsewhere = tmp_path_factory.mktemp("without") / "source"
+    shutil.copytree(source, elsewhere, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    return built(elsewhere, elsewhere.parent, CC=str(elsewhere / "no-compiler"))
+
+
+def built(source: Path, target: Path, **environment: str) -> Path:
+    """Build the wheel into a directory, and return it."""
     # Isolated, the build fetches setuptools from the package index, as the checkout's own environment was made.
     isolation = ["--no-isolation"] if has_setuptools() else []
     command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(target), str(source)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     return next(target.glob("headrace-*.whl"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that has the wheel, and this one's other packages; returns its directory."""
-    place = tmp_path_factory.mktemp("elsewhere") / "venv"
+    return environment_with(wheel, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.fixture(scope="module")
+def installed_without_codec(wheel_without_codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment_with(wheel_without_codec, tmp_path_factory.mktemp("without-codec"))
+
+
+def environment_with(wheel: Path, directory: Path) -> Path:
+    """Make a virtual environment that has the wheel, and this one's other packages; return its directory."""
+    place = directory / "venv"
     venv.create(place, symlinks=True)
     python = place / "bin" / "python"
     subprocess.run(
@@ -125,23 +146,13 @@ def test_its_codec_is_compiled(wheel: Path, installed: Path) -> None:
     assert run(installed, "python", "-c", "from schemas import codec; print(codec.name)").stdout == "C\n"
 
 
-def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "source"
-    shutil.copytree(source, elsewhere, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    isolation = ["--no-isolation"] if has_setuptools() else []
-    command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(tmp_path), str(elsewhere)]
-    environment = {**os.environ, "CC": str(tmp_path / "no-compiler")}
-    built = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert built.returncode == 0, built.stdout + built.stderr
-    with ZipFile(next(tmp_path.glob("headrace-*.whl"))) as archive:
+def test_it_is_built_without_a_compiler(wheel_without_codec: Path, installed_without_codec: Path) -> None:
+    with ZipFile(wheel_without_codec) as archive:
         assert not any(name.startswith(COMPILED) for name in archive.namelist())
-        archive.extractall(tmp_path / "unpacked")
-    program = "from schemas import codec; print(codec.name, codec.__file__)"
-    environment["PYTHONPATH"] = str(tmp_path / "unpacked")
-    # Without site, and so without the editable install, which would find the checkout's compiled codec.
-    command = [sys.executable, "-S", "-c", program]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-    assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec.py")], ended.stderr
+    ended = run(installed_without_codec, "python", "-c", "from schemas import codec; print(codec.name, codec.__file__)")
+    name, file = ended.stdout.split()
+    assert name == "Python"
+    assert Path(file).is_relative_to(installed_without_codec)
 
 
 def test_installed_command_shows_its_help(installed: Path) -> None:
@@ -151,8 +162,12 @@ def test_installed_command_shows_its_help(installed: Path) -> None:
     assert "demo" in ended.stdout
 
 
-def test_the_demo_runs(installed: Path) -> None:
-    ended = run(installed, "headrace", "demo", "--rows", "1000")
+@pytest.mark.stack
+@pytest.mark.parametrize("environment", ["installed", "installed_without_codec"])
+def test_demo_migrates_and_proves_it(environment: str, request: pytest.FixtureRequest) -> None:
+    """All four migrations from source to target, with the compiled codec and with Python's."""
+    place: Path = request.getfixturevalue(environment)
+    ended = run(place, "headrace", "demo", "--rows", "1000")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
-    assert list((installed.parent / "work").iterdir()) == [], "it left something in the working directory"
+    assert list((place.parent / "work").iterdir()) == [], "it left something in the working directory"

@@ -49,6 +49,28 @@ def test_a_word_is_found_in_strings_comments_and_documents(tmp_path: Path, allow
     assert [word for _, word in found_in(tmp_path, allowed, name, text)] == ["parked"]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("def test_event_is_parked() -> None: ...", 1),
+        ('def test_a() -> None:\n    """One.\n\n    It is parked.\n    """', 4),
+        ('A = 1\n"""Parked."""', 2),
+        ("number = 1  # parked", 1),
+    ],
+)
+def test_a_word_is_found_in_names_docstrings_and_comments_of_tests(
+    tmp_path: Path, allowed: Path, text: str, line: int
+) -> None:
+    assert [(found, word.lower()) for found, word in found_in(tmp_path, allowed, "tests/test_a.py", text)] == [
+        (line, "parked")
+    ]
+
+
+@pytest.mark.parametrize("text", ['assert log == "parked"', "def parked() -> None: ...", 'f"{1} is parked"'])
+def test_input_and_helpers_of_tests_are_not_prose(tmp_path: Path, allowed: Path, text: str) -> None:
+    assert found_in(tmp_path, allowed, "tests/test_a.py", text) == []
+
+
 def test_an_identifier_is_not_prose(tmp_path: Path, allowed: Path) -> None:
     assert found_in(tmp_path, allowed, "infra/a.py", "parked = nobody = 1") == []
 

@@ -1,4 +1,7 @@
-"""Finds words of a dialect of headrace's own: in strings, docstrings and comments of its source, and in its documents.
+"""Finds words of a dialect of headrace's own.
+
+It searches strings, docstrings and comments of the source, the documents, and of the tests docstrings, comments and the
+names of tests: their other strings are input, or quotes.
 
     python -m tests.words [ROOT]
 
@@ -22,6 +25,9 @@ from typing import Final
 CHECKOUT: Final = Path(__file__).parents[1]
 ALLOWED: Final = Path(__file__).with_name("words_allowed.toml")
 SOURCE: Final = ("headrace.py", "producers", "consumers", "infra", "schemas")
+TESTS: Final = ("tests",)
+THIS: Final = ("tests/words.py", "tests/test_words.py")
+"""They list the words."""
 DOCUMENTS: Final = ("README.md", "docs", ".github", "Makefile", "docker-compose.yml")
 
 WORDS: Final = {
@@ -91,6 +97,9 @@ def _all(root: Path) -> Iterator[Found]:
             yield from _of_python(path, text)
         else:
             yield from _of_lines(path, 1, text)
+    for file in _files(root, TESTS, {".py"}):
+        if (path := str(file.relative_to(root))) not in THIS:
+            yield from _of_tests(path, file.read_text(encoding="utf-8"))
     for file in _files(root, DOCUMENTS, {".md", ".yml", ""}):
         yield from _of_lines(str(file.relative_to(root)), 1, file.read_text(encoding="utf-8"))
 
@@ -108,7 +117,25 @@ def _of_python(path: str, text: str) -> Iterator[Found]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.STRING, tokenize.COMMENT) or token.type == getattr(tokenize, "FSTRING_MIDDLE", -1):
             yield from _of_lines(path, token.start[0], token.string)
-    docstring = ast.get_docstring(ast.parse(text)) or ""
+    yield from _of_beginning(path, ast.parse(text))
+
+
+def _of_tests(path: str, text: str) -> Iterator[Found]:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield from _of_lines(path, token.start[0], token.string)
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str() as docstring)):
+                yield from _of_lines(path, node.lineno, docstring)
+            case ast.FunctionDef(name=name) if name.startswith("test_"):
+                yield from _of_lines(path, node.lineno, name.replace("_", " "))
+    yield from _of_beginning(path, tree)
+
+
+def _of_beginning(path: str, tree: ast.Module) -> Iterator[Found]:
+    docstring = ast.get_docstring(tree) or ""
     if _QUESTION.match(docstring):
         first = docstring.split("\n", 1)[0]
         yield Found(path, 1, first.split()[0], "say what the module does: a verb or a noun first", first)

@@ -40,8 +40,17 @@ RANGE_BYTES: Final = 32 << 20
 class TableRows:
     """One table. Keys are message keys without the schema's id. Raises UsageError if the table does not exist."""
 
-    def __init__(self, connection: Connection, table: str, gitlab_schema: str, key: Sequence[str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        table: str,
+        gitlab_schema: str,
+        key: Sequence[str],
+        *,
+        range_bytes: int = RANGE_BYTES,
+    ) -> None:
         self._connection = connection
+        self._range_bytes = range_bytes
         schema, _, name = table.partition(".")
         found = connection.execute(_FIND, (schema, name)).fetchone()
         if found is None:
@@ -111,7 +120,7 @@ class TableRows:
                 return
             after = upto
             if lines.rows:
-                planned = min(rows, max(1, RANGE_BYTES * 3 // 4 * lines.rows // len(lines.data)))
+                planned = min(rows, max(1, self._range_bytes * 3 // 4 * lines.rows // len(lines.data)))
 
     def rows(self, keys: Sequence[bytes], check: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
         """Return the rows of the first of `keys`, how many keys were looked up, and when the rows were read.
@@ -124,7 +133,7 @@ class TableRows:
         at_once = _AT_ONCE
         with one_snapshot(self._connection):
             moment = current_moment(self._connection)
-            while start < len(keys) and size < RANGE_BYTES:
+            while start < len(keys) and size < self._range_bytes:
                 check()
                 part = keys[start : start + at_once]
                 # Without a savepoint, a canceled query would end the transaction, and with it the snapshot.
@@ -156,7 +165,7 @@ class TableRows:
 
     def _copy(self, where: sql.Composable) -> Lines:
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
-        return copy_lines(self._connection, query.as_bytes(self._connection), most=RANGE_BYTES)
+        return copy_lines(self._connection, query.as_bytes(self._connection), most=self._range_bytes)
 
     def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:
         keys, rows = self._encoder.encode_copy_chunk(lines.data, b"")

@@ -32,26 +32,30 @@ _SYNC: Final = ("sync", "--file-system")
 _DERIVED: Final = ("info/commit-graph", "info/commit-graphs/*", "info/packs", "pack/multi-pack-index*", "pack/*.bitmap")
 
 
-def copy(source: Copy, root: Root, *, seconds: float) -> Steps[Copy]:
+def copy(
+    source: Copy, root: Root, *, seconds: float, passes: int = _PASSES, synced_one_by_one: int = _SYNCED_ONE_BY_ONE
+) -> Steps[Copy]:
     """Return a new copy of `source` below headrace's own directory in `root`, for the caller to put into its place.
 
     It has all refs and objects that the source had when it was read; later changes of the source are left to
     `carry_over.carry`, which recognises them by the base in the copy. Killed or closed at any moment, it leaves at most
     an unused directory. Raises NotAPlace if part of the repository cannot be moved, GitFailed if the copy cannot be
     proven to be complete, and OSError of the root.
+
+    The source is read in at most so many `passes`, and more than `synced_one_by_one` files are synced as a file system.
     """
     made = Copy(root, source.name, root.coming(source.name))
     try:
         refuse(source)
         before = yield from fingerprint(source.path)
-        files = yield from _copied(source, made.path, seconds)
+        files = yield from _copied(source, made.path, seconds, passes)
         if not source.is_there:
             raise GitFailed("another process is removing it")
         # The base is the copy's state: anything else in the source is newer.
         arrived = yield from read_refs(made)
         write_base(made.path, source.path, Base(arrived, files, keystones(source), before))
         yield from prove(made, seconds=seconds, content=True)
-        yield from _sync(made.path)
+        yield from _sync(made.path, synced_one_by_one)
     except BaseException:
         # Synchronously, since a generator that is being closed cannot wait.
         shutil.rmtree(made.path, ignore_errors=True)
@@ -82,12 +86,12 @@ def refuse(source: Copy) -> None:
         raise NotAPlace(f"{path.parent} has other files next to it, such as a working tree")
 
 
-def _copied(source: Copy, made: Path, seconds: float) -> Steps[Mapping[str, Entry]]:
+def _copied(source: Copy, made: Path, seconds: float, passes: int) -> Steps[Mapping[str, Entry]]:
     """Copy everything, repeatedly until nothing changed meanwhile; return the files' entries when they were copied."""
     deadline = time.monotonic() + seconds
     have: dict[str, Entry] = {}
     made.mkdir(mode=0o700)
-    for _ in range(_PASSES):
+    for _ in range(passes):
         found = yield from walk(source.path, files_only=False)
         # A gc writes objects to their new place before it removes the old one.
         for path in [path for path in have.keys() - found.keys() if have[path].kind != "directory"]:
@@ -131,10 +135,10 @@ def _copy_one(source: Path, made: Path, wanted: Entry) -> Steps[Entry]:
     return (yield from copy_file(source, made, 3600.0))
 
 
-def _sync(made: Path) -> Steps[None]:
+def _sync(made: Path, one_by_one: int) -> Steps[None]:
     """Sync a copy to disk."""
     written = [path for directory, _, names in os.walk(made) for path in _within(Path(directory), names)]
-    if len(written) > _SYNCED_ONE_BY_ONE:
+    if len(written) > one_by_one:
         ended = yield from run(*_SYNC, str(made), seconds=3600.0)
         if ended.code != 0:
             raise failure("sync", ended)

@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -20,13 +21,21 @@ from urllib.parse import parse_qs, urlsplit
 from consumers.routing.lookup import CursorTooOld
 from schemas.errors import SettingsError
 
-_CONNECTIONS: Final = 256
-"""The limit of open connections; one more is closed at once."""
 _IDLE_SECONDS: Final = 60.0
-_REQUEST_SECONDS: Final = 10.0
-"""The time limit for receiving a request and sending its response: a slow client would keep a thread."""
-_MAKING_ROOM_SECONDS: Final = 0.2
 _LONGEST_NAME: Final = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a server: of open connections, of which one more is closed at once, and in seconds."""
+
+    connections: int = 256
+    request_seconds: float = 10.0
+    """For receiving a request and sending its response: a slow client would keep a thread."""
+    making_room_seconds: float = 0.2
+
+
+_USUAL: Final = Limits()
 
 
 class Routes(Protocol):
@@ -43,10 +52,11 @@ class RouteServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, address: str, port: int, routes: Routes) -> None:
+    def __init__(self, address: str, port: int, routes: Routes, limits: Limits = _USUAL) -> None:
         """Raise SettingsError if it cannot listen on the address; `port` 0 chooses a free one."""
         self.routes = routes
-        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._limits = limits
+        self._free = threading.BoundedSemaphore(limits.connections)
         self._idle: dict[socket.socket, float] = {}
         self._asking: dict[socket.socket, float] = {}
         try:
@@ -89,7 +99,7 @@ class RouteServer(ThreadingHTTPServer):
     def asking(self, connection: socket.socket) -> None:
         """Record that a request begins to arrive; its connection is cut unless `done` is called in time."""
         self._idle.pop(connection, None)
-        self._asking[connection] = time.monotonic() + _REQUEST_SECONDS
+        self._asking[connection] = time.monotonic() + self._limits.request_seconds
 
     def done(self, connection: socket.socket) -> None:
         """Record that a request was answered, or given up."""
@@ -109,7 +119,7 @@ class RouteServer(ThreadingHTTPServer):
             return False
         self._idle.pop(longest[0], None)
         _cut(longest[0])
-        return self._free.acquire(timeout=_MAKING_ROOM_SECONDS)
+        return self._free.acquire(timeout=self._limits.making_room_seconds)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log nothing: a client that disconnects is not an error of the server."""

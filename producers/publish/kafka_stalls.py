@@ -6,16 +6,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from infra.service import log, metrics
 
-STALL_SECONDS: Final = 1.0
-"""Longer is a stall: with three brokers a transaction takes milliseconds, a leader change some hundred."""
 
-_LOOK_SECONDS: Final = 0.25
-_AGAIN_SECONDS: Final = 10.0
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times in seconds: how long a call may take, how often that is looked at, and when it is logged again."""
+
+    stall: float = 1.0
+    """Longer is a stall: with three brokers a transaction takes milliseconds, a leader change some hundred."""
+    look: float = 0.25
+    again: float = 10.0
+
+
+_USUAL: Final = Patience()
 
 
 class Stalls:
@@ -24,8 +32,9 @@ class Stalls:
     `client` is its transactional id.
     """
 
-    def __init__(self, client: str) -> None:
+    def __init__(self, client: str, patience: Patience = _USUAL) -> None:
         self._client = client
+        self._patience = patience
         self._log = log.get(transactional_id=client)
         self._call: tuple[str, float] | None = None
         self._closed = threading.Event()
@@ -53,7 +62,7 @@ class Stalls:
         finally:
             self._call = None
             seconds = time.monotonic() - began
-            if seconds > STALL_SECONDS:
+            if seconds > self._patience.stall:
                 metrics.STALLS.labels(self._client).inc()
                 metrics.STALLED.labels(self._client).inc(seconds)
                 self._log.warning("Kafka kept the producer waiting", to=what, seconds=round(seconds, 1))
@@ -61,9 +70,9 @@ class Stalls:
     def _watch(self) -> None:
         logged: tuple[str, float] | None = None
         due = 0.0
-        while not self._closed.wait(_LOOK_SECONDS):
+        while not self._closed.wait(self._patience.look):
             call, now = self._call, time.monotonic()
-            if call is None or now < call[1] + STALL_SECONDS or (call == logged and now < due):
+            if call is None or now < call[1] + self._patience.stall or (call == logged and now < due):
                 continue
-            logged, due = call, now + _AGAIN_SECONDS
+            logged, due = call, now + self._patience.again
             self._log.warning("waiting for Kafka", to=call[0], seconds=round(now - call[1], 1))

@@ -8,7 +8,7 @@ from tests.benchmarks.snapshots import snapshot_site
 
 
 def replay_runs(bench: Bench, rows: int, members: int = 1) -> list[Consumed]:
-    """Return all runs of `members` consumers over the topic of a snapshot of `rows` rows."""
+    """Return all runs of so many consumers over the topic of a snapshot of `rows` rows."""
 
     def measure() -> list[Consumed]:
         site = snapshot_site(bench, rows)

@@ -17,7 +17,8 @@ from psycopg import IsolationLevel
 from infra.guard import write_guard
 from tests.chaos.tenures import HISTORY, Key, log_writes
 from tests.consumers.container_repositories import TABLE
-from tests.consumers.services import PATIENCE, ROOT
+from tests.consumers.services import ROOT
+from tests.waiting import PATIENCE
 
 MAIN: Final = "gitlab_main"
 CI: Final = "gitlab_ci"

@@ -31,10 +31,11 @@ from infra.stack.brokers.cluster import EmbeddedKafka
 from schemas.events import Op
 from schemas.topics import positions_topic
 from tests.chaos.row_history import HISTORY, faults
-from tests.clusters import all_in_sync, cluster, leader, transaction_coordinator, until
+from tests.clusters import all_in_sync, cluster, leader, transaction_coordinator
 from tests.producers.folding import Decoders, Record, read_topic
 from tests.producers.processes import SCHEMA, Process, Workload, producing, write_settings
 from tests.producers.sources import Source, settings_for, topic_of
+from tests.waiting import until
 
 _TABLE: Final = "public.t"
 _PARTITIONS: Final = 4

@@ -19,7 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["headrace", "tests.chaos.forked", "tests.chaos.__main__", "confluent_kafka.admin"])

@@ -26,7 +26,7 @@ from tests.consumers.container_repositories import (
     start_impatient_member,
     write_settings,
 )
-from tests.consumers.services import PATIENCE, until
+from tests.waiting import PATIENCE, until
 
 _OTHERS = ("import_skipped", 5)
 _ROWS_A_MOVE = 120

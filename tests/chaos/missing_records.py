@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import tomli_w
 from infra.stack import Stack, embedded_stack
 from tests.consumers.praefect_database import SCHEMAS, checksum, flags, has_ids, hosts, listening, records, written
 from tests.producers.storages import hashed, repository
+from tests.waiting import until
 
 PATIENCE = 1800.0
 """Timeout in seconds; nothing is asserted about it."""
@@ -57,7 +57,7 @@ def play(
             members = [start("consume", "missing_records") for _ in range(2)]
             began = time.perf_counter()
             walks = [start("produce", "default") for _ in range(2)]
-            _until(lambda: _count(connection) > repositories // 2, "half of the records")
+            until(lambda: _count(connection) > repositories // 2, "half of the records")
             end(members[0])
             start("consume", "missing_records")
             codes = [walk.wait(PATIENCE) for walk in walks]
@@ -141,14 +141,6 @@ def _processes(config: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]
                 process.terminate()
             for process in started:
                 process.wait(PATIENCE)
-
-
-def _until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        pause.wait(0.2)
 
 
 def _print(name: str, value: float, unit: str) -> None:

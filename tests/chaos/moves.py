@@ -41,7 +41,7 @@ from tests.consumers.gitservers import (
     make_tables,
     refs,
 )
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 CHECKOUT: Final = Path(__file__).parents[2]
 _READERS: Final = 4
@@ -189,11 +189,8 @@ def _prepared(stack: Stack, directory: Path, repositories: int) -> Ordeal:
 
 
 def _wait(condition: Callable[[], bool], ordeal: Ordeal, seconds: float = 900.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        log = ordeal.directory / "log"
-        assert time.monotonic() < deadline, f"no progress: {log.read_text()[-2000:]}"
-        time.sleep(0.1)
+    log = ordeal.directory / "log"
+    until(condition, "the moves make progress", seconds, seen=lambda: log.read_text()[-2000:])
 
 
 def _judge(ordeal: Ordeal, readings: list[dict[str, Any]], pushed: dict[str, dict[str, str]]) -> None:

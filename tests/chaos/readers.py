@@ -32,6 +32,7 @@ from tests.conftest import Database
 from tests.consumers.gitserver.driver import CHECKOUT, World, drive, moving, with_direction
 from tests.consumers.gitservers import NODES, commit_stream, make_repository, make_tables
 from tests.readers import READERS, NotInstalled, command
+from tests.waiting import until
 
 _NAMES: Final = (
     "github.com/Team-{}/Repository.git",
@@ -186,10 +187,13 @@ def route_service(config: Path, log: Path) -> Iterator[str]:
 
 def _waited(pattern: re.Pattern[str], file: Path, log: Path) -> re.Match[str]:
     """Wait until a file has a match; raises AssertionError with the log on timeout."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while (match := pattern.search(file.read_text(encoding="utf-8"))) is None:
-        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-2_000:]
-        time.sleep(0.05)
+    match = until(
+        lambda: pattern.search(file.read_text(encoding="utf-8")),
+        f"{pattern.pattern} in {file.name}",
+        _PATIENCE_SECONDS,
+        seen=lambda: log.read_text(encoding="utf-8")[-2_000:],
+    )
+    assert match is not None
     return match
 
 

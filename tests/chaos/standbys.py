@@ -19,7 +19,7 @@ from psycopg import sql
 
 from infra.stack import EmbeddedStack
 from infra.stack.postgresql.server import EmbeddedPostgres
-from tests.consumers.services import until
+from tests.waiting import until
 
 _AWAY_SECONDS = (0.8, 4.0)
 _PRESENT_SECONDS = (1.0, 3.5)

@@ -1,4 +1,4 @@
-"""What disturbs a switchover before it is complete: each trouble is one action of an operator or failure of a machine.
+"""Troubles of a switchover that is not complete: each is one action of an operator, or one failure of a machine.
 
 A trouble does not clean up after itself; a broken promise is noted as a fault here, or found in the history.
 """

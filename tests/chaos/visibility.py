@@ -42,8 +42,9 @@ from tests.chaos.history import HISTORY, Effect, Event, Fault, History, Poll, fi
 from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
 from tests.consumers import container_repositories, registry
-from tests.consumers.services import PATIENCE, ROOT, Service, run, until
+from tests.consumers.services import ROOT, Service, run
 from tests.settling import until_shown
+from tests.waiting import PATIENCE, until
 
 RATE: Final = 500.0
 """Rows that the application writes per second."""

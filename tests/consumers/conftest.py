@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tests.conftest import Build, Database
 from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
 from tests.consumers.gitserver.driver import World
 from tests.consumers.gitservers import Application, make_tables
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE
 
 Member = subprocess.Popen[str]
 
@@ -108,19 +107,6 @@ def gitserver_world(
 @pytest.fixture
 def application(gitserver_world: World) -> Application:
     return Application(gitserver_world.settings, gitserver_world.connection)
-
-
-@pytest.fixture
-def eventually() -> Callable[..., None]:
-    """A function that polls until a condition holds."""
-
-    def wait(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"never happened: {what}"
-            time.sleep(0.02)
-
-    return wait
 
 
 @pytest.fixture

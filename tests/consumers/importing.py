@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from schemas.positions import Lsn, Position
 from tests.conftest import Database
 from tests.consumers.praefect_database import SCHEMAS
 from tests.producers.storages import hashed
+from tests.waiting import until
 
 HOUR_MS = 3_600_000
 
@@ -142,12 +142,7 @@ def wait_for_a_lock(world: World) -> None:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        pause = threading.Event()
-        for _ in range(9000):
-            if watching.execute(waiting).fetchone() != (0,):
-                return
-            pause.wait(0.02)
-    raise AssertionError("no connection waits")
+        until(lambda: watching.execute(waiting).fetchone() != (0,), "a connection waits for a lock")
 
 
 def paths(count: int, start: int = 0) -> list[str]:

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,9 @@ from typing import Any
 import psycopg
 
 from tests.consumers.container_repositories import TOO_MANY_TAGS
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 180.0
-"""Timeout in seconds of a test that waits; nothing is asserted about it."""
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        threading.Event().wait(0.05)
 
 
 def advisory_lock_is_waited_for(connection: psycopg.Connection[Any]) -> bool:

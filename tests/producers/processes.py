@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 
 from infra.settings.model import Settings
-from tests.producers.sources import PATIENCE, until
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +15,9 @@ from producers.stream.frames import Frame, Keepalive, XLogData
 from producers.stream.pgoutput import Decoder
 from producers.stream.start_command import Streaming
 from schemas.positions import Lsn, parse_lsn
+from tests.waiting import until
 
 PUBLICATION = "pub"
-PATIENCE = 180.0
-"""Seconds until a waiting test times out; nothing is asserted about it."""
 
 
 def emit_message(connection: psycopg.Connection[Any], prefix: str = "test", *, transactional: bool = True) -> Lsn:
@@ -41,11 +39,11 @@ class Reader:
 
     def until(self, enough: Callable[[], bool]) -> None:
         """Read until `enough` returns true."""
-        deadline = time.monotonic() + PATIENCE
-        while not enough():
-            assert time.monotonic() < deadline, f"only {self.messages[-5:]}"
-            for frame in self.stream.read(1000, 0.2):
-                self.take(frame)
+        until(enough, "messages", seen=lambda: self.messages[-5:], meanwhile=self._read)
+
+    def _read(self) -> None:
+        for frame in self.stream.read(1000, 0.2):
+            self.take(frame)
 
     def take(self, frame: Frame) -> None:
         if isinstance(frame, XLogData):

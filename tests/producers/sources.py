@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +24,7 @@ from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
 from tests.settling import until_shown
-
-PATIENCE = 180.0
-"""Seconds until a waiting test times out; nothing is asserted about it."""
+from tests.waiting import PATIENCE, until
 
 
 def settings_for(
@@ -58,14 +55,6 @@ def capturing(settings: Settings, *tables: str, source: str = "main") -> Setting
 def topic_of(settings: Settings, table: str) -> str:
     schema, _, name = table.partition(".")
     return table_topic(settings.prefix, "gitlab_main", "main", schema, name)
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition that another process makes true."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting for {what}"
-        time.sleep(0.02)
 
 
 OFTEN = Timing(heartbeat_seconds=0.3)

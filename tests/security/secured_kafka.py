@@ -28,8 +28,8 @@ from infra.stack.brokers.broker_settings import SETTINGS
 from infra.stack.brokers.cluster import EmbeddedKafka
 from infra.stack.processes.keeper import Keeper
 from infra.stack.processes.ports import free_port
-from tests.consumers.services import until
 from tests.security.authority import Authority, Certificate
+from tests.waiting import until
 
 _SECONDS: Final = 120.0
 ADMIN: Final = "admin"

@@ -34,8 +34,8 @@ from producers.source import rights as producer_rights
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
 from schemas.topics import dead_letters_topic, group_name, positions_topic, schemas_topic, table_topic
-from tests.consumers.services import until
 from tests.security.secured_kafka import SecuredKafka
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -17,10 +17,11 @@ import headrace
 from infra.settings.model import Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, fill, states, write_settings
-from tests.consumers.services import ROOT, until
+from tests.consumers.services import ROOT
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
 from tests.security.worlds import MIGRATION, SOURCE, SecuredWorld, secured_world, with_table
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

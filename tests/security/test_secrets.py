@@ -24,17 +24,18 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from tests.consumers.services import ROOT
 
-COMMANDS = (
-    ("check", "--json"),
-    ("init", "--sql"),
-    ("init", "--acls"),
-    ("verify", "skip_resets"),
-    ("dead-letters", "list", "skip_resets"),
-    ("produce", "main"),
-    ("consume", "skip_resets"),
-    ("route", "github.com/a/b"),
-)
-"""Commands that read settings and connect to each kind of server."""
+NO_DATABASE = "/shown_database does not answer"
+COMMANDS = {
+    ("check", "--json"): "Kafka at 127.0.0.1",
+    ("init", "--sql"): "-- Database main: run in shown_database",
+    ("init", "--acls"): "kafka_acl",
+    ("verify", "skip_resets"): NO_DATABASE,
+    ("dead-letters", "list", "skip_resets"): NO_DATABASE,
+    ("produce", "main"): "Kafka at 127.0.0.1",
+    ("consume", "skip_resets"): NO_DATABASE,
+    ("route", "github.com/a/b"): NO_DATABASE,
+}
+"""Commands that read settings and connect to each kind of server → a part of their output that is not secret."""
 
 
 class Planted:
@@ -114,9 +115,7 @@ def run(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_command_shows_no_secret(planted: Planted, run: Run, words: tuple[str, ...]) -> None:
     _, output = run(*words)
-    assert "shown" in output or "127.0.0.1" in output or "kafka_acl" in output, (
-        f"it does not report what it connected to: {output}"
-    )
+    assert COMMANDS[words] in output
     assert planted.found_in(output) == []
 
 
@@ -141,7 +140,7 @@ def test_printed_settings_show_no_secret(planted: Planted, run: Run) -> None:
     del run  # which has set the variables
     settings = load_settings()
     for text in (repr(settings), str(settings), settings.model_dump_json()):
-        assert "shown-user" in text or "gitaly-0" in text
+        assert "gitaly-0" in text
         assert planted.found_in(text) == []
     # Counter-check: code that asks for them gets them.
     assert planted.found_in(settings.databases["main"].dsn.get_secret_value()) == planted.secrets[:1]

@@ -23,10 +23,10 @@ from infra.rights.programs import acls as acls_of
 from infra.settings.model import DatabaseSettings, KafkaSettings, MigrationSettings, Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import TABLE
-from tests.consumers.services import until
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
 from tests.security.secured_postgres import secured_dsn
+from tests.waiting import until
 
 SOURCE: Final = "here"
 MIGRATION: Final = "skip_resets"

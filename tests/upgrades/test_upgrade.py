@@ -28,9 +28,10 @@ from schemas import formats
 from schemas.topics import positions_topic
 from tests.conftest import new_database
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, states, write_settings, written
-from tests.consumers.services import PATIENCE, ROOT, until
+from tests.consumers.services import ROOT
 from tests.upgrades.next_version import PROGRAM
 from tests.upgrades.states import RELEASED, restore, save
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

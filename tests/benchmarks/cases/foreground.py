@@ -1,4 +1,4 @@
-"""What users notice while a migration runs: the seed's resets in seconds, and their own statements' p99 meanwhile.
+"""Measures a migration as users notice it: the seed's resets in seconds, and their own statements' p99 meanwhile.
 
 27,700 of a million container repositories are reset from a full topic (seed 003 took 6 minutes), while an application
 reads and writes the table at a fixed rate. The database and the application have one half of the processors, Kafka and

@@ -31,8 +31,8 @@ from tests.chaos.path.faults import Faults, Happened
 from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence, Pause
 from tests.chaos.path.watch import Watch, committed
 from tests.chaos.path.world import World
-from tests.consumers.services import until
 from tests.settling import until_shown
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -128,10 +128,7 @@ def _copied(world: World, faults: Faults, application: Application, watch: Watch
             return state is not None and bool(state.snapshots) and all(one.done for one in state.snapshots.values())
         return False
 
-    deadline = time.monotonic() + _COPY_SECONDS
-    while not complete():
-        assert time.monotonic() < deadline, "timed out waiting for the first snapshot"
-        time.sleep(_TICK)
+    until(complete, "the first snapshot", _COPY_SECONDS, meanwhile=lambda: time.sleep(_TICK))
     return _asked(world, _wal_position)
 
 

@@ -40,7 +40,7 @@ from tests.chaos.path.targets import (
     preparing,
 )
 from tests.consumers.container_repositories import write_settings
-from tests.consumers.services import until
+from tests.waiting import until
 
 DATABASE: Final = "gitlabhq"
 _CONSUMERS: Final = 2

@@ -1,4 +1,4 @@
-"""What the contract test needs to know of each migration: one file a migration, with a class `Case`."""
+"""The migrations as the contract test needs to know them: one file a migration, with a class `Case`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Case(ABC):
         """Return, of the rows that should change, how they should be then."""
 
     def left(self) -> int:
-        """Return what `remaining` counts for them: the rows themselves, unless only their events tell of them."""
+        """Return what `remaining` counts for them: the rows themselves, unless only their events show them."""
         return len(self.wanted())
 
     @abstractmethod

@@ -21,7 +21,8 @@ from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import catalog
 from schemas.errors import HeadraceError
-from tests.consumers.services import ROOT, until
+from tests.consumers.services import ROOT
+from tests.waiting import until
 
 
 class Unguarded(SkipResets):

@@ -19,7 +19,7 @@ from consumers.gitserver.tables import OWN_TABLES
 from consumers.routing.placement import md5_home, partition_of, rendezvous_home
 from infra.postgres.control import ensure_control_schema
 from tests.conftest import Database
-from tests.consumers.services import PATIENCE, until
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

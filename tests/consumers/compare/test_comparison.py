@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from schemas.topics import table_topic
 from schemas.varints import encode_long
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
 TABLE = "public.container_repositories"
 Connection = psycopg.Connection[Any]
-Eventually = Callable[..., None]
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def stopping() -> threading.Event:
 
 
 @pytest.fixture
-def producer(settings: Settings, connection: Connection, eventually: Eventually) -> Iterator[threading.Event]:
+def producer(settings: Settings, connection: Connection) -> Iterator[threading.Event]:
     """A producer that has read the table and follows it; the event stops it."""
     stop = threading.Event()
     running = threading.Thread(target=produce, args=(settings, "main", stop))
@@ -83,7 +82,7 @@ def producer(settings: Settings, connection: Connection, eventually: Eventually)
         return state is not None and TABLE in state.snapshots and state.snapshots[TABLE].done
 
     try:
-        eventually(copied, "the table is copied")
+        until(copied, "the table is copied")
         yield stop
     finally:
         stop.set()
@@ -155,7 +154,6 @@ def test_missing_extra_differing_and_unreadable_rows_are_reported_and_re_snapsho
     connection: Connection,
     producer: threading.Event,
     stopping: threading.Event,
-    eventually: Eventually,
 ) -> None:
     poison(settings, connection)
     # Rows that changed since have their events, and one of the wrong records is repaired by such an event.
@@ -178,7 +176,7 @@ def test_missing_extra_differing_and_unreadable_rows_are_reported_and_re_snapsho
         again = compare(settings, "main", TABLE, stopping)
         return (again.missing, again.differing, len(again.extra)) == ([], [], 1)
 
-    eventually(repaired, "the rows are re-snapshotted")
+    until(repaired, "the rows are re-snapshotted")
 
 
 @pytest.mark.parametrize("ahead", [-1_000_000_000, 1_000, 2**31 + 10, 2**32 - 200_000])

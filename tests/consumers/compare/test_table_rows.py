@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.compare import table_rows
 from consumers.compare.table_rows import TableRows
 from infra.postgres.connect import connect
 from tests.conftest import Database
@@ -32,14 +31,13 @@ def test_ranges_and_lookups_use_the_operators_of_the_keys_type(database: Databas
         assert looked == 500
 
 
-def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database) -> None:
     database.connect().execute(
         "CREATE TABLE public.wide (id int PRIMARY KEY, v text);"
         " INSERT INTO public.wide SELECT i, repeat('x', 300000) FROM generate_series(1, 40) i"
     )
-    monkeypatch.setattr(table_rows, "RANGE_BYTES", 2 << 20)
     with connect(database.dsn, name="test", reading=True) as connection:
-        rows = TableRows(connection, "public.wide", "gitlab_main", ["id"])
+        rows = TableRows(connection, "public.wide", "gitlab_main", ["id"], range_bytes=2 << 20)
         ranges = [keys for keys, _ in rows.ranges(50_000)]
         assert max(map(len, ranges)) <= 10, "a reading more than the bound"
         every = [each for keys in ranges for each in keys]

@@ -16,11 +16,9 @@ from consumers.runtime.assembly import consumer_of
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
-
-Eventually = Callable[..., None]
 
 
 class Works(SkipResets):
@@ -97,14 +95,14 @@ def test_consumer_has_caught_up_only_when_external_work_is_done(
 
 
 def test_stopping_ends_external_work(
-    feed: Feed, connection: psycopg.Connection[Any], works: type[Works], settings: Settings, eventually: Eventually
+    feed: Feed, connection: psycopg.Connection[Any], works: type[Works], settings: Settings
 ) -> None:
     feed.snapshot({1: DEFAULT})
     stopping = threading.Event()
     runtime = consumer_of(settings, works.configure(settings.migration("skip_resets")), "main", stopping=stopping)
     thread = threading.Thread(target=runtime.run)
     thread.start()
-    eventually(lambda: works.steps > 5, "it works")
+    until(lambda: works.steps > 5, "it works")
     assert works.ended == 0
     stopping.set()
     thread.join(PATIENCE)
@@ -117,19 +115,18 @@ def test_pause_ends_external_work_and_resume_restarts_it(
     works: type[Works],
     settings: Settings,
     running: Callable[[], threading.Thread],
-    eventually: Eventually,
 ) -> None:
     feed.snapshot({1: DEFAULT})
     running()
-    eventually(lambda: works.steps > 5, "it works")
+    until(lambda: works.steps > 5, "it works")
     set_paused(settings, works, "main", True)
-    eventually(lambda: works.ended == 1, "it was ended")
+    until(lambda: works.ended == 1, "it was ended")
     steps = "SELECT count(*) FROM headrace.works"
     recorded = connection.execute(steps).fetchone()
     set_paused(settings, works, "main", True)
     assert connection.execute(steps).fetchone() == recorded, "nothing is written while it is paused"
     set_paused(settings, works, "main", False)
-    eventually(lambda: works.begun == 2, "it restarted")
+    until(lambda: works.begun == 2, "it restarted")
 
 
 def test_lost_session_restarts_external_work(
@@ -137,16 +134,15 @@ def test_lost_session_restarts_external_work(
     connection: psycopg.Connection[Any],
     works: type[Works],
     running: Callable[[], threading.Thread],
-    eventually: Eventually,
 ) -> None:
     feed.snapshot({1: DEFAULT})
     running()
-    eventually(lambda: works.steps > 5, "it works")
+    until(lambda: works.steps > 5, "it works")
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    eventually(lambda: works.begun == 2, "it restarted")
+    until(lambda: works.begun == 2, "it restarted")
     assert works.ended == 1
 
 

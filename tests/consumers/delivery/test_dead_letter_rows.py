@@ -5,90 +5,41 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from typer.testing import CliRunner, Result
 
-from consumers.commands import dead_letters_command
 from consumers.commands.dead_letters_command import StillDeadLetters
-from consumers.contract.decisions import Change
-from consumers.contract.migration import Cursor
 from consumers.dead_letters import settle
 from consumers.dead_letters.settle import read_dead_letters
-from consumers.delivery.dead_letter_rows import Busy
 from consumers.delivery.dead_letter_topic import DeadLetterWriter, NewDeadLetter, read_dead_letters_topic
 from consumers.operations import catalog
 from consumers.operations.replay import replay
 from consumers.runtime import assembly
-from consumers.runtime.assembly import consumer_of
 from infra.kafka import topics
-from infra.postgres.advisory_locks import lock_key
-from infra.service import log
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
-from infra.stack import EmbeddedStack, embedded_stack
 from schemas.errors import HeadraceError, Refused, UsageError
 from tests.conftest import Database
 from tests.consumers.commands import letters
 from tests.consumers.commands.letters import OfEach, Unguarded
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, Feed, fill, states, write_settings, written
-from tests.consumers.services import PATIENCE, until
+from tests.consumers.delivery.dead_letters import (
+    ALLOW,
+    FORBID,
+    NAME,
+    Command,
+    Connection,
+    consume,
+    done,
+    listed,
+    make_dead_letters,
+)
+from tests.waiting import PATIENCE
 
-pytestmark = pytest.mark.stack
-
-NAME = "skip_resets"
-FORBID = "ALTER TABLE container_repositories ADD CONSTRAINT poison CHECK (id < 70 OR migration_state <> 'default')"
-ALLOW = "ALTER TABLE container_repositories DROP CONSTRAINT poison"
-Connection = psycopg.Connection[Any]
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """A function that runs `headrace dead-letters` with a settings file."""
-    monkeypatch.setattr(log, "configure", lambda: None)
-
-    def run(config: Path, *arguments: str) -> Result:
-        return CliRunner().invoke(dead_letters_command.app, [*arguments, "--config", str(config)])
-
-    return run
-
-
-@pytest.fixture(autouse=True)
-def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands' migration has no guard, so that a repeated effect shows."""
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
-
-
-def listed(command: Command, config: Path, *options: str) -> list[str]:
-    result = command(config, "list", NAME, "--json", *options)
-    assert result.exception is None, result.exception
-    return [each["event"] for each in json.loads(result.output)["dead_letters"]]
-
-
-def done(command: Command, config: Path, *arguments: str) -> dict[str, Any]:
-    result = command(config, *arguments, "--json")
-    assert result.exception is None, result.exception
-    return dict(json.loads(result.output.splitlines()[-1]))  # after this process's log
-
-
-def consume(settings: Settings, database: str = "main", kind: type[Unguarded] = Unguarded) -> None:
-    migration = kind.configure(settings.migration(NAME))
-    consumer_of(settings, migration, database, stopping=threading.Event(), until_caught_up=True).run()
-
-
-def park(connection: Connection, feed: Feed, settings: Settings, keys: Sequence[int]) -> None:
-    """Make the events of `keys`, all 70 or more, dead letters, then remove the cause."""
-    connection.execute(FORBID)
-    rows = dict.fromkeys(keys, TOO_MANY_TAGS)
-    fill(connection, rows)
-    feed.snapshot(rows)
-    consume(settings)
-    connection.execute(ALLOW)
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("unguarded")]
 
 
 def test_dead_letters_are_retried_only_in_their_database(
@@ -155,7 +106,7 @@ def test_dead_letters_are_retried_only_in_their_database(
 def test_concurrent_retries_apply_each_event_once(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:
-    park(connection, feed, settings, range(70, 80))
+    make_dead_letters(connection, feed, settings, range(70, 80))
     first = letters.start(config, "retry", NAME, "--json", point="stops once it has read them")
     try:
         letters.until_stopped(first)
@@ -271,7 +222,7 @@ def killed(config: Path, point: str) -> None:
 def test_retry_killed_twice_anywhere_applies_each_event_once(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:
-    park(connection, feed, settings, range(70, 74))
+    make_dead_letters(connection, feed, settings, range(70, 74))
     for point, applied in (("before the commit", 0), ("after the commit", 1)):
         for number in (1, 2):
             killed(config, point)
@@ -306,7 +257,7 @@ def test_settled_dead_letter_is_not_settled_again(
     word: str,
 ) -> None:
     """As when a call loses its connection during the commit and repeats it."""
-    park(connection, feed, settings, [70, 71])
+    make_dead_letters(connection, feed, settings, [70, 71])
     migration = Unguarded.configure(settings.migration(NAME))
     entries = read_dead_letters(settings, migration, "main") * 2
     if word == "retry":
@@ -322,7 +273,7 @@ def test_settled_dead_letter_is_not_settled_again(
 def test_dead_letter_of_replay_survives_removal_of_earlier_one(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
-    park(connection, feed, settings, [77])
+    make_dead_letters(connection, feed, settings, [77])
     assert done(command, config, "retry", NAME)["applied"] == 1
     age(connection)
     connection.execute("UPDATE container_repositories SET migration_state = 'import_skipped'")
@@ -340,7 +291,7 @@ def test_dead_letter_of_replay_survives_removal_of_earlier_one(
 def test_event_failing_again_in_replay_is_one_dead_letter(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
-    park(connection, feed, settings, [77])
+    make_dead_letters(connection, feed, settings, [77])
     connection.execute(FORBID)
     replay(settings, Unguarded, "main")
     consume(settings)
@@ -369,7 +320,7 @@ def test_events_of_recreated_topic_are_other_dead_letters(
 def test_dead_letter_without_event_is_listed_and_discarded_but_not_retried(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:
-    park(connection, feed, settings, [77])
+    make_dead_letters(connection, feed, settings, [77])
     DeadLetterWriter(settings, NAME, "main").remove(read_dead_letters_topic(settings, NAME))
     (name,) = listed(command, config)
     stays = command(config, "retry", NAME)
@@ -382,7 +333,7 @@ def test_dead_letter_without_event_is_listed_and_discarded_but_not_retried(
 def test_dead_letters_follow_their_gitlab_schema_to_its_next_owner(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
-    park(connection, feed, settings, [77, 78])
+    make_dead_letters(connection, feed, settings, [77, 78])
     names = listed(command, config)
     connection.execute("UPDATE headrace.database SET name = 'second'")
     moved = config.with_name("moved.toml")
@@ -399,150 +350,3 @@ def test_dead_letters_follow_their_gitlab_schema_to_its_next_owner(
     assert listed(command, moved) == names
     assert done(command, moved, "retry", NAME)["applied"] == 2
     assert sorted(written(connection)) == [77, 78]
-
-
-class LosesItsSession(Unguarded):
-    """Loses its connection once, at row 78, before the commit, and calls the test meanwhile."""
-
-    meanwhile: Callable[[int], None]
-    lost: list[int]
-
-    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
-        applied = super().apply(cursor, changes)
-        if changes[0].key == 78 and not self.lost:
-            self.lost.append(cursor.connection.info.backend_pid)
-            type(self).meanwhile(self.lost[0])
-        return applied
-
-
-def losing(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int], None]) -> None:
-    monkeypatch.setattr(LosesItsSession, "lost", [], raising=False)
-    monkeypatch.setattr(LosesItsSession, "meanwhile", staticmethod(meanwhile), raising=False)
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: LosesItsSession})
-
-
-def test_settlement_lost_in_failover_during_retry_is_retried_immediately(
-    command: Command,
-    feed: Feed,
-    connection: Connection,
-    config: Path,
-    settings: Settings,
-    ledger: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    park(connection, feed, settings, range(70, 90))
-
-    def fail_over(pid: int) -> None:
-        # As on a standby that lacks the commits so far.
-        connection.execute("UPDATE headrace.dead_letters SET settled_at = NULL WHERE settled_at IS NOT NULL")
-        connection.execute(
-            "UPDATE headrace.progress SET dead_letters = dead_letters + applied, applied = 0 WHERE applied > 0"
-        )
-        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
-
-    losing(monkeypatch, fail_over)
-    assert done(command, config, "retry", NAME)["applied"] == 20
-    assert (ledger()["applied"], ledger()["dead_letters"], listed(command, config)) == (20, 0, [])
-
-
-def test_retry_that_lost_its_session_stops_if_another_has_the_lock(
-    command: Command,
-    feed: Feed,
-    connection: Connection,
-    config: Path,
-    settings: Settings,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    park(connection, feed, settings, range(70, 90))
-    other = database.connect()
-    key = lock_key("dead letters", NAME)
-    taking = threading.Thread(target=lambda: other.execute("SELECT pg_advisory_lock(%s)", (key,)))
-
-    def lose(pid: int) -> None:
-        taking.start()
-        until(
-            lambda: connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'").fetchone(),
-            "the other session waits for the lock",
-        )
-        connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
-
-    losing(monkeypatch, lose)
-    stopped = command(config, "retry", NAME).exception
-    taking.join()
-    assert isinstance(stopped, Busy), stopped
-    assert str(other.info.backend_pid) in str(stopped)
-    assert 78 not in written(connection)
-    other.close()
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
-    command(config, "retry", NAME)
-    assert sorted(written(connection)) == list(range(70, 90))
-
-
-def test_dead_letter_with_invisible_transaction_stays(
-    command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
-) -> None:
-    row = connection.execute("SELECT (pg_current_xact_id()::text::bigint + 2000) % 4294967296").fetchone()
-    assert row is not None
-    # Without such a transaction it would be considered lost in a failover.
-    feed.xid = row[0]
-    park(connection, feed, settings, [77])
-    connection.execute("BEGIN")
-    while connection.execute("SELECT pg_current_xact_id()::text").fetchone() != (str(row[0]),):
-        connection.execute("COMMIT")
-        connection.execute("BEGIN")
-    stays = command(config, "retry", NAME).exception
-    assert isinstance(stays, StillDeadLetters)
-    assert "its transaction is not visible yet" in str(stays)
-    connection.execute("COMMIT")
-    assert done(command, config, "retry", NAME)["applied"] == 1
-    assert written(connection) == [77]
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
-        yield stack
-
-
-def test_dead_letter_whose_retry_was_lost_in_failover_is_retried(
-    command: Command, own: EmbeddedStack, prefix: str, tmp_path: Path
-) -> None:
-    def config_of(dsn: str) -> Path:
-        return write_settings(
-            tmp_path / "headrace.toml",
-            {
-                "prefix": prefix,
-                "kafka": {"bootstrap_servers": own.endpoints.bootstrap_servers},
-                "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
-            },
-        )
-
-    primary = own.postgres.create_database(prefix)
-    config = config_of(primary)
-    settings = load_settings(config)
-    with psycopg.connect(primary, autocommit=True) as connection:
-        connection.execute(TABLE)
-        park(connection, Feed(settings), settings, [77, 78])
-        before = listed(command, config)
-        standby = own.standby(prefix)
-        try:
-            # From here on the standby receives nothing: later commits of the primary are lost with it.
-            standby.stop()
-            assert done(command, config, "retry", NAME)["applied"] == 2
-            assert listed(command, config) == []
-            own.postgres.kill()
-            standby.start()
-            standby.promote()
-            config = config_of(standby.dsn(prefix))
-            with psycopg.connect(standby.dsn(prefix), autocommit=True) as promoted:
-                assert written(promoted) == []
-                assert listed(command, config) == before
-                assert done(command, config, "retry", NAME)["applied"] == 2
-                assert sorted(written(promoted)) == [77, 78]
-                assert done(command, config, "retry", NAME)["applied"] == 0
-                assert sorted(written(promoted)) == [77, 78]
-                sums = promoted.execute("SELECT sum(applied), sum(dead_letters) FROM headrace.progress").fetchone()
-                assert sums == (2, 0)
-        finally:
-            standby.abandon()

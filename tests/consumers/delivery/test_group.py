@@ -17,7 +17,7 @@ from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 from schemas.topics import group_name
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -76,7 +76,6 @@ def join(settings: Settings, topic: str, ledger: Ledger) -> Iterator[Join]:
         group.close()
 
 
-Eventually = Callable[..., None]
 DELETABLE = {"cleanup.policy": "compact,delete"}
 """Records of a compacted topic cannot be deleted by offset."""
 
@@ -85,7 +84,7 @@ def values(records: Sequence[Message]) -> list[int]:
     return sorted(int(record.value() or b"") for record in records if record.error() is None)
 
 
-def read(group: Group, count: int, eventually: Eventually) -> list[int]:
+def read(group: Group, count: int) -> list[int]:
     """Return `count` events."""
     found: list[int] = []
 
@@ -93,23 +92,21 @@ def read(group: Group, count: int, eventually: Eventually) -> list[int]:
         found.extend(values(group.poll(100, 0.1)))
         return len(found) >= count
 
-    eventually(enough, f"{count} events arrive")
+    until(enough, f"{count} events arrive")
     return sorted(found)
 
 
 def test_reading_starts_at_ledger_offset_not_committed_offset(
-    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+    join: Join, settings: Settings, topic: str, ledger: Ledger
 ) -> None:
     move_offsets(settings.kafka, group_name(settings.prefix, "m"), {Place(topic, 0): Offset(5)})
     ledger.offsets = {Place(topic, 1): 3}
     group = join()
-    assert read(group, 7, eventually) == [0, 2, 4, 6, 7, 8, 9]
+    assert read(group, 7) == [0, 2, 4, 6, 7, 8, 9]
     assert group.positions == {Place(topic, 0): 0, Place(topic, 1): 3}
 
 
-def test_waiting_group_member_reads_nothing_and_stays(
-    join: Join, settings: Settings, topic: str, eventually: Eventually
-) -> None:
+def test_waiting_group_member_reads_nothing_and_stays(join: Join, settings: Settings, topic: str) -> None:
     group = join()
     # Until the ends of both partitions, which arrive like events, and a little later.
     received: list[Message] = []
@@ -118,7 +115,7 @@ def test_waiting_group_member_reads_nothing_and_stays(
         received.extend(group.poll(100, 0.1))
         return len(values(received)) == 10 and len(received) == 12
 
-    eventually(all_received, "10 events and 2 ends")
+    until(all_received, "10 events and 2 ends")
     asked = []
 
     def still() -> bool:
@@ -129,16 +126,16 @@ def test_waiting_group_member_reads_nothing_and_stays(
     assert [len(alive) for alive in asked] == [1, 1]
 
 
-def test_records_not_applied_arrive_again(join: Join, topic: str, ledger: Ledger, eventually: Eventually) -> None:
+def test_records_not_applied_arrive_again(join: Join, topic: str, ledger: Ledger) -> None:
     group = join()
-    read(group, 10, eventually)
+    read(group, 10)
     ledger.offsets = {Place(topic, 0): 4, Place(topic, 1): 5}
     assert group.reposition(ledger(list(group.positions)))
-    assert read(group, 1, eventually) == [8]
+    assert read(group, 1) == [8]
     assert group.positions == {Place(topic, 0): 4, Place(topic, 1): 5}
 
 
-def test_two_group_members_share_partitions_and_one_takes_over(join: Join, topic: str, eventually: Eventually) -> None:
+def test_two_group_members_share_partitions_and_one_takes_over(join: Join, topic: str) -> None:
     first, second = join(), join()
 
     def shared() -> bool:
@@ -146,7 +143,7 @@ def test_two_group_members_share_partitions_and_one_takes_over(join: Join, topic
             group.poll(100, 0.05)
         return len(first.positions) == len(second.positions) == 1
 
-    eventually(shared, "each has a partition")
+    until(shared, "each has a partition")
     assert first.positions.keys() | second.positions.keys() == {Place(topic, 0), Place(topic, 1)}
     second.close()
 
@@ -154,14 +151,14 @@ def test_two_group_members_share_partitions_and_one_takes_over(join: Join, topic
         first.poll(100, 0.05)
         return len(first.positions) == 2
 
-    eventually(alone, "the first has both")
+    until(alone, "the first has both")
 
 
 def test_partition_revoked_while_waiting_is_read_when_reassigned(
-    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+    join: Join, settings: Settings, topic: str, ledger: Ledger
 ) -> None:
     first = join()
-    read(first, 10, eventually)
+    read(first, 10)
     second = join()
 
     def alone() -> bool:
@@ -175,11 +172,11 @@ def test_partition_revoked_while_waiting_is_read_when_reassigned(
         first.poll(100, 0.05)
         return len(first.positions) == 2
 
-    eventually(both, "the first has both again")
+    until(both, "the first has both again")
     ledger.offsets = {Place(topic, 0): 5, Place(topic, 1): 5}
     assert first.reposition(ledger(list(first.positions)))
     produced(settings, topic, [10, 11])
-    assert read(first, 2, eventually) == [10, 11]
+    assert read(first, 2) == [10, 11]
 
 
 def produced(settings: Settings, topic: str, numbers: Sequence[int]) -> None:
@@ -191,32 +188,32 @@ def produced(settings: Settings, topic: str, numbers: Sequence[int]) -> None:
 
 
 def test_partition_set_aside_is_read_after_bring_back_and_others_continue(
-    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+    join: Join, settings: Settings, topic: str, ledger: Ledger
 ) -> None:
     group = join()
-    read(group, 10, eventually)
+    read(group, 10)
     even = Place(topic, 0)
     group.set_aside(even, Offset(2))
     assert group.positions[even] == 2
     produced(settings, topic, range(10, 30))
-    assert read(group, 10, eventually) == list(range(11, 30, 2)), "from the other partition"
+    assert read(group, 10) == list(range(11, 30, 2)), "from the other partition"
     assert group.wait(0.05)
     assert group.rest(0.01)
     produced(settings, topic, range(30, 40))
-    assert read(group, 5, eventually) == list(range(31, 40, 2)), "as before, after waiting"
+    assert read(group, 5) == list(range(31, 40, 2)), "as before, after waiting"
     ledger.offsets = {even: 3, Place(topic, 1): 20}
     assert group.reposition(ledger(list(group.positions)))
     produced(settings, topic, range(40, 50))
-    assert read(group, 5, eventually) == list(range(41, 50, 2)), "as before, after repositioning"
+    assert read(group, 5) == list(range(41, 50, 2)), "as before, after repositioning"
     group.bring_back(even)
-    assert read(group, 22, eventually) == list(range(6, 50, 2)), "every one from there, once"
+    assert read(group, 22) == list(range(6, 50, 2)), "every one from there, once"
     produced(settings, topic, [50, 51])
     group.bring_back(even)
-    assert read(group, 2, eventually) == [50, 51], "the second call does nothing"
+    assert read(group, 2) == [50, 51], "the second call does nothing"
 
 
 def test_prefetched_partition_set_aside_arrives_neither_early_nor_twice(
-    join: Join, settings: Settings, topic: str, eventually: Eventually
+    join: Join, settings: Settings, topic: str
 ) -> None:
     produced(settings, topic, range(10, 2_000))
     group = join()
@@ -226,20 +223,20 @@ def test_prefetched_partition_set_aside_arrives_neither_early_nor_twice(
         first.extend(group.poll(5, 0.1))
         return {record.partition() for record in first} == {0, 1}
 
-    eventually(some_of_both, "events of both partitions")
+    until(some_of_both, "events of both partitions")
     group.set_aside(Place(topic, 0), Offset(0))
     odd = values([record for record in first if record.partition() == 1])
-    rest = read(group, 1_000 - len(odd), eventually)
+    rest = read(group, 1_000 - len(odd))
     assert sorted(odd + rest) == list(range(1, 2_000, 2))
     group.bring_back(Place(topic, 0))
-    assert read(group, 1_000, eventually) == list(range(0, 2_000, 2))
+    assert read(group, 1_000) == list(range(0, 2_000, 2))
 
 
 def test_partition_set_aside_survives_rebalance_of_another_partition(
-    join: Join, settings: Settings, topic: str, ledger: Ledger, eventually: Eventually
+    join: Join, settings: Settings, topic: str, ledger: Ledger
 ) -> None:
     first = join()
-    read(first, 10, eventually)
+    read(first, 10)
     for place in (Place(topic, 0), Place(topic, 1)):
         first.set_aside(place, Offset(3))
     ledger.offsets = {Place(topic, 0): 3, Place(topic, 1): 3}
@@ -251,7 +248,7 @@ def test_partition_set_aside_survives_rebalance_of_another_partition(
         found.extend(second.poll(100, 0.05))
         return len(first.positions) == len(second.positions) == 1 and len(values(found)) == 2
 
-    eventually(shared, "the second reads its partition from the ledger's offset")
+    until(shared, "the second reads its partition from the ledger's offset")
     kept = next(iter(first.positions))
     second.close()
 
@@ -259,18 +256,16 @@ def test_partition_set_aside_survives_rebalance_of_another_partition(
         found.extend(first.poll(100, 0.05))
         return len(first.positions) == 2 and len(values(found)) == 4
 
-    eventually(both, "the reassigned one is read")
+    until(both, "the reassigned one is read")
     assert {record.partition() for record in found} == {1 - kept.partition}
     first.bring_back(kept)
-    assert read(first, 2, eventually) == [6 + kept.partition, 8 + kept.partition]
+    assert read(first, 2) == [6 + kept.partition, 8 + kept.partition]
 
 
-def test_partitions_revoked_during_reposition_are_not_sought(
-    join: Join, topic: str, ledger: Ledger, eventually: Eventually
-) -> None:
+def test_partitions_revoked_during_reposition_are_not_sought(join: Join, topic: str, ledger: Ledger) -> None:
     stopping = threading.Event()
     first = join(stopping)
-    read(first, 10, eventually)
+    read(first, 10)
     entries = ledger(list(first.positions))
     second = join()
 
@@ -280,52 +275,51 @@ def test_partitions_revoked_during_reposition_are_not_sought(
         # Assigned, revoked, and an assignment of nothing: no further rebalance follows.
         return first._generation >= 3 and len(first.positions) == len(second.positions) == 1
 
-    eventually(shared, "each has a partition")
+    until(shared, "each has a partition")
     gives_up = threading.Timer(20.0, stopping.set)
     gives_up.start()
     assert not first.reposition(entries)
     assert not stopping.is_set()
     gives_up.cancel()
     assert first.reposition(ledger(list(first.positions)))
-    assert len(read(first, 5, eventually)) == 5
+    assert len(read(first, 5)) == 5
 
 
 def test_partition_that_cannot_be_sought_is_logged_and_retried(
     join: Join,
     topic: str,
     ledger: Ledger,
-    eventually: Eventually,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("consumers.delivery.group._STALL_SECONDS", 0.0)
     group = join()
-    read(group, 10, eventually)
+    read(group, 10)
     one = TopicPartition(topic, 1, 0)
     group._consumer.incremental_unassign([one])
     moved = threading.Thread(target=lambda: group.reposition(ledger(list(group.positions))), daemon=True)
     moved.start()
-    eventually(lambda: "partition cannot be read" in capsys.readouterr().out, "it is logged")
+    until(lambda: "partition cannot be read" in capsys.readouterr().out, "it is logged")
     assert moved.is_alive()
     group._consumer.incremental_assign([one])
     moved.join(PATIENCE)
     assert not moved.is_alive()
-    assert read(group, 10, eventually) == list(range(10))
+    assert read(group, 10) == list(range(10))
 
 
 def test_partition_without_its_first_events_is_logged(
-    join: Join, settings: Settings, topic: str, eventually: Eventually, capsys: pytest.CaptureFixture[str]
+    join: Join, settings: Settings, topic: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admin = clients.admin(settings.kafka)
     for future in admin.delete_records([TopicPartition(topic, 0, 3)]).values():
         future.result(PATIENCE)
-    assert read(join(), 7, eventually) == [1, 3, 5, 6, 7, 8, 9]
+    assert read(join(), 7) == [1, 3, 5, 6, 7, 8, 9]
     assert "topic no longer has its first events" in capsys.readouterr().out
 
 
-def test_committed_offsets_follow_positions(join: Join, settings: Settings, topic: str, eventually: Eventually) -> None:
+def test_committed_offsets_follow_positions(join: Join, settings: Settings, topic: str) -> None:
     group = join()
-    read(group, 10, eventually)
+    read(group, 10)
     group.positions[Place(topic, 0)] = Offset(4)
     group.commit()
     name = group_name(settings.prefix, "m")
@@ -336,26 +330,24 @@ def test_committed_offsets_follow_positions(join: Join, settings: Settings, topi
         found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])[name].result(PATIENCE)
         return [each.offset for each in found.topic_partitions if each.partition == 0] == [4]
 
-    eventually(followed, "the offset is there")
+    until(followed, "the offset is there")
 
 
-def test_offsets_cannot_be_moved_while_group_is_active(
-    join: Join, settings: Settings, topic: str, eventually: Eventually
-) -> None:
-    read(join(), 10, eventually)
+def test_offsets_cannot_be_moved_while_group_is_active(join: Join, settings: Settings, topic: str) -> None:
+    read(join(), 10)
     with pytest.raises(HeadraceError):
         move_offsets(settings.kafka, group_name(settings.prefix, "m"), {Place(topic, 0): Offset(0)})
 
 
-def test_ledger_past_the_end_is_refused(join: Join, topic: str, ledger: Ledger, eventually: Eventually) -> None:
+def test_ledger_past_the_end_is_refused(join: Join, topic: str, ledger: Ledger) -> None:
     ledger.offsets = {Place(topic, 0): 6}
     with pytest.raises(TopicRecreated, match="ends at offset 5, but the ledger is at 6"):
-        read(join(), 10, eventually)
+        read(join(), 10)
 
 
 def test_missing_topics_are_returned(join: Join, topic: str) -> None:
     assert join().missing([topic, "absent"]) == ["absent"]
 
 
-def test_unknown_group_has_no_members(settings: Settings, topic: str) -> None:
+def test_unknown_group_is_empty(settings: Settings, topic: str) -> None:
     assert members(settings.kafka, "never") == []

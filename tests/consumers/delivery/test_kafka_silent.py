@@ -18,11 +18,9 @@ from infra.settings.model import Settings
 from infra.stack import Stack
 from schemas.errors import BrokerUnavailable, Interrupted
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
-
-Eventually = Callable[..., None]
 
 
 class Consumer:
@@ -76,14 +74,13 @@ def test_idle_consumer_waits_for_kafka_and_continues(
     connection: psycopg.Connection[Any],
     consume: Callable[[Settings], Consumer],
     impatient: None,
-    eventually: Eventually,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # A row without an event: the migration is not complete, so the consumer checks every few seconds.
     fill(connection, dict.fromkeys(range(21), TOO_MANY_TAGS))
     feed.snapshot(dict.fromkeys(range(10), TOO_MANY_TAGS))
     consumer = consume(settings)
-    eventually(lambda: len(written(connection)) == 10, "the first events are applied")
+    until(lambda: len(written(connection)) == 10, "the first events are applied")
     capsys.readouterr()
     said: list[str] = []
     stack.kafka.stop()
@@ -93,12 +90,12 @@ def test_idle_consumer_waits_for_kafka_and_continues(
             said.append(capsys.readouterr().out)
             return "".join(said).count("waiting for Kafka") >= 2 or not consumer.thread.is_alive()
 
-        eventually(logged, "it logs that it waits")
+        until(logged, "it logs that it waits")
         assert consumer.thread.is_alive(), consumer.error
     finally:
         stack.kafka.start()
     feed.snapshot(dict.fromkeys(range(10, 20), TOO_MANY_TAGS))
-    eventually(lambda: len(written(connection)) == 20, "it continues")
+    until(lambda: len(written(connection)) == 20, "it continues")
     consumer.stop()
     assert consumer.error is None
 

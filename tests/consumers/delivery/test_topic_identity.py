@@ -22,11 +22,10 @@ from schemas.topics import group_name
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.members.freezing import freeze_between_transactions
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
-Eventually = Callable[..., None]
 DELETABLE = {"cleanup.policy": "compact,delete"}
 """Records of a compacted topic cannot be deleted by offset."""
 
@@ -69,7 +68,7 @@ def group(settings: Settings, topic: str) -> Iterator[Group]:
 
 
 @pytest.fixture
-def caught_up(group: Group, topic: str, eventually: Eventually) -> Group:
+def caught_up(group: Group, topic: str) -> Group:
     """The consumer after reading the five events and the end."""
     found: list[Any] = []
 
@@ -77,12 +76,12 @@ def caught_up(group: Group, topic: str, eventually: Eventually) -> Group:
         found.extend(group.poll(100, 0.1))
         return len(found) >= 6
 
-    eventually(all_read, "5 events and the end")
+    until(all_read, "5 events and the end")
     group.positions[Place(topic, 0)] = Offset(5)
     return group
 
 
-def refused(group: Group, eventually: Eventually) -> list[bytes | None]:
+def refused(group: Group) -> list[bytes | None]:
     """Poll until the topic is refused; return the values returned before."""
     found: list[bytes | None] = []
 
@@ -95,14 +94,14 @@ def refused(group: Group, eventually: Eventually) -> list[bytes | None]:
             errors.append(error)
         return bool(errors)
 
-    eventually(raised, "it is refused")
+    until(raised, "it is refused")
     assert "headrace replay" in str(errors[0])
     assert errors[0].exit_code == 3
     return found
 
 
 def test_topic_recreated_during_pause_is_refused_before_reading(
-    caught_up: Group, settings: Settings, topic: str, eventually: Eventually
+    caught_up: Group, settings: Settings, topic: str
 ) -> None:
     done = False
 
@@ -115,30 +114,28 @@ def test_topic_recreated_during_pause_is_refused_before_reading(
         return False
 
     caught_up.wait(0.05, still=still)
-    assert refused(caught_up, eventually) == []
+    assert refused(caught_up) == []
 
 
 def test_topic_recreated_without_polls_is_refused_before_reading(
-    caught_up: Group, settings: Settings, topic: str, eventually: Eventually
+    caught_up: Group, settings: Settings, topic: str
 ) -> None:
     started = caught_up._polled
     made_again(settings, topic, range(100, 120))
     while caught_up._polled == started and not threading.Event().wait(0.05):
         # As if it had been frozen that long, however fast the test was.
         caught_up._polled -= 10.0
-    assert refused(caught_up, eventually) == []
+    assert refused(caught_up) == []
 
 
-def test_topic_recreated_between_polls_is_refused_soon(
-    caught_up: Group, settings: Settings, topic: str, eventually: Eventually
-) -> None:
+def test_topic_recreated_between_polls_is_refused_soon(caught_up: Group, settings: Settings, topic: str) -> None:
     remaking = threading.Thread(target=made_again, args=(settings, topic, range(100, 120)))
     remaking.start()
-    refused(caught_up, eventually)
+    refused(caught_up)
     remaking.join(PATIENCE)
 
 
-def test_recreated_topic_is_detected_in_background(settings: Settings, topic: str, eventually: Eventually) -> None:
+def test_recreated_topic_is_detected_in_background(settings: Settings, topic: str) -> None:
     identity = TopicIdentity(settings.kafka, threading.Event())
     entry = Entry(Place(topic, 0), Offset(5), topic_ids(settings.kafka, [topic])[topic])
     identity.expect([entry])
@@ -154,7 +151,7 @@ def test_recreated_topic_is_detected_in_background(settings: Settings, topic: st
             errors.append(error)
         return bool(errors)
 
-    eventually(noticed, "the background request detects the new topic")
+    until(noticed, "the background request detects the new topic")
     assert f"{topic} was deleted and recreated: the ledger has topic id {entry.topic_id}" in str(errors[0])
     identity.keep_only([])
     identity.look()
@@ -169,7 +166,7 @@ def test_recreated_topic_is_never_reported_as_caught_up(caught_up: Group, settin
 
 
 def test_records_deleted_past_position_during_pause_are_refused(
-    caught_up: Group, settings: Settings, topic: str, eventually: Eventually
+    caught_up: Group, settings: Settings, topic: str
 ) -> None:
     caught_up.set_aside(Place(topic, 0), Offset(2))
     produced(settings, topic, range(5, 20))
@@ -186,12 +183,12 @@ def test_records_deleted_past_position_during_pause_are_refused(
             return True
         return False
 
-    eventually(raised, "it is refused")
+    until(raised, "it is refused")
     assert found == []
 
 
 def test_unconfirmed_records_are_read_again_once_confirmed(
-    caught_up: Group, settings: Settings, topic: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+    caught_up: Group, settings: Settings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([False, False])
     asked = TopicIdentity.confirm
@@ -204,13 +201,13 @@ def test_unconfirmed_records_are_read_again_once_confirmed(
         found.extend(record.value() for record in caught_up.poll(100, 0.1) if record.error() is None)
         return len(found) >= 15
 
-    eventually(all_read, "all events from the time without an answer")
+    until(all_read, "all events from the time without an answer")
     assert found == [b"%d" % value for value in range(5, 20)]
     assert caught_up.aside == set()
 
 
 def test_unavailable_broker_confirms_nothing_and_is_retried(
-    stack: Stack, caught_up: Group, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, caught_up: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("consumers.delivery.topic_identity._REQUEST_SECONDS", 1.0)
     stack.kafka.stop()
@@ -218,7 +215,7 @@ def test_unavailable_broker_confirms_nothing_and_is_retried(
         assert not caught_up.confirm()
     finally:
         stack.kafka.start()
-    eventually(caught_up.confirm, "it is confirmed")
+    until(caught_up.confirm, "it is confirmed")
 
 
 ROWS = dict.fromkeys(range(400), TOO_MANY_TAGS)
@@ -229,12 +226,11 @@ def test_frozen_consumer_with_recreated_topic_stops_and_restart_is_refused(
     settings: Settings,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Eventually,
 ) -> None:
     fill(connection, ROWS)
     feed.snapshot(ROWS)
     member = members()
-    eventually(lambda: len(written(connection)) == len(ROWS), "it is done")
+    until(lambda: len(written(connection)) == len(ROWS), "it is done")
     freeze_between_transactions(member, connection)
     # All rows need it again, as after a producer starts over; the new topic soon has more events than the old one.
     connection.execute(

@@ -242,8 +242,8 @@ def symbolic_refs_are_resolved_and_dropped_where_they_dangle(patch: Patch) -> No
 def only_what_refs_lead_to_arrives(patch: Patch) -> None:
     original = clone._copied
 
-    def copied(source: Copy, made: Path, seconds: float) -> Steps[Any]:
-        files = yield from original(source, made, seconds)
+    def copied(source: Copy, made: Path, seconds: float, passes: int) -> Steps[Any]:
+        files = yield from original(source, made, seconds, passes)
         yield from git.run("git", f"--git-dir={made}", "repack", "-adq", seconds=seconds)
         yield from git.run("git", f"--git-dir={made}", "reflog", "expire", "--expire=now", "--all", seconds=seconds)
         yield from git.run("git", f"--git-dir={made}", "prune", "--expire=now", seconds=seconds)

@@ -11,7 +11,7 @@ from consumers.repositories.storage import Root
 from consumers.routing.placement import md5_home
 from tests.consumers.gitserver.driver import NAMES, World, drive, start
 from tests.consumers.gitservers import NODES, git, is_whole, push
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,9 @@ from schemas.errors import SettingsError
 from tests.consumers.container_repositories import start_member
 from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.gitservers import NODES, Application, git, is_whole, make_repository, refs, shards
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
-
-Eventually = Callable[..., None]
 
 
 def test_a_dry_run_counts_and_writes_nothing(world: World, application: Application) -> None:
@@ -165,7 +162,7 @@ def test_unmounted_root_gives_no_move_up(world: World, monkeypatch: pytest.Monke
 
 
 def test_pause_ends_the_clone_in_progress_and_starts_no_other(
-    world: World, application: Application, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+    world: World, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_repository(world.disks.old(NAMES[0]))
     application.add({NAMES[0]: md5_home(NAMES[0], NODES)})
@@ -178,9 +175,9 @@ def test_pause_ends_the_clone_in_progress_and_starts_no_other(
             target=consumer_of(world.settings, migration, "main", stopping=stopping, until_caught_up=True).run
         )
         running.start()
-        eventually(world.disks.leftovers, "a clone is in progress")
+        until(world.disks.leftovers, "a clone is in progress")
         set_paused(world.settings, RehashMoves, "main", True)
-        eventually(lambda: not world.disks.leftovers(), "it is aborted and cleaned up")
+        until(lambda: not world.disks.leftovers(), "it is aborted and cleaned up")
     assert world.states() == {NAMES[0]: "wanted"}
     set_paused(world.settings, RehashMoves, "main", False)
     running.join(timeout=PATIENCE)
@@ -189,7 +186,7 @@ def test_pause_ends_the_clone_in_progress_and_starts_no_other(
 
 
 def test_consumer_killed_in_a_clone_leaves_nothing_after_another_resumes(
-    world: World, application: Application, eventually: Eventually
+    world: World, application: Application
 ) -> None:
     names = NAMES[:3]
     for name in names:
@@ -197,7 +194,7 @@ def test_consumer_killed_in_a_clone_leaves_nothing_after_another_resumes(
     application.add({name: md5_home(name, NODES) for name in names})
     application.publish()
     process = start_member(world.config, migration="rehash_moves")
-    eventually(lambda: any(state != "wanted" for state in world.states().values()), "it moves")
+    until(lambda: any(state != "wanted" for state in world.states().values()), "it moves")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     drive(world.settings)

@@ -25,7 +25,7 @@ from consumers.runtime.external_driver import Working
 from schemas.errors import SettingsError
 from tests.consumers.gitserver.driver import NAMES, World, drive, moving, start
 from tests.consumers.gitservers import NODES, is_whole, make_repository, push, refs, shards
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

@@ -15,6 +15,7 @@ from consumers.health.indicator import BLIND, Fine, Health, Limit, Signal, Stop,
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import SettingsError
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -70,10 +71,7 @@ def becomes(kind: type[Signal], ask: Callable[[], Signal]) -> Callable[[], bool]
     return lambda: isinstance(ask(), kind)
 
 
-Eventually = Callable[..., None]
-
-
-def test_autovacuum_on_the_table_throttles(database: Connection, eventually: Eventually) -> None:
+def test_autovacuum_on_the_table_throttles(database: Connection) -> None:
     ask = asking(database, "autovacuum", True)
     assert ask() == Fine()
     database.execute(f"DELETE FROM {TABLE} WHERE id % 2 = 0")
@@ -82,7 +80,7 @@ def test_autovacuum_on_the_table_throttles(database: Connection, eventually: Eve
         f"ALTER TABLE {TABLE} SET (autovacuum_enabled = true, autovacuum_vacuum_threshold = 1,"
         " autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_cost_delay = 100)"
     )
-    eventually(becomes(Stop, ask), "autovacuum runs on the table")
+    until(becomes(Stop, ask), "autovacuum runs on the table")
     assert ask() == Stop("autovacuum is running on patients")
     assert asking(database, "autovacuum", True)() != Fine()
     assert Health({"autovacuum": True}, ["public.other"]).signals(database) == {
@@ -90,21 +88,21 @@ def test_autovacuum_on_the_table_throttles(database: Connection, eventually: Eve
     }
     database.execute(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = false)")
     database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_vacuum")
-    eventually(becomes(Fine, ask), "the worker is gone")
+    until(becomes(Fine, ask), "the worker is gone")
 
 
-def test_segments_that_cannot_be_archived_throttle(database: Connection, eventually: Eventually) -> None:
+def test_segments_that_cannot_be_archived_throttle(database: Connection) -> None:
     ask = asking(database, "archive", 2)
     for _ in range(4):
         database.execute(f"UPDATE {TABLE} SET note = 'y' WHERE id = 1")
         database.execute("SELECT pg_switch_wal()")
-    eventually(becomes(Stop, ask), "segments are waiting")
+    until(becomes(Stop, ask), "segments are waiting")
     assert asking(database, "archive", 42)() == Fine()
     database.execute("ALTER SYSTEM SET archive_command = 'true'")
     database.execute("SELECT pg_reload_conf()")
     try:
         database.execute("SELECT pg_switch_wal()")
-        eventually(becomes(Fine, ask), "they are archived")
+        until(becomes(Fine, ask), "they are archived")
     finally:
         database.execute("ALTER SYSTEM RESET archive_command")
         database.execute("SELECT pg_reload_conf()")
@@ -120,7 +118,7 @@ def test_wal_that_grows_too_fast_throttles(database: Connection) -> None:
     assert slow() == Fine()
 
 
-def test_lagging_standby_throttles(server: EmbeddedPostgres, database: Connection, eventually: Eventually) -> None:
+def test_lagging_standby_throttles(server: EmbeddedPostgres, database: Connection) -> None:
     ask = asking(database, "replica_lag", 1)
     standby = server.standby("replica")
     try:
@@ -128,17 +126,15 @@ def test_lagging_standby_throttles(server: EmbeddedPostgres, database: Connectio
         with standby.connect() as replica:
             replica.execute("SELECT pg_wal_replay_pause()")
             database.execute(f"INSERT INTO {TABLE} SELECT n, repeat('x', 100) FROM generate_series(100000, 130000) n")
-            eventually(becomes(Stop, ask), "the standby is behind")
+            until(becomes(Stop, ask), "the standby is behind")
             replica.execute("SELECT pg_wal_replay_resume()")
-            eventually(becomes(Fine, ask), "it has caught up")
+            until(becomes(Fine, ask), "it has caught up")
     finally:
         standby.abandon()
         server.forget_standby("replica")
 
 
-def test_sessions_waiting_for_locks_throttle(
-    database: Connection, connections: Callable[[], Connection], eventually: Eventually
-) -> None:
+def test_sessions_waiting_for_locks_throttle(database: Connection, connections: Callable[[], Connection]) -> None:
     ask = asking(database, "lock_waits", 1)
     holder, waiting = connections(), [connections(), connections()]
     with ThreadPoolExecutor(2) as pool:
@@ -146,10 +142,10 @@ def test_sessions_waiting_for_locks_throttle(
             holder.execute(f"UPDATE {TABLE} SET note = 'held' WHERE id = 1")
             for each in waiting:
                 pool.submit(each.execute, f"UPDATE {TABLE} SET note = 'waited' WHERE id = 1")
-            eventually(becomes(Stop, ask), "both wait")
+            until(becomes(Stop, ask), "both wait")
             assert ask() == Stop(f"2 sessions are waiting for locks on {TABLE}")
             assert asking(database, "lock_waits", 5)() == Fine()
-        eventually(becomes(Fine, ask), "no session waits")
+        until(becomes(Fine, ask), "no session waits")
 
 
 def test_long_running_transaction_throttles(database: Connection, connections: Callable[[], Connection]) -> None:

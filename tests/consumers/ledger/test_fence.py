@@ -14,7 +14,8 @@ from infra.postgres.advisory_locks import exclude, migration_key, ownership_key
 from infra.postgres.control import ensure_control_schema
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
-from tests.consumers.services import advisory_lock_is_waited_for, until
+from tests.consumers.services import advisory_lock_is_waited_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from consumers.ledger.target import LOCK_TIMEOUT, Target, backoff
 from schemas.errors import HeadraceError, Interrupted, SettingsError
 from tests.conftest import Database
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -117,14 +118,14 @@ def test_stopping_ends_the_wait_for_a_server(stopping: threading.Event, closed_p
 
 
 def test_running_statement_is_cancelled_from_another_thread(
-    target: Target, database: Database, stopping: threading.Event, eventually: Callable[..., None]
+    target: Target, database: Database, stopping: threading.Event
 ) -> None:
     pid = target.connection.info.backend_pid
     watcher = database.connect()
 
     def cancel_when_it_runs() -> None:
         query = "SELECT state, query FROM pg_stat_activity WHERE pid = %s"
-        eventually(lambda: watcher.execute(query, (pid,)).fetchone() == ("active", "SELECT pg_sleep(600)"), "it runs")
+        until(lambda: watcher.execute(query, (pid,)).fetchone() == ("active", "SELECT pg_sleep(600)"), "it runs")
         stopping.set()
         target.cancel()
 

@@ -22,7 +22,7 @@ from consumers.runtime.totals import Totals
 from infra.settings.model import MigrationSettings, Settings
 from tests.conftest import Database
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, states, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -80,7 +80,7 @@ def test_consumer_with_another_version_is_refused_until_replay(
 
 
 def test_running_consumer_of_old_version_exits_after_run_with_newer_version(
-    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, eventually: Callable[..., None]
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
@@ -89,7 +89,7 @@ def test_running_consumer_of_old_version_exits_after_run_with_newer_version(
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(old.run)
         try:
-            eventually(lambda: written(connection) == [1], "the old version works")
+            until(lambda: written(connection) == [1], "the old version works")
             connection.execute("UPDATE headrace.migrations SET run = 2, declared = %s", (Declared(2).document(),))
             feed.snapshot({2: TOO_MANY_TAGS})
             with pytest.raises(OtherVersion, match="run 2 of skip_resets was started by version 2"):
@@ -150,7 +150,6 @@ def test_first_of_two_concurrent_consumers_records_its_version(
     database: Database,
     feed: Feed,
     catch_up: CatchUp,
-    eventually: Callable[..., None],
 ) -> None:
     catch_up()
     connection.execute("UPDATE headrace.migrations SET declared = NULL")
@@ -160,7 +159,7 @@ def test_first_of_two_concurrent_consumers_records_its_version(
         with one.transaction():
             Ledger("skip_resets", "gitlab_main", "here:1", Declared(3)).begin(one)
             beginning = pool.submit(other.begin, connection)
-            eventually(lambda: watching.execute(waiting).fetchone() == (1,), "the other one waits")
+            until(lambda: watching.execute(waiting).fetchone() == (1,), "the other one waits")
         with pytest.raises(OtherVersion, match="started by version 3, but this is version 4"):
             beginning.result(PATIENCE)
 

@@ -28,8 +28,9 @@ from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import read_sources
 from schemas.topics import table_topic
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, write_settings
-from tests.consumers.services import PATIENCE, ROOT, Application, Service, run, until
+from tests.consumers.services import ROOT, Application, Service, run
 from tests.producers.folding import folded_rows, read_topic, require_order, table_rows
+from tests.waiting import PATIENCE, until
 
 _TRIES = 15
 MOVED = "gitlab_main"

@@ -32,8 +32,8 @@ from infra.stack.postgresql.server import EmbeddedPostgres
 from schemas.topics import group_name
 from tests.administering import whole_script
 from tests.consumers.container_repositories import MEMBER, TABLE, TOO_MANY_TAGS, Feed, fill, write_settings, written
-from tests.consumers.services import PATIENCE, until
 from tests.producers.servers import own_server
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -203,6 +203,7 @@ def world(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory) -> I
         finally:
             logs = made.close()
         assert all(log.count('"assigned"') <= 2 for log in logs), "a rebalance, though no consumer joined or left"
+        assert '"assigned"' in "".join(logs)
         assert "Traceback" not in "".join(logs)
 
 

@@ -22,8 +22,8 @@ from infra.stack.postgresql.databases import DatabaseServer
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.container_repositories import DEFAULT, TABLE, Feed, fill
-from tests.consumers.services import PATIENCE, until
 from tests.producers.servers import own_server
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -20,7 +20,8 @@ from schemas.errors import UsageError
 from schemas.topics import schema_prefix
 from tests.consumers.container_repositories import TOO_MANY_TAGS, fill
 from tests.consumers.members.failover import MOVED, STAYS, World
-from tests.consumers.services import Application, until
+from tests.consumers.services import Application
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

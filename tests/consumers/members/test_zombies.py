@@ -17,11 +17,10 @@ from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, start_impatient_member, states, written
 from tests.consumers.members.freezing import backends, freeze_between_transactions
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
-Eventually = Callable[..., None]
 Start = Callable[[], Member]
 Ledger = Callable[[], Mapping[str, Any]]
 
@@ -54,30 +53,31 @@ def finish(member: Member) -> str:
 
 
 @pytest.fixture
-def dropped(settings: Settings, eventually: Eventually) -> Callable[[], None]:
+def dropped(settings: Settings) -> Callable[[], None]:
     """A function that waits until the group has no group member left."""
     group = group_name(settings.prefix, "skip_resets")
-    return lambda: eventually(
-        lambda: group_members(settings.kafka, group) == [], "Kafka removes the frozen group member"
-    )
+
+    def wait() -> None:
+        until(lambda: group_members(settings.kafka, group) == [], "Kafka removes the frozen group member")
+
+    return wait
 
 
 def test_consumer_frozen_with_a_batch_writes_nothing_when_it_wakes(
     feed: Feed,
     connection: psycopg.Connection[Any],
     start: Start,
-    eventually: Eventually,
     dropped: Callable[[], None],
     ledger: Ledger,
 ) -> None:
     fill(connection, ROWS)
     feed.snapshot(ROWS)
     zombie = start()
-    eventually(lambda: written(connection), "it works")
+    until(lambda: written(connection), "it works")
     freeze_between_transactions(zombie, connection)
     dropped()
     other = start()
-    eventually(lambda: len(written(connection)) == len(ROWS), "the other one applies the rest")
+    until(lambda: len(written(connection)) == len(ROWS), "the other one applies the rest")
     # Every row needs a change again, so that the guard would admit a write by the zombie's old events.
     connection.execute(
         "UPDATE container_repositories SET migration_state = 'import_skipped', migration_skipped_reason = 2"
@@ -85,9 +85,9 @@ def test_consumer_frozen_with_a_batch_writes_nothing_when_it_wakes(
     before = written(connection)
     zombie.send_signal(signal.SIGCONT)
     group = group_name(feed.settings.prefix, "skip_resets")
-    eventually(lambda: len(group_members(feed.settings.kafka, group)) == 2, "the zombie rejoins")
+    until(lambda: len(group_members(feed.settings.kafka, group)) == 2, "the zombie rejoins")
     feed.snapshot({1_000: TOO_MANY_TAGS})
-    eventually(lambda: ledger()["skipped"] == 1, "both continue")
+    until(lambda: ledger()["skipped"] == 1, "both continue")
     logs = [finish(zombie), finish(other)]
     assert written(connection) == before
     assert ledger()["applied"] == len(ROWS)
@@ -100,7 +100,6 @@ def test_effects_happen_once_if_consumer_is_frozen_in_its_transaction(
     connection: psycopg.Connection[Any],
     database: Database,
     start: Start,
-    eventually: Eventually,
     dropped: Callable[[], None],
     ledger: Ledger,
     released: bool,
@@ -111,24 +110,24 @@ def test_effects_happen_once_if_consumer_is_frozen_in_its_transaction(
         blocker.execute("SELECT FROM container_repositories ORDER BY id FOR UPDATE")
         feed.snapshot(ROWS)
         zombie = start()
-        eventually(lambda: ("active", "Lock") in backends(connection).values(), "it waits for a row in its apply")
+        until(lambda: ("active", "Lock") in backends(connection).values(), "it waits for a row in its apply")
         ((pid, _),) = backends(connection).items()
         zombie.send_signal(signal.SIGSTOP)
         if not released:
             # Its lock_timeout ends the statement while the process is frozen.
-            eventually(lambda: backends(connection)[pid][0] == "idle in transaction (aborted)", "the statement ends")
+            until(lambda: backends(connection)[pid][0] == "idle in transaction (aborted)", "the statement ends")
     if released:
-        eventually(lambda: backends(connection)[pid][0] == "idle in transaction", "its writes are made, uncommitted")
+        until(lambda: backends(connection)[pid][0] == "idle in transaction", "its writes are made, uncommitted")
     dropped()
     assert written(connection) == []
     other = start()
     if released:
-        eventually(lambda: ("active", "Lock") in backends(connection).values(), "the other waits for the zombie's rows")
+        until(lambda: ("active", "Lock") in backends(connection).values(), "the other waits for the zombie's rows")
     else:
-        eventually(lambda: len(written(connection)) == len(ROWS), "the other does it all")
+        until(lambda: len(written(connection)) == len(ROWS), "the other does it all")
     zombie.send_signal(signal.SIGCONT)
-    eventually(lambda: len(written(connection)) == len(ROWS), "all is done")
-    eventually(lambda: ledger()["applied"] == len(ROWS), "all is counted")
+    until(lambda: len(written(connection)) == len(ROWS), "all is done")
+    until(lambda: ledger()["applied"] == len(ROWS), "all is counted")
     logs = [finish(zombie), finish(other)]
     assert sorted(written(connection)) == sorted(ROWS), "each row once"
     assert set(states(connection).values()) == {("default", None)}

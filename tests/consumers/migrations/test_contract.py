@@ -28,7 +28,7 @@ from schemas.errors import OwnershipMoved
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from tests.conftest import Database
 from tests.consumers.cases import Case, case_of
-from tests.consumers.services import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from consumers.runtime.assembly import consumer_of
 from tests.consumers.container_repositories import start_member
 from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.gitservers import NODES, Application, is_whole, make_repository, refs, shards
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
-Eventually = Callable[..., None]
 
 ONE_PARTITION = [name for name in NAMES if partition_of(name) == partition_of(NAMES[0])]
 
@@ -147,7 +145,7 @@ def test_remove_the_repo_from_its_old_location_only_when_no_read_can_still_go_th
     assert not old.parent.exists(), "the directory of its name is removed too"
 
 
-def test_once_a_repo_has_been_moved_all_new_reads_use_rendezvous_hashing(world: World, eventually: Eventually) -> None:
+def test_once_a_repo_has_been_moved_all_new_reads_use_rendezvous_hashing(world: World) -> None:
     world.add(NAMES[:4])
     placement = Placement(NODES)
     # The mover's grace is as short as possible; this reader trusts its cursors longer, even on a slow machine.
@@ -157,7 +155,7 @@ def test_once_a_repo_has_been_moved_all_new_reads_use_rendezvous_hashing(world: 
         drive(world.settings)
         new = [placement.home(name, Algorithm.RENDEZVOUS) for name in NAMES[:4]]
         # Its cursors may be from before the last name was passed; it reads them again soon.
-        eventually(lambda: [router.home(name) for name in NAMES[:4]] == new, "it reads the cursors again")
+        until(lambda: [router.home(name) for name in NAMES[:4]] == new, "it reads the cursors again")
 
 
 def test_before_that_repo_in_order_the_new_hash_otherwise_the_old_one(world: World) -> None:
@@ -276,9 +274,7 @@ def test_makes_forward_progress_with_a_best_effort_to_move_all_repos(world: Worl
     assert world.connection.execute(finished).fetchone() == (16,)
 
 
-def test_migration_can_be_stopped_quickly(
-    world: World, application: Application, hanging: None, eventually: Eventually
-) -> None:
+def test_migration_can_be_stopped_quickly(world: World, application: Application, hanging: None) -> None:
     make_repository(world.disks.old(NAMES[0]))
     application.add({NAMES[0]: md5_home(NAMES[0], NODES)})
     application.publish()
@@ -287,7 +283,7 @@ def test_migration_can_be_stopped_quickly(
     runtime = consumer_of(world.settings, migration, "main", stopping=stopping)
     running = threading.Thread(target=runtime.run)
     running.start()
-    eventually(world.disks.leftovers, "a clone is in progress")
+    until(world.disks.leftovers, "a clone is in progress")
 
     stopping.set()
     running.join(timeout=PATIENCE)

@@ -115,7 +115,7 @@ class Connection:
 
 
 class ModelLedger:
-    """Stands in for Ledger.advance."""
+    """Replaces Ledger.advance."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -136,7 +136,7 @@ class ModelLedger:
 
 
 def hold(cursor: Cursor, *, migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
-    """Stand in for fence.hold: the same locks, checks and errors."""
+    """Replaces fence.hold: the same locks, checks and errors."""
     del migration, gitlab_schema
     without = cursor.world.without
     cursor.step()
@@ -159,7 +159,7 @@ def hold(cursor: Cursor, *, migration: str, run: int, gitlab_schema: str, databa
 
 
 def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters: Sequence[NewDeadLetter]) -> None:
-    """Stand in for dead_letter_rows.record."""
+    """Replaces dead_letter_rows.record."""
     del migration, database
     for each in dead_letters:
         cursor.step()
@@ -173,7 +173,7 @@ def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters
 
 
 def settle(cursor: Cursor, migration: str, entry: Entry) -> bool:
-    """Stand in for dead_letter_rows.settle."""
+    """Replaces dead_letter_rows.settle."""
     del migration
     cursor.step()
     place, offset, run = entry.identity

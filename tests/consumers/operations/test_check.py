@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
 from tests.consumers.contract.authors import BROKEN, sound
 from tests.infra.schema_registry.registry_server import RegistryServer, registry_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -220,7 +221,7 @@ def test_status_shows_other_migrations_when_one_cannot_be_counted(author: Author
     assert "migrations.none: none: remaining() returned None" in one
 
 
-def test_verify_ignores_the_roles_statement_timeout(author: Author, eventually: Callable[..., None]) -> None:
+def test_verify_ignores_the_roles_statement_timeout(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(7) WHERE email <>")
     author.write("lower_emails", slow)
     author.connection.execute("INSERT INTO users SELECT i, 'A' || i FROM generate_series(1, 5) i")
@@ -232,7 +233,7 @@ def test_verify_ignores_the_roles_statement_timeout(author: Author, eventually: 
     assert "still counting remaining rows" in ended.stderr
 
 
-def test_verify_can_be_stopped_while_it_counts(author: Author, eventually: Callable[..., None]) -> None:
+def test_verify_can_be_stopped_while_it_counts(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(600) WHERE email <>")
     author.write("lower_emails", slow)
     counting = (
@@ -246,11 +247,11 @@ def test_verify_can_be_stopped_while_it_counts(author: Author, eventually: Calla
         text=True,
     )
     try:
-        eventually(lambda: author.connection.execute(counting).fetchone() == (1,), "the count runs")
+        until(lambda: author.connection.execute(counting).fetchone() == (1,), "the count runs")
         process.terminate()
         said = process.communicate(timeout=60)[1]
     finally:
         process.kill()
     assert process.returncode == 1
     assert "lower_emails: the count was stopped; nothing was changed" in said
-    eventually(lambda: author.connection.execute(counting).fetchone() == (0,), "the server stops counting")
+    until(lambda: author.connection.execute(counting).fetchone() == (0,), "the server stops counting")

@@ -15,7 +15,8 @@ from infra.postgres.advisory_locks import ownership_key
 from infra.postgres.control import WrongDatabase, ensure_control_schema
 from infra.settings.model import Settings
 from tests.conftest import Database
-from tests.consumers.services import advisory_lock_is_waited_for, until
+from tests.consumers.services import advisory_lock_is_waited_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

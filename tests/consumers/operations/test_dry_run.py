@@ -13,7 +13,7 @@ from infra.settings.model import Settings
 from schemas.errors import UsageError
 from schemas.topics import group_name
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

@@ -32,7 +32,8 @@ from schemas.errors import OwnershipMoved
 from schemas.topics import group_name
 from tests.conftest import Database
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, write_settings, written
-from tests.consumers.services import PATIENCE, advisory_lock_is_waited_for, until
+from tests.consumers.services import advisory_lock_is_waited_for
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -100,7 +101,7 @@ def test_pause_is_not_starved_by_ten_busy_consumers(
     run = Ledger("skip_resets", "gitlab_main", "test").begin(connection)
     all_at_work = threading.Barrier(11)
 
-    def consume(number: int) -> int:
+    def consume(number: int) -> None:
         own, done = database.connect(), 0
         while True:
             try:
@@ -111,18 +112,19 @@ def test_pause_is_not_starved_by_ten_busy_consumers(
                     cursor.execute("SELECT pg_sleep(%s)", (0.1 + number / 100,))
                 done += 1
             except fence.Paused:
-                return done
+                return
 
     with ThreadPoolExecutor(10) as pool:
         consumers = [pool.submit(consume, number) for number in range(10)]
         all_at_work.wait()
         # The requirement is two seconds; a transaction in progress takes a fifth of one.
         set_paused(settings, SkipResets, "main", True, seconds=2.0)
-        assert all(consumer.result() >= 1 for consumer in consumers)
+        for consumer in consumers:
+            consumer.result()
 
 
 def test_paused_consumer_ends_when_its_gitlab_schema_has_moved(
-    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any]
 ) -> None:
     """The new owner has its own row of the migration, which this consumer does not read."""
     set_paused(settings, SkipResets, "main", True)
@@ -131,7 +133,7 @@ def test_paused_consumer_ends_when_its_gitlab_schema_has_moved(
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:
-            eventually(lambda: group_members(settings.kafka, group_name(settings.prefix, "skip_resets")), "it is there")
+            until(lambda: group_members(settings.kafka, group_name(settings.prefix, "skip_resets")), "it is there")
             connection.execute("UPDATE headrace.schema_ownership SET owner = 'ci', epoch = 2")
             with pytest.raises(OwnershipMoved, match="gitlab_main is owned by ci, not by main"):
                 working.result(PATIENCE)
@@ -204,7 +206,6 @@ def test_services_are_paused_and_resumed_from_another_machine(
     feed: Feed,
     connection: psycopg.Connection[Any],
     settings: Settings,
-    eventually: Callable[..., None],
 ) -> None:
     first, second = machines
     group = group_name(settings.prefix, "skip_resets")
@@ -212,18 +213,18 @@ def test_services_are_paused_and_resumed_from_another_machine(
     feed.snapshot(dict.fromkeys(range(50), TOO_MANY_TAGS))
     services = [first.start("consume", "skip_resets") for _ in range(2)]
     try:
-        eventually(lambda: len(written(connection)) == 50, "the services work")
-        eventually(lambda: len(group_members(settings.kafka, group)) == 2, "both are members")
+        until(lambda: len(written(connection)) == 50, "the services work")
+        until(lambda: len(group_members(settings.kafka, group)) == 2, "both are members")
         assert "skip_resets is paused" in second.run("pause", "skip_resets")
         # From here on nothing is written, regardless of events: a consumer would have to take the fence first.
         feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
         status = second.run("status", "--json")
         assert '"state": "paused"' in status
-        eventually(lambda: first.all_said('"migration paused"'), "both are paused")
+        until(lambda: first.all_said('"migration paused"'), "both are paused")
         assert len(group_members(settings.kafka, group)) == 2, "they stay in the group"
         assert len(written(connection)) == 50
         assert "skip_resets is resumed" in second.run("resume", "skip_resets")
-        eventually(lambda: sorted(written(connection)) == list(range(100)), "they continue, each row once")
+        until(lambda: sorted(written(connection)) == list(range(100)), "they continue, each row once")
         assert [service.poll() for service in services] == [None, None], "the same processes as before"
     finally:
         for service in services:

@@ -21,7 +21,7 @@ from schemas.positions import Lsn
 from schemas.topics import group_name
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -58,12 +58,11 @@ def test_replay_is_refused_while_consumers_are_running(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Callable[..., None],
     settings: Settings,
 ) -> None:
     member = members()
     group = group_name(settings.prefix, "skip_resets")
-    eventually(lambda: group_members(settings.kafka, group), "it is a member")
+    until(lambda: group_members(settings.kafka, group), "it is a member")
     with pytest.raises(MembersAlive, match=rf"running consumers: .*:{member.pid}") as refused:
         replay(settings, SkipResets, "main")
     assert refused.value.exit_code == 3

@@ -17,6 +17,7 @@ from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill
 from tests.consumers.operations.test_catalog import OncePerDatabase
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -71,17 +72,16 @@ def test_status_reports_pause_and_consumers(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Callable[..., None],
     settings: Settings,
 ) -> None:
     set_paused(settings, SkipResets, "main", True)
     member = members()
-    eventually(lambda: skip_resets(settings)["members"], "it is a member")
+    until(lambda: skip_resets(settings)["members"], "it is a member")
     found = skip_resets(settings)
     assert found["state"] == "paused"
     assert found["members"][0].endswith(f":{member.pid}")
     set_paused(settings, SkipResets, "main", False)
-    eventually(lambda: skip_resets(settings)["state"] == "caught_up", "it continues")
+    until(lambda: skip_resets(settings)["state"] == "caught_up", "it continues")
 
 
 def test_status_reports_unreachable_database_and_shows_the_others(settings: Settings, feed: Feed) -> None:

@@ -44,8 +44,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], obje
     return arrange
 
 
-def copied(source: Copy, tmp_path: Path) -> Copy:
-    return result(copy(source, Root(tmp_path / "b"), seconds=60))
+def copied(source: Copy, tmp_path: Path, **limits: int) -> Copy:
+    return result(copy(source, Root(tmp_path / "b"), seconds=60, **limits))
 
 
 def test_copy_is_complete_despite_concurrent_pushes_and_repacks(
@@ -65,13 +65,10 @@ def test_copy_is_complete_despite_concurrent_pushes_and_repacks(
     assert inventory(made.path) == inventory(source.path)
 
 
-def test_repository_that_keeps_changing_is_copied(
-    source: Copy, meanwhile: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(clone, "_PASSES", 2)
+def test_repository_that_keeps_changing_is_copied(source: Copy, meanwhile: Callable[..., None], tmp_path: Path) -> None:
     git(source.path, "commit-graph", "write", "--reachable")
     meanwhile(lambda number: push(source.path, f"pushed-{number}", str(number)) if number < 40 else None)
-    made = copied(source, tmp_path)
+    made = copied(source, tmp_path, passes=2)
     assert is_whole(made.path)
     assert git(made.path, "rev-parse", "main") == git(source.path, "rev-parse", "main")
     assert not list(made.path.glob("objects/info/commit-graph*"))
@@ -86,10 +83,9 @@ def test_repository_removed_meanwhile_leaves_no_copy(
     assert list((tmp_path / "b").glob(".headrace/*/*")) == []
 
 
-def test_many_files_are_synced_by_file_system(source: Copy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(clone, "_SYNCED_ONE_BY_ONE", 5)
+def test_many_files_are_synced_by_file_system(source: Copy, tmp_path: Path) -> None:
     write(source.path / "lfs/x")
-    assert is_whole(copied(source, tmp_path).path)
+    assert is_whole(copied(source, tmp_path, synced_one_by_one=5).path)
 
 
 def test_copy_that_takes_too_long_fails(source: Copy, tmp_path: Path) -> None:

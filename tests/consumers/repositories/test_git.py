@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from consumers.repositories.git import GitFailed, NoRoom, View, asked, failure, 
 from consumers.repositories.storage import Root
 from tests.consumers.gitserver.steps import result
 from tests.consumers.gitservers import make_repository, refs
+from tests.waiting import until
 
 
 def test_failure_has_the_output_of_git(tmp_path: Path) -> None:
@@ -32,13 +32,13 @@ def test_command_that_takes_too_long_is_killed() -> None:
         result(run("sleep", "100", seconds=0.1))
 
 
-def test_close_kills_the_command_and_its_children(tmp_path: Path, eventually: Callable[..., None]) -> None:
+def test_close_kills_the_command_and_its_children(tmp_path: Path) -> None:
     child = tmp_path / "child"
     steps = run("sh", "-c", f"sleep 100 & echo $! > {child}; wait", seconds=200)
     next(steps)
-    eventually(lambda: child.exists() and child.read_text().strip(), "its child has begun")
+    until(lambda: child.exists() and child.read_text().strip(), "its child has begun")
     steps.close()
-    eventually(lambda: not _lives(int(child.read_text())), "both have ended")
+    until(lambda: not _lives(int(child.read_text())), "both have ended")
 
 
 def test_large_output_does_not_block() -> None:
@@ -79,7 +79,7 @@ def test_read_only_directory_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "annex").exists()
 
 
-def test_git_ends_with_a_killed_consumer(tmp_path: Path, eventually: Callable[..., None]) -> None:
+def test_git_ends_with_a_killed_consumer(tmp_path: Path) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("needs setpriv, as on Linux")
     code = (
@@ -88,11 +88,11 @@ def test_git_ends_with_a_killed_consumer(tmp_path: Path, eventually: Callable[..
         "while True: next(steps)\n"
     )
     member = subprocess.Popen([sys.executable, "-c", code])
-    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
     member.kill()
     member.wait()
     child = int((tmp_path / "pid").read_text())
-    eventually(lambda: not _lives(child), "its command has ended too")
+    until(lambda: not _lives(child), "its command has ended too")
 
 
 def _lives(pid: int) -> bool:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -37,6 +37,7 @@ from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import DatabaseUnavailable
 from tests.conftest import Database
+from tests.waiting import until
 
 GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "routing.md"
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")
@@ -50,8 +51,6 @@ TABLE = """
 """
 NAME = next(name for name in map("github.com/a/{}".format, range(99)) if len(homes(PLACEMENT, name, NEVER)) == 2)
 OLD, NEW = md5_home(NAME, NODES), rendezvous_home(NAME, NODES)
-
-Eventually = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -228,27 +227,25 @@ def set_cursor(connection: psycopg.Connection[Any], name: str, upto: str | None,
 
 
 @pytest.mark.stack
-def test_router_reads_the_migrations_table(
-    connection: psycopg.Connection[Any], database: Database, eventually: Eventually
-) -> None:
+def test_router_reads_the_migrations_table(connection: psycopg.Connection[Any], database: Database) -> None:
     with Router(database.dsn, gitserver()) as router:
         assert router.homes(NAME) == (OLD, NEW)
         set_cursor(connection, NAME, NAME)
-        eventually(lambda: router.homes(NAME) == (NEW, OLD), "the cursor passed")
+        until(lambda: router.homes(NAME) == (NEW, OLD), "the cursor passed")
         set_cursor(connection, NAME, None)
-        eventually(lambda: router.homes(NAME) == (OLD, NEW), "it went back")
+        until(lambda: router.homes(NAME) == (OLD, NEW), "it went back")
         set_cursor(connection, NAME, None, finished=True)
-        eventually(lambda: router.homes(NAME) == (NEW, OLD), "the partition is finished")
+        until(lambda: router.homes(NAME) == (NEW, OLD), "the partition is finished")
 
 
 @pytest.mark.stack
-def test_no_name_is_passed_before_the_table_exists(database: Database, eventually: Eventually) -> None:
+def test_no_name_is_passed_before_the_table_exists(database: Database) -> None:
     with Router(database.dsn, gitserver()) as router:
         assert router.home(NAME) == OLD
         connection = database.connect()
         connection.execute(TABLE)
         set_cursor(connection, NAME, NAME)
-        eventually(lambda: router.home(NAME) == NEW, "the cursor passed")
+        until(lambda: router.home(NAME) == NEW, "the cursor passed")
 
 
 @pytest.mark.stack
@@ -314,7 +311,6 @@ def test_router_survives_database_downtime(
     connection: psycopg.Connection[Any],
     database: Database,
     reader: str,
-    eventually: Eventually,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -327,11 +323,11 @@ def test_router_survives_database_downtime(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'headrace routing'"
             " AND datname = current_database()"
         )
-        eventually(lambda: "routing uses old cursors" in caplog.text, "it noticed")
+        until(lambda: "routing uses old cursors" in caplog.text, "it noticed")
         assert router.homes(NAME) == (NEW, OLD)
         set_cursor(connection, NAME, None)
         connection.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(role))
-        eventually(lambda: router.homes(NAME) == (OLD, NEW), "it is back")
+        until(lambda: router.homes(NAME) == (OLD, NEW), "it is back")
 
 
 def test_standby_is_refused() -> None:

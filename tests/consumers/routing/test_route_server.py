@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from consumers.routing import route_server
 from consumers.routing.lookup import CursorTooOld
-from consumers.routing.route_server import RouteServer
+from consumers.routing.route_server import Limits, RouteServer
 from schemas.errors import SettingsError
+from tests.waiting import until
 
 
 class Known:
@@ -115,8 +115,8 @@ def test_concurrent_and_repeated_requests_are_answered(server: RouteServer) -> N
 
 
 @contextmanager
-def answering_one(known: Known) -> Iterator[RouteServer]:
-    with RouteServer("127.0.0.1", 0, known) as server:
+def answering(known: Known, limits: Limits) -> Iterator[RouteServer]:
+    with RouteServer("127.0.0.1", 0, known, limits) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -128,34 +128,29 @@ def begun(server: RouteServer) -> socket.socket:
     """Return a connection whose request never arrives completely."""
     opened = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     opened.sendall(b"GET /homes?name=a HTTP/1.1\r\n")
-    while not server._asking:
-        threading.Event().wait(0.01)
+    until(lambda: server._asking, "the request has begun")
     return opened
 
 
-def test_connection_over_the_limit_is_closed(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
-    with answering_one(known) as server, closing(begun(server)) as first:
+def test_connection_over_the_limit_is_closed(known: Known) -> None:
+    with answering(known, Limits(connections=1)) as server, closing(begun(server)) as first:
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
             ask(server, "/homes?name=a")
         first.sendall(b"\r\n")
         assert first.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_idle_connection_is_closed_for_a_new_one(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
-    monkeypatch.setattr(route_server, "_MAKING_ROOM_SECONDS", 120.0)
-    with answering_one(known) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
+def test_idle_connection_is_closed_for_a_new_one(known: Known) -> None:
+    limits = Limits(connections=1, making_room_seconds=120.0)
+    with answering(known, limits) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
         first.request("GET", "/homes?name=a")
         first.getresponse().read()
-        while not server._idle:
-            threading.Event().wait(0.01)
+        until(lambda: server._idle, "the connection is idle")
         assert ask(server, "/homes?name=a")[0] == 200
 
 
-def test_slow_request_is_cut(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_server, "_REQUEST_SECONDS", 0.1)
-    with answering_one(known) as server, closing(begun(server)) as slow:
+def test_slow_request_is_cut(known: Known) -> None:
+    with answering(known, Limits(request_seconds=0.1)) as server, closing(begun(server)) as slow:
         assert slow.recv(1) == b"", "cut, and not answered"
 
 

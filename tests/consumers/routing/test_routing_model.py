@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from consumers.routing.lookup import NEVER, Cursor, Reading, homes
 from consumers.routing.placement import Algorithm, Placement, order_key, partition_of
+from tests.histories import explore
 
 GRACE: Final = 10.0
 SURE: Final = GRACE / 2
@@ -221,24 +221,8 @@ class TrustsOldCursors(Moves):
     sure = 100 * SURE
 
 
-def explore(machine: type[Moves], examples: int) -> None:
-    """Run the same histories every time, up to the first that fails."""
-    bounded = settings(
-        max_examples=examples,
-        stateful_step_count=50,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        print_blob=False,
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(machine, settings=bounded)
-
-
 def test_repository_is_found_at_every_moment() -> None:
-    explore(Moves, 200)
+    explore(Moves, 200, steps=50)
 
 
 @pytest.mark.parametrize(
@@ -246,4 +230,4 @@ def test_repository_is_found_at_every_moment() -> None:
 )
 def test_every_rule_is_necessary(without: type[Moves]) -> None:
     with pytest.raises(AssertionError, match=r"was not (found|at its home)"):
-        explore(without, 3000)
+        explore(without, 3000, steps=50)

@@ -26,7 +26,7 @@ from schemas.errors import HeadraceError
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -79,7 +79,6 @@ def test_services_of_failed_migration_wait_in_group_until_resume(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Callable[..., None],
     ready: Callable[[], bool],
     ledger: Ledger,
     settings: Settings,
@@ -87,27 +86,27 @@ def test_services_of_failed_migration_wait_in_group_until_resume(
     connection.execute(REFUSE_ALL)
     running = [members(), members()]
     workers = "SELECT count(DISTINCT member) FROM headrace.progress"
-    eventually(lambda: ready() and connection.execute(workers).fetchone() == (2,), "both have partitions")
+    until(lambda: ready() and connection.execute(workers).fetchone() == (2,), "both have partitions")
     rows = dict.fromkeys(range(400), TOO_MANY_TAGS)
     fill(connection, rows)
     feed.snapshot(rows)
-    eventually(lambda: failed(connection) is not None, "the migration has failed")
+    until(lambda: failed(connection) is not None, "the migration has failed")
     dead_letters = ledger()["dead_letters"]
     assert dead_letters <= 100, "at most the running transactions of each"
 
     connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT refused")
     connection.execute("ALTER TABLE container_repositories ADD CHECK (id <> 100_000 OR migration_state <> 'default')")
     set_paused(settings, SkipResets, "main", False)
-    eventually(lambda: len(written(connection)) >= 400 - ledger()["dead_letters"] > 0, "the others are reset")
+    until(lambda: len(written(connection)) >= 400 - ledger()["dead_letters"] > 0, "the others are reset")
     assert ledger()["dead_letters"] <= dead_letters + 20
     # Earlier failures are not counted again: one more does not fail it.
     before = ledger()["dead_letters"]
     fill(connection, {100_000: TOO_MANY_TAGS})
     feed.snapshot({100_000: TOO_MANY_TAGS})
-    eventually(lambda: ledger()["dead_letters"] == before + 1, "one more becomes a dead letter")
+    until(lambda: ledger()["dead_letters"] == before + 1, "one more becomes a dead letter")
     fill(connection, {7_777: TOO_MANY_TAGS})
     feed.snapshot({7_777: TOO_MANY_TAGS})
-    eventually(lambda: 7_777 in written(connection), "it continues")
+    until(lambda: 7_777 in written(connection), "it continues")
     assert failed(connection) is None
 
     for member in running:

@@ -28,7 +28,7 @@ from schemas.errors import HeadraceError, OwnershipMoved
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -217,7 +217,6 @@ def test_slow_or_failing_count_does_not_stop_applying(
     connection: psycopg.Connection[Any],
     settings: Settings,
     positions: Positions,
-    eventually: Callable[..., None],
     completed: Callable[[], bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -231,10 +230,10 @@ def test_slow_or_failing_count_does_not_stop_applying(
     with structlog.testing.capture_logs() as lines, ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:
-            eventually(lambda: "completion not verified" in str(lines), "it logs that it could not count")
+            until(lambda: "completion not verified" in str(lines), "it logs that it could not count")
             for key in range(1, 7):
                 feed.snapshot({key: TOO_MANY_TAGS})
-                eventually(lambda key=key: key in written(connection), "it continues applying")
+                until(lambda key=key: key in written(connection), "it continues applying")  # type: ignore[misc]
         finally:
             stopping.set()
             working.result(PATIENCE)
@@ -299,7 +298,6 @@ def test_finalize_waits_for_producer_and_runs_until_complete(
     connection: psycopg.Connection[Any],
     settings: Settings,
     positions: Positions,
-    eventually: Callable[..., None],
     completed: Callable[[], bool],
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
@@ -307,7 +305,7 @@ def test_finalize_waits_for_producer_and_runs_until_complete(
     positions.snapshot(done=False)
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(finalizer(settings).run)
-        eventually(lambda: written(connection) == [1], "the first row is reset")
+        until(lambda: written(connection) == [1], "the first row is reset")
         assert not working.done()
         feed.snapshot({2: TOO_MANY_TAGS})
         positions.snapshot(done=True)
@@ -320,7 +318,6 @@ def test_finalize_reports_remaining_rows_after_a_second_count(
     connection: psycopg.Connection[Any],
     settings: Settings,
     positions: Positions,
-    eventually: Callable[..., None],
     completed: Callable[[], bool],
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS, 2: TOO_MANY_TAGS})
@@ -330,7 +327,7 @@ def test_finalize_reports_remaining_rows_after_a_second_count(
         working = pool.submit(finalizer(settings).run)
         # Its first count finds both rows; the event of one arrives later, when the producer is past the count.
         feed.snapshot({1: TOO_MANY_TAGS})
-        eventually(lambda: written(connection) == [1], "the first row is reset")
+        until(lambda: written(connection) == [1], "the first row is reset")
         row = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
         assert row is not None
         positions.confirmed(Lsn(parse_lsn(row[0]) + (1 << 40)))

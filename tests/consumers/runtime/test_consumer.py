@@ -36,12 +36,11 @@ from tests.consumers.container_repositories import (
     written,
 )
 from tests.consumers.members.freezing import freeze_between_transactions, named
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
 Ledger = Callable[[], Mapping[str, Any]]
-Eventually = Callable[..., None]
 CatchUp = Callable[..., Totals]
 OTHER_REASON = ("import_skipped", 5)
 
@@ -97,7 +96,6 @@ def test_restart_after_sigkill_applies_each_effect_once(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Eventually,
     ledger: Ledger,
 ) -> None:
     rows = mixed(12_000)
@@ -105,7 +103,7 @@ def test_restart_after_sigkill_applies_each_effect_once(
     feed.snapshot(rows)
     for share in (500, 1_500, 2_500):
         member = members()
-        eventually(lambda share=share: len(written(connection)) >= share, f"{share} rows are written")
+        until(lambda share=share: len(written(connection)) >= share, f"{share} rows are written")  # type: ignore[misc]
         member.kill()
         member.wait()
 
@@ -122,17 +120,16 @@ def test_two_consumers_share_partitions_and_apply_each_row_once(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Eventually,
     ready: Callable[[], bool],
 ) -> None:
     first, second = members(), members()
     workers = "SELECT count(DISTINCT member) FROM headrace.progress"
-    eventually(lambda: ready() and connection.execute(workers).fetchone() == (2,), "both have partitions")
+    until(lambda: ready() and connection.execute(workers).fetchone() == (2,), "both have partitions")
     rows = mixed(6_000)
     fill(connection, rows)
     feed.snapshot(rows)
 
-    eventually(lambda: len(written(connection)) >= 2_000, "all are reset")
+    until(lambda: len(written(connection)) >= 2_000, "all are reset")
 
     third = members(until_caught_up=True)
     _, problems = third.communicate(timeout=PATIENCE)
@@ -148,17 +145,16 @@ def test_zombie_writes_nothing(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Eventually,
     catch_up: CatchUp,
     settings: Settings,
 ) -> None:
     fill(connection, {1: TOO_MANY_TAGS})
     feed.snapshot({1: TOO_MANY_TAGS})
     zombie = members()
-    eventually(lambda: written(connection) == [1], "the first row is reset")
+    until(lambda: written(connection) == [1], "the first row is reset")
     freeze_between_transactions(zombie, connection)
     group = group_name(settings.prefix, "skip_resets")
-    eventually(lambda: group_members(settings.kafka, group) == [], "Kafka removes the stopped group member")
+    until(lambda: group_members(settings.kafka, group) == [], "Kafka removes the stopped group member")
     rows = mixed(3_000)
     connection.execute("TRUNCATE container_repositories, writes")
     fill(connection, rows)
@@ -172,7 +168,7 @@ def test_zombie_writes_nothing(
     before = len(written(connection))
 
     zombie.send_signal(signal.SIGCONT)
-    eventually(lambda: named(zombie) in group_members(settings.kafka, group), "the zombie is back")
+    until(lambda: named(zombie) in group_members(settings.kafka, group), "the zombie is back")
     feed.send([feed.upsert(2_999, *DEFAULT)])
     last = catch_up()
 
@@ -241,14 +237,13 @@ def test_consumer_waits_for_topic_that_does_not_exist_yet(
     settings: Settings,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Eventually,
     ready: Callable[[], bool],
 ) -> None:
     member = members()
-    eventually(ready, "it is up")
+    until(ready, "it is up")
     fill(connection, {1: TOO_MANY_TAGS})
     Feed(settings).snapshot({1: TOO_MANY_TAGS})
-    eventually(lambda: written(connection) == [1], "the row is reset")
+    until(lambda: written(connection) == [1], "the row is reset")
     member.send_signal(signal.SIGINT)
     _, problems = member.communicate(timeout=PATIENCE)
     assert member.returncode == 0, problems
@@ -258,7 +253,6 @@ def test_paused_migration_waits_in_group_and_resumes(
     feed: Feed,
     connection: psycopg.Connection[Any],
     members: Callable[..., Member],
-    eventually: Eventually,
     settings: Settings,
     catch_up: CatchUp,
 ) -> None:
@@ -268,32 +262,32 @@ def test_paused_migration_waits_in_group_and_resumes(
     feed.snapshot({1: TOO_MANY_TAGS})
     member = members()
     group = group_name(settings.prefix, "skip_resets")
-    eventually(lambda: group_members(settings.kafka, group) == [named(member)], "it is in the group")
+    until(lambda: group_members(settings.kafka, group) == [named(member)], "it is in the group")
     assert written(connection) == []
     connection.execute("UPDATE headrace.migrations SET paused = false")
-    eventually(lambda: written(connection) == [1], "the row is reset")
+    until(lambda: written(connection) == [1], "the row is reset")
     assert member.poll() is None
 
 
 def test_recreated_topic_is_refused(
-    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, settings: Settings, eventually: Eventually
+    feed: Feed, connection: psycopg.Connection[Any], catch_up: CatchUp, settings: Settings
 ) -> None:
     feed.snapshot({1: DEFAULT})
     catch_up()
     admin = clients.admin(settings.kafka)
     admin.delete_topics([feed.topic])[feed.topic].result(PATIENCE)
-    eventually(lambda: feed.topic not in admin.list_topics(timeout=PATIENCE).topics, "the topic is gone")
+    until(lambda: feed.topic not in admin.list_topics(timeout=PATIENCE).topics, "the topic is gone")
     Feed(settings).snapshot(dict.fromkeys(range(100), DEFAULT))
     with pytest.raises(Exception, match=r"deleted and recreated.*headrace replay"):
         catch_up()
 
 
-def test_consumer_survives_restarts_of_database_and_broker(tmp_path: Path, prefix: str, eventually: Eventually) -> None:
+def test_consumer_survives_restarts_of_database_and_broker(tmp_path: Path, prefix: str) -> None:
     with embedded_stack() as own:
-        _restart_both(own, tmp_path, prefix, eventually)
+        _restart_both(own, tmp_path, prefix)
 
 
-def _restart_both(own: Stack, tmp_path: Path, prefix: str, eventually: Eventually) -> None:
+def _restart_both(own: Stack, tmp_path: Path, prefix: str) -> None:
     dsn = own.postgres.create_database("restarts")
     config = write_settings(
         tmp_path / "own.toml",
@@ -320,12 +314,12 @@ def _restart_both(own: Stack, tmp_path: Path, prefix: str, eventually: Eventuall
     Feed(load_settings(config)).snapshot(rows)
     member = start_member(config)
     try:
-        eventually(lambda: len(resets()) >= 1, "the first rows are reset")
+        until(lambda: len(resets()) >= 1, "the first rows are reset")
         own.postgres.kill()
         own.postgres.start()
-        eventually(lambda: len(resets()) >= 1_500, "it continues after the database crashed")
+        until(lambda: len(resets()) >= 1_500, "it continues after the database crashed")
         own.kafka.restart()
-        eventually(lambda: len(resets()) >= len(expected), "it continues after the broker was restarted")
+        until(lambda: len(resets()) >= len(expected), "it continues after the broker was restarted")
         assert resets() == expected
         member.send_signal(signal.SIGTERM)
         _, problems = member.communicate(timeout=PATIENCE)
@@ -362,7 +356,7 @@ def test_connection_lost_after_writes_loses_nothing(
 
 
 def test_idle_consumer_reapplies_commits_lost_in_failover(
-    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], eventually: Eventually, ledger: Ledger
+    settings: Settings, feed: Feed, connection: psycopg.Connection[Any], ledger: Ledger
 ) -> None:
     """Its last commits are not durable: effects and ledger are lost together, and only the new session shows it."""
     fill(connection, dict.fromkeys(range(100), TOO_MANY_TAGS))
@@ -372,10 +366,10 @@ def test_idle_consumer_reapplies_commits_lost_in_failover(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(member.run)
         try:
-            eventually(lambda: ledger()["applied"] == 50, "half is done")
+            until(lambda: ledger()["applied"] == 50, "half is done")
             standby = connection.execute("SELECT topic, partition, next_offset FROM headrace.progress").fetchall()
             feed.snapshot(dict.fromkeys(range(50, 100), TOO_MANY_TAGS))
-            eventually(lambda: ledger()["applied"] == 100, "all is done")
+            until(lambda: ledger()["applied"] == 100, "all is done")
             with connection.transaction():
                 # As on a standby that lacks the last transactions.
                 for topic, partition, offset in standby:
@@ -392,7 +386,7 @@ def test_idle_consumer_reapplies_commits_lost_in_failover(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE application_name LIKE 'headrace consume%' AND datname = current_database()"
                 )
-            eventually(lambda: sorted(written(connection)) == list(range(50, 100)), "they are applied again")
+            until(lambda: sorted(written(connection)) == list(range(50, 100)), "they are applied again")
             assert not running.done()
         finally:
             stopping.set()

@@ -33,11 +33,10 @@ from tests.consumers.container_repositories import (
     write_settings,
     written,
 )
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
-Eventually = Callable[..., None]
 WRITERS = ("walwriter", "background writer", "checkpointer")
-"""The server's processes that write WAL which nobody waits for."""
+"""The server's processes that write WAL which no session waits for."""
 
 
 def committed(settings: Settings, topic: str, partitions: Mapping[int, int]) -> dict[int, int]:
@@ -113,9 +112,7 @@ def test_offsets_do_not_follow_what_the_flush_may_not_have_covered(meanwhile: Ca
 
 
 @pytest.mark.stack
-def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(
-    tmp_path: Path, prefix: str, eventually: Eventually
-) -> None:
+def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(tmp_path: Path, prefix: str) -> None:
     rows = dict.fromkeys(range(100), TOO_MANY_TAGS)
     with embedded_stack() as own:
         dsn = own.postgres.create_database("crash")
@@ -132,14 +129,14 @@ def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(
             connection.execute(TABLE)
             fill(connection, rows)
             for writer in WRITERS:
-                eventually(partial(frozen_at_rest, connection, writer), f"the {writer} is frozen")
+                until(partial(frozen_at_rest, connection, writer), f"the {writer} is frozen")
             feed = Feed(settings)
             feed.snapshot(rows)
             ends = end_offsets(settings.kafka, feed.topic)
             member = start_member(config)
             try:
-                eventually(lambda: sorted(written(connection)) == list(rows), "all rows are reset")
-                eventually(lambda: committed(settings, feed.topic, ends) == ends, "Kafka's offsets follow")
+                until(lambda: sorted(written(connection)) == list(rows), "all rows are reset")
+                until(lambda: committed(settings, feed.topic, ends) == ends, "Kafka's offsets follow")
             finally:
                 member.kill()
                 member.communicate()

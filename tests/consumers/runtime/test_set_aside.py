@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -25,7 +25,7 @@ from infra.settings.model import Settings
 from schemas.positions import Offset
 from tests.conftest import Database
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
-from tests.consumers.services import PATIENCE, until
+from tests.waiting import until
 
 A, B = Place("a", 0), Place("b", 1)
 
@@ -345,13 +345,15 @@ def test_rebalance_during_database_wait_invalidates_records(
     with member(settings, at_once=False) as consumer:
         runtime, rebalanced = consumer.runtime, threading.Event()
         healthy = runtime._interruptions.healthy
+        # As a consumer whose database does not answer: in its group, without checking for rebalances.
+        poll = partial(runtime._group.wait, 0.05)
 
         def asked_for_long() -> bool:
             if runtime._group.aside and not rebalanced.is_set():
                 rebalanced.set()
                 with member(settings) as second:
-                    _wait_until(runtime, lambda: len(second.runtime._group.positions) == 2)
-                _wait_until(runtime, lambda: len(runtime._group.positions) == 4)
+                    until(lambda: len(second.runtime._group.positions) == 2, "the second has its half", meanwhile=poll)
+                until(lambda: len(runtime._group.positions) == 4, "all are the first's again", meanwhile=poll)
             return healthy()
 
         runtime._interruptions.healthy = asked_for_long  # type: ignore[method-assign]
@@ -360,11 +362,3 @@ def test_rebalance_during_database_wait_invalidates_records(
         other.execute("COMMIT")
         consumer.running.result()
     assert sorted(written(connection)) == [*early, *late]
-
-
-def _wait_until(runtime: Consumer, condition: Callable[[], bool]) -> None:
-    """Wait as a consumer whose database does not answer: in its group, without checking for rebalances."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        runtime._group.wait(0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +16,7 @@ from consumers.runtime.assembly import consumer_of
 from infra.settings.model import MigrationSettings, Settings
 from schemas.topics import group_name
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -28,7 +27,7 @@ def status(settings: Settings) -> dict[str, Any]:
 
 
 def test_consumer_is_throttled_with_reason_and_resumes(
-    feed: Feed, connection: psycopg.Connection[Any], settings: Settings, eventually: Callable[..., None]
+    feed: Feed, connection: psycopg.Connection[Any], settings: Settings
 ) -> None:
     connection.execute("CREATE TABLE fever (reason text)")
     section = MigrationSettings(
@@ -42,23 +41,23 @@ def test_consumer_is_throttled_with_reason_and_resumes(
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(member.run)
         try:
-            eventually(lambda: status(ill)["members"], "it is in the group")
+            until(lambda: status(ill)["members"], "it is in the group")
             connection.execute("INSERT INTO fever VALUES ('it is hot')")
-            eventually(lambda: status(ill)["throttled_by"] == "sql: it is hot", "it is throttled")
+            until(lambda: status(ill)["throttled_by"] == "sql: it is hot", "it is throttled")
             feed.snapshot(rows)
             found = status(ill)
             assert found["state"] == "throttled"
             assert written(connection) == []
             assert len(group_members(ill.kafka, group_name(ill.prefix, "skip_resets"))) == 1
             connection.execute("DELETE FROM fever")
-            eventually(lambda: len(written(connection)) >= 500, "it continues")
+            until(lambda: len(written(connection)) >= 500, "it continues")
             connection.execute("INSERT INTO fever VALUES ('again')")
-            eventually(
+            until(
                 lambda: status(ill)["throttled_by"] is not None or len(written(connection)) == 2_000, "throttled again"
             )
             connection.execute("DELETE FROM fever")
-            eventually(lambda: len(written(connection)) == 2_000, "all are reset")
-            eventually(lambda: status(ill)["throttled_by"] is None, "it is healthy")
+            until(lambda: len(written(connection)) == 2_000, "all are reset")
+            until(lambda: status(ill)["throttled_by"] is None, "it is healthy")
         finally:
             stopping.set()
         assert working.result(PATIENCE).applied == 2_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +22,7 @@ from infra.postgres.control import ensure_control_schema
 from schemas.errors import Interrupted, OwnershipMoved, PreflightFailed, Refused
 from tests.conftest import Database
 from tests.consumers.registry import TABLE, insert, insert_with_status
-from tests.consumers.services import PATIENCE
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -87,7 +87,7 @@ def reading(database: Database) -> Iterator[psycopg.Connection[Any]]:
 
 
 def test_alter_is_not_tried_while_a_long_reader_holds_the_table(
-    database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+    database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     seen: list[str] = []
 
@@ -101,7 +101,7 @@ def test_alter_is_not_tried_while_a_long_reader_holds_the_table(
     with ThreadPoolExecutor(1) as pool:
         with reading(database):
             expanding = pool.submit(bench, Release.EXPAND)
-            eventually(lambda: len(seen) > 1, "it found the table in use twice")
+            until(lambda: len(seen) > 1, "it found the table in use twice")
             insert(connection, [(1, 1)])
             assert bench.altered == []
         done = expanding.result(PATIENCE)
@@ -117,14 +117,14 @@ class Blind(Alterations):
 
 
 def test_alter_waits_for_a_later_reader_no_longer_than_the_timeout(
-    database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
+    database: Database, connection: psycopg.Connection[Any]
 ) -> None:
     bench = Bench(database, Blind, lock_timeout_ms=50)
     with ThreadPoolExecutor(1) as pool:
         with reading(database):
             expanding = pool.submit(bench, Release.EXPAND)
             # The server cancels: the second try shows that the first waited no longer.
-            eventually(lambda: len(bench.altered) > 1, "the lock was not granted, and the statement was retried")
+            until(lambda: len(bench.altered) > 1, "the lock was not granted, and the statement was retried")
             insert(connection, [(1, 1)])
         done = expanding.result(PATIENCE)
     assert done[0].tries > 1
@@ -274,9 +274,7 @@ def test_missing_table_is_refused(database: Database, connection: psycopg.Connec
         Bench(database)(Release.EXPAND)
 
 
-def test_stop_cancels_validation(
-    database: Database, connection: psycopg.Connection[Any], eventually: Callable[..., None]
-) -> None:
+def test_stop_cancels_validation(database: Database, connection: psycopg.Connection[Any]) -> None:
     class Slow(StatusBackfills):
         checks = (("slow", "pg_sleep(600) IS NULL"),)
 
@@ -286,7 +284,7 @@ def test_stop_cancels_validation(
     with ThreadPoolExecutor(1) as pool:
         expanding = pool.submit(alterations.carry_out, Release.EXPAND)
         under_way = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%%VALIDATE%%'"
-        eventually(lambda: connection.execute(under_way).fetchone(), "it validates")
+        until(lambda: connection.execute(under_way).fetchone(), "it validates")
         stopping.set()
         alterations.cancel()
         with pytest.raises(Interrupted, match="completed steps are not undone"):

@@ -22,7 +22,8 @@ from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
 from tests.producers.processes import ROOT
 from tests.producers.session.test_handover import GIVE
-from tests.producers.sources import Source, copy_all, running, settings_for, until
+from tests.producers.sources import Source, copy_all, running, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

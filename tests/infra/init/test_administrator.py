@@ -196,6 +196,7 @@ def test_the_kafka_commands_are_comments_with_an_administrators_credentials(prep
     settings = prepared.settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers="a:9092\nDROP TABLE t;")})
     lines = whole_script(settings).splitlines()
     commands = [line for line in lines if "kafka-acls.sh --bootstrap-server" in line]
+    assert commands
     assert all(line.startswith("--   ") for line in commands), "since the rest is SQL"
     assert all("--command-config admin.properties" in line for line in commands)
     assert not [line for line in lines if line.startswith("DROP")], "a value of the settings ends no comment"

@@ -47,7 +47,7 @@ def test_commented_settings_load_too(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     shown = [line.removeprefix("# ") for line in lines if line.startswith("# ") and ("=" in line or line[2] == "[")]
     plain = [line for line in lines if not line.startswith("#")]
-    # Each commented key stands in the section under which it would be taken; a commented section brings its own keys.
+    # Each commented key is in the section under which it would be taken; a commented section brings its own keys.
     text: list[str] = []
     for line in lines:
         candidate = line.removeprefix("# ") if line.startswith("# ") and line.removeprefix("# ") in shown else line

@@ -25,7 +25,7 @@ def settings(bootstrap_servers: str) -> KafkaSettings:
 
 @pytest.fixture
 def nowhere() -> Iterator[KafkaSettings]:
-    """A broker's address on which nobody listens."""
+    """A broker's address on which no process listens."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield KafkaSettings(bootstrap_servers=f"127.0.0.1:{held.getsockname()[1]}")

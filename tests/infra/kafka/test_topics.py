@@ -69,7 +69,7 @@ def test_an_existing_topic_keeps_its_partitions_and_records(settings: KafkaSetti
     assert end_offsets(settings, prefix) == {0: 1, 1: 0}
 
 
-def test_end_offsets_of_a_missing_topic_are_none(settings: KafkaSettings, prefix: str) -> None:
+def test_missing_topic_has_no_end_offsets(settings: KafkaSettings, prefix: str) -> None:
     assert end_offsets(settings, prefix) == {}
     assert prefix not in clients.admin(settings).list_topics(timeout=120).topics, "asking did not make it"
 

@@ -28,7 +28,7 @@ def password(database: Database) -> str:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port on which nobody listens, held so that nobody begins to."""
+    """A port without a listener, reserved during the test."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

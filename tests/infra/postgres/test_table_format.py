@@ -19,7 +19,7 @@ from schemas import formats
 from schemas.errors import PreflightFailed
 from schemas.formats import PROGRAM, NewerFormat
 from tests.conftest import Database
-from tests.consumers.services import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -25,7 +25,7 @@ class RegistryServer:
         self.broken = False
         """Answers everything with 500."""
         self.refusing = False
-        """Finds every schema incompatible with what stands under any subject."""
+        """Finds every schema incompatible with those registered under any subject."""
         self.url = ""
 
     def answer(self, method: str, path: str, body: dict[str, Any], authorization: str | None) -> tuple[int, Any]:

@@ -60,7 +60,7 @@ def server() -> Iterator[RegistryServer]:
 
 @pytest.fixture(params=["topic", "url"])
 def fresh(request: pytest.FixtureRequest) -> Open:
-    """A function that opens the same registry anew, as another process would."""
+    """A function that opens the same registry again, as another process would."""
     if request.param == "topic":
         settings: Settings = request.getfixturevalue("settings")
     else:

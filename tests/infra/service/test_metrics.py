@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 def serve_somewhere() -> int:
-    """Serve on a free port, and return it; one that somebody else takes in between is left to them."""
+    """Serve on a free port, and return it; one that another process takes in between is left to it."""
     for _ in range(20):
         port = free_port()
         with suppress(SettingsError):

@@ -69,7 +69,7 @@ def test_postgres_is_ready_for_logical_replication(stack: Stack) -> None:
     }
 
 
-def test_postgres_lets_nobody_in_without_the_password(stack: Stack) -> None:
+def test_postgres_refuses_logins_without_the_password(stack: Stack) -> None:
     parts = psycopg.conninfo.conninfo_to_dict(stack.endpoints.dsn)
     wrong = psycopg.conninfo.make_conninfo("", **{**parts, "password": "guessed"})
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):

@@ -6,8 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
@@ -16,6 +14,7 @@ import pytest
 from infra.stack.processes import guardian
 from infra.stack.processes.keeper import Keeper, runs
 from schemas.errors import HeadraceError, Unavailable
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,13 +27,6 @@ with embedded_stack() as stack:
     print(json.dumps({"directory": str(stack.directory), "pids": [server.pid for server in servers]}), flush=True)
     sys.stdin.read()
 """
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -60,8 +52,8 @@ def test_nothing_is_left_of_an_owner_that_is(ending: signal.Signals) -> None:
         assert {process.pid for process in family} > set(said["pids"])
         owner.send_signal(ending)
         owner.wait(180)
-    eventually(lambda: not Path(said["directory"]).exists())
-    eventually(lambda: not any(runs(process) for process in family))
+    until(lambda: not Path(said["directory"]).exists(), "the directory is removed")
+    until(lambda: not any(runs(process) for process in family), "the servers end")
 
 
 def sleeper(seconds: int = 600) -> list[str]:
@@ -102,7 +94,7 @@ time.sleep(600)
 """
     keeper = Keeper()
     server = keeper.start([sys.executable, "-c", stubborn], log=tmp_path / "log", cwd=tmp_path)
-    eventually(lambda: (tmp_path / "ready").exists() and (tmp_path / "ready").read_text() != "")
+    until(lambda: (tmp_path / "ready").exists() and (tmp_path / "ready").read_text(), "the server is ready")
     child = psutil.Process(int((tmp_path / "ready").read_text()))
     server.stop(signal.SIGTERM, 0.2)
     assert server.poll() == 128 + signal.SIGKILL
@@ -162,7 +154,7 @@ def test_the_environment_is_not_on_a_command_line(tmp_path: Path) -> None:
         env={"SECRET": "hunter2"},
     )
     try:
-        eventually(lambda: "hunter2" in (tmp_path / "log").read_text())
+        until(lambda: "hunter2" in (tmp_path / "log").read_text(), "the secret is printed")
         child = psutil.Process(process.pid)
         words = [word for each in (child, child.parent()) if each for word in each.cmdline()]
         assert words

@@ -91,7 +91,7 @@ def test_up_and_down_are_idempotent_and_keep_data_and_ports(directory: Path) -> 
     assert not directory.exists()
 
 
-def test_up_after_a_crash_cleans_up_and_starts_anew(directory: Path) -> None:
+def test_up_after_a_crash_cleans_up_and_starts_again(directory: Path) -> None:
     first = up(directory)
     os.kill(first["pids"]["kafka"], signal.SIGKILL)
     again = up(directory)

@@ -17,7 +17,7 @@ from infra.postgres.control import database_name, ensure_control_schema
 from infra.stack import EmbeddedStack, embedded_stack
 from tests.consumers.container_repositories import write_settings
 from tests.producers.processes import ROOT
-from tests.producers.sources import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

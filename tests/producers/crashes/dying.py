@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.producers.crashes.failpoints import Arming, arm, wrap
-from tests.producers.sources import PATIENCE
+from tests.waiting import PATIENCE
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["headrace", __name__])

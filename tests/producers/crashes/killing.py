@@ -16,7 +16,8 @@ from schemas.positions import Lsn
 from tests.producers.crashes.dying import chunks_read_again, dying, note
 from tests.producers.crashes.failpoints import Arming
 from tests.producers.processes import LARGE_KEYS, SCHEMA, Workload, write_settings
-from tests.producers.sources import Source, settings_for, until
+from tests.producers.sources import Source, settings_for
+from tests.waiting import until
 
 TABLE: Final = "public.t"
 

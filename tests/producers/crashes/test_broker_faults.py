@@ -25,7 +25,8 @@ from schemas.topics import dead_letters_topic, positions_topic, schemas_topic
 from tests.clusters import cluster, transaction_coordinator
 from tests.conftest import Database
 from tests.producers.processes import SCHEMA, write_settings
-from tests.producers.sources import Source, capturing, copy_all, running, settings_for, topic_of, until
+from tests.producers.sources import Source, capturing, copy_all, running, settings_for, topic_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -22,7 +22,8 @@ from tests.producers.crashes.dying import chunks_read_again, dying
 from tests.producers.crashes.failpoints import POINTS, Arming
 from tests.producers.crashes.killing import TABLE, Crashes
 from tests.producers.processes import SCHEMA, Process, Workload, producing, write_settings
-from tests.producers.sources import Source, settings_for, until
+from tests.producers.sources import Source, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -14,7 +14,7 @@ from producers.publish import kafka_transaction as relay_module
 from producers.publish.kafka_transaction import Relay
 from schemas.errors import Fenced, HeadraceError
 from schemas.positions import Lsn
-from tests.producers.sources import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -8,7 +8,8 @@ import pytest
 
 from infra.kafka import clients
 from infra.kafka.topics import COMPACTED, ensure_topic
-from tests.producers.sources import Source, running, topic_of, until
+from tests.producers.sources import Source, running, topic_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -23,7 +23,8 @@ from tests.consumers.services import Service
 from tests.producers.captures import OTHER, RELATION, TABLE, MemoryRegistry, done, feed
 from tests.producers.folding import states
 from tests.producers.session.test_handover import BOTH, GIVE, TAKE_BACK, TWO
-from tests.producers.sources import Running, Source, copy_all, running, until
+from tests.producers.sources import Running, Source, copy_all, running
+from tests.waiting import until
 
 NewSource = Callable[..., Source]
 

@@ -15,7 +15,8 @@ from producers.session.check import hindrances, outlook
 from producers.session.slot_monitor import Forecast
 from producers.session.start_over import start_over
 from producers.source.preflight import Finding
-from tests.producers.sources import Source, copy_all, settings_for, until
+from tests.producers.sources import Source, copy_all, settings_for
+from tests.waiting import until
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)"
 AGAIN = "re-snapshot all tables with `headrace produce main --start-over`, which creates a new slot"

@@ -18,7 +18,8 @@ from producers.source.tables import captured_tables
 from producers.stream.connection import SlotInUse
 from schemas.errors import Interrupted
 from tests.conftest import Database
-from tests.producers.sources import Source, until
+from tests.producers.sources import Source
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -33,7 +33,8 @@ from tests.producers.session.checks import (
     set_to,
     the_finding,
 )
-from tests.producers.sources import PATIENCE, Source, copy_all, running, until
+from tests.producers.sources import Source, copy_all, running
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -21,7 +21,8 @@ from schemas.positions import Lsn
 from tests.conftest import Database
 from tests.producers.captures import TABLE
 from tests.producers.folding import states
-from tests.producers.sources import Running, Source, copy_all, database_section, running, until
+from tests.producers.sources import Running, Source, copy_all, database_section, running
+from tests.waiting import until
 
 NewSource = Callable[..., Source]
 

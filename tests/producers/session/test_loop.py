@@ -11,13 +11,8 @@ from producers.session.loop import Timing
 from schemas.events import UNCHANGED
 from tests.conftest import Database
 from tests.producers.folding import fold, folded_rows, ops, read_topic, states, table_rows
-from tests.producers.sources import (
-    Source,
-    database_section,
-    running,
-    settings_for,
-    until,
-)
+from tests.producers.sources import Source, database_section, running, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -12,7 +12,8 @@ from producers.source.gaps import SilentGap
 from schemas.errors import UsageError
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
-from tests.producers.sources import Source, capturing, copy_all, running, until
+from tests.producers.sources import Source, capturing, copy_all, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

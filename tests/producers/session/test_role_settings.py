@@ -16,7 +16,8 @@ from producers.session.check import hindrances, outlook
 from producers.session.resnapshot_request import ask
 from tests.conftest import Database
 from tests.producers.folding import states
-from tests.producers.sources import Source, copy_all, running, until
+from tests.producers.sources import Source, copy_all, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

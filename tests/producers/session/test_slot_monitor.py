@@ -20,7 +20,7 @@ from producers.source import slots
 from schemas.positions import Lsn
 from tests.producers.replicas import emit_message
 from tests.producers.servers import own_server
-from tests.producers.sources import until
+from tests.waiting import until
 
 MB = 1_000_000
 

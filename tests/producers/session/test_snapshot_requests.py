@@ -23,7 +23,8 @@ from producers.stream.connection import ReplicationStream
 from tests.conftest import Database
 from tests.producers.folding import ops, states
 from tests.producers.processes import ROOT, SCHEMA, write_settings
-from tests.producers.sources import PATIENCE, Source, copy_all, running, until
+from tests.producers.sources import Source, copy_all, running
+from tests.waiting import PATIENCE, until
 
 NewSource = Callable[..., Source]
 ROWS = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i"

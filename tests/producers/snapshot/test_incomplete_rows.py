@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from itertools import count
 
 import psycopg
 import pytest
@@ -16,7 +16,8 @@ from schemas.events import UNCHANGED
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.folding import Record, ops
-from tests.producers.sources import Source, running, until
+from tests.producers.sources import Source, running
+from tests.waiting import until
 
 NewSource = Callable[..., Source]
 
@@ -216,13 +217,17 @@ def test_row_is_read_by_key_during_first_snapshot(new_source: NewSource) -> None
         complete_rows=True,
     )
     with running(source) as producer:
-        deadline = time.monotonic() + 120
-        number = 0
-        while not (state := source.state().snapshots.get("public.t")) or not state.done:
-            assert time.monotonic() < deadline
-            number += 1
-            source.connection.execute("UPDATE t SET n = %s WHERE id IN (1, 2, 3, 150)", (number,))
+        numbers = count(1)
+
+        def write() -> None:
+            source.connection.execute("UPDATE t SET n = %s WHERE id IN (1, 2, 3, 150)", (next(numbers),))
             producer.check()
+
+        def copied() -> bool:
+            state = source.state().snapshots.get("public.t")
+            return state is not None and state.done
+
+        until(copied, "the first snapshot is done", meanwhile=write)
         producer.caught_up()
         until(lambda: whole(source, "t"), "the rows")
     assert not lacking(source.require_equal("public.t"))

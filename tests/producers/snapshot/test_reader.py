@@ -22,7 +22,8 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
-from tests.producers.sources import Source, capturing, copy_all, running, until
+from tests.producers.sources import Source, capturing, copy_all, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

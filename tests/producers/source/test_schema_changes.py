@@ -16,7 +16,8 @@ from producers.session.loop import Session
 from schemas.events import UNCHANGED
 from schemas.positions import Lsn
 from tests.producers.folding import fold, text
-from tests.producers.sources import Running, Source, running, topic_of, until
+from tests.producers.sources import Running, Source, running, topic_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -155,13 +156,10 @@ def until_right(source: Source, case: Case, producer: Running) -> None:
         producer.check()
         if source.state().snapshots["public.t"].under_way:
             return False
-        try:
-            require_right(source, case)
-        except AssertionError:
-            return False
+        require_right(source, case)
         return True
 
-    until(right, "the rows in the topic to be the table's")
+    until(right, "the rows in the topic to be the table's", passing=AssertionError)
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
@@ -344,7 +342,7 @@ def test_producer_stops_table_whose_column_was_added_and_renamed_before_the_stre
 
 
 def test_a_column_that_takes_the_place_of_one_gone_may_be_that_one(source: Source) -> None:
-    """Without a row between them it cannot be told."""
+    """Without a row between them it cannot be known."""
     with running(source) as producer:
         producer.caught_up()
     for key, change in enumerate(["ADD a int", "RENAME a TO b", "DROP b"], 100):

@@ -16,7 +16,8 @@ from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask
 from producers.source.tables import UnusableName, captured_tables
-from tests.producers.sources import Source, running, settings_for, until
+from tests.producers.sources import Source, running, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -17,9 +17,10 @@ from tests.producers.crashes.killing import Crashes
 from tests.producers.every_type import KEYED
 from tests.producers.folding import states
 from tests.producers.pairs import kept, paired
-from tests.producers.sources import OFTEN, Running, Source, copy_all, running, settings_for, until
+from tests.producers.sources import OFTEN, Running, Source, copy_all, running, settings_for
 from tests.producers.type_table import compare_types
 from tests.server_versions import MAJORS, server_or_skip
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

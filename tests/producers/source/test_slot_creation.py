@@ -26,8 +26,9 @@ from schemas.errors import Interrupted
 from schemas.positions import Lsn
 from tests.producers.processes import ROOT, producing, write_settings
 from tests.producers.servers import own_server
-from tests.producers.sources import PATIENCE, Source, running, settings_for, until
+from tests.producers.sources import Source, running, settings_for
 from tests.server_versions import MAJORS, server_or_skip
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -189,13 +190,11 @@ def test_slot_creation_ends_with_server_crash(server: DatabaseServer, slot: str)
     making.connection.close()
 
     def gone() -> bool:
-        try:
-            with connect(server.dsn(), name="looking") as looking:
-                return slots.read(looking, slot) is None
-        except Exception:
-            return False  # it recovers
+        with connect(server.dsn(), name="looking") as looking:
+            return slots.read(looking, slot) is None
 
-    until(gone, "the server to be back without the slot")
+    # Until it has recovered, it refuses connections in several ways.
+    until(gone, "the server to be back without the slot", passing=Exception)
 
 
 def test_slot_creation_waits_for_another_session_that_creates_it(

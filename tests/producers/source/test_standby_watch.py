@@ -22,7 +22,8 @@ from producers.stream.connection import ReplicationStream
 from schemas.errors import DatabaseUnavailable
 from tests.producers.replicas import PUBLICATION
 from tests.producers.servers import own_server
-from tests.producers.sources import Running, Source, running, settings_for, until
+from tests.producers.sources import Running, Source, running, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

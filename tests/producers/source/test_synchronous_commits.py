@@ -8,7 +8,8 @@ import pytest
 
 from producers.session.check import hindrances
 from producers.source.synchronous_commits import application_name, counted
-from tests.producers.sources import Source, running, until
+from tests.producers.sources import Source, running
+from tests.waiting import until
 
 NAME = application_name("main")
 

@@ -18,7 +18,8 @@ from producers.session.loop import Session
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy, judged
 from tests.conftest import Database
-from tests.producers.sources import Source, running, settings_for, until
+from tests.producers.sources import Source, running, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -17,7 +17,8 @@ from producers.source.tables import captured_tables
 from producers.source.writability import refused_writes
 from tests.conftest import Database
 from tests.producers.folding import ops
-from tests.producers.sources import OFTEN, Running, Source, database_section, running, until
+from tests.producers.sources import OFTEN, Running, Source, database_section, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,23 +20,11 @@ from producers.stream.frames import XLogData
 from producers.stream.start_command import Streaming, conninfo
 from schemas.errors import DatabaseUnavailable
 from schemas.events import UNCHANGED
-from tests.conftest import Database
 from tests.producers.replicas import PUBLICATION, emit_message, of, prepare, reading
 
 pytestmark = pytest.mark.stack
 
 SMALL_MEMORY = "-c logical_decoding_work_mem=64kB"
-
-
-@pytest.fixture
-def dsn(database: Database) -> str:
-    return database.dsn
-
-
-@pytest.fixture
-def slot() -> str:
-    """A unique name: slots belong to the whole server."""
-    return f"s_{uuid.uuid4().hex}"
 
 
 @pytest.fixture

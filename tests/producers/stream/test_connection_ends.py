@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,23 +24,12 @@ from producers.stream.connection import (
 )
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn
-from tests.conftest import Database, start_stack
+from tests.conftest import start_stack
 from tests.overloaded import pinned_slowly
-from tests.producers.replicas import PATIENCE, PUBLICATION, of, prepare, reading
-from tests.producers.sources import until
+from tests.producers.replicas import PUBLICATION, of, prepare, reading
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
-
-
-@pytest.fixture
-def dsn(database: Database) -> str:
-    return database.dsn
-
-
-@pytest.fixture
-def slot() -> str:
-    """A unique name: slots belong to the whole server."""
-    return f"s_{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -128,10 +116,7 @@ def test_frames_before_end_are_returned_before_error(dsn: str, slot: str, connec
     row = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
     assert row is not None
     with reading(dsn, slot, start) as reader:
-        deadline = time.monotonic() + PATIENCE
-        while (active := connection.execute(sent, (slot, row[0])).fetchone()) is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        active = until(lambda: connection.execute(sent, (slot, row[0])).fetchone(), "the server has sent all rows")
         connection.execute("SELECT pg_terminate_backend(%s, 60000)", active)
         with pytest.raises(DatabaseUnavailable, match="terminating"):
             reader.until(lambda: False)

@@ -16,7 +16,8 @@ from producers.stream.spill import Spill, SpillDirectory, SpillFailed
 from schemas.positions import Lsn
 from tests.conftest import Database
 from tests.producers.folding import states
-from tests.producers.sources import Running, Source, running, settings_for, until
+from tests.producers.sources import Running, Source, running, settings_for
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -23,7 +23,8 @@ from producers.switchover.rules import next_step
 from producers.switchover.step_limit import StepLimit
 from producers.switchover.steps import opened
 from tests.consumers.container_repositories import write_settings
-from tests.consumers.services import ROOT, until
+from tests.consumers.services import ROOT
+from tests.waiting import until
 
 MAIN = "gitlab_main"
 CI = "gitlab_ci"

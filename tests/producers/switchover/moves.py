@@ -14,7 +14,8 @@ from infra.postgres.control import ensure_control_schema
 from infra.settings.model import KafkaSettings, Settings
 from infra.stack.postgresql.databases import DatabaseServer
 from producers.source import slots
-from tests.producers.sources import Source, database_section, until
+from tests.producers.sources import Source, database_section
+from tests.waiting import until
 
 TABLES = (
     "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0); INSERT INTO t VALUES (1), (2);"

@@ -23,9 +23,10 @@ from schemas.errors import OwnershipMoved
 from schemas.positions import Lsn
 from schemas.topics import table_topic
 from tests.producers.folding import folded_rows, read_topic, states
-from tests.producers.sources import Running, Source, copy_all, running, until
+from tests.producers.sources import Running, Source, copy_all, running
 from tests.producers.switchover.moves import Moves, give, make_slot, open_as, write
 from tests.server_versions import MAJORS, server_or_skip
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

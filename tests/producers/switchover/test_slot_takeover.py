@@ -16,7 +16,8 @@ from producers.switchover.steps import opened
 from schemas.errors import OwnershipMoved
 from tests.producers.folding import states
 from tests.producers.pairs import Pair, kept, paired
-from tests.producers.sources import Running, Source, running, until
+from tests.producers.sources import Running, Source, running
+from tests.waiting import until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

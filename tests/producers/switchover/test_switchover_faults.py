@@ -15,10 +15,11 @@ from producers.source import slots
 from producers.switchover.endpoints import Move
 from producers.switchover.steps import opened
 from schemas.errors import HeadraceError, Refused
-from tests.consumers.services import ROOT, until
+from tests.consumers.services import ROOT
 from tests.prepared import ended
 from tests.producers.servers import own_server
 from tests.producers.switchover.ends import CI, MAIN, Ends, on_the_oldest_too
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -15,8 +15,9 @@ from producers.source import slots
 from producers.switchover.endpoints import NotMovable
 from schemas.errors import HeadraceError, OwnershipMoved
 from tests.producers.servers import own_server
-from tests.producers.sources import Running, Source, copy_all, running, until
+from tests.producers.sources import Running, Source, copy_all, running
 from tests.producers.switchover.ends import CI, MAIN, SHARED, Ends
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -17,9 +17,9 @@ from producers.walk.events import Kind
 from producers.walk.until_imported import walk_unless_imported, walk_until_imported
 from schemas.errors import DatabaseUnavailable, SettingsError, UsageError
 from tests.conftest import Database
-from tests.producers.sources import PATIENCE, until
 from tests.producers.storages import hashed, repository
 from tests.producers.walk.walks import Walks
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

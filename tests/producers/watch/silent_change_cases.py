@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from tests.producers.folding import Record, fold, text
-from tests.producers.sources import Running, Source, until
+from tests.producers.sources import Running, Source
+from tests.waiting import until
 
 TYPES = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');

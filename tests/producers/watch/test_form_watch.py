@@ -15,7 +15,7 @@ from producers.session import opening
 from producers.session.commits import Restart
 from producers.session.loop import Session
 from tests.producers.folding import ops
-from tests.producers.sources import Running, Source, running, until
+from tests.producers.sources import Running, Source, running
 from tests.producers.watch.silent_change_cases import (
     CHANGED,
     KEPT,
@@ -28,6 +28,7 @@ from tests.producers.watch.silent_change_cases import (
     run,
     shown,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -18,7 +18,8 @@ from producers.source.tables import UnreadableTable
 from schemas.errors import PreflightFailed
 from tests.administering import whole_script
 from tests.conftest import Database
-from tests.producers.sources import Running, Source, copy_all, database_section, running, until
+from tests.producers.sources import Running, Source, copy_all, database_section, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

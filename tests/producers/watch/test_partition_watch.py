@@ -15,7 +15,8 @@ from producers.session.loop import Session
 from producers.source.partitions import read_partitions
 from schemas.events import UNCHANGED, Op
 from tests.producers.folding import folded_rows, states, table_rows
-from tests.producers.sources import OFTEN, Running, Source, running, until
+from tests.producers.sources import OFTEN, Running, Source, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -21,7 +21,8 @@ from producers.source.gaps import SilentGap
 from producers.source.schema_changes import TableStopped
 from producers.source.tables import CapturedTable
 from producers.stream.connection import ReplicationStream
-from tests.producers.sources import OFTEN, Running, Source, copy_all, running, until
+from tests.producers.sources import OFTEN, Running, Source, copy_all, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

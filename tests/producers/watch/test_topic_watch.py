@@ -25,7 +25,8 @@ from producers.source.preflight import Finding
 from schemas.topics import positions_topic, schemas_topic
 from tests.producers.folding import states
 from tests.producers.processes import SCHEMA
-from tests.producers.sources import Source, copy_all, running, topic_of, until
+from tests.producers.sources import Source, copy_all, running, topic_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

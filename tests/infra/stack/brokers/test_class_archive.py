@@ -11,7 +11,7 @@ import pytest
 from infra.stack.brokers.class_archive import LIST, ClassArchive
 from infra.stack.processes.keeper import Keeper
 
-# Stands for a `java` that makes an archive, or cannot: what this module does with either is tested here, and the
+# Replaces a `java` that makes an archive, or cannot: what this module does with either is tested here, and the
 # real one by every test that starts a broker.
 MAKES = """#!{python}
 import sys

@@ -10,8 +10,9 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from infra.stack.brokers.cluster import EmbeddedKafka, brokers_in
 from schemas.errors import BrokerUnavailable
-from tests.clusters import cluster, leader, until
+from tests.clusters import cluster, leader
 from tests.infra.stack.test_embedded import produce_committed, read
+from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -11,7 +11,7 @@ from schemas.errors import UsageError
 
 
 def fake_java(home: Path, version: str) -> Path:
-    """Write a `java` that only knows its version, as old ones tell it: on standard error."""
+    """Write a `java` that only knows its version, and prints it as old ones do: on standard error."""
     (home / "bin").mkdir(parents=True)
     program = home / "bin" / "java"
     program.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
