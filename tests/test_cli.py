@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from headrace import app
@@ -291,9 +292,34 @@ def test_check_lists_everything_that_is_missing(
     as_json = shell.run("check", "--json")
     assert as_json.code == 3
     findings = json.loads(as_json.out)["findings"]
-    assert all(finding.keys() == {"where", "problem", "remedy"} for finding in findings)
+    assert all(finding.keys() == {"where", "problem", "remedy", "shown"} for finding in findings)
     assert {finding["where"] for finding in findings} == {"databases.main"}
     assert [problem for problem in problems if not any(problem in each["problem"] for each in findings)] == []
+
+
+def test_check_and_produce_list_every_table_without_a_gitlab_schema_as_toml(
+    shell: Shell, database: Database, bootstrap_servers: str
+) -> None:
+    names = [f"t{number}" for number in range(87)] + ['odd "name"']
+    with database.connect() as connection:
+        for name in names:
+            connection.execute(sql.SQL("CREATE TABLE {} (id int PRIMARY KEY)").format(sql.Identifier(name)))
+    shell.settings(database.dsn, bootstrap_servers, ["public.*"])
+    settings = (shell.directory / "headrace.toml").read_text()
+    ended = shell.run("check")
+    assert ended.code == 3
+    problem, *shown = [line for line in ended.out.splitlines() if not line.startswith("kafka: ")]
+    assert problem.startswith("databases.main: 88 tables have no gitlab schema of this database: ")
+    lines = shown[: len(names) + 1]
+    assert lines[0] == "[databases.main.table_schemas]"
+
+    produced = shell.run("produce", "main")
+    assert produced.code == 3
+    assert produced.err.splitlines()[-len(lines) :] == lines
+
+    # Pasted as they are, they are all that was missing.
+    shell.write("\n".join([settings, *lines]))
+    assert shell.run("check").code == 0
 
 
 def test_check_finds_nothing(shell: Shell, database: Database, bootstrap_servers: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
@@ -144,23 +145,24 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
 
 
 def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool) -> None:
-    found: list[dict[str, str]] = []
+    found: list[dict[str, Any]] = []
     slots: list[tuple[str, Forecast]] = []
     for where, finding in _examined(settings, sources):
         if isinstance(finding, Forecast):
             slots.append((where, finding))
         else:
-            found.append({"where": where, "problem": finding.problem, "remedy": finding.remedy})
+            found.append({"where": where, **asdict(finding)})
     for each in advice:
         if each.blocks:
-            found.append({"where": each.where, "problem": each.problem, "remedy": each.remedy})
+            found.append(each.document())
     advice = [each for each in advice if not each.blocks]
     if json:
         described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
         advised = [each.document() for each in advice]
         typer.echo(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
     for one in [] if json else found:
-        typer.echo(printable(f"{one['where']}: {one['problem']}; {one['remedy']}"))
+        lines = [f"{one['where']}: {one['problem']}; {one['remedy']}", *one["shown"]]
+        typer.echo("\n".join(map(printable, lines)))
     for where, forecast in [] if json else slots:
         typer.echo(printable(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}"))
     for each in [] if json else advice:
@@ -201,11 +203,11 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
         clients.ensure_reachable(settings.kafka)
         positions = Positions(settings.prefix, settings.kafka)
     except HeadraceError as error:
-        yield "kafka", Finding(error.problem, error.remedy)
+        yield "kafka", Finding(error.problem, error.remedy, error.shown)
     try:
         ensure_answers(settings)
     except HeadraceError as error:
-        yield "registry", Finding(error.problem, error.remedy)
+        yield "registry", Finding(error.problem, error.remedy, error.shown)
     for name in sources:
         if name in settings.virtual_storages:
             yield from _of_walks(settings, name, positions)
@@ -219,7 +221,7 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
                 if forecast is not None:
                     yield f"databases.{name}", forecast
         except HeadraceError as error:
-            yield f"databases.{name}", Finding(error.problem, error.remedy)
+            yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
 
 
 def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:
@@ -232,7 +234,7 @@ def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Ite
             settings.kafka, producer_rights.acls(settings, name), [storage_walk_topic(settings)]
         )
     except HeadraceError as error:
-        yield where, Finding(error.problem, error.remedy)
+        yield where, Finding(error.problem, error.remedy, error.shown)
         return
     if found:
         problem = f"Kafka denies {denials.principal(settings.kafka)} {kafka_rights.listed(found)}"

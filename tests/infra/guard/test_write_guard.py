@@ -15,6 +15,7 @@ from psycopg import errors, sql
 from infra.guard import write_guard
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import Owner, database_name, ensure_control_schema, owners
+from infra.settings.model import DatabaseSettings
 from infra.stack import PostgresServer, Stack
 from schemas.errors import Interrupted, PreflightFailed
 from tests.conftest import Database, new_database
@@ -43,6 +44,13 @@ OF_CI = ["public.moves", "public.part_1", "public.part_1_1", "public.parts"]
 GIVE = "UPDATE headrace.schema_ownership SET owner = 'other', epoch = epoch + 1 WHERE gitlab_schema = 'gitlab_ci'"
 
 
+def of_schemas(
+    connection: Connection, gitlab_schemas: list[str], labels: dict[str, str], own: list[str] | None = None
+) -> dict[str, str]:
+    section = {"dsn": "host=h", "gitlab_schemas": own or gitlab_schemas, "table_schemas": labels}
+    return write_guard.tables_of(connection, gitlab_schemas, "main", DatabaseSettings.model_validate(section), {})
+
+
 @pytest.fixture(scope="module", params=["the stack's", "the oldest"])
 def server(request: pytest.FixtureRequest, stack: Stack) -> Iterator[PostgresServer | Any]:
     if request.param == "the stack's":
@@ -66,7 +74,7 @@ class Guarded:
         self.install()
 
     def install(self, **options: Any) -> list[str]:
-        tables = write_guard.tables_of(self.admin, ["gitlab_ci"], LABELS, ())
+        tables = of_schemas(self.admin, ["gitlab_ci"], LABELS)
         return write_guard.install(self.admin, "gitlab_ci", list(tables), **options)
 
     def application(self, *, autocommit: bool = True) -> Connection:
@@ -277,18 +285,27 @@ def test_the_tables_of_a_gitlab_schema_are_found_with_their_partitions(guarded: 
     connection.execute(
         "CREATE TABLE public.ci_builds (id int); CREATE TABLE public.tags (id int); CREATE TEMP TABLE ci_stages ();"
     )
-    assert write_guard.tables_of(connection, ["gitlab_ci"], LABELS, ()) == dict.fromkeys(
+    assert of_schemas(connection, ["gitlab_ci"], LABELS) == dict.fromkeys(
         sorted([*OF_CI, "public.ci_builds", "public.tags"]), "gitlab_ci"
     )
-    assert list(write_guard.tables_of(connection, ["gitlab_main"], LABELS, ["gitlab_ci"])) == ["public.stays"]
-    assert "public.tags" not in write_guard.tables_of(connection, ["gitlab_ci"], LABELS, ["registry"]), (
-        "which one is not known"
-    )
+    assert list(of_schemas(connection, ["gitlab_main"], LABELS, ["gitlab_ci"])) == ["public.stays"]
+    assert "public.tags" not in of_schemas(connection, ["gitlab_ci"], LABELS, ["registry"]), "which one is not known"
     other = {**LABELS, "public.part_1_1": "gitlab_main", "public.ci_builds": "gitlab_main"}
-    assert list(write_guard.tables_of(connection, ["gitlab_ci"], other, ())) == [
+    assert list(of_schemas(connection, ["gitlab_ci"], other)) == [
         "public.moves", "public.part_1", "public.parts", "public.tags",
     ]  # fmt: skip
-    assert write_guard.tables_of(connection, ["gitlab_shared"], {"public.stays": "gitlab_shared"}, ()) == {}
+    assert of_schemas(connection, ["gitlab_shared"], {"public.stays": "gitlab_shared"}) == {}
+    # A pattern that matches a partition does not take it from its root.
+    pattern = {"public.*": "gitlab_main", "public.parts": "gitlab_ci"}
+    assert list(of_schemas(connection, ["gitlab_ci"], pattern)) == ["public.part_1", "public.part_1_1", "public.parts"]
+
+
+def test_tables_that_only_another_section_names_are_found(guarded: Guarded) -> None:
+    own = {"dsn": "host=h", "gitlab_schemas": ["gitlab_main"], "table_schemas": {"public.moves": "gitlab_main"}}
+    section = DatabaseSettings.model_validate(own)
+    elsewhere = {"public.moves": "gitlab_ci", "public.stays": "gitlab_ci", "public.*": "gitlab_ci"}
+    found = write_guard.tables_of(guarded.admin, ["gitlab_ci"], "main", section, elsewhere)
+    assert list(found) == ["public.stays"], "its own section wins, and patterns of others do not count"
 
 
 def test_second_run_only_adds_the_guard_to_new_tables(guarded: Guarded) -> None:
