@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,25 @@ def test_database_of_another_system_may_have_tables_named_as_gitlabs() -> None:
     own = {"dsn": "host=h", "gitlab_schemas": ["shop"], "table_schemas": {"public.orders": "shop"}}
     error = refusal(TableLabels("shop", DatabaseSettings.model_validate(own)), "public.issues", "public.events")
     assert error.shown[1:] == ('"public.issues" = "shop"', '"public.events" = "shop"')
+
+
+def test_examples_of_the_documentation_do_what_it_says(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs" / "reference" / "gitlab-schemas.md"
+    shop, patterns, dictionary = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "headrace.toml"
+    file.write_text(shop)
+    assert TableLabels("shop", load_settings(file).database("shop")).of("public.orders") == "shop"
+    file.write_text(patterns)
+    tables = ("public.projects", "public.ci_builds", "public.ci_settings")
+    found = TableLabels("main", load_settings(file).database("main")).of_all(tables)
+    assert [*found.values()] == ["gitlab_main", "gitlab_ci", "gitlab_shared"]
+    file.write_text(patterns + '"public.*_metadata" = "gitlab_main"\n')
+    with pytest.raises(SettingsError, match=r'"public\.\*_metadata" \(gitlab_main\) and "public\.ci_\*" \(gitlab_ci\)'):
+        load_settings(file)
+    file.write_text(dictionary)
+    (tmp_path / "gitlab" / "db").mkdir(parents=True)
+    (tmp_path / "gitlab" / "db" / "docs").symlink_to(DOCS)
+    assert TableLabels("main", load_settings(file).database("main")).of("public.users") == "gitlab_main_user"
 
 
 def test_every_table_of_a_database_that_is_not_gitlabs_has_its_name(tmp_path: Path) -> None:
