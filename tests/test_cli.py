@@ -351,6 +351,17 @@ def test_check_and_produce_list_every_table_without_a_gitlab_schema_as_toml(
     assert produced.code == 3
     assert produced.err.splitlines()[-len(lines) :] == lines
 
+    # A pattern does as well; a table that headrace knows is then named.
+    with database.connect() as connection:
+        connection.execute("CREATE TABLE ci_builds (id int PRIMARY KEY)")
+    mapped = '[databases.main.table_schemas]\n"public.*" = "gitlab_main"\n'
+    shell.write(settings.replace('["gitlab_main"]', '["gitlab_main", "gitlab_ci"]') + mapped)
+    ended = shell.run("check", "--json")
+    assert ended.code == 0
+    assert ['"public.ci_builds" = "gitlab_ci"'] in [each["shown"] for each in json.loads(ended.out)["advice"]]
+    with database.connect() as connection:
+        connection.execute("DROP TABLE ci_builds")
+
     # Pasted as they are, they are all that was missing.
     shell.write("\n".join([settings, *lines]))
     assert shell.run("check").code == 0

@@ -75,6 +75,21 @@ class TableLabels:
         fitting = listed if len(listed) == 1 else tuple(each for each in listed if each in possible)
         return fitting[0] if len(fitting) == 1 else None
 
+    def contradicted(self, tables: Iterable[str]) -> dict[str, str]:
+        """Return the tables that only a pattern labels and the dictionary labels otherwise, with its gitlab schema.
+
+        Only those whose gitlab schema by the dictionary, or by headrace's own list, is one of the database's.
+        """
+        found: dict[str, str] = {}
+        for table in tables:
+            written = table_patterns.matching(table, self._section.table_schemas)
+            if written is None or table in self._section.table_schemas:
+                continue
+            fitting = [each for each in self._listed(table) if each in self._section.gitlab_schemas]
+            if len(fitting) == 1 and fitting[0] != written:
+                found[table] = fitting[0]
+        return found
+
     def _listed(self, table: str) -> tuple[str, ...]:
         """Return the gitlab schemas that the dictionary has for `table`, or headrace's own list."""
         if self._dictionary is not None and (label := self._dictionary.gitlab_schema(table)) is not None:
@@ -126,11 +141,16 @@ class TableLabels:
 def _line(unmapped: Unmapped) -> str:
     """Return the line of TOML that gives the table its gitlab schema; where there is a choice, the value is empty."""
     if len(unmapped.candidates) == 1:
-        return f"{_quoted(unmapped.table)} = {_quoted(unmapped.candidates[0])}"
+        return label_line(unmapped.table, unmapped.candidates[0])
     choice = " or ".join(unmapped.candidates)
     if unmapped.elsewhere:
         choice = f"{' or '.join(unmapped.elsewhere)}, which the database's gitlab_schemas lack"
     return f'{_quoted(unmapped.table)} = ""  # {choice}'
+
+
+def label_line(table: str, gitlab_schema: str) -> str:
+    """Return the line of `table_schemas` that gives a table its gitlab schema."""
+    return f"{_quoted(table)} = {_quoted(gitlab_schema)}"
 
 
 def _quoted(text: str) -> str:

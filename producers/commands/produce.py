@@ -24,7 +24,7 @@ from infra.state.positions import Positions, read_sources
 from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
 from producers.commands.switchover_command import switchover
-from producers.session.check import hindrances, outlook
+from producers.session.check import contradicted_patterns, hindrances, outlook
 from producers.session.service import produce as run_producer
 from producers.session.slot_monitor import Forecast
 from producers.session.snapshot_requests import RequestRefused
@@ -150,6 +150,8 @@ def _check(settings: Settings, sources: list[str], advice: list[Advice], json: b
     for where, finding in _examined(settings, sources):
         if isinstance(finding, Forecast):
             slots.append((where, finding))
+        elif isinstance(finding, Advice):
+            advice = [*advice, finding]
         else:
             found.append({"where": where, **asdict(finding)})
     for each in advice:
@@ -197,7 +199,7 @@ def _slow() -> Iterator[Advice]:
         yield Advice("headrace", codec.MISSING, (), codec.MISSING_REMEDY)
 
 
-def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast]]:
+def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast | Advice]]:
     positions: Positions | None = None
     try:
         clients.ensure_reachable(settings.kafka)
@@ -220,6 +222,8 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
                 forecast = outlook(connection, settings, name, positions)
                 if forecast is not None:
                     yield f"databases.{name}", forecast
+                for advice in contradicted_patterns(connection, settings, name):
+                    yield advice.where, advice
         except HeadraceError as error:
             yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
 

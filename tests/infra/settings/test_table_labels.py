@@ -88,6 +88,20 @@ def test_settings_win_over_gitlabs_dictionary_and_that_over_the_built_in_list() 
     assert labels(ALL, gitlab_dictionary=FILE).of("public.ar_internal_metadata") == "gitlab_internal"
 
 
+def test_pattern_that_contradicts_the_dictionary_is_found() -> None:
+    tables = ("public.ci_builds", "public.projects", "public.ci_triggers", "public.schema_migrations", "public.mine")
+    every = {"public.*": "gitlab_main", "public.ci_triggers": "gitlab_main"}
+    own = labels(["gitlab_main", "gitlab_ci"], every)
+    assert own.contradicted(tables) == {"public.ci_builds": "gitlab_ci"}, "the database has no gitlab_shared"
+    assert labels(["gitlab_main"], every).contradicted(tables) == {}
+    read = labels(["gitlab_main", "gitlab_main_cell", "gitlab_internal"], every, gitlab_dictionary=DOCS)
+    assert read.contradicted(["public.namespaces", *tables]) == {
+        "public.namespaces": "gitlab_main_cell",
+        "public.schema_migrations": "gitlab_internal",
+    }
+    assert labels(["gitlab_main", "gitlab_ci"]).contradicted(tables) == {}, "without a pattern"
+
+
 def test_tables_that_other_sections_name_count_after_the_databases_own() -> None:
     elsewhere = {"public.projects": "gitlab_sec", "public.other": "gitlab_sec", "public.*": "gitlab_sec"}
     own = labels(["gitlab_main"], {"public.projects": "gitlab_ci"})
