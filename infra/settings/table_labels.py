@@ -47,7 +47,7 @@ class TableLabels:
         return self.of_all([table])[table]
 
     def of_all(self, tables: Iterable[str]) -> dict[str, str]:
-        """Return table → gitlab schema; raises UnmappedTable about all that have none, with TOML lines to paste."""
+        """Return table → gitlab schema; raises UnmappedTable about all that have none, with TOML lines for several."""
         found: dict[str, str] = {}
         unmapped: list[Unmapped] = []
         for table in tables:
@@ -135,7 +135,9 @@ class TableLabels:
         if any(each.elsewhere for each in unmapped):
             remedy = f"list the gitlab schema under [databases.{self._database}], or {remedy}"
         heading = place if not self._section.table_schemas else f"# to add under {place}:"
-        return UnmappedTable(problem, remedy=remedy, shown=(heading, *map(_line, unmapped)))
+        # Of a single table the remedy says it all, and an error is one line where it can be.
+        shown = (heading, *map(_line, unmapped)) if len(unmapped) > 1 else ()
+        return UnmappedTable(problem, remedy=remedy, shown=shown)
 
 
 def _line(unmapped: Unmapped) -> str:

@@ -62,7 +62,9 @@ def test_database_decides_between_two_systems() -> None:
     error = refusal(labels(ALL), "public.repositories")
     assert error.problem == "table public.repositories may belong to praefect or registry"
     assert error.remedy == 'add "public.repositories" = "<gitlab schema>" under [databases.main.table_schemas]'
-    assert error.shown[1:] == ('"public.repositories" = ""  # praefect or registry',)
+    assert error.shown == ()
+    error = refusal(labels(ALL), "public.repositories", "public.mine")
+    assert error.shown[1] == '"public.repositories" = ""  # praefect or registry'
     assert labels(ALL).known("public.repositories") is None
     assert labels(["gitlab_main"]).known("public.repositories") is None
     assert labels(["gitlab_main"]).known("public.repositories", also=["registry"]) == "registry"
@@ -129,9 +131,13 @@ def test_all_tables_without_a_gitlab_schema_are_shown_as_toml(tmp_path: Path) ->
 
 
 def test_lines_are_added_to_a_section_that_exists() -> None:
-    error = refusal(labels(["gitlab_main"], {"public.a": "gitlab_main"}), "public.b")
-    assert error.shown == ("# to add under [databases.main.table_schemas]:", '"public.b" = "gitlab_main"')
-    assert str(error) == (
+    own = labels(["gitlab_main"], {"public.a": "gitlab_main"})
+    assert refusal(own, "public.b", "public.c").shown == (
+        "# to add under [databases.main.table_schemas]:",
+        '"public.b" = "gitlab_main"',
+        '"public.c" = "gitlab_main"',
+    )
+    assert str(refusal(own, "public.b")) == (
         "no gitlab schema is known for table public.b;"
         ' add "public.b" = "gitlab_main" under [databases.main.table_schemas]'
     )
