@@ -76,11 +76,11 @@ for name, subcommands in consumers.commands.consume.GROUPS.items():
 
 
 def main() -> None:
-    """Run the command line; every error a user can meet is one line on standard error."""
+    """Run the command line; every error a user can meet is one line on standard error, and what it shows after that."""
     try:
         sys.exit(_run())
     except HeadraceError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, error.shown)
     except TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "headrace")
         _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`", error.exit_code)
@@ -109,8 +109,8 @@ def _run() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"headrace: error: {printable(message)}", file=sys.stderr)
+def _fail(message: str, exit_code: int, shown: tuple[str, ...] = ()) -> NoReturn:
+    print("\n".join([f"headrace: error: {printable(message)}", *map(printable, shown)]), file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -38,9 +38,11 @@ class HeadraceError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, problem: str, *, remedy: str | None = None) -> None:
+    def __init__(self, problem: str, *, remedy: str | None = None, shown: tuple[str, ...] = ()) -> None:
         super().__init__(problem)
         self.problem = problem
+        self.shown = shown
+        """Lines that a command prints after the message, such as settings to paste."""
         self.remedy = remedy if remedy is not None else (type(self).__doc__ or "").strip()
 
     def __str__(self) -> str:

@@ -1,13 +1,13 @@
 """Maps tables to gitlab schemas, the labels that determine which database owns a table.
 
-The dictionary is gitlab_schemas.toml, part of the package; settings extend it.
+The dictionary is gitlab_schemas.toml, part of the package; settings extend it (infra/settings/table_labels.py).
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Final
 
@@ -62,29 +62,3 @@ def _dictionary() -> Mapping[str, tuple[str, ...]]:
 
 TABLES: Final = _dictionary()
 """Qualified name, such as `public.projects` → the gitlab schemas with such a table."""
-
-
-def gitlab_schema_of(qualified_name: str, allowed: Sequence[str], extra: Mapping[str, str]) -> str:
-    """Return the gitlab schema of a table of a database whose `gitlab_schemas` are `allowed`.
-
-    `extra` is that database's `table_schemas` in the settings and overrides the dictionary. Raises UnmappedTable if
-    neither has the table, or if not exactly one of the dictionary's schemas is allowed.
-    """
-    if qualified_name in extra:
-        return extra[qualified_name]
-    known = TABLES.get(qualified_name, ())
-    fitting = [gitlab_schema for gitlab_schema in known if gitlab_schema in allowed]
-    if len(fitting) == 1:
-        return fitting[0]
-    remedy = f'add "{qualified_name}" = "<gitlab schema>" under [databases.<name>.table_schemas]'
-    if not known:
-        problem = f"no gitlab schema is known for table {qualified_name}"
-    elif fitting:
-        problem = f"table {qualified_name} may belong to {' or '.join(fitting)}"
-    else:
-        problem = (
-            f"table {qualified_name} belongs to {' or '.join(known)}, "
-            f"and the database's gitlab_schemas are {', '.join(allowed) or 'empty'}"
-        )
-        remedy = f"list the gitlab schema under [databases.<name>], or {remedy}"
-    raise UnmappedTable(problem, remedy=remedy)

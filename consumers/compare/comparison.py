@@ -26,12 +26,12 @@ from infra.postgres.moments import next_xid
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
 from infra.settings.model import Settings
+from infra.settings.table_labels import TableLabels
 from infra.state.positions import Positions
 from schemas.avro import columns_of
 from schemas.decoder import Decoder
 from schemas.errors import HeadraceError, Interrupted, Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
-from schemas.gitlab_schemas import gitlab_schema_of
 from schemas.positions import Position
 from schemas.topics import table_topic
 from schemas.wire import split_wire
@@ -77,7 +77,7 @@ def compare(settings: Settings, database: str, table: str, stopping: threading.E
     most rows differ. Needs about 200 bytes of memory per row.
     """
     section = settings.database(database)
-    gitlab_schema = gitlab_schema_of(table, section.gitlab_schemas, section.table_schemas)
+    gitlab_schema = TableLabels(database, section).of(table)
     schema, _, name = table.partition(".")
     topic = table_topic(settings.prefix, gitlab_schema, database, schema, name)
     look_up = schemas_of(open_registry(settings))

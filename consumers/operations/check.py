@@ -20,6 +20,7 @@ from infra.postgres import connect
 from infra.rights import kafka_rights, privileges
 from infra.settings.mistakes import close_to
 from infra.settings.model import Settings, switches
+from infra.settings.table_labels import TableLabels
 from schemas.errors import HeadraceError, UsageError
 
 _TABLE: Final = """
@@ -148,6 +149,7 @@ def _of_tables(
 ) -> Iterator[Advice]:
     """Yield the tables that the migration reads but no producer captures, and the columns that they lack."""
     where, section = f"migrations.{kind.name}", settings.database(database)
+    labels = TableLabels(database, section)
     off = f"or disable the migration with {where}.enabled = false"
     for table in kind.tables:
         if table == WALKED:
@@ -164,6 +166,10 @@ def _of_tables(
         elif section.tables and not (table in section.tables if found[0] else section.captures(table)):
             problem = f"it reads table {table}, which is not captured"
             yield Advice(where, problem, (), f'add "{table}" to databases.{database}.tables, {off}', blocks=meant)
+        elif (label := labels.known(table, [kind.gitlab_schema])) not in (None, kind.gitlab_schema):
+            problem = f"it reads table {table} as one of {kind.gitlab_schema}, but the table belongs to {label}"
+            mapped = f'"{table}" = "{kind.gitlab_schema}" under [databases.{database}.table_schemas]'
+            yield Advice(where, problem, (), f"correct its gitlab_schema, or add {mapped}, {off}", blocks=meant)
         elif lacking := [each for each in kind.columns if each not in (*found[1], *kind.optional_columns)]:
             problem = f"it reads column {lacking[0]}, which table {table} does not have{close_to(lacking[0], found[1])}"
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)

@@ -21,9 +21,10 @@ from psycopg import sql
 from infra.postgres.advisory_locks import lock_key, ownership_key
 from infra.postgres.connect import one_line
 from infra.postgres.control import database_name, owners
-from infra.settings.model import Settings
+from infra.settings.model import DatabaseSettings, Settings
+from infra.settings.table_labels import TableLabels
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
-from schemas.gitlab_schemas import GITLAB_SHARED, TABLES
+from schemas.gitlab_schemas import GITLAB_SHARED
 
 Connection = psycopg.Connection[Any]
 
@@ -121,37 +122,38 @@ def tables_in(
 ) -> dict[str, str]:
     """Return `tables_of` for a database of the settings.
 
-    The labels in other databases' sections count too, unless its own section overrides them: a table has one gitlab
-    schema everywhere, and only the copy's section may name it.
+    The tables that other databases' sections name count too, unless its own `table_schemas` mentions them: a table has
+    one gitlab schema everywhere, and only the copy's section may name it. Their patterns are about their own tables.
     """
-    labels: dict[str, str] = {}
-    for name in sorted(settings.databases, key=lambda name: name == database):
-        labels |= settings.databases[name].table_schemas
-    return tables_of(connection, gitlab_schemas, labels, settings.database(database).gitlab_schemas)
+    elsewhere: dict[str, str] = {}
+    for name in sorted(settings.databases.keys() - {database}):
+        elsewhere |= settings.databases[name].table_schemas
+    return tables_of(connection, gitlab_schemas, database, settings.database(database), elsewhere)
 
 
 def tables_of(
-    connection: Connection, gitlab_schemas: Iterable[str], table_schemas: Mapping[str, str], allowed: Iterable[str]
+    connection: Connection,
+    gitlab_schemas: Iterable[str],
+    database: str,
+    section: DatabaseSettings,
+    elsewhere: Mapping[str, str],
 ) -> dict[str, str]:
     """Return table → gitlab schema for the database's tables and partitions that belong to one of `gitlab_schemas`.
 
-    The label comes from `table_schemas` (`schema.table` → gitlab schema, as in the settings), else from headrace's
-    dictionary; if that has several, from those `allowed` in the database. A partition without a label has its root's.
-    gitlab_shared tables belong to every database and have no guard.
+    `section` is the database's in the settings, and `elsewhere` has the tables that other sections name. A partition
+    that is not named has its root's gitlab schema: its rows are published as the root's. gitlab_shared tables belong to
+    every database and have no guard.
     """
     wanted = set(gitlab_schemas) - {GITLAB_SHARED}
-    possible = wanted | set(allowed)
+    labels = TableLabels(database, section)
 
     def label(table: str) -> str | None:
-        if table in table_schemas:
-            return table_schemas[table]
-        known = TABLES.get(table, ())
-        fitting = known if len(known) == 1 else tuple(each for each in known if each in possible)
-        return fitting[0] if len(fitting) == 1 else None
+        return labels.known(table, wanted, elsewhere)
 
     found = {}
     for table, root in connection.execute(_TABLES):
-        gitlab_schema = label(table) or label(root)
+        named = table in section.table_schemas or table in elsewhere
+        gitlab_schema = label(table) if named else label(root) or label(table)
         if gitlab_schema in wanted:
             found[table] = gitlab_schema
     return found

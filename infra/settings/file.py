@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from infra.settings.gitlab_dictionary import require_known
 from infra.settings.mistakes import Location, Mistakes
 from infra.settings.model import PATTERN_WORDS, Settings
 from schemas import formats
@@ -73,15 +74,16 @@ def load_settings(path: Path | None = None) -> Settings:
 
 def _beside(settings: Settings, directory: Path) -> Settings:
     """Return the settings with relative paths resolved against `directory`, not the working directory."""
-    databases = {
-        name: section.model_copy(update={"spill_directory": directory / section.spill_directory})
-        for name, section in settings.databases.items()
-        if section.spill_directory is not None
-    }
+    databases = {}
+    for name, section in settings.databases.items():
+        paths = {"spill_directory": section.spill_directory, "gitlab_dictionary": section.gitlab_dictionary}
+        update = {key: directory / path for key, path in paths.items() if path is not None}
+        databases[name] = section.model_copy(update=update)
+        require_known(name, databases[name])
     storages = {name: section.beside(directory) for name, section in settings.virtual_storages.items()}
     return settings.model_copy(
         update={
-            "databases": {**settings.databases, **databases},
+            "databases": databases,
             "virtual_storages": storages,
             "gitserver": settings.gitserver.beside(directory),
         }

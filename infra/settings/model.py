@@ -33,6 +33,7 @@ from infra.settings import kafka_options
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.section import Section
+from infra.settings.table_patterns import EVERY_TABLE, ambiguous
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -50,6 +51,9 @@ PATTERN_WORDS: Final = {
     _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
     NODE: NODE_WORDS,
 }
+
+_OF_LABELS: Final = {"gitlab_schemas", "table_schemas", "gitlab_dictionary"}
+"""The keys of a database's section that mention gitlab schemas."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A name of a database or migration, safe in a topic, a slot, a transactional id and a file."""
@@ -133,6 +137,9 @@ class DatabaseSettings(Section):
     gitlab_schemas: tuple[Name, ...] = Field(min_length=1)
     tables: tuple[TableName, ...] = ()
     table_schemas: dict[TableName, Name] = Field(default_factory=dict)
+    """Table, or pattern of tables, → gitlab schema; infra/settings/table_patterns.py has the rule."""
+    gitlab_dictionary: Path | None = None
+    """GitLab's folder db/docs or its file gitlab_schemas.yml, read when a table's gitlab schema is first asked for."""
     keys: dict[TableName, tuple[str, ...]] = Field(default_factory=dict)
     slot: Name | None = None
     publication: Name = "headrace"
@@ -178,6 +185,8 @@ class DatabaseSettings(Section):
     @model_validator(mode="after")
     def _labels_are_known(self) -> Self:
         """Allow gitlab schemas of the dictionary, and custom ones that label at least one table here."""
+        if self.gitlab_dictionary is not None:
+            return self  # file.py asks the dictionary, whose path is relative to the settings file
         own = set(self.table_schemas.values())
         for label in self.gitlab_schemas:
             if label not in labels.KNOWN and label not in own:
@@ -189,6 +198,16 @@ class DatabaseSettings(Section):
             if label not in labels.KNOWN and label not in self.gitlab_schemas:
                 known = labels.KNOWN | set(self.gitlab_schemas)
                 raise ValueError(f'table_schemas."{table}": no gitlab schema is called {label}{close_to(label, known)}')
+        return self
+
+    @model_validator(mode="after")
+    def _no_pattern_is_ambiguous(self) -> Self:
+        if (pair := ambiguous(self.table_schemas)) is not None:
+            one, other = (f'"{pattern}" ({self.table_schemas[pattern]})' for pattern in pair)
+            raise ValueError(
+                f"table_schemas: {one} and {other} can match the same table, and neither is more specific:"
+                " narrow one, or name its tables"
+            )
         return self
 
 
@@ -287,6 +306,23 @@ class Settings(BaseSettings):
     virtual_storages: dict[StorageName, VirtualStorageSettings] = Field(default_factory=dict)
     gitserver: GitserverSettings = GitserverSettings()
     migrations: dict[Name, MigrationSettings] = Field(default_factory=dict)
+
+    @field_validator("databases", mode="before")
+    @classmethod
+    def _one_gitlab_schema_by_default(cls, value: Any) -> Any:
+        """Put all tables of a database that is not GitLab's into one gitlab schema, with the database's name.
+
+        The section of such a database mentions no gitlab schema. A gitlab schema of the known systems is no default: a
+        section of that name which lacks gitlab_schemas is a mistake.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {**section, "gitlab_schemas": [name], "table_schemas": {EVERY_TABLE: name}}
+            if isinstance(section, Mapping) and not _OF_LABELS & section.keys() and name not in labels.KNOWN
+            else section
+            for name, section in value.items()
+        }
 
     @field_validator("virtual_storages")
     @classmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,7 @@ from infra.state.snapshot_requests import RequestRefused
 from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
 from producers.commands.switchover_command import switchover
-from producers.session.check import hindrances, outlook
+from producers.session.check import contradicted_patterns, hindrances, outlook
 from producers.session.service import produce as run_producer
 from producers.session.slot_monitor import Forecast
 from producers.session.start_over import start_over as forget_source
@@ -143,23 +144,26 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
 
 
 def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool) -> None:
-    found: list[dict[str, str]] = []
+    found: list[dict[str, Any]] = []
     slots: list[tuple[str, Forecast]] = []
     for where, finding in _examined(settings, sources):
         if isinstance(finding, Forecast):
             slots.append((where, finding))
+        elif isinstance(finding, Advice):
+            advice = [*advice, finding]
         else:
-            found.append({"where": where, "problem": finding.problem, "remedy": finding.remedy})
+            found.append({"where": where, **asdict(finding)})
     for each in advice:
         if each.blocks:
-            found.append({"where": each.where, "problem": each.problem, "remedy": each.remedy})
+            found.append(each.document())
     advice = [each for each in advice if not each.blocks]
     if json:
         described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
         advised = [each.document() for each in advice]
         typer.echo(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
     for one in [] if json else found:
-        typer.echo(printable(f"{one['where']}: {one['problem']}; {one['remedy']}"))
+        lines = [f"{one['where']}: {one['problem']}; {one['remedy']}", *one["shown"]]
+        typer.echo("\n".join(map(printable, lines)))
     for where, forecast in [] if json else slots:
         typer.echo(printable(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}"))
     for each in [] if json else advice:
@@ -194,17 +198,17 @@ def _slow() -> Iterator[Advice]:
         yield Advice("headrace", codec.MISSING, (), codec.MISSING_REMEDY)
 
 
-def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast]]:
+def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast | Advice]]:
     positions: Positions | None = None
     try:
         clients.ensure_reachable(settings.kafka)
         positions = Positions(settings.prefix, settings.kafka)
     except HeadraceError as error:
-        yield "kafka", Finding(error.problem, error.remedy)
+        yield "kafka", Finding(error.problem, error.remedy, error.shown)
     try:
         ensure_answers(settings)
     except HeadraceError as error:
-        yield "registry", Finding(error.problem, error.remedy)
+        yield "registry", Finding(error.problem, error.remedy, error.shown)
     for name in sources:
         if name in settings.virtual_storages:
             yield from _of_walks(settings, name, positions)
@@ -216,8 +220,10 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
                 forecast = outlook(connection, settings, name, positions)
                 if forecast is not None:
                     yield f"databases.{name}", forecast
+                for advice in contradicted_patterns(connection, settings, name):
+                    yield advice.where, advice
         except HeadraceError as error:
-            yield f"databases.{name}", Finding(error.problem, error.remedy)
+            yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
 
 
 def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:
@@ -230,7 +236,7 @@ def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Ite
             settings.kafka, producer_rights.acls(settings, name), [storage_walk_topic(settings)]
         )
     except HeadraceError as error:
-        yield where, Finding(error.problem, error.remedy)
+        yield where, Finding(error.problem, error.remedy, error.shown)
         return
     if found:
         problem = f"Kafka denies {denials.principal(settings.kafka)} {kafka_rights.listed(found)}"

@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import psycopg
 
+from infra.cli.advice import Advice
 from infra.kafka import denials, topic_requirements
 from infra.postgres import standbys
 from infra.postgres.connect import is_standby
 from infra.postgres.control import database_name, opened_lsn, owners
 from infra.rights import kafka_rights, privileges
 from infra.settings.model import Settings
+from infra.settings.table_labels import TableLabels, label_line
 from infra.state.positions import Positions, SnapshotState, SourceState
 from producers.session import handover as ownership
 from producers.session import resume, slot_monitor
@@ -89,6 +91,23 @@ def outlook(
         growth.add(again.at, again.written)
         reading, rate = again, growth.rate
     return slot_monitor.forecast(reading, rate)
+
+
+def contradicted_patterns(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Iterator[Advice]:
+    """Yield the captured tables that the dictionary puts into another gitlab schema than a pattern of the settings."""
+    database = settings.database(source)
+    try:
+        tables = captured_tables(connection, source, database, settings.prefix)
+    except Refused:
+        return  # preflight reports it
+    if found := TableLabels(source, database).contradicted(table.name for table in tables):
+        counted = "1 captured table has" if len(found) == 1 else f"{len(found)} captured tables have"
+        yield Advice(
+            f"databases.{source}",
+            f"{counted} another gitlab schema by a pattern of table_schemas than by the dictionary",
+            tuple(label_line(table, label) for table, label in found.items()),
+            f"if the dictionary is right, add them under [databases.{source}.table_schemas], where a name wins",
+        )
 
 
 def _rights(

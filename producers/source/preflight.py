@@ -34,10 +34,11 @@ FROM pg_roles r WHERE r.rolname = current_user
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem that prevents reading a source, and its remedy."""
+    """A problem that prevents reading a source, its remedy, and lines to print after them."""
 
     problem: str
     remedy: str
+    shown: tuple[str, ...] = ()
 
 
 def findings(
@@ -135,7 +136,7 @@ def _of_tables(
     try:
         tables = captured_tables(connection, source, settings, prefix, leave_out=leave_out)
     except Refused as error:
-        yield Finding(error.problem, error.remedy)
+        yield Finding(error.problem, error.remedy, error.shown)
         return
     for table in tables:
         snapshot = copied.get(table.name)
@@ -169,4 +170,5 @@ def require(
     found = list(findings(connection, source, settings, slot, prefix, leave_out=leave_out, copied=copied))
     if found:
         more = f" (and {len(found) - 1} more: see `headrace check`)" if len(found) > 1 else ""
-        raise PreflightFailed(f"source {source}: {found[0].problem}{more}", remedy=found[0].remedy)
+        shown = found[0].shown
+        raise PreflightFailed(f"source {source}: {found[0].problem}{more}", remedy=found[0].remedy, shown=shown)

@@ -13,11 +13,11 @@ from psycopg.rows import dict_row
 from infra.postgres.connect import one_line
 from infra.postgres.key_order import Operators, key_order
 from infra.settings.model import DatabaseSettings
+from infra.settings.table_labels import TableLabels
 from producers.source import partitions
 from producers.source.partitions import Partitions
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
-from schemas.gitlab_schemas import gitlab_schema_of
 from schemas.topics import table_topic
 
 _INTEGERS: Final = frozenset({20, 21, 23, 26})
@@ -157,8 +157,8 @@ def captured_tables(
 ) -> tuple[CapturedTable, ...]:
     """Return the connected database's tables that the settings capture, without `leave_out`, sorted by name.
 
-    Raises a PreflightFailed naming a table that is missing, has no gitlab schema, no usable key or name, or a replica
-    identity without its key.
+    Raises a PreflightFailed naming a table that is missing, has no usable key or name, or a replica identity without
+    its key, and UnmappedTable naming all that have no gitlab schema.
     """
     try:
         with connection.cursor(row_factory=dict_row) as cursor:
@@ -179,7 +179,10 @@ def captured_tables(
         for oid in table["ancestors"]:
             if oid in captured and oid != table["oid"]:
                 raise PartitionTwice(f"table {name} is a partition of {captured[oid]}, which is captured too")
-    return tuple(_captured(connection, name, by_name[name], database, settings, prefix) for name in chosen)
+    labels = TableLabels(database, settings).of_all(chosen)
+    return tuple(
+        _captured(connection, name, by_name[name], database, settings, prefix, labels[name]) for name in chosen
+    )
 
 
 def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
@@ -215,8 +218,8 @@ def _captured(
     database: str,
     settings: DatabaseSettings,
     prefix: str,
+    gitlab_schema: str,
 ) -> CapturedTable:
-    gitlab_schema = gitlab_schema_of(name, settings.gitlab_schemas, settings.table_schemas)
     key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
     replica_identity, identity = table["replica_identity"], _identity(table)
     parts = partitions.read_partitions(connection, [table["oid"]] if table["partitioned"] else [])

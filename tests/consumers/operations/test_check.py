@@ -55,6 +55,10 @@ class Author:
     def settings(self, **sections: Any) -> None:
         self.config = write_settings(self.directory / "headrace.toml", {**self._document, **sections})
 
+    def section(self, **changed: Any) -> dict[str, Any]:
+        """Return `databases` with other values for its only database."""
+        return {"main": {**self._document["databases"]["main"], **changed}}
+
     def write(self, stem: str, text: str) -> None:
         (self.directory / "consumers" / "migrations" / f"{stem}.py").write_text(text, encoding="utf-8")
 
@@ -131,6 +135,28 @@ def test_table_that_is_not_captured_blocks_configured_migration(author: Author) 
     (one,) = author.findings()
     assert one.startswith(f'{said}; add "public.profiles" to databases.main.tables')
     author.settings(migrations={"profiles": {"enabled": False}})
+    assert author.findings() == []
+
+
+def test_table_of_another_gitlab_schema_than_the_migrations_is_reported(author: Author) -> None:
+    author.connection.execute("CREATE TABLE profiles (id bigint PRIMARY KEY, email text)")
+    author.write("profiles", sound("profiles", tables='tables = ("public.profiles",)'))
+    docs = author.directory / "docs"
+    docs.mkdir()
+    (docs / "profiles.yml").write_text("table_name: profiles\ngitlab_schema: gitlab_main_user\n")
+    section = author.section(
+        gitlab_schemas=["gitlab_main", "gitlab_main_user"], tables=["public.profiles"], gitlab_dictionary="docs"
+    )
+    author.settings(databases=section, migrations={"profiles": {"batch_size": 10}})
+    (one,) = author.findings()
+    assert one == (
+        "migrations.profiles: it reads table public.profiles as one of gitlab_main, but the table belongs to"
+        " gitlab_main_user; correct its gitlab_schema, or add"
+        ' "public.profiles" = "gitlab_main" under [databases.main.table_schemas],'
+        " or disable the migration with migrations.profiles.enabled = false"
+    )
+    section["main"]["table_schemas"] = {"public.profiles": "gitlab_main"}
+    author.settings(databases=section, migrations={"profiles": {"batch_size": 10}})
     assert author.findings() == []
 
 

@@ -10,6 +10,7 @@ from psycopg import errors
 from infra.guard import write_guard
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import ensure_control_schema
+from infra.settings.model import DatabaseSettings
 from tests.conftest import Database
 
 Connection = psycopg.Connection[Any]
@@ -30,6 +31,13 @@ OF_CI = ["public.moves", "public.part_1", "public.part_1_1", "public.parts"]
 GIVE = "UPDATE headrace.schema_ownership SET owner = 'other', epoch = epoch + 1 WHERE gitlab_schema = 'gitlab_ci'"
 
 
+def of_schemas(
+    connection: Connection, gitlab_schemas: list[str], labels: dict[str, str], own: list[str] | None = None
+) -> dict[str, str]:
+    section = {"dsn": "host=h", "gitlab_schemas": own or gitlab_schemas, "table_schemas": labels}
+    return write_guard.tables_of(connection, gitlab_schemas, "main", DatabaseSettings.model_validate(section), {})
+
+
 class Guarded:
     """A database that owns gitlab_main and gitlab_ci, whose gitlab_ci tables have the guard."""
 
@@ -44,7 +52,7 @@ class Guarded:
         self.install()
 
     def install(self, **options: Any) -> list[str]:
-        tables = write_guard.tables_of(self.admin, ["gitlab_ci"], LABELS, ())
+        tables = of_schemas(self.admin, ["gitlab_ci"], LABELS)
         return write_guard.install(self.admin, "gitlab_ci", list(tables), **options)
 
     def application(self, *, autocommit: bool = True) -> Connection:

@@ -8,8 +8,9 @@ import pytest
 from psycopg import errors
 
 from infra.guard import write_guard
+from infra.settings.model import DatabaseSettings
 from schemas.errors import Interrupted
-from tests.infra.guard.guarded import LABELS, OF_CI, Connection, Guarded
+from tests.infra.guard.guarded import LABELS, OF_CI, Connection, Guarded, of_schemas
 from tests.waiting import until
 
 pytestmark = pytest.mark.stack
@@ -20,18 +21,27 @@ def test_the_tables_of_a_gitlab_schema_are_found_with_their_partitions(guarded: 
     connection.execute(
         "CREATE TABLE public.ci_builds (id int); CREATE TABLE public.tags (id int); CREATE TEMP TABLE ci_stages ();"
     )
-    assert write_guard.tables_of(connection, ["gitlab_ci"], LABELS, ()) == dict.fromkeys(
+    assert of_schemas(connection, ["gitlab_ci"], LABELS) == dict.fromkeys(
         sorted([*OF_CI, "public.ci_builds", "public.tags"]), "gitlab_ci"
     )
-    assert list(write_guard.tables_of(connection, ["gitlab_main"], LABELS, ["gitlab_ci"])) == ["public.stays"]
-    assert "public.tags" not in write_guard.tables_of(connection, ["gitlab_ci"], LABELS, ["registry"]), (
-        "which one is not known"
-    )
+    assert list(of_schemas(connection, ["gitlab_main"], LABELS, ["gitlab_ci"])) == ["public.stays"]
+    assert "public.tags" not in of_schemas(connection, ["gitlab_ci"], LABELS, ["registry"]), "which one is not known"
     other = {**LABELS, "public.part_1_1": "gitlab_main", "public.ci_builds": "gitlab_main"}
-    assert list(write_guard.tables_of(connection, ["gitlab_ci"], other, ())) == [
+    assert list(of_schemas(connection, ["gitlab_ci"], other)) == [
         "public.moves", "public.part_1", "public.parts", "public.tags",
     ]  # fmt: skip
-    assert write_guard.tables_of(connection, ["gitlab_shared"], {"public.stays": "gitlab_shared"}, ()) == {}
+    assert of_schemas(connection, ["gitlab_shared"], {"public.stays": "gitlab_shared"}) == {}
+    # A pattern that matches a partition does not take it from its root.
+    pattern = {"public.*": "gitlab_main", "public.parts": "gitlab_ci"}
+    assert list(of_schemas(connection, ["gitlab_ci"], pattern)) == ["public.part_1", "public.part_1_1", "public.parts"]
+
+
+def test_tables_that_only_another_section_names_are_found(guarded: Guarded) -> None:
+    own = {"dsn": "host=h", "gitlab_schemas": ["gitlab_main"], "table_schemas": {"public.moves": "gitlab_main"}}
+    section = DatabaseSettings.model_validate(own)
+    elsewhere = {"public.moves": "gitlab_ci", "public.stays": "gitlab_ci", "public.*": "gitlab_ci"}
+    found = write_guard.tables_of(guarded.admin, ["gitlab_ci"], "main", section, elsewhere)
+    assert list(found) == ["public.stays"], "its own section wins, and patterns of others do not count"
 
 
 def test_second_run_only_adds_the_guard_to_new_tables(guarded: Guarded) -> None:

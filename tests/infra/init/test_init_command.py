@@ -58,10 +58,20 @@ def test_commented_settings_load_too(tmp_path: Path) -> None:
     assert len(plain) < len(lines)
     main = settings.database("main")
     assert main.snapshot.chunk_rows == 50_000
-    assert main.table_schemas == {"public.my_table": "gitlab_main"}
+    assert main.table_schemas == {"public.my_table": "gitlab_main", "public.acme_*": "gitlab_main"}
+    assert main.gitlab_dictionary == tmp_path / "gitlab/db/docs"
     assert main.keys == {"public.repo": ("name",)}
     assert settings.kafka.options["security.protocol"] == "SASL_SSL"
     assert settings.kafka.replication_factor == 3
+
+
+def test_settings_of_a_database_that_is_not_gitlabs_are_those_of_init_without_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("gitlab_schemas")]
+    path.write_text("\n".join(lines).replace("databases.main", "databases.shop"))
+    section = load_settings(path).database("shop")
+    assert (section.gitlab_schemas, section.table_schemas) == (("shop",), {"*.*": "shop"})
 
 
 def test_settings_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:

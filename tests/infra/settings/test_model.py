@@ -166,7 +166,19 @@ def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
         ('_env_file = "x"', "unknown key _env_file;"),
         ('"with space" = 1', 'unknown key "with space";'),
         ('[databases.main]\ngitlab_schemas = ["gitlab_main"]', "databases.main.dsn is missing"),
-        (f'[databases.main]\ndsn = "postgresql://u:{SECRET}@h/d"', "databases.main.gitlab_schemas is missing"),
+        (
+            f'[databases.main]\ndsn = "postgresql://u:{SECRET}@h/d"\ngitlab_dictionary = "db/docs"',
+            "databases.main.gitlab_schemas is missing",
+        ),
+        (
+            f'[databases.main]\ndsn = "postgresql://u:{SECRET}@h/d"\ntable_schemas = {{ "a.b" = "gitlab_ci" }}',
+            "databases.main.gitlab_schemas is missing",
+        ),
+        (f'[databases.praefect]\ndsn = "postgresql://u:{SECRET}@h/d"', "databases.praefect.gitlab_schemas is missing"),
+        (
+            MAIN + '[databases.main.table_schemas]\n"public.ci_*" = "gitlab_ci"\n"public.*_x" = "gitlab_main"',
+            'databases.main.table_schemas: "public.*_x" (gitlab_main) and "public.ci_*" (gitlab_ci) can match the same',
+        ),
         (f'[databases.main]\ndsn = "{SECRET} nonsense"\ngitlab_schemas = ["gitlab_main"]', "main.dsn: not a Postgre"),
         (f'[databases.main]\ndsn = ["{SECRET}"]\ngitlab_schemas = ["gitlab_main"]', "main.dsn: must be a string"),
         (MAIN.replace(":5432", ":54x2"), "databases.main.dsn: the port is not a number"),
@@ -228,6 +240,39 @@ def test_custom_gitlab_schema_labels_a_table(file: Path) -> None:
     own = MAIN.replace('["gitlab_main"]', '["gitlab_main", "warehouse"]')
     settings = load(file, own + '[databases.main.table_schemas]\n"stock.items" = "warehouse"')
     assert settings.database("main").gitlab_schemas == ("gitlab_main", "warehouse")
+
+
+def test_database_that_is_not_gitlabs_needs_no_gitlab_schemas(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = load(file, f'[databases.shop]\ndsn = "postgresql://u:{SECRET}@h/d"\n').database("shop")
+    assert (section.gitlab_schemas, section.table_schemas) == (("shop",), {"*.*": "shop"})
+    monkeypatch.setenv("HEADRACE_DATABASES__SHOP__GITLAB_SCHEMAS", '["gitlab_main"]')
+    assert load_settings(file).database("shop").table_schemas == {}
+
+
+def test_dictionary_is_next_to_the_settings_file_and_read_only_for_a_table_or_an_unknown_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "some.toml"
+    text = MAIN.replace("dsn =", 'gitlab_dictionary = "docs"\ndsn =')
+    file.write_text(text)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = load_settings(Path("../some.toml")).database("main").gitlab_dictionary
+    assert found is not None
+    assert found.resolve() == tmp_path / "docs", "which does not exist"
+    file.write_text(text.replace("gitlab_main", "gitlab_geo"))
+    with pytest.raises(SettingsError, match=r"gitlab_dictionary \S+/docs: cannot be read: No such file or directory"):
+        load_settings(file)
+    (tmp_path / "docs").mkdir()
+    table = tmp_path / "docs" / "registries.yml"
+    table.write_text("table_name: registries\ngitlab_schema: gitlab_geo\n")
+    assert load_settings(file).database("main").gitlab_schemas == ("gitlab_geo",)
+    file.write_text(text.replace("gitlab_main", "gitlab_goe"))
+    with pytest.raises(
+        SettingsError,
+        match=r"databases\.main mentions gitlab schema gitlab_goe, .* did you mean gitlab_geo\?; correct it",
+    ):
+        load_settings(file)
 
 
 def test_the_file_is_headrace_toml_in_this_directory_unless_named(

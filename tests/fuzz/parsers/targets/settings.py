@@ -66,6 +66,8 @@ tables = ["public.*"]
 allow_unlimited_wal = true
 [databases.main.table_schemas]
 "public.my_table" = "mine"
+"public.my_*" = "mine"
+"*.?y_*" = "gitlab_main"
 [databases.main.keys]
 "public.repo" = ["name"]
 [databases.main.snapshot]
