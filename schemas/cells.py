@@ -135,38 +135,3 @@ def _union(branches: list[Any]) -> Read:
         return readers[branch](data, position)
 
     return read
-
-
-_VARINT: Final = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
-SHORT: Final = (
-    b"(?>" + b"|".join(rb"\x%02x.{%d}" % (length << 1, length) if length else rb"\x00" for length in range(64)) + b")"
-)
-"""A string or bytes of up to 63 bytes; the length byte selects the alternative."""
-
-_PATTERNS: Final = {
-    "null": b"",
-    "boolean": rb"[\x00\x01]",
-    "int": _VARINT,
-    "long": _VARINT,
-    "float": b".{4}",
-    "double": b".{8}",
-    "string": SHORT,
-    "bytes": SHORT,
-}
-
-
-def pattern(avro: Any) -> bytes:
-    """Return the regular expression of a cell with short texts; KeyError for a type that no column has.
-
-    It needs re.DOTALL. A cell that it does not match may still be valid: `reader` decides.
-    """
-    if isinstance(avro, list):
-        branches = (rb"\x%02x" % (index << 1) + pattern(branch) for index, branch in enumerate(avro))
-        return b"(?>" + b"|".join(branches) + b")"
-    if isinstance(avro, dict) and avro.get("logicalType") == "uuid":
-        return rb"\x48.{36}"
-    return _PATTERNS[type_name(avro)]
-
-
-VARINT: Final = _VARINT
-"""The regular expression of an int or long."""

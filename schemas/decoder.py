@@ -1,4 +1,4 @@
-"""Decodes Kafka records to events: fastavro for whole rows, generated code for selected columns.
+"""Decodes Kafka records to events: fastavro for whole rows, headrace's own reader for selected columns.
 
 Every function here raises only Malformed for bytes that do not match the schema.
 """

@@ -1,4 +1,4 @@
-"""Encodes single values of PostgreSQL's text output as Avro with the union branch; the reference for the fast paths.
+"""Encodes single values of PostgreSQL's text output as Avro with the union branch.
 
 Every encoder takes text of a session with `DateStyle = ISO`, `TimeZone = UTC`, `extra_float_digits` at its default and
 `client_encoding = UTF8`, as replication and the snapshot set them, and raises ValueError (or OverflowError) for text
@@ -14,7 +14,7 @@ from datetime import date
 from typing import Final
 
 from schemas.column_types import ColumnType, Kind
-from schemas.varints import FINAL, MORE, encode_long
+from schemas.varints import encode_long
 
 Encode = Callable[[bytes], bytes]
 """Text → Avro bytes; ValueError or OverflowError if it is not a value of the type."""
@@ -24,7 +24,6 @@ VALUE: Final = b"\x02"
 TEXT: Final = b"\x04"
 """The union branches of a column."""
 
-_MEMO_LIMIT: Final = 16_384
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_MICROS: Final = 86_400_000_000
 
@@ -41,53 +40,14 @@ _match_uuid: Final = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INFINITIES: Final = (b"infinity", b"-infinity")
 
 
-class Memo(dict[object, bytes]):
-    """Caches encoded values by their text; emptied when it becomes large."""
-
-    __slots__ = ("_encode", "_kept")
-
-    def __init__(self, encode: Encode, kept: dict[object, bytes]) -> None:
-        super().__init__(kept)
-        self._encode = encode
-        self._kept = kept
-
-    def __missing__(self, text: bytes) -> bytes:
-        encoded = self._encode(text)
-        if len(self) >= _MEMO_LIMIT:
-            self.clear()
-            self.update(self._kept)
-        self[text] = encoded
-        return encoded
-
-
-class LongMemo(dict[int, bytes]):
-    """Caches Avro longs by number; emptied when it becomes large."""
-
-    __slots__ = ()
-
-    def __missing__(self, number: int) -> bytes:
-        encoded = encode_long(number)
-        if len(self) >= _MEMO_LIMIT:
-            self.clear()
-        self[number] = encoded
-        return encoded
-
-
-class LengthMemo(dict[int, bytes]):
-    """The value branch and length prefix of a text, by its length in bytes."""
-
-    __slots__ = ()
-
-    def __missing__(self, length: int) -> bytes:
-        encoded = VALUE + encode_long(length)
-        if len(self) < _MEMO_LIMIT:
-            self[length] = encoded
-        return encoded
+def encode_text(text: bytes) -> bytes:
+    """Return an Avro string."""
+    return encode_long(len(text)) + text
 
 
 def text_branch(text: bytes) -> bytes:
     """Return the text branch of a partial type."""
-    return TEXT + encode_long(len(text)) + text
+    return TEXT + encode_text(text)
 
 
 def _boolean(text: bytes) -> bytes:
@@ -119,7 +79,7 @@ def _floating(form: str) -> Encode:
 
 
 def _text(text: bytes) -> bytes:
-    return VALUE + encode_long(len(text)) + text
+    return VALUE + encode_text(text)
 
 
 def _uuid(text: bytes) -> bytes:
@@ -141,7 +101,7 @@ def _decimal(precision: int, scale: int) -> Encode:
             raise ValueError("outside the precision or scale of its type")
         unscaled = int(digits)
         raw = unscaled.to_bytes((unscaled.bit_length() + 8) // 8, "big", signed=True)
-        return VALUE + encode_long(len(raw)) + raw
+        return VALUE + encode_text(raw)
 
     return encode
 
@@ -213,85 +173,3 @@ def value_encoder(column: ColumnType) -> Encode:
     if column.kind is Kind.DECIMAL:
         return _decimal(column.precision, column.scale)
     return _PLAIN[column.kind]
-
-
-class _Days(dict[bytes, int]):
-    """Microseconds since 1970 at the start of a day, by its text `YYYY-MM-DD`."""
-
-    __slots__ = ()
-
-    def __missing__(self, text: bytes) -> int:
-        found = _match_date(text)
-        if found is None or _outside(found, found[4]):
-            raise ValueError("not a timestamp")
-        micros = _day(found) * _DAY_MICROS
-        if len(self) >= _MEMO_LIMIT:
-            self.clear()
-        self[text] = micros
-        return micros
-
-
-class _Minutes(dict[bytes, int]):
-    """Microseconds from midnight to a minute, by the text ` HH:MM:` with the space and the second colon."""
-
-    __slots__ = ()
-
-    def __missing__(self, text: bytes) -> int:
-        found = _match_time(text[1:] + b"00")
-        if found is None or text[:1] != b" ":
-            raise ValueError("not a timestamp")
-        self[text] = micros = _micros(*found.groups())
-        return micros
-
-
-DAYS: Final = _Days()
-MINUTES: Final = _Minutes()
-SECONDS: Final = {b"%02d." % second: second * 1_000_000 for second in range(60)}
-WHOLE_SECONDS: Final = {b"%02d" % second: second * 1_000_000 for second in range(60)}
-"""The parts of a timestamp's text → microseconds; small tables stay in the CPU cache."""
-START: Final[list[bytes]] = [VALUE + more for more in MORE]
-"""The value branch and the low 14 bits of a longer varint."""
-SMALL: Final[list[bytes]] = [VALUE + final for final in FINAL]
-"""The value branch and a varint of up to 14 bits."""
-
-
-QUICK_LOW: Final = 1 << 42
-QUICK_HIGH: Final = 1 << 56
-"""The range of zigzag timestamps with eight bytes: from January 1970 to the year 3111."""
-
-
-def timestamp_shape(column: ColumnType) -> tuple[int, bytes]:
-    """Return the length of a timestamp with six decimals, and its zone suffix."""
-    return (29, b"+00") if column.kind is Kind.TIMESTAMPTZ else (26, b"")
-
-
-def quick_encoder(column: ColumnType) -> Encode:
-    """Return an encoder like `value_encoder`, with a short cut for common forms of timestamps."""
-    exact = value_encoder(column)
-    if column.kind not in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
-        return exact
-    length, zone = timestamp_shape(column)
-    whole = length - 7
-
-    def encode(text: bytes) -> bytes:
-        # The common forms have a year of four digits and up to six decimals. With a longer year the decimal point is
-        # further right, and a text that ends in BC does not end in the zone, or has no digits before it.
-        size = len(text)
-        if size == whole and text[19:] == zone:
-            bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + WHOLE_SECONDS[text[17:19]]) << 1
-        elif (
-            whole < size <= length
-            and text[19:20] == b"."
-            and (decimals := text[20 : (end := size - length + 26)]).isdigit()
-        ):
-            if text[end:] != zone:
-                return exact(text)
-            micros = int(decimals.ljust(6, b"0"))
-            bits = (DAYS[text[:10]] + MINUTES[text[10:17]] + SECONDS[text[17:20]] + micros) << 1
-        else:
-            return exact(text)
-        if not QUICK_LOW <= bits < QUICK_HIGH:
-            return exact(text)
-        return START[bits & 0x3FFF] + MORE[bits >> 14 & 0x3FFF] + MORE[bits >> 28 & 0x3FFF] + FINAL[bits >> 42]
-
-    return encode

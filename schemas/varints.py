@@ -1,30 +1,11 @@
-"""Encodes and decodes Avro's integers: zigzag, then seven bits per byte, lowest first ("Binary encoding").
-
-The tables use 2 MB of memory for one lookup per fourteen bits instead of a loop per seven.
-"""
+"""Encodes and decodes Avro's integers: zigzag, then seven bits per byte, lowest first ("Binary encoding")."""
 
 from __future__ import annotations
 
 from typing import Final
 
-_LOW, _HIGH = -(1 << 63), (1 << 63) - 1
-
-
-def encode_unsigned(number: int) -> bytes:
-    """Return `number` (0 or more) as a base-128 varint."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-FINAL: Final[list[bytes]] = [encode_unsigned(number) for number in range(1 << 14)]
-"""Varints of up to 14 bits."""
-
-MORE: Final[list[bytes]] = [bytes((low & 0x7F | 0x80, low >> 7 | 0x80)) for low in range(1 << 14)]
-"""The low 14 bits of a longer varint: two bytes with continuation bits."""
+_LOW: Final = -(1 << 63)
+_HIGH: Final = (1 << 63) - 1
 
 
 def encode_long(number: int) -> bytes:
@@ -32,14 +13,15 @@ def encode_long(number: int) -> bytes:
 
     Raises OverflowError if `number` needs more than 64 bits.
     """
-    zigzag = number << 1 if number >= 0 else ~(number << 1)
-    if zigzag < 1 << 14:
-        return FINAL[zigzag]
-    if zigzag < 1 << 28:
-        return MORE[zigzag & 0x3FFF] + FINAL[zigzag >> 14]
     if not _LOW <= number <= _HIGH:
         raise OverflowError("more than 64 bits")
-    return MORE[zigzag & 0x3FFF] + MORE[zigzag >> 14 & 0x3FFF] + encode_unsigned(zigzag >> 28)
+    zigzag = number << 1 if number >= 0 else ~(number << 1)
+    out = bytearray()
+    while zigzag > 0x7F:
+        out.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    out.append(zigzag)
+    return bytes(out)
 
 
 def decode_long(data: bytes, position: int) -> tuple[int, int]:
