@@ -34,7 +34,7 @@ FUZZER := $(VENV)/.fuzzer
 .PHONY: help demo test lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
-$(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
+$(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extension/*.[ch])
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "headrace needs Python 3.11 or newer, and $(PYTHON) was not found: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
 	  exit 2; }
@@ -109,5 +109,5 @@ model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY
 
 clean:  ## remove the files of the other targets
 	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
-	rm -f schemas/_codec.*.so schemas/_codec.*.pyd
+	rm -f schemas/codec/_compiled.*.so schemas/codec/_compiled.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("schemas", "infra", "producers", "consumers")
 COMPOSE = "infra/compose/"
 """Mounted into containers from the checkout by docker-compose.yml; nothing of the application reads it."""
-COMPILED = "schemas/_codec.cpython-"
+COMPILED = "schemas/codec/_compiled.cpython-"
 """How the compiled codec's file begins; it is there where there is a compiler."""
 SETUPTOOLS = 77
 """The oldest that pyproject.toml accepts."""
@@ -122,7 +122,10 @@ def test_its_own_files_are_those_imported(installed: Path) -> None:
 def test_its_codec_is_compiled(wheel: Path, installed: Path) -> None:
     with ZipFile(wheel) as archive:
         assert any(name.startswith(COMPILED) for name in archive.namelist())
-    assert run(installed, "python", "-c", "from schemas import codec; print(codec.name)").stdout == "C\n"
+    assert (
+        run(installed, "python", "-c", "from schemas.codec import implementation; print(implementation.name)").stdout
+        == "C\n"
+    )
 
 
 def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
@@ -136,12 +139,14 @@ def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
     with ZipFile(next(tmp_path.glob("headrace-*.whl"))) as archive:
         assert not any(name.startswith(COMPILED) for name in archive.namelist())
         archive.extractall(tmp_path / "unpacked")
-    program = "from schemas import codec; print(codec.name, codec.__file__)"
+    program = "from schemas.codec import implementation; print(implementation.name, implementation.__file__)"
     environment["PYTHONPATH"] = str(tmp_path / "unpacked")
     # Without site, and so without the editable install, which would find the checkout's compiled codec.
     command = [sys.executable, "-S", "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-    assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec.py")], ended.stderr
+    assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec" / "implementation.py")], (
+        ended.stderr
+    )
 
 
 def test_installed_command_shows_its_help(installed: Path) -> None:

@@ -29,7 +29,7 @@ from infra.service import log
 from infra.settings.model import Settings
 from infra.state.positions import Positions
 from schemas.avro import columns_of
-from schemas.decoder import Decoder
+from schemas.codec.decoder import Decoder
 from schemas.errors import HeadraceError, Interrupted, Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
 from schemas.gitlab_schemas import gitlab_schema_of

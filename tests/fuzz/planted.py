@@ -204,8 +204,8 @@ PLANTS: Final[dict[str, Plant]] = {
         16,
         "the Python codec reads only four digits of a six-digit year",
         (
-            Edit("schemas.values:_outside", "or len(found[1]) > 4", ""),
-            Edit("schemas.values:_day", "int(found[1])", "int(found[1][:4])"),
+            Edit("schemas.codec.values:_outside", "or len(found[1]) > 4", ""),
+            Edit("schemas.codec.values:_day", "int(found[1])", "int(found[1][:4])"),
         ),
     ),
     "no_locale_provider": Plant(

@@ -121,12 +121,12 @@ def _mutate(rng: random.Random, data: bytes, inputs: list[bytes], dictionary: tu
 
 def _sanitized(path: Path) -> None:
     """Install another build of the codec where headrace looks for it."""
-    package = importlib.import_module("schemas")
-    spec = importlib.util.spec_from_file_location("schemas._codec", path)
+    package = importlib.import_module("schemas.codec")
+    spec = importlib.util.spec_from_file_location("schemas.codec._compiled", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["schemas._codec"] = package._codec = module  # type: ignore[attr-defined]  # a module's attribute
+    sys.modules["schemas.codec._compiled"] = package._compiled = module  # type: ignore[attr-defined]  # a module's attribute
     spec.loader.exec_module(module)
 
 

@@ -66,9 +66,19 @@ def _atheris_runtime() -> Path | None:
 
 def _compiled(compiler: str, checks: str) -> Path | None:
     _BUILD.mkdir(parents=True, exist_ok=True)
-    module = _BUILD / f"_codec.{compiler}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module = _BUILD / f"_compiled.{compiler}{sysconfig.get_config_var('EXT_SUFFIX')}"
     include = sysconfig.get_path("include")
-    command = [compiler, "-shared", "-fPIC", checks, *_FLAGS, f"-I{include}", "schemas/_codec.c", "-o", str(module)]
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        checks,
+        *_FLAGS,
+        f"-I{include}",
+        "schemas/codec/extension/module.c",
+        "-o",
+        str(module),
+    ]
     return module if subprocess.run(command, check=False).returncode == 0 else None
 
 

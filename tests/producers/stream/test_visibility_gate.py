@@ -22,7 +22,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
 from producers.stream.messages import Begin, Commit, Message, RelationMessage
 from producers.stream.visibility_gate import Sees, VisibilityGate
-from schemas.decoder import KeyDecoder
+from schemas.codec.decoder import KeyDecoder
 from schemas.events import Relation
 from schemas.positions import Lsn
 from schemas.wire import split_wire

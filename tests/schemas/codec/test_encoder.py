@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import codec
 from schemas.avro import value_schema
-from schemas.encoder import Encoder
+from schemas.codec import implementation
+from schemas.codec.encoder import Encoder
 from schemas.errors import Malformed, UsageError
 from schemas.events import UNCHANGED, Column, Op, Relation
 from schemas.positions import Lsn
-from tests.schemas.rows import Sample, copy_line, encoder_of, plain_key, samples
+from tests.schemas.codec.rows import Sample, copy_line, encoder_of, plain_key, samples
 
 LSN = Lsn(0x16_B374_D848)
 SEEN, COMMITTED = 1_700_000_000_123, 1_700_000_000_000
-needs_compiled = pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+needs_compiled = pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 both_codecs = pytest.mark.parametrize(
     "compiled", [pytest.param(False, id="python"), pytest.param(True, id="compiled", marks=needs_compiled)]
 )

@@ -1,4 +1,4 @@
-/* Reads events of records in C, as schemas/projection.py does in Python, for plainly well-formed records.
+/* Reads events of records in C, as schemas/codec/projection.py does in Python, for plainly well-formed records.
  *
  * For any other record it returns None and leaves it to the Python reader: errors are decided in one place. */
 
@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* The type of a column's branch 1; branch 0 is null, and branch 2 can only be text. In the order of _SHAPES in
- * schemas/projection.py. */
+ * schemas/codec/projection.py. */
 typedef enum { CELL_BOOLEAN, CELL_LONG, CELL_FOUR, CELL_EIGHT, CELL_TEXT, CELL_BYTES, CELL_SHAPES } CellShape;
 
 typedef struct {
@@ -282,8 +282,8 @@ static PyMethodDef reader_methods[] = {
 
 static PyTypeObject ReaderType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "schemas._codec.Reader",
-    .tp_doc = "How a migration's columns are read from records of one schema; see schemas/_codec.pyi.",
+    .tp_name = "schemas.codec._compiled.Reader",
+    .tp_doc = "How a migration's columns are read from records of one schema; see schemas/codec/_compiled.pyi.",
     .tp_basicsize = sizeof(Reader),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = reader_new,

@@ -1,8 +1,8 @@
 """Encodes a table's changes as Kafka records: PostgreSQL's text in, Avro bytes out, without a dict in between.
 
-If headrace was installed with a C compiler, `schemas._codec` encodes most rows and passes the others on to
-schemas/row_encoder.py, which else encodes all of them (schemas/codec.py). fastavro is the reference of both, byte for
-byte (tests/schemas/test_encoder.py).
+If headrace was installed with a C compiler, `schemas.codec._compiled` encodes most rows and passes the others on to
+`schemas.codec.row_encoder`, which else encodes all of them. fastavro is the reference of both, byte for byte
+(tests/schemas/codec/test_encoder.py).
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from schemas import codec
 from schemas.avro import key_schema, lacking_columns, type_of, value_schema
+from schemas.codec import implementation
+from schemas.codec.row_encoder import Record, RowEncoder, Tuple, encode_names
+from schemas.codec.values import NULL, VALUE, encode_text
+from schemas.codec.varints import encode_long
 from schemas.column_types import Schema
 from schemas.events import Op, Relation
 from schemas.positions import Lsn
-from schemas.row_encoder import Record, RowEncoder, Tuple, encode_names
-from schemas.values import NULL, VALUE, encode_text
-from schemas.varints import encode_long
 from schemas.wire import wire_header
 
 if TYPE_CHECKING:
-    from schemas._codec import Plan
+    from schemas.codec._compiled import Plan
 
 
 def _string(text: str) -> bytes:
@@ -66,14 +66,14 @@ class Encoder:
     def _plan(self, key: Sequence[str], rows: RowEncoder) -> Plan | None:
         names = [column.name for column in self.relation.columns]
         lacking = lacking_columns(self.relation)
-        return codec.plan(
+        return implementation.plan(
             [type_of(column) for column in self.relation.columns],
             [names.index(name) for name in key],
             [names.index(name) for name in lacking],
             header=self.truncate_key,
             lacking_names=encode_names(lacking),
             names=[_string(name) for name in names],
-            python=codec.Fallbacks(rows.copy, rows.key, rows.change, rows.update, rows.delete),
+            python=implementation.Fallbacks(rows.copy, rows.key, rows.change, rows.update, rows.delete),
         )
 
     def event_prefix(self, op: Op, *, lsn: Lsn, xid: int | None, ts_ms: int, snapshot: bool = False) -> bytes:

@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from schemas import codec
-from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, row_record
-from schemas.cells import Read, reader, type_name
+from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, row_record, type_name
+from schemas.codec import implementation
+from schemas.codec.cells import Read, reader
+from schemas.codec.header import HeaderReader, Prefix, read_string
+from schemas.codec.varints import decode_long
 from schemas.column_types import Schema
 from schemas.errors import Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Row, Source
-from schemas.header import HeaderReader, Prefix, read_string
-from schemas.varints import decode_long
 
 if TYPE_CHECKING:
-    from schemas._codec import Reader
+    from schemas.codec._compiled import Reader
 
 Project = Callable[[bytes], ChangeEvent]
 """A whole record → its event; raises Malformed if it is not one."""
@@ -65,7 +65,7 @@ def _read_names(data: bytes, position: int) -> tuple[tuple[str, ...], int]:
 
 
 class _Open:
-    """A ChangeEvent under construction; see `schemas.header._Open` for the reason."""
+    """A ChangeEvent under construction; see `schemas.codec.header._Open` for the reason."""
 
     __slots__ = tuple(field.name for field in fields(ChangeEvent))
 
@@ -79,12 +79,12 @@ class _Open:
 
 
 _SHAPES: Final = ("boolean", "long", "float", "double", "string", "bytes")
-"""The types of a column's value, numbered as in schemas/_codec_events.h; an int is encoded like a long."""
+"""The types of a column's value, numbered as in schemas/codec/extension/events.h; an int is encoded like a long."""
 
 
 def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]) -> Reader | None:
     """Return the C reader of these columns; None without a compiled codec, or if it does not support a type."""
-    if codec.compiled is None:
+    if implementation.compiled is None:
         return None
     cells = []
     for name, is_wanted, avro in zip(names, wanted, types, strict=True):
@@ -96,7 +96,7 @@ def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]
         plain = len(avro) == 2 and avro[1] in ("boolean", "int", "long", "string")
         make = _Values(reader(avro)).__getitem__ if is_wanted and not plain else None
         cells.append((_SHAPES.index(shape), len(avro) == 3, name if is_wanted else None, make))
-    made: Reader = codec.compiled.Reader(tuple(cells))
+    made: Reader = implementation.compiled.Reader(tuple(cells))
     return made
 
 

@@ -3,7 +3,7 @@
 #ifndef HEADRACE_CODEC_RECORDS_H
 #define HEADRACE_CODEC_RECORDS_H
 
-#include "_codec_events.h"
+#include "events.h"
 
 #define HEADER_BYTES 5 /* in Confluent's wire format, see schemas/wire.py */
 

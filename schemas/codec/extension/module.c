@@ -1,12 +1,12 @@
-/* Encodes rows in C: the same bytes as schemas/encoder.py, for the rows that C handles.
+/* Encodes rows in C: the same bytes as schemas/codec/encoder.py, for the rows that C handles.
  *
  * Any other row, and any chunk with such a row, goes to the plan's Python functions: they encode it or raise the error
  * with the column. So errors are decided in one place. */
 
-#include "_codec_copy.h"
-#include "_codec_records.h"
+#include "copy.h"
+#include "records.h"
 
-#define VERSION 4         /* schemas/codec.py accepts no other: a build may be older than the checkout */
+#define VERSION 4         /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
 #define SCRATCH (1 << 20) /* a larger buffer is not kept for the next row */
 
 /* --- rows of the stream --- */
@@ -335,8 +335,8 @@ static PyMethodDef plan_methods[] = {
 
 static PyTypeObject PlanType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "schemas._codec.Plan",
-    .tp_doc = "How the rows of one table are encoded; see schemas/_codec.pyi.",
+    .tp_name = "schemas.codec._compiled.Plan",
+    .tp_doc = "How the rows of one table are encoded; see schemas/codec/_compiled.pyi.",
     .tp_basicsize = sizeof(Plan),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = plan_new,
@@ -356,13 +356,13 @@ static PyMethodDef module_methods[] = {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "schemas._codec",
-    .m_doc = "Rows to Avro, compiled; see schemas/codec.py.",
+    .m_name = "schemas.codec._compiled",
+    .m_doc = "Rows to Avro, compiled; see schemas/codec/implementation.py.",
     .m_size = -1,
     .m_methods = module_methods,
 };
 
-PyMODINIT_FUNC PyInit__codec(void)
+PyMODINIT_FUNC PyInit__compiled(void)
 {
     PyObject *events = PyImport_ImportModule("schemas.events");
     if (events == NULL)

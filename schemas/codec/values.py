@@ -13,8 +13,8 @@ from collections.abc import Callable
 from datetime import date
 from typing import Final
 
+from schemas.codec.varints import encode_long
 from schemas.column_types import ColumnType, Kind
-from schemas.varints import encode_long
 
 Encode = Callable[[bytes], bytes]
 """Text → Avro bytes; ValueError or OverflowError if it is not a value of the type."""

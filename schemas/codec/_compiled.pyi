@@ -1,4 +1,4 @@
-"""Types of schemas/_codec.c, which exists if headrace was installed with a C compiler."""
+"""Types of schemas/codec/extension/module.c, which exists if headrace was installed with a C compiler."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

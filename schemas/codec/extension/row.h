@@ -5,7 +5,7 @@
 #ifndef HEADRACE_CODEC_ROW_H
 #define HEADRACE_CODEC_ROW_H
 
-#include "_codec_values.h"
+#include "values.h"
 
 typedef struct {
     PyObject_HEAD
@@ -177,7 +177,7 @@ static PySequenceMethods row_sequence = {
 
 static PyTypeObject RowType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "schemas._codec.Row",
+    .tp_name = "schemas.codec._compiled.Row",
     .tp_doc = "A row of the stream: a sequence of texts, None and UNCHANGED, read from its message when asked for.",
     .tp_basicsize = sizeof(Row),
     .tp_flags = Py_TPFLAGS_DEFAULT,

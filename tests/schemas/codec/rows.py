@@ -14,7 +14,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import UNCHANGED, Column, Relation
 
 Pair = tuple[bytes, Any]

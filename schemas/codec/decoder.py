@@ -12,12 +12,12 @@ from typing import Any
 import fastavro
 
 from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, columns_of, row_record
+from schemas.codec.header import Header, HeaderReader, header
+from schemas.codec.projection import Project, projection
 from schemas.column_types import Schema
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
-from schemas.header import Header, HeaderReader, header
 from schemas.positions import Lsn, Position
-from schemas.projection import Project, projection
 from schemas.wire import HEADER_BYTES, split_wire
 
 __all__ = ["Decoder", "Header", "HeaderReader", "KeyDecoder", "Project", "header", "projection", "split_wire"]

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from schemas.codec.varints import decode_long
 from schemas.errors import Malformed
 from schemas.events import Op, Source
 from schemas.positions import Lsn, Position
-from schemas.varints import decode_long
 from schemas.wire import HEADER_BYTES, split_wire
 
 Header = tuple[Op, str, str, Position, int]

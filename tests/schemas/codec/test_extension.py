@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
 HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
 
@@ -24,7 +24,7 @@ def test_codec_compiles_without_warnings(compiler: str, tmp_path: Path) -> None:
         "-fPIC",
         f"-I{HEADERS.parent}",
         "-c",
-        "schemas/_codec.c",
+        "schemas/codec/extension/module.c",
         "-o",
         str(tmp_path / "codec.o"),
     ]

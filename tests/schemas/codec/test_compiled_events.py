@@ -11,19 +11,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas import codec
+from schemas.codec import implementation
+from schemas.codec.projection import Project, projection
 from schemas.errors import Malformed
 from schemas.events import ChangeEvent, Op
 from schemas.positions import Lsn
-from schemas.projection import Project, projection
-from tests.schemas.rows import Sample, samples
-from tests.schemas.test_decoder import encoder_of, notes, same_row, written
+from tests.schemas.codec.rows import Sample, samples
+from tests.schemas.codec.test_decoder import encoder_of, notes, same_row, written
 
-pytestmark = pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+pytestmark = pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 
 
 def both(schema: Any, wanted: list[str]) -> tuple[Project, Project]:
-    with patch.object(codec, "compiled", None):
+    with patch.object(implementation, "compiled", None):
         python = projection(schema, wanted)
     return python, projection(schema, wanted)
 
@@ -87,7 +87,7 @@ def written_note(state: bytes) -> bytes:
 
 @given(st.binary(max_size=60), st.lists(st.binary(max_size=4), max_size=4))
 def test_mentions_are_found_as_in_python(value: bytes, needles: list[bytes]) -> None:
-    assert codec.compiled.mentions(value, tuple(needles)) is any(needle in value for needle in needles)
+    assert implementation.compiled.mentions(value, tuple(needles)) is any(needle in value for needle in needles)
 
 
 def test_a_reader_is_forgotten_with_what_makes_its_values() -> None:
@@ -98,7 +98,7 @@ def test_a_reader_is_forgotten_with_what_makes_its_values() -> None:
             return cell
 
     maker = Maker()
-    maker.reader = codec.compiled.Reader(((1, False, "id", maker),))
+    maker.reader = implementation.compiled.Reader(((1, False, "id", maker),))
     gone = weakref.ref(maker)
     del maker
     gc.collect()
@@ -119,12 +119,12 @@ def test_a_reader_is_forgotten_with_what_makes_its_values() -> None:
 )
 def test_reader_with_invalid_arguments_is_refused(arguments: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
-        codec.compiled.Reader(*arguments)
+        implementation.compiled.Reader(*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(), (b"a",), ("a", 0), (b"a", "0"), (b"a", b"")])
 def test_read_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
-    reader = codec.compiled.Reader(())
+    reader = implementation.compiled.Reader(())
     with pytest.raises(TypeError):
         reader.read(*arguments)
     assert reader.read(b"\0\0\0\0\0", 0) == (0, 0, None, None)
@@ -135,4 +135,4 @@ def test_read_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> N
 @pytest.mark.parametrize("arguments", [(), (b"a",), ("a", ()), (b"a", [b"a"]), (b"a", ("a",))])
 def test_mentions_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError):
-        codec.compiled.mentions(*arguments)
+        implementation.compiled.mentions(*arguments)

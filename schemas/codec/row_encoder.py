@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from schemas.avro import lacking_columns, type_of
-from schemas.copy_text import NULL_FIELD, unescape
+from schemas.codec.copy_text import NULL_FIELD, unescape
+from schemas.codec.values import NULL, VALUE, encode_text, value_encoder
+from schemas.codec.varints import encode_long
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Relation, Unchanged
-from schemas.values import NULL, VALUE, encode_text, value_encoder
-from schemas.varints import encode_long
 
 Tuple = Sequence[bytes | Unchanged | None]
 """A row of the stream: one text, None or UNCHANGED per column of the relation."""

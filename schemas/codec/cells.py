@@ -12,8 +12,9 @@ from decimal import Context, Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from schemas.header import read_string
-from schemas.varints import decode_long
+from schemas.avro import type_name
+from schemas.codec.header import read_string
+from schemas.codec.varints import decode_long
 
 Read = Callable[[bytes, int], tuple[Any, int]]
 """Bytes and a position → the value there and the position after it; ValueError, IndexError or OverflowError if there is
@@ -101,15 +102,6 @@ _LOGICAL: Final[dict[str, Callable[[Any], Any]]] = {
     "timestamp-micros": lambda micros: _EPOCH + timedelta(microseconds=micros),
     "local-timestamp-micros": lambda micros: _EPOCH_NAIVE + timedelta(microseconds=micros),
 }
-
-
-def type_name(avro: Any) -> str:
-    """Return the name of a type without its logical type.
-
-    Raises KeyError or TypeError when it is neither a name nor an object with one.
-    """
-    name: str = avro if isinstance(avro, str) else avro["type"]
-    return name
 
 
 def reader(avro: Any) -> Read:

@@ -1,4 +1,4 @@
-/* Encodes a value of PostgreSQL's text as Avro, as schemas/values.py does, for texts that C handles.
+/* Encodes a value of PostgreSQL's text as Avro, as schemas/codec/values.py does, for texts that C handles.
  *
  * Only `put_floating` needs the interpreter. A function that returns ODD may have written part of a value; the caller
  * discards the row and calls the Python codec, which encodes the value or raises the error. */
@@ -13,7 +13,7 @@
 
 typedef enum { DONE, ODD, NO_MEMORY } Outcome;
 
-/* In the order of schemas.column_types.Kind, which schemas/codec.py numbers. */
+/* In the order of schemas.column_types.Kind, which schemas/codec/implementation.py numbers. */
 typedef enum {
     BOOLEAN, INT, LONG, FLOAT, DOUBLE, TEXT, UUID, DATE, TIME, TIMESTAMP, TIMESTAMPTZ, DECIMAL, KINDS
 } Kind;

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.decoder import Decoder, KeyDecoder, projection
-from schemas.encoder import Encoder
+from schemas.codec.decoder import Decoder, KeyDecoder, projection
+from schemas.codec.encoder import Encoder
+from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Column, Op, Relation, Source
-from schemas.header import HeaderReader
 from schemas.positions import Lsn, Position
-from tests.schemas.rows import Sample, plain_key, same, samples
+from tests.schemas.codec.rows import Sample, plain_key, same, samples
 
 LSN = Lsn(0x16_B374_D848)
 SEEN, COMMITTED = 1_700_000_000_123, 1_700_000_000_000
@@ -159,7 +159,7 @@ def test_a_count_of_names_beyond_the_record_ends() -> None:
 def test_record_of_another_schema_is_refused_by_every_reader(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One with more in it than the schema says, and one that leaves out a column that there is not."""
     if not compiled:
-        monkeypatch.setattr("schemas.codec.compiled", None)
+        monkeypatch.setattr("schemas.codec.implementation.compiled", None)
     encoder = notes()
     prefix = encoder.event_prefix(Op.CREATE, lsn=LSN, xid=1, ts_ms=COMMITTED)
     _, longer = encoder.change(prefix, 0, SEEN, [b"1", b"a note", b"open"])

@@ -3,7 +3,7 @@
 #ifndef HEADRACE_CODEC_COPY_H
 #define HEADRACE_CODEC_COPY_H
 
-#include "_codec_plan.h"
+#include "plan.h"
 
 #define BLOCK (1 << 20)   /* bytes encoded without the GIL before their objects are created */
 #define PIECE (4 << 20)   /* step by which a buffer shrinks while its objects are created */

@@ -3,7 +3,7 @@
 #ifndef HEADRACE_CODEC_PLAN_H
 #define HEADRACE_CODEC_PLAN_H
 
-#include "_codec_row.h"
+#include "row.h"
 
 enum { COPY, KEY, CHANGE, UPDATE, DELETE, FUNCTIONS };
 

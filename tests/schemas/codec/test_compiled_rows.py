@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.stream.pgoutput_fields import columns_in_python
-from schemas import codec
-from schemas.encoder import Encoder
+from schemas.codec import implementation
+from schemas.codec.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Column, Op, Relation
 from schemas.positions import Lsn
-from tests.schemas.rows import Sample, copy_line, encoder_of, samples
+from tests.schemas.codec.rows import Sample, copy_line, encoder_of, samples
 
-pytestmark = pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+pytestmark = pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 
 ODDITIES = [
     *(b"", b"-"),
@@ -145,14 +145,14 @@ def wire(values: Sequence[Any]) -> bytes:
 @given(VALUES, st.binary(max_size=3), st.binary(max_size=3))
 def test_a_row_is_the_sequence_of_its_values(values: list[Any], before: bytes, behind: bytes) -> None:
     data = before + wire(values) + behind
-    row, end = codec.compiled.tuple_row(data, len(before), len(values))
+    row, end = implementation.compiled.tuple_row(data, len(before), len(values))
     assert (row, end) == columns_in_python(data, len(before), len(values))
     assert end == len(data) - len(behind)
     assert len(row) == len(values)
     assert list(row) == [row[index] for index in range(len(values))] == values
     assert row == values
     assert row != [*values, None]
-    assert row == codec.compiled.tuple_row(wire(values), 0, len(values))[0]
+    assert row == implementation.compiled.tuple_row(wire(values), 0, len(values))[0]
     assert repr(row) == repr(values)
     with pytest.raises(IndexError):
         row[len(values)]
@@ -163,7 +163,7 @@ def test_a_broken_tuple_is_left_to_python(values: list[Any], data: st.DataObject
     whole = wire(values)
     at = data.draw(st.integers(0, len(whole)))
     broken = whole[:at] + data.draw(st.binary(max_size=3)) + whole[at + data.draw(st.integers(0, 3)) :]
-    found = codec.compiled.tuple_row(broken, 0, len(values))
+    found = implementation.compiled.tuple_row(broken, 0, len(values))
     if found is not None:
         assert found == columns_in_python(broken, 0, len(values))
 
@@ -171,12 +171,12 @@ def test_a_broken_tuple_is_left_to_python(values: list[Any], data: st.DataObject
 @pytest.mark.parametrize("arguments", [(), (b"", 0), ("", 0, 0), (b"", "0", 0), (b"", 0, None), (b"", 1 << 70, 0)])
 def test_row_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, OverflowError)):
-        codec.compiled.tuple_row(*arguments)
+        implementation.compiled.tuple_row(*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(b"", -1, 0), (b"", 0, -1), (b"n", 1, 1), (b"n", 5, 1), (b"b\0\0\0\0", 0, 1)])
 def test_missing_tuple_is_left_to_python(arguments: tuple[Any, ...]) -> None:
-    assert codec.compiled.tuple_row(*arguments) is None
+    assert implementation.compiled.tuple_row(*arguments) is None
 
 
 def test_an_encoder_is_forgotten_with_its_plan() -> None:
@@ -205,4 +205,4 @@ def test_an_encoder_is_forgotten_with_its_plan() -> None:
 )
 def test_plan_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, ValueError)):
-        codec.compiled.Plan(*arguments)
+        implementation.compiled.Plan(*arguments)

@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 
-from schemas import codec
+from schemas.codec import implementation
+from schemas.codec.encoder import Encoder
+from schemas.codec.values import value_encoder
 from schemas.column_types import column_type
-from schemas.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import Column, Op, Relation
 from schemas.positions import Lsn
-from schemas.values import value_encoder
 
 DATE, TIME, TIMESTAMP, TIMESTAMPTZ = 1082, 1083, 1114, 1184
 
@@ -40,7 +40,7 @@ def test_every_date_and_time_has_an_encoding_of_its_own(type_oid: int) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("type_oid", TEXTS)
 def test_rows_at_the_ends_of_time_are_encoded_by_each_codec(type_oid: int, compiled: bool) -> None:
-    if compiled and codec.name == "Python":
+    if compiled and implementation.name == "Python":
         pytest.skip("no compiled codec")
     encoder, exact = encoder_of(type_oid, compiled=compiled), value_encoder(column_type(type_oid))
     prefix = encoder.event_prefix(Op.CREATE, lsn=Lsn(1), xid=1, ts_ms=0)

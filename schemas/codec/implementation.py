@@ -1,6 +1,6 @@
 """Selects the codec: the compiled one, or Python if headrace was installed without a compiler (`compiled` is None).
 
-Both write the same bytes (tests/schemas/test_encoder.py runs with either). A producer logs which one it uses.
+Both write the same bytes (tests/schemas/codec/test_encoder.py runs with either). A producer logs which one it uses.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from schemas.column_types import ColumnType, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from schemas._codec import Plan
+    from schemas.codec._compiled import Plan
 
 _VERSION: Final = 4
-"""The version of schemas/_codec.c; a module with another one is an outdated build."""
+"""The version of schemas/codec/extension/module.c; a module with another one is an outdated build."""
 
 
 def _load() -> ModuleType | None:
     try:
-        from schemas import _codec  # noqa: PLC0415 - optional
+        from schemas.codec import _compiled  # noqa: PLC0415 - optional
     except ImportError:
         return None
-    return _codec if _codec.VERSION == _VERSION else None
+    return _compiled if _compiled.VERSION == _VERSION else None
 
 
 compiled: Final[Any] = _load()
-"""The module `schemas._codec`, or None."""
+"""The module `schemas.codec._compiled`, or None."""
 
 name: Final = "Python" if compiled is None else "C"
 """The codec's language, for messages."""
@@ -38,7 +38,7 @@ MISSING: Final = "headrace was installed without a C compiler: rows are encoded 
 MISSING_REMEDY: Final = "install a C compiler and Python's headers, then install headrace again"
 
 _KINDS: Final = {kind: number for number, kind in enumerate(Kind)}
-"""The values of enum Kind in schemas/_codec_values.h, which has the same order."""
+"""The values of enum Kind in schemas/codec/extension/values.h, which has the same order."""
 
 
 class Fallbacks(NamedTuple):
@@ -61,7 +61,7 @@ def plan(
     names: Sequence[bytes],
     python: Fallbacks,
 ) -> Plan | None:
-    """Return the compiled encoder of rows of these columns, None without a compiled codec; see schemas/_codec.pyi."""
+    """Return the compiled encoder of rows of these columns, None without a compiled codec; see _compiled.pyi."""
     if compiled is None:
         return None
     columns = tuple(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.varints import decode_long, encode_long
+from schemas.codec.varints import decode_long, encode_long
 
 
 @given(st.one_of(st.integers(-(1 << 63), (1 << 63) - 1), st.integers(-20_000, 20_000)))
