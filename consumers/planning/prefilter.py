@@ -1,6 +1,6 @@
 """The prefilter: selects the records that a migration has to decide, and counts those it skips.
 
-In C if the codec is compiled (schemas/codec/extension/records.h), since most records are skipped.
+In C if the codec is compiled (schemas/codec/extension/prefilter.c), since most records are skipped.
 """
 
 from __future__ import annotations

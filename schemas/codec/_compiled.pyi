@@ -1,4 +1,4 @@
-"""Types of schemas/codec/extension/module.c, which exists if headrace was installed with a C compiler."""
+"""Types of schemas/codec/extension, which exists if headrace was installed with a C compiler."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -47,10 +47,10 @@ class Reader:
 
     def read(
         self, value: bytes, position: int, /
-    ) -> tuple[int, int, dict[str, object] | None, dict[str, object] | None] | None:
-        """Return ordinal, `ts_ms`, `before` and `after` of the record whose ordinal is at `position`.
+    ) -> tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None] | None:
+        """Return ordinal, `ts_ms`, `unchanged`, `before` and `after` of the record whose ordinal is at `position`.
 
-        None if a column is left out, or if C leaves the bytes to Python.
+        None if C leaves the bytes to Python.
         """
 
 class Plan:

@@ -6,14 +6,14 @@ cell at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, row_record, type_name
 from schemas.codec import implementation
 from schemas.codec.cells import Read, reader
-from schemas.codec.header import HeaderReader, Prefix, read_string
+from schemas.codec.header import HeaderReader, read_string
 from schemas.codec.varints import decode_long
 from schemas.column_types import Schema
 from schemas.errors import Malformed, UsageError
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Project = Callable[[bytes], ChangeEvent]
 """A whole record → its event; raises Malformed if it is not one."""
+
+Fields = tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None]
+"""A record's ordinal, `ts_ms`, names of columns left out, and rows before and after."""
 
 _MEMO_LIMIT: Final = 16_384
 _ERRORS: Final = (IndexError, ValueError, OverflowError, ArithmeticError)
@@ -79,7 +82,7 @@ class _Open:
 
 
 _SHAPES: Final = ("boolean", "long", "float", "double", "string", "bytes")
-"""The types of a column's value, numbered as in schemas/codec/extension/events.h; an int is encoded like a long."""
+"""The types of a column's value, numbered as in schemas/codec/extension/events.c; an int is encoded like a long."""
 
 
 def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]) -> Reader | None:
@@ -122,32 +125,27 @@ class _Projection:
     def read(self, value: bytes) -> ChangeEvent:
         """Return the event of a whole record. Raises Malformed if it is not one of this schema."""
         prefix = self._headers.prefix(value)
-        found = None if self._compiled is None else self._compiled(value, prefix.end)
-        if found is None:
-            return self._read_in_python(value, prefix)
-        ordinal, ts_ms, before, after = found
-        if before is not None and prefix.op is not Op.DELETE:
-            for name in self._lacking:
-                before[name] = UNCHANGED
-        event: Any = _Open(prefix.op, prefix.source(ordinal), ts_ms, before, after)
-        return event  # type: ignore[no-any-return]
-
-    def _read_in_python(self, value: bytes, prefix: Prefix) -> ChangeEvent:
         try:
-            ordinal, position = decode_long(value, prefix.end)
-            ts_ms, position = decode_long(value, position)
-            unchanged, position = _read_names(value, position)
-            before, position = self._read_row(value, position)
-            after, position = self._read_row(value, position)
-            if position != len(value):
-                raise ValueError("bytes after the end")
+            found = None if self._compiled is None else self._compiled(value, prefix.end)
+            ordinal, ts_ms, unchanged, before, after = found or self._read_in_python(value, prefix.end)
             if before is not None:
-                self._leave_out(before, unchanged if prefix.op is Op.DELETE else self._lacking)
+                _leave_out(before, unchanged if prefix.op is Op.DELETE else self._lacking, self._known)
             if after is not None:
-                self._leave_out(after, unchanged)
-            return ChangeEvent(prefix.op, prefix.source(ordinal), ts_ms, before, after)
+                _leave_out(after, unchanged, self._known)
+            event: Any = _Open(prefix.op, prefix.source(ordinal), ts_ms, before, after)
         except _ERRORS as error:
             raise Malformed("a record that does not match its schema") from error
+        return event  # type: ignore[no-any-return]
+
+    def _read_in_python(self, value: bytes, position: int) -> Fields:
+        ordinal, position = decode_long(value, position)
+        ts_ms, position = decode_long(value, position)
+        unchanged, position = _read_names(value, position)
+        before, position = self._read_row(value, position)
+        after, position = self._read_row(value, position)
+        if position != len(value):
+            raise ValueError("bytes after the end")
+        return ordinal, ts_ms, unchanged, before, after
 
     def _read_row(self, value: bytes, position: int) -> tuple[dict[str, object] | None, int]:
         branch, position = decode_long(value, position)
@@ -162,12 +160,13 @@ class _Projection:
                 row[name] = cell
         return row, position
 
-    def _leave_out(self, row: dict[str, object], names: Sequence[str]) -> None:
-        for name in names:
-            if name in row:
-                row[name] = UNCHANGED
-            elif name not in self._known:
-                raise ValueError("an unknown column among those left out")
+
+def _leave_out(row: dict[str, object], names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name in row:
+            row[name] = UNCHANGED
+        elif name not in known:
+            raise ValueError("an unknown column among those left out")
 
 
 _NO_EVENT: Final = (

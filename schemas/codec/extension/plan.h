@@ -1,14 +1,16 @@
 /* The encoding plan of a table's rows, with the Python functions for rows that C does not handle. */
 
-#ifndef HEADRACE_CODEC_PLAN_H
-#define HEADRACE_CODEC_PLAN_H
+#ifndef CODEC_PLAN_H
+#define CODEC_PLAN_H
 
 #include "row.h"
+#include "values.h"
 
 enum { COPY, KEY, CHANGE, UPDATE, DELETE, FUNCTIONS };
 
 typedef struct {
     PyObject_HEAD
+    const CodecState *state;     /* of the type, to which the plan refers */
     Py_ssize_t width, keys;
     Column *columns;
     Py_ssize_t *key;             /* the key columns' indexes, in the key's order */
@@ -20,17 +22,7 @@ typedef struct {
     Buffer value, message_key;
 } Plan;
 
-static Outcome put_object(Buffer *out, PyObject *bytes)
-{
-    return put(out, PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes));
-}
-
-static PyObject *as_bytes(const char *data, size_t size)
-{
-    return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
-}
-
-static PyObject *in_python(Plan *plan, int function, PyObject *const *arguments, Py_ssize_t count)
+static inline PyObject *in_python(Plan *plan, int function, PyObject *const *arguments, Py_ssize_t count)
 {
     if (plan->python[function] == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a plan that is being forgotten");
@@ -38,5 +30,17 @@ static PyObject *in_python(Plan *plan, int function, PyObject *const *arguments,
     }
     return PyObject_Vectorcall(plan->python[function], arguments, (size_t)count, NULL);
 }
+
+static inline PyObject *as_bytes(const char *data, size_t size)
+{
+    return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
+}
+
+/* The methods of a plan. */
+PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_key(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_change(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_update(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_delete(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
 
 #endif

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import implementation
-from schemas.codec.projection import Project, projection
+from schemas.codec.projection import Project, _read_names, projection
+from schemas.codec.row_encoder import encode_names
 from schemas.errors import Malformed
 from schemas.events import ChangeEvent, Op
 from schemas.positions import Lsn
@@ -127,7 +128,7 @@ def test_read_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> N
     reader = implementation.compiled.Reader(())
     with pytest.raises(TypeError):
         reader.read(*arguments)
-    assert reader.read(b"\0\0\0\0\0", 0) == (0, 0, None, None)
+    assert reader.read(b"\0\0\0\0\0", 0) == (0, 0, (), None, None)
     for position in (-1, 6, 1 << 70):
         assert reader.read(b"\0\0\0\0\0", position) is None
 
@@ -136,3 +137,19 @@ def test_read_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> N
 def test_mentions_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError):
         implementation.compiled.mentions(*arguments)
+
+
+@given(st.lists(st.text(max_size=70), max_size=5), st.data())
+def test_names_of_columns_left_out_are_read_as_in_python(names: list[str], data: st.DataObject) -> None:
+    written = encode_names(names)
+    at = data.draw(st.integers(0, len(written)))
+    broken = written[:at] + data.draw(st.binary(max_size=2)) + written[at + data.draw(st.integers(0, 2)) :]
+    read = implementation.compiled.Reader(()).read
+    assert read(b"\0\0" + written + b"\0\0", 0) == (0, 0, tuple(names), None, None)
+    found = read(b"\0\0" + broken + b"\0\0", 0)
+    if found is not None:
+        assert found[2] == _read_names(broken + b"\0\0", 0)[0]
+
+
+def test_a_block_of_names_with_its_size_is_left_to_python() -> None:
+    assert implementation.compiled.Reader(()).read(b"\0\0\x01\x04\x02a\0\0\0", 0) is None

@@ -1,12 +1,11 @@
-/* Extracts lines of COPY from the server's messages, and encodes them as keys and values. */
-
-#ifndef HEADRACE_CODEC_COPY_H
-#define HEADRACE_CODEC_COPY_H
+/* Extracts lines of COPY from the server's messages, and encodes them as keys and values.
+ *
+ * A chunk with a line that C does not handle goes to the Python codec as a whole. */
 
 #include "plan.h"
 
-#define BLOCK (1 << 20)   /* bytes encoded without the GIL before their objects are created */
-#define PIECE (4 << 20)   /* step by which a buffer shrinks while its objects are created */
+#define CODEC_BLOCK (1 << 20) /* bytes encoded without the GIL before their objects are created */
+#define CODEC_PIECE (4 << 20) /* step by which a buffer shrinks while its objects are created */
 
 /* --- lines of COPY's text format --- */
 
@@ -82,11 +81,11 @@ static Outcome encode_line(const Plan *plan, const char **at, const char *end, B
             return ODD;
         span->cell = values->size;
         if (span->escapes == 0)
-            outcome = put_value(values, column, span->text, span->size);
+            outcome = codec_put_value(values, column, span->text, span->size);
         else if (span->size == 2 && span->text[1] == 'N')
             outcome = column->key ? ODD : put_byte(values, 0);
         else
-            outcome = column->kind == TEXT ? put_unescaped(values, span) : ODD;
+            outcome = column->kind == KIND_TEXT ? put_unescaped(values, span) : ODD;
         if (outcome != DONE)
             return outcome;
         span->cell_size = values->size - span->cell;
@@ -107,7 +106,7 @@ static Outcome encode_line(const Plan *plan, const char **at, const char *end, B
 static Outcome encode_lines(const Plan *plan, const char **at, const char *end, PyObject *prefix, Buffer *values,
                             Buffer *keys, Buffer *ends, Span *spans)
 {
-    while (*at < end && values->size < BLOCK) {
+    while (*at < end && values->size < CODEC_BLOCK) {
         Outcome outcome = put_object(values, prefix);
         if (outcome == DONE)
             outcome = encode_line(plan, at, end, values, keys, spans);
@@ -135,7 +134,7 @@ static int append_all(PyObject *list, Buffer *from)
     if (bytes == NULL)
         return 1;
     while (from->size > 0) {
-        size_t left = from->size > PIECE ? from->size - PIECE : 0;
+        size_t left = from->size > CODEC_PIECE ? from->size - CODEC_PIECE : 0;
         memcpy(PyBytes_AS_STRING(bytes) + left, from->data + left, from->size - left);
         from->size = left;
         char *data = PyMem_RawRealloc(from->data, left > 0 ? left : 1);
@@ -150,7 +149,7 @@ static int append_all(PyObject *list, Buffer *from)
 }
 
 /* encode_copy(data, prefix) -> (keys, values) */
-static PyObject *plan_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyBytes_CheckExact(arguments[1]))
         return in_python(plan, COPY, arguments, count);
@@ -176,7 +175,7 @@ static PyObject *plan_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssi
         Ends from = {0, 0}, upto;
         for (size_t row = 0; outcome == DONE && !failed && row < ends.size; row += sizeof upto) {
             memcpy(&upto, ends.data + row, sizeof upto);
-            int alone = ends.size == sizeof upto && values.size > PIECE;
+            int alone = ends.size == sizeof upto && values.size > CODEC_PIECE;
             failed = append(key_list, keys.data + from.key, upto.key - from.key) ||
                      (alone ? append_all(value_list, &values)
                             : append(value_list, values.data + from.value, upto.value - from.value));
@@ -201,7 +200,7 @@ out:
 /* --- messages with lines of COPY --- */
 
 /* copy_data(buffer) -> (the lines of the CopyData messages at its start, their number, the bytes used) */
-static PyObject *copy_data(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+PyObject *codec_copy_data(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     Py_buffer view;
     if (count != 1) {
@@ -236,5 +235,3 @@ static PyObject *copy_data(PyObject *Py_UNUSED(module), PyObject *const *argumen
     PyBuffer_Release(&view);
     return lines == NULL ? NULL : Py_BuildValue("(Nnn)", lines, rows, (Py_ssize_t)at);
 }
-
-#endif

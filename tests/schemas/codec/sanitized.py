@@ -1,5 +1,6 @@
-"""Builds the compiled codec with AddressSanitizer and UndefinedBehaviorSanitizer for fuzzing.
+"""Builds the compiled codec with AddressSanitizer and UndefinedBehaviorSanitizer, for its tests and for fuzzing.
 
+`python -m tests.schemas.codec.sanitized` runs the codec's tests on that build (`make test SANITIZE=1`).
 With clang its coverage guides the mutations, too: atheris brings the runtime that clang's checks and libFuzzer share.
 With gcc, whose runtime replaces libFuzzer's hooks, inputs are mutations of the kept ones.
 """
@@ -7,15 +8,18 @@ With gcc, whose runtime replaces libFuzzer's hooks, inputs are mutations of the 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from schemas.errors import UsageError
+from tests.schemas.codec.another_build import VARIABLE
 
 _BUILD: Final = Path("build/sanitized")
 _FLAGS: Final = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
@@ -67,21 +71,24 @@ def _atheris_runtime() -> Path | None:
 def _compiled(compiler: str, checks: str) -> Path | None:
     _BUILD.mkdir(parents=True, exist_ok=True)
     module = _BUILD / f"_compiled.{compiler}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = sysconfig.get_path("include")
-    command = [
-        compiler,
-        "-shared",
-        "-fPIC",
-        checks,
-        *_FLAGS,
-        f"-I{include}",
-        "schemas/codec/extension/module.c",
-        "-o",
-        str(module),
-    ]
+    sources = map(str, sorted(Path("schemas/codec/extension").glob("*.c")))
+    flags = ["-shared", "-fPIC", checks, *_FLAGS, f"-I{sysconfig.get_path('include')}"]
+    command = [compiler, *flags, *sources, "-o", str(module)]
     return module if subprocess.run(command, check=False).returncode == 0 else None
 
 
 def _library(compiler: str, name: str) -> str:
     command = [compiler, f"-print-file-name={name}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run_tests(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run pytest with these arguments on a sanitized build. Raises UsageError if no compiler here makes one."""
+    sanitized = build()
+    command = [sys.executable, "-m", "pytest", "-p", "tests.schemas.codec.another_build", *arguments]
+    environment = {**os.environ, **sanitized.environment, VARIABLE: str(sanitized.module.absolute())}
+    return subprocess.run(command, env=environment, stderr=subprocess.STDOUT, stdout=None, text=True, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(sys.argv[1:] or ["tests/schemas"]).returncode)

@@ -2,12 +2,7 @@
  *
  * For any other record it returns None and leaves it to the Python reader: errors are decided in one place. */
 
-#ifndef HEADRACE_CODEC_EVENTS_H
-#define HEADRACE_CODEC_EVENTS_H
-
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
+#include "codec.h"
 
 /* The type of a column's branch 1; branch 0 is null, and branch 2 can only be text. In the order of _SHAPES in
  * schemas/codec/projection.py. */
@@ -131,7 +126,33 @@ static const char *take_optional_row(const Reader *reader, const char *at, const
     return *at == 0 ? at + 1 : take_row(reader, at + 1, end, row);
 }
 
-/* read(value, position) → (ordinal, ts_ms, before, after), None: left to Python */
+/* Returns the end of the array of strings at `at`, and its strings as a tuple in `names`; NULL: left to Python. */
+static const char *take_names(const char *at, const char *end, PyObject **names)
+{
+    PyObject *list = PyList_New(0);
+    int64_t count, length;
+    while (list != NULL && (at = take_long(at, end, &count)) != NULL && count > 0)
+        for (; count > 0; count--) {
+            at = take_long(at, end, &length);
+            if (at == NULL || length < 0 || length > end - at)
+                goto odd;
+            PyObject *name = PyUnicode_DecodeUTF8(at, length, NULL);
+            int failed = name == NULL || PyList_Append(list, name) != 0;
+            Py_XDECREF(name);
+            if (failed)
+                goto odd;
+            at += length;
+        }
+    if (list != NULL && at != NULL && count == 0 && (*names = PyList_AsTuple(list)) != NULL) {
+        Py_DECREF(list);
+        return at;
+    }
+odd: /* a negative count is that of a block with its size, which headrace does not write */
+    Py_XDECREF(list);
+    return NULL;
+}
+
+/* read(value, position) → (ordinal, ts_ms, unchanged, before, after), None: left to Python */
 static PyObject *reader_read(Reader *reader, PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyLong_CheckExact(arguments[1])) {
@@ -145,12 +166,13 @@ static PyObject *reader_read(Reader *reader, PyObject *const *arguments, Py_ssiz
     }
     const char *at = PyBytes_AS_STRING(arguments[0]) + position, *end = PyBytes_AS_STRING(arguments[0]) + size;
     int64_t ordinal, ts_ms;
-    PyObject *before = NULL, *after = NULL, *event = NULL;
-    if ((at = take_long(at, end, &ordinal)) != NULL && (at = take_long(at, end, &ts_ms)) != NULL && at < end &&
-        *at++ == 0 /* no column is left out */ && (at = take_optional_row(reader, at, end, &before)) != NULL &&
+    PyObject *unchanged = NULL, *before = NULL, *after = NULL, *event = NULL;
+    if ((at = take_long(at, end, &ordinal)) != NULL && (at = take_long(at, end, &ts_ms)) != NULL &&
+        (at = take_names(at, end, &unchanged)) != NULL && (at = take_optional_row(reader, at, end, &before)) != NULL &&
         (at = take_optional_row(reader, at, end, &after)) != NULL && at == end)
-        event = Py_BuildValue("LLOO", (long long)ordinal, (long long)ts_ms, before != NULL ? before : Py_None,
-                              after != NULL ? after : Py_None);
+        event = Py_BuildValue("LLOOO", (long long)ordinal, (long long)ts_ms, unchanged,
+                              before != NULL ? before : Py_None, after != NULL ? after : Py_None);
+    Py_XDECREF(unchanged);
     Py_XDECREF(before);
     Py_XDECREF(after);
     if (event == NULL) {
@@ -162,50 +184,6 @@ static PyObject *reader_read(Reader *reader, PyObject *const *arguments, Py_ssiz
         Py_RETURN_NONE;
     }
     return event;
-}
-
-static int contains(const char *text, size_t size, const char *needle, size_t length)
-{
-    if (length == 0)
-        return 1;
-    while (size >= length) {
-        const char *found = memchr(text, needle[0], size - length + 1);
-        if (found == NULL)
-            return 0;
-        if (memcmp(found, needle, length) == 0)
-            return 1;
-        size -= (size_t)(found + 1 - text);
-        text = found + 1;
-    }
-    return 0;
-}
-
-/* Whether the value, which is bytes, contains one of the needles; -1 with an exception. */
-static int mentions_any(PyObject *value, PyObject *needles)
-{
-    const char *text = PyBytes_AS_STRING(value);
-    size_t size = (size_t)PyBytes_GET_SIZE(value);
-    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(needles); index++) {
-        PyObject *needle = PyTuple_GET_ITEM(needles, index);
-        if (!PyBytes_CheckExact(needle)) {
-            PyErr_SetString(PyExc_TypeError, "a needle that is no bytes");
-            return -1;
-        }
-        if (contains(text, size, PyBytes_AS_STRING(needle), (size_t)PyBytes_GET_SIZE(needle)))
-            return 1;
-    }
-    return 0;
-}
-
-/* mentions(value, needles) → whether it contains one of them */
-static PyObject *mentions(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyTuple_CheckExact(arguments[1])) {
-        PyErr_SetString(PyExc_TypeError, "mentions takes bytes and a tuple");
-        return NULL;
-    }
-    int found = mentions_any(arguments[0], arguments[1]);
-    return found < 0 ? NULL : PyBool_FromLong(found);
 }
 
 /* --- the reader as an object --- */
@@ -221,6 +199,7 @@ static int reader_clear(Reader *reader)
 
 static int reader_traverse(Reader *reader, visitproc visit, void *arg)
 {
+    Py_VISIT(Py_TYPE(reader));
     for (Py_ssize_t index = 0; index < reader->width; index++) {
         Py_VISIT(reader->cells[index].name);
         Py_VISIT(reader->cells[index].make);
@@ -230,10 +209,12 @@ static int reader_traverse(Reader *reader, visitproc visit, void *arg)
 
 static void reader_dealloc(Reader *reader)
 {
+    PyTypeObject *type = Py_TYPE(reader);
     PyObject_GC_UnTrack(reader);
     reader_clear(reader);
     PyMem_RawFree(reader->cells);
-    Py_TYPE(reader)->tp_free((PyObject *)reader);
+    type->tp_free((PyObject *)reader);
+    Py_DECREF(type);
 }
 
 /* Reader(cells): for each column its shape, whether it may be text too, its name or None, and its decoder or None */
@@ -276,21 +257,23 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *P
 }
 
 static PyMethodDef reader_methods[] = {
-    {"read", (PyCFunction)(void (*)(void))reader_read, METH_FASTCALL, NULL},
+    CODEC_METHOD("read", reader_read),
     {0},
 };
 
-static PyTypeObject ReaderType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "schemas.codec._compiled.Reader",
-    .tp_doc = "How a migration's columns are read from records of one schema; see schemas/codec/_compiled.pyi.",
-    .tp_basicsize = sizeof(Reader),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_new = reader_new,
-    .tp_dealloc = (destructor)reader_dealloc,
-    .tp_traverse = (traverseproc)reader_traverse,
-    .tp_clear = (inquiry)reader_clear,
-    .tp_methods = reader_methods,
+static PyType_Slot reader_slots[] = {
+    {Py_tp_doc, "How a migration's columns are read from records of one schema; see schemas/codec/_compiled.pyi."},
+    {Py_tp_new, reader_new},
+    {Py_tp_dealloc, reader_dealloc},
+    {Py_tp_traverse, reader_traverse},
+    {Py_tp_clear, reader_clear},
+    {Py_tp_methods, reader_methods},
+    {0, NULL},
 };
 
-#endif
+PyType_Spec codec_reader_spec = {
+    .name = "schemas.codec._compiled.Reader",
+    .basicsize = sizeof(Reader),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = reader_slots,
+};

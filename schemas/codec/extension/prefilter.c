@@ -1,26 +1,55 @@
 /* Prefilters stretches of records, step by step as consumers/planning/prefilter.py does in Python. */
 
-#ifndef HEADRACE_CODEC_RECORDS_H
-#define HEADRACE_CODEC_RECORDS_H
+#include "codec.h"
 
-#include "events.h"
+#define CODEC_HEADER_BYTES 5 /* in Confluent's wire format, see schemas/wire.py */
 
-#define HEADER_BYTES 5 /* in Confluent's wire format, see schemas/wire.py */
-
-/* The names of a record's methods; created with the module, and never released. */
-static PyObject *ERROR, *TOPIC, *PARTITION, *OFFSET, *VALUE;
-
-static int name_methods(void)
+static int contains(const char *text, size_t size, const char *needle, size_t length)
 {
-    ERROR = PyUnicode_InternFromString("error");
-    TOPIC = PyUnicode_InternFromString("topic");
-    PARTITION = PyUnicode_InternFromString("partition");
-    OFFSET = PyUnicode_InternFromString("offset");
-    VALUE = PyUnicode_InternFromString("value");
-    return ERROR != NULL && TOPIC != NULL && PARTITION != NULL && OFFSET != NULL && VALUE != NULL;
+    if (length == 0)
+        return 1;
+    while (size >= length) {
+        const char *found = memchr(text, needle[0], size - length + 1);
+        if (found == NULL)
+            return 0;
+        if (memcmp(found, needle, length) == 0)
+            return 1;
+        size -= (size_t)(found + 1 - text);
+        text = found + 1;
+    }
+    return 0;
+}
+
+/* Whether the value, which is bytes, contains one of the needles; -1 with an exception. */
+static int mentions_any(PyObject *value, PyObject *needles)
+{
+    const char *text = PyBytes_AS_STRING(value);
+    size_t size = (size_t)PyBytes_GET_SIZE(value);
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(needles); index++) {
+        PyObject *needle = PyTuple_GET_ITEM(needles, index);
+        if (!PyBytes_CheckExact(needle)) {
+            PyErr_SetString(PyExc_TypeError, "a needle that is no bytes");
+            return -1;
+        }
+        if (contains(text, size, PyBytes_AS_STRING(needle), (size_t)PyBytes_GET_SIZE(needle)))
+            return 1;
+    }
+    return 0;
+}
+
+/* mentions(value, needles) → whether it contains one of them */
+PyObject *codec_mentions(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyTuple_CheckExact(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "mentions takes bytes and a tuple");
+        return NULL;
+    }
+    int found = mentions_any(arguments[0], arguments[1]);
+    return found < 0 ? NULL : PyBool_FromLong(found);
 }
 
 typedef struct {
+    const CodecState *state;
     PyObject *topic; /* None: any */
     PyObject *partition;
     PyObject *needles;
@@ -47,13 +76,13 @@ static int answers(PyObject *record, PyObject *method, PyObject *wanted)
 
 static int belongs(const Stretch *stretch, PyObject *record)
 {
-    int same = answers(record, PARTITION, stretch->partition);
+    int same = answers(record, stretch->state->partition, stretch->partition);
     if (same == 1 && stretch->topic != Py_None)
-        same = answers(record, TOPIC, stretch->topic);
+        same = answers(record, stretch->state->topic, stretch->topic);
     if (same != 1)
         return same;
     /* By identity: a KafkaError cannot be compared with None. */
-    PyObject *error = PyObject_CallMethodNoArgs(record, ERROR);
+    PyObject *error = PyObject_CallMethodNoArgs(record, stretch->state->error);
     Py_XDECREF(error);
     return error == NULL ? FAILED : error == Py_None;
 }
@@ -62,7 +91,7 @@ static int belongs(const Stretch *stretch, PyObject *record)
 static int is_of_schema(Stretch *stretch, PyObject *value)
 {
     const char *bytes = PyBytes_AS_STRING(value);
-    Py_ssize_t size = PyBytes_GET_SIZE(value) < HEADER_BYTES ? PyBytes_GET_SIZE(value) : HEADER_BYTES;
+    Py_ssize_t size = PyBytes_GET_SIZE(value) < CODEC_HEADER_BYTES ? PyBytes_GET_SIZE(value) : CODEC_HEADER_BYTES;
     if (stretch->header != NULL)
         return size == PyBytes_GET_SIZE(stretch->header) &&
                memcmp(bytes, PyBytes_AS_STRING(stretch->header), (size_t)size) == 0;
@@ -106,7 +135,7 @@ static int take_record(Stretch *stretch, PyObject *record, int first)
     int ours = belongs(stretch, record);
     if (ours != 1)
         return ours;
-    PyObject *offset = PyObject_CallMethodNoArgs(record, OFFSET);
+    PyObject *offset = PyObject_CallMethodNoArgs(record, stretch->state->offset);
     if (offset == NULL)
         return FAILED;
     long long at = offset == Py_None ? -1 : PyLong_AsLongLong(offset);
@@ -115,7 +144,7 @@ static int take_record(Stretch *stretch, PyObject *record, int first)
         return FAILED;
     if (at < stretch->next_offset)
         return GOES_ON;
-    PyObject *value = PyObject_CallMethodNoArgs(record, VALUE);
+    PyObject *value = PyObject_CallMethodNoArgs(record, stretch->state->value);
     if (value == NULL)
         return FAILED;
     int taken = take_value(stretch, record, value, first);
@@ -127,11 +156,11 @@ static int take_record(Stretch *stretch, PyObject *record, int first)
 
 /* sift(records, start, topic, partition, next_offset, needles, known, room)
    → (stop, next_offset, tombstones, unmentioned, candidates) */
-static PyObject *sift(PyObject *Py_UNUSED(module), PyObject *arguments)
+PyObject *codec_sift(PyObject *module, PyObject *arguments)
 {
     PyObject *records;
     Py_ssize_t start, room;
-    Stretch stretch = {0};
+    Stretch stretch = {.state = PyModule_GetState(module)};
     if (!PyArg_ParseTuple(arguments, "O!nOOLO!O!n", &PyList_Type, &records, &start, &stretch.topic,
                           &stretch.partition, &stretch.next_offset, &PyTuple_Type, &stretch.needles, &PyDict_Type,
                           &stretch.known, &room))
@@ -163,5 +192,3 @@ failed:
     Py_DECREF(stretch.candidates);
     return NULL;
 }
-
-#endif
