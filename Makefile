@@ -19,7 +19,8 @@ BROKERS ?=
 PLANTED ?=
 RESULTS ?=
 REPORT ?=
-# make fuzz ONLY=parsers: inputs per parser, sanitizers in the codec's build, add findings to the corpora, a single input.
+# make fuzz ONLY=parsers: inputs per parser, sanitizers in the codec's build (make test, too), add findings to the corpora, a
+# single input.
 CASES ?=
 SANITIZE ?=
 KEEP ?=
@@ -56,8 +57,8 @@ help:  ## list the targets
 demo: $(STAMP)  ## run all migrations on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
 
-test: $(STAMP)  ## run every test on real servers
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: $(STAMP)  ## run every test on real servers, or with SANITIZE=1 the codec's on a build with sanitizers
+	$(BIN)/python -m $(if $(SANITIZE),tests.schemas.codec.sanitized,pytest -n $(JOBS) --dist loadfile)
 
 lint: $(STAMP)  ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

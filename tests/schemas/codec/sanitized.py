@@ -7,6 +7,7 @@ With gcc, whose runtime replaces libFuzzer's hooks, inputs are mutations of the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -82,13 +83,14 @@ def _library(compiler: str, name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def run_tests(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run pytest with these arguments on a sanitized build. Raises UsageError if no compiler here makes one."""
-    sanitized = build()
+def run_tests(sanitized: Sanitized, arguments: Sequence[str], log: Path | None = None) -> int:
+    """Run pytest with these arguments on a sanitized build, with its output in `log`; return its exit code."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.schemas.codec.another_build", *arguments]
     environment = {**os.environ, **sanitized.environment, VARIABLE: str(sanitized.module.absolute())}
-    return subprocess.run(command, env=environment, stderr=subprocess.STDOUT, stdout=None, text=True, check=False)
+    with contextlib.ExitStack() as opened:
+        output = None if log is None else opened.enter_context(log.open("wb"))
+        return subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(run_tests(sys.argv[1:] or ["tests/schemas"]).returncode)
+    sys.exit(run_tests(build(), sys.argv[1:] or ["tests/schemas"]))
