@@ -34,7 +34,7 @@ compiled: Final[Any] = _load()
 name: Final = "Python" if compiled is None else "C"
 """The codec's language, for messages."""
 
-MISSING: Final = "headrace was installed without a C compiler: rows are encoded in Python, several times as slowly"
+MISSING: Final = "headrace was installed without a C compiler: rows are encoded in Python, many times as slowly"
 MISSING_REMEDY: Final = "install a C compiler and Python's headers, then install headrace again"
 
 _KINDS: Final = {kind: number for number, kind in enumerate(Kind)}
