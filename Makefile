@@ -21,7 +21,8 @@ BROKERS ?=
 PLANTED ?=
 RESULTS ?=
 REPORT ?=
-# make fuzz ONLY=parsers: inputs per parser, sanitizers in the codec's build, add findings to the corpora, a single input.
+# make fuzz ONLY=parsers: inputs per parser, sanitizers in the codec's build (make test, too), add findings to the corpora, a
+# single input.
 CASES ?=
 SANITIZE ?=
 KEEP ?=
@@ -36,7 +37,7 @@ FUZZER := $(VENV)/.fuzzer
 .PHONY: help demo test coverage lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
-$(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/_codec*.[ch])
+$(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extension/*.[ch])
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "headrace needs Python 3.11 or newer, and $(PYTHON) was not found: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
 	  exit 2; }
@@ -58,8 +59,8 @@ help:  ## list the targets
 demo: $(STAMP)  ## run all migrations on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
 
-test: $(STAMP)  ## run every test on real servers
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: $(STAMP)  ## run every test on real servers, or with SANITIZE=1 the codec's on a build with sanitizers
+	$(BIN)/python -m $(if $(SANITIZE),tests.schemas.codec.sanitized,pytest -n $(JOBS) --dist loadfile)
 
 coverage: $(STAMP)  ## show how much of each subpackage the tests without servers execute, or with SERVERS=1 every test
 	rm -rf build/coverage
@@ -118,5 +119,5 @@ model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY
 
 clean:  ## remove the files of the other targets
 	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
-	rm -f schemas/_codec.*.so schemas/_codec.*.pyd
+	rm -f schemas/codec/_compiled.*.so schemas/codec/_compiled.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -115,6 +115,15 @@ def key_schema(relation: Relation, gitlab_schema: str, key: Sequence[str]) -> Sc
     }
 
 
+def type_name(avro: Any) -> str:
+    """Return the name of a type without its logical type.
+
+    Raises KeyError or TypeError when it is neither a name nor an object with one.
+    """
+    name: str = avro if isinstance(avro, str) else avro["type"]
+    return name
+
+
 def columns_of(record: Schema) -> list[str]:
     """Return the PostgreSQL names of a row's or key's fields, in order."""
     return [field.get(COLUMN_PROPERTY, field["name"]) for field in record["fields"]]

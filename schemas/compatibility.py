@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from schemas.avro import columns_of, row_record
-from schemas.cells import type_name
+from schemas.avro import columns_of, row_record, type_name
 from schemas.column_types import Schema
 
 _LOSSLESS: Final = {("int", "long"), ("int", "double"), ("float", "double")}

@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 import psycopg
@@ -15,6 +16,7 @@ import pytest
 import structlog
 
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
+from tests.shells import Shell
 from tests.waiting import until
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
@@ -159,3 +161,9 @@ def _until_set(connection: psycopg.Connection, names: str) -> None:
         lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == (names,),
         "the server has the setting",
     )
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """The command line, in a directory of its own."""
+    return Shell(tmp_path)

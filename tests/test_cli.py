@@ -3,123 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
-import typer
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-import headrace
 from headrace import app
 from infra.settings.file import load_settings
-from infra.settings.model import Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper, wait_gone
-from producers.commands import produce
-from producers.source.preflight import Finding
-from schemas.gitlab_schemas import UnmappedTable
 from tests.conftest import Database
+from tests.shells import SECRET, Ended, Shell
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 TABLE = (
     "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY, migration_state text,"
     " migration_skipped_reason smallint); CREATE TABLE public.unmapped (id int)"
 )
-SECRET = "s3cret-of-the-test"
-MARK = "MARK_OF_THE_TEST"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def error(self, code: int) -> str:
-        """Return the one line of the error, after the checks that hold for each."""
-        assert "Traceback" not in self.err + self.out, self.err
-        lines = [line for line in self.err.splitlines() if not line.startswith("{")]  # a service's log comes first
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("headrace: error: ")
-        assert self.err.splitlines()[-1] == lines[0]
-        assert self.code == code, lines[0]
-        assert SECRET not in self.err
-        return lines[0]
-
-
-class Shell:
-    """Runs `headrace` in a directory of its own; every process that comes of it carries a mark."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.mark = secrets.token_hex(8)
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-        self.environment |= {MARK: self.mark, "COLUMNS": "120"}
-
-    def start(self, *arguments: object, before: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*before, sys.executable, "-m", "headrace", *map(str, arguments)],
-            cwd=self.directory,
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: object, before: Sequence[str] = (), **environment: str) -> Ended:
-        return self.end(self.start(*arguments, before=before, **environment))
-
-    def end(self, process: subprocess.Popen[str]) -> Ended:
-        """Wait for its end, which leaves nothing running."""
-        try:
-            out, err = process.communicate(timeout=400)
-        finally:
-            process.kill()
-            process.wait()
-        ended = Ended(process.returncode, out, err)
-        assert wait_gone(self.left(), 120.0) == [], "a process outlives the command"
-        return ended
-
-    def left(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark:
-                    found.append(process)
-        return found
-
-    def settings(
-        self, dsn: str, bootstrap_servers: str, tables: Sequence[str] = ("public.container_repositories",)
-    ) -> None:
-        self.write(
-            f'prefix = "{secrets.token_hex(4)}"\n[kafka]\nbootstrap_servers = "{bootstrap_servers}"\n'
-            f'[databases.main]\ndsn = "{dsn}"\ngitlab_schemas = ["gitlab_main"]\ntables = {json.dumps(tables)}\n'
-        )
-
-    def write(self, text: str) -> None:
-        (self.directory / "headrace.toml").write_text(text)
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
 
 
 @pytest.fixture
@@ -301,70 +209,6 @@ def test_check_lists_everything_that_is_missing(
     assert all(finding.keys() == {"where", "problem", "remedy", "shown"} for finding in findings)
     assert {finding["where"] for finding in findings} == {"databases.main"}
     assert [problem for problem in problems if not any(problem in each["problem"] for each in findings)] == []
-
-
-def test_lines_that_an_error_shows_follow_its_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails() -> int:
-        raise UnmappedTable("two tables", remedy="add them", shown=("[a]", '"public.a" = "b"', "\x1b"))
-
-    monkeypatch.setattr(headrace, "_run", fails)
-    with pytest.raises(SystemExit) as caught:
-        headrace.main()
-    assert caught.value.code == 3
-    shown = 'headrace: error: two tables; add them\n[a]\n"public.a" = "b"\n\\x1b\n'
-    assert capsys.readouterr() == ("", shown)
-
-
-def test_finding_of_check_is_followed_by_its_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    finding = Finding("two tables", "add them", ("[a]", '"public.a" = "b"'))
-    monkeypatch.setattr(produce, "_examined", lambda *_: iter([("databases.main", finding)]))
-    with pytest.raises(typer.Exit):
-        produce._check(Settings(), ["main"], [], json=False)
-    assert capsys.readouterr().out == 'databases.main: two tables; add them\n[a]\n"public.a" = "b"\n'
-    with pytest.raises(typer.Exit):
-        produce._check(Settings(), ["main"], [], json=True)
-    (found,) = json.loads(capsys.readouterr().out)["findings"]
-    assert found["shown"] == ["[a]", '"public.a" = "b"']
-
-
-def test_check_and_produce_list_every_table_without_a_gitlab_schema_as_toml(
-    shell: Shell, database: Database, bootstrap_servers: str
-) -> None:
-    names = [f"t{number}" for number in range(87)] + ['odd "name"']
-    with database.connect() as connection:
-        for name in names:
-            connection.execute(sql.SQL("CREATE TABLE {} (id int PRIMARY KEY)").format(sql.Identifier(name)))
-    shell.settings(database.dsn, bootstrap_servers, ["public.*"])
-    settings = (shell.directory / "headrace.toml").read_text()
-    ended = shell.run("check")
-    assert ended.code == 3
-    problem, *shown = [line for line in ended.out.splitlines() if not line.startswith("kafka: ")]
-    assert problem.startswith("databases.main: 88 tables have no gitlab schema of this database: ")
-    lines = shown[: len(names) + 1]
-    assert lines[0] == "[databases.main.table_schemas]"
-
-    produced = shell.run("produce", "main")
-    assert produced.code == 3
-    assert produced.err.splitlines()[-len(lines) :] == lines
-
-    # A pattern does as well; a table that headrace knows is then named.
-    with database.connect() as connection:
-        connection.execute("CREATE TABLE ci_builds (id int PRIMARY KEY)")
-    mapped = '[databases.main.table_schemas]\n"public.*" = "gitlab_main"\n'
-    shell.write(settings.replace('["gitlab_main"]', '["gitlab_main", "gitlab_ci"]') + mapped)
-    ended = shell.run("check", "--json")
-    assert ended.code == 0
-    assert ['"public.ci_builds" = "gitlab_ci"'] in [each["shown"] for each in json.loads(ended.out)["advice"]]
-    with database.connect() as connection:
-        connection.execute("DROP TABLE ci_builds")
-
-    # Pasted as they are, they are all that was missing.
-    shell.write("\n".join([settings, *lines]))
-    assert shell.run("check").code == 0
 
 
 def test_check_finds_nothing(shell: Shell, database: Database, bootstrap_servers: str) -> None:

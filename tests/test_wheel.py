@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("schemas", "infra", "producers", "consumers")
 COMPOSE = "infra/compose/"
 """Mounted into containers from the checkout by docker-compose.yml; nothing of the application reads it."""
-COMPILED = "schemas/_codec.cpython-"
+COMPILED = "schemas/codec/_compiled.cpython-"
 """How the compiled codec's file begins; it is there where there is a compiler."""
 SETUPTOOLS = 77
 """The oldest that pyproject.toml accepts."""
@@ -143,13 +143,21 @@ def test_its_own_files_are_those_imported(installed: Path) -> None:
 def test_its_codec_is_compiled(wheel: Path, installed: Path) -> None:
     with ZipFile(wheel) as archive:
         assert any(name.startswith(COMPILED) for name in archive.namelist())
-    assert run(installed, "python", "-c", "from schemas import codec; print(codec.name)").stdout == "C\n"
+    assert (
+        run(installed, "python", "-c", "from schemas.codec import implementation; print(implementation.name)").stdout
+        == "C\n"
+    )
 
 
 def test_it_is_built_without_a_compiler(wheel_without_codec: Path, installed_without_codec: Path) -> None:
     with ZipFile(wheel_without_codec) as archive:
         assert not any(name.startswith(COMPILED) for name in archive.namelist())
-    ended = run(installed_without_codec, "python", "-c", "from schemas import codec; print(codec.name, codec.__file__)")
+    ended = run(
+        installed_without_codec,
+        "python",
+        "-c",
+        "from schemas.codec import implementation as codec; print(codec.name, codec.__file__)",
+    )
     name, file = ended.stdout.split()
     assert name == "Python"
     assert Path(file).is_relative_to(installed_without_codec)

@@ -29,7 +29,7 @@ from infra.settings.model import Settings
 from infra.settings.table_labels import TableLabels
 from infra.state.positions import Positions
 from schemas.avro import columns_of
-from schemas.decoder import Decoder
+from schemas.codec.decoder import Decoder
 from schemas.errors import HeadraceError, Interrupted, Malformed, UsageError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
 from schemas.positions import Position

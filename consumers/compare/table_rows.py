@@ -13,9 +13,9 @@ from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, compared, key_order
 from infra.postgres.moments import current_moment
 from schemas.avro import row_record
-from schemas.copy_text import unescape
-from schemas.decoder import Decoder, KeyDecoder
-from schemas.encoder import Encoder
+from schemas.codec.copy_text import unescape
+from schemas.codec.decoder import Decoder, KeyDecoder
+from schemas.codec.encoder import Encoder
 from schemas.errors import UsageError
 from schemas.events import Column, Relation
 from schemas.positions import Lsn

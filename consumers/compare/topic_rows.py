@@ -11,9 +11,9 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Messag
 from infra.kafka import clients, topics
 from infra.settings.model import KafkaSettings
 from schemas.avro import row_record
+from schemas.codec.header import HeaderReader
+from schemas.codec.varints import decode_long
 from schemas.errors import BrokerUnavailable, Malformed
-from schemas.header import HeaderReader
-from schemas.varints import decode_long
 from schemas.wire import HEADER_BYTES, split_wire
 
 _AT_ONCE: Final = 10_000

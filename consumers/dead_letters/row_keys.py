@@ -7,7 +7,7 @@ from functools import cache
 from consumers.delivery.topics import schemas_of
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
-from schemas.decoder import KeyDecoder
+from schemas.codec.decoder import KeyDecoder
 from schemas.errors import Malformed
 from schemas.wire import split_wire
 

@@ -16,8 +16,8 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Me
 from consumers.ledger.progress import Place
 from infra.kafka import clients, topics
 from infra.settings.model import KafkaSettings
+from schemas.codec.header import HeaderReader
 from schemas.errors import BrokerUnavailable, Malformed, UsageError
-from schemas.header import HeaderReader
 from schemas.positions import Lsn, Offset, parse_lsn
 
 _TIMEOUT: Final = 30.0

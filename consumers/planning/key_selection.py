@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from consumers.planning.key_values import KeyKind, text_of, typed
-from schemas.decoder import KeyDecoder
+from schemas.codec.decoder import KeyDecoder
 from schemas.errors import Malformed, UsageError
 from schemas.wire import HEADER_BYTES, split_wire
 

@@ -19,11 +19,11 @@ from consumers.delivery.topics import Schemas
 from consumers.ledger.progress import Advance, Place
 from consumers.planning.key_selection import NOT_SELECTED, Selection
 from consumers.planning.prefilter import Record, sift
+from schemas.codec.projection import projection
+from schemas.codec.varints import encode_long
 from schemas.errors import Malformed
 from schemas.events import ChangeEvent
 from schemas.positions import Offset
-from schemas.projection import projection
-from schemas.varints import encode_long
 from schemas.wire import HEADER_BYTES, split_wire
 from schemas.xid_snapshot import Hidden
 

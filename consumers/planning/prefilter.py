@@ -1,6 +1,6 @@
 """The prefilter: selects the records that a migration has to decide, and counts those it skips.
 
-In C if the codec is compiled (schemas/_codec_records.h), since most records are skipped.
+In C if the codec is compiled (schemas/codec/extension/prefilter.c), since most records are skipped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from confluent_kafka import KafkaError
 
-from schemas import codec
+from schemas.codec import implementation
 from schemas.positions import Offset
 from schemas.wire import HEADER_BYTES
 
@@ -91,14 +91,14 @@ def _mentions(value: bytes, needles: tuple[bytes, ...]) -> bool:
 
 
 mentions: Final[Callable[[bytes, tuple[bytes, ...]], bool]] = (
-    _mentions if codec.compiled is None else codec.compiled.mentions
+    _mentions if implementation.compiled is None else implementation.compiled.mentions
 )
 """Whether the value contains one of the needles."""
 
 
 def _sift_in_c(*arguments: Any) -> Stretch:
-    return Stretch(*codec.compiled.sift(*arguments))
+    return Stretch(*implementation.compiled.sift(*arguments))
 
 
-sift: Final[Sift] = sift_in_python if codec.compiled is None else _sift_in_c
+sift: Final[Sift] = sift_in_python if implementation.compiled is None else _sift_in_c
 """`sift_in_python`, or its C version if compiled."""

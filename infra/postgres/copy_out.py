@@ -20,7 +20,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import pq
 
-from schemas import codec
+from schemas.codec import implementation
 
 _READ_BYTES: Final = 1 << 20
 _PASSED_OVER: Final = frozenset(b"HcCNSA")
@@ -75,7 +75,7 @@ def copy_lines(
 def possible(pgconn: pq.abc.PGconn) -> bool:
     """Return whether `copy_out` can be used: with the compiled codec and an unencrypted connection."""
     idle = pgconn.transaction_status in (pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS)
-    return codec.compiled is not None and idle and not pgconn.ssl_in_use and not pgconn.used_gssapi
+    return implementation.compiled is not None and idle and not pgconn.ssl_in_use and not pgconn.used_gssapi
 
 
 def copy_out(
@@ -140,7 +140,7 @@ class _Taken:
         while True:
             room = max(0, self._most - self._size) if self._rows else max(self._most, _line(unread))
             with memoryview(unread) as view, view[: room + _head.size] as within:
-                data, rows, used = codec.compiled.copy_data(within)
+                data, rows, used = implementation.compiled.copy_data(within)
             if not rows:
                 break
             self.add(data, rows)

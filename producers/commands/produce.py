@@ -33,7 +33,7 @@ from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
 from producers.walk.run import storage_walk_topic, walk
 from producers.walk.until_imported import walk_unless_imported, walk_until_imported
-from schemas import codec
+from schemas.codec import implementation
 from schemas.errors import HeadraceError, PreflightFailed, UsageError, printable
 
 
@@ -194,8 +194,8 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
 
 
 def _slow() -> Iterator[Advice]:
-    if codec.compiled is None:
-        yield Advice("headrace", codec.MISSING, (), codec.MISSING_REMEDY)
+    if implementation.compiled is None:
+        yield Advice("headrace", implementation.MISSING, (), implementation.MISSING_REMEDY)
 
 
 def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast | Advice]]:

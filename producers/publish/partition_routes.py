@@ -12,7 +12,7 @@ from producers.source.partitions import as_its_table, identity_obstacle
 from producers.source.schema_changes import TableNow, TableStopped
 from producers.source.server_text import ServerText
 from producers.stream import messages as pg
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.errors import Malformed
 from schemas.events import Relation
 

@@ -19,7 +19,7 @@ from producers.source.schema_changes import (
 )
 from producers.source.tables import CapturedTable
 from schemas.avro import key_schema, value_schema
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Relation
 
 

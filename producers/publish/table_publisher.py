@@ -22,7 +22,7 @@ from producers.snapshot.table_snapshot import TableCopy
 from producers.source.partitions import Partitions
 from producers.source.schema_changes import TableNow, TableStopped
 from producers.source.tables import CapturedTable, comparable_key
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn, Position
 from schemas.wire import HEADER_BYTES

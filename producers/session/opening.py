@@ -45,7 +45,7 @@ from producers.stream.spill import SpillDirectory
 from producers.stream.visibility_gate import gated
 from producers.watch.catalog_watch import TableWatch
 from producers.watch.topic_watch import TopicWatch
-from schemas import codec
+from schemas.codec import implementation
 from schemas.topics import positions_topic
 
 _PATIENCE: Final = "SET lock_timeout = '2s'"
@@ -129,9 +129,11 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
         return restart
     parts = _reading(start, sql, opened, slot, feeds, capture, commits, watch)
-    if codec.compiled is None:
-        lines.warning("codec is not compiled", **{log.REASON: codec.MISSING}, remedy=codec.MISSING_REMEDY)
-    lines.info("reading", slot=slot, codec=codec.name, **{log.POSITION: str(capture.position)})
+    if implementation.compiled is None:
+        lines.warning(
+            "codec is not compiled", **{log.REASON: implementation.MISSING}, remedy=implementation.MISSING_REMEDY
+        )
+    lines.info("reading", slot=slot, codec=implementation.name, **{log.POSITION: str(capture.position)})
     parts.copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     return kind(parts, start.stop, start.timing)
 

@@ -19,7 +19,7 @@ from producers.source import partitions
 from producers.source.schema_changes import TableStopped
 from producers.source.server_text import DOUBTFUL, doubtful
 from producers.source.tables import CapturedTable, relation_of
-from schemas.copy_text import unescape
+from schemas.codec.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
 from schemas.xid_snapshot import Moment

@@ -21,7 +21,7 @@ from producers.stream.messages import (
     RollbackPrepared,
     Values,
 )
-from schemas import codec
+from schemas.codec import implementation
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Unchanged
 from schemas.positions import Lsn
@@ -81,7 +81,9 @@ def columns(data: bytes, pos: int, count: int) -> tuple[Values, int]:
     return (_tuple_row and _tuple_row(data, pos, count)) or columns_in_python(data, pos, count)
 
 
-_tuple_row: Callable[[bytes, int, int], tuple[Values, int] | None] | None = codec.compiled and codec.compiled.tuple_row
+_tuple_row: Callable[[bytes, int, int], tuple[Values, int] | None] | None = (
+    implementation.compiled and implementation.compiled.tuple_row
+)
 """Locates the values without creating them: the compiled codec reads them from the message."""
 
 

@@ -27,8 +27,8 @@ from typing import Any, Final
 from infra.schema_registry.topic_registry import Registry
 from producers.walk.directory import Found, Repository
 from schemas.avro import key_schema, value_schema
-from schemas.decoder import KeyDecoder
-from schemas.encoder import Encoder
+from schemas.codec.decoder import KeyDecoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Relation
 from schemas.gitlab_schemas import PRAEFECT
 from schemas.positions import Lsn

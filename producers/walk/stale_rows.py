@@ -10,8 +10,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
+from schemas.codec.header import HeaderReader
 from schemas.errors import BrokerUnavailable
-from schemas.header import HeaderReader
 
 _RECORDS: Final = 5_000
 _SECONDS: Final = 30.0

@@ -19,7 +19,7 @@ from infra.stack import embedded_stack
 from producers.source.tables import CapturedTable, captured_tables
 from producers.stream import pgoutput_fields
 from producers.stream.pgoutput import Decoder
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Op, Relation
 from schemas.positions import Lsn
 

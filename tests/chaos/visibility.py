@@ -32,9 +32,9 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
 from infra.state.positions import read_sources
+from schemas.codec.projection import projection
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
-from schemas.projection import projection
 from schemas.topics import group_name, table_topic
 from schemas.wire import HEADER_BYTES, split_wire
 from tests.chaos import witness

@@ -16,7 +16,7 @@ from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.avro import key_schema, value_schema
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic

@@ -20,7 +20,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from infra.state.positions import SnapshotState, record_key
 from schemas.avro import key_schema, value_schema
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Relation
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic

@@ -12,7 +12,7 @@ import psycopg
 from infra.kafka import topics
 from infra.schema_registry.topic_registry import open_registry
 from schemas.avro import key_schema, value_schema
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic

@@ -202,8 +202,11 @@ PLANTS: Final[dict[str, Plant]] = {
     ),
     "long_years": Plant(
         16,
-        "the Python codec takes the last digits of a six-digit year for decimals",
-        (Edit("schemas.values:quick_encoder", 'text[19:20] == b"."', "True"),),
+        "the Python codec reads only four digits of a six-digit year",
+        (
+            Edit("schemas.codec.values:_outside", "or len(found[1]) > 4", ""),
+            Edit("schemas.codec.values:_day", "int(found[1])", "int(found[1][:4])"),
+        ),
     ),
     "no_locale_provider": Plant(
         17,

@@ -137,7 +137,7 @@ def _produce(
     from infra.service.signals import stop_on_signals  # noqa: PLC0415
     from producers.session.loop import Timing  # noqa: PLC0415
     from producers.session.service import produce  # noqa: PLC0415
-    from schemas import codec  # noqa: PLC0415
+    from schemas.codec import implementation  # noqa: PLC0415
     from schemas.errors import HeadraceError  # noqa: PLC0415
     from tests.fuzz import planted  # noqa: PLC0415
 
@@ -145,7 +145,7 @@ def _produce(
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     if python_codec:
-        codec.compiled = None  # type: ignore[misc]  # as without a compiler
+        implementation.compiled = None  # type: ignore[misc]  # as without a compiler
     if plant is not None:
         planted.plant(plant)
     lines.configure()

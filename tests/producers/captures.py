@@ -9,7 +9,7 @@ from typing import Any
 from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed, TableTopic
 from producers.source.tables import CapturedTable
-from schemas.decoder import Decoder, KeyDecoder
+from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.events import Column, Relation
 from schemas.positions import Position
 from schemas.wire import split_wire

@@ -17,7 +17,7 @@ from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
-from schemas.decoder import Decoder, KeyDecoder
+from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Position
 from schemas.wire import split_wire

@@ -12,8 +12,8 @@ from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import TopicRegistry, UnknownSchema
 from infra.settings.model import KafkaSettings, Settings
 from schemas.avro import COLUMN_PROPERTY
+from schemas.codec.projection import projection
 from schemas.errors import Malformed
-from schemas.projection import projection
 from schemas.topics import dead_letters_topic, schemas_topic
 
 pytestmark = pytest.mark.stack

@@ -19,8 +19,8 @@ from confluent_kafka import OFFSET_END, TopicPartition
 
 from infra.kafka import clients
 from infra.stack.processes.keeper import Guarded
+from schemas.codec.header import HeaderReader
 from schemas.errors import HeadraceError
-from schemas.header import HeaderReader
 from tests.benchmarks.bench import Bench, Site, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium
 from tests.benchmarks.figures import Figure, Target

@@ -13,8 +13,8 @@ from typing import Final
 from confluent_kafka import TopicPartition
 
 from infra.kafka import clients
+from schemas.codec.varints import encode_long
 from schemas.errors import HeadraceError
-from schemas.varints import encode_long
 from schemas.wire import HEADER_BYTES
 from tests.benchmarks.bench import PATIENCE, SOURCE, TABLE, Bench, Site, median
 from tests.benchmarks.figures import Figure, Target

@@ -10,8 +10,8 @@ from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
+from schemas.codec.projection import projection
 from schemas.events import ChangeEvent
-from schemas.projection import projection
 from schemas.wire import HEADER_BYTES, split_wire
 from tests.chaos.path.histories import TOMBSTONE, Event
 from tests.chaos.path.tables import VALUE

@@ -18,9 +18,9 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.state.positions import read_sources
 from producers.session.service import produce
+from schemas.codec.varints import encode_long
 from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
-from schemas.varints import encode_long
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
 from tests.waiting import PATIENCE, until

@@ -12,7 +12,7 @@ from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Migration, Options
 from consumers.ledger.progress import Place
 from schemas.avro import value_schema
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.events import ChangeEvent, Column, Op, Relation
 from schemas.positions import Lsn
 from tests.consumers.model.target import Transaction

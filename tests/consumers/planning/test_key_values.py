@@ -6,8 +6,8 @@ import pytest
 
 from consumers.planning.key_values import KeyKind, key_kinds, text_of, typed
 from schemas.avro import key_schema, value_schema
-from schemas.decoder import KeyDecoder
-from schemas.encoder import Encoder
+from schemas.codec.decoder import KeyDecoder
+from schemas.codec.encoder import Encoder
 from schemas.errors import UsageError
 from schemas.events import Column, Relation
 from schemas.positions import Lsn

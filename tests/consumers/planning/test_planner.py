@@ -15,7 +15,7 @@ from consumers.planning import planner as batches
 from consumers.planning import prefilter
 from consumers.planning.planner import Planner, SubBatch, origin_of
 from schemas.avro import value_schema
-from schemas.encoder import Encoder
+from schemas.codec.encoder import Encoder
 from schemas.errors import HeadraceError
 from schemas.events import UNCHANGED, ChangeEvent, Op, Unchanged
 from schemas.positions import Lsn, Offset

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from consumers.planning import prefilter
 from consumers.planning.prefilter import Stretch, sift_in_python
-from schemas import codec
+from schemas.codec import implementation
 from schemas.positions import Offset
 
-BOTH = [sift_in_python] if codec.compiled is None else [sift_in_python, prefilter._sift_in_c]
+BOTH = [sift_in_python] if implementation.compiled is None else [sift_in_python, prefilter._sift_in_c]
 KNOWN, KNOWN_TOO, UNKNOWN = b"\0\0\0\0\x03", b"\0\0\0\0\x04", b"\0\0\0\0\x09"
 FOUND, OTHER = KNOWN + b"a needle in hay", KNOWN + b"hay"
 
@@ -150,7 +150,7 @@ RECORDS = st.builds(
 )
 
 
-@pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+@pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 @given(
     st.lists(RECORDS, max_size=12),
     st.integers(0, 3),
@@ -170,7 +170,7 @@ def test_c_and_python_prefilters_agree(
     assert [id(record) for record in python.candidates] == [id(record) for record in compiled.candidates]
 
 
-@pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+@pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -184,4 +184,4 @@ def test_c_and_python_prefilters_agree(
 )
 def test_c_prefilter_rejects_invalid_arguments(arguments: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
-        codec.compiled.sift(*arguments)
+        implementation.compiled.sift(*arguments)

@@ -20,7 +20,7 @@ from typing import Final
 
 from tests.fuzz.parsers.campaign import HERE, REGRESSIONS, load_target
 from tests.fuzz.parsers.corpus import keep
-from tests.fuzz.parsers.sanitized import Sanitized, build
+from tests.schemas.codec.sanitized import Sanitized, build
 
 WORK: Final = Path(".fuzz")
 _STATS: Final = re.compile(r"stat::(\w+):\s+(\d+)")

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.schemas.codec import another_build
+
 if TYPE_CHECKING:
     from tests.fuzz.parsers.target import Target
 
@@ -119,17 +121,6 @@ def _mutate(rng: random.Random, data: bytes, inputs: list[bytes], dictionary: tu
     return data[:start] + new + data[end:]
 
 
-def _sanitized(path: Path) -> None:
-    """Install another build of the codec where headrace looks for it."""
-    package = importlib.import_module("schemas")
-    spec = importlib.util.spec_from_file_location("schemas._codec", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["schemas._codec"] = package._codec = module  # type: ignore[attr-defined]  # a module's attribute
-    spec.loader.exec_module(module)
-
-
 def _guide() -> Any | None:
     """Return atheris, None if it is not installed."""
     if importlib.util.find_spec("atheris") is None:
@@ -196,7 +187,7 @@ def main() -> int:
     parser.add_argument("--unguided", action="store_true", help="only mutate the kept inputs")
     arguments = parser.parse_args()
     if arguments.codec is not None:
-        _sanitized(arguments.codec)
+        another_build.use(arguments.codec)
     guide = None if arguments.unguided else _guide()
     instrumented = contextlib.nullcontext() if guide is None else guide.instrument_imports(include=_PACKAGES)
     with instrumented:

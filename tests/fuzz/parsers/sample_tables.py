@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, Final
 from unittest.mock import patch
 
-from schemas import codec
-from schemas.decoder import Decoder, KeyDecoder
-from schemas.encoder import Encoder
+from schemas.codec import implementation
+from schemas.codec.decoder import Decoder, KeyDecoder
+from schemas.codec.encoder import Encoder
+from schemas.codec.projection import Project, projection
 from schemas.events import Column, Op, Relation
 from schemas.positions import Lsn
-from schemas.projection import Project, projection
 
 Texts = tuple[bytes | None, ...]
 """A row as PostgreSQL's texts."""
@@ -58,7 +58,7 @@ class SampleTable:
     def projections(self) -> tuple[Project, Project]:
         """headrace's own readers of the events, in Python and in C where that was compiled."""
         names = [column.name for column in self.relation.columns]
-        with patch.object(codec, "compiled", None):
+        with patch.object(implementation, "compiled", None):
             python = projection(self.python.value_schema, names)
         return python, projection(self.python.value_schema, names)
 

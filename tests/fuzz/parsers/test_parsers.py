@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from schemas import codec
+from schemas.codec import implementation
 from tests.fuzz.parsers import campaign
 from tests.fuzz.parsers.__main__ import names
 from tests.fuzz.parsers.campaign import Grew, Hangs, bounded, kept, load_target, mutations
@@ -38,7 +38,7 @@ def test_parser_satisfies_its_property_for_kept_and_mutated_inputs(name: str) ->
         run(data)
 
 
-@pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+@pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 def test_difference_between_the_codecs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     number, table = 2, TABLES[2]
     encode = table.python.change

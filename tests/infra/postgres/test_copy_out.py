@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.postgres import copy_out
-from schemas import codec
+from schemas.codec import implementation
 from tests.conftest import Database
 
-pytestmark = pytest.mark.skipif(codec.compiled is None, reason="installed without a C compiler")
+pytestmark = pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 
 ROWS = "SELECT i, repeat('é\t\n', i % 7), NULLIF(i, 3) FROM generate_series(1, {}) i"
 

@@ -76,7 +76,7 @@ def test_image_is_built_from_what_the_checkout_has_and_with_a_compiler() -> None
     assert {"pyproject.toml", "schemas", "producers", "consumers", "infra"} <= set(sources)
     assert all((ROOT / path).exists() for path in sources)
     assert "gcc" in TEXT
-    assert "assert codec.compiled" in TEXT
+    assert "assert implementation.compiled" in TEXT
 
 
 def test_commands_name_what_the_settings_have() -> None:

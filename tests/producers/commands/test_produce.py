@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import headrace
-from schemas import codec
+from schemas.codec import implementation
 from tests.producers.processes import write_settings
 from tests.producers.sources import Source, running
 
@@ -21,8 +21,8 @@ NewSource = Callable[..., Source]
 
 @pytest.fixture
 def source(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> Source:
-    monkeypatch.setattr(codec, "compiled", None)
-    monkeypatch.setattr(codec, "name", "Python")
+    monkeypatch.setattr(implementation, "compiled", None)
+    monkeypatch.setattr(implementation, "name", "Python")
     return new_source("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'one')", "public.t")
 
 
@@ -36,11 +36,16 @@ def test_producer_without_the_compiled_codec_warns_and_publishes_the_same(
     source.require_equal("public.t")
     logged = capsys.readouterr().out
     assert "codec is not compiled" in logged
-    assert codec.MISSING_REMEDY in logged
+    assert implementation.MISSING_REMEDY in logged
 
 
 def test_check_advises_to_install_the_compiled_codec(source: Source, tmp_path: Path) -> None:
     config = write_settings(source.settings, tmp_path / "headrace.toml")
     result = CliRunner().invoke(headrace.app, ["check", "--json", "--config", str(config)])
     advice = json.loads(result.stdout)["advice"]
-    assert {"where": "headrace", "problem": codec.MISSING, "shown": [], "remedy": codec.MISSING_REMEDY} in advice
+    assert {
+        "where": "headrace",
+        "problem": implementation.MISSING,
+        "shown": [],
+        "remedy": implementation.MISSING_REMEDY,
+    } in advice

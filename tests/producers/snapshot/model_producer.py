@@ -21,7 +21,7 @@ from producers.snapshot.resnapshot_rules import KeyRange
 from producers.snapshot.table_snapshot import Bounds
 from producers.source.tables import CapturedTable
 from producers.stream import messages as pg
-from schemas.decoder import Decoder, KeyDecoder
+from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Lsn, Position
 from schemas.wire import split_wire

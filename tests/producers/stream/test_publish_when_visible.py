@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from infra.kafka import clients
 from infra.schema_registry.topic_registry import open_registry
-from schemas.decoder import KeyDecoder
+from schemas.codec.decoder import KeyDecoder
 from schemas.wire import split_wire
 from tests.producers.folding import ops
 from tests.producers.processes import ROOT, producing, write_settings

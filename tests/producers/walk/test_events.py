@@ -12,7 +12,7 @@ from infra.schema_registry.topic_registry import AvroSchema
 from producers.walk.directory import Found, Repository, Unread
 from producers.walk.events import KEY, RELATION, Kind, WalkEncoder, escaped, path_text, timestamptz
 from schemas.avro import key_schema, value_schema
-from schemas.decoder import Decoder, KeyDecoder
+from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.events import ChangeEvent, Row
 from schemas.positions import Position
 

@@ -9,7 +9,7 @@ from schemas.positions import Lsn
 from tests.fuzz.parsers import sample_tables
 from tests.fuzz.parsers.sample_tables import SampleTable, Texts, chosen, is_text, read_all
 from tests.fuzz.parsers.target import Target, agree, outcome
-from tests.schemas.rows import copy_line
+from tests.schemas.codec.rows import copy_line
 
 
 def _run(data: bytes) -> None:

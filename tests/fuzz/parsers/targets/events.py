@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed
 from schemas.events import Op
-from schemas.header import HeaderReader
 from tests.fuzz.parsers import sample_tables
 from tests.fuzz.parsers.sample_tables import SampleTable, Texts, chosen
 from tests.fuzz.parsers.target import Target, Violation, agree, outcome

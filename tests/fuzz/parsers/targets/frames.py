@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from producers.stream.frames import XLogData, parse
-from schemas import codec
+from schemas.codec import implementation
 from schemas.errors import Malformed
 from tests.fuzz.parsers.target import Target, Violation, agree, outcome
 
@@ -15,8 +15,8 @@ def _run(data: bytes) -> None:
     kind, frame = outcome(Malformed, parse, data)
     if kind == "value" and isinstance(frame, XLogData) and frame.data != data[25:]:
         raise Violation("a frame with data that its message does not have")
-    if codec.compiled is not None:
-        agree("the lines of COPY", codec.compiled.copy_data(bytearray(data)), _copy_data(data))
+    if implementation.compiled is not None:
+        agree("the lines of COPY", implementation.compiled.copy_data(bytearray(data)), _copy_data(data))
 
 
 def _copy_data(data: bytes) -> tuple[bytes, int, int]:

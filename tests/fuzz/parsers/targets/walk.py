@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from infra.schema_registry.topic_registry import AvroSchema
 from producers.walk.events import WalkEncoder, path_text
 from producers.walk.gitaly import parse_response
-from schemas.decoder import Decoder, KeyDecoder
+from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.errors import Malformed
 from tests.fuzz.parsers.target import Target, Violation, agree
 

@@ -1,0 +1,97 @@
+"""Types of schemas/codec/extension, which exists if headrace was installed with a C compiler."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from schemas.events import Unchanged
+
+VERSION: int
+
+class Row(Sequence[bytes | Unchanged | None]):
+    """A row of the stream, read lazily from its message; equal to the list of its values."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> bytes | Unchanged | None: ...  # type: ignore[override]
+    def __iter__(self) -> Iterator[bytes | Unchanged | None]: ...
+
+def tuple_row(data: bytes, pos: int, count: int, /) -> tuple[Row, int] | None:
+    """Return the row of `count` columns at `pos` and its end; None if there is no such row of texts."""
+
+def copy_data(buffer: bytes | bytearray, /) -> tuple[bytes, int, int]:
+    """Return the lines of the complete CopyData messages at the start of `buffer`, their number, and the bytes used."""
+
+def mentions(value: bytes, needles: tuple[bytes, ...], /) -> bool:
+    """Return whether `value` contains one of `needles`."""
+
+def sift(
+    records: list[Any],
+    start: int,
+    topic: str | None,
+    partition: int | None,
+    next_offset: int,
+    needles: tuple[bytes, ...],
+    known: dict[bytes, Any],
+    room: int,
+    /,
+) -> tuple[int, int, int, int, list[Any]]:
+    """Return the Stretch of consumers/planning/prefilter.py as a plain tuple."""
+
+class Reader:
+    """Reads a migration's columns from records of one schema."""
+
+    def __new__(cls, cells: tuple[tuple[int, bool, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
+        """`cells`: for each column its shape, whether it may be text too, its name if wanted, and its decoder.
+
+        Without a decoder C decodes the cell: an int, a boolean, a text.
+        """
+
+    def read(
+        self, value: bytes, position: int, /
+    ) -> tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None] | None:
+        """Return ordinal, `ts_ms`, `unchanged`, `before` and `after` of the record whose ordinal is at `position`.
+
+        None if C leaves the bytes to Python.
+        """
+
+class Plan:
+    """Encodes a table's rows; each method leaves the rows it does not handle to the Python function of its name."""
+
+    def __new__(
+        cls,
+        columns: tuple[tuple[int, int, int, int, int, bool, bool, bool], ...],
+        key: tuple[int, ...],
+        header: bytes,
+        lacking: bytes,
+        names: tuple[bytes, ...],
+        python: tuple[
+            Callable[..., object],
+            Callable[..., object],
+            Callable[..., object],
+            Callable[..., object],
+            Callable[..., object],
+        ],
+        /,
+    ) -> Plan:
+        """`columns`: kind, low, high, precision, scale, partial, toastable, lacking of each.
+
+        `header` precedes a key and `lacking` is the array of the lacking columns' names, both encoded, as are `names`.
+        `python` are the functions for COPY, key, change, update and delete.
+        """
+
+    def encode_copy(self, data: bytes, value_prefix: bytes, /) -> tuple[list[bytes], list[bytes]]: ...
+    def key(self, values: Sequence[bytes | Unchanged | None], /) -> bytes: ...
+    def change(
+        self, prefix: bytes, ordinal: int, ts_ms: int, new: Sequence[bytes | Unchanged | None], /
+    ) -> tuple[bytes, bytes]: ...
+    def update(
+        self,
+        prefix: bytes,
+        ordinal: int,
+        ts_ms: int,
+        old: Sequence[bytes | Unchanged | None],
+        new: Sequence[bytes | Unchanged | None],
+        /,
+    ) -> tuple[bytes, bytes]: ...
+    def delete(
+        self, prefix: bytes, ordinal: int, ts_ms: int, old: Sequence[bytes | Unchanged | None], /
+    ) -> tuple[bytes, bytes]: ...

@@ -1,0 +1,237 @@
+/* Extracts lines of COPY from the server's messages, and encodes them as keys and values.
+ *
+ * A chunk with a line that C does not handle goes to the Python codec as a whole. */
+
+#include "plan.h"
+
+#define CODEC_BLOCK (1 << 20) /* bytes encoded without the GIL before their objects are created */
+#define CODEC_PIECE (4 << 20) /* step by which a buffer shrinks while its objects are created */
+
+/* --- lines of COPY's text format --- */
+
+typedef struct {
+    const char *text;
+    size_t size, escapes;   /* the raw field, and the number of its escapes */
+    size_t cell, cell_size; /* its encoded cell, from the start of the values */
+} Span;
+
+typedef struct {
+    size_t value, key; /* the ends of a row's value and key */
+} Ends;
+
+/* Reads a field up to `stop`; returns the position after it, NULL if another byte, or none, ends the field. */
+static const char *read_field(const char *at, const char *end, char stop, Span *span)
+{
+    span->text = at;
+    span->escapes = 0;
+    for (; at < end; at++) {
+        char byte = *at;
+        if (byte > '\\')
+            continue;
+        if (byte == '\t' || byte == '\n') {
+            span->size = (size_t)(at - span->text);
+            return byte == stop ? at + 1 : NULL;
+        }
+        if (byte == '\\') {
+            span->escapes++;
+            if (++at == end || *at == '\n' || *at == '\t')
+                return NULL;
+        }
+    }
+    return NULL;
+}
+
+static Outcome put_unescaped(Buffer *out, const Span *span)
+{
+    size_t size = span->size - span->escapes;
+    if (put_byte(out, 2) != DONE || put_long(out, (int64_t)size) != DONE || reserve(out, size) != DONE)
+        return NO_MEMORY;
+    char *to = out->data + out->size;
+    for (size_t i = 0; i < span->size; i++) {
+        char byte = span->text[i];
+        if (byte == '\\') {
+            switch (span->text[++i]) { /* read_field checked that a byte follows */
+            case 'b': byte = '\b'; break;
+            case 'f': byte = '\f'; break;
+            case 'n': byte = '\n'; break;
+            case 'r': byte = '\r'; break;
+            case 't': byte = '\t'; break;
+            case 'v': byte = '\v'; break;
+            case '\\': break;
+            default: return ODD;
+            }
+        }
+        *to++ = byte;
+    }
+    out->size += size;
+    return DONE;
+}
+
+/* Encodes the line at `*at` and moves `*at` after it; `spans` has an entry per column. */
+static Outcome encode_line(const Plan *plan, const char **at, const char *end, Buffer *values, Buffer *keys,
+                           Span *spans)
+{
+    const char *next = *at;
+    Outcome outcome = DONE;
+    for (Py_ssize_t index = 0; index < plan->width; index++) {
+        const Column *column = &plan->columns[index];
+        Span *span = &spans[index];
+        next = read_field(next, end, index == plan->width - 1 ? '\n' : '\t', span);
+        if (next == NULL)
+            return ODD;
+        span->cell = values->size;
+        if (span->escapes == 0)
+            outcome = codec_put_value(values, column, span->text, span->size);
+        else if (span->size == 2 && span->text[1] == 'N')
+            outcome = column->key ? ODD : put_byte(values, 0);
+        else
+            outcome = column->kind == KIND_TEXT ? put_unescaped(values, span) : ODD;
+        if (outcome != DONE)
+            return outcome;
+        span->cell_size = values->size - span->cell;
+    }
+    outcome = put_object(keys, plan->header);
+    for (Py_ssize_t part = 0; outcome == DONE && part < plan->keys; part++) {
+        const Span *span = &spans[plan->key[part]];
+        if (plan->columns[plan->key[part]].partial) /* text in a key, whichever branch the row uses */
+            outcome = put_string(keys, span->text, span->size);
+        else
+            outcome = put(keys, values->data + span->cell + 1, span->cell_size - 1);
+    }
+    *at = next;
+    return outcome;
+}
+
+/* Encodes lines until a block is full or no lines are left. */
+static Outcome encode_lines(const Plan *plan, const char **at, const char *end, PyObject *prefix, Buffer *values,
+                            Buffer *keys, Buffer *ends, Span *spans)
+{
+    while (*at < end && values->size < CODEC_BLOCK) {
+        Outcome outcome = put_object(values, prefix);
+        if (outcome == DONE)
+            outcome = encode_line(plan, at, end, values, keys, spans);
+        if (outcome != DONE)
+            return outcome;
+        Ends here = {values->size, keys->size};
+        if (put(ends, (const char *)&here, sizeof here) != DONE)
+            return NO_MEMORY;
+    }
+    return DONE;
+}
+
+static int append(PyObject *list, const char *data, size_t size)
+{
+    PyObject *bytes = as_bytes(data, size);
+    int failed = bytes == NULL || PyList_Append(list, bytes) != 0;
+    Py_XDECREF(bytes);
+    return failed;
+}
+
+/* Appends a whole buffer, which shrinks from its end meanwhile: a large row is not in memory twice. */
+static int append_all(PyObject *list, Buffer *from)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)from->size);
+    if (bytes == NULL)
+        return 1;
+    while (from->size > 0) {
+        size_t left = from->size > CODEC_PIECE ? from->size - CODEC_PIECE : 0;
+        memcpy(PyBytes_AS_STRING(bytes) + left, from->data + left, from->size - left);
+        from->size = left;
+        char *data = PyMem_RawRealloc(from->data, left > 0 ? left : 1);
+        if (data != NULL) {
+            from->data = data;
+            from->capacity = left;
+        }
+    }
+    int failed = PyList_Append(list, bytes) != 0;
+    Py_DECREF(bytes);
+    return failed;
+}
+
+/* encode_copy(data, prefix) -> (keys, values) */
+PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyBytes_CheckExact(arguments[1]))
+        return in_python(plan, COPY, arguments, count);
+    const char *at = PyBytes_AS_STRING(arguments[0]);
+    const char *end = at + PyBytes_GET_SIZE(arguments[0]);
+    Buffer values = {0}, keys = {0}, ends = {0};
+    Outcome outcome = NO_MEMORY;
+    int failed = 0;
+    PyObject *key_list = PyList_New(0), *value_list = PyList_New(0);
+    Span *spans = PyMem_RawCalloc((size_t)plan->width, sizeof *spans);
+    if (key_list == NULL || value_list == NULL || spans == NULL)
+        goto out;
+    outcome = DONE;
+    while (at < end && outcome == DONE && !failed) {
+        values.size = keys.size = ends.size = 0;
+        if (plan->floating)
+            outcome = encode_lines(plan, &at, end, arguments[1], &values, &keys, &ends, spans);
+        else {
+            Py_BEGIN_ALLOW_THREADS
+            outcome = encode_lines(plan, &at, end, arguments[1], &values, &keys, &ends, spans);
+            Py_END_ALLOW_THREADS
+        }
+        Ends from = {0, 0}, upto;
+        for (size_t row = 0; outcome == DONE && !failed && row < ends.size; row += sizeof upto) {
+            memcpy(&upto, ends.data + row, sizeof upto);
+            int alone = ends.size == sizeof upto && values.size > CODEC_PIECE;
+            failed = append(key_list, keys.data + from.key, upto.key - from.key) ||
+                     (alone ? append_all(value_list, &values)
+                            : append(value_list, values.data + from.value, upto.value - from.value));
+            from = upto;
+        }
+    }
+out:
+    release(&values);
+    release(&keys);
+    release(&ends);
+    PyMem_RawFree(spans);
+    PyObject *result = NULL;
+    if (outcome == DONE && !failed)
+        result = PyTuple_Pack(2, key_list, value_list);
+    Py_XDECREF(key_list);
+    Py_XDECREF(value_list);
+    if (outcome == ODD)
+        return in_python(plan, COPY, arguments, count);
+    return outcome == NO_MEMORY ? PyErr_NoMemory() : result;
+}
+
+/* --- messages with lines of COPY --- */
+
+/* copy_data(buffer) -> (the lines of the CopyData messages at its start, their number, the bytes used) */
+PyObject *codec_copy_data(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_buffer view;
+    if (count != 1) {
+        PyErr_SetString(PyExc_TypeError, "copy_data takes a buffer");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(arguments[0], &view, PyBUF_SIMPLE) != 0)
+        return NULL;
+    const unsigned char *data = view.buf;
+    size_t size = (size_t)view.len, at = 0;
+    Py_ssize_t rows = 0;
+    /* Two passes over the headers, so that the lines are copied once, into a string of the exact length. */
+    while (size - at >= 5 && data[at] == 'd') {
+        uint32_t length = (uint32_t)data[at + 1] << 24 | (uint32_t)data[at + 2] << 16 | (uint32_t)data[at + 3] << 8 |
+                          data[at + 4];
+        if (length < 4 || length > size - at - 1)
+            break;
+        at += 1 + (size_t)length;
+        rows++;
+    }
+    PyObject *lines = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(at - 5 * (size_t)rows));
+    if (lines != NULL) {
+        char *to = PyBytes_AS_STRING(lines);
+        for (size_t from = 0; from < at;) {
+            size_t length = ((size_t)data[from + 1] << 24 | (size_t)data[from + 2] << 16 | (size_t)data[from + 3] << 8 |
+                             data[from + 4]) - 4;
+            memcpy(to, data + from + 5, length);
+            to += length;
+            from += 5 + length;
+        }
+    }
+    PyBuffer_Release(&view);
+    return lines == NULL ? NULL : Py_BuildValue("(Nnn)", lines, rows, (Py_ssize_t)at);
+}

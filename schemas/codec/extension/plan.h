@@ -1,0 +1,46 @@
+/* The encoding plan of a table's rows, with the Python functions for rows that C does not handle. */
+
+#ifndef CODEC_PLAN_H
+#define CODEC_PLAN_H
+
+#include "row.h"
+#include "values.h"
+
+enum { COPY, KEY, CHANGE, UPDATE, DELETE, FUNCTIONS };
+
+typedef struct {
+    PyObject_HEAD
+    const CodecState *state;     /* of the type, to which the plan refers */
+    Py_ssize_t width, keys;
+    Column *columns;
+    Py_ssize_t *key;             /* the key columns' indexes, in the key's order */
+    int floating;                /* whether a column needs the GIL */
+    PyObject *header, *lacking;  /* bytes: the prefix of a key, and the array of the columns that an old row lacks */
+    PyObject *names;             /* a tuple of bytes: each column's name as an Avro string */
+    PyObject *python[FUNCTIONS]; /* the functions for the other rows */
+    Field *old_fields, *new_fields;
+    Buffer value, message_key;
+} Plan;
+
+static inline PyObject *in_python(Plan *plan, int function, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (plan->python[function] == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a plan that is being forgotten");
+        return NULL;
+    }
+    return PyObject_Vectorcall(plan->python[function], arguments, (size_t)count, NULL);
+}
+
+static inline PyObject *as_bytes(const char *data, size_t size)
+{
+    return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
+}
+
+/* The methods of a plan. */
+PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_key(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_change(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_update(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_delete(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
+
+#endif

@@ -1,0 +1,200 @@
+/* Encodes rows of the stream in C: the same bytes as schemas/codec/row_encoder.py, for the rows that C handles.
+ *
+ * Any other row goes to the plan's Python functions: they encode it or raise the error with the column. So errors are
+ * decided in one place. */
+
+#include "plan.h"
+
+#define CODEC_SCRATCH (1 << 20) /* a larger buffer is not kept for the next row */
+
+/* Fills `fields` from a row; they point into the row's data. No Python code runs meanwhile. */
+static Outcome fetch(const CodecState *state, PyObject *row, Field *fields, Py_ssize_t width)
+{
+    if (Py_TYPE(row) == state->row_type) {
+        Row *raw = (Row *)row;
+        Py_ssize_t at = raw->start;
+        if (raw->width != width)
+            return ODD;
+        for (Py_ssize_t index = 0; index < width; index++) {
+            at = read_column(PyBytes_AS_STRING(raw->payload), raw->end, at, &fields[index]);
+            if (at == 0)
+                return ODD;
+        }
+        return DONE;
+    }
+    if ((!PyList_CheckExact(row) && !PyTuple_CheckExact(row)) || PySequence_Fast_GET_SIZE(row) != width)
+        return ODD;
+    PyObject **items = PySequence_Fast_ITEMS(row);
+    for (Py_ssize_t index = 0; index < width; index++) {
+        PyObject *item = items[index];
+        Field *field = &fields[index];
+        if (PyBytes_CheckExact(item)) {
+            field->form = VALUE_TEXT;
+            field->text = PyBytes_AS_STRING(item);
+            field->size = (size_t)PyBytes_GET_SIZE(item);
+        }
+        else if (item == Py_None)
+            field->form = VALUE_NULL;
+        else if (item == state->unchanged)
+            field->form = VALUE_UNCHANGED;
+        else
+            return ODD;
+    }
+    return DONE;
+}
+
+/* Empties the plan's buffers, and frees those that an exceptional row has enlarged. */
+static void rewind_scratch(Plan *plan)
+{
+    if (plan->value.capacity > CODEC_SCRATCH)
+        release(&plan->value);
+    if (plan->message_key.capacity > CODEC_SCRATCH)
+        release(&plan->message_key);
+    plan->value.size = plan->message_key.size = 0;
+}
+
+static Outcome put_key(Plan *plan, const Field *fields)
+{
+    Buffer *out = &plan->message_key, *cell = &plan->value;
+    Outcome outcome = put_object(out, plan->header);
+    for (Py_ssize_t part = 0; outcome == DONE && part < plan->keys; part++) {
+        const Column *column = &plan->columns[plan->key[part]];
+        const Field *field = &fields[plan->key[part]];
+        size_t start = cell->size;
+        if (field->form != VALUE_TEXT)
+            return ODD;
+        if (column->partial)
+            outcome = put_string(out, field->text, field->size);
+        else if ((outcome = codec_put_value(cell, column, field->text, field->size)) == DONE)
+            outcome = put(out, cell->data + start + 1, cell->size - start - 1);
+        cell->size = start; /* a cell's position is relative to its row; here it was temporary */
+    }
+    return outcome;
+}
+
+typedef enum { NEW_ROW, OLD_ROW, OLD_KEYED_ROW } Part;
+
+static Outcome put_cells(Plan *plan, const Field *fields, Part part)
+{
+    for (Py_ssize_t index = 0; index < plan->width; index++) {
+        const Column *column = &plan->columns[index];
+        const Field *field = &fields[index];
+        int told = part == NEW_ROW || !column->lacking || (part == OLD_KEYED_ROW && column->key && !column->partial);
+        Outcome outcome;
+        if (!told || field->form == VALUE_NULL || (field->form == VALUE_UNCHANGED && column->toastable))
+            outcome = put_byte(&plan->value, 0);
+        else if (field->form == VALUE_UNCHANGED)
+            outcome = ODD;
+        else
+            outcome = codec_put_value(&plan->value, column, field->text, field->size);
+        if (outcome != DONE)
+            return outcome;
+    }
+    return DONE;
+}
+
+/* The array of the names of columns that the new row omits. */
+static Outcome put_unchanged(Plan *plan)
+{
+    int64_t count = 0;
+    for (Py_ssize_t index = 0; index < plan->width; index++)
+        count += plan->new_fields[index].form == VALUE_UNCHANGED;
+    if (count == 0)
+        return put_byte(&plan->value, 0);
+    Outcome outcome = put_long(&plan->value, count);
+    for (Py_ssize_t index = 0; outcome == DONE && index < plan->width; index++)
+        if (plan->new_fields[index].form == VALUE_UNCHANGED)
+            outcome = put_object(&plan->value, PyTuple_GET_ITEM(plan->names, index));
+    return outcome == DONE ? put_byte(&plan->value, 0) : outcome;
+}
+
+static Outcome put_number(Buffer *out, PyObject *number)
+{
+    int overflow = 0;
+    if (!PyLong_CheckExact(number))
+        return ODD;
+    long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    return overflow ? ODD : put_long(out, value);
+}
+
+/* Common code of change, update and delete; in `arguments` a missing row is None. */
+static Outcome put_record(Plan *plan, PyObject *const *arguments, PyObject *old, PyObject *new)
+{
+    Outcome outcome = DONE;
+    if (!PyBytes_CheckExact(arguments[0]))
+        return ODD;
+    if (old != NULL)
+        outcome = fetch(plan->state, old, plan->old_fields, plan->width);
+    if (outcome == DONE && new != NULL)
+        outcome = fetch(plan->state, new, plan->new_fields, plan->width);
+    if (outcome == DONE)
+        outcome = put_object(&plan->value, arguments[0]);
+    if (outcome == DONE)
+        outcome = put_number(&plan->value, arguments[1]);
+    if (outcome == DONE)
+        outcome = put_number(&plan->value, arguments[2]);
+    if (outcome == DONE)
+        outcome = new != NULL ? put_unchanged(plan) : put_object(&plan->value, plan->lacking);
+    if (outcome == DONE)
+        outcome = put_byte(&plan->value, old != NULL ? 2 : 0);
+    if (outcome == DONE && old != NULL)
+        outcome = put_cells(plan, plan->old_fields, new != NULL ? OLD_ROW : OLD_KEYED_ROW);
+    if (outcome == DONE)
+        outcome = put_byte(&plan->value, new != NULL ? 2 : 0);
+    if (outcome == DONE && new != NULL)
+        outcome = put_cells(plan, plan->new_fields, NEW_ROW);
+    if (outcome == DONE)
+        outcome = put_key(plan, new != NULL ? plan->new_fields : plan->old_fields);
+    return outcome;
+}
+
+static PyObject *record(Plan *plan, int function, PyObject *const *arguments, Py_ssize_t count, PyObject *old,
+                        PyObject *new)
+{
+    rewind_scratch(plan);
+    Outcome outcome = put_record(plan, arguments, old, new);
+    if (outcome == ODD)
+        return in_python(plan, function, arguments, count);
+    if (outcome == NO_MEMORY)
+        return PyErr_NoMemory();
+    PyObject *key = as_bytes(plan->message_key.data, plan->message_key.size);
+    PyObject *value = as_bytes(plan->value.data, plan->value.size);
+    PyObject *pair = key != NULL && value != NULL ? PyTuple_Pack(2, key, value) : NULL;
+    Py_XDECREF(key);
+    Py_XDECREF(value);
+    return pair;
+}
+
+PyObject *codec_change(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 4)
+        return in_python(plan, CHANGE, arguments, count);
+    return record(plan, CHANGE, arguments, count, NULL, arguments[3]);
+}
+
+PyObject *codec_update(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 5)
+        return in_python(plan, UPDATE, arguments, count);
+    return record(plan, UPDATE, arguments, count, arguments[3], arguments[4]);
+}
+
+PyObject *codec_delete(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 4)
+        return in_python(plan, DELETE, arguments, count);
+    return record(plan, DELETE, arguments, count, arguments[3], NULL);
+}
+
+PyObject *codec_key(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+{
+    rewind_scratch(plan);
+    Outcome outcome = count == 1 ? fetch(plan->state, arguments[0], plan->new_fields, plan->width) : ODD;
+    if (outcome == DONE)
+        outcome = put_key(plan, plan->new_fields);
+    if (outcome == ODD)
+        return in_python(plan, KEY, arguments, count);
+    if (outcome == NO_MEMORY)
+        return PyErr_NoMemory();
+    return as_bytes(plan->message_key.data, plan->message_key.size);
+}
