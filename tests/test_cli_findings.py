@@ -1,4 +1,4 @@
-"""What a command found is shown line by line, to be pasted into the settings."""
+"""Findings of a command are shown line by line, to be pasted into the settings."""
 
 from __future__ import annotations
 
