@@ -42,7 +42,7 @@ def test_an_import_against_the_order_is_refused_in_every_room(tmp_path: Path) ->
 
 
 def wrong_imports() -> Iterator[tuple[str, str]]:
-    """Of each room, package or module of a contract: itself, and one that it must not import, in its layer or above it."""
+    """Of each room, package or module of a contract: itself, and one it must not import, in its layer or above it."""
     rules = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
