@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from consumers.routing import route_server
 from consumers.routing.lookup import CursorTooOld
 from consumers.routing.route_server import RouteServer
+from infra.service import bounded_http
 from schemas.errors import SettingsError
 
 
@@ -134,7 +134,7 @@ def begun(server: RouteServer) -> socket.socket:
 
 
 def test_connection_over_the_limit_is_closed(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
+    monkeypatch.setattr(bounded_http, "_CONNECTIONS", 1)
     with answering_one(known) as server, closing(begun(server)) as first:
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
             ask(server, "/homes?name=a")
@@ -143,8 +143,8 @@ def test_connection_over_the_limit_is_closed(known: Known, monkeypatch: pytest.M
 
 
 def test_idle_connection_is_closed_for_a_new_one(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_server, "_CONNECTIONS", 1)
-    monkeypatch.setattr(route_server, "_MAKING_ROOM_SECONDS", 120.0)
+    monkeypatch.setattr(bounded_http, "_CONNECTIONS", 1)
+    monkeypatch.setattr(bounded_http, "_MAKING_ROOM_SECONDS", 120.0)
     with answering_one(known) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first:
         first.request("GET", "/homes?name=a")
         first.getresponse().read()
@@ -154,7 +154,7 @@ def test_idle_connection_is_closed_for_a_new_one(known: Known, monkeypatch: pyte
 
 
 def test_slow_request_is_cut(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_server, "_REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(bounded_http, "_REQUEST_SECONDS", 0.1)
     with answering_one(known) as server, closing(begun(server)) as slow:
         assert slow.recv(1) == b"", "cut, and not answered"
 
