@@ -21,6 +21,8 @@ from schemas.errors import SettingsError
 from tests.infra.schema_registry.test_subjects import A, B, Topic
 
 READ_ONLY = {"error_code": 405, "message": "this registry is read-only: headrace's producers register the schemas"}
+SECOND = b"GET /subjects HTTP/1.1\r\nHost: localhost\r\n\r\n"
+"""Bytes that are the body of the request before them."""
 
 
 @pytest.fixture
@@ -142,6 +144,9 @@ def raw(server: ReadOnlyRegistry, sent: bytes) -> bytes:
         (b"POST /subjects/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048577\r\n\r\n", b"413"),
         (b"POST /subjects/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
         (b"POST /subjects/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", b"422"),
+        (b"POST /subjects/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n" + SECOND, b"411"),
+        (b"POST /subjects/t HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048577\r\n\r\n" + SECOND, b"413"),
+        (b"GET /subjects HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: 99\r\n\r\n" + SECOND, b"421"),
     ],
 )
 def test_hostile_requests_are_answered_and_end(server: ReadOnlyRegistry, sent: bytes, status: bytes) -> None:

@@ -30,7 +30,13 @@ def settings(server: RegistryServer, monkeypatch: pytest.MonkeyPatch) -> Setting
     def filled(_: object, topics: Collection[str]) -> frozenset[str]:
         return frozenset(topics) - {"p.gitlab_main.empty"}
 
+    def counts(_: object) -> dict[str, int]:
+        return {f"p.gitlab_main.{name}": 4 for name in ("right", "empty", "emptied", "uncaptured", "lost", *"abc")} | {
+            "p.praefect.storage_walk": 4
+        }
+
     monkeypatch.setattr(registry_check, "with_records", filled)
+    monkeypatch.setattr(registry_check, "partition_counts", counts)
     main = DatabaseSettings(dsn="postgresql://h/d", gitlab_schemas=("gitlab_main",), tables=("public.*",))  # type: ignore[arg-type]
     walked = VirtualStorageSettings(database="main", primary="a", storages={"a": StorageSettings(path="/a")})
     return Settings(
@@ -57,6 +63,7 @@ def test_only_current_topics_with_records_are_compared(settings: Settings) -> No
         recorded("public.right", KNOWN),
         recorded("public.older", {}),
         recorded("public.empty", LOST),
+        recorded("public.hidden", LOST),
         recorded("public.emptied", LOST, from_scratch=True),
         recorded("elsewhere.uncaptured", LOST),
         recorded("public.lost", LOST),
