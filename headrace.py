@@ -16,6 +16,7 @@ import consumers.operations.check
 import consumers.operations.rights
 import infra.demo.demo_command
 import infra.init.init_command
+import infra.schema_registry.schema_registry_command
 import infra.stack.up_command
 import producers.commands.produce
 import producers.source.rights
@@ -68,6 +69,7 @@ for commands in (
     infra.init.init_command.commands(programs),
     producers.commands.produce.commands(consumers.operations.check.advise),
     consumers.commands.consume.COMMANDS,
+    infra.schema_registry.schema_registry_command.COMMANDS,
 ):
     for command in commands:
         app.command()(command)

@@ -23,7 +23,11 @@ from infra.stack.processes.keeper import Keeper, wait_gone
 from tests.conftest import Database
 from tests.shells import SECRET, Ended, Shell
 
-COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
+COMMANDS = sorted(
+    command.name or command.callback.__name__.replace("_", "-")
+    for command in app.registered_commands
+    if command.callback
+)
 TABLE = (
     "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY, migration_state text,"
     " migration_skipped_reason smallint); CREATE TABLE public.unmapped (id int)"

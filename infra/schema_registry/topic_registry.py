@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from infra.kafka import clients, topics
@@ -48,6 +48,9 @@ class Registry(Protocol):
     def schema(self, schema_id: int) -> AvroSchema:
         """Return the schema with that id. Raises UnknownSchema, and NewerFormat for one of newer events."""
 
+    def known(self, schema_ids: Collection[int]) -> dict[int, Any]:
+        """Return id → schema for those of the ids that have one, whatever it is."""
+
 
 class IncompatibleSchema(Refused):
     """Revert the table, or keep the change and run `headrace snapshot TABLE --from-scratch`."""
@@ -73,6 +76,17 @@ def ensure_answers(settings: Settings) -> None:
         from infra.schema_registry.url_registry import UrlRegistry  # noqa: PLC0415  as above
 
         UrlRegistry(settings.registry).ensure_answers()
+
+
+def ensure_registers(settings: Settings, topics: Collection[str]) -> None:
+    """Raise HeadraceError if the registry at the settings' URL would register no schemas of producers.
+
+    Changes nothing. What depends on a subject is known only of subjects that exist: those of `topics`.
+    """
+    if settings.registry.url:
+        from infra.schema_registry.url_registry import UrlRegistry  # noqa: PLC0415  as above
+
+        UrlRegistry(settings.registry).ensure_registers([f"{topic}-value" for topic in topics])
 
 
 class TopicRegistry:
@@ -130,6 +144,12 @@ class TopicRegistry:
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not in topic {self._topic}") from None
 
+    def known(self, schema_ids: Collection[int]) -> dict[int, Any]:
+        """See `Registry.known`."""
+        if not self._schemas.keys() >= set(schema_ids):
+            self._catch_up()
+        return {number: self._schemas[number] for number in schema_ids if number in self._schemas}
+
     def _is_registered(self, subject: str, text: str) -> bool:
         """Whether the schema has an id, and is the latest if the subject was forgotten."""
         known = self._ids.get((subject, text))
@@ -164,18 +184,23 @@ class TopicRegistry:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        for message in self._log.read():
-            registered = (message.offset() or 0) + 1
-            try:
-                entry = _entry(message.value() or b"", f"record {registered - 1} of topic {self._topic}")
-            except Malformed as error:
-                # Events with its id become dead letters; the other schemas stay usable.
-                log.get(topic=self._topic).warning("schema record ignored", **{log.REASON: error.problem})
-                continue
-            identity = (entry["subject"], entry["schema"])
-            self._schemas[registered] = json.loads(entry["schema"])
-            self._ids.setdefault(identity, registered)
-            self._latest[identity[0]] = self._ids[identity]
+        for registered, subject, text in registrations(self._log, self._topic):
+            self._schemas[registered] = json.loads(text)
+            self._ids.setdefault((subject, text), registered)
+            self._latest[subject] = self._ids[subject, text]
+
+
+def registrations(reader: topics.LogReader, topic: str) -> Iterator[tuple[int, str, str]]:
+    """Yield id, subject and schema text of each further record of the schemas topic."""
+    for message in reader.read():
+        registered = (message.offset() or 0) + 1
+        try:
+            entry = _entry(message.value() or b"", f"record {registered - 1} of topic {topic}")
+        except Malformed as error:
+            # Events with its id become dead letters; the other schemas stay usable.
+            log.get(topic=topic).warning("schema record ignored", **{log.REASON: error.problem})
+            continue
+        yield registered, entry["subject"], entry["schema"]
 
 
 def readable(schema: AvroSchema, schema_id: int) -> AvroSchema:

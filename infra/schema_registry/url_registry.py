@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from infra.schema_registry.registry_identity import without_credentials
+from infra.schema_registry.registry_login import client_configuration
 from infra.schema_registry.topic_registry import AvroSchema, UnknownSchema, canonical, readable, refuse_incompatible
-from infra.settings.model import RegistrySettings
+from infra.settings.registry_settings import RegistrySettings
 from schemas.errors import HeadraceError, Unavailable
 
 _ANSWER_SECONDS: Final = 10
 """How long a registry may take to answer."""
+_NO_SCHEMA: Final = 40403
+"""Confluent's error code of an unknown schema id."""
 
 
 class UrlRegistry:
@@ -23,11 +27,8 @@ class UrlRegistry:
 
     def __init__(self, settings: RegistrySettings) -> None:
         # Without a timeout a registry that accepts a connection but never answers blocks a process forever.
-        configuration: dict[str, Any] = {"url": settings.url, "timeout": _ANSWER_SECONDS}
-        if settings.user:
-            configuration["basic.auth.user.info"] = f"{settings.user}:{settings.password.get_secret_value()}"
-        self._url = _without_credentials(settings.url)
-        self._configuration = configuration
+        self._configuration = {**client_configuration(settings), "timeout": _ANSWER_SECONDS}
+        self._url = without_credentials(settings.url)
         self._forgotten: set[str] = set()
 
     def register(self, subject: str, schema: AvroSchema) -> int:
@@ -63,6 +64,19 @@ class UrlRegistry:
                 raise UnknownSchema(f"schema id {schema_id} is not in the registry at {self._url}") from error
             return readable(found, schema_id)
 
+    def known(self, schema_ids: Collection[int]) -> dict[int, Any]:
+        """See `Registry.known`."""
+        found: dict[int, Any] = {}
+        with self._client() as client:
+            for number in schema_ids:
+                try:
+                    found[number] = _parsed(client.get_schema(number).schema_str)
+                except SchemaRegistryError as error:
+                    # A server that is no registry answers 404 without this code.
+                    if error.error_code != _NO_SCHEMA:
+                        raise
+        return found
+
     def ensure_answers(self) -> None:
         """Raise HeadraceError unless a registry answers there; no retries."""
         self._configuration["max.retries"] = 0
@@ -71,6 +85,42 @@ class UrlRegistry:
                 raise HeadraceError(
                     f"the server at {self._url} is not a schema registry", remedy="check registry.url in the settings"
                 )
+
+    def ensure_registers(self, subjects: Iterable[str]) -> None:
+        """Raise HeadraceError if the registry is read-only, or denies the first existing subject; changes nothing."""
+        self._configuration["max.retries"] = 0
+        with self._client() as client:
+            mode = _mode(client)
+            if mode not in (None, "READWRITE"):
+                raise HeadraceError(
+                    f"the registry at {self._url} is in mode {mode} and registers no schemas",
+                    remedy="set its mode to READWRITE, or registry.url to another one",
+                )
+            for subject in subjects:
+                latest = self._latest(client, subject)
+                if latest is not None:
+                    self._register_again(client, subject, latest)
+                    return
+
+    def _latest(self, client: SchemaRegistryClient, subject: str) -> Schema | None:
+        try:
+            return client.get_latest_version(subject).schema
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise
+
+    def _register_again(self, client: SchemaRegistryClient, subject: str, latest: Schema) -> None:
+        """Register the latest schema of a subject: that needs the right, and changes nothing."""
+        try:
+            client.register_schema(subject, latest)
+        except SchemaRegistryError as error:
+            if error.http_status_code not in (401, 403):
+                raise
+            raise HeadraceError(
+                f"the registry at {self._url} denies registering schemas of {subject}: {error.error_message}",
+                remedy="grant producers the right to read and write the subjects of their topics",
+            ) from error
 
     def _register_as_latest(self, client: SchemaRegistryClient, subject: str, schema: AvroSchema) -> int:
         """Make `schema` the latest of `subject`, compatible or not; earlier ids keep their schemas."""
@@ -109,7 +159,18 @@ class UrlRegistry:
             ) from error
 
 
-def _without_credentials(url: str) -> str:
-    """Return the URL without credentials, for messages."""
-    scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+def _parsed(text: str | None) -> Any:
+    """Return a schema; None for text that is not JSON, which no schema of headrace is."""
+    try:
+        return json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mode(client: SchemaRegistryClient) -> str | None:
+    """Return the mode of the whole registry; None if it has no modes, or denies the question."""
+    try:
+        mode = client.get_global_mode()
+    except (SchemaRegistryError, LookupError, TypeError):
+        return None
+    return mode if isinstance(mode, str) else None

@@ -85,6 +85,7 @@ def _beside(settings: Settings, directory: Path) -> Settings:
         update={
             "databases": databases,
             "virtual_storages": storages,
+            "registry": settings.registry.beside(directory),
             "gitserver": settings.gitserver.beside(directory),
         }
     )

@@ -32,13 +32,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from infra.settings import kafka_options
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
+from infra.settings.registry_settings import HIDDEN, RegistrySettings
 from infra.settings.section import Section
 from infra.settings.table_patterns import EVERY_TABLE, ambiguous
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
-
-HIDDEN: Final = "**********"
-"""The mask of a secret where settings are shown, the same as pydantic's."""
 
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,62}$"
 _TABLE: Final = r"^[^.\s][^.]*\.[\s\S]+$"
@@ -97,19 +95,6 @@ class KafkaSettings(Section):
     @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
-
-
-class RegistrySettings(Section):
-    """A Confluent-compatible registry; without a url, schemas are kept in a compacted topic."""
-
-    url: str = Field(default="", repr=False)
-    """Not in the repr: it may contain a user and a password."""
-    user: str = ""
-    password: SecretStr = SecretStr("")
-
-    @field_serializer("url", when_used="json")
-    def _without_credentials(self, value: str) -> str:
-        return re.sub(r"(?<=://)[^/]*@", f"{HIDDEN}@", value)
 
 
 class MetricsSettings(Section):

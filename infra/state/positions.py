@@ -169,7 +169,8 @@ class SnapshotState(_Record):
     producers.source.publication. `partitions` are those with rows in the topic, as in the catalog once all transactions
     below the 64-bit id `partitions_seen` had ended. `order` names the order of its ranges
     (infra.postgres.key_order.order_name). `topic_partitions` is the number of the topic's partitions that keys are
-    spread over; None: unknown.
+    spread over; None: unknown. `registered` are the ids of the schemas of the topic's records, each with its schema's
+    fingerprint (infra.schema_registry.registry_identity); earlier ids are missing if an older headrace registered them.
     """
 
     source: str
@@ -194,6 +195,7 @@ class SnapshotState(_Record):
     published: str | None = None
     order: str = ""
     topic_partitions: int | None = None
+    registered: Mapping[int, str] = {}
 
     @property
     def under_way(self) -> bool:

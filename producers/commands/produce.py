@@ -15,7 +15,7 @@ from infra.guard import given_away
 from infra.kafka import clients, denials, durability, topic_requirements
 from infra.postgres.connect import session
 from infra.rights import kafka_rights
-from infra.schema_registry.topic_registry import ensure_answers
+from infra.schema_registry.topic_registry import ensure_answers, ensure_registers
 from infra.service import log, metrics
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
@@ -25,6 +25,7 @@ from infra.state.snapshot_requests import RequestRefused
 from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
 from producers.commands.switchover_command import switchover
+from producers.publish.registry_check import changed_registry
 from producers.session.check import contradicted_patterns, hindrances, outlook
 from producers.session.service import produce as run_producer
 from producers.session.slot_monitor import Forecast
@@ -209,6 +210,8 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
         ensure_answers(settings)
     except HeadraceError as error:
         yield "registry", Finding(error.problem, error.remedy, error.shown)
+    else:
+        yield from (("registry", finding) for finding in _of_registry(settings, sources, positions))
     for name in sources:
         if name in settings.virtual_storages:
             yield from _of_walks(settings, name, positions)
@@ -224,6 +227,22 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
                     yield advice.where, advice
         except HeadraceError as error:
             yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
+
+
+def _of_registry(settings: Settings, sources: list[str], positions: Positions | None) -> Iterator[Finding]:
+    """Yield the recorded topics whose schemas the registry does not have, and what it denies to producers."""
+    try:
+        recorded = {name: state.snapshots for name, state in positions.sources().items()} if positions else {}
+        changed = list(changed_registry(settings, recorded))
+    except HeadraceError:
+        return  # reported by another check
+    yield from (Finding(each.problem, each.remedy) for each in changed)
+    topics = [each.topic for name in sources for each in recorded.get(name, {}).values()]
+    if sources and not changed:
+        try:
+            ensure_registers(settings, topics)
+        except HeadraceError as error:
+            yield Finding(error.problem, error.remedy)
 
 
 def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
+from infra.schema_registry.registry_identity import noted
 from infra.schema_registry.topic_registry import AvroSchema, Registry
 from infra.service import log
 from infra.state.positions import ColumnState
@@ -44,8 +46,9 @@ class TableEncoders:
         registry: Registry,
         recorded: Iterable[ColumnState],
         now: Callable[[], TableNow | None],
+        registered: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        """`now` queries the catalog; None if that is not known."""
+        """`now` queries the catalog; None if that is not known. `registered` is SnapshotState's."""
         self._source = source
         self._table = table
         self._registry = registry
@@ -59,6 +62,8 @@ class TableEncoders:
         self.now = now
         self.columns: tuple[ColumnState, ...] | None = None
         """The columns to record, None until an encoder was created; a new tuple after each change."""
+        self.registered = registered
+        """The schema ids to record; a new mapping after each change."""
 
     @property
     def captured(self) -> frozenset[str]:
@@ -68,8 +73,8 @@ class TableEncoders:
     def encoder(self, relation: Relation) -> Encoder:
         """Return the encoder for rows of these columns; registers their schemas the first time.
 
-        Raises IncompatibleSchema if readers of the topic could not read both versions, and TableStopped if records in
-        the topic would become wrong; see producers.source.schema_changes.
+        Raises IncompatibleSchema if readers of the topic could not read both versions, TableStopped if records in the
+        topic would become wrong (see producers.source.schema_changes), and RegistryChanged.
         """
         return self._made.get(_identity(relation)) or self._new(relation, self.now())
 
@@ -97,7 +102,10 @@ class TableEncoders:
             log.get(**{log.SOURCE: self._source, log.TABLE: table.name}).warning(
                 "rows in the topic lack an added column", columns=filled
             )
-        key_id, value_id = (self._registry.register(*each) for each in schemas_of(table, relation))
+        (key_subject, key), (value_subject, value) = schemas_of(table, relation)
+        key_id = self._registry.register(key_subject, key)
+        value_id = self._registry.register(value_subject, value)
+        self.registered = noted(self.registered, {key_id: key, value_id: value}, f"table {table.name}")
         encoder = self._made[_identity(relation)] = Encoder(
             relation,
             table.gitlab_schema,

@@ -85,7 +85,7 @@ class TableFeed:
         self.complete_rows = complete_rows
         before, initial = _initial_state(source, table, topic, state, not_before)
         comparable = partial(comparable_key, table) if table.ordered else None
-        self.encoders = TableEncoders(source, table, registry, initial.columns, now)
+        self.encoders = TableEncoders(source, table, registry, initial.columns, now, initial.registered)
         self.copy = TableCopy(initial.model_copy(update={"copied": (), "reread": None}), comparable)
         try:
             self.encoder_for(table.relation)
@@ -94,7 +94,10 @@ class TableFeed:
             if ranges and order != initial.order:
                 raise TableStopped(sorts_otherwise(table))
             self.copy = TableCopy(
-                initial.model_copy(update={"columns": self.state.columns, "order": order}), comparable
+                initial.model_copy(
+                    update={"columns": self.state.columns, "registered": self.state.registered, "order": order}
+                ),
+                comparable,
             )
         except (IncompatibleSchema, TableStopped) as error:
             # After a change of the key the recorded ranges cannot be read.
@@ -155,10 +158,11 @@ class TableFeed:
         return self._noting(lambda: self.encoders.stream_encoder(relation, now))
 
     def _noting(self, made: Callable[[], Encoder]) -> Encoder:
-        before = self.encoders.columns
+        before = self.encoders.columns, self.encoders.registered
         encoder = made()
-        if self.encoders.columns is not before:
-            self.copy.note(columns=self.encoders.columns)
+        columns, registered = self.encoders.columns, self.encoders.registered
+        if columns is not before[0] or registered is not before[1]:
+            self.copy.note(columns=columns, registered=registered)
             self._changed = True
         return encoder
 

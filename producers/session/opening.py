@@ -26,6 +26,7 @@ from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState
 from producers.publish.capture import Capture
 from producers.publish.kafka_transaction import Relay
+from producers.publish.registry_check import require_same_registry
 from producers.publish.stray_writes import Strays
 from producers.publish.table_publisher import TableFeed
 from producers.session import acquire, handover, resume
@@ -102,7 +103,8 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
         raise acquire.all_stopped(source, stopped.values())
     partitions = prepare_topics(settings, source, tables, lines)
     # Once before the fence, so that a refused start does not affect a running producer.
-    _find(start, sql, positions, tables, alone=False)
+    found = _find(start, sql, positions, tables, alone=False)
+    require_same_registry(settings, {source: found.scope.of(found.state).snapshots})
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", positions_topic(settings.prefix))
     opened.callback(relay.close)
     # Only this process can write the source's records from here on.

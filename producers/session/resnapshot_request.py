@@ -14,13 +14,14 @@ from infra.postgres.moments import current_moment
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SnapshotState, SourceState, encode, record_key
 from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
+from producers.publish.registry_check import changed_registry
 from producers.session import resume
 from producers.session.acquire import sessions_of
 from producers.session.snapshot_requests import require_keys
 from producers.source import gaps, slots
 from producers.source.publication import Publication, read_publication
 from producers.source.tables import CapturedTable, captured_tables
-from schemas.errors import BrokerUnavailable, Refused, UsageError
+from schemas.errors import BrokerUnavailable, Refused, Unavailable, UsageError
 from schemas.positions import format_lsn
 from schemas.topics import positions_topic
 
@@ -94,7 +95,11 @@ def _would_be_refused(
         resume.current_snapshots(settings, source, state, (table,), publication)
     except gaps.SilentGap:
         return True
-    return False
+    recorded = {name: each for name, each in state.snapshots.items() if name == table.name}
+    try:
+        return any(changed_registry(settings, {source: recorded}))
+    except Unavailable:
+        return False
 
 
 def _require_readable(table: str, recorded: SnapshotState | None) -> None:

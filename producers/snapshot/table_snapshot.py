@@ -235,6 +235,7 @@ class TableCopy:
             published=state.published,
             order=state.order,
             topic_partitions=state.topic_partitions,
+            registered=state.registered,
         )
         self._load(fresh)
         self._update()

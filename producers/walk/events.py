@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
+from infra.schema_registry.registry_identity import fingerprint
 from infra.schema_registry.topic_registry import Registry
 from producers.walk.directory import Found, Repository
 from schemas.avro import key_schema, value_schema
@@ -96,13 +97,17 @@ class WalkEncoder:
         partitions: int,
     ) -> None:
         """Registers the schemas; raises IncompatibleSchema."""
+        key, value = key_schema(RELATION, PRAEFECT, KEY), value_schema(RELATION, PRAEFECT)
+        key_id, value_id = registry.register(f"{topic}-key", key), registry.register(f"{topic}-value", value)
+        self.registered = {key_id: fingerprint(key), value_id: fingerprint(value)}
+        """The schema ids of the walk's records, each with its schema's fingerprint."""
         encoder = Encoder(
             RELATION,
             PRAEFECT,
             KEY,
             database=source_name(virtual_storage, storage),
-            key_schema_id=registry.register(f"{topic}-key", key_schema(RELATION, PRAEFECT, KEY)),
-            value_schema_id=registry.register(f"{topic}-value", value_schema(RELATION, PRAEFECT)),
+            key_schema_id=key_id,
+            value_schema_id=value_id,
         )
         self._registry = registry
         self._keys: dict[int, KeyDecoder] = {}

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from infra.kafka import clients, topic_requirements
-from infra.kafka.topics import STATE, LogReader, ensure_topic
+from infra.kafka.topics import STATE, LogReader, ensure_topic, with_records
 from infra.schema_registry.topic_registry import Registry, open_registry
 from infra.service import log
 from infra.settings.model import Settings, StorageSettings, VirtualStorageSettings
 from infra.state.positions import SnapshotState, record_key
 from producers.publish.kafka_transaction import Relay
+from producers.publish.registry_check import require_same_registry_of_walks
 from producers.walk.directory import Found, walk_directory
 from producers.walk.events import RELATION, WalkEncoder, source_name
 from producers.walk.gitaly import walk_gitaly
@@ -95,6 +96,7 @@ def walk(
     """
     section = virtual_storage_section(settings, virtual_storage)
     clients.ensure_reachable(settings.kafka)
+    require_same_registry_of_walks(settings)
     registry = open_registry(settings)
     others = sorted(section.storages.keys() - {section.primary}) if all_storages else []
     failures: dict[str, HeadraceError] = {}
@@ -135,6 +137,7 @@ class _Walk:
         self._section = settings.virtual_storages[virtual_storage]
         self._stop = stop
         self._log = lines
+        self._registered: dict[int, str] = {}
         self._source = source_name(virtual_storage, storage)
         self._topic = storage_walk_topic(settings)
         self._partitions = 0
@@ -150,7 +153,8 @@ class _Walk:
         with closing(relay):
             try:
                 # Only this process can write the storage's records from here on.
-                walk_id = self._last_walk_id(positions) + 1
+                last = self._last_walk(positions)
+                walk_id = last.walk_id + 1 if last is not None else 1
                 encoder = WalkEncoder(
                     self._registry,
                     self._topic,
@@ -160,6 +164,8 @@ class _Walk:
                     is_primary=self._storage == self._section.primary,
                     partitions=self._partitions,
                 )
+                kept = last.registered if last is not None and with_records(kafka_settings, [self._topic]) else {}
+                self._registered = {**kept, **encoder.registered}
                 return self._publish(relay, encoder, walk_id)
             except Fenced as error:
                 raise Fenced(f"another walk of {self._source} took over") from error
@@ -223,18 +229,19 @@ class _Walk:
             chunks_done=int(done),
             chunks=1,
             walk_id=walk_id,
+            registered=self._registered,
         )
         relay.send(self._topic, records)
         relay.record([(record_key(self._virtual_storage, self._storage), state)])
         relay.commit()
 
-    def _last_walk_id(self, positions: str) -> int:
-        """Return the number of the storage's last walk, 0 before the first."""
+    def _last_walk(self, positions: str) -> WalkState | None:
+        """Return the record of the storage's last walk, None before the first."""
         key = record_key(self._virtual_storage, self._storage)
-        last = 0
+        last: WalkState | None = None
         for message in LogReader(self._settings.kafka, positions).read():
             if message.key() == key and (value := message.value()) is not None:
-                last = WalkState.model_validate_json(value).walk_id
+                last = WalkState.model_validate_json(value)
         return last
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,9 @@ class MemoryRegistry:
 
     def schema(self, schema_id: int) -> dict[str, Any]:
         return self.schemas[schema_id]
+
+    def known(self, schema_ids: Collection[int]) -> dict[int, Any]:
+        return {number: self.schemas[number] for number in schema_ids if number < len(self.schemas)}
 
 
 def feed(

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from consumers.routing.lookup import CursorTooOld
-from consumers.routing.route_server import Limits, RouteServer
+from consumers.routing.route_server import RouteServer
+from infra.service.bounded_http import Limits
 from schemas.errors import SettingsError
 from tests.waiting import until
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,12 @@ class RegistryServer:
         self.subjects: dict[str, list[int]] = {}
         self.credentials: str | None = None
         """`user:password` that every request has to bring, None for an open registry."""
+        self.token: str | None = None
+        """The bearer token that every request has to bring, None for a registry without."""
+        self.mode = "READWRITE"
+        self.read_only = False
+        """Denies this client every registration."""
+        self.asked: list[str] = []
         self.broken = False
         """Answers everything with 500."""
         self.refusing = False
@@ -30,13 +37,14 @@ class RegistryServer:
 
     def answer(self, method: str, path: str, body: dict[str, Any], authorization: str | None) -> tuple[int, Any]:
         """Return the status and the content that answer a request."""
+        self.asked.append(f"{method} {path}")
         if self.broken:
             return 500, {"error_code": 50001, "message": "Error in the backend data store"}
         if not self._admits(authorization):
             return 401, {"error_code": 401, "message": "Unauthorized"}
         return self._answer(method, path, body)
 
-    def _answer(  # noqa: PLR0911  # one request, one return
+    def _answer(  # noqa: PLR0911, PLR0912  # one request, one return
         self, method: str, path: str, body: dict[str, Any]
     ) -> tuple[int, Any]:
         match method, [unquote(part) for part in path.strip("/").split("/")]:
@@ -44,6 +52,8 @@ class RegistryServer:
                 if not 0 < int(number) <= len(self.schemas):
                     return 404, {"error_code": NO_SCHEMA, "message": "Schema not found"}
                 return 200, {"schema": self.schemas[int(number) - 1]}
+            case "GET", ["mode"]:
+                return 200, {"mode": self.mode}
             case "GET", ["subjects"]:
                 return 200, list(self.subjects)
             case "GET", ["subjects", subject, "versions", "latest"]:
@@ -53,6 +63,8 @@ class RegistryServer:
                 return 200, self._version(subject, len(ids), ids[-1])
             case "DELETE", ["subjects", subject]:
                 return 200, list(range(1, len(self.subjects.pop(subject, [])) + 1))
+            case "POST", ["subjects", _, "versions"] if self.read_only:
+                return 403, {"error_code": 40301, "message": "User is denied operation Write"}
             case "POST", ["subjects", _, "versions"] if self.refusing and self.subjects:
                 return 409, {"error_code": 409, "message": "Schema being registered is incompatible"}
             case "POST", ["subjects", subject, "versions"]:
@@ -70,6 +82,8 @@ class RegistryServer:
         return {"subject": subject, "version": version, "id": number, "schema": self.schemas[number - 1]}
 
     def _admits(self, header: str | None) -> bool:
+        if self.token is not None:
+            return header == f"Bearer {self.token}"
         if self.credentials is None:
             return True
         return header == f"Basic {base64.b64encode(self.credentials.encode()).decode()}"
@@ -101,11 +115,14 @@ def handler_of(registry: RegistryServer) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def registry_server() -> Iterator[RegistryServer]:
-    """Serve a registry on a free port until the end."""
+def registry_server(tls: ssl.SSLContext | None = None) -> Iterator[RegistryServer]:
+    """Serve a registry on a free port until the end, with `tls` over TLS."""
     registry = RegistryServer()
     with ThreadingHTTPServer(("127.0.0.1", 0), handler_of(registry)) as server:
-        registry.url = f"http://127.0.0.1:{server.server_address[1]}"
+        registry.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a refused handshake
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

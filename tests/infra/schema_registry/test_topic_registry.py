@@ -21,7 +21,8 @@ from infra.schema_registry.topic_registry import (
     open_registry,
 )
 from infra.schema_registry.url_registry import UrlRegistry
-from infra.settings.model import KafkaSettings, RegistrySettings, Settings
+from infra.settings.model import KafkaSettings, Settings
+from infra.settings.registry_settings import RegistrySettings
 from schemas.avro import key_schema, value_schema
 from schemas.errors import HeadraceError, Unavailable
 from schemas.events import Column, Relation

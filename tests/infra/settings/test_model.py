@@ -146,6 +146,18 @@ def test_a_password_in_the_registrys_url_is_in_no_repr(file: Path) -> None:
     assert SECRET not in repr(load(file, f'[registry]\nurl = "http://me:{SECRET}@127.0.0.1:1"\n'))
 
 
+def test_registry_takes_its_secrets_from_the_environment_and_its_files_next_to_the_settings(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_REGISTRY__OAUTH__CLIENT_SECRET", SECRET)
+    oauth = '[registry.oauth]\ntoken_url = "https://h/token"\nclient_id = "me"\n'
+    settings = load(file, f'[registry]\nurl = "https://h"\nca_file = "ca.pem"\n{oauth}')
+    assert settings.registry.oauth is not None
+    assert settings.registry.oauth.client_secret.get_secret_value() == SECRET
+    assert settings.registry.ca_file == file.parent / "ca.pem"
+    assert SECRET not in f"{settings!r} {settings.model_dump_json(exclude={'kafka'})}"
+
+
 def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
     settings = load(file, COMPLETE)
     shown = [repr(settings), str(settings), repr(settings.database("main")), repr(settings.kafka)]
@@ -206,6 +218,9 @@ def test_secrets_are_in_no_repr_and_no_dump(file: Path) -> None:
         (f'[databases]\nmain = "{SECRET}"', "databases.main: must be a table of keys"),
         (f'[kafka.options]\n"sasl.password" = ["{SECRET}"]', 'kafka.options."sasl.password": must be a string, a'),
         (f'[registry]\npassword = ["{SECRET}"]', "registry.password: must be a string"),
+        (f'[registry]\nurl = "http://u:{SECRET}@h"\ntoken = "t"', "a user in url and token exclude each other"),
+        (f'[registry.oauth]\ntoken_url = "{SECRET}"\nclient_id = "a"\nclient_secret = "b"', "token_url: must be an"),
+        (f'[registry]\ntoken = ["{SECRET}"]', "registry.token: must be a string"),
         ('prefix = "has.a.dot"', "prefix: a prefix has 1 to 63 letters"),
         ('[migrations.skip_resets]\nenabled = "perhaps"', "migrations.skip_resets.enabled: must be true or false"),
         ("[migrations.skip_resets]\nbatch_size = 0", "migrations.skip_resets.batch_size: must be 1 or more"),

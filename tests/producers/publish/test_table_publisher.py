@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from infra.postgres.key_order import Operators
+from infra.schema_registry.registry_identity import RegistryChanged, fingerprint
 from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed, TableTopic, _room
 from producers.snapshot.reader import ChunkRows
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.snapshot.table_snapshot import Bounds
+from schemas.events import Column
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.captures import RELATION, TABLE, MemoryRegistry, done, feed, taken
@@ -76,6 +79,37 @@ def test_another_process_resumes_from_recorded_state(registry: MemoryRegistry) -
     assert again.state.not_before == 7
     for key, xid in ((b"1", 99), (b"1", 105), (b"3", 105)):
         assert again.publishes((key,), xid, Lsn(900)) == table.publishes((key,), xid, Lsn(900))
+
+
+def test_state_has_the_schema_ids_of_the_topic(registry: MemoryRegistry) -> None:
+    table = feed(registry)
+    assert table.state.registered == {number: fingerprint(each) for number, each in enumerate(registry.schemas)}
+    assert len(table.state.registered) == 2
+    table.settle(Lsn(500))
+    table.encoder_for(replace(RELATION, columns=(*RELATION.columns, Column("added", 23))))
+    assert table.settle(Lsn(500)), "recorded with the first records of the new schema"
+    assert table.state.registered.keys() == {0, 1, 2}
+    again = feed(registry, SnapshotState.model_validate_json(table.state.model_dump_json()))
+    assert again.state.registered == table.state.registered
+
+
+def test_state_of_an_older_headrace_gets_the_ids_of_its_schemas(registry: MemoryRegistry) -> None:
+    older = json.loads(done().model_dump_json(exclude={"registered"}))
+    assert feed(registry, SnapshotState.model_validate(older)).state.registered.keys() == {0, 1}
+
+
+def test_topic_that_is_emptied_forgets_its_schema_ids(registry: MemoryRegistry) -> None:
+    old = done().model_copy(update={"from_scratch": True, "registered": {4711: "0"}})
+    table = feed(registry, old)
+    table.restart_from_scratch(STANDING, 12)
+    assert table.state.registered.keys() == {0, 1}
+
+
+def test_id_that_the_topic_has_for_another_schema_stops_the_producer(registry: MemoryRegistry) -> None:
+    with pytest.raises(
+        RegistryChanged, match=r"gave table public\.t schema id 0, which its topic has for another schema"
+    ):
+        feed(registry, done().model_copy(update={"registered": {0: "0"}}))
 
 
 def test_snapshot_passed_by_stream_affects_no_events(registry: MemoryRegistry) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.schema_registry.registry_identity import fingerprint
 from infra.schema_registry.topic_registry import AvroSchema
 from producers.walk.directory import Found, Repository, Unread
 from producers.walk.events import KEY, RELATION, Kind, WalkEncoder, escaped, path_text, timestamptz
@@ -37,6 +38,11 @@ class MemoryRegistry:
 def encoder(**more: int) -> WalkEncoder:
     arguments = {"walk_id": 7, "is_primary": True, "partitions": 3, **more}
     return WalkEncoder(MemoryRegistry(), "t.praefect.storage_walk", "default", "gitaly-0", **arguments)  # type: ignore[arg-type]
+
+
+def test_walk_has_the_ids_of_its_schemas_to_record() -> None:
+    key, value = key_schema(RELATION, "praefect", KEY), value_schema(RELATION, "praefect")
+    assert encoder().registered == {1: fingerprint(key), 2: fingerprint(value)}
 
 
 def row_of(record: dict[str, bytes]) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
@@ -58,6 +58,9 @@ class _Registry:
 
     def schema(self, schema_id: int) -> AvroSchema:
         return self.schemas[schema_id]
+
+    def known(self, schema_ids: Collection[int]) -> dict[int, AvroSchema]:
+        return {number: self.schemas[number] for number in schema_ids}
 
 
 _registry: Final = _Registry()

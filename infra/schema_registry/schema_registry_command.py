@@ -1,0 +1,84 @@
+"""`headrace schema-registry`: serves the schemas topic to programs that need a registry."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import typer
+
+from infra.cli.options import Config
+from infra.kafka import clients
+from infra.kafka.topics import LogReader
+from infra.schema_registry.read_only_server import ReadOnlyRegistry
+from infra.schema_registry.subjects import FollowedSubjects
+from infra.schema_registry.topic_registry import registrations
+from infra.service import log
+from infra.service.signals import stop_on_signals
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from schemas.errors import UsageError
+from schemas.topics import schemas_topic
+
+_FIRST_READ_SECONDS: Final = 60.0
+_LISTEN: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:/@\[\]]+)):(?P<port>\d{1,5})").fullmatch
+
+
+def schema_registry(
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 chooses a free one.")
+    ] = "127.0.0.1:8081",
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="Another host name that clients use.", show_default=False),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Serve the schemas topic as a read-only registry.
+
+        headrace schema-registry --listen 127.0.0.1:8081
+
+    For programs that decode headrace's records with a Confluent-compatible registry, where registry.url is empty and
+    schemas are in the topic PREFIX.schemas. It follows the topic, writes nothing, and has no authentication. Ctrl-C
+    or SIGTERM stops it.
+    """
+    address, port = listen_address(listen)
+    settings = load_settings(config)
+    if settings.registry.url:
+        raise UsageError(
+            "registry.url is set, so schemas are in that registry and not in a topic",
+            remedy="let the other programs ask that registry",
+        )
+    log.configure()
+    clients.ensure_reachable(settings.kafka)
+    _serve(settings, address, port, hosts or [])
+
+
+def listen_address(listen: str) -> tuple[str, int]:
+    """Return address and port of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
+    parsed = _LISTEN(listen)
+    if parsed is None or int(parsed["port"]) > 65535:
+        raise UsageError(f"--listen {listen} is no address", remedy="give HOST:PORT, such as 127.0.0.1:8081")
+    return parsed["six"] or parsed["host"], int(parsed["port"])
+
+
+def _serve(settings: Settings, address: str, port: int, hosts: list[str]) -> None:
+    topic = schemas_topic(settings.prefix)
+    reader = LogReader(settings.kafka, topic)
+    subjects = FollowedSubjects(lambda: registrations(reader, topic))
+    try:
+        with ReadOnlyRegistry(address, port, subjects, hosts) as server, stop_on_signals() as stop:
+            subjects.refresh(seconds=_FIRST_READ_SECONDS)
+            answering = threading.Thread(target=server.serve_forever, name="schema registry", daemon=True)
+            answering.start()
+            known = subjects.ask(lambda found: len(found.names()))
+            log.get().info("listening", address=address, port=server.port, topic=topic, subjects=known)
+            stop.wait()
+            server.shutdown()
+    finally:
+        subjects.close()
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (schema_registry,)
