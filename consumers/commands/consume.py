@@ -67,7 +67,7 @@ def consume(
     the migration.
     """
     settings = load_settings(config)
-    kind = catalog.migration_class(migration)
+    kind = catalog.migration_class(settings, migration)
     work = kind.configure(settings.migration(migration))
     database = catalog.target_database(settings, kind)
     log.configure()
@@ -244,7 +244,7 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
     if "." in what:
         tables, source = [what], database or source_of(settings, what)
     else:
-        kind = catalog.migration_class(what)
+        kind = catalog.migration_class(settings, what)
         tables, source = list(kind.tables), database or catalog.target_database(settings, kind)
     with stop_on_signals() as stopping:
         found = [compare(settings, source, table, stopping) for table in tables]
@@ -295,7 +295,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
 
 def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
     settings = load_settings(config)
-    kind = catalog.migration_class(migration)
+    kind = catalog.migration_class(settings, migration)
     log.configure()
     return settings, kind, catalog.target_database(settings, kind)
 

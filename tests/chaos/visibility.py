@@ -24,6 +24,7 @@ import psycopg
 from confluent_kafka import TopicPartition
 
 from consumers.operations.status import gather
+from consumers.testing.settling import until_shown
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.postgres.heartbeat import beat
@@ -43,7 +44,6 @@ from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
 from tests.consumers import container_repositories, registry
 from tests.consumers.services import PATIENCE, ROOT, Service, run, until
-from tests.settling import until_shown
 
 RATE: Final = 500.0
 """Rows that the application writes per second."""

@@ -61,7 +61,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 @pytest.fixture(autouse=True)
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands' migration has no guard, so that a repeated effect shows."""
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: Unguarded})
 
 
 def listed(command: Command, config: Path, *options: str) -> list[str]:
@@ -99,7 +99,7 @@ def test_dead_letters_are_retried_only_in_their_database(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: OfEach})
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: OfEach})
     databases = {name: new_databases(None) for name in ("main", "ci")}
     config = write_settings(
         tmp_path / "headrace.toml",
@@ -418,7 +418,7 @@ class LosesItsSession(Unguarded):
 def losing(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int], None]) -> None:
     monkeypatch.setattr(LosesItsSession, "lost", [], raising=False)
     monkeypatch.setattr(LosesItsSession, "meanwhile", staticmethod(meanwhile), raising=False)
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: LosesItsSession})
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: LosesItsSession})
 
 
 def test_settlement_lost_in_failover_during_retry_is_retried_immediately(
@@ -474,7 +474,7 @@ def test_retry_that_lost_its_session_stops_if_another_has_the_lock(
     assert str(other.info.backend_pid) in str(stopped)
     assert 78 not in written(connection)
     other.close()
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: Unguarded})
     command(config, "retry", NAME)
     assert sorted(written(connection)) == list(range(70, 90))
 

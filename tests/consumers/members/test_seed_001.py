@@ -113,7 +113,7 @@ def test_the_gitlab_schema_is_stored_in_the_tracking_table(moved: Moved) -> None
 
 def test_a_worker_only_reads_what_its_connection_may_use(moved: Moved) -> None:
     settings = moved.world.settings
-    for kind in migrations().values():
+    for kind in migrations(settings).values():
         own = schema_prefix(settings.prefix, kind.gitlab_schema)
         assert all(topic.startswith(own) for topic in source_topics(settings, kind, "second"))
 
@@ -122,7 +122,7 @@ def test_once_split_the_new_worker_fetches_the_migrations_of_its_schema(moved: M
     settings = moved.world.settings
     assert owning_database(settings, ["first", "second"], MOVED) == "second"
     assert owning_database(settings, ["first", "second"], STAYS) == "first"
-    assert target_database(settings, migrations()["skip_resets"]) == "second"
+    assert target_database(settings, migrations(settings)["skip_resets"]) == "second"
 
 
 def test_stale_records_outside_of_a_database_are_cleaned_up_in_a_follow_up(moved: Moved) -> None:

@@ -130,7 +130,9 @@ def test_migration_per_database_is_shown_once_per_database(
     monkeypatch: pytest.MonkeyPatch,
     section: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(catalog, "migrations", lambda: {"everywhere": OncePerDatabase, "skip_resets": SkipResets})
+    monkeypatch.setattr(
+        catalog, "migrations", lambda _settings: {"everywhere": OncePerDatabase, "skip_resets": SkipResets}
+    )
     both = Settings.model_validate(
         {
             **settings.model_dump(include={"prefix", "kafka"}),

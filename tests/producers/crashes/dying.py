@@ -19,7 +19,7 @@ from tests.producers.crashes.failpoints import Arming, arm, wrap
 from tests.producers.sources import PATIENCE
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["headrace", __name__])
+_FORKS.set_forkserver_preload(["tests.preloaded", __name__])
 
 
 class Dying:

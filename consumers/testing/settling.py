@@ -1,9 +1,10 @@
-"""Waits until every partition shows a committed transaction, a moment after `commit_transaction` returns."""
+"""Waits in tests for a condition, and for what a committed Kafka transaction wrote to be visible in every partition."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
@@ -11,7 +12,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
 
-_PATIENCE = 180.0
+PATIENCE = 180.0
 """Seconds until it gives up. The broker itself ends what a producer that died left open, after a minute or so."""
 _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -20,20 +21,28 @@ _PASSING = {
     KafkaError._TIMED_OUT,
     KafkaError._NOENT,
 }
-"""What is answered about a topic that was just made, or whose broker stood still: nobody leads it yet."""
+"""What is answered about a topic that was just made, or whose broker was suspended: it has no leader yet."""
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition` returns something true; an AssertionError says that `what` never happened."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        threading.Event().wait(0.05)
 
 
 def until_shown(settings: KafkaSettings, *topics: str) -> None:
-    """Wait until everybody can read what was produced to these topics up to now; a topic that is not there has nothing.
+    """Wait until every reader can read what was produced to these topics up to now. A missing topic has nothing.
 
     What is still being written meanwhile is not waited for.
     """
     client = clients.admin(settings)
-    found = client.list_topics(timeout=_PATIENCE).topics
+    found = client.list_topics(timeout=PATIENCE).topics
     places = [TopicPartition(topic, number) for topic in topics if topic in found for number in found[topic].partitions]
     if not places:
         return
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     written = _ends(client, places, IsolationLevel.READ_UNCOMMITTED, deadline)
     while True:
         shown = _ends(client, places, IsolationLevel.READ_COMMITTED, deadline)
