@@ -19,6 +19,8 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("schemas", "infra", "producers", "consumers")
 COMPOSE = "infra/compose/"
 """Mounted into containers from the checkout by docker-compose.yml; nothing of the application reads it."""
+STUBS = "infra/stubs/"
+"""Packages of stubs, which are installed next to the packages that they are for."""
 COMPILED = "schemas/_codec.cpython-"
 """How the compiled codec's file begins; it is there where there is a compiler."""
 SETUPTOOLS = 77
@@ -101,7 +103,10 @@ def test_every_file_of_the_packages_is_in_it(source: Path, wheel: Path) -> None:
             if ".dist-info/" not in name and not name.startswith((COMPOSE, COMPILED))
         }
     files = {
-        str(path.relative_to(source)) for name in PACKAGES for path in (source / name).rglob("*") if path.is_file()
+        str(path.relative_to(source)).removeprefix(STUBS)
+        for name in PACKAGES
+        for path in (source / name).rglob("*")
+        if path.is_file()
     }
     assert inside == {"headrace.py"} | {name for name in files if not name.startswith(COMPOSE)}
     assert {"schemas/gitlab_schemas.toml", "infra/postgres/control.sql", "infra/stack/brokers/kafka_jars.txt"} <= inside
@@ -142,6 +147,24 @@ def test_it_is_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert ended.stdout.split() == ["Python", str(tmp_path / "unpacked" / "schemas" / "codec.py")], ended.stderr
+
+
+def test_type_checker_sees_the_public_names(installed: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from headrace import Migration, Op, Skip\nfrom headrace import Sifting\n\nreveal_type(Skip('x').reason)\n"
+        "reveal_type(Op.READ)\nreveal_type(Migration.name)\n"
+    )
+    command = ("python", "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", program)
+    ended = run(installed, *map(str, command))
+    found = [line.partition(":")[2] for line in ended.stdout.splitlines()]
+    assert found == [
+        '2: error: Module "headrace" has no attribute "Sifting"  [attr-defined]',
+        '4: note: Revealed type is "builtins.str"',
+        '5: note: Revealed type is "Literal[schemas.events.Op.READ]?"',
+        '6: note: Revealed type is "builtins.str"',
+        "1 error in 1 file (checked 1 source file)",
+    ], ended.stdout + ended.stderr
 
 
 def test_installed_command_shows_its_help(installed: Path) -> None:

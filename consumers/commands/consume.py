@@ -15,7 +15,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from consumers.commands import dead_letters_command, display, process_tuning, schema_command
+from consumers.commands import dead_letters_command, display, new_command, process_tuning, schema_command
+from consumers.commands.migrations_command import migrations
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
 from consumers.compare.comparison import TopicDiffers, compare, source_of
@@ -325,6 +326,7 @@ def _dry(settings: Settings, migration: Migration, database: str, as_json: bool)
 COMMANDS: tuple[Callable[..., None], ...] = (
     consume,
     status,
+    migrations,
     pause,
     resume,
     replay,
@@ -335,5 +337,9 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     route,
 )
 
-GROUPS: Final[Mapping[str, typer.Typer]] = {"dead-letters": dead_letters_command.app, "schema": schema_command.app}
+GROUPS: Final[Mapping[str, typer.Typer]] = {
+    "dead-letters": dead_letters_command.app,
+    "schema": schema_command.app,
+    "new": new_command.app,
+}
 """Commands that have subcommands."""

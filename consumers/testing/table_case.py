@@ -97,7 +97,7 @@ class TableCase(Case):
             before = self.rows()
             self._connection.execute(self.effect_sql.encode())
             after = self.rows()
-        if not after or before.keys() - after.keys():
+        if before.keys() - after.keys():
             raise WrongCase("effect_sql deletes rows; derive the case from consumers.testing.case.Case instead")
         self._wanted = {key: row for key, row in after.items() if before.get(key) != row}
         if not self._wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ import pytest
 
 from consumers.delivery import group
 from consumers.migrations.skip_resets import SkipResets
+from consumers.operations import catalog
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
 from infra.settings.file import load_settings
@@ -30,6 +32,20 @@ Member = subprocess.Popen[str]
 def members_are_gone_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer of this process has left its group when it returns, however slow the machine is."""
     monkeypatch.setattr(group, "_LEAVE_SECONDS", PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def plugins_are_forgotten() -> Iterator[None]:
+    """What a test imported from folders of its own is no module of the next one's."""
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    added = [each for each in sys.path if each not in path]
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.startswith("headrace_plugins.") or any(file.startswith(folder) for folder in added):
+            del sys.modules[name]
+    catalog._discovered.cache_clear()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +73,6 @@ KINDS: Mapping[str, tuple[str, str]] = {
     ),
 }
 """File name → its text, and the line that it is reported with."""
-
-
-@pytest.fixture(autouse=True)
-def _imports_are_the_tests_own() -> Iterator[None]:
-    modules, path = set(sys.modules), list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.startswith(("headrace_plugins", "acme")):
-            del sys.modules[name]
-    catalog._discovered.cache_clear()
 
 
 @pytest.fixture
