@@ -39,7 +39,7 @@ class Contract:
                     connection,
                     dsn,
                     self._directory,
-                    **case.options,
+                    case.options,
                 )
                 PROMISES[self.promise](world)
         except NotApplicable as reason:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def world_of(
     connection: psycopg.Connection[Any],
     dsn: str,
     directory: Path,
-    **options: object,
+    options: Mapping[str, object] | None = None,
 ) -> World:
     """Return a new world in the empty database of `dsn`; `options` are the migration's section in the settings."""
     settings = Settings.model_validate(
@@ -66,7 +66,7 @@ def world_of(
                     "table_schemas": dict.fromkeys((*kind.tables, *kind.writes), kind.gitlab_schema),
                 }
             },
-            "migrations": {kind.name: dict(options)},
+            "migrations": {kind.name: dict(options or {})},
         }
     )
     settings = case.surroundings(settings, directory)
