@@ -6,7 +6,7 @@ written is refused; what may be installed is up to the environment's administrat
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -55,6 +55,13 @@ def in_folder(folder: Path) -> Iterator[Candidate | Broken]:
             yield from _in_file(file, origin)
 
 
+@contextlib.contextmanager
+def _output_apart() -> Iterator[None]:
+    """Send what a module prints while it is imported to standard error: standard output may be JSON."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def _is_migration(file: Path) -> bool:
     stem = file.stem
     return not (stem.startswith((".", "_", "test_")) or stem.endswith(("_test", "_case")) or stem == "conftest")
@@ -69,7 +76,8 @@ def _in_file(file: Path, origin: str) -> Iterator[Candidate | Broken]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _output_apart():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         yield unimportable(file.stem, str(file), error, origin)
@@ -112,11 +120,11 @@ def installed() -> Iterator[Candidate | Broken]:
         distribution = point.dist
         origin = f"{distribution.name} {distribution.version}" if distribution is not None else "an entry point"
         try:
-            named = point.load()
+            with _output_apart():
+                found = list(_named(point.load(), point, origin))
         except (Exception, SystemExit) as error:
-            yield unimportable(point.name, _file_of(point), error, origin, _declaration(point))
-            continue
-        yield from _named(named, point, origin)
+            found = [unimportable(point.name, _file_of(point), error, origin, _declaration(point))]
+        yield from found
 
 
 def _named(named: object, point: EntryPoint, origin: str) -> Iterator[Candidate | Broken]:

@@ -180,7 +180,8 @@ def test_backfill_of_the_documentation_works_in_ten_lines(
     module = types.ModuleType("visibility_backfills")
     exec(source, vars(module))
     assert len(source[source.index("class") :].strip().splitlines()) <= 11  # one of them is the docstring
-    monkeypatch.setattr(catalog, "migrations", lambda: {"visibility_backfills": module.VisibilityBackfills})
+    kinds = {"visibility_backfills": module.VisibilityBackfills}
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: kinds)
     monkeypatch.setattr(log, "configure", lambda: None)
     captured = settings.database("main").model_copy(update={"tables": ("public.projects",)})
     chosen = settings.model_copy(update={"databases": {"main": captured}})

@@ -200,6 +200,19 @@ def test_path_is_relative_to_the_settings_file(folder: Path, monkeypatch: pytest
     assert Path(catalog.origins(settings)["lower_emails"]) == folder
 
 
+def test_paths_may_come_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, fine=SOUND)
+    file = folder.parent / "headrace.toml"
+    file.write_text("")
+    monkeypatch.setenv("HEADRACE_PLUGIN_PATHS", '["migrations"]')
+    assert "lower_emails" in catalog.migrations(load_settings(file))
+
+
+def test_what_a_file_prints_is_not_in_the_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(_found(write(folder, loud=f"print('loud')\n{SOUND}")).migrations) == ["lower_emails"]
+    assert capsys.readouterr() == ("", "loud\n")
+
+
 class Site:
     """A directory of installed packages, first on Python's path."""
 
