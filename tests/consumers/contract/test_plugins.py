@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,9 @@ def test_tests_cases_and_private_files_are_no_migrations_and_may_be_imported(fol
 def test_file_named_like_an_installed_module_hides_nothing(folder: Path) -> None:
     found = _found(write(folder, json=SOUND))
     assert list(found.migrations) == ["lower_emails"]
-    assert sys.modules["json"].__file__ != str(folder / "json.py")
+    spec = PathFinder.find_spec("json")
+    assert spec is not None
+    assert spec.origin != str(folder / "json.py")
 
 
 def _found(folder: Path) -> Discovered:
