@@ -2,7 +2,7 @@
 
     from headrace import Change, ChangeEvent, Cursor, Decision, Migration, Skip
 
-Everything else of headrace is private. What an import of this module has to load is loaded when it is used.
+Nothing else of headrace is for migrations. What an import of this module has to load is loaded when it is used.
 """
 
 from __future__ import annotations
