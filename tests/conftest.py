@@ -15,9 +15,9 @@ import psycopg
 import pytest
 import structlog
 
+from consumers.testing.waiting import until
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
 from tests.shells import Shell
-from tests.waiting import until
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from consumers.commands import dead_letters_command, display, process_tuning, schema_command
+from consumers.commands import dead_letters_command, display, new_command, process_tuning, schema_command
+from consumers.commands.migrations_command import migrations
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
 from consumers.compare.comparison import TopicDiffers, compare
@@ -67,7 +68,7 @@ def consume(
     the migration.
     """
     settings = load_settings(config)
-    kind = catalog.migration_class(migration)
+    kind = catalog.migration_class(settings, migration)
     work = kind.configure(settings.migration(migration))
     database = catalog.target_database(settings, kind)
     log.configure()
@@ -243,7 +244,7 @@ def _verify_rows(settings: Settings, what: str, database: str | None, *, repair:
     if "." in what:
         tables, source = [what], database or settings.source_of(what, "--database")
     else:
-        kind = catalog.migration_class(what)
+        kind = catalog.migration_class(settings, what)
         tables, source = list(kind.tables), database or catalog.target_database(settings, kind)
     with stop_on_signals() as stopping:
         found = [compare(settings, source, table, stopping) for table in tables]
@@ -294,7 +295,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
 
 def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
     settings = load_settings(config)
-    kind = catalog.migration_class(migration)
+    kind = catalog.migration_class(settings, migration)
     log.configure()
     return settings, kind, catalog.target_database(settings, kind)
 
@@ -324,6 +325,7 @@ def _dry(settings: Settings, migration: Migration, database: str, as_json: bool)
 COMMANDS: tuple[Callable[..., None], ...] = (
     consume,
     status,
+    migrations,
     pause,
     resume,
     replay,
@@ -334,5 +336,9 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     route,
 )
 
-GROUPS: Final[Mapping[str, typer.Typer]] = {"dead-letters": dead_letters_command.app, "schema": schema_command.app}
+GROUPS: Final[Mapping[str, typer.Typer]] = {
+    "dead-letters": dead_letters_command.app,
+    "schema": schema_command.app,
+    "new": new_command.app,
+}
 """Commands that have subcommands."""

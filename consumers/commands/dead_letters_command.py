@@ -65,8 +65,8 @@ def list_dead_letters(
     all databases unless --database names one.
     """
     log.configure()
-    kind = catalog.migration_class(migration)
     settings = _settings(config, migration, database)
+    kind = catalog.migration_class(settings, migration)
     entries: list[Entry] = []
     given_up: list[GivenUp] = []
     for name in _databases(settings, kind):
@@ -100,8 +100,8 @@ def retry(
     process retries or discards.
     """
     log.configure()
-    kind = catalog.migration_class(migration)
     settings = _settings(config, migration, database)
+    kind = catalog.migration_class(settings, migration)
     target = _one_database(settings, kind)
     given_up = {one.name for one in _given_up(settings, kind, target)}
     named = [name for name in events or [] if name not in given_up]
@@ -150,8 +150,8 @@ def discard(
             remedy=f"list them with `headrace dead-letters list {migration}`",
         )
     log.configure()
-    kind = catalog.migration_class(migration)
     settings = _settings(config, migration, database)
+    kind = catalog.migration_class(settings, migration)
     target = _one_database(settings, kind)
     with _denials_named(settings, kind, target):
         entries = chosen(migration, read_dead_letters(settings, kind, target), events or [])

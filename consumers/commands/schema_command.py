@@ -170,9 +170,11 @@ class _Site:
 def _opened(name: str, config: Path | None) -> Iterator[_Site]:
     """Connect the backfill to its database, and create headrace's own tables there."""
     settings = load_settings(config)
-    kind = catalog.migration_class(name)
+    kind = catalog.migration_class(settings, name)
     if not issubclass(kind, Backfill):
-        there = ", ".join(sorted(name for name, each in catalog.migrations().items() if issubclass(each, Backfill)))
+        there = ", ".join(
+            sorted(name for name, each in catalog.migrations(settings).items() if issubclass(each, Backfill))
+        )
         raise UsageError(f"{name} is not a backfill", remedy=f"backfills: {there or 'none'}")
     log.configure()
     database = catalog.target_database(settings, kind)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from consumers.contract.backfill import Backfill
-from consumers.contract.migration import Migration, Options, Shared
+from consumers.contract.migration import API, Migration, Options, Shared
 from consumers.contract.suggested_index import SuggestedIndex
 from consumers.ledger.versions import Declared
 from infra.settings.model import NAME_PATTERN, MigrationSettings
@@ -32,11 +32,16 @@ class Mistake:
 
 def mistakes(kind: type[Migration]) -> Iterator[Mistake]:
     """Yield all mistakes in the declarations of `kind`; none for a class that can run."""
+    if kind.headrace_api != API:
+        # All else may have another meaning there.
+        yield Mistake(
+            f"is written for API version {kind.headrace_api!r}, and this headrace has version {API}",
+            f"headrace_api = {API}, after the changes that docs/changelog.md lists",
+        )
+        return
     yield from _of_name(kind)
     if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        yield Mistake(
-            f"lacks {', '.join(missing)}", f"def {missing[0]}(self, …), as in consumers.contract.migration.Migration"
-        )
+        yield Mistake(f"lacks {', '.join(missing)}", f"def {missing[0]}(self, …), as in headrace.Migration")
     if issubclass(kind, Backfill) and (found := next(_of_backfill(kind), None)) is not None:
         # The other declarations of a backfill are derived from these.
         yield found

@@ -1,4 +1,4 @@
-"""Finds the migrations in a package: valid ones by class, broken ones by their problem and its place.
+"""Puts together the migrations that were found: valid ones by class, broken ones by their problem and its place.
 
 A file that cannot be used is an entry too, so that it does not keep other migrations from being listed or run.
 """
@@ -9,13 +9,26 @@ import importlib
 import inspect
 import pkgutil
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from types import ModuleType
+from typing import Final
 
 from consumers.contract.declarations import Mistake, mistakes
-from consumers.contract.migration import Migration
+from consumers.contract.migration import API, Migration
 from schemas.errors import UsageError
+
+BUILT_IN: Final = "built in"
+"""The origin of headrace's own migrations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A class that was found. `stem` is its file's name, `origin` a folder, a distribution, or BUILT_IN."""
+
+    stem: str
+    origin: str
+    kind: type[Migration]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,7 @@ class Broken:
     place: str
     problem: str
     remedy: str
+    origin: str = BUILT_IN
 
     def __str__(self) -> str:
         """Return one line: place, problem and remedy."""
@@ -38,46 +52,93 @@ class BrokenMigration(UsageError):
 
 @dataclass(slots=True)
 class Discovered:
-    """The contents of a package: name → class of valid migrations, and name → broken migration."""
+    """What was found: name → class of valid migrations, name → their origin, and name → broken migration."""
 
     migrations: dict[str, type[Migration]] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     broken: dict[str, Broken] = field(default_factory=dict)
 
 
-def discover(package: ModuleType) -> Discovered:
-    """Return every migration in the modules of `package`. Imports them; an exception becomes an entry in `broken`."""
-    found = Discovered()
-    taken: dict[str, type[Migration]] = {}
+def discover(found: Iterable[Candidate | Broken]) -> Discovered:
+    """Return the valid and the broken ones of `found`.
+
+    Several with one name are all refused, except that a name of headrace's own migrations stays theirs.
+    """
+    taken: dict[str, Candidate] = {}
+    refused: set[str] = set()
+    broken: list[Broken] = []
+    for each in found:
+        if isinstance(each, Broken):
+            broken.append(each)
+            continue
+        name = each.kind.__dict__.get("name", getattr(each.kind, "name", None))
+        entry = name if isinstance(name, str) and name else each.stem
+        if (wrong := next(mistakes(each.kind), None)) is not None:
+            broken.append(_wrong(entry, each, wrong))
+        elif (other := taken.setdefault(entry, each)) is not each:
+            broken.append(_twice(entry, other, each))
+            if other.origin != BUILT_IN or each.origin == BUILT_IN:
+                refused.add(entry)
+    valid = {name: each for name, each in taken.items() if name not in refused}
+    return Discovered(
+        {name: each.kind for name, each in valid.items()},
+        {name: each.origin for name, each in valid.items()},
+        _named(broken, valid),
+    )
+
+
+def _named(broken: Iterable[Broken], valid: Iterable[str]) -> dict[str, Broken]:
+    """Return the broken ones by name; one whose name is taken gets its place as part of its name."""
+    found: dict[str, Broken] = {}
+    for each in broken:
+        name = f"{each.name} ({each.place})" if each.name in valid or each.name in found else each.name
+        found[name] = replace(each, name=name)
+    return found
+
+
+def in_package(package: ModuleType, origin: str) -> Iterator[Candidate | Broken]:
+    """Yield what the modules of `package` have. Imports them; an exception becomes a Broken."""
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
         # From the finder, since a module that fails to import is not in sys.modules.
         file = getattr(info.module_finder, "path", "") and f"{info.module_finder.path}/{info.name}.py"  # type: ignore[union-attr]
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
         except (Exception, SystemExit) as error:
-            found.broken[info.name] = _unimportable(info.name, file, error)
+            yield unimportable(info.name, file, error, origin)
             continue
-        for kind in _declared_in(module):
-            name = kind.__dict__.get("name", getattr(kind, "name", None))
-            entry = name if isinstance(name, str) and name else info.name
-            if wrong := next(mistakes(kind), None):
-                found.broken.setdefault(entry, _wrong(entry, kind, wrong))
-            elif other := taken.get(entry):
-                found.broken[entry] = _twice(entry, other, kind)
-            taken.setdefault(entry, kind)
-    found.migrations = {name: kind for name, kind in taken.items() if name not in found.broken}
-    return found
+        yield from in_module(module, info.name, origin)
 
 
-def _declared_in(module: ModuleType) -> Iterator[type[Migration]]:
-    """Yield the migration classes that `module` itself defines, except abstract ones without a name."""
+def in_module(module: ModuleType, stem: str, origin: str) -> Iterator[Candidate | Broken]:
+    """Yield the migrations that `module` itself defines, except abstract ones without a name."""
     for _, member in inspect.getmembers(module, inspect.isclass):
-        if not issubclass(member, Migration) or member.__module__ != module.__name__:
+        if member.__module__ != module.__name__:
             continue
-        if not inspect.isabstract(member) or "name" in member.__dict__:
-            yield member
+        if not issubclass(member, Migration):
+            if looks_like_one(member):
+                yield not_one(stem, member, origin)
+        elif not inspect.isabstract(member) or "name" in member.__dict__:
+            yield Candidate(stem, origin, member)
 
 
-def _unimportable(name: str, file: str, error: BaseException) -> Broken:
+def looks_like_one(kind: type) -> bool:
+    """Whether a class is probably meant as a migration, though it is not derived from Migration."""
+    return any(pair <= vars(kind).keys() for pair in ({"decide", "apply"}, {"name", "tables"}))
+
+
+def not_one(stem: str, kind: type, origin: str) -> Broken:
+    """Return the entry of a class that is not derived from Migration."""
+    return Broken(
+        stem,
+        place_of(kind),
+        f"class {kind.__name__} is not derived from Migration",
+        f"write: from headrace import Migration, and class {kind.__name__}(Migration)",
+        origin,
+    )
+
+
+def unimportable(name: str, file: str, error: BaseException, origin: str, place: str = "") -> Broken:
+    """Return the entry of a module whose import raised `error`; `place` is where to look if not in `file`."""
     said = " ".join(str(error).split()) or "no message"
     line: int | None = None
     if isinstance(error, SyntaxError) and error.filename:
@@ -85,30 +146,40 @@ def _unimportable(name: str, file: str, error: BaseException) -> Broken:
     else:
         frames = traceback.extract_tb(error.__traceback__)
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == file), None)
+    if isinstance(error, ImportError) and error.name == "headrace":
+        # Python's message has no more than the name of the file where it looked.
+        said = f"{said.partition(' (')[0]}, version {API} of its API"
     return Broken(
         name,
-        f"{file}:{line or 1}",
+        place if place and line is None else f"{file}:{line or 1}",
         f"cannot be imported: {type(error).__name__}: {said}",
         "fix the file, or install what it imports",
+        origin,
     )
 
 
-def _wrong(name: str, kind: type[Migration], mistake: Mistake) -> Broken:
-    return Broken(
-        name, place_of(kind), f"class {kind.__name__} {mistake.problem}", f"fix it, for example: {mistake.example}"
-    )
-
-
-def _twice(name: str, one: type[Migration], other: type[Migration]) -> Broken:
+def _wrong(name: str, candidate: Candidate, mistake: Mistake) -> Broken:
+    kind = candidate.kind
     return Broken(
         name,
-        place_of(other),
-        f"class {other.__name__} has the same name, {name}, as class {one.__name__} in {place_of(one)}",
-        "rename one of them: the name is the consumer group and the key in the ledger",
+        place_of(kind),
+        f"class {kind.__name__} {mistake.problem}",
+        f"fix it, for example: {mistake.example}",
+        candidate.origin,
     )
 
 
-def place_of(kind: type[Migration]) -> str:
+def _twice(name: str, one: Candidate, other: Candidate) -> Broken:
+    return Broken(
+        name,
+        place_of(other.kind),
+        f"class {other.kind.__name__} has the same name, {name}, as class {one.kind.__name__} in {place_of(one.kind)}",
+        "rename one of them: the name is the consumer group and the key in the ledger",
+        other.origin,
+    )
+
+
+def place_of(kind: type) -> str:
     """Return `file:line` of a migration's class."""
     try:
         return f"{inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]}"

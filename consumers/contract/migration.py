@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import psycopg
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,9 @@ from schemas.errors import HeadraceError, SettingsError
 from schemas.events import ChangeEvent
 
 Cursor = psycopg.Cursor[Any]
+
+API: Final = 1
+"""The version of the API, which is what headrace.py lists; another one means that migrations have to be changed."""
 
 
 class Shared(Enum):
@@ -65,6 +68,9 @@ class Migration(ABC):
     A run records the version it was started with. A consumer with another version is refused, and a running one exits
     once `headrace replay` has started a run with another version: two versions never work on the same run.
     """
+
+    headrace_api: ClassVar[int] = API
+    """The version of headrace's API that it is written for; a headrace with another one refuses it. Optional."""
 
     gitlab_schema: ClassVar[str]
     tables: ClassVar[tuple[str, ...]]

@@ -1,14 +1,21 @@
-"""Finds the migrations: scans every module in consumers/migrations, so that no list has to be kept."""
+"""Finds the migrations: headrace's own, those in the folders of `plugin_paths`, and those of installed packages.
+
+Every module of a folder is scanned, so that no list has to be kept.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cache
+from itertools import chain
+from pathlib import Path
 
 import consumers.migrations
-from consumers.contract.discovery import Broken, BrokenMigration, Discovered, discover, place_of
+from consumers.contract.discovery import BUILT_IN, Broken, BrokenMigration, Discovered, discover, in_package, place_of
 from consumers.contract.migration import Migration, Shared
+from consumers.contract.plugins import in_folder, installed
 from consumers.ledger import owner_lookup
 from infra.settings.mistakes import close_to
 from infra.settings.model import Settings
@@ -18,28 +25,31 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 
 
 @cache
-def _discovered() -> Discovered:
-    return discover(consumers.migrations)
+def _discovered(folders: tuple[Path, ...]) -> Discovered:
+    return discover(chain(in_package(consumers.migrations, BUILT_IN), *map(in_folder, folders), installed()))
 
 
-def migrations() -> Mapping[str, type[Migration]]:
+def migrations(settings: Settings) -> Mapping[str, type[Migration]]:
     """Return name → class of every migration that can run."""
-    return _discovered().migrations
+    return _discovered(settings.plugin_paths).migrations
 
 
-def broken(settings: Settings | None = None) -> Mapping[str, Broken]:
-    """Return name → the problem of every migration that cannot run in any environment.
+def origins(settings: Settings) -> Mapping[str, str]:
+    """Return name → origin of every migration that can run: a folder, a distribution with its version, or BUILT_IN."""
+    return _discovered(settings.plugin_paths).origins
 
-    With `settings`, also those whose gitlab schema is unknown to headrace and to the settings.
+
+def broken(settings: Settings) -> Mapping[str, Broken]:
+    """Return name → the problem of every migration that cannot run.
+
+    Includes those whose gitlab schema is unknown to headrace and to the settings.
     """
-    found = dict(_discovered().broken)
-    if settings is None:
-        return found
+    found = dict(_discovered(settings.plugin_paths).broken)
     listed = {label for database in settings.databases.values() for label in database.gitlab_schemas}
     known = labels.KNOWN | listed
-    for name, kind in migrations().items():
+    for name, kind in migrations(settings).items():
         if kind.gitlab_schema not in known:
-            found[name] = _of_unknown_schema(kind, known)
+            found[name] = replace(_of_unknown_schema(kind, known), origin=origins(settings).get(name, BUILT_IN))
     return found
 
 
@@ -53,15 +63,15 @@ def _of_unknown_schema(kind: type[Migration], known: Collection[str]) -> Broken:
     )
 
 
-def migration_class(name: str) -> type[Migration]:
+def migration_class(settings: Settings, name: str) -> type[Migration]:
     """Return the migration called `name`; raises UsageError, which lists the known ones, and BrokenMigration."""
-    known = migrations()
+    known = migrations(settings)
     try:
         return known[name]
     except KeyError:
-        if (entry := broken().get(name)) is not None:
+        if (entry := _discovered(settings.plugin_paths).broken.get(name)) is not None:
             raise BrokenMigration(f"migration {name}: {entry.place}: {entry.problem}", remedy=entry.remedy) from None
-        close = difflib.get_close_matches(name, [*known, *broken()], n=1)
+        close = difflib.get_close_matches(name, [*known, *_discovered(settings.plugin_paths).broken], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
             f"unknown migration {name!r}", remedy=f"{hint}known: {', '.join(sorted(known)) or 'none'}"
@@ -70,7 +80,7 @@ def migration_class(name: str) -> type[Migration]:
 
 def configured(settings: Settings, name: str) -> Migration:
     """Return the migration `name` with its options. Raises UsageError or SettingsError."""
-    return migration_class(name).configure(settings.migration(name))
+    return migration_class(settings, name).configure(settings.migration(name))
 
 
 def listing(settings: Settings, gitlab_schema: str) -> list[str]:

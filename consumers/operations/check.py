@@ -50,12 +50,12 @@ def advise(settings: Settings, names: Collection[str] = (), limit_ms: int = LIMI
     For other migrations it is only reported. A database that cannot be queried is reported by the check of its source.
     """
     for name in names:
-        catalog.migration_class(name)
+        catalog.migration_class(settings, name)
     yield from _of_files(settings)
     yield from _of_names(settings)
     reachable = _reachable(settings)
     broken = catalog.broken(settings)
-    for name, kind in sorted(catalog.migrations().items()):
+    for name, kind in sorted(catalog.migrations(settings).items()):
         if name not in broken and (not names or name in names):
             yield from _of_migration(settings, kind, limit_ms, reachable=reachable)
 
@@ -67,7 +67,7 @@ def _of_files(settings: Settings) -> Iterator[Advice]:
 
 def _of_names(settings: Settings) -> Iterator[Advice]:
     """Yield the settings sections and environment variables of unknown migrations."""
-    known = catalog.migrations().keys() | catalog.broken(settings).keys()
+    known = catalog.migrations(settings).keys() | catalog.broken(settings).keys()
     listed = f"known: {', '.join(sorted(known)) or 'none'}"
     for name in sorted(settings.migrations.keys() - known):
         problem = f"unknown migration {name}{close_to(name, known)}"

@@ -62,7 +62,7 @@ def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
     be the only record. Raises WrongDatabase.
     """
     with _opened(settings, database) as connection:
-        found = connection.execute(_STALE.encode(), _declared()).fetchall()
+        found = connection.execute(_STALE.encode(), _declared(settings)).fetchall()
     answers = ask(settings, settings.databases) if found else Answers((), ())
     records = []
     for name, gitlab_schema, recorded, run, applied in found:
@@ -79,7 +79,7 @@ def remove(settings: Settings, database: str) -> list[StaleRecord]:
     wanted = {record.migration: record for record in stale_records(settings, database) if record.kept is None}
     with _opened(settings, database) as connection, connection.transaction():
         exclude(connection, {ownership_key(record.gitlab_schema) for record in wanted.values()})
-        names = [row[0] for row in connection.execute(_STALE.encode(), _declared()) if row[0] in wanted]
+        names = [row[0] for row in connection.execute(_STALE.encode(), _declared(settings)) if row[0] in wanted]
         for (table,) in connection.execute(_LEDGER.encode()).fetchall():
             statement = sql.SQL("DELETE FROM {} WHERE migration = ANY(%s)").format(sql.Identifier("headrace", table))
             connection.execute(statement, (names,))
@@ -116,8 +116,8 @@ def cleanup(
         typer.echo(f"remove them with: headrace cleanup {database} --yes")
 
 
-def _declared() -> dict[str, list[str]]:
-    known = catalog.migrations().values()
+def _declared(settings: Settings) -> dict[str, list[str]]:
+    known = catalog.migrations(settings).values()
     return {"names": [kind.name for kind in known], "gitlab_schemas": [kind.gitlab_schema for kind in known]}
 
 

@@ -43,7 +43,7 @@ def programs(settings: Settings) -> Iterator[Program]:
     It is meant to run if the settings have a section for it, or name all tables and storages that it reads.
     """
     walks = {WALKED} if settings.virtual_storages else set()
-    for name, kind in sorted(catalog.migrations().items()):
+    for name, kind in sorted(catalog.migrations(settings).items()):
         configured = name in settings.migrations or name in switches().values()
         for database in catalog.listing(settings, kind.gitlab_schema):
             read = {*settings.databases[database].tables, *walks}

@@ -78,7 +78,7 @@ def gather(settings: Settings) -> dict[str, Any]:
     """
     migrations: list[dict[str, Any]] = []
     broken = catalog.broken(settings)
-    for name, kind in sorted(catalog.migrations().items()):
+    for name, kind in sorted(catalog.migrations(settings).items()):
         if name in broken:
             continue
         if kind.shared is Shared.PER_DATABASE and settings.migration(name).database is None:

@@ -83,6 +83,7 @@ def _beside(settings: Settings, directory: Path) -> Settings:
     storages = {name: section.beside(directory) for name, section in settings.virtual_storages.items()}
     return settings.model_copy(
         update={
+            "plugin_paths": tuple(directory / folder for folder in settings.plugin_paths),
             "databases": databases,
             "virtual_storages": storages,
             "registry": settings.registry.beside(directory),

@@ -284,6 +284,8 @@ class Settings(BaseSettings):
     )
 
     prefix: Annotated[str, StringConstraints(pattern=_PREFIX)] = "headrace"
+    plugin_paths: tuple[Path, ...] = ()
+    """Folders with migrations of one's own. They are code: a user who may write them can run anything as headrace."""
     kafka: KafkaSettings = KafkaSettings()
     registry: RegistrySettings = RegistrySettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -14,11 +14,11 @@ from typing import Any, Final
 import psycopg
 from psycopg import IsolationLevel
 
+from consumers.testing.waiting import PATIENCE
 from infra.guard import write_guard
 from tests.chaos.tenures import HISTORY, Key, log_writes
 from tests.consumers.container_repositories import TABLE
 from tests.consumers.services import ROOT
-from tests.waiting import PATIENCE
 
 MAIN: Final = "gitlab_main"
 CI: Final = "gitlab_ci"

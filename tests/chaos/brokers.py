@@ -24,6 +24,7 @@ from confluent_kafka import TopicPartition
 from rich.console import Console
 from rich.table import Table
 
+from consumers.testing.waiting import until
 from infra.kafka import clients
 from infra.settings.model import Settings
 from infra.stack import Stack
@@ -35,7 +36,6 @@ from tests.clusters import all_in_sync, cluster, leader, transaction_coordinator
 from tests.producers.folding import Decoders, Record, read_topic
 from tests.producers.processes import SCHEMA, Process, Workload, producing, write_settings
 from tests.producers.sources import Source, settings_for, topic_of
-from tests.waiting import until
 
 _TABLE: Final = "public.t"
 _PARTITIONS: Final = 4

@@ -19,10 +19,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
-from tests.waiting import PATIENCE
+from consumers.testing.waiting import PATIENCE
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["headrace", "tests.chaos.forked", "tests.chaos.__main__", "confluent_kafka.admin"])
+_FORKS.set_forkserver_preload(
+    ["tests.preloaded", "tests.chaos.forked", "tests.chaos.__main__", "confluent_kafka.admin"]
+)
 _LOOK_SECONDS: Final = 0.002
 _SESSION_MS: Final = 2_000
 _RESTART_SECONDS: Final = 0.3

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from consumers.operations.status import gather
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.file import load_settings
 from infra.stack import EmbeddedStack, Stack
 from tests.consumers.container_repositories import (
@@ -26,7 +27,6 @@ from tests.consumers.container_repositories import (
     start_impatient_member,
     write_settings,
 )
-from tests.waiting import PATIENCE, until
 
 _OTHERS = ("import_skipped", 5)
 _ROWS_A_MOVE = 120

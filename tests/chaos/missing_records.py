@@ -21,10 +21,10 @@ from typing import Any
 import psycopg
 import tomli_w
 
+from consumers.testing.waiting import until
 from infra.stack import Stack, embedded_stack
 from tests.consumers.praefect_database import SCHEMAS, checksum, flags, has_ids, hosts, listening, records, written
 from tests.producers.storages import hashed, repository
-from tests.waiting import until
 
 PATIENCE = 1800.0
 """Timeout in seconds; nothing is asserted about it."""

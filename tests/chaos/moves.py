@@ -27,6 +27,7 @@ import psycopg
 
 from consumers.routing.lookup import CursorTooOld, Router
 from consumers.routing.placement import PARTITIONS, md5_home, normalised, rendezvous_home
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.file import load_settings
 from infra.stack import Stack, embedded_stack
 from tests.consumers.container_repositories import MEMBER, write_settings
@@ -41,7 +42,6 @@ from tests.consumers.gitservers import (
     make_tables,
     refs,
 )
-from tests.waiting import PATIENCE, until
 
 CHECKOUT: Final = Path(__file__).parents[2]
 _READERS: Final = 4

@@ -26,13 +26,13 @@ from typing import Any, Final, NamedTuple
 from consumers.routing.lookup import Database as Cursors
 from consumers.routing.lookup import Reading, homes
 from consumers.routing.placement import Placement, normalised
+from consumers.testing.waiting import until
 from infra.stack import Stack
 from tests.chaos.movers import move_under_kills
 from tests.conftest import Database
 from tests.consumers.gitserver.driver import CHECKOUT, World, drive, moving, with_direction
 from tests.consumers.gitservers import NODES, commit_stream, make_repository, make_tables
 from tests.readers import READERS, NotInstalled, command
-from tests.waiting import until
 
 _NAMES: Final = (
     "github.com/Team-{}/Repository.git",

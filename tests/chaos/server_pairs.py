@@ -19,10 +19,10 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from consumers.testing.waiting import until
 from infra.stack.postgresql.databases import SUPERUSER, DatabaseServer, drop_slots
 from infra.stack.postgresql.postgres_programs import hand_over, installed_programs, reachable_programs, runs_as
 from infra.stack.processes.keeper import Guarded, Keeper, unprivileged_account
-from tests.waiting import until
 
 SYNCHRONIZES_SLOTS: Final = 17
 """The first version in which a standby can have the slots of the primary's producers."""

@@ -17,9 +17,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from consumers.testing.waiting import until
 from infra.stack import EmbeddedStack
 from infra.stack.postgresql.server import EmbeddedPostgres
-from tests.waiting import until
 
 _AWAY_SECONDS = (0.8, 4.0)
 _PRESENT_SECONDS = (1.0, 3.5)

@@ -24,6 +24,8 @@ import psycopg
 from confluent_kafka import TopicPartition
 
 from consumers.operations.status import gather
+from consumers.testing.settling import until_shown
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.postgres.heartbeat import beat
@@ -43,8 +45,6 @@ from tests.chaos.standbys import ComingAndGoing
 from tests.chaos.writing import REPOSITORIES, STATUSES, Row, Writers
 from tests.consumers import container_repositories, registry
 from tests.consumers.services import ROOT, Service, run
-from tests.settling import until_shown
-from tests.waiting import PATIENCE, until
 
 RATE: Final = 500.0
 """Rows that the application writes per second."""

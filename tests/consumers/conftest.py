@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,15 +15,16 @@ import pytest
 
 from consumers.delivery import group
 from consumers.migrations.skip_resets import SkipResets
+from consumers.operations import catalog
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import PATIENCE
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from tests.conftest import Build, Database
 from tests.consumers.container_repositories import TABLE, Feed, start_member, write_settings
 from tests.consumers.gitserver.driver import World
 from tests.consumers.gitservers import Application, make_tables
-from tests.waiting import PATIENCE
 
 Member = subprocess.Popen[str]
 
@@ -31,6 +33,20 @@ Member = subprocess.Popen[str]
 def members_are_gone_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer of this process has left its group when it returns, however slow the machine is."""
     monkeypatch.setattr(group, "_LEAVE_SECONDS", PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def plugins_are_forgotten() -> Iterator[None]:
+    """What a test imported from folders of its own is no module of the next one's."""
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    added = [each for each in sys.path if each not in path]
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.startswith("headrace_plugins.") or any(file.startswith(folder) for folder in added):
+            del sys.modules[name]
+    catalog._discovered.cache_clear()
 
 
 @pytest.fixture

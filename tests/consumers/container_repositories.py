@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import Producer
 
+from consumers.testing.settling import until_shown
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
@@ -20,7 +21,6 @@ from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic
-from tests.settling import until_shown
 
 _INT2, _INT4, _INT8, _TEXT, _TIMESTAMPTZ = 21, 23, 20, 25, 1184
 

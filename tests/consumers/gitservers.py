@@ -15,6 +15,7 @@ import psycopg
 
 from consumers.repositories.storage import OWN, Root
 from consumers.routing.placement import md5_home, normalised, rendezvous_home
+from consumers.testing.settling import until_shown
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
@@ -24,7 +25,6 @@ from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Relation
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
-from tests.settling import until_shown
 
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")
 

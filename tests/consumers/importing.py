@@ -13,6 +13,7 @@ from consumers.contract.decisions import Change
 from consumers.contract.migration import Migration
 from consumers.ledger.progress import Ledger
 from consumers.migrations.missing_records import MissingRecords
+from consumers.testing.waiting import until
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import MigrationSettings, Settings
 from schemas.events import ChangeEvent, Op, Source
@@ -20,7 +21,6 @@ from schemas.positions import Lsn, Position
 from tests.conftest import Database
 from tests.consumers.praefect_database import SCHEMAS
 from tests.producers.storages import hashed
-from tests.waiting import until
 
 HOUR_MS = 3_600_000
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing.waiting import PATIENCE
 from tests.consumers.container_repositories import TOO_MANY_TAGS
-from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from infra.settings.model import Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
 # Includes everything imported by the module that runs the rounds, since each fork imports it too.
-_FORKS.set_forkserver_preload(["headrace", "tests.fuzz.planting", __name__])
+_FORKS.set_forkserver_preload(["tests.preloaded", "tests.fuzz.planting", __name__])
 
 _CHILDREN: Final = threading.Lock()
 """Each start waits for the child processes of all threads; if two wait for the same one, one gets exit code 255."""

@@ -13,6 +13,7 @@ import psycopg
 from confluent_kafka import TopicPartition
 from psycopg import sql
 
+from consumers.testing.settling import until_shown
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.schema_registry.topic_registry import open_registry
@@ -21,7 +22,6 @@ from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.events import UNCHANGED, ChangeEvent, Op
 from schemas.positions import Position
 from schemas.wire import split_wire
-from tests.settling import until_shown
 
 Row = dict[str, object]
 SqlRow = tuple[str | None, ...]

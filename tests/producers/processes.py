@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psycopg
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import Settings
-from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 

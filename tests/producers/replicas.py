@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing.waiting import until
 from producers.source import slots
 from producers.stream import messages as m
 from producers.stream.connection import ReplicationStream, StreamOptions
@@ -15,7 +16,6 @@ from producers.stream.frames import Frame, Keepalive, XLogData
 from producers.stream.pgoutput import Decoder
 from producers.stream.start_command import Streaming
 from schemas.positions import Lsn, parse_lsn
-from tests.waiting import until
 
 PUBLICATION = "pub"
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing.settling import until_shown
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.heartbeat import beat
 from infra.service import log
 from infra.settings.model import DatabaseSettings, KafkaSettings, Settings
@@ -23,8 +25,6 @@ from producers.source import slots
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 from tests.producers.folding import Record, folded_rows, read_topic, require_order, table_rows
-from tests.settling import until_shown
-from tests.waiting import PATIENCE, until
 
 
 def settings_for(

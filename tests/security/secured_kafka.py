@@ -23,13 +23,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
     UserScramCredentialUpsertion,
 )
 
+from consumers.testing.waiting import until
 from infra.settings.model import KafkaSettings
 from infra.stack.brokers.broker_settings import SETTINGS
 from infra.stack.brokers.cluster import EmbeddedKafka
 from infra.stack.processes.keeper import Keeper
 from infra.stack.processes.ports import free_port
 from tests.security.authority import Authority, Certificate
-from tests.waiting import until
 
 _SECONDS: Final = 120.0
 ADMIN: Final = "admin"

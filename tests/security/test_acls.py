@@ -24,6 +24,7 @@ from consumers.ledger.progress import Place
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import rights as consumer_rights
 from consumers.operations.group_admin import members, move_offsets
+from consumers.testing.waiting import until
 from infra.kafka import clients, topics
 from infra.kafka.denials import AccessDenied
 from infra.rights import acls, kafka_rights
@@ -35,7 +36,6 @@ from schemas.events import ChangeEvent
 from schemas.positions import Offset
 from schemas.topics import dead_letters_topic, group_name, positions_topic, schemas_topic, table_topic
 from tests.security.secured_kafka import SecuredKafka
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import headrace
+from consumers.testing.waiting import until
 from infra.settings.model import Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, fill, states, write_settings
@@ -21,7 +22,6 @@ from tests.consumers.services import ROOT
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
 from tests.security.worlds import MIGRATION, SOURCE, SecuredWorld, secured_world, with_table
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

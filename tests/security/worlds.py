@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from pydantic import SecretStr
 
+from consumers.testing.waiting import until
 from headrace import programs
 from infra.init.administrator import administrator_script
 from infra.rights import acls, kafka_rights
@@ -26,7 +27,6 @@ from tests.consumers.container_repositories import TABLE
 from tests.security.authority import Authority
 from tests.security.secured_kafka import SecuredKafka
 from tests.security.secured_postgres import secured_dsn
-from tests.waiting import until
 
 SOURCE: Final = "here"
 MIGRATION: Final = "skip_resets"

@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka.topics import LogReader
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -31,7 +32,6 @@ from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, s
 from tests.consumers.services import ROOT
 from tests.upgrades.next_version import PROGRAM
 from tests.upgrades.states import RELEASED, restore, save
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -17,6 +17,8 @@ import psycopg
 
 from consumers.operations import pauses
 from consumers.operations.catalog import migration_class
+from consumers.testing.settling import until_shown
+from consumers.testing.waiting import until
 from infra.kafka.topics import end_offsets
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.heartbeat import beat
@@ -31,8 +33,6 @@ from tests.chaos.path.faults import Faults, Happened
 from tests.chaos.path.histories import BEGINNING, MIGRATIONS, Evidence, Pause
 from tests.chaos.path.watch import Watch, committed
 from tests.chaos.path.world import World
-from tests.settling import until_shown
-from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -185,7 +185,9 @@ class _Operator:
                 self._pause(self._draw.choice(MIGRATIONS))
 
     def _pause(self, name: str) -> None:
-        set_paused = partial(pauses.set_paused, self._world.settings, migration_class(name), "main")
+        set_paused = partial(
+            pauses.set_paused, self._world.settings, migration_class(self._world.settings, name), "main"
+        )
         since = quiet = math.inf  # without an answer, it may not be paused
         try:
             set_paused(True, 1.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from confluent_kafka import Message, TopicPartition
 
+from consumers.testing.settling import until_shown
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.schema_registry.topic_registry import open_registry
@@ -15,7 +16,6 @@ from schemas.events import ChangeEvent
 from schemas.wire import HEADER_BYTES, split_wire
 from tests.chaos.path.histories import TOMBSTONE, Event
 from tests.chaos.path.tables import VALUE
-from tests.settling import until_shown
 
 
 def events(settings: Settings, topic: str) -> Iterator[Event]:

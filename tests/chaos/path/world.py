@@ -13,6 +13,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from consumers.testing.waiting import until
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack.brokers.broker import Cluster, EmbeddedBroker, kafka_uuid
@@ -40,7 +41,6 @@ from tests.chaos.path.targets import (
     preparing,
 )
 from tests.consumers.container_repositories import write_settings
-from tests.waiting import until
 
 DATABASE: Final = "gitlabhq"
 _CONSUMERS: Final = 2

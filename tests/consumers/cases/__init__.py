@@ -3,66 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import psycopg
-
-from infra.settings.model import Settings
-
-Rows = Mapping[object, object]
-
-
-class Case(ABC):
-    """Some rows that the migration should change, and some that it should not."""
-
-    @classmethod
-    def surroundings(cls, settings: Settings, directory: Path) -> Settings:
-        """Return the settings with what else the migration needs; `directory` is the test's own."""
-        del directory
-        return settings
-
-    @abstractmethod
-    def __init__(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
-        """Make the tables, empty, and the topics."""
-
-    @abstractmethod
-    def insert(self) -> None:
-        """Insert the rows."""
-
-    @abstractmethod
-    def publish(self) -> None:
-        """Produce the rows' events as they were inserted; each call produces them again."""
-
-    @abstractmethod
-    def publish_as(self, xid: int) -> bool:
-        """Have the events from now on be of the transaction `xid`; False where they are of none."""
-
-    @abstractmethod
-    def wanted(self) -> Rows:
-        """Return, of the rows that should change, how they should be then."""
-
-    def left(self) -> int:
-        """Return what `remaining` counts for them: the rows themselves, unless only their events show them."""
-        return len(self.wanted())
-
-    @abstractmethod
-    def rows(self) -> Rows:
-        """Return all rows as they are."""
-
-    @abstractmethod
-    def writes(self) -> int:
-        """Return how many writes of the migration there were, by a trigger's log."""
-
-    @abstractmethod
-    def settle_elsewhere(self) -> None:
-        """Change the rows so that none is left for the migration, as an application would."""
-
-    @abstractmethod
-    def recreate(self) -> None:
-        """Delete the rows and insert them again, with the events of both."""
+from consumers.testing.case import Case
 
 
 def case_of(name: str) -> type[Case]:

@@ -7,24 +7,24 @@ from typing import Any
 import psycopg
 from confluent_kafka import Producer
 
+from consumers.testing import case
+from consumers.testing.settling import until_shown
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from producers.walk.directory import Repository
 from producers.walk.events import WalkEncoder
 from producers.walk.run import storage_walk_topic
-from tests.consumers import cases
 from tests.consumers.praefect_database import SCHEMAS, flags, hosts, records, track
 from tests.producers.storages import hashed
-from tests.settling import until_shown
 
 KNOWN = [hashed(project) for project in range(10)]
 MISSING = [hashed(project) for project in range(10, 40)]
 SECONDARY = [hashed(project) for project in range(40, 50)]
 
 
-class Case(cases.Case):
-    """See cases.Case."""
+class Case(case.Case):
+    """See case.Case."""
 
     def __init__(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
         self._settings = settings
@@ -68,14 +68,14 @@ class Case(cases.Case):
         del xid  # a walk reads no database
         return False
 
-    def wanted(self) -> cases.Rows:
+    def wanted(self) -> case.Rows:
         wanted: dict[object, object] = {path: (0, None, path, {"gitaly-0": 0}) for path in MISSING}
         return {**wanted, "default": True}
 
     def left(self) -> int:
         return 1
 
-    def rows(self) -> cases.Rows:
+    def rows(self) -> case.Rows:
         hosted = hosts(self._connection)
         found: dict[object, object] = {
             path: (*record, hosted[path]) for path, record in records(self._connection).items()

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 
 from consumers.routing.placement import md5_home, rendezvous_home
+from consumers.testing import case
 from infra.settings.model import Settings
-from tests.consumers import cases
 from tests.consumers.gitservers import NODES, TABLES, Application, Disks, make_repository, shards
 
 _NAMES = [name for number in range(40) if (name := f"github.com/team/repository-{number}")]
@@ -17,8 +17,8 @@ MOVING = [name for name in _NAMES if md5_home(name, NODES) != rendezvous_home(na
 NOT_CLONED = [f"github.com/team/empty-{number}" for number in range(4)]
 
 
-class Case(cases.Case):
-    """See cases.Case."""
+class Case(case.Case):
+    """See case.Case."""
 
     @classmethod
     def surroundings(cls, settings: Settings, directory: Path) -> Settings:
@@ -46,10 +46,10 @@ class Case(cases.Case):
         self._application.xid = xid
         return True
 
-    def wanted(self) -> cases.Rows:
+    def wanted(self) -> case.Rows:
         return {name: rendezvous_home(name, NODES) for name in MOVING}
 
-    def rows(self) -> cases.Rows:
+    def rows(self) -> case.Rows:
         return shards(self._connection)  # type: ignore[return-value]
 
     def writes(self) -> int:

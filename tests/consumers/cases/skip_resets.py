@@ -6,15 +6,15 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing import case
 from infra.settings.model import Settings
-from tests.consumers import cases
 from tests.consumers.container_repositories import DEFAULT, TABLE, TOO_MANY_TAGS, Feed, fill, states
 
 ROWS = {key: (TOO_MANY_TAGS, DEFAULT, ("import_skipped", 5), ("importing", 2))[key % 4] for key in range(60)}
 
 
-class Case(cases.Case):
-    """See cases.Case."""
+class Case(case.Case):
+    """See case.Case."""
 
     def __init__(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -31,10 +31,10 @@ class Case(cases.Case):
         self._feed.xid = xid
         return True
 
-    def wanted(self) -> cases.Rows:
+    def wanted(self) -> case.Rows:
         return {key: DEFAULT for key, row in ROWS.items() if row == TOO_MANY_TAGS}
 
-    def rows(self) -> cases.Rows:
+    def rows(self) -> case.Rows:
         return states(self._connection)  # type: ignore[return-value]
 
     def writes(self) -> int:

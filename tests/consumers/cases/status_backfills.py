@@ -6,8 +6,8 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing import case
 from infra.settings.model import Settings
-from tests.consumers import cases
 from tests.consumers.registry import EXPANDED, LOG, TABLE, Key, RegistryFeed, insert_with_status, statuses, writes
 
 ROWS: dict[Key, str | None] = {
@@ -15,8 +15,8 @@ ROWS: dict[Key, str | None] = {
 }
 
 
-class Case(cases.Case):
-    """See cases.Case."""
+class Case(case.Case):
+    """See case.Case."""
 
     def __init__(self, settings: Settings, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -33,10 +33,10 @@ class Case(cases.Case):
         self._feed.xid = xid
         return True
 
-    def wanted(self) -> cases.Rows:
+    def wanted(self) -> case.Rows:
         return {key: "native" for key, status in ROWS.items() if status is None}
 
-    def rows(self) -> cases.Rows:
+    def rows(self) -> case.Rows:
         return statuses(self._connection)  # type: ignore[return-value]
 
     def writes(self) -> int:

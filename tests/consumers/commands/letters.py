@@ -20,9 +20,9 @@ from consumers.dead_letters import settle
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import catalog
+from consumers.testing.waiting import until
 from schemas.errors import HeadraceError
 from tests.consumers.services import ROOT
-from tests.waiting import until
 
 
 class Unguarded(SkipResets):
@@ -66,7 +66,7 @@ def until_stopped(process: subprocess.Popen[str]) -> None:
 
 def main(config: str, point: str, *arguments: str) -> None:
     """Run the command, as `headrace` would."""
-    catalog.migrations = lambda: {"skip_resets": Unguarded}
+    vars(catalog)["migrations"] = lambda _settings: {"skip_resets": Unguarded}
     if point != "nowhere":
         POINTS[point]()
     try:

@@ -17,9 +17,9 @@ import tomli_w
 
 from consumers.gitserver.tables import OWN_TABLES
 from consumers.routing.placement import md5_home, partition_of, rendezvous_home
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.control import ensure_control_schema
 from tests.conftest import Database
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

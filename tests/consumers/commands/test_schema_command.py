@@ -20,6 +20,7 @@ from consumers.commands import schema_command
 from consumers.migrations.status_backfills import StatusBackfills
 from consumers.operations import catalog
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from infra.service import log
 from infra.settings.model import Settings
 from schemas.errors import UsageError
@@ -37,7 +38,6 @@ from tests.consumers.commands.schema_commands import (
 )
 from tests.consumers.registry import LOG, TABLE, insert, insert_with_status, statuses, writes
 from tests.producers import sources
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 
@@ -178,7 +178,8 @@ def test_backfill_of_the_documentation_works(
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     module = types.ModuleType("visibility_backfills")
     exec(source, vars(module))
-    monkeypatch.setattr(catalog, "migrations", lambda: {"visibility_backfills": module.VisibilityBackfills})
+    kinds = {"visibility_backfills": module.VisibilityBackfills}
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: kinds)
     monkeypatch.setattr(log, "configure", lambda: None)
     captured = settings.database("main").model_copy(update={"tables": ("public.projects",)})
     chosen = settings.model_copy(update={"databases": {"main": captured}})

@@ -12,6 +12,7 @@ import pytest
 
 from consumers.compare.comparison import Comparison, compare
 from consumers.compare.repair import request_repair
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.postgres.control import ensure_control_schema
 from infra.settings.file import load_settings
@@ -23,7 +24,6 @@ from schemas.errors import HeadraceError, UsageError
 from schemas.topics import table_topic
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

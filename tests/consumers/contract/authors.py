@@ -8,9 +8,7 @@ from typing import Final
 SOUND: Final = '''
 from collections.abc import Sequence
 
-from consumers.contract.decisions import Change, Decision, Skip
-from consumers.contract.migration import Cursor, Migration
-from schemas.events import ChangeEvent
+from headrace import Change, ChangeEvent, Cursor, Decision, Migration, Skip
 
 
 class Lowers(Migration):
@@ -54,10 +52,10 @@ BROKEN: Final[Mapping[str, tuple[str, str]]] = {
         "raises.py:5: cannot be imported: ValueError: no; ",
     ),
     "leaves": ("import sys\nsys.exit(0)\n", "leaves.py:2: cannot be imported: SystemExit: 0; "),
-    "nameless": (sound("x", name=""), "nameless.py:9: class Lowers declares no name; "),
+    "nameless": (sound("x", name=""), "nameless.py:7: class Lowers declares no name; "),
     "no_comma": (
         sound("no_comma", tables='tables = ("public.users")'),
-        "no_comma.py:9: class Lowers tables is the string 'public.users', not a tuple:"
+        "no_comma.py:7: class Lowers tables is the string 'public.users', not a tuple:"
         ' a one-element tuple needs a comma; fix it, for example: tables = ("public.users",)',
     ),
     "Capitals": (sound("Capitals"), "name is 'Capitals'; a name has 1 to 63 lowercase letters"),

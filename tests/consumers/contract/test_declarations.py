@@ -12,6 +12,7 @@ from consumers.contract.declarations import mistakes
 from consumers.contract.migration import Migration, Options
 from consumers.contract.suggested_index import SuggestedIndex
 from consumers.operations.catalog import migrations
+from infra.settings.model import Settings
 
 A_TEXT: Any = "id"
 
@@ -63,7 +64,7 @@ def found(base: Any, **declared: object) -> list[str]:
 
 
 def test_migrations_of_headrace_are_valid() -> None:
-    kinds: list[type[Migration]] = [*migrations().values(), Sound, SoundBackfill]
+    kinds: list[type[Migration]] = [*migrations(Settings()).values(), Sound, SoundBackfill]
     for kind in kinds:
         assert list(mistakes(kind)) == []
 

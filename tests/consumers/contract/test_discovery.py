@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from consumers.contract.discovery import Discovered, discover
+from consumers.contract.discovery import BUILT_IN, Discovered, discover, in_package
 from tests.consumers.contract.authors import BROKEN, sound
 
 Find = Callable[[Mapping[str, str]], Discovered]
@@ -27,7 +27,7 @@ def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
         for stem, text in files.items():
             (package / f"{stem}.py").write_text(text)
         importlib.invalidate_caches()
-        return discover(importlib.import_module("authors_own"))
+        return discover(in_package(importlib.import_module("authors_own"), BUILT_IN))
 
     yield found
     for name in [name for name in sys.modules if name.startswith("authors_own")]:
@@ -49,14 +49,14 @@ def test_two_migrations_with_same_name_are_refused_with_both_places(find: Find) 
     found = find({"first": sound("same"), "second": sound("same"), "third": sound("other")})
     assert list(found.migrations) == ["other"]
     said = str(found.broken["same"])
-    assert "second.py:9: class Lowers has the same name, same, as class Lowers in " in said
-    assert "first.py:9" in said
+    assert "second.py:7: class Lowers has the same name, same, as class Lowers in " in said
+    assert "first.py:7" in said
     assert "rename one of them" in said
 
 
 def test_two_migrations_a_base_class_and_an_import_are_valid(find: Find) -> None:
     two = sound("one") + sound("two").partition("class Lowers")[2].join(["\n\nclass Others", ""])
-    imported = "from consumers.contract.migration import Migration\n\n\n"
+    imported = "from headrace import Migration\n\n\n"
     base = f"{imported}class Base(Migration):\n    gitlab_schema = 'gitlab_main'\n"
     found = find({"both": two, "base": base, "imports": "from authors_own.both import Lowers\n"})
     assert sorted(found.migrations) == ["one", "two"]

@@ -13,10 +13,10 @@ from consumers.contract.external import Outside, Pace
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.pauses import set_paused
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

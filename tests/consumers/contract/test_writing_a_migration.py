@@ -1,48 +1,55 @@
-"""The file in docs/how-to/writing-a-migration.md runs as a migration without edits elsewhere, and its test passes."""
+"""The files in docs/how-to/writing-a-migration.md run from a folder outside of the checkout, and their tests pass."""
+
+from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from consumers.testing.promises import PROMISES
 from tests.consumers.container_repositories import Feed, fill
 
-CHECKOUT = Path(__file__).parents[3]
-PAGE = CHECKOUT / "docs" / "how-to" / "writing-a-migration.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "writing-a-migration.md"
+NAMES = ("name_repositories.py", "test_name_repositories.py", "name_repositories_case.py")
+"""The documented files, in the page's order."""
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout's code with the documented file added."""
-    copy = tmp_path / "checkout"
-    for package in ("schemas", "infra", "producers", "consumers"):
-        shutil.copytree(CHECKOUT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CHECKOUT / "headrace.py", copy)
-    migration, its_test = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    (copy / "consumers" / "migrations" / "name_repositories.py").write_text(migration, encoding="utf-8")
-    (copy / "test_name_repositories.py").write_text(its_test, encoding="utf-8")
-    return copy
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "migrations"
+    made.mkdir()
+    texts = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    for name, text in zip(NAMES, texts, strict=True):
+        (made / name).write_text(text, encoding="utf-8")
+    return made
 
 
-def headrace(*words: str, checkout: Path, config: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def own(config: Path, folder: Path) -> Path:
+    """The settings file, with the folder."""
+    config.write_text(f'plugin_paths = ["./{folder.name}"]\n{config.read_text()}')
+    return config
+
+
+def headrace(*words: str, config: Path) -> subprocess.CompletedProcess[str]:
+    return _run(["headrace", *words, "name_repositories", "--config", str(config)], config.parent)
+
+
+def _run(module: Sequence[str], directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "headrace", *words, "name_repositories", "--config", str(config)],
-        cwd=checkout,  # Python looks there first, before what is installed
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-m", *module], cwd=directory, capture_output=True, text=True, check=False
+    )  # fmt: skip
 
 
-def test_documented_migration_runs(
-    checkout: Path, config: Path, feed: Feed, connection: psycopg.Connection[Any]
-) -> None:
+@pytest.mark.stack
+def test_documented_migration_runs(own: Path, feed: Feed, connection: psycopg.Connection[Any]) -> None:
     fill(connection, dict.fromkeys(range(1, 11), ("default", None)))
     connection.execute("UPDATE container_repositories SET name = '' WHERE id <= 3")
     records = []
@@ -54,26 +61,33 @@ def test_documented_migration_runs(
         records.append(feed.encoder.change(prefix, 0, 0, row))
     feed.send(records)
 
-    left = headrace("verify", checkout=checkout, config=config)
+    left = headrace("verify", config=own)
     assert left.returncode == 1
     assert "3 rows are left" in left.stderr
 
-    ran = headrace("consume", "--until-caught-up", "--json", checkout=checkout, config=config)
+    ran = headrace("consume", "--until-caught-up", "--json", config=own)
     assert ran.returncode == 0, ran.stderr
     totals = json.loads(ran.stdout)
     assert (totals["applied"], totals["skipped"]) == (3, 7)
     named = connection.execute("SELECT id FROM container_repositories WHERE name = 'unnamed' ORDER BY id").fetchall()
     assert named == [(1,), (2,), (3,)]
-    assert headrace("verify", checkout=checkout, config=config).returncode == 0
+    assert headrace("verify", config=own).returncode == 0
 
 
-def test_documented_test_passes(checkout: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_name_repositories.py"],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_documented_decisions_are_right(folder: Path) -> None:
+    ran = _run(["pytest", "-q", "-p", "no:cacheprovider", "migrations", "-k", "not contract"], folder.parent)
     assert ran.returncode == 0, ran.stdout
     assert "2 passed" in ran.stdout
+
+
+@pytest.mark.stack
+def test_documented_contract_is_kept(folder: Path) -> None:
+    ran = _run(["pytest", "-q", "-p", "no:cacheprovider", "migrations", "-k", "contract"], folder.parent)
+    assert ran.returncode == 0, ran.stdout
+    assert f"{len(PROMISES)} passed" in ran.stdout
+
+
+@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check", "--line-length=120"]])
+def test_documented_files_pass_the_defaults_of_ruff(folder: Path, command: list[str]) -> None:
+    ran = _run([*command, "--isolated", "--no-cache", "migrations"], folder.parent)
+    assert ran.returncode == 0, ran.stdout

@@ -28,4 +28,4 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands' migration has no guard, so that a repeated effect shows."""
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: Unguarded})
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: Unguarded})

@@ -18,6 +18,7 @@ from consumers.delivery.dead_letter_topic import DeadLetterWriter, NewDeadLetter
 from consumers.operations import catalog
 from consumers.operations.replay import replay
 from consumers.runtime import assembly
+from consumers.testing.waiting import PATIENCE
 from infra.kafka import topics
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -37,7 +38,6 @@ from tests.consumers.delivery.dead_letters import (
     listed,
     make_dead_letters,
 )
-from tests.waiting import PATIENCE
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("unguarded")]
 
@@ -50,7 +50,7 @@ def test_dead_letters_are_retried_only_in_their_database(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(catalog, "migrations", lambda: {NAME: OfEach})
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: OfEach})
     databases = {name: new_databases(None) for name in ("main", "ci")}
     config = write_settings(
         tmp_path / "headrace.toml",

@@ -12,12 +12,12 @@ from consumers.delivery.group import Group
 from consumers.delivery.topic_identity import TopicRecreated, topic_ids
 from consumers.ledger.progress import Entry, Place
 from consumers.operations.group_admin import members, move_offsets
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients, topics
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 from schemas.topics import group_name
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -12,13 +12,13 @@ import pytest
 from consumers.delivery.topics import schemas_of
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.schema_registry.topic_registry import TopicRegistry
 from infra.settings.model import Settings
 from infra.stack import Stack
 from schemas.errors import BrokerUnavailable, Interrupted
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -14,6 +14,7 @@ from confluent_kafka import TopicPartition
 from consumers.delivery.group import Group
 from consumers.delivery.topic_identity import TopicIdentity, TopicRecreated, topic_ids
 from consumers.ledger.progress import Entry, Place
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients, topics
 from infra.settings.model import Settings
 from infra.stack import Stack
@@ -22,7 +23,6 @@ from schemas.topics import group_name
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.members.freezing import freeze_between_transactions
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

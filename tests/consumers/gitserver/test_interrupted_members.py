@@ -9,9 +9,9 @@ import pytest
 
 from consumers.repositories.storage import Root
 from consumers.routing.placement import md5_home
+from consumers.testing.waiting import PATIENCE
 from tests.consumers.gitserver.driver import NAMES, World, drive, start
 from tests.consumers.gitservers import NODES, git, is_whole, push
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

@@ -27,12 +27,12 @@ from consumers.repositories.git import NoRoom
 from consumers.repositories.storage import Copy, Root
 from consumers.routing.placement import md5_home, order_key, partition_of
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from infra.service import log
 from schemas.errors import SettingsError
 from tests.consumers.container_repositories import start_member
 from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.gitservers import NODES, Application, git, is_whole, make_repository, refs, shards
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -22,10 +22,10 @@ from consumers.routing.lookup import Database as Cursors
 from consumers.routing.lookup import Reading, homes
 from consumers.routing.placement import Placement, md5_home, rendezvous_home
 from consumers.runtime.external_driver import Working
+from consumers.testing.waiting import PATIENCE
 from schemas.errors import SettingsError
 from tests.consumers.gitserver.driver import NAMES, World, drive, moving, start
 from tests.consumers.gitservers import NODES, is_whole, make_repository, push, refs, shards
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

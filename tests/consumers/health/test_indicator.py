@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from consumers.health.indicator import BLIND, Fine, Health, Limit, Signal, Stop, Unknown, indicators, limits
+from consumers.testing.waiting import until
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import SettingsError
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

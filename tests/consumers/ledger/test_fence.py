@@ -10,12 +10,12 @@ import pytest
 from consumers.ledger import fence
 from consumers.ledger.fence import DeclarationChanged, Failed, Paused, RunReplaced
 from consumers.ledger.progress import Ledger
+from consumers.testing.waiting import until
 from infra.postgres.advisory_locks import exclude, migration_key, ownership_key
 from infra.postgres.control import ensure_control_schema
 from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.services import advisory_lock_is_waited_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

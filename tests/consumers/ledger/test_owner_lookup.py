@@ -28,7 +28,7 @@ def settings(first: str, second: str) -> Settings:
 def test_owner_is_the_database_whose_own_rows_say_so(new_databases: New) -> None:
     first, second = new_databases(None), new_databases(None)
     known = settings(first.dsn, second.dsn)
-    kind = migration_class("skip_resets")
+    kind = migration_class(Settings(), "skip_resets")
     with pytest.raises(UsageError, match="several databases: first, second"):
         target_database(known, kind)
     for database in (first, second):  # a physical copy records itself as the original
@@ -60,7 +60,7 @@ def test_two_claiming_databases_are_named_and_refused(new_databases: New) -> Non
     ensure_control_schema(second.connect(), "second", ["gitlab_main"])
     words = r"first \(epoch 1\) and second \(epoch 1\) both claim to own gitlab_main; Stop what writes"
     with pytest.raises(TwoOwners, match=words):
-        target_database(known, migration_class("skip_resets"))
+        target_database(known, migration_class(known, "skip_resets"))
 
 
 def test_same_database_under_two_names_is_one_owner(database: Database) -> None:

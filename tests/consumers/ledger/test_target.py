@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from consumers.ledger.target import LOCK_TIMEOUT, Target, backoff
+from consumers.testing.waiting import until
 from schemas.errors import HeadraceError, Interrupted, SettingsError
 from tests.conftest import Database
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -19,10 +19,10 @@ from consumers.operations.pauses import set_paused
 from consumers.operations.replay import replay
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import MigrationSettings, Settings
 from tests.conftest import Database
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, states, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

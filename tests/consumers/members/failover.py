@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.guard import write_guard
 from infra.postgres.heartbeat import beat
 from infra.settings.file import load_settings
@@ -30,7 +31,6 @@ from schemas.topics import table_topic
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, write_settings
 from tests.consumers.services import ROOT, Application, Service, run
 from tests.producers.folding import folded_rows, read_topic, require_order, table_rows
-from tests.waiting import PATIENCE, until
 
 _TRIES = 15
 MOVED = "gitlab_main"

@@ -25,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 
 from consumers.health.indicator import indicators
 from consumers.operations.status import gather
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -33,7 +34,6 @@ from schemas.topics import group_name
 from tests.administering import whole_script
 from tests.consumers.container_repositories import MEMBER, TABLE, TOO_MANY_TAGS, Feed, fill, write_settings, written
 from tests.producers.servers import own_server
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

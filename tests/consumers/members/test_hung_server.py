@@ -15,12 +15,12 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 import psycopg
 import pytest
 
+from consumers.testing.waiting import PATIENCE, until
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
 from tests.consumers.members.freezing import backends
 from tests.consumers.services import ROOT
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -16,6 +16,7 @@ import pytest
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
 from infra.stack.postgresql.databases import DatabaseServer
@@ -23,7 +24,6 @@ from schemas.errors import OwnershipMoved
 from tests.conftest import Database
 from tests.consumers.container_repositories import DEFAULT, TABLE, Feed, fill
 from tests.producers.servers import own_server
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

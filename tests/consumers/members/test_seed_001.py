@@ -15,13 +15,13 @@ from consumers.delivery.topics import source_topics
 from consumers.ledger.owner_lookup import owning_database
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.catalog import migrations, target_database
+from consumers.testing.waiting import until
 from infra.stack import embedded_stack
 from schemas.errors import UsageError
 from schemas.topics import schema_prefix
 from tests.consumers.container_repositories import TOO_MANY_TAGS, fill
 from tests.consumers.members.failover import MOVED, STAYS, World
 from tests.consumers.services import Application
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -114,7 +114,7 @@ def test_the_gitlab_schema_is_stored_in_the_tracking_table(moved: Moved) -> None
 
 def test_a_worker_only_reads_what_its_connection_may_use(moved: Moved) -> None:
     settings = moved.world.settings
-    for kind in migrations().values():
+    for kind in migrations(settings).values():
         own = schema_prefix(settings.prefix, kind.gitlab_schema)
         assert all(topic.startswith(own) for topic in source_topics(settings, kind, "second"))
 
@@ -123,7 +123,7 @@ def test_once_split_the_new_worker_fetches_the_migrations_of_its_schema(moved: M
     settings = moved.world.settings
     assert owning_database(settings, ["first", "second"], MOVED) == "second"
     assert owning_database(settings, ["first", "second"], STAYS) == "first"
-    assert target_database(settings, migrations()["skip_resets"]) == "second"
+    assert target_database(settings, migrations(settings)["skip_resets"]) == "second"
 
 
 def test_stale_records_outside_of_a_database_are_cleaned_up_in_a_follow_up(moved: Moved) -> None:

@@ -11,13 +11,13 @@ import psycopg
 import pytest
 
 from consumers.operations.group_admin import members as group_members
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import Settings
 from schemas.topics import group_name
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, start_impatient_member, states, written
 from tests.consumers.members.freezing import backends, freeze_between_transactions
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

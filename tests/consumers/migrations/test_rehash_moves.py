@@ -17,10 +17,10 @@ from consumers.repositories.storage import Copy
 from consumers.routing.lookup import Router
 from consumers.routing.placement import Algorithm, Placement, md5_home, order_key, partition_of, rendezvous_home
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from tests.consumers.container_repositories import start_member
 from tests.consumers.gitserver.driver import NAMES, World, broken, drive, hang, member
 from tests.consumers.gitservers import NODES, Application, is_whole, make_repository, refs, shards
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -43,20 +43,20 @@ def settings(**schemas: list[str]) -> Settings:
 
 
 def test_catalog_finds_skip_resets_by_file_name() -> None:
-    for name, kind in migrations().items():
+    for name, kind in migrations(Settings()).items():
         assert kind.__module__ == f"consumers.migrations.{name}"
-    assert "skip_resets" in migrations()
+    assert "skip_resets" in migrations(Settings())
 
 
 def test_unknown_migration_is_refused_with_suggestion_and_list() -> None:
     with pytest.raises(UsageError, match=r"'skip_reset'; did you mean skip_resets\? known: .*skip_resets"):
-        migration_class("skip_reset")
+        migration_class(Settings(), "skip_reset")
 
 
 def test_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     mistyped = type("Mistyped", (Everywhere,), {"name": "mistyped", "gitlab_schema": "gitlab_mian"})
-    monkeypatch.setattr(catalog, "migrations", lambda: {"mistyped": mistyped})
-    assert "mistyped" not in catalog.broken()
+    monkeypatch.setattr(catalog, "migrations", lambda _settings: {"mistyped": mistyped})
+    assert "mistyped" in catalog.broken(Settings())
     assert "did you mean gitlab_main?" in str(catalog.broken(settings(main=["gitlab_main"]))["mistyped"])
     own = {"dsn": "postgresql://h/d", "gitlab_schemas": ["gitlab_mian"], "table_schemas": {"a.b": "gitlab_mian"}}
     assert "mistyped" not in catalog.broken(Settings.model_validate({"databases": {"main": own}}))
@@ -65,7 +65,7 @@ def test_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypatch
 
 
 def test_target_is_the_only_database_that_lists_the_schema() -> None:
-    kind = migration_class("skip_resets")
+    kind = migration_class(Settings(), "skip_resets")
     assert target_database(settings(main=["gitlab_main"], ci=["gitlab_ci"]), kind) == "main"
     with pytest.raises(UsageError, match="several databases: ci, main"):
         target_database(settings(main=["gitlab_main"], ci=["gitlab_main"]), kind)
@@ -76,7 +76,7 @@ def test_target_is_the_only_database_that_lists_the_schema() -> None:
 def test_settings_choose_the_target() -> None:
     both = settings(main=["gitlab_main"], ci=["gitlab_main"])
     chosen = both.model_copy(update={"migrations": {"skip_resets": _section(database="ci")}})
-    assert target_database(chosen, migration_class("skip_resets")) == "ci"
+    assert target_database(chosen, migration_class(Settings(), "skip_resets")) == "ci"
 
 
 def test_shared_migration_is_refused_unless_it_declares_per_database() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
 from tests.consumers.contract.authors import BROKEN, sound
 from tests.infra.schema_registry.registry_server import RegistryServer, registry_server
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -11,12 +11,12 @@ import pytest
 from consumers.ledger.progress import Ledger, Place
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.cleanup import remove, stale_records
+from consumers.testing.waiting import until
 from infra.postgres.advisory_locks import ownership_key
 from infra.postgres.control import WrongDatabase, ensure_control_schema
 from infra.settings.model import Settings
 from tests.conftest import Database
 from tests.consumers.services import advisory_lock_is_waited_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

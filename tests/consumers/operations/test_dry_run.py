@@ -8,12 +8,12 @@ import pytest
 
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.dry_run import dry_run
+from consumers.testing.waiting import PATIENCE
 from infra.kafka import clients
 from infra.settings.model import Settings
 from schemas.errors import UsageError
 from schemas.topics import group_name
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

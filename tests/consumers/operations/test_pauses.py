@@ -26,6 +26,7 @@ from consumers.operations.replay import replay
 from consumers.operations.status import gather
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.control import OtherPrefix
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
@@ -33,7 +34,6 @@ from schemas.topics import group_name
 from tests.conftest import Database
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, write_settings, written
 from tests.consumers.services import advisory_lock_is_waited_for
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

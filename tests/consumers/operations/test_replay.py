@@ -14,6 +14,7 @@ from consumers.operations.group_admin import members as group_members
 from consumers.operations.replay import MembersAlive, replay
 from consumers.operations.start_offsets import SinceLsn, SinceTime, parse_start
 from consumers.planning.key_selection import parse_selection
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.settings.model import Settings
 from schemas.errors import UsageError
@@ -21,7 +22,6 @@ from schemas.positions import Lsn
 from schemas.topics import group_name
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -11,13 +11,13 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import catalog
 from consumers.operations.pauses import set_paused
 from consumers.operations.status import gather
+from consumers.testing.waiting import until
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill
 from tests.consumers.operations.test_catalog import OncePerDatabase
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 
@@ -130,7 +130,9 @@ def test_migration_per_database_is_shown_once_per_database(
     monkeypatch: pytest.MonkeyPatch,
     section: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(catalog, "migrations", lambda: {"everywhere": OncePerDatabase, "skip_resets": SkipResets})
+    monkeypatch.setattr(
+        catalog, "migrations", lambda _settings: {"everywhere": OncePerDatabase, "skip_resets": SkipResets}
+    )
     both = Settings.model_validate(
         {
             **settings.model_dump(include={"prefix", "kafka"}),

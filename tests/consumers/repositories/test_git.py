@@ -11,9 +11,9 @@ import pytest
 from consumers.repositories.clone import copy
 from consumers.repositories.git import GitFailed, NoRoom, View, asked, failure, git, remove, run
 from consumers.repositories.storage import Root
+from consumers.testing.waiting import until
 from tests.consumers.gitserver.steps import result
 from tests.consumers.gitservers import make_repository, refs
-from tests.waiting import until
 
 
 def test_failure_has_the_output_of_git(tmp_path: Path) -> None:

@@ -32,12 +32,12 @@ from consumers.routing.placement import (
     partition_of,
     rendezvous_home,
 )
+from consumers.testing.waiting import until
 from infra.settings.gitserver import GitserverSettings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import DatabaseUnavailable
 from tests.conftest import Database
-from tests.waiting import until
 
 GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "routing.md"
 NODES = ("gitserver-0:3178", "gitserver-1:3178", "gitserver-2:3178")

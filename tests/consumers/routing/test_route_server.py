@@ -15,9 +15,9 @@ import pytest
 
 from consumers.routing.lookup import CursorTooOld
 from consumers.routing.route_server import RouteServer
+from consumers.testing.waiting import until
 from infra.service.bounded_http import Limits
 from schemas.errors import SettingsError
-from tests.waiting import until
 
 
 class Known:

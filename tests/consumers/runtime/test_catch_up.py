@@ -4,10 +4,10 @@ import pytest
 
 from consumers.ledger.progress import Entry, Place
 from consumers.runtime.catch_up import Ends
+from consumers.testing.settling import until_shown
 from infra.kafka import clients, topics
 from infra.settings.model import Settings
 from schemas.positions import Offset
-from tests.settling import until_shown
 
 pytestmark = pytest.mark.stack
 

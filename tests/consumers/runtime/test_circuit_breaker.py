@@ -20,13 +20,13 @@ from consumers.operations.replay import replay
 from consumers.operations.status import gather
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.circuit_breaker import CircuitBreaker
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -21,6 +21,7 @@ from consumers.runtime.assembly import consumer_of
 from consumers.runtime.completion import RowsLeft
 from consumers.runtime.consumer import Consumer
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients, topics
 from infra.settings.model import MigrationSettings, Settings
 from infra.state.positions import SnapshotState, StreamState, record_key
@@ -28,7 +29,6 @@ from schemas.errors import HeadraceError, OwnershipMoved
 from schemas.positions import Lsn, parse_lsn
 from schemas.topics import positions_topic
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

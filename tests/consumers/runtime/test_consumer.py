@@ -16,6 +16,7 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.kafka.topics import LogReader
 from infra.settings.file import load_settings
@@ -36,7 +37,6 @@ from tests.consumers.container_repositories import (
     written,
 )
 from tests.consumers.members.freezing import freeze_between_transactions, named
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -15,12 +15,12 @@ from consumers.dead_letters.settle import retry
 from consumers.delivery.dead_letter_topic import read_dead_letters_topic
 from consumers.migrations.skip_resets import SkipResets
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.events import ChangeEvent
 from tests.conftest import Database
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

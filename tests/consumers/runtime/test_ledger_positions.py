@@ -17,6 +17,7 @@ from confluent_kafka import TopicPartition
 from consumers.ledger.progress import Place
 from consumers.ledger.target import flush
 from consumers.runtime.ledger_positions import LedgerPositions
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.settings.file import load_settings
@@ -33,7 +34,6 @@ from tests.consumers.container_repositories import (
     write_settings,
     written,
 )
-from tests.waiting import PATIENCE, until
 
 WRITERS = ("walwriter", "background writer", "checkpointer")
 """The server's processes that write WAL which no session waits for."""

@@ -21,11 +21,11 @@ from consumers.runtime.assembly import consumer_of
 from consumers.runtime.consumer import Consumer
 from consumers.runtime.set_aside import WaitingPartitions
 from consumers.runtime.totals import Totals
+from consumers.testing.waiting import until
 from infra.settings.model import Settings
 from schemas.positions import Offset
 from tests.conftest import Database
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, states, written
-from tests.waiting import until
 
 A, B = Place("a", 0), Place("b", 1)
 

@@ -13,10 +13,10 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.group_admin import members as group_members
 from consumers.operations.status import gather
 from consumers.runtime.assembly import consumer_of
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import MigrationSettings, Settings
 from schemas.topics import group_name
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill, written
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -17,12 +17,12 @@ from consumers.contract.backfill import BackfillOptions
 from consumers.migrations.status_backfills import StatusBackfills
 from consumers.schema.executor import Alterations, Done, LockNotGranted, RowsForbidThis
 from consumers.schema.plan import NOT_NULL, Found, OutOfOrder, Release, Step, expanded
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import ensure_control_schema
 from schemas.errors import Interrupted, OwnershipMoved, PreflightFailed, Refused
 from tests.conftest import Database
 from tests.consumers.registry import TABLE, insert, insert_with_status
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from consumers.operations.status import gather
+from consumers.testing.waiting import until
 from infra.guard import write_guard
 from infra.guard.given_away import advise, lines, survey
 from infra.postgres.control import ensure_control_schema
@@ -23,7 +24,6 @@ from tests.consumers.container_repositories import write_settings
 from tests.producers.processes import ROOT
 from tests.producers.session.test_handover import GIVE
 from tests.producers.sources import Source, copy_all, running, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

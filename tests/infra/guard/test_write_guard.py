@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
+from consumers.testing.waiting import until
 from infra.guard import write_guard
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import Owner, database_name, ensure_control_schema, owners
 from tests.consumers.services import advisory_lock_is_waited_for
 from tests.infra.guard.guarded import GIVE, Guarded, refused
 from tests.prepared import ended
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -7,11 +7,11 @@ import threading
 import pytest
 from psycopg import errors
 
+from consumers.testing.waiting import until
 from infra.guard import write_guard
 from infra.settings.model import DatabaseSettings
 from schemas.errors import Interrupted
 from tests.infra.guard.guarded import LABELS, OF_CI, Connection, Guarded, of_schemas
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -16,10 +16,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, n
     ResourceType,
 )
 
+from consumers.testing.settling import until_shown
 from infra.kafka import clients
 from infra.kafka.topics import STATE, LogReader, delete_topics, end_offsets, ensure_topic, with_records, written_offsets
 from infra.settings.model import KafkaSettings
-from tests.settling import until_shown
 
 
 @pytest.fixture

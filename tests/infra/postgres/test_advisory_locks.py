@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.advisory_locks import exclude, holders, lock_key, migration_key, ownership_key
 from tests.conftest import Database
 from tests.consumers.services import advisory_lock_is_waited_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from consumers.ledger import fence
+from consumers.testing.waiting import until
 from infra.postgres import control, heartbeat, table_format
 from infra.postgres.control import control_sql, ensure_control_schema, owners
 from infra.postgres.table_format import UpgradeWaits
@@ -19,7 +20,6 @@ from schemas import formats
 from schemas.errors import PreflightFailed
 from schemas.formats import PROGRAM, NewerFormat
 from tests.conftest import Database
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -14,12 +14,12 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from consumers.testing.waiting import until
 from infra.schema_registry.read_only_server import ReadOnlyRegistry
 from infra.schema_registry.subjects import FollowedSubjects
 from infra.service.bounded_http import Limits
 from schemas.errors import SettingsError
 from tests.infra.schema_registry.test_subjects import A, B, Topic
-from tests.waiting import until
 
 READ_ONLY = {"error_code": 405, "message": "this registry is read-only: headrace's producers register the schemas"}
 SECOND = b"GET /subjects HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.schema_registry.schema_registry_command import listen_address
 from infra.schema_registry.topic_registry import TopicRegistry
 from infra.settings.model import KafkaSettings, Settings
 from schemas.errors import UsageError
 from tests.consumers.services import ROOT
-from tests.waiting import PATIENCE, until
 
 SCHEMA = {"type": "record", "name": "Key", "fields": [{"name": "id", "type": "long"}]}
 

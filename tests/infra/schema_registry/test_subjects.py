@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.schema_registry.subjects import FollowedSubjects, Registration, Subjects, Version
 from schemas.errors import BrokerUnavailable, Unavailable
-from tests.waiting import until
 
 A, B = '{"type":"long"}', '{"type":"string"}'
 

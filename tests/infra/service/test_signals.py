@@ -10,10 +10,10 @@ import threading
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.service.signals import bounded, stop_on_signals
 from schemas.errors import Interrupted
 from tests.conftest import Database
-from tests.waiting import until
 
 # Never ends by itself, so that its end is the signal's doing. Says what it saw on its output, which the test reads.
 SERVICE = """

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
+from consumers.testing.waiting import until
 from infra.stack.processes import guardian
 from infra.stack.processes.keeper import Keeper, runs
 from schemas.errors import HeadraceError, Unavailable
-from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 

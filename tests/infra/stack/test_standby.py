@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from consumers.testing.waiting import pause, until
 from infra.stack import embedded_stack
 from infra.stack.postgresql.server import EmbeddedPostgres
-from tests.waiting import pause, until
 
 pytestmark = pytest.mark.stack
 

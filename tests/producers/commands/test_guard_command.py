@@ -12,12 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.guard import write_guard
 from infra.postgres.control import database_name, ensure_control_schema
 from infra.stack import EmbeddedStack, embedded_stack
 from tests.consumers.container_repositories import write_settings
 from tests.producers.processes import ROOT
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

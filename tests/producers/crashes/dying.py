@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from consumers.testing.waiting import PATIENCE
 from tests.producers.crashes.failpoints import Arming, arm, wrap
-from tests.waiting import PATIENCE
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["headrace", __name__])
+_FORKS.set_forkserver_preload(["tests.preloaded", __name__])
 
 
 class Dying:

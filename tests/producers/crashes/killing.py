@@ -10,6 +10,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from consumers.testing.waiting import until
 from infra.postgres.moments import current_moment
 from infra.state.snapshot_requests import SnapshotRequest, send_request
 from schemas.positions import Lsn
@@ -17,7 +18,6 @@ from tests.producers.crashes.dying import chunks_read_again, dying, note
 from tests.producers.crashes.failpoints import Arming
 from tests.producers.processes import LARGE_KEYS, SCHEMA, Workload, write_settings
 from tests.producers.sources import Source, settings_for
-from tests.waiting import until
 
 TABLE: Final = "public.t"
 

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # exported, but not by name
 from structlog.testing import capture_logs
 
+from consumers.testing.waiting import until
 from infra.kafka import clients
 from infra.kafka.durability import weaknesses
 from infra.kafka.topics import ensure_topic
@@ -26,7 +27,6 @@ from tests.clusters import cluster, transaction_coordinator
 from tests.conftest import Database
 from tests.producers.processes import SCHEMA, write_settings
 from tests.producers.sources import Source, capturing, copy_all, running, settings_for, topic_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

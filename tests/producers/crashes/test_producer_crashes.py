@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.stack import EmbeddedStack, embedded_stack
 from infra.state.positions import IncompleteState
 from infra.state.snapshot_requests import SnapshotRequest
@@ -23,7 +24,6 @@ from tests.producers.crashes.failpoints import POINTS, Arming
 from tests.producers.crashes.killing import TABLE, Crashes
 from tests.producers.processes import SCHEMA, Process, Workload, producing, write_settings
 from tests.producers.sources import Source, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -8,11 +8,11 @@ from itertools import islice
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.state.snapshot_requests import SnapshotRequest, send_request
 from tests.benchmarks.retention import Load, Retained, Retention
 from tests.conftest import Database
 from tests.producers.sources import Source, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

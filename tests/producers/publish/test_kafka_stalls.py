@@ -6,9 +6,9 @@ import threading
 
 from structlog.testing import capture_logs
 
+from consumers.testing.waiting import until
 from infra.service import metrics
 from producers.publish.kafka_stalls import Patience, Stalls
-from tests.waiting import until
 
 
 def counted(client: str) -> float:

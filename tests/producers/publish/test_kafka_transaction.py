@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.kafka.topics import LogReader, end_offsets, ensure_topic
 from infra.settings.model import KafkaSettings
 from infra.state.positions import StreamState, encode
@@ -14,7 +15,6 @@ from producers.publish import kafka_transaction as relay_module
 from producers.publish.kafka_transaction import Relay
 from schemas.errors import Fenced, HeadraceError
 from schemas.positions import Lsn
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

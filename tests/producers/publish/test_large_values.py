@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.kafka import clients
 from infra.kafka.topics import COMPACTED, ensure_topic
 from tests.producers.sources import Source, running, topic_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

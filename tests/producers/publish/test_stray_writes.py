@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
+from consumers.testing.waiting import until
 from infra.state.positions import StrayState
 from producers.publish.capture import Capture
 from producers.publish.stray_writes import Strays
@@ -24,7 +25,6 @@ from tests.producers.captures import OTHER, RELATION, TABLE, MemoryRegistry, don
 from tests.producers.folding import states
 from tests.producers.session.test_handover import BOTH, GIVE, TAKE_BACK, TWO
 from tests.producers.sources import Running, Source, copy_all, running
-from tests.waiting import until
 
 NewSource = Callable[..., Source]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing.waiting import until
 from infra.settings.model import DatabaseSettings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import Positions
@@ -16,7 +17,6 @@ from producers.session.slot_monitor import Forecast
 from producers.session.start_over import start_over
 from producers.source.preflight import Finding
 from tests.producers.sources import Source, copy_all, settings_for
-from tests.waiting import until
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)"
 AGAIN = "re-snapshot all tables with `headrace produce main --start-over`, which creates a new slot"

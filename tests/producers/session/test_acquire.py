@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.service.signals import bounded
 from producers.session.acquire import take_session, take_slot
 from producers.source import slots
@@ -19,7 +20,6 @@ from producers.stream.connection import SlotInUse
 from schemas.errors import Interrupted
 from tests.conftest import Database
 from tests.producers.sources import Source
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

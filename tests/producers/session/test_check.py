@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from consumers.operations.status import gather
+from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import DatabaseSettings, VirtualStorageSettings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session import slot_monitor
@@ -34,7 +35,6 @@ from tests.producers.session.checks import (
     the_finding,
 )
 from tests.producers.sources import Source, copy_all, running
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

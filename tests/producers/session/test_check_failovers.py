@@ -9,13 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.settings.model import Settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.source import slots
 from tests.producers.servers import own_server
 from tests.producers.session.checks import AGAIN, at, copied, findings, restart_from_scratch, set_to, the_finding
 from tests.producers.sources import Source, copy_all, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

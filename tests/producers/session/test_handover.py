@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.control import Owner, ensure_control_schema
 from infra.state.positions import HandoverState, SnapshotState, SourceState, StreamState, read_sources
 from producers.session import handover as ownership
@@ -22,7 +23,6 @@ from tests.conftest import Database
 from tests.producers.captures import TABLE
 from tests.producers.folding import states
 from tests.producers.sources import Running, Source, copy_all, database_section, running
-from tests.waiting import until
 
 NewSource = Callable[..., Source]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from consumers.testing.waiting import until
 from producers.session.loop import Timing
 from schemas.events import UNCHANGED
 from tests.conftest import Database
 from tests.producers.folding import fold, folded_rows, ops, read_topic, states, table_rows
 from tests.producers.sources import Source, database_section, running, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

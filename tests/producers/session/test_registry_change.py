@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from consumers.testing.waiting import PATIENCE
 from infra.schema_registry.registry_identity import RegistryChanged
 from infra.settings.registry_settings import RegistrySettings
 from infra.state.snapshot_requests import SnapshotRequest
@@ -19,7 +20,6 @@ from producers.session.start_over import start_over
 from tests.infra.schema_registry.registry_server import RegistryServer, registry_server
 from tests.producers.processes import ROOT, write_settings
 from tests.producers.sources import Running, Source, copy_all, running, topic_of
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.stack
 

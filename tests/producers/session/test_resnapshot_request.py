@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask
 from producers.source.gaps import SilentGap
@@ -13,7 +14,6 @@ from schemas.errors import UsageError
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
 from tests.producers.sources import Source, capturing, copy_all, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

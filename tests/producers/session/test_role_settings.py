@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from consumers.compare.comparison import compare
+from consumers.testing.waiting import until
 from infra.postgres.connect import connect
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
@@ -17,7 +18,6 @@ from producers.session.resnapshot_request import ask
 from tests.conftest import Database
 from tests.producers.folding import states
 from tests.producers.sources import Source, copy_all, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from consumers.testing.waiting import until
 from infra.service import log
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import StreamState
@@ -20,7 +21,6 @@ from producers.source import slots
 from schemas.positions import Lsn
 from tests.producers.replicas import emit_message
 from tests.producers.servers import own_server
-from tests.waiting import until
 
 MB = 1_000_000
 

@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres.connect import connect
 from infra.postgres.control import ensure_control_schema
 from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
@@ -24,7 +25,6 @@ from tests.conftest import Database
 from tests.producers.folding import ops, states
 from tests.producers.processes import ROOT, SCHEMA, write_settings
 from tests.producers.sources import Source, copy_all, running
-from tests.waiting import PATIENCE, until
 
 NewSource = Callable[..., Source]
 ROWS = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i"

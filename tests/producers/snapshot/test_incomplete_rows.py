@@ -8,6 +8,7 @@ from itertools import count
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.state.positions import IncompleteState
 from producers.snapshot import incomplete_rows
 from producers.snapshot.incomplete_rows import READ_SECONDS, IncompleteRows
@@ -17,7 +18,6 @@ from schemas.positions import Lsn
 from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.folding import Record, ops
 from tests.producers.sources import Source, running
-from tests.waiting import until
 
 NewSource = Callable[..., Source]
 

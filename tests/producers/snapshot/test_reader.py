@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.connect import connect
 from producers.publish.table_publisher import TableFeed
 from producers.session.loop import Session
@@ -23,7 +24,6 @@ from schemas.xid_snapshot import Snapshot
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
 from tests.producers.sources import Source, capturing, copy_all, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

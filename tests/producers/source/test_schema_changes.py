@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.kafka.topics import delete_topics
 from producers.session.loop import Session
 from schemas.events import UNCHANGED
 from schemas.positions import Lsn
 from tests.producers.folding import fold, text
 from tests.producers.sources import Running, Source, running, topic_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.connect import connect
 from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.positions import SnapshotState
@@ -17,7 +18,6 @@ from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask
 from producers.source.tables import UnusableName, captured_tables
 from tests.producers.sources import Source, running, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.stack.postgresql.server import FAILOVER_SLOTS_SINCE, EmbeddedPostgres
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask
@@ -20,7 +21,6 @@ from tests.producers.pairs import kept, paired
 from tests.producers.sources import OFTEN, Running, Source, copy_all, running, settings_for
 from tests.producers.type_table import compare_types
 from tests.server_versions import MAJORS, server_or_skip
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.postgres import standbys
 from infra.postgres.connect import connect
 from infra.stack.postgresql.databases import DatabaseServer
@@ -28,7 +29,6 @@ from tests.producers.processes import ROOT, producing, write_settings
 from tests.producers.servers import own_server
 from tests.producers.sources import Source, running, settings_for
 from tests.server_versions import MAJORS, server_or_skip
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

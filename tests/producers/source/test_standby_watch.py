@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from structlog.typing import EventDict
 
 from consumers.operations.status import gather
+from consumers.testing.waiting import until
 from infra.postgres import standbys
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.state.positions import Positions
@@ -23,7 +24,6 @@ from schemas.errors import DatabaseUnavailable
 from tests.producers.replicas import PUBLICATION
 from tests.producers.servers import own_server
 from tests.producers.sources import Running, Source, running, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from consumers.testing.waiting import until
 from producers.session.check import hindrances
 from producers.source.synchronous_commits import application_name, counted
 from tests.producers.sources import Source, running
-from tests.waiting import until
 
 NAME = application_name("main")
 

@@ -12,6 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
+from consumers.testing.waiting import until
 from infra.state.positions import Positions, SnapshotState
 from producers.session.check import hindrances
 from producers.session.loop import Session
@@ -19,7 +20,6 @@ from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy, judged
 from tests.conftest import Database
 from tests.producers.sources import Source, running, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask
 from producers.source import preflight
@@ -18,7 +19,6 @@ from producers.source.writability import refused_writes
 from tests.conftest import Database
 from tests.producers.folding import ops
 from tests.producers.sources import OFTEN, Running, Source, database_section, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import psycopg
 
+from consumers.testing.waiting import PATIENCE, until
 from tests.producers.processes import SCHEMA
 from tests.producers.sources import Source
-from tests.waiting import PATIENCE, until
 
 FILLED = f"{SCHEMA}; INSERT INTO t VALUES (0, 0, 'first')"
 """Its topic is not empty: otherwise each start would copy it from scratch."""

@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from consumers.testing.waiting import until
 from infra.stack import Stack
 from producers.source import slots
 from producers.stream import messages as m
@@ -27,7 +28,6 @@ from schemas.positions import Lsn
 from tests.conftest import start_stack
 from tests.overloaded import pinned_slowly
 from tests.producers.replicas import PUBLICATION, of, prepare, reading
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from consumers.testing.waiting import until
 from infra.state.positions import StreamState
 from producers.session import opening
 from producers.session.loop import Session, Timing
@@ -17,7 +18,6 @@ from schemas.positions import Lsn
 from tests.conftest import Database
 from tests.producers.folding import states
 from tests.producers.sources import Running, Source, running, settings_for
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

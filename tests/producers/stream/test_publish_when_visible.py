@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.schema_registry.topic_registry import open_registry
 from schemas.codec.decoder import KeyDecoder
@@ -23,7 +24,6 @@ from tests.producers.folding import ops
 from tests.producers.processes import ROOT, producing, write_settings
 from tests.producers.sources import Source, running, topic_of
 from tests.producers.stream.late_commits import FILLED, answers_go_on, dsn_of, late, visible
-from tests.waiting import PATIENCE, until
 
 NewSource = Callable[..., Source]
 

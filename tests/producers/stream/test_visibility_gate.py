@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
+from consumers.testing.waiting import PATIENCE
 from infra.service import log
 from producers.stream.messages import Begin, Commit, Message, RelationMessage
 from producers.stream.visibility_gate import Sees, VisibilityGate
 from schemas.events import Relation
 from schemas.positions import Lsn
-from tests.waiting import PATIENCE
 
 
 class Stream:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from consumers.testing.waiting import until
 from infra.postgres.control import Owner, database_name, ensure_control_schema, owners
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -24,7 +25,6 @@ from producers.switchover.step_limit import StepLimit
 from producers.switchover.steps import opened
 from tests.consumers.container_repositories import write_settings
 from tests.consumers.services import ROOT
-from tests.waiting import until
 
 MAIN = "gitlab_main"
 CI = "gitlab_ci"

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import psycopg
 
+from consumers.testing.waiting import until
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import KafkaSettings, Settings
 from infra.stack.postgresql.databases import DatabaseServer
 from producers.source import slots
 from tests.producers.sources import Source, database_section
-from tests.waiting import until
 
 TABLES = (
     "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0); INSERT INTO t VALUES (1), (2);"

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.control import WrongDatabase
 from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.positions import Positions, StreamState
@@ -26,7 +27,6 @@ from tests.producers.folding import folded_rows, read_topic, states
 from tests.producers.sources import Running, Source, copy_all, running
 from tests.producers.switchover.moves import Moves, give, make_slot, open_as, write
 from tests.server_versions import MAJORS, server_or_skip
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

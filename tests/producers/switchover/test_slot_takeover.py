@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.settings.model import DatabaseSettings
 from infra.stack import EmbeddedStack, embedded_stack
 from producers.source import slots
@@ -17,7 +18,6 @@ from schemas.errors import OwnershipMoved
 from tests.producers.folding import states
 from tests.producers.pairs import Pair, kept, paired
 from tests.producers.sources import Running, Source, running
-from tests.waiting import until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.control import Owner, database_name, owners
 from producers.source import slots
 from producers.switchover.endpoints import Move
@@ -19,7 +20,6 @@ from tests.consumers.services import ROOT
 from tests.prepared import ended
 from tests.producers.servers import own_server
 from tests.producers.switchover.ends import CI, MAIN, Ends, on_the_oldest_too
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

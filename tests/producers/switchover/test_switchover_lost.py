@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from infra.postgres.control import database_name, owners
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session.start_over import start_over
@@ -17,7 +18,6 @@ from schemas.errors import HeadraceError, OwnershipMoved
 from tests.producers.servers import own_server
 from tests.producers.sources import Running, Source, copy_all, running
 from tests.producers.switchover.ends import CI, MAIN, SHARED, Ends
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

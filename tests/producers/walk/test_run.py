@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.file import load_settings
 from infra.state.positions import SnapshotState, read_sources
@@ -29,7 +30,6 @@ from tests.producers.folding import ops
 from tests.producers.storages import drop_rights, hashed, repository, without_rights
 from tests.producers.walk.gitaly_node import Node, serving
 from tests.producers.walk.walks import PARTITIONS, Walks, ends
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from consumers.testing.waiting import PATIENCE, until
 from producers.walk.events import Kind
 from producers.walk.until_imported import walk_unless_imported, walk_until_imported
 from schemas.errors import DatabaseUnavailable, SettingsError, UsageError
 from tests.conftest import Database
 from tests.producers.storages import hashed, repository
 from tests.producers.walk.walks import Walks
-from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.stack
 

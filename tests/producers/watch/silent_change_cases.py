@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from consumers.testing.waiting import until
 from tests.producers.folding import Record, fold, text
 from tests.producers.sources import Running, Source
-from tests.waiting import until
 
 TYPES = """
 CREATE TYPE mood AS ENUM ('sad', 'happy');

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import psycopg
 import pytest
 
+from consumers.testing.waiting import until
 from producers.publish.table_publisher import TableFeed
 from producers.session import opening
 from producers.session.commits import Restart
@@ -28,7 +29,6 @@ from tests.producers.watch.silent_change_cases import (
     run,
     shown,
 )
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from consumers.testing.waiting import until
 from infra.postgres.connect import connect
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
@@ -19,7 +20,6 @@ from schemas.errors import PreflightFailed
 from tests.administering import whole_script
 from tests.conftest import Database
 from tests.producers.sources import Running, Source, copy_all, database_section, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -11,12 +11,12 @@ from functools import partial
 
 import pytest
 
+from consumers.testing.waiting import until
 from producers.session.loop import Session
 from producers.source.partitions import read_partitions
 from schemas.events import UNCHANGED, Op
 from tests.producers.folding import folded_rows, states, table_rows
 from tests.producers.sources import OFTEN, Running, Source, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

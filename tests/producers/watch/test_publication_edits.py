@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from consumers.testing.waiting import until
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session import acquire, opening
@@ -22,7 +23,6 @@ from producers.source.schema_changes import TableStopped
 from producers.source.tables import CapturedTable
 from producers.stream.connection import ReplicationStream
 from tests.producers.sources import OFTEN, Running, Source, copy_all, running
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

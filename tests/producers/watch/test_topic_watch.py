@@ -14,6 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
     ResourceType,
 )
 
+from consumers.testing.waiting import until
 from infra.kafka import clients
 from infra.kafka.topic_requirements import TopicUnfit, forgetful
 from infra.postgres.connect import connect
@@ -26,7 +27,6 @@ from schemas.topics import positions_topic, schemas_topic
 from tests.producers.folding import states
 from tests.producers.processes import SCHEMA
 from tests.producers.sources import Source, copy_all, running, topic_of
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

@@ -8,11 +8,11 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]  # not declared
 
+from consumers.testing.waiting import until
 from infra.stack.brokers.cluster import EmbeddedKafka, brokers_in
 from schemas.errors import BrokerUnavailable
 from tests.clusters import cluster, leader
 from tests.infra.stack.test_embedded import produce_committed, read
-from tests.waiting import until
 
 pytestmark = pytest.mark.stack
 

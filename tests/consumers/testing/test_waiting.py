@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.waiting import until
+from consumers.testing.waiting import until
 
 
 def counting(error: type[Exception] | None = None, fails: int = 0) -> Callable[[], int]:

@@ -1,4 +1,4 @@
-"""Waits until every partition shows a committed transaction, a moment after `commit_transaction` returns."""
+"""Waits in tests for a condition, and for what a committed Kafka transaction wrote to be visible in every partition."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 
+from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
-from tests.waiting import PATIENCE, until
 
 _PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -22,7 +22,7 @@ _PASSING = {
 
 
 def until_shown(settings: KafkaSettings, *topics: str) -> None:
-    """Wait until everybody can read what was produced to these topics up to now; a topic that is not there has nothing.
+    """Wait until every reader can read what was produced to these topics up to now. A missing topic has nothing.
 
     What is still being written meanwhile is not waited for.
     """

@@ -1,0 +1,116 @@
+"""The command `headrace new migration`, which writes the files of a migration into the author's folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consumers.operations import catalog, new_migration
+from consumers.operations.new_migration import NewMigration
+from infra.cli.options import Config, Json
+from infra.settings.file import load_settings, settings_path
+from infra.settings.model import Settings
+from schemas import gitlab_schemas
+from schemas.errors import Refused, UsageError
+
+app = typer.Typer(help="Write the files of a migration of your own.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Write the files of a migration of your own."""
+
+
+@app.command()
+def migration(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as lower_emails.", show_default=False)],
+    table: Annotated[str, typer.Option("--table", metavar="SCHEMA.TABLE", help="The table that it changes.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="COLUMN=EXPRESSION", help="What it sets, in SQL. Repeatable."),
+    ] = None,
+    key: Annotated[str, typer.Option("--key", metavar="COLUMN:TYPE", help="The table's key.")] = "id:bigint",
+    gitlab_schema: Annotated[
+        str | None, typer.Option("--gitlab-schema", help="Of the table, if headrace does not know it.")
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory", help="Folder. [default: first of plugin_paths, else migrations]", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Write a migration, its case and its test.
+
+        headrace new migration lower_emails --table public.users --set "email=lower(email)"
+
+    The migration sets the columns in every row where they differ; edit it as you like. The case has rows for the
+    contract test, which `pytest` runs on servers of its own. No file is overwritten.
+    """
+    column, key_type, assignments = new_migration.checked(name, table, key, sets or [], gitlab_schema)
+    chosen = settings_path(config)
+    # Without a file the environment's settings are not read: alone they may be incomplete.
+    settings = load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
+    folder = (
+        directory.absolute()
+        if directory
+        else next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
+    )
+    label = _gitlab_schema(settings, table) if gitlab_schema is None else gitlab_schema
+    new = NewMigration(name, table, label, column, key_type, assignments)
+    texts = {folder / file: text for file, text in new_migration.files(new).items()}
+    for path in texts:
+        if path.exists():
+            raise Refused(f"{path} exists already", remedy="choose another name, or edit that file")
+    _require_free(settings, name)
+    for path, text in texts.items():
+        _write(path, text)
+    listed = folder.resolve() in (each.resolve() for each in settings.plugin_paths)
+    if as_json:
+        written = {"migration": name, "files": list(map(str, texts)), "listed": listed}
+        print(json.dumps(written))
+        return
+    for path in texts:
+        print(f"wrote {path}")
+    if not listed:
+        base = chosen.absolute().parent
+        shown = f"./{folder.relative_to(base)}" if folder.is_relative_to(base) else str(folder)
+        print(f"add to {chosen}, above its first section: plugin_paths = [{json.dumps(shown)}]")
+    print(f"test it with: pytest {folder}")
+
+
+def _gitlab_schema(settings: Settings, table: str) -> str:
+    own = {database.table_schemas[table] for database in settings.databases.values() if table in database.table_schemas}
+    known = sorted(own or gitlab_schemas.TABLES.get(table, ()))
+    if len(known) == 1:
+        return known[0]
+    which = f"may belong to {' or '.join(known)}" if known else "has no known gitlab schema"
+    raise UsageError(
+        f"table {table} {which}", remedy=f"choose one: --gitlab-schema {known[0] if known else 'gitlab_main'}"
+    )
+
+
+def _require_free(settings: Settings, name: str) -> None:
+    """Raise UsageError if the name is another migration's, or a module's that the test would import instead."""
+    if name in catalog.migrations(settings):
+        origin = catalog.origins(settings)[name]
+        raise UsageError(f"there is a migration {name} already ({origin})", remedy="choose another name")
+    if importlib.util.find_spec(name) is not None:
+        raise UsageError(f"an installed module is called {name}", remedy="choose another name")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        # Never writable by every user, whatever the umask: such a file is refused.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written: {error.strerror}", remedy="choose another --directory") from error

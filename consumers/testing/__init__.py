@@ -1,0 +1,1 @@
+"""Tests the contract of a migration on real servers: for headrace's own, and for authors through a pytest plugin."""

@@ -1,0 +1,196 @@
+"""A case of three pieces of SQL: it suits a sound migration of any table, and a mistaken migration breaks a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from consumers.testing.promises import PROMISES
+from consumers.testing.row_feed import NoPrimaryKey
+from consumers.testing.table_case import WrongCase
+from consumers.testing.world import World, world_of
+from headrace import UNCHANGED, Change, ChangeEvent, Cursor, Decision, Migration, Options, Skip, TableCase
+from tests.conftest import Database
+
+pytestmark = pytest.mark.stack
+
+
+class Lowers(Migration):
+    """Lowercase what is in `email`."""
+
+    name = "lowers"
+    gitlab_schema = "own"
+    tables = ("public.Odd-users",)
+    columns = ("key", "email")
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        return Skip("deleted") if event.after is None else Change(event.after["key"])
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        cursor.execute(
+            'UPDATE public."Odd-users" SET email = lower(email) WHERE key = ANY(%s::text[]) AND email <> lower(email)',
+            ([change.key for change in changes],),
+        )
+        return cursor.rowcount
+
+    def remaining(self, cursor: Cursor) -> int:
+        row = cursor.execute('SELECT count(*) FROM public."Odd-users" WHERE email <> lower(email)').fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class Case(TableCase):
+    """A key of text, values of many types, and a column that no event has."""
+
+    migration = Lowers
+    create_sql = """
+        CREATE TABLE public."Odd-users" (
+            key text PRIMARY KEY, dropped int, email text, flag boolean, at timestamptz, span interval, bytes bytea,
+            amount numeric(9, 2), list int[], upper_email text GENERATED ALWAYS AS (upper(email)) STORED
+        );
+        ALTER TABLE public."Odd-users" DROP COLUMN dropped;
+    """
+    insert_sql = """
+        INSERT INTO public."Odd-users"
+        SELECT 'k' || n, CASE n % 3 WHEN 0 THEN 'Upper ' || n WHEN 1 THEN 'lower ' || n END, n % 2 = 0,
+               '2024-05-06 07:08:09+02', '1 day 2 hours', '\\xff00', n / 3.0, ARRAY[n, NULL]
+          FROM generate_series(1, 30) n
+    """
+    effect_sql = """UPDATE public."Odd-users" SET email = lower(email) WHERE email <> lower(email)"""
+
+
+class Unguarded(Lowers):
+    """Writes rows that are up to date."""
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        cursor.execute(
+            'UPDATE public."Odd-users" SET email = lower(email) WHERE key = ANY(%s::text[])',
+            ([change.key for change in changes],),
+        )
+        return cursor.rowcount
+
+
+class DecidesByTexts(Lowers):
+    """Takes a value that an event leaves out for one that needs no change."""
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        if event.after is not None and event.after["email"] is UNCHANGED:
+            return Skip("up to date")
+        return super().decide(event)
+
+
+class ChangesDeleted(Lowers):
+    """Wants to change a row that is gone."""
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        row = event.after or event.before
+        return Skip("truncated") if row is None else Change(row["key"])
+
+
+class ChangesOthers(Lowers):
+    """Changes rows that have no upper case, too."""
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        applied = super().apply(cursor, changes)
+        cursor.execute("""UPDATE public."Odd-users" SET email = 'none' WHERE email IS NULL""")
+        return applied
+
+
+class CountsWrong(Lowers):
+    """Never counts zero."""
+
+    def remaining(self, cursor: Cursor) -> int:
+        return super().remaining(cursor) + 1
+
+
+class Commits(Lowers):
+    """Ends the transaction that it was called in."""
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        applied = super().apply(cursor, changes)
+        cursor.execute("COMMIT")
+        return applied
+
+
+BROKEN: Sequence[tuple[type[Migration], str]] = (
+    (Unguarded, "migration_run_twice_is_idempotent"),
+    (Unguarded, "stale_event_changes_nothing"),
+    (Unguarded, "replay_from_the_start_changes_no_row_already_up_to_date"),
+    (DecidesByTexts, "values_left_out_of_events_do_not_affect_the_result"),
+    (ChangesDeleted, "delete_after_the_rows_new_key_does_not_affect_it"),
+    (ChangesOthers, "migration_changes_only_the_intended_rows"),
+    (CountsWrong, "migration_changes_only_the_intended_rows"),
+    (Commits, "crash_after_the_write_is_resumed"),
+)
+
+
+@pytest.fixture
+def made(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> _Make:
+    return _Make(bootstrap_servers, prefix, database, tmp_path)
+
+
+class _Make:
+    def __init__(self, bootstrap_servers: str, prefix: str, database: Database, directory: Path) -> None:
+        self._place = bootstrap_servers, prefix, database.connect(), database.dsn, directory
+
+    def world(self, case: type[TableCase], kind: type[Migration] = Lowers) -> World:
+        return world_of(kind, case, *self._place, case.options)
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_sound_migration_keeps_every_promise(made: _Make, promise: str) -> None:
+    PROMISES[promise](made.world(Case))
+
+
+@pytest.mark.parametrize(("kind", "promise"), BROKEN)
+def test_mistaken_migration_breaks_a_promise(made: _Make, kind: type[Migration], promise: str) -> None:
+    with pytest.raises(Exception) as broken:  # noqa: PT011 - the contract's own errors come before the assertions
+        PROMISES[promise](made.world(Case, kind))
+    assert type(broken.value).__name__ in ("AssertionError", "ContractBroken")
+
+
+def test_case_that_shows_nothing_is_refused(made: _Make) -> None:
+    nothing = type("Nothing", (Case,), {"effect_sql": ""})
+    with pytest.raises(WrongCase, match="effect_sql changes none of the rows of insert_sql"):
+        made.world(nothing).case.insert()
+
+
+def test_case_whose_effect_deletes_is_refused(made: _Make) -> None:
+    deleting = type("Deleting", (Case,), {"effect_sql": 'DELETE FROM public."Odd-users"'})
+    with pytest.raises(WrongCase, match="effect_sql deletes rows"):
+        made.world(deleting).case.insert()
+
+
+def test_table_without_a_primary_key_is_refused(made: _Make) -> None:
+    keyless = type("Keyless", (Case,), {"create_sql": Case.create_sql.replace("PRIMARY KEY", "NOT NULL")})
+    with pytest.raises(NoPrimaryKey, match="its CREATE TABLE has to declare one"):
+        made.world(keyless)
+
+
+class WithOptions(Lowers):
+    """Has an option, and takes it."""
+
+    class Own(Options):
+        """One option."""
+
+        word: str = "deleted"
+
+    options_type = Own
+    options: Own
+    name: ClassVar[str] = "with_options"
+
+    def decide(self, event: ChangeEvent) -> Decision:  # noqa: ARG002 - a contract fixes the names
+        return Skip(self.options.word)
+
+
+def test_decision_is_made_with_the_options_of_the_case() -> None:
+    class Own(Case):
+        migration = WithOptions
+        options: ClassVar[Mapping[str, object]] = {"word": "chosen"}
+
+    assert Own.decision({"key": "a", "email": "A"}) == Skip("chosen")
+    assert Case.decision({"key": "a", "email": "A"}) == Change("a")
+    assert Case.decision(None) == Skip("deleted")
