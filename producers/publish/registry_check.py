@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 
 from infra.kafka.topics import partition_counts, with_records
 from infra.schema_registry.registry_identity import RegistryChanged, changed_topics
@@ -58,4 +57,4 @@ def _is_current(settings: Settings, source: str, name: str) -> bool:
     database = settings.databases.get(source)
     if database is None:
         return source in settings.virtual_storages
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in database.tables)
+    return database.captures(name)

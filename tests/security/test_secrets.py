@@ -22,6 +22,7 @@ from infra.kafka import clients as kafka
 from infra.kafka import denials
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
+from infra.settings.registry_settings import RegistrySettings
 from tests.consumers.services import ROOT
 
 NO_DATABASE = "/shown_database does not answer"
@@ -54,8 +55,7 @@ class Planted:
             "KAFKA__OPTIONS__SASL_OAUTHBEARER_CLIENT_SECRET": oauth,
             "KAFKA__OPTIONS__SSL_KEYSTORE_PASSWORD": keystore,
             "REGISTRY__URL": f"http://someone:{in_url}@127.0.0.1:{port}",
-            "REGISTRY__USER": "someone",
-            "REGISTRY__PASSWORD": registry,
+            "REGISTRY__KEY_PASSWORD": registry,
             "DATABASES__MAIN__DSN": f"postgresql://shown_role:{dsn}@127.0.0.1:{port}/shown_database",
             "DATABASES__MAIN__GITLAB_SCHEMAS": '["gitlab_main", "praefect", "gitserver"]',
             "DATABASES__MAIN__TABLES": '["public.container_repositories"]',
@@ -149,6 +149,24 @@ def test_printed_settings_show_no_secret(planted: Planted, run: Run) -> None:
     again = Settings(kafka=settings.kafka, registry=settings.registry)
     assert again.kafka.options == settings.kafka.options
     assert again.registry.url == settings.registry.url
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"user": "someone", "password": "{}"},
+        {"token": "{}"},
+        {"oauth": {"token_url": "http://h/token", "client_id": "someone", "client_secret": "{}"}},
+    ],
+    ids=["password", "token", "oauth"],
+)
+def test_printed_registry_shows_no_secret(planted: Planted, section: dict[str, object]) -> None:
+    """Each other way to authenticate excludes the user in the URL."""
+    (secret, *_) = planted.secrets
+    filled = json.loads(json.dumps({"url": "http://h", **section}).replace("{}", secret))
+    registry = RegistrySettings.model_validate(filled)
+    for text in (repr(registry), str(registry), registry.model_dump_json()):
+        assert planted.found_in(text) == []
 
 
 def test_ps_shows_no_secret(planted: Planted, run: Run) -> None:

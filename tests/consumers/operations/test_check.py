@@ -100,7 +100,7 @@ def test_broken_files_are_listed_with_line_and_do_not_affect_others(author: Auth
     author.write("mistyped", sound("mistyped", gitlab_schema='gitlab_schema = "gitlab_mian"'))
     author.write("lower_emails", sound("lower_emails"))
     expected = {**{name: said for name, (_, said) in BROKEN.items()}, "same": "rename one of them"}
-    expected["mistyped"] = "mistyped.py:9: class Lowers: unknown gitlab schema gitlab_mian, did you mean"
+    expected["mistyped"] = "mistyped.py:7: class Lowers: unknown gitlab schema gitlab_mian, did you mean"
 
     findings = author.findings()
     assert len(findings) == len(expected)
