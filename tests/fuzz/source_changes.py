@@ -128,10 +128,17 @@ def write_bytes_without_text(random: Random, table: Table, setting: Setting) -> 
     column, written = random.choice(found), _WITHOUT_TEXT[setting.encoding]
     value = f"convert_from('\\x{written}'::bytea, '{setting.encoding}')"
     step = f"UPDATE {table.sql} SET {column.sql} = {value} WHERE {picked(random, table, 1)}"
-    repair = (
-        f"UPDATE {table.sql} SET {column.sql} = 'x'"
-        f" WHERE convert_to({column.sql}::text, '{setting.encoding}') = '\\x{written}'::bytea"
-    )
+    # In every column of text: this one may have been swapped with another meanwhile.
+    repair = f"""
+        DO $repair$ DECLARE name text; BEGIN
+            FOR name IN SELECT quote_ident(attname) FROM pg_attribute
+                 WHERE attrelid = {quoted(table.sql)}::regclass AND attnum > 0 AND NOT attisdropped
+                   AND attgenerated = '' AND atttypid IN ('text'::regtype, 'varchar'::regtype)
+            LOOP
+                EXECUTE format($$UPDATE {table.sql.replace("%", "%%")} SET %1$s = 'x'
+                    WHERE convert_to(%1$s::text, '{setting.encoding}') = '\\x{written}'::bytea$$, name);
+            END LOOP;
+        END $repair$"""
     justified = reasons.without_text(table.qualified, column.name, written, setting.encoding)
     return [Act("write bytes without text", (step,), Ending.COMMIT, table.qualified, justified, (repair,))]
 
