@@ -113,7 +113,7 @@ def test_broken_files_are_listed_with_line_and_do_not_affect_others(author: Auth
     assert shown["lower_emails"]["state"] == "waiting"
     assert shown.keys() >= {*expected, "skip_resets"}
     assert all(shown[name]["state"] == "failed" and said in shown[name]["error"] for name, said in expected.items())
-    assert "no_comma.py:9" in author.run("status").stdout
+    assert "no_comma.py:7" in author.run("status").stdout
 
     for name in ("syntax_error", "no_comma", "same"):
         ended = author.run("consume", name)
