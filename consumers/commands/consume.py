@@ -15,7 +15,14 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from consumers.commands import dead_letters_command, display, new_command, process_tuning, schema_command
+from consumers.commands import (
+    config_command,
+    dead_letters_command,
+    display,
+    new_command,
+    process_tuning,
+    schema_command,
+)
 from consumers.commands.migrations_command import migrations
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
@@ -23,7 +30,7 @@ from consumers.compare.comparison import TopicDiffers, compare
 from consumers.compare.repair import request_repair
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
-from consumers.operations import catalog, pauses
+from consumers.operations import catalog, migration_sections, pauses
 from consumers.operations import rights as consumer_rights
 from consumers.operations.cleanup import cleanup
 from consumers.operations.dry_run import dry_run
@@ -69,6 +76,7 @@ def consume(
     """
     settings = load_settings(config)
     kind = catalog.migration_class(settings, migration)
+    migration_sections.require_spelt(settings, migration)
     work = kind.configure(settings.migration(migration))
     database = catalog.target_database(settings, kind)
     log.configure()
@@ -271,6 +279,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     left that no event brings or the migration has failed, with 3 while it is paused.
     """
     settings, kind, database = _chosen(migration, config)
+    migration_sections.require_spelt(settings, migration)
     work = kind.configure(settings.migration(migration))
     if work.continuous or settings.migration(migration).continuous:
         raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its consumers")
@@ -340,5 +349,6 @@ GROUPS: Final[Mapping[str, typer.Typer]] = {
     "dead-letters": dead_letters_command.app,
     "schema": schema_command.app,
     "new": new_command.app,
+    "config": config_command.app,
 }
 """Commands that have subcommands."""

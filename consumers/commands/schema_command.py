@@ -15,7 +15,7 @@ import typer
 
 from consumers.commands import display, process_tuning
 from consumers.contract.backfill import Backfill
-from consumers.operations import catalog, pauses
+from consumers.operations import catalog, migration_sections, pauses
 from consumers.operations.group_admin import members
 from consumers.operations.replay import MembersAlive, replay
 from consumers.runtime.assembly import consumer_of
@@ -83,6 +83,7 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
         if down:
             _withdraw(site, as_json)
             return
+        migration_sections.require_spelt(site.settings, migration)
         _require(site, Release.BACKFILL)
         if not site.settings.migration(migration).enabled:
             raise Refused(f"{migration} is disabled", remedy="enable it in its settings or environment")

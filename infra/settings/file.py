@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from infra.settings.environment import variable_of
 from infra.settings.gitlab_dictionary import require_known
+from infra.settings.lines import line_of, lines_of
 from infra.settings.mistakes import Location, Mistakes
 from infra.settings.model import PATTERN_WORDS, Settings
 from schemas import formats
@@ -23,14 +28,59 @@ def settings_path(path: Path | None) -> Path:
     return path or Path(os.environ.get("HEADRACE_CONFIG") or DEFAULT_FILE)
 
 
+@dataclass(frozen=True, slots=True)
+class InvalidSetting:
+    """A mistake in the settings: its file and line, or its environment variable, and a sentence about its key."""
+
+    where: str
+    line: int | None
+    problem: str
+
+    @property
+    def place(self) -> str:
+        """The place in messages."""
+        return self.where if self.line is None else f"{self.where}:{self.line}"
+
+
+class InvalidSettings(SettingsError):
+    """Correct the settings file; `headrace init` writes a commented example."""
+
+    def __init__(self, found: Sequence[InvalidSetting]) -> None:
+        self.found = tuple(found)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        super().__init__(f"{found[0].place}: {found[0].problem}{more}")
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
 
-    Raises SettingsError, and NewerFormat for a file written for a newer headrace.
+    Raises SettingsError, which is InvalidSettings about keys and values, and NewerFormat for a file written for a newer
+    headrace.
     """
     chosen = settings_path(path)
+    text, values = read_document(chosen)
+    mistakes = Mistakes(Settings, PATTERN_WORDS)
+    # Not left to pydantic-settings, which takes some keys, such as _env_file, as its own arguments.
+    if unknown := sorted(values.keys() - Settings.model_fields.keys()):
+        raise InvalidSettings([located(chosen, text, (key,), mistakes.unknown((key,))) for key in unknown])
     try:
-        values = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        return _beside(Settings(**values), chosen.absolute().parent)
+    except ValidationError as error:
+        found = [located(chosen, text, location, said) for location, said in mistakes.each(error)]
+        raise InvalidSettings(found) from None
+    except UnreadableVariable:
+        # Its message lacks the variable's name, and its cause contains the value.
+        raise SettingsError(
+            f"environment variable {_unreadable_variable()} is not JSON: a list or table must be JSON in a variable",
+            remedy="""correct or unset it; a list is '["public.projects"]'""",
+        ) from None
+
+
+def read_document(chosen: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a settings file and its values, in the current format. Raises as `load_settings`."""
+    try:
+        text = chosen.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise SettingsError(
             f"settings file {chosen} does not exist",
@@ -47,29 +97,19 @@ def load_settings(path: Path | None = None) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
     try:
-        values = formats.SETTINGS.read(values, f"settings file {chosen}")
+        return text, formats.SETTINGS.read(values, f"settings file {chosen}")
     except Malformed as error:
         raise SettingsError(
             f"settings file {chosen}: format must be a whole number, 1 or more",
             remedy=f"set it to {formats.SETTINGS.version}, or remove it, which means 1",
         ) from error
-    mistakes = Mistakes(Settings, PATTERN_WORDS)
-    # Not left to pydantic-settings, which takes some keys, such as _env_file, as its own arguments.
-    for key in sorted(values.keys() - Settings.model_fields.keys()):
-        raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
-    try:
-        return _beside(Settings(**values), chosen.absolute().parent)
-    except ValidationError as error:
-        location, said = mistakes.first(error)
-        variable = _variable(location)
-        place = f"environment variable {variable}" if variable else f"settings file {chosen}"
-        raise SettingsError(f"{place}: {said}") from None
-    except UnreadableVariable:
-        # Its message lacks the variable's name, and its cause contains the value.
-        raise SettingsError(
-            f"environment variable {_unreadable_variable()} is not JSON: a list or table must be JSON in a variable",
-            remedy="""correct or unset it; a list is '["public.projects"]'""",
-        ) from None
+
+
+def located(file: Path, text: str, location: Location, problem: str) -> InvalidSetting:
+    """Return a mistake with its place: the environment variable that sets the key, else its line in the file."""
+    if (variable := variable_of(location)) is not None:
+        return InvalidSetting(f"environment variable {variable}", None, problem)
+    return InvalidSetting(f"settings file {file}", line_of(lines_of(text), location), problem)
 
 
 def _beside(settings: Settings, directory: Path) -> Settings:
@@ -90,16 +130,6 @@ def _beside(settings: Settings, directory: Path) -> Settings:
             "gitserver": settings.gitserver.beside(directory),
         }
     )
-
-
-def _variable(location: Location) -> str | None:
-    """Return the environment variable that a value comes from, None if it comes from the file."""
-    wanted = "__".join(["HEADRACE_" + str(location[0]), *map(str, location[1:])]).lower() if location else ""
-    for variable in os.environ:
-        # A whole list or table is one variable; the items of a list are not variables.
-        if wanted == variable.lower() or wanted.startswith(f"{variable.lower()}__"):
-            return variable
-    return None
 
 
 def _unreadable_variable() -> str:
