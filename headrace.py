@@ -67,6 +67,8 @@ _MODULES: Final = {
 INTERRUPTED: Final = 130
 """Typer's exit code after Ctrl-C, as a shell reports it: 128 plus the signal's number."""
 
+VERBOSE: Final = "--verbose"
+
 _HELP: Final = """Streams live PostgreSQL rows through Kafka into idempotent migrations, exactly once.
 
     Start with `headrace demo`. For your own database: `headrace init` writes the settings, `headrace check` reports
@@ -105,20 +107,29 @@ def _command_line() -> typer.Typer:
 
     import consumers.commands.consume
     import consumers.operations.check
+    import infra.cli.completion_command
     import infra.demo.demo_command
     import infra.init.init_command
     import infra.schema_registry.schema_registry_command
     import infra.stack.up_command
     import producers.commands.produce
+    from infra.service.terminal import help_markup
 
     built = typer.Typer(
-        name="headrace", help=_HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+        name="headrace",
+        help=_HELP,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=help_markup(),
     )
 
     @built.callback()
     def options(
         _version: bool = typer.Option(
             False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+        _verbose: bool = typer.Option(
+            False, VERBOSE, callback=_log_everything, is_eager=True, help="Log everything; also after the command."
         ),
     ) -> None:
         pass
@@ -130,6 +141,7 @@ def _command_line() -> typer.Typer:
         producers.commands.produce.commands(consumers.operations.check.advise),
         consumers.commands.consume.COMMANDS,
         infra.schema_registry.schema_registry_command.COMMANDS,
+        (infra.cli.completion_command.completion,),
     ):
         for command in commands:
             built.command()(command)
@@ -146,6 +158,20 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(f"headrace {version('headrace')}")
         raise typer.Exit
+
+
+def _log_everything(wanted: bool) -> None:
+    if wanted:
+        # The variable of the setting log.level: it wins over the file, and processes that a command starts have it too.
+        os.environ["HEADRACE_LOG__LEVEL"] = "debug"
+
+
+def _arguments() -> list[str]:
+    """Return the command's arguments, with `--verbose` first wherever it is."""
+    given = sys.argv[1:]
+    if VERBOSE in (options := given[: given.index("--")] if "--" in given else given):
+        return [VERBOSE, *(each for each in options if each != VERBOSE), *given[len(options) :]]
+    return given
 
 
 def main() -> None:
@@ -177,7 +203,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = _command_line()(sys.argv[1:] or ["--help"], prog_name="headrace", standalone_mode=False)
+        code = _command_line()(_arguments() or ["--help"], prog_name="headrace", standalone_mode=False)
     finally:
         # Flushed here, not when Python exits, so that a failed write is still reported. With `>&-` stdout is None.
         if sys.stdout is not None:

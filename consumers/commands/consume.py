@@ -26,6 +26,7 @@ from consumers.commands import (
 from consumers.commands.migrations_command import migrations
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
+from consumers.commands.status_watch import watch
 from consumers.compare.comparison import TopicDiffers, compare
 from consumers.compare.repair import request_repair
 from consumers.contract.migration import Migration
@@ -55,6 +56,9 @@ MigrationArgument = Annotated[
 ]
 
 
+_WATCH_SECONDS: Final = 2.0
+
+
 def consume(
     migration: MigrationArgument,
     dry: Annotated[bool, typer.Option("--dry-run", help="Count the changes; write nothing, join no group.")] = False,
@@ -79,7 +83,7 @@ def consume(
     migration_sections.require_spelt(settings, migration)
     work = kind.configure(settings.migration(migration))
     database = catalog.target_database(settings, kind)
-    log.configure()
+    log.configure(settings.log)
     if not settings.migration(migration).enabled:
         log.get(migration=migration).info("migration disabled")
         return
@@ -105,15 +109,30 @@ def consume(
         log.get(migration=migration).info("stopped" if stopping.is_set() else "caught up", **asdict(totals))
 
 
-def status(as_json: Json = False, config: Config = None) -> None:
+def status(
+    seconds: Annotated[
+        float | None,
+        typer.Argument(metavar="[SECONDS]", help="With --watch: how often, by default every 2.", min=0.1),
+    ] = None,
+    watched: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """Show the progress of every migration and source.
 
-        headrace status
+        headrace status --watch 5
 
     Lists each migration's state, rate, time left and consumers, and each source's WAL position, lag and snapshot.
+    --watch redraws it in place on a terminal; in a pipe one follows the other, with --json one document a line.
     """
+    if seconds is not None and not watched:
+        raise UsageError("SECONDS needs --watch", remedy=f"run `headrace status --watch {seconds:g}`")
     settings = load_settings(config)
-    log.configure()
+    log.configure(settings.log)
+    if watched:
+        with stop_on_signals(overdue=lambda: None, exit_code=0) as stop:
+            watch(lambda: gather(settings), seconds or _WATCH_SECONDS, stop, sys.stdout, as_json=as_json)
+        return
     found = gather(settings)
     if as_json:
         print(json.dumps(found, indent=2))
@@ -121,7 +140,7 @@ def status(as_json: Json = False, config: Config = None) -> None:
         display.show_status(found)
 
 
-def pause(migration: MigrationArgument, config: Config = None) -> None:
+def pause(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Pause a migration; its consumers stay and wait.
 
         headrace pause skip_resets
@@ -130,10 +149,13 @@ def pause(migration: MigrationArgument, config: Config = None) -> None:
     """
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, True)
-    print(f"{migration} is paused; resume it with: headrace resume {migration}")
+    if as_json:
+        print(json.dumps({"migration": migration, "database": database, "paused": True}))
+    else:
+        print(f"{migration} is paused; resume it with: headrace resume {migration}")
 
 
-def resume(migration: MigrationArgument, config: Config = None) -> None:
+def resume(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Resume a paused or failed migration.
 
         headrace resume skip_resets
@@ -142,7 +164,10 @@ def resume(migration: MigrationArgument, config: Config = None) -> None:
     """
     settings, kind, database = _chosen(migration, config)
     pauses.set_paused(settings, kind, database, False)
-    print(f"{migration} is resumed")
+    if as_json:
+        print(json.dumps({"migration": migration, "database": database, "paused": False}))
+    else:
+        print(f"{migration} is resumed")
 
 
 def replay(
@@ -248,7 +273,7 @@ def verify(
 
 
 def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
-    log.configure()
+    log.configure(settings.log)
     if "." in what:
         tables, source = [what], database or settings.source_of(what, "--database")
     else:
@@ -305,7 +330,7 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
 def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
     settings = load_settings(config)
     kind = catalog.migration_class(settings, migration)
-    log.configure()
+    log.configure(settings.log)
     return settings, kind, catalog.target_database(settings, kind)
 
 

@@ -64,8 +64,8 @@ def list_dead_letters(
     Includes work outside the database that was given up. For a migration that runs once per database, lists those of
     all databases unless --database names one.
     """
-    log.configure()
     settings = _settings(config, migration, database)
+    log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
     entries: list[Entry] = []
     given_up: list[GivenUp] = []
@@ -99,8 +99,8 @@ def retry(
     letter, and the command exits with 1. Work that was given up is tried again by the consumers. Refused while another
     process retries or discards.
     """
-    log.configure()
     settings = _settings(config, migration, database)
+    log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
     target = _one_database(settings, kind)
     given_up = {one.name for one in _given_up(settings, kind, target)}
@@ -149,8 +149,8 @@ def discard(
             "name the events to discard, or give --all",
             remedy=f"list them with `headrace dead-letters list {migration}`",
         )
-    log.configure()
     settings = _settings(config, migration, database)
+    log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
     target = _one_database(settings, kind)
     with _denials_named(settings, kind, target):

@@ -7,10 +7,9 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-
 from consumers.contract.migration import Migration
 from consumers.operations import catalog
+from infra.cli import tables
 from infra.cli.options import Config, Json
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -30,7 +29,7 @@ def migrations(as_json: Json = False, config: Config = None) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        width = Console().width
+        width = tables.console().width
         print("\n".join(_lines(found, width)))
 
 

@@ -18,12 +18,15 @@ from infra.settings.model import Settings
 from schemas import gitlab_schemas
 from schemas.errors import Refused, UsageError
 
-app = typer.Typer(help="Write the files of a migration of your own.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Write the files of a migration of your own."""
+    """Write the files of a migration of your own.
+
+    headrace new migration lower_emails --table public.users
+    """
 
 
 @app.command()

@@ -47,7 +47,7 @@ def route(
     if serve == bool(names):
         raise UsageError("give either names of repositories or --serve", remedy="see `headrace route --help`")
     settings = load_settings(config)
-    log.configure()
+    log.configure(settings.log)
     dsn = settings.database(database or _owner(settings)).dsn.get_secret_value()
     asked = Database(dsn)
     try:

@@ -177,7 +177,7 @@ def _opened(name: str, config: Path | None) -> Iterator[_Site]:
             sorted(name for name, each in catalog.migrations(settings).items() if issubclass(each, Backfill))
         )
         raise UsageError(f"{name} is not a backfill", remedy=f"backfills: {there or 'none'}")
-    log.configure()
+    log.configure(settings.log)
     database = catalog.target_database(settings, kind)
     section = settings.database(database)
     with connect.session(section, name=f"schema {name}") as connection:

@@ -12,6 +12,8 @@ from typing import Final
 
 import structlog
 
+from infra.service.terminal import colored
+from infra.settings.model import LogSettings
 from schemas.errors import printable
 
 SOURCE: Final = "source"
@@ -27,11 +29,13 @@ REASON: Final = "reason"
 Log = structlog.typing.FilteringBoundLogger
 
 
-def configure(*, json: bool | None = None, level: str = "info") -> None:
+def configure(settings: LogSettings, *, json: bool | None = None) -> None:
     """Send the log to standard error: JSON lines, or columns if standard error is a terminal."""
     as_json = json if json is not None else not sys.stderr.isatty()
     renderers: list[structlog.typing.Processor] = (
-        [structlog.processors.JSONRenderer()] if as_json else [_printable, structlog.dev.ConsoleRenderer()]
+        [structlog.processors.JSONRenderer()]
+        if as_json
+        else [_printable, structlog.dev.ConsoleRenderer(colors=colored(sys.stderr))]
     )
     structlog.configure(
         processors=[
@@ -41,7 +45,7 @@ def configure(*, json: bool | None = None, level: str = "info") -> None:
             structlog.processors.format_exc_info,
             *renderers,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )

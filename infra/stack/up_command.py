@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from infra.cli import tables
 from infra.stack.background import RECORD, Record, bring_down, bring_up, default_directory
 
 Directory = Annotated[
@@ -38,7 +38,7 @@ def up(
     acknowledged by two. With --kafka-port the brokers use consecutive ports.
     """
     place = _place(directory)
-    with Console(stderr=True).status("Starting Kafka and PostgreSQL"):
+    with tables.console(stderr=True).status("Starting Kafka and PostgreSQL"):
         record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
     if as_json:
         typer.echo(json.dumps(report(record)))

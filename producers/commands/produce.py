@@ -84,7 +84,7 @@ def produce(
     for option, given in (("--all-storages", all_storages), ("--again", again), ("--until-imported", until_imported)):
         if given:
             raise UsageError(f"{source} is a database and has no storages", remedy=f"omit {option}")
-    log.configure()
+    log.configure(settings.log)
     if start_over:
         if not yes:
             typer.confirm(
@@ -100,7 +100,7 @@ def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool,
     if again and until_imported:
         raise UsageError("--again and --until-imported exclude each other")
     walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
-    log.configure()
+    log.configure(settings.log)
     with stop_on_signals() as stop:
         walks(settings, source, stop, all_storages=all_storages)
 
@@ -134,7 +134,7 @@ def commands(advise: Adviser) -> tuple[Callable[..., None], ...]:
         Example: headrace check main skip_resets
         """
         settings = load_settings(config)
-        log.configure()
+        log.configure(settings.log)
         known = (*settings.databases, *settings.virtual_storages)
         sources = [name for name in known if not names or name in names]
         migrations = [name for name in names or () if name not in known]
