@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # it ships no types
 
 from infra.stack.processes.keeper import wait_gone
+from tests.documents import hold
 
 SECRET = "s3cret-of-the-test"
 MARK = "MARK_OF_THE_TEST"
@@ -61,7 +62,9 @@ class Shell:
         )
 
     def run(self, *arguments: object, before: Sequence[str] = (), **environment: str) -> Ended:
-        return self.end(self.start(*arguments, before=before, **environment))
+        ended = self.end(self.start(*arguments, before=before, **environment))
+        hold(arguments, ended.out)
+        return ended
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for its end, which leaves nothing running."""
