@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.settings.effective import Origin
+from infra.settings.description.effective import Origin
 
 
 class Document(BaseModel):

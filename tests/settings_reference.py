@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from consumers.operations import catalog
+from infra.settings.description.settings_schema import json_schema
 from infra.settings.model import MigrationSettings, Settings
-from infra.settings.settings_schema import json_schema
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 _START: Final = """# Settings

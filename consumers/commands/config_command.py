@@ -12,11 +12,11 @@ from pydantic import BaseModel
 
 from consumers.operations import catalog, migration_sections
 from infra.cli.options import Config, Json
-from infra.settings.effective import Setting, as_toml, effective
+from infra.settings.description.effective import Setting, as_toml, effective
+from infra.settings.description.settings_schema import json_schema
 from infra.settings.file import InvalidSettings, load_settings, located, read_document, settings_path
 from infra.settings.mistakes import dotted
 from infra.settings.model import Settings
-from infra.settings.settings_schema import json_schema
 from schemas.errors import SettingsError, printable
 
 app = typer.Typer(

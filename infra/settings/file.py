@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import SettingsError as UnreadableVariable
 
-from infra.settings.environment import variable_of
+from infra.settings.description.lines import line_of, lines_of
+from infra.settings.description.variables import variable_of
 from infra.settings.gitlab_dictionary import require_known
-from infra.settings.lines import line_of, lines_of
 from infra.settings.mistakes import Location, Mistakes
 from infra.settings.model import PATTERN_WORDS, Settings
 from schemas import formats

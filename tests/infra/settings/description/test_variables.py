@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from infra.settings.environment import variable_name, variable_of
+from infra.settings.description.variables import variable_name, variable_of
 from infra.settings.mistakes import Location
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from infra.settings.effective import Origin, Setting, as_toml, effective
+from infra.settings.description.effective import Origin, Setting, as_toml, effective
 from infra.settings.file import load_settings
 
 SECRET = "s3cret-of-the-test"

@@ -15,9 +15,9 @@ import tomli_w
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ValidationError
 
-from infra.settings.environment import variable_of
+from infra.settings.description.lines import line_of, lines_of
+from infra.settings.description.variables import variable_of
 from infra.settings.file import read_document, settings_path
-from infra.settings.lines import line_of, lines_of
 from infra.settings.mistakes import Location
 from infra.settings.model import MigrationSettings, Settings, switches
 from infra.settings.registry_settings import HIDDEN

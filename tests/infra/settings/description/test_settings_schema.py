@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 from consumers.operations import catalog
+from infra.settings.description.settings_schema import descriptions, json_schema
 from infra.settings.kafka_options import YOURS
 from infra.settings.model import MigrationSettings, Settings
-from infra.settings.settings_schema import descriptions, json_schema
 from tests.settings_reference import PAGE, page
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.settings.lines import line_of, lines_of
+from infra.settings.description.lines import line_of, lines_of
 from infra.settings.mistakes import Location
 
 TEXT = '''# a comment
