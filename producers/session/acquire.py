@@ -96,6 +96,8 @@ def open_feeds(
         registry.forget(f"{table.topic}-value")
     # A table that continues has its schemas registered by its feed, which knows the changes that can be followed.
     registry.register_all([each for table in fresh for each in schemas_of(table)])
+    # Once for all tables, and from then on for each when its columns change.
+    known = watch.all_now([table.relation.oid for table in tables])
     feeds = [
         TableFeed(
             source,
@@ -105,11 +107,12 @@ def open_feeds(
             snapshots.get(table.name) or scope.given.get(table.name),
             not_before=not_before,
             complete_rows=settings.database(source).complete_rows,
-            now=partial(watch.now, table.relation.oid),
+            now=partial(known.get, table.relation.oid),
         )
         for table in tables
     ]
     for feed in feeds:
+        feed.encoders.now = partial(watch.now, feed.table.relation.oid)
         feed.away = feed.table.gitlab_schema in scope.away
     here = [feed for feed in feeds if not feed.away]
     if here and all(feed.state.stopped for feed in here):

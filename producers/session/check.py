@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -24,7 +24,7 @@ from producers.source import gaps, preflight, slots
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
 from producers.source.publication import read_publication
-from producers.source.tables import captured_tables
+from producers.source.tables import CapturedTable, captured_tables
 from producers.source.transactions import blocking
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.topics import positions_topic, schemas_topic
@@ -59,10 +59,14 @@ def hindrances(
     found += _half_made(connection, name)
     found += _standbys(connection, name)
     if positions is not None and not is_standby(connection):
-        found += _topics(connection, settings, source, stopped)
-        found += _gaps(connection, settings, source, positions, stopped)
+        try:
+            tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+        except Refused:
+            tables = ()  # preflight reports it
+        found += _topics(settings, tables)
+        found += _gaps(connection, settings, source, positions, tables)
         if not found:
-            found += _unrecorded(connection, settings, source, sources, stopped)
+            found += _unrecorded(connection, settings, source, sources, stopped, tables)
     if not is_standby(connection):
         found += preflight.of_commits(connection, source, name)
     return found
@@ -157,17 +161,10 @@ def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Findin
         yield Finding(f"slot {slot} sends no new changes: {', '.join(away)}", standbys.REMEDY)
 
 
-def _topics(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, stopped: Mapping[str, SnapshotState]
-) -> Iterator[Finding]:
+def _topics(settings: Settings, tables: Sequence[CapturedTable]) -> Iterator[Finding]:
     """Yield the topics that would lose records they have to keep."""
-    database = settings.database(source)
-    try:
-        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
-    except Refused:
-        return  # preflight reports it
     state = positions_topic(settings.prefix), schemas_topic(settings.prefix)
-    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state):
+    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state) if tables else ():
         yield Finding(each.problem, each.remedy)
 
 
@@ -176,15 +173,10 @@ def _gaps(
     settings: Settings,
     source: str,
     positions: Positions,
-    stopped: Mapping[str, SnapshotState],
+    tables: Sequence[CapturedTable],
 ) -> Iterator[Finding]:
     """Yield the gap that a start would refuse, with its remedy."""
-    database = settings.database(source)
-    name = slots.slot_name(settings, source, database)
-    try:
-        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
-    except Refused:
-        tables = ()  # preflight reports it
+    name = slots.slot_name(settings, source, settings.database(source))
     deadline = time.monotonic() + _SETTLED_SECONDS
     while True:
         try:
@@ -210,6 +202,7 @@ def _unrecorded(
     source: str,
     sources: Mapping[str, SourceState],
     stopped: Mapping[str, SnapshotState],
+    tables: Sequence[CapturedTable],
 ) -> Iterator[Finding]:
     """Yield what else a start would refuse: a table whose topic cannot be continued, or that another database owns."""
     database = settings.database(source)
@@ -219,7 +212,6 @@ def _unrecorded(
             f"table {each.table} is stopped ({each.stopped}), and its topic lacks changes",
             f"fix the cause if possible, then re-snapshot it with `headrace snapshot {each.table} --from-scratch`",
         )
-    tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     captured = {table.name for table in tables}
     for each in state.snapshots.values():
         if each.stopped and each.table in captured:

@@ -2,7 +2,8 @@
 
 The stream pauses during a copy phase, which reads chunks, and catches up in a stream phase, so that the slot never
 retains more than a set amount of WAL. Each phase's records are in Kafka, with the position, before the other begins.
-After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk again.
+After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk again, or small
+tables of together less than a tenth of one.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Timing:
 
 USUAL: Final = Timing()
 
+_SMALL: Final = 1 << 20
+"""Bytes of COPY that whole small tables may have together before they are committed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -95,6 +99,8 @@ class Session:
         self._heartbeat_due = 0.0
         self._waits = False
         self._restart: Restart | None = None
+        self._small: list[tuple[TableFeed, Copied]] = []
+        """Chunks that were read and are not committed."""
 
     def work(self) -> Restart | None:
         """Copy and stream until stopped or until another session has to begin; everything read is committed."""
@@ -127,14 +133,16 @@ class Session:
             choice = self._parts.choose()
             self._waits = choice.waits
             if choice.feed is None:
-                return
+                break
             try:
                 lsn = self._copy_chunk(choice.feed)
             except (TableBusy, psycopg.errors.LockNotAvailable) as error:
                 self._parts.turns.set_aside(choice.feed, one_line(error))
                 continue
             if lsn is None or lsn - self._capture.confirmed > bound:
-                return
+                break
+        if self._small and self._restart is None:
+            self._commit_chunks()
 
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
@@ -143,15 +151,29 @@ class Session:
             copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
-            self._commit([(feed.table.name, feed.state)])
+            self._commit_chunks([(feed.table.name, feed.state)])
             return None
         if copied is None:
             return None
-        self._commit([(feed.table.name, feed.state)])
-        counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
-        counter.labels(parts.source, feed.table.name).inc(copied.rows)
-        parts.copy_log.copied(feed, copied)
+        self._small.append((feed, copied))
+        rows = sum(each.rows for _, each in self._small)
+        # Small tables share a Kafka transaction, whose commit takes longer than their rows.
+        if (
+            feed.copying
+            or rows >= parts.settings.chunk_rows // 10
+            or sum(each.size for _, each in self._small) >= _SMALL
+        ):
+            self._commit_chunks()
         return copied.lsn
+
+    def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:
+        """Commit the chunks that were read since the last commit, each with its table's state, and `stopped` tables."""
+        chunks, self._small = self._small, []
+        self._commit([*((feed.table.name, feed.state) for feed, _ in chunks), *stopped])
+        for feed, copied in chunks:
+            counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
+            counter.labels(self._parts.source, feed.table.name).inc(copied.rows)
+            self._parts.copy_log.copied(feed, copied)
 
     def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
         """Publish the stream's changes until stopped, or until it has passed `until` and `seconds` have elapsed.

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -121,8 +121,14 @@ class Site:
     """headrace's settings, topics and slot for one database, under a separate prefix."""
 
     def __init__(
-        self, bench: Bench, dsn: str, prefix: str, migrations: Mapping[str, Mapping[str, object]] | None = None
+        self,
+        bench: Bench,
+        dsn: str,
+        prefix: str,
+        migrations: Mapping[str, Mapping[str, object]] | None = None,
+        tables: Sequence[str] = (TABLE,),
     ) -> None:
+        """`tables` are names or patterns, all of gitlab schema gitlab_main."""
         self.bench = bench
         self.dsn = dsn
         self.prefix = prefix
@@ -133,7 +139,12 @@ class Site:
                     "prefix": prefix,
                     "kafka": {"bootstrap_servers": bench.stack.endpoints.bootstrap_servers},
                     "databases": {
-                        SOURCE: {"dsn": dsn, "gitlab_schemas": ["gitlab_main", "gitlab_shared"], "tables": [TABLE]}
+                        SOURCE: {
+                            "dsn": dsn,
+                            "gitlab_schemas": ["gitlab_main", "gitlab_shared"],
+                            "tables": list(tables),
+                            "table_schemas": dict.fromkeys(tables, "gitlab_main"),
+                        }
                     },
                     "migrations": migrations or {},
                 }

@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from producers.source.table_keys import UnusableKey
 from producers.source.tables import (
     CapturedTable,
     IncompleteIdentity,
     MissingTable,
     PartitionTwice,
     UnfollowedPartition,
-    UnusableKey,
     UnusableName,
     captured_tables,
     comparable_key,
