@@ -140,6 +140,8 @@ class CapturedTable:
     """Why the role may not read its rows now, None if it may; the stream has its changes either way."""
     partitions: Partitions = field(compare=False, default_factory=Partitions)
     """Its partitions before any row was read."""
+    database: str = field(compare=False, default="")
+    """PostgreSQL's name of the database."""
 
     @property
     def name(self) -> str:
@@ -256,6 +258,7 @@ def _captured(
         connection.info.parameter_status("server_encoding") or "UTF8",
         _hidden(name, table),
         parts_now,
+        connection.info.dbname,
     )
 
 
