@@ -14,7 +14,7 @@ class Op(StrEnum):
     """The operation on a row; the letters are Debezium's."""
 
     READ = "r"
-    """Read by a snapshot."""
+    """Read by a snapshot; or updated, without its old row, in a table of `upsert_tables`."""
     CREATE = "c"
     UPDATE = "u"
     DELETE = "d"
