@@ -115,6 +115,10 @@ class SnapshotSettings(Section):
     """
 
 
+def _matches(table: str, patterns: tuple[str, ...]) -> bool:
+    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+
+
 class DatabaseSettings(Section):
     """A database: a source and, for its migrations, the target."""
 
@@ -140,6 +144,9 @@ class DatabaseSettings(Section):
     docs/reference/events.md."""
     complete_rows: bool = False
     """Re-read a row after each update whose record omits a large value; see docs/reference/events.md."""
+    upsert_tables: tuple[TableName, ...] = ()
+    """Names and patterns of tables whose updates without a whole old row are published as `r`; see
+    docs/how-to/reading-with-other-tools.md."""
     snapshot: SnapshotSettings = SnapshotSettings()
     spill_directory: Path | None = None
     """Directory that buffers large transactions until they commit; by default that of temporary files."""
@@ -149,7 +156,11 @@ class DatabaseSettings(Section):
 
         A pattern that matches a partition captures it only as a part of its root: see producers/source/tables.py.
         """
-        return any(table == pattern or fnmatchcase(table, pattern) for pattern in self.tables)
+        return _matches(table, self.tables)
+
+    def upserts(self, table: str) -> bool:
+        """Whether `upsert_tables` names `table` (`schema.table`), in full or by a pattern."""
+        return _matches(table, self.upsert_tables)
 
     @field_validator("dsn")
     @classmethod

@@ -26,7 +26,7 @@ from producers.commands.guard_command import guard
 from producers.commands.snapshot_command import snapshot
 from producers.commands.switchover_command import switchover
 from producers.publish.registry_check import changed_registry
-from producers.session.check import contradicted_patterns, hindrances, outlook
+from producers.session.check import contradicted_patterns, hindrances, outlook, partial_updates
 from producers.session.service import produce as run_producer
 from producers.session.slot_monitor import Forecast
 from producers.session.start_over import start_over as forget_source
@@ -223,8 +223,8 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
                 forecast = outlook(connection, settings, name, positions)
                 if forecast is not None:
                     yield f"databases.{name}", forecast
-                for advice in contradicted_patterns(connection, settings, name):
-                    yield advice.where, advice
+                for advise in (contradicted_patterns, partial_updates):
+                    yield from ((advice.where, advice) for advice in advise(connection, settings, name))
         except HeadraceError as error:
             yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
 

@@ -31,6 +31,8 @@ from schemas.topics import positions_topic, schemas_topic
 
 _MEASURED_SECONDS: Final = 1.0
 """How long WAL growth is measured when no producer has recorded its rate."""
+_SHOWN: Final = 5
+"""Advice that concerns most tables names no more of them."""
 _SETTLED_SECONDS: Final = 5.0
 """A position that a producer confirmed is visible to every Kafka reader within this time."""
 
@@ -111,6 +113,25 @@ def contradicted_patterns(connection: psycopg.Connection[Any], settings: Setting
             f"{counted} another gitlab schema by a pattern of table_schemas than by the dictionary",
             tuple(label_line(table, label) for table, label in found.items()),
             f"if the dictionary is right, add them under [databases.{source}.table_schemas], where a name wins",
+        )
+
+
+def partial_updates(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Iterator[Advice]:
+    """Yield the captured tables whose updates lack the old row, which some programs need."""
+    try:
+        tables = captured_tables(connection, source, settings.database(source), settings.prefix)
+    except Refused:
+        return  # preflight reports it
+    if names := [table.name for table in tables if not (table.upserts or table.whole_old_rows)]:
+        counted = "1 captured table lacks" if len(names) == 1 else f"{len(names)} captured tables lack"
+        more = (f"and {len(names) - _SHOWN} more",) if len(names) > _SHOWN else ()
+        yield Advice(
+            f"databases.{source}",
+            f"updates of {counted} the old row, or a part of it, by the replica identity",
+            (*names[:_SHOWN], *more),
+            "migrations, and sinks that write a row by its key, do not need it; for Flink's debezium-avro-confluent add"
+            f" the tables to upsert_tables under [databases.{source}]; for programs that compare old and new row run"
+            " ALTER TABLE … REPLICA IDENTITY FULL (docs/how-to/reading-with-other-tools.md)",
         )
 
 

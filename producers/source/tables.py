@@ -102,11 +102,22 @@ class CapturedTable:
     """Why the role may not read its rows now, None if it may; the stream has its changes either way."""
     partitions: Partitions = field(compare=False, default_factory=Partitions)
     """Its partitions before any row was read."""
+    database: str = field(compare=False, default="")
+    """PostgreSQL's name of the database."""
+    upserts: bool = field(compare=False, default=False)
+    """Whether an update without a whole old row is published as `r`."""
 
     @property
     def name(self) -> str:
         """`schema.table`."""
         return self.relation.qualified_name
+
+    @property
+    def whole_old_rows(self) -> bool:
+        """Whether the WAL has the whole old row of each update and delete."""
+        if self.partitioned:
+            return all(each.identity is None for each in self.partitions.by_oid.values())
+        return self.relation.replica_identity == "f"
 
 
 def captured_tables(
@@ -131,6 +142,12 @@ def captured_tables(
     by_name = {f"{each['schema']}.{each['table']}": each for each in found}
     patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
     chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
+    for pattern in settings.upsert_tables:
+        if not any(name == pattern or fnmatchcase(name, pattern) for name in {*chosen, *leave_out}):
+            raise MissingTable(
+                f"databases.{database}.upsert_tables names {pattern}, but no such table is captured",
+                remedy=f"correct it, or add the table to databases.{database}.tables",
+            )
     for each in found:
         # Names are `schema.table` everywhere else, and schema a with table "b.c" would have the same one.
         if "." in each["schema"] and (name := f"{each['schema']}.{each['table']}") in chosen:
@@ -238,6 +255,8 @@ def _captured(
         connection.info.parameter_status("server_encoding") or "UTF8",
         _hidden(name, table),
         parts_now,
+        connection.info.dbname,
+        settings.upserts(name),
     )
 
 

@@ -39,16 +39,26 @@ def sift(
 class Reader:
     """Reads a migration's columns from records of one schema."""
 
-    def __new__(cls, cells: tuple[tuple[int, bool, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
-        """`cells`: for each column its shape, whether it may be text too, its name if wanted, and its decoder.
+    def __new__(cls, cells: tuple[tuple[int, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
+        """`cells`: for each column its shape, its name if wanted, and its decoder.
 
         Without a decoder C decodes the cell: an int, a boolean, a text.
         """
 
     def read(
         self, value: bytes, position: int, /
-    ) -> tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None] | None:
-        """Return ordinal, `ts_ms`, `unchanged`, `before` and `after` of the record whose ordinal is at `position`.
+    ) -> (
+        tuple[
+            int,
+            int,
+            tuple[str, ...],
+            dict[str, object] | None,
+            dict[str, object] | None,
+            tuple[dict[str, str], dict[str, str]] | None,
+        ]
+        | None
+    ):
+        """Return the fields of the record whose ordinal is at `position`, from `ordinal` to `exact`.
 
         None if C leaves the bytes to Python.
         """

@@ -20,7 +20,7 @@ from producers.source.tables import CapturedTable, captured_tables
 from producers.stream import pgoutput_fields
 from producers.stream.pgoutput import Decoder
 from schemas.codec.encoder import Encoder
-from schemas.events import Op, Relation
+from schemas.events import Op, Origin, Relation
 from schemas.positions import Lsn
 
 _TABLE = "public.container_repositories"
@@ -86,7 +86,13 @@ def measure(table: CapturedTable, data: bytes, *, compiled: bool) -> dict[str, f
     """Return the seconds of each stage with one codec."""
     relation = table.relation
     encoder = Encoder(
-        relation, "gitlab_main", table.key, database="d", value_schema_id=1, key_schema_id=2, compiled=compiled
+        relation,
+        "gitlab_main",
+        table.key,
+        origin=Origin("d", "d"),
+        value_schema_id=1,
+        key_schema_id=2,
+        compiled=compiled,
     )
     lines = data.split(b"\n")[:-1]
     messages = [inserted(relation, line) for line in lines]

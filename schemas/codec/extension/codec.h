@@ -17,8 +17,9 @@ typedef struct {
     PyObject *error, *topic, *partition, *offset, *value; /* the names of a record's methods */
 } CodecState;
 
-/* ODD: left to the Python codec, which encodes it or raises the error. */
-typedef enum { DONE, ODD, NO_MEMORY } Outcome;
+/* ODD: left to the Python codec, which encodes it or raises the error.
+ * APART: a null was written, and the value's text belongs into the event's field `exact`. */
+typedef enum { DONE, ODD, NO_MEMORY, APART } Outcome;
 
 #define CODEC_METHOD(name, function) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL}
 

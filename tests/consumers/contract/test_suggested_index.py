@@ -84,7 +84,7 @@ def test_check_shows_suggested_index_and_succeeds(config: Path, rows: None) -> N
     for command in producers.commands.produce.commands(lambda settings, _: advise(settings, limit_ms=AT_ONCE)):
         app.command()(command)
     found = json.loads(CliRunner().invoke(app, ["check", "--json", "--config", str(config)]).stdout)
-    *others, of_kafka = found["advice"]
+    *others, of_kafka = (each for each in found["advice"] if not each["where"].startswith("databases."))
     assert (of_kafka["where"], [(each["where"], each["remedy"]) for each in others]) == (
         "kafka",
         [("migrations.skip_resets", STATEMENT)],
