@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import statistics
 import sys
 import time
@@ -21,6 +22,7 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
 from infra.stack.postgresql.databases import drop_slots
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Guarded
 from infra.state.positions import Positions
 from producers.source.slots import slot_name
@@ -53,6 +55,12 @@ class Bench:
         self._console = console
         self._made: dict[Hashable, Any] = {}
         self._began = time.monotonic()
+
+    def with_postgres(self, postgres: EmbeddedPostgres) -> Bench:
+        """Return a bench with the same Kafka whose databases are on another server."""
+        stack = copy.copy(self.stack)
+        stack.postgres = postgres
+        return Bench(stack, self.place, self._console, rows=self.rows, runs=self.runs)
 
     def say(self, line: str) -> None:
         """Print a line of progress."""

@@ -27,6 +27,7 @@ extern PyType_Spec codec_plan_spec, codec_row_spec, codec_reader_spec;
 
 /* Functions of the module; see schemas/codec/_compiled.pyi. */
 PyObject *codec_copy_data(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_libpq_lines(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_mentions(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_sift(PyObject *module, PyObject *arguments);
 PyObject *codec_tuple_row(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

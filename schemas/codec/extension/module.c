@@ -8,6 +8,7 @@
 
 static PyMethodDef module_methods[] = {
     CODEC_METHOD("copy_data", codec_copy_data),
+    CODEC_METHOD("libpq_lines", codec_libpq_lines),
     CODEC_METHOD("mentions", codec_mentions),
     {"sift", codec_sift, METH_VARARGS, NULL},
     CODEC_METHOD("tuple_row", codec_tuple_row),

@@ -17,6 +17,7 @@ import pytest
 
 from schemas.codec import implementation
 from schemas.events import UNCHANGED
+from tests.schemas.codec.fake_libpq import CONNECTION, WAIT, FakeLibpq
 
 pytestmark = pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 
@@ -214,8 +215,23 @@ def messages(codec: ModuleType) -> None:
             codec.copy_data(argument)
 
 
+def lines_of_libpq(codec: ModuleType) -> None:
+    cases: list[tuple[list[bytes | int], bool]] = [
+        ([NOISE, WAIT, NOISE], False),
+        ([NOISE, WAIT, WAIT], False),
+        ([NOISE, WAIT], True),
+    ]
+    for answers, lost in cases:
+        for room, longest in ((1 << 62, 1 << 62), (100, 100), (10, 10), (-1, 10)):
+            codec.libpq_lines(FakeLibpq(answers, lost=lost).functions, CONNECTION, room, longest, False)
+    for arguments in ((), ((1, 2, 0), 1, 1, 1, False), ((1, 2, 3), "1", 1, 1, False)):
+        with contextlib.suppress(TypeError, ValueError):
+            codec.libpq_lines(*arguments)
+
+
 WORK: Final = (
     encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, messages,
+    lines_of_libpq,
 )  # fmt: skip
 
 
