@@ -6,13 +6,15 @@ with it.
 
 from __future__ import annotations
 
-import logging
 import sys
-from typing import Final
-
-import structlog
+from typing import TYPE_CHECKING, Final
 
 from schemas.errors import printable
+
+if TYPE_CHECKING:
+    import structlog
+
+    Log = structlog.typing.FilteringBoundLogger
 
 SOURCE: Final = "source"
 TABLE: Final = "table"
@@ -24,12 +26,35 @@ POSITION: Final = "position"
 ROWS: Final = "rows"
 REASON: Final = "reason"
 
-Log = structlog.typing.FilteringBoundLogger
+
+class _Wanted:
+    """What `configure` was last called with, until a logger is made: many commands log nothing, and import no more."""
+
+    def __init__(self) -> None:
+        self._wanted: tuple[bool, str] | None = None
+
+    def set(self, as_json: bool, level: str) -> None:
+        self._wanted = as_json, level
+
+    def apply(self) -> None:
+        if self._wanted is not None:
+            _configure(*self._wanted)
+            self._wanted = None
+
+
+_WANTED: Final = _Wanted()
 
 
 def configure(*, json: bool | None = None, level: str = "info") -> None:
     """Send the log to standard error: JSON lines, or columns if standard error is a terminal."""
-    as_json = json if json is not None else not sys.stderr.isatty()
+    _WANTED.set(json if json is not None else not sys.stderr.isatty(), level)
+
+
+def _configure(as_json: bool, level: str) -> None:
+    import logging  # noqa: PLC0415 - as below
+
+    import structlog  # noqa: PLC0415 - it takes longer than the start of a command that logs nothing
+
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()] if as_json else [_printable, structlog.dev.ConsoleRenderer()]
     )
@@ -57,5 +82,8 @@ def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict
 
 def get(**fields: object) -> Log:
     """Return a logger that adds `fields` to every line."""
+    import structlog  # noqa: PLC0415 - as above
+
+    _WANTED.apply()
     log: Log = structlog.get_logger(**fields)
     return log
