@@ -53,13 +53,11 @@ def migration(
     contract test, which `pytest` runs on servers of its own. No file is overwritten.
     """
     from consumers.operations import new_migration
-    from infra.settings.file import load_settings, settings_path
-    from infra.settings.model import Settings
+    from infra.settings.file import settings_path
 
     column, key_type, assignments = new_migration.checked(name, table, key, sets or [], gitlab_schema)
     chosen = settings_path(config)
-    # Without a file the environment's settings are not read: alone they may be incomplete.
-    settings = load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
+    settings = _settings(config, chosen)
     folder = (
         directory.absolute()
         if directory
@@ -86,6 +84,14 @@ def migration(
         shown = f"./{folder.relative_to(base)}" if folder.is_relative_to(base) else str(folder)
         print(f"add to {chosen}, above its first section: plugin_paths = [{json.dumps(shown)}]")
     print(f"test it with: pytest {folder}")
+
+
+def _settings(config: Path | None, chosen: Path) -> Settings:
+    from infra.settings.file import load_settings
+    from infra.settings.model import Settings
+
+    # Without a file the environment's settings are not read: alone they may be incomplete.
+    return load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
 
 
 def _gitlab_schema(settings: Settings, table: str) -> str:

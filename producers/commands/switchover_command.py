@@ -11,6 +11,7 @@ from infra.cli.options import Config, Json, Yes
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from infra.settings.model import Settings
     from producers.switchover.endpoints import Move, View
 
 WithoutStandby = Annotated[
@@ -61,12 +62,8 @@ def switchover(
     if guard and (abort or status):
         raise UsageError("--guard needs a move", remedy="use `headrace guard` to guard the tables only")
     from infra.service import log
-    from infra.service.signals import stop_on_signals
     from infra.settings.file import load_settings
-    from producers.commands.guarding import install_on_both_sides
     from producers.switchover.endpoints import Move
-    from producers.switchover.step_limit import StepLimit
-    from producers.switchover.steps import opened
 
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
@@ -78,10 +75,33 @@ def switchover(
             abort=True,
             err=True,
         )
+    _switch(
+        settings, move, promoted=promoted, abort=abort, status=status, guard=guard, seconds=seconds,
+        without=frozenset(without or ()), json=json,
+    )  # fmt: skip
+
+
+def _switch(
+    settings: Settings,
+    move: Move,
+    *,
+    promoted: bool,
+    abort: bool,
+    status: bool,
+    guard: bool,
+    seconds: float,
+    without: frozenset[str],
+    json: bool,
+) -> None:
+    from infra.service.signals import stop_on_signals
+    from producers.commands.guarding import install_on_both_sides
+    from producers.switchover.step_limit import StepLimit
+    from producers.switchover.steps import opened
+
     limit = StepLimit(seconds)
     with (
         stop_on_signals(limit.stop, overdue=limit.cancel, cut=limit.cut),
-        opened(settings, move, limit, promote=not promoted, without=frozenset(without or ())) as moving,
+        opened(settings, move, limit, promote=not promoted, without=without) as moving,
     ):
         if guard and not (status or abort):
             moving.require_possible()  # before a table is changed
