@@ -84,7 +84,7 @@ def _serve(server: RouteServer) -> None:
     from infra.service import log
     from infra.service.signals import stop_on_signals
 
-    with server, stop_on_signals() as stop:
+    with server, stop_on_signals(exit_code=0) as stop:
         answering = threading.Thread(target=server.serve_forever, name="route", daemon=True)
         answering.start()
         log.get().info("listening", address=str(server.server_address[0]), port=server.port)

@@ -73,7 +73,7 @@ def _serve(settings: Settings, address: str, port: int, hosts: list[str]) -> Non
     reader = LogReader(settings.kafka, topic)
     subjects = FollowedSubjects(lambda: registrations(reader, topic))
     try:
-        with ReadOnlyRegistry(address, port, subjects, hosts) as server, stop_on_signals() as stop:
+        with ReadOnlyRegistry(address, port, subjects, hosts) as server, stop_on_signals(exit_code=0) as stop:
             subjects.refresh(seconds=_FIRST_READ_SECONDS)
             answering = threading.Thread(target=server.serve_forever, name="schema registry", daemon=True)
             answering.start()

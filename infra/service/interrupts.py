@@ -94,7 +94,8 @@ def ending_with(exit_code: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _STATE.pop()
+        if not _STATE.asked:  # what is closed after the work may wait, too
+            _STATE.pop()
 
 
 @contextmanager
