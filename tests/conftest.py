@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _log_is_the_tests_own() -> Iterator[None]:
     """Forget where a command that ran in this process sent it: to a standard error that pytest has closed by now."""
     yield
-    log.get()  # takes over what a command configured and did not use
+    log._WANTED.apply()  # what a command configured and did not use
     structlog.reset_defaults()
 
 

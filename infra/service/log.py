@@ -7,14 +7,14 @@ with it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from schemas.errors import printable
 
 if TYPE_CHECKING:
     import structlog
-
-    Log = structlog.typing.FilteringBoundLogger
 
 SOURCE: Final = "source"
 TABLE: Final = "table"
@@ -28,13 +28,17 @@ REASON: Final = "reason"
 
 
 class _Wanted:
-    """What `configure` was last called with, until a logger is made: many commands log nothing, and import no more."""
+    """What `configure` was last called with, until a line is logged: many commands log nothing, and import no more."""
 
     def __init__(self) -> None:
         self._wanted: tuple[bool, str] | None = None
 
     def set(self, as_json: bool, level: str) -> None:
         self._wanted = as_json, level
+
+    @property
+    def leaves_out_debug(self) -> bool:
+        return self._wanted is not None and self._wanted[1] != "debug"
 
     def apply(self) -> None:
         if self._wanted is not None:
@@ -80,10 +84,33 @@ def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A logger that adds `fields` to every line."""
+
+    fields: Mapping[str, object]
+
+    def debug(self, event: str, **fields: object) -> None:
+        if not _WANTED.leaves_out_debug:
+            self._to().debug(event, **fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._to().info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._to().warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._to().error(event, **fields)
+
+    def _to(self) -> structlog.typing.FilteringBoundLogger:
+        import structlog  # noqa: PLC0415 - as above
+
+        _WANTED.apply()
+        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**self.fields)
+        return logger
+
+
 def get(**fields: object) -> Log:
     """Return a logger that adds `fields` to every line."""
-    import structlog  # noqa: PLC0415 - as above
-
-    _WANTED.apply()
-    log: Log = structlog.get_logger(**fields)
-    return log
+    return Log(fields)
