@@ -16,6 +16,7 @@ import pytest
 import structlog
 
 from consumers.testing.waiting import until
+from infra.service import log
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
 from tests.shells import Shell
 
@@ -44,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _log_is_the_tests_own() -> Iterator[None]:
     """Forget where a command that ran in this process sent it: to a standard error that pytest has closed by now."""
     yield
+    log._WANTED.apply()  # what a command configured and did not use
     structlog.reset_defaults()
 
 

@@ -16,18 +16,14 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from headrace import app
+import headrace
 from infra.settings.file import load_settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper, wait_gone
 from tests.conftest import Database
 from tests.shells import SECRET, Ended, Shell
 
-COMMANDS = sorted(
-    command.name or command.callback.__name__.replace("_", "-")
-    for command in app.registered_commands
-    if command.callback
-)
+COMMANDS = sorted(headrace.COMMANDS)
 TABLE = (
     "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY, migration_state text,"
     " migration_skipped_reason smallint); CREATE TABLE public.unmapped (id int)"

@@ -6,17 +6,15 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.operations import catalog, new_migration
-from consumers.operations.new_migration import NewMigration
 from infra.cli.options import Config, Json
-from infra.settings.file import load_settings, settings_path
-from infra.settings.model import Settings
-from schemas import gitlab_schemas
 from schemas.errors import Refused, UsageError
+
+if TYPE_CHECKING:
+    from infra.settings.model import Settings
 
 app = typer.Typer(help="Write the files of a migration of your own.", no_args_is_help=True)
 
@@ -54,17 +52,19 @@ def migration(
     The migration sets the columns in every row where they differ; edit it as you like. The case has rows for the
     contract test, which `pytest` runs on servers of its own. No file is overwritten.
     """
+    from consumers.operations import new_migration
+    from infra.settings.file import settings_path
+
     column, key_type, assignments = new_migration.checked(name, table, key, sets or [], gitlab_schema)
     chosen = settings_path(config)
-    # Without a file the environment's settings are not read: alone they may be incomplete.
-    settings = load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
+    settings = _settings(config, chosen)
     folder = (
         directory.absolute()
         if directory
         else next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
     )
     label = _gitlab_schema(settings, table) if gitlab_schema is None else gitlab_schema
-    new = NewMigration(name, table, label, column, key_type, assignments)
+    new = new_migration.NewMigration(name, table, label, column, key_type, assignments)
     texts = {folder / file: text for file, text in new_migration.files(new).items()}
     for path in texts:
         if path.exists():
@@ -86,7 +86,17 @@ def migration(
     print(f"test it with: pytest {folder}")
 
 
+def _settings(config: Path | None, chosen: Path) -> Settings:
+    from infra.settings.file import load_settings
+    from infra.settings.model import Settings
+
+    # Without a file the environment's settings are not read: alone they may be incomplete.
+    return load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
+
+
 def _gitlab_schema(settings: Settings, table: str) -> str:
+    from schemas import gitlab_schemas
+
     own = {database.table_schemas[table] for database in settings.databases.values() if table in database.table_schemas}
     known = sorted(own or gitlab_schemas.TABLES.get(table, ()))
     if len(known) == 1:
@@ -99,6 +109,8 @@ def _gitlab_schema(settings: Settings, table: str) -> str:
 
 def _require_free(settings: Settings, name: str) -> None:
     """Raise UsageError if the name is another migration's, or a module's that the test would import instead."""
+    from consumers.operations import catalog
+
     if name in catalog.migrations(settings):
         origin = catalog.origins(settings)[name]
         raise UsageError(f"there is a migration {name} already ({origin})", remedy="choose another name")

@@ -6,21 +6,19 @@ import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.cli.options import Config
-from infra.init.administrator import administrator_script
-from infra.rights import acls as kafka_acls
-from infra.rights import programs
-from infra.rights.programs import Programs
-from infra.settings.file import load_settings, settings_path
 from schemas.errors import Refused, UsageError
 
+if TYPE_CHECKING:
+    from infra.rights.programs import Programs
 
-def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
-    """Return the commands; `all_programs` lists the services of the settings and their rights."""
+
+def init_with(all_programs: Programs) -> Callable[..., None]:
+    """Return the command; `all_programs` lists the services of the settings and their rights."""
 
     def init(
         names: Annotated[
@@ -45,11 +43,17 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
         --acls prints acls.tf.json for the Terraform provider Mongey/kafka. With --apply, headrace creates the ACLs;
         its credentials must be an administrator's, such as from HEADRACE_KAFKA__OPTIONS__SASL_USERNAME.
         """
+        from infra.settings.file import load_settings, settings_path
+
         if not sql and not acls:
             if names or apply:
                 raise UsageError("names and --apply need --sql or --acls", remedy="add one of them")
             _write(settings_path(config))
             return
+        from infra.init.administrator import administrator_script
+        from infra.rights import acls as kafka_acls
+        from infra.rights import programs
+
         settings = load_settings(config)
         wanted = programs.chosen(list(all_programs(settings)), names or [])
         if sql:
@@ -60,7 +64,7 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
         else:
             typer.echo(kafka_acls.terraform(programs.acls(wanted)))
 
-    return (init,)
+    return init
 
 
 def _write(path: Path) -> None:

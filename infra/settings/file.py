@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsError as UnreadableVariable
 
+from infra.settings.environment import overridden
 from infra.settings.gitlab_dictionary import require_known
 from infra.settings.mistakes import Location, Mistakes
 from infra.settings.model import PATTERN_WORDS, Settings
@@ -54,22 +54,13 @@ def load_settings(path: Path | None = None) -> Settings:
             remedy=f"set it to {formats.SETTINGS.version}, or remove it, which means 1",
         ) from error
     mistakes = Mistakes(Settings, PATTERN_WORDS)
-    # Not left to pydantic-settings, which takes some keys, such as _env_file, as its own arguments.
-    for key in sorted(values.keys() - Settings.model_fields.keys()):
-        raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
     try:
-        return _beside(Settings(**values), chosen.absolute().parent)
+        return _beside(Settings.model_validate(overridden(values, Settings, os.environ)), chosen.absolute().parent)
     except ValidationError as error:
         location, said = mistakes.first(error)
         variable = _variable(location)
         place = f"environment variable {variable}" if variable else f"settings file {chosen}"
         raise SettingsError(f"{place}: {said}") from None
-    except UnreadableVariable:
-        # Its message lacks the variable's name, and its cause contains the value.
-        raise SettingsError(
-            f"environment variable {_unreadable_variable()} is not JSON: a list or table must be JSON in a variable",
-            remedy="""correct or unset it; a list is '["public.projects"]'""",
-        ) from None
 
 
 def _beside(settings: Settings, directory: Path) -> Settings:
@@ -100,10 +91,3 @@ def _variable(location: Location) -> str | None:
         if wanted == variable.lower() or wanted.startswith(f"{variable.lower()}__"):
             return variable
     return None
-
-
-def _unreadable_variable() -> str:
-    """Return the variables that may be invalid JSON: those of sections and of keys within them."""
-    sections = [name for name, field in Settings.model_fields.items() if field.annotation is not str]
-    prefixes = tuple(f"headrace_{section}" for section in sections)
-    return " or ".join(sorted(name for name in os.environ if name.lower().startswith(prefixes))) or "HEADRACE_…"

@@ -1,4 +1,4 @@
-"""Defines the settings of `headrace.toml`, read by pydantic-settings; only this package reads the environment.
+"""Defines the settings of `headrace.toml`; only this package reads the environment.
 
 Environment variables override every value: `HEADRACE_KAFKA__BOOTSTRAP_SERVERS` or `HEADRACE_DATABASES__MAIN__DSN`;
 `HEADRACE_<MIGRATION>_ENABLED=false` disables a migration.
@@ -27,7 +27,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.settings import kafka_options
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
@@ -91,7 +90,6 @@ class KafkaSettings(Section):
         """Environment variables have no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD sets sasl.password."""
         return kafka_options.checked(value)
 
-    # Only as JSON, for display: pydantic-settings builds Settings from Python dumps of its sections.
     @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
@@ -283,16 +281,8 @@ class MigrationSettings(BaseModel):
         return self._whole
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """The whole settings file; built by `load_settings`, which reports every mistake in one line."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix="HEADRACE_",
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-    )
 
     prefix: Annotated[str, StringConstraints(pattern=_PREFIX)] = "headrace"
     plugin_paths: tuple[Path, ...] = ()
@@ -329,19 +319,6 @@ class Settings(BaseSettings):
         for name in sorted(value.keys() & info.data.get("databases", {}).keys()):
             raise ValueError(f"{name} is also the name of a database; rename the database")
         return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment override the file, whose values are passed as arguments."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
 
     def database(self, name: str) -> DatabaseSettings:
         """Return the settings of database `name`; raises UsageError with the configured names."""

@@ -9,7 +9,7 @@ import uuid
 from typing import Final
 
 from infra.kafka import clients
-from infra.service import log
+from infra.service import interrupts, log
 from infra.settings.model import Settings
 from producers.session import handover, opening
 from producers.session.commits import Restart
@@ -57,7 +57,8 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
                 else:
                     worked, attempt = True, 0
                     unfit.clear()
-                    restart = session.work()
+                    with interrupts.finishing():  # what was read is committed
+                        restart = session.work()
             if restart is not None:
                 _log_restart(lines, restart)
         except Interrupted:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.init.init_command import commands
+from infra.init.init_command import init_with
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import TablePrivileges
 from infra.rights.programs import Program
@@ -29,7 +29,7 @@ def programs(_settings: Settings) -> list[Program]:
     ]
 
 
-(init,) = commands(programs)
+init = init_with(programs)
 
 
 def test_init_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
