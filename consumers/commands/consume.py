@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -27,6 +28,7 @@ from consumers.operations import catalog, pauses
 from consumers.operations import rights as consumer_rights
 from consumers.operations.cleanup import cleanup
 from consumers.operations.dry_run import dry_run
+from consumers.operations.migration_overview import MigrationOverview
 from consumers.operations.remaining import remaining
 from consumers.operations.replay import replay as begin_replay
 from consumers.operations.start_offsets import parse_start
@@ -35,9 +37,11 @@ from consumers.planning.key_selection import parse_selection
 from consumers.runtime.assembly import consumer_of
 from consumers.runtime.completion import RowsLeft
 from infra.cli.options import Config, Json
+from infra.kafka import clients
 from infra.postgres import connect
 from infra.rights import kafka_rights
-from infra.service import log, metrics
+from infra.service import log, service_endpoints
+from infra.service.service_state import KAFKA
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -81,12 +85,19 @@ def consume(
     # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
     with connect.session(settings.database(database), name=f"consume {migration}") as connection:
         connect.require_all_rows(connection, (*kind.tables, *kind.writes))
-    metrics.serve(settings.metrics)
+    service_endpoints.serve(settings.metrics, {KAFKA: partial(clients.require_broker, settings.kafka)})
+    overview = MigrationOverview(work).export if settings.metrics.port else None
     stopping = threading.Event()
     with display.progress(migration, settings, kind, database) as report:
         with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
             member = consumer_of(
-                settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report
+                settings,
+                work,
+                database,
+                stopping=stopping,
+                until_caught_up=until_caught_up,
+                report=report,
+                overview=overview,
             )
             process_tuning.tune()
             with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from infra.kafka import clients, denials, durability, topic_requirements
 from infra.postgres.connect import session
 from infra.rights import kafka_rights
 from infra.schema_registry.topic_registry import ensure_answers, ensure_registers
-from infra.service import log, metrics
+from infra.service import log, service_endpoints, service_state
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -91,7 +92,7 @@ def produce(
                 f"Drop the slot of {source}, empty its topics and re-snapshot every table?", abort=True, err=True
             )
         forget_source(settings, source)
-    metrics.serve(settings.metrics)
+    _serve(settings)
     with stop_on_signals() as stop, kafka_rights.named(settings.kafka, lambda: _needed(settings, source)):
         run_producer(settings, source, stop)
 
@@ -101,8 +102,16 @@ def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool,
         raise UsageError("--again and --until-imported exclude each other")
     walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
     log.configure()
+    if until_imported:
+        # Each wait of a walk is one for its servers, of which the probe covers Kafka.
+        service_state.THIS.working()
+        _serve(settings)
     with stop_on_signals() as stop:
         walks(settings, source, stop, all_storages=all_storages)
+
+
+def _serve(settings: Settings) -> None:
+    service_endpoints.serve(settings.metrics, {service_state.KAFKA: partial(clients.require_broker, settings.kafka)})
 
 
 def _needed(settings: Settings, source: str) -> kafka_rights.Needed:

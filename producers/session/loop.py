@@ -18,6 +18,7 @@ import psycopg
 from infra.postgres.connect import one_line, translated
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log, metrics
+from infra.service.service_state import THIS
 from infra.settings.model import SnapshotSettings
 from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
@@ -124,6 +125,7 @@ class Session:
         # A quarter of the limit: the slot releases WAL some time after it is confirmed, and WAL keeps growing.
         bound = self._parts.settings.max_retained_wal_mb << 18
         while self._running and time.monotonic() < deadline:
+            THIS.advance()
             choice = self._parts.choose()
             self._waits = choice.waits
             if choice.feed is None:
@@ -138,7 +140,7 @@ class Session:
 
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
-        parts = self._parts
+        parts, began = self._parts, time.monotonic()
         try:
             copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
@@ -150,6 +152,9 @@ class Session:
         self._commit([(feed.table.name, feed.state)])
         counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
         counter.labels(parts.source, feed.table.name).inc(copied.rows)
+        metrics.CHUNK_TIME.labels(parts.source).observe(time.monotonic() - began)
+        metrics.CHUNKS.labels(parts.source, feed.table.name).set(max(feed.state.chunks, feed.state.chunks_done))
+        metrics.CHUNKS_DONE.labels(parts.source, feed.table.name).set(feed.state.chunks_done)
         parts.copy_log.copied(feed, copied)
         return copied.lsn
 
@@ -164,6 +169,7 @@ class Session:
         committed = time.monotonic()
         enough = committed + seconds
         while self._running:
+            THIS.advance()
             pending = self._commits.pending
             messages = self._parts.incoming.read(timing.frames, 0 if pending else 0.2)
             for message in messages:
