@@ -65,7 +65,7 @@ def write(dsn: str) -> None:
 def main(words: list[str], environment: dict[str, str]) -> int:
     """Run one of the two; return the exit code."""
     try:
-        dsn = environment["ADMINISTRATOR_DSN"]
+        dsn = environment.get("ADMINISTRATOR_DSN", "")
         match words:
             case ["prepare"]:
                 command = [sys.executable, "-m", "headrace", "init", "--sql"]
