@@ -78,6 +78,6 @@ class Stalls:
                 continue
             logged, due = call, now + self._patience.again
             self._log.warning("waiting for Kafka", to=call[0], seconds=round(now - call[1], 1))
-            THIS.away(KAFKA, f"it has been asked to {call[0]}, and does not answer")
+            THIS.away(KAFKA, f"a call to {call[0]} waits")
             if self._call is not call:  # it ended meanwhile, perhaps before the line above
                 THIS.back(KAFKA)

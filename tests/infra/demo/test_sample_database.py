@@ -29,6 +29,7 @@ ROWS = 300
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A server of its own: what is prepared creates a role, which all databases of a server have."""
     place = Path(tempfile.mkdtemp(prefix="headrace-"))
+    place.chmod(0o711)  # PostgreSQL's own user has to enter it when we are root
     keeper = Keeper(remove=place)
     server = EmbeddedPostgres(place / "postgres", keeper, fsync=False)
     try:
