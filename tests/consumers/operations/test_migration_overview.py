@@ -1,4 +1,4 @@
-"""What a consumer exports about its migration, from fakes of the ledger and of the count."""
+"""The metrics that a consumer exports about its migration, from fakes of the ledger and of the count."""
 
 from __future__ import annotations
 
