@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
 from consumers.operations import catalog, pauses
 from consumers.operations import rights as consumer_rights
+from consumers.operations.migration_overview import MigrationOverview
 from consumers.runtime.assembly import consumer_of
+from infra.kafka import clients
 from infra.postgres import connect
 from infra.rights import kafka_rights
-from infra.service import log, metrics
+from infra.service import log, service_endpoints
+from infra.service.service_state import KAFKA
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -41,12 +45,19 @@ def run(migration: str, config: Path | None, *, dry: bool, until_caught_up: bool
     # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
     with connect.session(settings.database(database), name=f"consume {migration}") as connection:
         connect.require_all_rows(connection, (*kind.tables, *kind.writes))
-    metrics.serve(settings.metrics)
+    service_endpoints.serve(settings.metrics, {KAFKA: partial(clients.require_broker, settings.kafka)})
+    overview = MigrationOverview(work).export if settings.metrics.port else None
     stopping = threading.Event()
     with progress(migration, settings, kind, database) as report:
         with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
             member = consumer_of(
-                settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report
+                settings,
+                work,
+                database,
+                stopping=stopping,
+                until_caught_up=until_caught_up,
+                report=report,
+                overview=overview,
             )
             process_tuning.tune()
             with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):

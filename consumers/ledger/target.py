@@ -15,6 +15,7 @@ from consumers.ledger.error_policy import Action, rule_for, stopped
 from consumers.ledger.progress import LOCALLY_DURABLE
 from infra.postgres import connect
 from infra.service import log
+from infra.service.service_state import DATABASE, THIS
 from infra.service.signals import shut_down
 from schemas.errors import HeadraceError, Interrupted, Unavailable
 
@@ -103,6 +104,7 @@ class Target:
                 self._connection = self._open()
                 self.sessions += 1
                 self._connected_at = time.monotonic()
+                THIS.back(DATABASE)
                 if attempt:
                     self._log.info("reconnected", attempt=attempt)
                 return self._connection
@@ -181,6 +183,8 @@ class Target:
         if self._stopping.is_set():
             raise Interrupted(f"{self._migration} was stopped while {self._database} did not answer") from error
         pause = backoff(attempt)
+        if rule.action is Action.RECONNECT:
+            THIS.away(DATABASE, connect.one_line(error))
         self._log.warning(
             rule.what, hint=rule.hint, detail=connect.one_line(error), attempt=attempt, retry_in_seconds=pause
         )

@@ -9,17 +9,17 @@ from functools import partial
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
-from consumers.delivery.group import Group, member_name
+from consumers.delivery.group import Group
 from consumers.delivery.topics import not_captured, schemas_of, source_topics
 from consumers.ledger.owner_lookup import require_not_elsewhere
-from consumers.ledger.progress import Entry, Ledger, Place
+from consumers.ledger.progress import Entry, Ledger, Place, member_name
 from consumers.ledger.target import Connection, Target
 from consumers.pace.pacing import Pacing
 from consumers.planning.planner import Planner
 from consumers.runtime.catch_up import Ends
 from consumers.runtime.circuit_breaker import CircuitBreaker
 from consumers.runtime.completion import Completion
-from consumers.runtime.consumer import Consumer
+from consumers.runtime.consumer import Consumer, Overview
 from consumers.runtime.external_driver import Working
 from consumers.runtime.ledger_positions import LedgerPositions
 from consumers.runtime.parts import Parts
@@ -41,11 +41,12 @@ def consumer_of(
     until_caught_up: bool = False,
     until_complete: bool = False,
     report: Report | None = None,
+    overview: Overview | None = None,
 ) -> Consumer:
     """Return a consumer of `migration` that runs until it is stopped, caught up or complete; see Consumer."""
     parts = assembled(settings, migration, database, stopping, ends=until_caught_up or until_complete)
     ends = partial(Ends, settings.kafka, parts.topics) if until_caught_up else None
-    return Consumer(parts, stopping, ends=ends, until_complete=until_complete, report=report)
+    return Consumer(parts, stopping, ends=ends, until_complete=until_complete, report=report, overview=overview)
 
 
 def assembled(

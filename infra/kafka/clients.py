@@ -175,6 +175,15 @@ def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
         admin(settings).list_topics(timeout=timeout)
 
 
+def require_broker(settings: KafkaSettings, timeout: float = 2.0) -> None:
+    """Raise BrokerUnavailable within a few seconds unless a broker answers; for calls every second.
+
+    Asks about one topic, which exists and is no producer's: the list of all may be long.
+    """
+    with translated(settings):
+        admin(settings).list_topics("__consumer_offsets", timeout=timeout)
+
+
 def answer(future: Future[Any], seconds: float = 20.0) -> Any:
     """Return the result of an admin client's request; call it within `translated`.
 

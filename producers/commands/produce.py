@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,7 +68,7 @@ def produce(
 
 def _stream(settings: Settings, source: str, *, start_over: bool, yes: bool) -> None:
     from infra.rights import kafka_rights
-    from infra.service import log, metrics
+    from infra.service import log
     from infra.service.signals import stop_on_signals
     from producers.session.service import produce as run_producer
 
@@ -80,13 +81,14 @@ def _stream(settings: Settings, source: str, *, start_over: bool, yes: bool) -> 
                 f"Drop the slot of {source}, empty its topics and re-snapshot every table?", abort=True, err=True
             )
         forget_source(settings, source)
-    metrics.serve(settings.metrics)
+    _serve(settings)
     with stop_on_signals(exit_code=0) as stop, kafka_rights.named(settings.kafka, lambda: _needed(settings, source)):
         run_producer(settings, source, stop)
 
 
 def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool, all_storages: bool) -> None:
     from infra.service import log
+    from infra.service.service_state import THIS
     from infra.service.signals import stop_on_signals
     from producers.walk.run import walk
     from producers.walk.until_imported import walk_unless_imported, walk_until_imported
@@ -95,8 +97,19 @@ def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool,
         raise UsageError("--again and --until-imported exclude each other")
     walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
     log.configure()
+    if until_imported:
+        # Each wait of a walk is one for its servers, of which the probe covers Kafka.
+        THIS.working()
+        _serve(settings)
     with stop_on_signals() as stop:
         walks(settings, source, stop, all_storages=all_storages)
+
+
+def _serve(settings: Settings) -> None:
+    from infra.kafka import clients
+    from infra.service import service_endpoints, service_state
+
+    service_endpoints.serve(settings.metrics, {service_state.KAFKA: partial(clients.require_broker, settings.kafka)})
 
 
 def _needed(settings: Settings, source: str) -> kafka_rights.Needed:

@@ -17,6 +17,7 @@ from infra.postgres.connect import one_line
 from infra.postgres.control import opened_lsn
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
+from infra.service.service_state import SLOT, THIS
 from infra.settings.model import Settings
 from infra.state.positions import HandoverState, SnapshotState, StreamState
 from producers.publish.kafka_stalls import Stalls
@@ -198,6 +199,7 @@ def take_session(connection: psycopg.Connection[Any], source: str, slot: str, st
             if time.monotonic() > deadline:
                 raise SlotInUse(slot, pid)
             log.get(**{log.SOURCE: source}).warning("terminating the session of an earlier producer", pid=pid)
+            THIS.away(SLOT, f"process {pid} copies for slot {slot}")
             connection.execute(_END, (pid,))
         if stop.wait(0.1):
             raise Interrupted(f"stopped while terminating the session of an earlier producer of {source}")
@@ -246,6 +248,7 @@ def take_slot(
             if time.monotonic() > deadline:
                 raise
             log.get(**{log.SOURCE: source}).warning("taking over slot", slot=slot, pid=error.pid)
+            THIS.away(SLOT, error.problem)
             if error.pid is not None:
                 connection.execute(_END, (error.pid,))
             if stop.wait(0.1):

@@ -19,6 +19,7 @@ import psycopg
 from infra.postgres.connect import one_line, translated
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log, metrics
+from infra.service.service_state import THIS
 from infra.settings.model import SnapshotSettings
 from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
@@ -99,8 +100,8 @@ class Session:
         self._heartbeat_due = 0.0
         self._waits = False
         self._restart: Restart | None = None
-        self._small: list[tuple[TableFeed, Copied]] = []
-        """Chunks that were read and are not committed."""
+        self._small: list[tuple[TableFeed, Copied, float]] = []
+        """Chunks that were read and are not committed, each with the time at which its reading began."""
 
     def work(self) -> Restart | None:
         """Copy and stream until stopped or until another session has to begin; everything read is committed."""
@@ -130,6 +131,7 @@ class Session:
         # A quarter of the limit: the slot releases WAL some time after it is confirmed, and WAL keeps growing.
         bound = self._parts.settings.max_retained_wal_mb << 18
         while self._running and time.monotonic() < deadline:
+            THIS.advance()
             choice = self._parts.choose()
             self._waits = choice.waits
             if choice.feed is None:
@@ -146,7 +148,7 @@ class Session:
 
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
-        parts = self._parts
+        parts, began = self._parts, time.monotonic()
         try:
             copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
@@ -155,13 +157,13 @@ class Session:
             return None
         if copied is None:
             return None
-        self._small.append((feed, copied))
-        rows = sum(each.rows for _, each in self._small)
+        self._small.append((feed, copied, began))
+        rows = sum(each.rows for _, each, _ in self._small)
         # Small tables share a Kafka transaction, whose commit takes longer than their rows.
         if (
             feed.copying
             or rows >= parts.settings.chunk_rows // 10
-            or sum(each.size for _, each in self._small) >= _SMALL
+            or sum(each.size for _, each, _ in self._small) >= _SMALL
         ):
             self._commit_chunks()
         return copied.lsn
@@ -169,10 +171,14 @@ class Session:
     def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:
         """Commit the chunks that were read since the last commit, each with its table's state, and `stopped` tables."""
         chunks, self._small = self._small, []
-        self._commit([*((feed.table.name, feed.state) for feed, _ in chunks), *stopped])
-        for feed, copied in chunks:
+        self._commit([*((feed.table.name, feed.state) for feed, _, _ in chunks), *stopped])
+        source = self._parts.source
+        for feed, copied, began in chunks:
             counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
-            counter.labels(self._parts.source, feed.table.name).inc(copied.rows)
+            counter.labels(source, feed.table.name).inc(copied.rows)
+            metrics.CHUNK_TIME.labels(source).observe(time.monotonic() - began)
+            metrics.CHUNKS.labels(source, feed.table.name).set(max(feed.state.chunks, feed.state.chunks_done))
+            metrics.CHUNKS_DONE.labels(source, feed.table.name).set(feed.state.chunks_done)
             self._parts.copy_log.copied(feed, copied)
 
     def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
@@ -186,6 +192,7 @@ class Session:
         committed = time.monotonic()
         enough = committed + seconds
         while self._running:
+            THIS.advance()
             pending = self._commits.pending
             messages = self._parts.incoming.read(timing.frames, 0 if pending else 0.2)
             for message in messages:

@@ -276,6 +276,9 @@ class SlotMonitor:
         self._growth.add(reading.at, reading.written)
         found = forecast(reading, self.rate)
         metrics.RETAINED_WAL.labels(self._source).set(found.retained_bytes)
+        metrics.CATALOG_XMIN_AGE.labels(self._source).set(reading.slot.catalog_xmin_age or 0)
+        if passed is not None:
+            metrics.LAG_BYTES.labels(self._source).set(max(0, reading.written - passed))
         if found.retained_bytes > self._bound // 4:
             self._help(connection)
         if found.at_risk and time.monotonic() >= self._warned + _WARN_EVERY_SECONDS:

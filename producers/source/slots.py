@@ -37,7 +37,8 @@ _ALTER_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
 
 _READ: Final = """
-SELECT s.*, EXISTS (SELECT FROM pg_stat_replication r WHERE r.pid = s.active_pid) AS streaming
+SELECT s.*, age(s.catalog_xmin) AS catalog_xmin_age,
+       EXISTS (SELECT FROM pg_stat_replication r WHERE r.pid = s.active_pid) AS streaming
   FROM pg_replication_slots s WHERE s.slot_name = %s
 """
 """The complete row, since its columns differ between versions."""
@@ -66,7 +67,8 @@ class SlotState:
     send what is written meanwhile, and is dropped if that process fails. `streaming`: its active process is a
     walsender, not a SQL function. A `temporary` slot is dropped with its session or at a restart of the server; on a
     standby it is one whose synchronization is not complete. A `two_phase` slot sends a prepared transaction before it
-    commits.
+    commits. `catalog_xmin_age` is the number of transactions since the oldest one whose catalog rows VACUUM has to keep
+    for the slot, None without one.
     """
 
     slot: str
@@ -85,6 +87,7 @@ class SlotState:
     temporary: bool = False
     streaming: bool = False
     two_phase: bool = False
+    catalog_xmin_age: int | None = None
 
     @property
     def ready(self) -> bool:
@@ -256,6 +259,7 @@ def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
         temporary=row["temporary"],
         streaming=row["streaming"],
         two_phase=bool(row.get("two_phase")),
+        catalog_xmin_age=row["catalog_xmin_age"],
     )
 
 
