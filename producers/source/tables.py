@@ -167,11 +167,12 @@ def captured_tables(
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """A table's key, what the catalog says of it, and its partitions, which were read before."""
+    """A table's key, what the catalog says of it, its partitions, which were read before, and its `upserts`."""
 
     key: tuple[str, ...]
     found: TableKey
     partitions: Partitions
+    upserts: bool
 
 
 def _described(
@@ -185,7 +186,7 @@ def _described(
     parts = partitions.read_partitions(connection, [each["oid"] for each in chosen.values() if each["partitioned"]])
     found = read_keys(connection, keys)
     return {
-        name: _Described(keys[oid], found[oid], parts.get(oid, Partitions()))
+        name: _Described(keys[oid], found[oid], parts.get(oid, Partitions()), settings.upserts(name))
         for name, oid in ((name, table["oid"]) for name, table in chosen.items())
     }
 
@@ -256,7 +257,7 @@ def _captured(
         _hidden(name, table),
         parts_now,
         connection.info.dbname,
-        settings.upserts(name),
+        described.upserts,
     )
 
 

@@ -11,11 +11,11 @@ from consumers.contract.decisions import Change
 from consumers.planning.effect_latency import EffectLatency
 from consumers.planning.planner import SubBatch
 from schemas.codec.encoder import Encoder
-from schemas.events import Op
+from schemas.events import Op, Origin
 from schemas.positions import Lsn
 from tests.consumers.model.topic import PLACES, RELATION, Record
 
-ENCODER = Encoder(RELATION, "gitlab_main", ("id",), database="main", value_schema_id=3, key_schema_id=4)
+ENCODER = Encoder(RELATION, "gitlab_main", ("id",), origin=Origin("main", "main"), value_schema_id=3, key_schema_id=4)
 
 
 def record(seconds_ago: float, *, snapshot: bool = False) -> Record:
