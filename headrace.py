@@ -132,7 +132,7 @@ def _command_line() -> typer.Typer:
         infra.schema_registry.schema_registry_command.COMMANDS,
     ):
         for command in commands:
-            built.command()(command)
+            built.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
     for name, subcommands in consumers.commands.consume.GROUPS.items():
         built.add_typer(subcommands, name=name)
     return built

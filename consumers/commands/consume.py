@@ -19,8 +19,10 @@ from consumers.commands import dead_letters_command, display, new_command, proce
 from consumers.commands.migrations_command import migrations
 from consumers.commands.place_command import place
 from consumers.commands.route_command import route
+from consumers.commands.try_command import try_
 from consumers.compare.comparison import TopicDiffers, compare
 from consumers.compare.repair import request_repair
+from consumers.contract import contract_checks
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
 from consumers.operations import catalog, pauses
@@ -301,6 +303,9 @@ def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migrati
 
 
 def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
+    with connect.session(settings.database(database), name=f"check {migration.name}") as connection:
+        connect.search(connection, settings.database(database).search_path)
+        contract_checks.validate(migration, connection)
     with stop_on_signals() as stopping:
         outcome = dry_run(settings, migration, database, stopping=stopping)
         left = 0 if stopping.is_set() else remaining(settings, migration, database, stopping)
@@ -326,6 +331,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     consume,
     status,
     migrations,
+    try_,
     pause,
     resume,
     replay,

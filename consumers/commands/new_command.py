@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
+from consumers.declared.sections import schema_of
 from consumers.operations import catalog, new_migration
 from consumers.operations.new_migration import NewMigration
 from infra.cli.options import Config, Json
 from infra.settings.file import load_settings, settings_path
 from infra.settings.model import Settings
-from schemas import gitlab_schemas
 from schemas.errors import Refused, UsageError
 
 app = typer.Typer(help="Write the files of a migration of your own.", no_args_is_help=True)
@@ -63,7 +63,7 @@ def migration(
         if directory
         else next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
     )
-    label = _gitlab_schema(settings, table) if gitlab_schema is None else gitlab_schema
+    label = schema_of(settings, table) if gitlab_schema is None else gitlab_schema
     new = NewMigration(name, table, label, column, key_type, assignments)
     texts = {folder / file: text for file, text in new_migration.files(new).items()}
     for path in texts:
@@ -84,17 +84,6 @@ def migration(
         shown = f"./{folder.relative_to(base)}" if folder.is_relative_to(base) else str(folder)
         print(f"add to {chosen}, above its first section: plugin_paths = [{json.dumps(shown)}]")
     print(f"test it with: pytest {folder}")
-
-
-def _gitlab_schema(settings: Settings, table: str) -> str:
-    own = {database.table_schemas[table] for database in settings.databases.values() if table in database.table_schemas}
-    known = sorted(own or gitlab_schemas.TABLES.get(table, ()))
-    if len(known) == 1:
-        return known[0]
-    which = f"may belong to {' or '.join(known)}" if known else "has no known gitlab schema"
-    raise UsageError(
-        f"table {table} {which}", remedy=f"choose one: --gitlab-schema {known[0] if known else 'gitlab_main'}"
-    )
 
 
 def _require_free(settings: Settings, name: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def load_settings(path: Path | None = None) -> Settings:
     for key in sorted(values.keys() - Settings.model_fields.keys()):
         raise SettingsError(f"settings file {chosen}: {mistakes.unknown((key,))}")
     try:
-        return _beside(Settings(**values), chosen.absolute().parent)
+        settings = _beside(Settings(**values), chosen.absolute().parent)
     except ValidationError as error:
         location, said = mistakes.first(error)
         variable = _variable(location)
@@ -70,6 +72,23 @@ def load_settings(path: Path | None = None) -> Settings:
             f"environment variable {_unreadable_variable()} is not JSON: a list or table must be JSON in a variable",
             remedy="""correct or unset it; a list is '["public.projects"]'""",
         ) from None
+    settings._file = chosen.absolute()
+    return settings
+
+
+def place_of_section(settings: Settings, *names: str) -> str:
+    """Return `file:line` of a section's heading, or of the nearest one around it; the file alone if it has neither."""
+    path = settings._file
+    if path is None:
+        return "the settings"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for end in range(len(names), 1, -1):
+            heading = r"\s*\.\s*".join(rf"[\"']?{re.escape(name)}[\"']?" for name in names[:end])
+            for number, line in enumerate(lines, 1):
+                if re.match(rf"\s*\[\s*{heading}\s*\]", line):
+                    return f"{path}:{number}"
+    return str(path)
 
 
 def _beside(settings: Settings, directory: Path) -> Settings:
