@@ -1,4 +1,4 @@
-"""The command `headrace new migration`, which writes the files of a migration into the author's folder."""
+"""The commands `headrace new`: `migration`, which writes the files of a migration into the author's folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from consumers.commands.backfill_command import backfill
 from consumers.declared.sections import schema_of
 from consumers.operations import catalog, new_migration
 from consumers.operations.new_migration import NewMigration
@@ -18,12 +19,13 @@ from infra.settings.file import load_settings, settings_path
 from infra.settings.model import Settings
 from schemas.errors import Refused, UsageError
 
-app = typer.Typer(help="Write the files of a migration of your own.", no_args_is_help=True)
+app = typer.Typer(help="Write a migration of your own.", no_args_is_help=True)
+app.command()(backfill)
 
 
 @app.callback()
 def _group() -> None:
-    """Write the files of a migration of your own."""
+    """Write a migration of your own."""
 
 
 @app.command()
