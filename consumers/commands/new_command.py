@@ -1,4 +1,4 @@
-"""The command `headrace new migration`, which writes the files of a migration into the author's folder."""
+"""The commands `headrace new`: `migration`, which writes the files of a migration into the author's folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consumers.commands.backfill_command import backfill
 from infra.cli.options import Config, Json
 from schemas.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from infra.settings.model import Settings
 
-app = typer.Typer(help="Write the files of a migration of your own.", no_args_is_help=True)
+app = typer.Typer(help="Write a migration of your own.", no_args_is_help=True)
+app.command()(backfill)
 
 
 @app.callback()
 def _group() -> None:
-    """Write the files of a migration of your own."""
+    """Write a migration of your own."""
 
 
 @app.command()
@@ -52,6 +54,7 @@ def migration(
     The migration sets the columns in every row where they differ; edit it as you like. The case has rows for the
     contract test, which `pytest` runs on servers of its own. No file is overwritten.
     """
+    from consumers.declared.sections import schema_of
     from consumers.operations import new_migration
     from infra.settings.file import settings_path
 
@@ -63,7 +66,7 @@ def migration(
         if directory
         else next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
     )
-    label = _gitlab_schema(settings, table) if gitlab_schema is None else gitlab_schema
+    label = schema_of(settings, table) if gitlab_schema is None else gitlab_schema
     new = new_migration.NewMigration(name, table, label, column, key_type, assignments)
     texts = {folder / file: text for file, text in new_migration.files(new).items()}
     for path in texts:
@@ -92,19 +95,6 @@ def _settings(config: Path | None, chosen: Path) -> Settings:
 
     # Without a file the environment's settings are not read: alone they may be incomplete.
     return load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
-
-
-def _gitlab_schema(settings: Settings, table: str) -> str:
-    from schemas import gitlab_schemas
-
-    own = {database.table_schemas[table] for database in settings.databases.values() if table in database.table_schemas}
-    known = sorted(own or gitlab_schemas.TABLES.get(table, ()))
-    if len(known) == 1:
-        return known[0]
-    which = f"may belong to {' or '.join(known)}" if known else "has no known gitlab schema"
-    raise UsageError(
-        f"table {table} {which}", remedy=f"choose one: --gitlab-schema {known[0] if known else 'gitlab_main'}"
-    )
 
 
 def _require_free(settings: Settings, name: str) -> None:

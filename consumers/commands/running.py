@@ -12,6 +12,7 @@ from typing import Any
 from consumers.commands import process_tuning
 from consumers.commands.named_migration import named_migration
 from consumers.commands.progress_bar import progress
+from consumers.contract import contract_checks
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
 from consumers.operations import catalog, pauses
@@ -97,6 +98,9 @@ def _dry(settings: Settings, migration: Migration, database: str, as_json: bool)
     from consumers.operations.dry_run import dry_run
     from consumers.operations.remaining import remaining
 
+    with connect.session(settings.database(database), name=f"check {migration.name}") as connection:
+        connect.search(connection, settings.database(database).search_path)
+        contract_checks.validate(migration, connection)
     with stop_on_signals() as stopping:
         outcome = dry_run(settings, migration, database, stopping=stopping)
         left = 0 if stopping.is_set() else remaining(settings, migration, database, stopping)

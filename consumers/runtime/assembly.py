@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from consumers.contract import contract_checks
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
@@ -78,6 +79,7 @@ def assembled(
             ensure_control_schema(
                 connection, database, target_settings.gitlab_schemas, migration.own_tables, prefix=settings.prefix
             )
+        contract_checks.validate(migration, connection)
 
     positions = LedgerPositions(settings.kafka, group, ledger, target, planner, stopping)
     return Parts(

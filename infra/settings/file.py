@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -55,12 +57,29 @@ def load_settings(path: Path | None = None) -> Settings:
         ) from error
     mistakes = Mistakes(Settings, PATTERN_WORDS)
     try:
-        return _beside(Settings.model_validate(overridden(values, Settings, os.environ)), chosen.absolute().parent)
+        settings = _beside(Settings.model_validate(overridden(values, Settings, os.environ)), chosen.absolute().parent)
     except ValidationError as error:
         location, said = mistakes.first(error)
         variable = _variable(location)
         place = f"environment variable {variable}" if variable else f"settings file {chosen}"
         raise SettingsError(f"{place}: {said}") from None
+    settings._file = chosen.absolute()
+    return settings
+
+
+def place_of_section(settings: Settings, *names: str) -> str:
+    """Return `file:line` of a section's heading, or of the nearest one around it; the file alone if it has neither."""
+    path = settings._file
+    if path is None:
+        return "the settings"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for end in range(len(names), 1, -1):
+            heading = r"\s*\.\s*".join(rf"[\"']?{re.escape(name)}[\"']?" for name in names[:end])
+            for number, line in enumerate(lines, 1):
+                if re.match(rf"\s*\[\s*{heading}\s*\]", line):
+                    return f"{path}:{number}"
+    return str(path)
 
 
 def _beside(settings: Settings, directory: Path) -> Settings:

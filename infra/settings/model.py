@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from infra.settings import kafka_options
+from infra.settings.declare import DeclareSettings
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
@@ -267,6 +268,8 @@ class MigrationSettings(BaseModel):
     """Interval of the database health checks."""
     health: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Indicator → its limit, above which it throttles the migration, or false to disable it; see consumers/health."""
+    declare: DeclareSettings | None = None
+    """The migration itself, if it has no code."""
 
     _whole: Settings | None = PrivateAttr(default=None)
 
@@ -294,6 +297,8 @@ class Settings(Section):
     virtual_storages: dict[StorageName, VirtualStorageSettings] = Field(default_factory=dict)
     gitserver: GitserverSettings = GitserverSettings()
     migrations: dict[Name, MigrationSettings] = Field(default_factory=dict)
+
+    _file: Path | None = PrivateAttr(default=None)  # what load_settings has read
 
     @field_validator("databases", mode="before")
     @classmethod
