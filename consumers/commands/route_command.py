@@ -48,13 +48,13 @@ def route(
         raise UsageError("give either names of repositories or --serve", remedy="see `headrace route --help`")
     settings = load_settings(config)
     log.configure()
-    dsn = settings.database(database or _owner(settings)).dsn.get_secret_value()
-    asked = Database(dsn)
+    cursors = settings.database(database or _owner(settings)).address
+    asked = Database(cursors)
     try:
         asked.ask()  # so that a mistake in the settings is an error at the start, and not in each answer
     finally:
         asked.close()
-    with Router(dsn, settings.gitserver) as router:
+    with Router(cursors, settings.gitserver) as router:
         if serve:
             _serve(RouteServer(address, port, router))
         for name in names or ():

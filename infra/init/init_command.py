@@ -16,6 +16,7 @@ from infra.rights import acls as kafka_acls
 from infra.rights import programs
 from infra.rights.programs import Programs
 from infra.settings.file import load_settings, settings_path
+from infra.settings.providers import PROVIDERS
 from schemas.errors import Refused, UsageError
 
 
@@ -31,6 +32,10 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
         sql: Annotated[
             bool, typer.Option("--sql", help="Print the SQL and ACL commands for an administrator.")
         ] = False,
+        provider: Annotated[
+            str | None,
+            typer.Option(help=f"With --sql: who operates the servers ({', '.join(PROVIDERS)}).", show_default=False),
+        ] = None,
         acls: Annotated[bool, typer.Option("--acls", help="Print only the Kafka ACLs, for Terraform.")] = False,
         apply: Annotated[
             bool, typer.Option("--apply", help="Create the ACLs, with an administrator's credentials.")
@@ -40,20 +45,23 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
 
         --sql prints SQL that creates the role, the schema `headrace`, the publication and the least privileges; a
         role that may create these itself does not need it. Name sources or migrations to give producers and
-        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`.
+        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`. A managed server has no
+        superuser: `headrace init --sql --provider rds` grants what its administrator can.
 
         --acls prints acls.tf.json for the Terraform provider Mongey/kafka. With --apply, headrace creates the ACLs;
         its credentials must be an administrator's, such as from HEADRACE_KAFKA__OPTIONS__SASL_USERNAME.
         """
         if not sql and not acls:
-            if names or apply:
-                raise UsageError("names and --apply need --sql or --acls", remedy="add one of them")
+            if names or apply or provider:
+                raise UsageError("names, --apply and --provider need --sql or --acls", remedy="add one of them")
             _write(settings_path(config))
             return
+        if provider is not None and provider not in PROVIDERS:
+            raise UsageError(f"no provider is called {provider!r}", remedy=f"use one of: {', '.join(PROVIDERS)}")
         settings = load_settings(config)
         wanted = programs.chosen(list(all_programs(settings)), names or [])
         if sql:
-            typer.echo(administrator_script(settings, wanted))
+            typer.echo(administrator_script(settings, wanted, provider))
         elif apply:
             made = kafka_acls.apply(settings.kafka, programs.acls(wanted))
             typer.echo(f"{made} ACLs are in place")

@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-import psycopg
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.settings import kafka_options
+from infra.settings.database_login import DatabaseLogin
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
@@ -115,10 +115,9 @@ class SnapshotSettings(Section):
     """
 
 
-class DatabaseSettings(Section):
+class DatabaseSettings(DatabaseLogin):
     """A database: a source and, for its migrations, the target."""
 
-    dsn: SecretStr
     gitlab_schemas: tuple[Name, ...] = Field(min_length=1)
     tables: tuple[TableName, ...] = ()
     table_schemas: dict[TableName, Name] = Field(default_factory=dict)
@@ -150,22 +149,6 @@ class DatabaseSettings(Section):
         A pattern that matches a partition captures it only as a part of its root: see producers/source/tables.py.
         """
         return any(table == pattern or fnmatchcase(table, pattern) for pattern in self.tables)
-
-    @field_validator("dsn")
-    @classmethod
-    def _dsn_parses(cls, value: SecretStr) -> SecretStr:
-        try:
-            parts = psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
-        except psycopg.ProgrammingError:
-            # libpq's own message may quote the password.
-            raise ValueError("not a PostgreSQL connection string; expected postgresql://user@host:5432/name") from None
-        # An unescaped / or @ ends a password for libpq: the rest would be shown as port, host or database.
-        ports = str(parts.get("port") or "").split(",")
-        if any(port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) for port in ports):
-            raise ValueError("the port is not a number from 1 to 65535 (in a password, / is %2F and @ is %40)")
-        if "@" in f"{parts.get('host')}{parts.get('dbname')}":
-            raise ValueError("the host or database contains an @ (in a password, / is %2F and @ is %40)")
-        return value
 
     @model_validator(mode="after")
     def _labels_are_known(self) -> Self:

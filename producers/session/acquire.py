@@ -17,6 +17,7 @@ from infra.postgres.connect import one_line
 from infra.postgres.control import opened_lsn
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
+from infra.settings.database_login import Address
 from infra.settings.model import Settings
 from infra.state.positions import HandoverState, SnapshotState, StreamState
 from producers.publish.kafka_stalls import Stalls
@@ -214,7 +215,7 @@ def _lock_of(slot: str) -> int:
 
 def take_slot(
     connection: psycopg.Connection[Any],
-    dsn: str,
+    address: Address,
     source: str,
     slot: str,
     publication: str,
@@ -238,7 +239,7 @@ def take_slot(
                 application_name=application_name(source),
                 client_encoding=stream_encoding(connection),
             )
-            return ReplicationStream(dsn, slot, publication, start, options)
+            return ReplicationStream(address, slot, publication, start, options)
         except SlotInUse as error:
             if time.monotonic() > deadline:
                 raise

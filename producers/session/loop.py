@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -18,6 +18,7 @@ import psycopg
 from infra.postgres.connect import one_line, translated
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log, metrics
+from infra.settings.database_login import Address
 from infra.settings.model import SnapshotSettings
 from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
@@ -62,7 +63,7 @@ class Parts:
     """
 
     source: str
-    dsn: str = field(repr=False)
+    address: Address
     settings: SnapshotSettings
     sql: psycopg.Connection[Any]
     stream: ReplicationStream
@@ -98,7 +99,7 @@ class Session:
 
     def work(self) -> Restart | None:
         """Copy and stream until stopped or until another session has to begin; everything read is committed."""
-        with translated(self._parts.dsn):
+        with translated(self._parts.address):
             while self._running:
                 if self._copying:
                     self._waits = False
