@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.settings import kafka_options
-from infra.settings.database_login import DatabaseLogin
+from infra.settings.database_login import DatabaseLogin, Word
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
@@ -80,6 +80,8 @@ class KafkaSettings(Section):
     """The principal of producers in ACLs; `{source}` in it is the source's name."""
     consumer_principal: str = "User:headrace-consumer-{gitlab_schema}"
     """The principal of consumers in ACLs; `{gitlab_schema}` and `{migration}` in it are the migration's."""
+    oauth_token_command: tuple[Word, ...] = Field(default=(), repr=False)
+    """A program and its arguments that print a token for SASL OAUTHBEARER; see infra/kafka/oauth_tokens.py."""
     options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
         default_factory=dict, repr=False
     )
@@ -90,6 +92,17 @@ class KafkaSettings(Section):
     def _checked(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         """Environment variables have no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD sets sasl.password."""
         return kafka_options.checked(value)
+
+    @model_validator(mode="after")
+    def _tokens_are_used(self) -> Self:
+        protocol = str(self.options.get("security.protocol", "")).lower()
+        mechanism = str(self.options.get("sasl.mechanisms", self.options.get("sasl.mechanism", ""))).lower()
+        if self.oauth_token_command and not (protocol.startswith("sasl") and mechanism == "oauthbearer"):
+            raise ValueError(
+                'oauth_token_command: needs "security.protocol" = "SASL_SSL" and "sasl.mechanisms" = "OAUTHBEARER"'
+                " under [kafka.options]"
+            )
+        return self
 
     # Only as JSON, for display: pydantic-settings builds Settings from Python dumps of its sections.
     @field_serializer("options", when_used="json")

@@ -27,7 +27,7 @@ SELECT current_setting('server_version_num')::int AS version,
        pg_is_in_recovery() AS standby,
        current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots) AS free_slots,
        r.rolreplication OR r.rolsuper OR EXISTS (
-           SELECT 1 FROM pg_roles g WHERE g.rolname = %s AND pg_has_role(g.oid, 'USAGE')) AS may_replicate,
+           SELECT 1 FROM pg_roles g WHERE g.rolname = %s AND pg_has_role(g.oid, 'MEMBER')) AS may_replicate,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        EXISTS (SELECT 1 FROM pg_publication WHERE pubname = %s) AS published,
        r.rolname AS role, current_database() AS database

@@ -162,7 +162,7 @@ def test_unconfigured_server_is_reported(other_server: EmbeddedPostgres) -> None
         assert len(found(connection, "s", section)) == 2
 
 
-def test_member_of_rds_replication_may_replicate_on_a_simulated_rds(other_server: EmbeddedPostgres) -> None:
+def test_role_in_rds_replication_may_replicate_on_a_simulated_rds(other_server: EmbeddedPostgres) -> None:
     """RDS's role of that name; the server is one of RDS as long as it has the role."""
     replicate = "role reader may not replicate"
     with other_server.connect() as connection:
