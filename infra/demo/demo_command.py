@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from infra.demo.story import run_demo
+from infra.stack.extra import require_stack
 
 
 def demo(
@@ -27,6 +27,9 @@ def demo(
     column in three releases (`status_backfills`), walks of two git storages (`missing_records`), and moves of 200 git
     repositories between three nodes while a consumer is killed (`rehash_moves`). Nothing is left behind.
     """
+    require_stack()
+    from infra.demo.story import run_demo  # noqa: PLC0415 - needs the extra
+
     # SIGTERM must unwind like Ctrl-C, so that the servers are stopped.
     signal.signal(signal.SIGTERM, _interrupt)
     run_demo(rows)

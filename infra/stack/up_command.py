@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from infra.stack.background import RECORD, Record, bring_down, bring_up, default_directory
+from infra.stack.extra import require_stack
+
+if TYPE_CHECKING:
+    from infra.stack.background import Record
 
 Directory = Annotated[
     Path | None,
@@ -37,6 +40,9 @@ def up(
     Example: `headrace up --brokers 3`, stopped by `headrace down`. Each record then has three replicas and is
     acknowledged by two. With --kafka-port the brokers use consecutive ports.
     """
+    require_stack()
+    from infra.stack.background import bring_up  # noqa: PLC0415 - needs the extra
+
     place = _place(directory)
     with Console(stderr=True).status("Starting Kafka and PostgreSQL"):
         record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
@@ -54,6 +60,9 @@ def down(directory: Directory = None, remove_data: RemoveData = False, as_json: 
 
     Example: `headrace down --remove-data` also deletes the data.
     """
+    require_stack()
+    from infra.stack.background import bring_down  # noqa: PLC0415 - needs the extra
+
     place = _place(directory)
     was_up = bring_down(place, remove_data=remove_data)
     if as_json:
@@ -66,6 +75,8 @@ def down(directory: Directory = None, remove_data: RemoveData = False, as_json: 
 
 def report(record: Record) -> dict[str, object]:
     """Return what `up --json` prints."""
+    from infra.stack.background import RECORD  # noqa: PLC0415 - needs the extra
+
     return {
         "bootstrap_servers": record.bootstrap_servers,
         "dsn": record.dsn,
@@ -76,6 +87,8 @@ def report(record: Record) -> dict[str, object]:
 
 
 def _place(directory: Path | None) -> Path:
+    from infra.stack.background import default_directory  # noqa: PLC0415 - needs the extra
+
     return (directory or default_directory()).absolute()
 
 
