@@ -49,13 +49,13 @@ def route(
 
     settings = load_settings(config)
     log.configure()
-    dsn = settings.database(database or _owner(settings)).dsn.get_secret_value()
-    asked = Database(dsn)
+    cursors = settings.database(database or _owner(settings)).address
+    asked = Database(cursors)
     try:
         asked.ask()  # so that a mistake in the settings is an error at the start, and not in each answer
     finally:
         asked.close()
-    with Router(dsn, settings.gitserver) as router:
+    with Router(cursors, settings.gitserver) as router:
         if serve:
             from consumers.routing.route_server import RouteServer
 

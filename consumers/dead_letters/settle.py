@@ -282,13 +282,12 @@ def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:
 @contextmanager
 def _target(settings: Settings, migration: Migration, database: str, stopping: threading.Event) -> Iterator[Target]:
     section = settings.database(database)
-    dsn = section.dsn.get_secret_value()
     with connect.session(section, name=f"dead letters {migration.name}") as connection:
         ensure_control_schema(
             connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
         )
     target = Target(
-        dsn,
+        section.address,
         database=database,
         migration=migration.name,
         stopping=stopping,

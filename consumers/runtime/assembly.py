@@ -63,9 +63,8 @@ def assembled(
         return positions.assigned(places)
 
     group = Group(settings.kafka, group_name(settings.prefix, migration.name), assigned=assigned, stopping=stopping)
-    dsn = target_settings.dsn.get_secret_value()
     target = Target(
-        dsn,
+        target_settings.address,
         database=database,
         migration=migration.name,
         stopping=stopping,
@@ -75,7 +74,7 @@ def assembled(
     )
 
     def prepare(connection: Connection) -> None:
-        with translated(dsn):
+        with translated(target_settings.address):
             ensure_control_schema(
                 connection, database, target_settings.gitlab_schemas, migration.own_tables, prefix=settings.prefix
             )

@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from infra.stack.extra import require_stack
+
 
 def demo(
     rows: Annotated[
@@ -24,6 +26,7 @@ def demo(
     column in three releases (`status_backfills`), walks of two git storages (`missing_records`), and moves of 200 git
     repositories between three nodes while a consumer is killed (`rehash_moves`). Nothing is left behind.
     """
+    require_stack()
     from infra.demo.story import run_demo
     from infra.service import interrupts
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.cli.options import Config
+from infra.settings.providers import PROVIDERS
 from schemas.errors import Refused, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
         sql: Annotated[
             bool, typer.Option("--sql", help="Print the SQL and ACL commands for an administrator.")
         ] = False,
+        provider: Annotated[
+            str | None,
+            typer.Option(help=f"With --sql: who operates the servers ({', '.join(PROVIDERS)}).", show_default=False),
+        ] = None,
         acls: Annotated[bool, typer.Option("--acls", help="Print only the Kafka ACLs, for Terraform.")] = False,
         apply: Annotated[
             bool, typer.Option("--apply", help="Create the ACLs, with an administrator's credentials.")
@@ -38,7 +43,8 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
 
         --sql prints SQL that creates the role, the schema `headrace`, the publication and the least privileges; a
         role that may create these itself does not need it. Name sources or migrations to give producers and
-        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`.
+        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`. A managed server has no
+        superuser: `headrace init --sql --provider rds` grants what its administrator can.
 
         --acls prints acls.tf.json for the Terraform provider Mongey/kafka. With --apply, headrace creates the ACLs;
         its credentials must be an administrator's, such as from HEADRACE_KAFKA__OPTIONS__SASL_USERNAME.
@@ -46,18 +52,20 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
         from infra.settings.file import load_settings, settings_path
 
         if not sql and not acls:
-            if names or apply:
-                raise UsageError("names and --apply need --sql or --acls", remedy="add one of them")
+            if names or apply or provider:
+                raise UsageError("names, --apply and --provider need --sql or --acls", remedy="add one of them")
             _write(settings_path(config))
             return
         from infra.init.administrator import administrator_script
         from infra.rights import acls as kafka_acls
         from infra.rights import programs
 
+        if provider is not None and provider not in PROVIDERS:
+            raise UsageError(f"no provider is called {provider!r}", remedy=f"use one of: {', '.join(PROVIDERS)}")
         settings = load_settings(config)
         wanted = programs.chosen(list(all_programs(settings)), names or [])
         if sql:
-            typer.echo(administrator_script(settings, wanted))
+            typer.echo(administrator_script(settings, wanted, provider))
         elif apply:
             made = kafka_acls.apply(settings.kafka, programs.acls(wanted))
             typer.echo(f"{made} ACLs are in place")

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from infra.kafka import denials
+from infra.kafka import denials, oauth_tokens
 from infra.kafka.kafka_errors import MEANINGS, SILENT, UNKNOWN, Course
 from infra.service import log
 from infra.settings.kafka_options import CONSUMER, PRODUCER, given_to, primary
@@ -275,6 +275,7 @@ def _configuration(
         **defaults,
         **given_to(client, settings.options),
         **_primary(_dotted(options)),
+        **({"oauth_cb": oauth_tokens.callback(command)} if (command := settings.oauth_token_command) else {}),
         # librdkafka prints to standard error by default; its lines belong in the log.
         "logger": _LIBRDKAFKA,
     }

@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-import psycopg
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,6 +28,7 @@ from pydantic import (
 )
 
 from infra.settings import kafka_options
+from infra.settings.database_login import DatabaseLogin, Word
 from infra.settings.declare import DeclareSettings
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
@@ -80,6 +80,8 @@ class KafkaSettings(Section):
     """The principal of producers in ACLs; `{source}` in it is the source's name."""
     consumer_principal: str = "User:headrace-consumer-{gitlab_schema}"
     """The principal of consumers in ACLs; `{gitlab_schema}` and `{migration}` in it are the migration's."""
+    oauth_token_command: tuple[Word, ...] = Field(default=(), repr=False)
+    """A program and its arguments that print a token for SASL OAUTHBEARER; see infra/kafka/oauth_tokens.py."""
     options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
         default_factory=dict, repr=False
     )
@@ -90,6 +92,17 @@ class KafkaSettings(Section):
     def _checked(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         """Environment variables have no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD sets sasl.password."""
         return kafka_options.checked(value)
+
+    @model_validator(mode="after")
+    def _tokens_are_used(self) -> Self:
+        protocol = str(self.options.get("security.protocol", "")).lower()
+        mechanism = str(self.options.get("sasl.mechanisms", self.options.get("sasl.mechanism", ""))).lower()
+        if self.oauth_token_command and not (protocol.startswith("sasl") and mechanism == "oauthbearer"):
+            raise ValueError(
+                'oauth_token_command: needs "security.protocol" = "SASL_SSL" and "sasl.mechanisms" = "OAUTHBEARER"'
+                " under [kafka.options]"
+            )
+        return self
 
     @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
@@ -118,10 +131,9 @@ def _matches(table: str, patterns: tuple[str, ...]) -> bool:
     return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
 
 
-class DatabaseSettings(Section):
+class DatabaseSettings(DatabaseLogin):
     """A database: a source and, for its migrations, the target."""
 
-    dsn: SecretStr
     gitlab_schemas: tuple[Name, ...] = Field(min_length=1)
     tables: tuple[TableName, ...] = ()
     table_schemas: dict[TableName, Name] = Field(default_factory=dict)
@@ -160,22 +172,6 @@ class DatabaseSettings(Section):
     def upserts(self, table: str) -> bool:
         """Whether `upsert_tables` names `table` (`schema.table`), in full or by a pattern."""
         return _matches(table, self.upsert_tables)
-
-    @field_validator("dsn")
-    @classmethod
-    def _dsn_parses(cls, value: SecretStr) -> SecretStr:
-        try:
-            parts = psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
-        except psycopg.ProgrammingError:
-            # libpq's own message may quote the password.
-            raise ValueError("not a PostgreSQL connection string; expected postgresql://user@host:5432/name") from None
-        # An unescaped / or @ ends a password for libpq: the rest would be shown as port, host or database.
-        ports = str(parts.get("port") or "").split(",")
-        if any(port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) for port in ports):
-            raise ValueError("the port is not a number from 1 to 65535 (in a password, / is %2F and @ is %40)")
-        if "@" in f"{parts.get('host')}{parts.get('dbname')}":
-            raise ValueError("the host or database contains an @ (in a password, / is %2F and @ is %40)")
-        return value
 
     @model_validator(mode="after")
     def _labels_are_known(self) -> Self:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infra.stack.extra import require_stack
+
 if TYPE_CHECKING:
     from infra.stack.background import Record
 
@@ -36,6 +38,7 @@ def up(
     Example: `headrace up --brokers 3`, stopped by `headrace down`. Each record then has three replicas and is
     acknowledged by two. With --kafka-port the brokers use consecutive ports.
     """
+    require_stack()
     from rich.console import Console
 
     from infra.service import interrupts
@@ -58,6 +61,7 @@ def down(directory: Directory = None, remove_data: RemoveData = False, as_json: 
 
     Example: `headrace down --remove-data` also deletes the data.
     """
+    require_stack()
     from infra.service import interrupts
     from infra.stack.background import bring_down
 

@@ -18,6 +18,7 @@ from infra.postgres.control import opened_lsn
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
 from infra.service.service_state import SLOT, THIS
+from infra.settings.database_login import Address
 from infra.settings.model import Settings
 from infra.state.positions import HandoverState, SnapshotState, StreamState
 from producers.publish.kafka_stalls import Stalls
@@ -219,7 +220,7 @@ def _lock_of(slot: str) -> int:
 
 def take_slot(
     connection: psycopg.Connection[Any],
-    dsn: str,
+    address: Address,
     source: str,
     slot: str,
     publication: str,
@@ -243,7 +244,7 @@ def take_slot(
                 application_name=application_name(source),
                 client_encoding=stream_encoding(connection),
             )
-            return ReplicationStream(dsn, slot, publication, start, options)
+            return ReplicationStream(address, slot, publication, start, options)
         except SlotInUse as error:
             if time.monotonic() > deadline:
                 raise

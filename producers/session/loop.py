@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -20,6 +20,7 @@ from infra.postgres.connect import one_line, translated
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log, metrics
 from infra.service.service_state import THIS
+from infra.settings.database_login import Address
 from infra.settings.model import SnapshotSettings
 from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
@@ -67,7 +68,7 @@ class Parts:
     """
 
     source: str
-    dsn: str = field(repr=False)
+    address: Address
     settings: SnapshotSettings
     sql: psycopg.Connection[Any]
     stream: ReplicationStream
@@ -105,7 +106,7 @@ class Session:
 
     def work(self) -> Restart | None:
         """Copy and stream until stopped or until another session has to begin; everything read is committed."""
-        with translated(self._parts.dsn):
+        with translated(self._parts.address):
             while self._running:
                 if self._copying:
                     self._waits = False

@@ -77,7 +77,7 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
             attempt += 1
             if not isinstance(error, DatabaseUnavailable):
-                slot_monitor.look_over_new_connection(settings.database(source).dsn.get_secret_value())
+                slot_monitor.look_over_new_connection(settings.database(source).address)
             stop.wait(pause)
     lines.info("stopped")
 

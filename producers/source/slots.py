@@ -16,10 +16,9 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import errors, sql
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from infra.postgres.connect import connect
+from infra.postgres.connect import another, connect
 from infra.service import log
 from infra.service.signals import bounded
 from infra.settings.model import DatabaseSettings, Settings
@@ -227,9 +226,8 @@ def ensure_failover(connection: psycopg.Connection[Any], slot: str) -> bool:
     if connection.info.server_version < _FAILOVER_SINCE or state is None or state.failover or state.active_pid:
         return False
     # Only a replication connection can.
-    dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, replication="database")
     command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot))
-    with connect(dsn, name=f"slot {slot}") as replication:
+    with connect(another(connection, replication="database"), name=f"slot {slot}") as replication:
         # If another process has started reading it by now, the server waits for that to end.
         with bounded(replication, threading.Event(), seconds=_ALTER_SECONDS):
             replication.execute(command)

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra.settings.database_login import Address
 from infra.settings.model import SnapshotSettings
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
@@ -127,8 +128,8 @@ class World:
     def run(self, timing: Timing = USUAL) -> Restart | None:
         this: Any = self
         parts = Parts(
-            source="main", dsn="host=nowhere", settings=SnapshotSettings(chunk_rows=self.chunk_rows), sql=this,
-            stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this, choose=self.choose,
+            source="main", address=Address("host=nowhere"), settings=SnapshotSettings(chunk_rows=self.chunk_rows),
+            sql=this, stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this, choose=self.choose,
             copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this, slot_monitor=this,
             copy_log=this,
         )  # fmt: skip

@@ -278,8 +278,8 @@ def test_schema_that_moves_back_ignores_positions_of_the_lost_server(
 ) -> None:
     """That server continued after the copy was promoted, at least with heartbeats, and so did its producer."""
 
-    def of_a_copy(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerWal:
-        found = server_wal(connection, dsn, recorded)
+    def of_a_copy(connection: psycopg.Connection[Any], recorded: StreamState | None) -> ServerWal:
+        found = server_wal(connection, recorded)
         if recorded is None or recorded.source != "first":
             return found
         return replace(found, timeline=found.timeline + 2, parted={found.timeline: Lsn(recorded.commit_lsn - 1)})
