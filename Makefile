@@ -31,6 +31,9 @@ INPUT ?=
 PLANT ?=
 # make model: a rule to leave out.
 RULE ?=
+# Tests and benchmarks start headrace a thousand times, and would compile its modules each time where no bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 

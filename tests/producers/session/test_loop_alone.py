@@ -129,9 +129,9 @@ class World:
         this: Any = self
         parts = Parts(
             source="main", address=Address("host=nowhere"), settings=SnapshotSettings(chunk_rows=self.chunk_rows),
-            sql=this, stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this, choose=self.choose,
-            copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this, slot_monitor=this,
-            copy_log=this,
+            sql=this, stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this,
+            choose=self.choose, copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this,
+            slot_monitor=this, copy_log=this,
         )  # fmt: skip
         return Session(parts, self.stop, timing).work()
 
