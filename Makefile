@@ -6,6 +6,9 @@ ROWS ?=
 ONLY ?=
 # Parallel test processes, each with its own Kafka and PostgreSQL.
 JOBS ?= 2
+# make test: times the usual number of random histories of each model.
+HISTORIES ?=
+export HISTORIES
 SECONDS ?= 60
 SEED ?=
 MINUTES ?=
