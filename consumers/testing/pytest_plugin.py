@@ -37,7 +37,7 @@ def headrace_stack() -> Iterator[Stack]:
     try:
         stack = embedded_stack()
     except StackNotInstalled as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     with stack as running:
         yield running
 
